@@ -1,0 +1,93 @@
+"""Where things are: URLs, addresses and secrets, read once from the environment.
+
+Science lives in YAML (`manybeam.spec`), flags only say which; this is the third home, and a value
+never has two. Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > default.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from manybeam.errors import InvalidSetting
+
+USER_CONFIG = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser() / "manybeam.toml"
+
+
+class Settings(BaseSettings):
+    """Addresses and secrets of one deployment; the defaults are the embedded platform."""
+
+    model_config = SettingsConfigDict(env_prefix="MANYBEAM_", extra="forbid", frozen=True)
+
+    home: Path = Field(
+        Path(".manybeam"), description="folder of the embedded platform: frames, zoo, runs, logs"
+    )
+    store: str = Field("", description="where frames live: a folder or s3://bucket/prefix")
+    tracking_uri: str = Field("", description="MLflow tracking URI; sqlite file in home if empty")
+    artifacts: str = Field("", description="where weights live; a folder in home if empty")
+    ray_address: str = Field("", description="Ray cluster to join; a local one if empty")
+    service_url: str = Field("http://127.0.0.1:8100", description="prediction service")
+    zoo: Path = Field(Path("zoo"), description="folder of recipes, conditions and policies")
+    s3_endpoint: str = Field("", description="S3 endpoint URL, for servers other than AWS")
+    s3_access_key: str = Field("", description="S3 access key")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="S3 secret key")
+    s3_region: str = Field("us-east-1", description="S3 region")
+    s3_timeout_s: float = Field(20.0, gt=0, le=600, description="longest wait on the store")
+    max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the two TOML files below the environment and never read a `.env`."""
+        here = TomlConfigSettingsSource(settings_cls, Path("manybeam.toml"))
+        user = TomlConfigSettingsSource(settings_cls, USER_CONFIG)
+        return init_settings, env_settings, here, user
+
+    @property
+    def store_url(self) -> str:
+        """The root under which FrameSets and checkpoints lie."""
+        return self.store or str((self.home / "store").resolve())
+
+    @property
+    def tracking_url(self) -> str:
+        """What MLflow is given: a server's address, or the embedded SQLite file."""
+        return self.tracking_uri or f"sqlite:///{(self.home / 'zoo.db').resolve()}"
+
+    @property
+    def artifacts_url(self) -> str:
+        """Where the zoo keeps weights when MLflow has no server of its own."""
+        return self.artifacts or (self.home / "weights").resolve().as_uri()
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the settings of this process, read at the first call.
+
+    Raises:
+        InvalidSetting: an environment variable or a TOML line cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}"
+            for fault in error.errors(include_url=False)
+        )
+        raise InvalidSetting(
+            f"settings cannot be read: {faults}",
+            "each is a MANYBEAM_ environment variable or a line of manybeam.toml",
+            "manybeam config show --origin",
+        ) from error

@@ -1,0 +1,212 @@
+"""Imaging conditions: instrument settings and state, as numbers (Condition) or ranges (Policy).
+
+One set of fields serves both: a Condition is what a frame was recorded under, so each number is a
+scalar or unknown (None); a Policy is what training draws from, so each may be a range. Unknown is
+not a default: `data.simulate` fills it with a typical value only where it has to have a number.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$"
+
+
+class Model(BaseModel):
+    """What every model of a YAML file shares: frozen, and a name we do not know is a fault."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Range(Model):
+    """A closed interval a policy draws from; written `[low, high]` in YAML."""
+
+    low: float
+    high: float
+
+    @model_serializer
+    def _as_pair(self) -> list[float]:
+        return [self.low, self.high]
+
+
+Quantity = float | Range | None
+
+
+def quantity(low: float, high: float, unit: str, sentence: str) -> Any:
+    """Return a field of one physical quantity, unknown unless given.
+
+    Args:
+        low: smallest value allowed, in `unit`.
+        high: largest value allowed, in `unit`.
+        unit: unit of the number, or "1" for a bare one.
+        sentence: what it is, for the JSON schema and the docs.
+    """
+    extra: dict[str, JsonValue] = {"unit": unit, "low": low, "high": high}
+    return Field(default=None, description=f"{sentence} [{unit}]", json_schema_extra=extra)
+
+
+class Group(Model):
+    """A group of quantities, each checked against the bounds its field carries."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_in_bounds(cls, value: Any, info: ValidationInfo) -> Any:
+        extra = cls.model_fields[info.field_name or ""].json_schema_extra
+        if not isinstance(extra, dict) or "unit" not in extra or value is None:
+            return value
+        low, high, unit = float(str(extra["low"])), float(str(extra["high"])), extra["unit"]
+        allowed = f"a number from {low:g} to {high:g} {unit}, or a range [low, high] of them"
+        ends = list(value) if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, Range):
+            ends = [value.low, value.high]
+        if any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in ends):
+            raise ValueError(f"is not a bare number; give {allowed}")
+        if len(ends) not in (1, 2) or not all(low <= end <= high for end in ends):
+            raise ValueError(f"is out of bounds; give {allowed}")
+        if len(ends) == 2 and ends[0] > ends[1]:
+            raise ValueError(f"runs from high to low; give {allowed}")
+        return float(ends[0]) if len(ends) == 1 else Range(low=ends[0], high=ends[1])
+
+
+class Sample(Group):
+    """What lies under the beam: a structure the simulator knows, or a name for a measured one."""
+
+    structure: Literal["graphene", "heavy_atoms", "unknown"] = Field(
+        "unknown", description="structure the simulator draws"
+    )
+    material: str = Field("", max_length=100, description="name in plain words")
+    vacancy_fraction: Quantity = quantity(0, 0.3, "1", "share of atoms missing")
+    silicon_fraction: Quantity = quantity(0, 0.3, "1", "share of atoms replaced by Si")
+    nitrogen_fraction: Quantity = quantity(0, 0.3, "1", "share of atoms replaced by N")
+    hole_probability: Quantity = quantity(0, 1, "1", "chance that a frame holds a hole or edge")
+    strain: Quantity = quantity(0, 0.1, "1", "standard deviation of the lattice strain")
+    atoms_per_nm2: Quantity = quantity(0, 30, "1/nm^2", "heavy atoms on the support")
+    atomic_number: Quantity = quantity(1, 98, "1", "atomic number of the heavy atoms")
+    atom_width_pm: Quantity = quantity(
+        0, 500, "pm", "full width of one atom beyond probe and source: motion, beam spread"
+    )
+    support_nm: Quantity = quantity(0, 100, "nm", "mean thickness of the amorphous support")
+    support_relief: Quantity = quantity(0, 2, "1", "relative variation of that thickness")
+    support_grain_nm: Quantity = quantity(0.05, 20, "nm", "length over which thickness varies")
+
+
+class Optics(Group):
+    """The probe: energy, aperture, aberrations and source."""
+
+    beam_kv: Quantity = quantity(20, 400, "kV", "acceleration voltage")
+    convergence_mrad: Quantity = quantity(1, 60, "mrad", "half-angle of the probe")
+    defocus_nm: Quantity = quantity(-200, 200, "nm", "defocus, positive for underfocus")
+    cs_um: Quantity = quantity(-3000, 3000, "um", "third-order spherical aberration")
+    astigmatism_nm: Quantity = quantity(0, 50, "nm", "two-fold astigmatism")
+    coma_nm: Quantity = quantity(0, 1000, "nm", "axial coma")
+    trefoil_nm: Quantity = quantity(0, 1000, "nm", "three-fold astigmatism")
+    focal_spread_nm: Quantity = quantity(0, 50, "nm", "FWHM of the defocus spread")
+    source_fwhm_pm: Quantity = quantity(0, 500, "pm", "FWHM of the source in the frame plane")
+    beam_current_pa: Quantity = quantity(0.01, 10000, "pA", "probe current")
+
+
+class Detector(Group):
+    """Annular detector and what its electronics do to the counts."""
+
+    detector_inner_mrad: Quantity = quantity(0, 500, "mrad", "inner collection angle")
+    detector_outer_mrad: Quantity = quantity(1, 1000, "mrad", "outer collection angle")
+    gain: Quantity = quantity(0, 1e9, "1", "counts recorded per electron")
+    offset: Quantity = quantity(-1e9, 1e9, "1", "counts recorded without beam")
+    readout_e: Quantity = quantity(0, 100, "e", "standard deviation of the readout noise")
+    afterglow_px: Quantity = quantity(0, 20, "px", "decay length of the scintillator along a row")
+    gamma: Quantity = quantity(0.2, 5, "1", "exponent applied to the recorded signal")
+    saturation: Quantity = quantity(0.05, 1, "1", "share of the signal range kept before clipping")
+
+
+class Scan(Group):
+    """Where the beam went, and when."""
+
+    pixel_size_pm: Quantity = quantity(1, 500, "pm", "edge of one square pixel")
+    shape: tuple[int, int] | None = Field(None, description="rows and columns of a frame [px]")
+    dwell_us: Quantity = quantity(0.001, 1e6, "us", "dwell time per pixel")
+    row_jitter_pm: Quantity = quantity(0, 500, "pm", "random shift of each row")
+    flyback_pm: Quantity = quantity(0, 2000, "pm", "distortion at the start of a row")
+    drift_pm_per_row: Quantity = quantity(-50, 50, "pm", "sample drift during one row")
+
+    @field_validator("shape")
+    @classmethod
+    def _is_a_frame(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not all(1 <= side <= 65536 for side in value):
+            raise ValueError("is out of bounds; give [rows, columns], each from 1 to 65536 px")
+        return value
+
+
+class State(Group):
+    """What the day adds: background and dirt, in units of one carbon atom's peak."""
+
+    background: Quantity = quantity(0, 100, "peak", "uniform background")
+    contamination: Quantity = quantity(0, 100, "peak", "strength of smooth contamination")
+    amorphous: Quantity = quantity(0, 5, "1/layer", "loose atoms, as a share of one layer")
+
+
+class Imaging(Group):
+    """The fields a Condition and a Policy share."""
+
+    id: str = Field(pattern=ID_PATTERN, description="name, lower case, unique in the zoo")
+    version: int = Field(1, ge=1, description="raised when the numbers change")
+    title: str = Field("", max_length=200, description="one line in plain words")
+    modality: str = Field("haadf", pattern=r"^[a-z0-9-]{1,40}$", description="kind of imaging")
+    sample: Sample = Field(default_factory=Sample)
+    optics: Optics = Field(default_factory=Optics)
+    detector: Detector = Field(default_factory=Detector)
+    scan: Scan = Field(default_factory=Scan)
+    state: State = Field(default_factory=State)
+    dose_e_per_a2: Quantity = quantity(1, 1e10, "e/A^2", "electrons per area")
+
+    LOG_UNIFORM: ClassVar[frozenset[str]] = frozenset({"dose_e_per_a2", "contamination"})
+
+    def quantities(self) -> Iterator[tuple[str, Quantity]]:
+        """Yield (dotted path, value) of every quantity, unknown ones too."""
+        yield "dose_e_per_a2", self.dose_e_per_a2
+        for group_name in ("sample", "optics", "detector", "scan", "state"):
+            group = getattr(self, group_name)
+            for name, field in type(group).model_fields.items():
+                if isinstance(field.json_schema_extra, dict):
+                    yield f"{group_name}.{name}", getattr(group, name)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the physical content, 32 hex digits; the id and title do not enter."""
+        content = self.model_dump(
+            mode="json", exclude_none=True, exclude={"id", "title", "version", "origin"}
+        )
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Condition(Imaging):
+    """What frames were recorded (or simulated) under; every number a scalar or unknown."""
+
+    origin: Literal["simulated", "measured", "inferred"] = Field(
+        "simulated", description="where the numbers come from"
+    )
+
+    @model_validator(mode="after")
+    def _holds_no_range(self) -> Self:
+        ranges = [path for path, value in self.quantities() if isinstance(value, Range)]
+        if ranges:
+            raise ValueError(
+                f"{', '.join(ranges)}: a range where a condition needs one number; "
+                "give a number, or write a policy"
+            )
+        return self
+
+
+class Policy(Imaging):
+    """What a member's training frames are drawn from; any number may be a range."""

@@ -1,0 +1,89 @@
+"""Recipes: the network, how it is trained, and the members an ensemble is made of."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from manybeam.spec.imaging import ID_PATTERN, Model
+
+
+class Network(Model):
+    """Architecture of one member."""
+
+    name: str = Field(
+        "unet",
+        pattern=r"^[A-Za-z][A-Za-z0-9]{0,39}$",
+        description="unet, or a MONAI network's class name",
+    )
+    filters: int = Field(12, ge=2, le=256, description="feature maps of the first level")
+    levels: int = Field(3, ge=1, le=6, description="times the resolution is halved, plus one")
+    classes: int = Field(1, ge=1, le=8, description="kinds of atom told apart")
+    dropout: float = Field(0.0, ge=0, le=0.9, description="share of features dropped in training")
+
+
+class Training(Model):
+    """Loss, optimiser and length of one member's training."""
+
+    loss: Literal["bce", "focal", "dice", "bce+dice"] = Field("bce+dice", description="pixel loss")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak of the one-cycle schedule")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="decoupled weight decay")
+    steps: int = Field(400, ge=1, le=10_000_000, description="optimiser steps")
+    batch: int = Field(16, ge=1, le=4096, description="tiles in one step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="arithmetic of the forward pass; auto measures nothing and asks the CPU or GPU",
+    )
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+
+
+class TileSpec(Model):
+    """How frames become the tiles a network sees."""
+
+    tile_px: int = Field(96, ge=16, le=1024, description="edge of a tile [px]")
+    pixel_size_pm: float = Field(
+        16.0, gt=0, le=500, description="pixel size frames are rescaled to [pm]"
+    )
+    mask_radius_pm: float = Field(
+        42.0, gt=0, le=1000, description="radius of the mask of an atom [pm]"
+    )
+    normalise: Literal["frame", "local"] = Field(
+        "frame", description="standardise by the frame's mean and deviation, or by local ones"
+    )
+    local_nm: float = Field(1.5, gt=0, le=100, description="window of local normalisation [nm]")
+    frames_per_policy: int = Field(
+        128, ge=1, le=1_000_000, description="frames simulated for each policy"
+    )
+
+
+class MemberPlan(Model):
+    """One member to train: its seed and the policy its frames are drawn from."""
+
+    seed: int = Field(ge=0, le=2**31 - 1, description="seed of initialisation, order, augmentation")
+    policy: str = Field(pattern=ID_PATTERN, description="id of a policy")
+
+
+class Recipe(Model):
+    """Everything that decides what a training makes of its frames."""
+
+    id: str = Field(pattern=ID_PATTERN, description="name, lower case, unique in the zoo")
+    version: int = Field(1, ge=1)
+    title: str = Field("", max_length=200)
+    network: Network = Field(default_factory=Network)
+    training: Training = Field(default_factory=Training)
+    tiles: TileSpec = Field(default_factory=TileSpec)
+    strategy: Literal["scratch", "baseline", "swag"] = Field(
+        "scratch", description="how a member starts"
+    )
+    members: tuple[MemberPlan, ...] = Field(
+        min_length=1, max_length=1000, description="members, in order"
+    )
+
+    @model_validator(mode="after")
+    def _has_no_twin_members(self) -> Self:
+        seen = [(member.seed, member.policy) for member in self.members]
+        twins = sorted({pair for pair in seen if seen.count(pair) > 1})
+        if twins:
+            raise ValueError(
+                f"members: seed and policy {twins[0]} given twice; such members would be equal"
+            )
+        return self
