@@ -108,6 +108,10 @@ class NoCapacity(Unreachable):
     """The service answers but cannot take this request now."""
 
 
+class Busy(NoCapacity):
+    """As many requests wait as the service takes; the same request may be sent again soon."""
+
+
 class DeadlineExceeded(Unreachable, TimeoutError):
     """The answer would come after the deadline the caller set."""
 
@@ -150,6 +154,7 @@ _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     InvalidInput: (422, 2),
     NotFound: (404, 4),
     Conflict: (409, 6),
+    Busy: (429, 3),
     NoCapacity: (503, 3),
     DeadlineExceeded: (504, 3),
     Unreachable: (503, 3),

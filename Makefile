@@ -1,0 +1,40 @@
+# The whole contributor interface.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.PHONY: demo test check bench fresh install
+.DELETE_ON_ERROR:
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/manybeam demo --out manybeam-demo
+
+test: install
+	$(BIN)/python -m pytest -q --durations=10
+
+check: install
+	$(BIN)/ruff format --check platform tests infra
+	$(BIN)/ruff check platform tests infra
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell platform tests zoo jobs infra README.md CHANGELOG.md
+	$(BIN)/deptry platform
+	$(BIN)/python -m pytest -q tests/test_house.py tests/test_contracts.py tests/test_imports.py
+
+bench: install
+	mkdir -p bench
+	$(BIN)/python -m pytest -q --benchmark-enable --benchmark-only --benchmark-json=bench/benchmarks.json tests/benchmarks
+
+# What a newcomer does: a new clone, a new virtual environment, the README's two commands.
+fresh:
+	rm -rf /tmp/manybeam-fresh && git clone --quiet . /tmp/manybeam-fresh/main
+	if [ -d ../shared ]; then ln -s "$$(realpath ../shared)" /tmp/manybeam-fresh/shared; fi
+	$(MAKE) -C /tmp/manybeam-fresh/main demo
+	$(MAKE) -C /tmp/manybeam-fresh/main test

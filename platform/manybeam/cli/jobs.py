@@ -1,0 +1,105 @@
+"""`manybeam train` and `manybeam evaluate`: run a job here and now."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.cli.progress import Progress
+from manybeam.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from manybeam.spec import Job, Library
+    from manybeam.zoo.matrix import Score
+    from manybeam.zoo.registry import Record
+
+
+def train(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job of kind train.")],
+    *,
+    form: FormOption = Form.auto,
+) -> None:
+    """Train every member of a job, measure them, and register ONE version.
+
+    Interrupted, it goes on where it was when started again.
+
+    Example: manybeam train jobs/quickstart.yaml
+    """
+    from manybeam.settings import settings
+    from manybeam.spec import Library, load_job
+
+    job = load_job(job_file)
+    if job.kind != "train":
+        raise InvalidSpec(
+            f"{job_file}: kind is {job.kind!r}", "manybeam train runs kind 'train'", ""
+        )
+    library = Library.beside(job_file, settings().zoo)
+    with Progress() as progress:
+        record = train_and_register(job, library, progress)
+    emit([_row(record)], form, title="Registered")
+
+
+def evaluate(
+    ref: Annotated[str, typer.Argument(help="Which version: name, name@serving, name@3.")],
+    *,
+    conditions: Annotated[
+        list[str] | None, typer.Option(help="Ids or globs of conditions.")
+    ] = None,
+    frames: Annotated[list[str] | None, typer.Option(help="URLs of labelled FrameSets.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Frames simulated for each condition.")] = 8,
+    radius_pm: Annotated[
+        float, typer.Option(min=0, help="Match radius; 0.35 of the neighbour distance if 0 [pm].")
+    ] = 0.0,
+    score: Annotated[str, typer.Option(help="Score to print.")] = "f1",
+    form: FormOption = Form.auto,
+) -> None:
+    """Measure members x conditions and record the scores in the zoo.
+
+    Example: manybeam evaluate graphene --conditions 'graphene-60kv-*'
+    """
+    from manybeam.cli.zoo import matrix
+    from manybeam.settings import settings
+    from manybeam.spec import Library
+    from manybeam.spec.job import Measure
+    from manybeam.zoo.registry import Zoo
+
+    measure = Measure(
+        conditions=tuple(conditions or () if conditions or frames else ("*-sim-*", "graphene-*")),
+        frames=tuple(frames or ()),
+        frames_per_condition=count,
+        match_radius_pm=radius_pm or None,
+    )
+    zoo = Zoo()
+    record = zoo.resolve(ref)
+    with Progress() as progress:
+        scores = measured(record, measure, Library(settings().zoo), progress)
+    zoo.record_scores(ref, scores)
+    matrix(ref, score=score, form=form)
+
+
+def train_and_register(job: "Job", library: "Library", progress: Progress) -> "Record":
+    """Run a training job and return the version it registered."""
+    from manybeam.jobs.train import train as train_members
+    from manybeam.settings import settings
+    from manybeam.zoo.registry import Zoo
+
+    outcome = train_members(
+        job,
+        library,
+        settings().store_url,
+        progress=lambda e: progress.update(
+            f"member {e.member:02d}", e.step, e.steps, f"loss {e.loss:.3f}"
+        ),
+    )
+    for failure in outcome.failed:
+        say(f"failed: {failure}")
+    scores = measured_members(outcome.members, job.measure, library, progress, seed=job.seed)
+    return Zoo().register(
+        job.name,
+        outcome.members,
+        job=job.model_dump(mode="json"),
+        alias=job.alias,
+        scores=scores,
+        failed=outcome.failed,
+    )

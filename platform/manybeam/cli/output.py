@@ -1,0 +1,87 @@
+"""How a command prints its rows: a table for a person, JSON lines for a pipe, or as asked."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+Row = Mapping[str, Any]
+
+
+class Form(StrEnum):
+    """Forms of output; `auto` is a table on a terminal and JSON lines in a pipe."""
+
+    auto = "auto"
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+    id = "id"
+
+
+FormOption = Annotated[
+    Form, typer.Option("--output", "-o", help="auto, table, json, jsonl, csv or id.")
+]
+
+
+def emit(rows: Iterable[Row], form: Form, *, title: str = "") -> None:
+    """Print rows to stdout.
+
+    Args:
+        rows: mappings with the same keys, in the order of the columns; the first is the id.
+        form: how to print them.
+        title: heading of a table; other forms leave it out.
+    """
+    listed = list(rows)
+    if form is Form.auto:
+        form = Form.table if sys.stdout.isatty() else Form.jsonl
+    if form is Form.table:
+        _table(listed, title)
+    elif form is Form.json:
+        typer.echo(json.dumps(listed, indent=2, default=str))
+    elif form is Form.jsonl:
+        for row in listed:
+            typer.echo(json.dumps(row, default=str))
+    elif form is Form.csv:
+        _csv(listed)
+    else:
+        for row in listed:
+            typer.echo(str(next(iter(row.values()))))
+
+
+def say(text: str) -> None:
+    """Print one line of talk to stderr."""
+    typer.echo(text, err=True)
+
+
+def cell(value: Any) -> str:
+    """Return a value as a cell of a table; what was never measured says so."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _table(rows: Sequence[Row], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None)
+    for name in rows[0] if rows else ("nothing here",):
+        table.add_column(str(name))
+    for row in rows:
+        table.add_row(*(cell(value) for value in row.values()))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _csv(rows: Sequence[Row]) -> None:
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)

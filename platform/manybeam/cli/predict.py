@@ -1,0 +1,229 @@
+"""`manybeam predict` and `manybeam select`: atoms in files, and which members suit a frame.
+
+Both work in this process on the zoo's weights; the service answers the same over HTTP.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.errors import InvalidInput, NotFound, OutOfDistribution
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from manybeam.data.intake import Record as Frames
+    from manybeam.learn.ensemble import Ensemble, Prediction
+    from manybeam.zoo.registry import Record
+    from manybeam.zoo.select import Selection
+
+ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
+FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
+PixelOption = Annotated[
+    float | None, typer.Option(min=0.01, help="Edge of a pixel, where the file lacks it [pm].")
+]
+
+
+def predict(
+    files: FilesArgument,
+    *,
+    ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF, or auto.")] = "auto",
+    pixel_size_pm: PixelOption = None,
+    atoms: Annotated[Path | None, typer.Option(help="CSV file of all atoms.")] = None,
+    zarr: Annotated[str, typer.Option(help="Zarr group of frames, maps and atoms.")] = "",
+    png: Annotated[Path | None, typer.Option(help="Folder of pictures to look at.")] = None,
+    fail_on_drift: Annotated[
+        bool, typer.Option("--fail-on-drift", help="Exit 7 if no member fits a frame.")
+    ] = False,
+    form: FormOption = Form.auto,
+) -> None:
+    """Find the atoms in frames, with probability and spread.
+
+    Example: manybeam predict scan_0142.dm4 -e graphene --atoms atoms.csv --png pictures
+    """
+    answers = list(_answers(files, ensemble, pixel_size_pm))
+    drifted = [a["file"] for a in answers if a["selection"].verdict != "ok"]
+    _write_atoms(atoms, answers)
+    _write_pictures(png, answers)
+    _write_zarr(zarr, answers)
+    emit([_summary(answer) for answer in answers], form, title="Predictions")
+    if drifted and fail_on_drift:
+        raise OutOfDistribution(
+            f"no member of {ensemble} fits {', '.join(map(str, drifted))}",
+            "",
+            f"manybeam select {drifted[0]} shows the members and why",
+        )
+
+
+def select(
+    file: Annotated[Path, typer.Argument(help="An instrument file.")],
+    *,
+    ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF, or auto.")] = "auto",
+    pixel_size_pm: PixelOption = None,
+    form: FormOption = Form.auto,
+) -> None:
+    """Rank the members that suit this frame, with predicted F1, its interval and the reason.
+
+    Example: manybeam select scan_0142.dm4 -e graphene
+    """
+    answer = next(_answers([file], ensemble, pixel_size_pm))
+    selection: Selection = answer["selection"]
+    say(f"{selection.verdict}: {selection.why}")
+    rows = [
+        {
+            "member": f"{answer['ref']}/{candidate.member:02d}",
+            "chosen": candidate.member in selection.chosen,
+            "predicted_f1": candidate.predicted_f1,
+            "low": candidate.low,
+            "high": candidate.high,
+            **{name: value for name, value in candidate.components.items()},
+            "why": candidate.why,
+        }
+        for candidate in selection.candidates
+    ]
+    emit(rows, form, title=f"{file.name}: {selection.verdict}")
+
+
+def _answers(
+    files: Sequence[Path], ref: str, pixel_size_pm: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield one answer a frame, reading every file before the first network runs."""
+    from manybeam.data.intake import read_frames
+
+    frames = [read_frames(path, pixel_size_pm=pixel_size_pm) for path in files]
+    for read in frames:
+        for note in read.notes:
+            say(f"{read.source.name}: {note}")
+    candidates = _ensembles(ref)
+    for read in frames:
+        stack = read.frame if read.frame.ndim == 3 else read.frame[None]
+        for index, frame in enumerate(stack):
+            yield _best_answer(candidates, read, frame, index)
+
+
+def _ensembles(ref: str) -> "list[tuple[Record, Ensemble, Any]]":
+    """Return (record, ensemble, matrix) of one REF, or of every ensemble served for `auto`."""
+    from manybeam.zoo.registry import Zoo
+
+    zoo = Zoo()
+    records = (
+        [zoo.resolve(ref)]
+        if ref != "auto"
+        else [record for record in zoo.ls() if "serving" in record.aliases]
+    )
+    if not records:
+        raise NotFound("the zoo serves no ensemble yet", "", "manybeam train jobs/quickstart.yaml")
+    refs = [ref] if ref != "auto" else [f"{r.name}@{r.version}" for r in records]
+    return [(r, zoo.ensemble(n), zoo.matrix(n)) for r, n in zip(records, refs, strict=True)]
+
+
+def _best_answer(
+    candidates: "list[tuple[Record, Ensemble, Any]]",
+    read: "Frames",
+    frame: "np.ndarray[Any, Any]",
+    index: int,
+) -> dict[str, Any]:
+    """Answer with each ensemble and return the answer whose chosen member promises most."""
+    from manybeam.zoo.select import select as rank
+
+    answers = []
+    for record, ensemble, matrix in candidates:
+        whole = ensemble.predict(frame, read.pixel_size_pm, keep_members=True)
+        selection = rank(
+            record, matrix, ensemble, frame, read.pixel_size_pm, read.condition, prediction=whole
+        )
+        answers.append((selection, record, ensemble, whole))
+    selection, record, ensemble, whole = max(answers, key=lambda a: a[0].candidates[0].predicted_f1)
+    picked = ensemble.predict(frame, read.pixel_size_pm, members=selection.chosen)
+    return {
+        "file": read.source,
+        "index": index,
+        "frame": frame,
+        "pixel_size_pm": read.pixel_size_pm,
+        "ref": f"{record.name}@{record.version}",
+        "selection": selection,
+        "prediction": picked,
+    }
+
+
+def _summary(answer: dict[str, Any]) -> dict[str, Any]:
+    prediction: Prediction = answer["prediction"]
+    selection: Selection = answer["selection"]
+    spread_px = prediction.atoms[:, 4:6]
+    return {
+        "file": str(answer["file"]),
+        "frame": answer["index"],
+        "atoms": len(prediction.atoms),
+        "verdict": selection.verdict,
+        "predicted_f1": selection.candidates[0].predicted_f1,
+        "members": [f"{m:02d}" for m in selection.chosen],
+        "ensemble": answer["ref"],
+        "pixel_size_pm": answer["pixel_size_pm"],
+        "mean_spread_px": _mean(spread_px),
+        "why": selection.why,
+    }
+
+
+def _mean(values: "np.ndarray[Any, Any]") -> float | None:
+    import numpy as np
+
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
+
+
+def _write_atoms(path: Path | None, answers: Sequence[dict[str, Any]]) -> None:
+    """Write one CSV of all atoms, positions also in nm where the pixel size is known."""
+    if path is None:
+        return
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("file", "frame", *ATOM_COLUMNS, "y_nm", "x_nm"))
+    for answer in answers:
+        nm = (answer["pixel_size_pm"] or float("nan")) / 1000
+        for atom in answer["prediction"].atoms.tolist():
+            place = (atom[0] * nm, atom[1] * nm)
+            writer.writerow((answer["file"], answer["index"], *atom, *place))
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text.getvalue())
+    partial.replace(path)
+
+
+def _write_pictures(folder: Path | None, answers: Sequence[dict[str, Any]]) -> None:
+    if folder is None:
+        return
+    from manybeam.cli.figures import answer_figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for answer in answers:
+        name = f"{Path(answer['file']).stem}-{answer['index']:03d}.png"
+        figure = answer_figure(answer["frame"], answer["prediction"], answer["selection"].why)
+        figure.savefig(folder / name, dpi=110)
+
+
+def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
+    """Write one Zarr group with a sub-group for each frame: frame, mean, std, atoms."""
+    if not url:
+        return
+    import zarr
+
+    from manybeam.data.store import open_store
+
+    store = open_store(url)
+    if store.list(""):
+        raise InvalidInput(
+            f"{url} is not empty", "an answer never overwrites", "choose another --zarr"
+        )
+    root = zarr.create_group(store.zarr())
+    for number, answer in enumerate(answers):
+        group = root.create_group(f"{number:05d}")
+        prediction: Prediction = answer["prediction"]
+        arrays = {"frame": answer["frame"], "mean": prediction.mean_yx, "std": prediction.std_yx}
+        for name, array in {**arrays, "atoms": prediction.atoms}.items():
+            group.create_array(name, data=array)
+        group.attrs.update({**_summary(answer), "atom_columns": list(ATOM_COLUMNS)})

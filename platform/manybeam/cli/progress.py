@@ -1,0 +1,59 @@
+"""Progress of long work on stderr: bars on a terminal, else a line for every tenth."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+
+class Progress:
+    """Named tasks with a total each; use it as a context.
+
+    On a terminal every task is a bar with its ETA; elsewhere a task prints a line each time it
+    passes another tenth, so that a log stays short.
+    """
+
+    def __init__(self) -> None:
+        self._tenths: dict[str, int] = {}
+        self._started = time.monotonic()
+        self._bars = None
+        self._ids: dict[str, object] = {}
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def update(self, task: str, done: float, total: float, note: str = "") -> None:
+        """Say that `done` of `total` of a task is finished."""
+        if self._bars:
+            self._draw(task, done, total, note)
+            return
+        tenth = int(10 * done / total) if total else 10
+        if tenth > self._tenths.get(task, 0):
+            self._tenths[task] = tenth
+            elapsed_s = time.monotonic() - self._started
+            print(f"{task}: {tenth * 10} % {note} ({elapsed_s:.0f} s)", file=sys.stderr)  # noqa: T201
+
+    def _draw(self, task: str, done: float, total: float, note: str) -> None:
+        assert_bars = self._bars
+        if assert_bars is None:
+            return
+        if task not in self._ids:
+            self._ids[task] = assert_bars.add_task(task, total=total)
+        name = f"{task} {note}".strip()
+        assert_bars.update(self._ids[task], completed=done, description=name)  # type: ignore[arg-type]

@@ -1,0 +1,273 @@
+"""Which frames of a set count: numbered records, each one object that is created exclusively.
+
+Readers trust the newest record and nothing else, so an append is all or nothing. Writers take
+turns by a claim, an object that is also created exclusively. A claim whose writer is gone is
+never just removed: a void record is written where that writer's record would go, so that it can
+no longer commit should it wake up, and only then does the next writer touch the frames.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manybeam.data.store import Store
+from manybeam.errors import Conflict, Corrupt, ManybeamError, NotFound, UnknownFrameSet
+from manybeam.settings import settings
+
+logger = logging.getLogger(__name__)
+FOLDER = "commits"
+_held: set[str] = set()  # claims of this process whose writer is still at work
+
+
+class Commit(BaseModel):
+    """What a FrameSet holds from this record on; each repeats the whole state, none is read twice.
+
+    `truth_rows` is None as long as no frame with truth was appended; `pixel_size_pm` is the size
+    all frames share, if they do.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    number: int = Field(ge=0)
+    count: int = Field(ge=0)
+    truth_rows: int | None = None
+    digest: str
+    shape: tuple[int, int]
+    dtype: str
+    kind: Literal["condition", "policy"]
+    imaging: dict[str, Any]
+    pixel_size_pm: float | None = None
+    is_void: bool = False
+    writer: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    written: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def key(self) -> str:
+        """Where the record lies in the set."""
+        return _record(self.number)
+
+    def following(self, **changes: Any) -> "Commit":
+        """Return the record after this one, with what changes."""
+        fresh = {"number": self.number + 1, "is_void": False, "writer": uuid.uuid4().hex}
+        return self.model_copy(update=fresh | {"written": datetime.now(UTC)} | changes)
+
+
+class CommitLog:
+    """The records and claims of one FrameSet.
+
+    Args:
+        store: where the set lies.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def head(self) -> Commit:
+        """Return the newest record: one listing and one read.
+
+        Raises:
+            UnknownFrameSet: there is no record.
+            Corrupt: the record cannot be read.
+        """
+        keys = self._store.list(FOLDER)
+        if not keys:
+            raise UnknownFrameSet(
+                f"no frame set at {self._store.url}", "", "manybeam data ls shows those there are"
+            )
+        return self.read(keys[-1])
+
+    def history(self) -> list[Commit]:
+        """Return every record, oldest first."""
+        return [self.read(key) for key in self._store.list(FOLDER)]
+
+    def read(self, key: str) -> Commit:
+        """Return one record; raises Corrupt if it is not one."""
+        try:
+            return Commit.model_validate_json(self._store.get(key))
+        except ValidationError as error:
+            raise Corrupt(
+                f"{self._store.url}/{key}: is no commit record", str(error), "restore it"
+            ) from error
+
+    def begin(self, first: Commit) -> None:
+        """Write the first record; raises Conflict if there is one."""
+        self._store.create(first.key, _bytes(first))
+
+    @contextlib.contextmanager
+    def claim(self, head: Commit) -> Iterator["Claim"]:
+        """Hold the right to write the record after `head`.
+
+        A claim is given back at the end, except when the store stopped answering: then nobody
+        knows what arrived, and the next writer shuts this one out instead.
+
+        Raises:
+            Conflict: somebody else is writing, or has written since `head` was read.
+        """
+        claim = self._take(head)
+        try:
+            yield claim
+        except BaseException as error:
+            if not isinstance(error, ConnectionError):
+                claim.give_back()
+            raise
+        else:
+            claim.give_back()
+        finally:
+            _held.discard(claim.token)
+
+    def _take(self, head: Commit) -> "Claim":
+        claim = Claim(self._store, head)
+        _held.add(claim.token)
+        try:
+            self._store.create(claim.key, json.dumps(claim.owner).encode())
+        except Conflict as error:
+            _held.discard(claim.token)
+            if not self._is_abandoned(claim.key):
+                raise self._busy() from error
+            return self._take(self._shut_out(head))
+        except BaseException:
+            _held.discard(claim.token)
+            raise
+        self._check_newest(claim)
+        return claim
+
+    def _check_newest(self, claim: "Claim") -> None:
+        """Look only after the claim is ours: before, a finished writer could slip between."""
+        try:
+            claim.check()
+            newest_writer = self.read(claim.head.key).writer
+        except (Conflict, NotFound):
+            newest_writer = ""
+        except BaseException:
+            _held.discard(claim.token)
+            raise
+        if newest_writer != claim.head.writer:
+            _held.discard(claim.token)
+            claim.give_back()
+            raise _overtaken(self._store.url)
+
+    def _shut_out(self, head: Commit) -> Commit:
+        """Put a void record where the writer that is gone would have put its own."""
+        void = head.following(is_void=True)
+        try:
+            self._store.create(void.key, _bytes(void))
+        except Conflict as error:
+            raise _overtaken(self._store.url) from error
+        self._store.delete_keys([_claim(void.number)])
+        logger.warning("abandoned append was shut out", extra={"url": self._store.url})
+        return void
+
+    def _is_abandoned(self, key: str) -> bool:
+        try:
+            owner = json.loads(self._store.get(key))
+            if owner.get("machine") == _machine() and not _is_alive(owner):
+                return True
+            return self._store.age_s(key) > max(120.0, 6 * settings().s3_timeout_s)
+        except NotFound:
+            return False
+
+    def _busy(self) -> Conflict:
+        return Conflict(
+            f"another writer is appending to {self._store.url}",
+            "one append at a time; nothing of yours was written",
+            "append again when it is done",
+        )
+
+
+class Claim:
+    """The right to write one record.
+
+    Args:
+        store: where the set lies.
+        head: the record to build on.
+    """
+
+    def __init__(self, store: Store, head: Commit) -> None:
+        self._store, self.head = store, head
+        self.key, self.token = _claim(head.number + 1), uuid.uuid4().hex
+        me = psutil.Process()
+        self.owner = {
+            "token": self.token,
+            "machine": _machine(),
+            "pid": me.pid,
+            "started": me.create_time(),
+        }
+        self._renewed = time.monotonic()
+
+    def check(self) -> None:
+        """Say that we are still at work; raises Conflict if we were shut out."""
+        if self._store.exists(_record(self.head.number + 1)):
+            raise _overtaken(self._store.url)
+        if time.monotonic() - self._renewed > 15.0:
+            self._store.put(self.key, json.dumps(self.owner).encode())
+            self._renewed = time.monotonic()
+
+    def commit(self, record: Commit) -> None:
+        """Make `record` the newest; raises Conflict if somebody else did.
+
+        A conditional write whose answer was lost is tried again by obstore and then finds
+        itself, so a record that exists is ours if it names us.
+        """
+        try:
+            self._store.create(record.key, _bytes(record))
+        except Conflict as error:
+            if record.writer.encode() not in self._store.get(record.key):
+                raise _overtaken(self._store.url) from error
+
+    def give_back(self) -> None:
+        """Let the next writer in; if the store does not answer, it will find this claim stale."""
+        try:
+            self._store.delete_keys([self.key])
+        except ManybeamError as error:
+            logger.warning("claim was not given back", extra={"key": self.key, "why": str(error)})
+
+
+def _record(number: int) -> str:
+    return f"{FOLDER}/{number:08d}.json"
+
+
+def _claim(number: int) -> str:
+    return f"claims/{number:08d}.json"
+
+
+def _bytes(record: Commit) -> bytes:
+    return record.model_dump_json().encode()
+
+
+def _overtaken(url: str) -> Conflict:
+    return Conflict(
+        f"{url} was written by somebody else since it was opened",
+        "nothing of yours was written and nothing of theirs was lost",
+        "open it again and append",
+    )
+
+
+def _machine() -> str:
+    """Return what tells this kernel and process namespace from all others."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if boot.exists() and namespace.exists():
+        return f"{boot.read_text().strip()} {namespace.readlink()}"
+    return platform.node()
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Say whether the writer of a claim of this machine is still at it."""
+    if owner["pid"] == os.getpid():
+        return owner["token"] in _held
+    try:
+        started = float(psutil.Process(owner["pid"]).create_time())
+    except psutil.NoSuchProcess:
+        return False
+    return abs(started - float(owner["started"])) < 1.0

@@ -1,0 +1,333 @@
+"""Frames of one condition and the truth on them, in one Zarr group that grows by atomic appends.
+
+Axis letters: n frame, y row, x column; K atoms of one frame.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy import ndarray
+
+from manybeam.data import layout
+from manybeam.data.batch import Batch, chain, seed
+from manybeam.data.commits import Claim, Commit, CommitLog
+from manybeam.data.store import Store, open_store
+from manybeam.errors import (
+    Conflict,
+    Corrupt,
+    InvalidInput,
+    ManybeamError,
+    NotFound,
+    UnknownFrameSet,
+)
+from manybeam.spec import Condition, Policy
+
+logger = logging.getLogger(__name__)
+BATCH_BYTES = 64 * 2**20
+
+
+class FrameSet:
+    """Frames, their truth and pixel sizes, and the condition (or policy) they came from.
+
+    A FrameSet shows one commit: what was there when it was opened or last appended to through
+    it. `FrameSet.open` again to see what others have appended since.
+
+    Args:
+        store: where it lies.
+        commit: the commit to show.
+    """
+
+    def __init__(self, store: Store, commit: Commit) -> None:
+        self._store, self._commit, self._log = store, commit, CommitLog(store)
+        kind = Condition if commit.kind == "condition" else Policy
+        self._condition: Condition | Policy = kind.model_validate(commit.imaging)
+        self._truth_rows: ndarray | None = None
+        self._sizes: ndarray | None = None
+
+    @classmethod
+    def create(
+        cls,
+        url: str | Path,
+        condition: Condition | Policy,
+        shape: tuple[int, int],
+        dtype: str = "float32",
+        *,
+        overwrite: bool = False,
+    ) -> "FrameSet":
+        """Make an empty FrameSet.
+
+        Args:
+            url: where; see `open_store`.
+            condition: what the frames were recorded under, or drawn from.
+            shape: rows and columns of each frame.
+            dtype: `float32`, `uint8` or `uint16`, as stored; frames are read back as float32.
+            overwrite: delete a set that is there.
+
+        Raises:
+            Conflict: there is a set already.
+            InvalidInput: a shape or type that cannot be kept.
+        """
+        if dtype not in layout.DTYPES:
+            raise InvalidInput(f"dtype {dtype!r} is not kept", f"one of {layout.DTYPES}", "")
+        if len(shape) != 2 or min(shape) < 1:
+            raise InvalidInput(f"{shape} is not the shape of a frame", "rows, columns, >= 1", "")
+        store = open_store(url)
+        if overwrite:
+            for part in ("commits", "claims", *layout.PARTS):
+                store.delete(part)
+        kind = "policy" if isinstance(condition, Policy) else "condition"
+        rows, columns = int(shape[0]), int(shape[1])
+        commit = Commit(
+            number=0,
+            count=0,
+            digest=seed(dtype, (rows, columns), condition),
+            shape=(rows, columns),
+            dtype=dtype,
+            kind=kind,
+            imaging=condition.model_dump(mode="json"),
+        )
+        made = cls(store, commit)
+        try:
+            made._log.begin(commit)
+        except Conflict as error:
+            hint = "give another URL, or overwrite it"
+            raise Conflict(f"there is a frame set at {store.url}", "", hint) from error
+        made._describe()
+        return made
+
+    @classmethod
+    def open(cls, url: str | Path) -> "FrameSet":
+        """Return the FrameSet of a URL: one listing and one read.
+
+        Raises:
+            UnknownFrameSet: there is none.
+            Corrupt: its commit record cannot be read.
+            StoreUnreachable: the store does not answer in time.
+        """
+        try:
+            store = open_store(url, create=False)
+        except NotFound as error:
+            hint = "manybeam data ls shows those there are"
+            raise UnknownFrameSet(f"no frame set at {url}", error.what, hint) from error
+        return cls(store, CommitLog(store).head())
+
+    def __len__(self) -> int:
+        return self._commit.count
+
+    def __repr__(self) -> str:
+        return f"FrameSet({self.url!r}, {len(self)} frames of {self.shape})"
+
+    @property
+    def url(self) -> str:
+        """Where the set lies."""
+        return self._store.url
+
+    @property
+    def condition(self) -> Condition | Policy:
+        """What the frames were recorded under, or drawn from."""
+        return self._condition
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of each frame."""
+        return self._commit.shape
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the frames came with the atoms on them."""
+        return self._commit.truth_rows is not None
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits of frames, truth, pixel sizes and condition, whatever the appends were."""
+        return self._commit.digest
+
+    def append(
+        self,
+        frames_nyx: ndarray,
+        truth: Sequence[ndarray] | None,
+        pixel_size_pm: float | ndarray | None,
+    ) -> None:
+        """Add frames; readers see all of them or none.
+
+        Args:
+            frames_nyx: the frames, finite, of the set's shape.
+            truth: (K, 3) = y, x, class of each frame's atoms; None if unknown. A set has truth on
+                all frames or on none.
+            pixel_size_pm: edge of a pixel, one for all or one a frame; None or NaN if unknown.
+
+        Raises:
+            InvalidFrame: frames of another shape, not finite, or that lose value in the set's type.
+            InvalidInput: truth or pixel sizes that do not fit the frames.
+            Conflict: somebody else is appending, or has appended since this set was opened.
+            WriteFailed: the disk is full; the set is as it was.
+            StoreUnreachable: the store stopped answering; open the set again to see what counts.
+        """
+        batch = Batch(self._commit, frames_nyx, truth, pixel_size_pm)
+        if not len(batch.frames_nyx):
+            return
+        with self._log.claim(self._commit) as claim:
+            after = batch.commit_after(claim.head)
+            try:
+                self._write(claim, after, batch)
+                claim.commit(after)
+            except (ConnectionError, Conflict):
+                raise  # what lies there may be another writer's by now
+            except BaseException:
+                self._discard(claim.head, after)
+                raise
+        self._commit, self._truth_rows, self._sizes = after, None, None
+        self._describe()
+
+    def frames(self, which: slice | Sequence[int] | None = None) -> ndarray:
+        """Return frames as float32: all, a slice, or those of the given numbers in that order.
+
+        Raises:
+            NotFound: a number beyond the last frame.
+            Corrupt: a chunk is lost or was changed.
+        """
+        numbers = range(len(self))[which] if isinstance(which, slice) else which
+        numbers = range(len(self)) if numbers is None else numbers
+        if not isinstance(numbers, range) or numbers.step != 1:
+            numbers = [self._number(i) for i in numbers]
+        return self._read(numbers).astype(np.float32, copy=False)
+
+    def frame(self, i: int) -> ndarray:
+        """Return one frame; negative numbers count from the end."""
+        number = self._number(i)
+        found_yx: ndarray = self.frames(slice(number, number + 1))[0]
+        return found_yx
+
+    def truth(self, i: int) -> ndarray:
+        """Return y, x, class of the atoms of one frame; raises NotFound if the set has no truth."""
+        number = self._number(i)
+        if not self.has_truth:
+            raise NotFound(f"{self.url} has no truth", "", "append frames with the atoms on them")
+        if self._truth_rows is None:
+            self._truth_rows = self._load(layout.truth_array(self._store.zarr(), self._commit))
+        low, high = np.searchsorted(self._truth_rows[:, 0], [number, number + 1])
+        return self._truth_rows[low:high, 1:].copy()
+
+    def pixel_size_pm(self, i: int) -> float | None:
+        """Return the edge of a pixel of one frame: its own, else the condition's, else None."""
+        number = self._number(i)
+        if self._sizes is None:
+            self._sizes = self._load(layout.sizes_array(self._store.zarr(), self._commit))
+        if np.isfinite(self._sizes[number]):
+            return float(self._sizes[number])
+        known = self.condition.scan.pixel_size_pm
+        return known if isinstance(known, float) else None
+
+    def verify(self) -> None:
+        """Read everything and compare with what was recorded at each append.
+
+        Raises:
+            Corrupt: names the first frames that are not what was appended.
+        """
+        first, *later = [c for c in self._log.history() if c.number <= self._commit.number]
+        digest = first.digest
+        if digest != seed(first.dtype, first.shape, self.condition):
+            raise self._corrupt("the condition")
+        for before, after in zip([first, *later], later, strict=False):
+            for low in range(before.count, after.count, self._batch_count):
+                numbers = range(low, min(low + self._batch_count, after.count))
+                digest = chain(digest, self._read(numbers), *self._beside(numbers))
+            if digest != after.digest:
+                raise self._corrupt(f"frames {before.count} to {after.count - 1}")
+
+    @property
+    def _batch_count(self) -> int:
+        return max(1, BATCH_BYTES // (4 * self.shape[0] * self.shape[1]))
+
+    def _beside(self, numbers: range) -> tuple[list[ndarray] | None, ndarray]:
+        """Return truth and pixel sizes as they were appended."""
+        sizes = self._load(layout.sizes_array(self._store.zarr(), self._commit))
+        truth = [self.truth(i) for i in numbers] if self.has_truth else None
+        return truth, sizes[numbers.start : numbers.stop]
+
+    def _number(self, i: int) -> int:
+        number = int(i) + len(self) if i < 0 else int(i)
+        if not 0 <= number < len(self):
+            raise NotFound(f"no frame {i} in {self.url}", f"it has {len(self)}", "")
+        return number
+
+    def _read(self, numbers: range | Sequence[int]) -> ndarray:
+        """Return frames as stored, in one batched read."""
+        array = layout.frames_array(self._store.zarr(read_only=True), self._commit)
+        if not len(numbers):
+            return np.zeros((0, *self.shape), self._commit.dtype)
+        is_run = isinstance(numbers, range)
+        where = slice(numbers[0], numbers[-1] + 1) if is_run else list(numbers)
+        frames_nyx = self._load(array, where)
+        step_y, step_x = layout.chunk_shape(self.shape)
+        lost_n = np.isnan(frames_nyx[:, ::step_y, ::step_x]).any(axis=(1, 2))
+        if lost_n.any():
+            raise self._corrupt(f"frame {numbers[int(lost_n.argmax())]}")
+        return frames_nyx
+
+    def _load(self, array: "zarr.Array[Any]", where: slice | list[int] = slice(None)) -> ndarray:
+        try:
+            with self._store.guard("read"):
+                return np.asarray(
+                    array.oindex[where if isinstance(where, slice) else np.array(where)]
+                )
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, ManybeamError):
+                raise
+            raise self._corrupt(f"a chunk of {array.path or 'it'}", str(error)) from error
+
+    def _corrupt(self, part: str, why: str = "") -> Corrupt:
+        why = why or "the bytes stored are not those that were appended"
+        return Corrupt(f"{part} of {self.url} is corrupt", why, "restore it, or make the set again")
+
+    def _write(self, claim: Claim, after: Commit, batch: Batch) -> None:
+        """Write what an append adds; nothing of it counts yet."""
+        start = claim.head.count
+        with self._store.writing() as place, zarr.config.set({"array.write_empty_chunks": True}):
+            frames_array = layout.frames_array(place, after)
+            for low in range(0, len(batch.frames_nyx), self._batch_count):
+                part_nyx = batch.frames_nyx[low : low + self._batch_count]
+                claim.check()
+                frames_array[start + low : start + low + len(part_nyx)] = part_nyx
+            claim.check()
+            layout.sizes_array(place, after)[start:] = batch.sizes_n
+            if batch.rows is not None and len(batch.rows):
+                layout.truth_array(place, after)[claim.head.truth_rows or 0 :] = batch.rows
+
+    def _discard(self, head: Commit, after: Commit) -> None:
+        """Give back the space of frames that will never count; they are overwritten anyway."""
+        try:
+            self._store.delete_keys(layout.frame_keys(after, head.count, after.count))
+        except ManybeamError as error:
+            logger.warning("frames of a failed append stay", extra={"why": str(error)})
+
+    def _describe(self) -> None:
+        """Write what other readers go by; ours goes by the commit, which stands already."""
+        name = self.url.rstrip("/").rsplit("/", 1)[-1]
+        try:
+            for key, document in layout.documents(self._commit, name).items():
+                self._store.put(key, document)
+        except ManybeamError as error:
+            extra = {"url": self.url, "why": str(error)}
+            logger.warning("metadata lags behind; the next append mends it", extra=extra)
+
+
+def list_framesets(url: str | Path) -> list[str]:
+    """Return the URLs of the FrameSets at and below a URL, sorted; none if nothing is there."""
+    try:
+        store = open_store(url, create=False)
+    except NotFound:
+        return []
+    found, waiting = [], [""]
+    while waiting:
+        prefix = waiting.pop()
+        below = store.folders(prefix)
+        if f"{prefix}/commits".lstrip("/") in below:
+            found.append(store.child(prefix).url)
+        else:
+            waiting += below
+    return sorted(found)

@@ -1,0 +1,325 @@
+"""Where bytes lie: a folder, this process's memory or an S3 bucket behind one small interface.
+
+The only module that knows object storage. Every fault leaves it as an error of ours, within
+`s3_timeout_s`, and every object is written whole or not at all.
+"""
+
+import contextlib
+import functools
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import LocalStore, MemoryStore, S3Store
+
+from manybeam.errors import (
+    Conflict,
+    InvalidInput,
+    ManybeamError,
+    NotAllowed,
+    NotFound,
+    StoreUnreachable,
+    WriteFailed,
+)
+from manybeam.settings import settings
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+    from zarr.storage import StorePath
+
+SCHEMES = "a folder, file:///folder, memory://name or s3://bucket/prefix"
+Keys = list[str]  # inside Store, `list` is the method
+_memories: dict[str, MemoryStore] = {}
+_answered: set[tuple[object, ...]] = set()  # buckets, with endpoint and credentials
+
+
+class Store:
+    """One prefix of a folder, a memory or a bucket; built by `open_store`.
+
+    Keys are relative to the prefix and use `/`. A Store is cheap, may be shared by threads, and
+    is pickled as its URL.
+
+    Args:
+        url: what the prefix is called from outside.
+        root: the obstore store that holds it.
+        prefix: the prefix inside that store, without a slash at either end.
+    """
+
+    def __init__(self, url: str, root: LocalStore | MemoryStore | S3Store, prefix: str) -> None:
+        self.url, self._root, self._prefix = url, root, prefix
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return open_store, (self.url,)
+
+    def get(self, key: str) -> bytes:
+        """Return one object; raises NotFound."""
+        with self.guard("read", key):
+            return bytes(obstore.get(self._root, self._at(key)).bytes())
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write one object, whole or not at all, over what was there."""
+        with self.guard("write", key):
+            obstore.put(self._root, self._at(key), data)
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write one object that must not exist yet; of many writers at once exactly one gets by.
+
+        Raises:
+            Conflict: the key exists.
+        """
+        with self.guard("write", key):
+            obstore.put(self._root, self._at(key), data, mode="create")
+
+    def exists(self, key: str) -> bool:
+        """Say whether there is an object of exactly this key."""
+        try:
+            with self.guard("read", key):
+                obstore.head(self._root, self._at(key))
+        except NotFound:
+            return False
+        return True
+
+    def list(self, prefix: str = "", *, after: str = "") -> Keys:
+        """Return the keys under a prefix (a whole path segment), sorted; those past `after`."""
+        offset = self._at(after) if after else None
+        with self.guard("list", prefix):
+            found = obstore.list(self._root, self._at(prefix), offset=offset, chunk_size=1000)
+            return sorted(self._inside(meta["path"]) for batch in found for meta in batch)
+
+    def folders(self, prefix: str = "") -> Keys:
+        """Return the prefixes one level below a prefix, sorted."""
+        with self.guard("list", prefix):
+            level = obstore.list_with_delimiter(self._root, self._at(prefix) or None)
+            return sorted(self._inside(path) for path in level["common_prefixes"])
+
+    def delete(self, prefix: str) -> None:
+        """Delete the object of this key and all under it; nothing there is no fault."""
+        itself = {prefix} if prefix and self.exists(prefix) else set()
+        self.delete_keys(sorted(itself.union(self.list(prefix))))
+
+    def delete_keys(self, keys: Sequence[str]) -> None:
+        """Delete these objects; those that are not there are passed over."""
+        for key in keys if isinstance(self._root, LocalStore) else ():
+            with contextlib.suppress(NotFound), self.guard("delete", key):
+                obstore.delete(self._root, self._at(key))
+        if not isinstance(self._root, LocalStore) and keys:
+            with self.guard("delete", keys[0]):
+                obstore.delete(self._root, [self._at(key) for key in keys])
+
+    def age_s(self, key: str) -> float:
+        """Return how long ago an object was written, by the store's own clock.
+
+        A probe is written and compared, as the clocks of two writers need not agree.
+        """
+        probe = f"{key}.{uuid.uuid4().hex}.probe"
+        self.put(probe, b"")
+        try:
+            with self.guard("read", key):
+                now = obstore.head(self._root, self._at(probe))["last_modified"]
+                then = obstore.head(self._root, self._at(key))["last_modified"]
+        finally:
+            self.delete_keys([probe])
+        return float((now - then).total_seconds())
+
+    def child(self, path: str) -> "Store":
+        """Return the store of a prefix below this one; nothing is written."""
+        path = path.strip("/")
+        return Store(f"{self.url.rstrip('/')}/{path}", self._root, self._at(path)) if path else self
+
+    def zarr(self, path: str = "", *, read_only: bool = False) -> "StorePath":
+        """Return this prefix as what `zarr.open` and its kin take for a store."""
+        from zarr.storage import ObjectStore, StorePath
+
+        return StorePath(ObjectStore(self._root, read_only=read_only), self._at(path))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator["StorePath"]:
+        """Give this prefix to Zarr for the block, and let no write of it outlive the block.
+
+        Zarr writes chunks in the background; when one fails, or at Ctrl-C, it leaves the others
+        running, and they would land on whatever is written there next.
+        """
+        from zarr.storage import StorePath
+
+        from manybeam.data.gate import GatedStore
+
+        gate = GatedStore(self._root)
+        try:
+            with self.guard("write"):
+                yield StorePath(gate, self._prefix)
+        finally:
+            gate.shut(settings().s3_timeout_s)
+
+    @contextlib.contextmanager
+    def guard(self, verb: str, key: str = "") -> Iterator[None]:
+        """Turn what obstore raises inside the block, through Zarr too, into an error of ours."""
+        try:
+            yield
+        except (BaseError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            if isinstance(error, ManybeamError):
+                raise
+            raise self._ours(error, verb, f"{self.url.rstrip('/')}/{key}".rstrip("/")) from error
+
+    def _ours(self, error: Exception, verb: str, place: str) -> ManybeamError:
+        said = str(error).split("\n", 1)[0][:300]
+        if isinstance(error, AlreadyExistsError):
+            return Conflict(f"{place} exists already", "it was written by somebody else first", "")
+        if isinstance(error, InvalidPathError):
+            return InvalidInput(f"{place}: is not a key: {said}", "segments joined by /", "")
+        if isinstance(error, OSError) or "NoSuchBucket" in str(error):
+            return NotFound(f"nothing at {place}", said, "")
+        if not isinstance(self._root, S3Store):
+            if isinstance(error, PermissionDeniedError):
+                return NotAllowed(f"cannot {verb} {place}", said, "mind the folder's owner")
+            hint = "free some space, or set MANYBEAM_STORE to another folder"
+            failed = WriteFailed if verb == "write" else StoreUnreachable
+            return failed(f"cannot {verb} {place}", said, hint)
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+            why = "the store refuses our credentials"
+            hint = "set MANYBEAM_S3_ACCESS_KEY and MANYBEAM_S3_SECRET_KEY"
+            return StoreUnreachable(f"cannot {verb} {place}", why, hint)
+        hint = "check MANYBEAM_S3_ENDPOINT and that the server runs; then try again"
+        return StoreUnreachable(f"cannot {verb} {place}", said, hint)
+
+    def _at(self, key: str) -> str:
+        return "/".join(part for part in (self._prefix, key.strip("/")) if part)
+
+    def _inside(self, path: str) -> str:
+        return path[len(self._prefix) :].lstrip("/")
+
+
+def open_store(url: str | Path, *, create: bool = True) -> Store:
+    """Return the store a URL names.
+
+    Args:
+        url: a folder, `file:///folder`, `memory://name` (shared within this process) or
+            `s3://bucket/prefix` (endpoint and credentials from the settings).
+        create: make a folder that is not there; if False such a folder is NotFound.
+
+    Raises:
+        InvalidInput: another scheme, or no bucket or name.
+        NotFound: the folder is missing and must not be made, or the bucket is missing.
+        StoreUnreachable: the S3 server does not answer in time or refuses the credentials.
+        WriteFailed: the folder cannot be made.
+    """
+    scheme, rest = _split(url)
+    if scheme == "file":
+        return Store(rest, _folder(Path(rest), create=create), "")
+    name, _, prefix = rest.partition("/")
+    if scheme == "memory":
+        return Store(f"memory://{rest}", _memories.setdefault(name, MemoryStore()), prefix)
+    store = Store(f"s3://{rest}", _bucket(name, *_s3_settings()), prefix)
+    _knock(store, name, *_s3_settings())
+    return store
+
+
+def arrow_filesystem(url: str | Path) -> tuple[Any, str]:
+    """Return (filesystem, path) of a URL as Ray Train takes them: storage_filesystem, storage_path.
+
+    A folder needs no filesystem (None). A memory cannot be shared with workers.
+
+    Raises:
+        InvalidInput: a memory:// URL, or one we do not read.
+    """
+    scheme, rest = _split(url)
+    if scheme == "file":
+        return None, rest
+    if scheme == "memory":
+        raise InvalidInput(
+            f"{url}: workers are other processes", "a folder or s3://bucket/prefix", ""
+        )
+    from pyarrow.fs import S3FileSystem
+
+    endpoint, access_key, secret_key, region, timeout_s = _s3_settings()
+    place = urlsplit(endpoint)
+    given: dict[str, Any] = {"access_key": access_key, "secret_key": secret_key}
+    if endpoint:
+        given |= {"endpoint_override": place.netloc, "scheme": place.scheme}
+    filesystem = S3FileSystem(
+        region=region,
+        connect_timeout=timeout_s / 2,
+        request_timeout=timeout_s / 2,
+        **{name: value for name, value in given.items() if value},
+    )
+    return filesystem, rest
+
+
+def _split(url: str | Path) -> tuple[str, str]:
+    """Return (scheme, rest): an absolute folder for file, else "name/prefix"."""
+    text = str(url)
+    scheme, mark, rest = text.partition("://")
+    if isinstance(url, Path) or not mark:
+        if not text:
+            raise InvalidInput("'' is not a place for frames", SCHEMES, "")
+        return "file", str(Path(text).expanduser().resolve())
+    if scheme == "file" and rest.startswith("/"):
+        return "file", str(Path(unquote(rest)).resolve())
+    rest = rest.strip("/")
+    if scheme not in ("memory", "s3") or not rest:
+        raise InvalidInput(f"{text!r} is not a place for frames", SCHEMES, "")
+    return scheme, rest
+
+
+def _folder(path: Path, *, create: bool) -> LocalStore:
+    if not path.is_dir() and not create:
+        raise NotFound(f"no folder {path}", "", "")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return LocalStore(prefix=path)
+    except (OSError, BaseError) as error:
+        raise WriteFailed(f"cannot make the folder {path}", str(error), "") from error
+
+
+def _s3_settings() -> tuple[str, str, str, str, float]:
+    here = settings()
+    secret = here.s3_secret_key.get_secret_value()
+    return here.s3_endpoint, here.s3_access_key, secret, here.s3_region, here.s3_timeout_s
+
+
+@functools.lru_cache(maxsize=32)
+def _bucket(
+    name: str, endpoint: str, access_key: str, secret_key: str, region: str, timeout_s: float
+) -> S3Store:
+    """Return the store of a bucket; half of the longest wait goes to tries, half to the last."""
+    half = timedelta(seconds=timeout_s / 2)
+    given = {"endpoint": endpoint, "access_key_id": access_key, "secret_access_key": secret_key}
+    config = {key: value for key, value in given.items() if value} | {"region": region}
+    return S3Store(
+        name,
+        config=cast("S3Config", config),
+        client_options={
+            "allow_http": endpoint.startswith("http://"),
+            "timeout": half,
+            "connect_timeout": half / 2,
+        },
+        retry_config={
+            "max_retries": 5,
+            "retry_timeout": half,
+            "backoff": {
+                "init_backoff": timedelta(seconds=0.1),
+                "max_backoff": half / 2,
+                "base": 2.0,
+            },
+        },
+    )
+
+
+def _knock(store: Store, *place: object) -> None:
+    """Ask the server once for each bucket and credentials, so that a wrong one is told at once."""
+    if place not in _answered:
+        store.folders("manybeam-knocks")
+        _answered.add(place)

@@ -1,0 +1,382 @@
+"""Frames made ready for a network: one pixel size, one scale of brightness, tiles of one edge.
+
+`rescale` and `normalise` are what a member sees in training and in prediction alike; `stage_tiles`
+writes the tiles of whole frame sets once to local memory maps, because cropping out of Zarr inside
+the training loop is ten to fifty times slower.
+
+Axis letters: n frame or tile, y row, x column, k atom, w pixel of the window around an atom.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from torch.nn import functional
+
+from manybeam.data.frames import FrameSet
+from manybeam.errors import (
+    InvalidFrame,
+    InvalidInput,
+    MissingPixelSize,
+    TooLarge,
+    WriteFailed,
+)
+from manybeam.settings import settings
+from manybeam.spec.recipe import TileSpec
+
+LAYOUT = 1  # raised when the same frames and spec would give other tiles
+CLIP = (-4.0, 6.0)  # in standard deviations; atoms are bright, so more room above
+FLAT = 0.1  # least local deviation, as a share of the frame's: empty areas stay dark
+
+T = TypeVar("T", np.float32, np.uint8)
+Frame = NDArray[np.float32]
+Mask = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles to train on, in read-only memory maps.
+
+    Attributes:
+        input_nyx: float32, rescaled to the spec's pixel size and normalised.
+        target_nyx: uint8 mask; 0 no atom, 1 atom, or 1 + index of its element if some were named.
+        source: digests of the frame sets the tiles were cut from, in order.
+        digest: 32 hex digits that name content, spec and seed.
+    """
+
+    input_nyx: Frame
+    target_nyx: Mask
+    source: tuple[str, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.input_nyx)
+
+
+def stage_tiles(
+    framesets: Sequence[FrameSet],
+    spec: TileSpec,
+    cache: Path,
+    *,
+    seed: int,
+    elements: Sequence[int] = (),
+) -> Tiles:
+    """Return the tiles of these frame sets, cut once and kept under `cache`.
+
+    Every frame is rescaled and normalised whole, then covered by as few tiles as can cover it;
+    where they overlap is drawn from the seed. So no pixel is wasted, and a frame counts in
+    training by its area. A frame smaller than a tile is reflected at its far edges, mask and all.
+
+    Args:
+        framesets: labelled frames; each needs its pixel size.
+        spec: edge and pixel size of a tile, radius of an atom's mask, how to normalise.
+        cache: local folder; tiles of the same digest are reused, never made twice.
+        seed: decides where tiles overlap.
+        elements: atomic numbers told apart in the mask; none for one mask of all atoms.
+
+    Raises:
+        InvalidInput: no frame at all, or a frame set without truth.
+        MissingPixelSize: a frame whose pixel size is unknown.
+        WriteFailed: the cache's disk refused; nothing half-written stays behind.
+    """
+    _check_framesets(framesets)
+    digest = _digest(framesets, spec, seed, elements)
+    folder = Path(cache) / digest
+    if not folder.is_dir():
+        plans = [_plan(frameset, spec, seed, rank) for rank, frameset in enumerate(framesets)]
+        with _atomic_folder(folder) as partial:
+            _write(partial, framesets, plans, spec, elements)
+    return Tiles(
+        np.load(folder / "input.npy", mmap_mode="r"),
+        np.load(folder / "target.npy", mmap_mode="r"),
+        tuple(frameset.digest for frameset in framesets),
+        digest,
+    )
+
+
+def rescale(frame: Frame, pixel_size_pm: float, target_pm: float) -> tuple[Frame, float]:
+    """Return the frame at another pixel size, and the scale it was changed by.
+
+    Bicubic, with the kernel widened when shrinking so that nothing aliases. Positions map exactly,
+    whatever the rounding of the shape: y_out = (y_in + 0.5) * scale - 0.5.
+
+    Args:
+        frame: (y, x), or (n, y, x) with one pixel size.
+        pixel_size_pm: edge of a pixel now, in pm.
+        target_pm: edge of a pixel wanted, in pm.
+
+    Returns:
+        float32 frame of floor(side * scale) pixels a side, and scale = pixels out per pixel in.
+
+    Raises:
+        InvalidFrame: less than one pixel would be left.
+        TooLarge: the frame would grow past `max_frame_px`.
+    """
+    scale = pixel_size_pm / target_pm
+    _check_sides(frame.shape[-2:], scale, pixel_size_pm, target_pm)
+    if abs(scale - 1) < 1e-6:
+        return np.asarray(frame, np.float32), 1.0
+    batch = torch.from_numpy(np.array(frame, np.float32)).reshape(-1, 1, *frame.shape[-2:])
+    out = functional.interpolate(
+        batch,
+        scale_factor=(scale, scale),
+        mode="bicubic",
+        antialias=True,
+        recompute_scale_factor=False,
+    )
+    return out.reshape(*frame.shape[:-2], *out.shape[-2:]).numpy(), scale
+
+
+def rescale_truth(truth: Frame, scale: float) -> Frame:
+    """Return (k, >= 2) positions moved as `rescale` moves what they point at."""
+    moved = np.array(truth, np.float32)
+    moved[:, :2] = (moved[:, :2] + 0.5) * scale - 0.5
+    return moved
+
+
+def normalise(frames: Frame, how: str, local_px: float) -> Frame:
+    """Return frames of comparable brightness, each by its own numbers, clipped to [-4, 6].
+
+    Args:
+        frames: (y, x), or (n, y, x); a bright neighbour in the stack changes nothing.
+        how: "frame" for the frame's mean and standard deviation; "local" for those in a Gaussian
+            window (three boxes, which cost the same at any width), where the deviation is at
+            least a tenth of the frame's, so that noise in a hole is not blown up into atoms.
+        local_px: standard deviation of that window, in pixels.
+    """
+    if how not in ("frame", "local"):
+        raise InvalidInput(f"normalise {how!r} is not known", "frame or local")
+    frames = np.asarray(frames, np.float32)
+    mean = frames.mean(axis=(-2, -1), keepdims=True, dtype=np.float64)
+    deviation = frames.std(axis=(-2, -1), keepdims=True, dtype=np.float64)
+    unit: Frame = ((frames - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
+    if how == "local":
+        unit -= _window_mean(unit, local_px)
+        unit /= np.maximum(np.sqrt(_window_mean(unit * unit, local_px)), FLAT)
+    np.clip(unit, *CLIP, out=unit)
+    return unit
+
+
+def draw_mask(
+    truth: Frame, shape: tuple[int, int], radius_px: float, elements: Sequence[int] = ()
+) -> Mask:
+    """Return the mask of the atoms: discs, the nearest atom winning where two overlap.
+
+    An atom always marks the pixel it lies in, however small the radius; one outside the frame
+    marks what of its disc lies inside.
+
+    Args:
+        truth: (k, 3) y, x, atomic number.
+        shape: rows and columns of the mask.
+        radius_px: radius of a disc, in pixels.
+        elements: atomic numbers told apart; an atom of another one marks nothing. None: all are 1.
+    """
+    mask = np.zeros(shape, np.uint8)
+    values = _mask_values(truth, elements)
+    truth, values = truth[values > 0], values[values > 0]
+    reach = int(np.ceil(radius_px))
+    step = max(1, 2_000_000 // (2 * reach + 1) ** 2)
+    nearest = np.full(shape, np.inf, np.float32)
+    for start in range(0, len(truth), step):
+        _draw(mask, nearest, truth[start : start + step], values[start : start + step], radius_px)
+    return mask
+
+
+def _mask_values(truth: Frame, elements: Sequence[int]) -> Mask:
+    """Return what each atom writes into the mask; 0 for one that is not asked for."""
+    if not elements:
+        return np.ones(len(truth), np.uint8)
+    value_of = np.zeros(256, np.uint8)
+    value_of[list(elements)] = np.arange(1, len(elements) + 1)
+    return value_of[truth[:, 2].astype(np.uint8)]
+
+
+def _draw(mask: Mask, nearest: Frame, truth: Frame, values: Mask, radius_px: float) -> None:
+    """Draw some discs at once: each pixel of each window, the farthest written first."""
+    reach = int(np.ceil(radius_px))
+    window_w2 = np.stack(
+        np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=-1
+    ).reshape(-1, 2)
+    centre_k2 = np.rint(truth[:, :2]).astype(np.int64)
+    pixel_kw2 = centre_k2[:, None] + window_w2
+    distance_kw = np.square(pixel_kw2 - truth[:, None, :2]).sum(axis=2)
+    inside = (pixel_kw2 >= 0).all(axis=2) & (pixel_kw2 < mask.shape).all(axis=2)
+    drawn = inside & ((distance_kw <= radius_px**2) | (window_w2 == 0).all(axis=1))
+    y, x = pixel_kw2[drawn].T
+    distance = distance_kw[drawn]
+    value = np.broadcast_to(values[:, None], drawn.shape)[drawn]
+    order = np.argsort(-distance, kind="stable")
+    order = order[distance[order] < nearest[y[order], x[order]]]
+    mask[y[order], x[order]] = value[order]
+    nearest[y[order], x[order]] = distance[order]
+
+
+def _window_mean(frames: Frame, local_px: float) -> Frame:
+    """Return the mean in a near-Gaussian window: three boxes of variance local_px**2 / 3 each."""
+    width = max(1, 2 * round((np.sqrt(4 * local_px**2 + 1) - 1) / 2) + 1)
+    for _ in range(3):
+        frames = uniform_filter(frames, size=width, mode="reflect", axes=(-2, -1))
+    return frames
+
+
+def _check_framesets(framesets: Sequence[FrameSet]) -> None:
+    if not any(len(frameset) for frameset in framesets):
+        raise InvalidInput(
+            "no frames to cut tiles from",
+            "training needs at least one labelled frame",
+            "manybeam data simulate, or name frames that hold something",
+        )
+    for frameset in framesets:
+        if not frameset.has_truth:
+            raise InvalidInput(
+                f"{frameset.url} has no truth",
+                "a member is trained on frames whose atoms are known",
+                "import the frames with --truth, or train on simulate:",
+            )
+
+
+def _check_sides(shape: tuple[int, ...], scale: float, pixel_size_pm: float, to_pm: float) -> None:
+    rows, columns = (side * scale for side in shape)
+    change = f"{shape[0]} x {shape[1]} px of {pixel_size_pm:g} pm rescaled to {to_pm:g} pm"
+    if not (np.isfinite(scale) and min(rows, columns) >= 1):
+        raise InvalidFrame(
+            f"{change}: less than one pixel would be left",
+            "a frame must be wider than one pixel of the network",
+            "give the right --pixel-size-pm, or a member trained at a finer pixel size",
+        )
+    if rows * columns > settings().max_frame_px:
+        raise TooLarge(
+            f"{change}: {rows * columns:.3g} px",
+            f"at most {settings().max_frame_px} px (max_frame_px)",
+            "give the right --pixel-size-pm, or crop the frame",
+        )
+
+
+def _digest(
+    framesets: Sequence[FrameSet], spec: TileSpec, seed: int, elements: Sequence[int]
+) -> str:
+    """Return the name of these tiles; how many frames were to be simulated does not enter."""
+    content = {
+        "layout": LAYOUT,
+        "frames": [frameset.digest for frameset in framesets],
+        "spec": spec.model_dump(mode="json", exclude={"frames_per_policy"}),
+        "seed": seed,
+        "elements": list(elements),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One frame to cut: which, its pixel size, and where its tiles start."""
+
+    index: int
+    pixel_size_pm: float
+    starts_n2: NDArray[np.int64]
+
+
+def _plan(frameset: FrameSet, spec: TileSpec, seed: int, rank: int) -> list[_Cut]:
+    """Return what to cut, known before any frame is read so that the files have their size."""
+    generator = np.random.default_rng((seed, rank))
+    cuts = []
+    for index in range(len(frameset)):
+        pixel_size_pm = frameset.pixel_size_pm(index)
+        if pixel_size_pm is None:
+            raise MissingPixelSize(
+                f"frame {index} of {frameset.url} has no pixel size",
+                "tiles are cut at one pixel size, so each frame's own must be known",
+                "import the frames again with --pixel-size-pm",
+            )
+        scale = pixel_size_pm / spec.pixel_size_pm
+        _check_sides(frameset.shape, scale, pixel_size_pm, spec.pixel_size_pm)
+        rows, columns = (
+            _starts(int(side * scale), spec.tile_px, generator) for side in frameset.shape
+        )
+        starts_n2 = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+        cuts.append(_Cut(index, float(pixel_size_pm), starts_n2))
+    return cuts
+
+
+def _starts(side: int, tile: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return starts of the fewest tiles that cover the side; their overlaps are random."""
+    count = max(1, -(-side // tile))
+    if count == 1:
+        return np.zeros(1, np.int64)
+    overlaps = generator.multinomial(count * tile - side, np.full(count - 1, 1 / (count - 1)))
+    return np.concatenate([[0], np.cumsum(tile - overlaps)]).astype(np.int64)
+
+
+@contextmanager
+def _atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill that appears under its name only when it is whole."""
+    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if not folder.is_dir():
+            partial.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process staged the same tiles first
+            raise WriteFailed(
+                f"tiles could not be written to {folder}: {error.strerror or error}",
+                "the cache needs room for every tile",
+                "free space, or move MANYBEAM_HOME",
+            ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    framesets: Sequence[FrameSet],
+    plans: list[list[_Cut]],
+    spec: TileSpec,
+    elements: Sequence[int],
+) -> None:
+    """Stream the tiles to two .npy files; plain writes, since a full disk kills a memory map."""
+    shape = (sum(len(cut.starts_n2) for cuts in plans for cut in cuts), spec.tile_px, spec.tile_px)
+    with (folder / "input.npy").open("wb") as inputs, (folder / "target.npy").open("wb") as targets:
+        for file, descr in ((inputs, "<f4"), (targets, "|u1")):
+            header = {"descr": descr, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        for frameset, cuts in zip(framesets, plans, strict=True):
+            for cut in cuts:
+                input_nyx, target_nyx = _cut_frame(frameset, cut, spec, elements)
+                inputs.write(input_nyx.tobytes())
+                targets.write(target_nyx.tobytes())
+
+
+def _cut_frame(
+    frameset: FrameSet, cut: _Cut, spec: TileSpec, elements: Sequence[int]
+) -> tuple[Frame, Mask]:
+    """Return the tiles of one frame and their masks."""
+    frame = frameset.frame(cut.index)
+    if not np.isfinite(frame).all():
+        raise InvalidFrame(
+            f"frame {cut.index} of {frameset.url} holds NaN or inf",
+            "one such pixel would make the loss NaN",
+            "import the frame again; data.intake fills single bad pixels",
+        )
+    frame, scale = rescale(frame, cut.pixel_size_pm, spec.pixel_size_pm)
+    frame = normalise(frame, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
+    truth = rescale_truth(frameset.truth(cut.index), scale)
+    mask = draw_mask(truth, frame.shape, spec.mask_radius_pm / spec.pixel_size_pm, elements)
+    return _crop(frame, cut.starts_n2, spec.tile_px), _crop(mask, cut.starts_n2, spec.tile_px)
+
+
+def _crop(array: NDArray[T], starts_n2: NDArray[np.int64], tile: int) -> NDArray[T]:
+    """Return tiles at the starts, the array reflected at its far edges where it is too small."""
+    missing = [(0, max(0, tile - side)) for side in array.shape]
+    if any(after for _, after in missing):
+        array = np.pad(array, missing, mode="reflect")
+    return np.stack([array[y : y + tile, x : x + tile] for y, x in starts_n2])

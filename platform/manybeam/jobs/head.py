@@ -1,0 +1,125 @@
+"""The platform's own process on one machine: a Ray head on loopback that outlives a command.
+
+`manybeam up` starts it, `manybeam down` ends it and everything below it, by process id. Its state
+is one JSON file in the platform's home, written when Ray answers and removed when it has gone.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from manybeam.errors import WorkFailed
+
+START_S = 90.0
+STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head: its process, when that started (ids are used again), and its address."""
+
+    pid: int
+    started: float
+    address: str
+    cpus: float
+
+
+def head(home: Path) -> Head | None:
+    """Return the head of a platform's home if its process lives, else None."""
+    import psutil
+
+    try:
+        found = Head(**json.loads(_state_file(home).read_text()))
+        process = psutil.Process(found.pid)
+    except (FileNotFoundError, ValueError, TypeError, psutil.NoSuchProcess):
+        return None
+    same = abs(process.create_time() - found.started) < 1.0
+    return found if same and process.status() != psutil.STATUS_ZOMBIE else None
+
+
+def start_head(home: Path, cpus: int | None = None) -> Head:
+    """Start a head, or return the one that runs.
+
+    Args:
+        home: folder of the platform; state and log are kept there.
+        cpus: cores Ray may use; all of the machine's if None.
+
+    Raises:
+        WorkFailed: Ray did not come up; the log is named.
+    """
+    running = head(home)
+    if running:
+        return running
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "head.log"
+    command = [sys.executable, "-m", "manybeam.jobs.head", str(home.resolve()), str(cpus or "")]
+    with log.open("ab") as sink:
+        child = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and child.poll() is None:
+        running = head(home)
+        if running:
+            return running
+        time.sleep(0.1)  # the child tells by a file; there is nothing to wait on
+    child.kill()
+    raise WorkFailed("Ray did not start", f"its log ends: {_tail(log)}", f"less {log}")
+
+
+def stop_head(home: Path) -> bool:
+    """End the head and every process below it; return whether there was one."""
+    import psutil
+
+    running = head(home)
+    if running is None:
+        return False
+    process = psutil.Process(running.pid)
+    below = process.children(recursive=True)
+    process.terminate()
+    _, alive = psutil.wait_procs([process, *below], timeout=STOP_S)
+    for left in alive:
+        left.kill()
+    _state_file(home).unlink(missing_ok=True)
+    return True
+
+
+def _state_file(home: Path) -> Path:
+    return home / "head.json"
+
+
+def _tail(log: Path) -> str:
+    return " | ".join(log.read_text(errors="replace").splitlines()[-5:])
+
+
+def _serve_until_told(home: Path, cpus: int | None) -> None:
+    """Run the head in this process until SIGTERM or SIGINT."""
+    import psutil
+    import ray
+
+    from manybeam.jobs.cluster import start_local
+
+    told = threading.Event()
+    address = start_local(cpus)
+    # Ray installs its own handlers while it starts, so ours come after.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    state = Head(os.getpid(), psutil.Process().create_time(), address, _cpus(ray.cluster_resources()))
+    partial = home / "head.json.partial"
+    partial.write_text(json.dumps(asdict(state)))
+    partial.replace(_state_file(home))
+    told.wait()
+    _state_file(home).unlink(missing_ok=True)
+    ray.shutdown()
+
+
+def _cpus(resources: dict[str, float]) -> float:
+    return resources.get("CPU", 0.0)
+
+
+if __name__ == "__main__":
+    _serve_until_told(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] and sys.argv[2] else None)

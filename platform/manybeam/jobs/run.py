@@ -1,0 +1,212 @@
+"""One training as it lies in the store: what it was planned from, and how far each member is.
+
+    <store>/runs/<digest>/member-03.ckpt     part-trained: safetensors, replaced whole
+                          member-03.done     weights, losses and record: safetensors
+                          member-03.failed   the error, as JSON
+
+The digest names recipe, policies, seeds and frames, so the same job finds its own run again and
+another job never does. Each file belongs to one member and is written by the one rank that trains
+it, whole or not at all. So there is nothing to merge and a killed worker costs at most
+`training.checkpoint_every` steps of each member in work. Ray Train's own checkpoints would put all
+members' files into one folder that is complete only when *every* rank has reported, a barrier at
+which ranks wait for each other and which a kill takes back for all of them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from manybeam import __version__
+from manybeam.data.frames import FrameSet
+from manybeam.data.store import Store, open_store
+from manybeam.data.tiles import Tiles, stage_tiles
+from manybeam.errors import Corrupt, MemberDiverged
+from manybeam.learn.member import Checkpoint, Member, load_weights, save_weights, train_member
+from manybeam.settings import settings
+from manybeam.spec import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Event:
+    """How far one member is: steps done of all, and the last loss."""
+
+    member: int
+    step: int
+    steps: int
+    loss: float
+
+
+Tell = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that any process with the same store can take up.
+
+    Args:
+        recipe: what is trained.
+        seed: of the job; decides how tiles are cut.
+        frames: URLs of the FrameSets each policy's members learn from.
+        store_url: the store that holds the run.
+        digest: name of the run; see `name_run`.
+    """
+
+    recipe: Recipe
+    seed: int
+    frames: dict[str, tuple[str, ...]]
+    store_url: str
+    digest: str
+
+    @property
+    def url(self) -> str:
+        """Where the run lies."""
+        return f"{self.store_url.rstrip('/')}/runs/{self.digest}"
+
+    @cached_property
+    def store(self) -> Store:
+        """The run's own part of the store."""
+        return open_store(self.url)
+
+    def started(self) -> dict[int, str]:
+        """Return `done`, `failed` or `ckpt` for each member that has got anywhere."""
+        found: dict[int, str] = {}
+        for key in self.store.list():
+            name, _, state = key.partition(".")
+            if name.startswith("member-") and found.get(int(name[7:])) != "done":
+                found[int(name[7:])] = state
+        return found
+
+    def member(self, index: int) -> Member:
+        """Return a finished member; raises NotFound, or Corrupt where its file is damaged."""
+        state = load_weights(self.store.get(_key(index, "done")))
+        record = json.loads(bytes(state["record"].numpy()))
+        plan = self.recipe.members[index]
+        return Member(
+            index=index,
+            seed=plan.seed,
+            policy=plan.policy,
+            recipe=self.recipe,
+            weights={
+                key.removeprefix("weights."): value
+                for key, value in state.items()
+                if key.startswith("weights.")
+            },
+            losses=tuple(state["losses"].tolist()),
+            wall_s=record["wall_s"],
+            data_digest=record["data_digest"],
+        )
+
+    def failure(self, index: int) -> MemberDiverged:
+        """Return why a member failed; raises NotFound if it did not."""
+        return MemberDiverged(*json.loads(self.store.get(_key(index, "failed"))))
+
+    def train(self, index: int, tell: Tell) -> None:
+        """Train one member from where it is to its end, or to the record of its failure.
+
+        Raises:
+            ManybeamError: anything but divergence: that is a finding about this member, and
+                the same seed would find it again.
+        """
+        plan, steps = self.recipe.members[index], self.recipe.training.steps
+        try:
+            member = train_member(
+                self.recipe,
+                plan,
+                index,
+                self.tiles(plan.policy),
+                checkpoint=self._checkpoint(index),
+                on_checkpoint=lambda state: self.store.put(
+                    _key(index, "ckpt"), save_weights(state)
+                ),
+                on_step=lambda step, loss: tell(Event(index, step, steps, loss)),
+            )
+        except MemberDiverged as error:
+            text = json.dumps([error.what, error.why, error.hint])
+            self.store.put(_key(index, "failed"), text.encode())
+            logger.warning("member failed", extra={"member": index, "why": str(error)})
+        else:
+            self.store.put(_key(index, "done"), _pack(member))
+            extra = {"member": index, "loss": member.losses[-1], "wall_s": round(member.wall_s, 1)}
+            logger.info("member trained", extra=extra)
+        self.store.delete(_key(index, "ckpt"))
+
+    def tiles(self, policy: str) -> Tiles:
+        """Return the tiles of one policy, staged once on this node however many ranks ask."""
+        framesets = [FrameSet.open(url) for url in self.frames[policy]]
+        cache = settings().home / "cache" / "tiles"
+        with _alone(cache / f"{self.digest}-{policy}.lock"):
+            return stage_tiles(framesets, self.recipe.tiles, cache, seed=self.seed)
+
+    def _checkpoint(self, index: int) -> Checkpoint | None:
+        key = _key(index, "ckpt")
+        if not self.store.exists(key):
+            return None
+        try:
+            return load_weights(self.store.get(key))
+        except Corrupt as error:
+            extra = {"member": index, "why": str(error)}
+            logger.warning("checkpoint was damaged; member starts anew", extra=extra)
+            return None
+
+
+def name_run(recipe: Recipe, seed: int, frames: dict[str, tuple[str, ...]]) -> str:
+    """Return the digest of all that decides a training's outcome, 32 hex digits.
+
+    Frames enter by their content, not by their place; so does the version of this package, as
+    another one might train otherwise.
+    """
+    content = {
+        "version": __version__,
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": seed,
+        "frames": {
+            policy: [FrameSet.open(url).digest for url in urls]
+            for policy, urls in sorted(frames.items())
+        },
+    }
+    return digest_of(content)
+
+
+def digest_of(content: object) -> str:
+    """Return 32 hex digits that name plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed of 31 bits for one purpose: other purposes get unrelated ones."""
+    return int(digest_of([str(part) for part in parts])[:8], 16) >> 1
+
+
+def _key(index: int, state: str) -> str:
+    return f"member-{index:02d}.{state}"
+
+
+def _pack(member: Member) -> bytes:
+    record = json.dumps({"wall_s": member.wall_s, "data_digest": member.data_digest}).encode()
+    state = {f"weights.{key}": value for key, value in member.weights.items()}
+    state["losses"] = torch.tensor(member.losses, dtype=torch.float64)
+    state["record"] = torch.from_numpy(np.frombuffer(record, np.uint8).copy())
+    return save_weights(state)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process of this node in at a time; the lock of one that dies is free again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

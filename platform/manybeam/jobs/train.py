@@ -1,0 +1,286 @@
+"""Training an ensemble: frames simulated, members shared over the ranks of one Ray Train group.
+
+Rank r trains members r, r + W, r + 2W ... by itself: members have nothing to tell each other, so
+no gradients are shared and no network is wrapped. One group for all members is paid for once,
+where a trainer for each would cost ten seconds a member.
+
+What a member has reached lies in the store (`jobs.run`), not in Ray: any later call of the same
+job goes on from there, whatever ended the first one.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from manybeam.data.store import arrow_filesystem, open_store
+from manybeam.errors import NoCapacity, WorkFailed
+from manybeam.jobs import cluster
+from manybeam.jobs.frames import prepare_frames
+from manybeam.jobs.mailbox import Mailbox, Sender, Stopped, open_mailbox
+from manybeam.jobs.run import Event, Run, Tell, name_run
+from manybeam.learn.member import Member
+from manybeam.spec.files import Library
+from manybeam.spec.job import Job, Resources
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+STOP_S = 20.0  # a step of the largest network, and the time a starting group needs to notice
+
+Executor = Literal["ray", "local"]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What became of a training.
+
+    Attributes:
+        members: those that finished, by index.
+        failed: one line for each member that diverged: which, and why.
+        resumed: members an earlier call had finished or begun.
+        run_url: where the run lies in the store.
+        wall_s: how long this call took.
+    """
+
+    members: tuple[Member, ...]
+    failed: tuple[str, ...]
+    resumed: tuple[int, ...]
+    run_url: str
+    wall_s: float
+
+
+def train(
+    job: Job,
+    library: Library,
+    store_url: str,
+    *,
+    progress: Tell | None = None,
+    executor: Executor = "ray",
+) -> TrainOutcome:
+    """Train every member of a job that is not trained yet, and return all of them.
+
+    Args:
+        job: recipe, seed, frames and resources.
+        library: where recipe and policies are looked up.
+        store_url: store for simulated frames and for the run; workers must reach it too.
+        progress: called in this thread, a few times a second for each member in work.
+        executor: "ray" shares members over workers; "local" trains them here, one by one,
+            to bit-equal weights where the workers have as many cores and the same kind.
+
+    Raises:
+        ManybeamError: a recipe, policy or FrameSet is not there, or the store fails.
+        NoCapacity: no worker of the size asked for fits on the cluster.
+        WorkFailed: every member diverged, or workers were lost more often than `retries`.
+        KeyboardInterrupt: passed on once the workers have stopped; call again to go on.
+    """
+    start = time.monotonic()
+    tell = progress or _say_nothing
+    run = plan_run(job, library, store_url, executor)
+    before = run.started()
+    members = range(len(run.recipe.members))
+    todo = [index for index in members if before.get(index) not in ("done", "failed")]
+    if todo and executor == "local":
+        _train_here(run, todo, job.resources, tell)
+    elif todo:
+        _train_on_ray(run, todo, job.resources, tell)
+    return _gather(run, tuple(sorted(before)), start)
+
+
+def plan_run(job: Job, library: Library, store_url: str, executor: Executor = "ray") -> Run:
+    """Return the run of a job, its frames simulated where they are not there yet."""
+    recipe = library.recipe(job.recipe)
+    policies = [library.policy(name) for name in dict.fromkeys(m.policy for m in recipe.members)]
+    # Workers have other working directories: what the store calls itself is absolute.
+    store_url = open_store(store_url).url
+    frames = prepare_frames(job, recipe, policies, store_url, executor)
+    return Run(recipe, job.seed, frames, store_url, name_run(recipe, job.seed, frames))
+
+
+def _say_nothing(event: Event) -> None:
+    pass
+
+
+def _gather(run: Run, resumed: tuple[int, ...], start: float) -> TrainOutcome:
+    states = run.started()
+    members = tuple(run.member(index) for index in sorted(states) if states[index] == "done")
+    failures = [run.failure(index) for index in sorted(states) if states[index] == "failed"]
+    if not members:
+        raise WorkFailed(
+            f"none of {len(failures)} members could be trained",
+            "; ".join(error.what for error in failures),
+            failures[0].hint if failures else "",
+        )
+    failed = tuple(f"{error.what}; {error.why}" for error in failures)
+    return TrainOutcome(members, failed, resumed, run.url, time.monotonic() - start)
+
+
+def _train_here(run: Run, todo: Sequence[int], resources: Resources, tell: Tell) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_threads(resources))
+    try:
+        for index in todo:
+            run.train(index, tell)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, tell: Tell) -> None:
+    cluster.connect()
+    mailbox = open_mailbox()
+    trainer = _trainer(run, todo, resources, mailbox)
+    fitting = _in_background(trainer.fit)
+    try:
+        while not fitting.done():
+            _pass_on(mailbox, tell)
+            time.sleep(POLL_S)
+        _pass_on(mailbox, tell)
+        _check(fitting, resources)
+    finally:
+        _stop(mailbox, fitting)
+
+
+def _trainer(
+    run: Run, todo: Sequence[int], resources: Resources, mailbox: Mailbox
+) -> "TorchTrainer":
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    filesystem, path = arrow_filesystem(f"{run.url}/ray")
+    wanted = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        wanted["GPU"] = resources.gpus_per_worker
+    return TorchTrainer(
+        _work_as_rank,
+        train_loop_config={
+            "run": run,
+            "todo": list(todo),
+            "threads": _threads(resources),
+            "mailbox": mailbox,
+            "environment": cluster.environment(),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=_worker_count(wanted, min(resources.workers, len(todo))),
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=wanted,
+        ),
+        run_config=RunConfig(
+            name=f"train-{run.digest[:12]}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=resources.retries),
+        ),
+    )
+
+
+def _work_as_rank(config: dict[str, Any]) -> None:
+    """Train this rank's members; runs in a worker, and again in its successor if it is killed.
+
+    Nothing is given to `ray.train.report`: it is a barrier, and no rank has to wait for another.
+    """
+    import torch
+    from ray.train import get_context
+
+    cluster.adopt(config["environment"])
+    torch.set_num_threads(config["threads"])
+    rank, world = get_context().get_world_rank(), get_context().get_world_size()
+    run: Run = config["run"]
+    sender = Sender(config["mailbox"])
+    settled = {index for index, state in run.started().items() if state != "ckpt"}
+    with sender.reporting_faults():
+        for index in config["todo"][rank::world]:
+            if index not in settled:
+                sender.check()
+                run.train(index, sender.tell)
+
+
+def _threads(resources: Resources) -> int:
+    return max(1, int(resources.cpus_per_worker))
+
+
+def _worker_count(wanted: dict[str, float], most: int) -> int:
+    """Return how many workers of this size fit on the cluster, at most `most`."""
+    import ray
+
+    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in known if node["Alive"]]
+    fitting = sum(
+        min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes
+    )
+    if not fitting:
+        size = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
+        raise NoCapacity(
+            f"no node of the cluster has {size} for a worker",
+            f"the nodes have {', '.join(_size(node) for node in nodes)}",
+            "lower resources.cpus_per_worker or gpus_per_worker in the job",
+        )
+    return min(most, fitting)
+
+
+def _size(node: dict[str, float]) -> str:
+    return f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU"
+
+
+def _in_background(do: Callable[[], object]) -> "Future[object]":
+    """Run it in a thread: there, Ray leaves Ctrl-C to us, and progress is told meanwhile."""
+    future: Future[object] = Future()
+
+    def _run() -> None:
+        try:
+            future.set_result(do())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks the future
+            future.set_exception(error)
+
+    threading.Thread(target=_run, name="training", daemon=True).start()
+    return future
+
+
+def _pass_on(mailbox: Mailbox, tell: Tell) -> None:
+    import ray
+
+    events, faults = ray.get(mailbox.take.remote())
+    for event in events:
+        tell(event)
+    if faults:
+        raise faults[0]
+
+
+def _check(fitting: "Future[object]", resources: Resources) -> None:
+    """Raise what ended the group early, as an error of ours."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    error = fitting.exception()
+    if isinstance(error, (TrainingFailedError, RayError)):
+        raise WorkFailed(
+            f"the training workers were lost more than {resources.retries} times",
+            " ".join(str(error).split())[:500],
+            "run the job again: it goes on from its checkpoints",
+        ) from error
+    if error:
+        raise error
+
+
+def _stop(mailbox: Mailbox, fitting: "Future[object]") -> None:
+    """End the workers whatever they are at; what they have reached lies in the store."""
+    import ray
+
+    ray.get(mailbox.stop.remote())
+    deadline = time.monotonic() + STOP_S
+    while not fitting.done() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    ray.kill(mailbox)
+    if not fitting.done():
+        logger.warning("workers did not stop in time; left the cluster")
+        cluster.disconnect()
+
+
+__all__ = ["Event", "Stopped", "TrainOutcome", "plan_run", "train"]

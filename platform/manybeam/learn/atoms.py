@@ -1,0 +1,264 @@
+"""Where the atoms are: found in one map, and brought together over the members of an ensemble.
+
+Axis letters: n atom, p pair of atoms, m member, 2 the pair (y, x).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, label, maximum_filter
+from scipy.spatial import cKDTree
+
+from manybeam.errors import MemberCountError
+
+Array = NDArray[np.floating]
+Index = NDArray[np.int64]
+Found = NDArray[np.float32]
+Sampler = Callable[[int, Array], Array]
+
+SMOOTHING = 0.25  # width of the smoothing before maxima are sought, per minimum distance
+WINDOW = 0.75  # radius of the window of a centroid, per minimum distance
+FAINT = 0.05  # a smoothed map below this share of the threshold holds no candidate
+
+
+def find_atoms(prob_yx: Array, threshold: float = 0.5, min_distance_px: float = 3.0) -> Found:
+    """Return the atoms of one probability map: y, x, class 0, probability.
+
+    The map is smoothed a little before maxima are sought, since a network's map is flat on top.
+    Of two maxima nearer than the minimum distance the stronger one stays. Each position is the
+    centroid of the map in a window around it, moved until the window sits on its own centroid.
+
+    Args:
+        prob_yx: probability of an atom in each pixel, 0 to 1.
+        threshold: least probability of an atom.
+        min_distance_px: least distance of two atoms, in pixels; > 0.
+
+    Returns:
+        float32 (atoms, 4), the most probable first; never NaN.
+
+    Example:
+        >>> prob = np.zeros((9, 9), np.float32)
+        >>> prob[4, 5:7] = 0.8
+        >>> find_atoms(prob).round(1).tolist()
+        [[4.0, 5.5, 0.0, 0.800000011920929]]
+    """
+    prob_yx = np.asarray(prob_yx, np.float32)
+    smooth_yx = gaussian_filter(prob_yx, SMOOTHING * min_distance_px, mode="nearest")
+    position_n2 = local_maxima(smooth_yx, FAINT * threshold)
+    probability = sample(maximum_filter(prob_yx, 3, mode="nearest"), np.rint(position_n2))
+    likely = probability >= threshold
+    position_n2, probability = position_n2[likely], probability[likely]
+    kept = strongest(position_n2, sample(smooth_yx, position_n2), min_distance_px)
+    centre_n2 = centroids(prob_yx, position_n2[kept], WINDOW * min_distance_px)
+    atoms = np.column_stack([centre_n2, np.zeros(len(kept)), probability[kept]])
+    return atoms[_order(atoms[:, 3], centre_n2)].astype(np.float32)
+
+
+def cluster_atoms(
+    member_atoms: Sequence[Array],
+    radius_px: float,
+    member_count: int | None = None,
+    sample_member: Sampler | None = None,
+) -> Found:
+    """Return the atoms that members see together, from each member's own.
+
+    Clusters grow around the most probable atoms. A cluster takes at most one atom of each member,
+    the nearest first; what is left over founds clusters of its own. An atom that a member missed
+    counts with that member's probability at the place, so ten members that half believe outweigh
+    one that is sure.
+
+    Args:
+        member_atoms: (atoms, 4) y, x, class, probability of each member.
+        radius_px: largest distance from the founder of a cluster to another atom of it, in pixels.
+        member_count: members that answered; those past the list saw nothing. Default: all listed.
+        sample_member: gives member m's probability at (n, 2) positions; 0 is taken if left out.
+
+    Returns:
+        float32 (atoms, 7), the most probable first: y, x, class, probability, spread_y_px,
+        spread_x_px, votes. The spread is the standard deviation (n - 1 divisor) over the members
+        that saw the atom, NaN where only one did: one position says nothing about agreement.
+        Votes are the share of members that saw it, above 0 to 1.
+
+    Raises:
+        MemberCountError: no member at all, or more lists than members.
+
+    Example:
+        >>> one, two = np.array([[5.0, 5.0, 0, 0.9]]), np.array([[5.0, 7.0, 0, 0.7]])
+        >>> cluster_atoms([one, two], radius_px=3.0).round(2).tolist()[0][:4]
+        [5.0, 6.0, 0.0, 0.800000011920929]
+    """
+    count = len(member_atoms) if member_count is None else member_count
+    if count < max(1, len(member_atoms)):
+        raise MemberCountError(
+            f"{len(member_atoms)} lists of atoms from {count} members",
+            "an answer needs at least one member and at most one list from each",
+        )
+    rows = [np.asarray(atoms, float).reshape(-1, 4) for atoms in member_atoms]
+    pooled = np.concatenate([*rows, np.zeros((0, 4))])
+    member_n = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    cluster_n = _cluster(pooled, member_n, radius_px, count)
+    return _describe(pooled, member_n, cluster_n, count, sample_member)
+
+
+def strongest(position_n2: Array, strength_n: Array, distance_px: float) -> Index:
+    """Return indices of the atoms that stay when each pushes out weaker ones nearer than this.
+
+    The same as going through them from the strongest down, but a whole front at a time. Among
+    equals the smaller (y, x) comes first, so the order of the rows does not matter.
+    """
+    order = _order(strength_n, position_n2)
+    if len(order) < 2:
+        return order
+    tree = cKDTree(position_n2[order])
+    pairs_p2 = tree.query_pairs(np.nextafter(distance_px, 0), output_type="ndarray")
+    first, second = np.sort(pairs_p2, axis=1).T
+    kept, open_n = np.zeros(len(order), bool), np.ones(len(order), bool)
+    while len(first):
+        has_stronger = np.zeros(len(order), bool)
+        has_stronger[second] = True
+        kept |= open_n & ~has_stronger
+        open_n &= has_stronger
+        open_n[second[kept[first]]] = False
+        still = open_n[first] & open_n[second]
+        first, second = first[still], second[still]
+    return order[kept | open_n]
+
+
+def local_maxima(map_yx: Array, floor: float) -> Array:
+    """Return (n, 2) centres of the maxima above the floor; a flat top is one maximum."""
+    map_yx = np.asarray(map_yx)
+    top_yx = (map_yx == maximum_filter(map_yx, 3, mode="nearest")) & (map_yx > floor)
+    labels_yx, count = label(top_yx, structure=np.ones((3, 3)))
+    pixel_n2 = np.argwhere(top_yx)
+    label_n = labels_yx[top_yx] - 1
+    size = np.bincount(label_n, minlength=count)
+    return np.column_stack(
+        [np.bincount(label_n, pixel_n2[:, axis], minlength=count) / size for axis in (0, 1)]
+    )
+
+
+def sample(map_yx: Array, position_n2: Array) -> Array:
+    """Return the map at (n, 2) positions, bilinear; outside, the nearest pixel of the edge."""
+    if not len(position_n2):
+        return np.zeros(0)
+    last = np.array(map_yx.shape) - 1
+    position_n2 = np.clip(position_n2, 0, last)
+    low = np.floor(position_n2).astype(np.int64)
+    high = np.minimum(low + 1, last)
+    fy, fx = (position_n2 - low).T
+    upper = map_yx[low[:, 0], low[:, 1]] * (1 - fx) + map_yx[low[:, 0], high[:, 1]] * fx
+    lower = map_yx[high[:, 0], low[:, 1]] * (1 - fx) + map_yx[high[:, 0], high[:, 1]] * fx
+    return np.asarray(upper * (1 - fy) + lower * fy, float)
+
+
+def centroids(map_yx: Array, position_n2: Array, radius_px: float, rounds: int = 5) -> Array:
+    """Return positions moved to the centroid of the map in a round window, batched.
+
+    The window follows the centroid by whole and part pixels (its edge is one pixel soft) for a
+    few rounds; so the answer does not lean towards the pixel that it started from.
+    """
+    reach = int(np.ceil(radius_px + 0.5))
+    padded_yx = np.pad(np.asarray(map_yx, float), reach)
+    window_2w = np.indices((2 * reach + 1,) * 2).reshape(2, -1) - reach
+    last = np.array(map_yx.shape) - 1
+    centre_n2 = np.array(position_n2, float)
+    for _ in range(rounds):
+        pixel_n2 = np.clip(np.rint(centre_n2), 0, last).astype(np.int64)
+        y_nw, x_nw = (pixel_n2[:, axis, None] + window_2w[axis] for axis in (0, 1))
+        distance_nw = np.hypot(y_nw - centre_n2[:, :1], x_nw - centre_n2[:, 1:])
+        weight_nw = np.clip(radius_px + 0.5 - distance_nw, 0, 1)
+        weight_nw *= padded_yx[y_nw + reach, x_nw + reach]
+        total = np.maximum(weight_nw.sum(axis=1), 1e-12)
+        moments = [(weight_nw * axis_nw).sum(axis=1) for axis_nw in (y_nw, x_nw)]
+        centre_n2 = np.column_stack(moments) / total[:, None]
+    return np.asarray(np.clip(centre_n2, 0, last))
+
+
+def first_come(atom_p: Index, seat_p: Index) -> Index:
+    """Return the pairs taken, in no order, when atoms and seats are given away once each.
+
+    Pairs come in the order in which they are served; all that nobody before them contests are
+    served at once.
+    """
+    taken: list[Index] = []
+    open_p = np.arange(len(atom_p))
+    while len(open_p):
+        first_of_atom = np.zeros(len(open_p), bool)
+        first_of_atom[np.unique(atom_p[open_p], return_index=True)[1]] = True
+        first_of_seat = np.zeros(len(open_p), bool)
+        first_of_seat[np.unique(seat_p[open_p], return_index=True)[1]] = True
+        new = open_p[first_of_atom & first_of_seat]
+        taken.append(new)
+        is_free = ~np.isin(atom_p[open_p], atom_p[new]) & ~np.isin(seat_p[open_p], seat_p[new])
+        open_p = open_p[is_free]
+    return np.concatenate([np.zeros(0, np.int64), *taken])
+
+
+def _order(strength_n: Array, position_n2: Array) -> Index:
+    """Return the order strongest first, ties by y and x, whatever the order of the rows."""
+    return np.lexsort((position_n2[:, 1], position_n2[:, 0], -np.asarray(strength_n)))
+
+
+def _cluster(pooled: Array, member_n: Index, radius_px: float, member_count: int) -> Index:
+    """Return the cluster of each pooled atom."""
+    cluster_n = np.full(len(pooled), -1)
+    cluster_count = 0
+    while (left := np.flatnonzero(cluster_n < 0)).size:
+        founders = left[strongest(pooled[left, :2], pooled[left, 3], radius_px)]
+        near = cKDTree(pooled[left, :2]).sparse_distance_matrix(
+            cKDTree(pooled[founders, :2]), radius_px, output_type="ndarray"
+        )
+        atom, seat = left[near["i"]], near["j"] * member_count + member_n[left[near["i"]]]
+        order = np.lexsort((*pooled[atom].T[[1, 0]], -pooled[atom, 3], near["v"]))
+        taken = order[first_come(atom[order], seat[order])]
+        cluster_n[atom[taken]] = cluster_count + near["j"][taken]
+        cluster_count += len(founders)
+    return cluster_n
+
+
+def _describe(
+    pooled: Array,
+    member_n: Index,
+    cluster_n: Index,
+    member_count: int,
+    sample_member: Sampler | None,
+) -> Found:
+    """Return one row of seven numbers for each cluster."""
+    count = int(cluster_n.max(initial=-1)) + 1
+    seen_n = np.bincount(cluster_n, minlength=count)
+    mean_n2, spread_n2 = np.zeros((count, 2)), np.full((count, 2), np.nan)
+    several = seen_n > 1
+    for axis in (0, 1):
+        mean_n2[:, axis] = np.bincount(cluster_n, pooled[:, axis], count) / seen_n
+        square = (pooled[:, axis] - mean_n2[cluster_n, axis]) ** 2
+        total = np.bincount(cluster_n, square, count)[several]
+        spread_n2[several, axis] = np.sqrt(total / (seen_n[several] - 1))
+    belief: Array = np.bincount(cluster_n, pooled[:, 3], count)
+    if sample_member is not None:
+        belief = belief + _missed(mean_n2, member_n, cluster_n, member_count, sample_member)
+    probability = np.clip(belief / member_count, 0, 1)
+    kind = _commonest_class(pooled, cluster_n, count)
+    atoms = np.column_stack([mean_n2, kind, probability, spread_n2, seen_n / member_count])
+    return atoms[_order(probability, mean_n2)].astype(np.float32)
+
+
+def _missed(
+    mean_n2: Array, member_n: Index, cluster_n: Index, member_count: int, sample_member: Sampler
+) -> Array:
+    """Return for each cluster the sum of what members that missed it give to its place."""
+    belief = np.zeros(len(mean_n2))
+    for member in range(member_count):
+        missed = np.ones(len(mean_n2), bool)
+        missed[cluster_n[member_n == member]] = False
+        belief[missed] += sample_member(member, mean_n2[missed])
+    return belief
+
+
+def _commonest_class(pooled: Array, cluster_n: Index, count: int) -> Array:
+    """Return the class with the greatest sum of probability in each cluster."""
+    kinds, kind_n = np.unique(pooled[:, 2], return_inverse=True)
+    if not count:
+        return np.zeros(0)
+    flat = np.bincount(cluster_n * len(kinds) + kind_n, pooled[:, 3], count * len(kinds))
+    return np.asarray(kinds[flat.reshape(count, len(kinds)).argmax(axis=1)])

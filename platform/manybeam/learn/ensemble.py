@@ -1,0 +1,317 @@
+"""Members that answer together: any number of them, on a frame of any size and pixel size.
+
+Every member sees the frame at the pixel size it was trained at, so members of different recipes
+can answer together; all they say is brought back to the frame's own pixels.
+
+Axis letters: m member, n frame or atom, c kind of atom, y row, x column, 2 the pair (y, x).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from manybeam.data.intake import check_frame
+from manybeam.data.tiles import normalise, rescale
+from manybeam.errors import InvalidInput, MemberCountError, NotFound
+from manybeam.learn.atoms import cluster_atoms, find_atoms, sample, strongest
+from manybeam.learn.inference import TILE_PX, prepare, probabilities
+from manybeam.learn.member import Member
+from manybeam.spec.recipe import TileSpec
+
+Map = NDArray[np.float32]
+Stack = NDArray[np.float32]
+
+PIXEL_SIZE_PM = (1.0, 500.0)  # beyond, the unit is wrong
+NEIGHBOUR_SHARE = 1.5  # least distance of two atoms, per radius of the training masks
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What an ensemble says about one frame, in that frame's pixels.
+
+    Attributes:
+        atoms: float32 (atoms, 7): y, x, class, probability, spread_y_px, spread_x_px, votes; the
+            most probable first. Class is 0 from a network that knows one kind of atom, else the
+            kind's number from 1. See `learn.atoms.cluster_atoms`.
+        mean_yx: float32, mean over members of the probability of an atom.
+        std_yx: float32, standard deviation over members (n - 1 divisor; zeros from one member).
+        member_atoms: for each member, float32 (atoms, 4): y, x, class, probability.
+        prob_myx: float32, each member's map, if it was asked for.
+        pixel_size_pm: edge of a pixel, in pm; None if unknown.
+        members: indices of the members that answered, in order.
+    """
+
+    atoms: NDArray[np.float32]
+    mean_yx: Map
+    std_yx: Map
+    member_atoms: list[NDArray[np.float32]]
+    prob_myx: Stack | None
+    pixel_size_pm: float | None
+    members: tuple[int, ...]
+
+
+class Ensemble:
+    """Networks held ready to answer; safe to call from several threads.
+
+    Args:
+        members: at least one, of any recipes, each with its own index.
+        tile_px: frames larger than this are cut into overlapping tiles, in the member's pixels.
+        device: where to compute; the GPU if there is one, else the CPU.
+
+    Raises:
+        MemberCountError: no member.
+        InvalidInput: two members with one index.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], *, tile_px: int = TILE_PX, device: str | None = None
+    ) -> None:
+        _check_members(members)
+        self.members = tuple(members)
+        self.tile_px = tile_px
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._networks = [prepare(member.network(), self.device) for member in members]
+
+    @property
+    def member_count(self) -> int:
+        """How many members answer."""
+        return len(self.members)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Indices of the members, in order."""
+        return tuple(member.index for member in self.members)
+
+    def subset(self, indices: Sequence[int]) -> "Ensemble":
+        """Return an ensemble of the members with these indices, sharing their networks.
+
+        Raises:
+            NotFound: no member has that index.
+            MemberCountError: no index given.
+        """
+        places = self._places(indices)
+        part = Ensemble.__new__(Ensemble)
+        part.members = tuple(self.members[place] for place in places)
+        part.tile_px, part.device = self.tile_px, self.device
+        part._networks = [self._networks[place] for place in places]
+        return part
+
+    def predict(
+        self,
+        frame_yx: Map,
+        pixel_size_pm: float | None,
+        *,
+        members: Sequence[int] | None = None,
+        keep_members: bool = False,
+        threshold: float = 0.5,
+    ) -> Prediction:
+        """Return atoms, mean and spread of one frame.
+
+        Args:
+            frame_yx: one frame of any size and real dtype.
+            pixel_size_pm: edge of a pixel, in pm, 1 to 500. None: unknown; the frame is used as
+                it is, which is right only if its pixels are as large as those of the training.
+            members: indices of the members to ask; all if left out.
+            keep_members: also return each member's map.
+            threshold: least mean probability of an atom, and least probability in a member.
+
+        Raises:
+            InvalidFrame: the array is not a frame.
+            InvalidInput: the pixel size is out of bounds.
+            TooLarge: the frame would grow past `max_frame_px` at the members' pixel size.
+            NotFound: no member has an index that was asked for.
+        """
+        _check_pixel_size(pixel_size_pm)
+        frame_yx = check_frame(frame_yx)
+        places = self._places(self.indices if members is None else members)
+        inputs: dict[tuple[object, ...], tuple[Map, float]] = {}
+        total, answers, kept = _Moments(frame_yx.shape), [], []
+        for place in places:
+            spec = self.members[place].recipe.tiles
+            key = (spec.pixel_size_pm, spec.normalise, spec.local_nm)
+            if key not in inputs:
+                inputs[key] = _see(frame_yx, pixel_size_pm, spec)
+            answer = self._ask(place, *inputs[key], threshold)
+            prob_yx = answer.on_frame(frame_yx.shape)
+            total.add(prob_yx)
+            answers.append(answer.stored())
+            kept += [prob_yx] if keep_members else []
+        mean_yx, std_yx = total.result()
+        return Prediction(
+            atoms=_bring_together(answers, threshold, frame_yx.shape),
+            mean_yx=mean_yx,
+            std_yx=std_yx,
+            member_atoms=[answer.atoms for answer in answers],
+            prob_myx=np.stack(kept) if keep_members else None,
+            pixel_size_pm=pixel_size_pm,
+            members=tuple(self.members[place].index for place in places),
+        )
+
+    def predict_stack(
+        self,
+        frames_nyx: Stack,
+        pixel_size_pm: float | Sequence[float | None] | None,
+        *,
+        members: Sequence[int] | None = None,
+        keep_members: bool = False,
+        threshold: float = 0.5,
+    ) -> list[Prediction]:
+        """Return the prediction of each frame: the same as asked for one at a time."""
+        sizes = (
+            pixel_size_pm
+            if isinstance(pixel_size_pm, Sequence)
+            else [pixel_size_pm] * len(frames_nyx)
+        )
+        return [
+            self.predict(
+                frame, size, members=members, keep_members=keep_members, threshold=threshold
+            )
+            for frame, size in zip(frames_nyx, sizes, strict=True)
+        ]
+
+    def _places(self, indices: Sequence[int]) -> list[int]:
+        place_of = {index: place for place, index in enumerate(self.indices)}
+        unknown = [index for index in indices if index not in place_of]
+        if unknown:
+            raise NotFound(
+                f"no member {', '.join(map(str, unknown))} in this ensemble",
+                f"it holds {', '.join(map(str, self.indices))}",
+            )
+        if not len(indices):
+            raise MemberCountError("no member was asked", "an answer needs at least one")
+        return [place_of[index] for index in dict.fromkeys(indices)]
+
+    def _ask(self, place: int, input_yx: Map, scale: float, threshold: float) -> "_Answer":
+        recipe = self.members[place].recipe
+        prob_cyx = probabilities(self._networks[place], input_yx, recipe, self.tile_px, self.device)
+        prob_yx = prob_cyx.max(axis=0)
+        radius_px = recipe.tiles.mask_radius_pm / recipe.tiles.pixel_size_pm
+        atoms = find_atoms(prob_yx, threshold, max(NEIGHBOUR_SHARE * radius_px, 1.0))
+        if len(prob_cyx) > 1:
+            atoms[:, 2] = 1 + np.argmax([sample(p_yx, atoms[:, :2]) for p_yx in prob_cyx], axis=0)
+        atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
+        return _Answer(atoms, prob_yx, scale, radius_px / scale)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What one member says: atoms in the frame's pixels, its map in its own.
+
+    Position p of the frame lies at (p + 0.5) * scale - 0.5 of the map.
+    """
+
+    atoms: NDArray[np.float32]
+    prob_yx: NDArray[np.floating]
+    scale: float
+    radius_px: float
+
+    def on_frame(self, shape: tuple[int, ...]) -> Map:
+        """Return the map in the frame's pixels."""
+        if self.scale == 1 and self.prob_yx.shape == shape:
+            return np.asarray(self.prob_yx, np.float32)
+        rows, columns = (
+            _weights(side, own, self.scale)
+            for side, own in zip(shape, self.prob_yx.shape, strict=True)
+        )
+        return np.asarray((columns @ (rows @ self.prob_yx).T).T, np.float32)
+
+    def at(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the probability at positions of the frame."""
+        return sample(self.prob_yx, (position_n2 + 0.5) * self.scale - 0.5)
+
+    def stored(self) -> "_Answer":
+        """Return it with the map in half precision: all members' are kept until the end."""
+        return _Answer(self.atoms, self.prob_yx.astype(np.float16), self.scale, self.radius_px)
+
+
+class _Moments:
+    """Mean and standard deviation of maps, added one by one.
+
+    Sums of float32 in float64: the order of the members does not show after rounding back.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count = 0
+        self.sum_yx, self.square_yx = np.zeros(shape), np.zeros(shape)
+
+    def add(self, map_yx: Map) -> None:
+        self.count += 1
+        self.sum_yx += map_yx
+        self.square_yx += np.square(map_yx, dtype=np.float64)
+
+    def result(self) -> tuple[Map, Map]:
+        mean_yx = self.sum_yx / self.count
+        if self.count == 1:
+            return mean_yx.astype(np.float32), np.zeros(mean_yx.shape, np.float32)
+        rest_yx = np.maximum(self.square_yx - self.sum_yx * mean_yx, 0)
+        std_yx = np.sqrt(rest_yx / (self.count - 1))
+        return mean_yx.astype(np.float32), std_yx.astype(np.float32)
+
+
+def _check_members(members: Sequence[Member]) -> None:
+    indices = [member.index for member in members]
+    if not indices:
+        raise MemberCountError("an ensemble of no members", "at least one", "train one first")
+    twice = sorted({index for index in indices if indices.count(index) > 1})
+    if twice:
+        raise InvalidInput(
+            f"member index {twice[0]} given twice", "members are asked for by their index"
+        )
+
+
+def _check_pixel_size(pixel_size_pm: float | None) -> None:
+    low, high = PIXEL_SIZE_PM
+    if pixel_size_pm is not None and not low <= pixel_size_pm <= high:
+        raise InvalidInput(
+            f"pixel_size_pm {pixel_size_pm!r} is out of bounds",
+            f"{low:g} to {high:g} pm",
+            "give the edge of a pixel in picometres (a 1024 px frame 8 nm wide has 7.8)",
+        )
+
+
+def _see(frame_yx: Map, pixel_size_pm: float | None, spec: TileSpec) -> tuple[Map, float]:
+    """Return the frame as members of that spec see it, and the scale."""
+    scale = 1.0
+    if pixel_size_pm is not None:
+        frame_yx, scale = rescale(frame_yx, pixel_size_pm, spec.pixel_size_pm)
+    local_px = spec.local_nm * 1000 / spec.pixel_size_pm
+    return normalise(frame_yx, spec.normalise, local_px), scale
+
+
+def _weights(side: int, own_side: int, scale: float) -> csr_array:
+    """Return the (side, own_side) matrix that reads a map at the frame's pixels.
+
+    Linear where the map is coarser than the frame; where it is finer, a triangle as wide as a
+    pixel of the frame, so that nothing between is lost.
+    """
+    centre = (np.arange(side) + 0.5) * scale - 0.5
+    width = max(scale, 1.0)
+    reach = int(np.ceil(width))
+    column = np.floor(centre).astype(np.int64)[:, None] + np.arange(1 - reach, reach + 1)
+    weight = np.clip(1 - np.abs(column - centre[:, None]) / width, 0, 1)
+    weight /= weight.sum(axis=1, keepdims=True)
+    column = np.clip(column, 0, own_side - 1)
+    row = np.broadcast_to(np.arange(side)[:, None], column.shape)
+    entries = (weight.ravel().astype(np.float32), (row.ravel(), column.ravel()))
+    return csr_array(entries, shape=(side, own_side))
+
+
+def _bring_together(
+    answers: Sequence[_Answer], threshold: float, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return the atoms of the ensemble: clusters believed by enough, not two for one atom."""
+    radius_px = max(answer.radius_px for answer in answers)
+    atoms = cluster_atoms(
+        [answer.atoms for answer in answers],
+        radius_px,
+        sample_member=lambda member, position_n2: answers[member].at(position_n2),
+    )
+    atoms = atoms[atoms[:, 3] >= threshold]
+    least_px = NEIGHBOUR_SHARE * min(answer.radius_px for answer in answers)
+    atoms = atoms[np.sort(strongest(atoms[:, :2], atoms[:, 3], least_px))]
+    atoms[:, :2] = np.clip(atoms[:, :2], 0, np.array(shape) - 1)
+    return atoms

@@ -1,0 +1,208 @@
+"""Teachers: labelled tiles made out of frames that nobody labelled.
+
+`twin_lesson` simulates frames like them, with truth; `pseudo_lesson` takes for truth what the
+ensemble agrees on and leaves the doubtful places out. Both mix in as many tiles of the general
+policy, so that a member learns the new without forgetting the old.
+Axis letters: n tile or frame, k atom, y row, x column.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from manybeam.data.simulate import Simulated, simulate
+from manybeam.data.tiles import Tiles, draw_mask, normalise, rescale, rescale_truth
+from manybeam.errors import InvalidInput
+from manybeam.learn.ensemble import Ensemble, Prediction
+from manybeam.spec import Policy
+from manybeam.spec.recipe import TileSpec
+
+# What counts as agreed: share of members, mean probability, and spread in radii of a mask.
+SURE_VOTES = 0.7
+SURE_PROBABILITY = 0.6
+SURE_SPREAD = 0.5
+DOUBT_RADII = 2.0  # neighbourhood of a doubtful atom that is left out, in radii of a mask
+STD_WEIGHT = 4.0  # pixels count exp(-4 std)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a member is fine-tuned on.
+
+    Attributes:
+        tiles: inputs and masks; `tiles.source` names the unlabelled frames they were made from.
+        weight_nyx: how much each pixel counts.
+    """
+
+    tiles: Tiles
+    weight_nyx: np.ndarray
+
+
+def twin_lesson(
+    frames_digest: str, twin: Policy, imaging: Policy, spec: TileSpec, *, count: int, seed: int
+) -> Lesson:
+    """Return labelled tiles simulated under the inferred condition, half of them; the rest general.
+
+    Args:
+        frames_digest: names the frames the condition was inferred from.
+        twin: the condition inferred from the unlabelled frames.
+        imaging: the general policy.
+        spec: edge and pixel size of a tile, radius of a mask, how to normalise.
+        count: tiles of each half.
+        seed: of both simulations.
+    """
+    new = simulated_tiles(twin, spec, count=count, seed=seed)
+    old = simulated_tiles(imaging, spec, count=count, seed=seed + 1)
+    input_nyx, target_nyx = (np.concatenate(pair) for pair in zip(new, old, strict=True))
+    weight_nyx = np.ones(target_nyx.shape, np.float32)
+    return _lesson(input_nyx, target_nyx, weight_nyx, frames_digest)
+
+
+def pseudo_lesson(
+    frames_digest: str,
+    ensemble: Ensemble,
+    frames_nyx: np.ndarray,
+    pixel_size_pm: float | None,
+    imaging: Policy,
+    spec: TileSpec,
+    *,
+    seed: int,
+) -> Lesson:
+    """Return tiles of the unlabelled frames themselves, masked where the ensemble agrees.
+
+    Raises:
+        InvalidInput: the members agree on no atom, so there is nothing to teach.
+
+    Source:
+        Ghosh et al., npj Comput. Mater. 7, 100 (2021), ensemble learning-iterative training;
+        weights, doubtful neighbourhoods and the general half are ours.
+    """
+    parts = [_labelled(ensemble, frame, pixel_size_pm, spec) for frame in frames_nyx]
+    if not any(target.any() for _, target, _ in parts):
+        raise InvalidInput(
+            "the members agree on no atom of these frames",
+            f"pseudo-labels need atoms with votes of at least {SURE_VOTES:g}",
+            "adapt with the teacher 'twin', which needs no agreement",
+        )
+    tiles = [_covering(part, spec.tile_px) for part in parts]
+    input_nyx, target_nyx, weight_nyx = (np.concatenate(one) for one in zip(*tiles, strict=True))
+    old = simulated_tiles(imaging, spec, count=len(input_nyx), seed=seed)
+    return _lesson(
+        np.concatenate([input_nyx, old[0]]),
+        np.concatenate([target_nyx, old[1]]),
+        np.concatenate([weight_nyx, np.ones(old[1].shape, np.float32)]),
+        frames_digest,
+    )
+
+
+def simulated_tiles(
+    imaging: Policy, spec: TileSpec, *, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and masks of tiles simulated under a policy, one a frame."""
+    sizes = imaging.scan.pixel_size_pm
+    least_pm = sizes if isinstance(sizes, float) else getattr(sizes, "low", spec.pixel_size_pm)
+    # A third wider than a tile, as frames are wider than what is cut out of them in training.
+    side = int(1.33 * spec.tile_px * spec.pixel_size_pm / float(least_pm)) + 2
+    made = simulate(imaging, count, seed=seed, shape=(side, side))
+    rng = np.random.default_rng(seed)
+    cut = [_cut(made, index, spec, rng) for index in range(count)]
+    inputs, targets = zip(*cut, strict=True)
+    return np.stack(inputs), np.stack(targets)
+
+
+def frames_digest(frames_nyx: np.ndarray, pixel_size_pm: float | None) -> str:
+    """Return 32 hex digits that name these frames."""
+    content = np.ascontiguousarray(frames_nyx, dtype="<f4").tobytes()
+    text = f"{frames_nyx.shape} {pixel_size_pm}".encode()
+    return hashlib.sha256(text + content).hexdigest()[:32]
+
+
+def sure_atoms(prediction: Prediction, radius_px: float) -> np.ndarray:
+    """Return for each atom whether the members agree on it: votes, probability and position."""
+    atoms = prediction.atoms
+    spread_px = np.nan_to_num(np.hypot(atoms[:, 4], atoms[:, 5]), nan=np.inf)
+    is_close = (spread_px <= SURE_SPREAD * radius_px) | (len(prediction.members) == 1)
+    return np.asarray((atoms[:, 6] >= SURE_VOTES) & (atoms[:, 3] >= SURE_PROBABILITY) & is_close)
+
+
+def _lesson(
+    input_nyx: np.ndarray, target_nyx: np.ndarray, weight_nyx: np.ndarray, source: str
+) -> Lesson:
+    content = hashlib.sha256(source.encode())
+    for array in (input_nyx, target_nyx, weight_nyx):
+        content.update(np.ascontiguousarray(array).tobytes())
+    tiles = Tiles(input_nyx, target_nyx, (source,), content.hexdigest()[:32])
+    return Lesson(tiles, weight_nyx)
+
+
+def _cut(
+    made: Simulated, index: int, spec: TileSpec, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one tile of one simulated frame, at a random place, and its mask."""
+    frame_yx, scale = rescale(
+        made.frames_nyx[index], float(made.pixel_size_pm[index]), spec.pixel_size_pm
+    )
+    frame_yx = normalise(frame_yx, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
+    truth = rescale_truth(made.truth[index], scale)
+    shape = (frame_yx.shape[0], frame_yx.shape[1])
+    mask_yx = draw_mask(truth, shape, spec.mask_radius_pm / spec.pixel_size_pm)
+    top, left = (int(rng.integers(side - spec.tile_px + 1)) for side in shape)
+    where = (slice(top, top + spec.tile_px), slice(left, left + spec.tile_px))
+    return frame_yx[where], mask_yx[where]
+
+
+def _labelled(
+    ensemble: Ensemble, frame_yx: np.ndarray, pixel_size_pm: float | None, spec: TileSpec
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return one frame as the network sees it, its pseudo-mask and the pixels' weights."""
+    scaled_yx = frame_yx
+    if pixel_size_pm is not None:
+        scaled_yx = rescale(frame_yx, pixel_size_pm, spec.pixel_size_pm)[0]
+    scaled_yx = normalise(scaled_yx, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
+    # Asked at the network's own pixel size, so that maps and masks fall on the same pixels.
+    prediction = ensemble.predict(scaled_yx, spec.pixel_size_pm, threshold=0.3)
+    radius_px = spec.mask_radius_pm / spec.pixel_size_pm
+    shape = (scaled_yx.shape[0], scaled_yx.shape[1])
+    is_sure = sure_atoms(prediction, radius_px)
+    target_yx = draw_mask(prediction.atoms[is_sure], shape, radius_px)
+    doubtful = [prediction.atoms[~is_sure][:, :3], *_lonely(prediction, radius_px)]
+    doubt_yx = draw_mask(np.concatenate(doubtful), shape, DOUBT_RADII * radius_px)
+    weight_yx = np.exp(-STD_WEIGHT * prediction.std_yx)
+    weight_yx[(doubt_yx > 0) & (target_yx == 0)] = 0.0
+    return scaled_yx, target_yx, weight_yx.astype(np.float32)
+
+
+def _lonely(prediction: Prediction, radius_px: float) -> list[np.ndarray]:
+    """Return each member's atoms that are none of the ensemble's: somebody saw something there."""
+    lonely = []
+    for atoms in prediction.member_atoms:
+        gaps = atoms[:, None, :2] - prediction.atoms[None, :, :2]
+        near = (np.hypot(gaps[..., 0], gaps[..., 1]) <= radius_px).any(axis=1)
+        lonely.append(atoms[~near][:, :3])
+    return lonely
+
+
+def _covering(part: Sequence[np.ndarray], tile_px: int) -> list[np.ndarray]:
+    """Return the tiles that cover a frame; one smaller than a tile is reflected, at no weight."""
+    frame_yx = part[0]
+    missing = [(0, max(0, tile_px - side)) for side in frame_yx.shape]
+    padded = [
+        np.pad(part[0], missing, mode="reflect"),
+        np.pad(part[1], missing),
+        np.pad(part[2], missing),
+    ]
+    corners = [
+        (top, left)
+        for top in _starts(padded[0].shape[0], tile_px)
+        for left in _starts(padded[0].shape[1], tile_px)
+    ]
+    return [
+        np.stack([one[top : top + tile_px, left : left + tile_px] for top, left in corners])
+        for one in padded
+    ]
+
+
+def _starts(side: int, tile_px: int) -> list[int]:
+    return sorted({*range(0, side - tile_px + 1, tile_px), side - tile_px})

@@ -1,0 +1,149 @@
+"""What the service counts, and how Prometheus reads it from every replica at once.
+
+Counted through Ray, not with prometheus-client: a scrape reaches one replica only, and counters
+that jump between replicas are worse than none. Ray's agent on each node holds the series of all
+its processes, each labelled with its replica; `/metrics` on any replica gathers them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+PREFIX = "manybeam_"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+AGENT_TIMEOUT_S = 2.0
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+# kind, name, sentence, labels; a label holds one of a known set, never what a caller typed.
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "manybeam_requests": ("requests answered, by path and HTTP status", ("path", "status")),
+    "manybeam_frames": ("frames predicted, by ensemble", ("ensemble",)),
+    "manybeam_drifted_frames": ("frames called out of distribution", ("ensemble",)),
+    "manybeam_degraded_answers": ("answers given with a reservation", ("ensemble",)),
+    "manybeam_faults": ("requests that failed through a fault of ours", ("path",)),
+}
+HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
+    "manybeam_request_seconds": ("time from request to answer", SECONDS, ("path",)),
+    "manybeam_stage_seconds": ("time of one stage of an answer", SECONDS, ("stage",)),
+    "manybeam_members_used": ("members that answered one request", COUNTS, ("ensemble",)),
+}
+GAUGES: dict[str, str] = {
+    "manybeam_waiting_requests": "requests waiting or being answered",
+    "manybeam_ensembles_held": "ensembles held in memory",
+}
+
+_SCOPE = re.compile(r'otel_scope_\w+="[^"]*",?')
+_FAMILY = re.compile(r"^(?:# (?:HELP|TYPE) )?ray_(manybeam_\w+)")
+
+
+class Meter:
+    """The metrics of one replica; outside of Ray they count into nothing."""
+
+    def __init__(self) -> None:
+        from ray.serve import metrics
+
+        # Ray's own types promise a tuple of one label where it takes any number.
+        Counter: Any = metrics.Counter
+        Gauge: Any = metrics.Gauge
+        Histogram: Any = metrics.Histogram
+        self._counters = {
+            name: Counter(name, description=text, tag_keys=labels)
+            for name, (text, labels) in COUNTERS.items()
+        }
+        self._histograms = {
+            name: Histogram(name, description=text, boundaries=list(bounds), tag_keys=labels)
+            for name, (text, bounds, labels) in HISTOGRAMS.items()
+        }
+        self._gauges = {name: Gauge(name, description=text) for name, text in GAUGES.items()}
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        """Count one request; 5xx other than a full or late service is a fault of ours."""
+        self._counters["manybeam_requests"].inc(1, {"path": path, "status": str(status)})
+        self._histograms["manybeam_request_seconds"].observe(seconds, {"path": path})
+        if status == 500:
+            self._counters["manybeam_faults"].inc(1, {"path": path})
+
+    def answer(
+        self, ensemble: str, *, frames: int, members: int, is_degraded: bool, is_drifted: bool
+    ) -> None:
+        """Count one answer of an ensemble; the name is one the zoo knows."""
+        labels = {"ensemble": ensemble}
+        self._counters["manybeam_frames"].inc(frames, labels)
+        self._histograms["manybeam_members_used"].observe(members, labels)
+        if is_degraded:
+            self._counters["manybeam_degraded_answers"].inc(1, labels)
+        if is_drifted:
+            self._counters["manybeam_drifted_frames"].inc(1, labels)
+
+    def stages(self, seconds: Mapping[str, float]) -> None:
+        """Count the time of each stage of one answer."""
+        for stage, value in seconds.items():
+            self._histograms["manybeam_stage_seconds"].observe(value, {"stage": stage})
+
+    def waiting(self, count: int) -> None:
+        """Set how many requests are inside."""
+        self._gauges["manybeam_waiting_requests"].set(count)
+
+    def held(self, count: int) -> None:
+        """Set how many ensembles are in memory."""
+        self._gauges["manybeam_ensembles_held"].set(count)
+
+
+def series_names() -> set[str]:
+    """Return every name of a series that Prometheus can find at `/metrics`."""
+    names = {f"{name}_total" for name in COUNTERS} | set(GAUGES)
+    return names | {f"{name}_{end}" for name in HISTOGRAMS for end in ("bucket", "sum", "count")}
+
+
+def gather() -> str:
+    """Return our series of all nodes, as Prometheus reads them; for a process on the cluster."""
+    import urllib3
+    from ray import nodes as ray_nodes
+
+    nodes: Any = ray_nodes
+    agents = [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in nodes()
+        if node["Alive"] and node["MetricsExportPort"]
+    ]
+    pages, silent = [], 0
+    with urllib3.PoolManager(retries=False, timeout=AGENT_TIMEOUT_S) as http:
+        for agent in agents:
+            try:
+                pages.append(http.request("GET", agent).data.decode())
+            except urllib3.exceptions.HTTPError:
+                silent += 1
+    return join(pages) + (f"# {silent} node(s) did not answer\n" if silent else "")
+
+
+def join(pages: Iterable[str]) -> str:
+    r"""Return our series out of several agents' pages, each family once, under our names.
+
+    Example:
+        >>> print(join(['ray_up 1.0\nray_manybeam_frames_total{ensemble="a"} 2.0']), end="")
+        manybeam_frames_total{ensemble="a"} 2.0
+    """
+    families: dict[str, dict[str, Any]] = {}
+    for line in (line for page in pages for line in page.splitlines()):
+        match = _FAMILY.match(line)
+        if match is None:
+            continue
+        ours = _SCOPE.sub("", line.replace("ray_manybeam_", PREFIX, 1)).replace(",}", "}")
+        family = families.setdefault(_family(match[1]), {"about": {}, "rows": []})
+        if ours.startswith("# "):
+            family["about"].setdefault(ours.split()[1], ours)
+        else:
+            family["rows"].append(ours)
+    lines = [
+        line
+        for name in sorted(families)
+        for line in (*families[name]["about"].values(), *families[name]["rows"])
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _family(name: str) -> str:
+    ends = ("_bucket", "_sum", "_count")
+    stem = next((name.removesuffix(end) for end in ends if name.endswith(end)), name)
+    return stem if stem in HISTOGRAMS else name

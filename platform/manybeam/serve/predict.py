@@ -1,0 +1,422 @@
+"""Answers of the service: ensembles held ready, frames in, atoms with their reasons out.
+
+No Ray and no web here: what a replica answers is what this class answers in any process.
+Axis letters: n frame, m member, y row, x column.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manybeam.errors import DeadlineExceeded, NoCapacity, Unreachable
+from manybeam.serve.wire import Frames, Question, plain
+
+if TYPE_CHECKING:
+    from manybeam.learn.ensemble import Ensemble, Prediction
+    from manybeam.zoo.matrix import Matrix
+    from manybeam.zoo.records import Record
+    from manybeam.zoo.registry import Zoo
+    from manybeam.zoo.select import Selection
+
+logger = logging.getLogger(__name__)
+
+V = TypeVar("V")
+
+AUTO = "auto"
+FRESH_S = 10.0
+KEPT_REFS = 256
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One version of an ensemble, ready to answer."""
+
+    record: "Record"
+    ensemble: "Ensemble"
+
+
+class Fresh(Generic[V]):
+    """Values asked for again when they are old; the old one stands in when the source is silent.
+
+    One caller at a time asks; the others go on with the value they have.
+
+    Args:
+        ask: gives the value of a key; may raise Unreachable.
+        fresh_s: how long a value is trusted.
+        clock: monotonic seconds.
+        capacity: how many values are kept, those used last.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str], V],
+        fresh_s: float,
+        clock: Callable[[], float],
+        capacity: int = KEPT_REFS,
+    ) -> None:
+        self._ask, self._fresh_s, self._clock, self._capacity = ask, fresh_s, clock, capacity
+        self._known: OrderedDict[str, tuple[V, float]] = OrderedDict()
+        self._asking, self._lock = threading.Lock(), threading.Lock()
+
+    def get(self, key: str) -> tuple[V, tuple[str, ...]]:
+        """Return the value of a key, and a note if it is older than it should be.
+
+        Raises:
+            Unreachable: the source is silent and never gave this value.
+        """
+        known = self._known.get(key)
+        if known is not None and self._clock() - known[1] < self._fresh_s:
+            return known[0], ()
+        if not self._asking.acquire(blocking=known is None):
+            return (known[0], ()) if known else self.get(key)
+        try:
+            return self._renew(key, known)
+        finally:
+            self._asking.release()
+
+    def _renew(self, key: str, known: tuple[V, float] | None) -> tuple[V, tuple[str, ...]]:
+        now = self._clock()
+        try:
+            value = self._ask(key)
+        except Unreachable as error:
+            if known is None:
+                raise
+            logger.warning("zoo did not answer", extra={"ref": key, "why": error.what})
+            return known[0], (f"the zoo does not answer; {key} is of {now - known[1]:.0f} s ago",)
+        with self._lock:
+            self._known[key] = (value, now)
+            self._known.move_to_end(key)
+            while len(self._known) > self._capacity:
+                self._known.popitem(last=False)
+        return value, ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a prediction gives back.
+
+    Args:
+        arrays: by the names of `wire.WANTS`; of a stack also `atoms_frame`, `members_frame`.
+        meta: who answered and why, as JSON holds it.
+        seconds: time each stage took.
+        is_drifted: whether selection called the frame out of distribution; None if not asked.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    meta: dict[str, Any]
+    seconds: dict[str, float]
+    is_drifted: bool | None = None
+
+
+@dataclass
+class Watch:
+    """Times the stages of one request and keeps its deadline.
+
+    Args:
+        deadline_s: when the answer is worthless, by the same clock; None for never.
+        clock: monotonic seconds.
+    """
+
+    deadline_s: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage; does not begin it after the deadline.
+
+        Raises:
+            DeadlineExceeded: the time is up.
+        """
+        begun = self.clock()
+        if self.deadline_s is not None and begun >= self.deadline_s:
+            raise DeadlineExceeded(
+                f"the deadline passed before {name}", "", "raise deadline_ms, or want less"
+            )
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - begun
+
+
+class Service:
+    """Ensembles of one zoo, loaded when named and kept until others are asked for more.
+
+    Safe to call from several threads: loading is done by one at a time, answering by all.
+
+    Args:
+        zoo: where ensembles come from.
+        refs: loaded now; what `auto` selects among. If empty, `auto` selects
+            among all that the zoo serves.
+        capacity: how many further ensembles are kept, those used last.
+        fresh_s: how long an alias is trusted before the zoo is asked again.
+        clock: monotonic seconds.
+
+    Raises:
+        UnknownRef: one of `refs` is not in the zoo.
+        Corrupt: weights differ from those registered.
+    """
+
+    def __init__(
+        self,
+        zoo: "Zoo",
+        refs: Sequence[str] = (),
+        *,
+        capacity: int = 4,
+        fresh_s: float = FRESH_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._zoo, self._clock, self._capacity = zoo, clock, capacity + len(refs)
+        self._records = Fresh(zoo.resolve, fresh_s, clock)
+        self._matrices = Fresh(zoo.matrix, fresh_s, clock)
+        self._loading, self._lock = threading.Lock(), threading.Lock()
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self.refs = tuple(refs)
+        for ref in self.refs:
+            self.load(ref)
+
+    def load(self, ref: str) -> tuple[Loaded, tuple[str, ...]]:
+        """Return an ensemble, and what is wrong with the answer it will give, in words.
+
+        Raises:
+            UnknownRef: nothing is called that; the nearest names are in the hint.
+            ZooUnreachable: the zoo does not answer and the reference was never seen.
+        """
+        record, notes = self._records.get(ref)
+        found = self._held(record)
+        if found is None:
+            with self._loading:
+                found = self._held(record) or self._fetch(record)
+        return found, notes
+
+    def served(self) -> tuple[str, ...]:
+        """Return the references `auto` selects among.
+
+        Raises:
+            NoCapacity: there is none.
+        """
+        refs = self.refs or tuple(
+            f"{record.name}@{record.version}"
+            for record in self._zoo.ls()
+            if "serving" in record.aliases
+        )
+        if not refs:
+            raise NoCapacity(
+                "no ensemble is served", "auto selects among those served", "manybeam zoo ls"
+            )
+        return refs
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Return one row for each ensemble held, as a table or JSON shows it."""
+        with self._lock:
+            held = list(self._loaded.values())
+        return [
+            {
+                "ref": one.record.ref,
+                "name": one.record.name,
+                "version": one.record.version,
+                "aliases": list(one.record.aliases),
+                "members": list(one.ensemble.indices),
+                "failed": list(one.record.failed),
+                "created": one.record.created.isoformat(),
+            }
+            for one in held
+        ]
+
+    def predict(
+        self, ref: str, frames: Frames, question: Question, watch: Watch | None = None
+    ) -> Answer:
+        """Return the answer to one request.
+
+        Args:
+            ref: REF of the contract, or `auto`: then the members are selected by the first frame.
+            frames: what to look at.
+            question: what to say about it.
+            watch: times the stages; a deadline in it is kept between frames.
+
+        Raises:
+            DeadlineExceeded: the time is up.
+            NotFound: no such ensemble or member.
+        """
+        watch = watch or Watch(clock=self._clock)
+        selection, members = None, None
+        why = f"all members of {ref}, as asked for"
+        if ref == AUTO:
+            chosen = self._best(frames.frames[0], question, watch)
+            loaded, notes, selection = chosen
+            members, why = selection.chosen, selection.why
+        else:
+            with watch.stage("load"):
+                loaded, notes = self.load(ref)
+        found = []
+        for frame_yx in frames.frames:
+            with watch.stage("predict"):
+                found.append(
+                    loaded.ensemble.predict(frame_yx, question.pixel_size_pm, members=members)
+                )
+        degraded = [*notes, *_doubts(loaded, question)]
+        meta = _meta(loaded.record, found[0].members, frames, question)
+        meta |= {"why": why, "drift": _drift(selection), "degraded": degraded}
+        drifted = None if selection is None else selection.verdict != "ok"
+        arrays = _arrays(found, question.want, is_stack=frames.is_stack)
+        return Answer(arrays, meta, watch.seconds, drifted)
+
+    def select(
+        self, frames: Frames, question: Question, watch: Watch | None = None
+    ) -> tuple[dict[str, Any], bool]:
+        """Return the members ranked for the first frame as JSON holds it, and whether it drifted.
+
+        Candidates of all ensembles selected among stand in one ranking, best first.
+        """
+        watch = watch or Watch(clock=self._clock)
+        ranked = self._rankings(frames.frames[0], question, watch)
+        best, notes, selection = ranked[0]
+        rows = [
+            _candidate_row(loaded, one, candidate, is_chosen=place == 0)
+            for place, (loaded, _, one) in enumerate(ranked)
+            for candidate in one.candidates
+        ]
+        rows.sort(key=lambda row: -row["predicted_f1"])
+        meta = _meta(best.record, selection.chosen, frames, question)
+        content = {
+            "verdict": selection.verdict,
+            "why": selection.why,
+            "ref": best.record.ref,
+            "chosen": list(selection.chosen),
+            "candidates": rows,
+            "nearest": [list(pair) for pair in selection.nearest],
+            "meta": meta | {"degraded": [*notes, *_doubts(best, question)]},
+        }
+        return plain(content), selection.verdict != "ok"
+
+    def _best(
+        self, frame_yx: NDArray[np.float32], question: Question, watch: Watch
+    ) -> "tuple[Loaded, tuple[str, ...], Selection]":
+        return self._rankings(frame_yx, replace(question, ensemble=AUTO), watch)[0]
+
+    def _rankings(
+        self, frame_yx: NDArray[np.float32], question: Question, watch: Watch
+    ) -> "list[tuple[Loaded, tuple[str, ...], Selection]]":
+        """Return every ensemble selected among with its ranking, the most promising first."""
+        from manybeam.zoo.select import select
+
+        refs = self.served() if question.ensemble == AUTO else (question.ensemble,)
+        ranked = []
+        for ref in refs:
+            with watch.stage("load"):
+                loaded, notes = self.load(ref)
+                matrix, more = self._matrices.get(loaded.record.ref)
+            with watch.stage("select"):
+                selection = select(
+                    loaded.record, matrix, loaded.ensemble, frame_yx, question.pixel_size_pm
+                )
+            ranked.append((loaded, (*notes, *more), selection))
+        return sorted(ranked, key=lambda one: -one[2].candidates[0].predicted_f1)
+
+    def _held(self, record: "Record") -> Loaded | None:
+        with self._lock:
+            found = self._loaded.get(record.ref)
+            if found is not None:
+                self._loaded.move_to_end(record.ref)
+        return found and Loaded(record, found.ensemble)
+
+    def _fetch(self, record: "Record") -> Loaded:
+        begun = self._clock()
+        found = Loaded(record, self._zoo.ensemble(record.ref))
+        took = {"ref": record.ref, "wall_s": round(self._clock() - begun, 3)}
+        logger.info("ensemble loaded", extra=took)
+        with self._lock:
+            self._loaded[record.ref] = found
+            while len(self._loaded) > self._capacity:
+                self._loaded.popitem(last=False)
+        return found
+
+
+def _doubts(loaded: Loaded, question: Question) -> Iterator[str]:
+    """Yield what makes the answer worth less than it could be."""
+    if question.pixel_size_pm is None:
+        yield "no pixel_size_pm: the frame is taken at the members' own pixel size"
+    if loaded.record.failed:
+        yield f"{len(loaded.record.failed)} planned member(s) failed in training"
+
+
+def _meta(
+    record: "Record", members: Sequence[int], frames: Frames, question: Question
+) -> dict[str, Any]:
+    return {
+        "ref": record.ref,
+        "ensemble": record.name,
+        "version": record.version,
+        "members": list(members),
+        "pixel_size_pm": question.pixel_size_pm,
+        "frames": len(frames.frames),
+        "shape": list(frames.frames[0].shape),
+        "notes": list(frames.notes),
+        "instrument": question.instrument,
+        "frame_id": question.frame_id,
+    }
+
+
+def _drift(selection: "Selection | None") -> dict[str, Any]:
+    """Return drift score and flag; null where selection was not asked, never a guess."""
+    if selection is None:
+        return {"score": None, "flag": None}
+    score = selection.candidates[0].components.get("distance")
+    return {"score": plain(score), "flag": selection.verdict != "ok"}
+
+
+def _candidate_row(
+    loaded: Loaded, selection: "Selection", candidate: Any, *, is_chosen: bool
+) -> dict[str, Any]:
+    return {
+        "ref": f"{loaded.record.name}@{loaded.record.version}/{candidate.member:02d}",
+        "member": candidate.member,
+        "chosen": is_chosen and candidate.member in selection.chosen,
+        "predicted_f1": float(candidate.predicted_f1),
+        "low": float(candidate.low),
+        "high": float(candidate.high),
+        "components": dict(candidate.components),
+        "why": candidate.why,
+    }
+
+
+def _arrays(
+    found: "Sequence[Prediction]", want: Sequence[str], *, is_stack: bool
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays wanted; of a stack, rows carry the number of their frame beside them."""
+    arrays: dict[str, NDArray[Any]] = {}
+    if "atoms" in want or "votes" in want:
+        atoms, frame_of = _joined([one.atoms for one in found])
+        wanted = {"atoms": atoms, "votes": atoms[:, 6]}
+        arrays |= {name: wanted[name] for name in ("atoms", "votes") if name in want}
+        arrays |= {"atoms_frame": frame_of} if is_stack else {}
+    if "members" in want:
+        arrays["members"], frame_of = _joined([_member_rows(one) for one in found])
+        arrays |= {"members_frame": frame_of} if is_stack else {}
+    for name in ("mean", "std"):
+        if name in want:
+            maps_nyx = np.stack([getattr(one, f"{name}_yx") for one in found]).astype(np.float16)
+            arrays[name] = maps_nyx if is_stack else maps_nyx[0]
+    return arrays
+
+
+def _member_rows(prediction: "Prediction") -> NDArray[np.float32]:
+    """Return what each member found, one row an atom: member, y, x, class, probability."""
+    rows = [
+        np.column_stack([np.full(len(atoms), member, np.float32), atoms])
+        for member, atoms in zip(prediction.members, prediction.member_atoms, strict=True)
+    ]
+    return np.concatenate(rows).astype(np.float32)
+
+
+def _joined(
+    rows_n: Sequence[NDArray[np.float32]],
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    counts = [len(rows) for rows in rows_n]
+    return np.concatenate(rows_n), np.repeat(np.arange(len(rows_n), dtype=np.int32), counts)

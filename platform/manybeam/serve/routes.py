@@ -1,0 +1,342 @@
+"""The URLs of the service: requests become calls of `predict.Service`, errors become problem+json.
+
+The event loop only moves bytes; reading, predicting and writing run on threads of their own, so a
+large frame holds up nobody's health check.
+"""
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from manybeam import __version__
+from manybeam.errors import (
+    Busy,
+    DeadlineExceeded,
+    ManybeamError,
+    NotAllowed,
+    NotFound,
+    TooLarge,
+    UnreadableFile,
+    WorkFailed,
+    http_status,
+)
+from manybeam.serve import wire
+from manybeam.serve.metrics import TEXT, Meter
+from manybeam.serve.predict import Service, Watch
+
+logger = logging.getLogger(__name__)
+
+PATHS = (
+    "POST /v1/predict/{REF}",
+    "POST /v1/select",
+    "GET /v1/ensembles",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one replica takes on.
+
+    Args:
+        threads: requests answered at the same time; each uses all cores the replica may use.
+        waiting: requests inside at most, those being answered among them; above it 429.
+        max_frame_px: most pixels in one request.
+        is_local: answer only requests addressed to this machine by a loopback name: a web page
+            that made its own name point here (DNS rebinding) is refused.
+        names_requests: put X-Request-Id on answers; Ray Serve does so itself.
+    """
+
+    threads: int = 2
+    waiting: int = 32
+    max_frame_px: int = 64_000_000
+    is_local: bool = True
+    names_requests: bool = True
+
+
+def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[], str]) -> FastAPI:
+    """Return the web application of one replica.
+
+    Args:
+        service: what answers.
+        limits: what the replica takes on.
+        meter: what counts.
+        metrics_text: gathers what was counted, by all replicas.
+    """
+    app = FastAPI(title="Manybeam prediction service", version=__version__, redoc_url=None)
+    desk = Desk(service, limits, meter)
+    app.add_exception_handler(HTTPException, partial(_unrouted, desk))
+
+    @app.post("/v1/predict/{ref:path}")
+    async def predict(ref: str, request: Request) -> Response:
+        """Find the atoms in one frame or a stack."""
+        return await desk.answered("predict", request, partial(desk.predict, ref))
+
+    @app.post("/v1/select")
+    async def select(request: Request) -> Response:
+        """Rank the members that suit a frame."""
+        return await desk.answered("select", request, desk.select)
+
+    @app.get("/v1/ensembles")
+    async def ensembles(request: Request) -> Response:
+        """List the ensembles held ready."""
+        return await desk.answered("ensembles", request, desk.ensembles)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Tell that the process answers."""
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """Tell what can be predicted with; a replica takes requests only once all are loaded."""
+        return {"status": "ready", "ensembles": list(service.refs)}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Give what all replicas counted, for Prometheus."""
+        return Response(await asyncio.to_thread(metrics_text), media_type=TEXT)
+
+    return app
+
+
+Work = Callable[[Request, float], Awaitable[Response]]
+
+
+class Desk:
+    """Takes requests of one replica in, hands them to threads, and words every failure."""
+
+    def __init__(self, service: Service, limits: Limits, meter: Meter) -> None:
+        self.service, self.limits, self.meter = service, limits, meter
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
+        self._inside = 0
+        self._mean_s = 1.0
+
+    async def answered(self, path: str, request: Request, work: Work) -> Response:
+        """Return the answer of one request, or the problem that kept it from having one."""
+        begun = time.monotonic()
+        request_id = request.headers.get("x-request-id", "")[:128] or uuid.uuid4().hex
+        try:
+            self._check_host(request)
+            response = await work(request, begun)
+        except ManybeamError as error:
+            response = self.problem(error, request_id)
+        except Exception:
+            # Whatever it was must not take the replica along; it is logged, and counted below.
+            logger.exception("request failed", extra={"path": path, "request_id": request_id})
+            fault = WorkFailed("the service failed", "a fault of ours", "tell the request id")
+            response = self.problem(fault, request_id)
+        if self.limits.names_requests:
+            response.headers["x-request-id"] = request_id
+        self.meter.request(path, response.status_code, time.monotonic() - begun)
+        return response
+
+    async def predict(self, ref: str, request: Request, begun: float) -> Response:
+        """Answer one prediction."""
+        question = wire.read_query(request.query_params.multi_items(), wire.PREDICT_NAMES)
+        form = wire.answer_form(request.headers.get("accept", ""), question.want)
+        body = await self._body(request)
+        headers = dict(request.headers)
+        return await self._on_thread(
+            partial(self._predict, ref, body, headers, question, form), question, begun
+        )
+
+    async def select(self, request: Request, begun: float) -> Response:
+        """Answer one selection; always JSON."""
+        question = wire.read_query(request.query_params.multi_items(), wire.SELECT_NAMES)
+        body = await self._body(request)
+        headers = dict(request.headers)
+        return await self._on_thread(
+            partial(self._select, body, headers, question), question, begun
+        )
+
+    async def ensembles(self, request: Request, begun: float) -> Response:
+        """List what is held."""
+        wire.read_query(request.query_params.multi_items(), ())
+        return _json({"ensembles": self.service.listing()})
+
+    def problem(self, error: ManybeamError, request_id: str) -> Response:
+        """Return an error as problem+json."""
+        headers = {"retry-after": str(self._wait_s())} if isinstance(error, Busy) else {}
+        return _json(wire.problem(error, request_id), http_status(error), wire.PROBLEM, headers)
+
+    def _predict(
+        self,
+        ref: str,
+        body: bytes,
+        headers: dict[str, str],
+        question: wire.Question,
+        form: str,
+        watch: Watch,
+    ) -> Response:
+        with watch.stage("read"):
+            frames = wire.read_frames(wire.read_body(body, headers), self.limits.max_frame_px)
+        answer = self.service.predict(ref, frames, question, watch)
+        with watch.stage("write"):
+            write = wire.write_json if form == wire.JSON else wire.write_npz
+            timings = {name: round(value * 1000, 2) for name, value in watch.seconds.items()}
+            content = write(answer.arrays, {**answer.meta, "timings_ms": timings})
+        self._count(answer.meta, watch, is_drifted=bool(answer.is_drifted))
+        return Response(content, media_type=form)
+
+    def _select(
+        self, body: bytes, headers: dict[str, str], question: wire.Question, watch: Watch
+    ) -> Response:
+        with watch.stage("read"):
+            frames = wire.read_frames(wire.read_body(body, headers), self.limits.max_frame_px)
+        content, is_drifted = self.service.select(frames, question, watch)
+        timings = {name: round(value * 1000, 2) for name, value in watch.seconds.items()}
+        content["meta"]["timings_ms"] = timings
+        self._count({**content["meta"], "frames": 0}, watch, is_drifted=is_drifted)
+        return _json(content)
+
+    def _count(self, meta: dict[str, Any], watch: Watch, *, is_drifted: bool) -> None:
+        self.meter.stages(watch.seconds)
+        self.meter.held(len(self.service.listing()))
+        self.meter.answer(
+            meta["ensemble"],
+            frames=meta["frames"],
+            members=len(meta["members"]),
+            is_degraded=bool(meta["degraded"]),
+            is_drifted=is_drifted,
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        """Return the body; one that is too large is refused before it is read."""
+        limit = wire.body_limit(self.limits.max_frame_px)
+        announced = request.headers.get("content-length", "")
+        wire.check_length(int(announced) if announced.isdigit() else 0, limit)
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                wire.check_length(len(body), limit)
+        except ClientDisconnect as error:
+            raise UnreadableFile("the caller left before the body was whole", "", "") from error
+        return bytes(body)
+
+    async def _on_thread(
+        self, work: Callable[[Watch], Response], question: wire.Question, begun: float
+    ) -> Response:
+        """Return what `work` returns; its place is free again when the thread has ended."""
+        if self._inside >= self.limits.waiting:
+            raise Busy(
+                f"{self._inside} requests wait here already",
+                f"at most {self.limits.waiting} at once",
+                f"send it again in {self._wait_s()} s",
+            )
+        left_s = None if question.deadline_ms is None else question.deadline_ms / 1000
+        watch = Watch(None if left_s is None else begun + left_s)
+        self._enter()
+        future = self._pool.submit(self._run, work, watch)
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(partial(_then, loop, self._leave))
+        waiting = asyncio.shield(asyncio.wrap_future(future))
+        try:
+            return await asyncio.wait_for(
+                waiting, None if left_s is None else max(begun + left_s - time.monotonic(), 0)
+            )
+        except TimeoutError as error:
+            future.cancel()
+            if isinstance(error, ManybeamError):
+                raise
+            raise DeadlineExceeded(
+                f"no answer within {question.deadline_ms} ms",
+                "deadline_ms counts from the request's arrival",
+                "raise deadline_ms, want less, or send a smaller frame",
+            ) from error
+
+    def _run(self, work: Callable[[Watch], Response], watch: Watch) -> Response:
+        begun = time.monotonic()
+        try:
+            return work(watch)
+        except MemoryError as error:
+            raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
+        finally:
+            self._mean_s += 0.1 * (time.monotonic() - begun - self._mean_s)
+
+    def _enter(self) -> None:
+        self._inside += 1
+        self.meter.waiting(self._inside)
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        self.meter.waiting(self._inside)
+
+    def _wait_s(self) -> int:
+        """Return when to come back, in whole seconds: clients read no fraction there."""
+        return min(max(math.ceil(self._inside * self._mean_s / self.limits.threads), 1), 60)
+
+    def _check_host(self, request: Request) -> None:
+        if self.limits.is_local and not is_loopback(request.url.hostname or ""):
+            raise NotAllowed(
+                f"this service is for its own machine, not for {request.url.hostname!r}",
+                "it has no log-in yet, so others must not reach it",
+                "start it with --expose behind something that checks who asks",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name means this machine and nothing else.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("lab.example.org"), is_loopback("0.0.0.0")
+        (True, False, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _then(loop: asyncio.AbstractEventLoop, done: Callable[[], None], _: "Future[Response]") -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(done)
+
+
+async def _unrouted(desk: Desk, request: Request, error: Exception) -> Response:
+    """Answer an unknown path, or a known one asked in the wrong way."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+
+    async def refuse(request: Request, begun: float) -> Response:
+        if status != 405:
+            raise NotFound(
+                f"no path {request.url.path[:200]!r}", f"there are: {', '.join(PATHS)}", ""
+            )
+        request_id = request.headers.get("x-request-id", "")[:128]
+        wrong = NotFound(
+            f"{request.method} is not for {request.url.path[:200]!r}",
+            f"there are: {', '.join(PATHS)}",
+        )
+        content = {**wire.problem(wrong, request_id), "status": 405}
+        content |= {"type": "urn:manybeam:wrong-method", "title": "Wrong method for this path"}
+        allow = dict(getattr(error, "headers", None) or {})
+        return _json(content, 405, wire.PROBLEM, allow)
+
+    return await desk.answered("unknown", request, refuse)
+
+
+def _json(
+    content: dict[str, Any],
+    status: int = 200,
+    media: str = wire.JSON,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    text = wire.json.dumps(content, allow_nan=False)
+    return Response(text, status, headers, media)

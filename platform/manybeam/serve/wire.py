@@ -1,0 +1,407 @@
+"""The forms on the wire: what a request may hold, and how answers and errors are written.
+
+Nothing here knows the web framework or the cluster; every function takes and returns plain values,
+so that a client's view of the service can be tested without one. Axis letters: n frame, y, x.
+"""
+
+import difflib
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manybeam.data.intake import inspect_frame
+from manybeam.errors import (
+    InvalidFrame,
+    InvalidInput,
+    ManybeamError,
+    TooLarge,
+    UnreadableFile,
+    UnsupportedMedia,
+    http_status,
+)
+
+NPY, RAW = "application/x-npy", "application/octet-stream"
+NPZ, JSON, PROBLEM = "application/x-npz", "application/json", "application/problem+json"
+
+ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
+MEMBER_COLUMNS = ("member", "y", "x", "class", "probability")
+WANTS = ("atoms", "mean", "std", "members", "votes")
+
+MAX_DEADLINE_MS = 600_000
+BYTES_PER_PX = 8
+HEADER_BYTES = 16_384
+
+_DTYPE = re.compile(r"[<>|=]?(bool|[biufc]\d{1,2}|(?:u?int|float|complex)\d{1,3})")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,199}")
+_NPY_MAGIC = b"\x93NUMPY"
+
+
+# -- the query --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Question:
+    """What a request asks for beside the frame itself.
+
+    Args:
+        pixel_size_pm: edge of a pixel, in pm; None if the caller does not know it.
+        want: which arrays the answer holds, of `WANTS`.
+        deadline_ms: how long the caller waits, in ms; None for as long as it takes.
+        instrument: name of the instrument, repeated in the answer.
+        frame_id: the caller's name of the frame, repeated in the answer. A prediction changes
+            nothing, so the same frame may be sent any number of times.
+        ensemble: REF to select from, or `auto`; only `select` reads it from the query.
+    """
+
+    pixel_size_pm: float | None = None
+    want: tuple[str, ...] = ("atoms",)
+    deadline_ms: int | None = None
+    instrument: str = ""
+    frame_id: str = ""
+    ensemble: str = "auto"
+
+
+PREDICT_NAMES = ("pixel_size_pm", "want", "deadline_ms", "instrument", "frame_id")
+SELECT_NAMES = ("pixel_size_pm", "deadline_ms", "instrument", "frame_id", "ensemble")
+
+
+def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> Question:
+    """Return the question a query string asks; all its faults are told at once.
+
+    Args:
+        pairs: (name, value) as they stand in the query, in order.
+        allowed: names this path takes.
+
+    Raises:
+        InvalidInput: a name is unknown or given twice, or a value cannot be used.
+
+    Example:
+        >>> read_query([("want", "atoms,std"), ("pixel_size_pm", "7.8")], PREDICT_NAMES).want
+        ('atoms', 'std')
+    """
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in allowed:
+            faults.append(_unknown_name(name, allowed))
+        elif name in values:
+            faults.append(f"{name}: given twice; give it once")
+        else:
+            try:
+                values[name] = _READERS[name](text)
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
+    if faults:
+        raise InvalidInput("; ".join(faults), f"allowed: {', '.join(allowed)}", "mend the query")
+    return Question(**values)
+
+
+def _unknown_name(name: str, allowed: Sequence[str]) -> str:
+    if name == "false_atoms":
+        return (
+            "false_atoms: a bound on the share of false atoms is not offered by this version; "
+            "leave it out and use each atom's probability"
+        )
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"{name[:80]!r}: no such name" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _pixel_size(text: str) -> float:
+    value = _number(text)
+    if not 1 <= value <= 500:
+        raise ValueError(
+            f"{text[:40]!r} is not from 1 to 500 pm; give the edge of a pixel in picometres "
+            "(a 1024 px frame 8 nm wide has 7.8)"
+        )
+    return value
+
+
+def _deadline(text: str) -> int:
+    value = _number(text)
+    if not 1 <= value <= MAX_DEADLINE_MS:
+        raise ValueError(f"{text[:40]!r} is not from 1 to {MAX_DEADLINE_MS} ms")
+    return round(value)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]!r} is not finite")
+    return value
+
+
+def _wanted(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in WANTS:
+            near = difflib.get_close_matches(name, WANTS, n=1, cutoff=0.4)
+            advice = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name[:40]!r} is none of {', '.join(WANTS)}{advice}")
+    return names
+
+
+def _label(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        raise ValueError(
+            f"{text[:40]!r} is not a name; 1 to 200 letters, digits, spaces and . _ : / -"
+        )
+    return text
+
+
+_READERS: dict[str, Any] = {
+    "pixel_size_pm": _pixel_size,
+    "want": _wanted,
+    "deadline_ms": _deadline,
+    "instrument": _label,
+    "frame_id": _label,
+    "ensemble": _label,
+}
+
+
+# -- the body ---------------------------------------------------------------------------------
+def body_limit(max_frame_px: int) -> int:
+    """Return the most bytes a body may have: so many pixels of the widest type, and a header."""
+    return max_frame_px * BYTES_PER_PX + HEADER_BYTES
+
+
+def check_length(byte_count: int, limit: int) -> None:
+    """Raise TooLarge for a body above the limit; called before it is read."""
+    if byte_count > limit:
+        raise TooLarge(
+            f"the body has {byte_count} bytes or more",
+            f"at most {limit}",
+            "send fewer frames at once, or crop; MANYBEAM_MAX_FRAME_PX sets the limit",
+        )
+
+
+def read_body(body: bytes, headers: Mapping[str, str]) -> NDArray[Any]:
+    """Return the array a body holds: (y, x) or (n, y, x), in its own dtype.
+
+    Args:
+        body: `.npy` bytes, or raw values in C order.
+        headers: names in lower case: `content-type`; for raw values `x-dtype` and `x-shape`.
+
+    Raises:
+        UnsupportedMedia: neither form, or compressed.
+        UnreadableFile: the bytes are not what the headers promise.
+        InvalidFrame: an array, but none that can be a frame.
+    """
+    if headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMedia(
+            f"content-encoding {headers['content-encoding'][:40]!r}", "bodies come as they are", ""
+        )
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not media:
+        media = NPY if body.startswith(_NPY_MAGIC) else RAW if "x-dtype" in headers else ""
+    if media not in (NPY, RAW):
+        raise UnsupportedMedia(
+            f"content-type {media[:80]!r} is not read",
+            f"allowed: {NPY}, or {RAW} with the headers X-Dtype and X-Shape",
+            "numpy.save the frame and send that file",
+        )
+    if not body:
+        raise UnreadableFile("the body is empty", "one frame or a stack of them", "")
+    dtype, shape, values = _npy_parts(body) if media == NPY else _raw_parts(body, headers)
+    return _array(dtype, shape, values)
+
+
+def _npy_parts(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
+    """Read the header ourselves: numpy.load would make room for whatever the header claims."""
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"format version {version}")
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, is_fortran, dtype = read(stream)
+    except (ValueError, TypeError, SyntaxError, LookupError, RecursionError, MemoryError) as error:
+        raise UnreadableFile(
+            "the body is not an .npy file of one array",
+            f"{type(error).__name__}: {str(error)[:160]}",
+            "numpy.save writes one; an .npz, a picture or an instrument file is not read here",
+        ) from error
+    if dtype.hasobject:
+        raise UnreadableFile(
+            "the .npy holds pickled Python objects",
+            "they are never read: a pickle can run any program",
+            "save an array of numbers: numpy.asarray(frame, 'float32')",
+        )
+    if is_fortran and len(shape) > 1:
+        raise UnreadableFile(
+            "the .npy is in Fortran order", "C order only", "numpy.ascontiguousarray, then save"
+        )
+    return dtype, shape, memoryview(body)[stream.tell() :]
+
+
+def _raw_parts(
+    body: bytes, headers: Mapping[str, str]
+) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
+    kind, sides = headers.get("x-dtype", "").strip(), headers.get("x-shape", "").strip()
+    if not _DTYPE.fullmatch(kind):
+        raise InvalidInput(
+            f"X-Dtype {kind[:40]!r} is not a type of number",
+            "for example float32, <f4, >u2, uint16",
+            "raw bodies need the headers X-Dtype and X-Shape",
+        )
+    if not re.fullmatch(r"\d{1,9}(\s*,\s*\d{1,9}){0,7}", sides):
+        raise InvalidInput(
+            f"X-Shape {sides[:40]!r} is not a shape", "for example 512,512 or 16,512,512", ""
+        )
+    try:
+        dtype = np.dtype(kind)
+    except TypeError as error:
+        raise InvalidInput(f"X-Dtype {kind!r} is no type numpy knows", str(error)) from error
+    return dtype, tuple(int(side) for side in sides.split(",")), memoryview(body)
+
+
+def _array(dtype: np.dtype[Any], shape: tuple[int, ...], values: memoryview) -> NDArray[Any]:
+    """Return values as an array without a copy; the byte count must be exactly right."""
+    if dtype.kind not in "biuf" or dtype.itemsize > BYTES_PER_PX:
+        raise InvalidFrame(
+            f"values of type {dtype.str[:40]} are not those of a frame",
+            "allowed: bool, integers and real numbers of up to 64 bits",
+            "of complex data send the modulus or the phase",
+        )
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(values) != wanted:
+        raise UnreadableFile(
+            f"the body holds {len(values)} bytes of values",
+            f"shape {shape} of {dtype.name} is {wanted}",
+            "the file is cut short, or its shape or type is not what was said",
+        )
+    return np.frombuffer(values, dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of one request, checked.
+
+    Args:
+        frames: float32 (y, x) each.
+        is_stack: whether they came with a third axis, if only of one frame.
+        notes: what had to be done to them, in words.
+    """
+
+    frames: tuple[NDArray[np.float32], ...]
+    is_stack: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_frames(array: NDArray[Any], max_frame_px: int) -> Frames:
+    """Return the frames of a body.
+
+    Args:
+        array: (y, x) or (n, y, x).
+        max_frame_px: most pixels in all.
+
+    Raises:
+        TooLarge: more pixels than that.
+        UnreadableFile: nothing but NaN or infinity.
+        InvalidFrame: not a frame; see `data.intake.check_frame`.
+    """
+    if array.size > max_frame_px:
+        raise TooLarge(f"{array.size} pixels", f"at most {max_frame_px}", "send fewer at once")
+    if array.ndim != 3:
+        frame, notes = _frame(array, "")
+        return Frames((frame,), notes=notes)
+    if array.shape[0] == 0:
+        raise InvalidFrame("a stack of no frames", "at least one", "")
+    if array.shape[2] in (3, 4) and array.shape[0] > 4:
+        raise InvalidFrame(
+            f"shape {array.shape} looks like a colour picture",
+            "frames are (y, x) or (n, y, x)",
+            "send one channel",
+        )
+    read = [_frame(frame, f"frame {n}: ") for n, frame in enumerate(array)]
+    notes = tuple(note for _, told in read for note in told)
+    return Frames(tuple(frame for frame, _ in read), is_stack=True, notes=notes)
+
+
+def _frame(frame_yx: NDArray[Any], where: str) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    if frame_yx.size and frame_yx.dtype.kind == "f" and not np.isfinite(frame_yx).any():
+        raise UnreadableFile(f"{where}no pixel is finite", "nothing but NaN or infinity", "")
+    try:
+        frame, notes = inspect_frame(frame_yx)
+    except InvalidFrame as error:
+        raise type(error)(where + error.what, error.why, error.hint) from error
+    return frame, tuple(where + note for note in notes)
+
+
+# -- the answer -------------------------------------------------------------------------------
+def answer_form(accept: str, want: Sequence[str]) -> str:
+    """Return the media type to answer in: JSON only where asked for, else the npz.
+
+    Raises:
+        UnsupportedMedia: the caller takes neither.
+        InvalidInput: maps were wanted as JSON.
+    """
+    ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",") if part.strip()]
+    if JSON in ranges and NPZ not in ranges:
+        maps = [name for name in want if name in ("mean", "std")]
+        if maps:
+            raise InvalidInput(
+                f"want={','.join(maps)}: maps are not sent as JSON",
+                f"they come as {NPZ}",
+                f"send Accept: {NPZ}, or leave {' and '.join(maps)} out",
+            )
+        return JSON
+    if not ranges or any(one in (NPZ, "*/*", "application/*") for one in ranges):
+        return NPZ
+    raise UnsupportedMedia(f"accept {accept[:80]!r}", f"answers come as {NPZ} or {JSON}", "")
+
+
+def write_npz(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
+    """Return an uncompressed zip of arrays that `numpy.load` reads without pickle.
+
+    `meta` is JSON in UTF-8 bytes: `json.loads(answer["meta"].tobytes())`.
+    """
+    text = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), np.uint8)
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays, meta=text)
+    return stream.getvalue()
+
+
+def write_json(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
+    """Return the same answer as JSON: atoms by name, what is not known as null."""
+    content: dict[str, Any] = {}
+    for name, columns in (("atoms", ATOM_COLUMNS), ("members", MEMBER_COLUMNS)):
+        if name in arrays:
+            rows = [dict(zip(columns, row, strict=True)) for row in plain(arrays[name].tolist())]
+            for row, frame in zip(rows, arrays.get(f"{name}_frame", ()), strict=False):
+                row["frame"] = int(frame)
+            content[name] = rows
+    if "votes" in arrays:
+        content["votes"] = plain(arrays["votes"].tolist())
+    return json.dumps({**content, "meta": meta}, allow_nan=False).encode()
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it: NaN and infinity, which it does not know, become null."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def problem(error: ManybeamError, request_id: str) -> dict[str, Any]:
+    """Return the problem+json document (RFC 9457) of an error of ours."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(error).__name__).lower()
+    return {
+        "type": f"urn:manybeam:{name}",
+        "title": (type(error).__doc__ or name).splitlines()[0].rstrip("."),
+        "status": http_status(error),
+        "detail": "; ".join(part for part in (error.what, error.why) if part),
+        "hint": error.hint,
+        "request_id": request_id,
+    }

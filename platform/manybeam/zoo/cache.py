@@ -1,0 +1,82 @@
+"""Files of the zoo kept on this machine under the SHA-256 of their bytes.
+
+Nothing in it goes out of date: a name is a digest, so bytes of another digest are never given out.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from manybeam.errors import Corrupt
+
+logger = logging.getLogger(__name__)
+
+
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256 of some bytes, 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of files named by digest; any number of processes may share it."""
+
+    folder: Path
+
+    def get(self, sha256: str, download: Callable[[], bytes], what: str) -> bytes:
+        """Return the bytes of one digest, downloaded only if this machine does not hold them.
+
+        The digest is computed at each call, of kept bytes too: a disk can lie.
+
+        Args:
+            sha256: digest the bytes must have.
+            download: gives the bytes; called at most once.
+            what: what the bytes are, for the message if they are wrong.
+
+        Raises:
+            Corrupt: the downloaded bytes have another digest.
+        """
+        kept = self._kept(sha256)
+        if kept is not None:
+            return kept
+        content = download()
+        found = sha256_of(content)
+        if found != sha256:
+            raise Corrupt(
+                f"{what} are not the bytes that were registered: SHA-256 {found[:12]}...",
+                f"recorded: {sha256[:12]}...",
+                "restore the weights from a backup, or train again; manybeam zoo ls",
+            )
+        self._keep(sha256, content)
+        return content
+
+    def _kept(self, sha256: str) -> bytes | None:
+        path = self.folder / sha256
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        if sha256_of(content) == sha256:
+            return content
+        logger.warning("cached file was damaged and is fetched again", extra={"sha256": sha256})
+        return None
+
+    def _keep(self, sha256: str, content: bytes) -> None:
+        """Write one file whole or not at all; a cache that cannot be written only costs time."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        except OSError as error:
+            logger.warning("cache cannot be written", extra={"why": str(error)})
+            return
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(part).replace(self.folder / sha256)
+        except OSError as error:
+            Path(part).unlink(missing_ok=True)
+            logger.warning("cache cannot be written", extra={"why": str(error)})

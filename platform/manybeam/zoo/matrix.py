@@ -1,0 +1,163 @@
+"""Members x conditions: what was measured, what was not, and who is best where.
+
+Axis letters: m member (or the ensemble, or the classical detector), c condition.
+A pair that was not measured is None, or NaN in an array: never 0, which would be a bad score.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENSEMBLE = -1
+CLASSICAL = -2
+_NAMED = {ENSEMBLE: "ensemble", CLASSICAL: "classical"}
+
+# Names of scores where less is better; of any other, more is.
+_LESS_IS_BETTER = ("rmse", "mae", "ece", "brier", "error", "loss", "false", "missed", "wall")
+
+
+def member_label(member: int) -> str:
+    """Return how a row is called wherever people see it.
+
+    Example:
+        >>> member_label(7), member_label(ENSEMBLE)
+        ('07', 'ensemble')
+    """
+    return _NAMED.get(member) or f"{member:02d}"
+
+
+def less_is_better(key: str) -> bool:
+    """Tell whether a score called `key` is better when it is smaller."""
+    return key.startswith(_LESS_IS_BETTER)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one member was worth on one condition.
+
+    A value that is NaN or infinite is no measurement and is left out, so that it reads back as
+    None (an RMSE has no value where no atom was matched).
+
+    Args:
+        member: index of the member; `ENSEMBLE` (-1) or `CLASSICAL` (-2) for those two.
+        condition: id of the condition.
+        condition_digest: digest of the condition's numbers, at most 36 characters: scores of
+            two versions of a condition are never mixed.
+        values: name of a score -> value: f1, f1_low, f1_high, precision, rmse_pm, frames...
+    """
+
+    member: int
+    condition: str
+    condition_digest: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        finite = {key: float(v) for key, v in self.values.items() if math.isfinite(v)}
+        object.__setattr__(self, "values", finite)
+
+
+class Matrix:
+    """The scores of one ensemble's members on every condition they were measured on.
+
+    Args:
+        rows: scores in the order they were taken. A later one replaces an earlier one value by
+            value; where a condition's digest changed, only scores of its last digest count.
+        members: members that exist, measured or not; those found in `rows` are added.
+    """
+
+    def __init__(self, rows: Iterable[Score] = (), members: Iterable[int] = ()) -> None:
+        self.rows = tuple(rows)
+        self.members: tuple[int, ...] = tuple(
+            sorted({*members, *(row.member for row in self.rows if row.member >= 0)})
+        )
+
+    @cached_property
+    def conditions(self) -> tuple[str, ...]:
+        """Ids of the conditions measured on, in alphabetical order."""
+        return tuple(sorted(self._digests))
+
+    @cached_property
+    def scored(self) -> tuple[int, ...]:
+        """Every row to show: the members, then ensemble and classical where they were measured."""
+        seen = {row.member for row in self.rows}
+        return self.members + tuple(row for row in (ENSEMBLE, CLASSICAL) if row in seen)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the scores recorded, in alphabetical order."""
+        return tuple(sorted({key for values in self._cells.values() for key in values}))
+
+    def __len__(self) -> int:
+        """Return the number of (member, condition) pairs that were measured."""
+        return len(self._cells)
+
+    def value(self, member: int, condition: str, key: str = "f1") -> float | None:
+        """Return one score, or None if it was not measured."""
+        return self._cells.get((member, condition), {}).get(key)
+
+    def values(self, member: int, condition: str) -> dict[str, float]:
+        """Return all scores of one pair by name; empty if it was not measured."""
+        return dict(self._cells.get((member, condition), {}))
+
+    def condition_digest(self, condition: str) -> str:
+        """Return the digest of the condition the scores were taken on; "" if none were."""
+        return self._digests.get(condition, "")
+
+    def best(self, condition: str, key: str = "f1") -> int | None:
+        """Return the best member on a condition; None if no member was measured there.
+
+        Members only: the ensemble and the classical detector do not compete. Of equals the
+        lowest index is named.
+        """
+        sign = 1.0 if less_is_better(key) else -1.0
+        measured = [
+            (sign * v, m) for m in self.members if (v := self.value(m, condition, key)) is not None
+        ]
+        return min(measured)[1] if measured else None
+
+    def mean(self, member: int, key: str = "f1") -> float | None:
+        """Return the mean over the conditions one row was measured on; None if on none."""
+        seen = [v for c in self.conditions if (v := self.value(member, c, key)) is not None]
+        return math.fsum(seen) / len(seen) if seen else None
+
+    def array_mc(self, key: str = "f1") -> np.ndarray:
+        """Return one score of the members as float64 (m, c); NaN where it was not measured."""
+        found = [[self.value(m, c, key) for c in self.conditions] for m in self.members]
+        return np.array(found, dtype=np.float64).reshape(len(self.members), len(self.conditions))
+
+    def to_table(self, key: str = "f1") -> list[dict[str, str | float | None]]:
+        """Return one record a row: its label under "member", then one score by condition."""
+        return [
+            {"member": member_label(m), **{c: self.value(m, c, key) for c in self.conditions}}
+            for m in self.scored
+        ]
+
+    def to_pandas(self, key: str = "f1") -> "pd.DataFrame":
+        """Return `to_table` as a frame indexed by member; NaN where it was not measured."""
+        import pandas as pd
+
+        table = pd.DataFrame(self.to_table(key), columns=["member", *self.conditions])
+        return table.set_index("member").astype(float)
+
+    def with_rows(self, rows: Iterable[Score]) -> "Matrix":
+        """Return this matrix with later scores added."""
+        return Matrix((*self.rows, *rows), self.members)
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {row.condition: row.condition_digest for row in self.rows}
+
+    @cached_property
+    def _cells(self) -> dict[tuple[int, str], dict[str, float]]:
+        cells: dict[tuple[int, str], dict[str, float]] = {}
+        for row in self.rows:
+            if row.condition_digest == self._digests[row.condition]:
+                cells.setdefault((row.member, row.condition), {}).update(row.values)
+        return cells

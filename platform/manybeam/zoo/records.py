@@ -1,0 +1,231 @@
+"""What the zoo keeps of an ensemble: references to it, records of its members, its manifest.
+
+The manifest is one JSON document that names every member and the SHA-256 of its files; a
+registered version names the manifest and its SHA-256. So a version is a chain of digests down to
+the bytes of the weights, and never changes.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from manybeam.errors import Corrupt, InvalidInput, UnknownRef
+
+ALIASES = ("serving", "candidate")
+RESERVED_NAMES = ("auto",)
+MANIFEST_FORMAT = "manybeam-ensemble-1"
+
+_NAME = r"[a-z0-9][a-z0-9._-]{0,99}"
+_REF = re.compile(
+    rf"(?P<name>{_NAME})(?:@(?P<at>[a-z]+|[0-9]{{1,9}}))?(?:/(?P<member>[0-9]{{1,6}}))?"
+)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a person types to mean an ensemble, one version of it, or one member.
+
+    Example:
+        >>> Ref.parse("graphene@3/07")
+        Ref(name='graphene', alias=None, version=3, member=7)
+        >>> Ref.parse("graphene").alias
+        'serving'
+    """
+
+    name: str
+    alias: str | None
+    version: int | None
+    member: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `name`, `name@serving`, `name@3` or `name@3/07`.
+
+        Raises:
+            UnknownRef: the text has none of those forms.
+        """
+        match = _REF.fullmatch(text)
+        if match is None:
+            raise UnknownRef(
+                f"{text!r} is no reference to an ensemble",
+                "allowed: name, name@serving, name@candidate, name@3, name@3/07",
+                "manybeam zoo ls",
+            )
+        at, member = match["at"] or ALIASES[0], match["member"]
+        return cls(
+            name=match["name"],
+            alias=None if at.isdigit() else at,
+            version=int(at) if at.isdigit() else None,
+            member=None if member is None else int(member),
+        )
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """One trained network as the zoo lists it, without its weights.
+
+    Args:
+        index: number of the member in its ensemble.
+        seed: seed of its initialisation, order and augmentation.
+        policy: id of the policy its frames were drawn from.
+        recipe: id and version of its recipe, as `unet-small@1`.
+        network: architecture, as the recipe's `network` group.
+        parent: reference of the member it was adapted from; "" if trained from scratch.
+        data_digest: digest of the tiles it was trained on.
+        final_loss: loss of the last step; NaN is never registered, None if unknown.
+        wall_s: time its training took, in seconds.
+        model_id: id of its LoggedModel in MLflow.
+        sha256: digest of the bytes of its weights.
+        byte_count: number of those bytes.
+        card_sha256: digest of `member.json`: recipe and losses.
+    """
+
+    index: int
+    seed: int
+    policy: str
+    recipe: str
+    network: dict[str, Any]
+    parent: str
+    data_digest: str
+    final_loss: float | None
+    wall_s: float
+    model_id: str
+    sha256: str
+    byte_count: int
+    card_sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One registered version of an ensemble.
+
+    Args:
+        name: name of the ensemble.
+        version: number of the version, from 1.
+        members: its members, in order of index; only one if the reference named one.
+        created: when it was registered, in UTC.
+        job: the job that made it, resolved, as plain data.
+        failed: members that were planned but failed, each with its reason.
+        parent: reference of the version it was adapted from; "" if none.
+        code_version: version of Manybeam that made it.
+        aliases: aliases that point at this version now.
+        model_id: id of the manifest's LoggedModel in MLflow.
+        run_id: id of the MLflow run its scores are logged under.
+        experiment_id: id of the MLflow experiment that holds both.
+        sha256: digest of the manifest's bytes: it stands for the whole version.
+    """
+
+    name: str
+    version: int
+    members: tuple[MemberRecord, ...]
+    created: datetime
+    job: dict[str, Any]
+    failed: tuple[str, ...] = ()
+    parent: str = ""
+    code_version: str = ""
+    aliases: tuple[str, ...] = ()
+    model_id: str = ""
+    run_id: str = ""
+    experiment_id: str = ""
+    sha256: str = ""
+    selected: int | None = field(default=None, compare=False)
+
+    @property
+    def ref(self) -> str:
+        """The reference that always means this version: `graphene@3` or `graphene@3/07`."""
+        version = f"{self.name}@{self.version}"
+        return version if self.selected is None else f"{version}/{self.selected:02d}"
+
+    @property
+    def member_count(self) -> int:
+        """The number of members this record holds."""
+        return len(self.members)
+
+    def member(self, index: int) -> MemberRecord:
+        """Return the record of one member.
+
+        Raises:
+            UnknownRef: no member of that index; says so if it failed.
+        """
+        for member in self.members:
+            if member.index == index:
+                return member
+        there = ", ".join(f"{member.index:02d}" for member in self.members)
+        failed = f"; failed: {'; '.join(self.failed)}" if self.failed else ""
+        raise UnknownRef(
+            f"{self.name}@{self.version} has no member {index:02d}",
+            f"members: {there}{failed}",
+            f"manybeam zoo show {self.name}@{self.version}",
+        )
+
+    def only(self, index: int) -> "Record":
+        """Return this version with one member left in it."""
+        return dataclasses.replace(self, members=(self.member(index),), selected=index)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain data, for a table, a page or a file."""
+        plain = {**dataclasses.asdict(self), "created": self.created.isoformat(), "ref": self.ref}
+        del plain["selected"]
+        return plain
+
+
+def write_manifest(
+    name: str,
+    members: Iterable[MemberRecord],
+    *,
+    job: dict[str, Any],
+    failed: Iterable[str],
+    parent: str,
+    code_version: str,
+) -> bytes:
+    """Return the manifest of an ensemble: all that does not change, as UTF-8 JSON."""
+    content = {
+        "format": MANIFEST_FORMAT,
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "code_version": code_version,
+        "parent": parent,
+        "job": job,
+        "failed": list(failed),
+        "members": [dataclasses.asdict(member) for member in members],
+    }
+    try:
+        return json.dumps(content, indent=1, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"the job of {name!r} cannot be written as JSON: {error}",
+            "allowed: text, finite numbers, lists and mappings",
+            "give job.model_dump(mode='json')",
+        ) from error
+
+
+def read_manifest(content: bytes) -> Record:
+    """Return the record a manifest holds; name, version and ids are put in by the caller.
+
+    Raises:
+        Corrupt: the bytes are no manifest of this form.
+    """
+    try:
+        manifest = json.loads(content)
+        if manifest["format"] != MANIFEST_FORMAT:
+            raise ValueError(f"its format is {manifest['format']!r}")
+        return Record(
+            name=manifest["name"],
+            version=0,
+            members=tuple(MemberRecord(**member) for member in manifest["members"]),
+            created=datetime.fromisoformat(manifest["created"]),
+            job=manifest["job"],
+            failed=tuple(manifest["failed"]),
+            parent=manifest["parent"],
+            code_version=manifest["code_version"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(
+            f"the manifest of an ensemble cannot be read: {error}",
+            f"{MANIFEST_FORMAT} is what this Manybeam reads",
+            "update Manybeam if a newer one registered it",
+        ) from error

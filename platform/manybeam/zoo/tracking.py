@@ -1,0 +1,348 @@
+"""MLflow as the zoo uses it: runs, LoggedModels with files, metrics by dataset, versions, aliases.
+
+This is the only module that imports mlflow, which takes a second or two. What MLflow raises
+becomes our errors here, and every wait is bounded.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+# MLflow reads these when it is imported or asked; an operator's own values win. Its defaults
+# would wait 7 times two minutes on a dead server, send telemetry, and print bars and links.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "PGCONNECT_TIMEOUT": "10",
+    "AWS_MAX_ATTEMPTS": "2",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow.artifacts  # noqa: E402 - the environment above has to stand first
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric  # noqa: E402
+from mlflow.entities.model_registry import ModelVersion  # noqa: E402
+from mlflow.store.entities import PagedList  # noqa: E402
+
+from manybeam.errors import Conflict, Corrupt, InvalidSetting, ManybeamError  # noqa: E402
+from manybeam.settings import settings  # noqa: E402
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score  # noqa: E402
+from manybeam.zoo.refusals import speaking  # noqa: E402
+
+for _noisy in ("mlflow", "alembic"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+MEMBER_TAG = "manybeam.member"
+MANIFEST_TAG = "manybeam.manifest"
+_CLASSICAL_PREFIX = "classical."
+_METRICS_PER_CALL = 1000  # MLflow's own limit
+_PAGE = 1000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class VersionEntry:
+    """One registered version as MLflow lists it."""
+
+    name: str
+    version: int
+    run_id: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...] = ()
+
+
+class Tracking:
+    """One MLflow: its server or its database, and where it keeps files.
+
+    Args:
+        uri: http(s) address of a server, or URL of a database (`sqlite:///...`).
+        artifacts: where files go if MLflow has no server to decide that.
+    """
+
+    def __init__(self, uri: str, artifacts: str) -> None:
+        if "://" not in uri:
+            raise InvalidSetting(
+                f"tracking_uri: {uri!r} is no URL of MLflow",
+                "allowed: http://host:port of a server, sqlite:///file, postgresql+psycopg://...",
+                "set MANYBEAM_TRACKING_URI, or leave it away for the embedded zoo",
+            )
+        self.uri, self.artifacts = uri, artifacts
+        self.is_server = uri.startswith(("http://", "https://"))
+        self._client: MlflowClient | None = None
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client, made at first use: that already asks the database."""
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    @speaking()
+    def experiment(self, name: str) -> str:
+        """Return the id of an experiment, made if need be; two makers get the same one."""
+        location = None if self.is_server else f"{self.artifacts.rstrip('/')}/{name}"
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            with suppress(Conflict), speaking():
+                return str(self.client.create_experiment(name, artifact_location=location))
+            found = self.client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise Conflict(
+                f"MLflow's experiment {name!r} was deleted",
+                "the zoo keeps the runs of an ensemble there",
+                "restore it in MLflow, or give the ensemble another name",
+            )
+        return str(found.experiment_id)
+
+    @speaking()
+    def start_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        """Return the id of a new run: MLflow keeps metrics and datasets by run."""
+        run = self.client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        return str(run.info.run_id)
+
+    @speaking()
+    def end_run(self, run_id: str) -> None:
+        """Mark a run as done."""
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def abandon_run(self, run_id: str) -> None:
+        """Mark a run as failed if MLflow still answers; it is only a note for people."""
+        with suppress(ManybeamError), speaking():
+            self.client.set_terminated(run_id, "FAILED")
+
+    @speaking()
+    def add_model(
+        self,
+        experiment_id: str,
+        run_id: str,
+        name: str,
+        *,
+        kind: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        files: Mapping[str, bytes],
+    ) -> str:
+        """Return the id of a new LoggedModel that holds `files`.
+
+        It is what `mlflow.create_external_model` makes, with our own client instead of the
+        process-wide one, and one upload instead of two.
+        """
+        model = self.client.create_logged_model(
+            experiment_id,
+            name=name,
+            source_run_id=run_id,
+            tags={**tags, "mlflow.model.isExternal": "true"},
+            params=dict(params),
+            model_type=kind,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in files.items():
+                (Path(folder) / path).write_bytes(content)
+            self.client.log_model_artifacts(model.model_id, folder)
+        self.client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_id)
+
+    def read_file(self, model_id: str, path: str) -> bytes:
+        """Return one file of a LoggedModel.
+
+        Raises:
+            Corrupt: the files can be listed and this one is not among them.
+            ZooUnreachable: they cannot be listed.
+        """
+        try:
+            with speaking(), tempfile.TemporaryDirectory() as folder:
+                location = self.client.get_logged_model(model_id).artifact_location
+                found = mlflow.artifacts.download_artifacts(
+                    f"{location}/{path}", dst_path=folder, tracking_uri=self.uri
+                )
+                return Path(found).read_bytes()
+        except ManybeamError:
+            with speaking():
+                listed = self.client.list_logged_model_artifacts(model_id)
+            if any(file.path == path for file in listed):
+                raise
+            raise Corrupt(
+                f"{path} of {model_id} is gone from the artifact store",
+                "the zoo recorded it when the version was registered",
+                "restore the store from its backup, or train again",
+            ) from None
+
+    @speaking()
+    def log_scores(self, run_id: str, model_ids: Mapping[int, str], rows: Sequence[Score]) -> None:
+        """Log scores, each against its condition's dataset, in as few calls as MLflow allows.
+
+        MLflow's key of a metric is (model, name, time, step, run) without the dataset, and that
+        of a run's metric lacks the model: so each condition has its own step, and each member
+        its own millisecond.
+        """
+        conditions = {(row.condition, row.condition_digest): None for row in rows}
+        datasets = [
+            DatasetInput(Dataset(name, digest, "manybeam-condition", "{}"))
+            for name, digest in conditions
+        ]
+        self.client.log_inputs(run_id, datasets)
+        now_ms = int(time.time() * 1000)
+        moment = {
+            member: now_ms + i for i, member in enumerate(dict.fromkeys(r.member for r in rows))
+        }
+        metrics = [
+            Metric(
+                f"{_CLASSICAL_PREFIX if row.member == CLASSICAL else ''}{key}",
+                value,
+                moment[row.member],
+                condition_step(row.condition, row.condition_digest),
+                model_id=model_ids[row.member],
+                dataset_name=row.condition,
+                dataset_digest=row.condition_digest,
+                run_id=run_id,
+            )
+            for row in rows
+            for key, value in row.values.items()
+        ]
+        for start in range(0, len(metrics), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
+
+    @speaking()
+    def read_scores(self, experiment_id: str, run_id: str) -> list[Score]:
+        """Return every score logged under a run, oldest first: one call up to 1000 members."""
+        found: dict[tuple[int, int, str, str], dict[str, float]] = {}
+        for model in self._models(experiment_id, run_id):
+            tag = model.tags.get(MEMBER_TAG)
+            for metric in model.metrics or ():
+                member = ENSEMBLE if tag is None else int(tag)
+                if metric.key.startswith(_CLASSICAL_PREFIX):
+                    member = CLASSICAL
+                key = metric.key.removeprefix(_CLASSICAL_PREFIX)
+                condition = (metric.dataset_name or "", metric.dataset_digest or "")
+                place = (metric.timestamp, member, *condition)
+                found.setdefault(place, {})[key] = metric.value
+        return [
+            Score(member, condition, digest, found[moment, member, condition, digest])
+            for moment, member, condition, digest in sorted(found)
+        ]
+
+    def _models(self, experiment_id: str, run_id: str) -> Iterator[LoggedModel]:
+        return _all_pages(
+            lambda token: self.client.search_logged_models(
+                [experiment_id],
+                filter_string=f"source_run_id = '{run_id}'",
+                max_results=_PAGE,
+                page_token=token,
+            )
+        )
+
+    @speaking()
+    def add_version(self, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> int:
+        """Return the number of a new version that points at a LoggedModel."""
+        with suppress(Conflict), speaking():
+            self.client.create_registered_model(name)
+        # A database client would look `models:/...` up in the process-wide MLflow, not in ours.
+        source = (
+            f"models:/{model_id}"
+            if self.is_server
+            else self.client.get_logged_model(model_id).artifact_location
+        )
+        made = self.client.create_model_version(name, source, run_id, dict(tags), model_id=model_id)
+        return int(made.version)
+
+    @speaking()
+    def version(self, name: str, number: int) -> VersionEntry:
+        """Return one version; raises NotFound."""
+        return _entry(self.client.get_model_version(name, str(number)))
+
+    @speaking()
+    def version_by_alias(self, name: str, alias: str) -> VersionEntry:
+        """Return the version an alias points at; raises NotFound or InvalidInput."""
+        return _entry(self.client.get_model_version_by_alias(name, alias))
+
+    @speaking()
+    def versions(self, name: str | None = None) -> list[VersionEntry]:
+        """Return every version of the zoo, or of one ensemble, with its aliases: two calls."""
+        wanted = None if name is None else f"name = '{name}'"
+        models = _all_pages(
+            lambda token: self.client.search_registered_models(wanted, _PAGE, page_token=token)
+        )
+        aliases: dict[tuple[str, int], tuple[str, ...]] = {}
+        for model in models:
+            for alias, number in dict(model.aliases).items():
+                place = (model.name, int(number))
+                aliases[place] = (*aliases.get(place, ()), alias)
+        found = _all_pages(
+            lambda token: self.client.search_model_versions(wanted, _PAGE, page_token=token)
+        )
+        entries = [_entry(one, aliases) for one in found if MANIFEST_TAG in one.tags]
+        return sorted(entries, key=lambda entry: (entry.name, -entry.version))
+
+    @speaking()
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point an alias at a version, whatever it pointed at before."""
+        self.client.set_registered_model_alias(name, alias, str(version))
+
+    @speaking()
+    def _connect(self) -> MlflowClient:
+        _lend_s3_credentials(self.artifacts)
+        with warnings.catch_warnings():
+            # MLflow's mappers use an SQLAlchemy option that 2.1 deprecates; not ours to change.
+            warnings.filterwarnings("ignore", message="The ``noload``", category=DeprecationWarning)
+            if not self.is_server:
+                import mlflow.store.db.utils as database
+
+                # Ten tries with doubling pauses are 100 s on a database that is not there.
+                database.MAX_RETRY_COUNT = 2
+            return MlflowClient(self.uri, self.uri)
+
+
+def condition_step(condition: str, digest: str) -> int:
+    """Return the step that stands for a condition in MLflow: 48 bits of its digest."""
+    text = f"{condition} {digest}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:6])
+
+
+def _all_pages(page_at: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """Yield what every page of a search holds."""
+    token: str | None = None
+    while True:
+        page = page_at(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _entry(
+    found: ModelVersion, aliases: Mapping[tuple[str, int], tuple[str, ...]] | None = None
+) -> VersionEntry:
+    number = int(found.version)
+    known = found.aliases if aliases is None else aliases.get((found.name, number), ())
+    return VersionEntry(found.name, number, found.run_id or "", found.tags, tuple(sorted(known)))
+
+
+def _lend_s3_credentials(artifacts: str) -> None:
+    """MLflow's S3 client reads the environment only; ours are in the settings."""
+    if not artifacts.startswith("s3://"):
+        return
+    known = settings()
+    lent = {
+        "MLFLOW_S3_ENDPOINT_URL": known.s3_endpoint,
+        "AWS_ACCESS_KEY_ID": known.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": known.s3_secret_key.get_secret_value(),
+        "AWS_DEFAULT_REGION": known.s3_region,
+    }
+    for name, value in lent.items():
+        if value:
+            os.environ.setdefault(name, value)

@@ -1,0 +1,52 @@
+"""The import contracts hold, and each is seen to fail when it is broken."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BREAKS = [
+    pytest.param("learn/nets.py", "import manybeam.zoo", "layers point downward", id="upward"),
+    pytest.param("learn/nets.py", "import ray", "science knows no cluster", id="science-ray"),
+    pytest.param("jobs/train.py", "import mlflow", "only the zoo speaks MLflow", id="mlflow"),
+    pytest.param("zoo/matrix.py", "import obstore", "only data.store speaks object", id="store"),
+    pytest.param("cli/app.py", "import ray", "only jobs and serve speak Ray", id="ray"),
+    pytest.param("serve/wire.py", "import manybeam.jobs.train", "serving reaches training", id="serve"),
+]
+
+
+def _lint(platform: Path) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).parent / "lint-imports", "--no-cache", "--config", ROOT / "pyproject.toml"]
+    environment = {**os.environ, "PYTHONPATH": str(platform)}
+    return subprocess.run(
+        command, cwd=platform, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the source root that a test may break."""
+    return Path(shutil.copytree(ROOT / "platform", tmp_path / "platform"))
+
+
+def test_the_contracts_hold(copy: Path) -> None:
+    done = _lint(copy)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("module", "line", "contract"), BREAKS)
+def test_a_broken_contract_is_seen(copy: Path, module: str, line: str, contract: str) -> None:
+    path = copy / "manybeam" / module
+    path.write_text(path.read_text() + f"\n{line}\n")
+    done = _lint(copy)
+    assert done.returncode == 1
+    assert contract in done.stdout.split("Broken contracts")[1]
+
+
+def test_a_stray_module_breaks_the_build(copy: Path) -> None:
+    (copy / "manybeam" / "stray.py").write_text("")
+    assert _lint(copy).returncode != 0
