@@ -21,6 +21,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import process
@@ -45,7 +46,13 @@ def start_seaweedfs(folder: Path, port: int, buckets: str = BUCKETS) -> Running:
     running = process.start(
         "seaweedfs",
         folder,
-        [_weed(), "-logtostderr=true", "mini", f"-dir={data}", *_weed_options(port, buckets)],
+        [
+            _weed(),
+            "-logtostderr=true",
+            "mini",
+            f"-dir={data}",
+            *_weed_options(folder, port, buckets),
+        ],
         url=url,
         port=port,
         environment={"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key},
@@ -70,8 +77,10 @@ def start_postgres(folder: Path, port: int) -> Running:
     running = process.start(
         "postgres",
         folder,
-        [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
-        + ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
+        [
+            *(str(binaries / "postgres"), "-D", str(data), "-p", str(port)),
+            *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
+        ],
         url=f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres",
         port=port,
         user=user,
@@ -115,11 +124,12 @@ def start(names: list[str], folder: Path, ports: dict[str, int], buckets: str) -
         known = process.read(name, folder)
         if known and known.is_alive:
             found.append(known)
-        elif name == "seaweedfs":
-            found.append(start_seaweedfs(folder, ports[name], buckets))
+            continue
+        port = ports[name] or process.free_ports(1)[0]
+        if name == "seaweedfs":
+            found.append(start_seaweedfs(folder, port, buckets))
         else:
-            run = start_postgres if name == "postgres" else start_mlflow
-            found.append(run(folder, ports[name]))
+            found.append((start_postgres if name == "postgres" else start_mlflow)(folder, port))
     return found
 
 
@@ -145,16 +155,16 @@ def _weed() -> str:
     return found
 
 
-def _weed_options(port: int, buckets: str) -> list[str]:
+def _weed_options(folder: Path, port: int, buckets: str) -> list[str]:
     """Return the options: loopback, no telemetry, no services we do not use, all ports given.
 
-    Its S3 port is followed by none of its own choice: the default of Lance, 9101, is Ray's too.
-    Sockets go to a folder of their own, since their default names collide between instances.
+    The default port of Lance, 9101, is Ray's too. Sockets lie in the folder, since their default
+    names collide between instances, unless its name is longer than a socket's may be.
     """
     names = ["s3.port.grpc"]
     for part in ("master", "volume", "filer", "admin"):
         names += [f"{part}.port", f"{part}.port.grpc"]
-    sockets = tempfile.mkdtemp(prefix="manybeam-weed-")
+    sockets = folder if len(str(folder)) < 80 else tempfile.mkdtemp(prefix="manybeam-")
     return [
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
@@ -165,9 +175,9 @@ def _weed_options(port: int, buckets: str) -> list[str]:
         "-s3.port.lance=0",
         f"-s3.port={port}",
         f"-bucket={buckets}",
-        f"-filer.localSocket={sockets}/filer",
-        f"-s3.localFilerSocket={sockets}/filer",
-        f"-s3.localSocket={sockets}/s3",
+        f"-filer.localSocket={sockets}/filer.sock",
+        f"-s3.localFilerSocket={sockets}/filer.sock",
+        f"-s3.localSocket={sockets}/s3.sock",
         *(f"-{name}={one}" for name, one in zip(names, process.free_ports(9), strict=True)),
     ]
 
@@ -243,7 +253,7 @@ def _status(url: str) -> int:
         return 0
 
 
-def _once(running: Running, is_ready, timeout_s: float = 60.0) -> Running:  # noqa: ANN001
+def _once(running: Running, is_ready: Callable[[], bool], timeout_s: float = 60.0) -> Running:
     """Return the server once it answers as it should; stop it if it does not in time."""
     deadline = time.monotonic() + timeout_s
     while running.is_alive and time.monotonic() < deadline:
@@ -259,7 +269,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("verb", choices=["start", "stop", "status", "env"])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all if left out")
     parser.add_argument("--dir", type=Path, default=Path(".services"), help="data, logs, secrets")
-    parser.add_argument("--port", action="append", default=[], metavar="NAME=PORT")
+    parser.add_argument("--port", action="append", default=[], metavar="NAME=PORT", help="0: any")
     parser.add_argument("--buckets", default=BUCKETS, help="S3 buckets to make")
     given = parser.parse_args()
     if not set(given.names) <= set(NAMES):

@@ -187,8 +187,8 @@ def test_an_atom_of_another_element_marks_nothing() -> None:
 
 
 def test_many_atoms_of_a_large_radius_are_drawn_without_a_large_memory() -> None:
-    truth = np.column_stack([np.random.default_rng(0).uniform(0, 400, (300, 2)), np.zeros(300)])
-    assert draw_mask(truth.astype(np.float32), (400, 400), 150.0).all()
+    truth = np.column_stack([np.random.default_rng(0).uniform(0, 200, (200, 2)), np.zeros(200)])
+    assert draw_mask(truth.astype(np.float32), (200, 200), 60.0).all()
 
 
 def test_tiles_hold_every_pixel_of_every_frame(tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ class MissingPixelSize(InvalidInput):
     """The edge of a pixel is needed and neither the file nor the caller gives it."""
 
 
+class WrongMethod(InvalidInput):
+    """A path of the service was asked with a method it does not take."""
+
+
 class TooLarge(InvalidInput):
     """A body, file or array above the set limit."""
 
@@ -149,6 +153,7 @@ class MissingPackage(ManybeamError, ImportError):
 _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     UnreadableFile: (400, 2),
     UnsupportedMedia: (415, 2),
+    WrongMethod: (405, 2),
     TooLarge: (413, 2),
     InvalidFrame: (422, 2),
     InvalidInput: (422, 2),

@@ -1,24 +1,31 @@
 """jobs.train: members shared over real Ray workers; killed, interrupted and repeated at will."""
 
 import itertools
-import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from manybeam.data.frames import FrameSet
-from manybeam.errors import InvalidInput, NoCapacity, NotFound, UnknownFrameSet, WorkFailed
-from manybeam.jobs.run import Event
-from manybeam.jobs.train import TrainOutcome, plan_run, train
-from manybeam.learn.member import Member
-from manybeam.spec import Job, Library
+from manybeam.data.store import open_store
+from manybeam.errors import (
+    InvalidInput,
+    MissingPixelSize,
+    NoCapacity,
+    NotFound,
+    UnknownFrameSet,
+    WorkFailed,
+)
+from manybeam.jobs.run import Event, Run
+from manybeam.jobs.train import Executor, TrainOutcome, plan_run, train
+from manybeam.learn.member import Checkpoint, Member, save_weights, train_member
+from manybeam.spec import Condition, Job, Library
 
 pytestmark = [
     pytest.mark.cluster,
@@ -83,7 +90,7 @@ def test_a_member_of_a_killed_worker_goes_on_from_its_checkpoint_to_equal_weight
     assert killed
     assert not psutil.pid_exists(killed[0])
     assert are_equal(whole.members, disturbed.members)
-    assert steps_lost(told) <= 10 + 100  # one checkpoint interval, and what was not yet told
+    assert steps_lost(told) <= library.recipe("long").training.checkpoint_every
 
 
 def steps_lost(told: Sequence[Event]) -> int:
@@ -116,15 +123,178 @@ def test_ctrl_c_stops_the_workers_and_the_same_job_goes_on_later(
     assert are_equal(whole.members, resumed.members)
 
 
+@pytest.mark.parametrize("executor", ["local", "ray"])
 def test_a_member_that_diverges_fails_and_the_others_go_on(
+    cluster: str,
+    executor: Executor,
+    job: Job,
+    library: Library,
+    home: Path,
+    tmp_path: Path,
+) -> None:
+    store = str(tmp_path / "store")
+    run = plan_run(job, library, store, executor)
+    leave_a_checkpoint_of_nan(run, member=1)
+    outcome = train(job, library, store, executor=executor)
+    assert [member.index for member in outcome.members] == [0, 2]
+    (failure,) = outcome.failed
+    assert failure.startswith("member 1 diverged: loss nan at step 10; the last finite loss was")
+    again = train(job, library, store, executor=executor)
+    assert again.failed == outcome.failed
+
+
+def leave_a_checkpoint_of_nan(run: Run, member: int) -> None:
+    kept: list[Checkpoint] = []
+    plan = run.recipe.members[member]
+    train_member(run.recipe, plan, member, run.tiles(plan.policy), on_checkpoint=kept.append)
+    kept[0]["network.head.bias"].fill_(torch.nan)
+    run.store.put(f"member-{member:02d}.ckpt", save_weights(kept[0]))
+
+
+def test_where_every_member_diverges_the_job_fails(
+    job: Job, library: Library, home: Path, tmp_path: Path
+) -> None:
+    run = plan_run(job, library, str(tmp_path), "local")
+    for member in range(3):
+        leave_a_checkpoint_of_nan(run, member)
+    with pytest.raises(WorkFailed, match="none of 3 members could be trained; member 0 diverged"):
+        train(job, library, str(tmp_path), executor="local")
+
+
+def test_a_finished_job_is_not_trained_again(
+    here: TrainOutcome, job: Job, library: Library, tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    again = train(job, library, str(tmp_path / "here"), progress=told.append)
+    assert not told
+    assert are_equal(here.members, again.members)
+    assert again.resumed == (0, 1, 2)
+
+
+def test_members_record_what_they_were_made_from(
+    here: TrainOutcome, job: Job, library: Library, tmp_path: Path
+) -> None:
+    recipe = library.recipe("small")
+    run = plan_run(job, library, str(tmp_path / "here"), "local")
+    assert [member.seed for member in here.members] == [1, 2, 3]
+    assert {member.policy for member in here.members} == {"plain"}
+    assert {member.data_digest for member in here.members} == {run.tiles("plain").digest}
+    assert all(member.recipe == recipe and member.wall_s > 0 for member in here.members)
+
+
+def test_a_finished_run_keeps_no_checkpoints(here: TrainOutcome) -> None:
+    keys = open_store(here.run_url).list()
+    assert keys == ["member-00.done", "member-01.done", "member-02.done"]
+
+
+def test_a_damaged_checkpoint_costs_its_member_a_new_start_not_the_job(
+    here: TrainOutcome, job: Job, library: Library, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    run = plan_run(job, library, store, "local")
+    run.store.put("member-02.ckpt", b"cut short")
+    assert are_equal(here.members, train(job, library, store, executor="local").members)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"seed": 1}, id="another seed"),
+        pytest.param({"recipe": "long"}, id="another recipe"),
+    ],
+)
+def test_another_job_is_another_run(
+    change: dict[str, object], job: Job, library: Library, home: Path, tmp_path: Path
+) -> None:
+    first = plan_run(job, library, str(tmp_path), "local")
+    other = plan_run(job.model_copy(update=change), library, str(tmp_path), "local")
+    assert first.url != other.url
+
+
+def test_more_frames_are_another_run(
+    job: Job, library: Library, frames: FrameSet, home: Path, tmp_path: Path
+) -> None:
+    first = plan_run(job, library, str(tmp_path), "local")
+    frames.append(frames.frames([0]), [frames.truth(0)], None)
+    assert plan_run(job, library, str(tmp_path), "local").digest != first.digest
+
+
+def test_a_run_has_one_name_wherever_its_frames_lie(
+    job: Job, library: Library, frames: FrameSet, home: Path, tmp_path: Path
+) -> None:
+    copy = FrameSet.create(tmp_path / "copy", frames.condition, frames.shape)
+    copy.append(frames.frames(), [frames.truth(i) for i in range(len(frames))], None)
+    moved = job.model_copy(update={"frames": (copy.url,)})
+    first = plan_run(job, library, str(tmp_path), "local")
+    assert plan_run(moved, library, str(tmp_path), "local").digest == first.digest
+
+
+def test_frames_are_simulated_once_for_each_policy_and_found_again(
     cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
 ) -> None:
-    break_recipe(library)
-    outcome = train(with_recipe(job, "wild"), library, str(tmp_path / "store"))
-    assert [member.index for member in outcome.members] == [0, 2]
-    assert len(outcome.failed) == 1
-    assert "member 1 diverged: loss" in outcome.failed[0]
+    simulated = job.model_copy(update={"frames": ("simulate:",)})
+    run = plan_run(simulated, library, str(tmp_path))
+    (url,) = run.frames["plain"]
+    written = FrameSet.open(url)
+    assert len(written) == 4
+    assert plan_run(simulated, library, str(tmp_path)).frames == run.frames
+    assert FrameSet.open(url).digest == written.digest
 
 
-def break_recipe(library: Library) -> None:
-    raise NotImplementedError
+def test_half_simulated_frames_of_an_interrupted_job_are_made_again(
+    job: Job, library: Library, home: Path, tmp_path: Path
+) -> None:
+    simulated = job.model_copy(update={"frames": ("simulate:",)})
+    (url,) = plan_run(simulated, library, str(tmp_path), "local").frames["plain"]
+    whole = FrameSet.open(url)
+    half = FrameSet.create(url, whole.condition, whole.shape, overwrite=True)
+    half.append(whole.frames([0]), [whole.truth(0)], None)
+    plan_run(simulated, library, str(tmp_path), "local")
+    assert FrameSet.open(url).digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        pytest.param({"recipe": "smal"}, NotFound, "nearest: small", id="unknown recipe"),
+        pytest.param({"frames": ("nowhere",)}, UnknownFrameSet, "nowhere", id="unknown frames"),
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_starts(
+    change: dict[str, object],
+    error: type[Exception],
+    said: str,
+    job: Job,
+    library: Library,
+    home: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error, match=said):
+        train(job.model_copy(update=change), library, str(tmp_path))
+
+
+def test_a_memory_is_refused_because_workers_could_not_see_it(
+    cluster: str, job: Job, library: Library, home: Path
+) -> None:
+    with pytest.raises(InvalidInput, match="workers are other processes"):
+        train(job, library, "memory://train")
+
+
+def test_a_worker_larger_than_any_node_is_refused_at_once(
+    cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
+) -> None:
+    large = job.resources.model_copy(update={"cpus_per_worker": 64})
+    with pytest.raises(NoCapacity, match="no node of the cluster has 64 CPU"):
+        train(job.model_copy(update={"resources": large}), library, str(tmp_path))
+
+
+def test_an_error_in_a_worker_arrives_as_the_error_it_is(
+    cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
+) -> None:
+    bare = FrameSet.create(tmp_path / "bare", Condition(id="bare"), (64, 64))
+    bare.append(np.random.default_rng(0).random((2, 64, 64), np.float32), [NO_ATOMS] * 2, None)
+    with pytest.raises(MissingPixelSize, match="has no pixel size"):
+        train(job.model_copy(update={"frames": (bare.url,)}), library, str(tmp_path / "store"))
+
+
+NO_ATOMS = np.zeros((0, 3), np.float32)

@@ -27,6 +27,7 @@ from manybeam.settings import settings
 
 logger = logging.getLogger(__name__)
 FOLDER = "commits"
+STALE_S = 120.0  # a claim is renewed every 15 s; one this old has no writer any more
 _held: set[str] = set()  # claims of this process whose writer is still at work
 
 
@@ -174,7 +175,7 @@ class CommitLog:
             owner = json.loads(self._store.get(key))
             if owner.get("machine") == _machine() and not _is_alive(owner):
                 return True
-            return self._store.age_s(key) > max(120.0, 6 * settings().s3_timeout_s)
+            return self._store.age_s(key) > max(STALE_S, 6 * settings().s3_timeout_s)
         except NotFound:
             return False
 

@@ -262,23 +262,29 @@ class FrameSet:
             return np.zeros((0, *self.shape), self._commit.dtype)
         is_run = isinstance(numbers, range)
         where = slice(numbers[0], numbers[-1] + 1) if is_run else list(numbers)
-        frames_nyx = self._load(array, where)
+        try:
+            frames_nyx = self._load(array, where, f"frame {numbers[0]}")
+        except Corrupt:
+            for number in numbers if len(numbers) > 1 else ():
+                self._read([number])  # raises for the one it is, and says so
+            raise
         step_y, step_x = layout.chunk_shape(self.shape)
         lost_n = np.isnan(frames_nyx[:, ::step_y, ::step_x]).any(axis=(1, 2))
         if lost_n.any():
             raise self._corrupt(f"frame {numbers[int(lost_n.argmax())]}")
         return frames_nyx
 
-    def _load(self, array: "zarr.Array[Any]", where: slice | list[int] = slice(None)) -> ndarray:
+    def _load(
+        self, array: "zarr.Array[Any]", where: slice | list[int] = slice(None), part: str = ""
+    ) -> ndarray:
+        chosen = where if isinstance(where, slice) else np.array(where)
         try:
             with self._store.guard("read"):
-                return np.asarray(
-                    array.oindex[where if isinstance(where, slice) else np.array(where)]
-                )
+                return np.asarray(array.oindex[chosen])
         except (ValueError, RuntimeError) as error:
             if isinstance(error, ManybeamError):
                 raise
-            raise self._corrupt(f"a chunk of {array.path or 'it'}", str(error)) from error
+            raise self._corrupt(part or array.basename, str(error)) from error
 
     def _corrupt(self, part: str, why: str = "") -> Corrupt:
         why = why or "the bytes stored are not those that were appended"

@@ -36,7 +36,8 @@ from manybeam.spec.recipe import TileSpec
 
 LAYOUT = 1  # raised when the same frames and spec would give other tiles
 CLIP = (-4.0, 6.0)  # in standard deviations; atoms are bright, so more room above
-FLAT = 0.1  # least local deviation, as a share of the frame's: empty areas stay dark
+READ_PX = 8_000_000  # read at a time, in pixels
+FLAT = 0.1  # least local deviation, as a share of its root mean square: empty areas stay dark
 
 T = TypeVar("T", np.float32, np.uint8)
 Frame = NDArray[np.float32]
@@ -151,7 +152,7 @@ def normalise(frames: Frame, how: str, local_px: float) -> Frame:
         frames: (y, x), or (n, y, x); a bright neighbour in the stack changes nothing.
         how: "frame" for the frame's mean and standard deviation; "local" for those in a Gaussian
             window (three boxes, which cost the same at any width), where the deviation is at
-            least a tenth of the frame's, so that noise in a hole is not blown up into atoms.
+            least a tenth of its own mean, so that noise in a hole is not blown up into atoms.
         local_px: standard deviation of that window, in pixels.
     """
     if how not in ("frame", "local"):
@@ -162,7 +163,9 @@ def normalise(frames: Frame, how: str, local_px: float) -> Frame:
     unit: Frame = ((frames - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
     if how == "local":
         unit -= _window_mean(unit, local_px)
-        unit /= np.maximum(np.sqrt(_window_mean(unit * unit, local_px)), FLAT)
+        variance = _window_mean(unit * unit, local_px)
+        least = FLAT**2 * variance.mean(axis=(-2, -1), keepdims=True)
+        unit /= np.sqrt(np.where(variance > least, variance, np.where(least > 0, least, 1)))
     np.clip(unit, *CLIP, out=unit)
     return unit
 
@@ -350,17 +353,23 @@ def _write(
             header = {"descr": descr, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
         for frameset, cuts in zip(framesets, plans, strict=True):
-            for cut in cuts:
-                input_nyx, target_nyx = _cut_frame(frameset, cut, spec, elements)
+            for cut, frame in zip(cuts, _frames(frameset), strict=True):
+                input_nyx, target_nyx = _cut_frame(frameset, cut, frame, spec, elements)
                 inputs.write(input_nyx.tobytes())
                 targets.write(target_nyx.tobytes())
 
 
+def _frames(frameset: FrameSet) -> Iterator[Frame]:
+    """Yield the frames, read some at a time: one by one, the way to the store takes longest."""
+    step = max(1, READ_PX // (frameset.shape[0] * frameset.shape[1]))
+    for start in range(0, len(frameset), step):
+        yield from frameset.frames(slice(start, start + step))
+
+
 def _cut_frame(
-    frameset: FrameSet, cut: _Cut, spec: TileSpec, elements: Sequence[int]
+    frameset: FrameSet, cut: _Cut, frame: Frame, spec: TileSpec, elements: Sequence[int]
 ) -> tuple[Frame, Mask]:
     """Return the tiles of one frame and their masks."""
-    frame = frameset.frame(cut.index)
     if not np.isfinite(frame).all():
         raise InvalidFrame(
             f"frame {cut.index} of {frameset.url} holds NaN or inf",

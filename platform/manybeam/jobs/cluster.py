@@ -7,6 +7,7 @@ that `manybeam up` started, else one of its own on loopback that ends with the p
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -100,6 +101,22 @@ def each(work: Sequence[Callable[[], Result]], cpus: float = 1) -> Iterator[tupl
     finally:
         for waiting in place_of:
             ray.cancel(waiting)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Something large that lies in the object store once, however many pieces of work use it."""
+
+    reference: Any
+
+    def value(self) -> Any:
+        """Return it, on any node."""
+        return _get(self.reference)
+
+
+def share(value: object) -> Shared:
+    """Put something into the object store for pieces of work to share."""
+    return Shared(_quiet_ray().put(value))
 
 
 def environment() -> dict[str, str]:

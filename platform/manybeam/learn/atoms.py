@@ -234,9 +234,9 @@ def _describe(
         square = (pooled[:, axis] - mean_n2[cluster_n, axis]) ** 2
         total = np.bincount(cluster_n, square, count)[several]
         spread_n2[several, axis] = np.sqrt(total / (seen_n[several] - 1))
-    belief: Array = np.bincount(cluster_n, pooled[:, 3], count)
+    belief = np.bincount(cluster_n, pooled[:, 3], count).astype(float)
     if sample_member is not None:
-        belief = belief + _missed(mean_n2, member_n, cluster_n, member_count, sample_member)
+        belief += _missed(mean_n2, member_n, cluster_n, member_count, sample_member)
     probability = np.clip(belief / member_count, 0, 1)
     kind = _commonest_class(pooled, cluster_n, count)
     atoms = np.column_stack([mean_n2, kind, probability, spread_n2, seen_n / member_count])

@@ -186,7 +186,8 @@ def _refine(band_yx: Array, position_n2: Array) -> Array:
         bend = before - 2 * centre + after
         curved = bend < 0
         shift_n2[curved, axis] = 0.5 * (before - after)[curved] / bend[curved]
-    return np.clip(pixel_n2 + np.clip(shift_n2, -0.5, 0.5), 0, np.array(band_yx.shape) - 1)
+    last = np.array(band_yx.shape) - 1
+    return np.asarray(np.clip(pixel_n2 + np.clip(shift_n2, -0.5, 0.5), 0, last))
 
 
 def _best_threshold(labelled: Sequence[_Labelled], blob: Blob) -> tuple[float, Blob]:

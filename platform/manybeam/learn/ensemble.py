@@ -18,8 +18,8 @@ from manybeam.data.intake import check_frame
 from manybeam.data.tiles import normalise, rescale
 from manybeam.errors import InvalidInput, MemberCountError, NotFound
 from manybeam.learn.atoms import cluster_atoms, find_atoms, sample, strongest
-from manybeam.learn.inference import TILE_PX, prepare, probabilities
 from manybeam.learn.member import Member
+from manybeam.learn.tiled import TILE_PX, prepare, probabilities
 from manybeam.spec.recipe import TileSpec
 
 Map = NDArray[np.float32]

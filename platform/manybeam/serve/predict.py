@@ -11,28 +11,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.errors import DeadlineExceeded, NoCapacity, Unreachable
-from manybeam.serve.wire import Frames, Question, plain
+from manybeam.errors import DeadlineExceeded, NoCapacity
+from manybeam.serve.fresh import Fresh
+from manybeam.serve.query import Question
+from manybeam.serve.wire import Frames, plain
 
 if TYPE_CHECKING:
     from manybeam.learn.ensemble import Ensemble, Prediction
-    from manybeam.zoo.matrix import Matrix
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
     from manybeam.zoo.select import Selection
 
 logger = logging.getLogger(__name__)
 
-V = TypeVar("V")
-
 AUTO = "auto"
 FRESH_S = 10.0
-KEPT_REFS = 256
 
 
 @dataclass(frozen=True)
@@ -43,68 +41,12 @@ class Loaded:
     ensemble: "Ensemble"
 
 
-class Fresh(Generic[V]):
-    """Values asked for again when they are old; the old one stands in when the source is silent.
-
-    One caller at a time asks; the others go on with the value they have.
-
-    Args:
-        ask: gives the value of a key; may raise Unreachable.
-        fresh_s: how long a value is trusted.
-        clock: monotonic seconds.
-        capacity: how many values are kept, those used last.
-    """
-
-    def __init__(
-        self,
-        ask: Callable[[str], V],
-        fresh_s: float,
-        clock: Callable[[], float],
-        capacity: int = KEPT_REFS,
-    ) -> None:
-        self._ask, self._fresh_s, self._clock, self._capacity = ask, fresh_s, clock, capacity
-        self._known: OrderedDict[str, tuple[V, float]] = OrderedDict()
-        self._asking, self._lock = threading.Lock(), threading.Lock()
-
-    def get(self, key: str) -> tuple[V, tuple[str, ...]]:
-        """Return the value of a key, and a note if it is older than it should be.
-
-        Raises:
-            Unreachable: the source is silent and never gave this value.
-        """
-        known = self._known.get(key)
-        if known is not None and self._clock() - known[1] < self._fresh_s:
-            return known[0], ()
-        if not self._asking.acquire(blocking=known is None):
-            return (known[0], ()) if known else self.get(key)
-        try:
-            return self._renew(key, known)
-        finally:
-            self._asking.release()
-
-    def _renew(self, key: str, known: tuple[V, float] | None) -> tuple[V, tuple[str, ...]]:
-        now = self._clock()
-        try:
-            value = self._ask(key)
-        except Unreachable as error:
-            if known is None:
-                raise
-            logger.warning("zoo did not answer", extra={"ref": key, "why": error.what})
-            return known[0], (f"the zoo does not answer; {key} is of {now - known[1]:.0f} s ago",)
-        with self._lock:
-            self._known[key] = (value, now)
-            self._known.move_to_end(key)
-            while len(self._known) > self._capacity:
-                self._known.popitem(last=False)
-        return value, ()
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a prediction gives back.
 
     Args:
-        arrays: by the names of `wire.WANTS`; of a stack also `atoms_frame`, `members_frame`.
+        arrays: by the names of `query.WANTS`; of a stack also `atoms_frame`, `members_frame`.
         meta: who answered and why, as JSON holds it.
         seconds: time each stage took.
         is_drifted: whether selection called the frame out of distribution; None if not asked.

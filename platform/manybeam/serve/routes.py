@@ -5,15 +5,16 @@ large frame holds up nobody's health check.
 """
 
 import asyncio
+import json
 import logging
 import math
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -30,11 +31,14 @@ from manybeam.errors import (
     TooLarge,
     UnreadableFile,
     WorkFailed,
+    WrongMethod,
     http_status,
 )
 from manybeam.serve import wire
 from manybeam.serve.metrics import TEXT, Meter
+from manybeam.serve.ports import is_loopback
 from manybeam.serve.predict import Service, Watch
+from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, Question, read_query
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +81,9 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
         meter: what counts.
         metrics_text: gathers what was counted, by all replicas.
     """
-    app = FastAPI(title="Manybeam prediction service", version=__version__, redoc_url=None)
+    app = FastAPI(
+        title="Manybeam prediction service", version=__version__, docs_url=None, redoc_url=None
+    )
     desk = Desk(service, limits, meter)
     app.add_exception_handler(HTTPException, partial(_unrouted, desk))
 
@@ -107,14 +113,20 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
         return {"status": "ready", "ensembles": list(service.refs)}
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Give what all replicas counted, for Prometheus."""
-        return Response(await asyncio.to_thread(metrics_text), media_type=TEXT)
+
+        async def gathered(_: Request) -> Response:
+            return Response(await asyncio.to_thread(metrics_text), media_type=TEXT)
+
+        return await desk.answered("metrics", request, gathered)
 
     return app
 
 
-Work = Callable[[Request, float], Awaitable[Response]]
+_PORT = re.compile(r":\d*$")
+
+Work = Callable[[Request], Awaitable[Response]]
 
 
 class Desk:
@@ -128,11 +140,11 @@ class Desk:
 
     async def answered(self, path: str, request: Request, work: Work) -> Response:
         """Return the answer of one request, or the problem that kept it from having one."""
-        begun = time.monotonic()
+        begun = request.state.begun = time.monotonic()
         request_id = request.headers.get("x-request-id", "")[:128] or uuid.uuid4().hex
         try:
             self._check_host(request)
-            response = await work(request, begun)
+            response = await work(request)
         except ManybeamError as error:
             response = self.problem(error, request_id)
         except Exception:
@@ -145,28 +157,28 @@ class Desk:
         self.meter.request(path, response.status_code, time.monotonic() - begun)
         return response
 
-    async def predict(self, ref: str, request: Request, begun: float) -> Response:
+    async def predict(self, ref: str, request: Request) -> Response:
         """Answer one prediction."""
-        question = wire.read_query(request.query_params.multi_items(), wire.PREDICT_NAMES)
+        question = read_query(request.query_params.multi_items(), PREDICT_NAMES)
         form = wire.answer_form(request.headers.get("accept", ""), question.want)
         body = await self._body(request)
         headers = dict(request.headers)
         return await self._on_thread(
-            partial(self._predict, ref, body, headers, question, form), question, begun
+            partial(self._predict, ref, body, headers, question, form), question, request
         )
 
-    async def select(self, request: Request, begun: float) -> Response:
+    async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
-        question = wire.read_query(request.query_params.multi_items(), wire.SELECT_NAMES)
+        question = read_query(request.query_params.multi_items(), SELECT_NAMES)
         body = await self._body(request)
         headers = dict(request.headers)
         return await self._on_thread(
-            partial(self._select, body, headers, question), question, begun
+            partial(self._select, body, headers, question), question, request
         )
 
-    async def ensembles(self, request: Request, begun: float) -> Response:
+    async def ensembles(self, request: Request) -> Response:
         """List what is held."""
-        wire.read_query(request.query_params.multi_items(), ())
+        read_query(request.query_params.multi_items(), ())
         return _json({"ensembles": self.service.listing()})
 
     def problem(self, error: ManybeamError, request_id: str) -> Response:
@@ -179,7 +191,7 @@ class Desk:
         ref: str,
         body: bytes,
         headers: dict[str, str],
-        question: wire.Question,
+        question: Question,
         form: str,
         watch: Watch,
     ) -> Response:
@@ -194,7 +206,7 @@ class Desk:
         return Response(content, media_type=form)
 
     def _select(
-        self, body: bytes, headers: dict[str, str], question: wire.Question, watch: Watch
+        self, body: bytes, headers: dict[str, str], question: Question, watch: Watch
     ) -> Response:
         with watch.stage("read"):
             frames = wire.read_frames(wire.read_body(body, headers), self.limits.max_frame_px)
@@ -230,7 +242,7 @@ class Desk:
         return bytes(body)
 
     async def _on_thread(
-        self, work: Callable[[Watch], Response], question: wire.Question, begun: float
+        self, work: Callable[[Watch], Response], question: Question, request: Request
     ) -> Response:
         """Return what `work` returns; its place is free again when the thread has ended."""
         if self._inside >= self.limits.waiting:
@@ -239,26 +251,25 @@ class Desk:
                 f"at most {self.limits.waiting} at once",
                 f"send it again in {self._wait_s()} s",
             )
-        left_s = None if question.deadline_ms is None else question.deadline_ms / 1000
-        watch = Watch(None if left_s is None else begun + left_s)
+        due = None
+        if question.deadline_ms is not None:
+            due = request.state.begun + question.deadline_ms / 1000
+        watch = Watch(due)
         self._enter()
         future = self._pool.submit(self._run, work, watch)
-        loop = asyncio.get_running_loop()
-        future.add_done_callback(partial(_then, loop, self._leave))
-        waiting = asyncio.shield(asyncio.wrap_future(future))
-        try:
-            return await asyncio.wait_for(
-                waiting, None if left_s is None else max(begun + left_s - time.monotonic(), 0)
-            )
-        except TimeoutError as error:
-            future.cancel()
-            if isinstance(error, ManybeamError):
-                raise
-            raise DeadlineExceeded(
-                f"no answer within {question.deadline_ms} ms",
-                "deadline_ms counts from the request's arrival",
-                "raise deadline_ms, want less, or send a smaller frame",
-            ) from error
+        future.add_done_callback(partial(_then, asyncio.get_running_loop(), self._leave))
+        answer = asyncio.wrap_future(future)
+        answer.add_done_callback(_seen)
+        left_s = None if due is None else max(due - time.monotonic(), 0)
+        done, _ = await asyncio.wait({answer}, timeout=left_s)
+        if done:
+            return answer.result()
+        future.cancel()
+        raise DeadlineExceeded(
+            f"no answer within {question.deadline_ms} ms",
+            "deadline_ms counts from the request's arrival",
+            "raise deadline_ms, want less, or send a smaller frame",
+        )
 
     def _run(self, work: Callable[[Watch], Response], watch: Watch) -> Response:
         begun = time.monotonic()
@@ -282,27 +293,13 @@ class Desk:
         return min(max(math.ceil(self._inside * self._mean_s / self.limits.threads), 1), 60)
 
     def _check_host(self, request: Request) -> None:
-        if self.limits.is_local and not is_loopback(request.url.hostname or ""):
+        name = _PORT.sub("", request.headers.get("host", "")).strip("[]")
+        if self.limits.is_local and not is_loopback(name):
             raise NotAllowed(
-                f"this service is for its own machine, not for {request.url.hostname!r}",
+                f"this service is for its own machine, not for {name[:80]!r}",
                 "it has no log-in yet, so others must not reach it",
-                "start it with --expose behind something that checks who asks",
+                "ask it as 127.0.0.1, or start it exposed behind something that checks who asks",
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name means this machine and nothing else.
-
-    Example:
-        >>> is_loopback("127.0.0.1"), is_loopback("lab.example.org"), is_loopback("0.0.0.0")
-        (True, False, False)
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _then(loop: asyncio.AbstractEventLoop, done: Callable[[], None], _: "Future[Response]") -> None:
@@ -310,26 +307,25 @@ def _then(loop: asyncio.AbstractEventLoop, done: Callable[[], None], _: "Future[
         loop.call_soon_threadsafe(done)
 
 
+def _seen(answer: "asyncio.Future[Response]") -> None:
+    """Look at the outcome of an answer that came too late, or asyncio complains about it."""
+    if not answer.cancelled():
+        answer.exception()
+
+
 async def _unrouted(desk: Desk, request: Request, error: Exception) -> Response:
     """Answer an unknown path, or a known one asked in the wrong way."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
+    path, there = request.scope["path"][:200], f"there are: {', '.join(PATHS)}"
+    is_known = isinstance(error, HTTPException) and error.status_code == 405
 
-    async def refuse(request: Request, begun: float) -> Response:
-        if status != 405:
-            raise NotFound(
-                f"no path {request.url.path[:200]!r}", f"there are: {', '.join(PATHS)}", ""
-            )
-        request_id = request.headers.get("x-request-id", "")[:128]
-        wrong = NotFound(
-            f"{request.method} is not for {request.url.path[:200]!r}",
-            f"there are: {', '.join(PATHS)}",
-        )
-        content = {**wire.problem(wrong, request_id), "status": 405}
-        content |= {"type": "urn:manybeam:wrong-method", "title": "Wrong method for this path"}
-        allow = dict(getattr(error, "headers", None) or {})
-        return _json(content, 405, wire.PROBLEM, allow)
+    async def refuse(_: Request) -> Response:
+        if is_known:
+            raise WrongMethod(f"{request.method[:20]} is not for {path!r}", there)
+        raise NotFound(f"no path {path!r}", there)
 
-    return await desk.answered("unknown", request, refuse)
+    response = await desk.answered("unknown", request, refuse)
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
 
 
 def _json(
@@ -338,5 +334,5 @@ def _json(
     media: str = wire.JSON,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    text = wire.json.dumps(content, allow_nan=False)
+    text = json.dumps(content, allow_nan=False)
     return Response(text, status, headers, media)

@@ -126,6 +126,7 @@ class Detector(Group):
     offset: Quantity = quantity(-1e9, 1e9, "1", "counts recorded without beam")
     readout_e: Quantity = quantity(0, 100, "e", "standard deviation of the readout noise")
     afterglow_px: Quantity = quantity(0, 20, "px", "decay length of the scintillator along a row")
+    row_gain: Quantity = quantity(0, 0.5, "1", "relative brightness change from row to row")
     gamma: Quantity = quantity(0.2, 5, "1", "exponent applied to the recorded signal")
     saturation: Quantity = quantity(0.05, 1, "1", "share of the signal range kept before clipping")
 

@@ -235,6 +235,8 @@ class Zoo:
 
     def _entry(self, wanted: Ref) -> VersionEntry:
         """Return the version meant, in one call if it is there."""
+        if wanted.alias is not None and wanted.alias not in ALIASES:
+            raise self._unknown(wanted)  # MLflow would take `latest` for an alias
         try:
             entry = (
                 self._tracking.version_by_alias(wanted.name, wanted.alias)

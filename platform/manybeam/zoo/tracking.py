@@ -24,7 +24,7 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "GIT_PYTHON_REFRESH": "quiet",
     "PGCONNECT_TIMEOUT": "10",
     "AWS_MAX_ATTEMPTS": "2",
@@ -51,6 +51,7 @@ MANIFEST_TAG = "manybeam.manifest"
 _CLASSICAL_PREFIX = "classical."
 _METRICS_PER_CALL = 1000  # MLflow's own limit
 _PAGE = 1000
+_SQLITE = "sqlite:///"
 
 T = TypeVar("T")
 
@@ -300,17 +301,28 @@ class Tracking:
             # MLflow's mappers use an SQLAlchemy option that 2.1 deprecates; not ours to change.
             warnings.filterwarnings("ignore", message="The ``noload``", category=DeprecationWarning)
             if not self.is_server:
-                import mlflow.store.db.utils as database
-
-                # Ten tries with doubling pauses are 100 s on a database that is not there.
-                database.MAX_RETRY_COUNT = 2
+                _prepare_database(self.uri)
             return MlflowClient(self.uri, self.uri)
 
 
-def condition_step(condition: str, digest: str) -> int:
-    """Return the step that stands for a condition in MLflow: 48 bits of its digest."""
-    text = f"{condition} {digest}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:6])
+def _prepare_database(uri: str) -> None:
+    """Bound the wait for a database, and make the file of the embedded zoo if it is new.
+
+    MLflow makes its tables one by one: two processes that both begin, or one that is killed,
+    leave a file nobody can open again. Ours appears whole under its name, or not at all.
+    """
+    import mlflow.store.db.utils as database
+
+    database.MAX_RETRY_COUNT = 2  # ten tries with doubling pauses would be 100 s
+    path = Path(uri.removeprefix(_SQLITE))
+    if not uri.startswith(_SQLITE) or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+        fresh = Path(folder) / path.name
+        MlflowClient(f"{_SQLITE}{fresh}", f"{_SQLITE}{fresh}")
+        with suppress(FileExistsError):
+            path.hardlink_to(fresh)
 
 
 def _all_pages(page_at: Callable[[str | None], PagedList[T]]) -> Iterator[T]:

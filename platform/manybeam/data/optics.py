@@ -1,0 +1,101 @@
+"""The probe: how far a point is smeared by lens, energy spread, source and thermal motion.
+
+Axis letters: b frame of a batch, y and x spatial frequency of the canvas.
+
+Source: E. J. Kirkland, Advanced Computing in Electron Microscopy, 2nd ed. (2010), chapters 2 and
+3, for the wavelength and the aberration function; incoherent imaging as I = object * probe.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+THERMAL_PM = 8.0  # rms displacement in projection
+ATOM_PM = 17.0  # Gaussian width of the annular dark-field response of one atom
+FWHM_PER_SIGMA = 2.354820045
+# Three-point Gauss-Hermite quadrature over a normal distribution: (node in sigma, weight).
+FOCI = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
+
+
+def wavelength_pm(beam_kv: Tensor) -> Tensor:
+    """Return the relativistic wavelength of electrons, in pm.
+
+    Example:
+        >>> round(float(wavelength_pm(torch.tensor(60.0))), 3)
+        4.866
+    """
+    volt = beam_kv.double() * 1e3
+    return (1226.39 / torch.sqrt(volt * (1 + 0.97845e-6 * volt))).to(beam_kv.dtype)
+
+
+def transfer(draw: Mapping[str, Tensor], angle_b3: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Return the transfer function of each frame's probe, source and atoms, (b, y, x // 2 + 1).
+
+    Args:
+        draw: quantities of each frame, (b,) each, by name and in their units.
+        angle_b3: azimuths of astigmatism, coma and trefoil, in radians.
+        canvas: rows and columns of the canvas, in pixels.
+    """
+    q = {name: value[:, None, None] for name, value in draw.items()}
+    fy = torch.fft.fftfreq(canvas[0])[None, :, None] / q["pixel_size_pm"]
+    fx = torch.fft.fftfreq(canvas[1])[None, None, :] / q["pixel_size_pm"]
+    lam = wavelength_pm(q["beam_kv"])
+    k = torch.sqrt(fx**2 + fy**2)
+    step = 1 / (q["pixel_size_pm"] * max(canvas))
+    aperture = torch.sigmoid((q["convergence_mrad"] * 1e-3 / lam - k) / (0.5 * step))
+    fixed = _fixed_phase(q, angle_b3[..., None, None], lam, k, torch.atan2(fy, fx))
+    sigma_pm = q["focal_spread_nm"] * 1e3 / FWHM_PER_SIGMA
+    intensity = torch.zeros(())
+    for node, weight in FOCI:
+        defocus_pm = q["defocus_nm"] * 1e3 + node * sigma_pm
+        # Underfocus is C10 < 0, so chi holds minus defocus.
+        phase = fixed - math.pi * lam * k**2 * defocus_pm
+        wave = torch.fft.ifft2(torch.polar(aperture, -phase))
+        intensity = intensity + weight * (wave.real**2 + wave.imag**2)
+    intensity = intensity / intensity.sum((1, 2), keepdim=True)
+    half = canvas[1] // 2 + 1
+    return _centred(torch.fft.rfft2(intensity)) * _blur(q, k[..., :half])
+
+
+def atom_blur(draw: Mapping[str, Tensor], canvas: tuple[int, int]) -> Tensor:
+    """Return the extra transfer function of the atoms of the truth: motion, beam spread."""
+    q = {name: draw[name][:, None, None] for name in ("atom_width_pm", "pixel_size_pm")}
+    fy = torch.fft.fftfreq(canvas[0])[None, :, None] / q["pixel_size_pm"]
+    fx = torch.fft.rfftfreq(canvas[1])[None, None, :] / q["pixel_size_pm"]
+    sigma_pm = q["atom_width_pm"] / FWHM_PER_SIGMA
+    return torch.exp(-2 * math.pi**2 * sigma_pm**2 * (fy**2 + fx**2))
+
+
+def _fixed_phase(
+    q: Mapping[str, Tensor], angle_b3: Tensor, lam: Tensor, k: Tensor, azimuth: Tensor
+) -> Tensor:
+    """Return the part of the aberration phase that all foci share."""
+    one, two, three = angle_b3.unbind(1)
+    spherical = math.pi / 2 * q["cs_um"] * 1e6 * lam**3 * k**4
+    stigma = math.pi * lam * q["astigmatism_nm"] * 1e3 * k**2 * torch.cos(2 * (azimuth - one))
+    third = 2 * math.pi / 3 * lam**2 * k**3 * 1e3
+    coma = 3 * q["coma_nm"] * torch.cos(azimuth - two)
+    trefoil = q["trefoil_nm"] * torch.cos(3 * (azimuth - three))
+    return spherical + stigma + third * (coma + trefoil)
+
+
+def _centred(spectrum: Tensor) -> Tensor:
+    """Return the probe moved so that its centroid is at the origin: coma shifts what is seen.
+
+    The phase of the lowest frequencies is the centroid, in units of the canvas.
+    """
+    rows, columns = spectrum.shape[-2:]
+    slope_y = torch.angle(spectrum[:, 1, 0])[:, None, None]
+    slope_x = torch.angle(spectrum[:, 0, 1])[:, None, None]
+    index_y = torch.fft.fftfreq(rows, 1 / rows)[None, :, None]
+    index_x = torch.arange(columns)[None, None, :]
+    phase = slope_y * index_y + slope_x * index_x
+    return spectrum * torch.polar(torch.ones(()), -phase)
+
+
+def _blur(q: Mapping[str, Tensor], k: Tensor) -> Tensor:
+    """Return the Gaussian of source, thermal motion and the atoms' own response."""
+    variance = (q["source_fwhm_pm"] / FWHM_PER_SIGMA) ** 2 + THERMAL_PM**2 + ATOM_PM**2
+    return torch.exp(-2 * math.pi**2 * variance * k**2)

@@ -1,0 +1,181 @@
+"""How an image becomes a recorded frame: scan, background, electrons, detector, electronics.
+
+Axis letters: b frame of a batch, y row, x column.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manybeam.data.structures import Structure, smooth_noise
+
+PEAK_PER_A2 = 0.55  # of one atom's power, at the peak of a 110 pm probe: the unit of background
+DIRT_PM = 350.0  # over which contamination is smooth
+FLYBACK_SHARE = 0.08  # of a row, over which the distortion at its start decays
+DRIFT_ANGLE = 0.6  # radians from the slow scan axis; one direction, as drift has
+
+Draw = Mapping[str, float]
+
+
+def record(
+    image_byx: Tensor,
+    q: Mapping[str, Tensor],
+    draws: Sequence[Draw],
+    shape: tuple[int, int],
+    margin_px: int,
+    atom_a2: float,
+    streams: Sequence[Generator],
+) -> Tensor:
+    """Return recorded frames, (b, y, x) float32.
+
+    Args:
+        image_byx: scattered share of the beam on the canvas.
+        q: quantities of each frame, (b,) each.
+        draws: the same as plain numbers, one mapping a frame.
+        shape: rows and columns of a frame.
+        margin_px: rows and columns of the canvas before the frame.
+        atom_a2: scattering power of one carbon atom, in A^2.
+        streams: one generator a frame.
+    """
+    noise = _noise_maker(streams, shape)
+    scanned = _scan(image_byx, q, shape, margin_px, streams).clamp_min(0)
+    scanned = scanned + atom_a2 * PEAK_PER_A2 * _background(q, draws, shape, streams)
+    if q["row_gain"].any():
+        rows = torch.stack([_normal(rng, (shape[0], 1)) for rng in streams])
+        scanned = scanned * (1 + _wide(q["row_gain"]) * rows).clamp_min(0)
+    pixel_a2 = (_wide(q["pixel_size_pm"]) / 100) ** 2
+    counts = noise(scanned * _wide(q["dose_e_per_a2"]) * pixel_a2, _wide(q["readout_e"]))
+    counts = _electronics(_afterglow(counts, q["afterglow_px"]), q)
+    return (counts * _wide(q["gain"]) + _wide(q["offset"])).to(torch.float32)
+
+
+def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return (y, x, atomic number) of the atoms seen in the frame, where the frame shows them.
+
+    Drift and fly-back move what is seen; row jitter is noise and does not enter the truth. The
+    scan is inverted by iteration, which converges as each distortion is far flatter than 1.
+    """
+    y_px, x_px = (structure.position_n2 / draw["pixel_size_pm"]).T
+    seen_y, seen_x = y_px.copy(), x_px.copy()
+    for _ in range(4):
+        shift_y, shift_x = _distortion(seen_y, seen_x, draw, shape)
+        seen_y, seen_x = y_px - shift_y, x_px - shift_x
+    inside = (
+        (seen_y > -0.5) & (seen_y < shape[0] - 0.5) & (seen_x > -0.5) & (seen_x < shape[1] - 0.5)
+    )
+    seen = np.stack([seen_y, seen_x, structure.number_n], axis=1)
+    return seen[inside].astype(np.float32)
+
+
+def _distortion(
+    row: NDArray[np.floating], column: NDArray[np.floating], draw: Draw, shape: tuple[int, int]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return how far from its pixel the beam stands, in pixels: drift, and fly-back in x."""
+    drift_px = draw["drift_pm_per_row"] / draw["pixel_size_pm"] * row
+    decay = np.exp(-np.clip(column, 0, None) / (FLYBACK_SHARE * shape[1]))
+    flyback_px = draw["flyback_pm"] / draw["pixel_size_pm"] * decay
+    return drift_px * math.cos(DRIFT_ANGLE), drift_px * math.sin(DRIFT_ANGLE) + flyback_px
+
+
+def _scan(
+    image_byx: Tensor,
+    q: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    margin_px: int,
+    streams: Sequence[Generator],
+) -> Tensor:
+    """Return the image at the true positions of the beam: jitter, fly-back and drift."""
+    jitter = _wide(q["row_jitter_pm"] / q["pixel_size_pm"])
+    drift = _wide(q["drift_pm_per_row"] / q["pixel_size_pm"])
+    flyback = _wide(q["flyback_pm"] / q["pixel_size_pm"])
+    row = torch.arange(shape[0], dtype=torch.float32)[None, :, None]
+    column = torch.arange(shape[1], dtype=torch.float32)[None, None, :]
+    white_x, white_y, slow = _row_noise(streams, shape[0])
+    decay = torch.exp(-column / (FLYBACK_SHARE * shape[1]))
+    x = column + (white_x + slow) * jitter + flyback * decay + drift * math.sin(DRIFT_ANGLE) * row
+    y = row + 0.3 * white_y * jitter + drift * math.cos(DRIFT_ANGLE) * row + 0 * column
+    rows, columns = image_byx.shape[1:]
+    at_x, at_y = ((x + margin_px) / (columns - 1) * 2 - 1, (y + margin_px) / (rows - 1) * 2 - 1)
+    return torch.nn.functional.grid_sample(
+        image_byx[:, None],
+        torch.stack([at_x, at_y], dim=-1),
+        mode="bicubic",
+        padding_mode="reflection",
+        align_corners=True,
+    )[:, 0]
+
+
+def _row_noise(streams: Sequence[Generator], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return white noise of each row in x and y, and a slow random walk, (b, rows, 1) each."""
+    white = torch.stack([_normal(rng, (3, rows, 1)) for rng in streams])
+    slow = white[:, 2].cumsum(1) * 0.05
+    return white[:, 0], white[:, 1], slow - slow.mean(1, keepdim=True)
+
+
+def _background(
+    q: Mapping[str, Tensor],
+    draws: Sequence[Draw],
+    shape: tuple[int, int],
+    streams: Sequence[Generator],
+) -> Tensor:
+    """Return uniform background and smooth contamination, in peaks of one atom."""
+    dirt = np.zeros((len(draws), *shape), np.float32)
+    for field, draw, rng in zip(dirt, draws, streams, strict=True):
+        if draw["contamination"]:
+            smooth = smooth_noise(shape, DIRT_PM / draw["pixel_size_pm"], rng)
+            field[:] = np.clip(smooth + 1.5, 0, None)
+    return _wide(q["background"]) + _wide(q["contamination"]) * torch.from_numpy(dirt)
+
+
+def _noise_maker(
+    streams: Sequence[Generator], shape: tuple[int, int]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function that counts electrons, and adds readout noise, frame by frame.
+
+    Its random streams are drawn here, before anything else may draw from a frame's generator.
+    """
+    seeds = [int(rng.integers(2**62)) for rng in streams]
+
+    def noise(expected_byx: Tensor, readout_b11: Tensor) -> Tensor:
+        counted = torch.empty_like(expected_byx)
+        for b, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            readout = torch.randn(shape, generator=generator) * readout_b11[b]
+            counted[b] = torch.poisson(expected_byx[b], generator=generator) + readout
+        return counted
+
+    return noise
+
+
+def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
+    """Return counts with the tail of a scintillator: causal, exponential, along each row."""
+    if not length_b.any():
+        return counts_byx
+    keep = torch.exp(-1 / length_b.clamp_min(1e-3))[:, None, None]
+    columns = counts_byx.shape[2]
+    frequency = torch.fft.rfftfreq(columns)[None, None, :]
+    response = (1 - keep) / (1 - keep * torch.polar(torch.ones(()), -2 * math.pi * frequency))
+    return torch.fft.irfft(torch.fft.rfft(counts_byx, dim=2) * response, n=columns, dim=2)
+
+
+def _electronics(counts_byx: Tensor, q: Mapping[str, Tensor]) -> Tensor:
+    """Return counts after saturation and gamma, over each frame's own range."""
+    gamma, kept = _wide(q["gamma"]), _wide(q["saturation"])
+    if bool((gamma == 1).all()) and bool((kept == 1).all()):
+        return counts_byx
+    low, high = counts_byx.amin((1, 2), keepdim=True), counts_byx.amax((1, 2), keepdim=True)
+    span = (high - low).clamp_min(1e-9)
+    return ((counts_byx - low) / span / kept).clamp(0, 1) ** gamma * span + low
+
+
+def _normal(rng: Generator, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+def _wide(value_b: Tensor) -> Tensor:
+    return value_b.float()[:, None, None]

@@ -1,0 +1,156 @@
+"""Where the atoms are before a beam sees them: graphene, and heavy atoms on a support.
+
+A structure is drawn larger than the frame by a margin, so that atoms outside it still lend their
+tails to its edge. Positions are (y, x) in picometres from the centre of pixel (0, 0).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+LATTICE_PM = 246.0  # graphene
+MARGIN_PM = 400.0
+RIPPLE_PM = 4.0  # static displacement of each atom, standard deviation
+LEAST_ATOMS = 30  # a hole that would leave fewer is not cut
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Atoms of one frame.
+
+    Attributes:
+        position_n2: (y, x), in pm.
+        number_n: atomic number.
+    """
+
+    position_n2: Array
+    number_n: Array
+
+
+def graphene(draw: Mapping[str, float], side_pm: tuple[float, float], rng: Generator) -> Structure:
+    """Return a patch of graphene at a random angle, with its defects.
+
+    Args:
+        draw: `strain`, `vacancy_fraction`, `silicon_fraction`, `nitrogen_fraction` and
+            `hole_probability` of this frame.
+        side_pm: height and width of the frame, in pm.
+        rng: of this frame.
+    """
+    position_n2 = _lattice(draw["strain"], side_pm, rng)
+    if rng.random() < draw["hole_probability"]:
+        position_n2 = _cut(position_n2, side_pm, rng)
+    keep = rng.random(len(position_n2)) >= draw["vacancy_fraction"]
+    position_n2 = position_n2[keep]
+    number_n = np.full(len(position_n2), 6.0)
+    luck = rng.random(len(position_n2))
+    silicon, nitrogen = draw["silicon_fraction"], draw["nitrogen_fraction"]
+    number_n[luck < silicon] = 14
+    number_n[(luck >= silicon) & (luck < silicon + nitrogen)] = 7
+    return Structure(position_n2 + rng.normal(0, RIPPLE_PM, position_n2.shape), number_n)
+
+
+def heavy_atoms(
+    draw: Mapping[str, float],
+    thickness_yx: Array,
+    pixel_size_pm: float,
+    rng: Generator,
+) -> Structure:
+    """Return single heavy atoms scattered over a support; none where there is vacuum.
+
+    Args:
+        draw: `atoms_per_nm2` and `atomic_number` of this frame.
+        thickness_yx: thickness of the support on the canvas, relative to its mean.
+        pixel_size_pm: edge of a pixel of the canvas.
+        rng: of this frame.
+    """
+    covered_yx = thickness_yx > 0.15
+    area_nm2 = covered_yx.sum() * (pixel_size_pm / 1000) ** 2
+    count = int(rng.poisson(draw["atoms_per_nm2"] * area_nm2))
+    places = np.argwhere(covered_yx)
+    if not count or not len(places):
+        return Structure(np.zeros((0, 2)), np.zeros(0))
+    pixel_n2 = places[rng.integers(0, len(places), count)] + rng.uniform(-0.5, 0.5, (count, 2))
+    return Structure(pixel_n2 * pixel_size_pm, np.full(count, draw["atomic_number"]))
+
+
+def support_thickness(
+    draw: Mapping[str, float], shape: tuple[int, int], pixel_size_pm: float, rng: Generator
+) -> Array:
+    """Return the relative thickness of an amorphous support: 0 in vacuum, about 1 inside.
+
+    Three octaves of smooth noise make relief from `support_grain_nm` upward, and a wavy edge to
+    vacuum crosses some frames, from which the support grows thicker inward.
+    """
+    grain_px = draw["support_grain_nm"] * 1000 / pixel_size_pm
+    relief_yx = sum(
+        share * smooth_noise(shape, grain_px * scale, rng)
+        for scale, share in ((1.0, 0.35), (3.0, 0.3), (9.0, 0.5))
+    )
+    thickness_yx = np.exp(draw["support_relief"] * np.asarray(relief_yx))
+    if rng.random() < draw["hole_probability"]:
+        thickness_yx *= _rise_from_edge(shape, pixel_size_pm, rng)
+    return np.asarray(thickness_yx / max(float(thickness_yx.mean()), 1e-6))
+
+
+def smooth_noise(shape: tuple[int, int], sigma_px: float, rng: Generator) -> Array:
+    """Return Gaussian noise of unit variance, smooth over `sigma_px`; it wraps around."""
+    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]
+    shape_of_spectrum = np.exp(-2 * (math.pi * sigma_px) ** 2 * (fy**2 + fx**2))
+    field = np.fft.irfft2(np.fft.rfft2(rng.normal(0, 1, shape)) * shape_of_spectrum, s=shape)
+    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-9))
+
+
+def _lattice(strain: float, side_pm: tuple[float, float], rng: Generator) -> Array:
+    """Return the sites of a strained, rotated, shifted honeycomb that covers frame and margin."""
+    constant = LATTICE_PM * (1 + rng.normal(0, strain))
+    reach = (max(side_pm) + 2 * MARGIN_PM) * 0.75
+    count = int(reach / constant * 1.3) + 2
+    i, j = np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1), indexing="ij")
+    one = np.array([constant, 0.0])
+    two = np.array([constant / 2, constant * math.sqrt(3) / 2])
+    cells = (i[..., None] * one + j[..., None] * two).reshape(-1, 2)
+    sites = np.concatenate([cells, cells + (one + two) / 3])
+    angle = rng.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    sites = sites @ turn + rng.uniform(-constant, constant, 2)
+    sites = sites * (1 + rng.normal(0, strain, 2)) + np.array(side_pm) / 2
+    inside = ((sites > -MARGIN_PM) & (sites < np.array(side_pm) + MARGIN_PM)).all(axis=1)
+    return np.asarray(sites[inside])
+
+
+def _cut(position_n2: Array, side_pm: tuple[float, float], rng: Generator) -> Array:
+    """Return what a round hole or a straight edge, both ragged, leaves of a sheet."""
+    side = np.array(side_pm)
+    if rng.random() < 0.5:
+        centre, radius = rng.uniform(0, side), rng.uniform(250, min(700, min(side_pm) * 0.35 + 1))
+        from_centre = np.hypot(*(position_n2 - centre).T)
+        kept = from_centre > radius + rng.normal(0, 30, len(position_n2))
+    else:
+        angle = rng.uniform(0, 2 * math.pi)
+        outward = (position_n2 - side / 2) @ np.array([math.cos(angle), math.sin(angle)])
+        limit = rng.uniform(0, min(side_pm) * 0.45)
+        kept = outward < limit + rng.normal(0, 20, len(position_n2))
+    return position_n2[kept] if kept.sum() > LEAST_ATOMS else position_n2
+
+
+def _rise_from_edge(shape: tuple[int, int], pixel_size_pm: float, rng: Generator) -> Array:
+    """Return 0 outside a wavy edge, rising inward over some nanometres."""
+    y, x = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
+    angle, offset = rng.uniform(0, 2 * math.pi), rng.uniform(-0.2, 0.9)
+    waves = 0.18 * smooth_noise(shape, max(shape) * 0.09, rng)
+    waves = waves + 0.03 * smooth_noise(shape, max(shape) * 0.02, rng)
+    half_nm = max(shape) * pixel_size_pm / 2000
+    depth_nm = (y * math.sin(angle) + x * math.cos(angle) + offset + waves) * half_nm
+    length_nm = rng.uniform(0.5, 5.0)
+    floor = rng.uniform(0.2, 0.6)
+    inward = np.clip(depth_nm, 0, None) / length_nm
+    rise = np.clip(depth_nm / 0.4, 0, 1) * (
+        floor + (1 - floor) * (1 - np.exp(-inward)) + 0.06 * inward
+    )
+    return np.asarray(rise)

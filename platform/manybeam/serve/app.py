@@ -1,0 +1,320 @@
+"""The service on Ray Serve: started, looked at and stopped; what one replica is made of.
+
+One deployment: the replica that takes a request answers it, as handing frames from one process to
+another costs more than the smallest ensemble needs. On Linux Ray's own HAProxy stands in front,
+which is four to seven times faster than Ray's proxy in Python.
+"""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from manybeam.errors import (
+    Conflict,
+    NotAllowed,
+    UnknownRef,
+    Unreachable,
+    WorkFailed,
+)
+from manybeam.jobs import cluster
+from manybeam.jobs.head import head
+from manybeam.serve.ports import (
+    haproxy_can_serve,
+    haproxy_variables,
+    is_loopback,
+    port_in_use,
+    port_is_free,
+)
+from manybeam.settings import settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
+
+APP = "manybeam"
+READY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one replica is made from; travels to it as an argument, so it may hold secrets.
+
+    Args:
+        refs: ensembles loaded before the replica takes requests.
+        variables: settings of the process that started the service.
+        cores: threads of one prediction.
+        threads: predictions at the same time.
+        waiting: requests inside at most.
+        capacity: further ensembles held.
+        is_local: answer only requests addressed to a loopback name.
+    """
+
+    refs: tuple[str, ...]
+    variables: dict[str, str]
+    cores: int
+    threads: int
+    waiting: int
+    capacity: int
+    is_local: bool
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """The running service, as Ray Serve tells it."""
+
+    url: str
+    status: str
+    replicas: int
+    message: str = ""
+
+
+def run_service(
+    refs: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8100,
+    replicas: int = 1,
+    cpus_per_replica: float = 0.0,
+    gpus_per_replica: float = 0.0,
+    threads: int = 2,
+    waiting: int = 32,
+    capacity: int = 4,
+    haproxy: bool | None = None,
+    expose: bool = False,
+) -> ServiceState:
+    """Start the service, or give the running one these ensembles; return when it answers.
+
+    It belongs to the cluster, not to this process: it goes on until `stop_service` or the end of
+    the cluster.
+
+    Args:
+        refs: ensembles loaded first; others load when first asked for.
+        host: address to listen on.
+        port: port to listen on.
+        replicas: processes that answer.
+        cpus_per_replica: cores reserved on the cluster for each. None by default: an instrument
+            must get its answer also while a training holds every core.
+        gpus_per_replica: GPUs reserved for each.
+        threads: predictions a replica makes at the same time.
+        waiting: requests inside a replica at most; above it 429.
+        capacity: ensembles a replica holds beside `refs`.
+        haproxy: whether HAProxy stands in front; if left out, on Linux where it can.
+        expose: allow an address other machines can reach. There is no log-in yet.
+
+    Raises:
+        PortInUse: another process holds the port; nothing was started.
+        UnknownRef: one of `refs` is not in the zoo; nothing was started.
+        NotAllowed: an address others can reach, without `expose`.
+        Conflict: the service runs at another address.
+        WorkFailed: Ray Serve did not come up.
+    """
+    if not expose and not is_loopback(host):
+        raise NotAllowed(
+            f"{host!r} can be reached from other machines",
+            "the service has no log-in yet",
+            "use 127.0.0.1, or expose it behind something that checks who asks",
+        )
+    is_free = port_is_free(host, port)
+    running = service_state()
+    if running is None and not is_free:
+        raise port_in_use(host, port)
+    url = f"http://{host}:{port}"
+    if running is not None and running.url != url:
+        raise Conflict(
+            f"the service runs at {running.url} already", "one to a cluster", "manybeam serve stop"
+        )
+    _check_refs(refs)
+    cores = max(1, int(cpus_per_replica) or (os.cpu_count() or 1) // replicas)
+    plan = Plan(
+        tuple(refs), cluster.environment(), cores, threads, waiting, capacity, is_local=not expose
+    )
+    cluster.connect()
+    if haproxy is None:
+        haproxy = haproxy_can_serve(host)
+    variables = {"OMP_NUM_THREADS": str(cores)} | (haproxy_variables() if haproxy else {})
+    if running is None:
+        _start_serve(host, port, variables)
+    actor = {
+        "num_cpus": cpus_per_replica,
+        "num_gpus": gpus_per_replica,
+        "runtime_env": {"env_vars": variables},
+    }
+    _deploy(plan, actor, replicas)
+    return _answering(url)
+
+
+def stop_service() -> bool:
+    """Stop the service and free its port; return whether there was one."""
+    state = service_state()
+    if state is None:
+        return False
+    from ray import serve
+
+    if set(serve.status().applications) <= {APP}:
+        _shut_down()
+    else:
+        serve.delete(APP)
+    logger.info("service stopped", extra={"url": state.url})
+    return True
+
+
+def service_state() -> ServiceState | None:
+    """Return the running service of this process's cluster, None if there is none.
+
+    Starts nothing: without a cluster there is no service.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        if not settings().ray_address and head(settings().home) is None:
+            return None
+        cluster.connect()
+    from ray import serve
+
+    status = serve.status()
+    found = status.applications.get(APP)
+    if found is None:
+        return None
+    options = _http_options()
+    counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
+    url = f"http://{options.host}:{options.port}" if options else ""
+    return ServiceState(url, str(found.status.value), sum(counts), found.message)
+
+
+def _check_refs(refs: Sequence[str]) -> None:
+    """Ask the zoo for every reference before anything starts; all unknown ones are told at once."""
+    if not refs:
+        return
+    from manybeam.zoo.registry import Zoo
+
+    zoo, faults = Zoo(), []
+    for ref in refs:
+        try:
+            zoo.resolve(ref)
+        except UnknownRef as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise UnknownRef("; ".join(map(str, faults)), "", "manybeam zoo ls")
+
+
+def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    try:
+        serve.start(
+            http_options={"host": host, "port": port},
+            proxy_location="HeadOnly",
+            logging_config=LoggingConfig(enable_access_log=False),
+            controller_options={"runtime_env": {"env_vars": variables}},
+        )
+    except (RuntimeError, TimeoutError) as error:
+        _shut_down()
+        raise WorkFailed(
+            f"Ray Serve did not start at {host}:{port}",
+            _reason(error),
+            "manybeam doctor; Ray keeps its logs in /tmp/ray/session_latest/logs",
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line that matters of what Ray says: the innermost exception's."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    told = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Ref|Corrupt)\b", line)]
+    return (told or lines or [type(error).__name__])[-1][:500]
+
+
+def _shut_down() -> None:
+    from ray import serve
+
+    shut_down: Any = serve.shutdown  # Ray's lacks types
+    shut_down()
+
+
+def _http_options() -> Any:
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return client.http_config if client else None
+
+
+def _deploy(plan: Plan, actor: dict[str, Any], replicas: int) -> None:
+    from ray import serve
+
+    deployment = serve.deployment(
+        name="predict",
+        num_replicas=replicas,
+        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options=actor,
+    )(serve.ingress(_builder(plan))(Replica))
+    try:
+        serve.run(deployment.bind(), name=APP, route_prefix="/")
+    except (RuntimeError, TimeoutError) as error:
+        stop_service()
+        raise WorkFailed(
+            "the service's replicas did not start",
+            _reason(error),
+            "manybeam zoo ls tells what can be served; Ray keeps the replicas' logs",
+        ) from error
+
+
+class Replica:
+    """One process of the service; its state is in the web application it builds."""
+
+
+def _builder(plan: Plan) -> "Callable[[], FastAPI]":
+    """Return what a replica calls to make its application."""
+
+    def build() -> "FastAPI":
+        return replica_api(plan)
+
+    return build
+
+
+def replica_api(plan: Plan) -> "FastAPI":
+    """Return the application of one replica: the one place where its parts are put together."""
+    import torch
+
+    from manybeam.serve.metrics import Meter, gather
+    from manybeam.serve.predict import Service
+    from manybeam.serve.routes import Limits, api
+    from manybeam.zoo.registry import Zoo
+
+    cluster.adopt(plan.variables)
+    torch.set_num_threads(plan.cores)
+    service = Service(Zoo(), plan.refs, capacity=plan.capacity)
+    limits = Limits(
+        threads=plan.threads,
+        waiting=plan.waiting,
+        max_frame_px=settings().max_frame_px,
+        is_local=plan.is_local,
+        names_requests=False,
+    )
+    return api(service, limits, Meter(), gather)
+
+
+def _answering(url: str) -> ServiceState:
+    """Wait until the service answers at its address: its proxy comes up after its replicas."""
+    import urllib3
+
+    deadline = time.monotonic() + READY_S
+    with urllib3.PoolManager(retries=False, timeout=2.0) as http:
+        while time.monotonic() < deadline:
+            try:
+                if http.request("GET", f"{url}/readyz").status == 200:
+                    state = service_state()
+                    if state is not None:
+                        return state
+            except urllib3.exceptions.HTTPError:
+                logger.debug("service does not answer yet", extra={"url": url})
+            time.sleep(0.05)  # nothing tells when HAProxy has read its new configuration
+    stop_service()
+    raise Unreachable(f"the service does not answer at {url}", f"waited {READY_S:.0f} s", "")

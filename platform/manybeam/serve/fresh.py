@@ -1,0 +1,70 @@
+"""What the zoo said lately: asked for again when old, still used while the zoo is silent."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from manybeam.errors import Unreachable
+
+logger = logging.getLogger(__name__)
+
+V = TypeVar("V")
+KEPT = 256
+
+
+class Fresh(Generic[V]):
+    """Values asked for again when they are old; the old one stands in when the source is silent.
+
+    One caller at a time asks; the others go on with the value they have.
+
+    Args:
+        ask: gives the value of a key; may raise Unreachable.
+        fresh_s: how long a value is trusted.
+        clock: monotonic seconds.
+        capacity: how many values are kept, those used last.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str], V],
+        fresh_s: float,
+        clock: Callable[[], float],
+        capacity: int = KEPT,
+    ) -> None:
+        self._ask, self._fresh_s, self._clock, self._capacity = ask, fresh_s, clock, capacity
+        self._known: OrderedDict[str, tuple[V, float]] = OrderedDict()
+        self._asking, self._lock = threading.Lock(), threading.Lock()
+
+    def get(self, key: str) -> tuple[V, tuple[str, ...]]:
+        """Return the value of a key, and a note if it is older than it should be.
+
+        Raises:
+            Unreachable: the source is silent and never gave this value.
+        """
+        known = self._known.get(key)
+        if known is not None and self._clock() - known[1] < self._fresh_s:
+            return known[0], ()
+        if not self._asking.acquire(blocking=known is None):
+            return (known[0], ()) if known else self.get(key)
+        try:
+            return self._renew(key, known)
+        finally:
+            self._asking.release()
+
+    def _renew(self, key: str, known: tuple[V, float] | None) -> tuple[V, tuple[str, ...]]:
+        now = self._clock()
+        try:
+            value = self._ask(key)
+        except Unreachable as error:
+            if known is None:
+                raise
+            logger.warning("zoo did not answer", extra={"ref": key, "why": error.what})
+            return known[0], (f"the zoo does not answer; {key} is of {now - known[1]:.0f} s ago",)
+        with self._lock:
+            self._known[key] = (value, now)
+            self._known.move_to_end(key)
+            while len(self._known) > self._capacity:
+                self._known.popitem(last=False)
+        return value, ()

@@ -1,0 +1,394 @@
+"""learn.ensemble and learn.tiled: members that answer together, on any frame.
+
+The members here are not trained: one kind answers "bright" by hand-set weights, so that the truth
+is known; the other has drawn weights and batch norms, so that every pixel of its answer differs.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from manybeam.data.tiles import normalise
+from manybeam.errors import InvalidFrame, InvalidInput, MemberCountError, NotFound, TooLarge
+from manybeam.learn.ensemble import Ensemble, Prediction
+from manybeam.learn.member import Member
+from manybeam.learn.nets import build
+from manybeam.learn.scores import match
+from manybeam.learn.tiled import prepare, probabilities
+from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
+
+Frame = NDArray[np.float32]
+CPU = torch.device("cpu")
+
+
+def recipe_of(network: Network, pixel_size_pm: float = 16.0) -> Recipe:
+    return Recipe(
+        id="test",
+        network=network,
+        tiles=TileSpec(pixel_size_pm=pixel_size_pm),
+        members=(MemberPlan(seed=0, policy="any"),),
+    )
+
+
+def member_of(index: int, recipe: Recipe, weights: dict[str, torch.Tensor]) -> Member:
+    return Member(index, index, "any", recipe, weights, (), 0.0, "")
+
+
+def bright(index: int, pixel_size_pm: float = 16.0, level: float = 1.0) -> Member:
+    """Return a member that calls atom what is brighter than `level` deviations."""
+    recipe = recipe_of(Network(levels=1, filters=2), pixel_size_pm)
+    weights = build(recipe.network).state_dict()
+    kernel = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
+    weights["down.0.0.weight"] = kernel.expand(2, 1, 3, 3).clone()
+    weights["head.weight"] = torch.full((1, 2, 1, 1), 2.0)
+    weights["head.bias"] = torch.tensor([-4.0 * level])
+    return member_of(index, recipe, weights)
+
+
+def drawn(index: int, levels: int = 3, classes: int = 1, **size: float) -> Member:
+    """Return a member of drawn weights, its batch norms far from doing nothing."""
+    recipe = recipe_of(Network(levels=levels, filters=4, classes=classes), **size)
+    with torch.random.fork_rng():
+        torch.manual_seed(index)
+        network = build(recipe.network)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_()  # type: ignore[union-attr, operator]
+                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr, operator]
+    return member_of(index, recipe, network.state_dict())
+
+
+def atoms_at(position_n2: NDArray[np.float64], shape: tuple[int, int], width_px: float) -> Frame:
+    """Return a frame of Gaussian atoms."""
+    y, x = np.indices(shape)
+    frame = np.zeros(shape)
+    for cy, cx in position_n2:
+        frame += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width_px**2))
+    return frame.astype(np.float32)
+
+
+def lattice(pixel_size_pm: float, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return positions some 220 pm apart, none on a pixel's centre."""
+    step = 220 / pixel_size_pm
+    rows, columns = (np.arange(step * 0.6, side - step * 0.5, step) for side in shape)
+    place = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    return place + np.random.default_rng(0).uniform(-0.5, 0.5, place.shape)
+
+
+def noise(shape: tuple[int, ...], seed: int = 0) -> Frame:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def assert_equal(one: Prediction, other: Prediction) -> None:
+    np.testing.assert_array_equal(one.mean_yx, other.mean_yx)
+    np.testing.assert_array_equal(one.std_yx, other.std_yx)
+    np.testing.assert_array_equal(one.atoms, other.atoms)
+
+
+@pytest.mark.parametrize("pixel_size_pm", [8.0, 12.3, 16.0, 21.7, 29.3])
+def test_atoms_lie_where_they_are_whatever_the_pixel_size(pixel_size_pm: float) -> None:
+    shape = (97, 121)
+    truth = lattice(pixel_size_pm, shape)
+    frame = atoms_at(truth, shape, 45 / pixel_size_pm)
+    found = Ensemble([bright(0), bright(1, level=1.3)]).predict(frame, pixel_size_pm).atoms
+    pairs = match(found, truth, 60 / pixel_size_pm)
+    shift = found[pairs.found_index, :2] - truth[pairs.truth_index]
+    inside = ((truth > 4) & (truth < np.array(shape) - 5)).all(axis=1)[pairs.truth_index]
+    assert len(pairs) == len(truth) == len(found)
+    assert np.abs(shift[inside].mean(axis=0)).max() < 0.05
+    assert np.sqrt((shift[inside] ** 2).mean()) < 0.2
+
+
+@pytest.mark.parametrize("pixel_size_pm", [8.0, 16.0, 29.3])
+def test_maps_show_the_atoms_in_the_frames_own_pixels(pixel_size_pm: float) -> None:
+    shape = (90, 110)
+    truth = lattice(pixel_size_pm, shape)
+    frame = atoms_at(truth, shape, 45 / pixel_size_pm)
+    mean_yx = Ensemble([bright(0)]).predict(frame, pixel_size_pm).mean_yx
+    y, x = np.rint(truth).astype(int).T
+    assert mean_yx.shape == shape
+    assert mean_yx[y, x].min() > 0.5 > np.median(mean_yx)
+    assert np.corrcoef(mean_yx.ravel(), frame.ravel())[0, 1] > 0.85
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2), (1, 50), (50, 1), (3, 2), (31, 33), (64, 64), (97, 130)],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+@pytest.mark.parametrize("pixel_size_pm", [None, 11.0, 16.0, 30.0])
+def test_any_frame_size_is_answered(shape: tuple[int, int], pixel_size_pm: float | None) -> None:
+    if pixel_size_pm == 11.0 and min(shape) == 1:
+        pytest.skip("less than one pixel of the network: refused, see below")
+    answer = Ensemble([drawn(0), drawn(1)]).predict(noise(shape), pixel_size_pm)
+    assert answer.mean_yx.shape == answer.std_yx.shape == shape
+    assert np.isfinite(answer.mean_yx).all()
+    assert (answer.mean_yx.min() >= 0, answer.mean_yx.max() <= 1) == (True, True)
+    assert (answer.atoms[:, :2] >= 0).all()
+    assert (answer.atoms[:, :2] <= np.array(shape) - 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int32", ">f4", "float64", "float16", "bool"])
+def test_any_real_dtype_is_answered(dtype: str) -> None:
+    frame = (noise((40, 40)) > 1).astype(dtype)
+    assert_equal(
+        Ensemble([drawn(0)]).predict(frame, 16.0),
+        Ensemble([drawn(0)]).predict(frame.astype(np.float32), 16.0),
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_a_tiled_answer_equals_the_answer_in_one_piece(levels: int) -> None:
+    member = drawn(3, levels)
+    network = prepare(member.network(), CPU)
+    input_yx = noise((610, 893))
+    tiled, whole = (
+        probabilities(network, input_yx, member.recipe, tile_px, CPU) for tile_px in (256, 2000)
+    )
+    assert whole.std() > 1e-3
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=2e-6)
+
+
+def test_tiles_of_a_constant_answer_add_up_without_a_seam() -> None:
+    member = bright(0, level=100.0)
+    network = prepare(member.network(), CPU)
+    member.weights["head.bias"].zero_()
+    network.head.bias.zero_()  # type: ignore[union-attr, operator]
+    answer = probabilities(network, np.zeros((700, 331), np.float32), member.recipe, 128, CPU)
+    np.testing.assert_allclose(answer, 0.5, rtol=0, atol=1e-6)
+
+
+def test_folding_batch_norm_changes_nothing() -> None:
+    member = drawn(5)
+    input_yx = normalise(noise((64, 96)), "frame", 1.0)
+    with torch.inference_mode():
+        plain = member.network()(torch.from_numpy(input_yx)[None, None]).sigmoid()[0]
+    folded = prepare(member.network(), CPU)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    fast = probabilities(folded, input_yx, member.recipe, 1024, CPU)
+    np.testing.assert_allclose(fast, plain.numpy(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 11])
+def test_any_number_of_members_answers(count: int) -> None:
+    frame = atoms_at(lattice(16.0, (80, 80)), (80, 80), 2.8)
+    answer = Ensemble([bright(index) for index in range(count)]).predict(frame, 16.0)
+    assert answer.members == tuple(range(count))
+    assert len(answer.member_atoms) == count
+    assert answer.atoms.shape == (len(lattice(16.0, (80, 80))), 7)
+    assert (answer.atoms[:, 6] == 1).all()
+
+
+def test_one_member_has_no_spread() -> None:
+    answer = Ensemble([drawn(0)]).predict(noise((64, 64)), 16.0)
+    assert (answer.std_yx == 0).all()
+    assert np.isnan(answer.atoms[:, 4:6]).all()
+    assert len(answer.atoms)
+
+
+def test_equal_members_have_no_spread_and_the_answer_of_one() -> None:
+    frame = atoms_at(lattice(16.0, (80, 80)), (80, 80), 2.8)
+    one = Ensemble([bright(0)]).predict(frame, 16.0)
+    three = Ensemble([bright(index) for index in range(3)]).predict(frame, 16.0)
+    np.testing.assert_allclose(three.mean_yx, one.mean_yx, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(three.atoms[:, :4], one.atoms[:, :4], rtol=0, atol=1e-4)
+    assert three.std_yx.max() < 1e-6
+    assert np.abs(three.atoms[:, 4:6]).max() < 1e-4
+
+
+def test_mean_and_spread_are_those_of_the_members_maps() -> None:
+    ensemble = Ensemble([drawn(index) for index in range(4)])
+    answer = ensemble.predict(noise((70, 90)), 20.0, keep_members=True)
+    assert answer.prob_myx is not None
+    np.testing.assert_allclose(answer.mean_yx, answer.prob_myx.mean(axis=0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answer.std_yx, answer.prob_myx.std(axis=0, ddof=1), atol=1e-6)
+
+
+@settings(max_examples=6, deadline=None)
+@given(order=st.permutations(range(4)))
+def test_the_order_of_members_does_not_matter(order: list[int]) -> None:
+    members = [drawn(0), drawn(1), drawn(2, pixel_size_pm=20.0), drawn(3, levels=2)]
+    frame = noise((70, 90))
+    first = Ensemble(members).predict(frame, 18.0)
+    again = Ensemble([members[place] for place in order]).predict(frame, 18.0)
+    np.testing.assert_array_equal(first.mean_yx, again.mean_yx)
+    np.testing.assert_array_equal(first.std_yx, again.std_yx)
+    np.testing.assert_allclose(first.atoms, again.atoms, rtol=0, atol=1e-5)
+
+
+def test_members_of_other_pixel_sizes_answer_about_the_same_atoms() -> None:
+    shape = (128, 128)
+    truth = lattice(20.0, shape)
+    members = [bright(index, size) for index, size in enumerate((12.0, 16.0, 25.0))]
+    atoms = Ensemble(members).predict(atoms_at(truth, shape, 2.2), 20.0).atoms
+    assert len(match(atoms, truth, 2.0)) == len(truth) == len(atoms)
+    assert (atoms[:, 6] == 1).all()
+    assert np.median(atoms[:, 4:6]) < 0.15
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 1000), turns=st.integers(1, 3))
+def test_a_turned_frame_has_the_turned_atoms(seed: int, turns: int) -> None:
+    side = 96
+    place = np.random.default_rng(seed).uniform(-1, 1, (36, 2)) + np.stack(
+        np.mgrid[8:96:16, 8:96:16], axis=-1
+    ).reshape(-1, 2)
+    frame = atoms_at(place, (side, side), 2.8)
+    ensemble = Ensemble([bright(0), bright(1, level=1.5)])
+    still = ensemble.predict(frame, 16.0).atoms
+    turned = ensemble.predict(np.rot90(frame, turns), 16.0).atoms[:, :2]
+    for _ in range(turns):
+        turned = np.column_stack([turned[:, 1], side - 1 - turned[:, 0]])
+    assert len(match(turned, still, 0.02)) == len(still) == len(turned)
+
+
+@settings(max_examples=8, deadline=None)
+@given(gain=st.floats(0.01, 1e4), offset=st.floats(-100, 1e4))
+def test_gain_and_offset_of_the_detector_do_not_matter(gain: float, offset: float) -> None:
+    frame = noise((64, 64))
+    ensemble = Ensemble([drawn(0)])
+    answer = ensemble.predict(frame * gain + offset, 16.0)
+    tolerance = 1e-4 + 1e-5 * abs(offset) / gain
+    np.testing.assert_allclose(
+        answer.mean_yx, ensemble.predict(frame, 16.0).mean_yx, rtol=0, atol=tolerance
+    )
+
+
+def test_a_bright_neighbour_in_the_stack_changes_nothing() -> None:
+    stack = noise((3, 50, 60))
+    stack[1] *= 1000
+    ensemble = Ensemble([drawn(0), drawn(1)])
+    for frame, answer in zip(stack, ensemble.predict_stack(stack, 14.0), strict=True):
+        assert_equal(answer, ensemble.predict(frame, 14.0))
+
+
+def test_frames_of_a_stack_may_have_pixel_sizes_of_their_own() -> None:
+    stack = noise((2, 50, 60))
+    ensemble = Ensemble([drawn(0)])
+    answers = ensemble.predict_stack(stack, [14.0, 20.0])
+    assert_equal(answers[1], ensemble.predict(stack[1], 20.0))
+
+
+def test_a_second_call_of_another_size_works() -> None:
+    ensemble = Ensemble([drawn(0), drawn(1)])
+    first = ensemble.predict(noise((64, 64)), 16.0)
+    ensemble.predict(noise((41, 77)), 16.0)
+    assert_equal(first, ensemble.predict(noise((64, 64)), 16.0))
+
+
+def test_threads_get_the_answers_they_would_get_alone() -> None:
+    ensemble = Ensemble([drawn(0), drawn(1)])
+    frames = noise((8, 60, 70))
+    alone = ensemble.predict_stack(frames, 16.0)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda frame: ensemble.predict(frame, 16.0), frames))
+    for one, other in zip(alone, together, strict=True):
+        assert_equal(one, other)
+
+
+def test_asking_some_members_is_asking_the_ensemble_of_them() -> None:
+    ensemble = Ensemble([drawn(3), drawn(7), drawn(9)])
+    frame = noise((50, 60))
+    asked = ensemble.predict(frame, 16.0, members=[9, 3])
+    part = ensemble.subset([9, 3])
+    assert asked.members == part.indices == (9, 3)
+    assert part.member_count == 2
+    assert_equal(asked, part.predict(frame, 16.0))
+
+
+def test_a_member_that_half_believes_still_counts() -> None:
+    """Two members see the faint atom, one gives it less than half: the mean decides, not votes."""
+    frame = atoms_at(np.array([[20.0, 20.0], [44.0, 44.0]]), (64, 64), 2.8)
+    frame[:32, :32] *= 0.55
+    members = [bright(0, level=0.8), bright(1, level=0.8), bright(2, level=3.4)]
+    atoms = Ensemble(members).predict(frame, 16.0).atoms
+    faint = atoms[np.argmin(atoms[:, 0])]
+    assert len(atoms) == 2
+    assert faint[6] == pytest.approx(2 / 3)
+    assert 0.5 < faint[3] < 1
+
+
+def test_a_lower_threshold_finds_no_fewer_atoms() -> None:
+    ensemble = Ensemble([bright(0), bright(1, level=1.4)])
+    frame = atoms_at(lattice(16.0, (80, 80)), (80, 80), 2.8) + 0.2 * noise((80, 80))
+    counts = [len(ensemble.predict(frame, 16.0, threshold=t).atoms) for t in (0.9, 0.6, 0.3)]
+    assert counts == sorted(counts)
+    assert (ensemble.predict(frame, 16.0, threshold=0.6).atoms[:, 3] >= 0.6).all()
+
+
+def test_a_network_of_several_kinds_tells_them_by_number() -> None:
+    answer = Ensemble([drawn(2, classes=3)]).predict(noise((64, 64)), 16.0)
+    assert answer.mean_yx.shape == (64, 64)
+    assert set(answer.atoms[:, 2].tolist()) <= {1.0, 2.0, 3.0}
+
+
+def test_an_unknown_pixel_size_means_as_it_is() -> None:
+    ensemble = Ensemble([drawn(0)])
+    assert_equal(ensemble.predict(noise((50, 50)), None), ensemble.predict(noise((50, 50)), 16.0))
+
+
+def test_an_ensemble_needs_a_member() -> None:
+    with pytest.raises(MemberCountError, match="no members"):
+        Ensemble([])
+    with pytest.raises(MemberCountError, match="no member was asked"):
+        Ensemble([drawn(0)]).predict(noise((40, 40)), 16.0, members=[])
+
+
+def test_two_members_of_one_index_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="index 4 given twice"):
+        Ensemble([drawn(4), drawn(4)])
+
+
+def test_an_unknown_member_is_named_with_those_that_are_there() -> None:
+    with pytest.raises(NotFound, match="no member 5 in this ensemble; it holds 0, 2"):
+        Ensemble([drawn(0), drawn(2)]).predict(noise((40, 40)), 16.0, members=[0, 5])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(np.ones(10), id="1-D"),
+        pytest.param(np.ones((2, 2, 2, 2)), id="4-D"),
+        pytest.param(np.ones((0, 5)), id="empty"),
+        pytest.param(np.full((5, 5), np.nan), id="all NaN"),
+        pytest.param(np.ones((5, 5)), id="constant"),
+        pytest.param(np.ones((5, 5)) * 1j, id="complex"),
+    ],
+)
+def test_what_is_not_a_frame_is_refused(frame: NDArray[np.generic]) -> None:
+    with pytest.raises(InvalidFrame):
+        Ensemble([drawn(0)]).predict(frame, 16.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pixel_size_pm", [0.0, -1.0, 0.016, 16_000.0, float("nan")])
+def test_a_pixel_size_in_another_unit_is_refused(pixel_size_pm: float) -> None:
+    with pytest.raises(InvalidInput, match="1 to 500 pm"):
+        Ensemble([drawn(0)]).predict(noise((40, 40)), pixel_size_pm)
+
+
+def test_a_frame_narrower_than_a_pixel_of_the_network_is_refused() -> None:
+    with pytest.raises(InvalidFrame, match="less than one pixel"):
+        Ensemble([drawn(0)]).predict(noise((1, 40)), 11.0)
+
+
+def test_a_frame_that_would_grow_past_the_limit_is_refused() -> None:
+    with pytest.raises(TooLarge, match="max_frame_px"):
+        Ensemble([drawn(0)]).predict(noise((2000, 2000)), 500.0)
+
+
+def test_a_frame_of_5000_x_3000_is_answered_whole() -> None:
+    truth = np.stack(np.mgrid[20:5000:120, 20:3000:120], axis=-1).reshape(-1, 2).astype(float)
+    frame = np.zeros((5000, 3000), np.float32)
+    spot = atoms_at(np.array([[10.0, 10.0]]), (21, 21), 2.8)
+    for y, x in truth.astype(int):
+        frame[y - 10 : y + 11, x - 10 : x + 11] = spot
+    answer = Ensemble([bright(0), bright(1, level=2.0)]).predict(frame, 16.0)
+    pairs = match(answer.atoms, truth, 1.0)
+    assert answer.mean_yx.shape == (5000, 3000)
+    assert len(pairs) == len(truth) == len(answer.atoms)
+    assert pairs.distance_px.max() < 0.05
