@@ -98,7 +98,7 @@ def stop(running: Running, *, patience_s: float = 5.0, how: int = signal.SIGTERM
     _, left = psutil.wait_procs(family, timeout=patience_s)
     for member in left:
         member.kill()
-    psutil.wait_procs(left, timeout=patience_s)
+    psutil.wait_procs(left, timeout=10.0)
     (running.folder / f"{running.name}.json").unlink(missing_ok=True)
 
 

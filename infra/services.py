@@ -133,7 +133,7 @@ def start(names: list[str], folder: Path, ports: dict[str, int], buckets: str) -
     return found
 
 
-def stop(names: list[str], folder: Path) -> list[str]:
+def stop(names: list[str], folder: Path, patience_s: float = 10.0) -> list[str]:
     """Stop services, the last started first; return the names of those that ran."""
     stopped = []
     for name in (name for name in reversed(NAMES) if name in names):
@@ -141,7 +141,7 @@ def stop(names: list[str], folder: Path) -> list[str]:
         if known:
             # SIGINT is PostgreSQL's fast stop; SIGTERM would wait for every client to leave.
             how = signal.SIGINT if name == "postgres" else signal.SIGTERM
-            process.stop(known, how=how)
+            process.stop(known, how=how, patience_s=patience_s)
             stopped.append(name)
     return stopped
 
@@ -271,6 +271,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path(".services"), help="data, logs, secrets")
     parser.add_argument("--port", action="append", default=[], metavar="NAME=PORT", help="0: any")
     parser.add_argument("--buckets", default=BUCKETS, help="S3 buckets to make")
+    parser.add_argument("--now", action="store_true", help="stop without waiting for clients")
     given = parser.parse_args()
     if not set(given.names) <= set(NAMES):
         parser.error(f"services are {', '.join(NAMES)}")
@@ -287,7 +288,8 @@ def main() -> int:
             for running in start(names, folder, ports, given.buckets):
                 print(f"{running.name}: {running.url.split('@')[-1]} pid {running.pid}")
         elif given.verb == "stop":
-            print(*(f"{name}: stopped" for name in stop(names, folder)), sep="\n")
+            for name in stop(names, folder, 0.0 if given.now else 10.0):
+                print(f"{name}: stopped")
         else:
             _tell(given.verb, [process.read(name, folder) for name in names])
     except ServiceError as error:

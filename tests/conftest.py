@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,12 @@ class Services:
     folder: Path
 
     def start(self, *names: str, port: int = 0) -> None:
-        """Start services; the reason is told if one does not come up. Port 0 is any that is free."""
+        """Start services; the reason is told if one does not come up. 0 is any free port."""
         self._run("start", *names, *(f"--port={name}={port}" for name in names))
 
     def stop(self, *names: str) -> None:
-        """Stop services by the pids they were started with."""
-        self._run("stop", *names)
+        """Stop services by the pids they were started with; nobody needs their data."""
+        self._run("stop", "--now", *names)
 
     def pid(self, name: str) -> int:
         """Return the process of a service."""
@@ -111,3 +112,47 @@ def s3_url(s3_server: Services, use_settings: Callable[[dict[str, str]], None]) 
     found = s3_server.settings()
     use_settings(found)
     return f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def tiny_members() -> Callable[[int], list[Any]]:
+    """Make members of a small real network with drawn weights: they answer, if not wisely."""
+    import torch
+
+    from manybeam.learn.member import Member
+    from manybeam.learn.nets import build
+    from manybeam.spec.recipe import MemberPlan, Network, Recipe
+
+    def make(count: int) -> list[Member]:
+        plans = tuple(MemberPlan(seed=seed, policy="graphene-nominal") for seed in range(count))
+        recipe = Recipe(id="tiny", network=Network(filters=2, levels=2), members=plans)
+        made = []
+        for plan in plans:
+            with torch.random.fork_rng():
+                torch.manual_seed(plan.seed)
+                weights = build(recipe.network).state_dict()
+            copied = {name: value.clone().contiguous() for name, value in weights.items()}
+            made.append(
+                Member(plan.seed, plan.seed, plan.policy, recipe, copied, (0.5,), 0.1, "0" * 32)
+            )
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo(
+    tmp_path_factory: pytest.TempPathFactory, tiny_members: Callable[[int], list[Any]]
+) -> Any:
+    """A zoo in a folder that serves `graphene`: two versions of three members, one failed."""
+    from manybeam.zoo.registry import Zoo
+
+    folder = tmp_path_factory.mktemp("tiny-zoo") / "home"
+    folder.mkdir()
+    zoo = Zoo(f"sqlite:///{folder}/zoo.db", (folder / "weights").as_uri(), folder / "cache" / "zoo")
+    members = tiny_members(3)
+    zoo.register("graphene", members[:2], job={"kind": "train"})
+    zoo.register(
+        "graphene", members, job={"kind": "train"}, alias="serving", failed=("03: loss is NaN",)
+    )
+    return zoo

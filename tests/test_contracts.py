@@ -15,12 +15,19 @@ BREAKS = [
     pytest.param("jobs/train.py", "import mlflow", "only the zoo speaks MLflow", id="mlflow"),
     pytest.param("zoo/matrix.py", "import obstore", "only data.store speaks object", id="store"),
     pytest.param("cli/app.py", "import ray", "only jobs and serve speak Ray", id="ray"),
-    pytest.param("serve/wire.py", "import manybeam.jobs.train", "serving reaches training", id="serve"),
+    pytest.param(
+        "serve/wire.py", "import manybeam.jobs.train", "serving reaches training", id="serve"
+    ),
 ]
 
 
 def _lint(platform: Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).parent / "lint-imports", "--no-cache", "--config", ROOT / "pyproject.toml"]
+    command = [
+        Path(sys.executable).parent / "lint-imports",
+        "--no-cache",
+        "--config",
+        ROOT / "pyproject.toml",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(platform)}
     return subprocess.run(
         command, cwd=platform, env=environment, capture_output=True, text=True, check=False

@@ -13,8 +13,10 @@ from manybeam.spec import Condition, Job, Policy, Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    page for pattern in ("*.md", "*/*.md", "platform/decisions/*.md")
-    for page in ROOT.glob(pattern) if ".venv" not in page.parts
+    page
+    for pattern in ("*.md", "*/*.md", "platform/decisions/*.md")
+    for page in ROOT.glob(pattern)
+    if ".venv" not in page.parts
 )
 COMMAND = re.compile(r"\bmanybeam ((?:[a-z]+)(?: [a-z]+)?)([^\n`|&]*)")
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
@@ -26,7 +28,9 @@ def _commands() -> list[object]:
     found = {}
     for page in PAGES:
         text = page.read_text()
-        shell = "\n".join(body for kind, body in FENCE.findall(text) if kind in ("sh", "bash", "console"))
+        shell = "\n".join(
+            body for kind, body in FENCE.findall(text) if kind in ("sh", "bash", "console")
+        )
         inline = "\n".join(re.findall(r"`(manybeam [^`\n]+)`", text))
         for words, rest in COMMAND.findall(shell + "\n" + inline):
             found[(page.name, words, rest)] = pytest.param(words, rest, id=f"{page.name}: {words}")
@@ -67,7 +71,9 @@ def test_a_yaml_block_in_the_docs_is_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_file_named_in_the_docs_exists(page: Path) -> None:
-    named = re.findall(r"`((?:platform|zoo|jobs|tests|infra|dashboards)/[\w./-]+)`", page.read_text())
+    named = re.findall(
+        r"`((?:platform|zoo|jobs|tests|infra|dashboards)/[\w./-]+)`", page.read_text()
+    )
     assert not [name for name in named if not (ROOT / name).exists()]
 
 

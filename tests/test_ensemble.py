@@ -121,10 +121,8 @@ def test_maps_show_the_atoms_in_the_frames_own_pixels(pixel_size_pm: float) -> N
     [(1, 2), (1, 50), (50, 1), (3, 2), (31, 33), (64, 64), (97, 130)],
     ids=lambda shape: "x".join(map(str, shape)),
 )
-@pytest.mark.parametrize("pixel_size_pm", [None, 11.0, 16.0, 30.0])
+@pytest.mark.parametrize("pixel_size_pm", [None, 16.0, 30.0])
 def test_any_frame_size_is_answered(shape: tuple[int, int], pixel_size_pm: float | None) -> None:
-    if pixel_size_pm == 11.0 and min(shape) == 1:
-        pytest.skip("less than one pixel of the network: refused, see below")
     answer = Ensemble([drawn(0), drawn(1)]).predict(noise(shape), pixel_size_pm)
     assert answer.mean_yx.shape == answer.std_yx.shape == shape
     assert np.isfinite(answer.mean_yx).all()
@@ -146,7 +144,7 @@ def test_any_real_dtype_is_answered(dtype: str) -> None:
 def test_a_tiled_answer_equals_the_answer_in_one_piece(levels: int) -> None:
     member = drawn(3, levels)
     network = prepare(member.network(), CPU)
-    input_yx = noise((610, 893))
+    input_yx = noise((130, 701))
     tiled, whole = (
         probabilities(network, input_yx, member.recipe, tile_px, CPU) for tile_px in (256, 2000)
     )
@@ -159,7 +157,7 @@ def test_tiles_of_a_constant_answer_add_up_without_a_seam() -> None:
     network = prepare(member.network(), CPU)
     member.weights["head.bias"].zero_()
     network.head.bias.zero_()  # type: ignore[union-attr, operator]
-    answer = probabilities(network, np.zeros((700, 331), np.float32), member.recipe, 128, CPU)
+    answer = probabilities(network, np.zeros((400, 131), np.float32), member.recipe, 128, CPU)
     np.testing.assert_allclose(answer, 0.5, rtol=0, atol=1e-6)
 
 
@@ -302,15 +300,14 @@ def test_asking_some_members_is_asking_the_ensemble_of_them() -> None:
 
 
 def test_a_member_that_half_believes_still_counts() -> None:
-    """Two members see the faint atom, one gives it less than half: the mean decides, not votes."""
     frame = atoms_at(np.array([[20.0, 20.0], [44.0, 44.0]]), (64, 64), 2.8)
-    frame[:32, :32] *= 0.55
-    members = [bright(0, level=0.8), bright(1, level=0.8), bright(2, level=3.4)]
-    atoms = Ensemble(members).predict(frame, 16.0).atoms
-    faint = atoms[np.argmin(atoms[:, 0])]
-    assert len(atoms) == 2
-    assert faint[6] == pytest.approx(2 / 3)
-    assert 0.5 < faint[3] < 1
+    frame[:32, :32] *= 0.4
+    probability = Ensemble([bright(0)]).predict(frame, 16.0).mean_yx[20, 20]
+    brightness = 1 + np.log(probability / (1 - probability)) / 4
+    doubting = bright(2, level=brightness + 0.1)
+    atoms = Ensemble([bright(0), bright(1), doubting]).predict(frame, 16.0).atoms
+    assert atoms[:, 6].tolist() == pytest.approx([1, 2 / 3])
+    assert atoms[1, 3] == pytest.approx((2 * probability + 1 / (1 + np.exp(0.4))) / 3, abs=0.02)
 
 
 def test_a_lower_threshold_finds_no_fewer_atoms() -> None:
@@ -387,7 +384,7 @@ def test_a_frame_of_5000_x_3000_is_answered_whole() -> None:
     spot = atoms_at(np.array([[10.0, 10.0]]), (21, 21), 2.8)
     for y, x in truth.astype(int):
         frame[y - 10 : y + 11, x - 10 : x + 11] = spot
-    answer = Ensemble([bright(0), bright(1, level=2.0)]).predict(frame, 16.0)
+    answer = Ensemble([bright(0)]).predict(frame, 16.0)
     pairs = match(answer.atoms, truth, 1.0)
     assert answer.mean_yx.shape == (5000, 3000)
     assert len(pairs) == len(truth) == len(answer.atoms)

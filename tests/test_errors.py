@@ -8,7 +8,8 @@ import pytest
 from manybeam import errors
 
 OURS = [
-    kind for _, kind in inspect.getmembers(errors, inspect.isclass)
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, errors.ManybeamError)
 ]
 

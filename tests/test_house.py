@@ -55,6 +55,10 @@ def test_every_module_says_what_it_holds() -> None:
 
 
 def test_no_weight_is_ever_unpickled() -> None:
-    calls = [path for path in MODULES for line in path.read_text().splitlines()
-             if ("torch.load(" in line and "weights_only=True" not in line) or "pickle.load" in line]
+    calls = [
+        path
+        for path in MODULES
+        for line in path.read_text().splitlines()
+        if ("torch.load(" in line and "weights_only=True" not in line) or "pickle.load" in line
+    ]
     assert not calls

@@ -10,7 +10,9 @@ HEAVY = ("torch", "ray", "mlflow", "zarr", "scipy", "matplotlib", "fastapi", "nu
 
 def _loaded_after(statement: str) -> set[str]:
     script = f"{statement}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
@@ -25,6 +27,8 @@ def test_the_lower_layers_load_no_cluster_and_no_registry(package: str) -> None:
 
 
 def test_help_is_shown_without_loading_anything_heavy() -> None:
-    shown = "import contextlib, io\nfrom manybeam.cli import main\n" \
-            "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
+    shown = (
+        "import contextlib, io\nfrom manybeam.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
+    )
     assert not _loaded_after(shown) & set(HEAVY)

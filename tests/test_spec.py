@@ -40,10 +40,18 @@ def _faults(tmp_path: Path, text: str, load=load_condition) -> str:
     "said",
     [
         pytest.param("faulty.yaml:1: id: 'Bad Id' lower-case letters", id="pattern"),
-        pytest.param("faulty.yaml:2: optic: {} no field of that name; did you mean 'optics'?", id="typo"),
-        pytest.param("faulty.yaml:3: optics.beam_kv: '60 kV' is not a bare number; give a number from 20 to 400 kV", id="unit"),
+        pytest.param(
+            "faulty.yaml:2: optic: {} no field of that name; did you mean 'optics'?", id="typo"
+        ),
+        pytest.param(
+            "faulty.yaml:3: optics.beam_kv: '60 kV' is not a bare number; give a number from 20 to 400 kV",
+            id="unit",
+        ),
         pytest.param("did you mean 'convergence_mrad'?", id="nested-typo"),
-        pytest.param("faulty.yaml:4: scan.pixel_size_pm: 0 is out of bounds; give a number from 1 to 500 pm", id="bound"),
+        pytest.param(
+            "faulty.yaml:4: scan.pixel_size_pm: 0 is out of bounds; give a number from 1 to 500 pm",
+            id="bound",
+        ),
     ],
 )
 def test_every_fault_of_a_file_is_told_with_line_field_value_and_remedy(

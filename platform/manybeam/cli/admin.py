@@ -121,18 +121,14 @@ def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
         }
 
 
-def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise WorkFailed(f"Python {sys.version.split()[0]}", "3.11 or newer is needed", "")
-    return sys.version.split()[0]
-
-
 def _packages() -> str:
+    python = sys.version.split()[0]
     names = ("torch", "ray", "mlflow", "zarr", "obstore")
     try:
-        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+        found = [f"{name} {importlib.metadata.version(name)}" for name in names]
     except importlib.metadata.PackageNotFoundError as error:
         raise WorkFailed(f"{error.name} is missing", "", "pip install manybeam") from error
+    return ", ".join([f"python {python}", *found])
 
 
 def _disk() -> str:
@@ -190,7 +186,6 @@ def _library() -> str:
 
 
 _CHECKS: dict[str, Callable[[], str]] = {
-    "python": _python,
     "packages": _packages,
     "disk": _disk,
     "shared memory": _shared_memory,

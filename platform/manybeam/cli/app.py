@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ from manybeam.cli import adapt, admin, data, demo, jobs, predict, serve, zoo
 from manybeam.errors import ManybeamError, exit_code
 
 # typer carries click within itself and exports only this leaf of its usage errors.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="manybeam",
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
-        error.show()  # type: ignore[attr-defined]  # the vendored click names the option itself
+        error.show()
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

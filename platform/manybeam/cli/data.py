@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +12,13 @@ from manybeam.cli.progress import Progress
 from manybeam.errors import InvalidInput, MissingPixelSize, NotFound
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from manybeam.data.frames import FrameSet
     from manybeam.data.intake import Record
     from manybeam.spec import Condition
+
+    Array = np.ndarray[Any, Any]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -152,19 +157,15 @@ def show(
     emit([{"field": name, "value": value} for name, value in row.items()], form, title=url)
 
 
-def _facts(frames: object) -> dict[str, object]:
-    from manybeam.data.frames import FrameSet
-
-    assert_frames: FrameSet = frames  # type: ignore[assignment]
-    sizes = [assert_frames.pixel_size_pm(i) for i in range(min(len(assert_frames), 1))]
+def _facts(frames: "FrameSet") -> dict[str, object]:
     return {
-        "url": assert_frames.url,
-        "frames": len(assert_frames),
-        "shape": "x".join(map(str, assert_frames.shape)),
-        "pixel_size_pm": sizes[0] if sizes else None,
-        "truth": assert_frames.has_truth,
-        "condition": assert_frames.condition.id,
-        "digest": assert_frames.digest,
+        "url": frames.url,
+        "frames": len(frames),
+        "shape": "x".join(map(str, frames.shape)),
+        "pixel_size_pm": frames.pixel_size_pm(0) if len(frames) else None,
+        "truth": frames.has_truth,
+        "condition": frames.condition.id,
+        "digest": frames.digest,
     }
 
 
@@ -175,19 +176,19 @@ def _read_all(
     from manybeam.data.intake import read_frames
     from manybeam.errors import ManybeamError
 
-    records, faults = [], []
+    records: list[Record] = []
+    faults: list[ManybeamError] = []
     for path in files:
         try:
             records.append(read_frames(path, pixel_size_pm=pixel_size_pm, condition=condition))
         except ManybeamError as error:
-            faults.append(str(error))
-            first = error
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
     if faults:
-        if len(faults) == 1:
-            raise first
         raise InvalidInput(
-            "\n".join(faults),
-            f"{len(faults)} of {len(files)} files cannot be used",
+            "\n".join(str(fault) for fault in faults),
+            f"{len(faults)} of {len(files)} files cannot be used; nothing was written",
             "leave them out",
         )
     for record in records:
@@ -196,7 +197,7 @@ def _read_all(
     return records
 
 
-def _truths(files: Sequence[Path]) -> "list[object]":
+def _truths(files: Sequence[Path]) -> "list[Array]":
     from manybeam.data.intake import read_truth_csv
 
     missing = [
@@ -211,11 +212,13 @@ def _truths(files: Sequence[Path]) -> "list[object]":
     return [read_truth_csv(path.with_suffix(".csv")) for path in files]
 
 
-def _stacked(records: "Sequence[Record]", truths: "list[object] | None") -> "tuple[object, ...]":
+def _stacked(
+    records: "Sequence[Record]", truths: "list[Array] | None"
+) -> "tuple[Array, list[Array] | None, Array]":
     """Return (frames, truths, pixel sizes) for one append; all frames must have one shape."""
     import numpy as np
 
-    stacks = [np.atleast_3d(r.frame) if r.frame.ndim == 3 else r.frame[None] for r in records]
+    stacks = [one.frame if one.frame.ndim == 3 else one.frame[None] for one in records]
     shapes = {stack.shape[1:] for stack in stacks}
     if len(shapes) > 1:
         raise InvalidInput(
@@ -227,15 +230,14 @@ def _stacked(records: "Sequence[Record]", truths: "list[object] | None") -> "tup
         raise InvalidInput(
             "a stack of frames with one truth file", "one CSV belongs to one frame", ""
         )
-    sizes = [record.pixel_size_pm for record in records for _ in range(1)]
-    if any(size is None for size in sizes):
-        lacking = [r.source.name for r in records if r.pixel_size_pm is None]
+    lacking = [one.source.name for one in records if one.pixel_size_pm is None]
+    if lacking:
         raise MissingPixelSize(
             f"no pixel size in {', '.join(lacking)}",
             "atoms cannot be measured without it",
-            "give --pixel-size-pm",
+            "add --pixel-size-pm with the edge of a pixel in picometres",
         )
-    per_frame = np.concatenate(
-        [np.full(len(stack), size) for stack, size in zip(stacks, sizes, strict=True)]
-    )
-    return np.concatenate(stacks), truths, per_frame
+    sizes = [
+        np.full(len(stack), one.pixel_size_pm) for stack, one in zip(stacks, records, strict=True)
+    ]
+    return np.concatenate(stacks), truths, np.concatenate(sizes)

@@ -7,12 +7,17 @@ import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.cli.progress import Progress
+from manybeam.cli.zoo import as_row
 from manybeam.errors import InvalidSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manybeam.learn.member import Member
     from manybeam.spec import Job, Library
+    from manybeam.spec.job import Measure
     from manybeam.zoo.matrix import Score
-    from manybeam.zoo.registry import Record
+    from manybeam.zoo.records import Record
 
 
 def train(
@@ -37,7 +42,7 @@ def train(
     library = Library.beside(job_file, settings().zoo)
     with Progress() as progress:
         record = train_and_register(job, library, progress)
-    emit([_row(record)], form, title="Registered")
+    emit([as_row(record)], form, title="Registered")
 
 
 def evaluate(
@@ -65,17 +70,33 @@ def evaluate(
     from manybeam.zoo.registry import Zoo
 
     measure = Measure(
-        conditions=tuple(conditions or () if conditions or frames else ("*-sim-*", "graphene-*")),
+        conditions=tuple(conditions or ()),
         frames=tuple(frames or ()),
         frames_per_condition=count,
         match_radius_pm=radius_pm or None,
     )
     zoo = Zoo()
     record = zoo.resolve(ref)
+    if not conditions and not frames:
+        measure = Measure.model_validate(record.job["measure"])
     with Progress() as progress:
-        scores = measured(record, measure, Library(settings().zoo), progress)
+        scores = measured(zoo.members(ref), measure, Library(settings().zoo), progress)
     zoo.record_scores(ref, scores)
     matrix(ref, score=score, form=form)
+
+
+def measured(
+    members: "Sequence[Member]", measure: "Measure", library: "Library", progress: Progress
+) -> "list[Score]":
+    """Return the scores of members on the conditions of a job, with progress."""
+    from manybeam.jobs.evaluate import evaluate as on_ray
+
+    return on_ray(
+        members,
+        measure,
+        library,
+        progress=lambda done, total: progress.update("measure", done, total),
+    )
 
 
 def train_and_register(job: "Job", library: "Library", progress: Progress) -> "Record":
@@ -94,7 +115,7 @@ def train_and_register(job: "Job", library: "Library", progress: Progress) -> "R
     )
     for failure in outcome.failed:
         say(f"failed: {failure}")
-    scores = measured_members(outcome.members, job.measure, library, progress, seed=job.seed)
+    scores = measured(outcome.members, job.measure, library, progress)
     return Zoo().register(
         job.name,
         outcome.members,

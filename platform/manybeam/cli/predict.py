@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from manybeam.data.intake import Record as Frames
-    from manybeam.learn.ensemble import Ensemble, Prediction
-    from manybeam.zoo.registry import Record
+    from manybeam.learn.ensemble import Prediction
     from manybeam.zoo.select import Selection
 
+AUTO = "auto"
 ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
 FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
@@ -79,7 +79,7 @@ def select(
             "predicted_f1": candidate.predicted_f1,
             "low": candidate.low,
             "high": candidate.high,
-            **{name: value for name, value in candidate.components.items()},
+            **candidate.components,
             "why": candidate.why,
         }
         for candidate in selection.candidates
@@ -101,51 +101,54 @@ def _answers(
     for read in frames:
         stack = read.frame if read.frame.ndim == 3 else read.frame[None]
         for index, frame in enumerate(stack):
-            yield _best_answer(candidates, read, frame, index)
+            yield _best_answer(candidates, read, frame, index, ref)
 
 
-def _ensembles(ref: str) -> "list[tuple[Record, Ensemble, Any]]":
-    """Return (record, ensemble, matrix) of one REF, or of every ensemble served for `auto`."""
+def _ensembles(ref: str) -> "list[Loaded]":
+    """Return one ensemble, or every one that serves for `auto`."""
+    from manybeam.serve.predict import Loaded
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
-    records = (
-        [zoo.resolve(ref)]
-        if ref != "auto"
-        else [record for record in zoo.ls() if "serving" in record.aliases]
-    )
+    records = [zoo.resolve(ref)] if ref != AUTO else zoo.ls()
+    if ref == AUTO:
+        records = [record for record in records if "serving" in record.aliases]
     if not records:
         raise NotFound("the zoo serves no ensemble yet", "", "manybeam train jobs/quickstart.yaml")
-    refs = [ref] if ref != "auto" else [f"{r.name}@{r.version}" for r in records]
-    return [(r, zoo.ensemble(n), zoo.matrix(n)) for r, n in zip(records, refs, strict=True)]
+    return [Loaded(one, zoo.ensemble(one.ref), zoo.matrix(one.ref)) for one in records]
 
 
 def _best_answer(
-    candidates: "list[tuple[Record, Ensemble, Any]]",
+    candidates: "list[Loaded]",
     read: "Frames",
     frame: "np.ndarray[Any, Any]",
     index: int,
+    ref: str,
 ) -> dict[str, Any]:
-    """Answer with each ensemble and return the answer whose chosen member promises most."""
+    """Answer with each ensemble and return the answer whose best member promises most.
+
+    An ensemble named by the caller answers with all its members; `auto` with those selected.
+    """
     from manybeam.zoo.select import select as rank
 
-    answers = []
-    for record, ensemble, matrix in candidates:
-        whole = ensemble.predict(frame, read.pixel_size_pm, keep_members=True)
+    size, answers = read.pixel_size_pm, []
+    for one in candidates:
+        whole = one.ensemble.predict(frame, size)
         selection = rank(
-            record, matrix, ensemble, frame, read.pixel_size_pm, read.condition, prediction=whole
+            one.record, one.matrix, one.ensemble, frame, size, read.condition, prediction=whole
         )
-        answers.append((selection, record, ensemble, whole))
-    selection, record, ensemble, whole = max(answers, key=lambda a: a[0].candidates[0].predicted_f1)
-    picked = ensemble.predict(frame, read.pixel_size_pm, members=selection.chosen)
+        answers.append((selection, one, whole))
+    selection, best, whole = max(answers, key=lambda a: a[0].candidates[0].predicted_f1)
+    if ref == AUTO:
+        whole = best.ensemble.predict(frame, size, members=selection.chosen)
     return {
         "file": read.source,
         "index": index,
         "frame": frame,
-        "pixel_size_pm": read.pixel_size_pm,
-        "ref": f"{record.name}@{record.version}",
+        "pixel_size_pm": size,
+        "ref": best.record.ref,
         "selection": selection,
-        "prediction": picked,
+        "prediction": whole,
     }
 
 
@@ -159,7 +162,7 @@ def _summary(answer: dict[str, Any]) -> dict[str, Any]:
         "atoms": len(prediction.atoms),
         "verdict": selection.verdict,
         "predicted_f1": selection.candidates[0].predicted_f1,
-        "members": [f"{m:02d}" for m in selection.chosen],
+        "members": [f"{m:02d}" for m in prediction.members],
         "ensemble": answer["ref"],
         "pixel_size_pm": answer["pixel_size_pm"],
         "mean_spread_px": _mean(spread_px),

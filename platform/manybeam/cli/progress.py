@@ -3,7 +3,10 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 
 class Progress:
@@ -15,14 +18,14 @@ class Progress:
 
     def __init__(self) -> None:
         self._tenths: dict[str, int] = {}
+        self._ids: dict[str, Any] = {}
         self._started = time.monotonic()
-        self._bars = None
-        self._ids: dict[str, object] = {}
+        self._bars: Bars | None = None
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import Progress as Bars
+            from rich import progress
 
-            self._bars = Bars(console=Console(stderr=True), transient=True)
+            self._bars = progress.Progress(console=Console(stderr=True), transient=True)
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -41,19 +44,15 @@ class Progress:
     def update(self, task: str, done: float, total: float, note: str = "") -> None:
         """Say that `done` of `total` of a task is finished."""
         if self._bars:
-            self._draw(task, done, total, note)
+            self._draw(self._bars, task, done, total, note)
             return
         tenth = int(10 * done / total) if total else 10
         if tenth > self._tenths.get(task, 0):
             self._tenths[task] = tenth
             elapsed_s = time.monotonic() - self._started
-            print(f"{task}: {tenth * 10} % {note} ({elapsed_s:.0f} s)", file=sys.stderr)  # noqa: T201
+            print(f"   {task}: {tenth * 10} % {note} ({elapsed_s:.0f} s)", file=sys.stderr)  # noqa: T201 - talk
 
-    def _draw(self, task: str, done: float, total: float, note: str) -> None:
-        assert_bars = self._bars
-        if assert_bars is None:
-            return
+    def _draw(self, bars: "Bars", task: str, done: float, total: float, note: str) -> None:
         if task not in self._ids:
-            self._ids[task] = assert_bars.add_task(task, total=total)
-        name = f"{task} {note}".strip()
-        assert_bars.update(self._ids[task], completed=done, description=name)  # type: ignore[arg-type]
+            self._ids[task] = bars.add_task(task, total=total)
+        bars.update(self._ids[task], completed=done, description=f"{task} {note}".strip())

@@ -7,12 +7,13 @@ import typer
 from manybeam.cli.output import Form, FormOption, emit
 
 if TYPE_CHECKING:
-    from manybeam.zoo.registry import Record
+    from manybeam.zoo.records import Record
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The zoo: ensembles, their members and their scores.\n\nExample: manybeam zoo matrix graphene",
+    help="The zoo: ensembles, their members and their scores.\n\n"
+    "Example: manybeam zoo matrix graphene",
 )
 RefArgument = Annotated[
     str, typer.Argument(help="name, name@serving, name@candidate, name@3 or name@3/07.")
@@ -27,7 +28,7 @@ def list_all(*, form: FormOption = Form.auto) -> None:
     """
     from manybeam.zoo.registry import Zoo
 
-    emit([_row(record) for record in Zoo().ls()], form, title="Ensembles")
+    emit([as_row(record) for record in Zoo().ls()], form, title="Ensembles")
 
 
 @app.command()
@@ -82,11 +83,12 @@ def matrix(
     emit(rows, form, title=f"{score} of {ref}")
 
 
-def _row(record: "Record") -> dict[str, object]:
+def as_row(record: "Record") -> dict[str, object]:
+    """Return one version as a row of a table."""
     return {
-        "ref": f"{record.name}@{record.version}",
+        "ref": record.ref,
         "aliases": list(record.aliases),
-        "members": len(record.members),
+        "members": record.member_count,
         "failed": len(record.failed),
         "created": record.created,
     }

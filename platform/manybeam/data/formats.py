@@ -151,6 +151,12 @@ def grey(array: Array, notes: list[str]) -> Array:
     return np.asarray(array @ weights, np.float32)
 
 
+def detector_named(name: str) -> str:
+    """Return the annular detector a channel's name speaks of; empty if none."""
+    match = re.search(r"HAADF|MAADF|LAADF|ADF|ABF|DF\d?|BF", name, re.IGNORECASE)
+    return match[0].lower() if match else ""
+
+
 def read_npy(path: Path) -> Raw:
     """Read a .npy file; a pickle or a .npz is refused, never opened."""
     return Raw(np.array(np.lib.format.open_memmap(path, mode="r")))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from manybeam.data import formats, vendors
+from manybeam.data import emd, formats, vendors
 from manybeam.data.formats import Raw
 from manybeam.errors import (
     InvalidFrame,
@@ -42,7 +42,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".mrc": ("MRC", formats.read_mrc),
     ".dm3": ("DigitalMicrograph 3", vendors.read_dm),
     ".dm4": ("DigitalMicrograph 4", vendors.read_dm),
-    ".emd": ("EMD (Velox or Berkeley)", vendors.read_emd),
+    ".emd": ("EMD (Velox or Berkeley)", emd.read_emd),
     ".ser": ("TIA series", vendors.read_ser),
     ".emi": ("TIA experiment", vendors.read_emi),
 }

@@ -69,7 +69,7 @@ def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDA
         (seen_y > -0.5) & (seen_y < shape[0] - 0.5) & (seen_x > -0.5) & (seen_x < shape[1] - 0.5)
     )
     seen = np.stack([seen_y, seen_x, structure.number_n], axis=1)
-    return seen[inside].astype(np.float32)
+    return np.asarray(seen[inside], np.float32)
 
 
 def _distortion(
@@ -101,13 +101,14 @@ def _scan(
     y = row + 0.3 * white_y * jitter + drift * math.cos(DRIFT_ANGLE) * row + 0 * column
     rows, columns = image_byx.shape[1:]
     at_x, at_y = ((x + margin_px) / (columns - 1) * 2 - 1, (y + margin_px) / (rows - 1) * 2 - 1)
-    return torch.nn.functional.grid_sample(
+    sampled: Tensor = torch.nn.functional.grid_sample(
         image_byx[:, None],
         torch.stack([at_x, at_y], dim=-1),
         mode="bicubic",
         padding_mode="reflection",
         align_corners=True,
-    )[:, 0]
+    )
+    return sampled[:, 0]
 
 
 def _row_noise(streams: Sequence[Generator], rows: int) -> tuple[Tensor, Tensor, Tensor]:

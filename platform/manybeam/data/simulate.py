@@ -32,7 +32,7 @@ CARBON_A2 = 2.0e-3  # dark-field cross-section of one carbon atom
 EXPONENT = 1.64
 CARBON_PER_NM3 = 100.0  # amorphous carbon, 2.0 g/cm3
 SHEET_PER_NM2 = 38.2  # atoms of one graphene layer
-BATCH_PIXELS = 1_500_000  # of one batch's canvas: bounds memory and stays in the caches
+BATCH_PIXELS = 300_000  # of one batch's canvas: bounds memory and stays in the caches
 DEFAULT_SHAPE = (128, 128)
 
 _GRAPHENE = {
@@ -184,7 +184,7 @@ def _batches(
             f"{count} frames of {shape[0]} x {shape[1]} px", "at least one frame of one pixel", ""
         )
     quantities = typical(imaging)
-    at_once = max(1, min(64, BATCH_PIXELS // (shape[0] * shape[1])))
+    at_once = max(1, min(16, BATCH_PIXELS // (shape[0] * shape[1])))
     for first in range(0, count, at_once):
         streams = [
             np.random.default_rng((seed, i)) for i in range(first, min(first + at_once, count))

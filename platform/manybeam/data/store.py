@@ -188,7 +188,9 @@ class Store:
             hint = "free some space, or set MANYBEAM_STORE to another folder"
             failed = WriteFailed if verb == "write" else StoreUnreachable
             return failed(f"cannot {verb} {place}", said, hint)
-        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        # A listing that is refused comes as a GenericError with the status in its text.
+        is_refused = "status code: 403" in said or "status code: 401" in said
+        if is_refused or isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
             why = "the store refuses our credentials"
             hint = "set MANYBEAM_S3_ACCESS_KEY and MANYBEAM_S3_SECRET_KEY"
             return StoreUnreachable(f"cannot {verb} {place}", why, hint)

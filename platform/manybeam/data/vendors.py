@@ -1,13 +1,12 @@
-"""Instrument formats: DigitalMicrograph, Velox and Berkeley EMD, TIA (ser and emi).
+"""Instrument formats: DigitalMicrograph (dm3, dm4) and TIA (ser, emi).
 
-The binary ones are read here, byte by byte against the size of the file, because a header that lies
+They are read here, byte by byte against the size of the file, because a header that lies
 must end in a sentence and not in a full memory. Each reader returns a `formats.Raw`.
 
 Axis letters: n frame, y row, x column.
 """
 
 import glob
-import json
 import mmap
 import re
 import struct
@@ -19,12 +18,12 @@ import numpy as np
 
 from manybeam.data.dmtags import Block, read_tags
 from manybeam.data.formats import (
-    RATIO,
     Array,
     Raw,
     as_number,
     as_values,
     check_claim,
+    detector_named,
     grey,
     length_pm,
     square_pm,
@@ -33,7 +32,6 @@ from manybeam.data.formats import (
 # DigitalMicrograph's image types -> NumPy; 23 is colour, packed; 3 and 13 are complex.
 _DM_TYPES = {1: "i2", 2: "f4", 6: "u1", 7: "i4", 9: "i1", 10: "u2", 11: "u4", 12: "f8", 14: "u1"}
 _DM_COLOUR = 23
-METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
 
 
 def read_dm(path: Path) -> Raw:
@@ -95,7 +93,9 @@ def _dm_metadata(raw: Raw, tags: Mapping[str, Any]) -> None:
     raw.modality = mode or "unknown"
     if scan and not mode.upper().startswith("SEM"):
         channel = _deep(tags, "QuickSaved").get("original name")
-        raw.modality = _detector(str(channel or _deep(tags, "source").get("source name"))) or "stem"
+        raw.modality = (
+            detector_named(str(channel or _deep(tags, "source").get("source name"))) or "stem"
+        )
 
 
 def _deep(tags: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -106,158 +106,6 @@ def _deep(tags: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             if inner:
                 return inner
     return {}
-
-
-def _detector(name: str) -> str:
-    """Return the annular detector a channel's name speaks of; empty if none."""
-    match = re.search(r"HAADF|MAADF|LAADF|ADF|ABF|DF\d?|BF", name, re.IGNORECASE)
-    return match[0].lower() if match else ""
-
-
-def read_emd(path: Path) -> Raw:
-    """Read an HDF5 file of either kind called EMD."""
-    import h5py
-
-    with h5py.File(path, "r", locking=False) as file:
-        if "Data/Image" in file:
-            return _read_velox(file)
-        if "Data" in file and ("Data/Spectrum" in file or "Data/SpectrumStream" in file):
-            raise ValueError("it is a Velox file of spectra, without any image")
-        found: list[Any] = []
-        file.visititems(lambda _, group: found.append(group) if _is_berkeley(group) else None)
-        images = [group for group in found if group["data"].ndim in (2, 3)]
-        if not images:
-            shapes = [group["data"].shape for group in found]
-            raise ValueError(f"it holds no image: EMD groups of shapes {shapes}")
-        return _read_berkeley(file, max(images, key=lambda group: group["data"].size), len(images))
-
-
-def _read_velox(file: Any) -> Raw:
-    """Read the image of a Velox file: HAADF first, then what a detector recorded, by its label."""
-    labels = _velox_labels(file)
-    images = {}
-    for name, group in file["Data/Image"].items():
-        if group["Data"].ndim == 3 and group["Data"].dtype.kind in "buif":
-            info = _velox_json(group["Metadata"])
-            detector = str(info.get("BinaryResult", {}).get("Detector", ""))
-            label = labels.get(name, detector)
-            is_recorded = group["Data"].dtype.kind != "f"  # computed images are floating-point
-            rank = ("HAADF" not in (label, detector), not is_recorded, label, name)
-            images[rank] = (group["Data"], info, label)
-    if not images:
-        raise ValueError("it holds no image of real numbers (complex or none at all)")
-    data, info, label = images[min(images)]
-    _check_hdf(data)
-    raw = Raw(np.moveaxis(data[()], 2, 0))  # Velox puts the frames last
-    if len(images) > 1:
-        raw.notes.append(f"{len(images)} images; {label or 'the first'} was taken")
-    _velox_metadata(raw, info)
-    return raw
-
-
-def _velox_json(dataset: Any) -> dict[str, Any]:
-    """Return the metadata of the first frame: JSON in a column of bytes, filled up with zeros."""
-    if dataset.ndim != 2 or dataset.shape[0] > METADATA_BYTES:
-        raise ValueError(f"its metadata has shape {dataset.shape}: damaged")
-    text = np.asarray(dataset[:, 0]).tobytes().split(b"\0", 1)[0]
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError("its metadata is not a tree of names and values")
-    return found
-
-
-def _velox_labels(file: Any) -> dict[str, str]:
-    """Return what Velox calls each image on screen, by the image's key; none if it does not say."""
-    labels = {}
-    for dataset in file.get("Presentation/Displays/ImageDisplay", {}).values():
-        shown = json.loads(dataset[0])
-        key = str(shown.get("dataPath", "")).rpartition("/")[2]
-        labels[key] = str(shown.get("display", {}).get("label", ""))
-    return labels
-
-
-def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
-    """Map Velox's tree; zero means that the microscope did not report it."""
-    result, optics, scan = (info.get(key) or {} for key in ("BinaryResult", "Optics", "Scan"))
-    size = result.get("PixelSize") or {}
-    edges = [
-        length_pm(size.get(side), str(result.get(f"PixelUnit{axis}", "m")))
-        for side, axis in (("height", "Y"), ("width", "X"))
-    ]
-    raw.pixel_size_pm = square_pm(edges[0], edges[1], raw.notes)
-    detectors = [item for item in (info.get("Detectors") or {}).values() if isinstance(item, dict)]
-    name = str(result.get("Detector", ""))
-    mine = next((item for item in detectors if item.get("DetectorName") == name), {})
-    angles = mine.get("CollectionAngleRange") or {}
-    scans = mine.get("DetectorType") == "ScanningDetector"
-    counts = info.get("CustomProperties", {}).get(f"Detectors[{name}].CountsToElectrons", {})
-    found = {
-        "optics.beam_kv": (optics.get("AccelerationVoltage"), 1e-3),
-        "optics.convergence_mrad": (optics.get("BeamConvergence"), 1e3),
-        # Thermo Fisher counts overfocus positive, we underfocus.
-        "optics.defocus_nm": (optics.get("Defocus"), -1e9),
-        "optics.beam_current_pa": (optics.get("ScreenCurrent"), 1e12),
-        "detector.detector_inner_mrad": (angles.get("begin"), 1e3),
-        "detector.detector_outer_mrad": (angles.get("end"), 1e3),
-        "scan.dwell_us": (scan.get("DwellTime"), 1e6),
-    }
-    raw.values = as_values(found)
-    electrons = as_number(counts.get("value"))
-    if electrons:
-        raw.values["detector.gain"] = 1 / electrons
-    raw.modality = (_detector(name) or "stem") if scans else "tem"
-    raw.material = str(info.get("Sample") or "")
-
-
-def _is_berkeley(group: Any) -> bool:
-    return (
-        hasattr(group, "keys")
-        and as_number(group.attrs.get("emd_group_type")) == 1
-        and hasattr(group.get("data"), "ndim")
-    )
-
-
-def _read_berkeley(file: Any, group: Any, image_count: int) -> Raw:
-    """Read one EMD group: data, and a vector of positions for each axis."""
-    data = group["data"]
-    _check_hdf(data)
-    units = [_text(group, f"dim{axis + 1}", "units") for axis in range(data.ndim)]
-    edges = [length_pm(_step(group, axis), unit) for axis, unit in enumerate(units)]
-    raw = Raw(data[()])
-    raw.pixel_size_pm = square_pm(edges[-2], edges[-1], raw.notes)
-    if image_count > 1:
-        raw.notes.append(f"{image_count} images; the largest was taken: {group.name}")
-    if "microscope" in file:
-        voltage = as_number(file["microscope"].attrs.get("voltage"))
-        if voltage:
-            raw.values["optics.beam_kv"] = voltage / 1e3 if voltage > 1e3 else voltage
-    if "sample" in file:
-        raw.material = _plain(file["sample"].attrs.get("material", ""))
-    return raw
-
-
-def _step(group: Any, axis: int) -> float | None:
-    vector = group.get(f"dim{axis + 1}")
-    if vector is None or vector.ndim != 1 or len(vector) < 2:
-        return None
-    return float(vector[1] - vector[0])
-
-
-def _text(group: Any, name: str, attribute: str) -> str:
-    return _plain(group[name].attrs.get(attribute, "")) if name in group else ""
-
-
-def _plain(value: Any) -> str:
-    """Return an HDF5 attribute as text: programs write bytes, strings or arrays of one."""
-    if isinstance(value, np.ndarray):
-        value = value.ravel()[0] if value.size else ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _check_hdf(data: Any) -> None:
-    """Refuse a dataset whose stored bytes cannot make what it declares; only chunks are packed."""
-    ratio = 1 if data.chunks is None else RATIO
-    check_claim(data.shape, data.dtype.itemsize, data.id.get_storage_size(), ratio)
 
 
 _SER_TYPES = ["", "u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8", "c8", "c16"]

@@ -108,17 +108,15 @@ def _serve_until_told(home: Path, cpus: int | None) -> None:
     # Ray installs its own handlers while it starts, so ours come after.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    state = Head(os.getpid(), psutil.Process().create_time(), address, _cpus(ray.cluster_resources()))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    born = psutil.Process().create_time()
+    state = Head(os.getpid(), born, address, resources.get("CPU", 0.0))
     partial = home / "head.json.partial"
     partial.write_text(json.dumps(asdict(state)))
     partial.replace(_state_file(home))
     told.wait()
     _state_file(home).unlink(missing_ok=True)
     ray.shutdown()
-
-
-def _cpus(resources: dict[str, float]) -> float:
-    return resources.get("CPU", 0.0)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Four scores, each 0 to 1: `forward` (do the atoms, rendered again, look like the frame?),
 `lattice` (do they stand as this crystal's atoms do?), `agreement` (do the other members see them
-too?) and `confidence`. One function weighs them; every part is returned by name.
+too?) and `confidence`. One function weighs the first three; every part is returned by name.
 Axis letters: y row, x column, k atom, r ring of spatial frequency.
 """
 
@@ -24,13 +24,9 @@ COARSE_PM = 170.0
 CLIP_QUANTILE = 0.98  # of the band-passed frame; brighter pixels are held there
 # Where no pixel size is known, the members' own neighbour distance stands for a bond of carbon.
 BOND_PM = 142.0
-# Weight of each score in the sum; a score that does not apply gives its weight to the others.
-WEIGHTS: Mapping[str, float] = {
-    "lattice": 0.45,
-    "forward": 0.35,
-    "agreement": 0.15,
-    "confidence": 0.05,
-}
+# Weight of each score in the geometric mean; a score that does not apply leaves its weight to the
+# others. Confidence is told but not weighed: a network is sure of its mistakes.
+WEIGHTS: Mapping[str, float] = {"lattice": 0.6, "forward": 0.3, "agreement": 0.1}
 
 
 @dataclass(frozen=True)
@@ -103,8 +99,8 @@ def combine(parts: Mapping[str, float]) -> float:
     The geometric mean is asked for because the parts are independent doubts: atoms that stand
     in a perfect lattice where the frame shows none are not half right.
     """
-    weight = sum(WEIGHTS[name] for name in parts)
-    logs = sum(WEIGHTS[name] * math.log(max(value, 1e-6)) for name, value in parts.items())
+    weight = sum(WEIGHTS.get(name, 0.0) for name in parts)
+    logs = sum(WEIGHTS.get(key, 0.0) * math.log(max(value, 1e-6)) for key, value in parts.items())
     return math.exp(logs / weight) if weight else 0.0
 
 

@@ -98,14 +98,20 @@ def _number(policy: Policy, path: str, value: Any, rng: np.random.Generator) -> 
 
 
 def _spanned(policy: Policy, kept: Sequence[Policy]) -> Policy:
-    """Return the policy with each range narrowed to what the kept draws span."""
+    """Return the policy with each range narrowed to what the kept draws span.
+
+    A few draws span less than what they were drawn from, by one gap at each end on average; that
+    is given back, so that a quantity the frames tell nothing about keeps its range.
+    """
     found = [dict(one.quantities()) for one in kept]
 
     def narrowed(path: str, value: Any) -> Any:
         if not isinstance(value, Range):
             return value
         numbers = [float(one[path]) for one in found]  # type: ignore[arg-type]
-        return Range(low=min(numbers), high=max(numbers))
+        gap = (max(numbers) - min(numbers)) / max(len(numbers) - 1, 1)
+        low, high = min(numbers) - gap, max(numbers) + gap
+        return Range(low=max(low, value.low), high=min(high, value.high))
 
     return _mapped(policy, narrowed)
 

@@ -12,7 +12,7 @@ from manybeam.errors import InvalidInput
 WANTS = ("atoms", "mean", "std", "members", "votes")
 MAX_DEADLINE_MS = 600_000
 
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,199}")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _wanted(text: str) -> tuple[str, ...]:
 def _label(text: str) -> str:
     if not _LABEL.fullmatch(text):
         raise ValueError(
-            f"{text[:40]!r} is not a name; 1 to 200 letters, digits, spaces and . _ : / -"
+            f"{text[:40]!r} is not a name; 1 to 200 letters, digits, spaces and . _ : / @ -"
         )
     return text
 

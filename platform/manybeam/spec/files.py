@@ -163,13 +163,11 @@ def _load(path: Path, model: type[M]) -> M:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        faults = [_fault(path, model, fault, content, tree) for fault in error.errors()]
+        faults = [_fault(path, model, fault, tree) for fault in error.errors()]
         raise InvalidSpec("\n".join(faults), "", "mend the lines named above") from error
 
 
-def _fault(
-    path: Path, model: type[BaseModel], fault: Any, content: Any, tree: yaml.Node | None
-) -> str:
+def _fault(path: Path, model: type[BaseModel], fault: Any, tree: yaml.Node | None) -> str:
     """Return one line: file:line, field path, value seen, what is allowed, what to do."""
     place = list(fault["loc"])
     field = ".".join(str(part) for part in place) or model.__name__

@@ -73,7 +73,8 @@ class Group(Model):
             ends = [value.low, value.high]
         if any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in ends):
             raise ValueError(f"is not a bare number; give {allowed}")
-        if len(ends) not in (1, 2) or not all(low <= end <= high for end in ends):
+        is_list = isinstance(value, (list, tuple))
+        if (is_list and len(ends) != 2) or not all(low <= end <= high for end in ends):
             raise ValueError(f"is out of bounds; give {allowed}")
         if len(ends) == 2 and ends[0] > ends[1]:
             raise ValueError(f"runs from high to low; give {allowed}")

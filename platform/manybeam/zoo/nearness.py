@@ -74,10 +74,12 @@ def nearest_conditions(
     """
     if not known:
         return Near(math.inf)
+    # What is told adds to what is seen and never takes from it: an instrument's file may be right
+    # about the pixel size and silent about the dirt.
     seen = fingerprint_distances(frame_yx, pixel_size_pm, known)
     told = [quantity_distance(condition, pixel_size_pm, other) for other in known]
     both = [
-        one if two is None else math.sqrt((one**2 + two**2) / 2)
+        math.hypot(one, 0.7 * (two or 0.0))
         for one, two in zip(seen, told, strict=True)
     ]
     order = np.argsort(both, kind="stable")

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,7 +272,7 @@ class Zoo:
     def _record(self, entry: VersionEntry) -> Record:
         manifest_id, sha256 = entry.tags[MANIFEST_TAG], entry.tags[_SHA256_TAG]
         what = f"manifest of {entry.name}@{entry.version}"
-        content = self._cache.get(sha256, self._reader(manifest_id, MANIFEST_FILE), what)
+        content = self._file(manifest_id, MANIFEST_FILE, sha256, what)
         return dataclasses.replace(
             read_manifest(content),
             version=entry.version,
@@ -286,17 +286,14 @@ class Zoo:
     def _load(self, record: MemberRecord) -> "Member":
         from manybeam.learn.member import load_weights
 
-        what = f"weights of member {record.index:02d}"
-        weights = self._cache.get(record.sha256, self._reader(record.model_id, WEIGHTS_FILE), what)
-        card = self._cache.get(
-            record.card_sha256,
-            self._reader(record.model_id, CARD_FILE),
-            f"recipe of member {record.index:02d}",
-        )
+        who, model_id = f"member {record.index:02d}", record.model_id
+        weights = self._file(model_id, WEIGHTS_FILE, record.sha256, f"weights of {who}")
+        card = self._file(model_id, CARD_FILE, record.card_sha256, f"recipe of {who}")
         return _read_card(card, record, load_weights(weights))
 
-    def _reader(self, model_id: str, path: str) -> Callable[[], bytes]:
-        return lambda: self._tracking.read_file(model_id, path)
+    def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
+        """Return a file of the zoo, from this machine if it is here, checked either way."""
+        return self._cache.get(sha256, lambda: self._tracking.read_file(model_id, path), what)
 
 
 def _version_tags(manifest_id: str, manifest: bytes, experiment_id: str) -> dict[str, str]:

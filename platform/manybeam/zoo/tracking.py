@@ -325,6 +325,12 @@ def _prepare_database(uri: str) -> None:
             path.hardlink_to(fresh)
 
 
+def condition_step(condition: str, digest: str) -> int:
+    """Return the step that stands for a condition in MLflow: 48 bits of its digest."""
+    text = f"{condition} {digest}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:6])
+
+
 def _all_pages(page_at: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
     """Yield what every page of a search holds."""
     token: str | None = None

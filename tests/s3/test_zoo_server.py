@@ -1,0 +1,108 @@
+"""zoo.registry on a facility's MLflow server: what happens when a part of it goes away.
+
+That the server keeps what it is given is tested in tests/test_registry.py, on both kinds of zoo.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import torch
+
+from manybeam.errors import ZooUnreachable
+from manybeam.learn.member import Member
+from manybeam.learn.nets import build
+from manybeam.spec.recipe import MemberPlan, Network, Recipe
+from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.registry import Zoo
+
+pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.slow]
+
+
+class Facility(Protocol):
+    """What these tests use of the services that tests/conftest.py starts."""
+
+    def start(self, *names: str) -> None: ...
+    def stop(self, *names: str) -> None: ...
+    def settings(self) -> dict[str, str]: ...
+
+
+@pytest.fixture(scope="module")
+def frail(new_services: Callable[[], Facility]) -> Facility:
+    """A facility of our own: its parts are stopped here."""
+    services = new_services()
+    services.start("seaweedfs", "postgres", "mlflow")
+    return services
+
+
+@pytest.fixture
+def zoo(frail: Facility, tmp_path: Path) -> Iterator[Zoo]:
+    yield Zoo(frail.settings()["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache")
+    frail.start("seaweedfs", "postgres", "mlflow")
+
+
+def members_of(count: int) -> list[Member]:
+    plan = MemberPlan(seed=0, policy="broad")
+    recipe = Recipe(id="tiny", network=Network(filters=2, levels=1), members=(plan,))
+    weights = {k: v.detach() for k, v in build(recipe.network).state_dict().items()}
+    return [Member(i, 0, "broad", recipe, weights, (0.5,), 1.0, "d" * 32) for i in range(count)]
+
+
+def test_without_the_object_store_nothing_is_registered(zoo: Zoo, frail: Facility) -> None:
+    frail.stop("seaweedfs")
+    start = time.monotonic()
+    with pytest.raises(ZooUnreachable):
+        zoo.register("no-store", members_of(1), job={})
+    assert time.monotonic() - start < 60
+    assert zoo.ls("no-store") == []
+
+
+def test_without_the_object_store_what_this_machine_holds_still_loads(
+    zoo: Zoo, frail: Facility
+) -> None:
+    zoo.register("held", members_of(1), job={}, scores=[Score(0, "nominal", "d", {"f1": 0.5})])
+    before = zoo.members("held@1")[0].weights
+    frail.stop("seaweedfs")
+    after = zoo.members("held@1")[0].weights
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert zoo.matrix("held@1").value(0, "nominal") == 0.5
+
+
+def test_without_the_object_store_a_machine_that_holds_nothing_is_told(
+    zoo: Zoo, frail: Facility, tmp_path: Path
+) -> None:
+    zoo.register("elsewhere", members_of(1), job={})
+    frail.stop("seaweedfs")
+    other = Zoo(frail.settings()["MANYBEAM_TRACKING_URI"], "", tmp_path / "other")
+    with pytest.raises(ZooUnreachable):
+        other.members("elsewhere@1")
+
+
+def test_without_the_database_the_zoo_is_unreachable_and_comes_back_with_it(
+    zoo: Zoo, frail: Facility
+) -> None:
+    zoo.register("back", members_of(2), job={})
+    frail.stop("postgres")
+    with pytest.raises(ZooUnreachable):
+        zoo.resolve("back@1")
+    frail.start("postgres", "mlflow")
+    assert zoo.resolve("back@1").member_count == 2
+
+
+def test_without_the_server_the_zoo_is_unreachable(zoo: Zoo, frail: Facility) -> None:
+    frail.stop("mlflow")
+    start = time.monotonic()
+    with pytest.raises(ZooUnreachable, match="manybeam doctor"):
+        zoo.ls()
+    assert time.monotonic() - start < 10
+
+
+def test_a_hundred_and_fifty_members_come_back_on_more_than_one_page(zoo: Zoo) -> None:
+    rows = [Score(i, "nominal", "d", {"f1": i / 200}) for i in range(150)]
+    rows.append(Score(ENSEMBLE, "nominal", "d", {"f1": 0.9}))
+    zoo.register("many", members_of(150), job={}, scores=rows)
+    matrix = zoo.matrix("many@1")
+    assert [matrix.value(i, "nominal") for i in (0, 149, ENSEMBLE)] == [0.0, 149 / 200, 0.9]
+    assert len(matrix) == 151

@@ -1,0 +1,191 @@
+"""The answers of the service, without web or cluster: who answers, what is said, what is refused."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manybeam.errors import DeadlineExceeded, NoCapacity, UnknownRef, ZooUnreachable
+from manybeam.serve.predict import Service, Watch
+from manybeam.serve.query import Question
+from manybeam.serve.wire import Frames
+
+FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
+ONE = Frames((FRAME,))
+ALL = Question(pixel_size_pm=16.0, want=("atoms", "mean", "std", "members", "votes"))
+
+
+@pytest.fixture(scope="module")
+def service(tiny_zoo: Any) -> Service:
+    return Service(tiny_zoo, ["graphene"])
+
+
+def test_the_answer_is_the_ensembles_own(service: Service, tiny_zoo: Any) -> None:
+    own = tiny_zoo.ensemble("graphene").predict(FRAME, 16.0)
+    arrays = service.predict("graphene", ONE, ALL).arrays
+    assert np.array_equal(arrays["atoms"], own.atoms, equal_nan=True)
+    assert np.array_equal(arrays["votes"], own.atoms[:, 6])
+    assert np.array_equal(arrays["mean"], own.mean_yx.astype(np.float16))
+    assert np.array_equal(arrays["std"], own.std_yx.astype(np.float16))
+    for member, atoms in zip(own.members, own.member_atoms, strict=True):
+        rows = arrays["members"][arrays["members"][:, 0] == member]
+        assert np.array_equal(rows[:, 1:], atoms)
+
+
+def test_only_what_is_wanted_is_sent(service: Service) -> None:
+    assert set(service.predict("graphene", ONE, Question()).arrays) == {"atoms"}
+    mean = service.predict("graphene", ONE, Question(want=("mean",))).arrays["mean"]
+    assert (mean.dtype, mean.shape) == (np.float16, FRAME.shape)
+
+
+def test_each_frame_of_a_stack_is_answered_as_if_it_came_alone(service: Service) -> None:
+    stack = Frames((FRAME, FRAME.T.copy().reshape(FRAME.shape)), is_stack=True)
+    arrays = service.predict("graphene", stack, ALL).arrays
+    for number, frame in enumerate(stack.frames):
+        alone = service.predict("graphene", Frames((frame,)), ALL).arrays
+        rows = arrays["atoms"][arrays["atoms_frame"] == number]
+        assert np.array_equal(rows, alone["atoms"], equal_nan=True)
+        assert np.array_equal(arrays["mean"][number], alone["mean"])
+
+
+@pytest.mark.parametrize(
+    ("ref", "version", "members"),
+    [
+        pytest.param("graphene", 2, [0, 1, 2], id="serving"),
+        pytest.param("graphene@serving", 2, [0, 1, 2], id="alias"),
+        pytest.param("graphene@1", 1, [0, 1], id="version"),
+        pytest.param("graphene@2/01", 2, [1], id="member"),
+    ],
+)
+def test_a_reference_says_who_answers(
+    service: Service, ref: str, version: int, members: list[int]
+) -> None:
+    meta = service.predict(ref, ONE, Question()).meta
+    assert (meta["ensemble"], meta["version"], meta["members"]) == ("graphene", version, members)
+
+
+def test_auto_answers_with_the_members_that_selection_chose(service: Service) -> None:
+    ranked, is_drifted = service.select(ONE, ALL)
+    answer = service.predict("auto", ONE, ALL)
+    assert answer.meta["members"] == sorted(ranked["chosen"], key=ranked["chosen"].index)
+    assert answer.meta["why"] == ranked["why"]
+    assert answer.meta["drift"]["flag"] is is_drifted is answer.is_drifted
+
+
+def test_selection_ranks_every_member_and_says_why(service: Service) -> None:
+    ranked, _ = service.select(ONE, ALL)
+    assert {row["ref"] for row in ranked["candidates"]} == {
+        "graphene@2/00", "graphene@2/01", "graphene@2/02",
+    }  # fmt: skip
+    predicted = [row["predicted_f1"] for row in ranked["candidates"]]
+    assert predicted == sorted(predicted, reverse=True)
+    for row in ranked["candidates"]:
+        assert row["low"] <= row["predicted_f1"] <= row["high"]
+        assert row["why"]
+        assert row["components"]
+    assert [row["member"] for row in ranked["candidates"] if row["chosen"]] == ranked["chosen"]
+
+
+def test_an_answer_says_where_it_is_worth_less(service: Service) -> None:
+    degraded = service.predict("graphene", ONE, Question()).meta["degraded"]
+    assert any("pixel_size_pm" in reason for reason in degraded)
+    assert any("failed in training" in reason for reason in degraded)
+    assert not service.predict("graphene@1", ONE, ALL).meta["degraded"]
+
+
+def test_drift_is_not_guessed_where_it_was_not_measured(service: Service) -> None:
+    answer = service.predict("graphene", ONE, Question())
+    assert answer.meta["drift"] == {"score": None, "flag": None}
+    assert answer.is_drifted is None
+
+
+@pytest.mark.parametrize(
+    ("ref", "told"),
+    [
+        pytest.param("graphen", "nearest: graphene", id="typo"),
+        pytest.param("graphene@9", "graphene@2|nearest|zoo", id="version"),
+        pytest.param("graphene@2/17", "00, 01, 02", id="member"),
+        pytest.param("../../etc/passwd", "reference", id="path"),
+    ],
+)
+def test_an_unknown_reference_is_told_with_what_there_is(
+    service: Service, ref: str, told: str
+) -> None:
+    with pytest.raises(UnknownRef, match=told):
+        service.predict(ref, ONE, Question())
+
+
+def test_a_service_does_not_start_without_the_ensembles_it_was_given(tiny_zoo: Any) -> None:
+    with pytest.raises(UnknownRef):
+        Service(tiny_zoo, ["graphene", "grafene"])
+
+
+def test_auto_without_an_ensemble_served_is_no_capacity(tiny_zoo: Any) -> None:
+    class Empty:
+        resolve, matrix, ensemble = tiny_zoo.resolve, tiny_zoo.matrix, tiny_zoo.ensemble
+
+        def ls(self) -> list[Any]:
+            return []
+
+    with pytest.raises(NoCapacity, match="no ensemble is served"):
+        Service(Empty()).predict("auto", ONE, Question())  # type: ignore[arg-type]
+
+
+def test_without_references_auto_selects_among_all_that_serve(tiny_zoo: Any) -> None:
+    assert Service(tiny_zoo).served() == ("graphene@2",)
+
+
+def test_nothing_is_computed_after_the_deadline(service: Service) -> None:
+    with pytest.raises(DeadlineExceeded, match="before predict"):
+        service.predict("graphene", ONE, ALL, Watch(5.0, iter([0.0, 0.0, 6.0, 6.0]).__next__))
+
+
+def test_ensembles_used_last_are_kept_and_no_more(tiny_zoo: Any) -> None:
+    service = Service(tiny_zoo, capacity=2)
+    for ref in ("graphene@1", "graphene@2", "graphene@2/00", "graphene@2"):
+        service.predict(ref, ONE, Question())
+    assert [row["ref"] for row in service.listing()] == ["graphene@2/00", "graphene@2"]
+
+
+def test_an_alias_that_moved_is_followed_and_one_unreachable_goes_on(tiny_zoo: Any) -> None:
+    class Zoo:
+        serving, is_silent = 1, False
+        matrix, ensemble, ls = tiny_zoo.matrix, tiny_zoo.ensemble, tiny_zoo.ls
+
+        def resolve(self, ref: str) -> Any:
+            if self.is_silent:
+                raise ZooUnreachable("the zoo is down")
+            return tiny_zoo.resolve(f"graphene@{self.serving}")
+
+    zoo, now = Zoo(), [0.0]
+    service = Service(zoo, ["graphene"], clock=lambda: now[0])  # type: ignore[arg-type]
+    zoo.serving = 2
+    assert service.predict("graphene", ONE, ALL).meta["version"] == 1
+    now[0] = 11.0
+    assert service.predict("graphene", ONE, ALL).meta["version"] == 2
+    zoo.is_silent, now[0] = True, 60.0
+    meta = service.predict("graphene", ONE, ALL).meta
+    assert meta["version"] == 2
+    assert "49 s ago" in meta["degraded"][0]
+    with pytest.raises(ZooUnreachable):
+        service.predict("graphene@5", ONE, ALL)
+
+
+def test_threads_that_ask_at_once_load_an_ensemble_once(tiny_zoo: Any) -> None:
+    class Zoo:
+        loads = 0
+        matrix, resolve, ls = tiny_zoo.matrix, tiny_zoo.resolve, tiny_zoo.ls
+
+        def ensemble(self, ref: str) -> Any:
+            self.loads += 1
+            return tiny_zoo.ensemble(ref)
+
+    zoo = Zoo()
+    service = Service(zoo)  # type: ignore[arg-type]
+    threads = [threading.Thread(target=service.load, args=("graphene",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert zoo.loads == 1

@@ -1,0 +1,118 @@
+"""The scripts that start and stop the real services, on free ports of this machine."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from manybeam.data.store import open_store
+
+SCRIPT = Path(__file__).parents[1] / "infra" / "services.py"
+UseSettings = Callable[[dict[str, str]], None]
+
+
+def _run(*argv: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *argv], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def own_server(new_services: Callable[[], Any]) -> Iterator[Any]:
+    services = new_services()
+    services.start("seaweedfs")
+    yield services
+    services.stop()
+
+
+@pytest.mark.s3
+def test_data_and_secret_outlive_a_server_that_was_killed(
+    own_server: Any, use_settings: UseSettings
+) -> None:
+    use_settings(own_server.settings())
+    open_store("s3://frames").put("a", b"kept")
+    os.kill(own_server.pid("seaweedfs"), signal.SIGKILL)
+    own_server.start("seaweedfs")
+    use_settings(own_server.settings())
+    assert open_store("s3://frames").get("a") == b"kept"
+
+
+@pytest.mark.s3
+def test_a_server_that_runs_is_kept(own_server: Any) -> None:
+    before = own_server.pid("seaweedfs")
+    own_server.start("seaweedfs")
+    assert own_server.pid("seaweedfs") == before
+
+
+@pytest.mark.s3
+def test_servers_listen_on_the_loopback_only(own_server: Any) -> None:
+    server = psutil.Process(own_server.pid("seaweedfs"))
+    listening = [c for c in server.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.s3
+def test_secrets_are_for_the_owners_eyes_only(own_server: Any) -> None:
+    for name in ("seaweedfs.json", "seaweedfs.key"):
+        assert stat.S_IMODE((own_server.folder / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.s3
+def test_env_prints_what_points_manybeam_at_the_servers(own_server: Any) -> None:
+    lines = _run("env", "--dir", str(own_server.folder)).stdout.splitlines()
+    assert f"export MANYBEAM_S3_ENDPOINT={own_server.settings()['MANYBEAM_S3_ENDPOINT']}" in lines
+    assert "export MANYBEAM_STORE=s3://frames" in lines
+
+
+@pytest.mark.s3
+def test_a_stopped_server_is_gone(own_server: Any) -> None:
+    pid = own_server.pid("seaweedfs")
+    own_server.stop("seaweedfs")
+    assert not psutil.pid_exists(pid)
+    assert _run("status", "--dir", str(own_server.folder)).stdout == ""
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = _run("start", "seaweedfs", "--dir", str(tmp_path), f"--port=seaweedfs={port}")
+    assert done.returncode == 1
+    assert f"port {port} is taken" in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(tmp_path: Path) -> None:
+    somebody = {"name": "mlflow", "folder": "", "pid": os.getpid(), "started": 1.0, "url": "x"}
+    (tmp_path / "mlflow.json").write_text(json.dumps(somebody))
+    assert "is gone" in _run("status", "--dir", str(tmp_path)).stdout
+    assert _run("stop", "--dir", str(tmp_path)).returncode == 0
+    assert not (tmp_path / "mlflow.json").exists()
+
+
+def test_mlflow_alone_says_what_it_needs(tmp_path: Path) -> None:
+    done = _run("start", "mlflow", "--dir", str(tmp_path), "--port=mlflow=0")
+    assert done.returncode == 1
+    assert "mlflow needs seaweedfs and postgres" in done.stderr
+
+
+@pytest.mark.postgres
+@pytest.mark.s3
+def test_all_three_come_up_together(facility: Any) -> None:
+    with urllib.request.urlopen(
+        facility.settings()["MANYBEAM_TRACKING_URI"] + "/version"
+    ) as answer:
+        assert answer.status == 200
+    url = json.loads((facility.folder / "postgres.json").read_text())["url"]
+    assert url.startswith("postgresql+psycopg://mlflow:")

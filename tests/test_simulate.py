@@ -1,0 +1,230 @@
+"""The simulator: exact truth, seeds that reproduce, physics that behaves as physics does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from manybeam.data.frames import FrameSet
+from manybeam.data.optics import transfer, wavelength_pm
+from manybeam.data.simulate import simulate, simulate_into, typical
+from manybeam.errors import InvalidInput
+from manybeam.spec import Condition, Library, Policy
+
+LIBRARY = Library(Path(__file__).parents[1] / "zoo")
+NOMINAL = LIBRARY.condition("graphene-60kv-nominal")
+
+
+def _condition(**groups: object) -> Condition:
+    """A noiseless sheet without defects or distortions, changed by `groups`."""
+    plain: dict[str, dict[str, object]] = {
+        "sample": {
+            "structure": "graphene",
+            "vacancy_fraction": 0,
+            "silicon_fraction": 0,
+            "nitrogen_fraction": 0,
+            "hole_probability": 0,
+            "strain": 0,
+        },
+        "scan": {"row_jitter_pm": 0, "pixel_size_pm": 12},
+        "state": {"background": 0, "contamination": 0},
+        "detector": {"readout_e": 0},
+    }
+    for group, fields in groups.items():
+        if isinstance(fields, dict):
+            plain[group] = {**plain.get(group, {}), **fields}
+    dose = groups.get("dose_e_per_a2", 1e9)
+    return Condition.model_validate({"id": "test", "dose_e_per_a2": dose, **plain})
+
+
+def _centroids(frame: np.ndarray, truth: np.ndarray, half: int) -> np.ndarray:
+    """Intensity-weighted centroid around each true place that lies well inside."""
+    side = frame.shape[0]
+    inside = ((truth[:, :2] > half + 1) & (truth[:, :2] < side - half - 2)).all(axis=1)
+    found = []
+    for y, x, _ in truth[inside]:
+        top, left = round(float(y)) - half, round(float(x)) - half
+        window = frame[top : top + 2 * half + 1, left : left + 2 * half + 1]
+        dy, dx = ndimage.center_of_mass(window - window.min())
+        found.append((top + dy - y, left + dx - x))
+    return np.array(found)
+
+
+def test_the_same_seed_gives_equal_frames_and_truth() -> None:
+    one, two = simulate(NOMINAL, 3, seed=4), simulate(NOMINAL, 3, seed=4)
+    assert np.array_equal(one.frames_nyx, two.frames_nyx)
+    assert all(np.array_equal(a, b) for a, b in zip(one.truth, two.truth, strict=True))
+
+
+def test_more_frames_do_not_change_the_first_ones() -> None:
+    few, many = simulate(NOMINAL, 2, seed=4), simulate(NOMINAL, 20, seed=4)
+    assert np.array_equal(few.frames_nyx, many.frames_nyx[:2])
+
+
+def test_another_seed_gives_other_frames() -> None:
+    one, two = simulate(NOMINAL, 1, seed=1), simulate(NOMINAL, 1, seed=2)
+    assert not np.array_equal(one.frames_nyx, two.frames_nyx)
+
+
+def test_an_atom_is_seen_where_the_truth_says() -> None:
+    made = simulate(_condition(), 4, seed=0)
+    offsets = np.concatenate(
+        [_centroids(f, t, 5) for f, t in zip(made.frames_nyx, made.truth, strict=True)]
+    )
+    assert np.abs(offsets.mean(axis=0)).max() < 0.05
+    assert offsets.std() < 0.5
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        pytest.param({"drift_pm_per_row": 2.0}, id="drift"),
+        pytest.param({"flyback_pm": 150.0}, id="fly-back"),
+    ],
+)
+def test_the_truth_moves_with_smooth_distortions(scan: dict[str, float]) -> None:
+    made = simulate(_condition(scan=scan), 4, seed=0)
+    offsets = np.concatenate(
+        [_centroids(f, t, 5) for f, t in zip(made.frames_nyx, made.truth, strict=True)]
+    )
+    assert np.abs(offsets.mean(axis=0)).max() < 0.06
+
+
+def test_coma_does_not_move_the_atoms_from_their_truth() -> None:
+    made = simulate(_condition(optics={"coma_nm": 20}), 4, seed=0)
+    offsets = np.concatenate(
+        [_centroids(f, t, 5) for f, t in zip(made.frames_nyx, made.truth, strict=True)]
+    )
+    assert np.abs(offsets.mean(axis=0)).max() < 0.1
+
+
+def test_the_noise_is_that_of_counted_electrons() -> None:
+    made = simulate(_condition(sample={"hole_probability": 0}, dose_e_per_a2=1e6), 1, seed=0)
+    clean = simulate(_condition(dose_e_per_a2=1e10), 1, seed=0).frames_nyx[0] / 1e4
+    variance = float(((made.frames_nyx[0] - clean) ** 2).mean())
+    assert variance == pytest.approx(float(clean.mean()), rel=0.05)
+
+
+def test_ten_times_the_dose_gives_ten_times_the_counts() -> None:
+    one = simulate(_condition(dose_e_per_a2=1e8), 1, seed=0).frames_nyx.mean()
+    ten = simulate(_condition(dose_e_per_a2=1e9), 1, seed=0).frames_nyx.mean()
+    assert ten / one == pytest.approx(10, rel=1e-3)
+
+
+@pytest.mark.parametrize("defocus_nm", [-6.0, 6.0])
+def test_defocus_lowers_the_contrast(defocus_nm: float) -> None:
+    sharp = simulate(_condition(), 1, seed=0).frames_nyx[0]
+    blurred = simulate(_condition(optics={"defocus_nm": defocus_nm}), 1, seed=0).frames_nyx[0]
+    assert blurred.std() / blurred.mean() < 0.8 * sharp.std() / sharp.mean()
+
+
+def test_the_probe_keeps_all_electrons() -> None:
+    q = {name: torch.tensor([value]) for name, value in _draw().items()}
+    assert float(transfer(q, torch.zeros(1, 3), (64, 80))[0, 0, 0].abs()) == pytest.approx(1)
+
+
+def _draw() -> dict[str, float]:
+    return {
+        "pixel_size_pm": 12.0,
+        "beam_kv": 60.0,
+        "convergence_mrad": 30.0,
+        "focal_spread_nm": 4.0,
+        "defocus_nm": 2.0,
+        "cs_um": 1.0,
+        "astigmatism_nm": 1.0,
+        "coma_nm": 10.0,
+        "trefoil_nm": 10.0,
+        "source_fwhm_pm": 60.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("beam_kv", "picometres"),
+    [
+        pytest.param(60.0, 4.866, id="60"),
+        pytest.param(200.0, 2.508, id="200"),
+        pytest.param(300.0, 1.969, id="300"),
+    ],
+)
+def test_the_wavelength_is_that_of_the_tables(beam_kv: float, picometres: float) -> None:
+    assert float(wavelength_pm(torch.tensor(beam_kv))) == pytest.approx(picometres, abs=1e-3)
+
+
+def test_the_density_of_atoms_is_that_of_graphene() -> None:
+    made = simulate(_condition(), 8, seed=0)
+    area_nm2 = (128 * 0.012) ** 2
+    assert np.mean([len(t) for t in made.truth]) / area_nm2 == pytest.approx(38.2, rel=0.03)
+
+
+def test_dopants_carry_their_atomic_number() -> None:
+    made = simulate(_condition(sample={"silicon_fraction": 0.3}), 1, seed=0)
+    assert set(np.unique(made.truth[0][:, 2])) == {6.0, 14.0}
+
+
+def test_a_policy_draws_a_pixel_size_for_each_frame() -> None:
+    made = simulate(LIBRARY.policy("graphene-general"), 12, seed=0)
+    assert len(np.unique(made.pixel_size_pm)) == 12
+    assert made.pixel_size_pm.min() >= 10
+    assert made.pixel_size_pm.max() <= 26
+
+
+def test_heavy_atoms_stand_on_the_support_and_not_in_vacuum() -> None:
+    made = simulate(LIBRARY.condition("ptnc-sim-nominal"), 6, seed=1)
+    for frame, truth in zip(made.frames_nyx, made.truth, strict=True):
+        smooth = ndimage.gaussian_filter(frame, 3)
+        y, x = np.clip(truth[:, :2].round().astype(int), 0, 255).T
+        assert (smooth[y, x] > 0.1 * np.percentile(smooth, 90)).all()
+
+
+def test_heavy_atoms_are_brighter_than_what_surrounds_them() -> None:
+    made = simulate(LIBRARY.condition("ptnc-sim-nominal"), 4, seed=1)
+    gains = []
+    for frame, truth in zip(made.frames_nyx, made.truth, strict=True):
+        band = ndimage.gaussian_filter(frame, 2) - ndimage.gaussian_filter(frame, 8)
+        y, x = np.clip(truth[:, :2].round().astype(int), 0, 255).T
+        gains.append((band[y, x] / band.std()).mean())
+    assert np.mean(gains) > 2
+
+
+@pytest.mark.parametrize("name", sorted([*LIBRARY.conditions, *LIBRARY.policies]))
+def test_everything_in_the_zoo_can_be_simulated(name: str) -> None:
+    imaging = LIBRARY.policies.get(name) or LIBRARY.condition(name)
+    made = simulate(imaging, 1, seed=0, shape=(64, 48))
+    assert made.frames_nyx.shape == (1, 64, 48)
+    assert made.frames_nyx.dtype == np.float32
+    assert np.isfinite(made.frames_nyx).all()
+
+
+def test_frames_go_straight_into_a_frameset(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    made = simulate_into(
+        str(tmp_path / "set"), NOMINAL, 20, seed=3, progress=lambda *at: seen.append(at)
+    )
+    again = FrameSet.open(str(tmp_path / "set"))
+    assert again.digest == made.digest
+    assert np.array_equal(again.frames(), simulate(NOMINAL, 20, seed=3).frames_nyx)
+    assert seen[-1] == (20, 20)
+
+
+def test_what_is_unknown_is_filled_only_for_the_simulation() -> None:
+    condition = Condition.model_validate({"id": "a", "sample": {"structure": "graphene"}})
+    assert condition.dose_e_per_a2 is None
+    assert typical(condition)["dose_e_per_a2"] == 1.2e6
+
+
+@pytest.mark.parametrize(
+    ("imaging", "count", "shape"),
+    [
+        pytest.param(Condition(id="unknown"), 1, None, id="no-structure"),
+        pytest.param(NOMINAL, 0, None, id="no-frames"),
+        pytest.param(NOMINAL, 1, (0, 5), id="no-rows"),
+        pytest.param(Policy(id="unknown"), 1, None, id="policy-without-structure"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(
+    imaging: Condition | Policy, count: int, shape: tuple[int, int] | None
+) -> None:
+    with pytest.raises(InvalidInput):
+        simulate(imaging, count, seed=0, shape=shape)
