@@ -111,7 +111,7 @@ def start_mlflow(folder: Path, port: int) -> Running:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         },
         settings={"MANYBEAM_TRACKING_URI": f"http://127.0.0.1:{port}"},
-        timeout_s=120.0,
+        timeout_s=300.0,
     )
     return _once(running, lambda: _status(f"{running.url}/health") == 200)
 
@@ -253,7 +253,7 @@ def _status(url: str) -> int:
         return 0
 
 
-def _once(running: Running, is_ready: Callable[[], bool], timeout_s: float = 60.0) -> Running:
+def _once(running: Running, is_ready: Callable[[], bool], timeout_s: float = 120.0) -> Running:
     """Return the server once it answers as it should; stop it if it does not in time."""
     deadline = time.monotonic() + timeout_s
     while running.is_alive and time.monotonic() < deadline:
@@ -272,7 +272,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", action="append", default=[], metavar="NAME=PORT", help="0: any")
     parser.add_argument("--buckets", default=BUCKETS, help="S3 buckets to make")
     parser.add_argument("--now", action="store_true", help="stop without waiting for clients")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if not set(given.names) <= set(NAMES):
         parser.error(f"services are {', '.join(NAMES)}")
     return given

@@ -38,7 +38,7 @@ class Services:
 
     def stop(self, *names: str) -> None:
         """Stop services by the pids they were started with; nobody needs their data."""
-        self._run("stop", "--now", *names)
+        self._run("stop", *names, "--now")
 
     def pid(self, name: str) -> int:
         """Return the process of a service."""
@@ -53,7 +53,7 @@ class Services:
 
     def _run(self, verb: str, *more: str) -> None:
         argv = [sys.executable, str(SERVICES), verb, *more, "--dir", str(self.folder)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
 
 
@@ -131,9 +131,10 @@ def tiny_members() -> Callable[[int], list[Any]]:
             with torch.random.fork_rng():
                 torch.manual_seed(plan.seed)
                 weights = build(recipe.network).state_dict()
-            copied = {name: value.clone().contiguous() for name, value in weights.items()}
+            # Twice as large: as drawn, they are too timid to call anything an atom.
+            loud = {n: v * 2 if v.is_floating_point() else v.clone() for n, v in weights.items()}
             made.append(
-                Member(plan.seed, plan.seed, plan.policy, recipe, copied, (0.5,), 0.1, "0" * 32)
+                Member(plan.seed, plan.seed, plan.policy, recipe, loud, (0.5,), 0.1, "0" * 32)
             )
         return made
 

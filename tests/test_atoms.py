@@ -28,8 +28,8 @@ def discs(position_n2: Array, shape: tuple[int, int], radius_px: float = 2.6) ->
 
 def grid(seed: int, shape: tuple[int, int] = (60, 70)) -> Array:
     """Return positions nine pixels apart, each moved at random by up to a pixel and a half."""
-    corner = np.stack(np.mgrid[6 : shape[0] - 5 : 9, 6 : shape[1] - 5 : 9], axis=-1).reshape(-1, 2)
-    return corner + np.random.default_rng(seed).uniform(-1.5, 1.5, corner.shape)
+    corner_n2 = 6 + 9 * np.argwhere(np.ones(((shape[0] - 3) // 9, (shape[1] - 3) // 9)))
+    return np.asarray(corner_n2 + np.random.default_rng(seed).uniform(-1.5, 1.5, corner_n2.shape))
 
 
 def atoms_of(position_n2: Array, probability: Array | float) -> Array:

@@ -58,8 +58,8 @@ def drawn(index: int, levels: int = 3, classes: int = 1, **size: float) -> Membe
         network = build(recipe.network)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_()  # type: ignore[union-attr, operator]
-                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr, operator]
+                module.running_mean.normal_()  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
     return member_of(index, recipe, network.state_dict())
 
 
@@ -98,7 +98,7 @@ def test_atoms_lie_where_they_are_whatever_the_pixel_size(pixel_size_pm: float) 
     found = Ensemble([bright(0), bright(1, level=1.3)]).predict(frame, pixel_size_pm).atoms
     pairs = match(found, truth, 60 / pixel_size_pm)
     shift = found[pairs.found_index, :2] - truth[pairs.truth_index]
-    inside = ((truth > 4) & (truth < np.array(shape) - 5)).all(axis=1)[pairs.truth_index]
+    inside = np.all((truth > 4) & (truth < np.array(shape) - 5), axis=1)[pairs.truth_index]
     assert len(pairs) == len(truth) == len(found)
     assert np.abs(shift[inside].mean(axis=0)).max() < 0.05
     assert np.sqrt((shift[inside] ** 2).mean()) < 0.2
@@ -207,8 +207,7 @@ def test_mean_and_spread_are_those_of_the_members_maps() -> None:
     np.testing.assert_allclose(answer.std_yx, answer.prob_myx.std(axis=0, ddof=1), atol=1e-6)
 
 
-@settings(max_examples=6, deadline=None)
-@given(order=st.permutations(range(4)))
+@pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 3, 0, 2]])
 def test_the_order_of_members_does_not_matter(order: list[int]) -> None:
     members = [drawn(0), drawn(1), drawn(2, pixel_size_pm=20.0), drawn(3, levels=2)]
     frame = noise((70, 90))
@@ -233,9 +232,8 @@ def test_members_of_other_pixel_sizes_answer_about_the_same_atoms() -> None:
 @given(seed=st.integers(0, 1000), turns=st.integers(1, 3))
 def test_a_turned_frame_has_the_turned_atoms(seed: int, turns: int) -> None:
     side = 96
-    place = np.random.default_rng(seed).uniform(-1, 1, (36, 2)) + np.stack(
-        np.mgrid[8:96:16, 8:96:16], axis=-1
-    ).reshape(-1, 2)
+    place = 8.0 + 16 * np.argwhere(np.ones((6, 6)))
+    place += np.random.default_rng(seed).uniform(-1, 1, place.shape)
     frame = atoms_at(place, (side, side), 2.8)
     ensemble = Ensemble([bright(0), bright(1, level=1.5)])
     still = ensemble.predict(frame, 16.0).atoms
@@ -245,7 +243,7 @@ def test_a_turned_frame_has_the_turned_atoms(seed: int, turns: int) -> None:
     assert len(match(turned, still, 0.02)) == len(still) == len(turned)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(gain=st.floats(0.01, 1e4), offset=st.floats(-100, 1e4))
 def test_gain_and_offset_of_the_detector_do_not_matter(gain: float, offset: float) -> None:
     frame = noise((64, 64))
@@ -379,7 +377,7 @@ def test_a_frame_that_would_grow_past_the_limit_is_refused() -> None:
 
 
 def test_a_frame_of_5000_x_3000_is_answered_whole() -> None:
-    truth = np.stack(np.mgrid[20:5000:120, 20:3000:120], axis=-1).reshape(-1, 2).astype(float)
+    truth = 20.0 + 120 * np.argwhere(np.ones((41, 24)))
     frame = np.zeros((5000, 3000), np.float32)
     spot = atoms_at(np.array([[10.0, 10.0]]), (21, 21), 2.8)
     for y, x in truth.astype(int):

@@ -18,7 +18,7 @@ def test_every_number_of_a_fingerprint_has_a_name():
     assert len(set(feature_names())) == len(feature_names())
 
 
-@pytest.mark.parametrize("gain, offset", [(3.0, 0.0), (1e-4, 7.0), (1e5, -1e6)])
+@pytest.mark.parametrize(("gain", "offset"), [(3.0, 0.0), (1e-4, 7.0), (1e5, -1e6)])
 def test_gain_and_offset_of_the_detector_cancel(gain, offset):
     plain = fingerprint(speckle(1), 16.0)
     np.testing.assert_allclose(fingerprint(gain * speckle(1) + offset, 16.0), plain, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The answers of the service, without web or cluster: who answers, what is said, what is refused."""
+"""The answers of the service without web or cluster: who answers, what is said and refused."""
 
 import threading
 from typing import Any

@@ -36,6 +36,7 @@ from manybeam.learn.ensemble import Ensemble
 from manybeam.learn.member import Member
 from manybeam.learn.nets import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
+from manybeam.zoo import tracking
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
@@ -261,6 +262,15 @@ def test_versions_do_not_share_scores(zoo: Zoo, versions: str) -> None:
 def test_a_reference_to_a_member_has_the_scores_of_that_member(zoo: Zoo, versions: str) -> None:
     zoo.record_scores(f"{versions}@2", [score_of(m, "nominal", f1=0.5) for m in (0, 7, ENSEMBLE)])
     assert zoo.matrix(f"{versions}@2/07").scored == (7,)
+
+
+def test_a_matrix_of_several_pages_is_read_whole(
+    zoo: Zoo, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_PAGE", 2)
+    rows = [score_of(i, "nominal", f1=i / 10) for i in (0, 1, 2, 3, 4, ENSEMBLE)]
+    zoo.register(name, [member_of(i) for i in range(5)], job=JOB, scores=rows)
+    assert len(zoo.matrix(f"{name}@1")) == 6
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manybeam.data.frames import FrameSet
@@ -27,8 +27,10 @@ SPEC = TileSpec(tile_px=32, pixel_size_pm=20.0, mask_radius_pm=40.0)
 
 def spot(y: float, x: float, shape: tuple[int, int] = (96, 96), sigma: float = 2.0) -> Frame:
     rows, columns = np.mgrid[: shape[0], : shape[1]]
-    found = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2))
-    return found.astype(np.float32)
+    found: Frame = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2)).astype(
+        np.float32
+    )
+    return found
 
 
 def centroid(frame: Frame) -> tuple[float, float]:
@@ -122,6 +124,7 @@ def test_a_bright_neighbour_in_the_stack_changes_nothing(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["frame", "local"])
+@settings(deadline=None)  # machines pause
 @given(gain=st.floats(0.01, 1e4), offset=st.floats(-1e3, 1e3))
 def test_gain_and_offset_of_the_detector_do_not_matter(
     how: str, gain: float, offset: float
@@ -156,6 +159,7 @@ def test_a_constant_frame_becomes_zeros() -> None:
     assert not normalise(np.full((2, 16, 16), 7, np.float32), "local", 4.0).any()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-6, 26), st.floats(-6, 36)), max_size=12),
     st.floats(0.1, 5),

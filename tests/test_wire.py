@@ -146,14 +146,27 @@ def test_a_bad_frame_of_a_stack_is_named() -> None:
         wire.read_frames(stack, LIMIT)
 
 
-@given(st.binary(max_size=300), st.booleans())
-def test_no_bytes_whatever_bring_reading_down(junk: bytes, is_npy: bool) -> None:
+@given(junk=st.binary(max_size=300), is_npy=st.booleans())
+def test_no_bytes_whatever_bring_reading_down(junk: bytes, *, is_npy: bool) -> None:
     body = npy(FRAME)[:10] + junk if is_npy else junk
     try:
         wire.read_frames(wire.read_body(body, NPY), LIMIT)
     except ManybeamError:
         return
     pytest.fail("junk was taken for a frame")
+
+
+@given(st.data())
+def test_no_damage_to_a_header_brings_reading_down(data: st.DataObject) -> None:
+    body = bytearray(npy(FRAME))
+    for place in data.draw(st.lists(st.integers(0, 127), max_size=4)):
+        body[place] = data.draw(st.sampled_from(b"'(){}[],:#\\\"\n\0 9Lx<f\xff"))
+    cut = data.draw(st.integers(0, 128))
+    body[cut : cut + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=6))
+    try:
+        wire.read_frames(wire.read_body(bytes(body), NPY), LIMIT)
+    except ManybeamError as error:
+        assert error.what
 
 
 @given(st.dictionaries(st.sampled_from(["x-dtype", "x-shape"]), st.text(max_size=30)))
@@ -216,7 +229,7 @@ def test_json_says_null_where_a_spread_is_not_known() -> None:
 def test_a_problem_says_what_is_wrong_what_to_do_and_which_request_it_was() -> None:
     assert wire.problem(Busy("full", "32 at most", "come back"), "r-1") == {
         "type": "urn:manybeam:busy",
-        "title": "As many requests wait as the service takes; the same request may be sent again soon",
+        "title": (Busy.__doc__ or "").rstrip("."),
         "status": 429,
         "detail": "full; 32 at most",
         "hint": "come back",

@@ -108,10 +108,10 @@ def import_files(
     known = Library(settings().zoo).condition(condition) if condition else None
     records = _read_all(files, pixel_size_pm, known)
     truths = _truths(files) if truth is Truth.csv else None
-    first = records[0]
-    shape = first.frame.shape[-2:]
-    frames = FrameSet.open(out) if append else FrameSet.create(out, first.condition, shape)
-    frames.append(*_stacked(records, truths))
+    frames_nyx, truth_n, size_n = _stacked(records, truths)
+    shape = frames_nyx.shape[1:]
+    frames = FrameSet.open(out) if append else FrameSet.create(out, records[0].condition, shape)
+    frames.append(frames_nyx, truth_n, size_n)
     emit([_facts(frames)], form)
 
 

@@ -5,7 +5,7 @@ Both work in this process on the zoo's weights; the service answers the same ove
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from manybeam.data.intake import Record as Frames
-    from manybeam.learn.ensemble import Prediction
+    from manybeam.learn.ensemble import Ensemble, Prediction
+    from manybeam.zoo.matrix import Matrix
+    from manybeam.zoo.records import Record
     from manybeam.zoo.select import Selection
 
 AUTO = "auto"
@@ -25,6 +27,14 @@ FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
     float | None, typer.Option(min=0.01, help="Edge of a pixel, where the file lacks it [pm].")
 ]
+
+
+class _Loaded(NamedTuple):
+    """One version that may answer."""
+
+    record: "Record"
+    ensemble: "Ensemble"
+    matrix: "Matrix"
 
 
 def predict(
@@ -104,9 +114,8 @@ def _answers(
             yield _best_answer(candidates, read, frame, index, ref)
 
 
-def _ensembles(ref: str) -> "list[Loaded]":
+def _ensembles(ref: str) -> "list[_Loaded]":
     """Return one ensemble, or every one that serves for `auto`."""
-    from manybeam.serve.predict import Loaded
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
@@ -115,11 +124,11 @@ def _ensembles(ref: str) -> "list[Loaded]":
         records = [record for record in records if "serving" in record.aliases]
     if not records:
         raise NotFound("the zoo serves no ensemble yet", "", "manybeam train jobs/quickstart.yaml")
-    return [Loaded(one, zoo.ensemble(one.ref), zoo.matrix(one.ref)) for one in records]
+    return [_Loaded(one, zoo.ensemble(one.ref), zoo.matrix(one.ref)) for one in records]
 
 
 def _best_answer(
-    candidates: "list[Loaded]",
+    candidates: "list[_Loaded]",
     read: "Frames",
     frame: "np.ndarray[Any, Any]",
     index: int,

@@ -32,7 +32,7 @@ from manybeam.data.formats import (
 from manybeam.errors import TooLarge
 
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
-PATIENCE_S = 20.0  # for the smallest file
+PATIENCE_S = 60.0  # for the smallest file, on a busy machine
 BYTES_PER_S = 5e6  # the slowest disk worth waiting for
 
 

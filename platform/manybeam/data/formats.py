@@ -9,6 +9,7 @@ Axis letters: n frame, y row, x column.
 import math
 import re
 import struct
+import tokenize
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -27,7 +28,12 @@ Array = NDArray[Any]
 STACK_FRAMES = 16  # a stack may hold this many of the largest frames, in pixels
 RATIO = 1100  # deflate, the best packer among these formats, gains at most about 1030
 
-FAULTS = (struct.error, zlib.error, BufferError)  # of the libraries, outside Python's own tree
+FAULTS = (
+    struct.error,
+    zlib.error,
+    tokenize.TokenError,
+    BufferError,
+)  # of the libraries, outside Python's own tree
 
 _PM = {
     "m": 1e12,
@@ -159,7 +165,9 @@ def detector_named(name: str) -> str:
 
 def read_npy(path: Path) -> Raw:
     """Read a .npy file; a pickle or a .npz is refused, never opened."""
-    return Raw(np.array(np.lib.format.open_memmap(path, mode="r")))
+    mapped = np.lib.format.open_memmap(path, mode="r")
+    check_claim(mapped.shape, mapped.itemsize, path.stat().st_size)
+    return Raw(np.array(mapped))
 
 
 def read_png(path: Path) -> Raw:
@@ -267,7 +275,8 @@ def read_mrc(path: Path) -> Raw:
         with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
             raw = Raw(np.array(mrc.data))
             edges = [length_pm(mrc.voxel_size[axis], "A") for axis in "yx"]
-            fields = mrc.indexed_extended_header
+            is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
+            fields = mrc.indexed_extended_header if is_fei else None
     raw.pixel_size_pm = square_pm(edges[0], edges[1], raw.notes)
     if fields is not None and fields.dtype.names and len(fields):
         _read_fei(raw, {name: fields[name][0] for name in fields.dtype.names})

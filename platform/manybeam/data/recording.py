@@ -12,12 +12,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manybeam.data.optics import collected
 from manybeam.data.structures import Structure, smooth_noise
 
 PEAK_PER_A2 = 0.55  # of one atom's power, at the peak of a 110 pm probe: the unit of background
 DIRT_PM = 350.0  # over which contamination is smooth
 FLYBACK_SHARE = 0.08  # of a row, over which the distortion at its start decays
-DRIFT_ANGLE = 0.6  # radians from the slow scan axis; one direction, as drift has
+SETTLING = 1.5  # at least so many times its size: the beam never runs backwards into a row
 
 Draw = Mapping[str, float]
 
@@ -49,7 +50,8 @@ def record(
         rows = torch.stack([_normal(rng, (shape[0], 1)) for rng in streams])
         scanned = scanned * (1 + _wide(q["row_gain"]) * rows).clamp_min(0)
     pixel_a2 = (_wide(q["pixel_size_pm"]) / 100) ** 2
-    counts = noise(scanned * _wide(q["dose_e_per_a2"]) * pixel_a2, _wide(q["readout_e"]))
+    electrons = _wide(q["dose_e_per_a2"] * collected(q)) * pixel_a2
+    counts = noise(scanned * electrons, _wide(q["readout_e"]))
     counts = _electronics(_afterglow(counts, q["afterglow_px"]), q)
     return (counts * _wide(q["gain"]) + _wide(q["offset"])).to(torch.float32)
 
@@ -57,14 +59,14 @@ def record(
 def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return (y, x, atomic number) of the atoms seen in the frame, where the frame shows them.
 
-    Drift and fly-back move what is seen; row jitter is noise and does not enter the truth. The
-    scan is inverted by iteration, which converges as each distortion is far flatter than 1.
+    Drift and fly-back move what is seen; row jitter is noise and does not enter the truth.
     """
     y_px, x_px = (structure.position_n2 / draw["pixel_size_pm"]).T
-    seen_y, seen_x = y_px.copy(), x_px.copy()
-    for _ in range(4):
-        shift_y, shift_x = _distortion(seen_y, seen_x, draw, shape)
-        seen_y, seen_x = y_px - shift_y, x_px - shift_x
+    drift_px = draw["drift_pm_per_row"] / draw["pixel_size_pm"]
+    drift_y = drift_px * math.cos(draw["drift_angle"])
+    drift_x = drift_px * math.sin(draw["drift_angle"])
+    seen_y = y_px / (1 + drift_y)
+    seen_x = _before_flyback(x_px - drift_x * seen_y, draw, shape[1])
     inside = (
         (seen_y > -0.5) & (seen_y < shape[0] - 0.5) & (seen_x > -0.5) & (seen_x < shape[1] - 0.5)
     )
@@ -72,14 +74,18 @@ def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDA
     return np.asarray(seen[inside], np.float32)
 
 
-def _distortion(
-    row: NDArray[np.floating], column: NDArray[np.floating], draw: Draw, shape: tuple[int, int]
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Return how far from its pixel the beam stands, in pixels: drift, and fly-back in x."""
-    drift_px = draw["drift_pm_per_row"] / draw["pixel_size_pm"] * row
-    decay = np.exp(-np.clip(column, 0, None) / (FLYBACK_SHARE * shape[1]))
-    flyback_px = draw["flyback_pm"] / draw["pixel_size_pm"] * decay
-    return drift_px * math.cos(DRIFT_ANGLE), drift_px * math.sin(DRIFT_ANGLE) + flyback_px
+def _before_flyback(x_px: NDArray[np.floating], draw: Draw, columns: int) -> NDArray[np.floating]:
+    """Return the columns at which the beam stands at `x_px`, by Newton's method.
+
+    The distorted column is convex and rising, so that the steps converge from the right.
+    """
+    flyback_px = draw["flyback_pm"] / draw["pixel_size_pm"]
+    length = max(FLYBACK_SHARE * columns, SETTLING * flyback_px)
+    column = x_px.copy()
+    for _ in range(6):
+        shift = flyback_px * np.exp(-np.clip(column, 0, None) / length)
+        column = column - (column + shift - x_px) / (1 - shift / length * (column > 0))
+    return np.asarray(column)
 
 
 def _scan(
@@ -91,24 +97,28 @@ def _scan(
 ) -> Tensor:
     """Return the image at the true positions of the beam: jitter, fly-back and drift."""
     jitter = _wide(q["row_jitter_pm"] / q["pixel_size_pm"])
-    drift = _wide(q["drift_pm_per_row"] / q["pixel_size_pm"])
+    drift_px = q["drift_pm_per_row"] / q["pixel_size_pm"]
+    drift_y, drift_x = (
+        _wide(drift_px * torch.cos(q["drift_angle"])),
+        _wide(drift_px * torch.sin(q["drift_angle"])),
+    )
     flyback = _wide(q["flyback_pm"] / q["pixel_size_pm"])
     row = torch.arange(shape[0], dtype=torch.float32)[None, :, None]
     column = torch.arange(shape[1], dtype=torch.float32)[None, None, :]
     white_x, white_y, slow = _row_noise(streams, shape[0])
-    decay = torch.exp(-column / (FLYBACK_SHARE * shape[1]))
-    x = column + (white_x + slow) * jitter + flyback * decay + drift * math.sin(DRIFT_ANGLE) * row
-    y = row + 0.3 * white_y * jitter + drift * math.cos(DRIFT_ANGLE) * row + 0 * column
+    decay = torch.exp(-column / (SETTLING * flyback).clamp_min(FLYBACK_SHARE * shape[1]))
+    x = column + (white_x + slow) * jitter + flyback * decay + drift_x * row
+    y = row + 0.3 * white_y * jitter + drift_y * row + 0 * column
     rows, columns = image_byx.shape[1:]
     at_x, at_y = ((x + margin_px) / (columns - 1) * 2 - 1, (y + margin_px) / (rows - 1) * 2 - 1)
-    sampled: Tensor = torch.nn.functional.grid_sample(
+    sampled = torch.nn.functional.grid_sample(
         image_byx[:, None],
         torch.stack([at_x, at_y], dim=-1),
         mode="bicubic",
         padding_mode="reflection",
         align_corners=True,
     )
-    return sampled[:, 0]
+    return torch.as_tensor(sampled)[:, 0]
 
 
 def _row_noise(streams: Sequence[Generator], rows: int) -> tuple[Tensor, Tensor, Tensor]:

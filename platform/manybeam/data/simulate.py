@@ -12,7 +12,7 @@ Source: Z-contrast as in Pennycook and Jesson, Ultramicroscopy 37, 14 (1991), wi
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.fft
@@ -28,9 +28,10 @@ from manybeam.data.structures import MARGIN_PM, Structure, graphene, heavy_atoms
 from manybeam.errors import InvalidInput
 from manybeam.spec import Condition, Policy, Range
 
-CARBON_A2 = 2.0e-3  # dark-field cross-section of one carbon atom
+CARBON_A2 = 2.0e-3  # of one carbon atom, 70 to 200 mrad at 60 kV; `optics.collected` scales it
 EXPONENT = 1.64
 CARBON_PER_NM3 = 100.0  # amorphous carbon, 2.0 g/cm3
+DISORDER = 0.15  # variance of atoms in a pixel over that of a gas: atoms keep their distance
 SHEET_PER_NM2 = 38.2  # atoms of one graphene layer
 BATCH_PIXELS = 300_000  # of one batch's canvas: bounds memory and stays in the caches
 DEFAULT_SHAPE = (128, 128)
@@ -51,20 +52,24 @@ _HEAVY = {
     "sample.hole_probability": 0.6,
     "sample.atoms_per_nm2": 0.3,
     "sample.atomic_number": 78.0,
-    "sample.atom_width_pm": 100.0,
-    "sample.support_nm": 8.0,
-    "sample.support_relief": 0.35,
-    "sample.support_grain_nm": 0.5,
+    "sample.atom_width_pm": 120.0,
+    "sample.signal_spread": 0.3,
+    "sample.support_nm": 35.0,
+    "sample.support_relief": 0.2,
+    "sample.support_grain_nm": 4.0,
     "optics.beam_kv": 200.0,
-    "optics.source_fwhm_pm": 100.0,
+    "optics.source_fwhm_pm": 110.0,
     "scan.pixel_size_pm": 29.3,
-    "dose_e_per_a2": 2e4,
+    "dose_e_per_a2": 1.2e5,
+    "state.background": 6.0,
 }
 _ALWAYS = {
     "optics.convergence_mrad": 30.0,
     "optics.focal_spread_nm": 4.0,
     "optics.source_fwhm_pm": 60.0,
     "scan.row_jitter_pm": 5.0,
+    "detector.detector_inner_mrad": 70.0,
+    "detector.detector_outer_mrad": 200.0,
     "detector.readout_e": 0.3,
     "detector.gamma": 1.0,
     "detector.saturation": 1.0,
@@ -206,6 +211,9 @@ def _draw(
             drawn[name] = rng.uniform(value.low, value.high)
         else:
             drawn[name] = value
+    # The sample drifts any way it likes; a frame without drift draws nothing for it.
+    drifts = drawn["drift_pm_per_row"] != 0
+    drawn["drift_angle"] = rng.uniform(0, 2 * math.pi) if drifts else 0.0
     return drawn
 
 
@@ -261,7 +269,8 @@ def _heavy_object(
 ) -> tuple[list[Structure], tuple[Tensor, Tensor]]:
     """Return heavy atoms, and the spectra of them and of the carbon below them.
 
-    The support's atoms have no order worth a position: their number in each pixel is Poisson.
+    The support's atoms get no position: their number in each pixel scatters around its mean, less
+    than a gas would, as the structure factor of an amorphous solid is small at low frequency.
     """
     del shape
     found, supports = [], []
@@ -269,10 +278,11 @@ def _heavy_object(
         size = draw["pixel_size_pm"]
         thickness_yx = support_thickness(draw, canvas, size, rng)
         per_pixel = CARBON_PER_NM3 * draw["support_nm"] * (size / 1000) ** 2
-        supports.append(rng.poisson(np.clip(thickness_yx, 0, None) * per_pixel))
+        mean_yx = np.clip(thickness_yx, 0, None) * per_pixel
+        supports.append(mean_yx + math.sqrt(DISORDER) * (rng.poisson(mean_yx) - mean_yx))
         atoms = heavy_atoms(draw, thickness_yx, size, rng)
-        found.append(Structure(atoms.position_n2 - margin_px * size, atoms.number_n))
-    carbon = torch.tensor(np.stack(supports), dtype=torch.float32) * CARBON_A2
+        found.append(replace(atoms, position_n2=atoms.position_n2 - margin_px * size))
+    carbon = torch.tensor(np.stack(supports).clip(0), dtype=torch.float32) * CARBON_A2
     spectrum = _structure_factor(found, draws, canvas, margin_px)
     return found, (spectrum, torch.fft.rfft2(carbon))
 
@@ -309,7 +319,7 @@ def _structure_factor(
     for b, (one, draw) in enumerate(zip(structures, draws, strict=True)):
         n = len(one.number_n)
         place_bk2[b, :n] = one.position_n2 / draw["pixel_size_pm"] + margin_px
-        power_bk[b, :n] = CARBON_A2 * (one.number_n / 6) ** EXPONENT
+        power_bk[b, :n] = CARBON_A2 * (one.number_n / 6) ** EXPONENT * one.signal_n
     place, power = torch.from_numpy(place_bk2), torch.from_numpy(power_bk)[..., None]
     phase_y = -2 * math.pi * place[..., :1] * torch.fft.fftfreq(canvas[0])
     phase_x = -2 * math.pi * place[..., 1:] * torch.fft.rfftfreq(canvas[1])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 LATTICE_PM = 246.0  # graphene
 MARGIN_PM = 400.0
 RIPPLE_PM = 4.0  # static displacement of each atom, standard deviation
+ROUGHNESS = 3.0  # a support's power spectrum falls as frequency to the minus this
 LEAST_ATOMS = 30  # a hole that would leave fewer is not cut
 
 Array = NDArray[np.floating]
@@ -27,10 +28,12 @@ class Structure:
     Attributes:
         position_n2: (y, x), in pm.
         number_n: atomic number.
+        signal_n: share of an atom's full signal that reaches the detector.
     """
 
     position_n2: Array
     number_n: Array
+    signal_n: Array | float = 1.0
 
 
 def graphene(draw: Mapping[str, float], side_pm: tuple[float, float], rng: Generator) -> Structure:
@@ -64,7 +67,7 @@ def heavy_atoms(
     """Return single heavy atoms scattered over a support; none where there is vacuum.
 
     Args:
-        draw: `atoms_per_nm2` and `atomic_number` of this frame.
+        draw: `atoms_per_nm2`, `atomic_number` and `signal_spread` of this frame.
         thickness_yx: thickness of the support on the canvas, relative to its mean.
         pixel_size_pm: edge of a pixel of the canvas.
         rng: of this frame.
@@ -76,26 +79,24 @@ def heavy_atoms(
     if not count or not len(places):
         return Structure(np.zeros((0, 2)), np.zeros(0))
     pixel_n2 = places[rng.integers(0, len(places), count)] + rng.uniform(-0.5, 0.5, (count, 2))
-    return Structure(pixel_n2 * pixel_size_pm, np.full(count, draw["atomic_number"]))
+    signal_n = np.exp(draw["signal_spread"] * rng.normal(0, 1, count))
+    return Structure(pixel_n2 * pixel_size_pm, np.full(count, draw["atomic_number"]), signal_n)
 
 
 def support_thickness(
     draw: Mapping[str, float], shape: tuple[int, int], pixel_size_pm: float, rng: Generator
 ) -> Array:
-    """Return the relative thickness of an amorphous support: 0 in vacuum, about 1 inside.
+    """Return the relative thickness of an amorphous support: 0 in vacuum, 1 on average inside.
 
-    Three octaves of smooth noise make relief from `support_grain_nm` upward, and a wavy edge to
-    vacuum crosses some frames, from which the support grows thicker inward.
+    Relief is rough on every scale below `support_grain_nm`, and a wavy edge to vacuum crosses
+    some frames, from which the support grows thicker inward.
     """
-    grain_px = draw["support_grain_nm"] * 1000 / pixel_size_pm
-    relief_yx = sum(
-        share * smooth_noise(shape, grain_px * scale, rng)
-        for scale, share in ((1.0, 0.35), (3.0, 0.3), (9.0, 0.5))
-    )
-    thickness_yx = np.exp(draw["support_relief"] * np.asarray(relief_yx))
+    grain_px = max(draw["support_grain_nm"], 0.05) * 1000 / pixel_size_pm
+    thickness_yx = np.exp(draw["support_relief"] * rough_noise(shape, grain_px, rng))
     if rng.random() < draw["hole_probability"]:
         thickness_yx *= _rise_from_edge(shape, pixel_size_pm, rng)
-    return np.asarray(thickness_yx / max(float(thickness_yx.mean()), 1e-6))
+    inside = thickness_yx[thickness_yx > 0.15]
+    return np.asarray(thickness_yx / (inside.mean() if inside.size else 1.0))
 
 
 def smooth_noise(shape: tuple[int, int], sigma_px: float, rng: Generator) -> Array:
@@ -103,6 +104,18 @@ def smooth_noise(shape: tuple[int, int], sigma_px: float, rng: Generator) -> Arr
     fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]
     shape_of_spectrum = np.exp(-2 * (math.pi * sigma_px) ** 2 * (fy**2 + fx**2))
     field = np.fft.irfft2(np.fft.rfft2(rng.normal(0, 1, shape)) * shape_of_spectrum, s=shape)
+    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-9))
+
+
+def rough_noise(shape: tuple[int, int], grain_px: float, rng: Generator) -> Array:
+    """Return Gaussian noise of unit variance, rough like a porous support; it wraps around.
+
+    Its power falls as frequency to the -3 beyond 1 / `grain_px`: measured on eleven frames of Pt
+    on N-doped carbon, where it holds from 0.3 to 3 nm.
+    """
+    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]
+    amplitude = (fy**2 + fx**2 + grain_px**-2) ** (-ROUGHNESS / 4)
+    field = np.fft.irfft2(np.fft.rfft2(rng.normal(0, 1, shape)) * amplitude, s=shape)
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-9))
 
 

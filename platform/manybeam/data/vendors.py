@@ -20,7 +20,6 @@ from manybeam.data.dmtags import Block, read_tags
 from manybeam.data.formats import (
     Array,
     Raw,
-    as_number,
     as_values,
     check_claim,
     detector_named,

@@ -6,10 +6,12 @@ that `manybeam up` started, else one of its own on loopback that ends with the p
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from manybeam.errors import ManybeamError, Unreachable, WorkFailed
 from manybeam.settings import Settings, settings
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT = {
     # Ray Train looks after its workers this often; at its own 2 s short trainings wait for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.15",
+    # Workers import torch while they start; at Ray's own 60 s a busy machine is given up.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Without it Ray warns that a later version will hide GPUs from tasks that ask for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -28,6 +32,8 @@ ENVIRONMENT = {
 # Off, Ray listens on loopback; on, on the machine's own address. Its name tells half of what it
 # does: on Linux too it decides which address a node goes by.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+KNOCK_S = 5.0
 
 Result = TypeVar("Result")
 
@@ -162,16 +168,29 @@ def _get(reference: object) -> Any:
 
 
 def _attach(address: str) -> str:
+    _knock(address)
     ray = _quiet_ray()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise Unreachable(
-            f"no Ray cluster answers at {address!r}",
-            str(error).splitlines()[0],
-            "start it, or unset MANYBEAM_RAY_ADDRESS to use this machine alone",
-        ) from error
+        raise _unreachable(address, str(error).splitlines()[0]) from error
     return address
+
+
+def _knock(address: str) -> None:
+    """Raise Unreachable where nothing listens: Ray itself would try for most of a minute."""
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.port is None:  # "auto": Ray looks for a cluster on this machine
+        return
+    try:
+        socket.create_connection((place.hostname or "", place.port), KNOCK_S).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, why: str) -> Unreachable:
+    hint = "start it, or unset MANYBEAM_RAY_ADDRESS to use this machine alone"
+    return Unreachable(f"no Ray cluster answers at {address!r}", why, hint)
 
 
 def _quiet_ray() -> ModuleType:
@@ -179,6 +198,8 @@ def _quiet_ray() -> ModuleType:
         os.environ.setdefault(name, value)
     if not settings().ray_address:
         os.environ.setdefault(LOOPBACK, "0")
+        # Ray would turn it on for who starts a cluster and not for who joins it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if not settings().ray_address:

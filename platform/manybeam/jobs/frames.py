@@ -10,7 +10,6 @@ from functools import partial
 
 from manybeam import __version__
 from manybeam.data.frames import FrameSet
-from manybeam.data.store import open_store
 from manybeam.errors import Conflict, UnknownFrameSet
 from manybeam.jobs import cluster
 from manybeam.jobs.run import digest_of, seed_of
@@ -79,11 +78,8 @@ def _simulate(order: _Order) -> None:
     from manybeam.data.simulate import simulate_into
 
     try:
-        # Half a set is what an interrupted job left: frames of a set come from one seed, from
-        # the first on, so it is made again.
-        open_store(order.url).delete("")
         simulate_into(order.url, order.policy, order.count, seed=order.seed)
     except Conflict:
-        # Another job makes the same frames at this moment; then they are there or will be.
+        # Another job made the same frames at this moment; then they are there.
         if not _is_there(order):
             raise

@@ -99,12 +99,13 @@ def _tail(log: Path) -> str:
 def _serve_until_told(home: Path, cpus: int | None) -> None:
     """Run the head in this process until SIGTERM or SIGINT."""
     import psutil
-    import ray
 
     from manybeam.jobs.cluster import start_local
 
     told = threading.Event()
     address = start_local(cpus)
+    import ray  # not before: Ray reads its environment when it is imported
+
     # Ray installs its own handlers while it starts, so ours come after.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())

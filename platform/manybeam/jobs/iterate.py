@@ -88,6 +88,7 @@ def iterate(
         pixel_size_pm,
         imaging=imaging,
         held_out=held_out_truth(matrix, library),
+        policies=library.policies,
         members=members,
         teacher=teacher,
         steps=steps,

@@ -1,6 +1,6 @@
 """Where the atoms are: found in one map, and brought together over the members of an ensemble.
 
-Axis letters: n atom, p pair of atoms, m member, 2 the pair (y, x).
+Axis letters: n atom, p pair of atoms, m member, w pixel of a window, 2 the pair (y, x).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ Sampler = Callable[[int, Array], Array]
 
 SMOOTHING = 0.25  # width of the smoothing before maxima are sought, per minimum distance
 WINDOW = 0.75  # radius of the window of a centroid, per minimum distance
+BATCH = 4096  # atoms whose windows are held at once
 FAINT = 0.05  # a smoothed map below this share of the threshold holds no candidate
 
 
@@ -160,18 +161,12 @@ def centroids(map_yx: Array, position_n2: Array, radius_px: float, rounds: int =
     """
     reach = int(np.ceil(radius_px + 0.5))
     padded_yx = np.pad(np.asarray(map_yx, float), reach)
-    window_2w = np.indices((2 * reach + 1,) * 2).reshape(2, -1) - reach
     last = np.array(map_yx.shape) - 1
     centre_n2 = np.array(position_n2, float)
-    for _ in range(rounds):
-        pixel_n2 = np.clip(np.rint(centre_n2), 0, last).astype(np.int64)
-        y_nw, x_nw = (pixel_n2[:, axis, None] + window_2w[axis] for axis in (0, 1))
-        distance_nw = np.hypot(y_nw - centre_n2[:, :1], x_nw - centre_n2[:, 1:])
-        weight_nw = np.clip(radius_px + 0.5 - distance_nw, 0, 1)
-        weight_nw *= padded_yx[y_nw + reach, x_nw + reach]
-        total = np.maximum(weight_nw.sum(axis=1), 1e-12)
-        moments = [(weight_nw * axis_nw).sum(axis=1) for axis_nw in (y_nw, x_nw)]
-        centre_n2 = np.column_stack(moments) / total[:, None]
+    for start in range(0, len(centre_n2), BATCH):
+        batch = slice(start, start + BATCH)
+        for _ in range(rounds):
+            centre_n2[batch] = _centroids_once(padded_yx, centre_n2[batch], radius_px, reach, last)
     return np.asarray(np.clip(centre_n2, 0, last))
 
 
@@ -198,6 +193,20 @@ def first_come(atom_p: Index, seat_p: Index) -> Index:
 def _order(strength_n: Array, position_n2: Array) -> Index:
     """Return the order strongest first, ties by y and x, whatever the order of the rows."""
     return np.lexsort((position_n2[:, 1], position_n2[:, 0], -np.asarray(strength_n)))
+
+
+def _centroids_once(
+    padded_yx: Array, centre_n2: Array, radius_px: float, reach: int, last: Index
+) -> Array:
+    pixel_n2 = np.clip(np.rint(centre_n2), 0, last).astype(np.int64)
+    window_2w = np.indices((2 * reach + 1,) * 2).reshape(2, -1) - reach
+    y_nw, x_nw = (pixel_n2[:, axis, None] + window_2w[axis] for axis in (0, 1))
+    distance_nw = np.hypot(y_nw - centre_n2[:, :1], x_nw - centre_n2[:, 1:])
+    weight_nw = np.clip(radius_px + 0.5 - distance_nw, 0, 1)
+    weight_nw *= padded_yx[y_nw + reach, x_nw + reach]
+    total = np.maximum(weight_nw.sum(axis=1), 1e-12)
+    moments = [(weight_nw * axis_nw).sum(axis=1) for axis_nw in (y_nw, x_nw)]
+    return np.asarray(np.column_stack(moments) / total[:, None])
 
 
 def _cluster(pooled: Array, member_n: Index, radius_px: float, member_count: int) -> Index:

@@ -26,7 +26,7 @@ CLIP_QUANTILE = 0.98  # of the band-passed frame; brighter pixels are held there
 BOND_PM = 142.0
 # Weight of each score in the geometric mean; a score that does not apply leaves its weight to the
 # others. Confidence is told but not weighed: a network is sure of its mistakes.
-WEIGHTS: Mapping[str, float] = {"lattice": 0.6, "forward": 0.3, "agreement": 0.1}
+WEIGHTS: Mapping[str, float] = {"lattice": 0.5, "forward": 0.4, "agreement": 0.1}
 
 
 @dataclass(frozen=True)

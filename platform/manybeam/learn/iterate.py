@@ -8,7 +8,7 @@ Axis letters: n frame, y row, x column.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from manybeam.learn.fitness import LATTICES, Lattice, combine, fitness
 from manybeam.learn.infer import Inferred, infer
 from manybeam.learn.member import Member, train_member
 from manybeam.learn.scores import score_frames
-from manybeam.learn.teachers import Lesson, frames_digest, pseudo_lesson, twin_lesson
+from manybeam.learn.teachers import Lesson, ask, frames_digest, pseudo_lesson, twin_lesson
 from manybeam.spec import MemberPlan, Policy
 from manybeam.spec.recipe import TileSpec
 
@@ -70,6 +70,7 @@ class Round:
         members: the whole ensemble, in order: adapted members where the gate let them pass, the
             parents elsewhere.
         steps: what happened to each member tried.
+        tuned: the tuned members, also those the gate refused; for inspection only.
         frames_digest: names the unlabelled frames; each adapted member's data digest follows it.
         inferred: the condition inferred, for the teacher `twin`.
         wall_s: how long it took.
@@ -81,6 +82,7 @@ class Round:
     after: Standing
     members: tuple[Member, ...]
     steps: tuple[Step, ...]
+    tuned: tuple[Member, ...]
     frames_digest: str
     inferred: Inferred | None
     wall_s: float
@@ -94,6 +96,7 @@ def adapt(
     *,
     imaging: Policy,
     held_out: Simulated,
+    policies: Mapping[str, Policy] | None = None,
     members: Sequence[int] | None = None,
     teacher: Teacher = "twin",
     steps: int = 60,
@@ -106,8 +109,10 @@ def adapt(
         ensemble: the members to start from.
         frames_nyx: the new frames, (n, y, x).
         pixel_size_pm: edge of their pixels, in pm, or None.
-        imaging: the policy a condition is inferred in, and the general half of a lesson.
+        imaging: the policy a condition is inferred in.
         held_out: simulated frames with truth that no member was trained on.
+        policies: by id, what members were trained on: half of each lesson is drawn from a
+            member's own, so that it does not forget; from `imaging` where it is not given.
         members: indices of the members to adapt; all if left out.
         teacher: `twin` simulates labelled frames under the inferred condition, `pseudo` believes
             what the members agree on.
@@ -124,15 +129,14 @@ def adapt(
     inferred = infer(frames_nyx, pixel_size_pm, imaging, seed=seed) if teacher == "twin" else None
     court = Court(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed)
     chosen = ensemble.subset(members) if members is not None else ensemble
-    replaced, done = {}, []
-    lessons: dict[TileSpec, Lesson] = {}
+    replaced, tuned, done = {}, [], []
     for parent in chosen.members:
-        spec = parent.recipe.tiles
-        if spec not in lessons:
-            lessons[spec] = _lesson(teacher, digest, ensemble, court, spec)
-        step, child = _try(parent, lessons[spec], court, steps, max_regression)
+        known = (policies or {}).get(parent.policy, imaging)
+        lesson = _lesson(digest, ensemble, court, known, parent.recipe.tiles)
+        step, child = _try(parent, lesson, court, steps, max_regression)
         done.append(step)
-        if step.accepted and child is not None:
+        tuned += [child] if child else []
+        if step.accepted and child:
             replaced[parent.index] = child
     return Round(
         accepted=bool(replaced),
@@ -140,6 +144,7 @@ def adapt(
         after=_mean([step.after or step.before for step in done]),
         members=tuple(replaced.get(one.index, one) for one in ensemble.members),
         steps=tuple(done),
+        tuned=tuple(tuned),
         frames_digest=digest,
         inferred=inferred,
         wall_s=time.perf_counter() - start,
@@ -209,15 +214,18 @@ def f1_on(ensemble: Ensemble, made: Simulated) -> float:
 
 
 def gate(before: Standing, after: Standing, max_regression: float) -> str:
-    """Return why the gate refuses; empty if it lets the member pass."""
-    if after.f1 < before.f1 - max_regression:
+    """Return why the gate refuses; empty if it lets the member pass.
+
+    Asked as "is it not good enough", so that NaN, which is not good enough, never passes.
+    """
+    if not after.f1 >= before.f1 - max_regression:
         return (
             f"F1 on held-out truth fell from {before.f1:.3f} to {after.f1:.3f}, "
             f"more than {max_regression:g}"
         )
-    if after.fitness < before.fitness + LEAST_GAIN:
+    if not after.fitness >= before.fitness + LEAST_GAIN:
         return f"label-free score went from {before.fitness:.3f} to {after.fitness:.3f}"
-    if after.twin_f1 is not None and before.twin_f1 is not None and after.twin_f1 < before.twin_f1:
+    if after.twin_f1 is not None and not after.twin_f1 >= (before.twin_f1 or 0.0):
         return f"F1 on labelled twins fell from {before.twin_f1:.3f} to {after.twin_f1:.3f}"
     return ""
 
@@ -240,20 +248,14 @@ def _check(frames_nyx: np.ndarray, held_out: Simulated, teacher: str) -> None:
 
 
 def _lesson(
-    teacher: Teacher, digest: str, ensemble: Ensemble, court: "Court", spec: TileSpec
+    digest: str, ensemble: Ensemble, court: "Court", known: Policy, spec: TileSpec
 ) -> Lesson:
-    if court.inferred is not None and teacher == "twin":
+    """Return the lesson of the teacher the round has: twins where a condition was inferred."""
+    if court.inferred is not None:
         twin = court.inferred.policy
-        return twin_lesson(digest, twin, court.imaging, spec, count=TWIN_TILES, seed=court.seed)
-    return pseudo_lesson(
-        digest,
-        ensemble,
-        court.frames_nyx,
-        court.pixel_size_pm,
-        court.imaging,
-        spec,
-        seed=court.seed,
-    )
+        return twin_lesson(digest, twin, known, spec, count=TWIN_TILES, seed=court.seed)
+    seen = ask(ensemble, court.frames_nyx, court.pixel_size_pm, spec)
+    return pseudo_lesson(digest, seen, known, spec, seed=court.seed)
 
 
 def _try(

@@ -1,8 +1,8 @@
 """Teachers: labelled tiles made out of frames that nobody labelled.
 
 `twin_lesson` simulates frames like them, with truth; `pseudo_lesson` takes for truth what the
-ensemble agrees on and leaves the doubtful places out. Both mix in as many tiles of the general
-policy, so that a member learns the new without forgetting the old.
+ensemble agrees on and leaves the doubtful places out. Both mix in as many tiles of what the
+member knows already, so that it learns the new without forgetting the old.
 Axis letters: n tile or frame, k atom, y row, x column.
 """
 
@@ -41,20 +41,20 @@ class Lesson:
 
 
 def twin_lesson(
-    frames_digest: str, twin: Policy, imaging: Policy, spec: TileSpec, *, count: int, seed: int
+    frames_digest: str, twin: Policy, known: Policy, spec: TileSpec, *, count: int, seed: int
 ) -> Lesson:
-    """Return labelled tiles simulated under the inferred condition, half of them; the rest general.
+    """Return labelled tiles, half simulated under the inferred condition and half well known.
 
     Args:
         frames_digest: names the frames the condition was inferred from.
         twin: the condition inferred from the unlabelled frames.
-        imaging: the general policy.
+        known: what the member was trained on.
         spec: edge and pixel size of a tile, radius of a mask, how to normalise.
         count: tiles of each half.
         seed: of both simulations.
     """
     new = simulated_tiles(twin, spec, count=count, seed=seed)
-    old = simulated_tiles(imaging, spec, count=count, seed=seed + 1)
+    old = simulated_tiles(known, spec, count=count, seed=seed + 1)
     input_nyx, target_nyx = (np.concatenate(pair) for pair in zip(new, old, strict=True))
     weight_nyx = np.ones(target_nyx.shape, np.float32)
     return _lesson(input_nyx, target_nyx, weight_nyx, frames_digest)
@@ -62,15 +62,20 @@ def twin_lesson(
 
 def pseudo_lesson(
     frames_digest: str,
-    ensemble: Ensemble,
-    frames_nyx: np.ndarray,
-    pixel_size_pm: float | None,
-    imaging: Policy,
+    seen: Sequence[tuple[np.ndarray, Prediction]],
+    known: Policy,
     spec: TileSpec,
     *,
     seed: int,
 ) -> Lesson:
     """Return tiles of the unlabelled frames themselves, masked where the ensemble agrees.
+
+    Args:
+        frames_digest: names the unlabelled frames.
+        seen: what `ask` returned for them.
+        known: what the member was trained on, for the other half.
+        spec: edge and pixel size of a tile, radius of a mask.
+        seed: of the simulation.
 
     Raises:
         InvalidInput: the members agree on no atom, so there is nothing to teach.
@@ -79,22 +84,39 @@ def pseudo_lesson(
         Ghosh et al., npj Comput. Mater. 7, 100 (2021), ensemble learning-iterative training;
         weights, doubtful neighbourhoods and the general half are ours.
     """
-    parts = [_labelled(ensemble, frame, pixel_size_pm, spec) for frame in frames_nyx]
-    if not any(target.any() for _, target, _ in parts):
+    labelled = [(frame, *_labels(prediction, spec)) for frame, prediction in seen]
+    if not any(target.any() for _, target, _ in labelled):
         raise InvalidInput(
             "the members agree on no atom of these frames",
             f"pseudo-labels need atoms with votes of at least {SURE_VOTES:g}",
             "adapt with the teacher 'twin', which needs no agreement",
         )
-    tiles = [_covering(part, spec.tile_px) for part in parts]
+    tiles = [_covering(part, spec.tile_px) for part in labelled]
     input_nyx, target_nyx, weight_nyx = (np.concatenate(one) for one in zip(*tiles, strict=True))
-    old = simulated_tiles(imaging, spec, count=len(input_nyx), seed=seed)
+    old = simulated_tiles(known, spec, count=len(input_nyx), seed=seed)
     return _lesson(
         np.concatenate([input_nyx, old[0]]),
         np.concatenate([target_nyx, old[1]]),
         np.concatenate([weight_nyx, np.ones(old[1].shape, np.float32)]),
         frames_digest,
     )
+
+
+def ask(
+    ensemble: Ensemble, frames_nyx: np.ndarray, pixel_size_pm: float | None, spec: TileSpec
+) -> list[tuple[np.ndarray, Prediction]]:
+    """Return each frame as the networks see it, with the ensemble's answer in those pixels.
+
+    Asked at the networks' own pixel size, so that maps, masks and tiles fall on the same pixels.
+    """
+    seen = []
+    for frame_yx in frames_nyx:
+        scaled_yx = frame_yx
+        if pixel_size_pm is not None:
+            scaled_yx = rescale(frame_yx, pixel_size_pm, spec.pixel_size_pm)[0]
+        scaled_yx = normalise(scaled_yx, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
+        seen.append((scaled_yx, ensemble.predict(scaled_yx, spec.pixel_size_pm, threshold=0.3)))
+    return seen
 
 
 def simulated_tiles(
@@ -153,25 +175,17 @@ def _cut(
     return frame_yx[where], mask_yx[where]
 
 
-def _labelled(
-    ensemble: Ensemble, frame_yx: np.ndarray, pixel_size_pm: float | None, spec: TileSpec
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return one frame as the network sees it, its pseudo-mask and the pixels' weights."""
-    scaled_yx = frame_yx
-    if pixel_size_pm is not None:
-        scaled_yx = rescale(frame_yx, pixel_size_pm, spec.pixel_size_pm)[0]
-    scaled_yx = normalise(scaled_yx, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
-    # Asked at the network's own pixel size, so that maps and masks fall on the same pixels.
-    prediction = ensemble.predict(scaled_yx, spec.pixel_size_pm, threshold=0.3)
+def _labels(prediction: Prediction, spec: TileSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask of what the members agree on, and how much each pixel counts."""
     radius_px = spec.mask_radius_pm / spec.pixel_size_pm
-    shape = (scaled_yx.shape[0], scaled_yx.shape[1])
+    shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
     is_sure = sure_atoms(prediction, radius_px)
     target_yx = draw_mask(prediction.atoms[is_sure], shape, radius_px)
     doubtful = [prediction.atoms[~is_sure][:, :3], *_lonely(prediction, radius_px)]
     doubt_yx = draw_mask(np.concatenate(doubtful), shape, DOUBT_RADII * radius_px)
     weight_yx = np.exp(-STD_WEIGHT * prediction.std_yx)
     weight_yx[(doubt_yx > 0) & (target_yx == 0)] = 0.0
-    return scaled_yx, target_yx, weight_yx.astype(np.float32)
+    return target_yx, weight_yx.astype(np.float32)
 
 
 def _lonely(prediction: Prediction, radius_px: float) -> list[np.ndarray]:

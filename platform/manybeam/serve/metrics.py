@@ -69,7 +69,8 @@ class Meter:
     ) -> None:
         """Count one answer of an ensemble; the name is one the zoo knows."""
         labels = {"ensemble": ensemble}
-        self._counters["manybeam_frames"].inc(frames, labels)
+        if frames:  # none by a selection; Ray refuses to count nothing
+            self._counters["manybeam_frames"].inc(frames, labels)
         self._histograms["manybeam_members_used"].observe(members, labels)
         if is_degraded:
             self._counters["manybeam_degraded_answers"].inc(1, labels)

@@ -8,6 +8,8 @@ import io
 import json
 import math
 import re
+import tokenize
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,16 @@ HEADER_BYTES = 16_384
 
 _DTYPE = re.compile(r"[<>|=]?(bool|[biufc]\d{1,2}|(?:u?int|float|complex)\d{1,3})")
 _NPY_MAGIC = b"\x93NUMPY"
+# What numpy's reader of headers raises on damaged ones: it parses them as Python.
+_HEADER_FAULTS = (
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
 
 
 # -- the body ---------------------------------------------------------------------------------
@@ -94,8 +106,9 @@ def _npy_parts(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"format version {version}")
         read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, is_fortran, dtype = read(stream)
-    except (ValueError, TypeError, SyntaxError, LookupError, RecursionError, MemoryError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of headers written by Python 2
+            shape, is_fortran, dtype = read(stream)
+    except _HEADER_FAULTS as error:
         raise UnreadableFile(
             "the body is not an .npy file of one array",
             f"{type(error).__name__}: {str(error)[:160]}",

@@ -22,14 +22,17 @@ from manybeam.zoo.nearness import Near, nearest_conditions, structure_of
 from manybeam.zoo.reasons import Outlook, candidate_reason, selection_reason
 from manybeam.zoo.records import Record
 
-# Standard deviation of the F1 that the fitness stands for, with and without a lattice to judge
-# by, and of the matrix's F1 for each unit that the nearest condition is away.
+# F1 that a fitness stands for, a line through 6 members on 16 simulated conditions of graphene; the
+# standard deviation around it, with a lattice to judge by and without; and that of the matrix's F1
+# for each unit that the nearest condition is away.
+FITNESS_SLOPE, FITNESS_OFFSET = 1.25, -0.2
 FITNESS_SIGMA = 0.08
 FITNESS_SIGMA_NO_LATTICE = 0.15
 SIGMA_PER_DISTANCE = 0.04
 LEAST_SIGMA = 0.01
 # A frame is out of distribution when it lies more than this many times as far from every measured
-# condition as frames of one condition lie apart, or when no member promises this F1.
+# condition as frames of one condition lie apart (they reach 2.1), or when no member promises this
+# F1.
 FAR = 2.5
 POOR_F1 = 0.6
 
@@ -112,6 +115,8 @@ def select(
     policies = _policies(record, library)
     known = [library.conditions[name] for name in matrix.conditions if name in library.conditions]
     near = nearest_conditions(frame_yx, pixel_size_pm, condition, known)
+    if not known:  # measured, but where is not known here: then everywhere alike
+        near = Near(math.inf, dict.fromkeys(matrix.conditions, 1 / max(len(matrix.conditions), 1)))
     seen = [policy for _, policy in policies.values() if policy is not None]
     structure = structure_of(condition, [*known, *seen])
     lattice = LATTICES.get(structure)
@@ -144,8 +149,11 @@ def _forecast(
     member: int, found: Fitness, matrix: Matrix, near: Near, fitness_sigma: float
 ) -> Outlook:
     """Return one member's predicted F1: matrix and fitness, weighted by inverse variance."""
-    estimates = [(found.score, fitness_sigma)]
-    parts = {**found.parts, "fitness": found.score, "distance": near.distance}
+    promised = float(np.clip(FITNESS_SLOPE * found.score + FITNESS_OFFSET, 0.0, 1.0))
+    estimates = [(promised, fitness_sigma)]
+    parts = {**found.parts, "fitness": found.score}
+    if math.isfinite(near.distance):
+        parts["distance"] = near.distance
     measured = _matrix_estimate(member, matrix, near)
     if measured is not None:
         estimates.append(measured)
@@ -172,7 +180,7 @@ def _matrix_estimate(member: int, matrix: Matrix, near: Near) -> tuple[float, fl
     values, weights, sigmas = (np.array(column) for column in zip(*known, strict=True))
     mean = float(np.average(values, weights=weights))
     variance = float(np.average((values - mean) ** 2 + sigmas**2, weights=weights))
-    return mean, math.sqrt(variance + (SIGMA_PER_DISTANCE * near.distance) ** 2)
+    return mean, math.sqrt(variance + (SIGMA_PER_DISTANCE * min(near.distance, 2 * FAR)) ** 2)
 
 
 def _measured_sigma(member: int, condition: str, matrix: Matrix) -> float:
@@ -188,7 +196,9 @@ def _decide(
     told: Mapping[str, float],
 ) -> Selection:
     best = ranked[0]
-    is_far, is_poor = near.distance > FAR, best.predicted_f1 < POOR_F1
+    # Where there is nothing to compare with, far is not known to be far.
+    is_far = math.isfinite(near.distance) and near.distance > FAR
+    is_poor = best.predicted_f1 < POOR_F1
     chosen = _within_noise(ranked)
     return Selection(
         verdict="out-of-distribution" if is_far or is_poor else "ok",

@@ -1,0 +1,203 @@
+"""The service on real Ray Serve through real HTTP: started, asked, scraped, refused, stopped."""
+
+import http.client
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import urllib3
+
+from manybeam.errors import Conflict, InvalidInput, NotAllowed, PortInUse, UnknownRef
+from manybeam.serve.app import run_service, service_state, stop_service
+from manybeam.serve.metrics import series_names
+from manybeam.serve.ports import port_is_free
+from manybeam.settings import settings
+
+pytestmark = [
+    pytest.mark.cluster,
+    # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
+]
+
+FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
+NPY = {"Content-Type": "application/x-npy"}
+ROOT = Path(__file__).parents[2]
+
+
+def npy(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def served_home(tiny_zoo: Any) -> Iterator[Path]:
+    """Make the tiny zoo that of this process's settings."""
+    home = Path(tiny_zoo._cache.folder).parents[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYBEAM_HOME", str(home))
+        patch.setenv("MANYBEAM_ZOO", str(ROOT / "zoo"))
+        patch.setenv("MANYBEAM_MAX_FRAME_PX", "4000000")
+        settings.cache_clear()
+        yield home
+    settings.cache_clear()
+
+
+def test_a_held_port_is_told_and_nothing_starts(cluster: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        with pytest.raises(PortInUse, match=f"process {os.getpid()}"):
+            run_service([], port=holder.getsockname()[1])
+    assert service_state() is None
+
+
+@pytest.mark.parametrize(
+    ("refs", "host", "error"),
+    [
+        pytest.param(["grafene"], "127.0.0.1", UnknownRef, id="unknown-ensemble"),
+        pytest.param([], "0.0.0.0", NotAllowed, id="open-to-all"),
+        pytest.param([], "127.0.0.1.5", (NotAllowed, InvalidInput), id="no-address"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_starts(
+    cluster: str, refs: list[str], host: str, error: Any
+) -> None:
+    port = free_port()
+    with pytest.raises(error):
+        run_service(refs, host=host, port=port)
+    assert service_state() is None
+    assert port_is_free("127.0.0.1", port)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["haproxy", "python-proxy"])
+def url(request: pytest.FixtureRequest, cluster: str) -> Iterator[str]:
+    """The service, once behind HAProxy and once behind Ray's own proxy."""
+    state = run_service(["graphene"], port=free_port(), haproxy=request.param)
+    yield state.url
+    assert stop_service()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[urllib3.PoolManager]:
+    with urllib3.PoolManager(retries=False, timeout=60.0) as made:
+        yield made
+
+
+def test_the_services_answer_equals_the_in_process_answer(
+    url: str, pool: urllib3.PoolManager, tiny_zoo: Any
+) -> None:
+    query = "pixel_size_pm=16&want=atoms,mean,std,members"
+    target = f"{url}/v1/predict/graphene?{query}"
+    answer = pool.request("POST", target, body=npy(FRAME), headers=NPY)
+    own = tiny_zoo.ensemble("graphene").predict(FRAME, 16.0)
+    with np.load(io.BytesIO(answer.data), allow_pickle=False) as arrays:
+        assert len(own.atoms) > 0
+        assert np.array_equal(arrays["atoms"], own.atoms, equal_nan=True)
+        assert np.array_equal(arrays["mean"], own.mean_yx.astype(np.float16))
+        assert np.array_equal(arrays["std"], own.std_yx.astype(np.float16))
+        assert len(arrays["members"]) == sum(map(len, own.member_atoms))
+
+
+def test_selection_and_auto_answer(url: str, pool: urllib3.PoolManager) -> None:
+    body, headers = npy(FRAME), {**NPY, "Accept": "application/json"}
+    ranked = pool.request("POST", f"{url}/v1/select?pixel_size_pm=16", body=body, headers=headers)
+    auto = pool.request(
+        "POST", f"{url}/v1/predict/auto?pixel_size_pm=16", body=body, headers=headers
+    )
+    assert ranked.json()["candidates"][0]["ref"].startswith("graphene@2/")
+    assert auto.json()["meta"]["members"] == ranked.json()["chosen"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        pytest.param("POST", "/v1/predict/graphene", b"", 400, id="empty"),
+        pytest.param("POST", "/v1/predict/graphene", npy(FRAME)[:-1], 400, id="cut"),
+        pytest.param("POST", "/v1/predict/graphene", npy(FRAME[0]), 422, id="1-D"),
+        pytest.param("POST", "/v1/predict/grafene", npy(FRAME), 404, id="ref"),
+        pytest.param("POST", "/v1/predict/graphene?want=x", npy(FRAME), 422, id="want"),
+        pytest.param("GET", "/v1/predict/graphene", None, 405, id="method"),
+        pytest.param("GET", "/nothing/here", None, 404, id="route"),
+    ],
+)
+def test_a_bad_request_gets_a_problem_with_the_id_of_the_request(
+    url: str, pool: urllib3.PoolManager, method: str, path: str, body: bytes | None, status: int
+) -> None:
+    answer = pool.request(method, url + path, body=body, headers=NPY if body is not None else {})
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
+def test_a_body_too_large_is_refused_by_its_header(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    connection.putrequest("POST", "/v1/predict/graphene")
+    connection.putheader("Content-Type", "application/x-npy")
+    connection.putheader("Content-Length", str(10**11))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["type"]) == (413, "urn:manybeam:too-large")
+    connection.close()
+
+
+def test_a_hundred_bad_requests_leave_the_replica_alive(
+    url: str, pool: urllib3.PoolManager
+) -> None:
+    random = np.random.default_rng(3)
+    for _ in range(100):
+        junk = npy(FRAME)[: random.integers(200)] + random.bytes(random.integers(200))
+        assert (
+            pool.request("POST", f"{url}/v1/predict/graphene", body=junk, headers=NPY).status == 400
+        )
+    before = service_state()
+    answer = pool.request("POST", f"{url}/v1/predict/graphene", body=npy(FRAME), headers=NPY)
+    assert answer.status == 200
+    assert before is not None
+    assert (before.status, before.replicas) == ("RUNNING", 1)
+
+
+def test_only_this_machine_is_answered(url: str, pool: urllib3.PoolManager) -> None:
+    refused = pool.request("GET", f"{url}/v1/ensembles", headers={"Host": "lab.example.org"})
+    assert refused.status == 403
+    outer = socket.gethostbyname(socket.gethostname())
+    if not outer.startswith("127."):
+        with pytest.raises(ConnectionError):
+            socket.create_connection((outer, int(url.rpartition(":")[2])), timeout=5).close()
+
+
+def test_prometheus_finds_what_was_counted(url: str, pool: urllib3.PoolManager) -> None:
+    pool.request("POST", f"{url}/v1/predict/graphene", body=npy(FRAME), headers=NPY)
+    deadline = time.monotonic() + 40  # Ray's processes report every ten seconds
+    page = ""
+    while time.monotonic() < deadline and "manybeam_frames_total{" not in page:
+        time.sleep(0.5)
+        page = pool.request("GET", f"{url}/metrics").data.decode()
+    found = {line.partition("{")[0] for line in page.splitlines() if not line.startswith("#")}
+    assert "manybeam_frames_total" in found
+    assert found <= series_names()
+
+
+def test_the_running_service_takes_further_ensembles(url: str, pool: urllib3.PoolManager) -> None:
+    state = run_service(["graphene", "graphene@1"], port=int(url.rpartition(":")[2]))
+    assert state.url == url
+    listed = pool.request("GET", f"{url}/v1/ensembles").json()["ensembles"]
+    assert {"graphene@1", "graphene@2"} <= {row["ref"] for row in listed}
+
+
+def test_a_second_service_elsewhere_is_refused(url: str) -> None:
+    with pytest.raises(Conflict, match="runs at"):
+        run_service([], port=free_port())

@@ -1,0 +1,198 @@
+"""The command line: forms of output, exit codes, errors in three lines."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from manybeam.cli import main
+from manybeam.cli.output import Form, cell, emit
+from manybeam.settings import settings
+
+ROOT = Path(__file__).parents[1]
+ROWS = [{"id": "a", "value": 1.5}, {"id": "b", "value": None}]
+
+
+@pytest.fixture(autouse=True)
+def _a_platform_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYBEAM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MANYBEAM_ZOO", str(ROOT / "zoo"))
+    settings.cache_clear()
+
+
+def _frame(path: Path, shape: tuple[int, int] = (64, 64)) -> Path:
+    noise = np.random.default_rng(0).poisson(50, shape).astype(np.uint16)
+    tifffile.imwrite(path, noise)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        pytest.param(Form.id, "a\nb\n", id="id"),
+        pytest.param(
+            Form.jsonl, '{"id": "a", "value": 1.5}\n{"id": "b", "value": null}\n', id="jsonl"
+        ),
+        pytest.param(Form.csv, "id,value\r\na,1.5\r\nb,\r\n", id="csv"),
+    ],
+)
+def test_rows_are_printed_as_asked(
+    form: Form, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emit(ROWS, form)
+    assert capsys.readouterr().out == expected
+
+
+def test_a_pipe_gets_json_lines_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
+    emit(ROWS, Form.auto)
+    out = capsys.readouterr().out
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["a", "b"]
+    assert "\x1b" not in out
+
+
+def test_what_was_never_measured_says_so() -> None:
+    assert cell(None) == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        pytest.param(["nonsense"], 2, "No such command", id="usage"),
+        pytest.param(["data", "show", "absent"], 4, "absent", id="not-found"),
+        pytest.param(["zoo", "show", "graphene"], 4, "graphene", id="unknown-ref"),
+        pytest.param(["train", "absent.yaml"], 2, "absent.yaml", id="no-file"),
+        pytest.param(
+            ["data", "simulate", "graphene-60kv-nomnal", "--out", "x"],
+            4,
+            "graphene-60kv-nominal",
+            id="nearest",
+        ),
+        pytest.param(["predict", "absent.tif"], 4, "absent.tif", id="no-frame"),
+    ],
+)
+def test_a_fault_is_told_with_its_exit_code(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == code
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_an_error_is_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["zoo", "show", "graphene"])
+    starts = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert starts[0] == "error"
+    assert set(starts) <= {"error", "why", "try"}
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "show", "absent", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_simulated_frames_are_listed_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "frames")
+    assert main(["data", "simulate", "graphene-60kv-nominal", "--count", "2", "--out", out]) == 0
+    assert main(["data", "show", out, "--verify", "-o", "json"]) == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown.splitlines()[0])["frames"] == 2
+    assert "optics.beam_kv" in shown
+
+
+def test_a_frameset_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    words = [
+        "data",
+        "simulate",
+        "graphene-60kv-nominal",
+        "--count",
+        "1",
+        "--out",
+        str(tmp_path / "f"),
+    ]
+    assert (main(words), main(words), main([*words, "--overwrite"])) == (0, 2, 0)
+
+
+def test_files_are_imported_with_their_truth(tmp_path: Path) -> None:
+    from manybeam.data.frames import FrameSet
+
+    _frame(tmp_path / "a.tif")
+    (tmp_path / "a.csv").write_text(",X,Y\n1,10,20\n2,30,40\n")
+    words = [
+        "data",
+        "import",
+        str(tmp_path / "a.tif"),
+        "--truth",
+        "csv",
+        "--pixel-size-pm",
+        "29.3",
+        "--condition",
+        "ptnc-hpai",
+        "--out",
+        str(tmp_path / "set"),
+    ]
+    assert main(words) == 0
+    frames = FrameSet.open(str(tmp_path / "set"))
+    assert frames.truth(0)[:, :2].tolist() == [[20, 10], [40, 30]]
+    assert frames.condition.id == "ptnc-hpai"
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes", "options", "said"),
+    [
+        pytest.param(["a.tif"], [(64, 64)], [], "no pixel size", id="no-pixel-size"),
+        pytest.param(
+            ["a.tif", "b.tif"],
+            [(64, 64), (32, 32)],
+            ["--pixel-size-pm", "20"],
+            "different shapes",
+            id="shapes",
+        ),
+        pytest.param(
+            ["a.tif"],
+            [(64, 64)],
+            ["--pixel-size-pm", "20", "--truth", "csv"],
+            "a.csv",
+            id="no-truth",
+        ),
+    ],
+)
+def test_an_import_that_cannot_be_whole_writes_nothing(
+    tmp_path: Path,
+    names: list[str],
+    shapes: list[tuple[int, int]],
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [str(_frame(tmp_path / n, s)) for n, s in zip(names, shapes, strict=True)]
+    assert main(["data", "import", *files, *options, "--out", str(tmp_path / "set")]) in (2, 4)
+    assert said in capsys.readouterr().err
+    assert main(["data", "show", str(tmp_path / "set")]) == 4
+
+
+def test_every_unreadable_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.dm4", "b.emd"):
+        (tmp_path / name).write_text("not an image")
+    files = [str(tmp_path / "a.dm4"), str(tmp_path / "b.emd")]
+    assert main(["data", "import", *files, "--out", str(tmp_path / "set")]) == 2
+    told = capsys.readouterr().err
+    assert "a.dm4" in told
+    assert "b.emd" in told
+
+
+def test_a_csv_table_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "-o", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["check"] for row in rows} >= {"packages", "disk", "zoo folder", "frame store"}
+
+
+@pytest.mark.parametrize("words", [["status"], ["zoo", "ls"], ["data", "ls"]])
+def test_an_empty_platform_answers(words: list[str]) -> None:
+    assert main(words) == 0

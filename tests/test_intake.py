@@ -1,0 +1,665 @@
+"""Intake: what instruments write becomes frames and conditions; what is no frame is refused."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import mrcfile
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from manybeam.data.intake import (
+    READERS,
+    check_frame,
+    inspect_frame,
+    read_frames,
+    read_truth_csv,
+)
+from manybeam.errors import (
+    InvalidFrame,
+    InvalidInput,
+    NotFound,
+    TooLarge,
+    UnreadableFile,
+    UnsupportedMedia,
+)
+from manybeam.settings import settings
+from manybeam.spec import Condition
+
+IMAGE = np.random.default_rng(7).integers(0, 250, (12, 17)).astype(np.uint8)
+STACK = np.random.default_rng(8).integers(0, 9999, (3, 12, 17)).astype(np.uint16)
+
+
+# -- writers of small files in the instruments' formats ---------------------------------------
+def dm_tag(name: str, value: Any, version: int) -> bytes:
+    """One entry of a DM tree: a group (dict), a number, text, or an array."""
+    wide = ">Q" if version == 4 else ">I"
+    label = name.encode("latin-1")
+    if isinstance(value, dict):
+        body = dm_group(value, version)
+    else:
+        if isinstance(value, str):
+            codes, data = [20, 4, len(value)], value.encode("utf-16-le")
+        elif isinstance(value, np.ndarray):
+            letter = {"uint8": 8, "uint16": 4, "float32": 6, "int32": 3}[value.dtype.name]
+            codes, data = [20, letter, value.size], value.tobytes()
+        elif isinstance(value, int):
+            codes, data = [3], struct.pack("<i", value)
+        else:
+            codes, data = [7], struct.pack("<d", value)
+        numbers = b"".join(struct.pack(wide, code) for code in [len(codes), *codes])
+        body = b"%%%%" + numbers + data
+    kind = 20 if isinstance(value, dict) else 21
+    size = struct.pack(">Q", len(body)) if version == 4 else b""
+    return struct.pack(">BH", kind, len(label)) + label + size + body
+
+
+def dm_group(entries: dict[str, Any], version: int) -> bytes:
+    count = struct.pack(">Q" if version == 4 else ">I", len(entries))
+    tags = (dm_tag("" if name.isdigit() else name, v, version) for name, v in entries.items())
+    return b"\0\0" + count + b"".join(tags)
+
+
+def dm_image(pixels: NDArray[Any], kind: int, scale: float, unit: str) -> dict[str, Any]:
+    sides = list(pixels.shape[::-1])
+    axis = {"Origin": 0.0, "Scale": scale, "Units": unit}
+    return {
+        "ImageData": {
+            "Calibrations": {"Dimension": {str(i + 1): axis for i in range(len(sides))}},
+            "Data": pixels.ravel(),
+            "DataType": kind,
+            "Dimensions": {str(i + 1): side for i, side in enumerate(sides)},
+        }
+    }
+
+
+def write_dm(path: Path, image: dict[str, Any], tags: dict[str, Any] | None = None) -> Path:
+    version = int(path.suffix[-1])
+    thumbnail = dm_image(np.full((64, 64), 9, np.int32), 23, 1.0, "")
+    image = image | {"ImageTags": tags or {}}
+    body = dm_group({"ImageList": {"1": thumbnail, "2": image}}, version)
+    head = struct.pack(">IQI" if version == 4 else ">III", version, len(body), 1)
+    path.write_bytes(head + body + b"\0" * 8)
+    return path
+
+
+def write_velox(path: Path, pixels: NDArray[Any], **changes: Any) -> Path:
+    info = {
+        "BinaryResult": {
+            "Detector": "HAADF",
+            "PixelSize": {"width": "1.5e-11", "height": "1.5e-11"},
+            "PixelUnitX": changes.get("unit", "m"),
+            "PixelUnitY": changes.get("unit", "m"),
+        },
+        "Optics": {"AccelerationVoltage": "60000", "BeamConvergence": "0.0315"},
+        "Scan": {"DwellTime": "8e-6"},
+        "Detectors": {
+            "Detector-0": {
+                "DetectorName": "HAADF",
+                "DetectorType": "ScanningDetector",
+                "CollectionAngleRange": {"begin": "0.08", "end": "0.2"},
+            }
+        },
+    }
+    text = np.frombuffer(json.dumps(info).encode(), np.uint8)
+    metadata = np.zeros((len(text) + 50, pixels.shape[2]), np.uint8)
+    metadata[: len(text)] = text[:, None]
+    with h5py.File(path, "w") as file:
+        group = file.create_group("Data/Image/0a1b")
+        group["Data"], group["Metadata"] = pixels, metadata
+    return path
+
+
+def write_berkeley(path: Path, pixels: NDArray[Any], unit: str, step: float = 0.2) -> Path:
+    with h5py.File(path, "w") as file:
+        group = file.create_group("data/scan")
+        group.attrs["emd_group_type"] = 1
+        group["data"] = pixels
+        for axis, side in enumerate(pixels.shape):
+            dim = group.create_dataset(f"dim{axis + 1}", data=np.arange(side) * step)
+            dim.attrs["units"] = unit
+        file.create_group("microscope").attrs["voltage"] = 80.0
+    return path
+
+
+def write_ser(path: Path, images: NDArray[Any], kind: int = 0x4122, step_m: float = 2e-11) -> Path:
+    count = len(images)
+    head = struct.pack("<3H4iqi", 0x4949, 0x0197, 0x0220, kind, 0x4152, count, count, 34, 0)
+    start = len(head) + 16 * count
+    elements, offsets = b"", []
+    for image in images:
+        offsets.append(start + len(elements))
+        calibration = struct.pack("<ddiddi", 0, step_m, 0, 0, step_m, 0)
+        sides = struct.pack("<hii", 2, image.shape[1], image.shape[0])
+        elements += calibration + sides + image[::-1].astype("<u2").tobytes()
+    tables = struct.pack(f"<{2 * count}q", *offsets, *offsets)
+    path.write_bytes(head + tables + elements)
+    return path
+
+
+def write_emi(path: Path) -> Path:
+    label = "<Data><Label>{}</Label><Value>{}</Value><Unit>{}</Unit></Data>"
+    text = label.format("High tension", 300, "kV") + label.format("Mode", "STEM nP SA Zoom", "")
+    text += label.format("Defocus", "-0.004", "um") + "<DwellTimePath>0.000012</DwellTimePath>"
+    path.write_bytes(b"JK\0\2" + b"<ObjectInfo>" + text.encode() + b"</ObjectInfo>" + b"\0" * 9)
+    return path
+
+
+def write_mrc(path: Path, pixels: NDArray[Any], angstrom: float = 0.12) -> Path:
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(pixels)
+        mrc.voxel_size = angstrom
+    return path
+
+
+def write_tif(path: Path, pixels: NDArray[Any], **options: Any) -> Path:
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+def write_npy(path: Path, pixels: NDArray[Any]) -> Path:
+    np.save(path, pixels)
+    return path
+
+
+def write_png(path: Path, pixels: NDArray[Any]) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+GOOD: dict[str, Callable[[Path], Path]] = {
+    "a.tif": lambda path: write_tif(path, IMAGE),
+    "a.npy": lambda path: write_npy(path, IMAGE),
+    "a.png": lambda path: write_png(path, IMAGE),
+    "a.mrc": lambda path: write_mrc(path, IMAGE.astype(np.uint16)),
+    "a.dm3": lambda path: write_dm(path, dm_image(IMAGE, 6, 0.012, "nm")),
+    "a.dm4": lambda path: write_dm(path, dm_image(IMAGE, 6, 0.012, "nm")),
+    "velox.emd": lambda path: write_velox(path, IMAGE[..., None]),
+    "berkeley.emd": lambda path: write_berkeley(path, IMAGE, "[n_m]"),
+    "a_1.ser": lambda path: write_ser(path, IMAGE[None]),
+    "b.emi": lambda path: (write_ser(path.with_name("b_1.ser"), IMAGE[None]), write_emi(path))[1],
+}
+
+
+# -- every format, read -----------------------------------------------------------------------
+@pytest.mark.parametrize("name", GOOD)
+def test_every_format_gives_the_frame_back(name: str, tmp_path: Path) -> None:
+    record = read_frames(GOOD[name](tmp_path / name))
+    assert record.frame.dtype == np.float32
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.condition.origin == "measured"
+    assert record.condition.scan.shape == IMAGE.shape
+
+
+def test_a_jpeg_is_read_and_its_loss_told(tmp_path: Path) -> None:
+    record = read_frames(write_png(tmp_path / "a.jpg", IMAGE))
+    assert record.frame.shape == IMAGE.shape
+    assert "JPEG loses detail" in record.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.tif", lambda path: write_tif(path, STACK, photometric="minisblack")),
+        ("a.npy", lambda path: write_npy(path, STACK)),
+        ("a.mrc", lambda path: write_mrc(path, STACK)),
+        ("a.dm3", lambda path: write_dm(path, dm_image(STACK, 10, 0.012, "nm"))),
+        ("a.emd", lambda path: write_velox(path, np.moveaxis(STACK, 0, 2))),
+        ("b.emd", lambda path: write_berkeley(path, STACK, "nm")),
+        ("a_1.ser", lambda path: write_ser(path, STACK)),
+    ],
+    ids=str,
+)
+def test_a_movie_is_a_stack_of_frames(
+    name: str, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    assert np.array_equal(read_frames(write(tmp_path / name)).frame, STACK)
+
+
+# -- pixel size -------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("scale", "unit", "expected_pm"),
+    [
+        (0.0123, "nm", 12.3),
+        (0.123, "Å", 12.3),
+        (0.123, "A", 12.3),
+        (1.23e-5, "µm", 12.3),
+        (1.23e-11, "m", 12.3),
+        (12.3, "pm", 12.3),
+        (1.0, "", None),
+        (1.0, "px", None),
+        (0.0, "nm", None),
+        (float("nan"), "nm", None),
+    ],
+)
+def test_the_pixel_size_is_read_in_any_unit_of_length(
+    scale: float, unit: str, expected_pm: float | None, tmp_path: Path
+) -> None:
+    record = read_frames(write_dm(tmp_path / "a.dm4", dm_image(IMAGE, 6, scale, unit)))
+    assert record.pixel_size_pm == pytest.approx(expected_pm)
+
+
+@pytest.mark.parametrize("unit", ["1/nm", "nm^-1", "1/A", "mrad", "eV"])
+def test_a_diffraction_pattern_or_spectrum_is_refused(unit: str, tmp_path: Path) -> None:
+    path = write_dm(tmp_path / "a.dm3", dm_image(IMAGE, 6, 0.01, unit))
+    with pytest.raises(UnreadableFile, match=r"diffraction|spectrum"):
+        read_frames(path, pixel_size_pm=10.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected_pm"),
+    [
+        pytest.param({}, None, id="none"),
+        pytest.param(
+            {"imagej": True, "resolution": (50, 50), "metadata": {"unit": "nm"}}, 20.0, id="ImageJ"
+        ),
+        pytest.param(
+            {"imagej": True, "resolution": (5e4, 5e4), "metadata": {"unit": "\\u00B5m"}},
+            20.0,
+            id="ImageJ micron",
+        ),
+        pytest.param({"resolution": (72, 72), "resolutionunit": "INCH"}, None, id="printer"),
+        pytest.param({"resolution": (5e8, 5e8), "resolutionunit": "CENTIMETER"}, 20.0, id="cm"),
+        pytest.param(
+            {
+                "ome": True,
+                "metadata": {
+                    "PhysicalSizeX": 0.02,
+                    "PhysicalSizeXUnit": "nm",
+                    "PhysicalSizeY": 0.02,
+                    "PhysicalSizeYUnit": "nm",
+                },
+            },
+            20.0,
+            id="OME",
+        ),
+        pytest.param(
+            {
+                "extratags": [
+                    (65003, "s", 0, "nm", True),
+                    (65004, "s", 0, "nm", True),
+                    (65009, "d", 1, 0.02, True),
+                    (65010, "d", 1, 0.02, True),
+                ]
+            },
+            20.0,
+            id="Gatan",
+        ),
+    ],
+)
+def test_a_tiff_states_its_pixel_size_in_four_ways(
+    options: dict[str, Any], expected_pm: float | None, tmp_path: Path
+) -> None:
+    record = read_frames(write_tif(tmp_path / "a.tif", IMAGE, **options))
+    assert record.pixel_size_pm == pytest.approx(expected_pm)
+
+
+def test_the_callers_pixel_size_counts_and_a_contradiction_is_told(tmp_path: Path) -> None:
+    path = write_velox(tmp_path / "a.emd", IMAGE[..., None])
+    record = read_frames(path, pixel_size_pm=18.0)
+    assert record.pixel_size_pm == record.condition.scan.pixel_size_pm == 18.0
+    assert any("the file says 15 pm a pixel, the caller 18" in note for note in record.notes)
+
+
+def test_a_pixel_size_that_agrees_is_not_worth_a_note(tmp_path: Path) -> None:
+    path = write_velox(tmp_path / "a.emd", IMAGE[..., None])
+    assert read_frames(path, pixel_size_pm=15.05).notes == ()
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, float("nan"), float("inf")])
+def test_a_pixel_size_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="is not > 0"):
+        read_frames(write_npy(tmp_path / "a.npy", IMAGE), pixel_size_pm=value)
+
+
+# -- the condition ----------------------------------------------------------------------------
+def test_velox_fills_the_condition_in_our_units(tmp_path: Path) -> None:
+    record = read_frames(write_velox(tmp_path / "Scan 12 HAADF.emd", IMAGE[..., None]))
+    found = {path: value for path, value in record.condition.quantities() if value is not None}
+    assert found == pytest.approx(
+        {
+            "optics.beam_kv": 60,
+            "optics.convergence_mrad": 31.5,
+            "detector.detector_inner_mrad": 80,
+            "detector.detector_outer_mrad": 200,
+            "scan.pixel_size_pm": 15,
+            "scan.dwell_us": 8,
+        }
+    )
+    assert record.condition.id == "scan-12-haadf"
+    assert record.condition.modality == "haadf"
+
+
+def test_gatan_fills_the_condition_and_zero_means_unknown(tmp_path: Path) -> None:
+    tags = {
+        "Microscope Info": {
+            "Voltage": 200000.0,
+            "Probe Current (nA)": 0.05,
+            "Cs(mm)": 0.0,
+            "Illumination Mode": "STEM NANOPROBE",
+        },
+        "DigiScan": {"Sample Time": 3.5},
+        "EELS": {"Convergence semi-angle (mrad)": 24.0},
+        "QuickSaved": {"original name": "Fei HAADF"},
+    }
+    record = read_frames(write_dm(tmp_path / "a.dm3", dm_image(IMAGE, 6, 0.01, "nm"), tags))
+    optics = record.condition.optics
+    assert (optics.beam_kv, optics.beam_current_pa, optics.convergence_mrad) == (200, 50, 24)
+    assert optics.cs_um is None
+    assert record.condition.scan.dwell_us == 3.5
+    assert record.condition.modality == "haadf"
+
+
+def test_tia_fills_the_condition_and_turns_the_sign_of_defocus(tmp_path: Path) -> None:
+    record = read_frames(GOOD["b.emi"](tmp_path / "b.emi"))
+    assert record.pixel_size_pm == pytest.approx(20.0)
+    assert record.condition.optics.beam_kv == 300
+    assert record.condition.optics.defocus_nm == pytest.approx(4.0)
+    assert record.condition.scan.dwell_us == pytest.approx(12.0)
+
+
+def test_what_the_file_does_not_say_stays_unknown(tmp_path: Path) -> None:
+    record = read_frames(write_npy(tmp_path / "a.npy", IMAGE))
+    assert [path for path, value in record.condition.quantities() if value is not None] == []
+    assert record.condition.modality == "unknown"
+    assert record.pixel_size_pm is None
+
+
+def test_a_value_no_condition_may_have_is_left_out_and_told(tmp_path: Path) -> None:
+    tags = {"Microscope Info": {"Voltage": 3000.0}}
+    record = read_frames(write_dm(tmp_path / "a.dm3", dm_image(IMAGE, 6, 0.01, "nm"), tags))
+    assert record.condition.optics.beam_kv is None
+    assert any("beam_kv 3 is outside 20 to 400 kV" in note for note in record.notes)
+
+
+def test_the_callers_condition_counts_and_the_file_fills_its_gaps(tmp_path: Path) -> None:
+    mine = Condition.model_validate({"id": "mine", "optics": {"beam_kv": 80}})
+    record = read_frames(write_velox(tmp_path / "a.emd", IMAGE[..., None]), condition=mine)
+    assert record.condition.id == "mine"
+    assert record.condition.optics.beam_kv == 80
+    assert record.condition.optics.convergence_mrad == pytest.approx(31.5)
+    assert any("optics.beam_kv: the file says 60, the condition 80" in n for n in record.notes)
+
+
+def test_the_conditions_pixel_size_is_taken_where_the_file_has_none(tmp_path: Path) -> None:
+    mine = Condition.model_validate({"id": "mine", "scan": {"pixel_size_pm": 29.3}})
+    assert read_frames(write_npy(tmp_path / "a.npy", IMAGE), condition=mine).pixel_size_pm == 29.3
+
+
+# -- colours, oddities ------------------------------------------------------------------------
+def test_colours_that_are_grey_are_read_without_a_word(tmp_path: Path) -> None:
+    record = read_frames(write_png(tmp_path / "a.png", np.stack([IMAGE] * 3, axis=-1)))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.notes == ()
+
+
+def test_true_colours_become_luminance_and_are_told(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (9, 8, 3)).astype(np.uint8)
+    record = read_frames(write_tif(tmp_path / "a.tif", colours, photometric="rgb"))
+    assert record.frame.shape == (9, 8)
+    assert "luminance" in record.notes[0]
+
+
+def test_the_recorded_image_of_a_dm_file_is_taken_not_its_thumbnail(tmp_path: Path) -> None:
+    small = IMAGE[:3, :4]
+    assert np.array_equal(
+        read_frames(write_dm(tmp_path / "a.dm3", dm_image(small, 6, 0.01, "nm"))).frame, small
+    )
+
+
+def test_pixels_that_are_not_square_leave_the_size_open(tmp_path: Path) -> None:
+    path = write_tif(
+        tmp_path / "a.tif", IMAGE, imagej=True, resolution=(50, 25), metadata={"unit": "nm"}
+    )
+    record = read_frames(path)
+    assert record.pixel_size_pm is None
+    assert "not square" in record.notes[0]
+
+
+# -- bad files --------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_file_cut_short_is_refused_in_a_sentence(name: str, share: float, tmp_path: Path) -> None:
+    path = GOOD[name](tmp_path / name)
+    if path.suffix == ".emi":
+        share *= 0.5  # the second half holds nothing we need
+    path.write_bytes(path.read_bytes()[: max(1, int(path.stat().st_size * share))])
+    with pytest.raises(UnreadableFile, match=path.name) as caught:
+        read_frames(path)
+    assert caught.value.why
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_text_file_under_another_name_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text("x,y\n1,2\n" * 300)
+    with pytest.raises(UnreadableFile, match="cannot be read as"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_an_empty_file_is_refused(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix}").touch()
+    with pytest.raises(UnreadableFile, match="it is empty"):
+        read_frames(tmp_path / f"a{suffix}")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").mkdir()
+    with pytest.raises(UnreadableFile, match="it is a folder"):
+        read_frames(tmp_path / "a.tif")
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no file"):
+        read_frames(tmp_path / "a.tif")
+
+
+def test_a_format_we_do_not_read_names_those_we_do(tmp_path: Path) -> None:
+    (tmp_path / "a.bmp").write_bytes(b"BM")
+    with pytest.raises(UnsupportedMedia, match=r"\.dm3, \.dm4"):
+        read_frames(tmp_path / "a.bmp")
+
+
+def test_a_wrong_name_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", IMAGE)
+    shutil.copy(tmp_path / "a.png", tmp_path / "a.tif")
+    with pytest.raises(UnreadableFile, match=r"its content looks like \.png: rename it"):
+        read_frames(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.ser", lambda path: write_ser(path, IMAGE[None], kind=0x4120)),
+        ("a.npy", lambda path: write_npy(path, np.arange(50.0))),
+        ("a.dm3", lambda path: write_dm(path, dm_image(np.arange(50, dtype="f4"), 2, 1.0, "eV"))),
+        ("a.emd", lambda path: write_berkeley(path, np.arange(50.0), "nm")),
+    ],
+    ids=str,
+)
+def test_a_file_of_spectra_only_holds_no_frame(
+    name: str, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UnreadableFile, match=r"spectr|no image"):
+        read_frames(write(tmp_path / name))
+
+
+def test_a_scan_of_patterns_is_no_frame(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match="a scan of patterns"):
+        read_frames(write_npy(tmp_path / "a.npy", np.zeros((3, 3, 8, 8))))
+
+
+def test_an_experiment_without_its_series_says_which_file_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match=r"a_1\.ser beside it"):
+        read_frames(write_emi(tmp_path / "a.emi"))
+
+
+def test_a_pickle_in_a_npy_file_is_never_opened(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(UnreadableFile):
+        read_frames(tmp_path / "a.npy")
+
+
+def test_a_header_that_claims_more_than_the_file_holds_costs_no_memory(tmp_path: Path) -> None:
+    path = write_mrc(tmp_path / "a.mrc", IMAGE.astype(np.uint16))
+    content = bytearray(path.read_bytes())
+    content[:12] = struct.pack("<3i", 2_000_000, 2_000_000, 9)
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match="cannot hold"):
+        read_frames(path)
+
+
+def test_a_packed_file_that_would_unfold_past_the_limit_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_png(tmp_path / "a.png", np.tile(IMAGE, (20, 20)))
+    monkeypatch.setenv("MANYBEAM_MAX_FRAME_PX", "10000")
+    settings.cache_clear()
+    try:
+        with pytest.raises(TooLarge, match=r"a\.png: 240 x 340 pixels"):
+            read_frames(path)
+    finally:
+        settings.cache_clear()
+
+
+def test_a_damaged_hdf5_file_that_libhdf5_walks_for_ever_ends_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_berkeley(tmp_path / "a.emd", IMAGE, "nm")
+    content = bytearray(path.read_bytes())
+    heap = content.find(b"GCOL")
+    content[heap + 24 : heap + 32] = struct.pack("<q", -16)  # an item that leads back to itself
+    path.write_bytes(content)
+    monkeypatch.setattr("manybeam.data.emd.PATIENCE_S", 3.0)
+    with pytest.raises(UnreadableFile, match="damaged"):
+        read_frames(path)
+
+
+def test_a_constant_frame_in_a_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFrame, match=r"a\.npy: every pixel of the 8 x 8 frame is 0"):
+        read_frames(write_npy(tmp_path / "a.npy", np.zeros((8, 8))))
+
+
+def test_a_bad_frame_in_a_stack_is_named(tmp_path: Path) -> None:
+    stack_nyx = STACK.astype(np.float32)
+    stack_nyx[1] = np.nan
+    with pytest.raises(InvalidFrame, match="frame 1: no finite pixel"):
+        read_frames(write_npy(tmp_path / "a.npy", stack_nyx))
+
+
+# -- what makes an array a frame --------------------------------------------------------------
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int16", "uint16", "uint32", "int64", "float16", "float64", ">f4", ">u2"]
+)
+def test_any_real_number_makes_a_float32_frame(dtype: str) -> None:
+    frame = check_frame(IMAGE.astype(dtype))
+    assert frame.dtype == np.float32
+    assert frame.dtype.isnative
+    assert np.array_equal(frame, IMAGE)
+
+
+def test_a_frame_of_bool_and_a_list_of_lists_are_frames() -> None:
+    assert check_frame(IMAGE > 99).sum() == (IMAGE > 99).sum()
+    assert check_frame([[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_frame_that_is_ready_is_not_copied() -> None:
+    frame = IMAGE.astype(np.float32)
+    assert check_frame(frame) is frame
+    assert check_frame(frame.T).flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize("shape", [(5000, 3000), (1, 2), (511, 333), (3, 70001)], ids=str)
+def test_any_size_and_odd_sides_are_fine(shape: tuple[int, int]) -> None:
+    frame = np.zeros(shape, np.float32)
+    frame[0, 0] = 1
+    assert check_frame(frame).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("array", "what"),
+    [
+        pytest.param(np.arange(9.0), "a profile", id="1-D"),
+        pytest.param(np.float32(3), "0 axes", id="0-D"),
+        pytest.param(np.ones((2, 3, 4)), "a stack, or colours", id="3-D"),
+        pytest.param(np.ones((2, 2, 3, 4)), "not a frame", id="4-D"),
+        pytest.param(np.ones((0, 7)), "an empty frame", id="empty"),
+        pytest.param(np.full((4, 4), np.nan), "no finite pixel", id="NaN"),
+        pytest.param(np.full((4, 4), np.inf), "no finite pixel", id="inf"),
+        pytest.param(np.full((4, 4), 1e300), "no finite pixel", id="beyond float32"),
+        pytest.param(np.full((4, 4), 5), "every pixel of the 4 x 4 frame is 5", id="constant"),
+        pytest.param(np.array([[1.0, np.nan]]), "every pixel", id="constant but for NaN"),
+        pytest.param([[7]], "every pixel of the 1 x 1 frame is 7", id="1 pixel"),
+        pytest.param(np.ones((4, 4), complex), "complex numbers", id="complex"),
+        pytest.param(np.full((4, 4), "a"), "a frame of <U1", id="text"),
+        pytest.param([[1, 2], [3]], "not an array", id="ragged"),
+    ],
+)
+def test_what_is_no_frame_is_refused_with_a_reason(array: Any, what: str) -> None:
+    with pytest.raises(InvalidFrame, match=what) as caught:
+        check_frame(array)
+    assert caught.value.why
+
+
+def test_a_frame_past_the_limit_is_too_large() -> None:
+    huge = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (9000, 9000), (0, 0))
+    with pytest.raises(TooLarge, match="max_frame_px"):
+        check_frame(huge)
+
+
+def test_single_bad_pixels_get_the_median_and_are_told() -> None:
+    bad = IMAGE.astype(np.float64)
+    bad[2, 3], bad[4, 5] = np.nan, np.inf
+    good = np.isfinite(bad)
+    frame, notes = inspect_frame(bad)
+    assert frame[2, 3] == frame[4, 5] == np.median(IMAGE[good])
+    assert np.array_equal(frame[good], IMAGE[good])
+    assert notes == ("2 pixels were NaN or infinite and got the median",)
+    assert np.isnan(bad[2, 3])
+
+
+# -- truth ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("X,Y\n135,1\n395,6.5\n", [[1, 135, 0], [6.5, 395, 0]], id="plain"),
+        pytest.param(" ,X,Y\n1,152,351\n2,174,332\n", [[351, 152, 0], [332, 174, 0]], id="index"),
+        pytest.param("\ufeffy;x\n1;2\n", [[1, 2, 0]], id="semicolon, mark of order, lower case"),
+        pytest.param("X,Y,class\n5,6,78\n", [[6, 5, 78]], id="class"),
+        pytest.param("X,Y\n", [], id="no atoms"),
+    ],
+)
+def test_truth_is_read_as_y_x_class(text: str, expected: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    truth = read_truth_csv(tmp_path / "a.csv")
+    assert truth.dtype == np.float32
+    assert np.array_equal(truth, np.array(expected, np.float32).reshape(-1, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param("A,B\n1,2\n", "not X and Y", id="columns"),
+        pytest.param("X,Y\n1,2\n3,far\n", "line 3", id="word"),
+        pytest.param("X,Y\n1\n", "line 2", id="short line"),
+        pytest.param("X,Y\n1,nan\n", "line 2", id="NaN"),
+    ],
+)
+def test_a_table_that_is_no_truth_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UnreadableFile, match=why):
+        read_truth_csv(tmp_path / "a.csv")
+
+
+def test_a_missing_table_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        read_truth_csv(tmp_path / "a.csv")

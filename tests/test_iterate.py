@@ -1,0 +1,227 @@
+"""One gated round of iterative training: on the new frames, provably, or not at all."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from manybeam.data.frames import FrameSet
+from manybeam.data.simulate import Simulated, simulate
+from manybeam.errors import InvalidInput
+from manybeam.jobs.iterate import held_out_truth, iterate
+from manybeam.learn.ensemble import Ensemble
+from manybeam.learn.iterate import Standing, adapt, f1_on, gate, tune
+from manybeam.learn.member import Member, train_member
+from manybeam.learn.teachers import frames_digest, simulated_tiles, twin_lesson
+from manybeam.spec import Condition, Library, Policy, Recipe
+from manybeam.zoo.matrix import Matrix, Score
+from manybeam.zoo.registry import Zoo
+
+GRAPHENE = {"structure": "graphene"}
+RECIPE = Recipe(
+    id="small",
+    network={"filters": 8, "levels": 3},
+    training={"steps": 120, "batch": 8, "learning_rate": 4e-3},
+    tiles={"tile_px": 48, "pixel_size_pm": 20, "mask_radius_pm": 45},
+    members=[{"seed": 1, "policy": "careful"}, {"seed": 2, "policy": "careful"}],
+)
+
+
+def imaging(kind, name: str, dose, contamination, jitter, size=20):
+    return kind(
+        id=name,
+        sample=GRAPHENE,
+        scan={"pixel_size_pm": size, "row_jitter_pm": jitter},
+        state={"contamination": contamination, "background": 0.3},
+        dose_e_per_a2=dose,
+    )
+
+
+CAREFUL = imaging(Policy, "careful", [8e5, 2e6], [0.02, 0.1], 5)
+BROAD = imaging(Policy, "broad", [2e4, 2e6], [0.02, 2.0], [2, 20], [18, 24])
+NOMINAL = imaging(Condition, "nominal", 1.2e6, 0.05, 5)
+DIRTY = imaging(Condition, "dirty", 2e5, 1.5, 5)
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> Ensemble:
+    """Two small members that know nothing but careful sessions; about three seconds each."""
+    inputs, targets = simulated_tiles(CAREFUL, RECIPE.tiles, count=64, seed=1)
+
+    class Tiles:
+        input_nyx, target_nyx, digest = inputs, targets, "careful"
+
+    return Ensemble([train_member(RECIPE, RECIPE.members[i], i, Tiles()) for i in range(2)])
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Simulated:
+    return simulate(NOMINAL, 3, seed=500, shape=(96, 96))
+
+
+@pytest.fixture(scope="module")
+def drifted() -> Simulated:
+    return simulate(DIRTY, 2, seed=600, shape=(96, 96))
+
+
+def round_on(ensemble: Ensemble, made: Simulated, held_out: Simulated, **more):
+    given = {"members": (0,), "steps": 50, "policies": {"careful": CAREFUL}, **more}
+    return adapt(ensemble, made.frames_nyx, 20.0, imaging=BROAD, held_out=held_out, **given)
+
+
+@pytest.fixture(scope="module")
+def twin_round(ensemble, drifted, held_out):
+    return round_on(ensemble, drifted, held_out, max_regression=0.02)
+
+
+def test_a_twin_round_lifts_f1_on_drifted_frames_nobody_labelled(ensemble, drifted, twin_round):
+    assert twin_round.accepted, twin_round.why
+    before = f1_on(ensemble.subset([0]), drifted)
+    after = f1_on(Ensemble([twin_round.members[0]]), drifted)
+    assert after > before + 0.05
+
+
+def test_an_accepted_round_rose_in_fitness_and_kept_its_f1_on_held_out_truth(twin_round):
+    assert twin_round.after.fitness > twin_round.before.fitness
+    assert twin_round.after.f1 >= twin_round.before.f1 - 0.02
+    assert twin_round.steps[0].why.startswith("adapted: label-free score")
+
+
+def test_only_the_members_asked_for_are_touched(ensemble, twin_round):
+    assert twin_round.members[1] is ensemble.members[1]
+    assert [step.member for step in twin_round.steps] == [0]
+    assert twin_round.members[0].index == 0
+
+
+def test_the_adapted_member_names_the_new_frames_it_was_trained_for(drifted, ensemble, twin_round):
+    assert twin_round.frames_digest == frames_digest(drifted.frames_nyx, 20.0)
+    assert twin_round.members[0].data_digest != ensemble.members[0].data_digest
+    assert twin_round.inferred.policy.state.contamination.low > BROAD.state.contamination.low
+
+
+@pytest.mark.parametrize("teacher", ["twin", "pseudo"])
+def test_a_second_round_on_other_frames_trains_on_those_and_not_on_the_old_ones(
+    teacher, ensemble, drifted, held_out
+):
+    other = simulate(DIRTY, 2, seed=601, shape=(96, 96))
+    always = {"teacher": teacher, "steps": 2, "max_regression": 1.0}
+    first, second, again = (
+        _tuned(ensemble, made, held_out, **always) for made in (drifted, other, other)
+    )
+    assert first.data_digest != second.data_digest
+    assert _differ(first, second)
+    assert second.data_digest == again.data_digest
+    assert not _differ(second, again)
+
+
+def _tuned(ensemble: Ensemble, made: Simulated, held_out: Simulated, **more) -> Member:
+    """Return the tuned member whether or not the gate let it pass."""
+    found = round_on(ensemble, made, held_out, **more)
+    assert found.tuned
+    return found.tuned[0]
+
+
+def _differ(one: Member, two: Member) -> bool:
+    return any(not torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+
+
+def test_a_tuning_that_destroys_the_member_is_refused_and_the_parent_kept(
+    ensemble, drifted, held_out
+):
+    wild = RECIPE.model_copy(
+        update={"training": RECIPE.training.model_copy(update={"learning_rate": 1.0})}
+    )
+    reckless = Ensemble([dataclasses.replace(one, recipe=wild) for one in ensemble.members])
+    found = round_on(reckless, drifted, held_out, steps=10)
+    assert not found.accepted
+    assert found.members == reckless.members
+    assert "parent kept" in found.why
+
+
+def test_a_round_on_frames_the_members_know_already_is_refused(ensemble, held_out):
+    known = simulate(NOMINAL, 2, seed=700, shape=(96, 96))
+    found = round_on(ensemble, known, held_out, max_regression=0.0)
+    assert not found.accepted
+    assert found.members == ensemble.members
+
+
+def test_tuning_starts_from_the_members_own_weights(ensemble):
+    lesson = twin_lesson("d", CAREFUL, CAREFUL, RECIPE.tiles, count=4, seed=0)
+    parent = ensemble.members[0]
+    child = tune(parent, lesson, steps=1, seed=0)
+    moved = [(child.weights[n] - parent.weights[n]).abs().max() for n in parent.weights
+             if n.endswith("weight")]  # fmt: skip
+    assert 0 < max(moved) < 0.1
+    assert child.policy == parent.policy
+
+
+GOOD = Standing(fitness=0.8, f1=0.95, twin_f1=0.8)
+
+
+@pytest.mark.parametrize(
+    ("after", "word"),
+    [
+        pytest.param(Standing(0.9, 0.951, 0.9), "", id="better everywhere"),
+        pytest.param(Standing(0.9, 0.946, 0.9), "", id="a loss within the gate"),
+        pytest.param(Standing(0.99, 0.94, 0.99), "held-out truth fell", id="forgot"),
+        pytest.param(Standing(0.8, 0.99, 0.9), "label-free score", id="nothing gained"),
+        pytest.param(Standing(0.9, 0.95, 0.7), "labelled twins", id="worse on twins"),
+        pytest.param(Standing(float("nan"), 0.95, 0.8), "label-free", id="no score at all"),
+        pytest.param(Standing(0.9, float("nan"), 0.8), "held-out", id="no f1 at all"),
+    ],
+)
+def test_the_gate(after, word):
+    refusal = gate(GOOD, after, max_regression=0.005)
+    assert bool(refusal) == bool(word)
+    assert word in refusal
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        pytest.param({"frames_nyx": np.empty((0, 96, 96))}, "shape", id="no frames"),
+        pytest.param({"frames_nyx": np.zeros((96, 96))}, "shape", id="one bare frame"),
+        pytest.param({"teacher": "oracle"}, "twin, pseudo", id="unknown teacher"),
+        pytest.param(
+            {"held_out": Simulated(np.empty((0, 9, 9)), [], np.empty(0))}, "held-out", id="no truth"
+        ),
+    ],
+)
+def test_a_round_is_refused(change, word, ensemble, drifted, held_out):
+    given = {"frames_nyx": drifted.frames_nyx, "held_out": held_out, "imaging": BROAD, **change}
+    with pytest.raises(InvalidInput, match=word):
+        adapt(ensemble, given.pop("frames_nyx"), 20.0, **given)
+
+
+@pytest.fixture
+def library(tmp_path) -> Library:
+    folder = tmp_path / "zoo"
+    (folder / "conditions").mkdir(parents=True)
+    (folder / "conditions" / "nominal.yaml").write_text(NOMINAL.model_dump_json(exclude_none=True))
+    return Library(folder)
+
+
+def test_truth_is_held_out_for_every_simulated_condition_of_the_matrix(library):
+    scores = Matrix([Score(0, "nominal", "d", {"f1": 1.0}), Score(0, "gone", "d", {"f1": 1.0})])
+    assert len(held_out_truth(scores, library).truth) == 2
+    with pytest.raises(InvalidInput, match="no condition to hold truth out for"):
+        held_out_truth(Matrix(), library)
+
+
+def test_an_accepted_round_is_registered_as_a_candidate_and_the_serving_version_stays(
+    tmp_path, ensemble, drifted, library
+):
+    zoo = Zoo(f"sqlite:///{tmp_path}/zoo.db", (tmp_path / "weights").as_uri(), tmp_path / "cache")
+    scores = [Score(i, "nominal", NOMINAL.digest, {"f1": 0.99}) for i in range(2)]
+    zoo.register("graphene", ensemble.members, job={}, alias="serving", scores=scores)
+    frames = FrameSet.create(str(tmp_path / "new.zarr"), DIRTY, shape=(96, 96))
+    frames.append(drifted.frames_nyx, None, 20.0)
+    outcome = iterate(
+        zoo, "graphene", frames.url, BROAD, library, members=[0], steps=50, max_regression=0.05
+    )
+    assert outcome.record is not None, outcome.round.why
+    assert outcome.record.aliases == ("candidate",)
+    assert outcome.record.parent == "graphene@1"
+    assert [one.parent for one in outcome.record.members] == ["graphene@1/00", ""]
+    assert zoo.resolve("graphene").version == 1
