@@ -4,6 +4,7 @@ The file beside the log keeps pid and start time (a pid alone may have been give
 else since) and what clients need to know.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -100,6 +101,12 @@ def stop(running: Running, *, patience_s: float = 5.0, how: int = signal.SIGTERM
         member.kill()
     psutil.wait_procs(left, timeout=10.0)
     (running.folder / f"{running.name}.json").unlink(missing_ok=True)
+
+
+def wait_for_end(pid: int) -> None:
+    """Return once a process has ended; at once if there is none."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.wait_procs([psutil.Process(pid)])
 
 
 def free_ports(count: int) -> list[int]:

@@ -272,6 +272,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", action="append", default=[], metavar="NAME=PORT", help="0: any")
     parser.add_argument("--buckets", default=BUCKETS, help="S3 buckets to make")
     parser.add_argument("--now", action="store_true", help="stop without waiting for clients")
+    parser.add_argument("--after", type=int, metavar="PID", help="with stop: once PID has ended")
     given = parser.parse_intermixed_args()
     if not set(given.names) <= set(NAMES):
         parser.error(f"services are {', '.join(NAMES)}")
@@ -288,6 +289,8 @@ def main() -> int:
             for running in start(names, folder, ports, given.buckets):
                 print(f"{running.name}: {running.url.split('@')[-1]} pid {running.pid}")
         elif given.verb == "stop":
+            if given.after:
+                process.wait_for_end(given.after)
             for name in stop(names, folder, 0.0 if given.now else 10.0):
                 print(f"{name}: stopped")
         else:

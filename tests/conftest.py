@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -63,16 +64,21 @@ def new_services() -> Iterator[Callable[[], Services]]:
 
     Not in pytest's own folder: PostgreSQL under root runs as another user, who must reach it.
     """
-    made: list[Services] = []
+    made: list[tuple[Services, subprocess.Popen[bytes]]] = []
 
     def make() -> Services:
         folder = Path(tempfile.mkdtemp(prefix="manybeam-services-"))
         folder.chmod(0o755)
-        made.append(Services(folder))
-        return made[-1]
+        # A session that is killed runs no teardown; this one watches and stops its servers.
+        watch = ["stop", "--now", "--after", str(os.getpid()), "--dir", str(folder)]
+        argv = [sys.executable, str(SERVICES), *watch]
+        made.append((Services(folder), subprocess.Popen(argv, start_new_session=True)))
+        return made[-1][0]
 
     yield make
-    for services in made:
+    for services, watcher in made:
+        watcher.kill()
+        watcher.wait()
         services.stop()
         shutil.rmtree(services.folder)
 

@@ -63,7 +63,7 @@ def drawn(index: int, levels: int = 3, classes: int = 1, **size: float) -> Membe
     return member_of(index, recipe, network.state_dict())
 
 
-def atoms_at(position_n2: NDArray[np.float64], shape: tuple[int, int], width_px: float) -> Frame:
+def atoms_at(position_n2: NDArray[np.floating], shape: tuple[int, int], width_px: float) -> Frame:
     """Return a frame of Gaussian atoms."""
     y, x = np.indices(shape)
     frame = np.zeros(shape)

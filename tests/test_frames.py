@@ -439,6 +439,22 @@ def test_an_interrupted_append_leaves_the_set_and_the_next_works(
     FrameSet.open(url).verify()
 
 
+def test_an_interrupt_just_after_the_record_loses_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = _made(url), Claim.commit
+
+    def commit_and_interrupt(claim: Claim, record: Any) -> None:
+        real(claim, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Claim, "commit", commit_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        made.append(_frames(3, seed=1), _truth(3), 20.0)
+    assert (FrameSet.open(url).frames(slice(4, 7)) == _frames(3, seed=1)).all()
+    FrameSet.open(url).verify()
+
+
 def test_a_writer_that_was_taken_for_dead_cannot_commit(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def test_no_chunk_is_written_after_the_block_that_failed(
 
     monkeypatch.setattr(ObjectStore, "set", set_or_fail)
     with pytest.raises(OSError, match="no space"), store.writing() as place:
-        zarr.save_array(place, np.ones(200), chunks=(1,))
+        zarr.create_array(place, data=np.ones(200), chunks=(1,))
     written = store.list()
     time.sleep(0.2)
     assert store.list() == written

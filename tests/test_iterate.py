@@ -57,7 +57,14 @@ def ensemble() -> Ensemble:
 
 @pytest.fixture(scope="module")
 def held_out() -> Simulated:
-    return simulate(NOMINAL, 3, seed=500, shape=(96, 96))
+    """Truth for two conditions, as a job holds it out for all that were measured."""
+    careful = simulate(NOMINAL, 3, seed=500, shape=(96, 96))
+    dirty = simulate(imaging(Condition, "d", 4e5, 1.0, 8), 3, seed=501, shape=(96, 96))
+    return Simulated(
+        np.concatenate([careful.frames_nyx, dirty.frames_nyx]),
+        [*careful.truth, *dirty.truth],
+        np.concatenate([careful.pixel_size_pm, dirty.pixel_size_pm]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def round_on(ensemble: Ensemble, made: Simulated, held_out: Simulated, **more):
 
 @pytest.fixture(scope="module")
 def twin_round(ensemble, drifted, held_out):
-    return round_on(ensemble, drifted, held_out, max_regression=0.02)
+    return round_on(ensemble, drifted, held_out)
 
 
 def test_a_twin_round_lifts_f1_on_drifted_frames_nobody_labelled(ensemble, drifted, twin_round):
@@ -84,7 +91,7 @@ def test_a_twin_round_lifts_f1_on_drifted_frames_nobody_labelled(ensemble, drift
 
 def test_an_accepted_round_rose_in_fitness_and_kept_its_f1_on_held_out_truth(twin_round):
     assert twin_round.after.fitness > twin_round.before.fitness
-    assert twin_round.after.f1 >= twin_round.before.f1 - 0.02
+    assert twin_round.after.f1 >= twin_round.before.f1 - 0.005
     assert twin_round.steps[0].why.startswith("adapted: label-free score")
 
 
@@ -105,14 +112,17 @@ def test_a_second_round_on_other_frames_trains_on_those_and_not_on_the_old_ones(
     teacher, ensemble, drifted, held_out
 ):
     other = simulate(DIRTY, 2, seed=601, shape=(96, 96))
-    always = {"teacher": teacher, "steps": 2, "max_regression": 1.0}
-    first, second, again = (
-        _tuned(ensemble, made, held_out, **always) for made in (drifted, other, other)
-    )
+    always = {"teacher": teacher, "steps": 2}
+    first, second = (_tuned(ensemble, made, held_out, **always) for made in (drifted, other))
     assert first.data_digest != second.data_digest
     assert _differ(first, second)
-    assert second.data_digest == again.data_digest
-    assert not _differ(second, again)
+
+
+def test_a_round_done_again_on_the_same_frames_gives_equal_weights(ensemble, drifted, held_out):
+    always = {"teacher": "pseudo", "steps": 2}
+    first, again = (_tuned(ensemble, drifted, held_out, **always) for _ in range(2))
+    assert first.data_digest == again.data_digest
+    assert not _differ(first, again)
 
 
 def _tuned(ensemble: Ensemble, made: Simulated, held_out: Simulated, **more) -> Member:
@@ -133,7 +143,7 @@ def test_a_tuning_that_destroys_the_member_is_refused_and_the_parent_kept(
         update={"training": RECIPE.training.model_copy(update={"learning_rate": 1.0})}
     )
     reckless = Ensemble([dataclasses.replace(one, recipe=wild) for one in ensemble.members])
-    found = round_on(reckless, drifted, held_out, steps=10)
+    found = round_on(reckless, drifted, held_out, teacher="pseudo", steps=10)
     assert not found.accepted
     assert found.members == reckless.members
     assert "parent kept" in found.why
@@ -141,7 +151,7 @@ def test_a_tuning_that_destroys_the_member_is_refused_and_the_parent_kept(
 
 def test_a_round_on_frames_the_members_know_already_is_refused(ensemble, held_out):
     known = simulate(NOMINAL, 2, seed=700, shape=(96, 96))
-    found = round_on(ensemble, known, held_out, max_regression=0.0)
+    found = round_on(ensemble, known, held_out, teacher="pseudo", max_regression=0.0)
     assert not found.accepted
     assert found.members == ensemble.members
 
@@ -217,9 +227,8 @@ def test_an_accepted_round_is_registered_as_a_candidate_and_the_serving_version_
     zoo.register("graphene", ensemble.members, job={}, alias="serving", scores=scores)
     frames = FrameSet.create(str(tmp_path / "new.zarr"), DIRTY, shape=(96, 96))
     frames.append(drifted.frames_nyx, None, 20.0)
-    outcome = iterate(
-        zoo, "graphene", frames.url, BROAD, library, members=[0], steps=50, max_regression=0.05
-    )
+    asked = {"members": [0], "teacher": "pseudo", "steps": 40, "max_regression": 0.2}
+    outcome = iterate(zoo, "graphene", frames.url, BROAD, library, **asked)
     assert outcome.record is not None, outcome.round.why
     assert outcome.record.aliases == ("candidate",)
     assert outcome.record.parent == "graphene@1"

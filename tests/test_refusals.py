@@ -11,7 +11,7 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     TEMPORARILY_UNAVAILABLE,
 )
-from requests.exceptions import ConnectTimeout
+from urllib3.exceptions import ConnectTimeoutError
 
 from manybeam.errors import (
     Conflict,
@@ -32,7 +32,7 @@ from manybeam.zoo.refusals import speaking
         pytest.param(MlflowException("x", INVALID_PARAMETER_VALUE), InvalidInput, id="bad value"),
         pytest.param(MlflowException("x", INTERNAL_ERROR), ZooUnreachable, id="server fault"),
         pytest.param(MlflowException("x", TEMPORARILY_UNAVAILABLE), ZooUnreachable, id="locked"),
-        pytest.param(ConnectTimeout("x"), ZooUnreachable, id="timeout"),
+        pytest.param(ConnectTimeoutError("x"), ZooUnreachable, id="timeout"),
         pytest.param(OSError(errno.EACCES, "denied"), ZooUnreachable, id="no access"),
         pytest.param(OSError(errno.ENOSPC, "full"), WriteFailed, id="disk full"),
     ],

@@ -1,9 +1,11 @@
 """The simulator: exact truth, seeds that reproduce, physics that behaves as physics does."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from scipy import ndimage
 
@@ -92,6 +94,62 @@ def test_the_truth_moves_with_smooth_distortions(scan: dict[str, float]) -> None
     assert np.abs(offsets.mean(axis=0)).max() < 0.06
 
 
+def test_an_atom_near_the_start_of_a_row_is_seen_where_the_truth_says() -> None:
+    imaging = _condition(
+        sample={"silicon_fraction": 0.02}, scan={"flyback_pm": 200.0}, dose_e_per_a2=1e9
+    )
+    made = simulate(imaging, 12, seed=0)
+    found = 0
+    for frame, truth in zip(made.frames_nyx, made.truth, strict=True):
+        near = (truth[:, 2] == 14) & (truth[:, 1] > 4) & (truth[:, 1] < 30)
+        near &= (truth[:, 0] > 4) & (truth[:, 0] < 123)
+        for y, x, _ in truth[near]:
+            window = frame[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4]
+            dy, dx = np.unravel_index(window.argmax(), window.shape)
+            assert abs(round(y) - 3 + dy - y) < 1.5
+            assert abs(round(x) - 3 + dx - x) < 1.5
+            found += 1
+    assert found >= 5
+
+
+def test_a_smaller_inner_angle_collects_more_electrons() -> None:
+    high = simulate(_condition(), 1, seed=0).frames_nyx.mean()
+    medium = _condition(detector={"detector_inner_mrad": 40})
+    assert simulate(medium, 1, seed=0).frames_nyx.mean() / high == pytest.approx(2.5, rel=0.1)
+
+
+def test_more_signal_comes_from_a_thicker_support() -> None:
+    thin = LIBRARY.condition("ptnc-sim-nominal")
+    assert thin.sample.support_nm == 75
+    sample = thin.sample.model_copy(update={"support_nm": 150.0})
+    thick = thin.model_copy(update={"sample": sample})
+    state = thin.state.model_copy(update={"background": 0.0})
+    means = [
+        simulate(one.model_copy(update={"state": state}), 1, seed=2).frames_nyx.mean()
+        for one in (thin, thick)
+    ]
+    assert means[1] / means[0] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.real
+def test_the_support_has_the_texture_of_the_measured_frames(shared_data: Path) -> None:
+    """Power between 0.3 and 3 nm over the local mean, within a factor of 2 of the median."""
+    real = [tifffile.imread(path) for path in sorted((shared_data / "frames/ptnc").glob("*.tif"))]
+    measured = np.median([_texture(frame - 1.8e5) for frame in real], axis=0)
+    made = simulate(LIBRARY.condition("ptnc-sim-nominal"), 4, seed=5, shape=(512, 512))
+    simulated = np.median([_texture(frame) for frame in made.frames_nyx], axis=0)
+    assert np.abs(np.log2(simulated / measured)).max() < 1
+
+
+def _texture(frame: np.ndarray) -> np.ndarray:
+    """Standard deviation in three bands, relative to the local mean, where there is a support."""
+    blurred = [ndimage.gaussian_filter(frame.astype(float), sigma) for sigma in (1.5, 3, 6, 12)]
+    support = blurred[3] > 0.5 * np.percentile(blurred[3], 80)
+    support = ndimage.binary_erosion(support, iterations=20)
+    bands = [(fine - coarse) / blurred[3] for fine, coarse in itertools.pairwise(blurred)]
+    return np.array([band[support].std() for band in bands])
+
+
 def test_coma_does_not_move_the_atoms_from_their_truth() -> None:
     made = simulate(_condition(optics={"coma_nm": 20}), 4, seed=0)
     offsets = np.concatenate(
@@ -136,6 +194,7 @@ def _draw() -> dict[str, float]:
         "astigmatism_nm": 1.0,
         "coma_nm": 10.0,
         "trefoil_nm": 10.0,
+        "detector_inner_mrad": 70.0,
         "source_fwhm_pm": 60.0,
     }
 

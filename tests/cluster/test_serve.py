@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 import urllib3
 
-from manybeam.errors import Conflict, InvalidInput, NotAllowed, PortInUse, UnknownRef
+from manybeam.errors import Conflict, InvalidInput, NotAllowed, PortInUse, UnknownRef, WorkFailed
 from manybeam.serve.app import run_service, service_state, stop_service
 from manybeam.serve.metrics import series_names
 from manybeam.serve.ports import port_is_free
 from manybeam.settings import settings
+from manybeam.zoo.registry import Zoo
 
 pytestmark = [
     pytest.mark.cluster,
@@ -79,6 +81,21 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     port = free_port()
     with pytest.raises(error):
         run_service(refs, host=host, port=port)
+    assert service_state() is None
+    assert port_is_free("127.0.0.1", port)
+
+
+def test_a_service_whose_weights_differ_from_those_registered_does_not_start(
+    cluster: str, tiny_members: Any, tmp_path: Path, use_settings: Any
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    Zoo().register("graphene", tiny_members(1), job={}, alias="serving")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    weights = next((tmp_path / "weights").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    port = free_port()
+    with pytest.raises(WorkFailed, match="not the bytes that were registered"):
+        run_service(["graphene"], port=port)
     assert service_state() is None
     assert port_is_free("127.0.0.1", port)
 

@@ -91,9 +91,9 @@ def test_a_server_that_freezes_in_an_append_tears_nothing(
     monkeypatch.setattr(frames, "BATCH_BYTES", 1)
     with monkeypatch.context() as patch:
         if at == "frames":
-            _at_check(patch, 3, lambda: os.kill(pid, signal.SIGSTOP))
+            _at_check(patch, 3, lambda: _freeze(pid))
         else:
-            _before_commit(patch, lambda: os.kill(pid, signal.SIGSTOP))
+            _before_commit(patch, lambda: _freeze(pid))
         begin = time.monotonic()
         with pytest.raises(StoreUnreachable):
             made.append(_frames(8, seed=1), None, 20.0)
@@ -110,7 +110,7 @@ def test_a_server_that_freezes_in_an_append_tears_nothing(
 
 def test_a_frozen_server_is_told_to_a_reader_in_time(own_server: Any) -> None:
     made, pid = _made("s3://frames/a"), own_server.pid("seaweedfs")
-    os.kill(pid, signal.SIGSTOP)
+    _freeze(pid)
     try:
         for read in (made.frames, lambda: FrameSet.open("s3://frames/a"), made.verify):
             begin = time.monotonic()
@@ -156,6 +156,15 @@ def test_writers_in_many_processes_lose_no_frame(s3_url: str) -> None:
     assert sorted(values[:, 0]) == [10 * n + turn for n in range(1, 4) for turn in range(4)]
     assert sum(conflicts) > 0
     read.verify()
+
+
+def _freeze(pid: int) -> None:
+    """Stop a process; its threads stop one after another, so wait until the last has."""
+    os.kill(pid, signal.SIGSTOP)
+    states = Path(f"/proc/{pid}/task").glob("*/stat")
+    for state in states:
+        while state.read_text().rsplit(")", 1)[1].split()[0] != "T":
+            time.sleep(0.001)
 
 
 def _append_after_all(shown: ndarray) -> None:

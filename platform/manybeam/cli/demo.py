@@ -29,7 +29,7 @@ def run(
         "jobs/quickstart.yaml"
     ),
     drift: Annotated[str, typer.Option(help="Condition the unseen frames are recorded under.")] = (
-        "graphene-60kv-mix-b"
+        "graphene-60kv-mix-c"
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8100,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,

@@ -239,9 +239,10 @@ class Story:
         from manybeam.learn.classical import detect
 
         size = self.unseen.pixel_size_pm(0)
+        answers = [self.ensemble.predict(frame, size) for frame in self.unseen.frames()]
         alone = [
-            self._row(f"member {m:02d}", self.atoms_of(self.ensemble, [m]))
-            for m in self.ensemble.indices
+            self._row(f"member {m:02d}", [one.member_atoms[place] for one in answers])
+            for place, m in enumerate(self.ensemble.indices)
         ]
         classical = [detect(frame, size) for frame in self.unseen.frames()]
         ranked = sorted(alone, key=lambda row: float(row["f1"]))
@@ -249,7 +250,7 @@ class Story:
         return [
             self._row("classical detector", classical),
             {**ranked[0], "answer": f"worst ({ranked[0]['answer']})"},
-            self._row("ensemble, all members", self.atoms_of(self.ensemble)),
+            self._row("ensemble, all members", [one.atoms for one in answers]),
             self._row(f"selected ({names})", self.atoms_of(self.ensemble, chosen)),
             {**ranked[-1], "answer": f"oracle ({ranked[-1]['answer']})"},
         ]

@@ -305,9 +305,13 @@ class FrameSet:
                 layout.truth_array(place, after)[claim.head.truth_rows or 0 :] = batch.rows
 
     def _discard(self, head: Commit, after: Commit) -> None:
-        """Give back the space of frames that will never count; they are overwritten anyway."""
+        """Give back the space of frames that will never count; they are overwritten anyway.
+
+        An interrupt may come when the record is written already: then they count.
+        """
         try:
-            self._store.delete_keys(layout.frame_keys(after, head.count, after.count))
+            if not self._store.exists(after.key):
+                self._store.delete_keys(layout.frame_keys(after, head.count, after.count))
         except ManybeamError as error:
             logger.warning("frames of a failed append stay", extra={"why": str(error)})
 

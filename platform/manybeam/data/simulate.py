@@ -49,19 +49,19 @@ _GRAPHENE = {
     "state.contamination": 0.05,
 }
 _HEAVY = {
-    "sample.hole_probability": 0.6,
+    "sample.hole_probability": 0.8,
     "sample.atoms_per_nm2": 0.3,
     "sample.atomic_number": 78.0,
-    "sample.atom_width_pm": 120.0,
-    "sample.signal_spread": 0.3,
-    "sample.support_nm": 35.0,
-    "sample.support_relief": 0.2,
+    "sample.atom_width_pm": 90.0,
+    "sample.signal_spread": 0.25,
+    "sample.support_nm": 75.0,
+    "sample.support_relief": 0.105,
     "sample.support_grain_nm": 4.0,
     "optics.beam_kv": 200.0,
-    "optics.source_fwhm_pm": 110.0,
+    "optics.source_fwhm_pm": 95.0,
     "scan.pixel_size_pm": 29.3,
-    "dose_e_per_a2": 1.2e5,
-    "state.background": 6.0,
+    "dose_e_per_a2": 4e4,
+    "state.background": 12.0,
 }
 _ALWAYS = {
     "optics.convergence_mrad": 30.0,

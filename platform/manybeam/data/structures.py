@@ -16,6 +16,8 @@ LATTICE_PM = 246.0  # graphene
 MARGIN_PM = 400.0
 RIPPLE_PM = 4.0  # static displacement of each atom, standard deviation
 ROUGHNESS = 3.0  # a support's power spectrum falls as frequency to the minus this
+OVERLAP_PROBABILITY = 0.35  # of a second grain over the first, about four in eleven frames
+GATHERED_SHARE = 0.25  # of heavy atoms that stand 0.25 to 0.7 nm beside another
 LEAST_ATOMS = 30  # a hole that would leave fewer is not cut
 
 Array = NDArray[np.floating]
@@ -79,8 +81,20 @@ def heavy_atoms(
     if not count or not len(places):
         return Structure(np.zeros((0, 2)), np.zeros(0))
     pixel_n2 = places[rng.integers(0, len(places), count)] + rng.uniform(-0.5, 0.5, (count, 2))
+    pixel_n2 = _gathered(pixel_n2, covered_yx, pixel_size_pm, rng)
     signal_n = np.exp(draw["signal_spread"] * rng.normal(0, 1, count))
     return Structure(pixel_n2 * pixel_size_pm, np.full(count, draw["atomic_number"]), signal_n)
+
+
+def _gathered(pixel_n2: Array, covered_yx: Array, pixel_size_pm: float, rng: Generator) -> Array:
+    """Return places of which some have moved beside another, as heavy atoms gather on defects."""
+    count = len(pixel_n2)
+    angle, distance_pm = rng.uniform(0, 2 * math.pi, count), rng.uniform(250, 700, count)
+    step_n2 = np.stack([np.sin(angle), np.cos(angle)], axis=1) * distance_pm[:, None]
+    beside_n2 = pixel_n2[rng.integers(0, count, count)] + step_n2 / pixel_size_pm
+    y, x = np.clip(beside_n2.round().astype(int), 0, np.array(covered_yx.shape) - 1).T
+    moves = (rng.random(count) < GATHERED_SHARE) & covered_yx[y, x]
+    return np.where(moves[:, None], beside_n2, pixel_n2)
 
 
 def support_thickness(
@@ -88,13 +102,15 @@ def support_thickness(
 ) -> Array:
     """Return the relative thickness of an amorphous support: 0 in vacuum, 1 on average inside.
 
-    Relief is rough on every scale below `support_grain_nm`, and a wavy edge to vacuum crosses
-    some frames, from which the support grows thicker inward.
+    Relief is rough on every scale below `support_grain_nm`. A wavy edge to vacuum crosses some
+    frames, from which the support grows thicker inward; a second grain lies over part of others.
     """
     grain_px = max(draw["support_grain_nm"], 0.05) * 1000 / pixel_size_pm
     thickness_yx = np.exp(draw["support_relief"] * rough_noise(shape, grain_px, rng))
     if rng.random() < draw["hole_probability"]:
         thickness_yx *= _rise_from_edge(shape, pixel_size_pm, rng)
+    if rng.random() < OVERLAP_PROBABILITY:
+        thickness_yx *= 1 + rng.uniform(0.2, 0.8) * _rise_from_edge(shape, pixel_size_pm, rng)
     inside = thickness_yx[thickness_yx > 0.15]
     return np.asarray(thickness_yx / (inside.mean() if inside.size else 1.0))
 
@@ -155,15 +171,14 @@ def _cut(position_n2: Array, side_pm: tuple[float, float], rng: Generator) -> Ar
 def _rise_from_edge(shape: tuple[int, int], pixel_size_pm: float, rng: Generator) -> Array:
     """Return 0 outside a wavy edge, rising inward over some nanometres."""
     y, x = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
-    angle, offset = rng.uniform(0, 2 * math.pi), rng.uniform(-0.2, 0.9)
+    angle, offset = rng.uniform(0, 2 * math.pi), rng.uniform(0.0, 1.0)
     waves = 0.18 * smooth_noise(shape, max(shape) * 0.09, rng)
-    waves = waves + 0.03 * smooth_noise(shape, max(shape) * 0.02, rng)
+    waves = waves + 0.02 * smooth_noise(shape, max(shape) * 0.02, rng)
     half_nm = max(shape) * pixel_size_pm / 2000
     depth_nm = (y * math.sin(angle) + x * math.cos(angle) + offset + waves) * half_nm
-    length_nm = rng.uniform(0.5, 5.0)
-    floor = rng.uniform(0.2, 0.6)
-    inward = np.clip(depth_nm, 0, None) / length_nm
-    rise = np.clip(depth_nm / 0.4, 0, 1) * (
-        floor + (1 - floor) * (1 - np.exp(-inward)) + 0.06 * inward
-    )
+    depth_nm = np.clip(depth_nm, 0, None)
+    length_nm, slope_per_nm = rng.uniform(0.5, 5.0), rng.uniform(0, 0.12)
+    floor, rim_nm = rng.uniform(0.1, 0.5), rng.uniform(0.4, 1.6)
+    inward = floor + (1 - floor) * (1 - np.exp(-depth_nm / length_nm)) + slope_per_nm * depth_nm
+    rise = np.clip(depth_nm / rim_nm, 0, 1) * inward
     return np.asarray(rise)

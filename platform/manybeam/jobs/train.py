@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-STOP_S = 20.0  # a step of the largest network, and the time a starting group needs to notice
+STOP_S = 60.0  # a group that is just starting notices once its workers have imported torch
 
 Executor = Literal["ray", "local"]
 

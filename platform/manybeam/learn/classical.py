@@ -35,9 +35,9 @@ class Blob:
             0 for not at all. It evens out a support whose thickness varies.
     """
 
-    sigma_pm: float = 40.0
-    ratio: float = 2.0
-    threshold: float = 0.8
+    sigma_pm: float = 35.0
+    ratio: float = 1.6
+    threshold: float = 0.6
     min_distance_pm: float = 90.0
     local_pm: float = 0.0
 

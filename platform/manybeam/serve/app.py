@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-APP = "manybeam"
+APP, DEPLOYMENT = "manybeam", "predict"
 READY_S = 60.0
+STOP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,12 @@ def run_service(
         tuple(refs), cluster.environment(), cores, threads, waiting, capacity, is_local=not expose
     )
     cluster.connect()
-    if haproxy is None:
-        haproxy = haproxy_can_serve(host)
-    variables = {"OMP_NUM_THREADS": str(cores)} | (haproxy_variables() if haproxy else {})
     if running is None:
+        haproxy = haproxy_can_serve(host) if haproxy is None else haproxy
+        variables = {"OMP_NUM_THREADS": str(cores)} | (haproxy_variables() if haproxy else {})
         _start_serve(host, port, variables)
+    else:  # new replicas must fit the proxy that runs
+        variables = _replica_variables()
     actor = {
         "num_cpus": cpus_per_replica,
         "num_gpus": gpus_per_replica,
@@ -208,6 +210,8 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
+    # Its progress is ours to tell.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
             http_options={"host": host, "port": port},
@@ -232,16 +236,40 @@ def _reason(error: BaseException) -> str:
 
 
 def _shut_down() -> None:
+    """End Serve: its proxies, its controller, and every replica.
+
+    The controller ends itself in the middle of the call that tells it to. Ray takes that for a
+    call to repeat and says so on standard output, where our data belongs: hence no repeats.
+    """
+    import ray
     from ray import serve
 
+    client = _client()
+    if client is not None:
+        end = client._controller.graceful_shutdown.options(max_task_retries=0)
+        try:
+            ray.get(end.remote(), timeout=STOP_S)
+        except ray.exceptions.RayActorError:
+            logger.debug("controller ended")
     shut_down: Any = serve.shutdown  # Ray's lacks types
     shut_down()
 
 
-def _http_options() -> Any:
+def _client() -> Any:
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client(raise_if_no_controller_running=False)
+    return _get_global_client(raise_if_no_controller_running=False)
+
+
+def _replica_variables() -> dict[str, str]:
+    """Return the environment the running replicas were started with."""
+    deployment = _client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
+    actor = deployment["deployment_config"]["ray_actor_options"]
+    return dict(actor["runtime_env"]["env_vars"])
+
+
+def _http_options() -> Any:
+    client = _client()
     return client.http_config if client else None
 
 
@@ -249,7 +277,7 @@ def _deploy(plan: Plan, actor: dict[str, Any], replicas: int) -> None:
     from ray import serve
 
     deployment = serve.deployment(
-        name="predict",
+        name=DEPLOYMENT,
         num_replicas=replicas,
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=10,

@@ -19,7 +19,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "manybeam_requests": ("requests answered, by path and HTTP status", ("path", "status")),
     "manybeam_frames": ("frames predicted, by ensemble", ("ensemble",)),
-    "manybeam_drifted_frames": ("frames called out of distribution", ("ensemble",)),
+    "manybeam_drifted_answers": ("answers for frames out of distribution", ("ensemble",)),
     "manybeam_degraded_answers": ("answers given with a reservation", ("ensemble",)),
     "manybeam_faults": ("requests that failed through a fault of ours", ("path",)),
 }
@@ -75,7 +75,7 @@ class Meter:
         if is_degraded:
             self._counters["manybeam_degraded_answers"].inc(1, labels)
         if is_drifted:
-            self._counters["manybeam_drifted_frames"].inc(1, labels)
+            self._counters["manybeam_drifted_answers"].inc(1, labels)
 
     def stages(self, seconds: Mapping[str, float]) -> None:
         """Count the time of each stage of one answer."""

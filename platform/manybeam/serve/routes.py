@@ -102,16 +102,6 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
         """List the ensembles held ready."""
         return await desk.answered("ensembles", request, desk.ensembles)
 
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Tell that the process answers."""
-        return {"status": "ok", "version": __version__}
-
-    @app.get("/readyz")
-    async def readyz() -> dict[str, Any]:
-        """Tell what can be predicted with; a replica takes requests only once all are loaded."""
-        return {"status": "ready", "ensembles": list(service.refs)}
-
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         """Give what all replicas counted, for Prometheus."""
@@ -121,7 +111,20 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
 
         return await desk.answered("metrics", request, gathered)
 
+    _add_health(app, service)
     return app
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Tell that the process answers."""
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """Tell what can be predicted with; a replica takes requests only once all are loaded."""
+        return {"status": "ready", "ensembles": list(service.refs)}
 
 
 _PORT = re.compile(r":\d*$")

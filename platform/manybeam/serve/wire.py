@@ -9,7 +9,6 @@ import json
 import math
 import re
 import tokenize
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +46,7 @@ _HEADER_FAULTS = (
     SyntaxError,
     TypeError,
     ValueError,
+    Warning,  # an exception only where a process makes it one
     tokenize.TokenError,
 )
 
@@ -106,8 +106,7 @@ def _npy_parts(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"format version {version}")
         read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        with warnings.catch_warnings(action="ignore"):  # of headers written by Python 2
-            shape, is_fortran, dtype = read(stream)
+        shape, is_fortran, dtype = read(stream)
     except _HEADER_FAULTS as error:
         raise UnreadableFile(
             "the body is not an .npy file of one array",

@@ -101,7 +101,7 @@ class Sample(Group):
     signal_spread: Quantity = quantity(
         0, 1.5, "1", "standard deviation of the logarithm of a heavy atom's signal: depth, motion"
     )
-    support_nm: Quantity = quantity(0, 100, "nm", "mean thickness of the amorphous support")
+    support_nm: Quantity = quantity(0, 500, "nm", "mean thickness of the amorphous support")
     support_relief: Quantity = quantity(0, 2, "1", "relative variation of that thickness")
     support_grain_nm: Quantity = quantity(0.05, 20, "nm", "length over which thickness varies")
 

@@ -78,10 +78,7 @@ def nearest_conditions(
     # about the pixel size and silent about the dirt.
     seen = fingerprint_distances(frame_yx, pixel_size_pm, known)
     told = [quantity_distance(condition, pixel_size_pm, other) for other in known]
-    both = [
-        math.hypot(one, 0.7 * (two or 0.0))
-        for one, two in zip(seen, told, strict=True)
-    ]
+    both = [math.hypot(one, 0.7 * (two or 0.0)) for one, two in zip(seen, told, strict=True)]
     order = np.argsort(both, kind="stable")
     ranked = tuple((known[index].id, float(both[index])) for index in order)
     nearest = ranked[0][1]

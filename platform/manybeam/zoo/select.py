@@ -9,6 +9,8 @@ in `zoo.reasons`. Axis letters: m member, y row, x column.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,11 +26,12 @@ from manybeam.zoo.records import Record
 
 # F1 that a fitness stands for, a line through 6 members on 16 simulated conditions of graphene; the
 # standard deviation around it, with a lattice to judge by and without; and that of the matrix's F1
-# for each unit that the nearest condition is away.
+# for each unit of distance to the nearest condition.
 FITNESS_SLOPE, FITNESS_OFFSET = 1.25, -0.2
 FITNESS_SIGMA = 0.08
 FITNESS_SIGMA_NO_LATTICE = 0.15
-SIGMA_PER_DISTANCE = 0.04
+SIGMA_PER_DISTANCE = 0.3
+SCATTER = 1.0  # distance that frames have from their own condition; only what is beyond counts
 LEAST_SIGMA = 0.01
 # A frame is out of distribution when it lies more than this many times as far from every measured
 # condition as frames of one condition lie apart (they reach 2.1), or when no member promises this
@@ -109,7 +112,7 @@ def select(
         prediction: the ensemble's answer on this frame with `keep_members`, if there is one.
         library: conditions and policies by id; the facility's (`MANYBEAM_ZOO`) if left out.
     """
-    library = library or Library(settings().zoo)
+    library = library or _facility_library()
     if prediction is None:
         prediction = ensemble.predict(frame_yx, pixel_size_pm, keep_members=True)
     policies = _policies(record, library)
@@ -128,6 +131,19 @@ def select(
     ]
     drafts.sort(key=lambda one: (-one.predicted_f1, one.member))
     return _decide(drafts, policies, near, _told(condition, pixel_size_pm))
+
+
+def _facility_library() -> Library:
+    """Return the facility's library, read again only when one of its files has changed."""
+    folder = settings().zoo
+    stamps = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*.yaml")))
+    return _read_library(folder, stamps)
+
+
+@lru_cache(maxsize=4)
+def _read_library(folder: Path, stamps: tuple[tuple[str, int], ...]) -> Library:
+    del stamps  # only the key: other files, another library
+    return Library(folder)
 
 
 def _policies(record: Record, library: Library) -> dict[int, tuple[str, Policy | None]]:
@@ -180,7 +196,8 @@ def _matrix_estimate(member: int, matrix: Matrix, near: Near) -> tuple[float, fl
     values, weights, sigmas = (np.array(column) for column in zip(*known, strict=True))
     mean = float(np.average(values, weights=weights))
     variance = float(np.average((values - mean) ** 2 + sigmas**2, weights=weights))
-    return mean, math.sqrt(variance + (SIGMA_PER_DISTANCE * min(near.distance, 2 * FAR)) ** 2)
+    away = min(max(near.distance - SCATTER, 0.0), FAR)
+    return mean, math.sqrt(variance + (SIGMA_PER_DISTANCE * away) ** 2)
 
 
 def _measured_sigma(member: int, condition: str, matrix: Matrix) -> float:
