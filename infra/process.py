@@ -95,10 +95,12 @@ def stop(running: Running, *, patience_s: float = 5.0, how: int = signal.SIGTERM
     process = _process(running.pid, running.started)
     family = [process, *process.children(recursive=True)] if process else []
     for member in family[:1]:
-        member.send_signal(how)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(how)
     _, left = psutil.wait_procs(family, timeout=patience_s)
     for member in left:
-        member.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     psutil.wait_procs(left, timeout=10.0)
     (running.folder / f"{running.name}.json").unlink(missing_ok=True)
 

@@ -255,6 +255,18 @@ def test_half_simulated_frames_of_an_interrupted_job_are_made_again(
     assert FrameSet.open(url).digest == whole.digest
 
 
+@pytest.mark.s3
+def test_frames_checkpoints_and_members_may_lie_in_s3(
+    cluster: str, s3_url: str, here: TrainOutcome, job: Job, library: Library, home: Path
+) -> None:
+    outcome = train(job, library, s3_url)
+    assert are_equal(here.members, outcome.members)
+    assert outcome.run_url.startswith(s3_url)
+    simulated = job.model_copy(update={"frames": ("simulate:",)})
+    (url,) = plan_run(simulated, library, s3_url).frames["plain"]
+    assert len(FrameSet.open(url)) == 4
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [

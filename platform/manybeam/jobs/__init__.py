@@ -1,1 +1,1 @@
-"""jobs"""
+"""The same work on a Ray cluster: training, measuring, adapting, and where it runs."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,12 +79,14 @@ def stop_head(home: Path) -> bool:
     running = head(home)
     if running is None:
         return False
-    process = psutil.Process(running.pid)
-    below = process.children(recursive=True)
-    process.terminate()
-    _, alive = psutil.wait_procs([process, *below], timeout=STOP_S)
-    for left in alive:
-        left.kill()
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(running.pid)
+        below = process.children(recursive=True)
+        process.terminate()
+        _, alive = psutil.wait_procs([process, *below], timeout=STOP_S)
+        for left in alive:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
     _state_file(home).unlink(missing_ok=True)
     return True
 
