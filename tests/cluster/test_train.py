@@ -112,6 +112,22 @@ def steps_lost(told: Sequence[Event]) -> int:
     return lost
 
 
+def test_workers_lost_too_often_fail_the_job_which_can_be_run_again(
+    cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
+) -> None:
+    no_retries = job.resources.model_copy(update={"retries": 0})
+    job = with_recipe(job, "long").model_copy(update={"resources": no_retries})
+
+    def kill(event: Event) -> None:
+        for process in training_processes():
+            process.send_signal(signal.SIGKILL)
+
+    with pytest.raises(WorkFailed, match="training workers were lost more than 0 times"):
+        train(job, library, str(tmp_path / "store"), progress=kill)
+    again = train(job, library, str(tmp_path / "store"), executor="local")
+    assert len(again.members) == 3
+
+
 def test_ctrl_c_stops_the_workers_and_the_same_job_goes_on_later(
     cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
 ) -> None:

@@ -22,8 +22,8 @@ class Progress:
         self._started = time.monotonic()
         self._bars: Bars | None = None
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich import progress
+            from rich.console import Console
 
             self._bars = progress.Progress(console=Console(stderr=True), transient=True)
 

@@ -1,1 +1,1 @@
-"""data"""
+"""Frames and the truth on them, in Zarr: storage, intake, simulation, tiles."""

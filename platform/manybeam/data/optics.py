@@ -54,7 +54,7 @@ def _rutherford(beam_kv: Tensor, inner_mrad: Tensor, outer_mrad: Tensor) -> Tens
     screening_mrad = 1e3 * 1.13 * CARBON ** (1 / 3) * lam / (2 * math.pi * BOHR_PM)
     lorentz = 1 + beam_kv / REST_KV
     ring = 1 / (inner_mrad**2 + screening_mrad**2) - 1 / (outer_mrad**2 + screening_mrad**2)
-    return ring.clamp_min(0) * lam**4 * lorentz**2
+    return torch.as_tensor(ring.clamp_min(0) * lam**4 * lorentz**2)
 
 
 def transfer(draw: Mapping[str, Tensor], angle_b3: Tensor, canvas: tuple[int, int]) -> Tensor:

@@ -171,7 +171,9 @@ def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
     columns = counts_byx.shape[2]
     frequency = torch.fft.rfftfreq(columns)[None, None, :]
     response = (1 - keep) / (1 - keep * torch.polar(torch.ones(()), -2 * math.pi * frequency))
-    return torch.fft.irfft(torch.fft.rfft(counts_byx, dim=2) * response, n=columns, dim=2)
+    spectrum: Tensor = torch.fft.rfft(counts_byx, dim=2) * response
+    tailed: Tensor = torch.fft.irfft(spectrum, n=columns, dim=2)
+    return tailed
 
 
 def _electronics(counts_byx: Tensor, q: Mapping[str, Tensor]) -> Tensor:

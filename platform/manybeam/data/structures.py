@@ -81,12 +81,14 @@ def heavy_atoms(
     if not count or not len(places):
         return Structure(np.zeros((0, 2)), np.zeros(0))
     pixel_n2 = places[rng.integers(0, len(places), count)] + rng.uniform(-0.5, 0.5, (count, 2))
-    pixel_n2 = _gathered(pixel_n2, covered_yx, pixel_size_pm, rng)
+    place_n2 = _gathered(pixel_n2, covered_yx, pixel_size_pm, rng)
     signal_n = np.exp(draw["signal_spread"] * rng.normal(0, 1, count))
-    return Structure(pixel_n2 * pixel_size_pm, np.full(count, draw["atomic_number"]), signal_n)
+    return Structure(place_n2 * pixel_size_pm, np.full(count, draw["atomic_number"]), signal_n)
 
 
-def _gathered(pixel_n2: Array, covered_yx: Array, pixel_size_pm: float, rng: Generator) -> Array:
+def _gathered(
+    pixel_n2: Array, covered_yx: NDArray[np.bool_], pixel_size_pm: float, rng: Generator
+) -> Array:
     """Return places of which some have moved beside another, as heavy atoms gather on defects."""
     count = len(pixel_n2)
     angle, distance_pm = rng.uniform(0, 2 * math.pi, count), rng.uniform(250, 700, count)
@@ -94,7 +96,7 @@ def _gathered(pixel_n2: Array, covered_yx: Array, pixel_size_pm: float, rng: Gen
     beside_n2 = pixel_n2[rng.integers(0, count, count)] + step_n2 / pixel_size_pm
     y, x = np.clip(beside_n2.round().astype(int), 0, np.array(covered_yx.shape) - 1).T
     moves = (rng.random(count) < GATHERED_SHARE) & covered_yx[y, x]
-    return np.where(moves[:, None], beside_n2, pixel_n2)
+    return np.asarray(np.where(moves[:, None], beside_n2, pixel_n2))
 
 
 def support_thickness(

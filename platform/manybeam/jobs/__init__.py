@@ -1,1 +1,1 @@
-"""The same work on a Ray cluster: training, measuring, adapting, and where it runs."""
+"""The functions of `learn` on a Ray cluster: training, evaluation, one round of adaptation."""

@@ -198,6 +198,8 @@ def _quiet_ray() -> ModuleType:
         os.environ.setdefault(name, value)
     if not settings().ray_address:
         os.environ.setdefault(LOOPBACK, "0")
+        # Nobody takes this machine away from under us; the watcher is one process more to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Ray would turn it on for who starts a cluster and not for who joins it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT_FRAMES = 2  # simulated for each condition the ensemble was measured on
+HELD_OUT_FRAMES = 3  # simulated for each condition the ensemble was measured on
 HELD_OUT_SEED = 90_001  # far from the seeds that training frames are drawn with
 HELD_OUT_SHAPE = (128, 128)
 FRAME_LIMIT = 16  # frames of the set that a round looks at
@@ -108,8 +108,8 @@ def iterate(
     return IterateOutcome(found, made)
 
 
-def held_out_truth(matrix: "Matrix", library: Library) -> Simulated:
-    """Return a few labelled frames of every simulated condition in the matrix.
+def held_out_truth(matrix: "Matrix", library: Library) -> dict[str, Simulated]:
+    """Return a few labelled frames of every simulated condition in the matrix, by its id.
 
     Raises:
         InvalidInput: the matrix names no condition that can be simulated.
@@ -124,15 +124,10 @@ def held_out_truth(matrix: "Matrix", library: Library) -> Simulated:
             "the gate judges a round on simulated conditions the ensemble was measured on",
             "manybeam evaluate the ensemble first, with MANYBEAM_ZOO set to its library",
         )
-    made = [
-        simulate(one, HELD_OUT_FRAMES, seed=HELD_OUT_SEED + rank, shape=HELD_OUT_SHAPE)
+    return {
+        one.id: simulate(one, HELD_OUT_FRAMES, seed=HELD_OUT_SEED + rank, shape=HELD_OUT_SHAPE)
         for rank, one in enumerate(conditions)
-    ]
-    return Simulated(
-        np.concatenate([one.frames_nyx for one in made]),
-        [truth for one in made for truth in one.truth],
-        np.concatenate([one.pixel_size_pm for one in made]),
-    )
+    }
 
 
 def _unlabelled(frames_url: str) -> tuple[np.ndarray, float | None]:

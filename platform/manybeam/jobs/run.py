@@ -68,6 +68,10 @@ class Run:
     store_url: str
     digest: str
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the open store behind: a worker opens its own once it has the settings."""
+        return {name: value for name, value in vars(self).items() if name != "store"}
+
     @property
     def url(self) -> str:
         """Where the run lies."""

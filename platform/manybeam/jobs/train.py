@@ -256,13 +256,15 @@ def _pass_on(mailbox: Mailbox, tell: Tell) -> None:
 def _check(fitting: "Future[object]", resources: Resources) -> None:
     """Raise what ended the group early, as an error of ours."""
     from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
+    from ray.train import TrainingFailedError, WorkerGroupError
 
     error = fitting.exception()
     if isinstance(error, (TrainingFailedError, RayError)):
+        times = f"more than {resources.retries} times"
+        lost = isinstance(error, WorkerGroupError)
         raise WorkFailed(
-            f"the training workers were lost more than {resources.retries} times",
-            " ".join(str(error).split())[:500],
+            f"training workers were lost {times}" if lost else "the training group broke down",
+            " ".join(str(error).split())[-500:],
             "run the job again: it goes on from its checkpoints",
         ) from error
     if error:

@@ -1,1 +1,1 @@
-"""learn"""
+"""Networks and what they are worth: training, ensembles, atoms, scores, adaptation."""

@@ -7,9 +7,10 @@ Axis letters: n frame, y row, x column.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -39,13 +40,15 @@ class Standing:
 
     Attributes:
         fitness: label-free score on the new frames, 0 to 1.
-        f1: F1 on held-out truth.
+        f1: F1 on held-out truth, mean over its conditions.
         twin_f1: F1 on labelled twins of the new frames; None without an inferred condition.
+        held: on each held-out condition: F1, and its standard error by the number of atoms.
     """
 
     fitness: float
     f1: float
     twin_f1: float | None = None
+    held: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def adapt(
     pixel_size_pm: float | None,
     *,
     imaging: Policy,
-    held_out: Simulated,
+    held_out: Mapping[str, Simulated],
     policies: Mapping[str, Policy] | None = None,
     members: Sequence[int] | None = None,
     teacher: Teacher = "twin",
@@ -110,7 +113,7 @@ def adapt(
         frames_nyx: the new frames, (n, y, x).
         pixel_size_pm: edge of their pixels, in pm, or None.
         imaging: the policy a condition is inferred in.
-        held_out: simulated frames with truth that no member was trained on.
+        held_out: simulated frames with truth that no member was trained on, by condition.
         policies: by id, what members were trained on: half of each lesson is drawn from a
             member's own, so that it does not forget; from `imaging` where it is not given.
         members: indices of the members to adapt; all if left out.
@@ -159,7 +162,7 @@ class Court:
         self,
         frames_nyx: np.ndarray,
         pixel_size_pm: float | None,
-        held_out: Simulated,
+        held_out: Mapping[str, Simulated],
         imaging: Policy,
         inferred: Inferred | None,
         seed: int,
@@ -176,10 +179,13 @@ class Court:
     def standing(self, member: Member) -> Standing:
         """Return where a member stands."""
         alone = Ensemble([member])
+        held = {name: f1_on(alone, made) for name, made in self.held_out.items()}
+        atoms = {name: sum(map(len, made.truth)) for name, made in self.held_out.items()}
         return Standing(
             fitness=label_free_score(alone, self.frames_nyx, self.pixel_size_pm, self.lattice),
-            f1=f1_on(alone, self.held_out),
+            f1=float(np.mean(list(held.values()))),
             twin_f1=f1_on(alone, self.twins) if self.twins else None,
+            held={n: (f1, math.sqrt(f1 * (1 - f1) / max(atoms[n], 1))) for n, f1 in held.items()},
         )
 
 
@@ -216,8 +222,14 @@ def f1_on(ensemble: Ensemble, made: Simulated) -> float:
 def gate(before: Standing, after: Standing, max_regression: float) -> str:
     """Return why the gate refuses; empty if it lets the member pass.
 
-    Asked as "is it not good enough", so that NaN, which is not good enough, never passes.
+    Asked as "is it not good enough", so that NaN, which is not good enough, never passes. A
+    single condition may fall by what its few atoms cannot resolve (two standard errors) and no
+    more: a gain on a bad condition does not buy a loss on a good one.
     """
+    for name, (was, error) in before.held.items():
+        now = after.held.get(name, (math.nan, 0.0))[0]
+        if not now >= was - max_regression - 2 * error:
+            return f"F1 on held-out truth of {name} fell from {was:.3f} to {now:.3f}"
     if not after.f1 >= before.f1 - max_regression:
         return (
             f"F1 on held-out truth fell from {before.f1:.3f} to {after.f1:.3f}, "
@@ -230,14 +242,14 @@ def gate(before: Standing, after: Standing, max_regression: float) -> str:
     return ""
 
 
-def _check(frames_nyx: np.ndarray, held_out: Simulated, teacher: str) -> None:
+def _check(frames_nyx: np.ndarray, held_out: Mapping[str, Simulated], teacher: str) -> None:
     if frames_nyx.ndim != 3 or not len(frames_nyx):
         raise InvalidInput(
             f"frames of shape {frames_nyx.shape} to adapt to",
             "at least one frame, as (frames, rows, columns)",
             "give the FrameSet of the new frames",
         )
-    if not len(held_out.frames_nyx):
+    if not held_out or not all(len(made.frames_nyx) for made in held_out.values()):
         raise InvalidInput(
             "no held-out truth to judge the round by",
             "the gate needs simulated frames that no member was trained on",

@@ -223,16 +223,20 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
         _shut_down()
         raise WorkFailed(
             f"Ray Serve did not start at {host}:{port}",
-            _reason(error),
+            _reason(str(error)),
             "manybeam doctor; Ray keeps its logs in /tmp/ray/session_latest/logs",
         ) from error
 
 
-def _reason(error: BaseException) -> str:
+def _reason(told: str) -> str:
     """Return the line that matters of what Ray says: the innermost exception's."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
-    told = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Ref|Corrupt)\b", line)]
-    return (told or lines or [type(error).__name__])[-1][:500]
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", told).splitlines() if line.strip()]
+    errors = [
+        line
+        for line in lines
+        if re.match(r"([\w.]+(Error|Exception)|manybeam\.errors\.\w+)\b", line)
+    ]
+    return (errors or lines or ["Ray does not say why"])[-1][:500]
 
 
 def _shut_down() -> None:
@@ -286,10 +290,12 @@ def _deploy(plan: Plan, actor: dict[str, Any], replicas: int) -> None:
     try:
         serve.run(deployment.bind(), name=APP, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
+        found = serve.status().applications[APP].deployments.get(DEPLOYMENT)
+        reason = _reason(found.message if found and found.message else str(error))
         stop_service()
         raise WorkFailed(
             "the service's replicas did not start",
-            _reason(error),
+            reason,
             "manybeam zoo ls tells what can be served; Ray keeps the replicas' logs",
         ) from error
 
