@@ -22,27 +22,33 @@ def up(
     ] = None,
     *,
     cpus: Annotated[int, typer.Option(min=0, help="Cores Ray may use; all if 0.")] = 0,
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Answer other machines too; there are no tokens yet.")
+    ] = False,
     form: FormOption = Form.auto,
 ) -> None:
     """Start the service where MANYBEAM_SERVICE_URL says; starts the platform if it is down.
 
     Example: manybeam serve up graphene
     """
-    from manybeam.jobs.head import start_head
+    from manybeam.jobs.head import head, start_head
     from manybeam.serve.app import run_service
+    from manybeam.serve.ports import port_in_use, port_is_free
     from manybeam.settings import settings
 
     where = settings()
-    if not where.ray_address:
-        start_head(where.home, cpus or None)
     url = urlsplit(where.service_url)
     if not url.hostname or not url.port:
         raise InvalidSetting(
             f"service_url: {where.service_url!r} names no host and port",
-            "http://127.0.0.1:8100",
-            "",
+            "for example http://127.0.0.1:8100",
+            "set MANYBEAM_SERVICE_URL",
         )
-    run_service(refs or [], host=url.hostname, port=url.port)
+    if not where.ray_address:
+        if head(where.home) is None and not port_is_free(url.hostname, url.port):
+            raise port_in_use(url.hostname, url.port)
+        start_head(where.home, cpus or None)
+    run_service(refs or [], host=url.hostname, port=url.port, expose=expose)
     list_served(form=form)
 
 

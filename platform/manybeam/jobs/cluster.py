@@ -28,6 +28,8 @@ ENVIRONMENT = {
     # Without it Ray warns that a later version will hide GPUs from tasks that ask for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # The service's counters reach a scrape this late.
+    "RAY_metrics_report_interval_ms": "2000",
 }
 # Off, Ray listens on loopback; on, on the machine's own address. Its name tells half of what it
 # does: on Linux too it decides which address a node goes by.

@@ -1,0 +1,88 @@
+"""The demo from end to end, small: every chapter runs, and a second run goes on from the first."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = ("One answer", "Members x conditions", "Selection", "Reliability", "One round")
+
+
+def _small_job(folder: Path) -> Path:
+    """Write a job of two members, trained for seconds, with a zoo of its own beside it."""
+    (folder / "jobs").mkdir(parents=True)
+    zoo = folder / "zoo"
+    for kind in ("conditions", "policies", "recipes"):
+        (zoo / kind).mkdir(parents=True)
+    names = [
+        "conditions/graphene-60kv-nominal",
+        "conditions/graphene-60kv-dirty",
+        "conditions/graphene-60kv-mix-c",
+        "policies/graphene-nominal",
+        "policies/graphene-general",
+    ]
+    for name in names:
+        (zoo / f"{name}.yaml").write_text((ROOT / "zoo" / f"{name}.yaml").read_text())
+    recipe = {
+        "id": "small",
+        "network": {"filters": 6, "levels": 2},
+        "training": {"steps": 60, "batch": 8, "checkpoint_every": 20},
+        "tiles": {"tile_px": 64, "frames_per_policy": 16},
+        "members": [
+            {"seed": 1, "policy": "graphene-nominal"},
+            {"seed": 1, "policy": "graphene-general"},
+        ],
+    }
+    (zoo / "recipes" / "small.yaml").write_text(yaml.safe_dump(recipe))
+    job = {
+        "kind": "train",
+        "name": "small",
+        "recipe": "small",
+        "measure": {
+            "conditions": ["graphene-60kv-nominal", "graphene-60kv-dirty"],
+            "frames_per_condition": 2,
+        },
+    }
+    path = folder / "jobs" / "small.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def _demo(job: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["demo", "--job", str(job), "--out", str(out), "--port", str(port)]
+    environment = {**os.environ, "MANYBEAM_ZOO": str(job.parent.parent / "zoo")}
+    return subprocess.run(
+        [sys.executable, "-m", "manybeam", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+
+
+def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(tmp_path: Path) -> None:
+    job, out = _small_job(tmp_path), tmp_path / "out"
+    first = _demo(job, out)
+    assert first.returncode == 0, first.stderr
+    page = (out / "report.html").read_text()
+    assert all(f"<h2>{chapter}" in page for chapter in CHAPTERS)
+    assert page.count("data:image/png;base64,") >= 4
+    assert "http://" not in page.replace("http://127.0.0.1", "")
+    assert not (out / "platform" / "head.json").exists()
+    facts = json.loads((out / "demo.json").read_text())
+    again = _demo(job, out)
+    assert again.returncode == 0, again.stderr
+    assert "member 00:" not in again.stderr
+    assert json.loads((out / "demo.json").read_text())["ref"] == facts["ref"]

@@ -1,0 +1,64 @@
+"""The platform's own process: started once, found by its home, ended with all below it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from manybeam.jobs.head import head, start_head, stop_head
+
+pytestmark = pytest.mark.cluster
+
+JOIN = """
+import ray
+from manybeam.jobs.cluster import connect, disconnect
+connect()
+print(ray.get(ray.remote(lambda: 6 * 7).options(num_cpus=0.1).remote()))
+disconnect()
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def test_a_head_outlives_the_command_and_is_joined_by_the_next(home: Path) -> None:
+    started = start_head(home, cpus=1)
+    try:
+        assert start_head(home) == started == head(home)
+        environment = {**os.environ, "MANYBEAM_HOME": str(home)}
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "42"
+        below = psutil.Process(started.pid).children(recursive=True)
+        listening = {c.laddr.ip for p in below for c in p.net_connections() if c.status == "LISTEN"}
+        assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    finally:
+        assert stop_head(home)
+    assert head(home) is None
+    assert not [process for process in below if process.is_running()]
+
+
+def test_a_killed_head_is_not_taken_for_a_running_one(home: Path) -> None:
+    started = start_head(home, cpus=1)
+    below = psutil.Process(started.pid).children(recursive=True)
+    os.kill(started.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while head(home) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert head(home) is None
+    assert not stop_head(home)
+    for process in below:
+        if process.is_running():
+            process.kill()
