@@ -20,7 +20,7 @@ from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
 from manybeam.jobs import cluster
 from manybeam.jobs.frames import prepare_frames
-from manybeam.jobs.mailbox import Mailbox, Sender, Stopped, open_mailbox
+from manybeam.jobs.mailbox import Mailbox, Sender, open_mailbox
 from manybeam.jobs.run import Event, Run, Tell, name_run
 from manybeam.learn.member import Member
 from manybeam.spec.files import Library
@@ -283,6 +283,3 @@ def _stop(mailbox: Mailbox, fitting: "Future[object]") -> None:
     if not fitting.done():
         logger.warning("workers did not stop in time; left the cluster")
         cluster.disconnect()
-
-
-__all__ = ["Event", "Stopped", "TrainOutcome", "plan_run", "train"]
