@@ -170,6 +170,12 @@ def test_a_gain_on_one_condition_does_not_buy_a_loss_on_another():
     assert "nominal fell from 0.990 to 0.970" in gate(before, after, max_regression=0.005)
 
 
+def test_a_condition_where_the_parent_is_no_use_has_nothing_to_lose():
+    before = Standing(0.8, 0.85, 0.8, {"nominal": (0.99, 0.002), "extreme": (0.19, 0.01)})
+    after = Standing(0.9, 0.93, 0.9, {"nominal": (0.99, 0.002), "extreme": (0.11, 0.01)})
+    assert gate(before, after, max_regression=0.005) == ""
+
+
 GOOD = Standing(fitness=0.8, f1=0.95, twin_f1=0.8)
 
 

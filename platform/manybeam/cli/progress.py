@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from manybeam.cli.output import say
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
@@ -14,10 +16,14 @@ class Progress:
 
     On a terminal every task is a bar with its ETA; elsewhere a task prints a line each time it
     passes another tenth, so that a log stays short.
+
+    Args:
+        lines: lines a task prints where there is no terminal; 1 prints only its end.
     """
 
-    def __init__(self) -> None:
-        self._tenths: dict[str, int] = {}
+    def __init__(self, lines: int = 10) -> None:
+        self._lines = lines
+        self._passed: dict[str, int] = {}
         self._ids: dict[str, Any] = {}
         self._started = time.monotonic()
         self._bars: Bars | None = None
@@ -46,11 +52,12 @@ class Progress:
         if self._bars:
             self._draw(self._bars, task, done, total, note)
             return
-        tenth = int(10 * done / total) if total else 10
-        if tenth > self._tenths.get(task, 0):
-            self._tenths[task] = tenth
+        part = int(self._lines * done / total) if total else self._lines
+        if part > self._passed.get(task, 0):
+            self._passed[task] = part
             elapsed_s = time.monotonic() - self._started
-            print(f"   {task}: {tenth * 10} % {note} ({elapsed_s:.0f} s)", file=sys.stderr)  # noqa: T201 - talk
+            share = 100 * part // self._lines
+            say(f"   {task}: {share} % {note} ({elapsed_s:.0f} s)")
 
     def _draw(self, bars: "Bars", task: str, done: float, total: float, note: str) -> None:
         if task not in self._ids:

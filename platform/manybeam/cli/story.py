@@ -90,7 +90,7 @@ class Story:
             from manybeam.cli.jobs import train_and_register
             from manybeam.cli.progress import Progress
 
-            with Progress() as progress:
+            with Progress(lines=1) as progress:
                 made = train_and_register(self.job, self.library, progress)
             self.facts["ref"] = made.ref
         record, matrix = self.record, self.zoo.matrix(self.facts["ref"])
@@ -265,7 +265,8 @@ class Story:
         done = iterate(
             self.zoo, self.record.ref, self.unlabelled.url, policy, self.library, members=chosen
         )
-        after = Ensemble(done.round.members)
+        tuned = Ensemble(done.round.tuned)
+        verdict = "accepted" if done.round.accepted else "refused"
         return {
             "why": done.round.why,
             "accepted": done.round.accepted,
@@ -274,6 +275,6 @@ class Story:
             "members": chosen,
             "rows": [
                 self._row("before", self.atoms_of(self.ensemble, chosen)),
-                self._row("after", self.atoms_of(after, chosen)),
+                self._row(f"as tuned ({verdict})", self.atoms_of(tuned)),
             ],
         }

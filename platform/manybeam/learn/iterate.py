@@ -28,6 +28,7 @@ from manybeam.spec.recipe import TileSpec
 
 Teacher = Literal["twin", "pseudo"]
 TEACHERS: tuple[Teacher, ...] = ("twin", "pseudo")
+USELESS_F1 = 0.5  # below this on a condition nobody would use the member there: nothing to lose
 LEAST_GAIN = 0.002  # rise of the label-free score below which nothing was gained
 TUNING_RATE = 0.4  # peak learning rate, as a share of the recipe's
 TWIN_TILES = 48  # labelled twins a member is tuned on, beside as many general tiles
@@ -224,22 +225,31 @@ def gate(before: Standing, after: Standing, max_regression: float) -> str:
 
     Asked as "is it not good enough", so that NaN, which is not good enough, never passes. A
     single condition may fall by what its few atoms cannot resolve (two standard errors) and no
-    more: a gain on a bad condition does not buy a loss on a good one.
+    more: a gain on a bad condition does not buy a loss on a good one. Where the parent was of no
+    use, it has nothing to lose.
     """
-    for name, (was, error) in before.held.items():
-        now = after.held.get(name, (math.nan, 0.0))[0]
+    useful = [name for name, held in before.held.items() if held[0] >= USELESS_F1]
+    for name in useful:
+        (was, error), now = before.held[name], after.held.get(name, (math.nan, 0.0))[0]
         if not now >= was - max_regression - 2 * error:
             return f"F1 on held-out truth of {name} fell from {was:.3f} to {now:.3f}"
-    if not after.f1 >= before.f1 - max_regression:
+    was, now = _mean_f1(before, useful), _mean_f1(after, useful)
+    if not now >= was - max_regression:
         return (
-            f"F1 on held-out truth fell from {before.f1:.3f} to {after.f1:.3f}, "
-            f"more than {max_regression:g}"
+            f"F1 on held-out truth fell from {was:.3f} to {now:.3f}, more than {max_regression:g}"
         )
     if not after.fitness >= before.fitness + LEAST_GAIN:
         return f"label-free score went from {before.fitness:.3f} to {after.fitness:.3f}"
     if after.twin_f1 is not None and not after.twin_f1 >= (before.twin_f1 or 0.0):
         return f"F1 on labelled twins fell from {before.twin_f1:.3f} to {after.twin_f1:.3f}"
     return ""
+
+
+def _mean_f1(standing: Standing, conditions: Sequence[str]) -> float:
+    """Return the mean F1 over some held-out conditions; over all if there are none."""
+    if not conditions:
+        return standing.f1
+    return float(np.mean([standing.held[name][0] for name in conditions]))
 
 
 def _check(frames_nyx: np.ndarray, held_out: Mapping[str, Simulated], teacher: str) -> None:

@@ -68,7 +68,7 @@ def selection_reason(
     if len(chosen) > 1:
         peers = ", ".join(_called(member, policies) for member in chosen[1:4])
         more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
-        said.append(f"not to be told from it: {peers}{more}")
+        said.append(f"as good as it within noise: {peers}{more}")
     said.extend(_contrast(ranked, policies, told))
     said.append(f"its re-rendered atoms explain {100 * best.explained:.0f} % of the frame")
     said.append(_place(near, far))
