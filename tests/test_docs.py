@@ -56,7 +56,8 @@ def test_a_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_setting_in_the_docs_exists(page: Path) -> None:
     known = {f"MANYBEAM_{name.upper()}" for name in Settings.model_fields}
-    assert set(re.findall(r"MANYBEAM_[A-Z0-9_]*[A-Z0-9]", page.read_text())) <= known
+    named = re.findall(r"MANYBEAM_[A-Z0-9_]+(?![A-Z0-9_*])", page.read_text())
+    assert {name for name in named if not name.endswith("_")} <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

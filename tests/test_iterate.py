@@ -21,8 +21,8 @@ from manybeam.zoo.registry import Zoo
 GRAPHENE = {"structure": "graphene"}
 RECIPE = Recipe(
     id="small",
-    network={"filters": 8, "levels": 3},
-    training={"steps": 120, "batch": 8, "learning_rate": 4e-3},
+    network={"filters": 8, "levels": 4},
+    training={"steps": 150, "batch": 8, "learning_rate": 4e-3},
     tiles={"tile_px": 48, "pixel_size_pm": 20, "mask_radius_pm": 45},
     members=[{"seed": 1, "policy": "careful"}, {"seed": 2, "policy": "careful"}],
 )
@@ -71,7 +71,7 @@ def drifted() -> Simulated:
 
 
 def round_on(ensemble: Ensemble, made: Simulated, held_out: dict[str, Simulated], **more):
-    given = {"members": (0,), "steps": 50, "policies": {"careful": CAREFUL}, **more}
+    given = {"members": (0,), "steps": 100, "policies": {"careful": CAREFUL}, **more}
     return adapt(ensemble, made.frames_nyx, 20.0, imaging=BROAD, held_out=held_out, **given)
 
 

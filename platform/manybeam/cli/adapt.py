@@ -22,7 +22,7 @@ def iterate(
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF to start from.")],
     policy: Annotated[str, typer.Option(help="Policy the condition is inferred in.")],
     teacher: Annotated[Teacher, typer.Option(help="Who labels the new frames.")] = Teacher.twin,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps for each member.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps for each member.")] = 100,
     max_regression: Annotated[
         float, typer.Option(min=0, max=1, help="Loss of F1 on held-out truth that still passes.")
     ] = 0.005,

@@ -50,7 +50,7 @@ def iterate(
     *,
     members: Sequence[int] | None = None,
     teacher: Teacher = "twin",
-    steps: int = 60,
+    steps: int = 100,
     max_regression: float = 0.005,
     seed: int = 0,
 ) -> IterateOutcome:

@@ -103,7 +103,7 @@ def adapt(
     policies: Mapping[str, Policy] | None = None,
     members: Sequence[int] | None = None,
     teacher: Teacher = "twin",
-    steps: int = 60,
+    steps: int = 100,
     max_regression: float = 0.005,
     seed: int = 0,
 ) -> Round:
@@ -186,7 +186,7 @@ class Court:
             fitness=label_free_score(alone, self.frames_nyx, self.pixel_size_pm, self.lattice),
             f1=float(np.mean(list(held.values()))),
             twin_f1=f1_on(alone, self.twins) if self.twins else None,
-            held={n: (f1, math.sqrt(f1 * (1 - f1) / max(atoms[n], 1))) for n, f1 in held.items()},
+            held={name: (f1, _standard_error(f1, atoms[name])) for name, f1 in held.items()},
         )
 
 
@@ -218,6 +218,12 @@ def f1_on(ensemble: Ensemble, made: Simulated) -> float:
     ]
     shapes = [(frame.shape[0], frame.shape[1]) for frame in made.frames_nyx]
     return score_frames(found, made.truth, sizes, shapes=shapes).f1
+
+
+def _standard_error(f1: float, atoms: int) -> float:
+    """Return the standard error of a share of so many atoms; not 0 where none was missed."""
+    share = (f1 * atoms + 1) / (atoms + 2)
+    return math.sqrt(share * (1 - share) / max(atoms, 1))
 
 
 def gate(before: Standing, after: Standing, max_regression: float) -> str:
