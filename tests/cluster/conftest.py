@@ -1,8 +1,10 @@
 """One real Ray cluster of two cores for every test of this folder, and work small enough for it."""
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +96,28 @@ def job(frames: FrameSet) -> Job:
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A function that returns a port of this machine that nobody holds now."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def served_home(tiny_zoo: Any) -> Iterator[Path]:
+    """Make the tiny zoo that of this process's settings."""
+    home = Path(tiny_zoo._cache.folder).parents[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYBEAM_HOME", str(home))
+        patch.setenv("MANYBEAM_ZOO", str(Path(__file__).parents[2] / "zoo"))
+        patch.setenv("MANYBEAM_MAX_FRAME_PX", "4000000")
+        settings.cache_clear()
+        yield home
+    settings.cache_clear()

@@ -2,9 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,10 +56,7 @@ def _small_job(folder: Path) -> Path:
     return path
 
 
-def _demo(job: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def _demo(job: Path, out: Path, port: int) -> subprocess.CompletedProcess[str]:
     words = ["demo", "--job", str(job), "--out", str(out), "--port", str(port)]
     environment = {**os.environ, "MANYBEAM_ZOO": str(job.parent.parent / "zoo")}
     return subprocess.run(
@@ -72,9 +69,11 @@ def _demo(job: Path, out: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(tmp_path: Path) -> None:
+def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
     job, out = _small_job(tmp_path), tmp_path / "out"
-    first = _demo(job, out)
+    first = _demo(job, out, free_port())
     assert first.returncode == 0, first.stderr
     page = (out / "report.html").read_text()
     assert all(f"<h2>{chapter}" in page for chapter in CHAPTERS)
@@ -82,7 +81,7 @@ def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(tmp_path: Path) 
     assert "http://" not in page.replace("http://127.0.0.1", "")
     assert not (out / "platform" / "head.json").exists()
     facts = json.loads((out / "demo.json").read_text())
-    again = _demo(job, out)
+    again = _demo(job, out, free_port())
     assert again.returncode == 0, again.stderr
     assert "member 00:" not in again.stderr
     assert json.loads((out / "demo.json").read_text())["ref"] == facts["ref"]

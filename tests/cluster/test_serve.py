@@ -3,11 +3,9 @@
 import http.client
 import io
 import json
-import os
-import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,14 @@ import numpy as np
 import pytest
 import urllib3
 
-from manybeam.errors import Conflict, InvalidInput, NotAllowed, PortInUse, UnknownRef, WorkFailed
+from manybeam.errors import Conflict
 from manybeam.serve.app import run_service, service_state, stop_service
 from manybeam.serve.metrics import series_names
-from manybeam.serve.ports import port_is_free
-from manybeam.settings import settings
-from manybeam.zoo.registry import Zoo
+
+Ports = Callable[[], int]
 
 pytestmark = [
+    pytest.mark.usefixtures("served_home"),
     pytest.mark.cluster,
     # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
@@ -39,69 +37,8 @@ def npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def served_home(tiny_zoo: Any) -> Iterator[Path]:
-    """Make the tiny zoo that of this process's settings."""
-    home = Path(tiny_zoo._cache.folder).parents[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MANYBEAM_HOME", str(home))
-        patch.setenv("MANYBEAM_ZOO", str(ROOT / "zoo"))
-        patch.setenv("MANYBEAM_MAX_FRAME_PX", "4000000")
-        settings.cache_clear()
-        yield home
-    settings.cache_clear()
-
-
-def test_a_held_port_is_told_and_nothing_starts(cluster: str) -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        with pytest.raises(PortInUse, match=f"process {os.getpid()}"):
-            run_service([], port=holder.getsockname()[1])
-    assert service_state() is None
-
-
-@pytest.mark.parametrize(
-    ("refs", "host", "error"),
-    [
-        pytest.param(["grafene"], "127.0.0.1", UnknownRef, id="unknown-ensemble"),
-        pytest.param([], "0.0.0.0", NotAllowed, id="open-to-all"),
-        pytest.param([], "127.0.0.1.5", (NotAllowed, InvalidInput), id="no-address"),
-    ],
-)
-def test_what_cannot_be_served_is_refused_before_anything_starts(
-    cluster: str, refs: list[str], host: str, error: Any
-) -> None:
-    port = free_port()
-    with pytest.raises(error):
-        run_service(refs, host=host, port=port)
-    assert service_state() is None
-    assert port_is_free("127.0.0.1", port)
-
-
-def test_a_service_whose_weights_differ_from_those_registered_does_not_start(
-    cluster: str, tiny_members: Any, tmp_path: Path, use_settings: Any
-) -> None:
-    use_settings({"MANYBEAM_HOME": str(tmp_path)})
-    Zoo().register("graphene", tiny_members(1), job={}, alias="serving")
-    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    weights = next((tmp_path / "weights").rglob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    port = free_port()
-    with pytest.raises(WorkFailed, match="not the bytes that were registered"):
-        run_service(["graphene"], port=port)
-    assert service_state() is None
-    assert port_is_free("127.0.0.1", port)
-
-
 @pytest.fixture(scope="module", params=[True, False], ids=["haproxy", "python-proxy"])
-def url(request: pytest.FixtureRequest, cluster: str) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, cluster: str, free_port: Ports) -> Iterator[str]:
     """The service, once behind HAProxy and once behind Ray's own proxy."""
     state = run_service(["graphene"], port=free_port(), haproxy=request.param)
     yield state.url
@@ -215,6 +152,6 @@ def test_the_running_service_takes_further_ensembles(url: str, pool: urllib3.Poo
     assert {"graphene@1", "graphene@2"} <= {row["ref"] for row in listed}
 
 
-def test_a_second_service_elsewhere_is_refused(url: str) -> None:
+def test_a_second_service_elsewhere_is_refused(url: str, free_port: Ports) -> None:
     with pytest.raises(Conflict, match="runs at"):
         run_service([], port=free_port())

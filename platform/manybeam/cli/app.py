@@ -4,6 +4,7 @@ stdout carries data, stderr talk. An error is three lines (what, why, what to tr
 code from `errors.exit_code`; a traceback only with `--debug`.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    # It logs what it finds in a damaged file; the error we raise says it once, and with a remedy.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         code = app([word for word in words if word != "--debug"], standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.errors import InvalidInput, NotFound, OutOfDistribution
+from manybeam.errors import InvalidInput, ManybeamError, NotFound, OutOfDistribution
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,11 @@ def _answers(
     for read in frames:
         stack = read.frame if read.frame.ndim == 3 else read.frame[None]
         for index, frame in enumerate(stack):
-            yield _best_answer(candidates, read, frame, index, ref)
+            try:
+                yield _best_answer(candidates, read, frame, index, ref)
+            except ManybeamError as error:
+                named = f"{read.source.name}: {error.what}"
+                raise type(error)(named, error.why, error.hint) from error
 
 
 def _ensembles(ref: str) -> "list[_Loaded]":

@@ -18,6 +18,8 @@ from pathlib import Path
 from manybeam.errors import WorkFailed
 
 START_S = 90.0
+# Python warns of a child that is forgotten while it runs, which is what this one is for.
+_started: list[subprocess.Popen[bytes]] = []
 STOP_S = 30.0
 
 
@@ -62,6 +64,7 @@ def start_head(home: Path, cpus: int | None = None) -> Head:
     command = [sys.executable, "-m", "manybeam.jobs.head", str(home.resolve()), str(cpus or "")]
     with log.open("ab") as sink:
         child = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
+    _started.append(child)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and child.poll() is None:
         running = head(home)

@@ -1,0 +1,66 @@
+"""What the service refuses before it starts anything; none may be running beside these tests."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manybeam.errors import InvalidInput, NotAllowed, PortInUse, UnknownRef, WorkFailed
+from manybeam.serve.app import run_service, service_state
+from manybeam.serve.ports import port_is_free
+from manybeam.zoo.registry import Zoo
+
+Ports = Callable[[], int]
+
+pytestmark = [
+    pytest.mark.usefixtures("served_home"),
+    pytest.mark.cluster,
+    # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
+]
+
+
+def test_a_held_port_is_told_and_nothing_starts(cluster: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        with pytest.raises(PortInUse, match=f"process {os.getpid()}"):
+            run_service([], port=holder.getsockname()[1])
+    assert service_state() is None
+
+
+@pytest.mark.parametrize(
+    ("refs", "host", "error"),
+    [
+        pytest.param(["grafene"], "127.0.0.1", UnknownRef, id="unknown-ensemble"),
+        pytest.param([], "0.0.0.0", NotAllowed, id="open-to-all"),
+        pytest.param([], "127.0.0.1.5", (NotAllowed, InvalidInput), id="no-address"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_starts(
+    cluster: str, refs: list[str], host: str, error: Any, free_port: Ports
+) -> None:
+    port = free_port()
+    with pytest.raises(error):
+        run_service(refs, host=host, port=port)
+    assert service_state() is None
+    assert port_is_free("127.0.0.1", port)
+
+
+def test_a_service_whose_weights_differ_from_those_registered_does_not_start(
+    cluster: str, tiny_members: Any, tmp_path: Path, use_settings: Any, free_port: Ports
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    Zoo().register("graphene", tiny_members(1), job={}, alias="serving")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    weights = next((tmp_path / "weights").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    port = free_port()
+    with pytest.raises(WorkFailed, match="not the bytes that were registered"):
+        run_service(["graphene"], port=port)
+    assert service_state() is None
+    assert port_is_free("127.0.0.1", port)
