@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,16 @@ def test_a_csv_table_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("words", [["status"], ["zoo", "ls"], ["data", "ls"]])
 def test_an_empty_platform_answers(words: list[str]) -> None:
     assert main(words) == 0
+
+
+def test_a_demo_whose_port_is_held_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        job = str(ROOT / "jobs" / "quickstart.yaml")
+        assert main(["demo", "--job", job, "--out", str(tmp_path / "out"), "--port", port]) == 6
+    assert f"port {port}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from manybeam.jobs.head import head
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -56,32 +59,51 @@ def _small_job(folder: Path) -> Path:
     return path
 
 
-def _demo(job: Path, out: Path, port: int) -> subprocess.CompletedProcess[str]:
+def _start(job: Path, out: Path, port: int) -> subprocess.Popen[str]:
     words = ["demo", "--job", str(job), "--out", str(out), "--port", str(port)]
     environment = {**os.environ, "MANYBEAM_ZOO": str(job.parent.parent / "zoo")}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "manybeam", *words],
         env=environment,
-        capture_output=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
-        check=False,
-        timeout=500,
     )
+
+
+def _demo(job: Path, out: Path, port: int) -> str:
+    """Run a demo to its end and return what it said."""
+    with _start(job, out, port) as running:
+        said = running.communicate(timeout=500)[1]
+    assert running.returncode == 0, said
+    return said
+
+
+def _interrupted(job: Path, out: Path, port: int, chapter: str) -> str:
+    """Press Ctrl-C once a chapter has begun and return what the demo said."""
+    with _start(job, out, port) as running:
+        said = ""
+        for line in running.stderr or ():
+            said += line
+            if line.startswith(chapter):
+                running.send_signal(signal.SIGINT)
+        running.wait(timeout=200)
+    assert running.returncode == 130, said
+    return said
 
 
 def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     job, out = _small_job(tmp_path), tmp_path / "out"
-    first = _demo(job, out, free_port())
-    assert first.returncode == 0, first.stderr
+    assert "interrupted" in _interrupted(job, out, free_port(), "3.")
+    assert head(out / "platform") is None
+    _demo(job, out, free_port())
     page = (out / "report.html").read_text()
     assert all(f"<h2>{chapter}" in page for chapter in CHAPTERS)
     assert page.count("data:image/png;base64,") >= 4
     assert "http://" not in page.replace("http://127.0.0.1", "")
-    assert not (out / "platform" / "head.json").exists()
+    assert head(out / "platform") is None
     facts = json.loads((out / "demo.json").read_text())
-    again = _demo(job, out, free_port())
-    assert again.returncode == 0, again.stderr
-    assert "member 00:" not in again.stderr
+    assert "member 00:" not in _demo(job, out, free_port())
     assert json.loads((out / "demo.json").read_text())["ref"] == facts["ref"]

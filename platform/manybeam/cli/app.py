@@ -20,6 +20,8 @@ from manybeam.errors import ManybeamError, exit_code
 # typer carries click within itself and exports only this leaf of its usage errors.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="manybeam",
     no_args_is_help=True,
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         code = app([word for word in words if word != "--debug"], standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # typer turns Ctrl-C into this code by itself.
+        return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
@@ -84,15 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo(
-            "interrupted: what was finished is kept; run the same command to go on", err=True
-        )
-        return 130
+        return _interrupted()
     except Exception as error:  # noqa: BLE001 - the last edge: every error becomes three lines
         if debug:
             traceback.print_exc()
         _tell(error)
         return exit_code(error)
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted: what was finished is kept; run the same command to go on", err=True)
+    return INTERRUPTED
 
 
 def _tell(error: Exception) -> None:

@@ -44,6 +44,7 @@ def run(
             "the demo runs one from the project's jobs folder",
             "run it in the project's folder, or give --job and MANYBEAM_ZOO",
         )
+    _check_port(port, out)
     out.mkdir(parents=True, exist_ok=True)
     _point_settings_at(out, port)
     from manybeam.cli.story import Story
@@ -58,12 +59,22 @@ def run(
     finally:
         if keep:
             say(
-                f"the service stays at http://127.0.0.1:{port}; stop it with: "
+                f"what was started stays (the service at http://127.0.0.1:{port}); stop it with: "
                 f"MANYBEAM_HOME={out / 'platform'} manybeam down"
             )
         else:
             story.stop()
     say(f"report: {out / 'report.html'}")
+
+
+def _check_port(port: int, out: Path) -> None:
+    """Refuse a held port now, not after minutes of training; a demo that was kept may hold it."""
+    from manybeam.jobs.head import head
+    from manybeam.serve.ports import port_in_use, port_is_free
+
+    if head(out / "platform") is None and not port_is_free("127.0.0.1", port):
+        error = port_in_use("127.0.0.1", port)
+        raise type(error)(error.what, error.why, f"stop that, or add --port {port + 1}")
 
 
 def _point_settings_at(out: Path, port: int) -> None:
