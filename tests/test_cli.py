@@ -210,3 +210,36 @@ def test_a_demo_whose_port_is_held_starts_nothing(
         assert main(["demo", "--job", job, "--out", str(tmp_path / "out"), "--port", port]) == 6
     assert f"port {port}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_never_points_at_a_facility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from manybeam.cli.demo import FACILITY, _point_settings_at
+
+    for name in (*FACILITY, "HOME", "SERVICE_URL"):
+        monkeypatch.setenv(f"MANYBEAM_{name}", "s3://facility/frames")
+    (tmp_path / "manybeam.toml").write_text('store = "s3://facility/frames"\n')
+    monkeypatch.chdir(tmp_path)
+    _point_settings_at(tmp_path / "out", 8100)
+    assert Path(settings().store_url).is_relative_to(tmp_path / "out")
+    assert settings().tracking_url.startswith("sqlite:///")
+
+
+def test_atoms_outside_the_frame_are_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _frame(tmp_path / "a.tif")
+    (tmp_path / "a.csv").write_text("X,Y\n1000,2000\n")
+    words = ["data", "import", str(tmp_path / "a.tif"), "--truth", "csv", "--pixel-size-pm", "20"]
+    code = main([*words, "--out", str(tmp_path / "set")])
+    told = capsys.readouterr().err
+    assert code == 2, told
+    assert "1 of 1 atoms lie outside" in told
+    assert main(["data", "show", str(tmp_path / "set")]) == 4
+
+
+def test_a_target_that_cannot_be_written_is_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = str(_frame(tmp_path / "a.tif"))
+    assert main(["predict", frame, "--atoms", str(tmp_path / "no" / "a.csv")]) == 2
+    assert "mkdir -p" in capsys.readouterr().err

@@ -14,6 +14,7 @@ BREAKS = [
     pytest.param("learn/nets.py", "import ray", "science knows no cluster", id="science-ray"),
     pytest.param("jobs/train.py", "import mlflow", "only the zoo speaks MLflow", id="mlflow"),
     pytest.param("zoo/matrix.py", "import obstore", "only data.store speaks object", id="store"),
+    pytest.param("data/commits.py", "import obstore", "only data.store speaks object", id="data"),
     pytest.param("cli/app.py", "import ray", "only jobs and serve speak Ray", id="ray"),
     pytest.param(
         "serve/wire.py", "import manybeam.jobs.train", "serving reaches training", id="serve"

@@ -155,3 +155,18 @@ def test_a_job_we_ship_names_a_recipe_policies_and_conditions_we_ship(path: Path
     assert isinstance(job, Job)
     assert all(library.policy(member.policy) for member in library.recipe(job.recipe).members)
     assert library.matching(job.measure.conditions)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("id: a\nid: b\n", "field 'id' is given twice", id="twice"),
+        pytest.param(
+            "id: a\ndetector: {detector_inner_mrad: 200, detector_outer_mrad: 70}\n",
+            "detector_inner_mrad 200 is not below detector_outer_mrad 70",
+            id="no-ring",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    assert said in _faults(tmp_path, text)

@@ -89,5 +89,5 @@ def settings() -> Settings:
         raise InvalidSetting(
             f"settings cannot be read: {faults}",
             "each is a MANYBEAM_ environment variable or a line of manybeam.toml",
-            "manybeam config show --origin",
+            "mend it, or unset it to use the default",
         ) from error

@@ -51,7 +51,7 @@ def down() -> None:
 
 
 def status(*, form: FormOption = Form.auto) -> None:
-    """Say what runs, and where; exit 3 if a part does not answer.
+    """Say what runs, and where; exit 3 if the store or the zoo does not answer.
 
     Example: manybeam status -o json
     """
@@ -62,7 +62,7 @@ def status(*, form: FormOption = Form.auto) -> None:
 
 
 def doctor(*, form: FormOption = Form.auto) -> None:
-    """Check this machine: versions, disk, store, zoo, ports, shared memory; say how to mend.
+    """Check this machine: versions, disk, shared memory, store, zoo; say how to mend.
 
     Example: manybeam doctor
     """

@@ -43,6 +43,8 @@ def _answer(story: "Story", report: Report) -> None:
 
 
 def _matrix(story: "Story", report: Report) -> None:
+    from manybeam.zoo.matrix import member_label
+
     matrix = story.zoo.matrix(story.record.ref)
     report.section(
         "Members x conditions",
@@ -50,7 +52,7 @@ def _matrix(story: "Story", report: Report) -> None:
     )
     report.picture(matrix_figure(matrix), "F1, members by rows, conditions by columns")
     rows = [
-        {"member": member, "condition": condition, **matrix.values(member, condition)}
+        {"member": member_label(member), "condition": condition, **matrix.values(member, condition)}
         for member in matrix.scored
         for condition in matrix.conditions
     ]

@@ -102,6 +102,7 @@ def import_files(
     Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
     """
     from manybeam.data.frames import FrameSet
+    from manybeam.data.store import open_store
     from manybeam.settings import settings
     from manybeam.spec import Library
 
@@ -111,7 +112,12 @@ def import_files(
     frames_nyx, truth_n, size_n = _stacked(records, truths)
     shape = frames_nyx.shape[1:]
     frames = FrameSet.open(out) if append else FrameSet.create(out, records[0].condition, shape)
-    frames.append(frames_nyx, truth_n, size_n)
+    try:
+        frames.append(frames_nyx, truth_n, size_n)
+    except BaseException:
+        if not append:
+            open_store(out).delete("")
+        raise
     emit([_facts(frames)], form)
 
 
@@ -230,6 +236,8 @@ def _stacked(
         raise InvalidInput(
             "a stack of frames with one truth file", "one CSV belongs to one frame", ""
         )
+    for one, truth in zip(records, truths or [], strict=False):
+        _check_truth(truth, one.frame.shape[-2:], one.source)
     lacking = [one.source.name for one in records if one.pixel_size_pm is None]
     if lacking:
         raise MissingPixelSize(
@@ -241,3 +249,15 @@ def _stacked(
         np.full(len(stack), one.pixel_size_pm) for stack, one in zip(stacks, records, strict=True)
     ]
     return np.concatenate(stacks), truths, np.concatenate(sizes)
+
+
+def _check_truth(truth: "Array", shape: tuple[int, ...], source: Path) -> None:
+    """Refuse atoms that lie outside the frame: swapped columns, or another frame's file."""
+    outside = ((truth[:, :2] < -1) | (truth[:, :2] > (shape[0], shape[1]))).any(axis=1)
+    if outside.any():
+        raise InvalidInput(
+            f"{source.with_suffix('.csv')}: {outside.sum()} of {len(truth)} atoms lie outside the "
+            f"frame of {shape[0]} x {shape[1]} px",
+            "X is the column, Y the row, both in pixels from the top left",
+            "check that the file belongs to this frame",
+        )

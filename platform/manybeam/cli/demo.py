@@ -82,7 +82,7 @@ def _point_settings_at(out: Path, port: int) -> None:
     from manybeam.settings import settings
 
     for name in FACILITY:
-        os.environ.pop(f"MANYBEAM_{name}", None)
+        os.environ[f"MANYBEAM_{name}"] = ""  # not removed: manybeam.toml would be next to count
     os.environ["MANYBEAM_HOME"] = str((out / "platform").resolve())
     os.environ["MANYBEAM_SERVICE_URL"] = f"http://127.0.0.1:{port}"
     settings.cache_clear()

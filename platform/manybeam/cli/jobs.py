@@ -8,7 +8,7 @@ import typer
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.cli.progress import Progress
 from manybeam.cli.zoo import as_row
-from manybeam.errors import InvalidSpec
+from manybeam.errors import InvalidInput, InvalidSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,13 +76,29 @@ def evaluate(
         match_radius_pm=radius_pm or None,
     )
     zoo = Zoo()
+    # Measuring takes minutes, in which an alias may move: from here on this very version.
     record = zoo.resolve(ref)
     if not conditions and not frames:
-        measure = Measure.model_validate(record.job["measure"])
+        measure = _as_first_measured(record, measure)
     with Progress() as progress:
-        scores = measured(zoo.members(ref), measure, Library(settings().zoo), progress)
-    zoo.record_scores(ref, scores)
-    matrix(ref, score=score, form=form)
+        scores = measured(zoo.members(record.ref), measure, Library(settings().zoo), progress)
+    if record.selected is not None:
+        scores = [one for one in scores if one.member == record.selected]
+    zoo.record_scores(record.ref, scores)
+    matrix(record.ref, score=score, form=form)
+
+
+def _as_first_measured(record: "Record", asked: "Measure") -> "Measure":
+    """Return what the version was measured on when it was made, with the flags of now."""
+    there = record.job.get("measure")
+    if not there:
+        raise InvalidInput(
+            f"{record.ref} does not say what it was measured on",
+            "name conditions or labelled frames",
+            f"manybeam evaluate {record.ref} --conditions 'graphene-*'",
+        )
+    kept = {"conditions": there["conditions"], "frames": there["frames"]}
+    return type(asked).model_validate({**asked.model_dump(), **kept})
 
 
 def measured(
@@ -105,6 +121,8 @@ def train_and_register(job: "Job", library: "Library", progress: Progress) -> "R
     from manybeam.settings import settings
     from manybeam.zoo.registry import Zoo
 
+    # A typo here should be told before the training, not after it.
+    library.matching(job.measure.conditions)
     outcome = train_members(
         job,
         library,

@@ -54,6 +54,7 @@ def predict(
 
     Example: manybeam predict scan_0142.dm4 -e graphene --atoms atoms.csv --png pictures
     """
+    _check_targets(atoms, zarr)
     answers = list(_answers(files, ensemble, pixel_size_pm))
     drifted = [a["file"] for a in answers if a["selection"].verdict != "ok"]
     _write_atoms(atoms, answers)
@@ -190,6 +191,19 @@ def _mean(values: "np.ndarray[Any, Any]") -> float | None:
     return float(finite.mean()) if finite.size else None
 
 
+def _check_targets(atoms: Path | None, zarr: str) -> None:
+    """Refuse what cannot be written to, before the first network runs."""
+    if atoms is not None and not atoms.resolve().parent.is_dir():
+        raise InvalidInput(f"no folder {atoms.parent} for --atoms", "", f"mkdir -p {atoms.parent}")
+    if zarr:
+        from manybeam.data.store import open_store
+
+        if open_store(zarr).list(""):
+            raise InvalidInput(
+                f"{zarr} is not empty", "an answer never overwrites", "choose another --zarr"
+            )
+
+
 def _write_atoms(path: Path | None, answers: Sequence[dict[str, Any]]) -> None:
     """Write one CSV of all atoms, positions also in nm where the pixel size is known."""
     if path is None:
@@ -216,8 +230,8 @@ def _write_pictures(folder: Path | None, answers: Sequence[dict[str, Any]]) -> N
     from manybeam.cli.figures import answer_figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    for answer in answers:
-        name = f"{Path(answer['file']).stem}-{answer['index']:03d}.png"
+    for number, answer in enumerate(answers):
+        name = f"{number:03d}-{Path(answer['file']).stem}-{answer['index']:03d}.png"
         figure = answer_figure(answer["frame"], answer["prediction"], answer["selection"].why)
         figure.savefig(folder / name, dpi=110)
 
@@ -230,12 +244,7 @@ def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
 
     from manybeam.data.store import open_store
 
-    store = open_store(url)
-    if store.list(""):
-        raise InvalidInput(
-            f"{url} is not empty", "an answer never overwrites", "choose another --zarr"
-        )
-    root = zarr.create_group(store.zarr())
+    root = zarr.create_group(open_store(url).zarr())
     for number, answer in enumerate(answers):
         group = root.create_group(f"{number:05d}")
         prediction: Prediction = answer["prediction"]

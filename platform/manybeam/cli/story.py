@@ -4,6 +4,7 @@ The frames the story is judged on are simulated under a condition no member was 
 seeds of their own; their truth is looked at only for the figures.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manybeam import __version__
 from manybeam.errors import Unreachable
 from manybeam.settings import settings
 from manybeam.spec import Library, load_job
@@ -46,6 +48,7 @@ class Story:
         self.drift = self.library.condition(drift)
         self.recipe = self.library.recipe(self.job.recipe)
         self.out, self.facts = out, facts
+        self._forget_other_stories()
 
     def steps(self) -> list[tuple[str, Callable[[], Lines]]]:
         """Return the chapters: title and what to run."""
@@ -100,7 +103,8 @@ class Story:
         yield f"{np.mean(seconds):.0f} s of one core a member"
         yield f"F1 on {len(matrix.conditions)} conditions: member mean, best, ensemble, classical"
         for condition in matrix.conditions:
-            of = [matrix.value(m, condition) or 0.0 for m in matrix.members]
+            found = [matrix.value(m, condition) for m in matrix.members]
+            of = [value for value in found if value is not None]
             both = [matrix.value(m, condition) for m in (-1, -2)]
             told = " ".join(f"{value:.3f}" for value in both if value is not None)
             yield f"  {condition:28s} {np.mean(of):.3f} {max(of):.3f} {told}"
@@ -186,6 +190,18 @@ class Story:
             ensemble.predict(frame, size, members=members).atoms for frame in self.unseen.frames()
         ]
 
+    def _forget_other_stories(self) -> None:
+        """Drop facts of another job, recipe, policy, condition or platform than this one's."""
+        policies = {
+            one.policy: self.library.policy(one.policy).digest for one in self.recipe.members
+        }
+        parts = [__version__, self.job.model_dump_json(), self.recipe.model_dump_json()]
+        told = json.dumps([*parts, policies, self.drift.digest], sort_keys=True)
+        story = hashlib.sha256(told.encode()).hexdigest()
+        if self.facts.get("story") != story or not (settings().home / "zoo.db").exists():
+            self.facts.clear()
+        self.facts["story"] = story
+
     def _simulated(self, name: str, count: int, seed: int) -> "FrameSet":
         from manybeam.data.frames import FrameSet
         from manybeam.data.simulate import simulate_into
@@ -265,8 +281,9 @@ class Story:
         done = iterate(
             self.zoo, self.record.ref, self.unlabelled.url, policy, self.library, members=chosen
         )
-        tuned = Ensemble(done.round.tuned)
-        verdict = "accepted" if done.round.accepted else "refused"
+        after = [one for one in done.round.members if one.index in chosen]
+        tuned = Ensemble(after if done.round.accepted else done.round.tuned or after)
+        verdict = "candidate" if done.round.accepted else "refused"
         return {
             "why": done.round.why,
             "accepted": done.round.accepted,

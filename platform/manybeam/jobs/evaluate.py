@@ -145,7 +145,8 @@ def _blocks_of_frameset(url: str, simulated: set[str]) -> list[Block]:
         )
     # Simulated and recorded frames of one condition are two things to be good at.
     name = frameset.condition.id
-    name = f"{name}-frames" if name in simulated else name
+    if name in simulated or frameset.condition.model_dump().get("origin") == "simulated":
+        name = f"{name}-frames"
     return [
         Block(name, frameset.condition.digest, frameset.url, start, stop, 0)
         for start in range(0, len(frameset), BLOCK)

@@ -77,6 +77,8 @@ def _is_there(order: _Order) -> bool:
 def _simulate(order: _Order) -> None:
     from manybeam.data.simulate import simulate_into
 
+    if _is_there(order):
+        return  # made by another job since we looked
     try:
         simulate_into(order.url, order.policy, order.count, seed=order.seed)
     except Conflict:

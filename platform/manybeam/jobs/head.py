@@ -4,6 +4,7 @@
 is one JSON file in the platform's home, written when Ray answers and removed when it has gone.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -56,42 +57,54 @@ def start_head(home: Path, cpus: int | None = None) -> Head:
     Raises:
         WorkFailed: Ray did not come up; the log is named.
     """
-    running = head(home)
-    if running:
-        return running
     home.mkdir(parents=True, exist_ok=True)
+    with (home / "head.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the second finds the first's
+        return head(home) or _start(home, cpus)
+
+
+def stop_head(home: Path) -> bool:
+    """End the head and every process below it; return whether there was one."""
+    running = head(home)
+    if running is None:
+        return False
+    _end(running.pid)
+    _state_file(home).unlink(missing_ok=True)
+    return True
+
+
+def _start(home: Path, cpus: int | None) -> Head:
     log = home / "head.log"
     command = [sys.executable, "-m", "manybeam.jobs.head", str(home.resolve()), str(cpus or "")]
     with log.open("ab") as sink:
         child = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
     _started.append(child)
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and child.poll() is None:
-        running = head(home)
-        if running:
-            return running
-        time.sleep(0.1)  # the child tells by a file; there is nothing to wait on
-    child.kill()
+    try:
+        while time.monotonic() < deadline and child.poll() is None:
+            running = head(home)
+            if running:
+                return running
+            time.sleep(0.1)  # the child tells by a file; there is nothing to wait on
+    except KeyboardInterrupt:
+        _end(child.pid)
+        raise
+    _end(child.pid)
     raise WorkFailed("Ray did not start", f"its log ends: {_tail(log)}", f"less {log}")
 
 
-def stop_head(home: Path) -> bool:
-    """End the head and every process below it; return whether there was one."""
+def _end(pid: int) -> None:
+    """End a process and all below it: asked first, made to after a while."""
     import psutil
 
-    running = head(home)
-    if running is None:
-        return False
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(running.pid)
+        process = psutil.Process(pid)
         below = process.children(recursive=True)
         process.terminate()
         _, alive = psutil.wait_procs([process, *below], timeout=STOP_S)
         for left in alive:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
-    _state_file(home).unlink(missing_ok=True)
-    return True
 
 
 def _state_file(home: Path) -> Path:

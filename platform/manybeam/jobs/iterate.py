@@ -8,15 +8,17 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import Simulated, simulate
 from manybeam.errors import InvalidInput
+from manybeam.jobs.evaluate import evaluate
 from manybeam.learn.iterate import Round, Teacher, adapt
 from manybeam.spec import Library, Policy
+from manybeam.spec.job import Measure
 from manybeam.zoo.select import select
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def iterate(
     steps: int = 100,
     max_regression: float = 0.005,
     seed: int = 0,
+    executor: Literal["ray", "local"] = "ray",
 ) -> IterateOutcome:
     """Adapt members of an ensemble to the frames of one set; register them if the gate agrees.
 
@@ -70,6 +73,7 @@ def iterate(
         steps: optimiser steps for each member.
         max_regression: largest loss of F1 on held-out truth that passes the gate.
         seed: of everything drawn in the round.
+        executor: where a new version is measured, on the conditions its parent was measured on.
 
     Raises:
         UnknownRef: no such ensemble.
@@ -98,10 +102,13 @@ def iterate(
     logger.info("round done", extra={"ensemble": ref, "accepted": found.accepted})
     if not found.accepted:
         return IterateOutcome(found, None)
+    children, measure = _with_parents(found, record), record.job.get("measure")
+    asked = Measure.model_validate(measure) if measure else None
     made = zoo.register(
         record.name,
-        _with_parents(found, record),
-        job=_as_job(found, frames_url, imaging, teacher, steps, seed),
+        children,
+        scores=evaluate(children, asked, library, executor=executor) if asked else None,
+        job=_as_job(found, frames_url, imaging, teacher, steps, seed) | {"measure": measure},
         alias="candidate",
         parent=f"{record.name}@{record.version}",
     )

@@ -28,6 +28,18 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write numbers: 2e5 is a number here, as in YAML 1.2 (not in PyYAML's 1.1)."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """Return a mapping; a field given twice is a fault, where YAML would take the last."""
+    names = [key.value for key, _ in node.value]
+    for (key, _), name in zip(node.value, names, strict=True):
+        if names.count(name) > 1:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"field {name!r} is given twice", key.start_mark
+            )
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),

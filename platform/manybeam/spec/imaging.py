@@ -134,6 +134,15 @@ class Detector(Group):
     gamma: Quantity = quantity(0.2, 5, "1", "exponent applied to the recorded signal")
     saturation: Quantity = quantity(0.05, 1, "1", "share of the signal range kept before clipping")
 
+    @model_validator(mode="after")
+    def _has_a_ring(self) -> Self:
+        inner, outer = self.detector_inner_mrad, self.detector_outer_mrad
+        if isinstance(inner, float) and isinstance(outer, float) and not inner < outer:
+            raise ValueError(
+                f"detector_inner_mrad {inner:g} is not below detector_outer_mrad {outer:g}"
+            )
+        return self
+
 
 class Scan(Group):
     """Where the beam went, and when."""

@@ -16,8 +16,15 @@ class Resources(Model):
     cpus_per_worker: float = Field(1.0, gt=0, le=1024, description="CPU cores of each worker")
     gpus_per_worker: float = Field(0.0, ge=0, le=64, description="GPUs of each worker")
     retries: int = Field(3, ge=0, le=100, description="times a lost worker is replaced")
-    priority: int = Field(0, ge=-10, le=10, description="higher runs first")
-    group: str = Field("", max_length=100, description="group the time is charged to")
+    priority: int = Field(
+        0,
+        ge=-10,
+        le=10,
+        description="higher runs first, once jobs are queued; recorded only for now",
+    )
+    group: str = Field(
+        "", max_length=100, description="group the time is charged to; recorded only for now"
+    )
 
 
 class Measure(Model):
