@@ -15,9 +15,9 @@ from manybeam.jobs.head import head, start_head, stop_head
 pytestmark = pytest.mark.cluster
 
 JOIN = """
+import ray  # as another library might have done before
 from manybeam.jobs.cluster import connect, disconnect
 connect()
-import ray
 print(ray.get(ray.remote(lambda: 6 * 7).options(num_cpus=0.1).remote()))
 disconnect()
 """

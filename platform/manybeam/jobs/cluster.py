@@ -198,7 +198,8 @@ def _unreachable(address: str, why: str) -> Unreachable:
 def _quiet_ray() -> ModuleType:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not settings().ray_address:
+    alone, was = not settings().ray_address, os.environ.get("RAY_AUTH_MODE")
+    if alone:
         os.environ.setdefault(LOOPBACK, "0")
         # Nobody takes this machine away from under us; the watcher is one process more to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -206,7 +207,9 @@ def _quiet_ray() -> ModuleType:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    if not settings().ray_address:
-        # Read at import, which somebody may have done before us.
+    if alone:
+        # Both are read at import, which somebody may have done before us.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+        if was is None:
+            ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # as Ray does itself
     return ray
