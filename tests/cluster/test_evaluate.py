@@ -58,7 +58,7 @@ def test_there_is_a_row_for_each_member_the_ensemble_and_the_classical_detector(
 ) -> None:
     rows = evaluate(members, on_frames, library, executor="local")
     assert sorted(row.member for row in rows) == [CLASSICAL, ENSEMBLE, 0, 1, 2]
-    assert {row.condition for row in rows} == {"discs"}
+    assert {row.condition for row in rows} == {"discs-frames"}
     assert all(row.values["frames"] == 6 for row in rows)
     assert {"f1", "f1_low", "f1_high", "precision", "recall", "rmse_pm"} <= rows[-1].values.keys()
 
@@ -69,7 +69,7 @@ def test_members_score_well_on_what_they_were_trained_on(
     long = job.model_copy(update={"recipe": "long"})
     members = train(long, library, str(tmp_path / "long"), executor="local").members
     matrix = Matrix(evaluate(members, on_frames, library, executor="local"))
-    assert min(matrix.value(member, "discs") or 0 for member in (0, 1, 2, ENSEMBLE)) > 0.9
+    assert min(matrix.value(member, "discs-frames") or 0 for member in (0, 1, 2, ENSEMBLE)) > 0.9
 
 
 def test_progress_counts_the_pieces_of_work(
@@ -97,7 +97,7 @@ def test_simulated_conditions_are_measured_beside_recorded_frames(
 ) -> None:
     measure = Measure(conditions=("test-*",), frames=(frames.url,), frames_per_condition=3)
     matrix = Matrix(evaluate(members, measure, with_condition))
-    assert matrix.conditions == ("discs", "test-graphene")
+    assert matrix.conditions == ("discs-frames", "test-graphene")
     assert matrix.value(ENSEMBLE, "test-graphene", "frames") == 3
     assert matrix.condition_digest("test-graphene") == CONDITION.digest
 

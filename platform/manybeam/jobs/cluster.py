@@ -37,6 +37,8 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 KNOCK_S = 5.0
 
+CANCEL_TRIES = 5
+
 Result = TypeVar("Result")
 
 
@@ -107,8 +109,17 @@ def each(work: Sequence[Callable[[], Result]], cpus: float = 1) -> Iterator[tupl
             ended, _ = ray.wait(list(place_of), num_returns=1)
             yield place_of.pop(ended[0]), _get(ended[0])
     finally:
-        for waiting in place_of:
-            ray.cancel(waiting)
+        _cancel(list(place_of))
+
+
+def _cancel(waiting: list[Any]) -> None:
+    """Cancel tasks; asked again, because Ray loses it for a task that is just being started."""
+    ray, tries = _quiet_ray(), 0
+    while waiting and tries < CANCEL_TRIES:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=2)
+        tries += 1
 
 
 @dataclass(frozen=True)

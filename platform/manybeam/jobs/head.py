@@ -105,6 +105,8 @@ def _end(pid: int) -> None:
         for left in alive:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
+    for child in _started:
+        child.poll()
 
 
 def _state_file(home: Path) -> Path:
