@@ -137,7 +137,7 @@ def simulate_into(
 ) -> FrameSet:
     """Simulate frames straight into a new FrameSet, replacing one that is there.
 
-    Nobody sees half of it: all frames are one append.
+    Nobody sees half of the frames: all are one append. A set that is there is removed first.
 
     Args:
         url: where the FrameSet is written.
