@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from manybeam.jobs.head import head
+from manybeam.jobs.running import head
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

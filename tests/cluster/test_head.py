@@ -1,5 +1,6 @@
 """The platform's own process: started once, found by its home, ended with all below it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from manybeam.jobs.head import head, start_head, stop_head
+from manybeam.jobs.head import start_head, stop_head
+from manybeam.jobs.running import head
 
 pytestmark = pytest.mark.cluster
 
@@ -28,6 +30,15 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+def _addresses(processes: list[psutil.Process]) -> set[str]:
+    """Where processes listen; one that has ended meanwhile listens nowhere."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"}
+    return found
+
+
 def test_a_head_outlives_the_command_and_is_joined_by_the_next(home: Path) -> None:
     started = start_head(home, cpus=1)
     try:
@@ -42,7 +53,7 @@ def test_a_head_outlives_the_command_and_is_joined_by_the_next(home: Path) -> No
         )
         assert done.stdout.strip() == "42", done.stderr
         below = psutil.Process(started.pid).children(recursive=True)
-        listening = {c.laddr.ip for p in below for c in p.net_connections() if c.status == "LISTEN"}
+        listening = _addresses(below)
         assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     finally:
         assert stop_head(home)

@@ -75,7 +75,7 @@ def doctor(*, form: FormOption = Form.auto) -> None:
 
 def _parts() -> Iterator[dict[str, object]]:
     """Yield one row for each part of the platform: ray, store, zoo, service."""
-    from manybeam.jobs.head import head
+    from manybeam.jobs.running import head
     from manybeam.settings import settings
 
     where = settings()

@@ -69,7 +69,7 @@ def run(
 
 def _check_port(port: int, out: Path) -> None:
     """Refuse a held port now, not after minutes of training; a demo that was kept may hold it."""
-    from manybeam.jobs.head import head
+    from manybeam.jobs.running import head
     from manybeam.serve.ports import port_in_use, port_is_free
 
     if head(out / "platform") is None and not port_is_free("127.0.0.1", port):

@@ -31,7 +31,8 @@ def up(
 
     Example: manybeam serve up graphene
     """
-    from manybeam.jobs.head import head, start_head
+    from manybeam.jobs.head import start_head
+    from manybeam.jobs.running import head
     from manybeam.serve.app import run_service
     from manybeam.serve.ports import port_in_use, port_is_free
     from manybeam.settings import settings

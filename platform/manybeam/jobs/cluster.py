@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from manybeam.errors import ManybeamError, Unreachable, WorkFailed
+from manybeam.jobs.running import head
 from manybeam.settings import Settings, settings
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,6 @@ def connect(cpus: int | None = None) -> str:
     ray = _quiet_ray()
     if ray.is_initialized():
         return str(ray.get_runtime_context().gcs_address)
-    from manybeam.jobs.head import head
-
     running = head(settings().home)
     address = settings().ray_address or (running.address if running else "")
     return _attach(address) if address else start_local(cpus)

@@ -13,38 +13,16 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from manybeam.errors import WorkFailed
+from manybeam.jobs.running import Head, head, state_file
 
 START_S = 90.0
 # Python warns of a child that is forgotten while it runs, which is what this one is for.
 _started: list[subprocess.Popen[bytes]] = []
 STOP_S = 30.0
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head: its process, when that started (ids are used again), and its address."""
-
-    pid: int
-    started: float
-    address: str
-    cpus: float
-
-
-def head(home: Path) -> Head | None:
-    """Return the head of a platform's home if its process lives, else None."""
-    import psutil
-
-    try:
-        found = Head(**json.loads(_state_file(home).read_text()))
-        process = psutil.Process(found.pid)
-    except (FileNotFoundError, ValueError, TypeError, psutil.NoSuchProcess):
-        return None
-    same = abs(process.create_time() - found.started) < 1.0
-    return found if same and process.status() != psutil.STATUS_ZOMBIE else None
 
 
 def start_head(home: Path, cpus: int | None = None) -> Head:
@@ -69,7 +47,7 @@ def stop_head(home: Path) -> bool:
     if running is None:
         return False
     _end(running.pid)
-    _state_file(home).unlink(missing_ok=True)
+    state_file(home).unlink(missing_ok=True)
     return True
 
 
@@ -109,10 +87,6 @@ def _end(pid: int) -> None:
         child.poll()
 
 
-def _state_file(home: Path) -> Path:
-    return home / "head.json"
-
-
 def _tail(log: Path) -> str:
     return " | ".join(log.read_text(errors="replace").splitlines()[-5:])
 
@@ -135,9 +109,9 @@ def _serve_until_told(home: Path, cpus: int | None) -> None:
     state = Head(os.getpid(), born, address, resources.get("CPU", 0.0))
     partial = home / "head.json.partial"
     partial.write_text(json.dumps(asdict(state)))
-    partial.replace(_state_file(home))
+    partial.replace(state_file(home))
     told.wait()
-    _state_file(home).unlink(missing_ok=True)
+    state_file(home).unlink(missing_ok=True)
     ray.shutdown()
 
 

@@ -21,7 +21,7 @@ from manybeam.errors import (
     WorkFailed,
 )
 from manybeam.jobs import cluster
-from manybeam.jobs.head import head
+from manybeam.jobs.running import head
 from manybeam.serve.ports import (
     haproxy_can_serve,
     haproxy_variables,
