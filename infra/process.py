@@ -84,7 +84,7 @@ def start(
     while child.poll() is None and time.monotonic() < deadline:
         if _listens(child.pid, port):
             return running
-        time.sleep(0.1)
+        time.sleep(0.1)  # a server tells that it listens only by listening
     tail = log.read_text(errors="replace")[-1500:]
     stop(running)
     raise ServiceError(f"{name} does not listen on port {port}\n{tail}\nlog: {log}")

@@ -259,7 +259,7 @@ def _once(running: Running, is_ready: Callable[[], bool], timeout_s: float = 120
     while running.is_alive and time.monotonic() < deadline:
         if is_ready():
             return running
-        time.sleep(0.1)
+        time.sleep(0.1)  # it answers when it is ready, and not before
     process.stop(running)
     raise ServiceError(f"{running.name} does not answer\nsee {running.folder / running.name}.log")
 

@@ -42,7 +42,7 @@ class GatedStore(ObjectStore[Any]):
         self._is_shut = True
         deadline = time.monotonic() + timeout_s
         while self._pending and time.monotonic() < deadline:
-            time.sleep(0.001)
+            time.sleep(0.001)  # Zarr's loop gives no event when its writes have ended
         if self._pending:
             raise StoreUnreachable(
                 f"{self._pending} writes did not end within {timeout_s:g} s",

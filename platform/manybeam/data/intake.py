@@ -384,7 +384,7 @@ def _atom(
 ) -> tuple[float, float, float]:
     """Return y, x, class of one line."""
     cells = [row.get(names["y"]), row.get(names["x"]), row.get(kind) if kind else "0"]
-    numbers = [formats.as_number(cell) for cell in cells]
-    if any(number is None for number in numbers):
+    y, x, number = (formats.as_number(cell) for cell in cells)
+    if y is None or x is None or number is None:
         raise _unreadable(path, "a table of atoms", f"line {line} is {list(row.values())}")
-    return tuple(number or 0.0 for number in numbers)  # type: ignore[return-value]
+    return y, x, number

@@ -104,7 +104,7 @@ def _serve_until_told(home: Path, cpus: int | None) -> None:
     # Ray installs its own handlers while it starts, so ours come after.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
     born = psutil.Process().create_time()
     state = Head(os.getpid(), born, address, resources.get("CPU", 0.0))
     partial = home / "head.json.partial"

@@ -141,7 +141,7 @@ def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, tell: Tel
     try:
         while not fitting.done():
             _pass_on(mailbox, tell)
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # the mailbox is an actor: it is asked, it does not call
         _pass_on(mailbox, tell)
         _check(fitting, resources)
     finally:

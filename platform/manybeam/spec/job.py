@@ -47,7 +47,10 @@ class Gates(Model):
     """What a new version must show before it may serve."""
 
     max_regression: float = Field(
-        0.005, ge=0, le=1, description="largest loss of F1 on any condition"
+        0.005,
+        ge=0,
+        le=1,
+        description="largest loss of F1 on any condition; recorded only for now",
     )
 
 
