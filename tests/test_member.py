@@ -18,7 +18,7 @@ from manybeam.learn.member import (
     save_weights,
     train_member,
 )
-from manybeam.spec.recipe import MemberPlan, Network, Recipe, Training
+from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec, Training
 
 PLAN = MemberPlan(seed=3, policy="nominal")
 
@@ -151,6 +151,7 @@ def test_two_kinds_of_atom_are_told_apart() -> None:
         id="two",
         network=Network(filters=6, levels=2, classes=2),
         training=Training(steps=80, batch=8),
+        tiles=TileSpec(elements=(6, 14)),
         members=(PLAN,),
     )
     network = train_member(recipe, PLAN, 0, two).network()

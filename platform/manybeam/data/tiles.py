@@ -70,7 +70,6 @@ def stage_tiles(
     cache: Path,
     *,
     seed: int,
-    elements: Sequence[int] = (),
 ) -> Tiles:
     """Return the tiles of these frame sets, cut once and kept under `cache`.
 
@@ -80,10 +79,10 @@ def stage_tiles(
 
     Args:
         framesets: labelled frames; each needs its pixel size.
-        spec: edge and pixel size of a tile, radius of an atom's mask, how to normalise.
+        spec: edge and pixel size of a tile, radius of an atom's mask, elements told apart in it,
+            how to normalise.
         cache: local folder; tiles of the same digest are reused, never made twice.
         seed: decides where tiles overlap.
-        elements: atomic numbers told apart in the mask; none for one mask of all atoms.
 
     Raises:
         InvalidInput: no frame at all, or a frame set without truth.
@@ -91,12 +90,12 @@ def stage_tiles(
         WriteFailed: the cache's disk refused; nothing half-written stays behind.
     """
     _check_framesets(framesets)
-    digest = _digest(framesets, spec, seed, elements)
+    digest = _digest(framesets, spec, seed)
     folder = Path(cache) / digest
     if not folder.is_dir():
         plans = [_plan(frameset, spec, seed, rank) for rank, frameset in enumerate(framesets)]
         with _atomic_folder(folder) as partial:
-            _write(partial, framesets, plans, spec, elements)
+            _write(partial, framesets, plans, spec)
     return Tiles(
         np.load(folder / "input.npy", mmap_mode="r"),
         np.load(folder / "target.npy", mmap_mode="r"),
@@ -265,16 +264,13 @@ def _check_sides(shape: tuple[int, ...], scale: float, pixel_size_pm: float, to_
         )
 
 
-def _digest(
-    framesets: Sequence[FrameSet], spec: TileSpec, seed: int, elements: Sequence[int]
-) -> str:
+def _digest(framesets: Sequence[FrameSet], spec: TileSpec, seed: int) -> str:
     """Return the name of these tiles; how many frames were to be simulated does not enter."""
     content = {
         "layout": LAYOUT,
         "frames": [frameset.digest for frameset in framesets],
         "spec": spec.model_dump(mode="json", exclude={"frames_per_policy"}),
         "seed": seed,
-        "elements": list(elements),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -344,7 +340,6 @@ def _write(
     framesets: Sequence[FrameSet],
     plans: list[list[_Cut]],
     spec: TileSpec,
-    elements: Sequence[int],
 ) -> None:
     """Stream the tiles to two .npy files; plain writes, since a full disk kills a memory map."""
     shape = (sum(len(cut.starts_n2) for cuts in plans for cut in cuts), spec.tile_px, spec.tile_px)
@@ -354,7 +349,7 @@ def _write(
             np.lib.format.write_array_header_1_0(file, header)
         for frameset, cuts in zip(framesets, plans, strict=True):
             for cut, frame in zip(cuts, _frames(frameset), strict=True):
-                input_nyx, target_nyx = _cut_frame(frameset, cut, frame, spec, elements)
+                input_nyx, target_nyx = _cut_frame(frameset, cut, frame, spec)
                 inputs.write(input_nyx.tobytes())
                 targets.write(target_nyx.tobytes())
 
@@ -366,9 +361,7 @@ def _frames(frameset: FrameSet) -> Iterator[Frame]:
         yield from frameset.frames(slice(start, start + step))
 
 
-def _cut_frame(
-    frameset: FrameSet, cut: _Cut, frame: Frame, spec: TileSpec, elements: Sequence[int]
-) -> tuple[Frame, Mask]:
+def _cut_frame(frameset: FrameSet, cut: _Cut, frame: Frame, spec: TileSpec) -> tuple[Frame, Mask]:
     """Return the tiles of one frame and their masks."""
     if not np.isfinite(frame).all():
         raise InvalidFrame(
@@ -379,7 +372,8 @@ def _cut_frame(
     frame, scale = rescale(frame, cut.pixel_size_pm, spec.pixel_size_pm)
     frame = normalise(frame, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
     truth = rescale_truth(frameset.truth(cut.index), scale)
-    mask = draw_mask(truth, frame.shape, spec.mask_radius_pm / spec.pixel_size_pm, elements)
+    radius_px = spec.mask_radius_pm / spec.pixel_size_pm
+    mask = draw_mask(truth, frame.shape, radius_px, spec.elements)
     return _crop(frame, cut.starts_n2, spec.tile_px), _crop(mask, cut.starts_n2, spec.tile_px)
 
 

@@ -1,42 +1,57 @@
 """How right an answer is: matching with the truth, F1 with its interval, calibration.
 
-Axis letters: n frame or atom, p candidate pair, 2 the pair (y, x), 3 the counts
-(true positive, false positive, false negative).
+Axis letters: n frame or atom, 2 the pair (y, x), 3 the counts (true positive, false positive,
+false negative).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
-from manybeam.errors import InvalidInput, MissingPixelSize
+from manybeam.errors import InvalidInput
+from manybeam.learn.matching import (
+    Match,
+    away_from_edges,
+    match,
+    match_radius_px,
+    neighbour_distance_px,
+    positions,
+)
+
+# The words of matching are words of scoring too: who scores need not know where they live.
+__all__ = [
+    "BORDER_PM",
+    "Judged",
+    "Match",
+    "Reliability",
+    "Scores",
+    "aurc",
+    "auroc",
+    "away_from_edges",
+    "f1_of",
+    "false_fill",
+    "judge",
+    "mask_iou",
+    "match",
+    "match_radius_px",
+    "neighbour_distance_px",
+    "regret",
+    "reliability",
+    "score_frames",
+    "spread_auroc",
+    "summarise",
+]
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
 Flag = NDArray[np.bool_]
 
-NEIGHBOUR_SHARE = 0.35  # match radius per nearest-neighbour distance
-FALLBACK_RADIUS_PM = 50.0  # match radius where there is no neighbour
 BORDER_PM = 100.0  # atoms nearer to an edge may be matched but do not count
 DRAWS = 1000  # bootstrap resamples
 INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
-
-
-@dataclass(frozen=True, eq=False)
-class Match:
-    """Pairs of a found and a true atom, one to one, by index and in the order of the truth."""
-
-    found_index: Index
-    truth_index: Index
-    distance_px: Array
-
-    def __len__(self) -> int:
-        return len(self.found_index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,35 +124,6 @@ class Reliability:
     brier: float
 
 
-def match(found: Array, truth: Array, radius_px: float) -> Match:
-    """Return the one-to-one pairs within the radius: the most pairs, then the least total distance.
-
-    The Hungarian assignment, exact at any size: only pairs within the radius enter a sparse
-    matrix, beside one costly way out for each found atom.
-
-    Args:
-        found: (atoms, >= 2) y, x in pixels.
-        truth: (atoms, >= 2) y, x in pixels.
-        radius_px: greatest distance of a pair, in pixels; > 0.
-
-    Example:
-        >>> pairs = match(np.array([[1.0, 1.0], [9.0, 9.0]]), np.array([[1.0, 2.0]]), 2.0)
-        >>> pairs.found_index.tolist(), pairs.truth_index.tolist()
-        ([0], [0])
-    """
-    found_n2, truth_n2 = _positions(found), _positions(truth)
-    if not len(found_n2) or not len(truth_n2):
-        return Match(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    near = cKDTree(found_n2).sparse_distance_matrix(
-        cKDTree(truth_n2), radius_px, output_type="ndarray"
-    )
-    found_index, truth_index = _assign(near, len(found_n2), len(truth_n2), radius_px)
-    order = np.argsort(truth_index, kind="stable")
-    found_index, truth_index = found_index[order], truth_index[order]
-    distance = np.hypot(*(found_n2[found_index] - truth_n2[truth_index]).T)
-    return Match(found_index, truth_index, distance)
-
-
 def judge(
     found: Array,
     truth: Array,
@@ -162,7 +148,7 @@ def judge(
     Raises:
         MissingPixelSize: the radius is given or falls back in pm and the pixel size is unknown.
     """
-    found_n2, truth_n2 = _positions(found), _positions(truth)
+    found_n2, truth_n2 = positions(found), positions(truth)
     radius_px = match_radius_px(truth_n2, pixel_size_pm, radius_pm)
     pairs = match(found_n2, truth_n2, radius_px)
     border_px = BORDER_PM / pixel_size_pm if pixel_size_pm else 0.0
@@ -273,20 +259,37 @@ def reliability(probability: Array, is_true: Flag, bin_count: int = 10) -> Relia
     return Reliability(edges, claimed, so, count, round(ece, 12), brier)
 
 
-def spread_auroc(spread: Array, is_wrong: Flag) -> float:
-    """Return how well the spread tells wrong from right: 1 perfectly, 0.5 not at all.
+def auroc(score: Array, is_positive: Flag) -> float:
+    """Return the chance that a positive one has the larger score: 1 perfectly told, 0.5 not at all.
 
-    It is the chance that a wrong atom has a larger spread than a right one (ties count half). NaN
-    spread, an atom that one member alone saw, ranks above every number. NaN if all are right or
-    all are wrong.
+    Ties count half. For frames out of distribution, give the distance of each frame and whether
+    it was recorded under another condition. NaN ranks above every number; the answer is NaN if
+    all are positive or none is.
+
+    Example:
+        >>> auroc(np.array([0.1, 0.4, 0.3]), np.array([False, True, False]))
+        1.0
     """
-    wrong = np.ravel(is_wrong).astype(bool)
-    rank = rankdata(np.nan_to_num(np.ravel(spread).astype(float), nan=np.inf))
-    wrong_count, right_count = int(wrong.sum()), int((~wrong).sum())
-    if not wrong_count or not right_count:
+    positive = np.ravel(is_positive).astype(bool)
+    rank = rankdata(np.nan_to_num(np.ravel(score).astype(float), nan=np.inf))
+    positive_count, other_count = int(positive.sum()), int((~positive).sum())
+    if not positive_count or not other_count:
         return float("nan")
-    above = rank[wrong].sum() - wrong_count * (wrong_count + 1) / 2
-    return float(above / (wrong_count * right_count))
+    above = rank[positive].sum() - positive_count * (positive_count + 1) / 2
+    return float(above / (positive_count * other_count))
+
+
+def spread_auroc(spread: Array, is_wrong: Flag) -> float:
+    """Return how well the spread tells wrong atoms from right ones; see `auroc`.
+
+    NaN spread, an atom that one member alone saw, ranks above every number.
+    """
+    return auroc(spread, is_wrong)
+
+
+def regret(f1_of_member: Mapping[int, float], chosen: int) -> float:
+    """Return what choosing this member cost: the best member's F1 less the chosen one's, >= 0."""
+    return max(f1_of_member.values()) - f1_of_member[chosen]
 
 
 def aurc(confidence: Array, is_wrong: Flag) -> float:
@@ -316,57 +319,6 @@ def false_fill(found: Array, vacancies: Array, radius_px: float) -> float:
     if not len(vacancies):
         return float("nan")
     return len(match(found, vacancies, radius_px)) / len(vacancies)
-
-
-def neighbour_distance_px(position: Array) -> float:
-    """Return the median distance to the nearest neighbour, in pixels; NaN below two atoms."""
-    position_n2 = _positions(position)
-    if len(position_n2) < 2:
-        return float("nan")
-    return float(np.median(cKDTree(position_n2).query(position_n2, k=2)[0][:, 1]))
-
-
-def match_radius_px(truth_n2: Array, pixel_size_pm: float | None, radius_pm: float | None) -> float:
-    """Return the match radius in pixels; see `judge` for what it is where none is given."""
-    neighbour_px = neighbour_distance_px(truth_n2)
-    if radius_pm is None and neighbour_px > 0:
-        return NEIGHBOUR_SHARE * neighbour_px
-    if pixel_size_pm is None:
-        raise MissingPixelSize(
-            "the match radius is in picometres and the frame has no pixel size",
-            "without one, a frame needs two true atoms and no fixed radius",
-            "give --pixel-size-pm when importing the frame",
-        )
-    return (FALLBACK_RADIUS_PM if radius_pm is None else radius_pm) / pixel_size_pm
-
-
-def away_from_edges(position_n2: Array, shape: tuple[int, int], border_px: float) -> Flag:
-    """Return whether positions are at least a border away from the frame's outer edges."""
-    low, high = border_px - 0.5, np.array(shape) - 0.5 - border_px
-    return np.asarray(((position_n2 >= low) & (position_n2 <= high)).all(axis=1))
-
-
-def _positions(atoms: Array) -> Array:
-    atoms = np.asarray(atoms, float)
-    return atoms.reshape(len(atoms), -1)[:, :2] if atoms.size else np.zeros((0, 2))
-
-
-def _assign(
-    near: NDArray[np.void], found_count: int, truth_count: int, radius_px: float
-) -> tuple[Index, Index]:
-    """Return the pairs of the assignment with the most pairs, then the least distance."""
-    way_out = np.arange(found_count)
-    # A pair costs 1 to 2; being left alone costs more than all that a chain of swaps could save.
-    alone = np.full(found_count, found_count + 3.0)
-    cost = np.concatenate([1 + near["v"] / radius_px, alone])
-    rows = np.concatenate([near["i"], way_out])
-    columns = np.concatenate([near["j"], truth_count + way_out])
-    size = (found_count, truth_count + found_count)
-    found_index, column = min_weight_full_bipartite_matching(
-        csr_array((cost, (rows, columns)), shape=size)
-    )
-    matched = column < truth_count
-    return found_index[matched].astype(np.int64), column[matched].astype(np.int64)
 
 
 def _share(hits: int, wrong: int, other_wrong: int) -> float:

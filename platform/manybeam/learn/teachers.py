@@ -169,7 +169,8 @@ def _cut(
     frame_yx = normalise(frame_yx, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
     truth = rescale_truth(made.truth[index], scale)
     shape = (frame_yx.shape[0], frame_yx.shape[1])
-    mask_yx = draw_mask(truth, shape, spec.mask_radius_pm / spec.pixel_size_pm)
+    radius_px = spec.mask_radius_pm / spec.pixel_size_pm
+    mask_yx = draw_mask(truth, shape, radius_px, spec.elements)
     top, left = (int(rng.integers(side - spec.tile_px + 1)) for side in shape)
     where = (slice(top, top + spec.tile_px), slice(left, left + spec.tile_px))
     return frame_yx[where], mask_yx[where]
@@ -180,7 +181,9 @@ def _labels(prediction: Prediction, spec: TileSpec) -> tuple[np.ndarray, np.ndar
     radius_px = spec.mask_radius_pm / spec.pixel_size_pm
     shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
     is_sure = sure_atoms(prediction, radius_px)
-    target_yx = draw_mask(prediction.atoms[is_sure], shape, radius_px)
+    # The third column holds classes here, 1 to as many as there are elements.
+    classes = range(1, len(spec.elements) + 1)
+    target_yx = draw_mask(prediction.atoms[is_sure], shape, radius_px, classes)
     doubtful = [prediction.atoms[~is_sure][:, :3], *_lonely(prediction, radius_px)]
     doubt_yx = draw_mask(np.concatenate(doubtful), shape, DOUBT_RADII * radius_px)
     weight_yx = np.exp(-STD_WEIGHT * prediction.std_yx)

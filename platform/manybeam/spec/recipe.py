@@ -1,6 +1,6 @@
 """Recipes: the network, how it is trained, and the members an ensemble is made of."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,11 @@ class TileSpec(Model):
         "frame", description="standardise by the frame's mean and deviation, or by local ones"
     )
     local_nm: float = Field(1.5, gt=0, le=100, description="window of local normalisation [nm]")
+    elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = Field(
+        (),
+        max_length=8,
+        description="atomic numbers told apart, one class each; none for one class of all atoms",
+    )
     frames_per_policy: int = Field(
         128, ge=1, le=1_000_000, description="frames simulated for each policy"
     )
@@ -77,6 +82,19 @@ class Recipe(Model):
     members: tuple[MemberPlan, ...] = Field(
         min_length=1, max_length=1000, description="members, in order"
     )
+
+    @model_validator(mode="after")
+    def _has_a_class_for_each_element(self) -> Self:
+        wanted = len(self.tiles.elements) or 1
+        if self.network.classes != wanted:
+            raise ValueError(
+                f"network.classes: {self.network.classes} classes and "
+                f"{len(self.tiles.elements)} tiles.elements; give as many elements as classes, "
+                "in the order of the classes"
+            )
+        if len(set(self.tiles.elements)) != len(self.tiles.elements):
+            raise ValueError("tiles.elements: an element given twice; each is one class")
+        return self
 
     @model_validator(mode="after")
     def _has_no_twin_members(self) -> Self:
