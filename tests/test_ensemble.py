@@ -30,7 +30,10 @@ def recipe_of(network: Network, pixel_size_pm: float = 16.0) -> Recipe:
     return Recipe(
         id="test",
         network=network,
-        tiles=TileSpec(pixel_size_pm=pixel_size_pm),
+        tiles=TileSpec(
+            pixel_size_pm=pixel_size_pm,
+            elements=(6, 14, 7)[: network.classes] if network.classes > 1 else (),
+        ),
         members=(MemberPlan(seed=0, policy="any"),),
     )
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy import ndarray
 from manybeam.data import commits, frames
 from manybeam.data.commits import Claim, CommitLog
 from manybeam.data.frames import FrameSet, list_framesets
+from manybeam.data.making import Part
 from manybeam.data.store import open_store
 from manybeam.errors import (
     Conflict,
@@ -246,6 +248,80 @@ def test_our_reader_does_not_need_what_other_readers_go_by(url: str) -> None:
     for key in ("zarr.json", "0/zarr.json", "truth/zarr.json", "pixel_size_pm/zarr.json"):
         open_store(url).delete_keys([key])
     FrameSet.open(url).verify()
+
+
+# -- a whole set in one go ---------------------------------------------------------------------
+def _parts(count: int, seed: int = 0, *, fails: bool = False) -> Iterator[Part]:
+    """Two parts of one set; the second may fail."""
+    frames_nyx, truth = _frames(count, seed=seed), _truth(count)
+    yield frames_nyx[:3], truth[:3], 20.0
+    if fails:
+        raise RuntimeError("no more frames")
+    yield frames_nyx[3:], truth[3:], 20.0
+
+
+def test_a_set_written_in_parts_equals_one_appended_to(url: str) -> None:
+    written = FrameSet.write(f"{url}/written", CONDITION, SHAPE, _parts(7))
+    read = FrameSet.open(f"{url}/written")
+    assert written.digest == read.digest == _made(f"{url}/appended", 7).digest
+    assert (read.frames() == _frames(7)).all()
+    assert all((read.truth(i) == _truth(7)[i]).all() for i in range(7))
+    read.verify()
+
+
+def test_a_set_written_in_parts_takes_more(url: str) -> None:
+    FrameSet.write(url, CONDITION, SHAPE, _parts(5))
+    FrameSet.open(url).append(_frames(8)[5:], _truth(8)[5:], 20.0)
+    again = FrameSet.open(url)
+    assert (again.frames() == _frames(8)).all()
+    again.verify()
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["appended", "written"])
+def test_a_set_is_lost_only_when_the_one_that_replaces_it_is_whole(
+    url: str, *, is_written: bool
+) -> None:
+    old = FrameSet.write(url, CONDITION, SHAPE, _parts(6)) if is_written else _made(url, 6)
+    keys = open_store(url).list()
+    with pytest.raises(RuntimeError, match="no more frames"):
+        FrameSet.write(url, CONDITION, SHAPE, _parts(9, 1, fails=True), overwrite=True)
+    assert open_store(url).list() == keys
+    new = FrameSet.write(url, CONDITION, SHAPE, _parts(9, 1), overwrite=True)
+    assert old.digest != FrameSet.open(url).digest == new.digest
+    FrameSet.open(url).verify()
+    assert not set(keys) & {key for key in open_store(url).list() if "/c/" in key}
+
+
+def test_a_set_that_is_there_is_written_over_only_if_asked(url: str) -> None:
+    old = _made(url)
+    with pytest.raises(Conflict, match="there is a frame set"):
+        FrameSet.write(url, CONDITION, SHAPE, _parts(6))
+    assert FrameSet.open(url).digest == old.digest
+
+
+def test_who_appends_to_a_set_that_was_replaced_is_told(url: str) -> None:
+    old = _made(url)
+    FrameSet.write(url, CONDITION, SHAPE, _parts(6), overwrite=True)
+    with pytest.raises(Conflict, match="somebody else"):
+        old.append(_frames(1), _truth(1), 20.0)
+    FrameSet.open(url).verify()
+
+
+def test_other_readers_find_the_frames_of_a_written_set(folder: str) -> None:
+    FrameSet.write(folder, CONDITION, SHAPE, _parts(6))
+    group = zarr.open_group(folder, mode="r")
+    ome: Any = group.attrs["ome"]
+    path = ome["multiscales"][0]["datasets"][0]["path"]
+    assert (np.asarray(group[path]) == _frames(6)).all()
+
+
+def test_a_set_that_is_being_written_is_not_listed(tmp_path: Path) -> None:
+    def look() -> Iterator[Part]:
+        yield from _parts(6)
+        assert list_framesets(tmp_path) == []
+
+    FrameSet.write(str(tmp_path / "set"), CONDITION, SHAPE, look())
+    assert list_framesets(tmp_path) == [str(tmp_path / "set")]
 
 
 # -- what is refused ---------------------------------------------------------------------------

@@ -98,8 +98,9 @@ def write_velox(path: Path, pixels: NDArray[Any], **changes: Any) -> Path:
             "PixelUnitX": changes.get("unit", "m"),
             "PixelUnitY": changes.get("unit", "m"),
         },
-        "Optics": {"AccelerationVoltage": "60000", "BeamConvergence": "0.0315"},
-        "Scan": {"DwellTime": "8e-6"},
+        "Optics": {"AccelerationVoltage": "60000", "BeamConvergence": "0.0315"}
+        | changes.get("optics", {}),
+        "Scan": {"DwellTime": "8e-6", "ScanSize": {"width": "512"}},
         "Detectors": {
             "Detector-0": {
                 "DetectorName": "HAADF",
@@ -144,10 +145,10 @@ def write_ser(path: Path, images: NDArray[Any], kind: int = 0x4122, step_m: floa
     return path
 
 
-def write_emi(path: Path) -> Path:
+def write_emi(path: Path, kv: Any = (300, "kV"), defocus: Any = ("-0.004", "um")) -> Path:
     label = "<Data><Label>{}</Label><Value>{}</Value><Unit>{}</Unit></Data>"
-    text = label.format("High tension", 300, "kV") + label.format("Mode", "STEM nP SA Zoom", "")
-    text += label.format("Defocus", "-0.004", "um") + "<DwellTimePath>0.000012</DwellTimePath>"
+    text = label.format("High tension", *kv) + label.format("Mode", "STEM nP SA Zoom", "")
+    text += label.format("Defocus", *defocus) + "<DwellTimePath>0.000012</DwellTimePath>"
     path.write_bytes(b"JK\0\2" + b"<ObjectInfo>" + text.encode() + b"</ObjectInfo>" + b"\0" * 9)
     return path
 
@@ -363,6 +364,47 @@ def test_tia_fills_the_condition_and_turns_the_sign_of_defocus(tmp_path: Path) -
     assert record.condition.optics.beam_kv == 300
     assert record.condition.optics.defocus_nm == pytest.approx(4.0)
     assert record.condition.scan.dwell_us == pytest.approx(12.0)
+
+
+@pytest.mark.parametrize(
+    ("kv", "defocus"),
+    [((300, "kV"), (-4.0, "nm")), ((300000, "V"), ("-4e-9", "m")), ((300, ""), ("-0.004", ""))],
+)
+def test_tia_states_a_unit_beside_each_label(kv: Any, defocus: Any, tmp_path: Path) -> None:
+    write_ser(tmp_path / "b_1.ser", IMAGE[None])
+    optics = read_frames(write_emi(tmp_path / "b.emi", kv, defocus)).condition.optics
+    assert optics.beam_kv == pytest.approx(300)
+    assert optics.defocus_nm == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("width", "field_um", "is_told"),
+    [
+        pytest.param(2048, 0.01 * 2.048, False, id="of the whole scan"),
+        pytest.param(2048, 0.00017, False, id="of what was left of it"),
+        pytest.param(2048, 0.03, True, id="of neither"),
+    ],
+)
+def test_gatans_field_of_view_is_held_against_its_calibration(
+    *, width: int, field_um: float, is_told: bool, tmp_path: Path
+) -> None:
+    tags = {
+        "Microscope Info": {"Field of View (\xb5m)": field_um},
+        "DigiScan": {"Image Width": width, "Sample Time": 3.5},
+    }
+    record = read_frames(write_dm(tmp_path / "a.dm4", dm_image(IMAGE, 6, 0.01, "nm"), tags))
+    assert record.pixel_size_pm == pytest.approx(10.0)
+    assert any("says 10 pm, the field of view" in note for note in record.notes) == is_told
+
+
+@pytest.mark.parametrize(("field_m", "is_told"), [(7.68e-9, False), (1e-8, True)])
+def test_the_field_of_view_of_velox_is_held_against_its_pixel_size(
+    *, field_m: float, is_told: bool, tmp_path: Path
+) -> None:
+    optics = {"FullScanFieldOfView": {"x": str(field_m), "y": str(field_m)}}
+    record = read_frames(write_velox(tmp_path / "a.emd", IMAGE[..., None], optics=optics))
+    assert record.pixel_size_pm == pytest.approx(15)
+    assert any("says 15 pm, the field of view 19.5" in note for note in record.notes) == is_told
 
 
 def test_what_the_file_does_not_say_stays_unknown(tmp_path: Path) -> None:

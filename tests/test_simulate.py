@@ -11,8 +11,9 @@ from scipy import ndimage
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.optics import transfer, wavelength_pm
-from manybeam.data.simulate import simulate, simulate_into, typical
-from manybeam.errors import InvalidInput
+from manybeam.data.simulate import simulate, simulate_into
+from manybeam.data.typical import typical
+from manybeam.errors import Conflict, InvalidInput, UnknownFrameSet
 from manybeam.spec import Condition, Library, Policy
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -63,6 +64,15 @@ def test_the_same_seed_gives_equal_frames_and_truth() -> None:
 def test_more_frames_do_not_change_the_first_ones() -> None:
     few, many = simulate(NOMINAL, 2, seed=4), simulate(NOMINAL, 20, seed=4)
     assert np.array_equal(few.frames_nyx, many.frames_nyx[:2])
+
+
+@pytest.mark.parametrize("name", ["graphene-general", "pt-nominal", "mos2-general"])
+def test_a_frame_of_a_policy_does_not_depend_on_the_others(name: str) -> None:
+    policy = LIBRARY.policy(name)
+    few = simulate(policy, 2, seed=4, shape=(64, 64))
+    many = simulate(policy, 20, seed=4, shape=(64, 64))
+    assert np.array_equal(few.frames_nyx, many.frames_nyx[:2])
+    assert all(np.array_equal(a, b) for a, b in zip(few.truth, many.truth, strict=False))
 
 
 def test_another_seed_gives_other_frames() -> None:
@@ -148,6 +158,27 @@ def _texture(frame: np.ndarray) -> np.ndarray:
     support = ndimage.binary_erosion(support, iterations=20)
     bands = [(fine - coarse) / blurred[3] for fine, coarse in itertools.pairwise(blurred)]
     return np.array([band[support].std() for band in bands])
+
+
+@pytest.mark.real
+def test_mos2_has_the_noise_and_skewness_of_the_measured_frames(shared_data: Path) -> None:
+    """Share of the variance that is noise, within a fifth; skewness, within 0.25."""
+    real = [np.load(path) for path in sorted((shared_data / "frames/mos2").glob("*.npy"))]
+    made = simulate(LIBRARY.condition("mos2-60kv-nominal"), 6, seed=5, shape=(256, 256))
+    measured, simulated = (
+        np.median([_look(one) for one in ones], 0) for ones in (real, made.frames_nyx)
+    )
+    assert simulated[0] / measured[0] == pytest.approx(1, abs=0.2)
+    assert simulated[1] == pytest.approx(measured[1], abs=0.25)
+
+
+def _look(frame: np.ndarray) -> tuple[float, float]:
+    """Noise, from the spectrum where no lattice reaches, as a share of the variance; skewness."""
+    plain = (frame - frame.mean()) / frame.std()
+    frequency = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, frame.shape), indexing="ij"))
+    power = np.abs(np.fft.fft2(plain)) ** 2 / plain.size
+    noise = np.median(power[(frequency > 0.35) & (frequency < 0.5)]) / np.log(2)
+    return float(noise), float((plain**3).mean())
 
 
 def test_coma_does_not_move_the_atoms_from_their_truth() -> None:
@@ -256,6 +287,22 @@ def test_everything_in_the_zoo_can_be_simulated(name: str) -> None:
     assert np.isfinite(made.frames_nyx).all()
 
 
+@pytest.mark.parametrize(
+    ("structure", "shape"),
+    [
+        pytest.param("graphene", (1, 1), id="one-pixel"),
+        pytest.param("mos2", (7, 1500), id="seven-rows"),
+        pytest.param("heavy_atoms", (33, 47), id="odd"),
+        pytest.param("grain_boundary", (200, 3), id="three-columns"),
+    ],
+)
+def test_a_frame_may_have_any_shape(structure: str, shape: tuple[int, int]) -> None:
+    condition = Condition.model_validate({"id": "a", "sample": {"structure": structure}})
+    made = simulate(condition, 1, seed=0, shape=shape)
+    assert made.frames_nyx.shape == (1, *shape)
+    assert np.isfinite(made.frames_nyx).all()
+
+
 def test_frames_go_straight_into_a_frameset(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     made = simulate_into(
@@ -265,6 +312,62 @@ def test_frames_go_straight_into_a_frameset(tmp_path: Path) -> None:
     assert again.digest == made.digest
     assert np.array_equal(again.frames(), simulate(NOMINAL, 20, seed=3).frames_nyx)
     assert seen[-1] == (20, 20)
+
+
+def _written(folder: Path) -> set[str]:
+    """The folders below that hold anything."""
+    return {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nobody_sees_half_of_the_frames(tmp_path: Path) -> None:
+    url = str(tmp_path / "set")
+
+    def look(done: int, count: int) -> None:
+        with pytest.raises(UnknownFrameSet):
+            FrameSet.open(url)
+
+    assert len(simulate_into(url, NOMINAL, 20, seed=3, progress=look)) == 20
+    assert len(FrameSet.open(url)) == 20
+
+
+def test_a_set_stays_whole_until_the_one_that_replaces_it_is(tmp_path: Path) -> None:
+    url = str(tmp_path / "set")
+    old = simulate_into(url, NOMINAL, 2, seed=1)
+
+    def fail(done: int, count: int) -> None:
+        assert FrameSet.open(url).digest == old.digest
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        simulate_into(url, NOMINAL, 20, seed=2, progress=fail)
+    FrameSet.open(url).verify()
+    assert len(_written(tmp_path / "set" / "made")) == 1
+
+
+def test_a_set_that_was_replaced_is_the_new_one_and_nothing_of_the_old(tmp_path: Path) -> None:
+    url = str(tmp_path / "set")
+    simulate_into(url, NOMINAL, 6, seed=1)
+    new = simulate_into(url, NOMINAL, 2, seed=2)
+    again = FrameSet.open(url)
+    again.verify()
+    assert (again.digest, len(again)) == (new.digest, 2)
+    assert len(_written(tmp_path / "set" / "made")) == 1
+
+
+def test_a_set_that_must_not_be_replaced_is_kept(tmp_path: Path) -> None:
+    url = str(tmp_path / "set")
+    old = simulate_into(url, NOMINAL, 2, seed=1)
+    with pytest.raises(Conflict, match="there is a frame set"):
+        simulate_into(url, NOMINAL, 2, seed=2, overwrite=False)
+    assert FrameSet.open(url).digest == old.digest
+
+
+def test_a_set_keeps_the_crystal_it_was_simulated_from(tmp_path: Path) -> None:
+    lsmo = LIBRARY.condition("lsmo-200kv-110")
+    simulate_into(str(tmp_path / "set"), lsmo, 1, seed=0, shape=(48, 48))
+    again = FrameSet.open(str(tmp_path / "set"))
+    assert again.condition == lsmo
+    assert again.condition.digest == lsmo.digest
 
 
 def test_what_is_unknown_is_filled_only_for_the_simulation() -> None:

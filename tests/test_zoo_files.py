@@ -20,10 +20,11 @@ def test_there_are_graphene_conditions_from_nominal_to_extreme() -> None:
     assert {"graphene-60kv-nominal", "graphene-60kv-extreme"} <= set(graphene)
 
 
-def test_there_are_policies_for_graphene_and_for_heavy_atoms() -> None:
+def test_there_are_policies_for_every_structure_of_the_zoo() -> None:
     structures = [one.sample.structure for one in LIBRARY.policies.values()]
     assert structures.count("graphene") >= 8
     assert structures.count("heavy_atoms") >= 3
+    assert {"mos2", "lsmo", "grain_boundary"} <= set(structures)
 
 
 @pytest.mark.parametrize("kind", ["conditions", "policies", "recipes"])

@@ -8,6 +8,7 @@ import pytest
 
 from manybeam.data.intake import Frame, read_frames, read_truth_csv
 from manybeam.errors import InvalidFrame, ManybeamError, UnreadableFile
+from manybeam.learn.pixel_size import cell_of, infer_pixel_size
 
 pytestmark = pytest.mark.real
 
@@ -200,7 +201,28 @@ def test_marked_atoms_lie_in_their_frames_and_on_bright_spots(
         assert frame[rows, columns].mean() > frame.mean()
 
 
-@pytest.mark.parametrize("folder", ["mos2", "other", "rebpy"])
+@pytest.mark.parametrize(("name", "size_pm"), [("000-2", 9000 / 512), ("001-5", 7000 / 512)])
+def test_mos2_frames_take_their_condition_from_the_json_beside_them(
+    shared_data: Path, name: str, size_pm: float
+) -> None:
+    record = read_frames(shared_data / "frames" / "mos2" / f"{name}.npy")
+    optics = record.condition.optics
+    assert record.pixel_size_pm == pytest.approx(size_pm)
+    assert (optics.beam_kv, optics.beam_current_pa) == (60, 30)
+    assert "MoS2" in record.condition.sample.material
+
+
+@pytest.mark.parametrize(("name", "size_pm"), [("000-2", 9000 / 512), ("001-5", 7000 / 512)])
+def test_the_lattice_of_real_mos2_tells_its_pixel_size_within_its_error(
+    shared_data: Path, name: str, size_pm: float
+) -> None:
+    record = read_frames(shared_data / "frames" / "mos2" / f"{name}.npy")
+    told = infer_pixel_size(record.frame, cell_of(record.condition.sample))
+    assert abs(told.pixel_size_pm - size_pm) < 1.5 * told.error_pm
+    assert told.error_pm < 0.1 * size_pm
+
+
+@pytest.mark.parametrize("folder", ["other", "rebpy"])
 def test_frames_without_metadata_are_read_with_nothing_made_up(
     shared_data: Path, folder: str
 ) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.cli.progress import Progress
+from manybeam.cli.sizing import sized
 from manybeam.errors import InvalidInput, MissingPixelSize, NotFound
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from manybeam.data.frames import FrameSet
     from manybeam.data.intake import Record
     from manybeam.spec import Condition
+    from manybeam.spec.imaging import Imaging
 
     Array = np.ndarray[Any, Any]
 
@@ -60,6 +62,7 @@ def simulate(
 
     library = Library(settings().zoo)
     imaging = library.policies.get(condition) or library.condition(condition)
+    _warn(imaging)
     if not overwrite:
         try:
             FrameSet.open(out)
@@ -99,6 +102,9 @@ def import_files(
 ) -> None:
     """Read instrument files into a FrameSet; nothing is written unless every file can be read.
 
+    A pixel size that neither files, option nor condition tell is inferred from the lattice of the
+    condition's sample, and said with its error; without a lattice it is asked for.
+
     Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
     """
     from manybeam.data.frames import FrameSet
@@ -107,7 +113,7 @@ def import_files(
     from manybeam.spec import Library
 
     known = Library(settings().zoo).condition(condition) if condition else None
-    records = _read_all(files, pixel_size_pm, known)
+    records = [sized(one) for one in _read_all(files, pixel_size_pm, known)]
     truths = _truths(files) if truth is Truth.csv else None
     frames_nyx, truth_n, size_n = _stacked(records, truths)
     shape = frames_nyx.shape[1:]
@@ -142,25 +148,111 @@ def list_all(
 
 @app.command()
 def show(
-    url: Annotated[str, typer.Argument(help="A FrameSet.")],
+    url: Annotated[str, typer.Argument(help="A FrameSet, or an instrument file.")],
     *,
     verify: Annotated[bool, typer.Option("--verify", help="Read all and check digests.")] = False,
     form: FormOption = Form.auto,
 ) -> None:
-    """Show what a FrameSet holds, its condition included.
+    """Show what a FrameSet or an instrument file holds, its condition included.
+
+    Of a file: what it tells of the microscope, what in it contradicts itself, and the pixel size
+    that a known lattice tells where the file has none.
 
     Example: manybeam data show frames/nominal
     """
     from manybeam.data.frames import FrameSet
+    from manybeam.data.intake import READERS
 
-    frames = FrameSet.open(url)
-    if verify:
-        frames.verify()
-        say("every frame has the digest recorded for it")
-    row = _facts(frames)
-    known = {path: value for path, value in frames.condition.quantities() if value is not None}
+    path = Path(url)
+    if path.suffix.lower() in READERS and not path.is_dir():
+        record = sized(_read_all([path], None, None)[0])
+        row, imaging = _file_facts(record), cast("Imaging", record.condition)
+    else:
+        frames = FrameSet.open(url)
+        if verify:
+            frames.verify()
+            say("every frame has the digest recorded for it")
+        row, imaging = _facts(frames), frames.condition
+    _warn(imaging)
+    known = {name: value for name, value in imaging.quantities() if value is not None}
     row.update({name: str(value) for name, value in known.items()})
     emit([{"field": name, "value": value} for name, value in row.items()], form, title=url)
+
+
+@app.command()
+def infer(
+    files: Annotated[list[Path], typer.Argument(help="Instrument files of one condition.")],
+    *,
+    policy: Annotated[str, typer.Option(help="Id of the policy to search in: what is possible.")],
+    pixel_size_pm: Annotated[
+        float | None, typer.Option(min=0.01, help="Edge of a pixel, where the files lack it [pm].")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=64, help="Frames simulated to compare with.")] = 448,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same answer.")] = 0,
+    form: FormOption = Form.auto,
+) -> None:
+    """Infer from frames alone under which condition they were recorded, with 90 % intervals.
+
+    A width near 1 says that the frames tell nothing of the quantity: what the policy allows.
+
+    Example: manybeam data infer scan_0142.dm4 --policy graphene-general -o json
+    """
+    from manybeam.learn.infer import infer as infer_condition
+    from manybeam.settings import settings
+    from manybeam.spec import Library
+
+    imaging = Library(settings().zoo).policy(policy)
+    frames_nyx, size = _alike(_read_all(files, pixel_size_pm, None))
+    found = infer_condition(frames_nyx, size, imaging, seed=seed, draws=draws)
+    say(
+        f"{found.draw_count} draws; the nearest is {found.distance:.2f} times as far as is usual"
+        + (f": {policy} hardly makes frames like these" if found.distance > 1 else "")
+    )
+    rows = [
+        {
+            "quantity": path + (" (magnitude)" if one.is_magnitude else ""),
+            "median": one.median,
+            "low": one.low,
+            "high": one.high,
+            "width": round(one.width, 3),
+            "told": one.is_told,
+        }
+        for path, one in found.posterior.items()
+    ]
+    emit(rows, form, title=f"inferred within {policy}")
+
+
+def _warn(imaging: "Imaging") -> None:
+    """Say what is physically doubtful."""
+    from manybeam.data.physics import warnings_for
+
+    for sentence in warnings_for(imaging):
+        say(f"warning: {sentence}")
+
+
+def _alike(records: "Sequence[Record]") -> "tuple[Array, float | None]":
+    """Return the frames of all files as one stack, and their pixel size if the files tell one."""
+    import numpy as np
+
+    stacks = [one.frame if one.frame.ndim == 3 else one.frame[None] for one in records]
+    shapes, sizes = {stack.shape[1:] for stack in stacks}, {one.pixel_size_pm for one in records}
+    if len(shapes) > 1 or len(sizes) > 1:
+        raise InvalidInput(
+            f"frames of shapes {sorted(shapes)} and pixel sizes {sorted(map(str, sizes))} pm",
+            "one condition has one shape and one pixel size",
+            "infer the condition of each kind by itself",
+        )
+    return np.concatenate(stacks), sizes.pop()
+
+
+def _file_facts(record: "Record") -> dict[str, object]:
+    return {
+        "file": str(record.source),
+        "shape": "x".join(map(str, record.frame.shape)),
+        "pixel_size_pm": record.pixel_size_pm,
+        "modality": record.condition.modality,
+        "material": record.condition.sample.material or None,
+    }
 
 
 def _facts(frames: "FrameSet") -> dict[str, object]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.errors import InvalidInput, ManybeamError, NotFound, OutOfDistribution
+from manybeam.cli.sizing import sized
+from manybeam.errors import (
+    InvalidInput,
+    ManybeamError,
+    MissingPixelSize,
+    NotFound,
+    OutOfDistribution,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,10 +111,17 @@ def _answers(
     """Yield one answer a frame, reading every file before the first network runs."""
     from manybeam.data.intake import read_frames
 
-    frames = [read_frames(path, pixel_size_pm=pixel_size_pm) for path in files]
+    frames = [sized(read_frames(path, pixel_size_pm=pixel_size_pm)) for path in files]
     for read in frames:
         for note in read.notes:
             say(f"{read.source.name}: {note}")
+    lacking = [read.source.name for read in frames if read.pixel_size_pm is None]
+    if lacking:
+        raise MissingPixelSize(
+            f"no pixel size in {', '.join(lacking)}",
+            "members see a frame at the pixel size they were trained at",
+            "add --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8)",
+        )
     candidates = _ensembles(ref)
     for read in frames:
         stack = read.frame if read.frame.ndim == 3 else read.frame[None]

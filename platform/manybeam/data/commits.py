@@ -35,7 +35,8 @@ class Commit(BaseModel):
     """What a FrameSet holds from this record on; each repeats the whole state, none is read twice.
 
     `truth_rows` is None as long as no frame with truth was appended; `pixel_size_pm` is the size
-    all frames share, if they do.
+    all frames share, if they do; `folder` is where in the set the arrays lie. A record of another
+    folder than the one before it replaces the set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class Commit(BaseModel):
     digest: str
     shape: tuple[int, int]
     dtype: str
+    folder: str = ""
     kind: Literal["condition", "policy"]
     imaging: dict[str, Any]
     pixel_size_pm: float | None = None
@@ -105,6 +107,25 @@ class CommitLog:
     def begin(self, first: Commit) -> None:
         """Write the first record; raises Conflict if there is one."""
         self._store.create(first.key, _bytes(first))
+
+    def replace(self, made: Commit, *, overwrite: bool) -> tuple[Commit, Commit | None]:
+        """Make `made` the newest record, whatever is there; return it and the one it replaces.
+
+        Whoever is appending meanwhile is told that somebody else wrote first.
+
+        Raises:
+            Conflict: there is a set, and it must not be overwritten.
+        """
+        while True:
+            keys = self._store.list(FOLDER)
+            if keys and not overwrite:
+                hint = "give another URL, or overwrite it"
+                raise Conflict(f"there is a frame set at {self._store.url}", "", hint)
+            head = self.read(keys[-1]) if keys else None
+            record = made.model_copy(update={"number": head.number + 1 if head else 0})
+            with contextlib.suppress(Conflict):
+                create(self._store, record)
+                return record, head
 
     @contextlib.contextmanager
     def claim(self, head: Commit) -> Iterator["Claim"]:
@@ -216,16 +237,8 @@ class Claim:
             self._renewed = time.monotonic()
 
     def commit(self, record: Commit) -> None:
-        """Make `record` the newest; raises Conflict if somebody else did.
-
-        A conditional write whose answer was lost is tried again by obstore and then finds
-        itself, so a record that exists is ours if it names us.
-        """
-        try:
-            self._store.create(record.key, _bytes(record))
-        except Conflict as error:
-            if record.writer.encode() not in self._store.get(record.key):
-                raise _overtaken(self._store.url) from error
+        """Make `record` the newest; raises Conflict if somebody else did."""
+        create(self._store, record)
 
     def give_back(self) -> None:
         """Let the next writer in; if the store does not answer, it will find this claim stale."""
@@ -233,6 +246,19 @@ class Claim:
             self._store.delete_keys([self.key])
         except ManybeamError as error:
             logger.warning("claim was not given back", extra={"key": self.key, "why": str(error)})
+
+
+def create(store: Store, record: Commit) -> None:
+    """Write a record that must not exist yet; raises Conflict if somebody else wrote it.
+
+    A conditional write whose answer was lost is tried again by obstore and then finds itself, so
+    a record that exists is ours if it names us.
+    """
+    try:
+        store.create(record.key, _bytes(record))
+    except Conflict as error:
+        if record.writer.encode() not in store.get(record.key):
+            raise _overtaken(store.url) from error
 
 
 def _record(number: int) -> str:

@@ -29,6 +29,7 @@ from manybeam.data.formats import (
     length_pm,
     square_pm,
 )
+from manybeam.data.sidecar import add_tree
 from manybeam.errors import TooLarge
 
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
@@ -151,6 +152,7 @@ def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
         for side, axis in (("height", "Y"), ("width", "X"))
     ]
     raw.pixel_size_pm = square_pm(edges[0], edges[1], raw.notes)
+    _velox_field_of_view(raw, optics, scan)
     detectors = [item for item in (info.get("Detectors") or {}).values() if isinstance(item, dict)]
     name = str(result.get("Detector", ""))
     mine = next((item for item in detectors if item.get("DetectorName") == name), {})
@@ -175,6 +177,17 @@ def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
     raw.material = str(info.get("Sample") or "")
 
 
+def _velox_field_of_view(raw: Raw, optics: Mapping[str, Any], scan: Mapping[str, Any]) -> None:
+    """Claim the pixel size that field of view, scanned area and scan size imply."""
+    area, size = scan.get("ScanArea") or {}, scan.get("ScanSize") or {}
+    field = as_number((optics.get("FullScanFieldOfView") or {}).get("x"))
+    ends = [as_number(area.get(side)) for side in ("left", "right")]
+    share = ends[1] - ends[0] if ends[0] is not None and ends[1] is not None else 1.0
+    columns = as_number(size.get("width"))
+    if field and columns and (claim := length_pm(field * share / columns, "m")):
+        raw.claims["the field of view"] = claim
+
+
 def _is_berkeley(group: Any) -> bool:
     return (
         hasattr(group, "keys")
@@ -194,12 +207,22 @@ def _read_berkeley(file: Any, group: Any, image_count: int) -> Raw:
     if image_count > 1:
         raw.notes.append(f"{image_count} images; the largest was taken: {group.name}")
     if "microscope" in file:
-        voltage = as_number(file["microscope"].attrs.get("voltage"))
-        if voltage:
-            raw.values["optics.beam_kv"] = voltage / 1e3 if voltage > 1e3 else voltage
+        _berkeley_microscope(raw, dict(file["microscope"].attrs))
     if "sample" in file:
         raw.material = _plain(file["sample"].attrs.get("material", ""))
     return raw
+
+
+def _berkeley_microscope(raw: Raw, attributes: Mapping[str, Any]) -> None:
+    """Map the microscope's attributes, by their units where a neighbour NAME_units states them.
+
+    A bare voltage above 1000 is in volts: the format does not say, and programs differ.
+    """
+    tree = {key: _plain(value) for key, value in attributes.items()}
+    voltage = as_number(tree.get("voltage"))
+    if voltage and voltage > 1e3 and not {"voltage_units", "voltage_unit"} & tree.keys():
+        tree["voltage_unit"] = "V"
+    add_tree(raw, tree, "group microscope")
 
 
 def _step(group: Any, axis: int) -> float | None:

@@ -68,6 +68,7 @@ class Raw:
         modality: kind of imaging, as the file says it.
         material: name of the sample, as the file says it.
         notes: what the reader had to choose, convert or leave out.
+        claims: pixel sizes that other parts of the file imply, in pm, by who says so.
     """
 
     array: Array
@@ -76,6 +77,7 @@ class Raw:
     modality: str = "unknown"
     material: str = ""
     notes: list[str] = field(default_factory=list)
+    claims: dict[str, float] = field(default_factory=dict)
 
 
 def length_pm(scale: object, unit: str) -> float | None:
@@ -207,7 +209,8 @@ def read_tif(path: Path) -> Raw:
             raw.array = grey(np.moveaxis(raw.array, series.axes.index("S"), -1), raw.notes)
         raw.array = raw.array.reshape([side for side in raw.array.shape[:-2] if side > 1]
                                       + list(raw.array.shape[-2:]))  # fmt: skip
-        raw.pixel_size_pm = _tif_pixel_pm(tif, raw.notes)
+        _tif_pixel_pm(raw, tif)
+        _tif_fei(raw, tif.fei_metadata or {})
     return raw
 
 
@@ -219,25 +222,43 @@ def _frame_axes(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     return (shape[channel], *shape[:channel], *shape[channel + 1 :])
 
 
-def _tif_pixel_pm(tif: Any, notes: list[str]) -> float | None:
-    """Return the pixel size from the first of four conventions that states one."""
+def _tif_pixel_pm(raw: Raw, tif: Any) -> None:
+    """Take the first of four conventions that states a pixel size; the others are claims."""
     tags = {tag.code: tag.value for tag in tif.pages.first.tags}
+    stated: dict[str, float | None] = {}
     if 65009 in tags:  # Gatan's private tags, which HyperSpy writes too
         edges = [length_pm(tags.get(65009 + axis), str(tags.get(65003 + axis))) for axis in (1, 0)]
-        return square_pm(edges[0], edges[1], notes)
+        stated["Gatan's tags"] = square_pm(edges[0], edges[1], raw.notes)
     if tif.ome_metadata:
-        return _ome_pixel_pm(tif.ome_metadata, notes)
+        stated["OME"] = _ome_pixel_pm(tif.ome_metadata, raw.notes)
     per_unit = [_per_unit(tags.get(code)) for code in (283, 282)]  # YResolution, XResolution
     unit = str((tif.imagej_metadata or {}).get("unit", ""))
-    if unit:
-        edges = [length_pm(1 / n, unit) if n else None for n in per_unit]
-        return square_pm(edges[0], edges[1], notes)
-    inch_or_cm = {2: "inch", 3: "cm"}.get(int(tags.get(296, 2)), "")
-    edges = [length_pm(1 / n, inch_or_cm) if n else None for n in per_unit]
-    if edges[0] and edges[0] > 1e6:  # above 1 um: dots per inch of a printer
-        notes.append("its resolution tag is a printer's and was not taken as a pixel size")
-        return None
-    return square_pm(edges[0], edges[1], notes)
+    name = "ImageJ" if unit else "the resolution tags"
+    unit = unit or {2: "inch", 3: "cm"}.get(int(tags.get(296, 2)), "")
+    edges = [length_pm(1 / n, unit) if n else None for n in per_unit]
+    if name == "the resolution tags" and edges[0] and edges[0] > 1e6:  # above 1 um: a printer's
+        if not any(stated.values()):
+            raw.notes.append("its resolution tag is a printer's and was not taken as a pixel size")
+    else:
+        stated[name] = square_pm(edges[0], edges[1], raw.notes)
+    known = {who: size for who, size in stated.items() if size}
+    raw.pixel_size_pm = next(iter(known.values()), None)
+    raw.claims |= dict(list(known.items())[1:])
+
+
+def _tif_fei(raw: Raw, tree: Mapping[str, Any]) -> None:
+    """Map what microscopes of FEI write into a tag of their own."""
+    beam, scan = (tree.get(key) or {} for key in ("Beam", "Scan"))
+    found = {
+        "optics.beam_kv": (beam.get("HV"), 1e-3),
+        "scan.dwell_us": (scan.get("Dwelltime"), 1e6),
+    }
+    raw.values |= as_values(found)
+    size = length_pm(scan.get("PixelWidth"), "m")
+    if raw.pixel_size_pm is None:
+        raw.pixel_size_pm = size
+    elif size:
+        raw.claims["FEI's tag"] = size
 
 
 def _ome_pixel_pm(xml: str, notes: list[str]) -> float | None:
@@ -283,14 +304,27 @@ def read_mrc(path: Path) -> Raw:
     return raw
 
 
+def _claim_fei(raw: Raw, number: Mapping[str, float]) -> None:
+    """Claim the pixel sizes that the extended header states beside the main one's."""
+    size = length_pm(number.get("Pixel size X"), "m")
+    if raw.pixel_size_pm is None:
+        raw.pixel_size_pm = size
+    elif size:
+        raw.claims["the extended header"] = size
+    width = number.get("Scan size right", 0.0) - number.get("Scan size left", 0.0)
+    is_whole = not number.get("Scan size left") and not number.get("Scan size top")
+    field = number.get("Full scan FOV X", 0.0)
+    if is_whole and width > 0 and (claim := length_pm(field / width, "m")):
+        raw.claims["the field of view"] = claim
+
+
 def _read_fei(raw: Raw, fields: Mapping[str, Any]) -> None:
     """Map one record of the FEI1/FEI2 extended header; zero there means not set."""
     number = {key: as_number(value) or 0.0 for key, value in fields.items()}
     is_scanning = number.get("Instrument mode") == 2
     detector = bytes(fields.get("STEM Detector name" if is_scanning else "Camera name", b""))
     raw.modality = detector.decode("ascii", "replace").strip("\0 ") if is_scanning else "tem"
-    if raw.pixel_size_pm is None:
-        raw.pixel_size_pm = length_pm(number.get("Pixel size X"), "m")
+    _claim_fei(raw, number)
     found = {
         "optics.beam_kv": (number.get("HT"), 1e-3),
         "optics.convergence_mrad": (number.get("Convergence angle"), 1e3),

@@ -4,7 +4,7 @@ Axis letters: n frame, y row, x column; K atoms of one frame.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy import ndarray
 from manybeam.data import layout
 from manybeam.data.batch import Batch, chain, seed
 from manybeam.data.commits import Claim, Commit, CommitLog
+from manybeam.data.making import Part, write_whole
 from manybeam.data.store import Store, open_store
 from manybeam.errors import (
     Conflict,
@@ -71,31 +72,46 @@ class FrameSet:
             Conflict: there is a set already.
             InvalidInput: a shape or type that cannot be kept.
         """
-        if dtype not in layout.DTYPES:
-            raise InvalidInput(f"dtype {dtype!r} is not kept", f"one of {layout.DTYPES}", "")
-        if len(shape) != 2 or min(shape) < 1:
-            raise InvalidInput(f"{shape} is not the shape of a frame", "rows, columns, >= 1", "")
+        commit = _first(condition, shape, dtype)
         store = open_store(url)
         if overwrite:
             for part in ("commits", "claims", *layout.PARTS):
                 store.delete(part)
-        kind = "policy" if isinstance(condition, Policy) else "condition"
-        rows, columns = int(shape[0]), int(shape[1])
-        commit = Commit(
-            number=0,
-            count=0,
-            digest=seed(dtype, (rows, columns), condition),
-            shape=(rows, columns),
-            dtype=dtype,
-            kind=kind,
-            imaging=condition.model_dump(mode="json"),
-        )
         made = cls(store, commit)
         try:
             made._log.begin(commit)
         except Conflict as error:
             hint = "give another URL, or overwrite it"
             raise Conflict(f"there is a frame set at {store.url}", "", hint) from error
+        made._describe()
+        return made
+
+    @classmethod
+    def write(
+        cls,
+        url: str | Path,
+        condition: Condition | Policy,
+        shape: tuple[int, int],
+        parts: Iterable[Part],
+        *,
+        overwrite: bool = False,
+    ) -> "FrameSet":
+        """Make a FrameSet of frames that come part by part; nobody sees it before the last one.
+
+        Args:
+            url: where; see `open_store`.
+            condition: what the frames were recorded under, or drawn from.
+            shape: rows and columns of each frame.
+            parts: (frames, truth, pixel sizes) of each part, as `append` takes them.
+            overwrite: replace a set that is there; it stays whole until the new one is.
+
+        Raises:
+            Conflict: there is a set already.
+            InvalidInput: a shape that cannot be kept; or what `append` raises.
+        """
+        store = open_store(url)
+        first = _first(condition, shape, "float32")
+        made = cls(store, write_whole(store, first, parts, overwrite=overwrite))
         made._describe()
         return made
 
@@ -228,16 +244,16 @@ class FrameSet:
         Raises:
             Corrupt: names the first frames that are not what was appended.
         """
-        first, *later = [c for c in self._log.history() if c.number <= self._commit.number]
-        digest = first.digest
-        if digest != seed(first.dtype, first.shape, self.condition):
-            raise self._corrupt("the condition")
-        for before, after in zip([first, *later], later, strict=False):
-            for low in range(before.count, after.count, self._batch_count):
+        history = [c for c in self._log.history() if c.number <= self._commit.number]
+        digest, count = seed(self._commit.dtype, self.shape, self.condition), 0
+        for after in (c for c in history if c.folder == self._commit.folder):
+            for low in range(count, after.count, self._batch_count):
                 numbers = range(low, min(low + self._batch_count, after.count))
                 digest = chain(digest, self._read(numbers), *self._beside(numbers))
             if digest != after.digest:
-                raise self._corrupt(f"frames {before.count} to {after.count - 1}")
+                part = f"frames {count} to {after.count - 1}" if after.count else "the condition"
+                raise self._corrupt(part)
+            count = after.count
 
     @property
     def _batch_count(self) -> int:
@@ -326,6 +342,24 @@ class FrameSet:
             logger.warning("metadata lags behind; the next append mends it", extra=extra)
 
 
+def _first(condition: Condition | Policy, shape: tuple[int, int], dtype: str) -> Commit:
+    """Return the record of a set without frames."""
+    if dtype not in layout.DTYPES:
+        raise InvalidInput(f"dtype {dtype!r} is not kept", f"one of {layout.DTYPES}", "")
+    if len(shape) != 2 or min(shape) < 1:
+        raise InvalidInput(f"{shape} is not the shape of a frame", "rows, columns, >= 1", "")
+    rows, columns = int(shape[0]), int(shape[1])
+    return Commit(
+        number=0,
+        count=0,
+        digest=seed(dtype, (rows, columns), condition),
+        shape=(rows, columns),
+        dtype=dtype,
+        kind="policy" if isinstance(condition, Policy) else "condition",
+        imaging=condition.model_dump(mode="json"),
+    )
+
+
 def list_framesets(url: str | Path) -> list[str]:
     """Return the URLs of the FrameSets at and below a URL, sorted; none if nothing is there."""
     try:
@@ -339,5 +373,5 @@ def list_framesets(url: str | Path) -> list[str]:
         if f"{prefix}/commits".lstrip("/") in below:
             found.append(store.child(prefix).url)
         else:
-            waiting += below
+            waiting += [name for name in below if not name.endswith(f"/{layout.MADE}")]
     return sorted(found)

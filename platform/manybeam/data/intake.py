@@ -7,20 +7,19 @@ Axis letters: n frame, y row, x column.
 """
 
 import csv
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from manybeam.data import emd, formats, vendors
 from manybeam.data.formats import Raw
+from manybeam.data.measured import settle_condition, settle_pixel_size
+from manybeam.data.sidecar import add_sidecar
 from manybeam.errors import (
     InvalidFrame,
-    InvalidInput,
     ManybeamError,
     NotFound,
     TooLarge,
@@ -102,8 +101,19 @@ def read_frames(
     """Return the frame, or the stack, that a file holds.
 
     Of several images the recorded one is taken, never a thumbnail; the notes say which. Pixel
-    size: the caller's, else the file's, else the condition's; a contradiction of more than 1 % is
-    noted.
+    size: the caller's, else the file's, else the condition's; a contradiction is noted with both
+    numbers, never averaged. A dose is derived from current, dwell time and pixel size where none
+    is stated. Which format tells what:
+
+    | format | read |
+    |---|---|
+    | dm3, dm4 | pixel size (any unit), field of view, kV, pA, Cs, convergence, dwell, detector |
+    | Velox emd | the same but Cs, defocus, detector angles, counts per electron, sample |
+    | Berkeley emd | pixel size; kV, mrad, pA, nm, us of group `microscope`; material |
+    | mrc | voxel; FEI header: pixel size, field of view, kV, mrad, defocus, dwell, detector |
+    | ser, emi | pixel size; kV, mrad, defocus, dwell, mode by the unit beside each label |
+    | tif | pixel size by Gatan, OME, ImageJ or resolution tags; FEI tags: kV, dwell |
+    | npy, png, jpg, and any other | FRAME.json beside it: names and units of `data.sidecar` |
 
     Args:
         path: tif, npy, png, jpg, mrc, dm3, dm4, emd, ser or emi; the suffix decides.
@@ -121,8 +131,8 @@ def read_frames(
     raw = _read(path)
     frame = _check_images(raw, path)
     notes = list(raw.notes)
-    pixel = _pixel_size(raw.pixel_size_pm, pixel_size_pm, condition, notes)
-    measured = _condition(raw, path, frame.shape, pixel, condition, notes)
+    pixel = settle_pixel_size(raw, pixel_size_pm, condition, notes)
+    measured = settle_condition(raw, path, frame.shape, pixel, condition, notes)
     return Record(frame, pixel, measured, path, tuple(notes))
 
 
@@ -193,7 +203,7 @@ def _read(path: Path) -> Raw:
         )
     name, reader = READERS[path.suffix.lower()]
     try:
-        return reader(path)
+        raw = reader(path)
     except TooLarge as error:
         raise TooLarge(f"{path}: {error.what}", error.why, error.hint) from error
     except ManybeamError:
@@ -201,6 +211,8 @@ def _read(path: Path) -> Raw:
     except _LIBRARY_FAULTS as error:
         why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise _unreadable(path, name, why) from error
+    add_sidecar(raw, path)
+    return raw
 
 
 def _existing(path: Path) -> Path:
@@ -301,82 +313,6 @@ def _filled(frame: Frame, values: NDArray[np.generic]) -> tuple[Frame, tuple[str
 
 def _sides(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _pixel_size(
-    filed: float | None, given: float | None, condition: Condition | None, notes: list[str]
-) -> float | None:
-    """Return the pixel size that counts, and note a contradiction."""
-    if given is not None and not 0 < given < np.inf:
-        raise InvalidInput(
-            f"pixel size {given!r} pm is not > 0",
-            "it is the edge of a pixel in picometres",
-            "a 1024 px frame 8 nm wide has 7.8",
-        )
-    expected = condition.scan.pixel_size_pm if condition else None
-    known = [value for value in (given, filed, expected) if isinstance(value, float | int)]
-    if not known:
-        return None
-    if filed is not None:
-        for name, other in (("the caller", given), ("the condition", expected)):
-            if isinstance(other, float | int) and abs(other - filed) > 0.01 * filed:
-                notes.append(
-                    f"the file says {filed:.6g} pm a pixel, {name} {other:.6g}: "
-                    f"{known[0]:.6g} was taken"
-                )
-    return float(known[0])
-
-
-def _condition(
-    raw: Raw,
-    path: Path,
-    shape: tuple[int, ...],
-    pixel_size_pm: float | None,
-    given: Condition | None,
-    notes: list[str],
-) -> Condition:
-    """Return the measured condition: the caller's words first, the file's where they are silent."""
-    known: dict[str, Any] = given.model_dump(exclude_none=True) if given else _named(raw, path)
-    bounds = _bounds()
-    found = dict(raw.values) | ({"scan.pixel_size_pm": pixel_size_pm} if pixel_size_pm else {})
-    for field, value in found.items():
-        low, high, unit = bounds[field]
-        if not low <= value <= high:
-            notes.append(f"{field} {value:.6g} is outside {low:g} to {high:g} {unit}: left unknown")
-            continue
-        group, name = field.split(".")
-        mine = known.setdefault(group, {}).setdefault(name, value)
-        if abs(mine - value) > 0.01 * abs(value) and name != "pixel_size_pm":
-            notes.append(f"{field}: the file says {value:.6g}, the condition {mine:.6g}: kept")
-    scan = known.setdefault("scan", {})
-    scan["shape"] = tuple(shape[-2:])
-    if pixel_size_pm and "pixel_size_pm" in scan:
-        scan["pixel_size_pm"] = pixel_size_pm
-    return Condition.model_validate(known | {"origin": "measured"})
-
-
-def _named(raw: Raw, path: Path) -> dict[str, Any]:
-    """Return id, title, modality and sample of a condition known from the file alone."""
-    slug = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).lstrip("._-")[:100]
-    modality = re.sub(r"[^a-z0-9]+", "-", raw.modality.lower()).strip("-")[:40]
-    return {
-        "id": slug or "frame",
-        "title": path.name[:200],
-        "modality": modality or "unknown",
-        "sample": {"material": raw.material[:100]},
-    }
-
-
-def _bounds() -> dict[str, tuple[float, float, str]]:
-    """Return what each quantity of a condition may be, by its dotted path."""
-    found = {}
-    for group, info in Condition.model_fields.items():
-        for name, field in getattr(info.annotation, "model_fields", {}).items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and "unit" in extra:
-                limits = (float(str(extra["low"])), float(str(extra["high"])), str(extra["unit"]))
-                found[f"{group}.{name}"] = limits
-    return found
 
 
 def _atom(

@@ -1,8 +1,9 @@
 """How a FrameSet lies in Zarr v3: three arrays in one group, and the documents that describe them.
 
 `0` (n, y, x) frames, one a chunk · `truth` (row, 4) = frame, y, x, class · `pixel_size_pm` (n),
-NaN where unknown. Documents are made from the commit record, never read back: what other readers
-see may lag behind a writer that was killed, ours cannot.
+NaN where unknown. A set that was written in one go has them in a folder of its own below `made`.
+Documents are made from the commit record, never read back: what other readers see may lag behind a
+writer that was killed, ours cannot.
 """
 
 import json
@@ -18,31 +19,34 @@ from manybeam.data.ome import AXES, multiscales
 
 LARGEST_CHUNK_PX = 512
 ROWS_PER_CHUNK = 8192
-PARTS = ("zarr.json", "0", "truth", "pixel_size_pm")
+MADE = "made"
+ARRAYS = ("0", "truth", "pixel_size_pm")
+PARTS = ("zarr.json", *ARRAYS, MADE)
 DTYPES = ("float32", "uint8", "uint16")
 
 
 def documents(commit: Commit, name: str) -> dict[str, bytes]:
     """Return the `zarr.json` of the group and its arrays, by key."""
     frames_array = {**_frames(commit), "dimension_names": list(AXES)}
-    found = {"zarr.json": _group(commit, name), "0/zarr.json": frames_array}
-    found |= {"truth/zarr.json": _truth(commit), "pixel_size_pm/zarr.json": _sizes(commit)}
+    arrays = {"0": frames_array, "truth": _truth(commit), "pixel_size_pm": _sizes(commit)}
+    found = {"zarr.json": _group(commit, name)}
+    found |= {f"{_in_set(commit, part)}/zarr.json": array for part, array in arrays.items()}
     return {key: json.dumps(document, indent=1).encode() for key, document in found.items()}
 
 
 def frames_array(place: StorePath, commit: Commit) -> "zarr.Array[Any]":
     """Return the frames of a commit as a Zarr array; nothing is read."""
-    return _open(place / "0", _frames(commit))
+    return _open(place / _in_set(commit, "0"), _frames(commit))
 
 
 def truth_array(place: StorePath, commit: Commit) -> "zarr.Array[Any]":
     """Return the truth of a commit as a Zarr array; nothing is read."""
-    return _open(place / "truth", _truth(commit))
+    return _open(place / _in_set(commit, "truth"), _truth(commit))
 
 
 def sizes_array(place: StorePath, commit: Commit) -> "zarr.Array[Any]":
     """Return the pixel sizes of a commit as a Zarr array; nothing is read."""
-    return _open(place / "pixel_size_pm", _sizes(commit))
+    return _open(place / _in_set(commit, "pixel_size_pm"), _sizes(commit))
 
 
 def chunk_shape(shape: tuple[int, int]) -> tuple[int, int]:
@@ -60,9 +64,17 @@ def frame_keys(commit: Commit, start: int, stop: int) -> list[str]:
     """Return the keys of the chunks of frames [start, stop)."""
     chunk = chunk_shape(commit.shape)
     rows, columns = (math.ceil(side / edge) for side, edge in zip(commit.shape, chunk, strict=True))
+    array = f"{_in_set(commit, '0')}/c"
     return [
-        f"0/c/{n}/{y}/{x}" for n in range(start, stop) for y in range(rows) for x in range(columns)
+        f"{array}/{n}/{y}/{x}"
+        for n in range(start, stop)
+        for y in range(rows)
+        for x in range(columns)
     ]
+
+
+def _in_set(commit: Commit, part: str) -> str:
+    return f"{commit.folder}/{part}".lstrip("/")
 
 
 def _open(place: StorePath, document: dict[str, Any]) -> "zarr.Array[Any]":
@@ -71,7 +83,9 @@ def _open(place: StorePath, document: dict[str, Any]) -> "zarr.Array[Any]":
 
 def _group(commit: Commit, name: str) -> dict[str, Any]:
     ours = {"format": commit.format, commit.kind: commit.imaging, "digest": commit.digest}
-    attributes = {"ome": multiscales(name, commit.pixel_size_pm), "manybeam": ours}
+    ome = multiscales(name, commit.pixel_size_pm)
+    ome["multiscales"][0]["datasets"][0]["path"] = _in_set(commit, "0")
+    attributes = {"ome": ome, "manybeam": ours}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 

@@ -49,9 +49,10 @@ def record(
     if q["row_gain"].any():
         rows = torch.stack([_normal(rng, (shape[0], 1)) for rng in streams])
         scanned = scanned * (1 + _wide(q["row_gain"]) * rows).clamp_min(0)
-    pixel_a2 = (_wide(q["pixel_size_pm"]) / 100) ** 2
-    electrons = _wide(q["dose_e_per_a2"] * collected(q)) * pixel_a2
-    counts = noise(scanned * electrons, _wide(q["readout_e"]))
+    # No more electrons arrive than came: a thick crystal or a wide support saturates.
+    arriving = -torch.expm1(-scanned * _wide(collected(q)))
+    sent = _wide(q["dose_e_per_a2"]) * (_wide(q["pixel_size_pm"]) / 100) ** 2
+    counts = noise(arriving * sent, _wide(q["readout_e"]))
     counts = _electronics(_afterglow(counts, q["afterglow_px"]), q)
     return (counts * _wide(q["gain"]) + _wide(q["offset"])).to(torch.float32)
 
@@ -69,7 +70,7 @@ def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDA
     seen_x = _before_flyback(x_px - drift_x * seen_y, draw, shape[1])
     inside = (
         (seen_y > -0.5) & (seen_y < shape[0] - 0.5) & (seen_x > -0.5) & (seen_x < shape[1] - 0.5)
-    )
+    ) & structure.is_told_n
     seen = np.stack([seen_y, seen_x, structure.number_n], axis=1)
     return np.asarray(seen[inside], np.float32)
 

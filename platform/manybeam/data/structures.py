@@ -1,4 +1,6 @@
-"""Where the atoms are before a beam sees them: graphene, and heavy atoms on a support.
+"""Where the atoms are before a beam sees them: graphene, and the support of heavy atoms.
+
+Crystals of columns are in `columns`, heavy atoms in `heavy`.
 
 A structure is drawn larger than the frame by a margin, so that atoms outside it still lend their
 tails to its edge. Positions are (y, x) in picometres from the centre of pixel (0, 0).
@@ -12,12 +14,15 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+# Of one carbon atom, 70 to 200 mrad at 60 kV, by multislice (decision 0008): 0.85e-3 in graphene,
+# 1.03e-3 alone. `optics.collected` scales it.
+CARBON_A2 = 1.0e-3
+EXPONENT = 1.64  # of the atomic number in an atom's scattering power
 LATTICE_PM = 246.0  # graphene
 MARGIN_PM = 400.0
 RIPPLE_PM = 4.0  # static displacement of each atom, standard deviation
 ROUGHNESS = 3.0  # a support's power spectrum falls as frequency to the minus this
 OVERLAP_PROBABILITY = 0.35  # of a second grain over the first, about four in eleven frames
-GATHERED_SHARE = 0.25  # of heavy atoms that stand 0.25 to 0.7 nm beside another
 LEAST_ATOMS = 30  # a hole that would leave fewer is not cut
 
 Array = NDArray[np.floating]
@@ -30,12 +35,15 @@ class Structure:
     Attributes:
         position_n2: (y, x), in pm.
         number_n: atomic number.
-        signal_n: share of an atom's full signal that reaches the detector.
+        signal_n: its signal over that of one atom of its number: less for an atom in the depth,
+            more for a column.
+        is_told_n: whether it enters the truth.
     """
 
     position_n2: Array
     number_n: Array
     signal_n: Array | float = 1.0
+    is_told_n: NDArray[np.bool_] | bool = True
 
 
 def graphene(draw: Mapping[str, float], side_pm: tuple[float, float], rng: Generator) -> Structure:
@@ -49,7 +57,7 @@ def graphene(draw: Mapping[str, float], side_pm: tuple[float, float], rng: Gener
     """
     position_n2 = _lattice(draw["strain"], side_pm, rng)
     if rng.random() < draw["hole_probability"]:
-        position_n2 = _cut(position_n2, side_pm, rng)
+        position_n2 = position_n2[cut(position_n2, side_pm, rng)]
     keep = rng.random(len(position_n2)) >= draw["vacancy_fraction"]
     position_n2 = position_n2[keep]
     number_n = np.full(len(position_n2), 6.0)
@@ -60,43 +68,25 @@ def graphene(draw: Mapping[str, float], side_pm: tuple[float, float], rng: Gener
     return Structure(position_n2 + rng.normal(0, RIPPLE_PM, position_n2.shape), number_n)
 
 
-def heavy_atoms(
-    draw: Mapping[str, float],
-    thickness_yx: Array,
-    pixel_size_pm: float,
-    rng: Generator,
-) -> Structure:
-    """Return single heavy atoms scattered over a support; none where there is vacuum.
+def cut(position_n2: Array, side_pm: tuple[float, float], rng: Generator) -> NDArray[np.bool_]:
+    """Return which atoms of a sheet a round hole or a straight edge, both ragged, leaves.
 
     Args:
-        draw: `atoms_per_nm2`, `atomic_number` and `signal_spread` of this frame.
-        thickness_yx: thickness of the support on the canvas, relative to its mean.
-        pixel_size_pm: edge of a pixel of the canvas.
+        position_n2: (y, x) of the atoms, in pm.
+        side_pm: height and width of the frame, in pm.
         rng: of this frame.
     """
-    covered_yx = thickness_yx > 0.15
-    area_nm2 = covered_yx.sum() * (pixel_size_pm / 1000) ** 2
-    count = int(rng.poisson(draw["atoms_per_nm2"] * area_nm2))
-    places = np.argwhere(covered_yx)
-    if not count or not len(places):
-        return Structure(np.zeros((0, 2)), np.zeros(0))
-    pixel_n2 = places[rng.integers(0, len(places), count)] + rng.uniform(-0.5, 0.5, (count, 2))
-    place_n2 = _gathered(pixel_n2, covered_yx, pixel_size_pm, rng)
-    signal_n = np.exp(draw["signal_spread"] * rng.normal(0, 1, count))
-    return Structure(place_n2 * pixel_size_pm, np.full(count, draw["atomic_number"]), signal_n)
-
-
-def _gathered(
-    pixel_n2: Array, covered_yx: NDArray[np.bool_], pixel_size_pm: float, rng: Generator
-) -> Array:
-    """Return places of which some have moved beside another, as heavy atoms gather on defects."""
-    count = len(pixel_n2)
-    angle, distance_pm = rng.uniform(0, 2 * math.pi, count), rng.uniform(250, 700, count)
-    step_n2 = np.stack([np.sin(angle), np.cos(angle)], axis=1) * distance_pm[:, None]
-    beside_n2 = pixel_n2[rng.integers(0, count, count)] + step_n2 / pixel_size_pm
-    y, x = np.clip(beside_n2.round().astype(int), 0, np.array(covered_yx.shape) - 1).T
-    moves = (rng.random(count) < GATHERED_SHARE) & covered_yx[y, x]
-    return np.asarray(np.where(moves[:, None], beside_n2, pixel_n2))
+    side = np.array(side_pm)
+    if rng.random() < 0.5:
+        centre, radius = rng.uniform(0, side), rng.uniform(250, min(700, min(side_pm) * 0.35 + 1))
+        from_centre = np.hypot(*(position_n2 - centre).T)
+        kept = from_centre > radius + rng.normal(0, 30, len(position_n2))
+    else:
+        angle = rng.uniform(0, 2 * math.pi)
+        outward = (position_n2 - side / 2) @ np.array([math.cos(angle), math.sin(angle)])
+        limit = rng.uniform(0, min(side_pm) * 0.45)
+        kept = outward < limit + rng.normal(0, 20, len(position_n2))
+    return np.asarray(kept if kept.sum() > LEAST_ATOMS else np.ones_like(kept))
 
 
 def support_thickness(
@@ -153,21 +143,6 @@ def _lattice(strain: float, side_pm: tuple[float, float], rng: Generator) -> Arr
     sites = sites * (1 + rng.normal(0, strain, 2)) + np.array(side_pm) / 2
     inside = ((sites > -MARGIN_PM) & (sites < np.array(side_pm) + MARGIN_PM)).all(axis=1)
     return np.asarray(sites[inside])
-
-
-def _cut(position_n2: Array, side_pm: tuple[float, float], rng: Generator) -> Array:
-    """Return what a round hole or a straight edge, both ragged, leaves of a sheet."""
-    side = np.array(side_pm)
-    if rng.random() < 0.5:
-        centre, radius = rng.uniform(0, side), rng.uniform(250, min(700, min(side_pm) * 0.35 + 1))
-        from_centre = np.hypot(*(position_n2 - centre).T)
-        kept = from_centre > radius + rng.normal(0, 30, len(position_n2))
-    else:
-        angle = rng.uniform(0, 2 * math.pi)
-        outward = (position_n2 - side / 2) @ np.array([math.cos(angle), math.sin(angle)])
-        limit = rng.uniform(0, min(side_pm) * 0.45)
-        kept = outward < limit + rng.normal(0, 20, len(position_n2))
-    return position_n2[kept] if kept.sum() > LEAST_ATOMS else position_n2
 
 
 def _rise_from_edge(shape: tuple[int, int], pixel_size_pm: float, rng: Generator) -> Array:

@@ -20,6 +20,7 @@ from manybeam.data.dmtags import Block, read_tags
 from manybeam.data.formats import (
     Array,
     Raw,
+    as_number,
     as_values,
     check_claim,
     detector_named,
@@ -27,6 +28,7 @@ from manybeam.data.formats import (
     length_pm,
     square_pm,
 )
+from manybeam.data.units import OURS, measure
 
 # DigitalMicrograph's image types -> NumPy; 23 is colour, packed; 3 and 13 are complex.
 _DM_TYPES = {1: "i2", 2: "f4", 6: "u1", 7: "i4", 9: "i1", 10: "u2", 11: "u4", 12: "f8", 14: "u1"}
@@ -88,6 +90,7 @@ def _dm_metadata(raw: Raw, tags: Mapping[str, Any]) -> None:
         "scan.dwell_us": (scan.get("Sample Time"), 1.0),
     }
     raw.values = as_values(found)
+    _dm_field_of_view(raw, scope, scan)
     mode = str(scope.get("Illumination Mode", ""))
     raw.modality = mode or "unknown"
     if scan and not mode.upper().startswith("SEM"):
@@ -95,6 +98,19 @@ def _dm_metadata(raw: Raw, tags: Mapping[str, Any]) -> None:
         raw.modality = (
             detector_named(str(channel or _deep(tags, "source").get("source name"))) or "stem"
         )
+
+
+def _dm_field_of_view(raw: Raw, scope: Mapping[str, Any], scan: Mapping[str, Any]) -> None:
+    """Claim the pixel size that the field of view implies, of the whole scan or of what is left.
+
+    A frame may have been cropped since (the scan's width counts) or binned (the frame's does).
+    """
+    width = next((v for k, v in scope.items() if k.startswith("Field of View")), 0.0)
+    sides = [as_number(scan.get("Image Width")), raw.array.shape[-1]]
+    sizes = [size for side in sides if side and (size := length_pm(width / side, "um"))]
+    if sizes:
+        near = raw.pixel_size_pm or sizes[0]
+        raw.claims["the field of view"] = min(sizes, key=lambda size: abs(size - near))
 
 
 def _deep(tags: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -187,16 +203,25 @@ def _emi_metadata(raw: Raw, path: Path) -> None:
     except ValueError as error:
         raw.notes.append(f"{path.name} was passed over: {error}")
         return
-    pairs = re.findall(r"<Label>([^<]{1,80})</Label><Value>([^<]{0,200})</Value>", text)
-    labels = {label.strip(): value.strip() for label, value in pairs}
-    mode = labels.get("Mode", "")
-    dwell = re.search(r"<DwellTimePath>([^<]+)</DwellTimePath>", text)
-    found = {
-        "optics.beam_kv": (labels.get("High tension"), 1.0),
-        "optics.convergence_mrad": (labels.get("Convergence angle"), 1.0),
-        # Thermo Fisher counts overfocus positive, we underfocus.
-        "optics.defocus_nm": (labels.get("Defocus"), -1e3),
-        "scan.dwell_us": (dwell[1] if dwell and "STEM" in mode else None, 1e6),
+    entry = r"<Label>([^<]{1,80})</Label><Value>([^<]{0,200})</Value>(?:<Unit>([^<]{0,20})</Unit>)?"
+    labels = {
+        label.strip(): (value.strip(), unit) for label, value, unit in re.findall(entry, text)
     }
-    raw.values = as_values(found)
+    mode = labels.get("Mode", ("", ""))[0]
+    dwell = re.search(r"<DwellTimePath>([^<]+)</DwellTimePath>", text)
+    if dwell and "STEM" in mode:
+        labels["Dwell time"] = (dwell[1], "s")
+    usual = {
+        "optics.beam_kv": ("High tension", "kV", 1),
+        "optics.convergence_mrad": ("Convergence angle", "mrad", 1),
+        # Thermo Fisher counts overfocus positive, we underfocus.
+        "optics.defocus_nm": ("Defocus", "um", -1),
+        "scan.dwell_us": ("Dwell time", "s", 1),
+    }
+    stated = {
+        field: measure(labels[name][0], labels[name][1] or unit, OURS[field])
+        for field, (name, unit, _) in usual.items()
+        if name in labels
+    }
+    raw.values = as_values({field: (stated[field], usual[field][2]) for field in stated})
     raw.modality = "stem" if "STEM" in mode else "tem" if "TEM" in mode else "unknown"

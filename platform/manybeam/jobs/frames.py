@@ -80,7 +80,7 @@ def _simulate(order: _Order) -> None:
     if _is_there(order):
         return  # made by another job since we looked
     try:
-        simulate_into(order.url, order.policy, order.count, seed=order.seed)
+        simulate_into(order.url, order.policy, order.count, seed=order.seed, overwrite=False)
     except Conflict:
         # Another job made the same frames at this moment; then they are there.
         if not _is_there(order):

@@ -30,11 +30,14 @@ from manybeam.data.frames import FrameSet
 from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged
+from manybeam.learn.centring import Labelled, centred
 from manybeam.learn.member import Checkpoint, Member, load_weights, save_weights, train_member
 from manybeam.settings import settings
 from manybeam.spec import Recipe
 
 logger = logging.getLogger(__name__)
+
+CENTRING_FRAMES = 12  # of each FrameSet: one number is fitted on them
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class Run:
             self.store.put(_key(index, "failed"), text.encode())
             logger.warning("member failed", extra={"member": index, "why": str(error)})
         else:
+            member = centred(member, self._labelled(plan.policy))
             self.store.put(_key(index, "done"), _pack(member))
             extra = {"member": index, "loss": member.losses[-1], "wall_s": round(member.wall_s, 1)}
             logger.info("member trained", extra=extra)
@@ -151,6 +155,13 @@ class Run:
         cache = settings().home / "cache" / "tiles"
         with _alone(cache / f"{self.digest}-{policy}.lock"):
             return stage_tiles(framesets, self.recipe.tiles, cache, seed=self.seed)
+
+    def _labelled(self, policy: str) -> Iterator[Labelled]:
+        """Yield frames of a policy that are spread over all of its own."""
+        for url in self.frames[policy]:
+            frames = FrameSet.open(url)
+            for i in range(0, len(frames), max(1, len(frames) // CENTRING_FRAMES)):
+                yield frames.frame(i), frames.truth(i), frames.pixel_size_pm(i)
 
     def _checkpoint(self, index: int) -> Checkpoint | None:
         key = _key(index, "ckpt")

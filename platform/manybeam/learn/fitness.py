@@ -43,7 +43,10 @@ class Lattice:
 
 
 # Structures of `spec.Sample` that have a lattice; the others have none to be judged by.
-LATTICES: Mapping[str, Lattice] = {"graphene": Lattice(bond_pm=142.0, bond_count=3)}
+LATTICES: Mapping[str, Lattice] = {
+    "graphene": Lattice(bond_pm=142.0, bond_count=3),
+    "mos2": Lattice(bond_pm=182.4, bond_count=3),
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Axis letters: n tile, c feature map, y row, x column.
 """
 
 import inspect
+from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
@@ -38,6 +39,12 @@ def count_parameters(network: nn.Module) -> int:
 def side_multiple(network: Network) -> int:
     """Return what the sides of a frame must be multiples of (our U-Net also takes others)."""
     return int(2 ** (network.levels - 1)) if network.name == "unet" else 32
+
+
+def shifted(weights: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:
+    """Return the weights with every logit of their network raised by a constant."""
+    bias = "head.bias" if "head.bias" in weights else "offset"
+    return {**weights, bias: weights[bias] + by}
 
 
 class UNet(nn.Module):
@@ -118,7 +125,7 @@ def _build_monai(network: Network) -> nn.Module:
             "networks that filters, levels, classes and dropout describe completely",
             "take 'unet' or MONAI's UNet, AttentionUnet, BasicUNet or SegResNet",
         )
-    return _Padded(kind(**given))
+    return _Padded(kind(**given), network.classes)
 
 
 def _monai_nets() -> object:
@@ -148,12 +155,14 @@ def _monai_words(network: Network) -> dict[str, object]:
 class _Padded(nn.Module):
     """A MONAI network, given sides it can halve and cut back to those that came in."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, classes: int) -> None:
         super().__init__()
         self.network = network
+        self.offset = nn.Parameter(torch.zeros(classes))
 
     def forward(self, frames_ncyx: Tensor) -> Tensor:
         rows, columns = frames_ncyx.shape[-2:]
         pad = partial(functional.pad, mode="replicate")
         padded = pad(frames_ncyx, (0, -columns % 32, 0, -rows % 32))
-        return cast(Tensor, self.network(padded))[..., :rows, :columns]
+        logits = cast(Tensor, self.network(padded))[..., :rows, :columns]
+        return logits + self.offset[:, None, None]

@@ -84,11 +84,29 @@ class Group(Model):
 class Sample(Group):
     """What lies under the beam: a structure the simulator knows, or a name for a measured one."""
 
-    structure: Literal["graphene", "heavy_atoms", "unknown"] = Field(
-        "unknown", description="structure the simulator draws"
-    )
+    structure: Literal[
+        "graphene", "heavy_atoms", "mos2", "lsmo", "grain_boundary", "crystal", "unknown"
+    ] = Field("unknown", description="structure the simulator draws")
     material: str = Field("", max_length=100, description="name in plain words")
+    file: str | None = Field(
+        None,
+        min_length=1,
+        max_length=500,
+        description="structure file of a crystal, CIF or another",
+    )
+    file_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{8,64}$", description="first digits of the digest of that file"
+    )
+    zone_axis: tuple[int, int, int] | None = Field(
+        None, description="direction [u, v, w] of the crystal along which the beam looks"
+    )
+    element: str | None = Field(
+        None, pattern=r"^[A-Z][a-z]?$", description="symbol of the element of a grain boundary"
+    )
+    thickness_nm: Quantity = quantity(0.1, 500, "nm", "thickness of a crystal along the beam")
+    tilt_deg: Quantity = quantity(0, 90, "deg", "angle between the two grains of a boundary")
     vacancy_fraction: Quantity = quantity(0, 0.3, "1", "share of atoms missing")
+    vanadium_fraction: Quantity = quantity(0, 0.3, "1", "share of Mo replaced by V")
     silicon_fraction: Quantity = quantity(0, 0.3, "1", "share of atoms replaced by Si")
     nitrogen_fraction: Quantity = quantity(0, 0.3, "1", "share of atoms replaced by N")
     hole_probability: Quantity = quantity(0, 1, "1", "chance that a frame holds a hole or edge")
@@ -98,12 +116,37 @@ class Sample(Group):
     atom_width_pm: Quantity = quantity(
         0, 500, "pm", "full width of one atom beyond probe and source: motion, beam spread"
     )
+    atom_motion_pm: Quantity = quantity(
+        0, 300, "pm", "how far a heavy atom moves about while the beam passes over it"
+    )
+    gathered_share: Quantity = quantity(
+        0, 1, "1", "share of heavy atoms that stand 0.25 to 0.7 nm beside another"
+    )
+    specks_per_nm2: Quantity = quantity(
+        0, 30, "1/nm^2", "fainter specks beside the heavy atoms, which are not in the truth"
+    )
+    least_visibility: Quantity = quantity(
+        0, 20, "1", "signal over local scatter from which a heavy atom is in the truth"
+    )
     signal_spread: Quantity = quantity(
         0, 1.5, "1", "standard deviation of the logarithm of a heavy atom's signal: depth, motion"
     )
     support_nm: Quantity = quantity(0, 500, "nm", "mean thickness of the amorphous support")
     support_relief: Quantity = quantity(0, 2, "1", "relative variation of that thickness")
     support_grain_nm: Quantity = quantity(0.05, 20, "nm", "length over which thickness varies")
+
+    @field_validator("zone_axis")
+    @classmethod
+    def _is_a_direction(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if value is not None and (not any(value) or max(map(abs, value)) > 20):
+            raise ValueError("is no direction; give [u, v, w], not all 0, each from -20 to 20")
+        return value
+
+    @model_validator(mode="after")
+    def _has_what_it_is_drawn_from(self) -> Self:
+        if self.structure == "crystal" and self.file is None:
+            raise ValueError("structure crystal needs file; give the path of a CIF")
+        return self
 
 
 class Optics(Group):
@@ -114,7 +157,7 @@ class Optics(Group):
     defocus_nm: Quantity = quantity(-200, 200, "nm", "defocus, positive for underfocus")
     cs_um: Quantity = quantity(-3000, 3000, "um", "third-order spherical aberration")
     astigmatism_nm: Quantity = quantity(0, 50, "nm", "two-fold astigmatism")
-    coma_nm: Quantity = quantity(0, 1000, "nm", "axial coma")
+    coma_nm: Quantity = quantity(0, 1000, "nm", "axial coma, C21")
     trefoil_nm: Quantity = quantity(0, 1000, "nm", "three-fold astigmatism")
     focal_spread_nm: Quantity = quantity(0, 50, "nm", "FWHM of the defocus spread")
     source_fwhm_pm: Quantity = quantity(0, 500, "pm", "FWHM of the source in the frame plane")
@@ -165,8 +208,8 @@ class Scan(Group):
 class State(Group):
     """What the day adds: background and dirt, in units of one carbon atom's peak."""
 
-    background: Quantity = quantity(0, 100, "peak", "uniform background")
-    contamination: Quantity = quantity(0, 100, "peak", "strength of smooth contamination")
+    background: Quantity = quantity(0, 1e4, "peak", "uniform background")
+    contamination: Quantity = quantity(0, 1e4, "peak", "strength of smooth contamination")
     amorphous: Quantity = quantity(0, 5, "1/layer", "loose atoms, as a share of one layer")
 
 

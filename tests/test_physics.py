@@ -1,0 +1,92 @@
+"""What is doubtful about a condition is said, with its number."""
+
+import re
+
+import pytest
+
+from manybeam.data.measured import dose_e_per_a2
+from manybeam.data.physics import warnings_for, wavelength_pm
+from manybeam.settings import settings
+from manybeam.spec import Condition, Library, Policy
+
+GOOD = {
+    "id": "good",
+    "sample": {"structure": "graphene"},
+    "optics": {"beam_kv": 60, "convergence_mrad": 30, "defocus_nm": 3, "beam_current_pa": 60},
+    "detector": {"detector_inner_mrad": 70, "detector_outer_mrad": 200},
+    "scan": {"pixel_size_pm": 16, "dwell_us": 16},
+    "dose_e_per_a2": 2.34e5,
+}
+
+
+def told(**changes):
+    """Return the warnings for the good condition with some groups changed."""
+    groups = {
+        name: GOOD.get(name, {}) | new if isinstance(new, dict) else new
+        for name, new in changes.items()
+    }
+    return warnings_for(Condition.model_validate(GOOD | groups))
+
+
+def test_a_usual_condition_and_one_that_says_nothing_are_not_doubted():
+    assert told() == []
+    assert warnings_for(Condition(id="empty")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        pytest.param(
+            {"detector": {"detector_inner_mrad": 25}},
+            "convergence_mrad 30 reaches beyond detector_inner_mrad 25",
+            id="convergence beyond the detector",
+        ),
+        pytest.param(
+            {"scan": {"pixel_size_pm": 50}, "dose_e_per_a2": 2.4e4},
+            r"Nyquist limit of 40\.5 pm",
+            id="pixel above Nyquist",
+        ),
+        pytest.param({"dose_e_per_a2": 1e6}, r"1e\+06 is not what .* make: 2\.34e\+05", id="dose"),
+        pytest.param({"optics": {"beam_kv": 120}}, "beam_kv 120 is above 86 kV", id="knock-on"),
+        pytest.param({"optics": {"defocus_nm": -40}}, r"defocus_nm -40 is 7\.4 depths", id="focus"),
+        pytest.param(
+            {"dose_e_per_a2": 20, "optics": {"beam_current_pa": None}},
+            r"sends 0\.51 electrons",
+            id="few electrons",
+        ),
+    ],
+)
+def test_a_doubtful_condition_is_told_with_its_number(changes, number):
+    found = told(**changes)
+    assert len(found) == 1
+    assert re.search(number, found[0]), found[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "is_doubted"), [(40.0, False), (41.0, True), ([10, 40], False), ([10, 41], True)]
+)
+def test_of_a_range_the_worse_end_counts(size, is_doubted):
+    optics = {"beam_kv": 60, "convergence_mrad": 30}
+    policy = Policy.model_validate({"id": "a", "optics": optics, "scan": {"pixel_size_pm": size}})
+    assert bool(warnings_for(policy)) == is_doubted
+
+
+def test_a_range_of_doses_that_holds_the_derived_one_is_not_doubted():
+    assert warnings_for(Policy.model_validate(GOOD | {"dose_e_per_a2": [1e5, 1e6]})) == []
+
+
+@pytest.mark.parametrize(("kv", "pm"), [(60, 4.866), (80, 4.176), (200, 2.508), (300, 1.969)])
+def test_the_wavelength_is_that_of_the_tables(kv, pm):
+    assert wavelength_pm(kv) == pytest.approx(pm, abs=1e-3)
+
+
+def test_the_dose_is_current_times_time_over_charge_and_area():
+    assert dose_e_per_a2(60, 16, 7.8) == pytest.approx(9.85e5, rel=1e-3)
+    assert dose_e_per_a2(60, 16, 15.6) == pytest.approx(dose_e_per_a2(60, 16, 7.8) / 4)
+
+
+def test_no_graphene_condition_of_the_zoo_is_doubted():
+    library = Library(settings().zoo)
+    names = [name for name in library.conditions if name.startswith("graphene")]
+    assert names
+    assert not [name for name in names if warnings_for(library.condition(name))]
