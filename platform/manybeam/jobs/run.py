@@ -18,7 +18,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -33,11 +33,11 @@ from manybeam.errors import Corrupt, MemberDiverged
 from manybeam.learn.centring import Labelled, centred
 from manybeam.learn.member import Checkpoint, Member, load_weights, save_weights, train_member
 from manybeam.settings import settings
-from manybeam.spec import Recipe
+from manybeam.spec import Policy, Recipe
 
 logger = logging.getLogger(__name__)
 
-CENTRING_FRAMES = 12  # of each FrameSet: one number is fitted on them
+CENTRING_FRAMES = 32  # simulated anew: one number is fitted on them
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Run:
         frames: URLs of the FrameSets each policy's members learn from.
         store_url: the store that holds the run.
         digest: name of the run; see `name_run`.
+        policies: those whose frames are simulated; the thresholds of others' members stay.
     """
 
     recipe: Recipe
@@ -70,6 +71,7 @@ class Run:
     frames: dict[str, tuple[str, ...]]
     store_url: str
     digest: str
+    policies: dict[str, Policy] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the open store behind: a worker opens its own once it has the settings."""
@@ -143,7 +145,7 @@ class Run:
             self.store.put(_key(index, "failed"), text.encode())
             logger.warning("member failed", extra={"member": index, "why": str(error)})
         else:
-            member = centred(member, self._labelled(plan.policy))
+            member = centred(member, self._held_out(plan.policy))
             self.store.put(_key(index, "done"), _pack(member))
             extra = {"member": index, "loss": member.losses[-1], "wall_s": round(member.wall_s, 1)}
             logger.info("member trained", extra=extra)
@@ -156,12 +158,15 @@ class Run:
         with _alone(cache / f"{self.digest}-{policy}.lock"):
             return stage_tiles(framesets, self.recipe.tiles, cache, seed=self.seed)
 
-    def _labelled(self, policy: str) -> Iterator[Labelled]:
-        """Yield frames of a policy that are spread over all of its own."""
-        for url in self.frames[policy]:
-            frames = FrameSet.open(url)
-            for i in range(0, len(frames), max(1, len(frames) // CENTRING_FRAMES)):
-                yield frames.frame(i), frames.truth(i), frames.pixel_size_pm(i)
+    def _held_out(self, policy: str) -> Iterator[Labelled]:
+        """Yield frames of a policy that are not among those its members learn from."""
+        from manybeam.data.simulate import simulate
+
+        if policy not in self.policies:
+            return
+        seed = seed_of("centre", self.seed, self.policies[policy].digest)
+        made = simulate(self.policies[policy], CENTRING_FRAMES, seed=seed)
+        yield from zip(made.frames_nyx, made.truth, map(float, made.pixel_size_pm), strict=True)
 
     def _checkpoint(self, index: int) -> Checkpoint | None:
         key = _key(index, "ckpt")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
 from manybeam.jobs import cluster
-from manybeam.jobs.frames import prepare_frames
+from manybeam.jobs.frames import SIMULATE, prepare_frames
 from manybeam.jobs.mailbox import Mailbox, Sender, open_mailbox
 from manybeam.jobs.run import Event, Run, Tell, name_run
 from manybeam.learn.member import Member
@@ -100,7 +100,8 @@ def plan_run(job: Job, library: Library, store_url: str, executor: Executor = "r
     # Workers have other working directories: what the store calls itself is absolute.
     store_url = open_store(store_url).url
     frames = prepare_frames(job, recipe, policies, store_url, executor)
-    return Run(recipe, job.seed, frames, store_url, name_run(recipe, job.seed, frames))
+    simulated = {policy.id: policy for policy in policies if SIMULATE in job.frames}
+    return Run(recipe, job.seed, frames, store_url, name_run(recipe, job.seed, frames), simulated)
 
 
 def _say_nothing(event: Event) -> None:

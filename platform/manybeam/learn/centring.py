@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import label
 from scipy.special import expit
 
 from manybeam.learn.ensemble import Ensemble
@@ -30,7 +31,8 @@ def centred(member: Member, labelled: Iterable[Labelled]) -> Member:
 
     Args:
         member: as trained.
-        labelled: (frame, truth, pixel size) of frames like those it learned from.
+        labelled: (frame, truth, pixel size) of frames like those it learned from, but none of
+            them: of those it is surer than of any others.
 
     Returns:
         The member itself where every threshold is as good, as on clean frames, or none is any.
@@ -40,7 +42,7 @@ def centred(member: Member, labelled: Iterable[Labelled]) -> Member:
 
 
 def best_logit(member: Member, labelled: Iterable[Labelled]) -> float:
-    """Return the middle, in log-odds, of the thresholds at which F1 is greatest."""
+    """Return the middle, in log-odds, of the run of thresholds around that of greatest F1."""
     ensemble = Ensemble([member])
     radius_pm = member.recipe.tiles.mask_radius_pm
     counts_t3 = np.zeros((len(LOGITS), 3), np.int64)
@@ -53,4 +55,5 @@ def best_logit(member: Member, labelled: Iterable[Labelled]) -> float:
     f1_t = f1_of(counts_t3)
     if not f1_t.max(initial=0.0) > 0:
         return 0.0
-    return float(np.mean(LOGITS[f1_t >= f1_t.max() - TOLERANCE]))
+    run_t, _ = label(f1_t >= f1_t.max() - TOLERANCE)
+    return float(np.mean(LOGITS[run_t == run_t[f1_t.argmax()]]))

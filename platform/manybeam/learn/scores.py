@@ -88,6 +88,7 @@ class Scores:
         rmse_pm: root mean square distance of matched pairs, in pm.
         ece: expected calibration error of the atoms' probability, 10 bins.
         brier: mean squared error of that probability.
+        aurc: area under the risk-coverage curve of the atoms found: risk among the surest.
         frame_count, found_count, truth_count: what was counted, borders left out.
         radius_pm: median match radius, in pm.
     """
@@ -100,6 +101,7 @@ class Scores:
     rmse_pm: float
     ece: float
     brier: float
+    aurc: float
     frame_count: int
     found_count: int
     truth_count: int
@@ -206,7 +208,8 @@ def summarise(judged: Sequence[Judged], found: Sequence[Array], seed: int = 0) -
     hits, false, missed = counts_n3.sum(axis=0)
     low, high = _interval(counts_n3, seed)
     square_pm = np.concatenate([frame.square_pm for frame in judged])
-    curve = _atom_reliability(judged, found)
+    probability, is_true = _beliefs(judged, found)
+    curve = reliability(probability, is_true)
     return Scores(
         f1=float(f1_of(counts_n3.sum(axis=0))),
         precision=_share(hits, false, missed),
@@ -216,6 +219,7 @@ def summarise(judged: Sequence[Judged], found: Sequence[Array], seed: int = 0) -
         rmse_pm=float(np.sqrt(square_pm.mean())) if len(square_pm) else float("nan"),
         ece=curve.ece,
         brier=curve.brier,
+        aurc=aurc(probability, ~is_true),
         frame_count=len(judged),
         found_count=int(hits + false),
         truth_count=int(hits + missed),
@@ -341,10 +345,10 @@ def _interval(counts_n3: NDArray[np.int64], seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _atom_reliability(judged: Sequence[Judged], found: Sequence[Array]) -> Reliability:
-    """Return the reliability of the atoms that count; of none if any frame lacks probabilities."""
+def _beliefs(judged: Sequence[Judged], found: Sequence[Array]) -> tuple[Array, Flag]:
+    """Return probability and truth of the atoms that count; none if any frame lacks them."""
     if any(np.ndim(atoms) != 2 or np.shape(atoms)[1] < 4 for atoms in found):
-        return reliability(np.zeros(0), np.zeros(0, bool))
+        return np.zeros(0), np.zeros(0, bool)
     probability = [np.asarray(a)[j.found_counts, 3] for a, j in zip(found, judged, strict=True)]
     is_true = [frame.is_true[frame.found_counts] for frame in judged]
-    return reliability(np.concatenate(probability), np.concatenate(is_true))
+    return np.concatenate(probability), np.concatenate(is_true)

@@ -20,7 +20,18 @@ CLASSICAL = -2
 _NAMED = {ENSEMBLE: "ensemble", CLASSICAL: "classical"}
 
 # Names of scores where less is better; of any other, more is.
-_LESS_IS_BETTER = ("rmse", "mae", "ece", "brier", "error", "loss", "false", "missed", "wall")
+_LESS_IS_BETTER = (
+    "rmse",
+    "mae",
+    "ece",
+    "brier",
+    "aurc",
+    "error",
+    "loss",
+    "false",
+    "missed",
+    "wall",
+)
 
 
 def member_label(member: int) -> str:
