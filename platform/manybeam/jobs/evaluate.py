@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
@@ -19,6 +20,7 @@ from manybeam.jobs import cluster
 from manybeam.jobs.run import seed_of
 from manybeam.learn import classical
 from manybeam.learn.ensemble import Ensemble
+from manybeam.learn.kinds import confusion, f1_of_kinds
 from manybeam.learn.member import Member
 from manybeam.learn.scores import Judged, judge, summarise
 from manybeam.spec.files import Library
@@ -29,6 +31,7 @@ from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 BLOCK = 8  # frames in one piece of work; part of what decides the test frames, so it stays
 
 Array = NDArray[np.floating]
+Counts = NDArray[np.int64]
 Told = Callable[[int, int], None]
 
 
@@ -63,23 +66,52 @@ class Labelled:
 
 @dataclass
 class Judgements:
-    """What was found on frames of one condition, by member (or ENSEMBLE, CLASSICAL)."""
+    """What was found on frames of one condition, by member (or ENSEMBLE, CLASSICAL).
+
+    Attributes:
+        judged: frames against their truth.
+        found: their atoms.
+        kinds: for those that tell elements apart, the elements and the confusion over all frames.
+    """
 
     judged: dict[int, list[Judged]] = field(default_factory=dict)
     found: dict[int, list[Array]] = field(default_factory=dict)
+    kinds: dict[int, tuple[tuple[int, ...], Counts]] = field(default_factory=dict)
 
-    def add(self, member: int, atoms: Array, frame: Labelled, radius_pm: float | None) -> None:
+    def add(
+        self,
+        member: int,
+        atoms: Array,
+        frame: Labelled,
+        radius_pm: float | None,
+        elements: tuple[int, ...] = (),
+    ) -> None:
         """Compare what one of them found on one frame with the truth."""
         shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
         verdict = judge(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         self.judged.setdefault(member, []).append(verdict)
         self.found.setdefault(member, []).append(atoms)
+        if elements:
+            self._count(member, elements, confusion([verdict], [atoms], [frame.truth], elements))
 
     def extend(self, other: "Judgements") -> None:
         """Take over those of later frames."""
         for member in other.judged:
             self.judged.setdefault(member, []).extend(other.judged[member])
             self.found.setdefault(member, []).extend(other.found[member])
+        for member, (elements, table) in other.kinds.items():
+            self._count(member, elements, table)
+
+    def values(self, member: int) -> dict[str, float]:
+        """Return the scores of one of them by name; F1 of each element as `f1_Mo`."""
+        scores = summarise(self.judged[member], self.found[member]).values()
+        elements, table = self.kinds.get(member, ((), np.zeros((1, 1), np.int64)))
+        each = zip(elements, f1_of_kinds(table), strict=True)
+        return {**scores, **{f"f1_{chemical_symbols[z]}": float(f1) for z, f1 in each}}
+
+    def _count(self, member: int, elements: tuple[int, ...], table: Counts) -> None:
+        before = self.kinds.get(member, (elements, np.zeros_like(table)))[1]
+        self.kinds[member] = (elements, before + table)
 
 
 def evaluate(
@@ -183,11 +215,14 @@ def judge_block(block: Block, ensemble: Ensemble, radius_pm: float | None) -> Ju
     """Return what members, ensemble and classical detector found on a block's frames."""
     frames = list(labelled_frames(block))
     judgements = Judgements()
+    elements = {one.index: one.recipe.tiles.elements for one in ensemble.members}
     for frame, by_hand in zip(frames, _classical(frames, radius_pm), strict=True):
         answer = ensemble.predict(frame.frame_yx, frame.pixel_size_pm)
         for member, atoms in zip(answer.members, answer.member_atoms, strict=True):
-            judgements.add(member, atoms, frame, radius_pm)
-        judgements.add(ENSEMBLE, answer.atoms, frame, radius_pm)
+            judgements.add(member, atoms, frame, radius_pm, elements[member])
+        # Members that number their kinds differently have no common answer about them.
+        common = elements[answer.members[0]] if len(set(elements.values())) == 1 else ()
+        judgements.add(ENSEMBLE, answer.atoms, frame, radius_pm, common)
         judgements.add(CLASSICAL, by_hand, frame, radius_pm)
     return judgements
 
@@ -240,7 +275,7 @@ def _summarise(blocks: Sequence[Block], judgements: Sequence[Judgements]) -> lis
     for block, part in zip(blocks, judgements, strict=True):
         together.setdefault((block.name, block.digest), Judgements()).extend(part)
     return [
-        Score(member, name, digest, summarise(whole.judged[member], whole.found[member]).values())
+        Score(member, name, digest, whole.values(member))
         for (name, digest), whole in together.items()
         for member in sorted(whole.judged)
     ]
