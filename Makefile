@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: demo test check bench fresh install
+.PHONY: demo test check bench bench-science fresh install
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ check: install
 bench: install
 	mkdir -p bench
 	$(BIN)/python -m pytest -q --benchmark-enable --benchmark-only --benchmark-json=bench/benchmarks.json tests/benchmarks
+
+# The headline table. ATOMAI_PYTHON names the Python of the rival's own environment, if there is one.
+bench-science: install
+	$(BIN)/python tests/benchmarks/headline.py --out bench/science
 
 # What a newcomer does: a new clone, a new virtual environment, the README's two commands.
 fresh:

@@ -50,7 +50,7 @@ KINDS = {
         "two frames of other pixel sizes: their halves differ by that",
     ),
     "rebpy": Kind(
-        "rebpy/*.png", "ptnc-sim-nominal", {"": None}, "pixel size unknown: compared in pixels"
+        "rebpy/*.png", "rebpy-sim", {"": None}, "pixel size unknown: compared in pixels"
     ),
 }
 

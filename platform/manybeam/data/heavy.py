@@ -102,16 +102,33 @@ def _scattered(
     if not count:
         return _none()
     pixel_k2 = places[rng.integers(0, len(places), count)] + rng.uniform(-0.5, 0.5, (count, 2))
+    moves_k = rng.random(count) < draw["gathered_share"]
     angle, distance_pm = rng.uniform(0, 2 * math.pi, count), rng.uniform(*BESIDE_PM, count)
     step_k2 = np.stack([np.sin(angle), np.cos(angle)], axis=1) * distance_pm[:, None] / size_pm
-    moves = rng.random(count) < draw["gathered_share"]
-    # One by one: an atom may gather beside one that has gathered itself, and clumps grow.
-    for k in np.flatnonzero(moves[1:]) + 1:
-        beside = pixel_k2[rng.integers(0, k)] + step_k2[k]
-        y, x = _pixels(beside[None], covered_yx.shape)
-        if covered_yx[y[0], x[0]]:
-            pixel_k2[k] = beside
-    return Structure(pixel_k2 * size_pm, np.full(count, draw["atomic_number"]))
+    beside_k = rng.integers(0, np.maximum(np.arange(count), 1))
+    moving = np.flatnonzero(moves_k[1:]) + 1
+    place_k2 = _gathered(pixel_k2, moving, beside_k, step_k2, covered_yx)
+    return Structure(place_k2 * size_pm, np.full(count, draw["atomic_number"]))
+
+
+def _gathered(
+    pixel_k2: Array,
+    moving: NDArray[np.int64],
+    beside_k: NDArray[np.int64],
+    step_k2: Array,
+    covered_yx: NDArray[np.bool_],
+) -> Array:
+    """Return places, some of them beside an earlier one, which may be gathered itself: clumps.
+
+    In plain numbers, as each place needs the one before it.
+    """
+    place, step, beside = pixel_k2.tolist(), step_k2.tolist(), beside_k.tolist()
+    rows, columns = covered_yx.shape
+    for k in moving.tolist():
+        y, x = (a + b for a, b in zip(place[beside[k]], step[k], strict=True))
+        if 0 <= y < rows and 0 <= x < columns and covered_yx[int(y), int(x)]:
+            place[k] = [y, x]
+    return np.array(place)
 
 
 def _moving(atoms: Structure, motion_pm: float, rng: Generator) -> Structure:
