@@ -1,6 +1,7 @@
 """The simulator: exact truth, seeds that reproduce, physics that behaves as physics does."""
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import ndimage
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.optics import transfer, wavelength_pm
+from manybeam.data.recording import _afterglow
 from manybeam.data.simulate import simulate, simulate_into
 from manybeam.data.typical import typical
 from manybeam.errors import Conflict, InvalidInput, UnknownFrameSet
@@ -390,3 +392,11 @@ def test_what_cannot_be_simulated_is_refused(
 ) -> None:
     with pytest.raises(InvalidInput):
         simulate(imaging, count, seed=0, shape=shape)
+
+
+def test_the_tail_of_a_scintillator_leaves_its_row_at_the_end() -> None:
+    counts = torch.zeros(1, 2, 64)
+    counts[0, 0, -1] = 1.0
+    tailed = _afterglow(counts, torch.tensor([3.0]))
+    assert tailed[0, 0, :32].abs().max() < 1e-5
+    assert tailed[0, 0, -1] == pytest.approx(1 - math.exp(-1 / 3), rel=1e-3)
