@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 from torch import Tensor
 
 from manybeam.data.optics import collected
@@ -18,7 +19,6 @@ from manybeam.data.structures import Structure, smooth_noise
 PEAK_PER_A2 = 0.55  # of one atom's power, at the peak of a 110 pm probe: the unit of background
 DIRT_PM = 350.0  # over which contamination is smooth
 FLYBACK_SHARE = 0.08  # of a row, over which the distortion at its start decays
-GONE = 12.0  # decay lengths after which a scintillator is dark
 SETTLING = 1.5  # at least so many times its size: the beam never runs backwards into a row
 
 Draw = Mapping[str, float]
@@ -169,15 +169,11 @@ def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
     """Return counts with the tail of a scintillator: causal, exponential, along each row."""
     if not length_b.any():
         return counts_byx
-    keep = torch.exp(-1 / length_b.clamp_min(1e-3))[:, None, None]
-    # Dark columns past the row's end take the tail, or it would come in again at its start.
-    columns = counts_byx.shape[2]
-    wide = columns + math.ceil(GONE * float(length_b.max()))
-    frequency = torch.fft.rfftfreq(wide)[None, None, :]
-    response = (1 - keep) / (1 - keep * torch.polar(torch.ones(()), -2 * math.pi * frequency))
-    spectrum: Tensor = torch.fft.rfft(counts_byx, n=wide, dim=2) * response
-    tailed: Tensor = torch.fft.irfft(spectrum, n=wide, dim=2)
-    return tailed[..., :columns]
+    tailed = counts_byx.clone()
+    for b in torch.nonzero(length_b).ravel().tolist():
+        keep = math.exp(-1 / float(length_b[b]))
+        tailed[b] = torch.from_numpy(lfilter([1 - keep], [1, -keep], counts_byx[b].numpy(), axis=1))
+    return tailed
 
 
 def _electronics(counts_byx: Tensor, q: Mapping[str, Tensor]) -> Tensor:
