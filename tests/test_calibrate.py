@@ -20,6 +20,7 @@ from manybeam.learn.ensemble import Ensemble
 from manybeam.learn.member import train_member
 from manybeam.learn.scores import Judged, judge, reliability, score_frames, summarise
 from manybeam.learn.teachers import simulated_tiles
+from manybeam.spec import Condition
 from manybeam.spec.files import load_condition, load_policy
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec, Training
 
@@ -27,6 +28,7 @@ ZOO = Path(__file__).parents[1] / "zoo"
 Array = NDArray[np.floating]
 Drawn = tuple[list[Array], list[NDArray[np.bool_]]]
 SHAPE = (200, 200)
+DRAWN = Condition.model_validate({"id": "drawn", "dose_e_per_a2": 60})
 PLACES = 20.0 * np.argwhere(np.ones((8, 8))) + 30  # far from the edges and from each other
 
 
@@ -55,7 +57,7 @@ def judged(drawn: Drawn) -> tuple[list[Judged], list[Array]]:
 
 
 def calibrated(drawn: Drawn, **limits: float) -> Calibration:
-    return calibrate(*judged(drawn), "drawn", **limits)
+    return calibrate(*judged(drawn), DRAWN, **limits)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_frames_without_a_false_atom_make_nobody_certain() -> None:
 def test_calibration_never_changes_the_order(
     raw: list[float], temperature: float, shift: float
 ) -> None:
-    fitted = Calibration("drawn", temperature=temperature, shift=shift)
+    fitted = Calibration("drawn", "d", temperature=temperature, shift=shift)
     answer = fitted.probability(np.sort(raw))
     assert (np.diff(answer) >= 0).all()
     assert ((answer > 0) & (answer < 1)).all()
@@ -161,22 +163,31 @@ def test_atoms_wrong_at_every_probability_have_no_bound() -> None:
     assert fitted.threshold is None
     assert "false atoms even at probability 0.999" in fitted.notes[0]
     with pytest.raises(InvalidInput, match=r"no threshold keeps 0\.05 false atoms on drawn"):
-        fitted.apply(np.ones((3, 7), np.float32), bounded=True)
+        fitted.apply(np.ones((3, 7), np.float32), DRAWN.digest, bounded=True)
 
 
 def test_atoms_get_their_probability_and_only_that() -> None:
     atoms = np.column_stack([PLACES[:3], np.zeros(3), [0.9, 0.7, 0.5]]).astype(np.float32)
-    fitted = Calibration("drawn", temperature=2.0, shift=-0.5, threshold=0.6)
-    answer = fitted.apply(atoms)
+    fitted = Calibration("drawn", "d", temperature=2.0, shift=-0.5, threshold=0.6)
+    answer = fitted.apply(atoms, "d")
     assert answer[:, 3] == pytest.approx(expit(logit([0.9, 0.7, 0.5]) / 2 - 0.5), abs=1e-6)
     assert np.array_equal(answer[:, :3], atoms[:, :3])
-    assert np.array_equal(fitted.apply(atoms, bounded=True), answer[:2])
+    assert np.array_equal(fitted.apply(atoms, "d", bounded=True), answer[:2])
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_calibration_is_for_one_condition_whatever_its_name(*, bounded: bool) -> None:
+    fitted = calibrated(draw(1, 100))
+    assert (fitted.condition, fitted.digest) == (DRAWN.id, DRAWN.digest)
+    other = Condition.model_validate({"id": "drawn", "dose_e_per_a2": 80})
+    with pytest.raises(InvalidInput, match="a calibration of drawn for a frame of another"):
+        fitted.apply(np.ones((3, 7), np.float32), other.digest, bounded=bounded)
 
 
 def test_applied_to_the_frames_it_was_fitted_on_the_score_says_so() -> None:
     frames, found = judged(drawn := draw(11, 60, temperature=3.0))
-    fitted = calibrate(frames, found, "drawn")
-    mended = [fitted.apply(atoms.astype(np.float32)) for atoms in found]
+    fitted = calibrate(frames, found, DRAWN)
+    mended = [fitted.apply(atoms.astype(np.float32), DRAWN.digest) for atoms in found]
     truth = [PLACES[so] for so in drawn[1]]
     many = ([10.0] * 60, 50.0, [SHAPE] * 60)
     assert score_frames(mended, truth, *many).ece < 0.3 * score_frames(found, truth, *many).ece
@@ -184,7 +195,7 @@ def test_applied_to_the_frames_it_was_fitted_on_the_score_says_so() -> None:
 
 @pytest.mark.parametrize("threshold", [None, 0.75])
 def test_a_calibration_survives_json(threshold: float | None) -> None:
-    fitted = Calibration("drawn", 1.7, -0.3, threshold, notes=("one", "two"))
+    fitted = Calibration("drawn", "d", 1.7, -0.3, threshold, notes=("one", "two"))
     assert Calibration.from_json(fitted.to_json()) == fitted
 
 
@@ -206,9 +217,9 @@ def test_shares_that_are_none_are_refused(limits: dict[str, float]) -> None:
 
 def test_a_calibration_is_frozen_and_needs_frames() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Calibration("drawn").shift = 1.0  # type: ignore[misc]
+        Calibration("drawn", "d").shift = 1.0  # type: ignore[misc]
     with pytest.raises(InvalidInput, match="at least one frame"):
-        calibrate([], [], "drawn")
+        calibrate([], [], DRAWN)
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +260,9 @@ def test_on_simulated_frames_never_seen_it_calibrates_and_bounds(ensemble: Ensem
         return [judge(*row, (96, 96)) for row in rows]
 
     first = against_truth(found[:80], 0)
-    fitted = calibrate(first, found[:80], drift.id, false_atoms=0.1)
-    raw, mended = found[80:], [fitted.apply(atoms) for atoms in found[80:]]
-    kept = [fitted.apply(atoms, bounded=True) for atoms in raw]
+    fitted = calibrate(first, found[:80], drift, false_atoms=0.1)
+    raw, mended = found[80:], [fitted.apply(atoms, drift.digest) for atoms in found[80:]]
+    kept = [fitted.apply(atoms, drift.digest, bounded=True) for atoms in raw]
     before, after = (summarise(against_truth(atoms, 80), atoms) for atoms in (raw, mended))
     unbounded = [1 - _precision(one) for one in against_truth(raw, 80)]
     shares = [1 - _precision(one) for one in against_truth(kept, 80)]

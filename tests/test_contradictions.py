@@ -1,5 +1,6 @@
 """Metadata: every unit is read right, and what contradicts itself is said, never averaged."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from manybeam.data.formats import Raw, _claim_fei
 from manybeam.data.intake import Record, read_frames
-from manybeam.data.measured import dose_e_per_a2, settle_pixel_size
+from manybeam.data.measured import check_one_condition, dose_e_per_a2, settle_pixel_size
 from manybeam.data.units import OURS, factor, measure
+from manybeam.errors import InvalidInput
 from manybeam.spec import Condition
 
 IMAGE = np.random.default_rng(7).integers(0, 250, (12, 24)).astype(np.uint8)
@@ -75,6 +77,10 @@ def test_a_number_in_our_own_unit_is_left_alone(ours, value):
         ({"voltage": "60 kV"}, "optics.beam_kv", 60),
         ({"metadata": {"instrument": {"EHT": 60000}}}, "optics.beam_kv", 60),
         ({"beam_energy": 60.0}, "optics.beam_kv", 60),
+        ({"HT": 60000}, "optics.beam_kv", 60),
+        ({"HT (kV)": 60}, "optics.beam_kv", 60),
+        ({"pixel_size_y": "15 pm"}, "scan.pixel_size_pm", 15),
+        ({"pixel_size_x": "15 pm", "pixel_size_y": "15 pm"}, "scan.pixel_size_pm", 15),
         ({"beam_energy": {"value": 6e4, "unit": "eV"}}, "optics.beam_kv", 60),
         ({"convergence_angle": 0.03, "convergence_angle_units": "rad"},
          "optics.convergence_mrad", 30),
@@ -122,8 +128,6 @@ def test_a_broken_json_beside_a_frame_is_passed_over_with_a_word(text, tmp_path)
                      id="pixel size and field of view"),
         pytest.param({"fov_x_nm": 0.36, "fov_y_nm": 0.36}, 15, ("15 pm", "30 pm"),
                      id="a square field of a frame that is not"),
-        pytest.param({"pixel_size_x": "15 pm", "pixel_size_y": "18 pm"}, 15, ("15", "18"),
-                     id="pixels that are not square"),
     ],
 )  # fmt: skip
 def test_two_pixel_sizes_in_a_json_are_told_and_not_averaged(tree, size, numbers, tmp_path):
@@ -226,3 +230,96 @@ def test_a_detector_whose_hole_is_its_rim_is_left_unknown_and_told(tmp_path):
     record = with_sidecar(tmp_path, {"inner_angle": "200 mrad", "outer_angle": "70 mrad"})
     assert quantities(record) == {}
     assert "200 is not below detector_outer_mrad 70" in record.notes[0]
+
+
+def sized(folder: Path, words: dict[str, Any], given: float | None, expected: float) -> Record:
+    with_sidecar(folder, words)
+    mine = Condition.model_validate({"id": "mine", "scan": {"pixel_size_pm": expected}})
+    return read_frames(folder / "a.npy", pixel_size_pm=given, condition=mine)
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "pairs"),
+    [
+        ({}, 29.3, [("the caller says 29.3", "the condition 16")]),
+        ({"pixel_size": "15 pm"}, None, [("the file says 15", "the condition 16")]),
+        ({"pixel_size": "15 pm"}, 29.3, [("the file says 15", "the caller 29.3"),
+                                        ("the file says 15", "the condition 16"),
+                                        ("the caller says 29.3", "the condition 16")]),
+    ],
+    ids=["caller and condition", "file and condition", "all three"],
+)  # fmt: skip
+def test_every_pair_of_pixel_sizes_that_differ_is_told(words, given, pairs, tmp_path):
+    notes = [note for note in sized(tmp_path, words, given, 16.0).notes if "a pixel, the" in note]
+    assert len(notes) == len(pairs)
+    for note, pair in zip(notes, pairs, strict=True):
+        assert all(words in note for words in pair)
+
+
+@pytest.mark.parametrize("given", [800.0, 0.5, -3.0, float("nan")])
+def test_a_pixel_size_of_the_caller_that_no_condition_has_is_refused(given, tmp_path):
+    with pytest.raises(InvalidInput, match="1 to 500 pm"):
+        sized(tmp_path, {}, given, 16.0)
+
+
+def test_a_pixel_size_of_a_file_out_of_bounds_is_left_unknown_as_is_said(tmp_path):
+    record = with_sidecar(tmp_path, {"pixel_size": "5261 pm"})
+    assert record.pixel_size_pm is None
+    assert any("5261 is outside 1 to 500 pm: left unknown" in note for note in record.notes)
+    assert sized(tmp_path, {"pixel_size": "5261 pm"}, None, 16.0).pixel_size_pm == 16.0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"fov_nm": [8, 8]}, "fov_nm [8, 8]  was not understood"),
+        ({"voltage": {"kilo": 60}}, "voltage {'kilo': 60}  was not understood"),
+        ({"defocus": []}, "defocus []  was not understood"),
+    ],
+    ids=str,
+)
+def test_a_known_name_whose_value_is_not_read_is_told(words, says, tmp_path):
+    record = with_sidecar(tmp_path, words)
+    assert quantities(record) == {}
+    assert record.notes == (f"a.json: {says}",)
+
+
+def test_a_group_of_a_known_name_is_read_inside_without_a_word(tmp_path):
+    record = with_sidecar(tmp_path, {"convergence": {"convergence_angle": "30 mrad"}})
+    assert quantities(record) == {"optics.convergence_mrad": 30.0}
+    assert record.notes == ()
+
+
+def test_pixels_that_are_not_square_are_left_unknown_and_told(tmp_path):
+    record = with_sidecar(tmp_path, {"pixel_size_x": "16 pm", "pixel_size_y": "32 pm"})
+    assert record.pixel_size_pm is None
+    assert "not square (32 x 16 pm)" in record.notes[0]
+
+
+def test_the_angle_of_the_caller_stays_where_that_of_the_file_contradicts_it(tmp_path):
+    with_sidecar(tmp_path, {"inner_angle": "300 mrad"})
+    mine = Condition.model_validate({"id": "mine", "detector": {"detector_outer_mrad": 200}})
+    record = read_frames(tmp_path / "a.npy", condition=mine)
+    assert record.condition.detector.detector_outer_mrad == 200
+    assert record.condition.detector.detector_inner_mrad is None
+    assert "detector_inner_mrad 300 is not below" in record.notes[0]
+
+
+NOISE = Condition.model_validate({"id": "a", "optics": {"beam_kv": 60}, "dose_e_per_a2": 1e5})
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"optics": {"beam_kv": 200}}, r"optics\.beam_kv: 60 of one, 200 of other"),
+        ({"dose_e_per_a2": 2e5}, r"dose_e_per_a2: 100000 of one, 200000 of other"),
+        ({"optics": {"beam_kv": 60.3}, "dose_e_per_a2": 1.1e5}, None),
+        ({"optics": {"defocus_nm": 3}}, None),
+    ],
+    ids=str,
+)
+def test_frames_of_one_set_have_one_condition(other, says):
+    known = {"one": NOISE, "other": Condition.model_validate({"id": "b"} | other)}
+    refused = pytest.raises(InvalidInput, match=says) if says else contextlib.nullcontext()
+    with refused:
+        check_one_condition(known)

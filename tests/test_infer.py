@@ -5,7 +5,7 @@ import pytest
 
 from manybeam.data.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
-from manybeam.learn.infer import draw, fixed_pixel_size, infer
+from manybeam.learn.infer import as_stated, draw, fixed_pixel_size, infer
 from manybeam.learn.regress import fit, standardised
 from manybeam.learn.summaries import summaries
 from manybeam.spec import Condition, Policy, Range
@@ -188,3 +188,27 @@ def test_fixing_the_pixel_size_leaves_all_else():
 def test_frames_that_tell_nothing_are_refused(frames, error, match):
     with pytest.raises(error, match=match):
         infer(frames, 16.0, WIDE, seed=0)
+
+
+@pytest.mark.parametrize("side", range(48, 129, 4))
+def test_frames_of_every_promised_side_are_summed_up(side):
+    frames = np.random.default_rng(side).poisson(9.0, (2, side, side)).astype(np.float32)
+    found = summaries(frames, 16.0)
+    assert found.shape == (2, summaries(frames_at(1e5), 16.0).shape[1])
+    assert np.isfinite(found).mean() > 0.8
+
+
+def test_a_small_frame_tells_its_condition():
+    found = infer(frames_at(1e5)[:, :48, :48], 16.0, WIDE, seed=0, draws=64)
+    told = found.posterior["dose_e_per_a2"]
+    assert np.isfinite([told.low, told.median, told.high, found.distance]).all()
+
+
+def test_what_is_stated_is_fixed_inside_the_policy_and_told_outside():
+    known = {"optics.defocus_nm": 2.0, "state.background": 5.0, "optics.beam_kv": 60.0}
+    fixed, notes = as_stated(WIDE, known)
+    assert fixed.optics.defocus_nm == 2.0
+    assert fixed.state.background == WIDE.state.background
+    assert fixed.optics.beam_kv == 60.0  # which the policy leaves open
+    assert [note.split()[0] for note in notes] == sorted(known)
+    assert "5 is stated, which is outside 0.1 to 1" in notes[2]

@@ -316,7 +316,7 @@ def test_a_pixel_size_that_agrees_is_not_worth_a_note(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0.0, -3.0, float("nan"), float("inf")])
 def test_a_pixel_size_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="is not > 0"):
+    with pytest.raises(InvalidInput, match="is not from 1 to 500 pm"):
         read_frames(write_npy(tmp_path / "a.npy", IMAGE), pixel_size_pm=value)
 
 

@@ -8,8 +8,10 @@ import torch
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import Simulated, simulate
+from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput
 from manybeam.jobs.iterate import held_out_truth, iterate
+from manybeam.learn.centring import centred
 from manybeam.learn.ensemble import Ensemble
 from manybeam.learn.iterate import Standing, adapt, f1_on, gate, tune
 from manybeam.learn.member import Member, train_member
@@ -40,6 +42,7 @@ def imaging(kind, name: str, dose, contamination, jitter, size=20):
 
 CAREFUL = imaging(Policy, "careful", [8e5, 2e6], [0.02, 0.1], 5)
 BROAD = imaging(Policy, "broad", [2e4, 2e6], [0.02, 2.0], [2, 20], [18, 24])
+FAINT = imaging(Policy, "faint", [2e4, 5e4], [0.02, 0.3], 5)
 NOMINAL = imaging(Condition, "nominal", 1.2e6, 0.05, 5)
 DIRTY = imaging(Condition, "dirty", 2e5, 1.5, 5)
 
@@ -49,10 +52,8 @@ def ensemble() -> Ensemble:
     """Two small members that know nothing but careful sessions; about three seconds each."""
     inputs, targets = simulated_tiles(CAREFUL, RECIPE.tiles, count=64, seed=1)
 
-    class Tiles:
-        input_nyx, target_nyx, digest = inputs, targets, "careful"
-
-    return Ensemble([train_member(RECIPE, RECIPE.members[i], i, Tiles()) for i in range(2)])
+    known = Tiles(inputs, targets, ("careful",), "careful")
+    return Ensemble([train_member(RECIPE, RECIPE.members[i], i, known) for i in range(2)])
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,34 @@ def test_tuning_starts_from_the_members_own_weights(ensemble):
              if n.endswith("weight")]  # fmt: skip
     assert 0 < max(moved) < 0.1
     assert child.policy == parent.policy
+
+
+@pytest.fixture(scope="module")
+def faint_member() -> Member:
+    """One member whose loss, on few electrons, wants no pixel above 0.5: centred, it finds atoms.
+
+    As a training of the platform ends.
+    """
+    training = RECIPE.training.model_copy(update={"loss": "bce", "steps": 80})
+    tiles = RECIPE.tiles.model_copy(update={"mask_radius_pm": 20})
+    recipe = RECIPE.model_copy(update={"training": training, "tiles": tiles})
+    inputs, targets = simulated_tiles(FAINT, tiles, count=64, seed=1)
+    known = Tiles(inputs, targets, ("faint",), "faint")
+    return centred(train_member(recipe, recipe.members[0], 0, known), labelled(FAINT, 900))
+
+
+def labelled(policy: Policy, seed: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    made = simulate(policy, 8, seed=seed, shape=(96, 96))
+    return list(zip(made.frames_nyx, made.truth, map(float, made.pixel_size_pm), strict=True))
+
+
+def test_a_tuned_member_is_centred_again_before_it_is_judged(faint_member, held_out):
+    fresh = simulate(FAINT, 8, seed=901, shape=(96, 96))
+    parent = Ensemble([faint_member])
+    given = {"imaging": FAINT, "held_out": held_out, "policies": {"careful": FAINT}, "steps": 20}
+    found = adapt(parent, fresh.frames_nyx[:2], 20.0, **given)
+    before, after = f1_on(parent, fresh), f1_on(Ensemble([found.tuned[0]]), fresh)
+    assert after > before - 0.1
 
 
 def test_a_gain_on_one_condition_does_not_buy_a_loss_on_another():

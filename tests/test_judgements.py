@@ -1,9 +1,15 @@
 """What members found on the frames of one condition, and the scores made of it."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from manybeam.jobs.evaluate import Judgements, Labelled
+from manybeam.learn.member import Member
+from manybeam.zoo.matrix import Score
+from manybeam.zoo.registry import Zoo
 
 TRUTH = np.array([[20.0, 20.0, 42], [20.0, 40.0, 16], [40.0, 20.0, 16]])
 FRAME = Labelled(np.zeros((64, 64), np.float32), TRUTH, 16.0)
@@ -18,8 +24,8 @@ def test_kinds_told_apart_have_a_score_each() -> None:
     judgements.add(0, found((1, 2, 1)), FRAME, None, (42, 16))
     values = judgements.values(0)
     assert values["f1"] == 1.0
-    assert values["f1_Mo"] == pytest.approx(2 / 3)
-    assert values["f1_S"] == pytest.approx(2 / 3)
+    assert values["f1_mo"] == pytest.approx(2 / 3)
+    assert values["f1_s"] == pytest.approx(2 / 3)
 
 
 def test_kinds_are_counted_over_all_blocks() -> None:
@@ -27,12 +33,78 @@ def test_kinds_are_counted_over_all_blocks() -> None:
     first.add(0, found((1, 2, 2)), FRAME, None, (42, 16))
     second.add(0, found((2, 2, 2)), FRAME, None, (42, 16))
     first.extend(second)
-    assert first.values(0)["f1_Mo"] == pytest.approx(2 / 3)
+    assert first.values(0)["f1_mo"] == pytest.approx(2 / 3)
 
 
 def test_a_network_of_one_kind_has_no_such_scores() -> None:
     judgements = Judgements()
     judgements.add(0, found((0, 0, 0)), FRAME, None)
-    assert not [
-        name for name in judgements.values(0) if name.startswith("f1_") and name[3].isupper()
-    ]
+    of_f1 = {name for name in judgements.values(0) if name.startswith("f1_")}
+    assert of_f1 == {"f1_low", "f1_high"}
+
+
+def test_the_zoo_keeps_the_score_of_an_element(
+    tmp_path: Path, tiny_members: Callable[[int], list[Member]]
+) -> None:
+    judgements = Judgements()
+    judgements.add(0, found((1, 2, 2)), FRAME, None, (42, 16))
+    zoo = Zoo(f"sqlite:///{tmp_path}/zoo.db", (tmp_path / "w").as_uri(), tmp_path / "cache")
+    scores = [Score(0, "sheet", "digest", judgements.values(0))]
+    record = zoo.register("mos2", tiny_members(1), job={}, scores=scores)
+    assert zoo.matrix(record.ref).value(0, "sheet", "f1_mo") == 1.0
+
+
+def sheet() -> np.ndarray:
+    """Return graphene at 20 pm a pixel, one atom a silicon one and one missing."""
+    bond = 142.0 / 20.0
+    rows = np.sqrt(3) * bond * np.array([[1.0, 0.0], [0.5, np.sqrt(0.75)]])
+    sites = (np.argwhere(np.ones((41, 41))) - 20.0) @ rows
+    sites = np.concatenate([sites, sites + np.array([0.0, bond])]) + 64.3
+    sites = sites[((sites >= 0) & (sites < 128)).all(axis=1)]
+    truth = np.column_stack([sites, np.full(len(sites), 6.0)])
+    nearest = np.argsort(np.hypot(*(sites - 40).T))
+    truth[nearest[0], 2] = 14
+    return truth
+
+
+def lacking(truth: np.ndarray, place: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sheet without the atom nearest to (place, place), and that atom."""
+    gone = np.argmin(np.hypot(*(truth[:, :2] - place).T))
+    return np.delete(truth, gone, axis=0), truth[gone : gone + 1]
+
+
+@pytest.mark.parametrize(("is_filled", "share"), [(True, 0.5), (False, 0.0)])
+def test_vacancies_dopants_and_edges_are_counted_over_all_frames(
+    *, is_filled: bool, share: float
+) -> None:
+    truth, missing = lacking(sheet(), 90)
+    frame = Labelled(np.zeros((128, 128), np.float32), truth, 20.0, "graphene")
+    silicon = truth[:, 2] == 14
+    judgements = Judgements()
+    judgements.add(0, np.concatenate([truth, missing] if is_filled else [truth]), frame, None)
+    judgements.add(0, truth[~silicon], frame, None)
+    values = judgements.values(0)
+    assert (values["false_fill"], values["recall_dopant"]) == (share, 0.5)
+    assert values["recall_edge"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("structure", "pixel_size_pm"),
+    [(None, 20.0), ("heavy_atoms", 20.0), ("graphene", None)],
+    ids=["unknown", "no lattice", "no length"],
+)
+def test_where_no_lattice_is_known_there_are_no_such_scores(
+    structure: str | None, pixel_size_pm: float | None
+) -> None:
+    frame = Labelled(np.zeros((128, 128), np.float32), sheet(), pixel_size_pm, structure)
+    judgements = Judgements()
+    judgements.add(0, sheet(), frame, None)
+    assert not {"false_fill", "recall_dopant", "recall_edge"} & judgements.values(0).keys()
+
+
+def test_a_frame_without_dopants_or_vacancies_has_no_score_of_them() -> None:
+    whole = sheet()
+    whole[:, 2] = 6
+    judgements = Judgements()
+    judgements.add(0, whole, Labelled(np.zeros((128, 128)), whole, 20.0, "graphene"), None)
+    assert not {"false_fill", "recall_dopant"} & judgements.values(0).keys()

@@ -6,6 +6,8 @@ import pytest
 
 from manybeam.data.measured import dose_e_per_a2
 from manybeam.data.physics import warnings_for, wavelength_pm
+from manybeam.data.typical import filled, typical
+from manybeam.errors import InvalidInput
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy
 
@@ -89,4 +91,41 @@ def test_no_graphene_condition_of_the_zoo_is_doubted():
     library = Library(settings().zoo)
     names = [name for name in library.conditions if name.startswith("graphene")]
     assert names
-    assert not [name for name in names if warnings_for(library.condition(name))]
+    assert not [name for name in names if warnings_for(filled(library.condition(name)))]
+
+
+def test_what_is_left_open_is_doubted_as_it_is_simulated():
+    sample, scan = {"structure": "graphene"}, {"pixel_size_pm": 60}
+    written = Condition.model_validate({"id": "a", "sample": sample, "scan": scan})
+    assert warnings_for(written) == []
+    assert "Nyquist limit of 40.5 pm" in warnings_for(filled(written))[0]
+
+
+def test_what_is_stated_is_kept_and_a_measured_sample_has_nothing_typical():
+    good = Condition.model_validate(GOOD)
+    assert dict(filled(good).quantities()).items() >= {
+        (path, value) for path, value in good.quantities() if value is not None
+    }
+    assert filled(Condition(id="empty")) == Condition(id="empty")
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        pytest.param({"detector_inner_mrad": 250}, id="the outer angle is typical"),
+        pytest.param({"detector_outer_mrad": 60}, id="the inner angle is typical"),
+        pytest.param({"detector_inner_mrad": [50, 400], "detector_outer_mrad": 200}, id="range"),
+    ],
+)
+def test_a_detector_without_a_ring_is_not_simulated(detector):
+    policy = Policy.model_validate(GOOD | {"detector": detector})
+    with pytest.raises(InvalidInput, match="is not below detector_outer_mrad"):
+        typical(policy)
+
+
+def test_every_policy_and_condition_of_the_zoo_has_a_detector_ring():
+    library = Library(settings().zoo)
+    every = [*library.policies.values(), *library.conditions.values()]
+    known = [one for one in every if one.sample.structure != "unknown"]
+    assert len(known) > 40
+    assert all(typical(one) for one in known)

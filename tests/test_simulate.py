@@ -341,7 +341,7 @@ def test_a_set_stays_whole_until_the_one_that_replaces_it_is(tmp_path: Path) -> 
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        simulate_into(url, NOMINAL, 20, seed=2, progress=fail)
+        simulate_into(url, NOMINAL, 20, seed=2, progress=fail, overwrite=True)
     FrameSet.open(url).verify()
     assert len(_written(tmp_path / "set" / "made")) == 1
 
@@ -349,7 +349,7 @@ def test_a_set_stays_whole_until_the_one_that_replaces_it_is(tmp_path: Path) -> 
 def test_a_set_that_was_replaced_is_the_new_one_and_nothing_of_the_old(tmp_path: Path) -> None:
     url = str(tmp_path / "set")
     simulate_into(url, NOMINAL, 6, seed=1)
-    new = simulate_into(url, NOMINAL, 2, seed=2)
+    new = simulate_into(url, NOMINAL, 2, seed=2, overwrite=True)
     again = FrameSet.open(url)
     again.verify()
     assert (again.digest, len(again)) == (new.digest, 2)
@@ -360,7 +360,7 @@ def test_a_set_that_must_not_be_replaced_is_kept(tmp_path: Path) -> None:
     url = str(tmp_path / "set")
     old = simulate_into(url, NOMINAL, 2, seed=1)
     with pytest.raises(Conflict, match="there is a frame set"):
-        simulate_into(url, NOMINAL, 2, seed=2, overwrite=False)
+        simulate_into(url, NOMINAL, 2, seed=2)
     assert FrameSet.open(url).digest == old.digest
 
 

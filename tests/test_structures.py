@@ -20,7 +20,7 @@ from manybeam.data.crystals import LSMO, MOS2, Crystal, bulk, read_crystal, view
 from manybeam.data.rendering import Tiling, image, structure_factor
 from manybeam.data.scenes import Ground, Scene, scene
 from manybeam.data.simulate import simulate
-from manybeam.data.structures import MARGIN_PM, Structure
+from manybeam.data.structures import MARGIN_PM, Structure, cut
 from manybeam.data.typical import typical
 from manybeam.errors import InvalidInput, ManybeamError, NotFound, UnreadableFile
 from manybeam.spec import Condition
@@ -374,3 +374,36 @@ def test_a_direction_that_is_no_zone_axis_is_refused(tmp_path: Path) -> None:
 def test_a_sample_that_cannot_be_is_refused(sample: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Sample.model_validate(sample)
+
+
+@pytest.mark.parametrize("side_pm", [300.0, 500.0, 720.0, 4000.0])
+def test_a_hole_fits_into_frames_of_any_width(side_pm: float) -> None:
+    place_n2 = np.random.default_rng(0).uniform(-400, side_pm + 400, (500, 2))
+    for seed in range(20):
+        kept = cut(place_n2, (side_pm, side_pm), np.random.default_rng(seed))
+        assert kept.sum() > 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("Sr1 Sr 0 0 0 -0.5\nTi1 Ti 0.5 0.5 0.5 1\n", "-0.5"),
+        ("Sr1 Sr 0 0 0 0.9\nLa1 La 0 0 0 0.6\nTi1 Ti 0.5 0.5 0.5 1\n", "1.5"),
+        ("Sr1 Sr 0 0 0 0\nTi1 Ti 0.5 0.5 0.5 0\n", "nothing stands on any site"),
+    ],
+    ids=["negative", "more than whole", "empty"],
+)
+def test_occupancies_that_no_site_can_have_are_refused(
+    rows: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.cif").write_text(STO + rows)
+    with pytest.raises(InvalidInput, match=says):
+        read_crystal(str(tmp_path / "a.cif"))
+
+
+@pytest.mark.parametrize("text", ["", "not a cif", STO, STO[: STO.index("_atom_site")]])
+def test_a_file_that_cannot_be_read_is_told_with_a_reason(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.cif").write_text(text)
+    with pytest.raises(UnreadableFile) as caught:
+        read_crystal(str(tmp_path / "a.cif"))
+    assert not caught.value.why.rstrip().endswith(("Error:", "StopIteration:"))

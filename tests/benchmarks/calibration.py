@@ -134,7 +134,8 @@ def _together(frames: dict[str, Frames], without: str, count: int) -> Frames:
 
 def _fitted(frames: Frames) -> Calibration:
     temperature, shift = fit(*map(np.concatenate, frames))
-    return Calibration("measured", temperature, shift)
+    # Its probabilities are measured on other conditions too, so it names none to apply it to.
+    return Calibration("measured", "", temperature, shift)
 
 
 def _ece(frames: Frames, calibration: Calibration | None = None) -> float:

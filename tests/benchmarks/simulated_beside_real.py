@@ -49,9 +49,7 @@ KINDS = {
         {"000-2": 9000 / 512, "001-5": 7000 / 512},
         "two frames of other pixel sizes: their halves differ by that",
     ),
-    "rebpy": Kind(
-        "rebpy/*.png", "rebpy-sim", {"": None}, "pixel size unknown: compared in pixels"
-    ),
+    "rebpy": Kind("rebpy/*.png", "rebpy-sim", {"": None}, "pixel size unknown: compared in pixels"),
 }
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from manybeam.data.frames import FrameSet
+from manybeam.data.simulate import SIMULATOR
 from manybeam.errors import InvalidInput, UnknownCondition, UnknownFrameSet
 from manybeam.jobs.evaluate import BLOCK, Block, evaluate, labelled_frames, plan_blocks
 from manybeam.jobs.train import train
 from manybeam.learn.member import Member
 from manybeam.spec import Condition, Job, Library
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
 
 pytestmark = pytest.mark.cluster
 
@@ -77,7 +78,7 @@ def test_progress_counts_the_pieces_of_work(
 ) -> None:
     told: list[tuple[int, int]] = []
     evaluate(members, on_frames, library, progress=lambda *event: told.append(event))
-    assert told == [(1, 1)]
+    assert sorted(told) == [(1, 2), (2, 2)]  # the members on a block; the detector on all frames
 
 
 def test_every_frame_of_a_long_frameset_counts_once(
@@ -99,7 +100,34 @@ def test_simulated_conditions_are_measured_beside_recorded_frames(
     matrix = Matrix(evaluate(members, measure, with_condition))
     assert matrix.conditions == ("discs-frames", "test-graphene")
     assert matrix.value(ENSEMBLE, "test-graphene", "frames") == 3
-    assert matrix.condition_digest("test-graphene") == CONDITION.digest
+    assert matrix.condition_digest("test-graphene") == f"{CONDITION.digest}-{SIMULATOR}"
+
+
+def test_scores_on_frames_of_another_simulator_are_kept_apart(
+    with_condition: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Measure(conditions=("test-graphene",))
+    (now,) = plan_blocks(measure, with_condition, 0)
+    monkeypatch.setattr("manybeam.jobs.evaluate.SIMULATOR", 10**3)
+    (later,) = plan_blocks(measure, with_condition, 0)
+    kept = Matrix([Score(0, now.name, now.digest, {"f1": 0.1, "recall": 0.2})])
+    kept = kept.with_rows([Score(0, later.name, later.digest, {"f1": 0.9})])
+    assert kept.values(0, "test-graphene") == {"f1": 0.9}
+
+
+def test_the_detector_is_tuned_on_half_of_all_frames_not_of_a_block(
+    members: tuple[Member, ...], frames: FrameSet, library: Library, tmp_path: Path
+) -> None:
+    """The ninth frame is alone in its block: there, nothing could be tuned on."""
+    large = Condition.model_validate({"id": "large", "scan": {"pixel_size_pm": 60}})
+    scores = []
+    for count in (8, 9):
+        nine = FrameSet.create(tmp_path / f"{count}", large, frames.shape)
+        order = [0, 1, 2, 3, 4, 5, 0, 1, 2][:count]
+        nine.append(frames.frames(order), [frames.truth(i) for i in order], None)
+        rows = evaluate(members[:1], Measure(frames=(nine.url,)), library, executor="local")
+        scores.append(next(row.values["f1"] for row in rows if row.member == CLASSICAL))
+    assert scores[1] > scores[0] - 0.02
 
 
 def test_asking_for_more_frames_keeps_those_asked_for_before() -> None:

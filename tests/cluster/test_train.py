@@ -228,6 +228,24 @@ def test_another_job_is_another_run(
     assert first.url != other.url
 
 
+@pytest.mark.parametrize("version", ["run.SIMULATOR", "run.TRAINING"])
+def test_another_simulator_or_training_is_another_run(
+    version: str, job: Job, library: Library, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = plan_run(job, library, str(home), "local")
+    monkeypatch.setattr(f"manybeam.jobs.{version}", 10**6)
+    assert plan_run(job, library, str(home), "local").digest != first.digest
+
+
+def test_frames_of_another_simulator_are_not_taken_for_new_ones(
+    job: Job, library: Library, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated = job.model_copy(update={"frames": ("simulate:",)})
+    first = plan_run(simulated, library, str(home), "local")
+    monkeypatch.setattr("manybeam.jobs.frames.SIMULATOR", 10**6)
+    assert plan_run(simulated, library, str(home), "local").frames != first.frames
+
+
 def test_more_frames_are_another_run(
     job: Job, library: Library, frames: FrameSet, home: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.cli.progress import Progress
-from manybeam.cli.sizing import sized
+from manybeam.cli.sizing import all_sized, sized
 from manybeam.errors import InvalidInput, MissingPixelSize, NotFound
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ def simulate(
     """
     from manybeam.data.frames import FrameSet
     from manybeam.data.simulate import simulate_into
+    from manybeam.data.typical import filled
     from manybeam.errors import UnknownFrameSet
     from manybeam.settings import settings
     from manybeam.spec import Library
 
     library = Library(settings().zoo)
     imaging = library.policies.get(condition) or library.condition(condition)
-    _warn(imaging)
+    _warn(filled(imaging))
     if not overwrite:
         try:
             FrameSet.open(out)
@@ -81,6 +82,7 @@ def simulate(
             seed=seed,
             shape=shape,
             progress=lambda done, total: progress.update("simulate", done, total),
+            overwrite=overwrite,
         )
     emit([_facts(frames)], form)
 
@@ -108,22 +110,23 @@ def import_files(
     Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
     """
     from manybeam.data.frames import FrameSet
-    from manybeam.data.store import open_store
+    from manybeam.data.measured import check_one_condition
     from manybeam.settings import settings
     from manybeam.spec import Library
 
     known = Library(settings().zoo).condition(condition) if condition else None
-    records = [sized(one) for one in _read_all(files, pixel_size_pm, known)]
+    records = all_sized(_read_all(files, pixel_size_pm, known))
     truths = _truths(files) if truth is Truth.csv else None
-    frames_nyx, truth_n, size_n = _stacked(records, truths)
-    shape = frames_nyx.shape[1:]
-    frames = FrameSet.open(out) if append else FrameSet.create(out, records[0].condition, shape)
-    try:
-        frames.append(frames_nyx, truth_n, size_n)
-    except BaseException:
-        if not append:
-            open_store(out).delete("")
-        raise
+    part = _stacked(records, truths)
+    before = FrameSet.open(out) if append else None
+    there = {str(before): before.condition} if before else {}
+    check_one_condition({**there, **_conditions(records)})
+    if before is None:
+        shape = part[0].shape[1:]
+        frames = FrameSet.write(out, records[0].condition, shape, [part])
+    else:
+        frames = before
+        frames.append(*part)
     emit([_facts(frames)], form)
 
 
@@ -197,12 +200,16 @@ def infer(
 
     Example: manybeam data infer scan_0142.dm4 --policy graphene-general -o json
     """
+    from manybeam.learn.infer import as_stated
     from manybeam.learn.infer import infer as infer_condition
     from manybeam.settings import settings
     from manybeam.spec import Library
 
-    imaging = Library(settings().zoo).policy(policy)
-    frames_nyx, size = _alike(_read_all(files, pixel_size_pm, None))
+    records = _read_all(files, pixel_size_pm, None)
+    frames_nyx, size = _alike(records)
+    imaging, notes = as_stated(Library(settings().zoo).policy(policy), _stated(records))
+    for note in notes:
+        say(note)
     found = infer_condition(frames_nyx, size, imaging, seed=seed, draws=draws)
     say(
         f"{found.draw_count} draws; the nearest is {found.distance:.2f} times as far as is usual"
@@ -228,6 +235,19 @@ def _warn(imaging: "Imaging") -> None:
 
     for sentence in warnings_for(imaging):
         say(f"warning: {sentence}")
+
+
+def _conditions(records: "Sequence[Record]") -> "dict[str, Imaging]":
+    return {str(one.source): one.condition for one in records}
+
+
+def _stated(records: "Sequence[Record]") -> dict[str, float]:
+    """Return every quantity that the files state, by its dotted path; they must not differ."""
+    from manybeam.data.measured import check_one_condition
+
+    check_one_condition(_conditions(records))
+    every = (pair for one in records for pair in one.condition.quantities())
+    return {path: value for path, value in every if isinstance(value, float)}
 
 
 def _alike(records: "Sequence[Record]") -> "tuple[Array, float | None]":
@@ -296,6 +316,8 @@ def _read_all(
 
 
 def _truths(files: Sequence[Path]) -> "list[Array]":
+    import numpy as np
+
     from manybeam.data.intake import read_truth_csv
 
     missing = [
@@ -307,7 +329,8 @@ def _truths(files: Sequence[Path]) -> "list[Array]":
             "--truth csv expects FILE.csv beside each file",
             "",
         )
-    return [read_truth_csv(path.with_suffix(".csv")) for path in files]
+    with np.errstate(over="ignore"):  # what a float32 does not hold is refused with its file
+        return [read_truth_csv(path.with_suffix(".csv")) for path in files]
 
 
 def _stacked(
@@ -345,6 +368,14 @@ def _stacked(
 
 def _check_truth(truth: "Array", shape: tuple[int, ...], source: Path) -> None:
     """Refuse atoms that lie outside the frame: swapped columns, or another frame's file."""
+    import numpy as np
+
+    if not np.isfinite(truth).all():
+        raise InvalidInput(
+            f"{source.with_suffix('.csv')}: holds a number too large for a float32",
+            "X and Y in pixels, class an atomic number",
+            "correct the file",
+        )
     outside = ((truth[:, :2] < -1) | (truth[:, :2] > (shape[0], shape[1]))).any(axis=1)
     if outside.any():
         raise InvalidInput(

@@ -115,6 +115,16 @@ def measured(
     )
 
 
+def _warn_of_policies(job: "Job", library: "Library") -> None:
+    """Say what is physically doubtful about the frames that members are to learn from."""
+    from manybeam.data.physics import warnings_for
+    from manybeam.data.typical import filled
+
+    for name in sorted({plan.policy for plan in library.recipe(job.recipe).members}):
+        for sentence in warnings_for(filled(library.policy(name))):
+            say(f"warning: policy {name}: {sentence}")
+
+
 def train_and_register(job: "Job", library: "Library", progress: Progress) -> "Record":
     """Run a training job and return the version it registered."""
     from manybeam.jobs.train import train as train_members
@@ -123,6 +133,7 @@ def train_and_register(job: "Job", library: "Library", progress: Progress) -> "R
 
     # A typo here should be told before the training, not after it.
     library.matching(job.measure.conditions)
+    _warn_of_policies(job, library)
     outcome = train_members(
         job,
         library,

@@ -214,7 +214,7 @@ class Story:
             there = None
         if there is not None and len(there) == count:
             return there
-        return simulate_into(url, self.drift, count, seed=seed)
+        return simulate_into(url, self.drift, count, seed=seed, overwrite=True)
 
     def _ask(self, path: str, query: str) -> bytes:
         """Post the first unseen frame to the service and return the body of its answer."""

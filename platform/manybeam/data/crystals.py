@@ -7,6 +7,7 @@ incoherent imaging sees nothing else. Axis letters: s site of a cell, c column o
 import hashlib
 import logging
 import math
+import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ COLUMN_PM = 35.0  # sites whose projections are nearer than this are one column
 LEAST_SIDE_PM = 70.0  # of the square that each column has to itself
 CLASH_PM = 50.0  # no two atoms of a real crystal are nearer
 LARGEST_CELL = 5000
+MOST_OCCUPIED = 1.01  # of one site: files round thirds
 Shares = Mapping[int, float]  # atomic number -> probability; what is missing to 1 is a vacancy
 Array = NDArray[np.floating]
 
@@ -178,7 +180,7 @@ def _read(path: str, _digest: str) -> Crystal:
             warnings.simplefilter("always")
             atoms = read(path)
     except Exception as error:
-        why = f"{type(error).__name__}: {error}"[:300]
+        why = _reason(error)
         hint = "give a CIF or another structure file with a cell that ase reads"
         raise UnreadableFile(f"{path}: is no structure file", why, hint) from error
     for text in dict.fromkeys(str(one.message) for one in said):
@@ -196,23 +198,52 @@ def _crystal(atoms: "Atoms", name: str) -> Crystal:
         )
     if len(atoms) > LARGEST_CELL:
         raise InvalidInput(f"{name}: {len(atoms)} atoms", f"at most {LARGEST_CELL} in a cell", "")
-    shares = _shares(atoms)
+    shares = _shares(atoms, name)
     _refuse_clashes(atoms, name)
     return Crystal(np.asarray(atoms.cell) * 100, atoms.get_scaled_positions(), shares)
 
 
-def _shares(atoms: "Atoms") -> tuple[Shares, ...]:
+def _reason(error: Exception) -> str:
+    """Return why ase gave up, in words also where its exception has none."""
+    said = f"{type(error).__name__}: {error}"[:300]
+    if str(error):
+        return said
+    if isinstance(error, StopIteration):
+        return "it holds no structure"
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return f"ase found otherwise: {line.removeprefix('assert ')}"[:300] if line else said
+
+
+def _shares(atoms: "Atoms", name: str) -> tuple[Shares, ...]:
     """Return what stands on each site: the file's occupancies, else the one element there."""
     from ase.data import atomic_numbers
 
     told = atoms.info.get("occupancy") or {}
     if not told:
         return tuple({int(number): 1.0} for number in atoms.numbers)
+    _check_occupancies(told, name)
     kinds = {
         str(kind): {atomic_numbers[symbol]: float(share) for symbol, share in mix.items()}
         for kind, mix in told.items()
     }
     return tuple(kinds[str(kind)] for kind in atoms.arrays["spacegroup_kinds"])
+
+
+def _check_occupancies(told: Mapping[str, Mapping[str, float]], name: str) -> None:
+    """Refuse shares that no site can have: below none, above whole, or nothing anywhere."""
+    for kind, mix in told.items():
+        total = math.fsum(float(share) for share in mix.values())
+        least = min((float(share) for share in mix.values()), default=0.0)
+        if not (least >= 0 and total <= MOST_OCCUPIED):
+            number = least if not least >= 0 else total
+            each = ", ".join(f"{symbol} {share:g}" for symbol, share in mix.items())
+            raise InvalidInput(
+                f"{name}: occupancy {number:g} on site {kind} ({each})",
+                "each share from 0, together at most 1",
+                "correct the occupancies in the file",
+            )
+    if not any(float(share) for mix in told.values() for share in mix.values()):
+        raise InvalidInput(f"{name}: nothing stands on any site", "an occupancy above 0", "")
 
 
 def _refuse_clashes(atoms: "Atoms", name: str) -> None:

@@ -4,16 +4,19 @@ One number is taken, in a fixed order, and every other that differs is told besi
 """
 
 import re
+from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from manybeam.data.formats import Raw
 from manybeam.errors import InvalidInput
-from manybeam.spec.imaging import Condition
+from manybeam.spec.imaging import Condition, Imaging
 
 SAME = 0.01  # relative difference of two numbers that say the same
 SAME_CLAIM = 0.02  # and of two pixel sizes in one file, one of them often rounded
 SAME_DOSE = 0.2  # and of two doses: currents are known to a few per cent
+LOOSELY = {"dose_e_per_a2": SAME_DOSE, "optics.beam_current_pa": SAME_DOSE}
 ELECTRON_PA_US = 0.1602176634  # charge of the electron in pA us: 1.602e-19 C
 
 
@@ -37,27 +40,36 @@ def settle_pixel_size(
     implies (field of view, a second header), that before the condition's.
 
     Raises:
-        InvalidInput: the caller's is not a size.
+        InvalidInput: the caller's is no size that a condition may have.
     """
-    if given is not None and not 0 < given < float("inf"):
+    low, high, unit = _bounds()["scan.pixel_size_pm"]
+    if given is not None and not low <= given <= high:
         raise InvalidInput(
-            f"pixel size {given!r} pm is not > 0",
+            f"pixel size {given!r} pm is not from {low:g} to {high:g} {unit}",
             "it is the edge of a pixel in picometres",
             "a 1024 px frame 8 nm wide has 7.8",
         )
     filed = _filed(raw, notes)
+    if filed is not None and not low <= filed <= high:
+        notes.append(_outside("scan.pixel_size_pm", filed))
+        filed = None
     expected = condition.scan.pixel_size_pm if condition else None
-    known = [value for value in (given, filed, expected) if isinstance(value, float | int)]
+    sizes = {"the file": filed, "the caller": given, "the condition": expected}
+    known = {who: float(size) for who, size in sizes.items() if isinstance(size, float | int)}
     if not known:
         return None
-    if filed is not None:
-        for name, other in (("the caller", given), ("the condition", expected)):
-            if isinstance(other, float | int) and abs(other - filed) > SAME * filed:
-                notes.append(
-                    f"the file says {filed:.6g} pm a pixel, {name} {other:.6g}: "
-                    f"{known[0]:.6g} was taken"
-                )
-    return float(known[0])
+    taken = next(known[who] for who in ("the caller", "the file", "the condition") if who in known)
+    for (who, size), (other, its) in combinations(known.items(), 2):
+        if abs(its - size) > SAME * size:
+            notes.append(
+                f"{who} says {size:.6g} pm a pixel, {other} {its:.6g}: {taken:.6g} was taken"
+            )
+    return taken
+
+
+def _outside(path: str, value: float) -> str:
+    low, high, unit = _bounds()[path]
+    return f"{path} {value:.6g} is outside {low:g} to {high:g} {unit}: left unknown"
 
 
 def _filed(raw: Raw, notes: list[str]) -> float | None:
@@ -91,9 +103,8 @@ def settle_condition(
     bounds = _bounds()
     found = dict(raw.values) | ({"scan.pixel_size_pm": pixel_size_pm} if pixel_size_pm else {})
     for path_, value in found.items():
-        low, high, unit = bounds[path_]
-        if not low <= value <= high:
-            notes.append(f"{path_} {value:.6g} is outside {low:g} to {high:g} {unit}: left unknown")
+        if not bounds[path_][0] <= value <= bounds[path_][1]:
+            notes.append(_outside(path_, value))
             continue
         group, _, name = path_.rpartition(".")
         mine = (known.setdefault(group, {}) if group else known).setdefault(name, value)
@@ -103,21 +114,69 @@ def settle_condition(
     scan["shape"] = tuple(shape[-2:])
     if pixel_size_pm and "pixel_size_pm" in scan:
         scan["pixel_size_pm"] = pixel_size_pm
-    _settle_detector(known, notes)
+    _settle_detector(known, given, notes)
     _settle_dose(known, bounds["dose_e_per_a2"][:2], notes)
     return Condition.model_validate(known | {"origin": "measured"})
 
 
-def _settle_detector(known: dict[str, Any], notes: list[str]) -> None:
-    """Leave both angles open where the inner one is not below the outer one."""
+def with_inferred_size(
+    condition: Condition, told: str, pixel_size_pm: float, notes: list[str]
+) -> Condition:
+    """Return a measured condition whose pixel size was inferred, and the dose that follows.
+
+    Args:
+        condition: without a pixel size.
+        told: what was inferred, with its error, for the title.
+        pixel_size_pm: edge of a pixel.
+        notes: gets where the dose is from.
+    """
+    known = condition.model_dump(exclude_none=True)
+    known["scan"]["pixel_size_pm"] = pixel_size_pm
+    _settle_dose(known, _bounds()["dose_e_per_a2"][:2], notes)
+    trace = f"pixel size inferred: {told}"
+    title = f"{condition.title[: 198 - len(trace)]}; {trace}" if condition.title else trace
+    return Condition.model_validate(known | {"origin": "inferred", "title": title})
+
+
+def check_one_condition(known: Mapping[str, Imaging]) -> None:
+    """Refuse conditions that state one quantity differently; what one leaves open is no fault.
+
+    Args:
+        known: a condition by the name of the file that states it.
+
+    Raises:
+        InvalidInput: two differ, which names the quantity and both numbers.
+    """
+    first: dict[str, tuple[str, float]] = {}
+    for who, imaging in known.items():
+        for path, value in imaging.quantities():
+            if not isinstance(value, float | int):
+                continue
+            other, its = first.setdefault(path, (who, float(value)))
+            if abs(its - value) > LOOSELY.get(path, SAME) * abs(its):
+                raise InvalidInput(
+                    f"{path}: {its:.6g} of {other}, {value:.6g} of {who}",
+                    "one set of frames has one condition",
+                    "take each kind by itself, or say with --condition which one counts",
+                )
+
+
+def _settle_detector(known: dict[str, Any], given: Condition | None, notes: list[str]) -> None:
+    """Leave open what makes no ring: the file's angle beside one of the caller's, else both."""
     ring = known.get("detector", {})
-    inner, outer = (ring.get(f"detector_{side}_mrad") for side in ("inner", "outer"))
-    if inner is not None and outer is not None and not inner < outer:
-        notes.append(
-            f"detector_inner_mrad {inner:.6g} is not below detector_outer_mrad {outer:.6g}: "
-            "both left unknown"
-        )
-        del ring["detector_inner_mrad"], ring["detector_outer_mrad"]
+    names = ("detector_inner_mrad", "detector_outer_mrad")
+    inner, outer = (ring.get(name) for name in names)
+    if inner is None or outer is None or inner < outer:
+        return
+    filed = [name for name in names if given is None or getattr(given.detector, name) is None]
+    dropped = filed if len(filed) == 1 else list(names)
+    told = "both" if len(dropped) == 2 else dropped[0]
+    notes.append(
+        f"detector_inner_mrad {inner:.6g} is not below detector_outer_mrad {outer:.6g}: "
+        f"{told} left unknown"
+    )
+    for name in dropped:
+        del ring[name]
 
 
 def _settle_dose(known: dict[str, Any], limits: tuple[float, float], notes: list[str]) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from manybeam.data.formats import Raw, as_number
+from manybeam.data.formats import Raw, as_number, square_pm
 from manybeam.data.units import FIELD_OF_VIEW, OURS, measure
 
 MOST_BYTES = 1_000_000
+PIXEL_SIZE = "scan.pixel_size_pm"
 
 # Name without case, sign and blank -> (our field, the unit of a bare number, sign).
 NAMES: dict[str, tuple[str, str, float]] = {
@@ -21,7 +22,7 @@ NAMES: dict[str, tuple[str, str, float]] = {
         ("voltage", "beamenergy", "acceleratingvoltage", "accelerationvoltage", "hightension"),
         ("optics.beam_kv", "kV", 1),
     ),
-    "eht": ("optics.beam_kv", "V", 1),
+    **dict.fromkeys(("eht", "ht"), ("optics.beam_kv", "V", 1)),
     **dict.fromkeys(
         ("convergenceangle", "convergencesemiangle", "semiconvergenceangle", "beamconvergence",
          "probesemiangle", "convergence"),
@@ -40,7 +41,8 @@ NAMES: dict[str, tuple[str, str, float]] = {
                     ("detector.detector_outer_mrad", "mrad", 1)),
     **dict.fromkeys(("dwell", "dwelltime", "pixeltime"), ("scan.dwell_us", "us", 1)),
     **dict.fromkeys(("dose", "electrondose"), ("dose_e_per_a2", "e/A^2", 1)),
-    **dict.fromkeys(("pixelsize", "pixelsizex", "pixelsizey"), ("scan.pixel_size_pm", "", 1)),
+    **dict.fromkeys(("pixelsize", "pixelsizex"), (PIXEL_SIZE, "", 1)),
+    "pixelsizey": (PIXEL_SIZE + " y", "", 1),
     **dict.fromkeys(("fov", "fieldofview", "fovx", "fieldofviewx"), (FIELD_OF_VIEW, "", 1)),
     **dict.fromkeys(("fovy", "fieldofviewy"), (FIELD_OF_VIEW + " y", "", 1)),
 }  # fmt: skip
@@ -81,12 +83,23 @@ def _leaves(tree: Any, depth: int = 0) -> Iterator[tuple[str, Any, str]]:
                 unit = value.get("unit", value.get("units", ""))
                 yield str(key), value["value"], str(unit)
             elif isinstance(value, dict | list):
-                yield from _leaves(value, depth + 1)
+                inside = list(_leaves(value, depth + 1))
+                yield from inside
+                # A known name over nothing known is not understood, which must be told.
+                if _plain(key) in NAMES and not any(_plain(name) in NAMES for name, *_ in inside):
+                    yield str(key), value, ""
             else:
                 yield str(key), value, _unit_beside(tree, str(key))
     elif isinstance(tree, list) and depth < 20:
         for value in tree:
             yield from _leaves(value, depth + 1)
+
+
+def _plain(key: object) -> str:
+    """Return a name as `NAMES` has it: without unit, case, sign and blank."""
+    name = str(key)
+    suffix = _SUFFIX.search(name)
+    return re.sub(r"[^a-z0-9]", "", (name[: suffix.start()] if suffix else name).lower())
 
 
 def _unit_beside(group: dict[str, Any], key: str) -> str:
@@ -99,14 +112,14 @@ def _unit_beside(group: dict[str, Any], key: str) -> str:
 def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, str]) -> None:
     """Read one name; of two statements the first counts and the difference is told."""
     key, value, unit = leaf
-    suffix = _SUFFIX.search(key)
-    name = re.sub(r"[^a-z0-9]", "", (key[: suffix.start()] if suffix else key).lower())
+    suffix, name = _SUFFIX.search(key), _plain(key)
     if name in ("materialtype", "material", "specimen") and isinstance(value, str):
         raw.material = raw.material or value
     if name not in NAMES or isinstance(value, bool) or value is None:
         return
     field, usual, sign = NAMES[name]
-    number = measure(value, unit or (suffix[1] if suffix else usual), OURS[field])
+    ours = OURS[PIXEL_SIZE if field.startswith(PIXEL_SIZE) else field]
+    number = measure(value, unit or (suffix[1] if suffix else usual), ours)
     if number is None:
         if as_number(value) != 0:
             raw.notes.append(f"{file}: {key} {value!r} {unit} was not understood")
@@ -121,10 +134,11 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
 def _add(raw: Raw, found: dict[str, float], file: str) -> None:
     """Put the numbers where the file's own left room, and its pixel sizes among the claims."""
     rows, columns = raw.array.shape[-2:] if raw.array.ndim >= 2 else (0, 0)
+    edge_pm = square_pm(found.pop(PIXEL_SIZE + " y", None), found.pop(PIXEL_SIZE, None), raw.notes)
+    if edge_pm is not None:
+        raw.claims[file] = edge_pm
     for field, number in found.items():
-        if field == "scan.pixel_size_pm":
-            raw.claims[file] = number
-        elif field == FIELD_OF_VIEW and columns:
+        if field == FIELD_OF_VIEW and columns:
             raw.claims[f"the field of view in {file}"] = number / columns
         elif field.startswith(FIELD_OF_VIEW) and rows:
             raw.claims[f"the field of view along y in {file}"] = number / rows

@@ -30,6 +30,9 @@ from manybeam.errors import InvalidInput
 from manybeam.spec import Condition, Policy, Range
 from manybeam.spec.imaging import Sample
 
+# Raised whenever frames of one condition and seed come out otherwise than before: it is part of the
+# names of frames, runs and scores, so that what an older simulator made is never taken for new.
+SIMULATOR = 2
 BATCH_PIXELS = 300_000  # of one batch's canvas: bounds memory and stays in the caches
 DEFAULT_SHAPE = (128, 128)
 
@@ -87,7 +90,7 @@ def simulate_into(
     seed: int,
     shape: tuple[int, int] | None = None,
     progress: Progress | None = None,
-    overwrite: bool = True,
+    overwrite: bool = False,
 ) -> FrameSet:
     """Simulate frames straight into a new FrameSet, batch by batch.
 

@@ -76,9 +76,9 @@ def cut(position_n2: Array, side_pm: tuple[float, float], rng: Generator) -> NDA
         side_pm: height and width of the frame, in pm.
         rng: of this frame.
     """
-    side = np.array(side_pm)
+    side, widest = np.array(side_pm), max(250.0, min(700.0, min(side_pm) * 0.35 + 1))
     if rng.random() < 0.5:
-        centre, radius = rng.uniform(0, side), rng.uniform(250, min(700, min(side_pm) * 0.35 + 1))
+        centre, radius = rng.uniform(0, side), rng.uniform(250, widest)
         from_centre = np.hypot(*(position_n2 - centre).T)
         kept = from_centre > radius + rng.normal(0, 30, len(position_n2))
     else:

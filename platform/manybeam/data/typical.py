@@ -1,7 +1,10 @@
 """What is typical of each structure: numbers in place of those that a condition leaves open."""
 
+from typing import TypeVar
+
 from manybeam.errors import InvalidInput
-from manybeam.spec import Condition, Policy, Range
+from manybeam.spec import Range
+from manybeam.spec.imaging import Imaging
 
 _ALWAYS = {
     "optics.convergence_mrad": 30.0,
@@ -73,11 +76,34 @@ TYPICAL: dict[str, dict[str, float]] = {
 }
 
 
-def typical(imaging: Condition | Policy) -> dict[str, float | Range]:
+Written = TypeVar("Written", bound=Imaging)
+
+
+def filled(imaging: Written) -> Written:
+    """Return a condition or policy with typical numbers where it leaves quantities open.
+
+    What is never simulated has nothing typical, and stays as it is.
+
+    Raises:
+        InvalidInput: see `typical`.
+    """
+    if imaging.sample.structure not in TYPICAL:
+        return imaging
+    numbers, known = typical(imaging), TYPICAL[imaging.sample.structure]
+    update: dict[str, object] = {}
+    for group in ("sample", "optics", "detector", "scan", "state"):
+        mine = {path.partition(".")[2]: path for path in known if path.startswith(f"{group}.")}
+        now = {name: numbers[path] for name, path in mine.items()}
+        update[group] = getattr(imaging, group).model_copy(update=now)
+    return imaging.model_copy(update={**update, "dose_e_per_a2": numbers["dose_e_per_a2"]})
+
+
+def typical(imaging: Imaging) -> dict[str, float | Range]:
     """Return every quantity by its dotted path, the unknown ones typical of the structure.
 
     Raises:
-        InvalidInput: the structure is unknown, so there is nothing to draw.
+        InvalidInput: the structure is unknown, so there is nothing to draw; or the detector, its
+            open angle filled in, is no ring.
     """
     structure = imaging.sample.structure
     if structure not in TYPICAL:
@@ -87,7 +113,26 @@ def typical(imaging: Condition | Policy) -> dict[str, float | Range]:
             "give sample.structure, or choose a simulated condition",
         )
     defaults = TYPICAL[structure]
-    return {
+    numbers = {
         path: defaults.get(path, 0.0) if value is None else value
         for path, value in imaging.quantities()
     }
+    _check_ring(imaging, numbers)
+    return numbers
+
+
+def _check_ring(imaging: Imaging, numbers: dict[str, float | Range]) -> None:
+    """Refuse a detector that sees nothing: its frames would hold readout noise, and a truth."""
+    inner, outer = (numbers[f"detector.detector_{side}_mrad"] for side in ("inner", "outer"))
+    most = inner.high if isinstance(inner, Range) else inner
+    least = outer.low if isinstance(outer, Range) else outer
+    if most < least:
+        return
+    stated = (imaging.detector.detector_inner_mrad, imaging.detector.detector_outer_mrad)
+    names = ("detector_inner_mrad", "detector_outer_mrad")
+    left_open = [name for name, value in zip(names, stated, strict=True) if value is None]
+    raise InvalidInput(
+        f"{imaging.id!r}: detector_inner_mrad {most:g} is not below detector_outer_mrad {least:g}",
+        f"a ring; typical numbers stand for {', '.join(left_open)}" if left_open else "a ring",
+        "state both angles, every inner one below every outer one",
+    )

@@ -3,11 +3,14 @@
 Test frames are simulated in blocks of fixed size, each from a seed of its own that no training
 uses: the same condition gives the same frames to every ensemble, however the work is shared out.
 A block is one piece of work for all members, because the ensemble's atoms need all their answers.
+The classical detector is a piece of its own on each condition, because it is tuned on all frames.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from itertools import chain
+from math import isnan, nan
 from typing import Literal
 
 import numpy as np
@@ -15,23 +18,27 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
+from manybeam.data.simulate import SIMULATOR, simulate
 from manybeam.errors import InvalidInput
 from manybeam.jobs import cluster
 from manybeam.jobs.run import seed_of
 from manybeam.learn import classical
 from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.kinds import confusion, f1_of_kinds
+from manybeam.learn.fitness import LATTICES
+from manybeam.learn.kinds import confusion, f1_of_kinds, is_dopant, is_edge, recall_of, vacancies
 from manybeam.learn.member import Member
-from manybeam.learn.scores import Judged, judge, summarise
+from manybeam.learn.scores import Judged, false_fill, judge, summarise
 from manybeam.spec.files import Library
 from manybeam.spec.imaging import Condition
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 
+HOSTS = {"graphene": (6,), "mos2": (42, 16)}  # elements of the perfect lattice
 BLOCK = 8  # frames in one piece of work; part of what decides the test frames, so it stays
 
 Array = NDArray[np.floating]
 Counts = NDArray[np.int64]
+Flag = NDArray[np.bool_]
 Told = Callable[[int, int], None]
 
 
@@ -41,7 +48,8 @@ class Block:
 
     Attributes:
         name: what the condition is called in the matrix.
-        digest: of the condition's numbers.
+        digest: of the condition's numbers, and the version of the simulator where it makes the
+            frames: scores on frames of another simulator are not of the same frames.
         source: a condition to simulate under, or the URL of a labelled FrameSet.
         start, stop: which of its frames.
         seed: of the whole measurement; the block makes its own from it.
@@ -56,12 +64,39 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Sought:
+    """What people look for in a frame of a known lattice.
+
+    Attributes:
+        is_dopant, is_edge: for each true atom, whether it is one.
+        vacancies: where single atoms are missing, (sites, 2) y, x.
+        pixel_size_pm: of the frame.
+    """
+
+    is_dopant: Flag
+    is_edge: Flag
+    vacancies: Array
+    pixel_size_pm: float
+
+
+@dataclass(frozen=True)
 class Labelled:
-    """One test frame and the truth on it."""
+    """One test frame, the truth on it, and the name of the structure it is of."""
 
     frame_yx: Array
     truth: Array
     pixel_size_pm: float | None
+    structure: str | None = None
+
+    @cached_property
+    def sought(self) -> Sought | None:
+        """What people look for; None where no lattice is known, or no length."""
+        lattice, size_pm = LATTICES.get(self.structure or ""), self.pixel_size_pm
+        if lattice is None or size_pm is None:
+            return None
+        where = (self.truth, size_pm, lattice, (self.frame_yx.shape[0], self.frame_yx.shape[1]))
+        dopants = is_dopant(self.truth, HOSTS[self.structure or ""])
+        return Sought(dopants, is_edge(*where), vacancies(*where), size_pm)
 
 
 @dataclass
@@ -72,11 +107,13 @@ class Judgements:
         judged: frames against their truth.
         found: their atoms.
         kinds: for those that tell elements apart, the elements and the confusion over all frames.
+        sought: what was to be found on each frame, where all are of a known lattice.
     """
 
     judged: dict[int, list[Judged]] = field(default_factory=dict)
     found: dict[int, list[Array]] = field(default_factory=dict)
     kinds: dict[int, tuple[tuple[int, ...], Counts]] = field(default_factory=dict)
+    sought: dict[int, list[Sought | None]] = field(default_factory=dict)
 
     def add(
         self,
@@ -91,6 +128,7 @@ class Judgements:
         verdict = judge(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         self.judged.setdefault(member, []).append(verdict)
         self.found.setdefault(member, []).append(atoms)
+        self.sought.setdefault(member, []).append(frame.sought)
         if elements:
             self._count(member, elements, confusion([verdict], [atoms], [frame.truth], elements))
 
@@ -99,15 +137,36 @@ class Judgements:
         for member in other.judged:
             self.judged.setdefault(member, []).extend(other.judged[member])
             self.found.setdefault(member, []).extend(other.found[member])
+            self.sought.setdefault(member, []).extend(other.sought[member])
         for member, (elements, table) in other.kinds.items():
             self._count(member, elements, table)
 
     def values(self, member: int) -> dict[str, float]:
-        """Return the scores of one of them by name; F1 of each element as `f1_Mo`."""
+        """Return the scores of one of them by name; those that are NaN are left out.
+
+        F1 of each element is called `f1_mo`, by its symbol. On a known lattice there are
+        `recall_dopant`, `recall_edge` and `false_fill`, the share of vacancies filled.
+        """
         scores = summarise(self.judged[member], self.found[member]).values()
         elements, table = self.kinds.get(member, ((), np.zeros((1, 1), np.int64)))
         each = zip(elements, f1_of_kinds(table), strict=True)
-        return {**scores, **{f"f1_{chemical_symbols[z]}": float(f1) for z, f1 in each}}
+        scores |= self._found_of_sought(member)
+        return {**scores, **{f"f1_{chemical_symbols[z].lower()}": float(f1) for z, f1 in each}}
+
+    def _found_of_sought(self, member: int) -> dict[str, float]:
+        judged = self.judged[member]
+        known = [one for one in self.sought[member] if one is not None]
+        if len(known) < len(judged):
+            return {}
+        frames = zip(self.found[member], judged, known, strict=True)
+        sites = np.array([len(one.vacancies) for one in known])
+        filled = [false_fill(a, s.vacancies, j.radius_pm / s.pixel_size_pm) for a, j, s in frames]
+        values = {
+            "recall_dopant": recall_of(judged, [one.is_dopant for one in known]),
+            "recall_edge": recall_of(judged, [one.is_edge for one in known]),
+            "false_fill": float(np.nan_to_num(filled) @ sites / sites.sum()) if any(sites) else nan,
+        }
+        return {name: value for name, value in values.items() if not isnan(value)}
 
     def _count(self, member: int, elements: tuple[int, ...], table: Counts) -> None:
         before = self.kinds.get(member, (elements, np.zeros_like(table)))[1]
@@ -139,22 +198,23 @@ def evaluate(
         InvalidInput: there is nothing to measure on, or a FrameSet has no truth.
         MissingPixelSize: a frame has no pixel size, so distances have no unit.
     """
-    blocks = plan_blocks(measure, library, seed)
+    pieces = _pieces(plan_blocks(measure, library, seed))
     judgements: dict[int, Judgements] = {}
-    for done, (place, judged) in enumerate(_results(blocks, members, measure, executor), 1):
+    for done, (place, judged) in enumerate(_results(pieces, members, measure, executor), 1):
         judgements[place] = judged
         if progress:
-            progress(done, len(blocks))
-    return _summarise(blocks, [judgements[place] for place in range(len(blocks))])
+            progress(done, len(pieces))
+    return _summarise(pieces, [judgements[place] for place in range(len(pieces))])
 
 
 def plan_blocks(measure: Measure, library: Library, seed: int) -> list[Block]:
-    """Return the pieces of work of a measurement, those of one condition side by side."""
+    """Return the blocks of frames of a measurement, those of one condition side by side."""
     blocks: list[Block] = []
     for condition in library.matching(measure.conditions):
         for start in range(0, measure.frames_per_condition, BLOCK):
             stop = min(start + BLOCK, measure.frames_per_condition)
-            blocks.append(Block(condition.id, condition.digest, condition, start, stop, seed))
+            digest = f"{condition.digest}-{SIMULATOR}"
+            blocks.append(Block(condition.id, digest, condition, start, stop, seed))
     simulated = {block.name for block in blocks}
     for url in measure.frames:
         blocks += _blocks_of_frameset(url, simulated)
@@ -186,23 +246,49 @@ def _blocks_of_frameset(url: str, simulated: set[str]) -> list[Block]:
     ]
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of work: the members on one block, or the detector on all of one condition."""
+
+    blocks: tuple[Block, ...]
+    is_classical: bool
+
+    @property
+    def condition(self) -> tuple[str, str]:
+        return self.blocks[0].name, self.blocks[0].digest
+
+
+def _pieces(blocks: Sequence[Block]) -> list[_Piece]:
+    """Return the pieces of work, the longest ones first: those of the detector."""
+    conditions: dict[tuple[str, str], list[Block]] = {}
+    for block in blocks:
+        conditions.setdefault((block.name, block.digest), []).append(block)
+    by_hand = [_Piece(tuple(whole), is_classical=True) for whole in conditions.values()]
+    return by_hand + [_Piece((block,), is_classical=False) for block in blocks]
+
+
 def _results(
-    blocks: Sequence[Block], members: Sequence[Member], measure: Measure, executor: str
+    pieces: Sequence[_Piece], members: Sequence[Member], measure: Measure, executor: str
 ) -> Iterator[tuple[int, Judgements]]:
     radius_pm = measure.match_radius_pm
     if executor == "local":
         ensemble = Ensemble(members)
-        for place, block in enumerate(blocks):
-            yield place, judge_block(block, ensemble, radius_pm)
+        for place, piece in enumerate(pieces):
+            yield place, _judge(piece, lambda: ensemble, radius_pm)
         return
     cluster.connect()
     shared = cluster.share(tuple(members))
-    work = [partial(_judge_there, block, shared, radius_pm) for block in blocks]
-    yield from cluster.each(work)
+    yield from cluster.each([partial(_judge_there, one, shared, radius_pm) for one in pieces])
 
 
-def _judge_there(block: Block, shared: cluster.Shared, radius_pm: float | None) -> Judgements:
-    return judge_block(block, _ensemble(shared), radius_pm)
+def _judge_there(piece: _Piece, shared: cluster.Shared, radius_pm: float | None) -> Judgements:
+    return _judge(piece, partial(_ensemble, shared), radius_pm)
+
+
+def _judge(piece: _Piece, ensemble: Callable[[], Ensemble], radius_pm: float | None) -> Judgements:
+    if piece.is_classical:
+        return judge_detector(piece.blocks, radius_pm)
+    return judge_block(piece.blocks[0], ensemble(), radius_pm)
 
 
 @lru_cache(maxsize=1)
@@ -212,18 +298,31 @@ def _ensemble(shared: cluster.Shared) -> Ensemble:
 
 
 def judge_block(block: Block, ensemble: Ensemble, radius_pm: float | None) -> Judgements:
-    """Return what members, ensemble and classical detector found on a block's frames."""
-    frames = list(labelled_frames(block))
+    """Return what members and ensemble found on a block's frames."""
     judgements = Judgements()
     elements = {one.index: one.recipe.tiles.elements for one in ensemble.members}
-    for frame, by_hand in zip(frames, _classical(frames, radius_pm), strict=True):
+    for frame in labelled_frames(block):
         answer = ensemble.predict(frame.frame_yx, frame.pixel_size_pm)
         for member, atoms in zip(answer.members, answer.member_atoms, strict=True):
             judgements.add(member, atoms, frame, radius_pm, elements[member])
         # Members that number their kinds differently have no common answer about them.
         common = elements[answer.members[0]] if len(set(elements.values())) == 1 else ()
         judgements.add(ENSEMBLE, answer.atoms, frame, radius_pm, common)
-        judgements.add(CLASSICAL, by_hand, frame, radius_pm)
+    return judgements
+
+
+def judge_detector(blocks: Sequence[Block], radius_pm: float | None) -> Judgements:
+    """Return what the classical detector found on all frames of one condition.
+
+    It is tuned on the even frames for the odd ones and the other way round: so it knows the
+    condition as well as any specialist, but never the frame it is judged on.
+    """
+    frames = list(chain.from_iterable(labelled_frames(block) for block in blocks))
+    blobs = [_tuned(frames[1 - half :: 2], radius_pm) for half in (0, 1)]
+    judgements = Judgements()
+    for place, frame in enumerate(frames):
+        atoms = classical.detect(frame.frame_yx, frame.pixel_size_pm, blobs[place % 2])
+        judgements.add(CLASSICAL, atoms, frame, radius_pm)
     return judgements
 
 
@@ -231,29 +330,19 @@ def labelled_frames(block: Block) -> Iterator[Labelled]:
     """Yield the frames of a block with their truth."""
     if isinstance(block.source, str):
         frameset = FrameSet.open(block.source)
+        structure = frameset.condition.sample.structure
         for i in range(block.start, block.stop):
-            yield Labelled(frameset.frame(i), frameset.truth(i), frameset.pixel_size_pm(i))
+            size_pm = frameset.pixel_size_pm(i)
+            yield Labelled(frameset.frame(i), frameset.truth(i), size_pm, structure)
         return
-    from manybeam.data.simulate import simulate
-
-    # A block is drawn whole and cut, so that asking for more frames keeps those before.
-    seed = seed_of("test", block.seed, block.digest, block.start)
+    # A block is drawn whole and cut, so that asking for more frames keeps those before. Every
+    # simulator gets the same seeds, so that two of them can be compared frame by frame.
+    seed = seed_of("test", block.seed, block.source.digest, block.start)
     drawn = simulate(block.source, BLOCK, seed=seed)
+    structure = block.source.sample.structure
     for i in range(block.stop - block.start):
-        yield Labelled(drawn.frames_nyx[i], drawn.truth[i], float(drawn.pixel_size_pm[i]))
-
-
-def _classical(frames: Sequence[Labelled], radius_pm: float | None) -> list[Array]:
-    """Return the detector's atoms on each frame, tuned on the *other* half of the frames.
-
-    So it knows the condition as well as any specialist, but never the frame it is judged on.
-    """
-    halves = (frames[0::2], frames[1::2])
-    blobs = [_tuned(halves[1 - half], radius_pm) for half in (0, 1)]
-    return [
-        classical.detect(frame.frame_yx, frame.pixel_size_pm, blobs[place % 2])
-        for place, frame in enumerate(frames)
-    ]
+        size_pm = float(drawn.pixel_size_pm[i])
+        yield Labelled(drawn.frames_nyx[i], drawn.truth[i], size_pm, structure)
 
 
 def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blob | None:
@@ -269,11 +358,11 @@ def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blo
     return blob
 
 
-def _summarise(blocks: Sequence[Block], judgements: Sequence[Judgements]) -> list[Score]:
-    """Return the scores of each condition over all of its blocks."""
+def _summarise(pieces: Sequence[_Piece], judgements: Sequence[Judgements]) -> list[Score]:
+    """Return the scores of each condition over all of its pieces."""
     together: dict[tuple[str, str], Judgements] = {}
-    for block, part in zip(blocks, judgements, strict=True):
-        together.setdefault((block.name, block.digest), Judgements()).extend(part)
+    for piece, part in zip(pieces, judgements, strict=True):
+        together.setdefault(piece.condition, Judgements()).extend(part)
     return [
         Score(member, name, digest, whole.values(member))
         for (name, digest), whole in together.items()

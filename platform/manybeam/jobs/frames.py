@@ -10,6 +10,7 @@ from functools import partial
 
 from manybeam import __version__
 from manybeam.data.frames import FrameSet
+from manybeam.data.simulate import SIMULATOR, simulate_into
 from manybeam.errors import Conflict, UnknownFrameSet
 from manybeam.jobs import cluster
 from manybeam.jobs.run import digest_of, seed_of
@@ -63,24 +64,29 @@ def _each(orders: Sequence[_Order], executor: str) -> Iterator[None]:
 
 def _order(policy: Policy, count: int, seed: int, store_url: str) -> _Order:
     own = seed_of("train", seed, policy.digest)
-    name = digest_of([__version__, policy.digest, own, count])[:12]
+    name = digest_of([__version__, SIMULATOR, policy.digest, own, count])[:12]
     return _Order(policy, count, own, f"{store_url}/simulated/{policy.id}-{name}")
 
 
 def _is_there(order: _Order) -> bool:
+    return (_count(order) or 0) >= order.count
+
+
+def _count(order: _Order) -> int | None:
+    """Return how many frames lie where they should; None where there is no set."""
     try:
-        return len(FrameSet.open(order.url)) >= order.count
+        return len(FrameSet.open(order.url))
     except UnknownFrameSet:
-        return False
+        return None
 
 
 def _simulate(order: _Order) -> None:
-    from manybeam.data.simulate import simulate_into
-
-    if _is_there(order):
+    count = _count(order)
+    if (count or 0) >= order.count:
         return  # made by another job since we looked
+    is_half = count is not None  # frames that were appended one by one, and never finished
     try:
-        simulate_into(order.url, order.policy, order.count, seed=order.seed, overwrite=False)
+        simulate_into(order.url, order.policy, order.count, seed=order.seed, overwrite=is_half)
     except Conflict:
         # Another job made the same frames at this moment; then they are there.
         if not _is_there(order):

@@ -27,6 +27,7 @@ import torch
 
 from manybeam import __version__
 from manybeam.data.frames import FrameSet
+from manybeam.data.simulate import SIMULATOR, simulate
 from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged
@@ -37,6 +38,8 @@ from manybeam.spec import Policy, Recipe
 
 logger = logging.getLogger(__name__)
 
+# Raised whenever the same recipe, seeds and frames come out as other members than before.
+TRAINING = 2
 CENTRING_FRAMES = 32  # simulated anew: one number is fitted on them
 
 
@@ -160,8 +163,6 @@ class Run:
 
     def _held_out(self, policy: str) -> Iterator[Labelled]:
         """Yield frames of a policy that are not among those its members learn from."""
-        from manybeam.data.simulate import simulate
-
         if policy not in self.policies:
             return
         seed = seed_of("centre", self.seed, self.policies[policy].digest)
@@ -183,11 +184,13 @@ class Run:
 def name_run(recipe: Recipe, seed: int, frames: dict[str, tuple[str, ...]]) -> str:
     """Return the digest of all that decides a training's outcome, 32 hex digits.
 
-    Frames enter by their content, not by their place; so does the version of this package, as
-    another one might train otherwise.
+    Frames enter by their content, not by their place; so do the versions of this package, of its
+    simulator and of its training, as others might train otherwise.
     """
     content = {
         "version": __version__,
+        "simulator": SIMULATOR,
+        "training": TRAINING,
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
         "frames": {

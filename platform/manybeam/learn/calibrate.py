@@ -17,6 +17,7 @@ from scipy.special import expit, logit
 
 from manybeam.errors import Corrupt, InvalidInput
 from manybeam.learn.scores import Judged
+from manybeam.spec import Condition
 
 Array = NDArray[np.floating]
 Atoms = NDArray[np.float32]
@@ -34,6 +35,7 @@ class Calibration:
 
     Attributes:
         condition: id of the condition the frames were of; it holds there and nowhere else.
+        digest: of that condition's numbers: two of one id may differ.
         temperature: log-odds are divided by it; above 1 the ensemble was too sure.
         shift: and this is added, in log-odds: dirt makes false atoms that look like any others.
         threshold: least probability, before calibration, of an atom that is kept under the bound;
@@ -46,6 +48,7 @@ class Calibration:
     """
 
     condition: str
+    digest: str
     temperature: float = 1.0
     shift: float = 0.0
     threshold: float | None = None
@@ -61,17 +64,25 @@ class Calibration:
         odds = logit(np.clip(np.asarray(raw, float), SURE, 1 - SURE))
         return np.asarray(expit(odds / self.temperature + self.shift))
 
-    def apply(self, atoms: Atoms, *, bounded: bool = False) -> Atoms:
+    def apply(self, atoms: Atoms, condition_digest: str, *, bounded: bool = False) -> Atoms:
         """Return the atoms with calibrated probabilities, under the bound if that is asked for.
 
         Args:
             atoms: (atoms, >= 4) as an ensemble gave them: y, x, class, probability, ...
+            condition_digest: of the condition that their frame is of, `condition.digest`.
             bounded: leave out those below the threshold, so that the share of false ones keeps
                 the bound.
 
         Raises:
-            InvalidInput: the bound is asked for and could not be fitted.
+            InvalidInput: another condition than the one it was fitted on, or the bound is asked
+                for and could not be fitted.
         """
+        if condition_digest != self.digest:
+            raise InvalidInput(
+                f"a calibration of {self.condition} for a frame of another condition",
+                f"its digest is {self.digest!r}, the frame's is {condition_digest!r}",
+                "calibrate on frames of that condition, or take the raw probabilities",
+            )
         if bounded and self.threshold is None:
             raise InvalidInput(
                 f"no threshold keeps {self.false_atoms:g} false atoms on {self.condition}",
@@ -106,7 +117,7 @@ class Calibration:
 def calibrate(
     judged: Sequence[Judged],
     found: Sequence[Array],
-    condition: str,
+    condition: Condition,
     *,
     false_atoms: float = 0.05,
     confidence: float = 0.9,
@@ -116,7 +127,7 @@ def calibrate(
     Args:
         judged: the frames, judged against their truth.
         found: their atoms, (atoms, >= 4), the fourth column the ensemble's probability.
-        condition: its id.
+        condition: theirs; the calibration applies to no other.
         false_atoms: share of a frame's atoms that may be false, 0 to 1; 0.05 needs 48 frames at
             least, half the share twice as many.
         confidence: see `bound`.
@@ -138,7 +149,8 @@ def calibrate(
     if threshold is None:
         notes.append(_why_not(probability, is_true, false_atoms, confidence))
     return Calibration(
-        condition=condition,
+        condition=condition.id,
+        digest=condition.digest,
         temperature=temperature,
         shift=shift,
         threshold=threshold,

@@ -137,6 +137,32 @@ def fixed_pixel_size(policy: Policy, pixel_size_pm: float) -> Policy:
     return policy.model_copy(update={"scan": scan})
 
 
+def as_stated(policy: Policy, known: Mapping[str, float]) -> tuple[Policy, list[str]]:
+    """Return the policy with stated quantities in place of the ranges that hold them.
+
+    Args:
+        policy: what is possible.
+        known: stated quantities by their dotted path.
+
+    Returns:
+        The policy, and a sentence for each quantity: that it is fixed, or that the policy does
+        not hold it and is searched as it stands.
+    """
+    fixed, notes = dict(policy.quantities()), []
+    for path in sorted(known):
+        stated, allowed = known[path], fixed[path]
+        low, high = (
+            (allowed.low, allowed.high) if isinstance(allowed, Range) else (allowed, allowed)
+        )
+        if low is None or high is None or low <= stated <= high:
+            fixed[path] = stated
+            notes.append(f"{path} {stated:.6g} is stated: fixed")
+        else:
+            within = f"{low:g} to {high:g}" if low < high else f"{low:g}"
+            notes.append(f"{path} {stated:.6g} is stated, which is outside {within} of {policy.id}")
+    return _mapped(policy, lambda path, _: fixed[path]), notes
+
+
 @dataclass(frozen=True)
 class _Scale:
     """The scale a quantity is drawn on: from 0 to 1 over its range, by ratio or by difference."""

@@ -1,8 +1,9 @@
 """One gated round of iterative training: members adapted to frames that nobody labelled.
 
 Unlabelled frames -> a lesson made by a teacher -> a short fine-tuning from the members' own
-weights -> the gate: a member is replaced only if its atoms fit the new frames better AND its F1 on
-held-out truth did not fall. The gate is not a formality: tuning can destroy a network.
+weights -> its threshold moved to 0.5 again -> the gate: a member is replaced only if its atoms fit
+the new frames better AND its F1 on held-out truth did not fall. The gate is not a formality: tuning
+can destroy a network.
 Axis letters: n frame, y row, x column.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from manybeam.data.simulate import Simulated, simulate
 from manybeam.errors import InvalidInput, MemberDiverged
+from manybeam.learn.centring import Labelled, centred
 from manybeam.learn.ensemble import Ensemble
 from manybeam.learn.fitness import LATTICES, Lattice, combine, fitness
 from manybeam.learn.infer import Inferred, infer
@@ -33,6 +35,8 @@ LEAST_GAIN = 0.002  # rise of the label-free score below which nothing was gaine
 TUNING_RATE = 0.4  # peak learning rate, as a share of the recipe's
 TWIN_TILES = 48  # labelled twins a member is tuned on, beside as many general tiles
 TWIN_TESTS = 6  # labelled twins a member is judged on
+CENTRING_FRAMES = 16  # simulated anew, to find a tuned member's threshold on
+SHAPE = (128, 128)  # of frames simulated to judge and to centre on
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def adapt(
     for parent in chosen.members:
         known = (policies or {}).get(parent.policy, imaging)
         lesson = _lesson(digest, ensemble, court, known, parent.recipe.tiles)
-        step, child = _try(parent, lesson, court, steps, max_regression)
+        step, child = _try(parent, known, lesson, court, steps, max_regression)
         done.append(step)
         tuned += [child] if child else []
         if step.accepted and child:
@@ -172,9 +176,7 @@ class Court:
         self.held_out, self.imaging, self.inferred, self.seed = held_out, imaging, inferred, seed
         self.lattice: Lattice | None = LATTICES.get(imaging.sample.structure)
         self.twins = (
-            simulate(inferred.policy, TWIN_TESTS, seed=seed + 2, shape=(128, 128))
-            if inferred
-            else None
+            simulate(inferred.policy, TWIN_TESTS, seed=seed + 2, shape=SHAPE) if inferred else None
         )
 
     def standing(self, member: Member) -> Standing:
@@ -287,7 +289,7 @@ def _lesson(
 
 
 def _try(
-    parent: Member, lesson: Lesson, court: Court, steps: int, max_regression: float
+    parent: Member, known: Policy, lesson: Lesson, court: Court, steps: int, max_regression: float
 ) -> tuple[Step, Member | None]:
     """Return what became of one member, and the tuned member (None if it diverged)."""
     before = court.standing(parent)
@@ -296,6 +298,7 @@ def _try(
     except MemberDiverged as error:
         why = f"parent kept: {error.what}"
         return Step(parent.index, accepted=False, before=before, after=None, why=why), None
+    child = centred(child, _rehearsal(known, court))
     after = court.standing(child)
     refusal = gate(before, after, max_regression)
     gain = (
@@ -304,6 +307,22 @@ def _try(
     )
     why = f"parent kept: {refusal}" if refusal else f"adapted: {gain}"
     return Step(parent.index, not refusal, before, after, why), child
+
+
+def _rehearsal(known: Policy, court: Court) -> list[Labelled]:
+    """Return frames like those of the lesson, none of them in it or in court.
+
+    Tuning drives the last bias back to where the loss wants it, so the threshold that centring
+    found for the parent does not hold for the child.
+    """
+    imaging = [court.inferred.policy, known] if court.inferred else [known]
+    labelled: list[Labelled] = []
+    for rank, policy in enumerate(imaging):
+        count = CENTRING_FRAMES // len(imaging)
+        made = simulate(policy, count, seed=court.seed + 3 + rank, shape=SHAPE)
+        sizes = map(float, made.pixel_size_pm)
+        labelled += zip(made.frames_nyx, made.truth, sizes, strict=True)
+    return labelled
 
 
 def tune(parent: Member, lesson: Lesson, *, steps: int, seed: int) -> Member:

@@ -67,8 +67,9 @@ class Cell:
 CELLS: Mapping[str, Cell] = {
     "graphene": Cell("graphene", 246.0, 246.0, 120.0),
     "mos2": Cell("MoS2", 316.0, 316.0, 120.0),
-    "lsmo": Cell("LSMO [100]", 388.0, 388.0, 90.0),
 }
+SEEN_ALONG = (0, 0, 1)  # the direction of their crystals along which these cells are seen
+LATTICES = frozenset({"lsmo", "grain_boundary", "crystal"})  # structures with spots of their own
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,18 @@ class InferredPixelSize:
 
 
 def cell_of(sample: Sample) -> Cell | None:
-    """Return the lattice that a sample's structure or material names; None if it names none."""
+    """Return the lattice that a sample's structure or material names.
+
+    None if it names none or two, or a direction of the beam along which the lattice looks
+    otherwise. A perovskite has no cell here: its columns differ, so that the spots of {110} are
+    the strong ones and pass for {100}, sqrt 2 too large.
+    """
+    u, v, w = sample.zone_axis or SEEN_ALONG
+    if sample.structure in LATTICES or not (u == v == 0 and w != 0):
+        return None
     material = sample.material.lower()
-    named = [cell for key, cell in CELLS.items() if key in material]
-    return CELLS.get(sample.structure) or (named[0] if named else None)
+    named = {key for key in CELLS if key == sample.structure or key in material}
+    return CELLS[named.pop()] if len(named) == 1 else None
 
 
 def infer_pixel_size(frame_yx: np.ndarray, cell: Cell | None) -> InferredPixelSize:

@@ -32,7 +32,8 @@ def summaries(frames_nyx: np.ndarray, pixel_size_pm: float | np.ndarray | None) 
         pixel_size_pm: one, or one a frame; None if unknown: then only frames without are alike.
 
     Returns:
-        float64; NaN where a frame is too coarse for a ring of the fingerprint.
+        float64; NaN where a frame is too coarse for a ring of the fingerprint, or too small for
+        one of the spectrum.
     """
     prints = fingerprints(frames_nyx, pixel_size_pm)
     parts = [frames_nyx[i : i + AT_ONCE] for i in range(0, len(frames_nyx), AT_ONCE)]
@@ -153,6 +154,9 @@ def _rings(flat: np.ndarray) -> Iterator[np.ndarray]:
     ring = np.digitize(radius, RING_EDGES) - 1
     for index in range(len(RING_EDGES) - 1):
         inside = np.sort(power[:, ring == index], axis=1)
+        if not inside.shape[1]:  # no frequency of a small frame lies in it
+            yield from np.full((2, len(flat)), np.nan)
+            continue
         level = _log(inside[:, inside.shape[1] // 2])
         yield _log(inside[:, -4:].mean(axis=1)) - level
         yield level
