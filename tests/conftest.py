@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 
 from manybeam.settings import settings
+
+# A shell hands a deaf ear for Ctrl-C on to what it runs in the background; tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVICES = Path(__file__).parents[1] / "infra" / "services.py"
 

@@ -24,6 +24,7 @@ Atoms = NDArray[np.float32]
 
 LEAST_ATOMS = 100  # fewer tell nothing of rare faults
 SURE = 1e-4  # probabilities are held this far from 0 and 1: log-odds have to be finite
+SUREST = (-30.0, 30.0)  # in log-odds
 TEMPERATURE = (0.05, 20.0)  # beyond, the fit has run away
 SHIFT = (-8.0, 8.0)  # in log-odds
 THRESHOLDS = expit(np.linspace(0, 7, 36))  # 0.5 to 0.999, tried from the strictest down
@@ -62,7 +63,8 @@ class Calibration:
     def probability(self, raw: Array) -> Array:
         """Return calibrated probabilities of the ensemble's own; the order never changes."""
         odds = logit(np.clip(np.asarray(raw, float), SURE, 1 - SURE))
-        return np.asarray(expit(odds / self.temperature + self.shift))
+        # Past these no double is told from 0 or 1, and nobody is that sure.
+        return np.asarray(expit(np.clip(odds / self.temperature + self.shift, *SUREST)))
 
     def apply(self, atoms: Atoms, condition_digest: str, *, bounded: bool = False) -> Atoms:
         """Return the atoms with calibrated probabilities, under the bound if that is asked for.
