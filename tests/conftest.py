@@ -167,3 +167,14 @@ def tiny_zoo(
         "graphene", members, job={"kind": "train"}, alias="serving", failed=("03: loss is NaN",)
     )
     return zoo
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch take one core: small networks train no faster on two, and slower on a busy one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,12 +1,10 @@
 """learn.calibrate: probabilities that mean what they say, and a bound on false atoms that holds."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -220,14 +218,6 @@ def test_a_calibration_is_frozen_and_needs_frames() -> None:
         Calibration("drawn", "d").shift = 1.0  # type: ignore[misc]
     with pytest.raises(InvalidInput, match="at least one frame"):
         calibrate([], [], DRAWN)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,7 @@ def labelled(seed: int, count: int = 4) -> list[tuple[np.ndarray, np.ndarray, fl
 
 
 @pytest.fixture(scope="module")
-def member() -> Member:
-    torch.set_num_threads(1)
+def member(one_thread: None) -> Member:
     recipe = Recipe.model_validate(
         {
             "id": "small",

@@ -1,7 +1,6 @@
 """What AtomAI 0.8.1 gets wrong, asked of our code: one test for each defect found by running it."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +70,7 @@ def loss_on(member: Member, tiles: Tiles) -> float:
     return float(pixel_loss("bce+dice", logits, target))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -39,13 +39,13 @@ from typing import Any
 
 import numpy as np
 
-warnings.filterwarnings("ignore")  # it warns about every array it reshapes, and about torchvision
+warnings.filterwarnings("ignore")  # before it is imported: it warns then, and at every array
 
-import atomai  # noqa: E402
-import torch  # noqa: E402
-from atomai.predictors import EnsemblePredictor  # noqa: E402
-from atomai.trainers import EnsembleTrainer  # noqa: E402
-from atomai.transforms import seg_augmentor  # noqa: E402
+import atomai  # noqa: E402 - after the filter
+import torch  # noqa: E402 - after the filter
+from atomai.predictors import EnsemblePredictor  # noqa: E402 - after the filter
+from atomai.trainers import EnsembleTrainer  # noqa: E402 - after the filter
+from atomai.transforms import seg_augmentor  # noqa: E402 - after the filter
 
 Array = np.ndarray[Any, Any]
 

@@ -1,4 +1,4 @@
-"""The table of the README: an ensemble of the zoo on a labelled FrameSet, beside its rivals.
+"""An ensemble of the zoo on a labelled FrameSet, beside its rivals and what selection chooses.
 
     python tests/benchmarks/labelled_frames.py ptnc frames/ptnc --radius-pm 147
 

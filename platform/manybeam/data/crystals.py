@@ -179,7 +179,7 @@ def _read(path: str, _digest: str) -> Crystal:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             atoms = read(path)
-    except Exception as error:
+    except Exception as error:  # ase has forty readers, each with errors of its own
         why = _reason(error)
         hint = "give a CIF or another structure file with a cell that ase reads"
         raise UnreadableFile(f"{path}: is no structure file", why, hint) from error
