@@ -39,7 +39,8 @@ def scores(
         local_px = spec.local_nm * 1000 / spec.pixel_size_pm
         stacks[condition] = np.stack([normalise(f, spec.normalise, local_px) for f, _ in seen])
         scale[condition] = seen[0][1]
-    given, made = out / f"{name}-given.npz", out / f"{name}-atomai-{repetition}.npz"
+    given = out / f"{name}-given-{repetition}.npz"
+    made = out / f"{name}-atomai-{repetition}.npz"
     held_out = _held_out(run, repetition)
     stacks["held-out"] = np.stack([input_yx for input_yx, _ in held_out])
     tests = {f"test_{condition}": stack for condition, stack in stacks.items()}
