@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from manybeam.errors import MemberCountError
+from manybeam.errors import InvalidInput, MemberCountError
 from manybeam.learn.atoms import centroids, cluster_atoms, find_atoms, local_maxima, strongest
 from manybeam.learn.scores import match
 
@@ -228,3 +228,24 @@ def test_a_wide_radius_still_ends_and_keeps_members_apart() -> None:
     atoms = cluster_atoms(said, 100.0)
     assert atoms[:, 6].max() <= 1
     assert all(one[3] >= other[3] for one, other in pairwise(atoms))
+
+
+def test_weights_move_place_class_and_belief_of_an_atom() -> None:
+    one, two = np.array([[5.0, 5.0, 1, 0.9]]), np.array([[5.0, 7.0, 2, 0.6]])
+    y, x, kind, probability, _, spread_x, votes = cluster_atoms([one, two], 3.0, weights=[1, 3])[0]
+    assert (y, x, kind, votes) == (5.0, 6.5, 2.0, 1.0)
+    assert probability == pytest.approx(0.675)
+    assert spread_x == pytest.approx(np.sqrt((0.25 * 1.5**2 + 0.75 * 0.5**2) / (1 - 0.625)))
+
+
+def test_a_heavy_member_that_missed_an_atom_doubts_it_more() -> None:
+    saw, missed = np.array([[5.0, 5.0, 0, 0.8]]), np.zeros((0, 4))
+    atoms = cluster_atoms([saw, missed], 3.0, None, lambda _, at: np.full(len(at), 0.4), [1, 3])
+    assert atoms[0, 3] == pytest.approx(0.5)
+    assert np.isnan(atoms[0, 4])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, np.inf], [1.0, -1.0]])
+def test_weights_of_members_are_above_nothing(weights: list[float]) -> None:
+    with pytest.raises(InvalidInput, match="above 0"):
+        cluster_atoms([np.zeros((0, 4))] * 2, 3.0, weights=weights)

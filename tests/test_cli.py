@@ -4,15 +4,20 @@ import csv
 import io
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from manybeam.cli import main
 from manybeam.cli.output import Form, cell, emit
+from manybeam.data.frames import FrameSet
 from manybeam.settings import settings
+from manybeam.zoo.registry import Zoo
 
 ROOT = Path(__file__).parents[1]
 ROWS = [{"id": "a", "value": 1.5}, {"id": "b", "value": None}]
@@ -243,3 +248,62 @@ def test_a_target_that_cannot_be_written_is_told_before_any_work(
     frame = str(_frame(tmp_path / "a.tif"))
     assert main(["predict", frame, "--atoms", str(tmp_path / "no" / "a.csv")]) == 2
     assert "mkdir -p" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["conditions/graphene-60kv-nominal", "policies/graphene-nominal"])
+def test_frames_are_simulated_from_a_yaml_file(kind: str, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine.yaml", str(tmp_path / "frames")
+    name = kind.split("/")[1]
+    text = (ROOT / "zoo" / f"{kind}.yaml").read_text()
+    mine.write_text(text.replace(f"id: {name}", "id: mine"))
+    words = ["data", "simulate", str(mine), "--count", "1", "--side-px", "64", "--out", out]
+    assert main(words) == 0
+    assert FrameSet.open(out).condition.id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        pytest.param(None, 4, "no file", id="absent"),
+        pytest.param("id: mine\nbeam_kv: 60\n", 2, "mine.yaml:2: beam_kv", id="no condition"),
+        pytest.param("- 1\n", 2, "a condition or a policy is wanted", id="a list"),
+    ],
+)
+def test_a_file_that_holds_no_condition_is_told(
+    text: str | None, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    if text is not None:
+        mine.write_text(text)
+    assert main(["data", "simulate", str(mine), "--out", str(tmp_path / "frames")]) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "frames").exists()
+
+
+def test_a_missing_pixel_size_is_told_alike_wherever_one_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scan.npy"
+    np.save(path, np.random.default_rng(0).poisson(50, (64, 64)).astype(np.float32))
+    commands = (["predict"], ["select"], ["data", "import", "--out", str(tmp_path / "frames")])
+    told = set()
+    for command in commands:
+        assert main([*command, str(path)]) == 2
+        told.add(capsys.readouterr().err.partition("error:")[2])
+    assert len(told) == 1
+    assert "no pixel size in scan.npy" in told.pop()
+
+
+def test_an_answer_in_zarr_holds_frame_maps_and_atoms(
+    tmp_path: Path, tiny_members: Callable[[int], list[Any]]
+) -> None:
+    settings().home.mkdir()
+    Zoo().register("graphene", tiny_members(2), job={"kind": "train"}, alias="serving")
+    path, out = _frame(tmp_path / "scan.tif"), str(tmp_path / "answer")
+    assert main(["predict", str(path), "--pixel-size-pm", "16", "--zarr", out]) == 0
+    group = zarr.open_group(out, mode="r")["00000"]
+    assert isinstance(group, zarr.Group)
+    assert set(group.array_keys()) == {"frame", "mean", "std", "mi", "atoms"}
+    mutual = np.asarray(group["mi"])
+    assert mutual.shape == (64, 64)
+    assert 0 <= mutual.min() <= mutual.max() <= np.log(2)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from manybeam.data.tiles import normalise
 from manybeam.errors import InvalidFrame, InvalidInput, MemberCountError, NotFound, TooLarge
+from manybeam.learn.answer import entropy
 from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.learn.member import Member
 from manybeam.learn.nets import build
@@ -208,6 +209,128 @@ def test_mean_and_spread_are_those_of_the_members_maps() -> None:
     assert answer.prob_myx is not None
     np.testing.assert_allclose(answer.mean_yx, answer.prob_myx.mean(axis=0), rtol=0, atol=1e-6)
     np.testing.assert_allclose(answer.std_yx, answer.prob_myx.std(axis=0, ddof=1), atol=1e-6)
+
+
+def mixed() -> Ensemble:
+    """Return members of several pixel sizes and depths."""
+    return Ensemble([drawn(0), drawn(4, levels=2), drawn(5, pixel_size_pm=22.0), bright(7)])
+
+
+def test_mutual_information_is_entropy_of_the_mean_less_mean_entropy() -> None:
+    answer = mixed().predict(noise((70, 90)), 18.0, keep_members=True)
+    assert answer.prob_myx is not None
+    assert answer.mi_yx is not None
+    p = answer.prob_myx.astype(float)
+    expected = bits(p.mean(axis=0)) - bits(p).mean(axis=0)
+    np.testing.assert_allclose(answer.mi_yx, expected, rtol=0, atol=1e-6)
+    assert answer.mi_yx.max() > 0.05
+    assert answer.mi_yx.min() >= 0
+
+
+def bits(prob: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the entropy of two outcomes in nats, from its definition."""
+    two = np.stack([prob, 1 - prob])
+    return np.asarray(-np.where(two > 0, two * np.log(np.where(two > 0, two, 1)), 0).sum(axis=0))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_members_that_hesitate_alike_contradict_nobody(count: int) -> None:
+    answer = Ensemble([bright(index) for index in range(count)]).predict(noise((40, 40)), 16.0)
+    assert answer.mi_yx is not None
+    assert entropy(answer.mean_yx).max() > 0.6
+    assert answer.mi_yx.max() < 1e-6
+
+
+@pytest.mark.parametrize("members", [[0], [7, 4], [0, 4, 5, 7], [5, 5, 0]])
+def test_regrouped_answers_are_those_of_the_members_asked(members: list[int]) -> None:
+    ensemble, frame = mixed(), noise((70, 90))
+    regrouped = ensemble.predict(frame, 18.0, keep_members=True, threshold=0.4).subset(members)
+    asked = ensemble.predict(frame, 18.0, members=members, keep_members=True, threshold=0.4)
+    assert regrouped.members == asked.members
+    for name in ("mean_yx", "std_yx", "mi_yx"):
+        one, other = getattr(regrouped, name), getattr(asked, name)
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-3)
+    np.testing.assert_array_equal(regrouped.prob_myx, asked.prob_myx)
+    np.testing.assert_array_equal(regrouped.atoms, asked.atoms)
+    assert len(regrouped.atoms)
+    for one, other in zip(regrouped.member_atoms, asked.member_atoms, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_equal_weights_are_no_weights() -> None:
+    answer = mixed().predict(noise((70, 90)), 18.0)
+    assert_equal(answer.subset([0, 4, 7], [1 / 3] * 3), answer.subset([0, 4, 7]))
+
+
+def test_a_member_of_no_weight_is_not_asked() -> None:
+    answer = mixed().predict(noise((70, 90)), 18.0)
+    weighted = answer.subset([0, 4, 7], [0.5, 0.0, 0.5])
+    assert weighted.members == (0, 7)
+    assert_equal(weighted, answer.subset([0, 7]))
+
+
+def test_weights_enter_maps_and_atoms() -> None:
+    members = [bright(0), bright(1, level=1.6), drawn(2)]
+    frame = atoms_at(lattice(16.0, (80, 80)), (80, 80), 2.8)
+    answer = Ensemble(members).predict(frame, 16.0, keep_members=True)
+    assert answer.prob_myx is not None
+    weighted = answer.subset([0, 1, 2], [0.7, 0.2, 0.1])
+    p, w = answer.prob_myx.astype(float), np.array([0.7, 0.2, 0.1])
+    mean = np.tensordot(w, p, 1)
+    variance = np.tensordot(w, (p - mean) ** 2, 1) / (1 - (w**2).sum())
+    mutual = bits(mean) - np.tensordot(w, bits(p), 1)
+    np.testing.assert_allclose(weighted.mean_yx, mean, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(weighted.std_yx, np.sqrt(variance), rtol=0, atol=2e-3)
+    assert weighted.mi_yx is not None
+    np.testing.assert_allclose(weighted.mi_yx, mutual, rtol=0, atol=2e-3)
+    assert not np.allclose(weighted.atoms[:, 3], answer.atoms[: len(weighted.atoms), 3], atol=0.05)
+
+
+def test_copies_of_a_member_weigh_what_one_of_their_weight_does() -> None:
+    frame = atoms_at(lattice(16.0, (80, 80)), (80, 80), 2.8) + 0.3 * noise((80, 80))
+    two, one = bright(1, level=1.4), bright(0)
+    copies = Ensemble([one, two, bright(2, level=1.4)]).predict(frame, 16.0)
+    weighted = Ensemble([one, two]).predict(frame, 16.0).subset([0, 1], [1 / 3, 2 / 3])
+    np.testing.assert_allclose(weighted.mean_yx, copies.mean_yx, rtol=0, atol=1e-3)
+    assert weighted.mi_yx is not None
+    assert copies.mi_yx is not None
+    np.testing.assert_allclose(weighted.mi_yx, copies.mi_yx, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(weighted.atoms[:, :4], copies.atoms[:, :4], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("members", "weights", "told"),
+    [
+        pytest.param([0, 4], [1.0], "one for each", id="too few"),
+        pytest.param([0, 0], [0.5, 0.5], "no member twice", id="twice"),
+        pytest.param([0, 4], [0.5, 0.6], "sum 1", id="sum"),
+        pytest.param([0, 4], [1.5, -0.5], "each >= 0", id="negative"),
+        pytest.param([0, 4], [float("nan"), 1.0], "each >= 0", id="nan"),
+        pytest.param([], [], "sum 1", id="none"),
+    ],
+)
+def test_weights_that_are_none_are_refused(
+    members: list[int], weights: list[float], told: str
+) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        mixed().predict(noise((40, 40)), 16.0).subset(members, weights)
+
+
+def test_only_members_that_answered_can_be_regrouped() -> None:
+    answer = mixed().predict(noise((40, 40)), 16.0, members=[0, 4])
+    with pytest.raises(NotFound, match="no member 5 in this ensemble; it holds 0, 4"):
+        answer.subset([5])
+    with pytest.raises(MemberCountError):
+        answer.subset([])
+    with pytest.raises(InvalidInput, match="holds no maps"):
+        answer.without_maps().subset([0])
+
+
+def test_kept_maps_of_twenty_members_take_two_bytes_a_pixel() -> None:
+    ensemble = Ensemble([bright(index) for index in range(20)])
+    answer = ensemble.predict(noise((96, 128)), 16.0)
+    kept = sum(one.prob_yx.nbytes for one in answer._answers)
+    assert kept == 20 * 96 * 128 * 2
 
 
 @pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 3, 0, 2]])

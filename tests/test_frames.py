@@ -339,6 +339,16 @@ def test_a_set_is_not_made_twice_unless_overwritten(url: str) -> None:
     assert (FrameSet.open(url).shape, open_store(url).get("notes.txt")) == ((8, 8), b"mine")
 
 
+def test_a_set_made_in_place_of_another_leaves_no_moment_without_one(url: str) -> None:
+    _made(url)
+    records = open_store(url).list("commits")
+    FrameSet.create(url, CONDITION, (8, 8), overwrite=True).append(_frames(2, (8, 8)), None, None)
+    assert set(records) < set(open_store(url).list("commits"))
+    again = FrameSet.open(url)
+    assert (len(again), again.has_truth) == (2, False)
+    again.verify()
+
+
 NAN_FRAMES = np.full((2, *SHAPE), np.nan)
 REFUSALS = [
     pytest.param(_frames(2)[0], None, None, InvalidFrame, "do not fit", id="one frame, no stack"),

@@ -8,7 +8,7 @@ import pytest
 
 from manybeam.jobs.evaluate import Judgements, Labelled
 from manybeam.learn.member import Member
-from manybeam.zoo.matrix import Score
+from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
 TRUTH = np.array([[20.0, 20.0, 42], [20.0, 40.0, 16], [40.0, 20.0, 16]])
@@ -108,3 +108,29 @@ def test_a_frame_without_dopants_or_vacancies_has_no_score_of_them() -> None:
     judgements = Judgements()
     judgements.add(0, whole, Labelled(np.zeros((128, 128)), whole, 20.0, "graphene"), None)
     assert not {"false_fill", "recall_dopant"} & judgements.values(0).keys()
+
+
+def ensemble_atoms(spread_px: tuple[float, ...], probability: tuple[float, ...]) -> np.ndarray:
+    """Return three true atoms and a false one, as an ensemble tells them."""
+    place = np.concatenate([TRUTH[:, :2], [[50.0, 50.0]]])
+    return np.column_stack([place, np.zeros(4), probability, spread_px, np.zeros(4), np.ones(4)])
+
+
+def test_what_spread_and_doubt_tell_of_wrong_atoms_is_scored_for_the_ensemble() -> None:
+    judgements = Judgements()
+    atoms = ensemble_atoms((0.1, 0.4, 0.2, 0.3), (0.9, 0.8, 0.7, 0.6))
+    for member in (ENSEMBLE, 0):
+        judgements.add(member, atoms, FRAME, None)
+    values = judgements.values(ENSEMBLE)
+    assert values["spread_auroc"] == pytest.approx(2 / 3)
+    assert values["doubt_auroc"] == 1.0
+    assert not {"spread_auroc", "doubt_auroc"} & judgements.values(0).keys()
+
+
+def test_without_a_wrong_atom_or_a_spread_there_is_nothing_to_tell() -> None:
+    alone, right = Judgements(), Judgements()
+    alone.add(ENSEMBLE, ensemble_atoms((np.nan,) * 4, (0.9, 0.8, 0.7, 0.6)), FRAME, None)
+    right.add(ENSEMBLE, ensemble_atoms((0.1,) * 4, (0.9,) * 4)[:3], FRAME, None)
+    assert "spread_auroc" not in alone.values(ENSEMBLE)
+    assert alone.values(ENSEMBLE)["doubt_auroc"] == 1.0
+    assert not {"spread_auroc", "doubt_auroc"} & right.values(ENSEMBLE).keys()

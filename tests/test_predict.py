@@ -13,7 +13,7 @@ from manybeam.serve.wire import Frames
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
 ONE = Frames((FRAME,))
-ALL = Question(pixel_size_pm=16.0, want=("atoms", "mean", "std", "members", "votes"))
+ALL = Question(pixel_size_pm=16.0, want=("atoms", "mean", "std", "mi", "members", "votes"))
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def test_the_answer_is_the_ensembles_own(service: Service, tiny_zoo: Any) -> Non
     assert np.array_equal(arrays["votes"], own.atoms[:, 6])
     assert np.array_equal(arrays["mean"], own.mean_yx.astype(np.float16))
     assert np.array_equal(arrays["std"], own.std_yx.astype(np.float16))
+    assert np.array_equal(arrays["mi"], own.mi_yx.astype(np.float16))
     for member, atoms in zip(own.members, own.member_atoms, strict=True):
         rows = arrays["members"][arrays["members"][:, 0] == member]
         assert np.array_equal(rows[:, 1:], atoms)

@@ -13,13 +13,13 @@ def test_an_empty_query_asks_for_atoms_and_waits() -> None:
 def test_every_name_is_read_with_its_unit() -> None:
     pairs = [
         ("pixel_size_pm", "7.8"),
-        ("want", "std, atoms,std"),
+        ("want", "std, mi,atoms,std"),
         ("deadline_ms", "80"),
         ("instrument", "STEM-1"),
         ("frame_id", "scan_0142/17"),
     ]
     question = read_query(pairs, PREDICT_NAMES)
-    assert question == Question(7.8, ("std", "atoms"), 80, "STEM-1", "scan_0142/17")
+    assert question == Question(7.8, ("std", "mi", "atoms"), 80, "STEM-1", "scan_0142/17")
 
 
 @pytest.mark.parametrize(

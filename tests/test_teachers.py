@@ -6,6 +6,7 @@ import pytest
 from manybeam.errors import InvalidInput
 from manybeam.learn.ensemble import Prediction
 from manybeam.learn.teachers import (
+    both_lesson,
     frames_digest,
     pseudo_lesson,
     simulated_tiles,
@@ -115,6 +116,37 @@ def test_frames_without_an_agreed_atom_are_no_lesson():
     frame = noise(96, 96)
     with pytest.raises(InvalidInput, match="agree on no atom"):
         pseudo(frame, answer(atoms_at(FEW_VOTES), frame))
+
+
+def both(frame: np.ndarray, prediction: Prediction, count: int = 8):
+    twin = POLICY.model_copy(update={"dose_e_per_a2": 2e4})
+    seen = [(frame, prediction)]
+    return twin, both_lesson("digest", twin, seen, POLICY, SPEC, count=count, seed=7)
+
+
+def test_a_lesson_of_both_is_a_quarter_twins_a_quarter_the_frames_and_half_known():
+    frame = noise(96, 96)
+    twin, lesson = both(frame, answer(atoms_at(SURE), frame))
+    inputs = lesson.tiles.input_nyx
+    assert len(inputs) == 16
+    np.testing.assert_array_equal(inputs[:4], simulated_tiles(twin, SPEC, count=4, seed=7)[0])
+    corners = [frame[y : y + 48, x : x + 48] for y in (0, 48) for x in (0, 48)]
+    assert all(any(np.array_equal(tile, corner) for corner in corners) for tile in inputs[4:8])
+    np.testing.assert_array_equal(inputs[8:], simulated_tiles(POLICY, SPEC, count=8, seed=8)[0])
+    assert lesson.tiles.source == ("digest",)
+
+
+def test_few_frames_are_taught_again_until_their_quarter_is_full():
+    frame = noise(48, 48)
+    lesson = both(frame, answer(atoms_at(SURE), frame))[1]
+    assert all(np.array_equal(tile, frame) for tile in lesson.tiles.input_nyx[4:8])
+
+
+def test_without_agreement_a_lesson_of_both_is_one_of_twins():
+    frame = noise(96, 96)
+    twin, lesson = both(frame, answer(atoms_at(FEW_VOTES), frame))
+    alone = twin_lesson("digest", twin, POLICY, SPEC, count=8, seed=7)
+    assert lesson.tiles.digest == alone.tiles.digest
 
 
 def test_the_name_of_frames_changes_with_one_pixel_and_with_the_pixel_size():

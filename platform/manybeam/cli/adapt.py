@@ -1,6 +1,7 @@
-"""`manybeam iterate`: one gated round of iterative training on unlabelled frames."""
+"""`manybeam iterate`: gated rounds of iterative training on unlabelled frames."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,10 +11,11 @@ from manybeam.errors import RefusedByGate
 
 
 class Teacher(StrEnum):
-    """Who labels the new frames: simulated twins of them, or the ensemble itself."""
+    """Who labels the new frames: simulated twins of them, the ensemble itself, or both."""
 
     twin = "twin"
     pseudo = "pseudo"
+    both = "both"
 
 
 def iterate(
@@ -23,51 +25,57 @@ def iterate(
     policy: Annotated[str, typer.Option(help="Policy the condition is inferred in.")],
     teacher: Annotated[Teacher, typer.Option(help="Who labels the new frames.")] = Teacher.twin,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps for each member.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Most rounds; they end with the gain.")] = 1,
+    member: Annotated[
+        list[int] | None, typer.Option(min=0, help="Adapt this one; selection chooses if none.")
+    ] = None,
+    frame: Annotated[
+        list[int] | None, typer.Option(min=0, help="Index of a frame to adapt to; else 16.")
+    ] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Add adapted members, keep their parents.")
+    ] = False,
     max_regression: Annotated[
         float, typer.Option(min=0, max=1, help="Loss of F1 on held-out truth that still passes.")
     ] = 0.005,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for pictures and tables, before and after.")
+    ] = None,
     form: FormOption = Form.auto,
 ) -> None:
     """Adapt members to frames nobody labelled; register a candidate only if the gate agrees.
 
-    Refused by the gate it exits 6 and the zoo is as it was.
+    Interrupted, the same command goes on where it was. Refused by the gate it exits 6 and the zoo
+    is as it was.
 
     Example: manybeam iterate frames/today -e graphene --policy graphene-general
     """
-    from manybeam.jobs.iterate import iterate as run_round
+    from manybeam.cli.adapt_report import iterate_report, standing_rows
+    from manybeam.jobs.iterate import iterate as run_rounds
     from manybeam.settings import settings
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo
 
     library = Library(settings().zoo)
-    done = run_round(
+    done = run_rounds(
         Zoo(),
         ensemble,
         frames,
         library.policy(policy),
         library,
+        members=member,
+        frames=frame or (),
         teacher=teacher.value,
         steps=steps,
+        rounds=rounds,
+        beside=beside,
         max_regression=max_regression,
         seed=seed,
     )
-    emit(
-        [
-            {
-                "member": f"{step.member:02d}",
-                "accepted": step.accepted,
-                "fitness_before": step.before.fitness,
-                "fitness_after": step.after and step.after.fitness,
-                "f1_before": step.before.f1,
-                "f1_after": step.after and step.after.f1,
-                "why": step.why,
-            }
-            for step in done.round.steps
-        ],
-        form,
-        title="One round",
-    )
+    emit(standing_rows(done.round.steps), form, title="Rounds")
+    if report is not None:
+        say(f"report: {iterate_report(done, report)}")
     if done.record is None:
         raise RefusedByGate(
             "no member passed the gate", done.round.why, "the parent stays as it is"

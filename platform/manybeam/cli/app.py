@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from manybeam import __version__
-from manybeam.cli import adapt, admin, data, demo, jobs, predict, serve, zoo
+from manybeam.cli import adapt, admin, data, demo, jobs, predict, rehearse, serve, watch, zoo
 from manybeam.errors import ManybeamError, exit_code
 
 # typer carries click within itself and exports only this leaf of its usage errors.
@@ -39,11 +39,13 @@ app.command("doctor")(admin.doctor)
 app.add_typer(data.app, name="data")
 app.command("train")(jobs.train)
 app.command("evaluate")(jobs.evaluate)
+app.command("rehearse")(rehearse.rehearse)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(serve.app, name="serve")
 app.command("predict")(predict.predict)
 app.command("select")(predict.select)
 app.command("iterate")(adapt.iterate)
+app.command("watch")(watch.watch)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the flag's value

@@ -1,5 +1,6 @@
 """`manybeam data`: instrument files or simulated frames into FrameSets, and what lies in them."""
 
+import contextlib
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -9,15 +10,15 @@ import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.cli.progress import Progress
-from manybeam.cli.sizing import all_sized, sized
-from manybeam.errors import InvalidInput, MissingPixelSize, NotFound
+from manybeam.cli.sizing import all_sized, check_sized, sized
+from manybeam.errors import InvalidInput, InvalidSpec, NotFound
 
 if TYPE_CHECKING:
     import numpy as np
 
     from manybeam.data.frames import FrameSet
     from manybeam.data.intake import Record
-    from manybeam.spec import Condition
+    from manybeam.spec import Condition, Policy
     from manybeam.spec.imaging import Imaging
 
     Array = np.ndarray[Any, Any]
@@ -40,7 +41,7 @@ class Truth(StrEnum):
 @app.command()
 def simulate(
     condition: Annotated[
-        str, typer.Argument(help="Id of a condition or policy of the zoo folder.")
+        str, typer.Argument(help="Id of a condition or policy of the zoo folder, or a YAML file.")
     ],
     *,
     out: Annotated[str, typer.Option(help="FrameSet to write: a folder or s3:// URL.")],
@@ -58,11 +59,8 @@ def simulate(
     from manybeam.data.simulate import simulate_into
     from manybeam.data.typical import filled
     from manybeam.errors import UnknownFrameSet
-    from manybeam.settings import settings
-    from manybeam.spec import Library
 
-    library = Library(settings().zoo)
-    imaging = library.policies.get(condition) or library.condition(condition)
+    imaging = _imaging(condition)
     _warn(filled(imaging))
     if not overwrite:
         try:
@@ -229,6 +227,25 @@ def infer(
     emit(rows, form, title=f"inferred within {policy}")
 
 
+def _imaging(name: str) -> "Condition | Policy":
+    """Return the condition or policy of an id, or of a YAML file; else tell its faults as one."""
+    from manybeam.settings import settings
+    from manybeam.spec import Library, load_condition, load_policy
+
+    path = Path(name)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        library = Library(settings().zoo)
+        return library.policies.get(name) or library.condition(name)
+    if not path.is_file():
+        raise NotFound(f"no file {name}", "", "give an id of the zoo folder, or a YAML file")
+    try:
+        return load_condition(path)
+    except InvalidSpec as error:
+        with contextlib.suppress(InvalidSpec):
+            return load_policy(path)
+        raise InvalidSpec(error.what, "a condition or a policy is wanted", error.hint) from error
+
+
 def _warn(imaging: "Imaging") -> None:
     """Say what is physically doubtful."""
     from manybeam.data.physics import warnings_for
@@ -353,13 +370,7 @@ def _stacked(
         )
     for one, truth in zip(records, truths or [], strict=False):
         _check_truth(truth, one.frame.shape[-2:], one.source)
-    lacking = [one.source.name for one in records if one.pixel_size_pm is None]
-    if lacking:
-        raise MissingPixelSize(
-            f"no pixel size in {', '.join(lacking)}",
-            "atoms cannot be measured without it",
-            "add --pixel-size-pm with the edge of a pixel in picometres",
-        )
+    check_sized(records)
     sizes = [
         np.full(len(stack), one.pixel_size_pm) for stack, one in zip(stacks, records, strict=True)
     ]

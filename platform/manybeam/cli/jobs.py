@@ -1,4 +1,4 @@
-"""`manybeam train` and `manybeam evaluate`: run a job here and now."""
+"""`manybeam train` runs a job of any kind here and now; `manybeam evaluate` measures a version."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +8,7 @@ import typer
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.cli.progress import Progress
 from manybeam.cli.zoo import as_row
-from manybeam.errors import InvalidInput, InvalidSpec
+from manybeam.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job of kind train.")],
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job of any kind.")],
     *,
     form: FormOption = Form.auto,
 ) -> None:
-    """Train every member of a job, measure them, and register ONE version.
+    """Run a job here: train and register ONE version, measure one, or adapt one.
 
     Interrupted, it goes on where it was when started again.
 
@@ -35,14 +35,10 @@ def train(
     from manybeam.spec import Library, load_job
 
     job = load_job(job_file)
-    if job.kind != "train":
-        raise InvalidSpec(
-            f"{job_file}: kind is {job.kind!r}", "manybeam train runs kind 'train'", ""
-        )
     library = Library.beside(job_file, settings().zoo)
     with Progress() as progress:
-        record = train_and_register(job, library, progress)
-    emit([as_row(record)], form, title="Registered")
+        record = run_job(job, library, progress)
+    emit([as_row(record)], form, title="Measured" if job.kind == "evaluate" else "Registered")
 
 
 def evaluate(
@@ -125,31 +121,15 @@ def _warn_of_policies(job: "Job", library: "Library") -> None:
             say(f"warning: policy {name}: {sentence}")
 
 
+def run_job(job: "Job", library: "Library", progress: Progress) -> "Record":
+    """Run a job of any kind and return the version it made, or measured."""
+    from manybeam.jobs.kinds import Telling, run
+
+    if job.kind == "train":
+        _warn_of_policies(job, library)
+    return run(job, library, Telling(progress.update, say))
+
+
 def train_and_register(job: "Job", library: "Library", progress: Progress) -> "Record":
     """Run a training job and return the version it registered."""
-    from manybeam.jobs.train import train as train_members
-    from manybeam.settings import settings
-    from manybeam.zoo.registry import Zoo
-
-    # A typo here should be told before the training, not after it.
-    library.matching(job.measure.conditions)
-    _warn_of_policies(job, library)
-    outcome = train_members(
-        job,
-        library,
-        settings().store_url,
-        progress=lambda e: progress.update(
-            f"member {e.member:02d}", e.step, e.steps, f"loss {e.loss:.3f}"
-        ),
-    )
-    for failure in outcome.failed:
-        say(f"failed: {failure}")
-    scores = measured(outcome.members, job.measure, library, progress)
-    return Zoo().register(
-        job.name,
-        outcome.members,
-        job=job.model_dump(mode="json"),
-        alias=job.alias,
-        scores=scores,
-        failed=outcome.failed,
-    )
+    return run_job(job, library, progress)

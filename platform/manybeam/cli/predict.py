@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.cli.sizing import sized
+from manybeam.cli.sizing import check_sized, sized
 from manybeam.errors import (
     InvalidInput,
     ManybeamError,
-    MissingPixelSize,
     NotFound,
     OutOfDistribution,
 )
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from manybeam.data.intake import Record as Frames
     from manybeam.learn.ensemble import Ensemble, Prediction
+    from manybeam.learn.forecast import Forecaster
     from manybeam.zoo.matrix import Matrix
     from manybeam.zoo.records import Record
     from manybeam.zoo.select import Selection
@@ -42,6 +42,7 @@ class _Loaded(NamedTuple):
     record: "Record"
     ensemble: "Ensemble"
     matrix: "Matrix"
+    known: "Forecaster | None"
 
 
 def predict(
@@ -52,6 +53,9 @@ def predict(
     atoms: Annotated[Path | None, typer.Option(help="CSV file of all atoms.")] = None,
     zarr: Annotated[str, typer.Option(help="Zarr group of frames, maps and atoms.")] = "",
     png: Annotated[Path | None, typer.Option(help="Folder of pictures to look at.")] = None,
+    false_atoms: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Largest share of false atoms; 0 for no bound.")
+    ] = 0.0,
     fail_on_drift: Annotated[
         bool, typer.Option("--fail-on-drift", help="Exit 7 if no member fits a frame.")
     ] = False,
@@ -62,7 +66,8 @@ def predict(
     Example: manybeam predict scan_0142.dm4 -e graphene --atoms atoms.csv --png pictures
     """
     _check_targets(atoms, zarr)
-    answers = list(_answers(files, ensemble, pixel_size_pm))
+    found = _answers(files, ensemble, pixel_size_pm, false_atoms)
+    answers = [_lean(answer) for answer in found]
     drifted = [a["file"] for a in answers if a["selection"].verdict != "ok"]
     _write_atoms(atoms, answers)
     _write_pictures(png, answers)
@@ -77,19 +82,53 @@ def predict(
 
 
 def select(
-    file: Annotated[Path, typer.Argument(help="An instrument file.")],
+    file: Annotated[Path | None, typer.Argument(help="An instrument file.")] = None,
     *,
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF, or auto.")] = "auto",
     pixel_size_pm: PixelOption = None,
+    show: Annotated[bool, typer.Option("--show", help="Draw the members side by side.")] = False,
+    png: Annotated[
+        Path | None, typer.Option(help="Where to, in place of FILE-members.png; implies --show.")
+    ] = None,
+    pick: Annotated[str, typer.Option(help="Record that you chose these members: 03,05.")] = "",
+    who: Annotated[str | None, typer.Option(help="Who picks; the login name if left out.")] = None,
+    note: Annotated[str, typer.Option(help="Why, in your words; kept with the pick.")] = "",
+    picks: Annotated[bool, typer.Option("--picks", help="List what people picked.")] = False,
+    retract: Annotated[str, typer.Option(help="Take back the pick of this id.")] = "",
     form: FormOption = Form.auto,
 ) -> None:
     """Rank the members that suit this frame, with predicted F1, its interval and the reason.
 
-    Example: manybeam select scan_0142.dm4 -e graphene
+    With --show you see what each member found and what it misses; with --pick your own choice is
+    kept with who, when, frame and condition, for the combined model to learn from.
+
+    Example: manybeam select scan_0142.dm4 -e graphene --show
     """
+    from manybeam.cli.picks import draw, keep, list_picks, picture_path, read_members, undo
+
+    if retract:
+        undo(retract, who)
+    if picks:
+        list_picks(ensemble, form)
+    if file is None:
+        if not retract and not picks:
+            raise InvalidInput(
+                "no frame to select for", "", "manybeam select FILE, or manybeam select --picks"
+            )
+        return
+    picked, path = read_members(pick), picture_path(file, png)
     answer = next(_answers([file], ensemble, pixel_size_pm))
     selection: Selection = answer["selection"]
     say(f"{selection.verdict}: {selection.why}")
+    if picked:
+        keep(answer, picked, who, note)
+    if show or png is not None:
+        draw(answer, path, picked)
+    emit(_candidate_rows(answer, picked), form, title=f"{file.name}: {selection.verdict}")
+
+
+def _candidate_rows(answer: dict[str, Any], picked: Sequence[int]) -> list[dict[str, Any]]:
+    selection: Selection = answer["selection"]
     rows = [
         {
             "member": f"{answer['ref']}/{candidate.member:02d}",
@@ -102,11 +141,13 @@ def select(
         }
         for candidate in selection.candidates
     ]
-    emit(rows, form, title=f"{file.name}: {selection.verdict}")
+    members = [candidate.member for candidate in selection.candidates]
+    marks = [{"picked": member in picked} if picked else {} for member in members]
+    return [{**row, **mark} for row, mark in zip(rows, marks, strict=True)]
 
 
 def _answers(
-    files: Sequence[Path], ref: str, pixel_size_pm: float | None
+    files: Sequence[Path], ref: str, pixel_size_pm: float | None, false_atoms: float = 0.0
 ) -> Iterator[dict[str, Any]]:
     """Yield one answer a frame, reading every file before the first network runs."""
     from manybeam.data.intake import read_frames
@@ -115,19 +156,13 @@ def _answers(
     for read in frames:
         for note in read.notes:
             say(f"{read.source.name}: {note}")
-    lacking = [read.source.name for read in frames if read.pixel_size_pm is None]
-    if lacking:
-        raise MissingPixelSize(
-            f"no pixel size in {', '.join(lacking)}",
-            "members see a frame at the pixel size they were trained at",
-            "add --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8)",
-        )
+    check_sized(frames)
     candidates = _ensembles(ref)
     for read in frames:
         stack = read.frame if read.frame.ndim == 3 else read.frame[None]
         for index, frame in enumerate(stack):
             try:
-                yield _best_answer(candidates, read, frame, index, ref)
+                yield _best_answer(candidates, read, frame, index, ref, false_atoms)
             except ManybeamError as error:
                 named = f"{read.source.name}: {error.what}"
                 raise type(error)(named, error.why, error.hint) from error
@@ -135,6 +170,7 @@ def _answers(
 
 def _ensembles(ref: str) -> "list[_Loaded]":
     """Return one ensemble, or every one that serves for `auto`."""
+    from manybeam.zoo.forecasts import forecaster
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
@@ -143,7 +179,10 @@ def _ensembles(ref: str) -> "list[_Loaded]":
         records = [record for record in records if "serving" in record.aliases]
     if not records:
         raise NotFound("the zoo serves no ensemble yet", "", "manybeam train jobs/quickstart.yaml")
-    return [_Loaded(one, zoo.ensemble(one.ref), zoo.matrix(one.ref)) for one in records]
+    return [
+        _Loaded(one, zoo.ensemble(one.ref), zoo.matrix(one.ref), forecaster(zoo, one.ref))
+        for one in records
+    ]
 
 
 def _best_answer(
@@ -152,6 +191,7 @@ def _best_answer(
     frame: "np.ndarray[Any, Any]",
     index: int,
     ref: str,
+    false_atoms: float,
 ) -> dict[str, Any]:
     """Answer with each ensemble and return the answer whose best member promises most.
 
@@ -161,23 +201,42 @@ def _best_answer(
 
     size, answers = read.pixel_size_pm, []
     for one in candidates:
-        whole = one.ensemble.predict(frame, size)
+        even = dict.fromkeys(one.ensemble.indices, 1.0)
         selection = rank(
-            one.record, one.matrix, one.ensemble, frame, size, read.condition, prediction=whole
+            one.record,
+            one.matrix,
+            one.ensemble,
+            frame,
+            size,
+            read.condition,
+            known=one.known,
+            answering=None if ref == AUTO else even,
+            false_atoms=false_atoms,
         )
-        answers.append((selection, one, whole))
-    selection, best, whole = max(answers, key=lambda a: a[0].candidates[0].predicted_f1)
-    if ref == AUTO:
-        whole = best.ensemble.predict(frame, size, members=selection.chosen)
+        answers.append((selection, one, None if ref == AUTO else even))
+    selection, best, weights = max(answers, key=lambda a: a[0].candidates[0].predicted_f1)
+    whole = best.ensemble.predict(frame, size)
+    for note in selection.carried.notes if selection.carried and false_atoms else ():
+        say(f"{read.source.name}: {note}")
     return {
         "file": read.source,
         "index": index,
         "frame": frame,
         "pixel_size_pm": size,
+        "condition": read.condition,
+        "record": best.record,
         "ref": best.record.ref,
         "selection": selection,
-        "prediction": whole,
+        "whole": whole,
+        "prediction": selection.answer(whole, weights),
     }
+
+
+def _lean(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer without the members' own maps: there may be many frames."""
+    lean = {**answer, "prediction": answer["prediction"].without_maps()}
+    del lean["whole"]
+    return lean
 
 
 def _summary(answer: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +253,7 @@ def _summary(answer: dict[str, Any]) -> dict[str, Any]:
         "ensemble": answer["ref"],
         "pixel_size_pm": answer["pixel_size_pm"],
         "mean_spread_px": _mean(spread_px),
+        "position_90_pm": selection.carried and selection.carried.position_pm,
         "why": selection.why,
     }
 
@@ -251,7 +311,7 @@ def _write_pictures(folder: Path | None, answers: Sequence[dict[str, Any]]) -> N
 
 
 def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
-    """Write one Zarr group with a sub-group for each frame: frame, mean, std, atoms."""
+    """Write one Zarr group with a sub-group for each frame: frame, mean, std, mi, atoms."""
     if not url:
         return
     import zarr
@@ -262,7 +322,8 @@ def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
     for number, answer in enumerate(answers):
         group = root.create_group(f"{number:05d}")
         prediction: Prediction = answer["prediction"]
-        arrays = {"frame": answer["frame"], "mean": prediction.mean_yx, "std": prediction.std_yx}
-        for name, array in {**arrays, "atoms": prediction.atoms}.items():
+        arrays = {name: getattr(prediction, f"{name}_yx") for name in ("mean", "std", "mi")}
+        arrays |= {"frame": answer["frame"], "atoms": prediction.atoms}
+        for name, array in arrays.items():
             group.create_array(name, data=array)
         group.attrs.update({**_summary(answer), "atom_columns": list(ATOM_COLUMNS)})

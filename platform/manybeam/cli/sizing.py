@@ -46,6 +46,17 @@ def all_sized(records: "Sequence[Record]") -> "list[Record]":
     return done
 
 
+def check_sized(records: "Sequence[Record]") -> None:
+    """Raise MissingPixelSize that names every record without a pixel size."""
+    lacking = [one.source.name for one in records if one.pixel_size_pm is None]
+    if lacking:
+        raise MissingPixelSize(
+            f"no pixel size in {', '.join(lacking)}",
+            "without one atoms cannot be measured, nor seen at the scale the members learnt",
+            "add --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8)",
+        )
+
+
 def _told(record: "Record") -> "InferredPixelSize | None":
     """Return what the lattice tells, and say it, or why it tells nothing."""
     from manybeam.learn.pixel_size import cell_of, infer_pixel_size

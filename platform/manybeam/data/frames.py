@@ -66,7 +66,7 @@ class FrameSet:
             condition: what the frames were recorded under, or drawn from.
             shape: rows and columns of each frame.
             dtype: `float32`, `uint8` or `uint16`, as stored; frames are read back as float32.
-            overwrite: delete a set that is there.
+            overwrite: put it in place of a set that is there, at once: at no moment is there none.
 
         Raises:
             Conflict: there is a set already.
@@ -75,14 +75,14 @@ class FrameSet:
         commit = _first(condition, shape, dtype)
         store = open_store(url)
         if overwrite:
-            for part in ("commits", "claims", *layout.PARTS):
-                store.delete(part)
-        made = cls(store, commit)
-        try:
-            made._log.begin(commit)
-        except Conflict as error:
-            hint = "give another URL, or overwrite it"
-            raise Conflict(f"there is a frame set at {store.url}", "", hint) from error
+            made = cls(store, write_whole(store, commit, (), overwrite=True))
+        else:
+            made = cls(store, commit)
+            try:
+                made._log.begin(commit)
+            except Conflict as error:
+                hint = "give another URL, or overwrite it"
+                raise Conflict(f"there is a frame set at {store.url}", "", hint) from error
         made._describe()
         return made
 

@@ -27,7 +27,7 @@ from manybeam.learn.ensemble import Ensemble
 from manybeam.learn.fitness import LATTICES
 from manybeam.learn.kinds import confusion, f1_of_kinds, is_dopant, is_edge, recall_of, vacancies
 from manybeam.learn.member import Member
-from manybeam.learn.scores import Judged, false_fill, judge, summarise
+from manybeam.learn.scores import Judged, auroc, false_fill, judge, spread_auroc, summarise
 from manybeam.spec.files import Library
 from manybeam.spec.imaging import Condition
 from manybeam.spec.job import Measure
@@ -145,12 +145,14 @@ class Judgements:
         """Return the scores of one of them by name; those that are NaN are left out.
 
         F1 of each element is called `f1_mo`, by its symbol. On a known lattice there are
-        `recall_dopant`, `recall_edge` and `false_fill`, the share of vacancies filled.
+        `recall_dopant`, `recall_edge` and `false_fill`, the share of vacancies filled. The
+        ensemble has `spread_auroc` and `doubt_auroc`: how well the spread of an atom's position,
+        and 1 - its probability, tell wrong atoms from right ones.
         """
         scores = summarise(self.judged[member], self.found[member]).values()
         elements, table = self.kinds.get(member, ((), np.zeros((1, 1), np.int64)))
         each = zip(elements, f1_of_kinds(table), strict=True)
-        scores |= self._found_of_sought(member)
+        scores |= self._found_of_sought(member) | self._told_by_doubt(member)
         return {**scores, **{f"f1_{chemical_symbols[z].lower()}": float(f1) for z, f1 in each}}
 
     def _found_of_sought(self, member: int) -> dict[str, float]:
@@ -166,6 +168,18 @@ class Judgements:
             "recall_edge": recall_of(judged, [one.is_edge for one in known]),
             "false_fill": float(np.nan_to_num(filled) @ sites / sites.sum()) if any(sites) else nan,
         }
+        return {name: value for name, value in values.items() if not isnan(value)}
+
+    def _told_by_doubt(self, member: int) -> dict[str, float]:
+        if member != ENSEMBLE:
+            return {}
+        frames = list(zip(self.found[member], self.judged[member], strict=True))
+        atoms = np.concatenate([np.reshape(a, (-1, 7))[j.found_counts] for a, j in frames])
+        is_wrong = np.concatenate([~j.is_true[j.found_counts] for _, j in frames])
+        spread_px = np.hypot(atoms[:, 4], atoms[:, 5])
+        values = {"doubt_auroc": auroc(1 - atoms[:, 3], is_wrong)}
+        if np.isfinite(spread_px).any():  # one member has no spread to tell by
+            values["spread_auroc"] = spread_auroc(spread_px, is_wrong)
         return {name: value for name, value in values.items() if not isnan(value)}
 
     def _count(self, member: int, elements: tuple[int, ...], table: Counts) -> None:

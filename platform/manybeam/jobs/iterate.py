@@ -1,7 +1,8 @@
-"""One gated round of iterative training on a FrameSet that nobody labelled, and its registration.
+"""Gated rounds of iterative training on a FrameSet that nobody labelled, and their registration.
 
-The round itself is `learn.iterate`; here it is given an ensemble of the zoo, held-out truth for
-every condition the ensemble was measured on, and what passed the gate becomes a candidate.
+The rounds themselves are `learn.iterate`; here they are given an ensemble of the zoo, held-out
+truth for every condition the ensemble was measured on, and a folder that finished steps are kept
+in until all is done; what passed the gate becomes a candidate.
 """
 
 import dataclasses
@@ -12,13 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from manybeam import __version__
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import Simulated, simulate
+from manybeam.data.simulate import SIMULATOR, Simulated, simulate
 from manybeam.errors import InvalidInput
 from manybeam.jobs.evaluate import evaluate
-from manybeam.learn.iterate import Round, Teacher, adapt
+from manybeam.jobs.run import TRAINING, digest_of
+from manybeam.jobs.scratch import Scratch
+from manybeam.learn.adaptation import Adaptation
+from manybeam.learn.iterate import adapt
+from manybeam.learn.teachers import Teacher, frames_digest
 from manybeam.spec import Library, Policy
-from manybeam.spec.job import Measure
+from manybeam.spec.job import Adapt, Measure
+from manybeam.zoo.forecasts import forecaster
 from manybeam.zoo.select import select
 
 if TYPE_CHECKING:
@@ -32,15 +39,26 @@ logger = logging.getLogger(__name__)
 HELD_OUT_FRAMES = 3  # simulated for each condition the ensemble was measured on
 HELD_OUT_SEED = 90_001  # far from the seeds that training frames are drawn with
 HELD_OUT_SHAPE = (128, 128)
-FRAME_LIMIT = 16  # frames of the set that a round looks at
+FRAME_LIMIT = 16  # frames of the set that are looked at, where none are named
 
 
 @dataclass(frozen=True)
 class IterateOutcome:
-    """What a round came to: the round, and the version registered (None if the gate refused)."""
+    """What the rounds came to.
 
-    round: Round
+    Attributes:
+        round: what was decided, and the members as they are now.
+        record: the version registered; None if the gate refused all.
+        parents: the members tried, as they were before.
+        frames_nyx: the frames adapted to, (n, y, x).
+        pixel_size_pm: edge of their pixels, in pm, or None.
+    """
+
+    round: Adaptation
     record: "Record | None"
+    parents: "tuple[Member, ...]"
+    frames_nyx: np.ndarray
+    pixel_size_pm: float | None
 
 
 def iterate(
@@ -51,8 +69,11 @@ def iterate(
     library: Library,
     *,
     members: Sequence[int] | None = None,
+    frames: Sequence[int] = (),
     teacher: Teacher = "twin",
     steps: int = 100,
+    rounds: int = 1,
+    beside: bool = False,
     max_regression: float = 0.005,
     seed: int = 0,
     executor: Literal["ray", "local"] = "ray",
@@ -60,7 +81,8 @@ def iterate(
     """Adapt members of an ensemble to the frames of one set; register them if the gate agrees.
 
     The new version holds the adapted members and, unchanged, the others; it gets the alias
-    `candidate`, never `serving`, and its parent is the version it came from.
+    `candidate`, never `serving`, and its parent is the version it came from. A call that was
+    stopped leaves nothing in the zoo; the same call goes on with its finished steps.
 
     Args:
         zoo: where the ensemble is and the new version goes.
@@ -69,50 +91,77 @@ def iterate(
         imaging: policy in which the condition is inferred.
         library: conditions to hold truth out for.
         members: indices of members to adapt; those that selection chooses if left out.
-        teacher: see `learn.iterate.adapt`.
-        steps: optimiser steps for each member.
+        frames: indices of the frames to adapt to; the first 16 if none is named.
+        teacher: see `learn.iterate.adapt`, as for the next three.
+        steps: optimiser steps for each member and round.
+        rounds: most rounds.
+        beside: add adapted members to the ensemble and keep their parents.
         max_regression: largest loss of F1 on held-out truth that passes the gate.
-        seed: of everything drawn in the round.
+        seed: of everything drawn.
         executor: where a new version is measured, on the conditions its parent was measured on.
 
     Raises:
         UnknownRef: no such ensemble.
         UnknownFrameSet: no FrameSet at that URL.
-        InvalidInput: the set is empty, or no condition is known to hold truth out for.
+        InvalidInput: the set is empty or of several conditions, a frame is not in it, or no
+            condition is known to hold truth out for.
     """
     record, ensemble, matrix = zoo.resolve(ref), zoo.ensemble(ref), zoo.matrix(ref)
-    frames_nyx, pixel_size_pm = _unlabelled(frames_url)
-    if members is None:
+    frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
+    if not members:
+        known = forecaster(zoo, record.ref)
         members = select(
-            record, matrix, ensemble, frames_nyx[0], pixel_size_pm, library=library
+            record, matrix, ensemble, frames_nyx[0], pixel_size_pm, known=known, library=library
         ).chosen
+    asked = Adapt(
+        policy=imaging.id, teacher=teacher, steps=steps, rounds=rounds, beside=beside,
+        members=tuple(members), frames=tuple(frames),
+    )  # fmt: skip
+    held_out = held_out_truth(matrix, library)
+    job = _as_job(record, frames_url, imaging, asked, max_regression, seed)
+    scratch = Scratch(_digest(job, record, frames_digest(frames_nyx, pixel_size_pm), library))
     found = adapt(
         ensemble,
         frames_nyx,
         pixel_size_pm,
         imaging=imaging,
-        held_out=held_out_truth(matrix, library),
+        held_out=held_out,
         policies=library.policies,
         members=members,
         teacher=teacher,
         steps=steps,
+        rounds=rounds,
+        beside=beside,
         max_regression=max_regression,
         seed=seed,
+        keeper=scratch,
     )
-    logger.info("round done", extra={"ensemble": ref, "accepted": found.accepted})
-    if not found.accepted:
-        return IterateOutcome(found, None)
+    logger.info("rounds done", extra={"ensemble": ref, "accepted": found.accepted})
+    made = _register(zoo, record, found, job, library, executor) if found.accepted else None
+    scratch.clear()
+    parents = ensemble.subset(members).members
+    return IterateOutcome(found, made, parents, frames_nyx, pixel_size_pm)
+
+
+def _register(
+    zoo: "Zoo",
+    record: "Record",
+    found: Adaptation,
+    job: dict[str, Any],
+    library: Library,
+    executor: Literal["ray", "local"],
+) -> "Record":
+    """Register the members as a candidate, measured as their parent was."""
     children, measure = _with_parents(found, record), record.job.get("measure")
     asked = Measure.model_validate(measure) if measure else None
-    made = zoo.register(
+    return zoo.register(
         record.name,
         children,
         scores=evaluate(children, asked, library, executor=executor) if asked else None,
-        job=_as_job(found, frames_url, imaging, teacher, steps, seed) | {"measure": measure},
+        job=job | _told(found) | {"measure": measure},
         alias="candidate",
         parent=f"{record.name}@{record.version}",
     )
-    return IterateOutcome(found, made)
 
 
 def held_out_truth(matrix: "Matrix", library: Library) -> dict[str, Simulated]:
@@ -137,48 +186,85 @@ def held_out_truth(matrix: "Matrix", library: Library) -> dict[str, Simulated]:
     }
 
 
-def _unlabelled(frames_url: str) -> tuple[np.ndarray, float | None]:
-    """Return the first frames of a set and the pixel size they share."""
+def _unlabelled(frames_url: str, wanted: Sequence[int]) -> tuple[np.ndarray, float | None]:
+    """Return the named frames of a set, or its first, and the pixel size they share."""
     frameset = FrameSet.open(frames_url)
-    count = min(len(frameset), FRAME_LIMIT)
-    if not count:
+    indices = list(dict.fromkeys(wanted)) or list(range(min(len(frameset), FRAME_LIMIT)))
+    if not indices:
         raise InvalidInput(
             f"{frames_url} holds no frames", "a round needs at least one", "append some first"
         )
-    sizes = {frameset.pixel_size_pm(index) for index in range(count)}
+    absent = [index for index in indices if not 0 <= index < len(frameset)]
+    if absent:
+        raise InvalidInput(
+            f"no frame {', '.join(map(str, absent))} in {frames_url}",
+            f"it holds frames 0 to {len(frameset) - 1}",
+        )
+    sizes = {frameset.pixel_size_pm(index) for index in indices}
     if len(sizes) > 1:
         raise InvalidInput(
             f"{frames_url} holds frames of {len(sizes)} pixel sizes",
             "a round adapts to one condition",
             "put frames of each pixel size in a set of their own",
         )
-    return frameset.frames(slice(0, count)), sizes.pop()
+    return np.stack([frameset.frame(index) for index in indices]), sizes.pop()
 
 
-def _with_parents(found: Round, record: "Record") -> "list[Member]":
+def _digest(job: dict[str, Any], record: "Record", frames: str, library: Library) -> str:
+    """Return the name of all that decides the rounds' outcome."""
+    imaging = (*library.policies.values(), *library.conditions.values())
+    return digest_of(
+        {
+            "versions": [__version__, SIMULATOR, TRAINING],
+            "job": job,
+            "parent": record.sha256,
+            "frames": frames,
+            "library": {one.id: one.digest for one in imaging},
+        }
+    )
+
+
+def _with_parents(found: Adaptation, record: "Record") -> "list[Member]":
     """Return the members, each adapted one naming the member it came from."""
-    adapted = {step.member for step in found.steps if step.accepted}
     return [
-        dataclasses.replace(one, parent=f"{record.name}@{record.version}/{one.index:02d}")
-        if one.index in adapted
+        dataclasses.replace(
+            one, parent=f"{record.name}@{record.version}/{found.parents[one.index]:02d}"
+        )
+        if one.index in found.parents
         else one
         for one in found.members
     ]
 
 
 def _as_job(
-    found: Round, frames_url: str, imaging: Policy, teacher: Teacher, steps: int, seed: int
+    record: "Record",
+    frames_url: str,
+    imaging: Policy,
+    asked: Adapt,
+    max_regression: float,
+    seed: int,
 ) -> dict[str, Any]:
-    """Return the round as plain data, for the record of the version it made."""
-    inferred = found.inferred
+    """Return what was asked for as plain data, for the record of the version it makes."""
     return {
         "kind": "iterate",
+        "name": record.name,
+        "ensemble": f"{record.name}@{record.version}",
         "frames": [frames_url],
-        "frames_digest": found.frames_digest,
         "imaging": imaging.model_dump(mode="json", exclude_none=True),
-        "inferred": inferred and inferred.policy.model_dump(mode="json", exclude_none=True),
-        "teacher": teacher,
-        "steps": steps,
+        "adapt": asked.model_dump(mode="json"),
+        "gates": {"max_regression": max_regression},
         "seed": seed,
-        "decisions": [dataclasses.asdict(step) for step in found.steps],
+    }
+
+
+def _told(found: Adaptation) -> dict[str, Any]:
+    """Return what came of it as plain data: the condition, and each step of each round."""
+    inferred = found.inferred
+    return {
+        "frames_digest": found.frames_digest,
+        "inferred": inferred and inferred.policy.model_dump(mode="json", exclude_none=True),
+        "rounds": [
+            [dataclasses.asdict(step) for step in found.steps if step.round == number]
+            for number in range(1, found.round_count + 1)
+        ],
     }

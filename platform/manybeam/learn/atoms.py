@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, label, maximum_filter
 from scipy.spatial import cKDTree
 
-from manybeam.errors import MemberCountError
+from manybeam.errors import InvalidInput, MemberCountError
 
 Array = NDArray[np.floating]
 Index = NDArray[np.int64]
@@ -20,6 +20,7 @@ Sampler = Callable[[int, Array], Array]
 SMOOTHING = 0.25  # width of the smoothing before maxima are sought, per minimum distance
 WINDOW = 0.75  # radius of the window of a centroid, per minimum distance
 BATCH = 4096  # atoms whose windows are held at once
+LEAST_SHARE = 1e-9  # of all weight: a member of less leaves the others without a spread
 FAINT = 0.05  # a smoothed map below this share of the threshold holds no candidate
 
 
@@ -61,6 +62,7 @@ def cluster_atoms(
     radius_px: float,
     member_count: int | None = None,
     sample_member: Sampler | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Found:
     """Return the atoms that members see together, from each member's own.
 
@@ -74,6 +76,8 @@ def cluster_atoms(
         radius_px: largest distance from the founder of a cluster to another atom of it, in pixels.
         member_count: members that answered; those past the list saw nothing. Default: all listed.
         sample_member: gives member m's probability at (n, 2) positions; 0 is taken if left out.
+        weights: what each member counts, > 0, in place, class, probability and spread; only their
+            ratios matter. All alike if left out.
 
     Returns:
         float32 (atoms, 7), the most probable first: y, x, class, probability, spread_y_px,
@@ -83,6 +87,7 @@ def cluster_atoms(
 
     Raises:
         MemberCountError: no member at all, or more lists than members.
+        InvalidInput: not one weight above 0 for each member.
 
     Example:
         >>> one, two = np.array([[5.0, 5.0, 0, 0.9]]), np.array([[5.0, 7.0, 0, 0.7]])
@@ -98,8 +103,9 @@ def cluster_atoms(
     rows = [np.asarray(atoms, float).reshape(-1, 4) for atoms in member_atoms]
     pooled = np.concatenate([*rows, np.zeros((0, 4))])
     member_n = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    weight_m = _member_weights(weights, count)
     cluster_n = _cluster(pooled, member_n, radius_px, count)
-    return _describe(pooled, member_n, cluster_n, count, sample_member)
+    return _describe(pooled, member_n, cluster_n, weight_m, sample_member)
 
 
 def strongest(position_n2: Array, strength_n: Array, distance_px: float) -> Index:
@@ -226,48 +232,71 @@ def _cluster(pooled: Array, member_n: Index, radius_px: float, member_count: int
     return cluster_n
 
 
+def _member_weights(weights: Sequence[float] | None, count: int) -> Array:
+    """Return what each member counts, the largest 1: equal weights are the same as none."""
+    weight_m = np.ones(count) if weights is None else np.asarray(weights, float)
+    if weight_m.shape != (count,) or not ((weight_m > 0) & np.isfinite(weight_m)).all():
+        raise InvalidInput(
+            f"weights {weight_m.tolist()} of {count} members", "one for each, finite and above 0"
+        )
+    return np.asarray(weight_m / weight_m.max())
+
+
 def _describe(
     pooled: Array,
     member_n: Index,
     cluster_n: Index,
-    member_count: int,
+    weight_m: Array,
     sample_member: Sampler | None,
 ) -> Found:
     """Return one row of seven numbers for each cluster."""
     count = int(cluster_n.max(initial=-1)) + 1
-    seen_n = np.bincount(cluster_n, minlength=count)
-    mean_n2, spread_n2 = np.zeros((count, 2)), np.full((count, 2), np.nan)
-    several = seen_n > 1
-    for axis in (0, 1):
-        mean_n2[:, axis] = np.bincount(cluster_n, pooled[:, axis], count) / seen_n
-        square = (pooled[:, axis] - mean_n2[cluster_n, axis]) ** 2
-        total = np.bincount(cluster_n, square, count)[several]
-        spread_n2[several, axis] = np.sqrt(total / (seen_n[several] - 1))
-    belief = np.bincount(cluster_n, pooled[:, 3], count).astype(float)
+    weight_n = weight_m[member_n]
+    mean_n2, spread_n2 = _places_and_spread(pooled, weight_n, cluster_n, count)
+    belief = np.bincount(cluster_n, weight_n * pooled[:, 3], count).astype(float)
     if sample_member is not None:
-        belief += _missed(mean_n2, member_n, cluster_n, member_count, sample_member)
-    probability = np.clip(belief / member_count, 0, 1)
-    kind = _commonest_class(pooled, cluster_n, count)
-    atoms = np.column_stack([mean_n2, kind, probability, spread_n2, seen_n / member_count])
+        belief += _missed(mean_n2, member_n, cluster_n, weight_m, sample_member)
+    probability = np.clip(belief / weight_m.sum(), 0, 1)
+    kind = _commonest_class(pooled, weight_n, cluster_n, count)
+    votes = np.bincount(cluster_n, minlength=count) / len(weight_m)
+    atoms = np.column_stack([mean_n2, kind, probability, spread_n2, votes])
     return atoms[_order(probability, mean_n2)].astype(np.float32)
 
 
+def _places_and_spread(
+    pooled: Array, weight_n: Array, cluster_n: Index, count: int
+) -> tuple[Array, Array]:
+    """Return the mean place of each cluster and the standard deviation around it."""
+    mean_n2, spread_n2 = np.zeros((count, 2)), np.full((count, 2), np.nan)
+    total = np.bincount(cluster_n, weight_n, count)
+    # n - 1 of equal weights; of others what keeps the variance unbiased.
+    freedom = total - np.bincount(cluster_n, weight_n**2, count) / total
+    several = freedom > LEAST_SHARE * total
+    for axis in (0, 1):
+        mean_n2[:, axis] = np.bincount(cluster_n, weight_n * pooled[:, axis], count) / total
+        square = weight_n * (pooled[:, axis] - mean_n2[cluster_n, axis]) ** 2
+        rest = np.bincount(cluster_n, square, count)
+        spread_n2[several, axis] = np.sqrt(rest[several] / freedom[several])
+    return mean_n2, spread_n2
+
+
 def _missed(
-    mean_n2: Array, member_n: Index, cluster_n: Index, member_count: int, sample_member: Sampler
+    mean_n2: Array, member_n: Index, cluster_n: Index, weight_m: Array, sample_member: Sampler
 ) -> Array:
     """Return for each cluster the sum of what members that missed it give to its place."""
     belief = np.zeros(len(mean_n2))
-    for member in range(member_count):
+    for member, weight in enumerate(weight_m):
         missed = np.ones(len(mean_n2), bool)
         missed[cluster_n[member_n == member]] = False
-        belief[missed] += sample_member(member, mean_n2[missed])
+        belief[missed] += weight * sample_member(member, mean_n2[missed])
     return belief
 
 
-def _commonest_class(pooled: Array, cluster_n: Index, count: int) -> Array:
+def _commonest_class(pooled: Array, weight_n: Array, cluster_n: Index, count: int) -> Array:
     """Return the class with the greatest sum of probability in each cluster."""
     kinds, kind_n = np.unique(pooled[:, 2], return_inverse=True)
     if not count:
         return np.zeros(0)
-    flat = np.bincount(cluster_n * len(kinds) + kind_n, pooled[:, 3], count * len(kinds))
+    cell_n, belief_n = cluster_n * len(kinds) + kind_n, weight_n * pooled[:, 3]
+    flat = np.bincount(cell_n, belief_n, count * len(kinds))
     return np.asarray(kinds[flat.reshape(count, len(kinds)).argmax(axis=1)])

@@ -62,9 +62,7 @@ class Calibration:
 
     def probability(self, raw: Array) -> Array:
         """Return calibrated probabilities of the ensemble's own; the order never changes."""
-        odds = logit(np.clip(np.asarray(raw, float), SURE, 1 - SURE))
-        # Past these no double is told from 0 or 1, and nobody is that sure.
-        return np.asarray(expit(np.clip(odds / self.temperature + self.shift, *SUREST)))
+        return calibrated(raw, self.temperature, self.shift)
 
     def apply(self, atoms: Atoms, condition_digest: str, *, bounded: bool = False) -> Atoms:
         """Return the atoms with calibrated probabilities, under the bound if that is asked for.
@@ -163,6 +161,13 @@ def calibrate(
         frame_count=len(judged),
         notes=tuple(notes),
     )
+
+
+def calibrated(raw: Array, temperature: float, shift: float) -> Array:
+    """Return probabilities whose log-odds are divided by a temperature and shifted."""
+    odds = logit(np.clip(np.asarray(raw, float), SURE, 1 - SURE))
+    # Past these no double is told from 0 or 1, and nobody is that sure.
+    return np.asarray(expit(np.clip(odds / temperature + shift, *SUREST)))
 
 
 def fit(probability: Array, is_true: NDArray[np.bool_]) -> tuple[float, float]:

@@ -7,16 +7,16 @@ Axis letters: m member, n frame or atom, c kind of atom, y row, x column, 2 the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from manybeam.data.intake import check_frame
 from manybeam.data.tiles import normalise, rescale
 from manybeam.errors import InvalidInput, MemberCountError, NotFound
+from manybeam.learn.answer import Answer, Moments
 from manybeam.learn.atoms import cluster_atoms, find_atoms, sample, strongest
 from manybeam.learn.member import Member
 from manybeam.learn.tiled import TILE_PX, prepare, probabilities
@@ -27,6 +27,7 @@ Stack = NDArray[np.float32]
 
 PIXEL_SIZE_PM = (1.0, 500.0)  # beyond, the unit is wrong
 NEIGHBOUR_SHARE = 1.5  # least distance of two atoms, per radius of the training masks
+WEIGHT_SUM_ERROR = 1e-6  # what rounding may do to weights that sum to 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,9 @@ class Prediction:
         prob_myx: float32, each member's map, if it was asked for.
         pixel_size_pm: edge of a pixel, in pm; None if unknown.
         members: indices of the members that answered, in order.
+        mi_yx: float32, mutual information of members and "an atom or none", in nats, 0 to ln 2:
+            doubt that comes of members that contradict each other, not of a frame on which all
+            of them hesitate. Zeros from one member. See `learn.answer.Moments`.
     """
 
     atoms: NDArray[np.float32]
@@ -52,6 +56,74 @@ class Prediction:
     prob_myx: Stack | None
     pixel_size_pm: float | None
     members: tuple[int, ...]
+    mi_yx: Map | None = None
+    _answers: tuple[Answer, ...] = field(default=(), repr=False)
+    _threshold: float = field(default=0.5, repr=False)
+
+    def subset(
+        self, members: Sequence[int], weights: Sequence[float] | None = None
+    ) -> "Prediction":
+        """Return what some of the members say, without running their networks again.
+
+        The same as `Ensemble.predict` gives of these members, but for the half precision in which
+        each member's map is kept.
+
+        Args:
+            members: indices of members that answered.
+            weights: what each of them counts, >= 0, sum 1; all alike if left out. They enter mean,
+                spread and mutual information of the maps, and place, class, probability and
+                spread of the atoms; votes stay a share of members. A member of weight 0 is left
+                out, as if it had not been asked.
+
+        Raises:
+            NotFound: one of them did not answer.
+            MemberCountError: no member.
+            InvalidInput: weights that cannot be used, or the maps were given up.
+        """
+        if not self._answers:
+            raise InvalidInput(
+                "this prediction holds no maps of its members",
+                "`without_maps` and `predict_stack` give them up",
+                "predict the frame by itself",
+            )
+        counting = _counting(members, weights)
+        places = _places(list(counting), self.members)
+        weight_m = list(counting.values())
+        answers = tuple(self._answers[place] for place in places)
+        total = Moments(self.mean_yx.shape)
+        for answer, weight in zip(answers, weight_m, strict=True):
+            total.add(answer.on_frame(self.mean_yx.shape), weight)
+        mean_yx, std_yx, mi_yx = total.result()
+        return replace(
+            self,
+            atoms=_bring_together(answers, self._threshold, mean_yx.shape, weight_m),
+            mean_yx=mean_yx,
+            std_yx=std_yx,
+            mi_yx=mi_yx,
+            member_atoms=[answer.atoms for answer in answers],
+            prob_myx=None if self.prob_myx is None else self.prob_myx[places],
+            members=tuple(self.members[place] for place in places),
+            _answers=answers,
+        )
+
+    def belief(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the probability each member gives an atom at places of the frame, (n, members).
+
+        That of the member's own atom next to the place, within the radius of its masks; else what
+        its map says there. So does an ensemble's answer.
+        """
+        if not len(position_n2):
+            return np.zeros((0, len(self._answers)))
+        return np.stack([answer.belief(position_n2) for answer in self._answers], axis=1)
+
+    @property
+    def radius_px(self) -> float:
+        """Radius of the largest of the members' training masks, in pixels of the frame."""
+        return max(answer.radius_px for answer in self._answers)
+
+    def without_maps(self) -> "Prediction":
+        """Return it without each member's own map: 2 bytes a pixel and member less to keep."""
+        return replace(self, _answers=())
 
 
 class Ensemble:
@@ -93,7 +165,7 @@ class Ensemble:
             NotFound: no member has that index.
             MemberCountError: no index given.
         """
-        places = self._places(indices)
+        places = _places(indices, self.indices)
         part = Ensemble.__new__(Ensemble)
         part.members = tuple(self.members[place] for place in places)
         part.tile_px, part.device = self.tile_px, self.device
@@ -127,9 +199,9 @@ class Ensemble:
         """
         _check_pixel_size(pixel_size_pm)
         frame_yx = check_frame(frame_yx)
-        places = self._places(self.indices if members is None else members)
+        places = _places(self.indices if members is None else members, self.indices)
         inputs: dict[tuple[object, ...], tuple[Map, float]] = {}
-        total, answers, kept = _Moments(frame_yx.shape), [], []
+        total, answers, kept = Moments(frame_yx.shape), [], []
         for place in places:
             spec = self.members[place].recipe.tiles
             key = (spec.pixel_size_pm, spec.normalise, spec.local_nm)
@@ -140,7 +212,7 @@ class Ensemble:
             total.add(prob_yx)
             answers.append(answer.stored())
             kept += [prob_yx] if keep_members else []
-        mean_yx, std_yx = total.result()
+        mean_yx, std_yx, mi_yx = total.result()
         return Prediction(
             atoms=_bring_together(answers, threshold, frame_yx.shape),
             mean_yx=mean_yx,
@@ -149,6 +221,9 @@ class Ensemble:
             prob_myx=np.stack(kept) if keep_members else None,
             pixel_size_pm=pixel_size_pm,
             members=tuple(self.members[place].index for place in places),
+            mi_yx=mi_yx,
+            _answers=tuple(answers),
+            _threshold=threshold,
         )
 
     def predict_stack(
@@ -160,7 +235,11 @@ class Ensemble:
         keep_members: bool = False,
         threshold: float = 0.5,
     ) -> list[Prediction]:
-        """Return the prediction of each frame: the same as asked for one at a time."""
+        """Return the prediction of each frame: the same as asked for one at a time.
+
+        They hold no maps of single members for `Prediction.subset`: of many frames these would
+        fill the memory.
+        """
         sizes = (
             pixel_size_pm
             if isinstance(pixel_size_pm, Sequence)
@@ -169,23 +248,11 @@ class Ensemble:
         return [
             self.predict(
                 frame, size, members=members, keep_members=keep_members, threshold=threshold
-            )
+            ).without_maps()
             for frame, size in zip(frames_nyx, sizes, strict=True)
         ]
 
-    def _places(self, indices: Sequence[int]) -> list[int]:
-        place_of = {index: place for place, index in enumerate(self.indices)}
-        unknown = [index for index in indices if index not in place_of]
-        if unknown:
-            raise NotFound(
-                f"no member {', '.join(map(str, unknown))} in this ensemble",
-                f"it holds {', '.join(map(str, self.indices))}",
-            )
-        if not len(indices):
-            raise MemberCountError("no member was asked", "an answer needs at least one")
-        return [place_of[index] for index in dict.fromkeys(indices)]
-
-    def _ask(self, place: int, input_yx: Map, scale: float, threshold: float) -> "_Answer":
+    def _ask(self, place: int, input_yx: Map, scale: float, threshold: float) -> Answer:
         recipe = self.members[place].recipe
         prob_cyx = probabilities(self._networks[place], input_yx, recipe, self.tile_px, self.device)
         prob_yx = prob_cyx.max(axis=0)
@@ -194,62 +261,7 @@ class Ensemble:
         if len(prob_cyx) > 1:
             atoms[:, 2] = 1 + np.argmax([sample(p_yx, atoms[:, :2]) for p_yx in prob_cyx], axis=0)
         atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
-        return _Answer(atoms, prob_yx, scale, radius_px / scale)
-
-
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """What one member says: atoms in the frame's pixels, its map in its own.
-
-    Position p of the frame lies at (p + 0.5) * scale - 0.5 of the map.
-    """
-
-    atoms: NDArray[np.float32]
-    prob_yx: NDArray[np.floating]
-    scale: float
-    radius_px: float
-
-    def on_frame(self, shape: tuple[int, ...]) -> Map:
-        """Return the map in the frame's pixels."""
-        if self.scale == 1 and self.prob_yx.shape == shape:
-            return np.asarray(self.prob_yx, np.float32)
-        rows, columns = (
-            _weights(side, own, self.scale)
-            for side, own in zip(shape, self.prob_yx.shape, strict=True)
-        )
-        return np.asarray((columns @ (rows @ self.prob_yx).T).T, np.float32)
-
-    def at(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return the probability at positions of the frame."""
-        return sample(self.prob_yx, (position_n2 + 0.5) * self.scale - 0.5)
-
-    def stored(self) -> "_Answer":
-        """Return it with the map in half precision: all members' are kept until the end."""
-        return _Answer(self.atoms, self.prob_yx.astype(np.float16), self.scale, self.radius_px)
-
-
-class _Moments:
-    """Mean and standard deviation of maps, added one by one.
-
-    Sums of float32 in float64: the order of the members does not show after rounding back.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.count = 0
-        self.sum_yx, self.square_yx = np.zeros(shape), np.zeros(shape)
-
-    def add(self, map_yx: Map) -> None:
-        self.count += 1
-        self.sum_yx += map_yx
-        self.square_yx += np.square(map_yx, dtype=np.float64)
-
-    def result(self) -> tuple[Map, Map]:
-        mean_yx = self.sum_yx / self.count
-        if self.count == 1:
-            return mean_yx.astype(np.float32), np.zeros(mean_yx.shape, np.float32)
-        rest_yx = np.maximum(self.square_yx - self.sum_yx * mean_yx, 0)
-        std_yx = np.sqrt(rest_yx / (self.count - 1))
-        return mean_yx.astype(np.float32), std_yx.astype(np.float32)
+        return Answer(atoms, prob_yx, scale, radius_px / scale)
 
 
 def _check_members(members: Sequence[Member]) -> None:
@@ -282,26 +294,40 @@ def _see(frame_yx: Map, pixel_size_pm: float | None, spec: TileSpec) -> tuple[Ma
     return normalise(frame_yx, spec.normalise, local_px), scale
 
 
-def _weights(side: int, own_side: int, scale: float) -> csr_array:
-    """Return the (side, own_side) matrix that reads a map at the frame's pixels.
+def _places(indices: Sequence[int], held: Sequence[int]) -> list[int]:
+    """Return where the members of these indices stand, each once."""
+    place_of = {index: place for place, index in enumerate(held)}
+    unknown = [index for index in indices if index not in place_of]
+    if unknown:
+        raise NotFound(
+            f"no member {', '.join(map(str, unknown))} in this ensemble",
+            f"it holds {', '.join(map(str, held))}",
+        )
+    if not len(indices):
+        raise MemberCountError("no member was asked", "an answer needs at least one")
+    return [place_of[index] for index in dict.fromkeys(indices)]
 
-    Linear where the map is coarser than the frame; where it is finer, a triangle as wide as a
-    pixel of the frame, so that nothing between is lost.
-    """
-    centre = (np.arange(side) + 0.5) * scale - 0.5
-    width = max(scale, 1.0)
-    reach = int(np.ceil(width))
-    column = np.floor(centre).astype(np.int64)[:, None] + np.arange(1 - reach, reach + 1)
-    weight = np.clip(1 - np.abs(column - centre[:, None]) / width, 0, 1)
-    weight /= weight.sum(axis=1, keepdims=True)
-    column = np.clip(column, 0, own_side - 1)
-    row = np.broadcast_to(np.arange(side)[:, None], column.shape)
-    entries = (weight.ravel().astype(np.float32), (row.ravel(), column.ravel()))
-    return csr_array(entries, shape=(side, own_side))
+
+def _counting(members: Sequence[int], weights: Sequence[float] | None) -> dict[int, float]:
+    """Return the weight of each member that counts; the largest is 1, so equal ones are exact."""
+    if weights is None:
+        return dict.fromkeys(members, 1.0)
+    weight_m = np.asarray(weights, float)
+    if len(set(members)) < len(members) or weight_m.shape != (len(members),):
+        raise InvalidInput(
+            f"{weight_m.size} weights for members {list(members)}", "one for each, no member twice"
+        )
+    if not ((weight_m >= 0).all() and abs(weight_m.sum() - 1) < WEIGHT_SUM_ERROR):
+        raise InvalidInput(f"weights {weight_m.tolist()}", "each >= 0, their sum 1")
+    scaled = (weight_m / weight_m.max()).tolist()
+    return {member: weight for member, weight in zip(members, scaled, strict=True) if weight > 0}
 
 
 def _bring_together(
-    answers: Sequence[_Answer], threshold: float, shape: tuple[int, ...]
+    answers: Sequence[Answer],
+    threshold: float,
+    shape: tuple[int, ...],
+    weights: Sequence[float] | None = None,
 ) -> NDArray[np.float32]:
     """Return the atoms of the ensemble: clusters believed by enough, not two for one atom."""
     radius_px = max(answer.radius_px for answer in answers)
@@ -309,6 +335,7 @@ def _bring_together(
         [answer.atoms for answer in answers],
         radius_px,
         sample_member=lambda member, position_n2: answers[member].at(position_n2),
+        weights=weights,
     )
     atoms = atoms[atoms[:, 3] >= threshold]
     least_px = NEIGHBOUR_SHARE * min(answer.radius_px for answer in answers)

@@ -1,8 +1,9 @@
 """Fitness: how well a member's atoms fit a frame, told without any truth.
 
-Four scores, each 0 to 1: `forward` (do the atoms, rendered again, look like the frame?),
+Five scores, each 0 to 1: `forward` (do the atoms, rendered again, look like the frame?),
 `lattice` (do they stand as this crystal's atoms do?), `agreement` (do the other members see them
-too?) and `confidence`. One function weighs the first three; every part is returned by name.
+too?), `consistency` (are they found again on the frame turned round?) and `confidence`. What they
+are worth together is learnt in `learn.forecast`; where nothing was learnt, `combine` weighs them.
 Axis letters: y row, x column, k atom, r ring of spatial frequency.
 """
 
@@ -16,6 +17,8 @@ from scipy import fft
 from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
 
+from manybeam.learn.matching import match
+
 # Band of the frame that atoms live in: an atom is drawn as wide as 50 pm (standard deviation), and
 # everything wider than 170 pm (contamination, thickness of the support) is taken out. Both were
 # chosen on simulated frames by the regret of selecting by this score alone.
@@ -24,6 +27,7 @@ COARSE_PM = 170.0
 CLIP_QUANTILE = 0.98  # of the band-passed frame; brighter pixels are held there
 # Where no pixel size is known, the members' own neighbour distance stands for a bond of carbon.
 BOND_PM = 142.0
+SCORES = ("forward", "lattice", "agreement", "consistency", "confidence")
 # Weight of each score in the geometric mean; a score that does not apply leaves its weight to the
 # others. Confidence is told but not weighed: a network is sure of its mistakes.
 WEIGHTS: Mapping[str, float] = {"lattice": 0.5, "forward": 0.4, "agreement": 0.1}
@@ -93,6 +97,66 @@ def fitness(
         if len(member_atoms) > 1:
             parts["agreement"] = agreement
         found.append(Fitness(combine(parts), parts, correlation**2, len(atoms)))
+    return found
+
+
+def scores(
+    frame_yx: np.ndarray,
+    member_atoms: Sequence[np.ndarray],
+    pixel_size_pm: float | None,
+    lattice: Lattice | None,
+    steady: Sequence[float],
+) -> tuple["ForwardModel", np.ndarray]:
+    """Return the frame ready to be compared with further atoms, and all scores of each member.
+
+    Args:
+        frame_yx: the frame.
+        member_atoms: per member (K, 4) y, x, class, probability, in pixels of the frame.
+        pixel_size_pm: edge of a pixel; None measures lengths by the members' own neighbours.
+        lattice: the crystal, or None.
+        steady: each member's `consistency`.
+
+    Returns:
+        The model, and (members, scores) in the order of `SCORES`; NaN where one does not apply.
+    """
+    scale_pm = pixel_size_pm or _assumed_pixel_pm(member_atoms)
+    model = ForwardModel(frame_yx, scale_pm)
+    agreements = agreement_scores(member_atoms, radius_px=0.35 * BOND_PM / scale_pm)
+    rows = [
+        (
+            model.score(atoms),
+            lattice_score(atoms, scale_pm, lattice, frame_yx.shape) if lattice else math.nan,
+            agreement if len(member_atoms) > 1 else math.nan,
+            same,
+            _confidence(atoms),
+        )
+        for atoms, agreement, same in zip(member_atoms, agreements, steady, strict=True)
+    ]
+    return model, np.array(rows)
+
+
+def consistency(
+    member_atoms: Sequence[np.ndarray],
+    turned_atoms: Sequence[np.ndarray],
+    shape: tuple[int, ...],
+    radius_px: float,
+) -> list[float]:
+    """Return each member's F1 between its atoms and those it finds on the frame turned by 90 deg.
+
+    A network that sees atoms sees them whichever way the frame lies; what it makes of noise does
+    not turn with the frame. A member that finds nothing scores 0.
+
+    Args:
+        member_atoms: per member (K, >= 2) y, x.
+        turned_atoms: the same on `numpy.rot90(frame)`, in that frame's pixels.
+        shape: rows and columns of the frame as it was.
+        radius_px: how far two of one atom may lie apart.
+    """
+    found = []
+    for atoms, turned in zip(member_atoms, turned_atoms, strict=True):
+        back = np.column_stack([turned[:, 1], shape[1] - 1 - turned[:, 0]])
+        same = len(match(atoms[:, :2], back, radius_px)) if len(atoms) and len(back) else 0
+        found.append(2 * same / max(len(atoms) + len(back), 1))
     return found
 
 

@@ -109,7 +109,7 @@ def infer(
         InvalidInput: no frames.
         InvalidFrame: frames too small to tell anything.
     """
-    crops_cyx = _crops(frames_nyx)
+    crops_cyx = crops(frames_nyx)
     rng = np.random.default_rng(seed)
     policy = _sized(imaging, frames_nyx, pixel_size_pm)
     drawn = [draw(policy, rng) for _ in range(draws)]
@@ -318,7 +318,7 @@ def _mapped(policy: Policy, change: Callable[[str, Any], Any]) -> Policy:
     return policy.model_copy(update={**groups, "dose_e_per_a2": values["dose_e_per_a2"]})
 
 
-def _crops(frames_nyx: np.ndarray) -> np.ndarray:
+def crops(frames_nyx: np.ndarray) -> np.ndarray:
     """Return crops as large as the simulated frames, evenly chosen: size must not tell."""
     if not len(frames_nyx):
         raise InvalidInput("no frames to infer a condition from", "at least one", "")

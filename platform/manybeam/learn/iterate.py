@@ -1,100 +1,49 @@
-"""One gated round of iterative training: members adapted to frames that nobody labelled.
+"""Gated rounds of iterative training: members adapted to frames that nobody labelled.
 
-Unlabelled frames -> a lesson made by a teacher -> a short fine-tuning from the members' own
-weights -> its threshold moved to 0.5 again -> the gate: a member is replaced only if its atoms fit
-the new frames better AND its F1 on held-out truth did not fall. The gate is not a formality: tuning
-can destroy a network.
+Unlabelled frames -> batch norms re-estimated on them, the cheap first step -> a lesson made by a
+teacher -> a short fine-tuning from the members' own weights -> its threshold moved to 0.5 again.
+After each of the two stands the gate of `learn.court`: what does not pass is thrown away. Tuning
+measures its own batch norms anew, so the cheap step counts where tuning is refused.
 Axis letters: n frame, y row, x column.
 """
 
-import dataclasses
-import math
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
 from manybeam.data.simulate import Simulated, simulate
 from manybeam.errors import InvalidInput, MemberDiverged
+from manybeam.learn.abreast import each_abreast
+from manybeam.learn.adaptation import Adaptation, outcome
+from manybeam.learn.batch_norm import re_estimated
 from manybeam.learn.centring import Labelled, centred
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.fitness import LATTICES, Lattice, combine, fitness
-from manybeam.learn.infer import Inferred, infer
+from manybeam.learn.court import SHAPE, Court, Standing, gain_refusal, gate, loss_refusal
+from manybeam.learn.ensemble import Ensemble, Prediction
+from manybeam.learn.infer import DRAWS, infer
+from manybeam.learn.kept import Keeper, Step, Tried, pack, unpack
 from manybeam.learn.member import Member, train_member
-from manybeam.learn.scores import score_frames
-from manybeam.learn.teachers import Lesson, ask, frames_digest, pseudo_lesson, twin_lesson
+from manybeam.learn.one_condition import check_one_condition
+from manybeam.learn.teachers import (
+    TEACHERS,
+    Lesson,
+    Teacher,
+    ask,
+    both_lesson,
+    frames_digest,
+    pseudo_lesson,
+    twin_lesson,
+)
 from manybeam.spec import MemberPlan, Policy
 from manybeam.spec.recipe import TileSpec
 
-Teacher = Literal["twin", "pseudo"]
-TEACHERS: tuple[Teacher, ...] = ("twin", "pseudo")
-USELESS_F1 = 0.5  # below this on a condition nobody would use the member there: nothing to lose
-LEAST_GAIN = 0.002  # rise of the label-free score below which nothing was gained
 TUNING_RATE = 0.4  # peak learning rate, as a share of the recipe's
-TWIN_TILES = 48  # labelled twins a member is tuned on, beside as many general tiles
-TWIN_TESTS = 6  # labelled twins a member is judged on
+NEW_TILES = 48  # new tiles a member is tuned on, beside as many general ones
 CENTRING_FRAMES = 16  # simulated anew, to find a tuned member's threshold on
-SHAPE = (128, 128)  # of frames simulated to judge and to centre on
 
-
-@dataclass(frozen=True)
-class Standing:
-    """Where one member stands.
-
-    Attributes:
-        fitness: label-free score on the new frames, 0 to 1.
-        f1: F1 on held-out truth, mean over its conditions.
-        twin_f1: F1 on labelled twins of the new frames; None without an inferred condition.
-        held: on each held-out condition: F1, and its standard error by the number of atoms.
-    """
-
-    fitness: float
-    f1: float
-    twin_f1: float | None = None
-    held: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the round did with one member."""
-
-    member: int
-    accepted: bool
-    before: Standing
-    after: Standing | None
-    why: str
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round came to.
-
-    Attributes:
-        accepted: whether any member was replaced.
-        before: mean standing of the members tried, before.
-        after: and after, as tuned, whether accepted or not.
-        members: the whole ensemble, in order: adapted members where the gate let them pass, the
-            parents elsewhere.
-        steps: what happened to each member tried.
-        tuned: the tuned members, also those the gate refused; for inspection only.
-        frames_digest: names the unlabelled frames; each adapted member's data digest follows it.
-        inferred: the condition inferred, for the teacher `twin`.
-        wall_s: how long it took.
-        why: the decision in words.
-    """
-
-    accepted: bool
-    before: Standing
-    after: Standing
-    members: tuple[Member, ...]
-    steps: tuple[Step, ...]
-    tuned: tuple[Member, ...]
-    frames_digest: str
-    inferred: Inferred | None
-    wall_s: float
-    why: str
+Seen = list[tuple[np.ndarray, Prediction]]
 
 
 def adapt(
@@ -108,10 +57,16 @@ def adapt(
     members: Sequence[int] | None = None,
     teacher: Teacher = "twin",
     steps: int = 100,
+    rounds: int = 1,
+    beside: bool = False,
     max_regression: float = 0.005,
     seed: int = 0,
-) -> Round:
-    """Return one gated round on unlabelled frames of one condition.
+    draws: int = DRAWS,
+    keeper: Keeper | None = None,
+) -> Adaptation:
+    """Return what gated rounds on unlabelled frames of one condition came to.
+
+    The members of a round are worked on side by side, one on each core.
 
     Args:
         ensemble: the members to start from.
@@ -123,144 +78,164 @@ def adapt(
             member's own, so that it does not forget; from `imaging` where it is not given.
         members: indices of the members to adapt; all if left out.
         teacher: `twin` simulates labelled frames under the inferred condition, `pseudo` believes
-            what the members agree on.
-        steps: optimiser steps for each member.
-        max_regression: largest loss of F1 on `held_out` that the gate lets pass.
-        seed: of everything drawn in this round.
+            what the members agree on, `both` takes half of each.
+        steps: optimiser steps for each member and round.
+        rounds: most rounds; a later one goes on with the members that the one before accepted.
+        beside: add an adapted member to the ensemble and keep its parent. Held-out truth is then
+            judged for the whole ensemble, with and without it.
+        max_regression: largest loss of F1 on `held_out` that the gate lets pass, of all rounds
+            together.
+        seed: of everything drawn.
+        draws: frames simulated to infer the condition.
+        keeper: keeps each finished step, so that a call that was stopped goes on where it was.
 
     Raises:
-        InvalidInput: no frames, no held-out truth, or an unknown teacher.
+        InvalidInput: no frames or frames of several conditions, no held-out truth, an unknown
+            teacher, or with `pseudo` members that agree on nothing.
+        InvalidFrame: constant frames.
     """
-    _check(frames_nyx, held_out, teacher)
     start = time.perf_counter()
-    digest = frames_digest(frames_nyx, pixel_size_pm)
-    inferred = infer(frames_nyx, pixel_size_pm, imaging, seed=seed) if teacher == "twin" else None
-    court = Court(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed)
+    _check(frames_nyx, held_out, teacher, rounds)
+    check_one_condition(frames_nyx, pixel_size_pm, imaging)
+    inferred = None
+    if teacher != "pseudo":
+        inferred = infer(frames_nyx, pixel_size_pm, imaging, seed=seed, draws=draws)
+    among = ensemble if beside else None
+    court = Court(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed, among)
+    school = _School(ensemble, court, policies or {}, teacher, steps, max_regression, keeper)
     chosen = ensemble.subset(members) if members is not None else ensemble
-    replaced, tuned, done = {}, [], []
-    for parent in chosen.members:
-        known = (policies or {}).get(parent.policy, imaging)
-        lesson = _lesson(digest, ensemble, court, known, parent.recipe.tiles)
-        step, child = _try(parent, known, lesson, court, steps, max_regression)
-        done.append(step)
-        tuned += [child] if child else []
-        if step.accepted and child:
-            replaced[parent.index] = child
-    return Round(
-        accepted=bool(replaced),
-        before=_mean([step.before for step in done]),
-        after=_mean([step.after or step.before for step in done]),
-        members=tuple(replaced.get(one.index, one) for one in ensemble.members),
-        steps=tuple(done),
-        tuned=tuple(tuned),
-        frames_digest=digest,
-        inferred=inferred,
-        wall_s=time.perf_counter() - start,
-        why="; ".join(f"member {step.member:02d}: {step.why}" for step in done),
-    )
+    history = [school.round(1, chosen.members, {})]
+    while history[-1] and len(history) < rounds and any(one.child for one in history[-1]):
+        history.append(school.round(len(history) + 1, *_going_on(history)))
+    made = outcome(ensemble, court, history, max_regression)
+    return replace(made, frames_digest=school.digest, wall_s=time.perf_counter() - start)
 
 
-class Court:
-    """Everything a member is judged by in one round, the same before and after tuning."""
+def _going_on(history: Sequence[Sequence[Tried]]) -> tuple[list[Member], dict[int, Standing]]:
+    """Return the members the last round accepted, and where each stands.
+
+    On held-out truth they answer for all rounds together: there they are compared with the parent
+    that the first round began with.
+    """
+    first = {one.step.member: one.step.before for one in history[0]}
+    members, standings = [], {}
+    for one in history[-1]:
+        if one.child and one.step.after:
+            was = first[one.step.member]
+            members.append(one.child)
+            standings[one.step.member] = replace(one.step.after, f1=was.f1, held=was.held)
+    return members, standings
+
+
+class _School:
+    """What every member of a round goes through: batch norms, lesson, fine-tuning and gate."""
 
     def __init__(
         self,
-        frames_nyx: np.ndarray,
-        pixel_size_pm: float | None,
-        held_out: Mapping[str, Simulated],
-        imaging: Policy,
-        inferred: Inferred | None,
-        seed: int,
+        ensemble: Ensemble,
+        court: Court,
+        policies: Mapping[str, Policy],
+        teacher: Teacher,
+        steps: int,
+        max_regression: float,
+        keeper: Keeper | None,
     ) -> None:
-        self.frames_nyx, self.pixel_size_pm = frames_nyx, pixel_size_pm
-        self.held_out, self.imaging, self.inferred, self.seed = held_out, imaging, inferred, seed
-        self.lattice: Lattice | None = LATTICES.get(imaging.sample.structure)
-        self.twins = (
-            simulate(inferred.policy, TWIN_TESTS, seed=seed + 2, shape=SHAPE) if inferred else None
+        self.ensemble, self.court, self.policies = ensemble, court, policies
+        self.teacher, self.steps, self.max_regression = teacher, steps, max_regression
+        self.keeper = keeper
+        self.digest = frames_digest(court.frames_nyx, court.pixel_size_pm)
+        self.seen: dict[TileSpec, Seen] = {}
+
+    def round(
+        self, number: int, starts: Sequence[Member], standings: Mapping[int, Standing]
+    ) -> list[Tried]:
+        """Return what became of each member in one round."""
+        if self.teacher != "twin":
+            now = {one.index: one for one in starts}
+            asked = Ensemble([now.get(one.index, one) for one in self.ensemble.members])
+            for spec in {one.recipe.tiles for one in starts}:
+                self.seen[spec] = ask(asked, self.court.frames_nyx, self.court.pixel_size_pm, spec)
+        return each_abreast(lambda one: self._kept(number, one, standings.get(one.index)), starts)
+
+    def _kept(self, number: int, start: Member, before: Standing | None) -> Tried:
+        """Return what became of a member, from what an earlier call kept if it got so far."""
+        key = f"round-{number:02d}-member-{start.index:02d}"
+        if self.keeper and (data := self.keeper.get(key)) is not None:
+            return unpack(data, start)
+        tried = self._try(number, start, before or self.court.before(start))
+        if self.keeper:
+            self.keeper.put(key, pack(tried))
+        return tried
+
+    def _try(self, number: int, parent: Member, before: Standing) -> Tried:
+        """Return what became of one member: tuned, with new batch norms only, or as it was."""
+        start, standing = (parent, before) if number > 1 else self._renormed(parent, before)
+        # On held-out truth both stages together answer to the parent.
+        bar = replace(standing, f1=before.f1, held=before.held)
+        child, after, refusal = self._tuned(number, start, bar)
+        passed, tuned, why = None, child, f"parent kept: {refusal}"
+        if child is not None and not refusal:
+            passed, why = child, f"adapted: {_gain(before, after)}"
+        elif start is not parent:
+            passed, after = start, standing
+            why = f"batch norms re-estimated: {_gain(before, after)}; not tuned: {refusal}"
+        step = Step(parent.index, passed is not None, before, after, why, number)
+        return Tried(step, passed, tuned)
+
+    def _renormed(self, parent: Member, before: Standing) -> tuple[Member, Standing]:
+        """Return the member with batch norms re-estimated on the frames, if that passes."""
+        court = self.court
+        child = re_estimated(parent, court.frames_nyx, court.pixel_size_pm)
+        if child is parent:
+            return parent, before
+        after = court.on_new_frames(child)
+        if gain_refusal(before, after):  # the cheaper half of the gate is asked first
+            return parent, before
+        after = court.with_held(after, child)
+        if loss_refusal(before, after, self.max_regression):
+            return parent, before
+        name = f"batch norms {self.digest} {parent.data_digest}".encode()
+        return replace(child, data_digest=hashlib.sha256(name).hexdigest()[:32]), after
+
+    def _tuned(
+        self, number: int, start: Member, before: Standing
+    ) -> tuple[Member | None, Standing | None, str]:
+        """Return the tuned member, where it stands, and why the gate refuses it."""
+        known = self.policies.get(start.policy, self.court.imaging)
+        seed = self.court.seed + 1000 * (number - 1)
+        lesson = self._lesson(known, start.recipe.tiles, seed)
+        try:
+            child = tune(start, lesson, steps=self.steps, seed=seed)
+        except MemberDiverged as error:
+            return None, None, error.what
+        child = centred(child, _rehearsal(known, self.court))
+        after = self.court.with_held(self.court.on_new_frames(child), child)
+        return child, after, gate(before, after, self.max_regression)
+
+    def _lesson(self, known: Policy, spec: TileSpec, seed: int) -> Lesson:
+        inferred = self.court.inferred
+        if inferred is None:
+            return pseudo_lesson(self.digest, self.seen[spec], known, spec, seed=seed)
+        if self.teacher == "twin":
+            return twin_lesson(
+                self.digest, inferred.policy, known, spec, count=NEW_TILES, seed=seed
+            )
+        return both_lesson(
+            self.digest, inferred.policy, self.seen[spec], known, spec, count=NEW_TILES, seed=seed
         )
 
-    def standing(self, member: Member) -> Standing:
-        """Return where a member stands."""
-        alone = Ensemble([member])
-        held = {name: f1_on(alone, made) for name, made in self.held_out.items()}
-        atoms = {name: sum(map(len, made.truth)) for name, made in self.held_out.items()}
-        return Standing(
-            fitness=label_free_score(alone, self.frames_nyx, self.pixel_size_pm, self.lattice),
-            f1=float(np.mean(list(held.values()))),
-            twin_f1=f1_on(alone, self.twins) if self.twins else None,
-            held={name: (f1, _standard_error(f1, atoms[name])) for name, f1 in held.items()},
-        )
+
+def _gain(before: Standing, after: Standing | None) -> str:
+    now = after or before
+    return (
+        f"label-free score {before.fitness:.3f} to {now.fitness:.3f}, "
+        f"held-out F1 {before.f1:.3f} to {now.f1:.3f}"
+    )
 
 
-def label_free_score(
-    alone: Ensemble,
-    frames_nyx: np.ndarray,
-    pixel_size_pm: float | None,
-    lattice: Lattice | None,
-) -> float:
-    """Return how well one member's atoms fit frames without truth, 0 to 1, mean over frames.
-
-    Of the fitness only what the member cannot raise by itself counts: rendered atoms against the
-    frame, and the lattice. Its own confidence rises with any training, however wrong.
-    """
-    scores = []
-    for frame_yx in frames_nyx:
-        atoms = alone.predict(frame_yx, pixel_size_pm).member_atoms
-        parts = fitness(frame_yx, atoms, pixel_size_pm, lattice)[0].parts
-        scores.append(combine({key: parts[key] for key in ("forward", "lattice") if key in parts}))
-    return float(np.mean(scores))
-
-
-def f1_on(ensemble: Ensemble, made: Simulated) -> float:
-    """Return the ensemble's F1 on frames with truth."""
-    sizes = [float(size) for size in made.pixel_size_pm]
-    found = [
-        ensemble.predict(frame, size).atoms
-        for frame, size in zip(made.frames_nyx, sizes, strict=True)
-    ]
-    shapes = [(frame.shape[0], frame.shape[1]) for frame in made.frames_nyx]
-    return score_frames(found, made.truth, sizes, shapes=shapes).f1
-
-
-def _standard_error(f1: float, atoms: int) -> float:
-    """Return the standard error of a share of so many atoms; not 0 where none was missed."""
-    share = (f1 * atoms + 1) / (atoms + 2)
-    return math.sqrt(share * (1 - share) / max(atoms, 1))
-
-
-def gate(before: Standing, after: Standing, max_regression: float) -> str:
-    """Return why the gate refuses; empty if it lets the member pass.
-
-    Asked as "is it not good enough", so that NaN, which is not good enough, never passes. A
-    single condition may fall by what its few atoms cannot resolve (two standard errors) and no
-    more: a gain on a bad condition does not buy a loss on a good one. Where the parent was of no
-    use, it has nothing to lose.
-    """
-    useful = [name for name, held in before.held.items() if held[0] >= USELESS_F1]
-    for name in useful:
-        (was, error), now = before.held[name], after.held.get(name, (math.nan, 0.0))[0]
-        if not now >= was - max_regression - 2 * error:
-            return f"F1 on held-out truth of {name} fell from {was:.3f} to {now:.3f}"
-    was, now = _mean_f1(before, useful), _mean_f1(after, useful)
-    if not now >= was - max_regression:
-        return (
-            f"F1 on held-out truth fell from {was:.3f} to {now:.3f}, more than {max_regression:g}"
-        )
-    if not after.fitness >= before.fitness + LEAST_GAIN:
-        return f"label-free score went from {before.fitness:.3f} to {after.fitness:.3f}"
-    if after.twin_f1 is not None and not after.twin_f1 >= (before.twin_f1 or 0.0):
-        return f"F1 on labelled twins fell from {before.twin_f1:.3f} to {after.twin_f1:.3f}"
-    return ""
-
-
-def _mean_f1(standing: Standing, conditions: Sequence[str]) -> float:
-    """Return the mean F1 over some held-out conditions; over all if there are none."""
-    if not conditions:
-        return standing.f1
-    return float(np.mean([standing.held[name][0] for name in conditions]))
-
-
-def _check(frames_nyx: np.ndarray, held_out: Mapping[str, Simulated], teacher: str) -> None:
+def _check(
+    frames_nyx: np.ndarray, held_out: Mapping[str, Simulated], teacher: str, rounds: int
+) -> None:
     if frames_nyx.ndim != 3 or not len(frames_nyx):
         raise InvalidInput(
             f"frames of shape {frames_nyx.shape} to adapt to",
@@ -275,38 +250,8 @@ def _check(frames_nyx: np.ndarray, held_out: Mapping[str, Simulated], teacher: s
         )
     if teacher not in TEACHERS:
         raise InvalidInput(f"teacher {teacher!r} is not known", f"one of {', '.join(TEACHERS)}", "")
-
-
-def _lesson(
-    digest: str, ensemble: Ensemble, court: "Court", known: Policy, spec: TileSpec
-) -> Lesson:
-    """Return the lesson of the teacher the round has: twins where a condition was inferred."""
-    if court.inferred is not None:
-        twin = court.inferred.policy
-        return twin_lesson(digest, twin, known, spec, count=TWIN_TILES, seed=court.seed)
-    seen = ask(ensemble, court.frames_nyx, court.pixel_size_pm, spec)
-    return pseudo_lesson(digest, seen, known, spec, seed=court.seed)
-
-
-def _try(
-    parent: Member, known: Policy, lesson: Lesson, court: Court, steps: int, max_regression: float
-) -> tuple[Step, Member | None]:
-    """Return what became of one member, and the tuned member (None if it diverged)."""
-    before = court.standing(parent)
-    try:
-        child = tune(parent, lesson, steps=steps, seed=court.seed)
-    except MemberDiverged as error:
-        why = f"parent kept: {error.what}"
-        return Step(parent.index, accepted=False, before=before, after=None, why=why), None
-    child = centred(child, _rehearsal(known, court))
-    after = court.standing(child)
-    refusal = gate(before, after, max_regression)
-    gain = (
-        f"label-free score {before.fitness:.3f} to {after.fitness:.3f}, "
-        f"held-out F1 {before.f1:.3f} to {after.f1:.3f}"
-    )
-    why = f"parent kept: {refusal}" if refusal else f"adapted: {gain}"
-    return Step(parent.index, not refusal, before, after, why), child
+    if rounds < 1:
+        raise InvalidInput(f"{rounds} rounds", "at least one", "")
 
 
 def _rehearsal(known: Policy, court: Court) -> list[Labelled]:
@@ -331,7 +276,9 @@ def tune(parent: Member, lesson: Lesson, *, steps: int, seed: int) -> Member:
     Raises:
         MemberDiverged: the loss became NaN or infinite.
     """
-    rate = TUNING_RATE * parent.recipe.training.learning_rate
+    rate = parent.recipe.training.learning_rate
+    if parent.recipe.strategy != "baseline":  # one tuned before has the lower rate already
+        rate *= TUNING_RATE
     training = parent.recipe.training.model_copy(update={"steps": steps, "learning_rate": rate})
     recipe = parent.recipe.model_copy(update={"training": training, "strategy": "baseline"})
     plan = MemberPlan(seed=(parent.seed + 7919 * (seed + 1)) % 2**31, policy=parent.policy)
@@ -343,13 +290,4 @@ def tune(parent: Member, lesson: Lesson, *, steps: int, seed: int) -> Member:
         initial=parent.weights,
         weight_nyx=lesson.weight_nyx,
     )
-    return dataclasses.replace(child, seed=parent.seed)
-
-
-def _mean(standings: Sequence[Standing]) -> Standing:
-    twins = [one.twin_f1 for one in standings if one.twin_f1 is not None]
-    return Standing(
-        fitness=float(np.mean([one.fitness for one in standings])),
-        f1=float(np.mean([one.f1 for one in standings])),
-        twin_f1=float(np.mean(twins)) if twins else None,
-    )
+    return replace(child, seed=parent.seed)

@@ -48,34 +48,50 @@ class Regression:
         return np.asarray(self.middle_q + np.stack(columns, axis=1))
 
 
-def fit(known_ns: np.ndarray, value_nq: np.ndarray) -> Regression:
-    """Return the fit whose left-out error is least, chosen for each quantity by itself.
+class Kernels:
+    """Examples ready to be fitted to: what is costly is done once for any number of quantities.
 
     Args:
         known_ns: standardised summaries of the examples.
-        value_nq: their quantities.
     """
-    middle_q = value_nq.mean(axis=0)
-    centred_nq = value_nq - middle_q
-    square_nn = square_distances(known_ns, known_ns)
-    best_q = np.full(len(middle_q), np.inf)
-    weight_nq, error_nq = np.zeros_like(centred_nq), centred_nq.copy()
-    width_q = np.ones_like(middle_q)
-    for width in WIDTHS:
-        value_n, vector_nn = linalg.eigh(np.exp(-square_nn / (2 * width**2)), driver="evd")
-        turned_nq = vector_nn.T @ centred_nq
-        for ridge in RIDGES:
-            inverse_n = 1 / (value_n.clip(0) + ridge)
-            solved_nq = (vector_nn * inverse_n) @ turned_nq
-            left_out_nq = solved_nq / ((vector_nn**2) @ inverse_n)[:, None]
-            mean_q = np.mean(left_out_nq**2, axis=0)
-            better_q = mean_q < best_q
-            best_q[better_q], width_q[better_q] = mean_q[better_q], width
-            weight_nq[:, better_q] = solved_nq[:, better_q]
-            error_nq[:, better_q] = left_out_nq[:, better_q]
-    told_q = np.clip(1 - best_q / np.maximum(centred_nq.var(axis=0), 1e-12), 0, 1)
-    fitted_nq = value_nq - error_nq
-    return Regression(known_ns, middle_q, weight_nq, width_q, error_nq, fitted_nq, told_q)
+
+    def __init__(self, known_ns: np.ndarray) -> None:
+        self.known_ns = known_ns
+        square_nn = square_distances(known_ns, known_ns)
+        self._turned = [
+            linalg.eigh(np.exp(-square_nn / (2 * width**2)), driver="evd") for width in WIDTHS
+        ]
+
+    def fit(self, value_nq: np.ndarray) -> Regression:
+        """Return the fit whose left-out error is least, chosen for each quantity by itself.
+
+        Args:
+            value_nq: quantities of the examples.
+        """
+        middle_q = value_nq.mean(axis=0)
+        centred_nq = value_nq - middle_q
+        best_q = np.full(len(middle_q), np.inf)
+        weight_nq, error_nq = np.zeros_like(centred_nq), centred_nq.copy()
+        width_q = np.ones_like(middle_q)
+        for width, (value_n, vector_nn) in zip(WIDTHS, self._turned, strict=True):
+            turned_nq = vector_nn.T @ centred_nq
+            for ridge in RIDGES:
+                inverse_n = 1 / (value_n.clip(0) + ridge)
+                solved_nq = (vector_nn * inverse_n) @ turned_nq
+                left_out_nq = solved_nq / ((vector_nn**2) @ inverse_n)[:, None]
+                mean_q = np.mean(left_out_nq**2, axis=0)
+                better_q = mean_q < best_q
+                best_q[better_q], width_q[better_q] = mean_q[better_q], width
+                weight_nq[:, better_q] = solved_nq[:, better_q]
+                error_nq[:, better_q] = left_out_nq[:, better_q]
+        told_q = np.clip(1 - best_q / np.maximum(centred_nq.var(axis=0), 1e-12), 0, 1)
+        fitted_nq = value_nq - error_nq
+        return Regression(self.known_ns, middle_q, weight_nq, width_q, error_nq, fitted_nq, told_q)
+
+
+def fit(known_ns: np.ndarray, value_nq: np.ndarray) -> Regression:
+    """Return the best fit of quantities to examples; see `Kernels.fit`."""
+    return Kernels(known_ns).fit(value_nq)
 
 
 def standardised(seen_ms: np.ndarray, known_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

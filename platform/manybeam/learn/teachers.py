@@ -1,14 +1,16 @@
 """Teachers: labelled tiles made out of frames that nobody labelled.
 
 `twin_lesson` simulates frames like them, with truth; `pseudo_lesson` takes for truth what the
-ensemble agrees on and leaves the doubtful places out. Both mix in as many tiles of what the
-member knows already, so that it learns the new without forgetting the old.
+ensemble agrees on and leaves the doubtful places out; `both_lesson` takes half of each. All mix in
+as many tiles of what the member knows already, so that it learns the new without forgetting the
+old.
 Axis letters: n tile or frame, k atom, y row, x column.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +20,11 @@ from manybeam.errors import InvalidInput
 from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.spec import Policy
 from manybeam.spec.recipe import TileSpec
+
+Teacher = Literal["twin", "pseudo", "both"]
+TEACHERS: tuple[Teacher, ...] = ("twin", "pseudo", "both")
+
+Parts = tuple[np.ndarray, ...]  # inputs, masks and weights of some tiles
 
 # What counts as agreed: share of members, mean probability, and spread in radii of a mask.
 SURE_VOTES = 0.7
@@ -53,11 +60,9 @@ def twin_lesson(
         count: tiles of each half.
         seed: of both simulations.
     """
-    new = simulated_tiles(twin, spec, count=count, seed=seed)
-    old = simulated_tiles(known, spec, count=count, seed=seed + 1)
-    input_nyx, target_nyx = (np.concatenate(pair) for pair in zip(new, old, strict=True))
-    weight_nyx = np.ones(target_nyx.shape, np.float32)
-    return _lesson(input_nyx, target_nyx, weight_nyx, frames_digest)
+    new = _weighted(simulated_tiles(twin, spec, count=count, seed=seed))
+    old = _weighted(simulated_tiles(known, spec, count=count, seed=seed + 1))
+    return _joined([new, old], frames_digest)
 
 
 def pseudo_lesson(
@@ -84,22 +89,50 @@ def pseudo_lesson(
         Ghosh et al., npj Comput. Mater. 7, 100 (2021), ensemble learning-iterative training;
         weights, doubtful neighbourhoods and the general half are ours.
     """
-    labelled = [(frame, *_labels(prediction, spec)) for frame, prediction in seen]
-    if not any(target.any() for _, target, _ in labelled):
+    new = _pseudo_tiles(seen, spec)
+    if new is None:
         raise InvalidInput(
             "the members agree on no atom of these frames",
             f"pseudo-labels need atoms with votes of at least {SURE_VOTES:g}",
             "adapt with the teacher 'twin', which needs no agreement",
         )
-    tiles = [_covering(part, spec.tile_px) for part in labelled]
-    input_nyx, target_nyx, weight_nyx = (np.concatenate(one) for one in zip(*tiles, strict=True))
-    old = simulated_tiles(known, spec, count=len(input_nyx), seed=seed)
-    return _lesson(
-        np.concatenate([input_nyx, old[0]]),
-        np.concatenate([target_nyx, old[1]]),
-        np.concatenate([weight_nyx, np.ones(old[1].shape, np.float32)]),
-        frames_digest,
-    )
+    old = _weighted(simulated_tiles(known, spec, count=len(new[0]), seed=seed))
+    return _joined([new, old], frames_digest)
+
+
+def both_lesson(
+    frames_digest: str,
+    twin: Policy,
+    seen: Sequence[tuple[np.ndarray, Prediction]],
+    known: Policy,
+    spec: TileSpec,
+    *,
+    count: int,
+    seed: int,
+) -> Lesson:
+    """Return a lesson of twins, of the unlabelled frames themselves, and of what is well known.
+
+    A quarter are twins, which are right about the atoms and may be wrong about the frames; a
+    quarter are the frames, which are what they are and may be marked wrongly. Where the members
+    agree on nothing, all that is new are twins.
+
+    Args:
+        frames_digest: names the unlabelled frames.
+        twin: the condition inferred from them.
+        seen: what `ask` returned for them.
+        known: what the member was trained on.
+        spec: edge and pixel size of a tile, radius of a mask.
+        count: tiles of each half, new and known, at least 2.
+        seed: of all that is simulated and chosen.
+    """
+    own = _pseudo_tiles(seen, spec)
+    if own is None:
+        return twin_lesson(frames_digest, twin, known, spec, count=count, seed=seed)
+    order = np.random.default_rng(seed).permutation(len(own[0]))
+    chosen = np.resize(order, count // 2)  # again from the first where the frames are few
+    twins = _weighted(simulated_tiles(twin, spec, count=count - len(chosen), seed=seed))
+    old = _weighted(simulated_tiles(known, spec, count=count, seed=seed + 1))
+    return _joined([twins, tuple(part[chosen] for part in own), old], frames_digest)
 
 
 def ask(
@@ -115,7 +148,8 @@ def ask(
         if pixel_size_pm is not None:
             scaled_yx = rescale(frame_yx, pixel_size_pm, spec.pixel_size_pm)[0]
         scaled_yx = normalise(scaled_yx, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
-        seen.append((scaled_yx, ensemble.predict(scaled_yx, spec.pixel_size_pm, threshold=0.3)))
+        answer = ensemble.predict(scaled_yx, spec.pixel_size_pm, threshold=0.3)
+        seen.append((scaled_yx, answer.without_maps()))
     return seen
 
 
@@ -149,14 +183,18 @@ def sure_atoms(prediction: Prediction, radius_px: float) -> np.ndarray:
     return np.asarray((atoms[:, 6] >= SURE_VOTES) & (atoms[:, 3] >= SURE_PROBABILITY) & is_close)
 
 
-def _lesson(
-    input_nyx: np.ndarray, target_nyx: np.ndarray, weight_nyx: np.ndarray, source: str
-) -> Lesson:
+def _weighted(tiles: tuple[np.ndarray, np.ndarray]) -> Parts:
+    """Return inputs, masks and weights of tiles whose every pixel is known."""
+    return (*tiles, np.ones(tiles[1].shape, np.float32))
+
+
+def _joined(parts: Sequence[Parts], source: str) -> Lesson:
+    arrays = [np.concatenate(one) for one in zip(*parts, strict=True)]
     content = hashlib.sha256(source.encode())
-    for array in (input_nyx, target_nyx, weight_nyx):
+    for array in arrays:
         content.update(np.ascontiguousarray(array).tobytes())
-    tiles = Tiles(input_nyx, target_nyx, (source,), content.hexdigest()[:32])
-    return Lesson(tiles, weight_nyx)
+    tiles = Tiles(arrays[0], arrays[1], (source,), content.hexdigest()[:32])
+    return Lesson(tiles, arrays[2])
 
 
 def _cut(
@@ -174,6 +212,16 @@ def _cut(
     top, left = (int(rng.integers(side - spec.tile_px + 1)) for side in shape)
     where = (slice(top, top + spec.tile_px), slice(left, left + spec.tile_px))
     return frame_yx[where], mask_yx[where]
+
+
+def _pseudo_tiles(seen: Sequence[tuple[np.ndarray, Prediction]], spec: TileSpec) -> Parts | None:
+    """Return tiles of the frames with mask and weight; None where nothing was agreed on."""
+    labelled = [(frame, *_labels(prediction, spec)) for frame, prediction in seen]
+    if not any(target.any() for _, target, _ in labelled):
+        return None
+    tiles = [_covering(part, spec.tile_px) for part in labelled]
+    inputs, targets, weights = zip(*tiles, strict=True)
+    return np.concatenate(inputs), np.concatenate(targets), np.concatenate(weights)
 
 
 def _labels(prediction: Prediction, spec: TileSpec) -> tuple[np.ndarray, np.ndarray]:

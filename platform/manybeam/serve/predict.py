@@ -17,12 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.errors import DeadlineExceeded, NoCapacity
+from manybeam.serve.content import (
+    answerer_row,
+    arrays,
+    calibration,
+    candidate_row,
+    doubts,
+    drift,
+    meta,
+    unpromised,
+)
 from manybeam.serve.fresh import Fresh
 from manybeam.serve.query import Question
 from manybeam.serve.wire import Frames, plain
 
 if TYPE_CHECKING:
-    from manybeam.learn.ensemble import Ensemble, Prediction
+    from manybeam.learn.ensemble import Ensemble
+    from manybeam.learn.forecast import Forecaster
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
     from manybeam.zoo.select import Selection
@@ -117,6 +128,7 @@ class Service:
         self._zoo, self._clock, self._capacity = zoo, clock, capacity + len(refs)
         self._records = Fresh(zoo.resolve, fresh_s, clock)
         self._matrices = Fresh(zoo.matrix, fresh_s, clock)
+        self._forecasters = Fresh(self._learnt, fresh_s, clock)
         self._loading, self._lock = threading.Lock(), threading.Lock()
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self.refs = tuple(refs)
@@ -187,27 +199,26 @@ class Service:
             NotFound: no such ensemble or member.
         """
         watch = watch or Watch(clock=self._clock)
-        selection, members = None, None
-        why = f"all members of {ref}, as asked for"
-        if ref == AUTO:
-            chosen = self._best(frames.frames[0], question, watch)
-            loaded, notes, selection = chosen
-            members, why = selection.chosen, selection.why
-        else:
-            with watch.stage("load"):
-                loaded, notes = self.load(ref)
+        loaded, notes, selection = self._who(ref, frames.frames[0], question, watch)
+        members = None
+        if selection is not None and ref == AUTO:
+            members = tuple(selection.weights)
         found = []
         for frame_yx in frames.frames:
             with watch.stage("predict"):
-                found.append(
-                    loaded.ensemble.predict(frame_yx, question.pixel_size_pm, members=members)
-                )
-        degraded = [*notes, *_doubts(loaded, question)]
-        meta = _meta(loaded.record, found[0].members, frames, question)
-        meta |= {"why": why, "drift": _drift(selection), "degraded": degraded}
+                whole = loaded.ensemble.predict(frame_yx, question.pixel_size_pm, members=members)
+                if selection is not None:
+                    even = None if ref == AUTO else dict.fromkeys(whole.members, 1.0)
+                    whole = selection.answer(whole, even)
+                found.append(whole.without_maps())
+        degraded = [*notes, *doubts(loaded, question), *unpromised(selection)]
+        told = meta(loaded.record, found[0].members, frames, question)
+        why = selection.why if selection is not None and ref == AUTO else ""
+        told |= {"why": why or f"all members of {ref}, as asked for", "drift": drift(selection)}
+        told |= {"calibration": calibration(selection), "degraded": degraded}
         drifted = None if selection is None else selection.verdict != "ok"
-        arrays = _arrays(found, question.want, is_stack=frames.is_stack)
-        return Answer(arrays, meta, watch.seconds, drifted)
+        wanted = arrays(found, question.want, is_stack=frames.is_stack)
+        return Answer(wanted, told, watch.seconds, drifted)
 
     def select(
         self, frames: Frames, question: Question, watch: Watch | None = None
@@ -220,27 +231,43 @@ class Service:
         ranked = self._rankings(frames.frames[0], question, watch)
         best, notes, selection = ranked[0]
         rows = [
-            _candidate_row(loaded, one, candidate, is_chosen=place == 0)
+            candidate_row(loaded, one, candidate, is_chosen=place == 0)
             for place, (loaded, _, one) in enumerate(ranked)
             for candidate in one.candidates
         ]
         rows.sort(key=lambda row: -row["predicted_f1"])
-        meta = _meta(best.record, selection.chosen, frames, question)
+        told = meta(best.record, selection.chosen, frames, question)
         content = {
             "verdict": selection.verdict,
             "why": selection.why,
             "ref": best.record.ref,
             "chosen": list(selection.chosen),
+            "calibrated": selection.is_calibrated,
+            "answerers": [answerer_row(one) for one in selection.answerers],
             "candidates": rows,
             "nearest": [list(pair) for pair in selection.nearest],
-            "meta": meta | {"degraded": [*notes, *_doubts(best, question)]},
+            "meta": told | {"degraded": [*notes, *doubts(best, question)]},
         }
         return plain(content), selection.verdict != "ok"
 
-    def _best(
-        self, frame_yx: NDArray[np.float32], question: Question, watch: Watch
-    ) -> "tuple[Loaded, tuple[str, ...], Selection]":
-        return self._rankings(frame_yx, replace(question, ensemble=AUTO), watch)[0]
+    def _who(
+        self, ref: str, frame_yx: NDArray[np.float32], question: Question, watch: Watch
+    ) -> "tuple[Loaded, tuple[str, ...], Selection | None]":
+        """Return the ensemble that answers, what is wrong with it, and its ranking if asked for.
+
+        One that was named answers with all its members; it is looked at closer only for a bound.
+        """
+        if ref == AUTO:
+            return self._rankings(frame_yx, replace(question, ensemble=AUTO), watch)[0]
+        if question.false_atoms:
+            return self._rankings(frame_yx, replace(question, ensemble=ref), watch)[0]
+        with watch.stage("load"):
+            return *self.load(ref), None
+
+    def _learnt(self, ref: str) -> "Forecaster | None":
+        from manybeam.zoo.forecasts import forecaster
+
+        return forecaster(self._zoo, ref)
 
     def _rankings(
         self, frame_yx: NDArray[np.float32], question: Question, watch: Watch
@@ -254,9 +281,18 @@ class Service:
             with watch.stage("load"):
                 loaded, notes = self.load(ref)
                 matrix, more = self._matrices.get(loaded.record.ref)
+                known, _ = self._forecasters.get(loaded.record.ref)
+            even = dict.fromkeys(loaded.ensemble.indices, 1.0)
             with watch.stage("select"):
                 selection = select(
-                    loaded.record, matrix, loaded.ensemble, frame_yx, question.pixel_size_pm
+                    loaded.record,
+                    matrix,
+                    loaded.ensemble,
+                    frame_yx,
+                    question.pixel_size_pm,
+                    known=known,
+                    answering=None if question.ensemble == AUTO else even,
+                    false_atoms=question.false_atoms,
                 )
             ranked.append((loaded, (*notes, *more), selection))
         return sorted(ranked, key=lambda one: -one[2].candidates[0].predicted_f1)
@@ -278,87 +314,3 @@ class Service:
             while len(self._loaded) > self._capacity:
                 self._loaded.popitem(last=False)
         return found
-
-
-def _doubts(loaded: Loaded, question: Question) -> Iterator[str]:
-    """Yield what makes the answer worth less than it could be."""
-    if question.pixel_size_pm is None:
-        yield "no pixel_size_pm: the frame is taken at the members' own pixel size"
-    if loaded.record.failed:
-        yield f"{len(loaded.record.failed)} planned member(s) failed in training"
-
-
-def _meta(
-    record: "Record", members: Sequence[int], frames: Frames, question: Question
-) -> dict[str, Any]:
-    return {
-        "ref": record.ref,
-        "ensemble": record.name,
-        "version": record.version,
-        "members": list(members),
-        "pixel_size_pm": question.pixel_size_pm,
-        "frames": len(frames.frames),
-        "shape": list(frames.frames[0].shape),
-        "notes": list(frames.notes),
-        "instrument": question.instrument,
-        "frame_id": question.frame_id,
-    }
-
-
-def _drift(selection: "Selection | None") -> dict[str, Any]:
-    """Return drift score and flag; null where selection was not asked, never a guess."""
-    if selection is None:
-        return {"score": None, "flag": None}
-    score = selection.candidates[0].components.get("distance")
-    return {"score": plain(score), "flag": selection.verdict != "ok"}
-
-
-def _candidate_row(
-    loaded: Loaded, selection: "Selection", candidate: Any, *, is_chosen: bool
-) -> dict[str, Any]:
-    return {
-        "ref": f"{loaded.record.name}@{loaded.record.version}/{candidate.member:02d}",
-        "member": candidate.member,
-        "chosen": is_chosen and candidate.member in selection.chosen,
-        "predicted_f1": float(candidate.predicted_f1),
-        "low": float(candidate.low),
-        "high": float(candidate.high),
-        "components": dict(candidate.components),
-        "why": candidate.why,
-    }
-
-
-def _arrays(
-    found: "Sequence[Prediction]", want: Sequence[str], *, is_stack: bool
-) -> dict[str, NDArray[Any]]:
-    """Return the arrays wanted; of a stack, rows carry the number of their frame beside them."""
-    arrays: dict[str, NDArray[Any]] = {}
-    if "atoms" in want or "votes" in want:
-        atoms, frame_of = _joined([one.atoms for one in found])
-        wanted = {"atoms": atoms, "votes": atoms[:, 6]}
-        arrays |= {name: wanted[name] for name in ("atoms", "votes") if name in want}
-        arrays |= {"atoms_frame": frame_of} if is_stack else {}
-    if "members" in want:
-        arrays["members"], frame_of = _joined([_member_rows(one) for one in found])
-        arrays |= {"members_frame": frame_of} if is_stack else {}
-    for name in ("mean", "std"):
-        if name in want:
-            maps_nyx = np.stack([getattr(one, f"{name}_yx") for one in found]).astype(np.float16)
-            arrays[name] = maps_nyx if is_stack else maps_nyx[0]
-    return arrays
-
-
-def _member_rows(prediction: "Prediction") -> NDArray[np.float32]:
-    """Return what each member found, one row an atom: member, y, x, class, probability."""
-    rows = [
-        np.column_stack([np.full(len(atoms), member, np.float32), atoms])
-        for member, atoms in zip(prediction.members, prediction.member_atoms, strict=True)
-    ]
-    return np.concatenate(rows).astype(np.float32)
-
-
-def _joined(
-    rows_n: Sequence[NDArray[np.float32]],
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    counts = [len(rows) for rows in rows_n]
-    return np.concatenate(rows_n), np.repeat(np.arange(len(rows_n), dtype=np.int32), counts)

@@ -9,7 +9,8 @@ from typing import Any
 
 from manybeam.errors import InvalidInput
 
-WANTS = ("atoms", "mean", "std", "members", "votes")
+MAPS = ("mean", "std", "mi")  # one value a pixel: probability, spread, mutual information
+WANTS = ("atoms", *MAPS, "members", "votes")
 MAX_DEADLINE_MS = 600_000
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@-]{0,199}")
@@ -21,11 +22,13 @@ class Question:
 
     Args:
         pixel_size_pm: edge of a pixel, in pm; None if the caller does not know it.
-        want: which arrays the answer holds, of `WANTS`.
+        want: which arrays the answer holds, of `WANTS`: `atoms` (one row each), the maps `mean`,
+            `std` and `mi` (mutual information in nats), `members` (what each one found), `votes`.
         deadline_ms: how long the caller waits, in ms; None for as long as it takes.
         instrument: name of the instrument, repeated in the answer.
         frame_id: the caller's name of the frame, repeated in the answer. A prediction changes
             nothing, so the same frame may be sent any number of times.
+        false_atoms: bound on the share of an answer's atoms that may be false; 0 for none.
         ensemble: REF to select from, or `auto`; only `select` reads it from the query.
     """
 
@@ -34,10 +37,18 @@ class Question:
     deadline_ms: int | None = None
     instrument: str = ""
     frame_id: str = ""
+    false_atoms: float = 0.0
     ensemble: str = "auto"
 
 
-PREDICT_NAMES = ("pixel_size_pm", "want", "deadline_ms", "instrument", "frame_id")
+PREDICT_NAMES = (
+    "pixel_size_pm",
+    "want",
+    "deadline_ms",
+    "instrument",
+    "frame_id",
+    "false_atoms",
+)
 SELECT_NAMES = ("pixel_size_pm", "deadline_ms", "instrument", "frame_id", "ensemble")
 
 
@@ -73,11 +84,6 @@ def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> Ques
 
 
 def _unknown_name(name: str, allowed: Sequence[str]) -> str:
-    if name == "false_atoms":
-        return (
-            "false_atoms: a bound on the share of false atoms is not offered by this version; "
-            "leave it out and use each atom's probability"
-        )
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f"{name[:80]!r}: no such name" + (f"; did you mean {near[0]!r}?" if near else "")
 
@@ -97,6 +103,13 @@ def _deadline(text: str) -> int:
     if not 1 <= value <= MAX_DEADLINE_MS:
         raise ValueError(f"{text[:40]!r} is not from 1 to {MAX_DEADLINE_MS} ms")
     return round(value)
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise ValueError(f"{text[:40]!r} is not a share between 0 and 1, such as 0.05")
+    return value
 
 
 def _number(text: str) -> float:
@@ -129,6 +142,7 @@ def _label(text: str) -> str:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "pixel_size_pm": _pixel_size,
+    "false_atoms": _share,
     "want": _wanted,
     "deadline_ms": _deadline,
     "instrument": _label,

@@ -26,6 +26,7 @@ from manybeam.errors import (
     UnsupportedMedia,
     http_status,
 )
+from manybeam.serve.query import MAPS
 
 NPY, RAW = "application/x-npy", "application/octet-stream"
 NPZ, JSON, PROBLEM = "application/x-npz", "application/json", "application/problem+json"
@@ -230,7 +231,7 @@ def answer_form(accept: str, want: Sequence[str]) -> str:
     """
     ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",") if part.strip()]
     if JSON in ranges and NPZ not in ranges:
-        maps = [name for name in want if name in ("mean", "std")]
+        maps = [name for name in want if name in MAPS]
         if maps:
             raise InvalidInput(
                 f"want={','.join(maps)}: maps are not sent as JSON",

@@ -1,8 +1,8 @@
 """Jobs: what to train, evaluate or adapt, on which frames, with which resources."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manybeam.spec.imaging import ID_PATTERN, Model
 
@@ -54,20 +54,80 @@ class Gates(Model):
     )
 
 
+class Adapt(Model):
+    """How members are adapted to unlabelled frames."""
+
+    policy: str = Field(pattern=ID_PATTERN, description="policy the frames' condition is sought in")
+    teacher: Literal["twin", "pseudo", "both"] = Field(
+        "twin",
+        description="who labels: simulated twins of the frames, the members' agreement, or both",
+    )
+    steps: int = Field(
+        100, ge=1, le=1_000_000, description="optimiser steps for each member and round"
+    )
+    rounds: int = Field(1, ge=1, le=100, description="most rounds; they end with the gain")
+    members: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="indices of the members to adapt; left out, those that selection chooses"
+    )
+    frames: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="indices of the frames to adapt to; left out, the first 16"
+    )
+    beside: bool = Field(
+        default=False, description="add adapted members to the ensemble and keep their parents"
+    )
+
+
 class Job(Model):
     """One piece of work, as a person writes it."""
 
     kind: Literal["train", "tune", "evaluate", "iterate"]
     name: str = Field(pattern=ID_PATTERN, description="name of the ensemble")
-    recipe: str = Field(pattern=ID_PATTERN, description="id of a recipe")
+    recipe: str = Field("", pattern=ID_PATTERN, description="id of a recipe, for train and tune")
+    ensemble: str = Field(
+        "",
+        pattern=r"^[a-z0-9][a-z0-9._-]*(@[a-z0-9]+)?$",
+        description="version to start from, as graphene@serving, for evaluate and iterate",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything drawn for this job")
     frames: tuple[str, ...] = Field(
         ("simulate:",),
-        description="training frames: URLs of FrameSets, or simulate: for the policies'",
+        description="training frames: URLs of FrameSets, or simulate: for the policies'; for "
+        "iterate the one FrameSet of unlabelled frames",
     )
+    adapt: Adapt | None = Field(None, description="for iterate: how members are adapted")
     measure: Measure = Field(default_factory=Measure)
     resources: Resources = Field(default_factory=Resources)
     gates: Gates = Field(default_factory=Gates)
     alias: Literal["serving", "candidate"] = Field(
-        "serving", description="alias given to the version made"
+        "serving", description="alias given to the version made; iterate makes only candidates"
     )
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Self:
+        needed = {
+            "train": {"recipe"},
+            "tune": {"recipe"},
+            "evaluate": {"ensemble"},
+            "iterate": {"ensemble", "adapt"},
+        }[self.kind]
+        given = {name for name in ("recipe", "ensemble", "adapt") if getattr(self, name)}
+        if missing := sorted(needed - given):
+            raise ValueError(f"kind {self.kind} needs {' and '.join(missing)}; add it")
+        if surplus := sorted(given - needed):
+            raise ValueError(f"kind {self.kind} takes no {' and no '.join(surplus)}; leave it out")
+        if self.ensemble and self.ensemble.partition("@")[0] != self.name:
+            raise ValueError(
+                f"name {self.name!r} and ensemble {self.ensemble!r} are two ensembles; "
+                "a version stays with its own name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapts_to_one_set_and_makes_a_candidate(self) -> Self:
+        if self.kind != "iterate":
+            return self
+        if len(self.frames) != 1 or self.frames[0] == "simulate:":
+            raise ValueError("frames: kind iterate adapts to one FrameSet; give its URL")
+        if "alias" in self.model_fields_set and self.alias != "candidate":
+            raise ValueError("alias: an adapted version is only a candidate; leave alias out")
+        return self

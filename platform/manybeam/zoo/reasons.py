@@ -42,6 +42,8 @@ def candidate_reason(
     said = []
     if "matrix" in one.components:
         said.append(f"measured F1 {one.components['matrix']:.2f} on conditions like this")
+    if "rehearsed" in one.components:
+        said.append(f"F1 {one.components['rehearsed']:.2f} on simulated frames that look like it")
     said.append(f"re-rendered atoms explain {100 * one.explained:.0f} % of the frame")
     if "lattice" in one.components:
         said.append(f"lattice {100 * one.components['lattice']:.0f} % regular")
@@ -55,15 +57,12 @@ def selection_reason(
     policies: Mapping[int, tuple[str, Policy | None]],
     near: Near,
     told: Mapping[str, float],
-    *,
-    far: float,
-    poor_f1: float,
-) -> str:
-    """Return why these members were chosen, what speaks against others, and the verdict's rule."""
+) -> list[str]:
+    """Return why these members were chosen and what speaks against others, a clause each."""
     best = ranked[0]
     said = [
         f"{_called(best.member, policies)} should reach F1 {best.predicted_f1:.2f} "
-        f"({best.low:.2f} to {best.high:.2f}, not calibrated)"
+        f"({best.low:.2f} to {best.high:.2f})"
     ]
     if len(chosen) > 1:
         peers = ", ".join(_called(member, policies) for member in chosen[1:4])
@@ -71,10 +70,8 @@ def selection_reason(
         said.append(f"as good as it within noise: {peers}{more}")
     said.extend(_contrast(ranked, policies, told))
     said.append(f"its re-rendered atoms explain {100 * best.explained:.0f} % of the frame")
-    said.append(_place(near, far))
-    if best.predicted_f1 < poor_f1:
-        said.append(f"no member promises F1 {poor_f1:.2f}")
-    return "; ".join(said)
+    said.append(_place(near))
+    return said
 
 
 def _called(member: int, policies: Mapping[int, tuple[str, Policy | None]]) -> str:
@@ -117,14 +114,11 @@ def _outside(named: tuple[str, Policy | None] | None, told: Mapping[str, float])
     return said
 
 
-def _place(near: Near, far: float) -> str:
-    """Return where the frame lies among the measured conditions, with the rule of the verdict."""
+def _place(near: Near) -> str:
+    """Return where the frame lies among the measured conditions."""
     if math.isinf(near.distance):
         return "no measured condition is known to compare the frame with"
-    name = near.ranked[0][0]
-    if near.distance > far:
-        return (
-            f"the frame is {near.distance:.1f} times as far from {name!r}, the nearest measured "
-            f"condition, as frames of one condition lie apart (out of distribution past {far:g})"
-        )
-    return f"nearest measured condition: {name!r}"
+    return (
+        f"nearest measured condition: {near.ranked[0][0]!r}, {near.distance:.1f} times as far as "
+        "frames of one condition lie apart"
+    )

@@ -8,28 +8,25 @@ import dataclasses
 import difflib
 import json
 import logging
-import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam import __version__
-from manybeam.errors import InvalidInput, MemberCountError, MemberDiverged, NotFound, UnknownRef
+from manybeam.errors import InvalidInput, NotFound, UnknownRef
 from manybeam.settings import settings
-from manybeam.spec.imaging import ID_PATTERN
 from manybeam.zoo.cache import Cache, sha256_of
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, member_label
+from manybeam.zoo.checks import check_alias, check_members, check_name, check_scores
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
 from manybeam.zoo.records import (
     ALIASES,
-    RESERVED_NAMES,
     MemberRecord,
     Record,
     Ref,
     read_manifest,
     write_manifest,
 )
-from manybeam.zoo.tracking import MANIFEST_TAG, MEMBER_TAG, Tracking, VersionEntry
+from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking, VersionEntry
 
 if TYPE_CHECKING:
     from manybeam.learn.ensemble import Ensemble
@@ -43,8 +40,7 @@ MANIFEST_FILE = "manifest.json"
 _SHA256_TAG = "manybeam.sha256"
 _EXPERIMENT_TAG = "manybeam.experiment"
 _CODE_TAG = "manybeam.code_version"
-_DIGEST_LIMIT = 36  # of a dataset's digest in MLflow
-_KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+_ATTACHED_TAG = "manybeam.attached."
 
 
 class Zoo:
@@ -96,10 +92,10 @@ class Zoo:
             ZooUnreachable: MLflow or its artifact store does not answer.
         """
         rows = list(scores or ())
-        _check_name(name)
-        _check_alias(alias)
-        _check_members(members)
-        _check_scores(rows, {member.index for member in members})
+        check_name(name)
+        check_alias(alias)
+        check_members(members)
+        check_scores(rows, {member.index for member in members})
         tracking = self._tracking
         experiment_id = tracking.experiment(f"manybeam/{name}")
         run_id = tracking.start_run(experiment_id, name, {_CODE_TAG: __version__})
@@ -160,7 +156,7 @@ class Zoo:
             InvalidInput: a score of a member that the version does not have.
         """
         record, rows = self.resolve(ref), list(rows)
-        _check_scores(rows, {member.index for member in record.members})
+        check_scores(rows, {member.index for member in record.members})
         if rows:
             self._tracking.log_scores(
                 record.run_id, _model_ids(record.members, record.model_id), rows
@@ -176,10 +172,48 @@ class Zoo:
 
     def set_alias(self, name: str, alias: str, version: int) -> Record:
         """Point `serving` or `candidate` at a version that exists, and return it."""
-        _check_alias(alias)
+        check_alias(alias)
         record = self.resolve(f"{name}@{version}")
         self._tracking.set_alias(name, alias, version)
         return dataclasses.replace(record, aliases=tuple(sorted({*record.aliases, alias})))
+
+    def attach(self, ref: str, kind: str, content: bytes, params: Mapping[str, str]) -> str:
+        """Keep bytes beside a version and return their digest; the last of a kind counts.
+
+        Those attached before stay in MLflow, each a LoggedModel of its own.
+
+        Args:
+            ref: the version.
+            kind: a word for what it is.
+            content: the bytes.
+            params: how they were made, as text.
+        """
+        record, sha256 = self.resolve(ref), sha256_of(content)
+        model_id = self._tracking.add_model(
+            record.experiment_id,
+            record.run_id,
+            f"{record.name}-{kind}",
+            kind=f"manybeam-{kind}",
+            params=params,
+            tags={_SHA256_TAG: sha256, _CODE_TAG: __version__, KIND_TAG: kind},
+            files={kind: content},
+        )
+        place = (record.name, record.version)
+        self._tracking.tag_version(*place, _ATTACHED_TAG + kind, f"{model_id} {sha256}")
+        return sha256
+
+    def attached(self, ref: str, kind: str) -> bytes | None:
+        """Return what was last attached to a version, or None.
+
+        Raises:
+            Corrupt: the bytes are not those that were attached.
+        """
+        record = self.resolve(ref)
+        tags = self._tracking.version(record.name, record.version).tags
+        if _ATTACHED_TAG + kind not in tags:
+            return None
+        model_id, sha256 = tags[_ATTACHED_TAG + kind].split()
+        return self._file(model_id, kind, sha256, f"{kind} of {record.ref}")
 
     def _add_member(self, experiment_id: str, run_id: str, member: "Member") -> MemberRecord:
         """Write one member as a LoggedModel and return its record."""
@@ -343,56 +377,3 @@ def _read_card(card: bytes, record: MemberRecord, weights: dict[str, Any]) -> "M
         data_digest=record.data_digest,
         parent=record.parent,
     )
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(ID_PATTERN, name) or name in RESERVED_NAMES:
-        raise InvalidInput(
-            f"{name!r} cannot name an ensemble",
-            "lower-case letters, digits, dot, dash, underscore; not 'auto'",
-            "set name: in the job",
-        )
-
-
-def _check_alias(alias: str | None) -> None:
-    if alias is not None and alias not in ALIASES:
-        raise InvalidInput(f"no alias {alias!r}", f"allowed: {', '.join(ALIASES)}", "")
-
-
-def _check_members(members: Sequence["Member"]) -> None:
-    if not members:
-        raise MemberCountError(
-            "an ensemble of no members", "at least one has to be trained", "see why all failed"
-        )
-    indices = [member.index for member in members]
-    if len(set(indices)) < len(indices) or min(indices) < 0:
-        raise InvalidInput(
-            f"member indices {indices}", "each 0 or more and given once", "number them anew"
-        )
-    for member in members:
-        bad = [name for name, tensor in member.weights.items() if not tensor.isfinite().all()]
-        if bad or (member.losses and not math.isfinite(member.losses[-1])):
-            raise MemberDiverged(
-                f"member {member.index:02d} is not finite: {', '.join(bad[:3]) or 'its loss'}",
-                "a member that diverged is not registered",
-                "leave it out and name it in failed",
-            )
-
-
-def _check_scores(rows: Sequence[Score], members: set[int]) -> None:
-    """Tell every score that cannot be kept, at once."""
-    faults = []
-    for i, row in enumerate(rows):
-        if row.member not in members | {ENSEMBLE, CLASSICAL}:
-            faults.append(f"scores[{i}]: no member {member_label(row.member)}")
-        if not re.fullmatch(ID_PATTERN, row.condition):
-            faults.append(f"scores[{i}]: {row.condition!r} is no id of a condition")
-        if not 0 < len(row.condition_digest) <= _DIGEST_LIMIT:
-            faults.append(f"scores[{i}]: condition_digest {row.condition_digest!r}")
-        faults += [f"scores[{i}]: {key!r}" for key in row.values if not _KEY.fullmatch(key)]
-    if faults:
-        raise InvalidInput(
-            "\n".join(faults),
-            f"members of the version, digests of 1 to {_DIGEST_LIMIT} characters, snake_case names",
-            "give condition.digest",
-        )

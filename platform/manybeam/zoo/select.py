@@ -1,43 +1,45 @@
 """Selection: which members of an ensemble suit this frame, how well they will do, and why.
 
-One ranking for the command line, the service and the demo. It weighs what was measured before
-(the members x conditions matrix, read at the conditions nearest to the frame) against what the
-frame itself says (`learn.fitness`). The nearness of conditions lives in `zoo.nearness`, the words
-in `zoo.reasons`. Axis letters: m member, y row, x column.
+One ranking for the command line, the service, the pages and the demo. Where the ensemble has been
+rehearsed (`manybeam rehearse`), what it promises is learnt from its reference table
+(`learn.forecast`): calibrated, for every member, for sub-ensembles and for the whole. Where it has
+not, the members x conditions matrix and the label-free scores are weighed by rule of thumb
+(`zoo.unrehearsed`), and the answer says so. The nearness of conditions lives in `zoo.nearness`,
+the words in `zoo.reasons`.
+Axis letters: m member, y row, x column.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from manybeam.errors import InvalidInput
+from manybeam.learn.carried import NEIGHBOURS, Carried, carry_over
 from manybeam.learn.ensemble import Ensemble, Prediction
-from manybeam.learn.fitness import LATTICES, Fitness, fitness
+from manybeam.learn.fitness import LATTICES
+from manybeam.learn.forecast import Forecast, Forecaster, Weights
+from manybeam.learn.look import Look, look
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy
 from manybeam.zoo.matrix import Matrix
 from manybeam.zoo.nearness import Near, nearest_conditions, structure_of
 from manybeam.zoo.reasons import Outlook, candidate_reason, selection_reason
 from manybeam.zoo.records import Record
+from manybeam.zoo.unrehearsed import POOR_F1, matrix_estimate, rule_of_thumb, within_noise
 
-# F1 that a fitness stands for, a line through 6 members on 16 simulated conditions of graphene; the
-# standard deviation around it, with a lattice to judge by and without; and that of the matrix's F1
-# for each unit of distance to the nearest condition.
-FITNESS_SLOPE, FITNESS_OFFSET = 1.25, -0.2
-FITNESS_SIGMA = 0.08
-FITNESS_SIGMA_NO_LATTICE = 0.15
-SIGMA_PER_DISTANCE = 0.3
-SCATTER = 1.0  # distance that frames have from their own condition; only what is beyond counts
-LEAST_SIGMA = 0.01
-# A frame is out of distribution when it lies more than this many times as far from every measured
-# condition as frames of one condition lie apart (they reach 2.1), or when no member promises this
-# F1.
+# A frame is out of distribution when it lies more than this many times as far from every frame of
+# the reference table as those lie apart; without a table, from every measured condition.
+FAR_FROM_TABLE = 2.0
 FAR = 2.5
-POOR_F1 = 0.6
+SUBSETS = (2, 3, 5)  # sizes of sub-ensembles that are tried, of the best members
+SHARPNESS = 0.02  # a member's share falls e-fold for each of this that it promises less
+# Several members tell their spread, and cost little: they are chosen over a single one that
+# promises no more than this beyond them.
+WORTH_A_SPREAD = 0.002
 
 Verdict = Literal["ok", "out-of-distribution"]
 
@@ -49,10 +51,11 @@ class Candidate:
     Attributes:
         member: index of the member.
         predicted_f1: expected F1, 0 to 1.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        components: every score that went in, by name: `matrix` (absent where nothing was
-            measured), `forward`, `lattice`, `agreement`, `confidence`, `fitness`, `distance`.
+        low: lower end of the 90 % interval.
+        high: upper end of the 90 % interval.
+        components: every score that is known, by name: `matrix` (absent where nothing was
+            measured), `forward`, `lattice`, `agreement`, `consistency`, `confidence`, `distance`;
+            `rehearsed` and `resembled` with a reference table, `fitness` without.
         why: the reason in words.
     """
 
@@ -65,15 +68,40 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Answerer:
+    """A member or sub-ensemble that could answer, with what it promises.
+
+    Attributes:
+        name: `best`, `best 3`, `weighted`, `all`.
+        weights: member -> share of the answer.
+        predicted_f1: expected F1, 0 to 1.
+        low: lower end of the 90 % interval.
+        high: upper end of the 90 % interval.
+    """
+
+    name: str
+    weights: Weights
+    predicted_f1: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Selection:
     """The members ranked for one frame.
 
     Attributes:
         verdict: `ok`, or `out-of-distribution`; the latter is a flag and never blocks an answer.
         candidates: every member, best first.
-        chosen: the best member and those that cannot be told from it.
+        chosen: the members that should answer, the best first.
         why: the reason in words.
         nearest: the nearest measured conditions with their distance, nearest first.
+        answerers: single members and sub-ensembles that were compared, the chosen one first;
+            empty without a reference table.
+        is_calibrated: whether the promises come from a reference table.
+        distance: of the frame from that table, 1 being usual; NaN without one.
+        carried: calibration of the chosen answer; None without a table.
+        summary: what the frame looks like, as `learn.summaries` has it.
     """
 
     verdict: Verdict
@@ -81,6 +109,32 @@ class Selection:
     chosen: tuple[int, ...]
     why: str
     nearest: tuple[tuple[str, float], ...] = ()
+    answerers: tuple[Answerer, ...] = ()
+    is_calibrated: bool = False
+    distance: float = float("nan")
+    carried: Carried | None = None
+    summary: tuple[float, ...] = field(default=(), repr=False)
+
+    def answer(self, prediction: Prediction, weights: Weights | None = None) -> Prediction:
+        """Return what those chosen say, calibrated where the ensemble was rehearsed.
+
+        Args:
+            prediction: what all members said, or at least those chosen, with their maps.
+            weights: who answers instead of those chosen.
+        """
+        weights = weights or self.weights
+        share = np.array(list(weights.values()))
+        part = prediction.subset(list(weights), (share / share.sum()).tolist())
+        if self.carried is None:
+            return part
+        return replace(part, atoms=self.carried.apply(part.atoms))
+
+    @property
+    def weights(self) -> Weights:
+        """Share of each chosen member in the answer."""
+        if self.answerers:
+            return self.answerers[0].weights
+        return dict.fromkeys(self.chosen, 1 / len(self.chosen))
 
 
 def select(
@@ -90,47 +144,196 @@ def select(
     frame_yx: np.ndarray,
     pixel_size_pm: float | None,
     condition: Condition | None = None,
-    prediction: Prediction | None = None,
     *,
+    known: Forecaster | None = None,
+    answering: Weights | None = None,
+    false_atoms: float = 0.0,
     library: Library | None = None,
 ) -> Selection:
     """Return the members of an ensemble ranked for one frame.
-
-    The predicted F1 is the mean of two estimates, each weighted by the inverse of its variance:
-    the matrix at the nearest measured conditions, less sure the farther the frame is from them,
-    and the fitness of the member's own atoms. Its interval covers about nine in ten of what these
-    variances allow and widens where the two disagree. It is NOT calibrated yet: read the order of
-    the members from it, and its value as a rough forecast.
 
     Args:
         record: the ensemble's record; its members' policies enter the reason.
         matrix: its members x conditions scores; may be empty.
         ensemble: the members.
-        frame_yx: the frame.
+        frame_yx: the frame; of a large one the middle is looked at.
         pixel_size_pm: edge of a pixel, or None.
         condition: what is known of how the frame was recorded; unknown fields do not count.
-        prediction: the ensemble's answer on this frame with `keep_members`, if there is one.
+        known: what the ensemble's reference table teaches, `zoo.forecasts.forecaster`.
+        answering: who will answer, if that is settled already: its answer is calibrated then.
+        false_atoms: bound on the share of false atoms that is asked for, 0 for none.
         library: conditions and policies by id; the facility's (`MANYBEAM_ZOO`) if left out.
+
+    Raises:
+        InvalidInput: a bound is asked for and the ensemble was never rehearsed.
     """
+    if false_atoms and known is None:
+        raise InvalidInput(
+            f"no bound on false atoms can be promised for {record.ref}",
+            "it was never rehearsed, so nobody knows how often its members are wrong",
+            f"manybeam rehearse {record.ref}",
+        )
     library = library or _facility_library()
-    if prediction is None:
-        prediction = ensemble.predict(frame_yx, pixel_size_pm, keep_members=True)
     policies = _policies(record, library)
-    known = [library.conditions[name] for name in matrix.conditions if name in library.conditions]
-    near = nearest_conditions(frame_yx, pixel_size_pm, condition, known)
-    if not known:  # measured, but where is not known here: then everywhere alike
-        near = Near(math.inf, dict.fromkeys(matrix.conditions, 1 / max(len(matrix.conditions), 1)))
-    seen = [policy for _, policy in policies.values() if policy is not None]
-    structure = structure_of(condition, [*known, *seen])
-    lattice = LATTICES.get(structure)
-    found = fitness(frame_yx, prediction.member_atoms, pixel_size_pm, lattice)
-    sigma = FITNESS_SIGMA if lattice else FITNESS_SIGMA_NO_LATTICE
-    drafts = [
-        _forecast(member, one, matrix, near, sigma)
-        for member, one in zip(prediction.members, found, strict=True)
+    measured = [library.conditions[one] for one in matrix.conditions if one in library.conditions]
+    near = nearest_conditions(frame_yx, pixel_size_pm, condition, measured)
+    if not measured:  # but where is not known here: then everywhere alike
+        near = Near(np.inf, dict.fromkeys(matrix.conditions, 1 / max(len(matrix.conditions), 1)))
+    trained = [policy for _, policy in policies.values() if policy is not None]
+    structure = structure_of(condition, [*measured, *trained])
+    seen = look(ensemble, frame_yx, pixel_size_pm, LATTICES.get(structure))
+    words = _Words(policies, near, _told(condition, pixel_size_pm))
+    if known is None:
+        return _unrehearsed(seen, matrix, words)
+    return _rehearsed(seen, matrix, known, words, answering, false_atoms)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What the reasons are made of."""
+
+    policies: Mapping[int, tuple[str, Policy | None]]
+    near: Near
+    told: Mapping[str, float]
+
+    def candidates(self, ranked: Sequence[Outlook]) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(
+                member=one.member,
+                predicted_f1=one.predicted_f1,
+                low=one.low,
+                high=one.high,
+                components=one.components,
+                why=candidate_reason(one, self.policies, self.told),
+            )
+            for one in ranked
+        )
+
+
+def _unrehearsed(seen: Look, matrix: Matrix, words: _Words) -> Selection:
+    """Return the ranking by rule of thumb."""
+    ranked = rule_of_thumb(seen, matrix, words.near)
+    chosen = within_noise(ranked)
+    # Where there is nothing to compare with, far is not known to be far.
+    is_far = bool(np.isfinite(words.near.distance)) and words.near.distance > FAR
+    place = f"out of distribution past {FAR:g}"
+    said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
+    notes = ["not calibrated: manybeam rehearse it"]
+    notes += [f"no member promises F1 {POOR_F1:.2f}"] if ranked[0].predicted_f1 < POOR_F1 else []
+    notes += [place] if is_far else []
+    return Selection(
+        verdict="out-of-distribution" if is_far or ranked[0].predicted_f1 < POOR_F1 else "ok",
+        candidates=words.candidates(ranked),
+        chosen=chosen,
+        why="; ".join([*said, *notes]),
+        nearest=words.near.ranked,
+        summary=tuple(seen.summary_cs.mean(axis=0).tolist()),
+    )
+
+
+def _rehearsed(
+    seen: Look,
+    matrix: Matrix,
+    known: Forecaster,
+    words: _Words,
+    answering: Weights | None,
+    false_atoms: float,
+) -> Selection:
+    """Return the ranking that the reference table teaches."""
+    members = seen.prediction.members
+    promised = known.forecast(seen, [{member: 1.0} for member in members])
+    ranked = sorted(
+        (
+            _outlook(member, one, matrix, words.near)
+            for member, one in zip(members, promised, strict=True)
+        ),
+        key=lambda one: (-one.predicted_f1, one.member),
+    )
+    answerers = _answerers(seen, known, ranked)
+    distance, best = known.distance(seen), answerers[0]
+    calibrated = answering or best.weights
+    carried = carry_over(
+        known.table,
+        known.alike(seen, calibrated, NEIGHBOURS),
+        calibrated,
+        distance=distance,
+        false_atoms=false_atoms,
+    )
+    chosen = tuple(sorted(best.weights, key=lambda member: -best.weights[member]))
+    said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
+    if len(chosen) > 1:
+        said.append(f"together they should reach {best.predicted_f1:.2f}")
+    said += _warnings(distance, best, known.poor_f1)
+    return Selection(
+        verdict="out-of-distribution" if _warnings(distance, best, known.poor_f1) else "ok",
+        candidates=words.candidates(ranked),
+        chosen=chosen,
+        why="; ".join(said),
+        nearest=words.near.ranked,
+        answerers=answerers,
+        is_calibrated=True,
+        distance=distance,
+        carried=carried,
+        summary=tuple(seen.summary_cs.mean(axis=0).tolist()),
+    )
+
+
+def _warnings(distance: float, best: Answerer, poor_f1: float) -> list[str]:
+    """Return why a frame is called out of distribution; nothing if it is not."""
+    said = []
+    if distance > FAR_FROM_TABLE:
+        said.append(
+            f"the frame is {distance:.1f} times as far from every rehearsed one as those lie "
+            f"apart (out of distribution past {FAR_FROM_TABLE:g})"
+        )
+    if best.predicted_f1 < poor_f1:
+        said.append(f"none fits: no answer promises F1 {poor_f1:.2f}")
+    return said
+
+
+def _outlook(member: int, one: Forecast, matrix: Matrix, near: Near) -> Outlook:
+    parts = dict(one.parts)
+    if np.isfinite(near.distance):
+        parts["distance"] = near.distance
+    measured = matrix_estimate(member, matrix, near)
+    if measured is not None:
+        parts["matrix"] = measured[0]
+    return Outlook(member, one.f1, one.low, one.high, parts, one.parts["forward"] ** 2)
+
+
+def _answerers(seen: Look, known: Forecaster, ranked: Sequence[Outlook]) -> tuple[Answerer, ...]:
+    """Return the answers that could be given, the one to give first."""
+    best = ranked[0]
+    single = Answerer("best", {best.member: 1.0}, best.predicted_f1, best.low, best.high)
+    tried = _sub_ensembles(ranked)
+    promised = known.forecast(seen, list(tried.values())) if tried else []
+    several = [
+        Answerer(name, weights, one.f1, one.low, one.high)
+        for (name, weights), one in zip(tried.items(), promised, strict=True)
     ]
-    drafts.sort(key=lambda one: (-one.predicted_f1, one.member))
-    return _decide(drafts, policies, near, _told(condition, pixel_size_pm))
+    several.sort(key=lambda one: -one.predicted_f1)
+    if several and several[0].predicted_f1 >= single.predicted_f1 - WORTH_A_SPREAD:
+        return several[0], single, *several[1:]
+    return single, *several
+
+
+def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
+    """Return the sub-ensembles that are tried: of the best, weighted by promise, and all."""
+    order = [one.member for one in ranked]
+    tried: dict[str, Weights] = {
+        f"best {size}": dict.fromkeys(order[:size], 1 / size)
+        for size in SUBSETS
+        if size < len(order)
+    }
+    if len(order) > 1:
+        behind = np.array([one.predicted_f1 - ranked[0].predicted_f1 for one in ranked])
+        share = np.exp(behind / SHARPNESS)
+        share[share < 0.01] = 0.0
+        share /= share.sum()
+        kept = {m: float(w) for m, w in zip(order, share, strict=True) if w > 0}
+        tried |= {"weighted": kept} if len(kept) > 1 else {}
+        tried["all"] = dict.fromkeys(order, 1 / len(order))
+    return tried
 
 
 def _facility_library() -> Library:
@@ -159,89 +362,3 @@ def _told(condition: Condition | None, pixel_size_pm: float | None) -> dict[str,
     known = {} if condition is None else condition.quantities()
     told = {path: float(value) for path, value in known if isinstance(value, (int, float))}
     return told | ({} if pixel_size_pm is None else {"scan.pixel_size_pm": pixel_size_pm})
-
-
-def _forecast(
-    member: int, found: Fitness, matrix: Matrix, near: Near, fitness_sigma: float
-) -> Outlook:
-    """Return one member's predicted F1: matrix and fitness, weighted by inverse variance."""
-    promised = float(np.clip(FITNESS_SLOPE * found.score + FITNESS_OFFSET, 0.0, 1.0))
-    estimates = [(promised, fitness_sigma)]
-    parts = {**found.parts, "fitness": found.score}
-    if math.isfinite(near.distance):
-        parts["distance"] = near.distance
-    measured = _matrix_estimate(member, matrix, near)
-    if measured is not None:
-        estimates.append(measured)
-        parts["matrix"] = measured[0]
-    weights = np.array([1 / max(sigma, LEAST_SIGMA) ** 2 for _, sigma in estimates])
-    values = np.array([value for value, _ in estimates])
-    mean = float(np.average(values, weights=weights))
-    # Two estimates that contradict each other are less sure than their own widths say.
-    conflict = float(np.average((values - mean) ** 2, weights=weights))
-    reach = 1.64 * math.sqrt(1 / float(weights.sum()) + conflict)
-    low, high = max(mean - reach, 0.0), min(mean + reach, 1.0)
-    return Outlook(member, mean, low, high, parts, found.explained)
-
-
-def _matrix_estimate(member: int, matrix: Matrix, near: Near) -> tuple[float, float] | None:
-    """Return F1 at the frame's place in the matrix and its standard deviation, if measured."""
-    known = [
-        (value, weight, _measured_sigma(member, name, matrix))
-        for name, weight in near.weights.items()
-        if (value := matrix.value(member, name, "f1")) is not None
-    ]
-    if not known:
-        return None
-    values, weights, sigmas = (np.array(column) for column in zip(*known, strict=True))
-    mean = float(np.average(values, weights=weights))
-    variance = float(np.average((values - mean) ** 2 + sigmas**2, weights=weights))
-    away = min(max(near.distance - SCATTER, 0.0), FAR)
-    return mean, math.sqrt(variance + (SIGMA_PER_DISTANCE * away) ** 2)
-
-
-def _measured_sigma(member: int, condition: str, matrix: Matrix) -> float:
-    """Return the standard deviation of a measured F1, from its bootstrap interval."""
-    low, high = (matrix.value(member, condition, key) for key in ("f1_low", "f1_high"))
-    return LEAST_SIGMA if low is None or high is None else (high - low) / 3.92
-
-
-def _decide(
-    ranked: list[Outlook],
-    policies: Mapping[int, tuple[str, Policy | None]],
-    near: Near,
-    told: Mapping[str, float],
-) -> Selection:
-    best = ranked[0]
-    # Where there is nothing to compare with, far is not known to be far.
-    is_far = math.isfinite(near.distance) and near.distance > FAR
-    is_poor = best.predicted_f1 < POOR_F1
-    chosen = _within_noise(ranked)
-    return Selection(
-        verdict="out-of-distribution" if is_far or is_poor else "ok",
-        candidates=tuple(
-            Candidate(
-                member=one.member,
-                predicted_f1=one.predicted_f1,
-                low=one.low,
-                high=one.high,
-                components=one.components,
-                why=candidate_reason(one, policies, told),
-            )
-            for one in ranked
-        ),
-        chosen=chosen,
-        why=selection_reason(ranked, chosen, policies, near, told, far=FAR, poor_f1=POOR_F1),
-        nearest=near.ranked,
-    )
-
-
-def _within_noise(ranked: list[Outlook]) -> tuple[int, ...]:
-    """Return the best member and those it cannot be told from.
-
-    All members saw the same frame, so most of what makes a forecast unsure is common to them: two
-    are told apart at a quarter of the interval's half-width, at least by half a per cent of F1.
-    """
-    best = ranked[0]
-    noise = min(max(0.25 * (best.high - best.low) / 2, 0.005), 0.03)
-    return tuple(one.member for one in ranked if one.predicted_f1 >= best.predicted_f1 - noise)

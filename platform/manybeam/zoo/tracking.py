@@ -48,6 +48,7 @@ for _noisy in ("mlflow", "alembic"):
 
 MEMBER_TAG = "manybeam.member"
 MANIFEST_TAG = "manybeam.manifest"
+KIND_TAG = "manybeam.attachment"  # of a LoggedModel that holds neither a member nor an ensemble
 _CLASSICAL_PREFIX = "classical."
 _METRICS_PER_CALL = 1000  # MLflow's own limit
 _PAGE = 1000
@@ -223,6 +224,8 @@ class Tracking:
         """Return every score logged under a run, oldest first: one call up to 1000 members."""
         found: dict[tuple[int, int, str, str], dict[str, float]] = {}
         for model in self._models(experiment_id, run_id):
+            if KIND_TAG in model.tags:
+                continue
             tag = model.tags.get(MEMBER_TAG)
             for metric in model.metrics or ():
                 member = ENSEMBLE if tag is None else int(tag)
@@ -288,6 +291,11 @@ class Tracking:
         )
         entries = [_entry(one, aliases) for one in found if MANIFEST_TAG in one.tags]
         return sorted(entries, key=lambda entry: (entry.name, -entry.version))
+
+    @speaking()
+    def tag_version(self, name: str, number: int, key: str, value: str) -> None:
+        """Set a tag of a version, whatever it was before."""
+        self.client.set_model_version_tag(name, str(number), key, value)
 
     @speaking()
     def set_alias(self, name: str, alias: str, version: int) -> None:

@@ -1,0 +1,173 @@
+"""The report of an adaptation: the new frames before and after, where members stand, and why."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from manybeam.cli.output import cell
+
+if TYPE_CHECKING:
+    from manybeam.jobs.iterate import IterateOutcome
+    from manybeam.learn.ensemble import Ensemble
+    from manybeam.learn.infer import Inferred
+    from manybeam.learn.kept import Step
+
+MOST_FRAMES = 4
+
+Row = Mapping[str, Any]
+
+
+def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
+    """Write `before.png`, `after.png` and, last, `report.md`; return the page.
+
+    Each file is whole or what was there before.
+
+    Args:
+        done: what came of an adaptation, accepted or refused.
+        folder: where the files go; made if it is not there.
+    """
+    from manybeam.learn.ensemble import Ensemble
+
+    folder.mkdir(parents=True, exist_ok=True)
+    members = done.round.members
+    after = [one for one in members if one.index in done.round.parents]
+    frames_nyx = done.frames_nyx[:MOST_FRAMES]
+    for name, ensemble in (
+        ("before", Ensemble(done.parents)),
+        ("after", Ensemble(after or done.round.tuned or done.parents)),
+    ):
+        answers = [ensemble.predict(frame, done.pixel_size_pm) for frame in frames_nyx]
+        title = f"{name}: {_told(ensemble)}"
+        figure = _atoms_figure(frames_nyx, [one.atoms for one in answers], title)
+        _write(folder / f"{name}.png", _png(figure))
+    page = folder / "report.md"
+    _write(page, ("\n".join(_page(done)) + "\n").encode())
+    return page
+
+
+def standing_rows(steps: "Sequence[Step]") -> list[dict[str, Any]]:
+    """Return one row a step: what a member scored before and after, and what was decided."""
+    return [
+        {
+            "member": f"{step.member:02d}",
+            "round": step.round,
+            "accepted": step.accepted,
+            "fitness_before": step.before.fitness,
+            "fitness_after": step.after and step.after.fitness,
+            "f1_before": step.before.f1,
+            "f1_after": step.after and step.after.f1,
+            "twin_f1_before": step.before.twin_f1,
+            "twin_f1_after": step.after and step.after.twin_f1,
+            "noise_after": step.after and step.after.on_noise,
+            "why": step.why,
+        }
+        for step in steps
+    ]
+
+
+def _page(done: "IterateOutcome") -> Iterator[str]:
+    found, count = done.round, len(done.frames_nyx)
+    size = f"{done.pixel_size_pm:.4g} pm" if done.pixel_size_pm else "an unknown size"
+    yield "# Adaptation to frames without labels"
+    yield ""
+    yield _verdict(done)
+    yield ""
+    yield f"{count} frames with pixels of {size}, digest `{found.frames_digest}`; "
+    yield f"{found.round_count} round(s), {found.wall_s:.0f} s."
+    yield ""
+    yield "| before | after |"
+    yield "|---|---|"
+    yield "| ![before](before.png) | ![after](after.png) |"
+    if not found.accepted and found.tuned:
+        yield ""
+        yield "After shows the members as tuned; the gate refused them."
+    yield from _section("Where the members stand", standing_rows(found.steps))
+    yield ""
+    yield (
+        "Fitness is the label-free score on the new frames, noise the same score on noise of their "
+        "spectrum; F1 is on held-out truth, twin F1 on labelled twins of the new frames."
+    )
+    yield from _section("Held-out truth by condition", _held_rows(found.steps))
+    if found.inferred:
+        yield from _section("The condition inferred", _condition_rows(found.inferred))
+
+
+def _verdict(done: "IterateOutcome") -> str:
+    if done.record is None:
+        return f"**Refused: the parents are kept.** {done.round.why}."
+    names = ", ".join(f"{index:02d}" for index in sorted(done.round.parents))
+    return f"**Registered as candidate `{done.record.ref}`, adapted: {names}.** {done.round.why}."
+
+
+def _held_rows(steps: "Sequence[Step]") -> list[Row]:
+    return [
+        {
+            "member": f"{step.member:02d}",
+            "round": step.round,
+            "condition": name,
+            "f1_before": f1,
+            "f1_after": step.after.held[name][0]
+            if step.after and name in step.after.held
+            else None,
+        }
+        for step in steps
+        for name, (f1, _) in step.before.held.items()
+    ]
+
+
+def _condition_rows(inferred: "Inferred") -> list[Row]:
+    return [
+        {
+            "quantity": path,
+            "median": one.median,
+            "low (5 %)": one.low,
+            "high (95 %)": one.high,
+            "told by the frames": "yes" if one.is_told else "hardly",
+        }
+        for path, one in inferred.posterior.items()
+    ]
+
+
+def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a heading and a table; nothing where there are no rows."""
+    if not rows:
+        return
+    yield from ("", f"## {title}", "")
+    yield f"| {' | '.join(rows[0])} |"
+    yield f"|{'---|' * len(rows[0])}"
+    for row in rows:
+        yield f"| {' | '.join(cell(value).replace('|', '/') for value in row.values())} |"
+
+
+def _atoms_figure(frames_nyx: np.ndarray, atoms: Sequence[np.ndarray], title: str) -> Figure:
+    """Return the frames one below the other, atoms coloured by probability."""
+    figure = Figure(figsize=(4.2, 0.5 + 4.2 * len(frames_nyx)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(frames_nyx), 1))
+    for axis, frame_yx, found in zip(axes, frames_nyx, atoms, strict=True):
+        low, high = np.nanpercentile(frame_yx, [1, 99.7])
+        axis.imshow(frame_yx, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
+        axis.scatter(found[:, 1], found[:, 0], c=found[:, 3], s=12, cmap="viridis", vmin=0, vmax=1)
+        axis.set_title(f"{len(found)} atoms", fontsize=9)
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _told(ensemble: "Ensemble") -> str:
+    return "members " + ", ".join(f"{index:02d}" for index in ensemble.indices)
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)

@@ -1,0 +1,294 @@
+"""`manybeam watch`: since which frame has a session left what the members know, and what to do."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.errors import InvalidFrame, InvalidInput, OutOfDistribution
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from manybeam.cli.progress import Progress
+    from manybeam.data.frames import FrameSet
+    from manybeam.learn.drift import Alarm, DriftWatch
+    from manybeam.spec import Condition, Library, Policy
+    from manybeam.spec.imaging import Imaging
+    from manybeam.zoo.records import Record
+    from manybeam.zoo.registry import Zoo
+    from manybeam.zoo.watch import Proposal
+
+    Array = np.ndarray[Any, Any]
+
+AT_ONCE = 32  # frames of a FrameSet read together
+KEPT = 16  # frames since the change that --keep writes: as many as a round of training looks at
+KEPT_URL = "frames/drifted"
+
+
+def watch(
+    frames: Annotated[
+        list[str], typer.Argument(help="A FrameSet, or instrument files in the order taken.")
+    ],
+    *,
+    ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF that serves.")],
+    first: Annotated[
+        int, typer.Option(min=0, help="Take this many first frames as known, 40 or more.")
+    ] = 0,
+    policy: Annotated[str, typer.Option(help="Policy a new condition is searched in.")] = "",
+    pixel_size_pm: Annotated[
+        float | None, typer.Option(min=0.01, help="Edge of a pixel, where files lack it [pm].")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="FrameSet for frames since the last alarm.")] = "",
+    state: Annotated[
+        Path | None, typer.Option(help="JSON file: go on from it, and leave it for the next part.")
+    ] = None,
+    fail_on_drift: Annotated[
+        bool, typer.Option("--fail-on-drift", help="Exit 7 if the frames drifted.")
+    ] = False,
+    form: FormOption = Form.auto,
+) -> None:
+    """Find the frame since which a session has left what the members know; say what to do.
+
+    Known are the conditions the ensemble was measured on with an F1 of 0.9 or more, or the first
+    frames. Drift is no failure: it is told with what the members promise on such frames. Numbers
+    of frames count from 0 within FRAMES.
+
+    Example: manybeam watch frames/today -e graphene --first 100 --keep frames/drifted
+    """
+    from manybeam.cli.progress import Progress
+    from manybeam.settings import settings
+    from manybeam.spec import Library
+    from manybeam.zoo.registry import Zoo
+
+    _check_target(keep)
+    zoo, library = Zoo(), Library(settings().zoo)
+    record = zoo.resolve(ensemble)
+    searched = library.policy(policy) if policy else None
+    movie = _movie(frames, pixel_size_pm)
+    again = [
+        "manybeam",
+        "watch",
+        *frames,
+        "-e",
+        ensemble,
+        *(["--first", str(first)] if first else []),
+    ]
+    with Progress() as bars:
+        judge = _Judge(zoo, record, library, searched, movie, keep, again)
+        drift = _begun(state, first) or _new(zoo, record, library, movie, first, bars)
+        start = 0 if state is not None and state.is_file() else first
+        rows = list(_rows(drift, movie, start, judge, bars))
+    _leave(state, drift)
+    if rows and keep:
+        movie.write(keep, int(rows[-1]["since"]))
+    emit(rows, form, title=f"Drift against {record.ref}")
+    say(f"{len(movie) - start} frames watched, {len(rows)} alarms")
+    if rows and fail_on_drift:
+        raise OutOfDistribution(f"drift since frame {rows[0]['since']}", rows[0]["why"], "")
+
+
+@dataclass
+class _Movie:
+    """Frames in the order they were taken.
+
+    Attributes:
+        shape: rows and columns.
+        sizes: edge of a pixel of each frame, or None.
+        condition: what they are said to be of; kept with frames that are written.
+        stated: what an instrument says of them, for selection; None for a FrameSet, whose
+            condition is that of its first frames and not of drifted ones.
+        read: returns frames from one number to another.
+    """
+
+    shape: tuple[int, int]
+    sizes: list[float | None]
+    condition: "Imaging"
+    stated: "Condition | None"
+    read: Callable[[int, int], "Array"] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def frames(self, start: int, stop: int) -> Iterator[tuple[int, "Array"]]:
+        """Yield (number, frame)."""
+        for low in range(start, stop, AT_ONCE):
+            part = self.read(low, min(low + AT_ONCE, stop))
+            yield from enumerate(part, start=low)
+
+    def write(self, url: str, since: int) -> None:
+        """Write frames since the change to a FrameSet of their own."""
+        import numpy as np
+
+        from manybeam.data.frames import FrameSet
+
+        stop = min(since + KEPT, len(self))
+        sizes = np.array([np.nan if one is None else one for one in self.sizes[since:stop]])
+        part = (self.read(since, stop), None, sizes)
+        made = FrameSet.write(url, self.condition, self.shape, [part])  # type: ignore[arg-type]
+        say(f"{stop - since} frames since {since} are in {made.url}")
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What is needed to answer an alarm; the networks are loaded at the first one."""
+
+    zoo: "Zoo"
+    record: "Record"
+    library: "Library"
+    policy: "Policy | None"
+    movie: _Movie
+    keep: str
+    again: list[str]
+
+    def propose(self, since: int, found: int) -> "Proposal":
+        from manybeam.zoo.watch import propose
+
+        return propose(
+            self.record,
+            self.zoo.matrix(self.record.ref),
+            self.zoo.ensemble(self.record.ref),
+            self.movie.read(since, found + 1),
+            self.movie.sizes[found],
+            policy=self.policy,
+            condition=self.movie.stated,
+            library=self.library,
+            frames_url=shlex.quote(self.keep or KEPT_URL),
+        )
+
+    def command(self, proposal: "Proposal") -> str:
+        """Return the command to run; frames that were not kept are kept first."""
+        if not proposal.command or self.keep:
+            return proposal.command
+        return f"{shlex.join([*self.again, '--keep', KEPT_URL])} && {proposal.command}"
+
+
+def _check_target(url: str) -> None:
+    """Refuse what cannot be written to, before any frame is watched."""
+    if url:
+        from manybeam.data.store import open_store
+
+        if open_store(url).list(""):
+            raise InvalidInput(f"{url} is not empty", "no frame is overwritten", "name another")
+
+
+def _movie(frames: list[str], pixel_size_pm: float | None) -> _Movie:
+    if len(frames) > 1 or Path(frames[0]).is_file():
+        return _of_files([Path(one) for one in frames], pixel_size_pm)
+    from manybeam.data.frames import FrameSet
+
+    found = FrameSet.open(frames[0])
+    if pixel_size_pm is not None:
+        raise InvalidInput(
+            f"--pixel-size-pm for {frames[0]}", "a FrameSet has the size of its frames", ""
+        )
+    sizes = [found.pixel_size_pm(index) for index in range(len(found))]
+    return _Movie(found.shape, sizes, found.condition, None, _reader(found))
+
+
+def _reader(found: "FrameSet") -> Callable[[int, int], "Array"]:
+    return lambda low, high: found.frames(slice(low, high))
+
+
+def _of_files(files: list[Path], pixel_size_pm: float | None) -> _Movie:
+    import numpy as np
+
+    from manybeam.cli.sizing import all_sized
+    from manybeam.data.intake import read_frames
+
+    records = all_sized([read_frames(path, pixel_size_pm=pixel_size_pm) for path in files])
+    stacks = [one.frame if one.frame.ndim == 3 else one.frame[None] for one in records]
+    shapes = {stack.shape[1:] for stack in stacks}
+    if len(shapes) > 1:
+        raise InvalidInput(
+            f"frames of different shapes: {sorted(shapes)}", "a session has one", "watch each alone"
+        )
+    whole, first = np.concatenate(stacks), records[0].condition
+    sizes = [
+        one.pixel_size_pm for one, stack in zip(records, stacks, strict=True) for _ in stack
+    ]  # fmt: skip
+    rows, columns = whole.shape[1:]
+    return _Movie((rows, columns), sizes, first, first, lambda low, high: whole[low:high])
+
+
+def _begun(state: Path | None, first: int) -> "DriftWatch | None":
+    """Return the watch an earlier part of the session left, if there is one."""
+    if state is None or not state.is_file():
+        return None
+    if first:
+        raise InvalidInput(f"--first with {state}", "it holds what is known already", "give one")
+    from manybeam.learn.drift import DriftWatch
+
+    return DriftWatch.restore(state.read_text())
+
+
+def _new(
+    zoo: "Zoo", record: "Record", library: "Library", movie: _Movie, first: int, bars: "Progress"
+) -> "DriftWatch":
+    import numpy as np
+
+    from manybeam.learn.drift import DriftWatch, frame_features
+    from manybeam.zoo.watch import known_frames
+
+    if first:
+        rows = []
+        for number, frame in movie.frames(0, min(first, len(movie))):
+            rows.append(frame_features(frame, movie.sizes[number]))
+            bars.update("known frames", number + 1, first)
+        return DriftWatch(np.stack(rows) if rows else np.empty((0, 0)))
+    known = known_frames(
+        zoo.matrix(record.ref),
+        library,
+        movie.shape,
+        has_pixel_size=bool(movie.sizes) and movie.sizes[0] is not None,
+        progress=lambda done, total: bars.update("known frames", done, total),
+    )
+    say(f"known: {', '.join(known.conditions)}")
+    return DriftWatch(known.features_ns, known.condition_n.tolist())
+
+
+def _rows(
+    drift: "DriftWatch", movie: _Movie, start: int, judge: _Judge, bars: "Progress"
+) -> Iterator[dict[str, Any]]:
+    """Yield one row an alarm."""
+    from manybeam.learn.drift import frame_features
+
+    before, numbers = drift.seen, []
+    for number, frame in movie.frames(start, len(movie)):
+        bars.update("frames", number + 1 - start, len(movie) - start)
+        try:
+            features = frame_features(frame, movie.sizes[number])
+        except InvalidFrame as error:
+            say(f"frame {number}: {error.what}: left out")
+            continue
+        numbers.append(number)
+        alarm = drift.see(features)
+        if alarm is not None:
+            yield _row(alarm, numbers[max(alarm.since - before, 0)], number, judge)
+
+
+def _row(alarm: "Alarm", since: int, found: int, judge: _Judge) -> dict[str, Any]:
+    proposal = judge.propose(since, found)
+    return {
+        "frame": found,
+        "since": since,
+        "score": alarm.score,
+        "changes": alarm.words,
+        "proposal": proposal.action,
+        "members": [f"{one:02d}" for one in proposal.members],
+        "promise": proposal.promise,
+        "command": judge.command(proposal),
+        "why": proposal.why,
+    }
+
+
+def _leave(state: Path | None, drift: "DriftWatch") -> None:
+    if state is None:
+        return
+    partial = state.with_name(state.name + ".partial")
+    partial.write_text(drift.state())
+    partial.replace(state)

@@ -1,0 +1,49 @@
+"""Where finished steps of a round lie until the round is done: a folder below MANYBEAM_HOME."""
+
+import logging
+import shutil
+
+from manybeam.data.store import open_store
+from manybeam.errors import Corrupt, NotFound
+from manybeam.learn.member import load_weights
+from manybeam.settings import settings
+
+logger = logging.getLogger(__name__)
+
+
+class Scratch:
+    """Finished steps of one adaptation, by name; a `learn.kept.Keeper`.
+
+    Two processes that do the same work share it without harm: they write the same bytes.
+
+    Args:
+        digest: names all that decides the outcome; another adaptation gets another folder.
+    """
+
+    def __init__(self, digest: str) -> None:
+        self.folder = settings().home / "rounds" / digest
+        self._store = open_store(str(self.folder.resolve()))
+
+    def get(self, key: str) -> bytes | None:
+        """Return a finished step, or None if there is none or it is damaged."""
+        try:
+            data = self._store.get(_name(key))
+            load_weights(data)
+        except NotFound:
+            return None
+        except Corrupt as error:
+            logger.warning("kept step was damaged; done anew", extra={"why": str(error)})
+            return None
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep a finished step, whole or not at all."""
+        self._store.put(_name(key), data)
+
+    def clear(self) -> None:
+        """Forget all of it: the adaptation is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _name(key: str) -> str:
+    return f"{key}.safetensors"

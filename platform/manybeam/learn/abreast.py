@@ -1,0 +1,49 @@
+"""Members worked on side by side: one on each core, as small networks do not fill two."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from manybeam.learn.member import Member, training_device
+
+T = TypeVar("T")
+
+
+def each_abreast(work: Callable[[Member], T], members: Sequence[Member]) -> list[T]:
+    """Return `work(member)` of each member, in order, from as many threads as there are cores.
+
+    torch works outside Python's lock. Each thread gets its share of the cores, the same for the
+    same number of members, because the last digit of a sum depends on it. Networks with dropout
+    draw from a generator that threads share, and a GPU is one: such members take turns.
+
+    Args:
+        work: what is done for one member; its first error is passed on.
+        members: at least one.
+    """
+    takes_turns = training_device().type != "cpu" or any(
+        one.recipe.network.dropout > 0 for one in members
+    )
+    if takes_turns or len(members) < 2:
+        return [work(one) for one in members]
+    threads = torch.get_num_threads()
+    count = min(len(members), _core_count())
+    share = (max(1, threads // count),)
+    # Building a network draws weights; the caller's generator must not notice.
+    with (
+        torch.random.fork_rng(),
+        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=share) as pool,
+    ):
+        try:
+            return list(pool.map(work, members))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _core_count() -> int:
+    """Return the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

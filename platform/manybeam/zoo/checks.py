@@ -1,0 +1,73 @@
+"""What the registry refuses to keep: names, aliases, members and scores that are not right."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from manybeam.errors import InvalidInput, MemberCountError, MemberDiverged
+from manybeam.spec.imaging import ID_PATTERN
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
+from manybeam.zoo.records import ALIASES, RESERVED_NAMES
+
+if TYPE_CHECKING:
+    from manybeam.learn.member import Member
+
+DIGEST_LIMIT = 36  # of a dataset's digest in MLflow
+_KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name no ensemble can have."""
+    if not re.fullmatch(ID_PATTERN, name) or name in RESERVED_NAMES:
+        raise InvalidInput(
+            f"{name!r} cannot name an ensemble",
+            "lower-case letters, digits, dot, dash, underscore; not 'auto'",
+            "set name: in the job",
+        )
+
+
+def check_alias(alias: str | None) -> None:
+    """Refuse an alias that is not one of ours."""
+    if alias is not None and alias not in ALIASES:
+        raise InvalidInput(f"no alias {alias!r}", f"allowed: {', '.join(ALIASES)}", "")
+
+
+def check_members(members: Sequence["Member"]) -> None:
+    """Refuse members that are none, share an index or are not finite."""
+    if not members:
+        raise MemberCountError(
+            "an ensemble of no members", "at least one has to be trained", "see why all failed"
+        )
+    indices = [member.index for member in members]
+    if len(set(indices)) < len(indices) or min(indices) < 0:
+        raise InvalidInput(
+            f"member indices {indices}", "each 0 or more and given once", "number them anew"
+        )
+    for member in members:
+        bad = [name for name, tensor in member.weights.items() if not tensor.isfinite().all()]
+        if bad or (member.losses and not math.isfinite(member.losses[-1])):
+            raise MemberDiverged(
+                f"member {member.index:02d} is not finite: {', '.join(bad[:3]) or 'its loss'}",
+                "a member that diverged is not registered",
+                "leave it out and name it in failed",
+            )
+
+
+def check_scores(rows: Sequence[Score], members: set[int]) -> None:
+    """Tell every score that cannot be kept, at once."""
+    faults = []
+    for i, row in enumerate(rows):
+        if row.member not in members | {ENSEMBLE, CLASSICAL}:
+            faults.append(f"scores[{i}]: no member {member_label(row.member)}")
+        if not re.fullmatch(ID_PATTERN, row.condition):
+            faults.append(f"scores[{i}]: {row.condition!r} is no id of a condition")
+        if not 0 < len(row.condition_digest) <= DIGEST_LIMIT:
+            faults.append(f"scores[{i}]: condition_digest {row.condition_digest!r}")
+        faults += [f"scores[{i}]: {key!r}" for key in row.values if not _KEY.fullmatch(key)]
+    if faults:
+        raise InvalidInput(
+            "\n".join(faults),
+            f"members of the version, digests of 1 to {DIGEST_LIMIT} characters, snake_case names",
+            "give condition.digest",
+        )

@@ -1,0 +1,73 @@
+"""What an ensemble's rehearsal taught, kept in the zoo: its reference table and people's picks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manybeam.learn.fitness import SCORES
+from manybeam.learn.forecast import Forecaster, Picked
+from manybeam.learn.reference import ReferenceTable
+from manybeam.zoo.cache import sha256_of
+from manybeam.zoo.picks import Pick, picks
+
+if TYPE_CHECKING:
+    from manybeam.zoo.registry import Zoo
+
+KIND = "reference-table"
+
+
+def record_table(zoo: "Zoo", ref: str, table: ReferenceTable, policies: tuple[str, ...]) -> str:
+    """Keep an ensemble's reference table beside its version; return its digest."""
+    params = {"frames": str(len(table)), "policies": ", ".join(policies)}
+    return zoo.attach(ref, KIND, table.to_bytes(), params)
+
+
+def forecaster(zoo: "Zoo", ref: str) -> Forecaster | None:
+    """Return what an ensemble's rehearsal and the picks on it teach; None if never rehearsed.
+
+    What was learnt is kept in this process until the table or the picks change.
+
+    Raises:
+        UnknownRef: nothing is called that.
+        Corrupt: the table is not the one that was kept.
+    """
+    record = zoo.resolve(ref)
+    content = zoo.attached(ref, KIND)
+    if content is None:
+        return None
+    made = [one for one in picks(record.name) if one.version == record.version]
+    ids = tuple(pick.id for pick in made)
+    return _learnt(_Lesson(sha256_of(content), ids, content, tuple(made)))
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is learnt from; two are the same if the digest of the table and the picks are."""
+
+    digest: str
+    pick_ids: tuple[str, ...]
+    content: bytes = field(compare=False)
+    picks: tuple[Pick, ...] = field(compare=False)
+
+
+@lru_cache(maxsize=8)
+def _learnt(lesson: _Lesson) -> Forecaster:
+    table = ReferenceTable.from_bytes(lesson.content)
+    taught = [_picked(pick, table) for pick in lesson.picks]
+    return Forecaster(table, [one for one in taught if one is not None])
+
+
+def _picked(pick: Pick, table: ReferenceTable) -> Picked | None:
+    """Return a pick as the forecaster learns it; None if what was seen then is not kept."""
+    if len(pick.summary) != table.summary_ns.shape[1] or set(pick.features) < set(table.members):
+        return None
+    summary_s = np.array([np.nan if one is None else one for one in pick.summary])
+    score_mf = np.array([_scores(pick.features[member]) for member in table.members])
+    return Picked(summary_s, score_mf, pick.members)
+
+
+def _scores(features: Mapping[str, float]) -> list[float]:
+    return [features.get(name, np.nan) for name in SCORES]

@@ -1,0 +1,240 @@
+"""The adaptation table: one gated round on eight unlabelled frames, with each teacher.
+
+    python tests/benchmarks/adaptation.py --out bench/science      # after selection.py
+
+On the drifts that the ensemble does worst on it adapts the member that selection picks among the
+ten, and scores it on the headline's test frames. Beside it: the plain mean, the picked member, its
+batch norms re-estimated, self-training of the picked member alone, and one network of the same
+recipe trained on that very condition with truth, which is what adaptation could reach.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DRIFTS = ("16k", "dirty", "extreme", "mix-a", "mix-c", "verylowdose")
+TEACHERS = ("twin", "pseudo", "both")
+FRAMES = 8  # unlabelled
+SEED = 880_001  # of the unlabelled frames: far from test, training and held-out frames
+Array = np.ndarray[Any, Any]
+
+
+def main() -> None:
+    """Adapt on every drift, with every teacher; write the table."""
+    parser = argparse.ArgumentParser(description="The adaptation table")
+    parser.add_argument("--out", type=Path, default=Path("bench/science"))
+    parser.add_argument("--repetitions", type=int, nargs="+", default=[0, 1, 2])
+    words = parser.parse_args()
+    out, start = words.out.resolve(), time.monotonic()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    made = out / "adaptation"
+    made.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        work = {
+            made / f"{drift}-{repetition}.json": pool.submit(_drift, out, drift, repetition)
+            for repetition in words.repetitions
+            for drift in DRIFTS
+            if not (made / f"{drift}-{repetition}.json").exists()
+        }
+        for path, result in work.items():
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(result.result()))
+            part.replace(path)
+            print(path.stem, "done", file=sys.stderr, flush=True)
+    text = _report(made, words.repetitions)
+    (out / "adaptation.md").write_text(text)
+    print(text)
+    print(f"this call took {(time.monotonic() - start) / 60:.1f} min")
+
+
+def _drift(out: Path, drift: str, repetition: int) -> dict[str, Any]:
+    """Return F1 of every rival on one drift, and what the gate said to each teacher."""
+    import selection
+
+    from manybeam.data.simulate import simulate
+    from manybeam.learn.batch_norm import re_estimated
+    from manybeam.learn.ensemble import Ensemble
+
+    ensemble = selection._ensemble(out / "selection", repetition)
+    ensemble = ensemble.subset(range(10))
+    condition = selection._library().conditions[f"graphene-60kv-{drift}"]
+    new = simulate(condition, FRAMES, seed=SEED + repetition).frames_nyx
+    size = float(condition.scan.pixel_size_pm)
+    parent = ensemble.members[_picked(out, repetition, new[0], size)]
+    tests = selection._frames(condition.id)
+    truth, truth_s = _trained_with_truth(parent, condition, repetition)
+    rows: dict[str, Any] = {
+        "mean of ten": _f1(ensemble, tests),
+        "picked member": _f1(Ensemble([parent]), tests),
+        "norms re-estimated": _f1(Ensemble([re_estimated(parent, new, size)]), tests),
+        "trained with truth": _f1(Ensemble([truth]), tests),
+    }
+    told = {"policy": parent.policy, "truth_s": truth_s, "before": _everywhere(parent, drift)}
+    runs = {teacher: (ensemble, teacher) for teacher in TEACHERS}
+    runs["self-training"] = (Ensemble([parent]), "pseudo")
+    for name, (whole, teacher) in runs.items():
+        one = _adapted(whole, parent.index, new, size, teacher, repetition)
+        rows |= {f"{name}": _f1(Ensemble([one["member"]]), tests)}
+        rows |= {f"{name}, no gate": _f1(Ensemble([one["tuned"]]), tests)}
+        loss = told["before"] - _everywhere(one["member"], drift) if one["accepted"] else 0.0
+        told[name] = {key: one[key] for key in ("accepted", "why", "wall_s")} | {"loss": loss}
+    return {"rows": rows, "told": told}
+
+
+def _picked(out: Path, repetition: int, frame_yx: Array, size: float) -> int:
+    """Return the member of the ten that selection picks for a frame."""
+    import selection
+
+    from manybeam.learn.fitness import LATTICES
+    from manybeam.learn.look import look
+
+    ensemble = selection._ensemble(out / "selection", repetition).subset(range(10))
+    known = selection._known(out / "selection", repetition, "ten")
+    seen = look(ensemble, frame_yx, size, LATTICES["graphene"])
+    promised = known.forecast(seen, [{member: 1.0} for member in range(10)])
+    return int(np.argmax([one.f1 for one in promised]))
+
+
+def _adapted(
+    ensemble: Any, member: int, new: Array, size: float, teacher: Any, repetition: int
+) -> dict[str, Any]:
+    """Return what one round makes of a member: as the gate leaves it, and as it was tuned."""
+    import selection
+
+    from manybeam.data.simulate import simulate
+    from manybeam.errors import ManybeamError
+    from manybeam.jobs.iterate import HELD_OUT_FRAMES, HELD_OUT_SEED
+    from manybeam.learn.iterate import adapt
+
+    library = selection._library()
+    held = {
+        name: simulate(library.conditions[name], HELD_OUT_FRAMES, seed=HELD_OUT_SEED + rank)
+        for rank, name in enumerate(selection._conditions())
+    }
+    parent = ensemble.subset([member]).members[0]
+    begun = time.perf_counter()
+    try:
+        found = adapt(
+            ensemble,
+            new,
+            size,
+            imaging=library.policies["graphene-any"],
+            held_out=held,
+            policies=library.policies,
+            members=[member],
+            teacher=teacher,
+            seed=repetition,
+        )
+    except ManybeamError as error:
+        took = time.perf_counter() - begun
+        nothing = {"member": parent, "tuned": parent, "accepted": False}
+        return nothing | {"why": error.what, "wall_s": took}
+    after = next(one for one in found.members if found.parents.get(one.index, one.index) == member)
+    return {
+        "member": after,
+        "tuned": found.tuned[0] if found.tuned else parent,
+        "accepted": found.accepted,
+        "why": found.why,
+        "wall_s": found.wall_s,
+    }
+
+
+def _trained_with_truth(parent: Any, condition: Any, repetition: int) -> tuple[Any, float]:
+    """Return a network of the parent's recipe trained on labelled frames of the condition."""
+    from manybeam.data.simulate import simulate
+    from manybeam.data.tiles import Tiles
+    from manybeam.learn.centring import centred
+    from manybeam.learn.member import train_member
+    from manybeam.learn.teachers import simulated_tiles
+    from manybeam.spec import MemberPlan, Policy
+
+    numbers = condition.model_dump(exclude={"origin"})
+    policy = Policy.model_validate(numbers)
+    spec = parent.recipe.tiles
+    seed = SEED + 100 + repetition
+    tiles = Tiles(*simulated_tiles(policy, spec, count=640, seed=seed), (condition.id,), "truth")
+    plan = MemberPlan(seed=7000 + repetition, policy=condition.id)
+    made = train_member(parent.recipe, plan, 0, tiles)
+    fresh = simulate(condition, 32, seed=seed + 1)
+    labelled = list(
+        zip(fresh.frames_nyx, fresh.truth, map(float, fresh.pixel_size_pm), strict=True)
+    )
+    return centred(made, labelled), made.wall_s
+
+
+def _everywhere(member: Any, drift: str) -> float:
+    """Return a member's mean F1 on test frames of all conditions but the drift and the extremes."""
+    import selection
+
+    from manybeam.learn.ensemble import Ensemble
+
+    alone = Ensemble([replace(member, index=0)])
+    left_out = (drift, "extreme", "16k")
+    names = [one for one in selection._conditions() if not one.endswith(left_out)]
+    return float(np.mean([_f1(alone, selection._frames(name)[:8]) for name in names]))
+
+
+def _f1(ensemble: Any, frames: list[Any]) -> float:
+    from selection_table import f1
+
+    from manybeam.learn.scores import judge
+
+    counts = []
+    for frame in frames:
+        atoms = ensemble.predict(frame.frame_yx, frame.pixel_size_pm).atoms
+        shape = frame.frame_yx.shape
+        counts.append(judge(atoms, frame.truth, frame.pixel_size_pm, shape).counts)
+    return f1(np.array(counts))
+
+
+def _report(made: Path, repetitions: list[int]) -> str:
+    """Return the tables as Markdown."""
+    results = {
+        drift: [json.loads((made / f"{drift}-{r}.json").read_text()) for r in repetitions]
+        for drift in DRIFTS
+    }
+    rows = list(next(iter(results.values()))[0]["rows"])
+    lines = [f"| F1 | {' | '.join(DRIFTS)} |", "|---" * (len(DRIFTS) + 1) + "|"]
+    for row in rows:
+        cells = []
+        for drift in DRIFTS:
+            values = [run["rows"][row] for run in results[drift]]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n" + "\n".join(_gates(results)) + "\n"
+
+
+def _gates(results: Mapping[str, list[Any]]) -> list[str]:
+    """Return for each teacher how often it passed, the gap it closed, its losses and its time."""
+    runs = [run for all_ in results.values() for run in all_]
+    lines = [
+        "| teacher | accepted | gap closed, mean of ten to truth | worst loss elsewhere | s |",
+        "|---" * 5 + "|",
+    ]
+    for teacher in (*TEACHERS, "self-training"):
+        told = [run["told"][teacher] for run in runs]
+        closed = [
+            (run["rows"][teacher] - run["rows"]["mean of ten"]) / gap
+            for run in runs
+            if (gap := run["rows"]["trained with truth"] - run["rows"]["mean of ten"]) > 0.02
+        ]
+        accepted = f"{sum(one['accepted'] for one in told)} of {len(told)}"
+        loss = max(one["loss"] for one in told)
+        seconds = f"{np.mean([one['wall_s'] for one in told]):.0f}"
+        lines.append(f"| {teacher} | {accepted} | {np.mean(closed):.2f} | {loss:.3f} | {seconds} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

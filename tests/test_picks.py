@@ -1,0 +1,257 @@
+"""Picks of a person: recorded with what was known, listed, taken back; and members drawn."""
+
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manybeam.cli import main
+from manybeam.cli.figures import ACROSS, _window, members_figure
+from manybeam.cli.picks import read_members
+from manybeam.data.simulate import simulate
+from manybeam.data.store import open_store
+from manybeam.errors import InvalidInput, MemberCountError, NotFound, UnknownRef
+from manybeam.learn.ensemble import Ensemble
+from manybeam.settings import settings
+from manybeam.spec import Library
+from manybeam.zoo.picks import Pick, frame_digest, picks, record_pick, retract
+from manybeam.zoo.registry import Zoo
+from manybeam.zoo.select import Candidate, Selection, select
+
+LIBRARY = Library(Path(__file__).parents[1] / "zoo")
+CONDITION = LIBRARY.condition("graphene-60kv-nominal")
+FRAME = simulate(CONDITION, 1, seed=3, shape=(96, 112)).frames_nyx[0]
+FACTS: dict[str, Any] = {"frame_yx": FRAME, "file": "/data/today/scan_0142.npy"}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _a_store_of_its_own(tmp_path: Path, use_settings: Callable[[dict[str, str]], None]) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path / "home"), "MANYBEAM_ZOO": str(LIBRARY.folder)})
+
+
+@pytest.fixture(scope="module")
+def selection(tiny_zoo: Zoo) -> Selection:
+    record, ensemble = tiny_zoo.resolve("graphene"), tiny_zoo.ensemble("graphene")
+    return select(record, tiny_zoo.matrix("graphene"), ensemble, FRAME, 16.0, library=LIBRARY)
+
+
+@pytest.fixture
+def pick(tiny_zoo: Zoo, selection: Selection) -> Callable[..., Pick]:
+    """Pick as Ada, unless told otherwise."""
+    record = tiny_zoo.resolve("graphene")
+
+    def make(*members: int, **more: Any) -> Pick:
+        given = {**FACTS, "pixel_size_pm": 16.0, "condition": CONDITION, "who": "Ada", **more}
+        return record_pick(record, selection, members, **given)
+
+    return make
+
+
+def test_a_pick_reads_back_as_it_was_recorded(
+    pick: Callable[..., Pick], selection: Selection
+) -> None:
+    made = pick(2, 0, note="keeps the silicon")
+    assert picks("graphene") == [made]
+    assert (made.who, made.ref, made.file) == ("Ada", "graphene@2", "scan_0142.npy")
+    assert (made.members, made.proposed) == ((2, 0), selection.chosen)
+    assert made.when.endswith("+00:00")
+    assert made.condition is not None
+    assert made.condition["optics.beam_kv"] == 60.0
+    best = selection.candidates[0]
+    assert made.features[best.member] == {**best.components, "predicted_f1": best.predicted_f1}
+
+
+def test_a_pick_is_as_proposed_whatever_the_order(pick: Callable[..., Pick]) -> None:
+    made = replace(pick(0), proposed=(1, 2))
+    picked = {members: replace(made, members=members) for members in ((2, 1), (1,), (0, 1, 2))}
+    agreed = [members for members, one in picked.items() if one.is_as_proposed]
+    assert agreed == [(2, 1)]
+
+
+def test_picks_are_listed_by_ensemble_oldest_first(pick: Callable[..., Pick]) -> None:
+    made = {pick(0).id, pick(1).id}
+    times = [one.when for one in picks("graphene") if one.id in made]
+    assert len(times) == 2
+    assert times == sorted(times)
+    assert picks("mos2") == []
+
+
+def test_writers_at_the_same_time_all_get_by(pick: Callable[..., Pick]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda n: pick(n % 3, note=str(n)), range(24)))
+    assert {one.id for one in picks("graphene")} == {one.id for one in made}
+    assert len({one.id for one in made}) == 24
+
+
+def test_a_pick_taken_back_is_listed_no_more_but_stays_in_the_store(
+    pick: Callable[..., Pick],
+) -> None:
+    first, second = pick(0), pick(1)
+    retract(first.id, "Grace")
+    retract(first.id, "Ada")
+    assert picks() == [second]
+    store = open_store(settings().store_url).child("picks/graphene")
+    assert json.loads(store.get(f"{first.id}.json"))["who"] == "Ada"
+    assert json.loads(store.get(f"{first.id}.retracted.json"))["who"] == "Grace"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"{", id="cut short"),
+        pytest.param(b"\xff\xfe", id="no text"),
+        pytest.param(b'{"id": "x"}', id="fields are missing"),
+        pytest.param(None, id="a later format"),
+    ],
+)
+def test_an_object_that_cannot_be_read_is_named_and_hides_no_other(
+    content: bytes | None, pick: Callable[..., Pick], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = pick(0)
+    store = open_store(settings().store_url).child("picks/graphene")
+    later = json.dumps({**json.loads(store.get(f"{made.id}.json")), "format": "manybeam-pick-9"})
+    store.put("strange.json", content or later.encode())
+    with caplog.at_level(logging.WARNING):
+        assert picks() == [made]
+    assert "picks/graphene/strange.json" in caplog.text
+
+
+def test_a_pick_needs_members_that_are_there(pick: Callable[..., Pick]) -> None:
+    with pytest.raises(UnknownRef, match="has no member 07"):
+        pick(0, 7)
+    with pytest.raises(MemberCountError):
+        pick()
+    assert picks() == []
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        pytest.param({"who": " \n"}, "does not tell who", id="blank"),
+        pytest.param({"who": "x" * 101}, "does not tell who", id="long name"),
+        pytest.param({"note": "x" * 2001}, "at most 2000", id="long note"),
+    ],
+)
+def test_a_pick_says_who_in_few_words(
+    more: dict[str, str], told: str, pick: Callable[..., Pick]
+) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        pick(0, **more)
+
+
+def test_who_is_the_login_name_unless_told(
+    pick: Callable[..., Pick], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "grace")
+    assert pick(0, who=None).who == "grace"
+
+
+@pytest.mark.parametrize("name", ["absent", "", "a/b", "graphene/x"])
+def test_what_was_never_picked_cannot_be_taken_back(name: str) -> None:
+    with pytest.raises(NotFound, match="no pick"):
+        retract(name, "Ada")
+
+
+def test_the_digest_of_a_frame_is_of_its_shape_and_values() -> None:
+    frames = [FRAME, FRAME.T, FRAME + np.float32(1e-3)]
+    assert len({frame_digest(frame) for frame in frames}) == 3
+    assert frame_digest(FRAME.astype(np.float64)) == frame_digest(np.asfortranarray(FRAME))
+
+
+@pytest.mark.parametrize(("text", "indices"), [("", ()), ("03", (3,)), ("3, 05,3", (3, 5))])
+def test_members_are_told_by_their_numbers(text: str, indices: tuple[int, ...]) -> None:
+    assert read_members(text) == indices
+
+
+@pytest.mark.parametrize("text", ["a", "1,,2", "-1", "1.5", "²"])
+def test_what_is_no_number_of_a_member_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is no member"):
+        read_members(text)
+
+
+@pytest.fixture
+def platform(tmp_path: Path, tiny_members: Callable[[int], list[Any]]) -> Path:
+    """A platform that serves `graphene`, and a frame in the folder returned."""
+    Path(settings().home).mkdir()
+    Zoo().register("graphene", tiny_members(3), job={"kind": "train"}, alias="serving")
+    np.save(tmp_path / "scan.npy", FRAME)
+    return tmp_path
+
+
+def test_members_are_shown_picked_listed_and_the_pick_taken_back(
+    platform: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(platform)
+    words = ["select", "scan.npy", "--pixel-size-pm", "16", "-e", "graphene"]
+    assert main([*words, "--show", "--pick", "02,00", "--who", "Ada", "--note", "Si"]) == 0
+    told = capsys.readouterr()
+    picked = {row["member"]: row["picked"] for row in map(json.loads, told.out.splitlines())}
+    assert picked == {"graphene@1/00": True, "graphene@1/01": False, "graphene@1/02": True}
+    assert "scan-members.png" in told.err
+    assert Path("scan-members.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["select", "--picks", "-e", "graphene", "-o", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert (row["who"], row["members"], row["note"]) == ("Ada", ["02", "00"], "Si")
+    assert f"--retract {row['pick']}" in told.err
+    assert main(["select", "--retract", row["pick"]]) == 0
+    capsys.readouterr()
+    assert main(["select", "--picks", "-e", "graphene@1", "-o", "id"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        pytest.param([], 2, "no frame to select for", id="no frame"),
+        pytest.param(["scan.npy", "--pick", "x"], 2, "is no member", id="no member"),
+        pytest.param(["scan.npy", "--png", "gone/a.png"], 2, "no folder gone", id="no folder"),
+        pytest.param(["scan.npy", "--png", "a.txt"], 2, ".png, .svg, .pdf", id="no picture"),
+        pytest.param(["--retract", "x"], 4, "no pick 'x'", id="no pick"),
+        pytest.param(["--picks", "-e", "A b"], 4, "no reference", id="no reference"),
+    ],
+)
+def test_what_cannot_be_shown_or_picked_is_told_before_any_work(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["select", *words]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_twelve_members_at_most_are_drawn_best_first_and_the_chosen_marked(
+    tiny_members: Callable[[int], list[Any]],
+) -> None:
+    answer = Ensemble(tiny_members(14)).predict(FRAME, 16.0)
+    ranked = tuple(Candidate(m, 0.9 - m / 100, 0.5, 1.0, {"forward": 0.5}, "") for m in range(14))
+    figure = members_figure(FRAME, answer, Selection("ok", ranked, (0, 1), "because"), picked=(3,))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles[:2] == ["frame", f"mean of the picked: 03\n{len(answer.member_atoms[3])} atoms"]
+    assert [int(title[:2]) for title in titles[2:]] == list(range(12))
+    assert "explain 25 % of the frame" in titles[2]
+    bold = [axis.title.get_fontweight() == "bold" for axis in figure.axes[2:14]]
+    assert bold == [member == 3 for member in range(12)]
+    assert "2 more members are not shown" in figure.get_suptitle()
+
+
+def test_of_a_large_frame_the_part_is_drawn_where_members_differ(
+    tiny_members: Callable[[int], list[Any]],
+) -> None:
+    frame = np.tile(FRAME, (5, 5))
+    whole = Ensemble(tiny_members(2)).predict(frame, 16.0)
+    atoms = np.zeros((40 * 40, 7), np.float32)
+    atoms[:, :2] = 10 * np.argwhere(np.ones((40, 40)))
+    std_yx = np.zeros(frame.shape, np.float32)
+    std_yx[300:310, 400:410] = 0.5
+    rows, columns = _window(replace(whole, std_yx=std_yx), atoms)
+    assert rows.stop - rows.start == columns.stop - columns.start == 10 * ACROSS
+    assert rows.start <= 300 < 310 <= rows.stop
+    assert columns.start <= 400 < 410 <= columns.stop
+    ranked = tuple(Candidate(m, 0.5, 0.0, 1.0, {}, "") for m in (0, 1))
+    figure = members_figure(frame, whole, Selection("ok", ranked, (0,), "because"))
+    assert len(figure.axes) == 4
