@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: demo test check bench bench-science fresh install
+.PHONY: demo test check bench bench-science bench-selection fresh install
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,6 +35,12 @@ bench: install
 # The headline table. ATOMAI_PYTHON names the Python of the rival's own environment, if there is one.
 bench-science: install
 	$(BIN)/python tests/benchmarks/headline.py --out bench/science
+
+# Choosing, adapting and watching, against their rivals; takes the members of bench-science.
+bench-selection: install
+	$(BIN)/python tests/benchmarks/selection.py --out bench/science
+	$(BIN)/python tests/benchmarks/adaptation.py --out bench/science
+	$(BIN)/python tests/benchmarks/drift_watch.py
 
 # What a newcomer does: a new clone, a new virtual environment, the README's two commands.
 fresh:

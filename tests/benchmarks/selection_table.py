@@ -13,6 +13,7 @@ ANSWERS = {"mean of all": "all", "weighted": "weighted", "best 3": "best 3", "se
 EXTREME = ("extreme", "16k")
 ALIENS = ("noise", "photograph", "diffraction", "empty")
 FITS = 0.6
+APART = 0.05  # F1 between best and worst member from which it matters whom one asks
 Array = np.ndarray[Any, Any]
 Results = dict[str, list[dict[str, Any]]]  # condition -> its frames, of one repetition
 
@@ -178,8 +179,11 @@ def _promises(run: Results, pool: str) -> dict[str, float]:
     is_alien = np.array([name in ALIENS for name, frames in run.items() for _ in frames])
     misfit = np.array([not one for one in fits])
     score = -np.array(promise) + np.array(far)
+    count = len(_members(run, pool))
+    apart = np.repeat(np.ptp(fact.reshape(-1, count), axis=1) > APART, count)
     return {
         "rank correlation": float(spearmanr(told[:, 0], fact)[0]),
+        "rank correlation where members differ": float(spearmanr(told[apart, 0], fact[apart])[0]),
         "mean absolute error": float(np.abs(told[:, 0] - fact).mean()),
         "coverage of 90 %, members": float(((fact >= told[:, 1]) & (fact <= told[:, 2])).mean()),
         "coverage of 90 %, chosen": float(
@@ -202,6 +206,12 @@ def _promises(run: Results, pool: str) -> dict[str, float]:
             np.mean([f["look_s"] + f[pool]["select_s"] for frames in run.values() for f in frames])
         ),
     }  # fmt: skip
+
+
+def _members(run: Results, pool: str) -> list[Any]:
+    """Return the rows of the members on some frame."""
+    found: list[Any] = next(iter(run.values()))[0][pool]["members"]
+    return found
 
 
 def _forecasts(runs: Sequence[Mapping[str, float]]) -> str:

@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 Lines = Iterator[str]
 UNSEEN_SEED, ADAPT_SEED = 424_242, 515_151  # apart from the seeds of training and measuring
 UNSEEN_FRAMES, ADAPT_FRAMES = 8, 6
+REHEARSED_FRAMES = 240
 
 
 class Story:
@@ -56,6 +57,7 @@ class Story:
             ("start Ray on this machine", self.start),
             (f"simulate unseen frames under {self.drift.id}", self.simulate),
             (f"train {len(self.recipe.members)} members, measure and register them", self.train),
+            ("rehearse them under many conditions", self.rehearse),
             ("serve the ensemble", self.serve),
             ("predict an unseen frame through HTTP", self.predict),
             ("select members for it", self.select),
@@ -108,6 +110,27 @@ class Story:
             both = [matrix.value(m, condition) for m in (-1, -2)]
             told = " ".join(f"{value:.3f}" for value in both if value is not None)
             yield f"  {condition:28s} {np.mean(of):.3f} {max(of):.3f} {told}"
+
+    def rehearse(self) -> Lines:
+        """Note what every member makes of frames of many conditions, unless an earlier run has."""
+        from manybeam.cli.progress import Progress
+        from manybeam.jobs.rehearse import rehearse_ensemble
+        from manybeam.zoo.forecasts import forecaster
+
+        if "rehearsed" not in self.facts:
+            with Progress(lines=1) as progress:
+                rehearse_ensemble(
+                    self.zoo,
+                    self.record.ref,
+                    self.library,
+                    frame_count=REHEARSED_FRAMES,
+                    progress=lambda done, total: progress.update("rehearse", done, total),
+                )
+            self.facts["rehearsed"] = REHEARSED_FRAMES
+        known = forecaster(self.zoo, self.record.ref)
+        if known is not None:
+            weights = ", ".join(f"{name} {weight:.2f}" for name, weight in known.weights.items())
+            yield f"{len(known.table)} frames; what a member promises is told by {weights}"
 
     def serve(self) -> Lines:
         """Start the prediction service on the platform."""

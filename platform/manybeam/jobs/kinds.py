@@ -102,6 +102,22 @@ def evaluate(job: Job, library: Library, telling: Telling) -> "Record":
     return record
 
 
+def rehearse(job: Job, library: Library, telling: Telling) -> "Record":
+    """Rehearse a version, so that selection learns what its members promise."""
+    from manybeam.jobs.rehearse import rehearse_ensemble
+    from manybeam.zoo.registry import Zoo
+
+    return rehearse_ensemble(
+        Zoo(),
+        job.ensemble,
+        library,
+        policies=job.rehearsal.policies,
+        frame_count=job.rehearsal.frame_count,
+        seed=job.seed,
+        progress=lambda done, total: telling.progress("rehearse", done, total, ""),
+    )
+
+
 def iterate(job: Job, library: Library, telling: Telling) -> "Record":
     """Adapt members to the job's frames and register a candidate if the gate agrees."""
     done = iterate_outcome(job, library)
@@ -139,4 +155,9 @@ def iterate_outcome(job: Job, library: Library) -> "IterateOutcome":
     )
 
 
-RUNNERS: Mapping[str, Runner] = {"train": train, "evaluate": evaluate, "iterate": iterate}
+RUNNERS: Mapping[str, Runner] = {
+    "train": train,
+    "evaluate": evaluate,
+    "rehearse": rehearse,
+    "iterate": iterate,
+}

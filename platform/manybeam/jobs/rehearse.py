@@ -52,11 +52,12 @@ def rehearse_ensemble(
 
     Raises:
         UnknownRef: no such version.
-        InvalidInput: the library has no policy of its structure.
+        InvalidInput: the library has no policy of its structure, no frames, or one member alone.
     """
     from manybeam.zoo.forecasts import record_table
 
     record = zoo.resolve(ref)
+    _check(record, frame_count)
     drawn = [library.policy(name) for name in policies] or usual_policies(record, library)
     members = zoo.members(record.ref)
     spans = [(a, min(a + BLOCK, frame_count)) for a in range(0, frame_count, BLOCK)]
@@ -69,6 +70,17 @@ def rehearse_ensemble(
     table = ReferenceTable.joined([parts[place] for place in range(len(spans))])
     record_table(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
     return record
+
+
+def _check(record: "Record", frame_count: int) -> None:
+    if record.selected is not None:
+        raise InvalidInput(
+            f"member {record.selected:02d} of {record.ref} cannot be rehearsed alone",
+            "its table would stand for the whole version",
+            f"manybeam rehearse {record.name}@{record.version}",
+        )
+    if frame_count < 1:
+        raise InvalidInput(f"{frame_count} frames to rehearse with", "1 or more", "--frames 600")
 
 
 def usual_policies(record: "Record", library: Library) -> list[Policy]:

@@ -63,44 +63,55 @@ class Carried:
 
 def carry_over(
     table: ReferenceTable,
-    near_n: np.ndarray,
+    alike_n: np.ndarray,
     weights: Mapping[int, float],
     *,
     distance: float,
     false_atoms: float = 0.0,
+    nearest_n: np.ndarray | None = None,
 ) -> Carried:
     """Return the calibration of a sub-ensemble's answer on a frame.
 
     Args:
         table: what the members did on simulated frames.
-        near_n: the table's frames most like this one.
+        alike_n: the table's frames on which it is as often right, `Forecaster.alike`.
         weights: the sub-ensemble, member -> share.
         distance: of the frame from the table, 1 being usual.
         false_atoms: bound that is asked for, 0 to 1; 0 for none.
+        nearest_n: the frames that look most like this one, for the error of its positions;
+            `alike_n` if left out.
     """
     belief_k = table.belief(weights)
-    found_k = (belief_k >= BELIEVED) & table.counts_k & np.isin(table.frame_k, near_n)
+    seen_k = (belief_k >= BELIEVED) & table.counts_k
+    found_k = seen_k & np.isin(table.frame_k, alike_n)
+    near_k = found_k if nearest_n is None else seen_k & np.isin(table.frame_k, nearest_n)
     count = int(found_k.sum())
     if count < LEAST_ATOMS:
         why = f"nothing is promised: the frames most like this one hold {count} atoms"
-        return Carried(false_atoms=false_atoms, frame_count=len(near_n), notes=(why,))
+        return Carried(false_atoms=false_atoms, frame_count=len(alike_n), notes=(why,))
     temperature, shift = fit(belief_k[found_k], table.is_true_k[found_k])
     threshold, notes = None, []
     if false_atoms:
-        threshold = _threshold(table, near_n, belief_k, found_k, false_atoms)
+        threshold = _threshold(table, alike_n, belief_k, found_k, false_atoms)
         if threshold is None or distance > FAR:
             threshold = None
             notes.append(_why_not(false_atoms, distance))
     return Carried(
         temperature=temperature,
         shift=shift,
-        position_pm=float(np.nanquantile(table.error_k[found_k], POSITION_SHARE)),
+        position_pm=_position_pm(table.error_k[near_k]),
         threshold=threshold,
         false_atoms=false_atoms,
-        frame_count=len(near_n),
+        frame_count=len(alike_n),
         atom_count=count,
         notes=tuple(notes),
     )
+
+
+def _position_pm(error_k: NDArray[np.floating]) -> float:
+    """Return how far most true atoms lie from where they were found; NaN if none was true."""
+    known_k = error_k[np.isfinite(error_k)]
+    return float(np.quantile(known_k, POSITION_SHARE)) if len(known_k) else float("nan")
 
 
 def _threshold(

@@ -20,10 +20,11 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import isotonic_regression, nnls
 
+from manybeam.errors import InvalidInput
 from manybeam.learn.fitness import SCORES
 from manybeam.learn.look import Look
 from manybeam.learn.reference import ReferenceTable
-from manybeam.learn.regress import Kernels, square_distances, standardised
+from manybeam.learn.regress import Kernels, Regression, square_distances, standardised
 
 Weights = Mapping[int, float]  # index of a member -> its share in an answer
 
@@ -34,6 +35,7 @@ POOR_F1 = 0.6  # an answer below is of no use
 WRONGLY_POOR = 0.02  # share of frames that some member does fit and that are called poor
 PARTS = ("rehearsed", "resembled", *SCORES)
 INDEX = [PARTS.index(name) for name in ("rehearsed", "resembled", "forward", "lattice")]
+HAIR = 1e-6  # F1; below what anybody reads
 PICK_MARGIN = 0.02  # F1 by which a member that was not picked is taken to be worse
 
 
@@ -98,9 +100,12 @@ class Forecaster:
         Args:
             seen: the frame, looked at with the members of the table.
             answerers: members and sub-ensembles, each as member -> share.
+
+        Raises:
+            InvalidInput: it was looked at with other members than those of the table.
         """
         distance = self.distance(seen)
-        row = _Row(seen.summary_cs.mean(axis=0), seen.score_mf)
+        row = self._row(seen)
         told_qi = np.column_stack([*self._told(row, answerers), self._own(seen, answerers)])
         near, far = self._near.forecast(told_qi[:, INDEX]), self._far.forecast(told_qi[:, 2:])
         share = float(np.clip(2 - distance, 0, 1))
@@ -124,27 +129,31 @@ class Forecaster:
         So low that of the table's frames that a member does fit at most 2 % are refused.
         """
         best_n = self._near.fitted.reshape(len(self.table), -1).max(axis=1)
-        fits_n = self._f1_nm.max(axis=1) >= POOR_F1
+        fits_n = self.table.f1_nm.max(axis=1) >= POOR_F1
         return (
             float(min(np.quantile(best_n[fits_n], WRONGLY_POOR), POOR_F1)) if any(fits_n) else 0.0
         )
 
-    def alike(self, seen: Look, weights: Weights, count: int) -> np.ndarray:
-        """Return the table's frames on which an answerer does as it should here, likest first.
+    def nearest(self, seen: Look, count: int) -> np.ndarray:
+        """Return the table's frames that look most like this one, nearest first."""
+        near_n = self._views[0].nearest(_Row(seen.summary_cs.mean(axis=0), seen.score_mf).whole)
+        return np.asarray(near_n[near_n < len(self.table)][:count])
 
-        Of the frames that look most like this one (three times as many), those on which the
-        answerer was expected to score nearest to what it is expected to score here: how often its
-        atoms are false depends on that more than on anything one sees.
+    def alike(self, seen: Look, weights: Weights, count: int) -> np.ndarray:
+        """Return the table's frames on which an answerer is as often right as here, likest first.
+
+        Of the frames that look most like this one (three times as many), those on which the share
+        of true atoms among those it finds was expected to be nearest to what is expected here.
         """
+        hits_n, false_n = self.table.found(weights)
+        true_n1 = ((hits_n + 1) / (hits_n + false_n + 1))[:, None]  # 1 where nothing is found
         row = _Row(seen.summary_cs.mean(axis=0), seen.score_mf)
-        near_n = self._views[0].nearest(row.of_views[0])
-        near_n = near_n[near_n < len(self.table)][: 3 * count]
-        known_n1 = self._known(weights)[:, None]
         expected_n, here = np.zeros(len(self.table)), 0.0
         for view, seen_1s in zip(self._views, row.of_views, strict=True):
-            fitted = view.kernels.fit(known_n1)
+            fitted = view.fit_first(true_n1)
             expected_n += fitted.fitted_nq[: len(self.table), 0]
             here += float(fitted.predict(view.seen(seen_1s))[0, 0])
+        near_n = self.nearest(seen, 3 * count)
         order = np.argsort(np.abs(expected_n[near_n] - here), kind="stable")
         return np.asarray(near_n[order][:count])
 
@@ -152,6 +161,19 @@ class Forecaster:
     def weights(self) -> dict[str, float]:
         """What each part of the index weighs; they need not sum to 1."""
         return {PARTS[i]: float(w) for i, w in zip(INDEX, self._near.weight_i, strict=True)}
+
+    def _row(self, seen: Look) -> "_Row":
+        """Return a frame as the table has its own: members in the table's order."""
+        here, known = seen.prediction.members, self.table.members
+        if set(here) != set(known):
+            raise InvalidInput(
+                f"members {', '.join(map(str, here))} of an ensemble that was rehearsed with "
+                f"members {', '.join(map(str, known))}",
+                "what is promised was learnt from what exactly those did",
+                "manybeam rehearse REF again",
+            )
+        order = [here.index(member) for member in known]
+        return _Row(seen.summary_cs.mean(axis=0), seen.score_mf[order])
 
     def _told(self, row: "_Row", answerers: Sequence[Weights]) -> list[np.ndarray]:
         """Return what each view says of each answerer."""
@@ -217,6 +239,11 @@ class _Row:
     score_mf: np.ndarray
 
     @property
+    def whole(self) -> np.ndarray:
+        """Everything that is known of it, one row."""
+        return self.of_views[0]
+
+    @property
     def of_views(self) -> tuple[np.ndarray, np.ndarray]:
         scores_1f = self.score_mf.reshape(1, -1)
         return np.hstack([self.summary_s[None], scores_1f]), scores_1f
@@ -233,6 +260,12 @@ class _View:
     def kernels(self) -> Kernels:
         """The rows, ready to be fitted to."""
         return Kernels(self.known_ns)
+
+    def fit_first(self, value_nq: np.ndarray) -> Regression:
+        """Return a fit to the first rows; the mean stands for rows nothing is known of."""
+        missing = len(self.raw_ns) - len(value_nq)
+        rest_nq = np.repeat(value_nq.mean(axis=0, keepdims=True), missing, axis=0)
+        return self.kernels.fit(np.vstack([value_nq, rest_nq]))
 
     @cached_property
     def usual(self) -> float:
@@ -281,7 +314,8 @@ class _Index:
         ends = [np.interp(f1_q, self._middle_b, self._error_b2[:, end]) for end in (0, 1)]
         low_q, high_q = (np.clip(f1_q + end, 0, 1) for end in ends)
         # Isotonic regression is flat in places: a hair of the sum itself keeps the order there.
-        return np.column_stack([f1_q + 1e-6 * total_q, low_q, high_q])
+        f1_q = (1 - HAIR) * f1_q + HAIR * total_q / (1 + total_q)
+        return np.column_stack([f1_q, np.minimum(low_q, f1_q), np.maximum(high_q, f1_q)])
 
 
 def _named(told_i: np.ndarray) -> dict[str, float]:

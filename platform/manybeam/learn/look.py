@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manybeam.errors import InvalidFrame
 from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.learn.fitness import SCORES, ForwardModel, Lattice, consistency, lattice_score, scores
-from manybeam.learn.infer import crops
+from manybeam.learn.infer import LEAST_SIDE_PX, crops
 from manybeam.learn.summaries import summaries
 
 # A member has seen enough of a frame on this many of its own pixels to be judged by it.
@@ -76,10 +77,16 @@ def look(
         pixel_size_pm: edge of a pixel, or None.
         lattice: the crystal, or None where there is none.
         window_px: side of the window, in the members' pixels.
+
+    Raises:
+        InvalidFrame: too small to tell what it looks like, or not a frame.
     """
+    _check_size(frame_yx)
     own_pm = min(member.recipe.tiles.pixel_size_pm for member in ensemble.members)
     side = int(window_px * (own_pm / pixel_size_pm if pixel_size_pm else 1.0))
     window = _middle(frame_yx.shape, max(side, 64))
+    if np.ptp(frame_yx[window]) == 0:  # a hole in the middle of a large frame
+        window = _middle(frame_yx.shape, max(frame_yx.shape))
     part_yx = np.ascontiguousarray(frame_yx[window])
     prediction = ensemble.predict(part_yx, pixel_size_pm)
     turned = ensemble.predict(np.ascontiguousarray(np.rot90(part_yx)), pixel_size_pm)
@@ -89,6 +96,16 @@ def look(
     model, score_mf = scores(part_yx, prediction.member_atoms, pixel_size_pm, lattice, steady)
     summary_cs = summaries(crops(part_yx[None]), pixel_size_pm)
     return Look(prediction, score_mf, summary_cs, window, pixel_size_pm, lattice, model)
+
+
+def _check_size(frame_yx: np.ndarray) -> None:
+    if frame_yx.ndim != 2 or min(frame_yx.shape) < LEAST_SIDE_PX:
+        sides = " x ".join(map(str, frame_yx.shape))
+        raise InvalidFrame(
+            f"a frame of {sides} px is too small to tell which members suit it",
+            f"two axes, at least {LEAST_SIDE_PX} px a side",
+            "give a larger frame; the service answers any, if the ensemble is named",
+        )
 
 
 def _middle(shape: tuple[int, ...], side: int) -> tuple[slice, slice]:

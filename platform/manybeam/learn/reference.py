@@ -11,13 +11,15 @@ Comput. 22, 1167 (2012)); keeping the members' beliefs in it is ours.
 """
 
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from manybeam.data.simulate import SIMULATOR, simulate
-from manybeam.errors import Corrupt, InvalidInput
+from manybeam.errors import Corrupt, InvalidInput, NotFound
 from manybeam.learn.atoms import cluster_atoms, strongest
 from manybeam.learn.ensemble import NEIGHBOUR_SHARE, Ensemble
 from manybeam.learn.fitness import LATTICES, SCORES
@@ -28,6 +30,17 @@ from manybeam.spec import Policy
 
 VERSION = 1
 SHAPE = (128, 128)  # of a frame whose policy names none
+_UNREADABLE = (  # what reading a damaged npz raises
+    ValueError,
+    LookupError,
+    TypeError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +90,42 @@ class ReferenceTable:
 
     def f1(self, weights: Mapping[int, float], threshold: float = 0.5) -> np.ndarray:
         """Return the F1 of a sub-ensemble on each frame, (n,); exact but for atoms that merge."""
-        found_k = (self.belief(weights) >= threshold) & self.counts_k
-        count = len(self)
-        hits_n = np.bincount(self.frame_k[found_k & self.is_true_k], minlength=count)
-        false_n = np.bincount(self.frame_k[found_k & ~self.is_true_k], minlength=count)
+        hits_n, false_n = self.found(weights, threshold)
         return f1_of(np.stack([hits_n, false_n, self.truth_n - hits_n], axis=1))
+
+    def found(
+        self, weights: Mapping[int, float], threshold: float = 0.5
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many true and how many false atoms a sub-ensemble finds on each frame."""
+        found_k = (self.belief(weights) >= threshold) & self.counts_k
+        hits_n, false_n = (
+            np.bincount(self.frame_k[found_k & one_k], minlength=len(self))
+            for one_k in (self.is_true_k, ~self.is_true_k)
+        )
+        return hits_n, false_n
+
+    def only(self, member: int) -> "ReferenceTable":
+        """Return the table of one member alone, which nobody is there to agree with.
+
+        Raises:
+            NotFound: the table is of other members.
+        """
+        if member not in self.members:
+            raise NotFound(
+                f"member {member:02d} is not in the reference table",
+                f"it is of members {', '.join(map(str, self.members))}",
+                "manybeam rehearse REF again",
+            )
+        place = self.members.index(member)
+        score_nmf = self.score_nmf[:, [place]].copy()
+        score_nmf[..., SCORES.index("agreement")] = np.nan
+        return replace(
+            self,
+            members=(member,),
+            score_nmf=score_nmf,
+            count_nm3=self.count_nm3[:, [place]],
+            belief_km=self.belief_km[:, [place]],
+        )
 
     @classmethod
     def joined(cls, parts: "Sequence[ReferenceTable]") -> "ReferenceTable":
@@ -123,7 +167,7 @@ class ReferenceTable:
                 raise ValueError("it is of another version of the software")
             members = tuple(int(member) for member in arrays.pop("members"))
             return cls(members=members, **arrays)
-        except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+        except _UNREADABLE as error:
             raise Corrupt(
                 "a reference table cannot be read",
                 str(error),
@@ -176,6 +220,7 @@ def _of_frame(seen: Look, truth: np.ndarray, source: str) -> ReferenceTable:
     """Return the one row of a frame that was looked at and whose truth is known."""
     prediction, size_pm = seen.prediction, seen.pixel_size_pm
     shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
+    truth = _inside(truth, seen.window)
     counts = [judge(a, truth, size_pm, shape).counts for a in prediction.member_atoms]
     place_k2 = _seen_by_any(seen)
     union = judge(place_k2, truth, size_pm, shape)
@@ -194,6 +239,13 @@ def _of_frame(seen: Look, truth: np.ndarray, source: str) -> ReferenceTable:
         counts_k=union.found_counts,
         error_k=error_k,
     )
+
+
+def _inside(truth: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
+    """Return the true atoms in the pixels of the window that was looked at."""
+    moved = truth.copy()
+    moved[:, :2] -= [part.start for part in window]
+    return np.asarray(moved)
 
 
 def _seen_by_any(seen: Look) -> np.ndarray:

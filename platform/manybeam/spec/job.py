@@ -77,16 +77,27 @@ class Adapt(Model):
     )
 
 
+class Rehearsal(Model):
+    """Under which conditions an ensemble is rehearsed, for selection to learn from."""
+
+    policies: tuple[Annotated[str, Field(pattern=ID_PATTERN)], ...] = Field(
+        (),
+        description="ids of policies conditions are drawn from; left out, those the members were "
+        "trained under and the broadest of their structure",
+    )
+    frame_count: int = Field(600, ge=60, le=100_000, description="frames simulated")
+
+
 class Job(Model):
     """One piece of work, as a person writes it."""
 
-    kind: Literal["train", "tune", "evaluate", "iterate"]
+    kind: Literal["train", "tune", "evaluate", "rehearse", "iterate"]
     name: str = Field(pattern=ID_PATTERN, description="name of the ensemble")
     recipe: str = Field("", pattern=ID_PATTERN, description="id of a recipe, for train and tune")
     ensemble: str = Field(
         "",
         pattern=r"^[a-z0-9][a-z0-9._-]*(@[a-z0-9]+)?$",
-        description="version to start from, as graphene@serving, for evaluate and iterate",
+        description="version to start from, as graphene@serving; for all kinds but train and tune",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything drawn for this job")
     frames: tuple[str, ...] = Field(
@@ -95,6 +106,7 @@ class Job(Model):
         "iterate the one FrameSet of unlabelled frames",
     )
     adapt: Adapt | None = Field(None, description="for iterate: how members are adapted")
+    rehearsal: Rehearsal = Field(default_factory=Rehearsal)
     measure: Measure = Field(default_factory=Measure)
     resources: Resources = Field(default_factory=Resources)
     gates: Gates = Field(default_factory=Gates)
@@ -108,6 +120,7 @@ class Job(Model):
             "train": {"recipe"},
             "tune": {"recipe"},
             "evaluate": {"ensemble"},
+            "rehearse": {"ensemble"},
             "iterate": {"ensemble", "adapt"},
         }[self.kind]
         given = {name for name in ("recipe", "ensemble", "adapt") if getattr(self, name)}

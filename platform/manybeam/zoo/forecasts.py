@@ -1,5 +1,6 @@
 """What an ensemble's rehearsal taught, kept in the zoo: its reference table and people's picks."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,8 @@ from manybeam.zoo.picks import Pick, picks
 if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo
 
+logger = logging.getLogger(__name__)
+
 KIND = "reference-table"
 
 
@@ -28,7 +31,9 @@ def record_table(zoo: "Zoo", ref: str, table: ReferenceTable, policies: tuple[st
 def forecaster(zoo: "Zoo", ref: str) -> Forecaster | None:
     """Return what an ensemble's rehearsal and the picks on it teach; None if never rehearsed.
 
-    What was learnt is kept in this process until the table or the picks change.
+    Of one member (`graphene@3/07`) what the version's rehearsal teaches about it alone. A table
+    of other members than the version's teaches nothing: that is logged, and None returned. What
+    was learnt is kept in this process until the table or the picks change.
 
     Raises:
         UnknownRef: nothing is called that.
@@ -40,7 +45,11 @@ def forecaster(zoo: "Zoo", ref: str) -> Forecaster | None:
         return None
     made = [one for one in picks(record.name) if one.version == record.version]
     ids = tuple(pick.id for pick in made)
-    return _learnt(_Lesson(sha256_of(content), ids, content, tuple(made)))
+    known = _learnt(_Lesson(sha256_of(content), record.selected, ids, content, tuple(made)))
+    if set(known.table.members) != {member.index for member in record.members}:
+        logger.warning("rehearsed with other members", extra={"ref": record.ref})
+        return None
+    return known
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class _Lesson:
     """What is learnt from; two are the same if the digest of the table and the picks are."""
 
     digest: str
+    member: int | None
     pick_ids: tuple[str, ...]
     content: bytes = field(compare=False)
     picks: tuple[Pick, ...] = field(compare=False)
@@ -56,6 +66,8 @@ class _Lesson:
 @lru_cache(maxsize=8)
 def _learnt(lesson: _Lesson) -> Forecaster:
     table = ReferenceTable.from_bytes(lesson.content)
+    if lesson.member in table.members:
+        table = table.only(lesson.member)
     taught = [_picked(pick, table) for pick in lesson.picks]
     return Forecaster(table, [one for one in taught if one is not None])
 

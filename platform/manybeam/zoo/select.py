@@ -258,6 +258,7 @@ def _rehearsed(
         calibrated,
         distance=distance,
         false_atoms=false_atoms,
+        nearest_n=known.nearest(seen, NEIGHBOURS // 2),
     )
     chosen = tuple(sorted(best.weights, key=lambda member: -best.weights[member]))
     said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
