@@ -178,3 +178,108 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """Small members that were really trained, and what they did on frames of known truth.
+
+    Attributes:
+        members: three, each trained under one policy.
+        ensemble: of them.
+        policies: what the rows of the table were drawn from, in turn.
+        table: the reference table.
+    """
+
+    members: list[Any]
+    ensemble: Any
+    policies: list[Any]
+    table: Any
+
+    def drawn(self, number: int, seed: int = 99) -> Any:
+        """Return a frame under a condition drawn as a row of the table is: simulated, with truth.
+
+        With the table's own seed it is the frame of that row.
+        """
+        import numpy as np
+
+        from manybeam.data.simulate import simulate
+        from manybeam.learn.infer import draw
+
+        policy, rng = (
+            self.policies[number % len(self.policies)],
+            np.random.default_rng((seed, number)),
+        )
+        condition = draw(policy, rng)
+        return simulate(condition, 1, seed=int(rng.integers(2**31)), shape=policy.scan.shape)
+
+
+TABLE_SEED, TABLE_ROWS = 3, 132
+
+
+@pytest.fixture(scope="session")
+def rehearsed() -> Rehearsed:
+    """Three members for good, dirty and coarse frames, rehearsed: about fifteen seconds."""
+    import torch
+
+    from manybeam.data.tiles import Tiles
+    from manybeam.learn.ensemble import Ensemble
+    from manybeam.learn.member import train_member
+    from manybeam.learn.reference import rehearse
+    from manybeam.learn.teachers import simulated_tiles
+    from manybeam.spec import Library, Recipe
+
+    library = Library(SERVICES.parents[1] / "zoo")
+    names = [f"graphene-{name}" for name in ("nominal", "dirty", "coarse")]
+    recipe = Recipe.model_validate(
+        {
+            "id": "small",
+            "network": {"filters": 8, "levels": 3},
+            "training": {"steps": 120, "batch": 8, "learning_rate": 4e-3},
+            "tiles": {"tile_px": 48, "pixel_size_pm": 20, "mask_radius_pm": 45},
+            "members": [{"seed": i + 1, "policy": name} for i, name in enumerate(names)],
+        }
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    members = []
+    for index, name in enumerate(names):
+        inputs, targets = simulated_tiles(library.policies[name], recipe.tiles, count=48, seed=1)
+        known = Tiles(inputs, targets, (name,), name)
+        members.append(train_member(recipe, recipe.members[index], index, known))
+    general, hard = library.policies["graphene-general"], library.policies["graphene-hard"]
+    own = [library.policies[name] for name in names]
+    policies = [own[0], general, own[1], general, own[2], hard]
+    ensemble = Ensemble(members)
+    table = rehearse(ensemble, policies, 0, TABLE_ROWS, seed=TABLE_SEED)
+    torch.set_num_threads(before)
+    return Rehearsed(members, ensemble, policies, table)
+
+
+@pytest.fixture(scope="session")
+def rehearsed_home(
+    tmp_path_factory: pytest.TempPathFactory, rehearsed: Rehearsed, tiny_members: Any
+) -> Path:
+    """A platform's folder: `graphene@1` was never rehearsed, `graphene@2` was, and serves."""
+    from manybeam.zoo.forecasts import record_table
+
+    home = tmp_path_factory.mktemp("rehearsed") / "home"
+    home.mkdir()
+    zoo = zoo_of(home)
+    zoo.register("graphene", tiny_members(2), job={"kind": "train"})
+    zoo.register("graphene", rehearsed.members, job={"kind": "train"}, alias="serving")
+    record_table(zoo, "graphene@2", rehearsed.table, tuple(one.id for one in rehearsed.policies))
+    return home
+
+
+@pytest.fixture(scope="session")
+def rehearsed_zoo(rehearsed_home: Path) -> Any:
+    """The zoo of that platform."""
+    return zoo_of(rehearsed_home)
+
+
+def zoo_of(home: Path) -> Any:
+    """Return the zoo that commands find in a platform's folder."""
+    from manybeam.zoo.registry import Zoo
+
+    return Zoo(f"sqlite:///{home}/zoo.db", (home / "weights").as_uri(), home / "cache" / "zoo")

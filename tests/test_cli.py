@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -292,6 +293,83 @@ def test_a_missing_pixel_size_is_told_alike_wherever_one_is_needed(
         told.add(capsys.readouterr().err.partition("error:")[2])
     assert len(told) == 1
     assert "no pixel size in scan.npy" in told.pop()
+
+
+@pytest.fixture
+def rehearsed_platform(
+    rehearsed_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records of the rehearsed platform, with picks of its own: none."""
+    (tmp_path / "home").mkdir()
+    shutil.copy(rehearsed_home / "zoo.db", tmp_path / "home" / "zoo.db")
+    monkeypatch.chdir(tmp_path)
+    settings.cache_clear()
+
+
+def _good_frame(path: Path, rehearsed: Any) -> list[str]:
+    """Write a frame as the members know them; return the words that name it."""
+    made = rehearsed.drawn(0)
+    tifffile.imwrite(path, made.frames_nyx[0])
+    return [str(path), "--pixel-size-pm", str(float(made.pixel_size_pm[0]))]
+
+
+@pytest.mark.usefixtures("rehearsed_platform")
+def test_an_answer_under_a_bound_tells_how_far_its_positions_hold(
+    tmp_path: Path, rehearsed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = _good_frame(tmp_path / "scan.tif", rehearsed)
+    assert main(["predict", *frame, "-e", "graphene", "--false-atoms", "0.3", "-o", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["members"] == ["00", "01", "02"]
+    assert row["position_90_pm"] > 0
+    assert "not calibrated" not in row["why"]
+
+
+@pytest.mark.usefixtures("rehearsed_platform")
+def test_a_bound_that_cannot_be_promised_is_told_and_no_atom_left_out(
+    tmp_path: Path, rehearsed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = _good_frame(tmp_path / "scan.tif", rehearsed)
+    counts = []
+    for more in ([], ["--false-atoms", "0.0001"]):
+        assert main(["predict", *frame, "-e", "graphene", *more, "-o", "json"]) == 0
+        shown = capsys.readouterr()
+        counts.append(json.loads(shown.out)[0]["atoms"])
+    assert "0.0001 false atoms cannot be promised" in shown.err
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.usefixtures("rehearsed_platform")
+def test_selection_of_a_rehearsed_ensemble_shows_what_was_learnt(
+    tmp_path: Path, rehearsed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = _good_frame(tmp_path / "scan.tif", rehearsed)
+    assert main(["select", *frame, "-e", "graphene", "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"rehearsed", "resembled", "forward"} <= set(rows[0])
+    assert any(row["chosen"] for row in rows)
+
+
+@pytest.mark.usefixtures("rehearsed_platform")
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        pytest.param("0.05", "manybeam rehearse graphene@1", id="never rehearsed"),
+        pytest.param("1", "--false-atoms", id="whole"),
+        pytest.param("-0.1", "--false-atoms", id="below nothing"),
+        pytest.param("few", "--false-atoms", id="text"),
+    ],
+)
+def test_a_bound_that_cannot_be_asked_for_is_refused(
+    share: str,
+    said: str,
+    tmp_path: Path,
+    rehearsed: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    frame = _good_frame(tmp_path / "scan.tif", rehearsed)
+    assert main(["predict", *frame, "-e", "graphene@1", "--false-atoms", share]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_an_answer_in_zarr_holds_frame_maps_and_atoms(

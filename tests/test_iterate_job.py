@@ -183,7 +183,7 @@ def test_a_job_of_kind_iterate_makes_a_candidate_that_tells_its_rounds(facility_
     ("change", "said"),
     [
         pytest.param({"ensemble": None}, "kind iterate needs ensemble", id="no ensemble"),
-        pytest.param({"adapt": None}, "kind iterate needs adapt", id="no adapt"),
+        pytest.param({"adapt": None}, "needs adapt.policy", id="no adapt"),
         pytest.param({"recipe": "small"}, "kind iterate takes no recipe", id="recipe"),
         pytest.param({"kind": "train"}, "kind train needs recipe", id="train without recipe"),
         pytest.param({"frames": ["a", "b"]}, "adapts to one FrameSet", id="two sets"),
@@ -193,7 +193,9 @@ def test_a_job_of_kind_iterate_makes_a_candidate_that_tells_its_rounds(facility_
         pytest.param(
             {"adapt": {"policy": "careful", "teacher": "oracle"}}, "adapt.teacher", id="teacher"
         ),
-        pytest.param({"adapt": {"policy": "careful", "roundz": 2}}, "rounds", id="typo"),
+        pytest.param(
+            {"adapt": {"policy": "careful", "roundz": 2}}, "did you mean 'rounds'", id="typo"
+        ),
     ],
 )
 def test_a_job_that_cannot_be_meant_is_refused(tmp_path, change, said):

@@ -1,12 +1,22 @@
 """The answers of the service without web or cluster: who answers, what is said and refused."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from manybeam.errors import DeadlineExceeded, NoCapacity, UnknownRef, ZooUnreachable
+from manybeam.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NoCapacity,
+    UnknownRef,
+    ZooUnreachable,
+)
+from manybeam.learn.calibrate import calibrated
 from manybeam.serve.predict import Service, Watch
 from manybeam.serve.query import Question
 from manybeam.serve.wire import Frames
@@ -86,6 +96,88 @@ def test_selection_ranks_every_member_and_says_why(service: Service) -> None:
         assert row["why"]
         assert row["components"]
     assert [row["member"] for row in ranked["candidates"] if row["chosen"]] == ranked["chosen"]
+
+
+# -- an ensemble that was rehearsed ----------------------------------------------------------------
+BOUND = Question(pixel_size_pm=16.0, false_atoms=0.3)
+
+
+@pytest.fixture
+def taught(
+    rehearsed_zoo: Any, tmp_path: Path, use_settings: Callable[[dict[str, str]], None]
+) -> Service:
+    """A service of the rehearsed zoo, where nobody picked anything."""
+    use_settings({"MANYBEAM_HOME": str(tmp_path / "home")})
+    return Service(rehearsed_zoo)
+
+
+@pytest.fixture(scope="module")
+def good(rehearsed: Any) -> Frames:
+    return Frames((rehearsed.drawn(0).frames_nyx[0],))
+
+
+def test_auto_answers_with_calibrated_probabilities_of_those_chosen(
+    taught: Service, good: Frames, rehearsed: Any
+) -> None:
+    ranked, _ = taught.select(good, ALL)
+    answer = taught.predict("auto", good, ALL)
+    assert ranked["calibrated"] is True
+    assert {"best", "all"} <= {one["name"] for one in ranked["answerers"]}
+    assert set(answer.meta["members"]) == set(ranked["chosen"])
+    shares = {int(m): share for m, share in ranked["answerers"][0]["members"].items()}
+    whole = rehearsed.ensemble.predict(good.frames[0], 16.0)
+    part = whole.subset(list(shares), list(shares.values()))
+    told = answer.meta["calibration"]
+    expected = calibrated(part.atoms[:, 3], told["temperature"], told["shift"])
+    assert np.allclose(answer.arrays["atoms"][:, 3], expected, atol=2e-3)
+    assert np.allclose(answer.arrays["atoms"][:, :2], part.atoms[:, :2], atol=1e-2)
+    assert answer.meta["drift"] == {"score": pytest.approx(0.7, abs=0.7), "flag": False}
+
+
+def test_an_ensemble_that_was_named_answers_under_a_bound_with_all_its_members(
+    taught: Service, good: Frames
+) -> None:
+    answer = taught.predict("graphene", good, BOUND)
+    told = answer.meta["calibration"]
+    assert answer.meta["members"] == [0, 1, 2]
+    assert told["false_atoms"] == 0.3
+    assert told["atom_count"] >= 100
+    assert told["position_pm"] > 0
+    assert (told["threshold"] is not None) or any(
+        "cannot be promised" in reason for reason in answer.meta["degraded"]
+    )
+
+
+def test_a_bound_that_cannot_be_kept_leaves_every_atom_and_says_so(
+    taught: Service, good: Frames
+) -> None:
+    strict = taught.predict("graphene", good, replace(BOUND, false_atoms=1e-4))
+    free = taught.predict("graphene", good, replace(BOUND, false_atoms=0.0))
+    assert strict.meta["calibration"]["threshold"] is None
+    assert "0.0001 false atoms cannot be promised" in strict.meta["degraded"][-1]
+    assert len(strict.arrays["atoms"]) == len(free.arrays["atoms"])
+    assert free.meta["calibration"] is None
+
+
+def test_one_member_of_a_rehearsed_version_is_bounded_by_its_own_record(
+    taught: Service, good: Frames
+) -> None:
+    answer = taught.predict("graphene@2/01", good, BOUND)
+    assert answer.meta["members"] == [1]
+    assert answer.meta["calibration"]["atom_count"] >= 100
+
+
+@pytest.mark.parametrize("ref", ["graphene@1", "graphene@1/00"])
+def test_a_bound_is_refused_where_nobody_rehearsed(taught: Service, good: Frames, ref: str) -> None:
+    with pytest.raises(InvalidInput, match="manybeam rehearse graphene@1"):
+        taught.predict(ref, good, BOUND)
+
+
+def test_without_a_rehearsal_no_calibration_is_claimed(service: Service) -> None:
+    assert service.predict("auto", ONE, ALL).meta["calibration"] is None
+    assert service.predict("graphene", ONE, ALL).meta["calibration"] is None
+    ranked, _ = service.select(ONE, ALL)
+    assert (ranked["calibrated"], ranked["answerers"]) == (False, [])
 
 
 def test_an_answer_says_where_it_is_worth_less(service: Service) -> None:

@@ -7,7 +7,7 @@ from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, Question, read_que
 
 
 def test_an_empty_query_asks_for_atoms_and_waits() -> None:
-    assert read_query([], PREDICT_NAMES) == Question(None, ("atoms",), None, "", "", "auto")
+    assert read_query([], PREDICT_NAMES) == Question(None, ("atoms",), None, "", "", 0.0, "auto")
 
 
 def test_every_name_is_read_with_its_unit() -> None:
@@ -17,9 +17,10 @@ def test_every_name_is_read_with_its_unit() -> None:
         ("deadline_ms", "80"),
         ("instrument", "STEM-1"),
         ("frame_id", "scan_0142/17"),
+        ("false_atoms", "0.05"),
     ]
     question = read_query(pairs, PREDICT_NAMES)
-    assert question == Question(7.8, ("std", "mi", "atoms"), 80, "STEM-1", "scan_0142/17")
+    assert question == Question(7.8, ("std", "mi", "atoms"), 80, "STEM-1", "scan_0142/17", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,11 @@ def test_every_name_is_read_with_its_unit() -> None:
         pytest.param("deadline_ms", "1e400", "is not finite", id="infinite-time"),
         pytest.param("instrument", "a\nb", "is not a name", id="line-break"),
         pytest.param("frame_id", "x" * 201, "is not a name", id="long-name"),
-        pytest.param("false_atoms", "0.05", "not offered by this version", id="false-atoms"),
+        pytest.param("false_atoms", "0", "not a share between 0 and 1", id="no-share"),
+        pytest.param("false_atoms", "1", "not a share between 0 and 1", id="whole"),
+        pytest.param("false_atoms", "-0.1", "not a share between 0 and 1", id="below-nothing"),
+        pytest.param("false_atoms", "few", "is not a number", id="share-in-words"),
+        pytest.param("false_atoms", "5%", "is not a number", id="per-cent"),
         pytest.param("ensemble", "graphene", "no such name", id="name-of-select-only"),
         pytest.param("💥", "1", "no such name", id="emoji"),
     ],
@@ -43,6 +48,11 @@ def test_every_name_is_read_with_its_unit() -> None:
 def test_a_query_that_cannot_be_used_is_refused(name: str, value: str, told: str) -> None:
     with pytest.raises(InvalidInput, match=told):
         read_query([(name, value)], PREDICT_NAMES)
+
+
+def test_selection_takes_no_bound_as_it_gives_no_atoms() -> None:
+    with pytest.raises(InvalidInput, match="no such name"):
+        read_query([("false_atoms", "0.05")], SELECT_NAMES)
 
 
 def test_all_faults_of_a_query_are_told_at_once() -> None:

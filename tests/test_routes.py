@@ -133,7 +133,24 @@ GOOD, PREDICT = npy(FRAME), "/v1/predict/graphene"
         pytest.param("POST", "/v1/predict/a%00%2F..%2Fb", GOOD, {}, 404, "reference", id="odd-ref"),
         pytest.param("POST", "/v1/predict/graphene?want=x", GOOD, {}, 422, "want", id="want"),
         pytest.param(
-            "POST", "/v1/predict/graphene?false_atoms=.05", GOOD, {}, 422, "not offered", id="bound"
+            "POST", "/v1/predict/graphene?false_atoms=.05", GOOD, {}, 422, "manybeam rehearse",
+            id="bound-unrehearsed",
+        ),
+        pytest.param(
+            "POST", "/v1/predict/auto?false_atoms=.05", GOOD, {}, 422, "manybeam rehearse",
+            id="bound-auto",
+        ),
+        pytest.param(
+            "POST", "/v1/predict/graphene?false_atoms=1", GOOD, {}, 422, "share", id="bound-of-one"
+        ),
+        pytest.param(
+            "POST", "/v1/predict/graphene?false_atoms=0", GOOD, {}, 422, "share", id="bound-of-0"
+        ),
+        pytest.param(
+            "POST", "/v1/predict/graphene?false_atoms=few", GOOD, {}, 422, "number", id="bound-text"
+        ),
+        pytest.param(
+            "POST", "/v1/select", npy(FRAME[:40]), {}, 422, "too small to tell", id="small-select"
         ),
         pytest.param(
             "POST", "/v1/predict/graphene?want=mean", GOOD, {"Accept": "application/json"}, 422,

@@ -1,33 +1,44 @@
-"""Selection: which members suit a frame, how well they should do, and why, in words."""
+"""Selection: which members suit a frame, how well they should do, and why, in words.
+
+By rule of thumb where an ensemble was never rehearsed, by its reference table where it was; the
+table and its three members, really trained, are of the fixture `rehearsed`.
+"""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from manybeam.data.simulate import simulate
-from manybeam.learn.ensemble import Ensemble, Prediction
-from manybeam.learn.member import Member
-from manybeam.learn.nets import build
-from manybeam.spec import Condition, Library, Recipe
+from manybeam.errors import InvalidFrame, InvalidInput
+from manybeam.learn.calibrate import calibrated
+from manybeam.learn.ensemble import Prediction
+from manybeam.learn.fitness import LATTICES, scores
+from manybeam.learn.forecast import Forecaster
+from manybeam.learn.look import Look
+from manybeam.spec import Condition, Library
 from manybeam.zoo.matrix import Matrix, Score
+from manybeam.zoo.nearness import Near
+from manybeam.zoo.reasons import Outlook
 from manybeam.zoo.records import MemberRecord, Record
-from manybeam.zoo.select import select
+from manybeam.zoo.select import Selection, select
+from manybeam.zoo.unrehearsed import rule_of_thumb, within_noise
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 POLICIES = ("graphene-nominal", "graphene-dirty", "graphene-coarse")
 NOMINAL, COARSE, DIRTY = (f"graphene-60kv-{name}" for name in ("nominal", "coarse", "dirty"))
-RECIPE = Recipe(
-    id="tiny", network={"filters": 4, "levels": 2}, members=[{"seed": 1, "policy": POLICIES[0]}]
-)
+GRAPHENE = LATTICES["graphene"]
+SIDE = 128
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def record() -> Record:
     members = tuple(
-        MemberRecord(index, 1, policy, "tiny@1", {}, "", "", 0.1, 1.0, "", "", 0, "")
+        MemberRecord(index, 1, policy, "small@1", {}, "", "", 0.1, 1.0, "", "", 0, "")
         for index, policy in enumerate(POLICIES)
     )
     return Record("graphene", 1, members, datetime.now(UTC), {})
@@ -45,117 +56,160 @@ def matrix(f1: dict[str, tuple[float, ...]]) -> Matrix:
 
 
 MEASURED = matrix({NOMINAL: (0.99, 0.98, 0.97), DIRTY: (0.6, 0.97, 0.7), COARSE: (0.7, 0.72, 0.98)})
+ONLY_NOMINAL = matrix({NOMINAL: (0.99, 0.98, 0.97)})
+UNMEASURED = Matrix(members=range(3))
 
 
-def untrained() -> Ensemble:
-    torch.manual_seed(0)
-    weights = build(RECIPE.network).state_dict()
-    return Ensemble(
-        [Member(i, 1, name, RECIPE, weights, (), 0.0, "") for i, name in enumerate(POLICIES)]
-    )
-
-
-def frame_of(name: str, side: int = 128) -> tuple[np.ndarray, np.ndarray, float]:
+def frame_of(name: str, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, float]:
     made = simulate(LIBRARY.conditions[name], 1, seed=5, shape=(side, side))
     return made.frames_nyx[0], made.truth[0], float(made.pixel_size_pm[0])
 
 
-def answer(atoms: list[np.ndarray], frame: np.ndarray, pixel_size_pm: float) -> Prediction:
-    """Return a prediction in which each member found these atoms."""
-    found = [np.column_stack([one, np.ones(len(one))]).astype(np.float32) for one in atoms]
-    empty = np.zeros(frame.shape, np.float32)
-    everyone = tuple(range(len(atoms)))
-    return Prediction(
-        np.empty((0, 7), np.float32), empty, empty, found, None, pixel_size_pm, everyone
-    )
-
-
+# -- by rule of thumb, on answers made by hand -----------------------------------------------------
 def worse(truth: np.ndarray, missed: float = 0.0, false: float = 0.0, seed: int = 0) -> np.ndarray:
     """Return the true atoms with a share of them missing and a share of false ones added."""
     rng = np.random.default_rng(seed)
-    extra = np.column_stack(
-        [
-            rng.uniform(0, truth[:, :2].max(), (int(false * len(truth)), 2)),
-            np.zeros(int(false * len(truth))),
-        ]
-    )
+    places = rng.uniform(0, truth[:, :2].max(), (int(false * len(truth)), 2))
+    extra = np.column_stack([places, np.zeros(len(places))])
     return np.concatenate([truth[rng.random(len(truth)) >= missed], extra])
 
 
-def ranked(name: str, found: list[dict[str, float]], scores: Matrix = MEASURED, **more):
+def seen_of(name: str, found: list[dict[str, float]], lattice: Any = GRAPHENE) -> Look:
+    """Return a look at a frame on which each member found these atoms."""
     frame, truth, size = frame_of(name)
     atoms = [worse(truth, seed=index, **one) for index, one in enumerate(found)]
-    prediction = answer(atoms, frame, size)
-    return select(
-        record(), scores, untrained(), frame, size, prediction=prediction, library=LIBRARY, **more
-    )
+    atoms = [np.column_stack([one, np.ones(len(one))]).astype(np.float32) for one in atoms]
+    steady = [1 - one.get("missed", 0.0) for one in found]
+    model, score_mf = scores(frame, atoms, size, lattice, steady)
+    empty = np.zeros(frame.shape, np.float32)
+    members = tuple(range(len(atoms)))
+    prediction = Prediction(np.empty((0, 7), np.float32), empty, empty, atoms, None, size, members)
+    window = (slice(0, SIDE), slice(0, SIDE))
+    return Look(prediction, score_mf, np.zeros((1, 3)), window, size, lattice, model)
 
 
-GOOD = {"missed": 0.01}
+def at(name: str, distance: float = 0.5) -> Near:
+    return Near(distance, {name: 1.0}, ((name, distance),))
 
 
-def test_the_member_that_was_measured_best_there_and_fits_the_frame_comes_first():
-    found = ranked(COARSE, [{"missed": 0.4}, {"missed": 0.3}, GOOD])
-    assert found.candidates[0].member == 2
-    assert 2 in found.chosen
-    assert 0 not in found.chosen
+def thumbed(name: str, found: list[dict[str, float]], measured: Matrix) -> list[Outlook]:
+    return rule_of_thumb(seen_of(name, found), measured, at(name))
 
 
-def test_equal_atoms_are_ranked_by_the_matrix_and_equal_measures_by_the_atoms():
-    assert ranked(DIRTY, [GOOD, GOOD, GOOD]).candidates[0].member == 1
+GOOD, POOR = {"missed": 0.01}, {"missed": 0.5, "false": 0.5}
+
+
+def test_the_member_that_was_measured_best_there_and_fits_the_frame_comes_first() -> None:
+    ranked = thumbed(COARSE, [{"missed": 0.4}, {"missed": 0.3}, GOOD], MEASURED)
+    assert ranked[0].member == 2
+    assert within_noise(ranked) == (2,)
+
+
+def test_equal_atoms_are_ranked_by_the_matrix_and_equal_measures_by_the_atoms() -> None:
+    assert thumbed(DIRTY, [GOOD, GOOD, GOOD], MEASURED)[0].member == 1
     flat = matrix({NOMINAL: (0.9, 0.9, 0.9)})
-    poor = {"missed": 0.3, "false": 0.3}
-    assert ranked(NOMINAL, [poor, poor, GOOD], flat).candidates[0].member == 2
+    assert thumbed(NOMINAL, [POOR, POOR, GOOD], flat)[0].member == 2
 
 
-def test_the_frame_overrules_a_matrix_that_was_measured_elsewhere():
+def test_the_frame_overrules_a_matrix_that_was_measured_elsewhere() -> None:
     elsewhere = matrix({NOMINAL: (0.99, 0.8, 0.8)})
-    found = ranked(DIRTY, [{"missed": 0.5, "false": 0.5}, GOOD, {"missed": 0.5}], elsewhere)
-    assert found.candidates[0].member == 1
+    seen = seen_of(DIRTY, [POOR, GOOD, {"missed": 0.5}])
+    assert rule_of_thumb(seen, elsewhere, at(NOMINAL, 5.0))[0].member == 1
 
 
-def test_every_component_is_returned_by_name():
-    parts = ranked(NOMINAL, [GOOD, GOOD, GOOD]).candidates[0].components
-    assert set(parts) == {
-        "matrix", "forward", "lattice", "agreement", "confidence", "fitness", "distance",
-    }  # fmt: skip
-
-
-def test_members_that_cannot_be_told_apart_are_all_chosen():
+def test_members_that_cannot_be_told_apart_are_all_chosen() -> None:
     equal = matrix({NOMINAL: (0.97, 0.97, 0.97)})
-    assert set(ranked(NOMINAL, [{}, {}, {}], equal).chosen) == {0, 1, 2}
+    assert within_noise(thumbed(NOMINAL, [{}, {}, {}], equal)) == (0, 1, 2)
 
 
-def test_the_interval_holds_the_prediction_and_widens_away_from_what_was_measured():
-    near = ranked(NOMINAL, [GOOD] * 3).candidates[0]
-    far = ranked(DIRTY, [GOOD] * 3, matrix({NOMINAL: (0.99, 0.98, 0.97)})).candidates[0]
+def test_the_interval_holds_the_prediction_and_widens_away_from_what_was_measured() -> None:
+    seen = seen_of(NOMINAL, [GOOD] * 3)
+    near, far = (rule_of_thumb(seen, MEASURED, at(NOMINAL, away))[0] for away in (0.5, 6.0))
     for one in (near, far):
         assert 0 <= one.low <= one.predicted_f1 <= one.high <= 1
     assert far.high - far.low > near.high - near.low
 
 
-def test_a_condition_like_the_frames_is_named_the_nearest():
-    assert ranked(COARSE, [GOOD] * 3).nearest[0][0] == COARSE
+def test_a_sample_without_a_lattice_is_judged_without_one_and_less_surely() -> None:
+    with_one, without = (
+        rule_of_thumb(seen_of(NOMINAL, [GOOD] * 3, lattice), UNMEASURED, Near(np.inf))[0]
+        for lattice in (GRAPHENE, None)
+    )
+    assert "lattice" in with_one.components
+    assert "lattice" not in without.components
+    assert without.high - without.low > with_one.high - with_one.low
 
 
-def test_a_frame_unlike_anything_measured_is_out_of_distribution_but_still_answered():
-    only = matrix({NOMINAL: (0.99, 0.98, 0.97)})
-    found = ranked(DIRTY, [GOOD] * 3, only)
-    assert found.verdict == "out-of-distribution"
-    assert found.chosen
-    assert "nearest measured condition" in found.why
-    assert ranked(NOMINAL, [GOOD] * 3, only).verdict == "ok"
+def test_an_ensemble_that_was_never_measured_is_ranked_by_the_frame_alone() -> None:
+    seen = seen_of(NOMINAL, [{"missed": 0.5}, GOOD, {"missed": 0.5}])
+    ranked = rule_of_thumb(seen, UNMEASURED, Near(np.inf))
+    assert ranked[0].member == 1
+    assert all("matrix" not in one.components for one in ranked)
 
 
-def test_members_that_all_fail_are_out_of_distribution_and_the_reason_says_so():
-    bad = {"missed": 0.8, "false": 1.0}
-    found = ranked(NOMINAL, [bad] * 3, matrix({NOMINAL: (0.3, 0.3, 0.3)}))
+# -- an ensemble that was never rehearsed ----------------------------------------------------------
+def ranked(rehearsed: Any, name: str, measured: Matrix = MEASURED, **more: Any) -> Selection:
+    frame, _, size = frame_of(name)
+    given = {"library": LIBRARY, **more}
+    return select(record(), measured, rehearsed.ensemble, frame, size, **given)
+
+
+def test_every_component_is_returned_by_name(rehearsed: Any) -> None:
+    found = ranked(rehearsed, NOMINAL)
+    assert len(found.candidates) == 3
+    assert set(found.candidates[0].components) == {
+        "matrix", "forward", "lattice", "agreement", "consistency", "confidence", "fitness",
+        "distance",
+    }  # fmt: skip
+
+
+def test_without_a_rehearsal_nothing_is_called_calibrated(rehearsed: Any) -> None:
+    found = ranked(rehearsed, NOMINAL)
+    assert not found.is_calibrated
+    assert found.carried is None
+    assert found.answerers == ()
+    assert np.isnan(found.distance)
+    assert "not calibrated: manybeam rehearse" in found.why
+
+
+def test_those_chosen_without_a_rehearsal_answer_alike_and_as_they_are(rehearsed: Any) -> None:
+    frame, _, size = frame_of(NOMINAL)
+    found = ranked(rehearsed, NOMINAL)
+    assert found.weights == pytest.approx({m: 1 / len(found.chosen) for m in found.chosen})
+    own = rehearsed.ensemble.predict(frame, size)
+    np.testing.assert_array_equal(found.answer(own).atoms, own.subset(found.chosen).atoms)
+
+
+def test_a_condition_like_the_frames_is_named_the_nearest(rehearsed: Any) -> None:
+    found = ranked(rehearsed, COARSE)
+    assert found.nearest[0][0] == COARSE
+    assert f"nearest measured condition: '{COARSE}'" in found.why
+
+
+def test_a_frame_unlike_anything_measured_is_out_of_distribution_but_still_answered(
+    rehearsed: Any,
+) -> None:
+    far = ranked(rehearsed, DIRTY, ONLY_NOMINAL)
+    assert far.verdict == "out-of-distribution"
+    assert far.chosen
+    assert "out of distribution past 2.5" in far.why
+    near = ranked(rehearsed, NOMINAL, ONLY_NOMINAL)
+    assert near.verdict == "ok"
+    assert "out of distribution" not in near.why
+
+
+def test_members_that_all_fail_are_out_of_distribution_and_the_reason_says_so(
+    rehearsed: Any,
+) -> None:
+    noise = np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype(np.float32)
+    poor = matrix({NOMINAL: (0.3, 0.3, 0.3)})
+    found = select(record(), poor, rehearsed.ensemble, noise, 16.0, library=LIBRARY)
     assert found.verdict == "out-of-distribution"
     assert "no member promises F1 0.60" in found.why
 
 
-def test_the_reason_names_what_a_policy_never_saw():
-    found = ranked(COARSE, [{"missed": 0.4}, {"missed": 0.4}, GOOD])
+def test_the_reason_names_what_a_policy_never_saw(rehearsed: Any) -> None:
+    found = ranked(rehearsed, COARSE, matrix({COARSE: (0.5, 0.55, 0.99)}))
     reasons = {one.member: one.why for one in found.candidates}
     assert "pixel size 24 pm is outside what 'graphene-nominal' saw (14.5 to 17.5)" in reasons[0]
     assert "outside what 'graphene-" in found.why
@@ -163,85 +217,209 @@ def test_the_reason_names_what_a_policy_never_saw():
     assert "re-rendered atoms explain" in found.why
 
 
-def test_what_the_instrument_told_enters_the_reason():
+def test_what_the_instrument_told_enters_the_reason(rehearsed: Any) -> None:
     low = Condition(id="told", dose_e_per_a2=2e4, origin="measured")
-    reasons = [one.why for one in ranked(NOMINAL, [GOOD] * 3, condition=low).candidates]
+    reasons = [one.why for one in ranked(rehearsed, NOMINAL, condition=low).candidates]
     assert any("dose 2e+04 e/A^2 is outside what 'graphene-nominal' saw" in why for why in reasons)
 
 
-def test_a_sample_without_a_lattice_is_not_judged_by_one():
-    single_atoms = LIBRARY.conditions["ptnc-hpai"]
-    found = ranked(NOMINAL, [GOOD] * 3, condition=single_atoms)
-    assert all("lattice" not in one.components for one in found.candidates)
+def test_single_atoms_on_a_support_are_not_judged_by_a_lattice(rehearsed: Any) -> None:
+    single = LIBRARY.conditions["ptnc-hpai"]
+    for known in (None, Forecaster(rehearsed.table)):
+        found = ranked(rehearsed, NOMINAL, condition=single, known=known)
+        assert all("lattice" not in one.components for one in found.candidates)
 
 
-def test_an_ensemble_that_was_never_measured_is_ranked_by_the_frame_alone():
-    found = ranked(NOMINAL, [{"missed": 0.5}, GOOD, {"missed": 0.5}], Matrix(members=range(3)))
-    assert found.candidates[0].member == 1
+def test_what_was_never_measured_is_said_to_be_so(rehearsed: Any) -> None:
+    found = ranked(rehearsed, NOMINAL, UNMEASURED)
     assert all("matrix" not in one.components for one in found.candidates)
     assert "no measured condition is known" in found.why
+    assert found.verdict == "ok"
 
 
-def test_conditions_that_the_library_lost_still_count_by_their_scores(tmp_path):
-    frame, truth, size = frame_of(NOMINAL)
-    prediction = answer([worse(truth, 0.01)] * 3, frame, size)
-    scores = matrix({"lost": (0.5, 0.5, 0.99)})
-    found = select(
-        record(), scores, untrained(), frame, size, prediction=prediction, library=Library(tmp_path)
-    )
+def test_conditions_that_the_library_lost_still_count_by_their_scores(
+    rehearsed: Any, tmp_path: Path
+) -> None:
+    lost = matrix({"lost": (0.5, 0.5, 0.99)})
+    found = ranked(rehearsed, NOMINAL, lost, library=Library(tmp_path))
     assert found.candidates[0].member == 2
     assert all(np.isfinite(list(one.components.values())).all() for one in found.candidates)
 
 
-def test_without_a_prediction_the_ensemble_is_asked_and_empty_answers_do_no_harm():
-    frame, _, size = frame_of(NOMINAL)
-    found = select(record(), MEASURED, untrained(), frame, size, library=LIBRARY)
-    assert len(found.candidates) == 3
+def test_an_unknown_pixel_size_is_survived(rehearsed: Any) -> None:
+    frame, _, _ = frame_of(NOMINAL)
+    for known in (None, Forecaster(rehearsed.table)):
+        found = select(
+            record(), UNMEASURED, rehearsed.ensemble, frame, None, known=known, library=LIBRARY
+        )
+        assert found.candidates[0].predicted_f1 > 0.7
 
 
-def test_an_unknown_pixel_size_is_survived():
-    frame, truth, size = frame_of(NOMINAL)
-    prediction = answer([worse(truth, 0.01)] * 3, frame, size)
+# -- an ensemble that was rehearsed ----------------------------------------------------------------
+@pytest.fixture(scope="module")
+def known(rehearsed: Any) -> Forecaster:
+    return Forecaster(rehearsed.table)
+
+
+def test_the_answers_compared_are_the_best_sub_ensembles_and_all(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    found = ranked(rehearsed, DIRTY, known=known)
+    names = {one.name for one in found.answerers}
+    assert {"best", "best 2", "all"} <= names <= {"best", "best 2", "all", "weighted"}
+    for one in found.answerers:
+        assert sum(one.weights.values()) == pytest.approx(1)
+        assert 0 <= one.low <= one.predicted_f1 <= one.high <= 1
+    assert found.is_calibrated
+    assert found.weights == found.answerers[0].weights
+    assert set(found.chosen) == set(found.weights)
+
+
+def test_the_answer_chosen_promises_as_much_as_any_or_tells_its_spread(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    for name in (NOMINAL, DIRTY, COARSE):
+        found = ranked(rehearsed, name, known=known)
+        most = max(one.predicted_f1 for one in found.answerers)
+        assert found.answerers[0].predicted_f1 >= most - 0.002
+
+
+def test_on_dirt_the_member_trained_on_it_comes_first(rehearsed: Any, known: Forecaster) -> None:
+    found = ranked(rehearsed, DIRTY, UNMEASURED, known=known)
+    assert found.candidates[0].member == 1
+    assert "on simulated frames that look like it" in found.candidates[0].why
+    assert "member 01 (graphene-dirty) should reach F1" in found.why
+
+
+def test_a_good_frame_is_fitted_and_noise_promised_less(rehearsed: Any, known: Forecaster) -> None:
+    good = ranked(rehearsed, NOMINAL, known=known)
+    assert good.verdict == "ok"
+    assert good.distance < 1.5
+    noise = np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype(np.float32)
+    bad = select(record(), MEASURED, rehearsed.ensemble, noise, 16.0, known=known, library=LIBRARY)
+    assert bad.answerers[0].predicted_f1 < good.answerers[0].predicted_f1 - 0.15
+
+
+def test_none_fits_where_no_answer_promises_enough(rehearsed: Any, known: Forecaster) -> None:
+    found = ranked(rehearsed, "graphene-60kv-extreme", known=known)
+    assert found.answerers[0].predicted_f1 < known.poor_f1
+    assert found.verdict == "out-of-distribution"
+    assert "none fits: no answer promises F1" in found.why
+    assert found.chosen
+
+
+def test_a_structured_frame_that_is_no_micrograph_is_out_of_distribution(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    tiles = (x > 40) * 2.0 + (y > 64) + 0.01 * np.random.default_rng(0).normal(size=(SIDE, SIDE))
     found = select(
-        record(), MEASURED, untrained(), frame, None, prediction=prediction, library=LIBRARY
+        record(), MEASURED, rehearsed.ensemble, tiles.astype(np.float32), 16.0, known=known,
+        library=LIBRARY,
+    )  # fmt: skip
+    assert found.verdict == "out-of-distribution"
+    assert "as those lie apart" in found.why
+
+
+def test_the_chosen_answer_has_the_probabilities_of_its_own_calibration(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    frame, _, size = frame_of(DIRTY)
+    found = ranked(rehearsed, DIRTY, known=known)
+    whole = rehearsed.ensemble.predict(frame, size)
+    told = found.answer(whole)
+    part = whole.subset(list(found.weights), list(found.weights.values()))
+    assert found.carried is not None
+    assert told.members == tuple(found.weights)
+    np.testing.assert_array_equal(told.atoms[:, :3], part.atoms[:, :3])
+    expected = calibrated(part.atoms[:, 3], found.carried.temperature, found.carried.shift)
+    np.testing.assert_allclose(told.atoms[:, 3], expected, rtol=1e-5)
+    assert found.carried.position_pm > 0
+
+
+def test_an_answer_that_is_settled_is_the_one_calibrated(rehearsed: Any, known: Forecaster) -> None:
+    everyone = {0: 1.0, 1: 1.0, 2: 1.0}
+    alone, together = (
+        ranked(rehearsed, DIRTY, known=known, answering=who).carried for who in ({0: 1.0}, everyone)
     )
-    assert found.candidates[0].predicted_f1 > 0.8
+    assert alone is not None
+    assert together is not None
+    assert (alone.temperature, alone.shift) != (together.temperature, together.shift)
 
 
-def test_the_order_of_the_members_does_not_change_the_ranking():
-    found = [{"missed": 0.2}, {}, {"false": 0.2}]
-    scores = matrix({NOMINAL: (0.9, 0.9, 0.9)})
-    frame, truth, size = frame_of(NOMINAL)
-    atoms = [worse(truth, seed=index, **one) for index, one in enumerate(found)]
-    ahead = answer(atoms, frame, size)
-    turned = answer(atoms[::-1], frame, size)
-    turned = Prediction(**{**vars(turned), "members": (2, 1, 0)})
-    orders = [
-        [
-            one.member
-            for one in select(
-                record(), scores, untrained(), frame, size, prediction=each, library=LIBRARY
-            ).candidates
-        ]
-        for each in (ahead, turned)
-    ]
-    assert orders[0] == orders[1]
+def test_a_bound_on_false_atoms_leaves_out_the_unsure_or_says_why_not(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    frame, _, size = frame_of(NOMINAL)
+    found = ranked(rehearsed, NOMINAL, known=known, false_atoms=0.2)
+    assert found.carried is not None
+    whole = rehearsed.ensemble.predict(frame, size)
+    free = replace(found, carried=replace(found.carried, threshold=None)).answer(whole)
+    if found.carried.threshold is None:
+        assert "cannot be promised" in found.carried.notes[0]
+    else:
+        assert len(found.answer(whole).atoms) <= len(free.atoms)
+    strict = ranked(rehearsed, NOMINAL, known=known, false_atoms=1e-4).carried
+    assert strict is not None
+    assert strict.threshold is None
+    assert "at most 0.0001 false atoms cannot be promised" in strict.notes[0]
 
 
-def test_a_512_px_frame_is_ranked_in_less_than_two_seconds_of_one_core():
-    frame, truth, size = frame_of(NOMINAL, side=512)
-    prediction = answer([worse(truth, 0.02, seed=index) for index in range(3)] * 4, frame, size)
-    twelve = Prediction(**{**vars(prediction), "members": tuple(range(12))})
-    select(record(), MEASURED, untrained(), frame, size, prediction=twelve, library=LIBRARY)
+def test_no_bound_is_promised_for_an_ensemble_that_was_never_rehearsed(rehearsed: Any) -> None:
+    with pytest.raises(InvalidInput, match="manybeam rehearse graphene@1"):
+        ranked(rehearsed, NOMINAL, false_atoms=0.05)
+
+
+def test_one_member_is_a_selection_too(rehearsed: Any) -> None:
+    frame, _, size = frame_of(NOMINAL)
+    alone = rehearsed.ensemble.subset([2])
+    known = Forecaster(rehearsed.table.only(2))
+    found = select(record().only(2), MEASURED, alone, frame, size, known=known, library=LIBRARY)
+    assert [one.name for one in found.answerers] == ["best"]
+    assert found.weights == {2: 1.0}
+    assert found.chosen == (2,)
+    assert "together" not in found.why
+
+
+@pytest.mark.parametrize("is_rehearsed", [False, True])
+def test_the_order_of_the_members_does_not_change_the_ranking(
+    rehearsed: Any, known: Forecaster, *, is_rehearsed: bool
+) -> None:
+    frame, _, size = frame_of(DIRTY)
+    more = {"known": known if is_rehearsed else None, "library": LIBRARY}
+    ahead, turned = (
+        select(record(), MEASURED, rehearsed.ensemble.subset(order), frame, size, **more)
+        for order in ((0, 1, 2), (2, 0, 1))
+    )
+    assert [one.member for one in ahead.candidates] == [one.member for one in turned.candidates]
+    assert [one.predicted_f1 for one in ahead.candidates] == pytest.approx(
+        [one.predicted_f1 for one in turned.candidates], abs=1e-6
+    )
+
+
+def test_a_frame_too_small_to_select_for_is_refused_in_words(rehearsed: Any) -> None:
+    frame, _, size = frame_of(NOMINAL)
+    with pytest.raises(InvalidFrame, match="too small to tell which members suit it"):
+        select(record(), MEASURED, rehearsed.ensemble, frame[:40], size, library=LIBRARY)
+
+
+def test_a_512_px_frame_is_ranked_in_less_than_two_seconds_of_one_core(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    frame, _, size = frame_of(NOMINAL, side=512)
+    given = (record(), MEASURED, rehearsed.ensemble, frame, size)
+    select(*given, known=known, library=LIBRARY)
     start = time.process_time()
-    select(record(), MEASURED, untrained(), frame, size, prediction=twelve, library=LIBRARY)
+    select(*given, known=known, library=LIBRARY)
     assert time.process_time() - start < 2.0
 
 
 @pytest.mark.real
-def test_a_real_frame_of_single_atoms_is_out_of_distribution_for_graphene(shared_data):
+def test_a_real_frame_of_single_atoms_is_out_of_distribution_for_graphene(
+    rehearsed: Any, shared_data: Path
+) -> None:
     from manybeam.data.intake import read_frames
 
     read = read_frames(shared_data / "frames/ptnc/021.tif", pixel_size_pm=29.3)
-    found = select(record(), MEASURED, untrained(), read.frame, 29.3, library=LIBRARY)
+    found = select(record(), MEASURED, rehearsed.ensemble, read.frame, 29.3, library=LIBRARY)
     assert found.verdict == "out-of-distribution"

@@ -136,8 +136,6 @@ def iterate_outcome(job: Job, library: Library) -> "IterateOutcome":
     from manybeam.zoo.registry import Zoo
 
     asked = job.adapt
-    if asked is None:
-        raise InvalidSpec(f"kind {job.kind} has no group adapt", "kind iterate has one", "")
     return run_rounds(
         Zoo(),
         job.ensemble,

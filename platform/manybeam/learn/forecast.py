@@ -136,7 +136,7 @@ class Forecaster:
 
     def nearest(self, seen: Look, count: int) -> np.ndarray:
         """Return the table's frames that look most like this one, nearest first."""
-        near_n = self._views[0].nearest(_Row(seen.summary_cs.mean(axis=0), seen.score_mf).whole)
+        near_n = self._views[0].nearest(self._row(seen).whole)
         return np.asarray(near_n[near_n < len(self.table)][:count])
 
     def alike(self, seen: Look, weights: Weights, count: int) -> np.ndarray:
@@ -147,7 +147,7 @@ class Forecaster:
         """
         hits_n, false_n = self.table.found(weights)
         true_n1 = ((hits_n + 1) / (hits_n + false_n + 1))[:, None]  # 1 where nothing is found
-        row = _Row(seen.summary_cs.mean(axis=0), seen.score_mf)
+        row = self._row(seen)
         expected_n, here = np.zeros(len(self.table)), 0.0
         for view, seen_1s in zip(self._views, row.of_views, strict=True):
             fitted = view.fit_first(true_n1)

@@ -160,10 +160,10 @@ class _School:
     def _kept(self, number: int, start: Member, before: Standing | None) -> Tried:
         """Return what became of a member, from what an earlier call kept if it got so far."""
         key = f"round-{number:02d}-member-{start.index:02d}"
-        if self.keeper and (data := self.keeper.get(key)) is not None:
+        if self.keeper is not None and (data := self.keeper.get(key)) is not None:
             return unpack(data, start)
         tried = self._try(number, start, before or self.court.before(start))
-        if self.keeper:
+        if self.keeper is not None:
             self.keeper.put(key, pack(tried))
         return tried
 

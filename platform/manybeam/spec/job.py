@@ -57,7 +57,9 @@ class Gates(Model):
 class Adapt(Model):
     """How members are adapted to unlabelled frames."""
 
-    policy: str = Field(pattern=ID_PATTERN, description="policy the frames' condition is sought in")
+    policy: str = Field(
+        "", pattern=ID_PATTERN, description="policy the frames' condition is sought in; needed"
+    )
     teacher: Literal["twin", "pseudo", "both"] = Field(
         "twin",
         description="who labels: simulated twins of the frames, the members' agreement, or both",
@@ -105,7 +107,7 @@ class Job(Model):
         description="training frames: URLs of FrameSets, or simulate: for the policies'; for "
         "iterate the one FrameSet of unlabelled frames",
     )
-    adapt: Adapt | None = Field(None, description="for iterate: how members are adapted")
+    adapt: Adapt = Field(default_factory=Adapt, description="for iterate: how members are adapted")
     rehearsal: Rehearsal = Field(default_factory=Rehearsal)
     measure: Measure = Field(default_factory=Measure)
     resources: Resources = Field(default_factory=Resources)
@@ -121,9 +123,14 @@ class Job(Model):
             "tune": {"recipe"},
             "evaluate": {"ensemble"},
             "rehearse": {"ensemble"},
-            "iterate": {"ensemble", "adapt"},
+            "iterate": {"ensemble", "adapt.policy"},
         }[self.kind]
-        given = {name for name in ("recipe", "ensemble", "adapt") if getattr(self, name)}
+        values = {
+            "recipe": self.recipe,
+            "ensemble": self.ensemble,
+            "adapt.policy": self.adapt.policy,
+        }
+        given = {name for name, value in values.items() if value}
         if missing := sorted(needed - given):
             raise ValueError(f"kind {self.kind} needs {' and '.join(missing)}; add it")
         if surplus := sorted(given - needed):

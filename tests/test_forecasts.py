@@ -1,0 +1,175 @@
+"""What a rehearsal taught, kept beside a version of the zoo: bytes checked, picks heeded."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manybeam.data.simulate import simulate
+from manybeam.errors import Corrupt, UnknownRef
+from manybeam.spec import Library
+from manybeam.zoo.forecasts import KIND, forecaster, record_table
+from manybeam.zoo.matrix import Score
+from manybeam.zoo.picks import Pick, record_pick, retract
+from manybeam.zoo.registry import Zoo
+from manybeam.zoo.select import select
+
+LIBRARY = Library(Path(__file__).parents[1] / "zoo")
+FACTS = {"frames": "3"}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _a_store_of_its_own(tmp_path: Path, use_settings: Callable[[dict[str, str]], None]) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path / "home"), "MANYBEAM_ZOO": str(LIBRARY.folder)})
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, rehearsed_home: Path) -> Zoo:
+    """A copy of the rehearsed platform's records, to add to; its weights stay where they were."""
+    shutil.copy(rehearsed_home / "zoo.db", tmp_path / "zoo.db")
+    return zoo_with(tmp_path, "cache")
+
+
+def zoo_with(folder: Path, cache: str) -> Zoo:
+    return Zoo(f"sqlite:///{folder}/zoo.db", (folder / "weights").as_uri(), folder / cache)
+
+
+def test_what_was_attached_comes_back_and_the_last_counts(zoo: Zoo) -> None:
+    zoo.attach("graphene@1", "notes", b"first", FACTS)
+    zoo.attach("graphene@1", "notes", b"second", FACTS)
+    zoo.attach("graphene@1", "others", b"third", FACTS)
+    assert zoo.attached("graphene@1", "notes") == b"second"
+    assert zoo.attached("graphene@1", "others") == b"third"
+    assert zoo.attached("graphene@2", "notes") is None
+
+
+def test_what_is_attached_to_a_version_that_is_not_there_is_refused(zoo: Zoo) -> None:
+    with pytest.raises(UnknownRef):
+        zoo.attach("graphene@7", "notes", b"", FACTS)
+
+
+def test_attached_bytes_that_changed_are_corrupt(
+    zoo: Zoo, tmp_path: Path, rehearsed_home: Path
+) -> None:
+    zoo.attach("graphene@1", "damaged", b"right", FACTS)
+    [path] = [one for one in rehearsed_home.rglob("damaged") if one.is_file()]
+    path.write_bytes(b"wrong")
+    with pytest.raises(Corrupt, match="damaged of graphene@1"):
+        zoo_with(tmp_path, "empty").attached("graphene@1", "damaged")
+
+
+def test_an_attachment_is_no_member_and_has_no_scores(zoo: Zoo) -> None:
+    zoo.record_scores("graphene@2", [Score(1, "nominal", "d", {"f1": 0.9})])
+    zoo.attach("graphene@2", "notes", b"", FACTS)
+    matrix = zoo.matrix("graphene@2")
+    assert list(matrix.conditions) == ["nominal"]
+    assert matrix.value(1, "nominal", "f1") == 0.9
+    assert zoo.resolve("graphene@2").member_count == len(zoo.members("graphene@2")) == 3
+
+
+def test_an_ensemble_that_was_never_rehearsed_teaches_nothing(zoo: Zoo) -> None:
+    assert forecaster(zoo, "graphene@1") is None
+
+
+def test_a_rehearsed_ensemble_teaches_its_table_however_it_is_called(
+    zoo: Zoo, rehearsed: Any
+) -> None:
+    for ref in ("graphene", "graphene@serving", "graphene@2"):
+        known = forecaster(zoo, ref)
+        assert known is not None
+        np.testing.assert_array_equal(known.table.f1_nm, rehearsed.table.f1_nm)
+
+
+def test_a_member_asked_alone_is_taught_by_its_own_column(zoo: Zoo, rehearsed: Any) -> None:
+    known = forecaster(zoo, "graphene@2/01")
+    assert known is not None
+    assert known.table.members == (1,)
+    np.testing.assert_array_equal(known.table.f1_nm[:, 0], rehearsed.table.f1_nm[:, 1])
+
+
+def test_a_table_of_other_members_is_passed_over_with_a_warning(
+    zoo: Zoo, rehearsed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = dataclasses.replace(rehearsed.table.only(0), members=(5,))
+    record_table(zoo, "graphene@1", renamed, ("graphene-nominal",))
+    assert forecaster(zoo, "graphene@1") is None
+    assert "rehearsed with other members" in caplog.text
+
+
+def test_bytes_that_are_no_table_are_told(zoo: Zoo) -> None:
+    zoo.attach("graphene@1", KIND, b"no table", FACTS)
+    with pytest.raises(Corrupt, match="manybeam rehearse"):
+        forecaster(zoo, "graphene@1")
+
+
+@pytest.fixture
+def dirty(zoo: Zoo) -> Callable[[int, int], Pick]:
+    """Pick one member on a dirty frame."""
+    made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
+    record, ensemble = zoo.resolve("graphene"), zoo.ensemble("graphene")
+
+    def pick(member: int, number: int) -> Pick:
+        frame, size = made.frames_nyx[number], float(made.pixel_size_pm[number])
+        known = forecaster(zoo, "graphene")
+        found = select(
+            record, zoo.matrix("graphene"), ensemble, frame, size, known=known, library=LIBRARY
+        )
+        return record_pick(
+            record, found, [member], frame_yx=frame, file="a.tif", pixel_size_pm=size, who="Ada"
+        )
+
+    return pick
+
+
+def test_what_was_learnt_is_kept_until_somebody_picks_or_takes_a_pick_back(
+    zoo: Zoo, dirty: Callable[[int, int], Pick]
+) -> None:
+    before = forecaster(zoo, "graphene")
+    assert forecaster(zoo, "graphene@2") is before
+    made = dirty(2, 0)
+    with_pick = forecaster(zoo, "graphene")
+    assert with_pick is not before
+    assert forecaster(zoo, "graphene") is with_pick
+    retract(made.id, "Ada")
+    assert forecaster(zoo, "graphene") is before
+
+
+def test_selection_goes_on_after_picks_and_heeds_them(
+    zoo: Zoo, dirty: Callable[[int, int], Pick]
+) -> None:
+    made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
+    frame, size = made.frames_nyx[2], float(made.pixel_size_pm[2])
+    record, ensemble = zoo.resolve("graphene"), zoo.ensemble("graphene")
+
+    def promised() -> dict[int, float]:
+        known = forecaster(zoo, "graphene")
+        assert known is not None
+        found = select(
+            record, zoo.matrix("graphene"), ensemble, frame, size, known=known, library=LIBRARY
+        )
+        return {one.member: one.predicted_f1 for one in found.candidates}
+
+    before = promised()
+    best = max(before, key=lambda member: before[member])
+    other = (best + 1) % 3
+    for number in (0, 1, 2):
+        dirty(other, number)
+    after = promised()
+    assert after[other] - after[best] > before[other] - before[best]
+
+
+def test_a_pick_of_another_version_teaches_nothing_here(
+    zoo: Zoo, dirty: Callable[[int, int], Pick]
+) -> None:
+    before = forecaster(zoo, "graphene@2")
+    known = forecaster(zoo, "graphene@2")
+    frame = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    record, ensemble = zoo.resolve("graphene@1"), zoo.ensemble("graphene@1")
+    found = select(record, zoo.matrix("graphene@1"), ensemble, frame, 16.0, library=LIBRARY)
+    record_pick(record, found, [0], frame_yx=frame, file="a.tif", pixel_size_pm=16.0, who="Ada")
+    assert known is before is forecaster(zoo, "graphene@2")
