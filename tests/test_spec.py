@@ -153,8 +153,12 @@ def test_a_glob_finds_conditions_in_order() -> None:
 def test_a_job_we_ship_names_a_recipe_policies_and_conditions_we_ship(path: Path) -> None:
     job, library = load_job(path), Library.beside(path, ROOT)
     assert isinstance(job, Job)
-    assert all(library.policy(member.policy) for member in library.recipe(job.recipe).members)
-    assert library.matching(job.measure.conditions)
+    if job.recipe:
+        assert all(library.policy(member.policy) for member in library.recipe(job.recipe).members)
+        assert library.matching(job.measure.conditions)
+    if job.adapt.policy:
+        assert library.policy(job.adapt.policy)
+    assert all(library.policy(name) for name in job.rehearsal.policies)
 
 
 @pytest.mark.parametrize(

@@ -216,43 +216,51 @@ def _f1(ensemble: Any, frames: list[Any]) -> float:
 
 
 def _report(made: Path, repetitions: list[int]) -> str:
-    """Return the tables as Markdown."""
-    results = {
-        (drift, r): [
-            json.loads((made / f"{drift}-{start}-{r}.json").read_text()) for start in STARTS
-        ]
-        for drift in DRIFTS
-        for r in repetitions
+    """Return the tables as Markdown, of what has been made so far."""
+    places = [(drift, r) for drift in DRIFTS for r in repetitions]
+    files = {
+        (start, *place): made / f"{place[0]}-{start}-{place[1]}.json"
+        for start in STARTS
+        for place in places
     }
-    f1 = {place: {k: v for one in both for k, v in one["rows"].items()}
-          for place, both in results.items()}  # fmt: skip
+    runs = {key: json.loads(path.read_text()) for key, path in files.items() if path.exists()}
+    f1: dict[Any, dict[str, float]] = {place: {} for place in places}
+    for (_, *place), run in runs.items():
+        f1[tuple(place)] |= run["rows"]
     lines = [f"| F1 | {' | '.join(DRIFTS)} |", "|---" * (len(DRIFTS) + 1) + "|"]
-    for row in sorted(next(iter(f1.values())), key=lambda name: name.split(",")[0]):
-        cells = []
-        for drift in DRIFTS:
-            values = [f1[drift, r][row] for r in repetitions]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
+    for row in sorted({row for rows in f1.values() for row in rows}):
+        cells = [
+            _cell([f1[drift, r][row] for r in repetitions if row in f1[drift, r]])
+            for drift in DRIFTS
+        ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n" + "\n".join(_gates(results, f1)) + "\n"
+    return "\n".join(lines) + "\n\n" + "\n".join(_gates(runs, f1)) + "\n"
 
 
-def _gates(results: Mapping[Any, list[Any]], f1: Mapping[Any, Mapping[str, float]]) -> list[str]:
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def _gates(runs: Mapping[Any, Any], f1: Mapping[Any, Mapping[str, float]]) -> list[str]:
     """Return for each teacher how often it passed, the gap it closed, its losses and its time."""
     lines = [
         "| | accepted | gap closed, from the mean of ten to truth | worst loss elsewhere | s |",
         "|---" * 5 + "|",
     ]
-    rows = [
-        (place, start, teacher) for place, start in enumerate(STARTS) for teacher in STARTS[start]
-    ]
-    for place, start, teacher in rows:
-        told = [both[place]["told"][teacher] for both in results.values()]
+    pairs = [(start, teacher) for start in STARTS for teacher in STARTS[start]]
+    for start, teacher in pairs:
+        told = [run["told"][teacher] for key, run in runs.items() if key[0] == start]
         closed = [
             (one[f"{start}, {teacher}"] - one["mean of ten"]) / gap
             for one in f1.values()
-            if (gap := one["trained with truth"] - one["mean of ten"]) > LEAST_GAP
+            if f"{start}, {teacher}" in one
+            and (gap := one["trained with truth"] - one["mean of ten"]) > LEAST_GAP
         ]
+        if not told:
+            continue
         accepted = f"{sum(one['accepted'] for one in told)} of {len(told)}"
         loss, seconds = max(one["loss"] for one in told), np.mean([one["wall_s"] for one in told])
         share = f"{np.mean(closed):.2f}" if closed else ""

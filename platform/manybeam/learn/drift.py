@@ -146,10 +146,10 @@ class DriftWatch:
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> watch = DriftWatch(rng.normal(size=(80, 110)))
-        >>> any(watch.see(one) for one in rng.normal(size=(100, 110)))
+        >>> watch = DriftWatch(rng.normal(size=(200, 20)))
+        >>> any(watch.see(one) for one in rng.normal(size=(100, 20)))
         False
-        >>> alarms = [watch.see(one) for one in rng.normal(1.5, 1, size=(10, 110))]
+        >>> alarms = [watch.see(one) for one in rng.normal(1.5, 1, size=(10, 20))]
         >>> next(one.since for one in alarms if one)
         100
     """
