@@ -311,14 +311,15 @@ def test_none_fits_where_no_answer_promises_enough(rehearsed: Any, known: Foreca
 def test_a_structured_frame_that_is_no_micrograph_is_out_of_distribution(
     rehearsed: Any, known: Forecaster
 ) -> None:
-    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    tiles = (x > 40) * 2.0 + (y > 64) + 0.01 * np.random.default_rng(0).normal(size=(SIDE, SIDE))
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    rings = np.sin(np.hypot(y, x) / 2.5) + 0.05 * np.random.default_rng(0).normal(size=y.shape)
     found = select(
-        record(), MEASURED, rehearsed.ensemble, tiles.astype(np.float32), 16.0, known=known,
+        record(), MEASURED, rehearsed.ensemble, rings.astype(np.float32), 16.0, known=known,
         library=LIBRARY,
     )  # fmt: skip
     assert found.verdict == "out-of-distribution"
-    assert "as those lie apart" in found.why
+    assert found.distance > 2
+    assert "(out of distribution past 2)" in found.why
 
 
 def test_the_chosen_answer_has_the_probabilities_of_its_own_calibration(
