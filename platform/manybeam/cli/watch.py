@@ -146,6 +146,7 @@ class _Judge:
     again: list[str]
 
     def propose(self, since: int, found: int) -> "Proposal":
+        from manybeam.zoo.forecasts import forecaster
         from manybeam.zoo.watch import propose
 
         return propose(
@@ -156,6 +157,7 @@ class _Judge:
             self.movie.sizes[found],
             policy=self.policy,
             condition=self.movie.stated,
+            known=forecaster(self.zoo, self.record.ref),
             library=self.library,
             frames_url=shlex.quote(self.keep or KEPT_URL),
         )

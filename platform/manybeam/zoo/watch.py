@@ -16,6 +16,7 @@ from manybeam.data.typical import TYPICAL, filled, typical
 from manybeam.errors import InvalidInput
 from manybeam.learn.drift import frame_features
 from manybeam.learn.ensemble import Ensemble
+from manybeam.learn.forecast import Forecaster
 from manybeam.learn.infer import DRAWS, Inferred, draw, infer
 from manybeam.spec import Condition, Library, Policy, Range
 from manybeam.zoo.matrix import ENSEMBLE, Matrix
@@ -146,6 +147,7 @@ def propose(
     serving: Sequence[int] | None = None,
     policy: Policy | None = None,
     condition: Condition | None = None,
+    known: Forecaster | None = None,
     library: Library,
     frames_url: str = "FRAMES",
     seed: int = 0,
@@ -166,6 +168,7 @@ def propose(
         serving: indices of the members that answer now; all if left out.
         policy: where their condition is searched; the broadest of their structure if left out.
         condition: what is known of how they were recorded.
+        known: what the ensemble's rehearsal teaches, if it was rehearsed.
         library: conditions and policies by id.
         frames_url: the FrameSet that holds these frames, for the command.
         seed: of the draws.
@@ -178,7 +181,9 @@ def propose(
         raise InvalidInput("no frames to judge drift by", "at least one since the change", "")
     chosen = np.unique(np.linspace(0, len(frames_nyx) - 1, JUDGED).round().astype(int))
     asked = [
-        select(record, matrix, ensemble, frame, pixel_size_pm, condition, library=library)
+        select(
+            record, matrix, ensemble, frame, pixel_size_pm, condition, known=known, library=library
+        )
         for frame in frames_nyx[chosen]
     ]
     now = tuple(serving) if serving is not None else tuple(one.index for one in record.members)
