@@ -16,7 +16,7 @@ from manybeam.learn.infer import LEAST_SIDE_PX, crops
 from manybeam.learn.summaries import summaries
 
 # A member has seen enough of a frame on this many of its own pixels to be judged by it.
-WINDOW_PX = 320
+WINDOW_PX = 256
 
 
 @dataclass(frozen=True, eq=False)
