@@ -13,6 +13,7 @@ from manybeam.learn.fitness import (
     ForwardModel,
     agreement_scores,
     combine,
+    consistency,
     fitness,
     lattice_score,
 )
@@ -145,6 +146,28 @@ def test_a_single_member_has_no_agreement_and_a_structure_without_lattice_no_lat
     atoms = honeycomb(96)
     parts = fitness(rendered(atoms, 96), [atoms], PIXEL_PM)[0].parts
     assert set(parts) == {"forward", "confidence"}
+
+
+def turned(atoms: np.ndarray, columns: int) -> np.ndarray:
+    """Return where atoms stand after `numpy.rot90` of their frame."""
+    return np.column_stack([columns - 1 - atoms[:, 1], atoms[:, 0], atoms[:, 2:]])
+
+
+def test_atoms_that_turn_with_the_frame_are_consistent_and_others_as_far_as_they_do():
+    atoms = honeycomb(96)
+    atoms = atoms[atoms[:, 1] < 60]  # of a frame that is no square
+    half, empty = atoms[::2], atoms[:0]
+    given = [atoms, atoms, atoms, empty, empty]
+    after = [turned(one, 60) for one in (atoms, half, empty, atoms, empty)]
+    found = consistency(given, after, (96, 60), radius_px=1.0)
+    share = 2 * len(half) / (len(atoms) + len(half))
+    assert found == pytest.approx([1.0, share, 0.0, 0.0, 0.0])
+
+
+def test_where_the_atoms_stand_after_a_turn_is_where_the_pixels_do():
+    frame = np.zeros((5, 7))
+    frame[1, 4] = 1
+    assert np.argwhere(np.rot90(frame)).tolist() == turned(np.array([[1, 4]]), 7).tolist()
 
 
 def test_a_part_at_zero_makes_the_whole_worthless():

@@ -5,7 +5,7 @@ of what a facility makes. The frames asked about are drawn as those of the table
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from manybeam.data.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.fitness import LATTICES, SCORES
 from manybeam.learn.forecast import Forecast, Forecaster, Picked
-from manybeam.learn.look import Look, look
+from manybeam.learn.look import WINDOW_PX, Look, look
 from manybeam.learn.scores import f1_of, judge
 from manybeam.spec import Library
 
@@ -112,6 +112,16 @@ def test_the_interval_holds_the_forecast_and_all_are_shares(asked: Asked) -> Non
     assert (asked.low_nq <= asked.f1_nq).all()
     assert (asked.f1_nq <= asked.high_nq).all()
     assert (asked.high_nq <= 1).all()
+
+
+def test_members_that_were_never_wrong_are_promised_no_more_than_all(
+    rehearsed: Any, asked: Asked
+) -> None:
+    perfect = replace(
+        rehearsed.table, count_nm3=np.ones_like(rehearsed.table.count_nm3) * (9, 0, 0)
+    )
+    for one in Forecaster(perfect).forecast(asked.looks[0], ALONE):
+        assert 1 - 1e-5 < one.low <= one.f1 <= one.high <= 1
 
 
 def test_no_part_of_the_index_weighs_less_than_nothing(known: Forecaster) -> None:
@@ -278,7 +288,9 @@ def test_of_a_large_frame_the_middle_is_looked_at(
     known: Forecaster, seen_as: Callable[..., Look]
 ) -> None:
     seen = seen_as(clean(1024), 16.0)
-    assert seen.window == (slice(312, 712), slice(312, 712))  # 320 px of the members' 20 pm
+    side = int(WINDOW_PX * 20 / 16)  # the members see 20 pm a pixel
+    first = (1024 - side) // 2
+    assert seen.window == (slice(first, first + side),) * 2
     assert known.forecast(seen, [ALL])[0].f1 > 0.9
 
 

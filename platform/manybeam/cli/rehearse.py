@@ -13,7 +13,7 @@ def rehearse(
     policy: Annotated[
         list[str] | None, typer.Option(help="Policies to draw conditions from.")
     ] = None,
-    frames: Annotated[int, typer.Option(min=60, help="Frames to simulate.")] = 600,
+    frames: Annotated[int, typer.Option(min=200, help="Frames to simulate.")] = 600,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     form: FormOption = Form.auto,
 ) -> None:

@@ -22,6 +22,7 @@ BELIEVED = 0.5  # least probability of an atom
 LEAST_ATOMS = 100
 FAR = 1.5  # frames of the table farther away than this, times what is usual, promise nothing
 CONFIDENCE = 0.9
+COSTLY = 0.5  # share of the atoms that a bound keeps, below which it is said
 POSITION_SHARE = 0.9
 
 
@@ -37,6 +38,7 @@ class Carried:
         threshold: least probability, before calibration, of an atom kept under the bound; None
             where no bound was asked for or none can be promised.
         false_atoms: the bound that was asked for, a share of a frame's atoms; 0 for none.
+        kept: share of the atoms found that stay under the bound, on the frames it was learnt from.
         frame_count: frames it was learnt from.
         atom_count: atoms on them.
         notes: what cannot be promised, and why.
@@ -47,6 +49,7 @@ class Carried:
     position_pm: float = float("nan")
     threshold: float | None = None
     false_atoms: float = 0.0
+    kept: float = 1.0
     frame_count: int = 0
     atom_count: int = 0
     notes: tuple[str, ...] = ()
@@ -96,12 +99,16 @@ def carry_over(
         if threshold is None or distance > FAR:
             threshold = None
             notes.append(_why_not(false_atoms, distance))
+    kept = float((belief_k[found_k] >= (threshold or 0.0)).mean())
+    if kept < COSTLY:
+        notes.append(f"at most {false_atoms:g} false atoms leaves {100 * kept:.0f} % of the atoms")
     return Carried(
         temperature=temperature,
         shift=shift,
         position_pm=_position_pm(table.error_k[near_k]),
         threshold=threshold,
         false_atoms=false_atoms,
+        kept=kept,
         frame_count=len(alike_n),
         atom_count=count,
         notes=tuple(notes),

@@ -131,7 +131,9 @@ class Forecaster:
         best_n = self._near.fitted.reshape(len(self.table), -1).max(axis=1)
         fits_n = self.table.f1_nm.max(axis=1) >= POOR_F1
         return (
-            float(min(np.quantile(best_n[fits_n], WRONGLY_POOR), POOR_F1)) if any(fits_n) else 0.0
+            float(min(np.quantile(best_n[fits_n], WRONGLY_POOR), POOR_F1))
+            if any(fits_n)
+            else POOR_F1
         )
 
     def nearest(self, seen: Look, count: int) -> np.ndarray:

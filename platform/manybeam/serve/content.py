@@ -24,6 +24,7 @@ CALIBRATION_FIELDS = (
     "position_pm",
     "false_atoms",
     "threshold",
+    "kept",
     "frame_count",
     "atom_count",
 )

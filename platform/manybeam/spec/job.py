@@ -87,7 +87,7 @@ class Rehearsal(Model):
         description="ids of policies conditions are drawn from; left out, those the members were "
         "trained under and the broadest of their structure",
     )
-    frame_count: int = Field(600, ge=60, le=100_000, description="frames simulated")
+    frame_count: int = Field(600, ge=200, le=100_000, description="frames simulated")
 
 
 class Job(Model):

@@ -170,7 +170,7 @@ def select(
     if false_atoms and known is None:
         raise InvalidInput(
             f"no bound on false atoms can be promised for {record.ref}",
-            "it was never rehearsed, so nobody knows how often its members are wrong",
+            "it was not rehearsed with these members, so nobody knows how often they are wrong",
             f"manybeam rehearse {record.ref}",
         )
     library = library or _facility_library()
