@@ -98,12 +98,14 @@ def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(
     job, out = _small_job(tmp_path), tmp_path / "out"
     assert "interrupted" in _interrupted(job, out, free_port(), "3.")
     assert head(out / "platform") is None
-    assert "member 00:" in _demo(job, out, free_port())
+    assert "member 00: 100 % loss" in _demo(job, out, free_port())
     page = (out / "report.html").read_text()
     assert all(f"<h2>{chapter}" in page for chapter in CHAPTERS)
     assert page.count("data:image/png;base64,") >= 4
     assert "http://" not in page.replace("http://127.0.0.1", "")
     assert head(out / "platform") is None
     facts = json.loads((out / "demo.json").read_text())
-    assert "member 00:" not in _demo(job, out, free_port())
+    again = _demo(job, out, free_port())
+    assert "member 00: 100 % loss" not in again
+    assert "rehearse: 100 %" not in again
     assert json.loads((out / "demo.json").read_text())["ref"] == facts["ref"]

@@ -1,6 +1,7 @@
 """`manybeam predict` and `manybeam select`: atoms in files, and which members suit a frame.
 
-Both work in this process on the zoo's weights; the service answers the same over HTTP.
+Both work in this process on the zoo's weights. The service answers over HTTP; it calibrates what
+`auto` answers and what a bound is asked for, here every answer of a rehearsed ensemble is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -120,6 +121,8 @@ def select(
     answer = next(_answers([file], ensemble, pixel_size_pm))
     selection: Selection = answer["selection"]
     say(f"{selection.verdict}: {selection.why}")
+    for one in selection.answerers:
+        say(f"   {one.name}: F1 {one.predicted_f1:.3f} ({one.low:.3f} to {one.high:.3f})")
     if picked:
         keep(answer, picked, who, note)
     if show or png is not None:
@@ -129,9 +132,10 @@ def select(
 
 def _candidate_rows(answer: dict[str, Any], picked: Sequence[int]) -> list[dict[str, Any]]:
     selection: Selection = answer["selection"]
+    record: Record = answer["record"]
     rows = [
         {
-            "member": f"{answer['ref']}/{candidate.member:02d}",
+            "member": f"{record.name}@{record.version}/{candidate.member:02d}",
             "chosen": candidate.member in selection.chosen,
             "predicted_f1": candidate.predicted_f1,
             "low": candidate.low,
@@ -200,6 +204,8 @@ def _best_answer(
     from manybeam.zoo.select import select as rank
 
     size, answers = read.pixel_size_pm, []
+    if false_atoms and any(one.known for one in candidates):  # the others can promise no bound
+        candidates = [one for one in candidates if one.known]
     for one in candidates:
         even = dict.fromkeys(one.ensemble.indices, 1.0)
         selection = rank(
@@ -243,19 +249,27 @@ def _summary(answer: dict[str, Any]) -> dict[str, Any]:
     prediction: Prediction = answer["prediction"]
     selection: Selection = answer["selection"]
     spread_px = prediction.atoms[:, 4:6]
+    promise = selection.promised(prediction.members) or (None, None, None)
     return {
         "file": str(answer["file"]),
         "frame": answer["index"],
         "atoms": len(prediction.atoms),
         "verdict": selection.verdict,
-        "predicted_f1": selection.candidates[0].predicted_f1,
+        **dict(zip(("predicted_f1", "low", "high"), promise, strict=True)),
         "members": [f"{m:02d}" for m in prediction.members],
         "ensemble": answer["ref"],
         "pixel_size_pm": answer["pixel_size_pm"],
         "mean_spread_px": _mean(spread_px),
-        "position_90_pm": selection.carried and selection.carried.position_pm,
+        "position_90_pm": _finite(selection.carried.position_pm if selection.carried else None),
         "why": selection.why,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number JSON can hold."""
+    import math
+
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _mean(values: "np.ndarray[Any, Any]") -> float | None:

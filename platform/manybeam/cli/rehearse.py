@@ -20,8 +20,8 @@ def rehearse(
     """Simulate labelled frames under many conditions and note what every member makes of them.
 
     From then on predicted F1, its interval, sub-ensembles, `none fits` and calibrated
-    probabilities are learnt from it, and from what people picked since. Do it again after picks;
-    the last rehearsal counts.
+    probabilities are learnt from it, and from every pick that people make (at once). The last
+    rehearsal counts.
 
     Example: manybeam rehearse graphene --frames 600
     """
@@ -46,13 +46,14 @@ def rehearse(
     known = forecaster(zoo, record.ref)
     assert known is not None  # noqa: S101 - it was kept a moment ago
     f1_nm = known.table.f1_nm
+    is_best_nm = f1_nm == f1_nm.max(axis=1, keepdims=True)  # a tie is shared
     rows = [
         {"member": f"{member:02d}", "policy": one.policy, "mean_f1": f1, "best_on": best}
         for member, one, f1, best in zip(
             known.table.members,
             record.members,
             f1_nm.mean(axis=0).tolist(),
-            (f1_nm.argmax(axis=1)[:, None] == range(f1_nm.shape[1])).mean(axis=0).tolist(),
+            (is_best_nm / is_best_nm.sum(axis=1, keepdims=True)).mean(axis=0).tolist(),
             strict=True,
         )
     ]

@@ -145,7 +145,9 @@ class _Judge:
     keep: str
     again: list[str]
 
-    def propose(self, since: int, found: int) -> "Proposal":
+    def propose(self, numbers: list[int]) -> "Proposal":
+        import numpy as np
+
         from manybeam.zoo.forecasts import forecaster
         from manybeam.zoo.watch import propose
 
@@ -153,8 +155,9 @@ class _Judge:
             self.record,
             self.zoo.matrix(self.record.ref),
             self.zoo.ensemble(self.record.ref),
-            self.movie.read(since, found + 1),
-            self.movie.sizes[found],
+            # Frames that were left out (blank, too small) tell nothing of the change either.
+            np.stack([self.movie.read(number, number + 1)[0] for number in numbers]),
+            self.movie.sizes[numbers[-1]],
             policy=self.policy,
             condition=self.movie.stated,
             known=forecaster(self.zoo, self.record.ref),
@@ -270,11 +273,13 @@ def _rows(
         numbers.append(number)
         alarm = drift.see(features)
         if alarm is not None:
-            yield _row(alarm, numbers[max(alarm.since - before, 0)], number, judge)
+            yield _row(alarm, numbers[max(alarm.since - before, 0) :], judge)
 
 
-def _row(alarm: "Alarm", since: int, found: int, judge: _Judge) -> dict[str, Any]:
-    proposal = judge.propose(since, found)
+def _row(alarm: "Alarm", numbers: list[int], judge: _Judge) -> dict[str, Any]:
+    """Return what an alarm is told as; `numbers` are the frames since the change."""
+    since, found = numbers[0], numbers[-1]
+    proposal = judge.propose(numbers)
     return {
         "frame": found,
         "since": since,

@@ -8,6 +8,7 @@ it holds on conditions never used is measured in decision 0013.
 Axis letters: n frame, k atom.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ BELIEVED = 0.5  # least probability of an atom
 LEAST_ATOMS = 100
 FAR = 1.5  # frames of the table farther away than this, times what is usual, promise nothing
 CONFIDENCE = 0.9
+FRAMES_PER_SHARE = 2.4  # frames without a fault from which a bound of 1 could be told (0009)
 COSTLY = 0.5  # share of the atoms that a bound keeps, below which it is said
 POSITION_SHARE = 0.9
 
@@ -64,6 +66,16 @@ class Carried:
         return kept
 
 
+def frames_needed(false_atoms: float) -> int:
+    """Return how many frames alike a bound is learnt from: a strict one needs more.
+
+    Example:
+        >>> frames_needed(0.05), frames_needed(0.01)
+        (96, 240)
+    """
+    return max(NEIGHBOURS, math.ceil(FRAMES_PER_SHARE / false_atoms))
+
+
 def carry_over(
     table: ReferenceTable,
     alike_n: np.ndarray,
@@ -98,7 +110,7 @@ def carry_over(
         threshold = _threshold(table, alike_n, belief_k, found_k, false_atoms)
         if threshold is None or distance > FAR:
             threshold = None
-            notes.append(_why_not(false_atoms, distance))
+            notes.append(_why_not(false_atoms, distance, len(alike_n)))
     kept = float((belief_k[found_k] >= (threshold or 0.0)).mean())
     if kept < COSTLY:
         notes.append(f"at most {false_atoms:g} false atoms leaves {100 * kept:.0f} % of the atoms")
@@ -134,11 +146,16 @@ def _threshold(
     return bound(probability, is_true, false_atoms, CONFIDENCE)
 
 
-def _why_not(false_atoms: float, distance: float) -> str:
+def _why_not(false_atoms: float, distance: float, frame_count: int) -> str:
     if distance > FAR:
         return (
             f"at most {false_atoms:g} false atoms cannot be promised: the frame is {distance:.1f} "
             "times as far from every simulated one as those lie apart"
+        )
+    if frame_count < frames_needed(false_atoms):
+        return (
+            f"at most {false_atoms:g} false atoms cannot be promised: it needs "
+            f"{frames_needed(false_atoms)} rehearsed frames like this one, {frame_count} are there"
         )
     return (
         f"at most {false_atoms:g} false atoms cannot be promised: on the simulated frames most "

@@ -225,7 +225,7 @@ class Forecaster:
         f1_pm = np.stack([np.mean(self._told(row, alone), axis=0) for row in rows])
         best_p1 = f1_pm.max(axis=1, keepdims=True)
         is_picked = np.stack([np.isin(self.table.members, pick.members) for pick in picks])
-        taught_pm = np.where(is_picked, best_p1, np.minimum(f1_pm, best_p1 - PICK_MARGIN))
+        taught_pm = np.where(is_picked, best_p1, np.minimum(f1_pm, best_p1 - PICK_MARGIN).clip(0))
         self._views = (
             _View(np.vstack([self._views[0].raw_ns, *(row.of_views[0] for row in rows)])),
             _View(np.vstack([self._views[1].raw_ns, *(row.of_views[1] for row in rows)])),

@@ -49,6 +49,9 @@ class Fresh(Generic[V]):
         if not self._asking.acquire(blocking=known is None):
             return (known[0], ()) if known else self.get(key)
         try:
+            known = self._known.get(key)  # another caller may have asked while this one waited
+            if known is not None and self._clock() - known[1] < self._fresh_s:
+                return known[0], ()
             return self._renew(key, known)
         finally:
             self._asking.release()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.errors import DeadlineExceeded, NoCapacity
+from manybeam.errors import DeadlineExceeded, InvalidInput, NoCapacity
 from manybeam.serve.content import (
     answerer_row,
     arrays,
@@ -281,7 +281,9 @@ class Service:
             with watch.stage("load"):
                 loaded, notes = self.load(ref)
                 matrix, more = self._matrices.get(loaded.record.ref)
-                known, _ = self._forecasters.get(loaded.record.ref)
+                known, stale = self._forecasters.get(loaded.record.ref)
+            if question.false_atoms and known is None and len(refs) > 1:
+                continue  # it can promise no bound; another may
             even = dict.fromkeys(loaded.ensemble.indices, 1.0)
             with watch.stage("select"):
                 selection = select(
@@ -294,7 +296,13 @@ class Service:
                     answering=None if question.ensemble == AUTO else even,
                     false_atoms=question.false_atoms,
                 )
-            ranked.append((loaded, (*notes, *more), selection))
+            ranked.append((loaded, (*notes, *more, *stale), selection))
+        if not ranked:
+            raise InvalidInput(
+                "no ensemble that is served can promise a bound on false atoms",
+                "none of them was rehearsed",
+                f"manybeam rehearse {refs[0]}",
+            )
         return sorted(ranked, key=lambda one: -one[2].candidates[0].predicted_f1)
 
     def _held(self, record: "Record") -> Loaded | None:

@@ -73,8 +73,11 @@ def _learnt(lesson: _Lesson) -> Forecaster:
 
 
 def _picked(pick: Pick, table: ReferenceTable) -> Picked | None:
-    """Return a pick as the forecaster learns it; None if what was seen then is not kept."""
-    if len(pick.summary) != table.summary_ns.shape[1] or set(pick.features) < set(table.members):
+    """Return a pick as the forecaster learns it; None if it says nothing of these members."""
+    here = set(table.members)
+    if len(pick.summary) != table.summary_ns.shape[1] or not here <= set(pick.features):
+        return None
+    if not here & set(pick.members):
         return None
     summary_s = np.array([np.nan if one is None else one for one in pick.summary])
     score_mf = np.array([_scores(pick.features[member]) for member in table.members])

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from manybeam.errors import InvalidInput
-from manybeam.learn.carried import NEIGHBOURS, Carried, carry_over
+from manybeam.learn.carried import NEIGHBOURS, Carried, carry_over, frames_needed
 from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.learn.fitness import LATTICES
 from manybeam.learn.forecast import Forecast, Forecaster, Weights
@@ -128,6 +128,21 @@ class Selection:
         if self.carried is None:
             return part
         return replace(part, atoms=self.carried.apply(part.atoms))
+
+    def promised(self, members: Sequence[int]) -> tuple[float, float, float] | None:
+        """Return the F1 an answer of these members promises, and its interval; None if unknown.
+
+        Sub-ensembles are known where the ensemble was rehearsed; by rule of thumb those chosen
+        promise what the best of them does.
+        """
+        for one in self.answerers:
+            if set(one.weights) == set(members):
+                return one.predicted_f1, one.low, one.high
+        is_thumb = not self.answerers and set(members) == set(self.chosen)
+        for candidate in self.candidates:
+            if is_thumb or tuple(members) == (candidate.member,):
+                return candidate.predicted_f1, candidate.low, candidate.high
+        return None
 
     @property
     def weights(self) -> Weights:
@@ -252,9 +267,10 @@ def _rehearsed(
     answerers = _answerers(seen, known, ranked)
     distance, best = known.distance(seen), answerers[0]
     calibrated = answering or best.weights
+    count = frames_needed(false_atoms) if false_atoms else NEIGHBOURS
     carried = carry_over(
         known.table,
-        known.alike(seen, calibrated, NEIGHBOURS),
+        known.alike(seen, calibrated, count),
         calibrated,
         distance=distance,
         false_atoms=false_atoms,

@@ -243,17 +243,27 @@ class _Outlook:
 
 
 def _outlook(asked: Sequence[Selection], now: tuple[int, ...]) -> _Outlook:
-    every = [{one.member: one for one in selection.candidates} for selection in asked]
     votes = [member for selection in asked for member in selection.chosen]
     best = tuple(sorted({one for one in votes if votes.count(one) > len(asked) / 2}))
     best = best or tuple(sorted(asked[-1].chosen))
-    promise, surely, best_promise, best_low = (
-        float(np.mean([getattr(one[member], what) for one in every for member in members]))
-        for members in (now, best)
-        for what in ("predicted_f1", "low")
-    )
+    promise, surely = np.mean([_promise(selection, now) for selection in asked], axis=0)
+    best_promise, best_low = np.mean([_promise(selection, best) for selection in asked], axis=0)
     far = sum(selection.verdict != "ok" for selection in asked)
-    return _Outlook(now, promise, surely, best, best_promise, best_low, far > len(asked) / 2)
+    promises = (float(promise), float(surely), best, float(best_promise), float(best_low))
+    return _Outlook(now, *promises, far > len(asked) / 2)
+
+
+def _promise(selection: Selection, members: Sequence[int]) -> tuple[float, float]:
+    """Return the F1 that an answer of these members promises, and its lower end.
+
+    Of a sub-ensemble that selection did not look at, the mean over its members stands for it.
+    """
+    known = selection.promised(members)
+    if known is not None:
+        return known[0], known[1]
+    asked = [one for one in selection.candidates if one.member in members]
+    f1, low = np.mean([(one.predicted_f1, one.low) for one in asked], axis=0)
+    return float(f1), float(low)
 
 
 def _switch(outlook: _Outlook, record: Record) -> Proposal:
