@@ -28,19 +28,20 @@ FormOption = Annotated[
 ]
 
 
-def emit(rows: Iterable[Row], form: Form, *, title: str = "") -> None:
+def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[str] = ()) -> None:
     """Print rows to stdout.
 
     Args:
         rows: mappings with the same keys, in the order of the columns; the first is the id.
         form: how to print them.
         title: heading of a table; other forms leave it out.
+        columns: keys that a table shows, where all would not fit on a screen.
     """
     listed = list(rows)
     if form is Form.auto:
         form = Form.table if sys.stdout.isatty() else Form.jsonl
     if form is Form.table:
-        _table(listed, title)
+        _table([{k: row[k] for k in columns or row} for row in listed], title)
     elif form is Form.json:
         typer.echo(json.dumps(listed, indent=2, default=str))
     elif form is Form.jsonl:

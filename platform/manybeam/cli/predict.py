@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from manybeam.zoo.select import Selection
 
 AUTO = "auto"
+TABLE_COLUMNS = ("member", "chosen", "predicted_f1", "low", "high", "why")
 ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
 FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
@@ -127,7 +128,8 @@ def select(
         keep(answer, picked, who, note)
     if show or png is not None:
         draw(answer, path, picked)
-    emit(_candidate_rows(answer, picked), form, title=f"{file.name}: {selection.verdict}")
+    rows, title = _candidate_rows(answer, picked), f"{file.name}: {selection.verdict}"
+    emit(rows, form, title=title, columns=TABLE_COLUMNS)
 
 
 def _candidate_rows(answer: dict[str, Any], picked: Sequence[int]) -> list[dict[str, Any]]:
