@@ -42,6 +42,10 @@ class Asked:
     true_nq: np.ndarray
 
 
+def picked(seen: Look, member: int) -> Picked:
+    return Picked(seen.summary_cs.mean(axis=0), seen.score_mf, (member,))
+
+
 @pytest.fixture(scope="module")
 def known(rehearsed: Any) -> Forecaster:
     return Forecaster(rehearsed.table)
@@ -180,7 +184,7 @@ def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
     before = [known.forecast(seen, ALONE) for seen in looks]
     best = int(np.argmax([one.f1 for one in before[0]]))
     other = (best + 1) % 3
-    taught = Forecaster(rehearsed.table, [Picked.of(seen, (other,)) for seen in looks[:4]])
+    taught = Forecaster(rehearsed.table, [picked(seen, other) for seen in looks[:4]])
     after = [taught.forecast(seen, ALONE) for seen in looks]
     for was, now in zip(before, after, strict=True):
         assert gap(now, other, best) > gap(was, other, best)
@@ -190,7 +194,7 @@ def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
 def test_with_picks_the_threshold_of_none_fits_is_still_the_tables(
     rehearsed: Any, known: Forecaster, asked: Asked
 ) -> None:
-    taught = Forecaster(rehearsed.table, [Picked.of(asked.looks[0], (2,))])
+    taught = Forecaster(rehearsed.table, [picked(asked.looks[0], 2)])
     assert taught.poor_f1 == pytest.approx(known.poor_f1, abs=0.05)
     assert len(taught.nearest(asked.looks[0], 500)) == len(rehearsed.table)
 

@@ -22,7 +22,7 @@ from manybeam.data.typical import filled
 from manybeam.learn.drift import Alarm, DriftWatch, frame_features
 from manybeam.learn.infer import draw
 from manybeam.settings import settings
-from manybeam.spec import Condition, Imaging, Library, Policy
+from manybeam.spec import Condition, Library, Policy
 from manybeam.zoo.nearness import DIFFERENCE_STEPS, RATIO_STEPS
 from manybeam.zoo.watch import WANDER, WATCHED_WANDER, wandering
 
@@ -74,8 +74,8 @@ def _condition(one: Policy) -> Condition:
     return Condition.model_validate(filled(one).model_dump() | {"origin": "simulated"})
 
 
-def _features(imaging: Imaging, count: int, seed: int) -> list[np.ndarray]:
-    made = simulate(imaging, count, seed=seed, shape=SHAPE)  # type: ignore[arg-type]
+def _features(imaging: Condition | Policy, count: int, seed: int) -> list[np.ndarray]:
+    made = simulate(imaging, count, seed=seed, shape=SHAPE)
     return [
         frame_features(frame, float(size))
         for frame, size in zip(made.frames_nyx, made.pixel_size_pm, strict=True)
@@ -98,8 +98,8 @@ def _changed(after: Condition, repeats: int) -> list[list[np.ndarray]]:
 
 def _ramps(base: Condition) -> dict[str, tuple[list[Condition], int]]:
     """Return slow drifts, one condition a frame, and how many of these are still harmless."""
-    dose = float(base.dose_e_per_a2)  # type: ignore[arg-type]
-    dirt = float(base.state.contamination or 0)  # type: ignore[arg-type]
+    numbers = {path: value for path, value in base.quantities() if isinstance(value, float)}
+    dose, dirt = numbers["dose_e_per_a2"], numbers.get("state.contamination", 0.0)
     share = np.linspace(1 / RAMP, 1, RAMP)
     dirt_step = DIFFERENCE_STEPS["state.contamination"]
     return {

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from manybeam.data.frames import FrameSet
     from manybeam.learn.drift import Alarm, DriftWatch
     from manybeam.spec import Condition, Library, Policy
-    from manybeam.spec.imaging import Imaging
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
     from manybeam.zoo.watch import Proposal
@@ -107,7 +106,7 @@ class _Movie:
 
     shape: tuple[int, int]
     sizes: list[float | None]
-    condition: "Imaging"
+    condition: "Condition | Policy"
     stated: "Condition | None"
     read: Callable[[int, int], "Array"] = field(repr=False)
 
@@ -129,7 +128,7 @@ class _Movie:
         stop = min(since + KEPT, len(self))
         sizes = np.array([np.nan if one is None else one for one in self.sizes[since:stop]])
         part = (self.read(since, stop), None, sizes)
-        made = FrameSet.write(url, self.condition, self.shape, [part])  # type: ignore[arg-type]
+        made = FrameSet.write(url, self.condition, self.shape, [part])
         say(f"{stop - since} frames since {since} are in {made.url}")
 
 

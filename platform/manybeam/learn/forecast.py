@@ -71,11 +71,6 @@ class Picked:
     score_mf: np.ndarray
     members: tuple[int, ...]
 
-    @classmethod
-    def of(cls, seen: Look, members: Sequence[int]) -> "Picked":
-        """Return a frame that was looked at with the members picked on it."""
-        return cls(seen.summary_cs.mean(axis=0), seen.score_mf, tuple(members))
-
 
 class Forecaster:
     """What a reference table teaches; safe to ask from several threads.
@@ -85,7 +80,7 @@ class Forecaster:
         picks: frames that people looked at, as they were seen, each with the members picked.
     """
 
-    def __init__(self, table: ReferenceTable, picks: "Sequence[Picked]" = ()) -> None:
+    def __init__(self, table: ReferenceTable, picks: Sequence[Picked] = ()) -> None:
         self.table = table
         scores_nf = table.score_nmf.reshape(len(table), -1)
         self._f1_nm = table.f1_nm

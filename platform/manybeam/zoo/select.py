@@ -280,12 +280,12 @@ def _rehearsed(
     said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
     if len(chosen) > 1:
         said.append(f"together they should reach {best.predicted_f1:.2f}")
-    said += _warnings(distance, best, known.poor_f1)
+    warned = _warnings(distance, best, known.poor_f1)
     return Selection(
-        verdict="out-of-distribution" if _warnings(distance, best, known.poor_f1) else "ok",
+        verdict="out-of-distribution" if warned else "ok",
         candidates=words.candidates(ranked),
         chosen=chosen,
-        why="; ".join(said),
+        why="; ".join([*said, *warned]),
         nearest=words.near.ranked,
         answerers=answerers,
         is_calibrated=True,
