@@ -128,15 +128,18 @@ import numpy as np
 from manybeam.data.frames import FrameSet
 from manybeam.errors import Conflict
 url, number = sys.argv[1], int(sys.argv[2])
-conflicts = 0
+conflicts, opened = 0, FrameSet.open(url)
+print("opened", flush=True)
+sys.stdin.readline()
 for turn in range(4):
     shown = np.full((5, 64, 64), 10 * number + turn, np.float32)
     while True:
         try:
-            FrameSet.open(url).append(shown, None, 20.0)
+            opened.append(shown, None, 20.0)
             break
         except Conflict:
             conflicts += 1
+            opened = FrameSet.open(url)
 print(conflicts)
 """
 
@@ -145,16 +148,22 @@ def test_writers_in_many_processes_lose_no_frame(s3_url: str) -> None:
     _made(s3_url)
     source = {**os.environ, "PYTHONPATH": str(Path(frames.__file__).parents[2])}
     argv = [sys.executable, "-c", WRITER, s3_url]
-    writers = [
-        subprocess.Popen([*argv, str(number)], stdout=subprocess.PIPE, text=True, env=source)
-        for number in range(1, 4)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": source}
+    writers = [subprocess.Popen([*argv, str(number)], **pipes) for number in range(1, 4)]
+    # All have opened the set before any appends: of the first three appends two are too late.
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "opened\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
     conflicts = [int(writer.communicate(timeout=120)[0]) for writer in writers]
     read = FrameSet.open(s3_url)
     values = read.frames()[4:, 0, 0].reshape(12, 5)
     assert (values == values[:, :1]).all()
     assert sorted(values[:, 0]) == [10 * n + turn for n in range(1, 4) for turn in range(4)]
-    assert sum(conflicts) > 0
+    assert sum(conflicts) >= 2
     read.verify()
 
 
