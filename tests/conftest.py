@@ -283,3 +283,48 @@ def zoo_of(home: Path) -> Any:
     from manybeam.zoo.registry import Zoo
 
     return Zoo(f"sqlite:///{home}/zoo.db", (home / "weights").as_uri(), home / "cache" / "zoo")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables: they take two seconds to make."""
+    from manybeam.zoo.registry import Zoo
+
+    path = tmp_path_factory.mktemp("zoo") / "empty.db"
+    Zoo(f"sqlite:///{path}", "file:///nowhere").ls()
+    return path
+
+
+@pytest.fixture
+def embedded(tmp_path: Path, empty_database: Path) -> Any:
+    """An empty zoo of its own in the test's folder: SQLite and a folder."""
+    shutil.copy(empty_database, tmp_path / "zoo.db")
+    return zoo_of(tmp_path)
+
+
+@pytest.fixture(
+    params=["embedded", pytest.param("server", marks=[pytest.mark.s3, pytest.mark.postgres])]
+)
+def zoo(
+    request: pytest.FixtureRequest, tmp_path: Path, use_settings: Callable[[dict[str, str]], None]
+) -> Any:
+    """A zoo on SQLite and a folder, and one on MLflow's server, PostgreSQL and S3.
+
+    The settings point at it, so that what opens `Zoo()` or the store finds the same. The server's
+    zoo outlives a test: take `name` for ensembles.
+    """
+    from manybeam.zoo.registry import Zoo
+
+    if request.param == "embedded":
+        use_settings({"MANYBEAM_HOME": str(tmp_path)})
+        return request.getfixturevalue("embedded")
+    found = request.getfixturevalue("facility").settings()
+    store = f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
+    use_settings({**found, "MANYBEAM_HOME": str(tmp_path), "MANYBEAM_STORE": store})
+    return Zoo(found["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache" / "zoo")
+
+
+@pytest.fixture
+def name() -> str:
+    """A name nobody used: the server's zoo outlives a test."""
+    return f"graphene-{uuid.uuid4().hex[:12]}"

@@ -63,42 +63,6 @@ def score_of(member: int, condition: str, **values: float) -> Score:
     return Score(member, condition, condition.ljust(32, "0"), values)
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables: they take two seconds to make."""
-    path = tmp_path_factory.mktemp("zoo") / "empty.db"
-    Zoo(f"sqlite:///{path}", "file:///nowhere").ls()
-    return path
-
-
-@pytest.fixture
-def embedded(tmp_path: Path, empty_database: Path) -> Zoo:
-    shutil.copy(empty_database, tmp_path / "zoo.db")
-    return zoo_in(tmp_path)
-
-
-def zoo_in(folder: Path) -> Zoo:
-    weights = (folder / "weights").as_uri()
-    return Zoo(f"sqlite:///{folder / 'zoo.db'}", weights, folder / "cache")
-
-
-@pytest.fixture(
-    params=["embedded", pytest.param("server", marks=[pytest.mark.s3, pytest.mark.postgres])]
-)
-def zoo(request: pytest.FixtureRequest, tmp_path: Path) -> Zoo:
-    if request.param == "embedded":
-        found: Zoo = request.getfixturevalue("embedded")
-        return found
-    settings = request.getfixturevalue("facility").settings()
-    return Zoo(settings["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache")
-
-
-@pytest.fixture
-def name() -> str:
-    """A name nobody used: the server's zoo outlives a test."""
-    return f"graphene-{uuid.uuid4().hex[:12]}"
-
-
 # -- what is kept -------------------------------------------------------------------------------
 def test_a_registered_ensemble_comes_back_as_it_was_given(zoo: Zoo, name: str) -> None:
     given = [member_of(0), member_of(1, parent="old@1/01"), member_of(4)]
@@ -333,7 +297,7 @@ recipe = Recipe(id="tiny", network=Network(filters=2, levels=1),
                 members=(MemberPlan(seed=0, policy="broad"),))
 weights = {k: v.detach() for k, v in build(recipe.network).state_dict().items()}
 members = [Member(i, i, "broad", recipe, weights, (0.5,), 1.0, "d") for i in range(count)]
-zoo = Zoo(f"sqlite:///{folder / 'zoo.db'}", (folder / "weights").as_uri(), folder / "cache")
+zoo = Zoo(f"sqlite:///{folder / 'zoo.db'}", (folder / "weights").as_uri(), folder / "cache" / "zoo")
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(times):
@@ -462,7 +426,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(
 def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "zoo.db").write_text("notes " * 100)
     with pytest.raises(ZooUnreachable, match="not a database"):
-        zoo_in(tmp_path).ls()
+        Zoo(f"sqlite:///{tmp_path}/zoo.db", (tmp_path / "weights").as_uri()).ls()
     assert (tmp_path / "zoo.db").read_text() == "notes " * 100
 
 

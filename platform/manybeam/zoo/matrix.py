@@ -7,6 +7,7 @@ A pair that was not measured is None, or NaN in an array: never 0, which would b
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -62,12 +63,19 @@ class Score:
         condition_digest: digest of the condition's numbers, at most 36 characters: scores of
             two versions of a condition are never mixed.
         values: name of a score -> value: f1, f1_low, f1_high, precision, rmse_pm, frames...
+        counts: for each test frame, in order, (true positives, false positives, false
+            negatives); empty if only the values are known.
+        taken: when it was measured, in UTC; None if that is unknown.
+        scorer: version of the scorer that measured it; "" if that is unknown.
     """
 
     member: int
     condition: str
     condition_digest: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
+    counts: tuple[tuple[int, int, int], ...] = ()
+    taken: datetime | None = None
+    scorer: str = ""
 
     def __post_init__(self) -> None:
         finite = {key: float(v) for key, v in self.values.items() if math.isfinite(v)}
