@@ -326,7 +326,7 @@ def test_a_registration_killed_half_way_leaves_nothing_that_can_be_found(
 ) -> None:
     with start_registering(tmp_path, count=400, times=1) as child:
         let_go(child)
-        while len(list((tmp_path / "weights").rglob("*.safetensors"))) < 3:
+        while len(list((tmp_path / "weights").rglob("weights.safetensors"))) < 3:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGKILL)
     assert embedded.ls() == []
@@ -361,7 +361,7 @@ def test_two_processes_may_make_the_zoo_at_once(tmp_path: Path) -> None:
 
 # -- damage and absence -------------------------------------------------------------------------
 def weights_file(folder: Path) -> Path:
-    return next((folder / "weights").rglob("*.safetensors"))
+    return next((folder / "weights").rglob("weights.safetensors"))
 
 
 def test_weights_changed_in_the_store_are_refused_at_load(embedded: Zoo, tmp_path: Path) -> None:

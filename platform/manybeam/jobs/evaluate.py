@@ -378,7 +378,13 @@ def _summarise(pieces: Sequence[_Piece], judgements: Sequence[Judgements]) -> li
     for piece, part in zip(pieces, judgements, strict=True):
         together.setdefault(piece.condition, Judgements()).extend(part)
     return [
-        Score(member, name, digest, whole.values(member))
+        Score(
+            member,
+            name,
+            digest,
+            whole.values(member),
+            counts=tuple(frame.counts for frame in whole.judged[member]),
+        )
         for (name, digest), whole in together.items()
         for member in sorted(whole.judged)
     ]

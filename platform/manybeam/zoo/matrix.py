@@ -125,6 +125,21 @@ class Matrix:
         """Return all scores of one pair by name; empty if it was not measured."""
         return dict(self._cells.get((member, condition), {}))
 
+    def score(self, member: int, condition: str) -> Score | None:
+        """Return the newest whole score of one pair, or None if it was not measured."""
+        return self._newest.get((member, condition))
+
+    @cached_property
+    def superseded(self) -> tuple[tuple[str, str], ...]:
+        """Conditions, each with its digest, measured under numbers they no longer have."""
+        seen = dict.fromkeys((row.condition, row.condition_digest) for row in self.rows)
+        return tuple(sorted(pair for pair in seen if pair[1] != self._digests[pair[0]]))
+
+    def at(self, condition: str, digest: str) -> "Matrix":
+        """Return what was measured on a condition while its numbers had that digest."""
+        there = [r for r in self.rows if (r.condition, r.condition_digest) == (condition, digest)]
+        return Matrix(there, self.members)
+
     def condition_digest(self, condition: str) -> str:
         """Return the digest of the condition the scores were taken on; "" if none were."""
         return self._digests.get(condition, "")
@@ -172,6 +187,14 @@ class Matrix:
     @cached_property
     def _digests(self) -> dict[str, str]:
         return {row.condition: row.condition_digest for row in self.rows}
+
+    @cached_property
+    def _newest(self) -> dict[tuple[int, str], Score]:
+        return {
+            (row.member, row.condition): row
+            for row in self.rows
+            if row.condition_digest == self._digests[row.condition]
+        }
 
     @cached_property
     def _cells(self) -> dict[tuple[int, str], dict[str, float]]:

@@ -8,7 +8,7 @@ the bytes of the weights, and never changes.
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -65,6 +65,14 @@ class Ref:
 
 
 @dataclass(frozen=True)
+class FrameSetUse:
+    """A FrameSet that members were trained on: where it lay, and the digest of all it held."""
+
+    url: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class MemberRecord:
     """One trained network as the zoo lists it, without its weights.
 
@@ -112,6 +120,11 @@ class Record:
         failed: members that were planned but failed, each with its reason.
         parent: reference of the version it was adapted from; "" if none.
         code_version: version of Manybeam that made it.
+        inputs: FrameSets its members were trained on.
+        environment: package -> version, of all that was installed where it was made.
+        self_test: SHA-256 of what its members answer to one tile; "" if none was kept.
+        archived: when it was put aside, in UTC; None if it was not.
+        seal: who vouches for the manifest: id of a key and signature; "" if nobody.
         aliases: aliases that point at this version now.
         model_id: id of the manifest's LoggedModel in MLflow.
         run_id: id of the MLflow run its scores are logged under.
@@ -127,6 +140,11 @@ class Record:
     failed: tuple[str, ...] = ()
     parent: str = ""
     code_version: str = ""
+    inputs: tuple[FrameSetUse, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    self_test: str = ""
+    archived: datetime | None = None
+    seal: str = ""
     aliases: tuple[str, ...] = ()
     model_id: str = ""
     run_id: str = ""
@@ -169,6 +187,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data, for a table, a page or a file."""
         plain = {**dataclasses.asdict(self), "created": self.created.isoformat(), "ref": self.ref}
+        plain["archived"] = self.archived.isoformat() if self.archived else None
         del plain["selected"]
         return plain
 
@@ -181,6 +200,9 @@ def write_manifest(
     failed: Iterable[str],
     parent: str,
     code_version: str,
+    environment: Mapping[str, str] | None = None,
+    inputs: Iterable[FrameSetUse] = (),
+    self_test: str = "",
 ) -> bytes:
     """Return the manifest of an ensemble: all that does not change, as UTF-8 JSON."""
     content = {
@@ -191,6 +213,9 @@ def write_manifest(
         "parent": parent,
         "job": job,
         "failed": list(failed),
+        "inputs": [dataclasses.asdict(one) for one in inputs],
+        "self_test": self_test,
+        "environment": dict(environment or {}),
         "members": [dataclasses.asdict(member) for member in members],
     }
     try:
@@ -222,6 +247,9 @@ def read_manifest(content: bytes) -> Record:
             failed=tuple(manifest["failed"]),
             parent=manifest["parent"],
             code_version=manifest["code_version"],
+            inputs=tuple(FrameSetUse(**one) for one in manifest.get("inputs", ())),
+            environment=manifest.get("environment", {}),
+            self_test=manifest.get("self_test", ""),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(

@@ -6,27 +6,37 @@ then their scores, and the version last. A crash before that leaves LoggedModels
 
 import dataclasses
 import difflib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam import __version__
 from manybeam.errors import InvalidInput, NotFound, UnknownRef
 from manybeam.settings import settings
+from manybeam.zoo import trust
 from manybeam.zoo.cache import Cache, sha256_of
 from manybeam.zoo.checks import check_alias, check_members, check_name, check_scores
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
-from manybeam.zoo.records import (
-    ALIASES,
-    MemberRecord,
-    Record,
-    Ref,
-    read_manifest,
-    write_manifest,
+from manybeam.zoo.matrix import Matrix, Score
+from manybeam.zoo.records import ALIASES, FrameSetUse, MemberRecord, Record, Ref, read_manifest
+from manybeam.zoo.registration import (
+    CARD_FILE,
+    CODE_TAG,
+    EXPERIMENT_TAG,
+    MANIFEST_FILE,
+    SCORES_TAG,
+    SEAL_TAG,
+    SHA256_TAG,
+    WEIGHTS_FILE,
+    Place,
+    Registration,
+    add_scores,
+    read_card,
 )
-from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking, VersionEntry
+from manybeam.zoo.selftest import SELF_TEST_FILE, SelfTest, run_self_test
+from manybeam.zoo.sheets import SHEET_FILE, read_sheet
+from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, Tracking, VersionEntry
 
 if TYPE_CHECKING:
     from manybeam.learn.ensemble import Ensemble
@@ -34,13 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "weights.safetensors"
-CARD_FILE = "member.json"
-MANIFEST_FILE = "manifest.json"
-_SHA256_TAG = "manybeam.sha256"
-_EXPERIMENT_TAG = "manybeam.experiment"
-_CODE_TAG = "manybeam.code_version"
-_ATTACHED_TAG = "manybeam.attached."
+ATTACHED_TAG = "manybeam.attached."  # and its kind: id of its LoggedModel, SHA-256 and seal
+ARCHIVED_TAG = "manybeam.archived"  # when, in UTC
 
 
 class Zoo:
@@ -73,6 +78,7 @@ class Zoo:
         scores: Iterable[Score] | None = None,
         failed: Sequence[str] = (),
         parent: str = "",
+        inputs: Iterable[FrameSetUse] = (),
     ) -> Record:
         """Register trained members as the next version of an ensemble, all or nothing.
 
@@ -84,6 +90,7 @@ class Zoo:
             scores: what is already measured; more may follow through `record_scores`.
             failed: members that were planned but failed, each with its reason.
             parent: reference of the version these were adapted from.
+            inputs: FrameSets they were trained on.
 
         Raises:
             InvalidInput: a name, alias, index or score that cannot be kept.
@@ -96,26 +103,10 @@ class Zoo:
         check_alias(alias)
         check_members(members)
         check_scores(rows, {member.index for member in members})
-        tracking = self._tracking
-        experiment_id = tracking.experiment(f"manybeam/{name}")
-        run_id = tracking.start_run(experiment_id, name, {_CODE_TAG: __version__})
-        try:
-            kept = [self._add_member(experiment_id, run_id, member) for member in members]
-            manifest = write_manifest(
-                name, kept, job=job, failed=failed, parent=parent, code_version=__version__
-            )
-            manifest_id = self._add_manifest(experiment_id, run_id, name, manifest, len(kept))
-            if rows:
-                tracking.log_scores(run_id, _model_ids(kept, manifest_id), rows)
-            tracking.end_run(run_id)
-            version = tracking.add_version(
-                name, manifest_id, run_id, _version_tags(manifest_id, manifest, experiment_id)
-            )
-        except BaseException:
-            tracking.abandon_run(run_id)
-            raise
+        asked = Registration(name, members, job, rows, failed, parent, tuple(inputs))
+        version = asked.write(self._tracking)
         if alias is not None:
-            tracking.set_alias(name, alias, version)
+            self._tracking.set_alias(name, alias, version)
         logger.info("ensemble registered", extra={"ensemble": name, "version": version})
         return self.resolve(f"{name}@{version}")
 
@@ -126,13 +117,33 @@ class Zoo:
             UnknownRef: no such ensemble, version, alias or member; the nearest are in the hint.
             Corrupt: the manifest is not the one that was registered.
         """
-        wanted = Ref.parse(ref)
-        record = self._record(self._entry(wanted))
-        return record if wanted.member is None else record.only(wanted.member)
+        return self._resolved(ref)[1]
 
     def ls(self, name: str | None = None) -> list[Record]:
         """Return every version, by name and newest first; of one ensemble if named."""
-        return [self._record(entry) for entry in self._tracking.versions(name)]
+        return [self.record(entry) for entry in self.listing(name)]
+
+    def listing(self, name: str | None = None) -> list[VersionEntry]:
+        """Return what MLflow lists of every version, without a manifest read: two calls."""
+        return self._tracking.versions(name)
+
+    def record(self, entry: VersionEntry) -> Record:
+        """Return the version an entry of a listing is of; raises Corrupt as `resolve` does."""
+        manifest_id, sha256 = entry.tags[MANIFEST_TAG], entry.tags[SHA256_TAG]
+        what = f"manifest of {entry.name}@{entry.version}"
+        content = self._file(manifest_id, MANIFEST_FILE, sha256, what)
+        archived = entry.tags.get(ARCHIVED_TAG)
+        return dataclasses.replace(
+            read_manifest(content),
+            version=entry.version,
+            aliases=entry.aliases,
+            archived=datetime.fromisoformat(archived) if archived else None,
+            seal=entry.tags.get(SEAL_TAG, ""),
+            model_id=manifest_id,
+            run_id=entry.run_id,
+            experiment_id=entry.tags[EXPERIMENT_TAG],
+            sha256=sha256,
+        )
 
     def members(self, ref: str) -> list["Member"]:
         """Return the trained members of a version, weights checked against their digests.
@@ -140,8 +151,11 @@ class Zoo:
         Raises:
             UnknownRef: nothing is called that.
             Corrupt: bytes differ from those registered, or are gone.
+            NotAllowed: the settings name trusted keys, and none of them signed the version.
         """
-        return [self._load(member) for member in self.resolve(ref).members]
+        record = self.resolve(ref)
+        trust.check(f"manifest of {record.name}", record.sha256, record.seal)
+        return [self._load(member) for member in record.members]
 
     def ensemble(self, ref: str) -> "Ensemble":
         """Return the ensemble of a reference, ready to predict; raises as `members` does."""
@@ -158,14 +172,28 @@ class Zoo:
         record, rows = self.resolve(ref), list(rows)
         check_scores(rows, {member.index for member in record.members})
         if rows:
-            self._tracking.log_scores(
-                record.run_id, _model_ids(record.members, record.model_id), rows
-            )
+            place = Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
+            for key, value in add_scores(self._tracking, place, record.members, rows).items():
+                self._tracking.tag_version(record.name, record.version, key, value)
+
+    def scores(self, entry: VersionEntry) -> list[Score]:
+        """Return every score of a version, oldest first.
+
+        Raises:
+            Corrupt: a sheet of them is not the one that was kept.
+        """
+        found: list[Score] = []
+        for key, value in entry.tags.items():
+            if key.startswith(SCORES_TAG):
+                what = f"scores of {entry.name}@{entry.version}"
+                model_id, sha256 = key.removeprefix(SCORES_TAG), value.partition(" ")[0]
+                found += read_sheet(self._file(model_id, SHEET_FILE, sha256, what))
+        return sorted(found, key=lambda row: row.taken.timestamp() if row.taken else 0.0)
 
     def matrix(self, ref: str) -> Matrix:
         """Return members x conditions of a version; a pair not measured is None there."""
-        record = self.resolve(ref)
-        rows = self._tracking.read_scores(record.experiment_id, record.run_id)
+        entry, record = self._resolved(ref)
+        rows = self.scores(entry)
         if record.selected is not None:
             rows = [row for row in rows if row.member == record.selected]
         return Matrix(rows, [member.index for member in record.members])
@@ -176,6 +204,34 @@ class Zoo:
         record = self.resolve(f"{name}@{version}")
         self._tracking.set_alias(name, alias, version)
         return dataclasses.replace(record, aliases=tuple(sorted({*record.aliases, alias})))
+
+    def tag(self, ref: str, key: str, value: str) -> None:
+        """Set a tag of a version, which a listing tells; whatever it was before."""
+        record = self.resolve(ref)
+        self._tracking.tag_version(record.name, record.version, key, value)
+
+    def untag(self, ref: str, key: str) -> None:
+        """Take a tag of a version away, if it has it."""
+        record = self.resolve(ref)
+        self._tracking.untag_version(record.name, record.version, key)
+
+    def test(self, ref: str) -> list[SelfTest]:
+        """Load every member and return whether it answers as it did when it was registered.
+
+        Raises:
+            NotFound: the version was registered without a self-test.
+            Corrupt: weights or self-test are not those that were registered.
+        """
+        record = self.resolve(ref)
+        if not record.self_test:
+            raise NotFound(
+                f"{record.ref} has no self-test",
+                "an older Manybeam registered it",
+                "register its members again to make one",
+            )
+        what = f"self-test of {record.ref}"
+        kept = self._file(record.model_id, SELF_TEST_FILE, record.self_test, what)
+        return run_self_test(self.members(ref), kept)
 
     def attach(self, ref: str, kind: str, content: bytes, params: Mapping[str, str]) -> str:
         """Keep bytes beside a version and return their digest; the last of a kind counts.
@@ -195,11 +251,11 @@ class Zoo:
             f"{record.name}-{kind}",
             kind=f"manybeam-{kind}",
             params=params,
-            tags={_SHA256_TAG: sha256, _CODE_TAG: __version__, KIND_TAG: kind},
+            tags={SHA256_TAG: sha256, CODE_TAG: __version__, KIND_TAG: kind},
             files={kind: content},
         )
-        place = (record.name, record.version)
-        self._tracking.tag_version(*place, _ATTACHED_TAG + kind, f"{model_id} {sha256}")
+        seal = trust.sign(f"{kind} of {record.sha256}", sha256)
+        self.tag(record.ref, ATTACHED_TAG + kind, f"{model_id} {sha256} {seal}".strip())
         return sha256
 
     def attached(self, ref: str, kind: str) -> bytes | None:
@@ -207,65 +263,21 @@ class Zoo:
 
         Raises:
             Corrupt: the bytes are not those that were attached.
+            NotAllowed: the settings name trusted keys, and none of them signed it.
         """
-        record = self.resolve(ref)
-        tags = self._tracking.version(record.name, record.version).tags
-        if _ATTACHED_TAG + kind not in tags:
+        entry, record = self._resolved(ref)
+        if ATTACHED_TAG + kind not in entry.tags:
             return None
-        model_id, sha256 = tags[_ATTACHED_TAG + kind].split()
+        model_id, sha256, *seal = entry.tags[ATTACHED_TAG + kind].split()
+        trust.check(f"{kind} of {record.sha256}", sha256, "".join(seal))
         return self._file(model_id, kind, sha256, f"{kind} of {record.ref}")
 
-    def _add_member(self, experiment_id: str, run_id: str, member: "Member") -> MemberRecord:
-        """Write one member as a LoggedModel and return its record."""
-        from manybeam.learn.member import save_weights
-
-        weights = save_weights(member.weights)
-        card = _write_card(member)
-        recipe = member.recipe
-        record = MemberRecord(
-            index=member.index,
-            seed=member.seed,
-            policy=member.policy,
-            recipe=f"{recipe.id}@{recipe.version}",
-            network=recipe.network.model_dump(mode="json"),
-            parent=member.parent,
-            data_digest=member.data_digest,
-            final_loss=float(member.losses[-1]) if member.losses else None,
-            wall_s=round(member.wall_s, 3),
-            model_id="",
-            sha256=sha256_of(weights),
-            byte_count=len(weights),
-            card_sha256=sha256_of(card),
-        )
-        params = {key: str(getattr(record, key)) for key in ("seed", "policy", "recipe", "parent")}
-        model_id = self._tracking.add_model(
-            experiment_id,
-            run_id,
-            f"member-{member.index:02d}",
-            kind="manybeam-member",
-            params={**params, "network": json.dumps(record.network)},
-            tags={
-                MEMBER_TAG: str(member.index),
-                "manybeam.data_digest": member.data_digest,
-                _SHA256_TAG: record.sha256,
-                _CODE_TAG: __version__,
-            },
-            files={WEIGHTS_FILE: weights, CARD_FILE: card},
-        )
-        return dataclasses.replace(record, model_id=model_id)
-
-    def _add_manifest(
-        self, experiment_id: str, run_id: str, name: str, manifest: bytes, member_count: int
-    ) -> str:
-        return self._tracking.add_model(
-            experiment_id,
-            run_id,
-            name,
-            kind="manybeam-ensemble",
-            params={"members": str(member_count)},
-            tags={_SHA256_TAG: sha256_of(manifest), _CODE_TAG: __version__},
-            files={MANIFEST_FILE: manifest},
-        )
+    def _resolved(self, ref: str) -> tuple[VersionEntry, Record]:
+        """Return what MLflow lists of a reference and its record, of one member if it names one."""
+        wanted = Ref.parse(ref)
+        entry = self._entry(wanted)
+        record = self.record(entry)
+        return entry, record if wanted.member is None else record.only(wanted.member)
 
     def _entry(self, wanted: Ref) -> VersionEntry:
         """Return the version meant, in one call if it is there."""
@@ -303,77 +315,14 @@ class Zoo:
             f"nearest: {wanted.name}@{own[0].version}",
         )
 
-    def _record(self, entry: VersionEntry) -> Record:
-        manifest_id, sha256 = entry.tags[MANIFEST_TAG], entry.tags[_SHA256_TAG]
-        what = f"manifest of {entry.name}@{entry.version}"
-        content = self._file(manifest_id, MANIFEST_FILE, sha256, what)
-        return dataclasses.replace(
-            read_manifest(content),
-            version=entry.version,
-            aliases=entry.aliases,
-            model_id=manifest_id,
-            run_id=entry.run_id,
-            experiment_id=entry.tags[_EXPERIMENT_TAG],
-            sha256=sha256,
-        )
-
     def _load(self, record: MemberRecord) -> "Member":
         from manybeam.learn.member import load_weights
 
         who, model_id = f"member {record.index:02d}", record.model_id
         weights = self._file(model_id, WEIGHTS_FILE, record.sha256, f"weights of {who}")
         card = self._file(model_id, CARD_FILE, record.card_sha256, f"recipe of {who}")
-        return _read_card(card, record, load_weights(weights))
+        return read_card(card, record, load_weights(weights))
 
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
         """Return a file of the zoo, from this machine if it is here, checked either way."""
         return self._cache.get(sha256, lambda: self._tracking.read_file(model_id, path), what)
-
-
-def _version_tags(manifest_id: str, manifest: bytes, experiment_id: str) -> dict[str, str]:
-    return {
-        MANIFEST_TAG: manifest_id,
-        _SHA256_TAG: sha256_of(manifest),
-        _EXPERIMENT_TAG: experiment_id,
-        _CODE_TAG: __version__,
-    }
-
-
-def _model_ids(members: Iterable[MemberRecord], manifest_id: str) -> dict[int, str]:
-    """Return the LoggedModel that holds the scores of each row of the matrix."""
-    ids = {member.index: member.model_id for member in members}
-    return {**ids, ENSEMBLE: manifest_id, CLASSICAL: manifest_id}
-
-
-def _write_card(member: "Member") -> bytes:
-    """Return what makes a member again: its recipe, seed and policy; and its losses."""
-    card = {
-        "index": member.index,
-        "seed": member.seed,
-        "policy": member.policy,
-        "parent": member.parent,
-        "data_digest": member.data_digest,
-        "wall_s": member.wall_s,
-        "losses": [float(loss) for loss in member.losses],
-        "code_version": __version__,
-        "recipe": member.recipe.model_dump(mode="json"),
-    }
-    return json.dumps(card, indent=1).encode()
-
-
-def _read_card(card: bytes, record: MemberRecord, weights: dict[str, Any]) -> "Member":
-    from manybeam.learn.member import Member
-    from manybeam.spec.recipe import Recipe
-
-    content = json.loads(card)
-    return Member(
-        index=record.index,
-        seed=record.seed,
-        policy=record.policy,
-        recipe=Recipe.model_validate(content["recipe"]),
-        weights=weights,
-        losses=tuple(content["losses"]),
-        wall_s=content["wall_s"],
-        data_digest=record.data_digest,
-        parent=record.parent,
-    )

@@ -5,6 +5,7 @@ becomes our errors here, and every wait is bounded.
 """
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
@@ -34,13 +35,13 @@ for _name, _value in _ENVIRONMENT.items():
 
 import mlflow.artifacts  # noqa: E402 - the environment above has to stand first
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, Metric  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.store.entities import PagedList  # noqa: E402
 
-from manybeam.errors import Conflict, Corrupt, InvalidSetting, ManybeamError  # noqa: E402
+from manybeam.errors import Conflict, Corrupt, InvalidSetting, ManybeamError, NotFound  # noqa: E402
 from manybeam.settings import settings  # noqa: E402
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score  # noqa: E402
+from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
 from manybeam.zoo.refusals import speaking  # noqa: E402
 
 for _noisy in ("mlflow", "alembic"):
@@ -66,6 +67,12 @@ class VersionEntry:
     run_id: str
     tags: Mapping[str, str]
     aliases: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """A digest of all a listing tells: it changes when a score, status or alias does."""
+        told = [self.run_id, sorted(self.tags.items()), self.aliases]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 class Tracking:
@@ -220,37 +227,6 @@ class Tracking:
             self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
 
     @speaking()
-    def read_scores(self, experiment_id: str, run_id: str) -> list[Score]:
-        """Return every score logged under a run, oldest first: one call up to 1000 members."""
-        found: dict[tuple[int, int, str, str], dict[str, float]] = {}
-        for model in self._models(experiment_id, run_id):
-            if KIND_TAG in model.tags:
-                continue
-            tag = model.tags.get(MEMBER_TAG)
-            for metric in model.metrics or ():
-                member = ENSEMBLE if tag is None else int(tag)
-                if metric.key.startswith(_CLASSICAL_PREFIX):
-                    member = CLASSICAL
-                key = metric.key.removeprefix(_CLASSICAL_PREFIX)
-                condition = (metric.dataset_name or "", metric.dataset_digest or "")
-                place = (metric.timestamp, member, *condition)
-                found.setdefault(place, {})[key] = metric.value
-        return [
-            Score(member, condition, digest, found[moment, member, condition, digest])
-            for moment, member, condition, digest in sorted(found)
-        ]
-
-    def _models(self, experiment_id: str, run_id: str) -> Iterator[LoggedModel]:
-        return _all_pages(
-            lambda token: self.client.search_logged_models(
-                [experiment_id],
-                filter_string=f"source_run_id = '{run_id}'",
-                max_results=_PAGE,
-                page_token=token,
-            )
-        )
-
-    @speaking()
     def add_version(self, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> int:
         """Return the number of a new version that points at a LoggedModel."""
         with suppress(Conflict), speaking():
@@ -296,6 +272,12 @@ class Tracking:
     def tag_version(self, name: str, number: int, key: str, value: str) -> None:
         """Set a tag of a version, whatever it was before."""
         self.client.set_model_version_tag(name, str(number), key, value)
+
+    @speaking()
+    def untag_version(self, name: str, number: int, key: str) -> None:
+        """Take a tag of a version away, if it has it."""
+        with suppress(NotFound), speaking():
+            self.client.delete_model_version_tag(name, str(number), key)
 
     @speaking()
     def set_alias(self, name: str, alias: str, version: int) -> None:

@@ -1,0 +1,224 @@
+"""Writing one version into MLflow: members first, then what they answer, then the manifest.
+
+Nothing here can be named until the version is added, which is the last call and one transaction.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from manybeam import __version__
+from manybeam.zoo import trust
+from manybeam.zoo.cache import sha256_of
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
+from manybeam.zoo.records import FrameSetUse, MemberRecord, write_manifest
+from manybeam.zoo.selftest import SELF_TEST_FILE, write_self_test
+from manybeam.zoo.sheets import HEADLINE, SHEET_FILE, write_sheet
+from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking
+
+if TYPE_CHECKING:
+    from manybeam.learn.member import Member
+
+WEIGHTS_FILE = "weights.safetensors"
+CARD_FILE = "member.json"
+MANIFEST_FILE = "manifest.json"
+SHA256_TAG = "manybeam.sha256"
+EXPERIMENT_TAG = "manybeam.experiment"
+CODE_TAG = "manybeam.code_version"
+SEAL_TAG = "manybeam.seal"
+PARENT_TAG = "manybeam.parent"
+INPUT_TAG = "manybeam.input."  # and the digest of a FrameSet: its URL
+SCORES_TAG = "manybeam.scores."  # and the id of a sheet's LoggedModel: its SHA-256 and seal
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What is to become the next version of an ensemble; see `Zoo.register`."""
+
+    name: str
+    members: Sequence["Member"]
+    job: dict[str, Any]
+    rows: Sequence[Score] = ()
+    failed: Sequence[str] = ()
+    parent: str = ""
+    inputs: Sequence[FrameSetUse] = field(default=())
+
+    def write(self, tracking: Tracking) -> int:
+        """Write everything and return the number of the version, or leave none behind."""
+        experiment_id = tracking.experiment(f"manybeam/{self.name}")
+        run_id = tracking.start_run(experiment_id, self.name, {CODE_TAG: __version__})
+        try:
+            kept = [add_member(tracking, experiment_id, run_id, one) for one in self.members]
+            self_test = write_self_test(self.members)
+            manifest = self._manifest(kept, self_test)
+            digest = sha256_of(manifest)
+            manifest_id = tracking.add_model(
+                experiment_id,
+                run_id,
+                self.name,
+                kind="manybeam-ensemble",
+                params={"members": str(len(kept))},
+                tags={SHA256_TAG: digest, CODE_TAG: __version__},
+                files={MANIFEST_FILE: manifest, SELF_TEST_FILE: self_test},
+            )
+            place = Place(experiment_id, run_id, manifest_id, digest)
+            tags = self._tags(place)
+            if self.rows:
+                tags |= add_scores(tracking, place, kept, self.rows)
+            tracking.end_run(run_id)
+            return tracking.add_version(self.name, manifest_id, run_id, tags)
+        except BaseException:
+            tracking.abandon_run(run_id)
+            raise
+
+    def _manifest(self, kept: Sequence[MemberRecord], self_test: bytes) -> bytes:
+        return write_manifest(
+            self.name,
+            kept,
+            job=self.job,
+            failed=self.failed,
+            parent=self.parent,
+            code_version=__version__,
+            environment=environment(),
+            inputs=self.inputs,
+            self_test=sha256_of(self_test),
+        )
+
+    def _tags(self, place: "Place") -> dict[str, str]:
+        """Return what a listing tells of the version without its manifest being read."""
+        tags = {
+            MANIFEST_TAG: place.manifest_id,
+            SHA256_TAG: place.sha256,
+            EXPERIMENT_TAG: place.experiment_id,
+            CODE_TAG: __version__,
+            SEAL_TAG: trust.sign(f"manifest of {self.name}", place.sha256),
+            PARENT_TAG: self.parent,
+            **{f"{INPUT_TAG}{one.digest}": one.url for one in self.inputs},
+        }
+        return {key: value for key, value in tags.items() if value}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a version lies in MLflow, and the SHA-256 of its manifest."""
+
+    experiment_id: str
+    run_id: str
+    manifest_id: str
+    sha256: str
+
+
+def add_member(
+    tracking: Tracking, experiment_id: str, run_id: str, member: "Member"
+) -> MemberRecord:
+    """Write one member as a LoggedModel and return its record."""
+    from manybeam.learn.member import save_weights
+
+    weights = save_weights(member.weights)
+    card = _write_card(member)
+    recipe = member.recipe
+    record = MemberRecord(
+        index=member.index,
+        seed=member.seed,
+        policy=member.policy,
+        recipe=f"{recipe.id}@{recipe.version}",
+        network=recipe.network.model_dump(mode="json"),
+        parent=member.parent,
+        data_digest=member.data_digest,
+        final_loss=float(member.losses[-1]) if member.losses else None,
+        wall_s=round(member.wall_s, 3),
+        model_id="",
+        sha256=sha256_of(weights),
+        byte_count=len(weights),
+        card_sha256=sha256_of(card),
+    )
+    params = {key: str(getattr(record, key)) for key in ("seed", "policy", "recipe", "parent")}
+    model_id = tracking.add_model(
+        experiment_id,
+        run_id,
+        f"member-{member.index:02d}",
+        kind="manybeam-member",
+        params={**params, "network": json.dumps(record.network)},
+        tags={
+            MEMBER_TAG: str(member.index),
+            "manybeam.data_digest": member.data_digest,
+            SHA256_TAG: record.sha256,
+            CODE_TAG: __version__,
+        },
+        files={WEIGHTS_FILE: weights, CARD_FILE: card},
+    )
+    return dataclasses.replace(record, model_id=model_id)
+
+
+def add_scores(
+    tracking: Tracking, place: Place, members: Iterable[MemberRecord], rows: Sequence[Score]
+) -> dict[str, str]:
+    """Write a sheet of scores and MLflow's headline of it; return the tag that makes it count."""
+    sheet = write_sheet(rows)
+    digest = sha256_of(sheet)
+    model_id = tracking.add_model(
+        place.experiment_id,
+        place.run_id,
+        "scores",
+        kind="manybeam-scores",
+        params={"rows": str(len(rows))},
+        tags={SHA256_TAG: digest, CODE_TAG: __version__, KIND_TAG: "scores"},
+        files={SHEET_FILE: sheet},
+    )
+    ids = {member.index: member.model_id for member in members}
+    ids |= {ENSEMBLE: place.manifest_id, CLASSICAL: place.manifest_id}
+    tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows])
+    seal = trust.sign(f"scores of {place.sha256}", digest)
+    return {f"{SCORES_TAG}{model_id}": f"{digest} {seal}".strip()}
+
+
+def read_card(card: bytes, record: MemberRecord, weights: dict[str, Any]) -> "Member":
+    """Return a member from its card, its record and its weights."""
+    from manybeam.learn.member import Member
+    from manybeam.spec.recipe import Recipe
+
+    content = json.loads(card)
+    return Member(
+        index=record.index,
+        seed=record.seed,
+        policy=record.policy,
+        recipe=Recipe.model_validate(content["recipe"]),
+        weights=weights,
+        losses=tuple(content["losses"]),
+        wall_s=content["wall_s"],
+        data_digest=record.data_digest,
+        parent=record.parent,
+    )
+
+
+@lru_cache(maxsize=1)
+def environment() -> Mapping[str, str]:
+    """Return every installed package with its version: what made a version, to make it again."""
+    found = ((one.metadata["Name"], one.version) for one in importlib.metadata.distributions())
+    return dict(sorted((name.lower(), version) for name, version in found if name))
+
+
+def _headline(row: Score) -> Score:
+    """Return the scores that MLflow's own pages show; the sheet holds all."""
+    kept = {key: row.values[key] for key in HEADLINE if key in row.values}
+    return dataclasses.replace(row, values=kept)
+
+
+def _write_card(member: "Member") -> bytes:
+    """Return what makes a member again: its recipe, seed and policy; and its losses."""
+    card = {
+        "index": member.index,
+        "seed": member.seed,
+        "policy": member.policy,
+        "parent": member.parent,
+        "data_digest": member.data_digest,
+        "wall_s": member.wall_s,
+        "losses": [float(loss) for loss in member.losses],
+        "code_version": __version__,
+        "recipe": member.recipe.model_dump(mode="json"),
+    }
+    return json.dumps(card, indent=1).encode()

@@ -1,0 +1,72 @@
+"""Sheets of scores: what one measurement found, kept whole beside the version it measured.
+
+A sheet is one JSON document that never changes. It holds every score of every row with the counts
+of each test frame, so that two versions can be compared frame by frame; MLflow's own metrics hold
+only the headline of it, for people who look there.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from manybeam import __version__
+from manybeam.errors import Corrupt
+from manybeam.zoo.matrix import Score
+
+SHEET_FORMAT = "manybeam-scores-1"
+SHEET_FILE = "scores.json"
+HEADLINE = ("f1", "rmse_pm", "ece")
+
+
+def write_sheet(rows: Sequence[Score], now: datetime | None = None) -> bytes:
+    """Return the sheet of some scores as UTF-8 JSON.
+
+    Rows that do not say when they were taken, or by which scorer, were taken now and by us.
+    """
+    moment = now or datetime.now(UTC)
+    content = {"format": SHEET_FORMAT, "rows": [_row(score, moment) for score in rows]}
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
+def read_sheet(content: bytes) -> list[Score]:
+    """Return the scores of a sheet, in the order they were given.
+
+    Raises:
+        Corrupt: the bytes are no sheet of this form.
+    """
+    try:
+        sheet = json.loads(content)
+        if sheet["format"] != SHEET_FORMAT:
+            raise ValueError(f"its format is {sheet['format']!r}")
+        return [_score(row) for row in sheet["rows"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(
+            f"a sheet of scores cannot be read: {error}",
+            f"{SHEET_FORMAT} is what this Manybeam reads",
+            "update Manybeam if a newer one measured; otherwise measure again",
+        ) from error
+
+
+def _row(score: Score, now: datetime) -> dict[str, Any]:
+    return {
+        "member": score.member,
+        "condition": score.condition,
+        "digest": score.condition_digest,
+        "taken": (score.taken or now).isoformat(timespec="milliseconds"),
+        "scorer": score.scorer or __version__,
+        "values": dict(score.values),
+        "counts": [list(frame) for frame in score.counts],
+    }
+
+
+def _score(row: dict[str, Any]) -> Score:
+    return Score(
+        member=int(row["member"]),
+        condition=row["condition"],
+        condition_digest=row["digest"],
+        values=row["values"],
+        counts=tuple((int(tp), int(fp), int(fn)) for tp, fp, fn in row["counts"]),
+        taken=datetime.fromisoformat(row["taken"]),
+        scorer=row["scorer"],
+    )
