@@ -333,6 +333,7 @@ def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
     import zarr
 
     from manybeam.data.store import open_store
+    from manybeam.zoo.lineage import note_prediction
 
     root = zarr.create_group(open_store(url).zarr())
     for number, answer in enumerate(answers):
@@ -343,3 +344,5 @@ def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
         for name, array in arrays.items():
             group.create_array(name, data=array)
         group.attrs.update({**_summary(answer), "atom_columns": list(ATOM_COLUMNS)})
+    for ref in dict.fromkeys(answer["ref"] for answer in answers):
+        note_prediction(ref, open_store(url).url)

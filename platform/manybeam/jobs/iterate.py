@@ -26,6 +26,7 @@ from manybeam.learn.teachers import Teacher, frames_digest
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
 from manybeam.zoo.forecasts import forecaster
+from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.select import select
 
 if TYPE_CHECKING:
@@ -161,7 +162,13 @@ def _register(
         job=job | _told(found) | {"measure": measure},
         alias="candidate",
         parent=f"{record.name}@{record.version}",
+        inputs=[_as_input(job["frames"][0])],
     )
+
+
+def _as_input(frames_url: str) -> FrameSetUse:
+    frameset = FrameSet.open(frames_url)
+    return FrameSetUse(frameset.url, frameset.digest)
 
 
 def held_out_truth(matrix: "Matrix", library: Library) -> dict[str, Simulated]:

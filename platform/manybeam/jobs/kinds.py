@@ -75,6 +75,7 @@ def train(job: Job, library: Library, telling: Telling) -> "Record":
         alias=job.alias,
         scores=scores,
         failed=outcome.failed,
+        inputs=outcome.inputs,
     )
 
 

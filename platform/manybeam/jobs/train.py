@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+from manybeam.data.frames import FrameSet
 from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
 from manybeam.jobs import cluster
@@ -25,6 +27,7 @@ from manybeam.jobs.run import Event, Run, Tell, name_run
 from manybeam.learn.member import Member
 from manybeam.spec.files import Library
 from manybeam.spec.job import Job, Resources
+from manybeam.zoo.records import FrameSetUse
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -47,6 +50,7 @@ class TrainOutcome:
         resumed: members an earlier call had finished or begun.
         run_url: where the run lies in the store.
         wall_s: how long this call took.
+        inputs: the FrameSets they learnt from.
     """
 
     members: tuple[Member, ...]
@@ -54,6 +58,7 @@ class TrainOutcome:
     resumed: tuple[int, ...]
     run_url: str
     wall_s: float
+    inputs: tuple[FrameSetUse, ...] = ()
 
 
 def train(
@@ -119,7 +124,9 @@ def _gather(run: Run, resumed: tuple[int, ...], start: float) -> TrainOutcome:
             failures[0].hint if failures else "",
         )
     failed = tuple(f"{error.what}; {error.why}" for error in failures)
-    return TrainOutcome(members, failed, resumed, run.url, time.monotonic() - start)
+    urls = dict.fromkeys(chain.from_iterable(run.frames.values()))
+    inputs = tuple(FrameSetUse(url, FrameSet.open(url).digest) for url in urls)
+    return TrainOutcome(members, failed, resumed, run.url, time.monotonic() - start, inputs)
 
 
 def _train_here(run: Run, todo: Sequence[int], resources: Resources, tell: Tell) -> None:

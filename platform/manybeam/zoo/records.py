@@ -63,6 +63,11 @@ class Ref:
             member=None if member is None else int(member),
         )
 
+    @classmethod
+    def is_one(cls, text: str) -> bool:
+        """Tell whether a text has a form of a reference."""
+        return _REF.fullmatch(text) is not None
+
 
 @dataclass(frozen=True)
 class FrameSetUse:

@@ -32,6 +32,7 @@ CODE_TAG = "manybeam.code_version"
 SEAL_TAG = "manybeam.seal"
 PARENT_TAG = "manybeam.parent"
 INPUT_TAG = "manybeam.input."  # and the digest of a FrameSet: its URL
+ATTACHED_TAG = "manybeam.attached."  # and its kind: id of its LoggedModel, SHA-256 and seal
 SCORES_TAG = "manybeam.scores."  # and the id of a sheet's LoggedModel: its SHA-256 and seal
 
 

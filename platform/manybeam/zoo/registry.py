@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam import __version__
-from manybeam.errors import InvalidInput, NotFound, UnknownRef
+from manybeam.errors import InvalidInput, InvalidSetting, NotFound, UnknownRef
 from manybeam.settings import settings
 from manybeam.zoo import trust
 from manybeam.zoo.cache import Cache, sha256_of
@@ -21,6 +21,7 @@ from manybeam.zoo.checks import check_alias, check_members, check_name, check_sc
 from manybeam.zoo.matrix import Matrix, Score
 from manybeam.zoo.records import ALIASES, FrameSetUse, MemberRecord, Record, Ref, read_manifest
 from manybeam.zoo.registration import (
+    ATTACHED_TAG,
     CARD_FILE,
     CODE_TAG,
     EXPERIMENT_TAG,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ATTACHED_TAG = "manybeam.attached."  # and its kind: id of its LoggedModel, SHA-256 and seal
 ARCHIVED_TAG = "manybeam.archived"  # when, in UTC
 
 
@@ -126,6 +126,14 @@ class Zoo:
     def listing(self, name: str | None = None) -> list[VersionEntry]:
         """Return what MLflow lists of every version, without a manifest read: two calls."""
         return self._tracking.versions(name)
+
+    def entry(self, ref: str) -> VersionEntry:
+        """Return what MLflow lists of one version; raises UnknownRef."""
+        return self._entry(Ref.parse(ref))
+
+    def read_anew(self, model_id: str, path: str) -> bytes:
+        """Return a file of the zoo as it lies in the store now, unchecked; raises Corrupt."""
+        return self._tracking.read_file(model_id, path)
 
     def record(self, entry: VersionEntry) -> Record:
         """Return the version an entry of a listing is of; raises Corrupt as `resolve` does."""
@@ -233,6 +241,17 @@ class Zoo:
         kept = self._file(record.model_id, SELF_TEST_FILE, record.self_test, what)
         return run_self_test(self.members(ref), kept)
 
+    def sign(self, ref: str) -> Record:
+        """Sign a version anew with the key in the settings: its manifest, scores, attachments.
+
+        Raises:
+            InvalidSetting: the settings name no key, or one that cannot be read.
+        """
+        entry, record = self._resolved(ref)
+        for key, value in _seals(entry, record).items():
+            self._tracking.tag_version(entry.name, entry.version, key, value)
+        return self.resolve(ref)
+
     def attach(self, ref: str, kind: str, content: bytes, params: Mapping[str, str]) -> str:
         """Keep bytes beside a version and return their digest; the last of a kind counts.
 
@@ -326,3 +345,22 @@ class Zoo:
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
         """Return a file of the zoo, from this machine if it is here, checked either way."""
         return self._cache.get(sha256, lambda: self._tracking.read_file(model_id, path), what)
+
+
+def _seals(entry: VersionEntry, record: Record) -> dict[str, str]:
+    """Return every tag of a version that carries a seal, with one of the settings' key."""
+    if settings().signing_key is None:
+        raise InvalidSetting(
+            "there is no key to sign with",
+            "MANYBEAM_SIGNING_KEY names an Ed25519 private key",
+            "manybeam zoo keygen FOLDER makes a pair",
+        )
+    tags = {SEAL_TAG: trust.sign(f"manifest of {record.name}", record.sha256)}
+    for key, value in entry.tags.items():
+        if key.startswith(SCORES_TAG):
+            digest = value.partition(" ")[0]
+            tags[key] = f"{digest} {trust.sign(f'scores of {record.sha256}', digest)}"
+        elif key.startswith(ATTACHED_TAG):
+            kind, (model_id, digest, *_) = key.removeprefix(ATTACHED_TAG), value.split()
+            tags[key] = f"{model_id} {digest} {trust.sign(f'{kind} of {record.sha256}', digest)}"
+    return tags

@@ -1,0 +1,154 @@
+"""Lineage: what a version came from, and what came from it.
+
+FrameSet -> job -> member -> ensemble -> prediction, upward from any of them and downward from any.
+Downward needs one listing of the zoo: each version is tagged with its parent and its inputs.
+"""
+
+import json
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from manybeam.data.store import open_store
+from manybeam.errors import InvalidInput, NotFound, UnknownRef
+from manybeam.settings import settings
+from manybeam.zoo.records import Ref
+from manybeam.zoo.registration import INPUT_TAG, PARENT_TAG
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from manybeam.data.store import Store
+    from manybeam.zoo.records import Record
+    from manybeam.zoo.registry import Zoo
+    from manybeam.zoo.tracking import VersionEntry
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a version stands among frames, jobs and other versions.
+
+    Attributes:
+        record: the version.
+        parents: versions it was adapted from, the nearest first; those that are gone by reference
+            only, in `missing`.
+        missing: references among its parents that the zoo no longer knows.
+        children: references of versions adapted from it, oldest first.
+        predictions: URLs of answers that were kept, oldest first.
+    """
+
+    record: "Record"
+    parents: "tuple[Record, ...]"
+    missing: tuple[str, ...]
+    children: tuple[str, ...]
+    predictions: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each thing in the lineage: what it is to the version, and which."""
+        record = self.record
+        rows = [_row("prediction", url, "answered by this version") for url in self.predictions]
+        rows += [_row("child", ref, "adapted from this version") for ref in self.children]
+        rows.append(_row("version", record.ref, f"SHA-256 {record.sha256}"))
+        rows += [_row("alias", f"{record.name}@{a}", "points here") for a in record.aliases]
+        rows += [
+            _row("member", f"{record.name}@{record.version}/{one.index:02d}", _origin(one))
+            for one in record.members
+        ]
+        rows.append(_row("job", record.job.get("kind", ""), f"Manybeam {record.code_version}"))
+        rows += [_row("frame set", one.url, f"digest {one.digest}") for one in record.inputs]
+        rows += [_row("parent", one.ref, f"SHA-256 {one.sha256}") for one in self.parents]
+        rows += [_row("parent", ref, "gone from the zoo") for ref in self.missing]
+        return rows
+
+
+def lineage(zoo: "Zoo", ref: str) -> Lineage:
+    """Return where a version stands; raises UnknownRef."""
+    record = zoo.resolve(ref)
+    parents: list[Record] = []
+    missing: list[str] = []
+    above = record.parent
+    while above and above not in {one.ref for one in parents}:
+        try:
+            parents.append(zoo.resolve(above))
+        except UnknownRef:
+            missing.append(above)
+            break
+        above = parents[-1].parent
+    own = f"{record.name}@{record.version}"
+    children = [one for one in zoo.listing() if one.tags.get(PARENT_TAG) == own]
+    return Lineage(record, tuple(parents), tuple(missing), _refs(children), _predictions(own))
+
+
+def note_prediction(ref: str, url: str) -> None:
+    """Remember that a version answered what lies at a URL, so that its lineage names it.
+
+    Args:
+        ref: `name@version`.
+        url: where the answers were written.
+    """
+    made = datetime.now(UTC)
+    note = {"url": url, "made": made.isoformat(timespec="milliseconds")}
+    key = f"{made:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.json"
+    _notes(ref).create(key, json.dumps(note).encode())
+
+
+def prediction_of(url: str) -> str:
+    """Return the version that answered what lies at a URL; "" if no answer of ours lies there."""
+    if Ref.is_one(url):
+        return ""
+    try:
+        store = open_store(url, create=False)
+        keys = [key for key in store.list("") if key.endswith("zarr.json")]
+        attributes = (json.loads(store.get(key)).get("attributes", {}) for key in keys)
+        return next((str(a["ensemble"]) for a in attributes if "ensemble" in a), "")
+    except (NotFound, InvalidInput, ValueError):
+        return ""
+
+
+def _predictions(ref: str) -> tuple[str, ...]:
+    notes = _notes(ref)
+    return tuple(json.loads(notes.get(key))["url"] for key in notes.list(""))
+
+
+def _notes(ref: str) -> "Store":
+    return open_store(settings().store_url).child(f"predictions/{ref}")
+
+
+def trained_on(zoo: "Zoo", frames: str) -> tuple[str, ...]:
+    """Return the versions trained on a FrameSet, told by its URL or its digest, oldest first.
+
+    Raises:
+        NotFound: none was.
+    """
+    found = [one for one in zoo.listing() if _uses(one, frames)]
+    if not found:
+        raise NotFound(
+            f"no version was trained on {frames}",
+            "versions are found by the URL or the digest of a FrameSet",
+            "manybeam data ls shows FrameSets, manybeam zoo lineage REF those of a version",
+        )
+    return _refs(found)
+
+
+def _uses(entry: "VersionEntry", frames: str) -> bool:
+    inputs = {
+        key.removeprefix(INPUT_TAG): url
+        for key, url in entry.tags.items()
+        if key.startswith(INPUT_TAG)
+    }
+    return frames in inputs or frames.rstrip("/") in {url.rstrip("/") for url in inputs.values()}
+
+
+def _refs(entries: "Iterable[VersionEntry]") -> tuple[str, ...]:
+    ordered: Sequence[VersionEntry] = sorted(entries, key=lambda one: (one.name, one.version))
+    return tuple(f"{one.name}@{one.version}" for one in ordered)
+
+
+def _origin(member: Any) -> str:
+    came = f"seed {member.seed}, policy {member.policy}, recipe {member.recipe}"
+    return f"{came}, from {member.parent}" if member.parent else came
+
+
+def _row(what: str, which: str, told: str) -> dict[str, Any]:
+    return {"what": what, "which": which, "told": told}

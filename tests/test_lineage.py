@@ -1,0 +1,127 @@
+"""zoo.lineage and zoo.sheets: where a version came from, what came of it, how it was measured."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from manybeam.data.store import open_store
+from manybeam.errors import Corrupt, NotFound, UnknownRef
+from manybeam.settings import settings
+from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, trained_on
+from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.registry import Zoo
+from manybeam.zoo.sheets import read_sheet, write_sheet
+
+FRAMES = FrameSetUse("s3://lab/frames/a", "1" * 32)
+JOB = {"kind": "train"}
+
+
+def test_a_version_tells_where_it_came_from_and_what_came_of_it(
+    zoo: Zoo, name: str, tiny_members: Any
+) -> None:
+    members = tiny_members(1)
+    zoo.register(name, members, job=JOB, inputs=[FRAMES])
+    zoo.register(name, members, job={"kind": "iterate"}, parent=f"{name}@1")
+    zoo.register(name, members, job={"kind": "iterate"}, parent=f"{name}@2")
+    middle = lineage(zoo, f"{name}@2")
+    assert [one.ref for one in middle.parents] == [f"{name}@1"]
+    assert middle.children == (f"{name}@3",)
+    assert [one.ref for one in lineage(zoo, f"{name}@3").parents] == [f"{name}@2", f"{name}@1"]
+    rows = {(row["what"], row["which"]) for row in lineage(zoo, f"{name}@1").rows()}
+    assert {("frame set", FRAMES.url), ("child", f"{name}@2"), ("job", "train")} <= rows
+    assert ("member", f"{name}@1/00") in rows
+
+
+@pytest.mark.parametrize("asked", [FRAMES.url, FRAMES.url + "/", FRAMES.digest])
+def test_frames_tell_which_versions_were_trained_on_them(
+    embedded: Zoo, tiny_members: Any, asked: str
+) -> None:
+    other = FrameSetUse("s3://lab/frames/b", "2" * 32)
+    for inputs in ([FRAMES], [other], [other, FRAMES]):
+        embedded.register("graphene", tiny_members(1), job=JOB, inputs=inputs)
+    assert trained_on(embedded, asked) == ("graphene@1", "graphene@3")
+    with pytest.raises(NotFound, match="no version was trained on"):
+        trained_on(embedded, "s3://lab/frames/c")
+
+
+def test_a_parent_that_is_gone_is_named(zoo: Zoo, name: str, tiny_members: Any) -> None:
+    zoo.register(name, tiny_members(1), job=JOB, parent=f"{name}@77")
+    assert lineage(zoo, f"{name}@1").missing == (f"{name}@77",)
+    with pytest.raises(UnknownRef):
+        lineage(zoo, f"{name}@2")
+
+
+def test_answers_that_were_kept_tell_their_version_and_it_them(
+    zoo: Zoo, name: str, tiny_members: Any
+) -> None:
+    import zarr
+
+    zoo.register(name, tiny_members(1), job=JOB)
+    url = f"{settings().store_url}/answers/scan-1"
+    root = zarr.create_group(open_store(url).zarr())
+    root.create_group("00000").attrs.update({"ensemble": f"{name}@1"})
+    note_prediction(f"{name}@1", url)
+    assert prediction_of(url) == f"{name}@1"
+    assert prediction_of(f"{settings().store_url}/answers/none") == ""
+    assert lineage(zoo, f"{name}@1").predictions == (url,)
+
+
+def test_a_record_says_which_packages_it_was_made_with(
+    zoo: Zoo, name: str, tiny_members: Any
+) -> None:
+    from importlib.metadata import version
+
+    zoo.register(name, tiny_members(1), job=JOB, inputs=[FRAMES])
+    record = Zoo(zoo._tracking.uri, zoo._tracking.artifacts).resolve(f"{name}@1")
+    assert record.environment["torch"] == version("torch")
+    assert record.inputs == (FRAMES,)
+    assert json.loads(json.dumps(record.to_json()))["inputs"] == [
+        {"url": FRAMES.url, "digest": FRAMES.digest}
+    ]
+
+
+# -- sheets -------------------------------------------------------------------------------------
+def test_scores_come_back_with_their_counts_date_and_scorer(
+    zoo: Zoo, name: str, tiny_members: Any
+) -> None:
+    zoo.register(name, tiny_members(1), job=JOB)
+    given = Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9, "frames": 2.0}, ((9, 1, 1), (8, 2, 0)))
+    zoo.record_scores(f"{name}@1", [given])
+    found = zoo.matrix(f"{name}@1").score(ENSEMBLE, "dim")
+    assert found is not None
+    assert found.counts == given.counts
+    assert found.values == given.values
+    assert found.scorer
+    assert found.taken is not None
+    assert abs((datetime.now(UTC) - found.taken).total_seconds()) < 60
+
+
+def test_scores_under_other_numbers_of_a_condition_are_kept_apart(
+    zoo: Zoo, name: str, tiny_members: Any
+) -> None:
+    zoo.register(name, tiny_members(1), job=JOB)
+    for digest, f1 in (("a" * 32, 0.4), ("b" * 32, 0.8)):
+        zoo.record_scores(f"{name}@1", [Score(0, "dim", digest, {"f1": f1})])
+    matrix = zoo.matrix(f"{name}@1")
+    assert (matrix.value(0, "dim"), matrix.superseded) == (0.8, (("dim", "a" * 32),))
+    assert matrix.at("dim", "a" * 32).value(0, "dim") == 0.4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b'{"format": "x", "rows": []}', b'{"format": "manybeam-scores-1", "rows": [1]}'],
+)
+def test_bytes_that_are_no_sheet_are_told(content: bytes) -> None:
+    with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
+        read_sheet(content)
+
+
+def test_a_sheet_says_when_rows_were_taken_only_if_they_do_not() -> None:
+    taken = datetime(2026, 1, 2, tzinfo=UTC)
+    rows = [Score(0, "dim", "d", {"f1": 0.5}, taken=taken, scorer="old"), Score(1, "dim", "d")]
+    first, second = read_sheet(write_sheet(rows, now=datetime(2026, 2, 3, tzinfo=UTC)))
+    assert (first.taken, first.scorer) == (taken, "old")
+    assert second.taken == datetime(2026, 2, 3, tzinfo=UTC)
