@@ -5,6 +5,7 @@ database driver or S3 client lies below it is the deployment's choice.
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,12 @@ _ANSWERS: dict[str, type[ManybeamError]] = {
     "UNAUTHENTICATED": NotAllowed,
     "CUSTOMER_UNAUTHORIZED": NotAllowed,
 }
+# What a database or server says that is there, but not as this MLflow needs it.
+_OTHER_DATABASE = re.compile(
+    r"out-of-date database schema|Can't locate revision|no such (table|column)|"
+    r"(relation|column|table) .* does not exist"
+)
+_OTHER_SERVER = re.compile(r"failed with error code (404|405|501)|not a valid JSON|JSONDecodeError")
 _BELOW = ("mlflow", "sqlalchemy", "sqlite3", "psycopg", "boto3", "botocore", "requests", "urllib3")
 
 
@@ -57,10 +64,23 @@ def speaking() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:200].strip() if lines else type(error).__name__
 
 
 def _unreachable(error: Exception) -> ZooUnreachable:
+    line = _first_line(error)
+    if _OTHER_DATABASE.search(line):
+        return ZooUnreachable(
+            f"the zoo's database is not one this MLflow can use: {line}",
+            "another MLflow made it, or its migration stopped halfway",
+            "back it up, then: mlflow db upgrade URL, with the MLflow that Manybeam installs",
+        )
+    if _OTHER_SERVER.search(line):
+        return ZooUnreachable(
+            f"what answers is no MLflow server, or of another version: {line}",
+            "Manybeam needs the LoggedModels of MLflow 3",
+            "MANYBEAM_TRACKING_URI must name such a server; manybeam doctor",
+        )
     return ZooUnreachable(
         f"the zoo does not answer: {_first_line(error)}",
         "MLflow, its database and its artifact store all have to be up",

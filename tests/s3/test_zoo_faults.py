@@ -1,0 +1,194 @@
+"""The zoo when what it stands on fails: killed, frozen, of another version, or migrated halfway.
+
+Servers and databases are real and really killed; whatever happens, a version is there whole or
+not at all.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from manybeam.errors import ManybeamError, Unreachable, ZooUnreachable
+from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.registry import Zoo
+from manybeam.zoo.tracking import Tracking
+from manybeam.zoo.verify import verify
+
+JOB = {"kind": "train"}
+ROWS = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, counts=((9, 1, 1),))]
+Fault = Callable[[], None]
+
+
+@pytest.fixture
+def own_facility(
+    new_services: Callable[[], Any], use_settings: Callable[[dict[str, str]], None], tmp_path: Path
+) -> Iterator[Any]:
+    """SeaweedFS, PostgreSQL and MLflow that this test may kill and start again."""
+    services = new_services()
+    services.start("seaweedfs", "postgres", "mlflow")
+    use_settings({**services.settings(), "MANYBEAM_HOME": str(tmp_path)})
+    yield services
+    services.stop()
+
+
+def zoo_at(services: Any, folder: Path) -> Zoo:
+    return Zoo(services.settings()["MANYBEAM_TRACKING_URI"], "", folder / "cache")
+
+
+def at_call(patch: pytest.MonkeyPatch, method: str, fault: Fault) -> None:
+    """Let a fault happen once, just before the first call of a method of Tracking."""
+    real, done = getattr(Tracking, method), []
+
+    def call(self: Tracking, *args: Any, **kwargs: Any) -> Any:
+        if not done:
+            done.append(True)
+            fault()
+        return real(self, *args, **kwargs)
+
+    patch.setattr(Tracking, method, call)
+
+
+def kill_database(services: Any) -> None:
+    """Kill PostgreSQL and every process of it, as a power cut does."""
+    import psutil
+
+    leader = psutil.Process(services.pid("postgres"))
+    for process in [*leader.children(recursive=True), leader]:
+        process.kill()
+    leader.wait(10)
+
+
+@pytest.mark.s3
+@pytest.mark.postgres
+def test_a_registration_whose_database_is_killed_leaves_a_version_whole_or_none(
+    own_facility: Any, tiny_members: Any, tmp_path: Path
+) -> None:
+    zoo, ports = zoo_at(own_facility, tmp_path), _ports(own_facility)
+    zoo.register("graphene", tiny_members(1), job=JOB, scores=ROWS)
+    for method in ("add_model", "log_scores", "end_run", "add_version", "set_alias"):
+        before = {record.ref for record in zoo.ls()}
+        with pytest.MonkeyPatch.context() as patch:
+            at_call(patch, method, lambda: kill_database(own_facility))
+            with pytest.raises(Unreachable):
+                zoo.register("graphene", tiny_members(2), job=JOB, scores=ROWS, alias="serving")
+        own_facility.start("postgres", port=ports["postgres"])
+        _wait_until_it_answers(zoo)
+        after = {record.ref for record in zoo.ls()}
+        # Only where the version was there before its alias was set may it be seen.
+        assert len(after - before) == (1 if method == "set_alias" else 0)
+        for ref in after:
+            assert all(check.is_whole for check in verify(zoo, ref))
+    record = zoo.register("graphene", tiny_members(2), job=JOB, scores=ROWS, alias="serving")
+    assert zoo.resolve("graphene").ref == record.ref
+
+
+@pytest.mark.s3
+@pytest.mark.postgres
+def test_a_registration_whose_object_store_is_killed_leaves_no_version(
+    own_facility: Any, tiny_members: Any, tmp_path: Path
+) -> None:
+    zoo, ports = zoo_at(own_facility, tmp_path), _ports(own_facility)
+    zoo.register("graphene", tiny_members(1), job=JOB)
+    pid = own_facility.pid("seaweedfs")
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "add_model", lambda: os.kill(pid, signal.SIGKILL))
+        with pytest.raises(ManybeamError):
+            zoo.register("graphene", tiny_members(2), job=JOB)
+    assert [record.version for record in zoo.ls()] == [1]
+    own_facility.start("seaweedfs", port=ports["seaweedfs"])
+    zoo.register("graphene", tiny_members(2), job=JOB)
+    assert len(zoo.members("graphene@2")) == 2
+
+
+# -- another MLflow -----------------------------------------------------------------------------
+def _of_another_version(database: sqlite3.Connection) -> None:
+    database.execute("update alembic_version set version_num = 'ffffffffffff'")
+
+
+def _begun(database: sqlite3.Connection) -> None:
+    database.execute("delete from alembic_version")
+
+
+def _half_done(database: sqlite3.Connection) -> None:
+    database.execute("drop table logged_models")
+
+
+@pytest.mark.parametrize("damage", [_of_another_version, _begun, _half_done])
+def test_a_database_that_is_not_this_mlflows_is_told_and_left_as_it_is(
+    damage: Callable[[sqlite3.Connection], None],
+    empty_database: Path,
+    tiny_members: Any,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "zoo.db"
+    shutil.copy(empty_database, path)
+    with closing(sqlite3.connect(path)) as database:
+        damage(database)
+        database.commit()
+        before = sorted(database.execute("select name from sqlite_master").fetchall())
+    zoo = Zoo(f"sqlite:///{path}", (tmp_path / "weights").as_uri(), tmp_path / "cache")
+    with pytest.raises(ZooUnreachable, match="mlflow db upgrade"):
+        zoo.register("graphene", tiny_members(1), job=JOB)
+    with closing(sqlite3.connect(path)) as database:
+        assert sorted(database.execute("select name from sqlite_master").fetchall()) == before
+
+
+class _Other(BaseHTTPRequestHandler):
+    """A web server that is no MLflow."""
+
+    def do_GET(self) -> None:
+        content = b"<html>Nothing here</html>"
+        self.send_response(404)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_server_that_is_no_mlflow_is_told(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Other) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(ZooUnreachable, match="no MLflow server"):
+                Zoo(f"http://127.0.0.1:{server.server_port}", "", tmp_path).ls()
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _ports(services: Any) -> dict[str, int]:
+    import json
+    from urllib.parse import urlsplit
+
+    found = {}
+    for name in ("postgres", "seaweedfs"):
+        url = json.loads((services.folder / f"{name}.json").read_text())["url"]
+        found[name] = urlsplit(url).port or 0
+    return found
+
+
+def _wait_until_it_answers(zoo: Zoo) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            zoo.listing()
+        except Unreachable:
+            assert time.monotonic() < end, "MLflow never came back"
+            time.sleep(0.5)
+        else:
+            return
