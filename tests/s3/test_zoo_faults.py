@@ -172,9 +172,6 @@ def test_a_server_that_is_no_mlflow_is_told(tmp_path: Path) -> None:
 
 
 def _ports(services: Any) -> dict[str, int]:
-    import json
-    from urllib.parse import urlsplit
-
     found = {}
     for name in ("postgres", "seaweedfs"):
         url = json.loads((services.folder / f"{name}.json").read_text())["url"]
