@@ -35,12 +35,11 @@ class Settings(BaseSettings):
     ray_address: str = Field("", description="Ray cluster to join; a local one if empty")
     service_url: str = Field("http://127.0.0.1:8100", description="prediction service")
     zoo: Path = Field(Path("zoo"), description="folder of recipes, conditions and policies")
-    signing_key: Path | None = Field(
-        None, description="Ed25519 private key (PEM) that signs what is registered"
+    signing_key: str = Field(
+        "", description="Ed25519 private key (PEM) that signs what is registered; none if empty"
     )
-    trusted_keys: Path | None = Field(
-        None,
-        description="public key, or folder of *.pub; if set, what none of them signed is refused",
+    trusted_keys: str = Field(
+        "", description="public key, or folder of *.pub; if set, what none signed is refused"
     )
     control_url: str = Field("http://127.0.0.1:8000", description="control plane: pages and API")
     s3_endpoint: str = Field("", description="S3 endpoint URL, for servers other than AWS")

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -150,6 +151,9 @@ def environment() -> dict[str, str]:
         found[f"MANYBEAM_{name.upper()}"] = str(plain)
     found["MANYBEAM_HOME"] = str(settings().home.resolve())
     found["MANYBEAM_ZOO"] = str(settings().zoo.resolve())
+    for name in ("signing_key", "trusted_keys"):
+        path = getattr(settings(), name)
+        found[f"MANYBEAM_{name.upper()}"] = str(Path(path).resolve()) if path else ""
     return found
 
 

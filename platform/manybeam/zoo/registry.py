@@ -349,7 +349,7 @@ class Zoo:
 
 def _seals(entry: VersionEntry, record: Record) -> dict[str, str]:
     """Return every tag of a version that carries a seal, with one of the settings' key."""
-    if settings().signing_key is None:
+    if not settings().signing_key:
         raise InvalidSetting(
             "there is no key to sign with",
             "MANYBEAM_SIGNING_KEY names an Ed25519 private key",

@@ -58,9 +58,9 @@ def sign(what: str, digest: str) -> str:
     Raises:
         InvalidSetting: the key cannot be read.
     """
-    path = settings().signing_key
-    if path is None:
+    if not settings().signing_key:
         return ""
+    path = Path(settings().signing_key)
     key = _private(path, _stamp(path))
     signature = base64.b64encode(key.sign(_message(what, digest))).decode()
     return str(Seal(_key_id(key.public_key()), signature))
@@ -74,7 +74,7 @@ def check(what: str, digest: str, seal: str) -> None:
         InvalidSetting: a key cannot be read.
     """
     folder = settings().trusted_keys
-    if folder is not None and not is_vouched_for(what, digest, seal):
+    if folder and not is_vouched_for(what, digest, seal):
         found = Seal.parse(seal)
         by = f"it is signed by the key {found.key_id}" if found else "it is not signed"
         raise NotAllowed(
@@ -135,9 +135,9 @@ def _message(what: str, digest: str) -> bytes:
 
 def _trusted() -> "dict[str, Ed25519PublicKey]":
     """Return the public keys of the settings by id: a file, or every `*.pub` of a folder."""
-    place = settings().trusted_keys
-    if place is None:
+    if not settings().trusted_keys:
         return {}
+    place = Path(settings().trusted_keys)
     paths = sorted(place.glob("*.pub")) if place.is_dir() else [place]
     keys = [_public(path, _stamp(path)) for path in paths]
     return {_key_id(key): key for key in keys}

@@ -115,4 +115,4 @@ def _seal(file: _File) -> str:
 
 
 def _asks_for_seals() -> bool:
-    return settings().trusted_keys is not None
+    return bool(settings().trusted_keys)
