@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manybeam.cli.figures import answer_figure, matrix_figure, reliability_figure, truth_figure
+from manybeam.cli.figures import answer_figure, reliability_figure, truth_figure
 from manybeam.cli.report import Report
+from manybeam.zoo.plots import matrix_figure
 
 if TYPE_CHECKING:
     from manybeam.cli.story import Story
@@ -48,7 +49,7 @@ def _matrix(story: "Story", report: Report) -> None:
     matrix = story.zoo.matrix(story.record.ref)
     report.section(
         "Members x conditions",
-        "F1 of every member on every condition it was measured on; grey means not measured.",
+        "F1 of every member on every condition it was measured on; hatched means not measured.",
     )
     report.picture(matrix_figure(matrix), "F1, members by rows, conditions by columns")
     rows = [

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from manybeam.learn.ensemble import Prediction
-    from manybeam.zoo.matrix import Matrix
     from manybeam.zoo.select import Candidate, Selection
 
 FOUND, MISSED, FALSE = "#1fa774", "#e8a11c", "#d1495b"
@@ -112,27 +111,6 @@ def members_figure(
     rest = f"; {more} more members are not shown" if more else ""
     words = textwrap.wrap(f"{title}{selection.verdict}: {selection.why}{rest}", 145)
     figure.suptitle("\n".join(words[:2]) + " ..." * (len(words) > 2), fontsize=9)
-    return figure
-
-
-def matrix_figure(matrix: "Matrix", score: str = "f1") -> Figure:
-    """Return the members x conditions matrix with its numbers; grey where not measured."""
-    from manybeam.zoo.matrix import member_label
-
-    rows, columns = matrix.scored, matrix.conditions
-    values = [[matrix.value(m, c, score) for c in columns] for m in rows]
-    table = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
-    figure = Figure(figsize=(2 + 0.95 * len(columns), 1.6 + 0.42 * len(rows)), layout="constrained")
-    axis = figure.subplots()
-    axis.set_facecolor("#cccccc")
-    picture = axis.imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    for y, x in np.ndindex(table.shape):
-        text = "not\nmeasured" if np.isnan(table[y, x]) else f"{table[y, x]:.3f}"
-        colour = "black" if np.isnan(table[y, x]) or table[y, x] > 0.55 else "white"
-        axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
-    axis.set_yticks(range(len(rows)), [member_label(m) for m in rows], fontsize=8)
-    figure.colorbar(picture, ax=axis, label=score)
     return figure
 
 

@@ -4,9 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit
+from manybeam.cli import zoo_compare, zoo_trust
+from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.errors import InvalidInput, Unreachable
 
 if TYPE_CHECKING:
+    from manybeam.zoo.catalogue import Catalogue
+    from manybeam.zoo.catalogue_rows import Row
     from manybeam.zoo.records import Record
 
 app = typer.Typer(
@@ -15,20 +19,126 @@ app = typer.Typer(
     help="The zoo: ensembles, their members and their scores.\n\n"
     "Example: manybeam zoo matrix graphene",
 )
+app.command("test")(zoo_trust.self_test)
+app.command()(zoo_trust.verify)
+app.command()(zoo_trust.sign)
+app.command()(zoo_trust.keygen)
+app.command()(zoo_trust.lineage)
+app.command("diff")(zoo_compare.diff)
+app.command("card")(zoo_compare.card)
 RefArgument = Annotated[
     str, typer.Argument(help="name, name@serving, name@candidate, name@3 or name@3/07.")
 ]
 
 
 @app.command("ls")
-def list_all(*, form: FormOption = Form.auto) -> None:
-    """List every version of every ensemble.
+def list_all(
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Words to find: name, structure, microscope, ...")
+    ] = None,
+    *,
+    condition: Annotated[
+        str, typer.Option("--condition", "-c", help="Rank by the score on it: an id or a glob.")
+    ] = "",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Rank by conditions in a range: dose_e_per_a2<=200000, or NAME:1..5."),
+    ] = None,
+    members: Annotated[bool, typer.Option(help="One row a member, not one a version.")] = False,
+    status: Annotated[
+        list[str] | None, typer.Option(help="serving, candidate, archived or none.")
+    ] = None,
+    score: Annotated[str, typer.Option(help="f1, rmse_pm, ece, precision or recall.")] = "f1",
+    order: Annotated[
+        str, typer.Option(help="score, name or created; a minus before it is best or newest first.")
+    ] = "-score",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most rows.")] = 50,
+    form: FormOption = Form.auto,
+) -> None:
+    """Find ensembles, best first: by words, by imaging condition, by a range of conditions.
 
-    Example: manybeam zoo ls -o csv
+    Archived versions are shown with --status archived. With the zoo away the last state that
+    this machine saw is shown, and its age.
+
+    Example: manybeam zoo ls graphene HAADF "60 kV" --where "dose_e_per_a2<=200000"
     """
+    from manybeam.zoo.catalogue import Catalogue
+    from manybeam.zoo.catalogue_rows import Wanted
     from manybeam.zoo.registry import Zoo
 
-    emit([as_row(record) for record in Zoo().ls()], form, title="Ensembles")
+    catalogue = Catalogue(Zoo())
+    _refresh(catalogue)
+    wanted = Wanted(
+        text=" ".join(text or ()),
+        kind="members" if members else "ensembles",
+        status=tuple(status or ("serving", "candidate", "none")),
+        condition=condition,
+        ranges=dict(_range(one) for one in where or ()),
+        score=score,
+        order=order,
+        page_size=limit,
+    )
+    page = catalogue.find(wanted)
+    emit([_found(row, score) for row in page.rows], form, title="Zoo", columns=_shown(score))
+    if page.total > len(page.rows):
+        say(f"{len(page.rows)} of {page.total}; --limit shows more")
+
+
+def _shown(score: str) -> tuple[str, ...]:
+    return ("ref", "status", score, "low", "high", "frames", "conditions", "taken")
+
+
+def _refresh(catalogue: "Catalogue") -> None:
+    """Take over what changed; with the zoo away say how old the last state is."""
+    from datetime import UTC, datetime
+
+    try:
+        catalogue.refresh()
+    except Unreachable as error:
+        if catalogue.as_of is None:
+            raise
+        age_s = (datetime.now(UTC) - catalogue.as_of).total_seconds()
+        say(f"{error.what}; this is what it held {age_s / 60:.0f} minutes ago")
+
+
+def _range(text: str) -> tuple[str, tuple[float | None, float | None]]:
+    """Read `dose_e_per_a2<=200000`, `defocus_nm>=2` or `beam_kv:60..80`."""
+    import re
+
+    number = r"([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)"
+    match = re.fullmatch(rf"([a-z0-9_.]+)(?:(<=|>=|<|>){number}|:{number}\.\.{number})", text)
+    try:
+        if match is None:
+            raise ValueError
+        name, sign, bound, low, high = match.groups()
+        if sign is None:
+            return name, (float(low), float(high))
+        return name, ((None, float(bound)) if sign.startswith("<") else (float(bound), None))
+    except ValueError as error:
+        raise InvalidInput(
+            f"--where {text!r} is no range of a quantity",
+            "allowed: NAME<=NUMBER, NAME>=NUMBER, NAME:NUMBER..NUMBER",
+            "manybeam zoo ls --where 'dose_e_per_a2<=200000'",
+        ) from error
+
+
+def _found(row: "Row", score: str) -> dict[str, object]:
+    return {
+        "ref": row.ref,
+        "status": row.status,
+        score: row.value,
+        "low": row.low,
+        "high": row.high,
+        "frames": row.frame_count,
+        "conditions": row.measured_count,
+        "taken": row.taken.date() if row.taken else None,
+        "policy": row.policy,
+        "recipe": row.recipe,
+        "network": row.network,
+        "scorer": row.scorer,
+        "aliases": list(row.aliases),
+        "created": row.created,
+    }
 
 
 @app.command()

@@ -137,6 +137,11 @@ class FrameSet:
     def __repr__(self) -> str:
         return f"FrameSet({self.url!r}, {len(self)} frames of {self.shape})"
 
+    def _repr_html_(self) -> str:
+        from manybeam.data.notebook import frameset_html
+
+        return frameset_html(self)
+
     @property
     def url(self) -> str:
         """Where the set lies."""

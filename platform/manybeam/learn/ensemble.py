@@ -121,6 +121,11 @@ class Prediction:
         """Radius of the largest of the members' training masks, in pixels of the frame."""
         return max(answer.radius_px for answer in self._answers)
 
+    def _repr_html_(self) -> str:
+        from manybeam.learn.notebook import prediction_html
+
+        return prediction_html(self)
+
     def without_maps(self) -> "Prediction":
         """Return it without each member's own map: 2 bytes a pixel and member less to keep."""
         return replace(self, _answers=())
@@ -147,6 +152,11 @@ class Ensemble:
         self.tile_px = tile_px
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._networks = [prepare(member.network(), self.device) for member in members]
+
+    def _repr_html_(self) -> str:
+        from manybeam.learn.notebook import ensemble_html
+
+        return ensemble_html(self)
 
     @property
     def member_count(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 ENSEMBLE = -1
 CLASSICAL = -2
@@ -179,6 +180,17 @@ class Matrix:
 
         table = pd.DataFrame(self.to_table(key), columns=["member", *self.conditions])
         return table.set_index("member").astype(float)
+
+    def plot(self, key: str = "f1") -> "Figure":
+        """Return it as a picture with its numbers, the best member of each condition outlined."""
+        from manybeam.zoo.plots import matrix_figure
+
+        return matrix_figure(self, key)
+
+    def _repr_html_(self) -> str:
+        from manybeam.zoo.notebook import matrix_html
+
+        return matrix_html(self)
 
     def with_rows(self, rows: Iterable[Score]) -> "Matrix":
         """Return this matrix with later scores added."""

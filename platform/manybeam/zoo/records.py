@@ -168,6 +168,11 @@ class Record:
         """The number of members this record holds."""
         return len(self.members)
 
+    def _repr_html_(self) -> str:
+        from manybeam.zoo.notebook import record_html
+
+        return record_html(self)
+
     def member(self, index: int) -> MemberRecord:
         """Return the record of one member.
 

@@ -1,0 +1,50 @@
+"""How ensembles and their answers look in a notebook."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manybeam.data.notebook import facts_html, picture_html, table_html
+
+if TYPE_CHECKING:
+    from manybeam.learn.ensemble import Ensemble, Prediction
+
+MOST_MEMBERS = 40
+
+
+def ensemble_html(ensemble: "Ensemble") -> str:
+    """Return how an ensemble shows itself: its members, at most forty of them."""
+    facts = [("members", ensemble.member_count), ("computes on", ensemble.device)]
+    rows = [
+        (f"{one.index:02d}", str(one.seed), one.policy, f"{one.recipe.id}@{one.recipe.version}")
+        for one in ensemble.members[:MOST_MEMBERS]
+    ]
+    more = ensemble.member_count - len(rows)
+    rows += [(f"{more} more", "", "", "")] if more else []
+    table = table_html(("member", "seed", "policy", "recipe"), rows)
+    return facts_html("Ensemble", facts, table)
+
+
+def prediction_html(prediction: "Prediction") -> str:
+    """Return how an answer shows itself: atoms, how far the members disagree, and both maps."""
+    atoms, size_pm = prediction.atoms, prediction.pixel_size_pm
+    facts: list[tuple[str, object]] = [
+        ("atoms", len(atoms)),
+        ("members", ", ".join(f"{member:02d}" for member in prediction.members)),
+        ("pixel size", f"{size_pm:g} pm" if size_pm else "unknown"),
+        ("position spread, median", _spread(atoms, size_pm)),
+    ]
+    pictures = picture_html(prediction.mean_yx, "mean probability", "viridis")
+    if len(prediction.members) > 1:
+        pictures += picture_html(prediction.std_yx, "spread between members", "magma")
+    return facts_html("Prediction", facts, pictures)
+
+
+def _spread(atoms: np.ndarray, pixel_size_pm: float | None) -> str:
+    """Return the median disagreement on an atom's place: in pm where a pixel has a length."""
+    spread_n = np.hypot(atoms[:, 4], atoms[:, 5])
+    known_n = spread_n[np.isfinite(spread_n)]
+    if not len(known_n):
+        return "unknown: no atom was seen by two members"
+    median_px = float(np.median(known_n))
+    return f"{median_px * pixel_size_pm:.1f} pm" if pixel_size_pm else f"{median_px:.2f} px"

@@ -1,0 +1,247 @@
+"""The catalogue: what the zoo holds, in a form that pages and commands search in milliseconds.
+
+MLflow is the only truth. The catalogue is a copy on this machine that is thrown away and made
+again from it at any time; it answers from its last state while MLflow is away, and says of when
+that is.
+"""
+
+import hashlib
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from manybeam.errors import Corrupt, NotAllowed, NotFound
+from manybeam.settings import settings
+from manybeam.spec import Library
+from manybeam.zoo.catalogue_answers import Answers
+from manybeam.zoo.catalogue_conditions import KnownConditions
+from manybeam.zoo.catalogue_file import (
+    CatalogueFile,
+    Place,
+    VersionRows,
+    drop_versions,
+    fact,
+    forget,
+    known_states,
+    set_fact,
+    write_versions,
+)
+from manybeam.zoo.catalogue_rows import (
+    STATUSES,
+    Bounds,
+    ConditionRow,
+    Coverage,
+    Facet,
+    Kind,
+    Page,
+    Refreshed,
+    Row,
+    Wanted,
+)
+from manybeam.zoo.catalogue_subjects import rows_of
+from manybeam.zoo.catalogue_table import Table
+from manybeam.zoo.matrix import Score
+
+if TYPE_CHECKING:
+    from manybeam.zoo.records import Record
+    from manybeam.zoo.registry import Zoo
+    from manybeam.zoo.tracking import VersionEntry
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 100  # versions in one transaction: a first refresh of a large zoo goes on where it ended
+_ALL = Wanted()
+
+T = TypeVar("T")
+
+
+class Catalogue:
+    """A searchable copy of one zoo on this machine; any number of processes may share it.
+
+    Only `refresh` and `rebuild` ask MLflow; all else answers from the last state.
+
+    Args:
+        zoo: what it is a copy of.
+        path: its file; in the settings' home if left out.
+        library: where the numbers of conditions are known; the settings' if left out.
+    """
+
+    def __init__(
+        self, zoo: "Zoo", path: Path | None = None, library: Library | None = None
+    ) -> None:
+        self._zoo = zoo
+        self._file = CatalogueFile(path or settings().home / "cache" / "catalogue.db")
+        self._known = KnownConditions(library or Library(settings().zoo))
+        self._address = hashlib.sha256(zoo._tracking.uri.encode()).hexdigest()[:16]
+        self._kept: Table | None = None
+        self._refreshing = threading.Lock()
+
+    def refresh(self) -> Refreshed:
+        """Take over what changed in MLflow since the last time.
+
+        Versions are listed in two calls; only those whose entry changed are read. Up to 100 of
+        them are taken over in one transaction, more in several: a kill leaves every version as
+        it was or as it is, and the next refresh goes on from there.
+
+        Raises:
+            ZooUnreachable: MLflow does not answer; the last state stays.
+            WriteFailed: the catalogue's file cannot be written.
+        """
+        return self._refresh(everything=False)
+
+    def rebuild(self) -> Refreshed:
+        """Read every version again, changed or not; raises as `refresh` does."""
+        return self._refresh(everything=True)
+
+    @property
+    def as_of(self) -> datetime | None:
+        """When MLflow last confirmed all this, in UTC; None before the first refresh."""
+        found = self._read(lambda db: fact(db, "as_of"))
+        return datetime.fromisoformat(found) if found else None
+
+    @property
+    def state(self) -> str:
+        """A word that changes whenever an answer may; "" for an empty catalogue."""
+        return self._read(lambda db: fact(db, "state"))
+
+    def find(self, wanted: Wanted = _ALL) -> Page:
+        """Return one page of the ensembles or members asked for, in the order asked for."""
+        return self._read(lambda db: self._answers(db).find(wanted))
+
+    def facets(self, wanted: Wanted = _ALL) -> dict[str, list[Facet]]:
+        """Return what one can filter by, each value with its count under all other filters.
+
+        The facets are name, status, network, recipe and policy, and condition: how many of the
+        rows found were measured on each.
+        """
+        return self._read(lambda db: self._answers(db).facets(wanted))
+
+    def conditions(self) -> list[ConditionRow]:
+        """Return every condition measured on or known to the library, superseded ones too."""
+        return self._read(lambda db: self._answers(db).conditions())
+
+    def coverage(self, wanted: Wanted = _ALL) -> Coverage:
+        """Return which (row, condition) pairs were measured, of the rows and conditions asked for.
+
+        A version whose members were measured but not the ensemble counts as not measured there.
+        """
+        return self._read(lambda db: self._answers(db).coverage(wanted))
+
+    def best(
+        self,
+        condition: str = "",
+        *,
+        ranges: Bounds | None = None,
+        score: str = "f1",
+        limit: int = 10,
+        kind: Kind = "ensembles",
+    ) -> list[Row]:
+        """Return the best on a condition, a glob or ranges of conditions, archived ones apart.
+
+        Rows that were never measured there are not among them, so the list may be short.
+        """
+        status = tuple(one for one in STATUSES if one != "archived")
+        asked = Wanted(
+            kind=kind,
+            status=status,
+            condition=condition,
+            ranges=ranges or {},
+            score=score,
+            page_size=limit,
+        )
+        return [row for row in self.find(asked).rows if row.value is not None]
+
+    def _refresh(self, *, everything: bool) -> Refreshed:
+        with self._refreshing:
+            started, now = time.perf_counter(), datetime.now(UTC)
+            self._known = self._known.renewed()
+            known, library = self._read(lambda db: (known_states(db), fact(db, "library")))
+            everything = everything or library != self._known.digest
+            entries = {(one.name, one.version): one for one in self._zoo.listing()}
+            changed = [
+                entry
+                for place, entry in entries.items()
+                if everything or known.get(place) != entry.state
+            ]
+            unreadable: dict[str, str] = {}
+            rows = self._each(changed, unreadable)
+            written: list[Place] = []
+            while len(batch := list(islice(rows, _BATCH))) == _BATCH:
+                written += self._take_over(batch, known)
+            gone = known.keys() - entries.keys()
+            written += self._take_over(batch, known, gone=gone, as_of=now)
+        seconds = time.perf_counter() - started
+        if written or gone:
+            told = {"changed": len(written), "gone": len(gone), "wall_s": round(seconds, 3)}
+            logger.info("catalogue refreshed", extra=told)
+        return Refreshed(_refs(written), _refs(sorted(gone)), unreadable, seconds)
+
+    def _each(
+        self, entries: Iterable["VersionEntry"], unreadable: dict[str, str]
+    ) -> Iterator[VersionRows]:
+        """Yield what is kept of each version; one that is damaged does not stop the others."""
+        for entry in entries:
+            try:
+                record, scores = self._zoo.record(entry), self._zoo.scores(entry)
+            except (Corrupt, NotFound, NotAllowed) as error:
+                ref = f"{entry.name}@{entry.version}"
+                unreadable[ref] = str(error)
+                logger.warning("version could not be read", extra={"ref": ref, "why": str(error)})
+                continue
+            yield rows_of(entry, record, scores, self._known.words)
+
+    def _take_over(
+        self,
+        versions: Sequence[VersionRows],
+        known: dict[Place, str],
+        *,
+        gone: Iterable[Place] = (),
+        as_of: datetime | None = None,
+    ) -> list[Place]:
+        """Write some versions in one transaction; `as_of` says that they are the last ones."""
+
+        def write(db: sqlite3.Connection) -> list[Place]:
+            written = write_versions(db, versions, known)
+            now = known_states(db)
+            drop_versions(db, [place for place in gone if now.get(place) == known[place]])
+            set_fact(db, "zoo", self._address)
+            if as_of is not None:
+                set_fact(db, "as_of", max(fact(db, "as_of"), as_of.isoformat()))
+                set_fact(db, "library", self._known.digest)
+            return written
+
+        return self._file.write(write)
+
+    def _write(
+        self, versions: Iterable[tuple["VersionEntry", "Record", Sequence[Score]]]
+    ) -> list[Place]:
+        """Write versions that were read already."""
+        known = self._read(known_states)
+        return self._take_over([rows_of(*one, self._known.words) for one in versions], known)
+
+    def _read(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what an action reads of this zoo; what another with the same home left is gone."""
+        found = self._file.read(
+            lambda db: (action(db),) if fact(db, "zoo") in ("", self._address) else ()
+        )
+        if not found:
+            self._file.write(forget)
+            return self._file.read(action)
+        return found[0]
+
+    def _answers(self, db: sqlite3.Connection) -> Answers:
+        """Return what answers for this state; its rows are read once a state."""
+        kept = self._kept
+        if kept is None or kept.state != fact(db, "state"):
+            self._kept = kept = Table(db, self._known.choose)
+        return Answers(db, kept, self._known)
+
+
+def _refs(places: Iterable[Place]) -> tuple[str, ...]:
+    return tuple(f"{name}@{number}" for name, number in places)

@@ -1,0 +1,213 @@
+"""How the catalogue answers: from its rows in memory, and strips of the page's rows only.
+
+Axis letters: r row asked for, p place of a condition; s every row of the catalogue.
+"""
+
+import fnmatch
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy import ndarray
+
+from manybeam.spec import Condition
+from manybeam.zoo.catalogue_conditions import KnownConditions
+from manybeam.zoo.catalogue_file import FRAMES, SCORER, TAKEN
+from manybeam.zoo.catalogue_rows import (
+    ConditionRow,
+    Coverage,
+    Facet,
+    Page,
+    Row,
+    Wanted,
+    numbers_of,
+)
+from manybeam.zoo.catalogue_table import Measured, Table, means_of
+from manybeam.zoo.matrix import ENSEMBLE
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One state of the catalogue, open for reading, and the library that explains it."""
+
+    db: sqlite3.Connection
+    table: Table
+    known: KnownConditions
+
+    def find(self, wanted: Wanted) -> Page:
+        """Return one page of what is asked for."""
+        started = time.perf_counter()
+        asked, rows = self._asked(wanted), self._rows(wanted)
+        shown = rows[(wanted.page - 1) * wanted.page_size :][: wanted.page_size]
+        return Page(
+            rows=tuple(self._page_rows(shown, asked, wanted.score)),
+            total=len(rows),
+            conditions=tuple(key.name for key in self.table.current),
+            asked=tuple(key.name for key in asked),
+            seconds=time.perf_counter() - started,
+        )
+
+    def facets(self, wanted: Wanted) -> dict[str, list[Facet]]:
+        """Return the values of each facet, and the conditions, with counts."""
+        rows = np.flatnonzero(self.table.is_asked(self.db, wanted))
+        taken_rp = self.table.cells_sp(self.db, TAKEN)[rows]
+        chosen = self._asked(wanted) if wanted.condition or wanted.ranges else []
+        conditions = [
+            Facet(key.name, int((~np.isnan(taken_rp[:, key.place])).sum()), key in chosen)
+            for key in self.table.current
+        ]
+        return {**self.table.facet_values(self.db, wanted), "condition": conditions}
+
+    def coverage(self, wanted: Wanted) -> Coverage:
+        """Return which pairs were measured."""
+        asked, rows = self._asked(wanted), self._rows(wanted)
+        taken_sp = self.table.cells_sp(self.db, TAKEN)
+        is_measured_rp = ~np.isnan(taken_sp[np.ix_(rows, _places(asked))])
+        first = (wanted.page - 1) * wanted.page_size
+        shown = slice(first, first + wanted.page_size)
+        missing = (~is_measured_rp).sum(axis=0).tolist()
+        return Coverage(
+            refs=tuple(self._ref(row) for row in rows[shown].tolist()),
+            conditions=tuple(key.name for key in asked),
+            is_measured=tuple(tuple(one) for one in is_measured_rp[shown].tolist()),
+            total=len(rows),
+            measured_count=int(is_measured_rp.sum()),
+            missing_count=int(is_measured_rp.size - is_measured_rp.sum()),
+            missing=dict(zip((key.name for key in asked), missing, strict=True)),
+        )
+
+    def conditions(self) -> list[ConditionRow]:
+        """Return the conditions measured on and those of the library, in order of id."""
+        taken_sp, f1_sp = self.table.cells_sp(self.db, TAKEN), self.table.cells_sp(self.db, "f1")
+        may_be_best = self.table.of_kind("ensembles")
+        may_be_best &= ~self.table.facets["status"].has_any(["archived"])
+        f1_sp = np.where(may_be_best[:, None], f1_sp, np.nan)
+        found = [
+            self._condition(key, taken_sp[:, key.place], f1_sp[:, key.place])
+            for key in self.table.conditions
+        ]
+        measured = {row.condition for row in found if row.library == "same"}
+        found += [
+            _never_measured(condition)
+            for name, condition in self.known.by_id.items()
+            if name not in measured
+        ]
+        return sorted(found, key=lambda row: (row.condition, not row.is_current, row.digest))
+
+    def _condition(self, key: Measured, taken_s: ndarray, f1_s: ndarray) -> ConditionRow:
+        rows = np.flatnonzero(~np.isnan(taken_s))
+        best = None if np.isnan(f1_s).all() else int(np.nanargmax(f1_s))
+        return ConditionRow(
+            condition=key.name,
+            digest=key.digest,
+            is_current=key in self.table.current,
+            library=self.known.relation(key.name, key.digest),
+            numbers=self.known.numbers(key.digest),
+            version_count=len(np.unique(self.table.version_s[rows])),
+            member_count=int((self.table.members_s[rows] != ENSEMBLE).sum()),
+            best="" if best is None else self._ref(best),
+            best_f1=None if best is None else float(f1_s[best]),
+            taken=_date(np.max(taken_s[rows], initial=0.0)),
+        )
+
+    def _asked(self, wanted: Wanted) -> list[Measured]:
+        """Return the current conditions that the filter names; all if it names none."""
+        found = list(self.table.current)
+        if wanted.condition:
+            found = [key for key in found if fnmatch.fnmatchcase(key.name, wanted.condition)]
+        for quantity, (low, high) in wanted.ranges.items():
+            least, most = -math.inf if low is None else low, math.inf if high is None else high
+            numbers = [(key, self.known.numbers(key.digest).get(quantity)) for key in found]
+            found = [key for key, x in numbers if x is not None and least <= x <= most]
+        return found
+
+    def _rows(self, wanted: Wanted) -> ndarray:
+        """Return every row that passes the filters, in the order asked for."""
+        rows = np.flatnonzero(self.table.is_asked(self.db, wanted))
+        cells_sp = self.table.cells_sp(self.db, wanted.score)
+        value_r, count_r = means_of(cells_sp[np.ix_(rows, _places(self._asked(wanted)))])
+        return self.table.ranked(rows, value_r, wanted, count_r)
+
+    def _page_rows(self, rows: ndarray, asked: Sequence[Measured], score: str) -> list[Row]:
+        table, places = self.table, _places(asked)
+        cells_rp = table.cells_sp(self.db, score)[rows]
+        value_r, count_r = means_of(cells_rp[:, places])
+        taken_rp = table.cells_sp(self.db, TAKEN)[np.ix_(rows, places)]
+        frames_rp, scorer_rp, low_rp, high_rp = (
+            table.strips_sp(self.db, name, rows)[:, places]
+            for name in (FRAMES, SCORER, f"{score}_low", f"{score}_high")
+        )
+        scorers = dict(self.db.execute("SELECT id, name FROM scorer"))
+        current, is_one = _places(table.current), len(asked) == 1
+        return [
+            Row(
+                ref=self._ref(row),
+                name=table.names[row],
+                version=table.versions[row],
+                member=None if table.members_s[row] == ENSEMBLE else int(table.members_s[row]),
+                status=table.facets["status"].text(row),
+                aliases=tuple(json.loads(table.aliases[row])),
+                recipe=table.facets["recipe"].text(row),
+                network=table.facets["network"].text(row),
+                policy=table.facets["policy"].text(row),
+                created=datetime.fromtimestamp(table.created_s[row], UTC),
+                value=_number(value_r[i]),
+                low=_number(low_rp[i, 0]) if is_one else None,
+                high=_number(high_rp[i, 0]) if is_one else None,
+                frame_count=_sum(frames_rp[i]),
+                taken=_date(np.nanmax(taken_rp[i], initial=0.0)),
+                scorer=_only(scorer_rp[i], scorers),
+                measured_count=int(count_r[i]),
+                strip=tuple(_number(value) for value in cells_rp[i, current].tolist()),
+            )
+            for i, row in enumerate(rows.tolist())
+        ]
+
+    def _version(self, row: int) -> str:
+        return f"{self.table.names[row]}@{self.table.versions[row]}"
+
+    def _ref(self, row: int) -> str:
+        member = int(self.table.members_s[row])
+        return self._version(row) + (f"/{member:02d}" if member != ENSEMBLE else "")
+
+
+def _never_measured(condition: Condition) -> ConditionRow:
+    return ConditionRow(
+        condition=condition.id,
+        digest=condition.digest,
+        is_current=False,
+        library="same",
+        numbers=numbers_of(condition),
+        version_count=0,
+        member_count=0,
+        best="",
+        best_f1=None,
+        taken=None,
+    )
+
+
+def _places(keys: Sequence[Measured]) -> ndarray:
+    return np.array([key.place for key in keys], dtype=np.intp)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _sum(cells_p: ndarray) -> int | None:
+    return None if np.isnan(cells_p).all() else int(np.nansum(cells_p))
+
+
+def _only(cells_p: ndarray, names: dict[int, str]) -> str:
+    """Return the name all cells measured have in common; "" if there are several."""
+    found = {names[int(cell)] for cell in cells_p.tolist() if not math.isnan(cell)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _date(seconds: float) -> datetime | None:
+    return datetime.fromtimestamp(float(seconds), UTC) if seconds else None

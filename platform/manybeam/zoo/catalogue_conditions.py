@@ -1,0 +1,94 @@
+"""The library's conditions as the catalogue needs them: by their numbers, not only by their id.
+
+A score names the digest of the numbers it was taken under, for simulated frames followed by the
+version of the simulator (`<digest>-2`). Which numbers those are, only the library knows.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from manybeam.errors import InvalidSpec
+from manybeam.spec import Condition, Library
+from manybeam.zoo.catalogue_rows import numbers_of
+from manybeam.zoo.catalogue_words import words_of_condition
+
+logger = logging.getLogger(__name__)
+
+
+class KnownConditions:
+    """The conditions of a library as its files are now; read when first needed."""
+
+    def __init__(self, library: Library) -> None:
+        self._folder = library.folder
+        self._signature = self._files()
+
+    def renewed(self) -> "KnownConditions":
+        """Return these conditions, or those there are now if a file has changed."""
+        same = self._signature == self._files()
+        return self if same else KnownConditions(Library(self._folder))
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Condition]:
+        """Every condition by id; none if a file is wrong, for the zoo can be browsed without."""
+        try:
+            return Library(self._folder).conditions
+        except InvalidSpec as error:
+            logger.warning("conditions could not be read", extra={"why": str(error)})
+            return {}
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest that changes when a condition does."""
+        told = "\n".join(f"{name} {one.digest}" for name, one in sorted(self.by_id.items()))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def numbers(self, digest: str) -> dict[str, float]:
+        """Return the numbers that have a digest; none if no condition has those."""
+        found = self._by_digest.get(_physical(digest))
+        return numbers_of(found) if found else {}
+
+    def relation(self, name: str, digest: str) -> Literal["same", "changed", ""]:
+        """Tell whether the library's condition of an id has the numbers of a digest."""
+        if name not in self.by_id:
+            return ""
+        return "same" if self.by_id[name].digest == _physical(digest) else "changed"
+
+    def words(self, name: str, digest: str) -> str:
+        """Return what a condition is found by; by its id alone if the library has neither."""
+        found = self._by_digest.get(_physical(digest)) or self.by_id.get(name)
+        return f"{name} {words_of_condition(found) if found else ''}"
+
+    def choose(self, name: str, digests: Sequence[str]) -> str:
+        """Return the digest that is current: the library's, or else the newest score's.
+
+        Args:
+            name: id of the condition.
+            digests: those it was measured under, the newest score's last.
+        """
+        own = [one for one in digests if self.relation(name, one) == "same"]
+        return [*digests, *own][-1]
+
+    @cached_property
+    def _by_digest(self) -> dict[str, Condition]:
+        return {one.digest: one for one in self.by_id.values()}
+
+    def _files(self) -> list[tuple[str, int, int]]:
+        found = sorted((self._folder / "conditions").glob("*.yaml"))
+        return [(one.name, *_stamp(one)) for one in found]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+def _physical(digest: str) -> str:
+    """Return the digest of a condition's numbers, without the simulator's version."""
+    return digest.partition("-")[0]

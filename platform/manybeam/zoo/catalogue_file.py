@@ -1,0 +1,314 @@
+"""The catalogue's file: one SQLite database on this machine that may be thrown away at any time.
+
+A strip is all one row's values of one score, one float64 for each condition (NaN: not measured),
+so that a column of 10,000 rows is read in one go. Conditions get their place in the strips when
+they are first seen and keep it.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import uuid
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from manybeam.errors import WriteFailed
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+TAKEN, FRAMES, SCORER = ":taken", ":frames", ":scorer"  # strips that hold no score
+_BUSY_S = 20.0
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+_SHORT_READ = 522  # SQLITE_IOERR_SHORT_READ
+_TABLE = re.compile(r"TABLE (\w+)")
+_TABLES = """
+CREATE TABLE fact(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE version(
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, number INTEGER NOT NULL, state TEXT NOT NULL,
+    status TEXT NOT NULL, aliases TEXT NOT NULL, created REAL NOT NULL,
+    first_subject INTEGER NOT NULL, last_subject INTEGER NOT NULL, UNIQUE(name, number));
+CREATE TABLE subject(
+    id INTEGER PRIMARY KEY, version_id INTEGER NOT NULL, member INTEGER NOT NULL,
+    recipes TEXT NOT NULL, networks TEXT NOT NULL, policies TEXT NOT NULL);
+CREATE TABLE condition(
+    place INTEGER PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, UNIQUE(name, digest));
+CREATE TABLE score(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE scorer(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE strip(
+    score_id INTEGER NOT NULL, subject_id INTEGER NOT NULL, cells BLOB NOT NULL,
+    PRIMARY KEY(score_id, subject_id)) WITHOUT ROWID;
+CREATE VIRTUAL TABLE said USING fts5(words, tokenize='unicode61 remove_diacritics 2');
+"""
+
+T = TypeVar("T")
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class SubjectRows:
+    """One row of the catalogue to write: an ensemble (member -1) or a member.
+
+    Attributes:
+        member: its index.
+        facets: recipes, networks and policies.
+        words: what it is found by.
+        cells: score -> (condition, digest) -> value; TAKEN holds seconds since 1970.
+        scorers: (condition, digest) -> version of the scorer.
+    """
+
+    member: int
+    facets: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+    words: str
+    cells: Mapping[str, Mapping[tuple[str, str], float]]
+    scorers: Mapping[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class VersionRows:
+    """One version of an ensemble to write, with its rows; `created` in seconds since 1970."""
+
+    place: Place
+    state: str
+    status: str
+    aliases: tuple[str, ...]
+    created: float
+    subjects: tuple[SubjectRows, ...]
+
+
+@dataclass(frozen=True)
+class CatalogueFile:
+    """One SQLite file that any number of processes read and write at once.
+
+    A file that is damaged, or was written by another version of this module, is replaced by an
+    empty one. The lock beside it is held shared while the file is open, so that nobody takes it
+    away from under a reader.
+    """
+
+    path: Path
+
+    def read(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what an action reads; it sees one state, whoever writes meanwhile."""
+        return self._do("BEGIN", action)
+
+    def write(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Run an action that writes: all of it counts, or nothing.
+
+        Raises:
+            WriteFailed: the disk is full, or another process has kept the file for 20 s.
+        """
+        return self._do("BEGIN IMMEDIATE", action)
+
+    def _do(self, begin: str, action: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            try:
+                return self._attempt(begin, action)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                logger.warning("catalogue was damaged and is made anew", extra={"why": str(error)})
+                self._replace()
+                return self._attempt(begin, action)
+        except (sqlite3.Error, OSError) as error:
+            raise WriteFailed(
+                f"the catalogue of the zoo cannot be used: {error}",
+                f"it is kept in {self.path}",
+                "see that the disk has room and the folder can be written; the file may be deleted",
+            ) from error
+
+    def _attempt(self, begin: str, action: Callable[[sqlite3.Connection], T]) -> T:
+        with self._opened() as db:
+            db.execute(begin)
+            try:
+                found = action(db)
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+            return found
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        while True:
+            with self._locked(fcntl.LOCK_SH), closing(_connect(self.path)) as db:
+                if _schema(db) == SCHEMA:
+                    yield db
+                    return
+            self._replace()
+
+    def _replace(self) -> None:
+        """Put an empty catalogue in the file's place, unless another process just did."""
+        with self._locked(fcntl.LOCK_EX):
+            if _is_sound(self.path):
+                return
+            for ending in ("", "-wal", "-shm"):
+                Path(f"{self.path}{ending}").unlink(missing_ok=True)
+            with closing(_connect(self.path)) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, how)
+            yield
+        finally:
+            os.close(lock)
+
+
+def fact(db: sqlite3.Connection, name: str) -> str:
+    """Return one fact about the catalogue; "" if it is not known."""
+    found = db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+    return str(found[0]) if found else ""
+
+
+def set_fact(db: sqlite3.Connection, name: str, value: str) -> None:
+    """Keep one fact about the catalogue."""
+    db.execute("INSERT OR REPLACE INTO fact VALUES(?, ?)", (name, value))
+
+
+def known_states(db: sqlite3.Connection) -> dict[Place, str]:
+    """Return the state of every version as it was when it was last read."""
+    found = db.execute("SELECT name, number, state FROM version")
+    return {(name, number): state for name, number, state in found}
+
+
+def write_versions(
+    db: sqlite3.Connection, versions: Iterable[VersionRows], known: Mapping[Place, str]
+) -> list[Place]:
+    """Write versions and return those written.
+
+    One that another process wrote since `known` was read is left as it is: what that process
+    read is as new as ours, or newer.
+    """
+    now = known_states(db)
+    fresh = [one for one in versions if now.get(one.place) == known.get(one.place)]
+    drop_versions(db, [one.place for one in fresh])
+    writer = _Writer(db)
+    for one in fresh:
+        writer.write(one)
+    if fresh:
+        set_fact(db, "state", uuid.uuid4().hex)
+    return [one.place for one in fresh]
+
+
+def drop_versions(db: sqlite3.Connection, places: Iterable[Place]) -> list[Place]:
+    """Take versions out of the catalogue and return those that were there."""
+    dropped = []
+    for place in places:
+        found = db.execute(
+            "DELETE FROM version WHERE name = ? AND number = ? "
+            "RETURNING first_subject, last_subject",
+            place,
+        ).fetchone()
+        if found is None:
+            continue
+        db.execute("DELETE FROM subject WHERE id BETWEEN ? AND ?", found)
+        db.execute("DELETE FROM said WHERE rowid BETWEEN ? AND ?", found)
+        db.execute(
+            "DELETE FROM strip WHERE score_id IN (SELECT id FROM score) "
+            "AND subject_id BETWEEN ? AND ?",
+            found,
+        )
+        dropped.append(place)
+    if dropped:
+        set_fact(db, "state", uuid.uuid4().hex)
+    return dropped
+
+
+def forget(db: sqlite3.Connection) -> None:
+    """Leave an empty catalogue."""
+    drop_versions(db, list(known_states(db)))
+    for table in ("fact", "condition", "score", "scorer"):
+        db.execute(f"DELETE FROM {table}")  # noqa: S608
+    set_fact(db, "state", uuid.uuid4().hex)
+
+
+class _Writer:
+    """Writes versions in one transaction; numbers conditions, scores and scorers as they come."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._numbers: dict[str, dict[tuple[str, ...], int]] = {
+            table: {tuple(rest): number for number, *rest in db.execute(f"SELECT * FROM {table}")}  # noqa: S608
+            for table in ("condition", "score", "scorer")
+        }
+        self._next = db.execute(
+            "SELECT coalesce(max(last_subject), 0) + 1 FROM version"
+        ).fetchone()[0]
+
+    def write(self, one: VersionRows) -> None:
+        first, last = self._next, self._next + len(one.subjects) - 1
+        self._next = last + 1
+        aliases = json.dumps(one.aliases)
+        row = (*one.place, one.state, one.status, aliases, one.created, first, last)
+        version_id = self._db.execute(
+            "INSERT INTO version VALUES(NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row
+        ).lastrowid
+        for number, subject in enumerate(one.subjects, first):
+            facets = ["\n".join(values) for values in subject.facets]
+            self._db.execute(
+                "INSERT INTO subject VALUES(?, ?, ?, ?, ?, ?)",
+                (number, version_id, subject.member, *facets),
+            )
+            self._db.execute("INSERT INTO said(rowid, words) VALUES(?, ?)", (number, subject.words))
+            self._db.executemany("INSERT INTO strip VALUES(?, ?, ?)", self._strips(number, subject))
+
+    def _strips(self, number: int, subject: SubjectRows) -> Iterator[tuple[int, int, bytes]]:
+        places = {where: self._number("condition", *where) for where in subject.scorers}
+        scorers = {where: self._number("scorer", name) for where, name in subject.scorers.items()}
+        for score, cells in {**subject.cells, SCORER: scorers}.items():
+            if cells:
+                strip = array("d", [math.nan]) * (max(places[where] for where in cells) + 1)
+                for where, value in cells.items():
+                    strip[places[where]] = value
+                yield self._number("score", score), number, strip.tobytes()
+
+    def _number(self, table: str, *content: str) -> int:
+        """Return the number of a condition, score or scorer, given at its first use."""
+        numbers = self._numbers[table]
+        if content not in numbers:
+            numbers[content] = len(numbers)
+            marks = ", ".join("?" * (1 + len(content)))
+            self._db.execute(f"INSERT INTO {table} VALUES({marks})", (numbers[content], *content))
+        return numbers[content]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    db.execute("PRAGMA synchronous = NORMAL")
+    return db
+
+
+def _schema(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in _DAMAGED or code == _SHORT_READ or "no such table" in str(error)
+
+
+def _is_sound(path: Path) -> bool:
+    """Tell whether a file is a whole catalogue of this schema; reads all of it."""
+    try:
+        with closing(_connect(path)) as db:
+            if _schema(db) != SCHEMA or db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                return False
+            db.execute("INSERT INTO said(said) VALUES('integrity-check')")
+            there = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+            return there >= set(_TABLE.findall(_TABLES))
+    except sqlite3.DatabaseError as error:
+        if _is_damage(error):
+            return False
+        raise

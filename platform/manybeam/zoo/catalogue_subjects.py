@@ -1,0 +1,82 @@
+"""What the catalogue keeps of a version: one row for the ensemble and one for each member."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from manybeam.zoo.catalogue_file import FRAMES, TAKEN, SubjectRows, VersionRows
+from manybeam.zoo.catalogue_words import words_of
+from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.records import ALIASES, MemberRecord, Record
+
+if TYPE_CHECKING:
+    from manybeam.zoo.tracking import VersionEntry
+
+Key = tuple[str, str]
+
+
+def rows_of(
+    entry: "VersionEntry",
+    record: Record,
+    scores: Sequence[Score],
+    words_of_key: Callable[[str, str], str],
+) -> VersionRows:
+    """Return what the catalogue keeps of one version.
+
+    Args:
+        entry: as MLflow lists it.
+        record: its record.
+        scores: every score of it, oldest first.
+        words_of_key: given id and digest of a condition, returns what that is found by.
+    """
+    keys = dict.fromkeys((row.condition, row.condition_digest) for row in scores)
+    job = (record.job.get("kind", ""), record.job.get("recipe", ""))
+    own = (f"{entry.name}@{entry.version}", record.parent, *entry.aliases, *map(str, job))
+    common = words_of([*own, *(words_of_key(*key) for key in keys)])
+    groups = [(ENSEMBLE, record.members), *((one.index, (one,)) for one in record.members)]
+    return VersionRows(
+        (entry.name, entry.version),
+        entry.state,
+        status_of(record, entry.aliases),
+        entry.aliases,
+        record.created.timestamp(),
+        tuple(_subject(index, members, scores, common) for index, members in groups),
+    )
+
+
+def status_of(record: Record, aliases: Iterable[str]) -> str:
+    """Return the status of a version: that of its first alias, else `archived` or `none`."""
+    own = [alias for alias in ALIASES if alias in aliases]
+    return own[0] if own else "archived" if record.archived else "none"
+
+
+def _subject(
+    index: int, members: Sequence[MemberRecord], scores: Sequence[Score], common: str
+) -> SubjectRows:
+    facets = (
+        _distinct(member.recipe for member in members),
+        _distinct(str(member.network.get("name", "")) for member in members),
+        _distinct(member.policy for member in members),
+    )
+    own = [score for score in scores if score.member == index]
+    words = [common, *(value for values in facets for value in values)]
+    if index != ENSEMBLE:
+        words += [f"{index:02d}", members[0].parent]
+    scorers = {(one.condition, one.condition_digest): one.scorer for one in own}
+    return SubjectRows(index, facets, words_of(words), _cells(own), scorers)
+
+
+def _cells(scores: Iterable[Score]) -> dict[str, dict[Key, float]]:
+    """Return every value by score and condition; a later score replaces an earlier one's values."""
+    cells: dict[str, dict[Key, float]] = {}
+    for one in scores:
+        frames = float(len(one.counts)) if one.counts else one.values.get("frames")
+        extra = {TAKEN: one.taken.timestamp() if one.taken else 0.0}
+        if frames is not None:
+            extra[FRAMES] = frames
+        for name, value in {**one.values, **extra}.items():
+            cells.setdefault(name, {})[one.condition, one.condition_digest] = value
+    return cells
+
+
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({value for value in values if value}))

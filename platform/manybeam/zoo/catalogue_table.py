@@ -1,0 +1,212 @@
+"""The catalogue's rows as columns in memory, so that any filter and any order takes milliseconds.
+
+Axis letters: s subject (a row: an ensemble's version or a member), p place of a condition in the
+strips.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import ndarray
+
+from manybeam.zoo.catalogue_file import TAKEN, fact
+from manybeam.zoo.catalogue_rows import FACETS, Facet, Wanted
+from manybeam.zoo.catalogue_words import query_of
+from manybeam.zoo.matrix import ENSEMBLE, less_is_better
+
+_CELLS_KEPT = 6  # scores kept in memory: 10,000 rows on 200 conditions take 16 MB each
+
+
+@dataclass(frozen=True)
+class Column:
+    """One facet of all rows: a number for each row, and the values each number stands for."""
+
+    codes_s: ndarray
+    values: tuple[frozenset[str], ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Column":
+        """Return the column of texts that hold one value a line."""
+        numbers: dict[str, int] = {}
+        codes = [numbers.setdefault(text, len(numbers)) for text in texts]
+        sets = tuple(frozenset(text.split("\n")) - {""} for text in numbers)
+        return cls(np.array(codes, dtype=np.intp), sets)
+
+    def has_any(self, wanted: Sequence[str]) -> ndarray:
+        """Tell which rows have one of the values."""
+        among = frozenset(wanted)
+        allowed = np.array([not among.isdisjoint(values) for values in self.values], dtype=bool)
+        return np.asarray(allowed[self.codes_s])
+
+    def counts(self, is_in_s: ndarray) -> dict[str, int]:
+        """Return how many of some rows have each value; a value none has is left out."""
+        found: dict[str, int] = {}
+        for code, count in enumerate(np.bincount(self.codes_s[is_in_s])):
+            for value in self.values[code] if count else ():
+                found[value] = found.get(value, 0) + int(count)
+        return found
+
+    def text(self, row: int) -> str:
+        """Return the values of one row with commas between."""
+        return ", ".join(sorted(self.values[self.codes_s[row]]))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One condition in the strips: id and digest, and where it stands."""
+
+    name: str
+    digest: str
+    place: int
+
+
+class Table:
+    """All rows of the catalogue in one state; the scores of all are read when first asked for.
+
+    Rows stand in order of name, newest version first, the ensemble before its members.
+
+    Args:
+        db: an open catalogue; later reads have to be of the same state.
+        choose: given the digests a condition was measured under, the newest score's last,
+            returns the one that is current.
+    """
+
+    def __init__(self, db: sqlite3.Connection, choose: Callable[[str, list[str]], str]) -> None:
+        self.state = fact(db, "state")
+        rows = db.execute(
+            "SELECT s.id, s.member, s.recipes, s.networks, s.policies, "
+            "v.name, v.number, v.status, v.aliases, v.created "
+            "FROM subject s JOIN version v ON v.id = s.version_id "
+            "ORDER BY v.name, v.number DESC, s.member"
+        ).fetchall()
+        columns = list(zip(*rows, strict=True)) or [()] * 10
+        self.ids_s = np.array(columns[0], dtype=np.int64)
+        self.members_s = np.array(columns[1], dtype=np.int64)
+        self.names, self.versions, self.aliases = columns[5], columns[6], columns[8]
+        self.version_s = np.cumsum(self.members_s == ENSEMBLE)  # the ensemble is the first row
+        self.created_s = np.array(columns[9], dtype=np.float64)
+        texts = (columns[5], columns[7], columns[3], columns[2], columns[4])
+        self.facets = {name: Column.of(text) for name, text in zip(FACETS, texts, strict=True)}
+        self._cells: dict[str, ndarray] = {}
+        found = db.execute("SELECT name, digest, place FROM condition ORDER BY place")
+        keys = [Measured(*key) for key in found]
+        self._width = len(keys)
+        taken_sp = self.cells_sp(db, TAKEN)
+        self.conditions = [key for key in keys if not np.isnan(taken_sp[:, key.place]).all()]
+        self.current = _current(self.conditions, taken_sp, choose)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.ids_s)
+
+    def cells_sp(self, db: sqlite3.Connection, score: str) -> ndarray:
+        """Return one score of every row at every place, NaN where it was not measured."""
+        found = self._cells.get(score)
+        if found is None:
+            found = self.strips_sp(db, score)
+            self._cells = {**dict(list(self._cells.items())[1 - _CELLS_KEPT :]), score: found}
+        return found
+
+    def strips_sp(self, db: sqlite3.Connection, score: str, rows: ndarray | None = None) -> ndarray:
+        """Read the strips of one score, of some rows or of all."""
+        ids = self.ids_s if rows is None else self.ids_s[rows]
+        question = (
+            "SELECT subject_id, cells FROM strip WHERE score_id = "
+            "(SELECT id FROM score WHERE name = ?)"
+        )
+        if rows is None:
+            return _unpacked(db.execute(question, (score,)).fetchall(), ids, self._width)
+        marks = ", ".join("?" * len(ids))
+        found = db.execute(f"{question} AND subject_id IN ({marks})", (score, *ids.tolist()))
+        return _unpacked(found.fetchall(), ids, self._width)
+
+    def of_kind(self, kind: str) -> ndarray:
+        """Tell which rows are ensembles, or members."""
+        return np.asarray((self.members_s == ENSEMBLE) == (kind == "ensembles"))
+
+    def is_asked(self, db: sqlite3.Connection, wanted: Wanted) -> ndarray:
+        """Tell which rows pass every filter but those on conditions."""
+        passed = [self._said(db, wanted), *self._passed(wanted).values()]
+        return np.asarray(np.logical_and.reduce(passed))
+
+    def facet_values(self, db: sqlite3.Connection, wanted: Wanted) -> dict[str, list[Facet]]:
+        """Return each facet's values with counts under all other filters, commonest first."""
+        said_s, passed = self._said(db, wanted), self._passed(wanted)
+        found = {}
+        for name, column in self.facets.items():
+            others = [is_in_s for other, is_in_s in passed.items() if other != name]
+            counts = column.counts(np.logical_and.reduce([said_s, *others]))
+            found[name] = _facet(counts, wanted.chosen(name))
+        return found
+
+    def ranked(self, rows: ndarray, value_s: ndarray, wanted: Wanted, count_s: ndarray) -> ndarray:
+        """Return rows in the order asked for; those without a value last, equals by name."""
+        what, is_reverse = wanted.order.removeprefix("-"), wanted.order.startswith("-")
+        if what == "name":
+            return rows[::-1] if is_reverse else rows
+        by = {"score": value_s, "created": self.created_s[rows], "measured": count_s}[what]
+        if what == "score" and less_is_better(wanted.score):
+            is_reverse = not is_reverse
+        key = -by if is_reverse else by
+        return np.asarray(rows[np.lexsort((key, np.isnan(key)))])
+
+    def _said(self, db: sqlite3.Connection, wanted: Wanted) -> ndarray:
+        """Tell which rows are of the kind and hold every word asked for."""
+        is_in_s, query = self.of_kind(wanted.kind), query_of(wanted.text)
+        if not query:
+            return is_in_s
+        found = db.execute("SELECT rowid FROM said WHERE said MATCH ?", (query,)).fetchall()
+        return is_in_s & np.isin(self.ids_s, np.array(found, dtype=np.int64).ravel())
+
+    def _passed(self, wanted: Wanted) -> dict[str, ndarray]:
+        chosen = {name: wanted.chosen(name) for name in self.facets}
+        return {name: self.facets[name].has_any(some) for name, some in chosen.items() if some}
+
+
+def means_of(cells_sp: ndarray) -> tuple[ndarray, ndarray]:
+    """Return each row's mean over what was measured, NaN if nothing was, and of how many."""
+    is_measured_sp = ~np.isnan(cells_sp)
+    count_s = is_measured_sp.sum(axis=1)
+    total_s = np.where(is_measured_sp, cells_sp, 0.0).sum(axis=1)
+    return np.divide(
+        total_s, count_s, out=np.full(len(total_s), np.nan), where=count_s > 0
+    ), count_s
+
+
+def _unpacked(found: list[tuple[int, bytes]], ids: ndarray, width: int) -> ndarray:
+    """Return strips as an array, one row for each id; places a strip does not reach are NaN."""
+    cells_sp = np.full((len(ids), width), np.nan)
+    if not found:
+        return cells_sp
+    lengths = np.array([len(cells) // 8 for _, cells in found])
+    order = np.argsort(ids)
+    rows = order[np.searchsorted(ids, np.array([one for one, _ in found]), sorter=order)]
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    flat = np.frombuffer(b"".join(cells for _, cells in found))
+    cells_sp[np.repeat(rows, lengths), places] = flat
+    return cells_sp
+
+
+def _current(
+    keys: Iterable[Measured], taken_sp: ndarray, choose: Callable[[str, list[str]], str]
+) -> tuple[Measured, ...]:
+    """Return the one key of each condition that counts, in order of id."""
+    by_name: dict[str, list[Measured]] = {}
+    newest = {key.place: float(np.nanmax(taken_sp[:, key.place])) for key in keys}
+    for key in sorted(keys, key=lambda key: (newest[key.place], key.place)):
+        by_name.setdefault(key.name, []).append(key)
+    found = []
+    for name in sorted(by_name):
+        digests = [key.digest for key in by_name[name]]
+        digest = choose(name, digests) if len(digests) > 1 else digests[0]
+        found.append(next(key for key in by_name[name] if key.digest == digest))
+    return tuple(found)
+
+
+def _facet(counts: dict[str, int], chosen: Sequence[str]) -> list[Facet]:
+    counts = {**dict.fromkeys(chosen, 0), **counts}
+    common = sorted(counts, key=lambda value: (-counts[value], value))
+    return [Facet(value, counts[value], value in chosen) for value in common]

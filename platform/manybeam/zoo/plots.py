@@ -1,0 +1,235 @@
+"""Pictures of scores: matplotlib Figures, never pyplot's global state.
+
+Colour never stands alone: numbers, marks or words say the same.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from manybeam.zoo.matrix import ENSEMBLE, Matrix, less_is_better, member_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from manybeam.zoo.compare import Difference
+
+MOST_NUMBERED = 40  # rows or columns beyond which numbers would not be legible
+MOST_NAMED = 60  # rows or columns beyond which only every so many are named
+SHARES = ("f1", "precision", "recall", "ece", "doubt_auroc", "spread_auroc", "false_fill", "aurc")
+NAMES = {"f1": "F1", "rmse_pm": "position error RMSE (pm)", "ece": "calibration error (ECE)"}
+BETTER, WORSE, UNCLEAR = "#0072b2", "#d55e00", "#6b6b6b"  # blue and vermilion of Okabe and Ito
+DARK_INK, LIGHT_INK = "#111111", "#ffffff"
+Array = NDArray[Any]
+
+
+def matrix_figure(matrix: Matrix, key: str = "f1") -> Figure:
+    """Return members x conditions as a picture with its numbers.
+
+    The best member of each condition is outlined; a pair that was not measured is hatched. Past 40
+    rows or columns only colours are drawn, and past 60 only some are named.
+
+    Args:
+        matrix: what was measured.
+        key: name of the score.
+    """
+    rows, columns = matrix.scored, matrix.conditions
+    if not rows or not columns:
+        return _nothing("nothing was measured yet")
+    found = [[matrix.value(row, column, key) for column in columns] for row in rows]
+    value_rc = np.array([[np.nan if v is None else v for v in line] for line in found], float)
+    if np.isnan(value_rc).all():
+        return _nothing(f"{key} was not measured")
+    size = (2.6 + min(0.78 * len(columns), 24), 2.1 + min(0.36 * len(rows), 14))
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    scale = scale_of(matrix, key)
+    axis.set_facecolor("#f2f2f2")
+    axis.add_patch(_hatched(value_rc.shape))
+    picture = axis.imshow(value_rc, cmap="viridis", norm=scale, aspect="auto", zorder=1)
+    if max(value_rc.shape) <= MOST_NUMBERED:
+        _number(axis, value_rc, scale)
+    _outline_best(axis, matrix, key)
+    _name_axes(axis, [member_label(row) for row in rows], columns)
+    figure.colorbar(picture, ax=axis, label=NAMES.get(key, key), pad=0.02)
+    unmeasured = "hatched: not measured" if np.isnan(value_rc).any() else ""
+    legend = ["outlined: best member of the condition" if len(matrix.members) > 1 else ""]
+    axis.set_title("   ".join(filter(None, [*legend, unmeasured])), fontsize=8, loc="left")
+    return figure
+
+
+def difference_figure(differences: Sequence["Difference"], names: tuple[str, str]) -> Figure:
+    """Return the difference on each condition with its 95 % interval, and what it means.
+
+    Args:
+        differences: of one row, as `compare` gives them.
+        names: what the older and the newer are called.
+    """
+    if not differences:
+        return _nothing("nothing was measured on either")
+    count, key = len(differences), differences[0].key
+    figure = Figure(figsize=(8.4, 1.9 + 0.3 * count), layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(0, color="#333333", linewidth=0.8)
+    for y, one in enumerate(differences):
+        _interval(axis, y, one)
+    axis.set_ylim(count - 0.4, -0.6)
+    axis.set_yticks(range(count), [one.condition for one in differences], fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    words = "less is better" if less_is_better(key) else "more is better"
+    axis.set_xlabel(f"{NAMES.get(key, key)}: {names[1]} - {names[0]}   ({words})", fontsize=9)
+    right = axis.secondary_yaxis("right")
+    right.set_yticks(range(count), [_beside(one) for one in differences], fontsize=8)
+    right.tick_params(length=0)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.set_title("difference with its 95 % interval over frames", fontsize=9, loc="left")
+    return figure
+
+
+def conditions_figure(matrices: Sequence[tuple[str, Matrix]], key: str = "f1") -> Figure:
+    """Return one score of several ensembles on each condition, with intervals where they are known.
+
+    Before and after a round, for one: two versions side by side.
+
+    Args:
+        matrices: name and matrix of each; at most eight are told apart by mark and colour.
+        key: name of the score.
+    """
+    conditions = sorted({c for _, matrix in matrices for c in matrix.conditions})
+    if not conditions:
+        return _nothing("nothing was measured yet")
+    figure = Figure(figsize=(8.4, 1.9 + 0.34 * len(conditions)), layout="constrained")
+    axis = figure.subplots()
+    step = 0.6 / max(len(matrices), 1)
+    for place, (name, matrix) in enumerate(matrices):
+        y = np.arange(len(conditions)) + (place - (len(matrices) - 1) / 2) * step
+        _dots(axis, y, [matrix.values(ENSEMBLE, c) for c in conditions], key, place, name)
+    axis.set_ylim(len(conditions) - 0.4, -0.6)
+    axis.set_yticks(range(len(conditions)), conditions, fontsize=8)
+    axis.set_xlabel(NAMES.get(key, key), fontsize=9)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    figure.legend(loc="outside upper left", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """Return a figure as a PNG."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def ink_on(colour: Sequence[float]) -> str:
+    """Return the colour of text that contrasts more with a background, by WCAG's luminance.
+
+    Args:
+        colour: red, green, blue from 0 to 1.
+
+    Example:
+        >>> ink_on((1.0, 1.0, 0.0)), ink_on((0.2, 0.0, 0.3))
+        ('#111111', '#ffffff')
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # Contrast with white is 1.05 / (l + 0.05), with this black (l + 0.05) / 0.0556.
+    return DARK_INK if (luminance + 0.05) ** 2 > 1.05 * 0.0556 else LIGHT_INK
+
+
+def scale_of(matrix: Matrix, key: str) -> Normalize:
+    """Return how a score becomes a colour: 0 to 1 for a share, else least to most measured."""
+    if key.startswith(SHARES):
+        return Normalize(0, 1)
+    values = [matrix.value(row, c, key) for row in matrix.scored for c in matrix.conditions]
+    known = [value for value in values if value is not None] or [0.0]
+    low, high = min(known), max(known)
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _number(axis: "Axes", value_rc: Array, scale: Normalize) -> None:
+    colours = colormaps["viridis"]
+    digits = 2 if float(np.nanmax(np.abs(value_rc))) < 10 else 1
+    for y, x in np.argwhere(np.isfinite(value_rc)):
+        value = value_rc[y, x]
+        ink = ink_on(colours(float(scale(value))))
+        place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5}
+        axis.text(x, y, f"{value:.{digits}f}", color=ink, **place)
+
+
+def _outline_best(axis: "Axes", matrix: Matrix, key: str) -> None:
+    if len(matrix.members) < 2:
+        return
+    for x, condition in enumerate(matrix.conditions):
+        best = matrix.best(condition, key)
+        if best is not None:
+            corner = (x - 0.46, matrix.scored.index(best) - 0.44)
+            for colour, width in ((LIGHT_INK, 4.0), (DARK_INK, 1.8)):  # one shows on any ground
+                style: dict[str, Any] = {"edgecolor": colour, "linewidth": width}
+                axis.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, **style))
+
+
+def _hatched(shape: tuple[int, ...]) -> Rectangle:
+    """Return what shows through where nothing was measured: NaN is drawn transparent."""
+    style: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": "#b0b0b0", "linewidth": 0}
+    return Rectangle((-0.5, -0.5), shape[1], shape[0], zorder=0, **style)
+
+
+def _name_axes(axis: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None:
+    down, across = (range(0, len(n), 1 + len(n) // MOST_NAMED) for n in (rows, columns))
+    axis.set_yticks(list(down), [rows[i] for i in down], fontsize=8)
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(list(across), [columns[i] for i in across], fontsize=8, **turned)
+
+
+def _interval(axis: "Axes", y: int, one: "Difference") -> None:
+    """Draw one condition: filled where significant, open where not, nothing where not measured."""
+    if one.difference is None:
+        return
+    colour = {True: BETTER, False: WORSE, None: UNCLEAR}[one.is_better]
+    if one.low is not None and one.high is not None:
+        axis.plot([one.low, one.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+    mark = {True: ">", False: "<", None: "o"}[one.is_better]
+    face = colour if one.is_significant else "white"
+    style: dict[str, Any] = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": 6.5}
+    axis.plot([one.difference], [y], marker=mark, linestyle="none", **style)
+
+
+def _beside(one: "Difference") -> str:
+    if one.difference is None:
+        return one.words
+    return f"{one.difference:+.3f}  {one.words}"
+
+
+def _dots(
+    axis: "Axes",
+    y: Array,
+    values: Sequence[dict[str, float]],
+    key: str,
+    place: int,
+    name: str,
+) -> None:
+    measured = [(at, v) for at, v in zip(y, values, strict=True) if key in v]
+    colour = colormaps["viridis"](np.linspace(0, 0.85, 8))[place * 5 % 8]
+    for at, v in measured:
+        ends = [v.get(f"{key}_low", v[key]), v.get(f"{key}_high", v[key])]
+        axis.plot(ends, [at, at], color=colour, linewidth=1.6)
+    style: dict[str, Any] = {"marker": "osD^vPX*"[place % 8], "markersize": 6, "color": colour}
+    x = [v[key] for _, v in measured]
+    axis.plot(x, [at for at, _ in measured], linestyle="none", label=name, **style)
+
+
+def _nothing(words: str) -> Figure:
+    """Return a figure that says that there is nothing to show."""
+    figure = Figure(figsize=(4, 1.2), layout="constrained")
+    figure.text(0.5, 0.5, words, ha="center", va="center", fontsize=10)
+    return figure
