@@ -75,8 +75,8 @@ def _table(rows: Sequence[Row], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title or None)
-    for name in rows[0] if rows else ("nothing here",):
-        table.add_column(str(name))
+    for place, name in enumerate(rows[0] if rows else ("nothing here",)):
+        table.add_column(str(name), no_wrap=place == 0)  # an id cut short names nothing
     for row in rows:
         table.add_row(*(cell(value) for value in row.values()))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)

@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli import zoo_compare, zoo_trust
+from manybeam.cli import zoo_compare, zoo_exchange, zoo_trust
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.errors import InvalidInput, Unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from manybeam.zoo.catalogue import Catalogue
     from manybeam.zoo.catalogue_rows import Row
     from manybeam.zoo.records import Record
@@ -20,6 +22,8 @@ app = typer.Typer(
     "Example: manybeam zoo matrix graphene",
 )
 app.command("test")(zoo_trust.self_test)
+app.command()(zoo_exchange.export)
+app.command("import")(zoo_exchange.import_)
 app.command()(zoo_trust.verify)
 app.command()(zoo_trust.sign)
 app.command()(zoo_trust.keygen)
@@ -79,13 +83,16 @@ def list_all(
         page_size=limit,
     )
     page = catalogue.find(wanted)
-    emit([_found(row, score) for row in page.rows], form, title="Zoo", columns=_shown(score))
+    rows = [_found(row, score) for row in page.rows]
+    emit(rows, form, title="Zoo", columns=_shown(rows, score))
     if page.total > len(page.rows):
         say(f"{len(page.rows)} of {page.total}; --limit shows more")
 
 
-def _shown(score: str) -> tuple[str, ...]:
-    return ("ref", "status", score, "low", "high", "frames", "conditions", "taken")
+def _shown(rows: "Sequence[dict[str, object]]", score: str) -> tuple[str, ...]:
+    """Return the columns of a table: a mean over conditions has no interval to show."""
+    ends = ("low", "high") if any(row["low"] is not None for row in rows) else ()
+    return ("ref", "status", score, *ends, "frames", "conditions", "taken")
 
 
 def _refresh(catalogue: "Catalogue") -> None:

@@ -145,18 +145,21 @@ def rescale_truth(truth: Frame, scale: float) -> Frame:
 
 
 def normalise(frames: Frame, how: str, local_px: float) -> Frame:
-    """Return frames of comparable brightness, each by its own numbers, clipped to [-4, 6].
+    """Return frames of comparable brightness, each by its own numbers; but for "range" in [-4, 6].
 
     Args:
         frames: (y, x), or (n, y, x); a bright neighbour in the stack changes nothing.
         how: "frame" for the frame's mean and standard deviation; "local" for those in a Gaussian
             window (three boxes, which cost the same at any width), where the deviation is at
-            least a tenth of its own mean, so that noise in a hole is not blown up into atoms.
+            least a tenth of its own mean, so that noise in a hole is not blown up into atoms;
+            "range" from 0, the darkest pixel, to 1, the brightest, as AtomAI's networks see it.
         local_px: standard deviation of that window, in pixels.
     """
-    if how not in ("frame", "local"):
-        raise InvalidInput(f"normalise {how!r} is not known", "frame or local")
+    if how not in ("frame", "local", "range"):
+        raise InvalidInput(f"normalise {how!r} is not known", "frame, local or range")
     frames = np.asarray(frames, np.float32)
+    if how == "range":
+        return _of_range(frames)
     mean = frames.mean(axis=(-2, -1), keepdims=True, dtype=np.float64)
     deviation = frames.std(axis=(-2, -1), keepdims=True, dtype=np.float64)
     unit: Frame = ((frames - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
@@ -221,6 +224,12 @@ def _draw(mask: Mask, nearest: Frame, truth: Frame, values: Mask, radius_px: flo
     order = order[distance[order] < nearest[y[order], x[order]]]
     mask[y[order], x[order]] = value[order]
     nearest[y[order], x[order]] = distance[order]
+
+
+def _of_range(frames: Frame) -> Frame:
+    low = frames.min(axis=(-2, -1), keepdims=True)
+    span = np.ptp(frames, axis=(-2, -1), keepdims=True)
+    return np.asarray((frames - low) / np.where(span > 0, span, 1), np.float32)
 
 
 def _window_mean(frames: Frame, local_px: float) -> Frame:

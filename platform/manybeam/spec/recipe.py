@@ -13,7 +13,7 @@ class Network(Model):
     name: str = Field(
         "unet",
         pattern=r"^[A-Za-z][A-Za-z0-9]{0,39}$",
-        description="unet, or a MONAI network's class name",
+        description="unet, a MONAI network's class name, or AtomAI's",
     )
     filters: int = Field(12, ge=2, le=256, description="feature maps of the first level")
     levels: int = Field(3, ge=1, le=6, description="times the resolution is halved, plus one")
@@ -46,8 +46,10 @@ class TileSpec(Model):
     mask_radius_pm: float = Field(
         42.0, gt=0, le=1000, description="radius of the mask of an atom [pm]"
     )
-    normalise: Literal["frame", "local"] = Field(
-        "frame", description="standardise by the frame's mean and deviation, or by local ones"
+    normalise: Literal["frame", "local", "range"] = Field(
+        "frame",
+        description="standardise by the frame's mean and deviation, by local ones, "
+        "or scale from 0 (darkest) to 1 (brightest pixel)",
     )
     local_nm: float = Field(1.5, gt=0, le=100, description="window of local normalisation [nm]")
     elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = Field(

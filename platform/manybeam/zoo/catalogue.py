@@ -78,7 +78,7 @@ class Catalogue:
         self._zoo = zoo
         self._file = CatalogueFile(path or settings().home / "cache" / "catalogue.db")
         self._known = KnownConditions(library or Library(settings().zoo))
-        self._address = hashlib.sha256(zoo._tracking.uri.encode()).hexdigest()[:16]
+        self._address = hashlib.sha256(zoo.address.encode()).hexdigest()[:16]
         self._kept: Table | None = None
         self._refreshing = threading.Lock()
 

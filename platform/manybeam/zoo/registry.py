@@ -68,6 +68,11 @@ class Zoo:
         )
         self._cache = Cache(cache or settings().home / "cache" / "zoo")
 
+    @property
+    def address(self) -> str:
+        """URL of the MLflow that keeps it."""
+        return self._tracking.uri
+
     def register(
         self,
         name: str,

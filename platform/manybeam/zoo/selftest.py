@@ -69,10 +69,7 @@ def _answer(member: "Member", tile_ncyx: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        logits_ncyx = member.network()(torch.from_numpy(tile_ncyx))
-        probability_ncyx = (
-            logits_ncyx.sigmoid() if logits_ncyx.shape[1] == 1 else logits_ncyx.softmax(1)
-        )
+        probability_ncyx = member.network()(torch.from_numpy(tile_ncyx)).sigmoid()
     return np.ascontiguousarray(probability_ncyx[0].float().numpy())
 
 

@@ -1,0 +1,327 @@
+"""The form all our packages share: members as safetensors, a manifest of digests, the scores.
+
+A folder of ours is that and a model card; a bioimage.io package holds the same files as
+attachments, beside what others read.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from manybeam import __version__
+from manybeam.errors import Corrupt, InvalidSpec, TooLarge, UnreadableFile
+from manybeam.spec.imaging import Model
+from manybeam.spec.recipe import Recipe
+from manybeam.zoo.cache import sha256_of
+from manybeam.zoo.matrix import Score
+from manybeam.zoo.sheets import read_sheet, write_sheet
+
+if TYPE_CHECKING:
+    from manybeam.learn.member import Member
+    from manybeam.zoo.records import Record
+
+FORMAT = "manybeam-exchange-1"
+MANIFEST_FILE = "manifest.json"
+DOCUMENT_BYTES = 64_000_000  # of one JSON document: a million scores
+
+Naming = Callable[[int, str], str]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An ensemble on its way between two zoos.
+
+    Attributes:
+        members: with their weights.
+        rows: their scores, as they were taken.
+        failed: members that were planned but failed, each with its reason.
+        origin: where it comes from, as plain data.
+    """
+
+    members: Sequence["Member"]
+    rows: Sequence[Score] = ()
+    failed: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FileEntry(Model):
+    """A file of the package, by its path inside."""
+
+    path: str = Field(max_length=400)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class MemberEntry(Model):
+    """The two files of one member."""
+
+    index: int = Field(ge=0, le=999_999)
+    weights: FileEntry
+    card: FileEntry
+
+
+class Manifest(Model):
+    """What a package holds and where it comes from."""
+
+    format: Literal["manybeam-exchange-1"]
+    ensemble: str = Field(max_length=100)
+    version: int = Field(ge=0)
+    digest: str = Field(max_length=64)
+    created: datetime
+    exported: datetime
+    code_version: str = Field(max_length=100)
+    parent: str = Field(max_length=400)
+    job: dict[str, Any]
+    failed: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    members: tuple[MemberEntry, ...] = Field(min_length=1, max_length=10_000)
+    scores: FileEntry
+
+
+class Card(Model):
+    """What makes a member again: its recipe, seed and policy; and its losses."""
+
+    index: int = Field(ge=0, le=999_999)
+    seed: int
+    policy: str = Field(max_length=100)
+    parent: str = Field("", max_length=400)
+    data_digest: str = Field(max_length=200)
+    wall_s: float = Field(ge=0)
+    losses: tuple[float, ...] = ()
+    code_version: str = Field("", max_length=100)
+    recipe: Recipe
+
+
+def nested(index: int, file: str) -> str:
+    """Return where a member's file lies in a folder of ours."""
+    return f"members/{index:02d}/{file}"
+
+
+def flat(index: int, file: str) -> str:
+    """Return what a member's file is called in a package that knows no folders."""
+    return f"member-{index:02d}-{file}"
+
+
+def write(
+    folder: Path,
+    record: "Record",
+    members: Sequence["Member"],
+    rows: Sequence[Score],
+    naming: Naming = nested,
+) -> list[str]:
+    """Write members, scores and manifest into a folder and return their names."""
+    entries = [_write_member(folder, member, naming) for member in members]
+    manifest = Manifest(
+        format=FORMAT,
+        ensemble=record.name,
+        version=record.version,
+        digest=record.sha256,
+        created=record.created,
+        exported=datetime.now(UTC),
+        code_version=record.code_version,
+        parent=record.parent,
+        job=record.job,
+        failed=record.failed,
+        environment=dict(getattr(record, "environment", {})),
+        members=tuple(entries),
+        scores=_put(folder, "scores.json", write_sheet(rows)),
+    )
+    _put(folder, MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+    files = [path for entry in entries for path in (entry.weights.path, entry.card.path)]
+    return [MANIFEST_FILE, "scores.json", *files]
+
+
+def read(folder: Path, source: str) -> Parcel:
+    """Return what a folder of ours holds, every file checked against its digest.
+
+    Args:
+        folder: an unpacked package.
+        source: what to call it in a message.
+
+    Raises:
+        UnreadableFile: no manifest, a file that is missing, changed or no safetensors, or weights
+            that are not those of their recipe.
+        InvalidSpec: a manifest or recipe that breaks the rules, or is unknown here.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        raise foreign(source, [path.name for path in folder.iterdir()])
+    manifest: Manifest = _parsed(Manifest, folder / MANIFEST_FILE, source)
+    _check_files(folder, manifest, source)
+    cards = [_read_card(folder, entry, source) for entry in manifest.members]
+    pairs = zip(manifest.members, cards, strict=True)
+    origin = manifest.model_dump(mode="json", exclude={"format", "members", "scores", "failed"})
+    return Parcel(
+        members=[_read_member(folder, entry, card, source) for entry, card in pairs],
+        rows=_read_scores(folder, manifest, source),
+        failed=manifest.failed,
+        origin={**origin, "parents": {str(c.index): c.parent for c in cards if c.parent}},
+    )
+
+
+def foreign(source: str, names: Sequence[str]) -> UnreadableFile:
+    """Return the refusal of a package that is not ours, saying what it lacks."""
+    is_bioimageio = {"rdf.yaml", "bioimageio.yaml"} & set(names)
+    what = "a bioimage.io package of another maker" if is_bioimageio else "no package of ours"
+    return UnreadableFile(
+        f"{source} is {what}: it has no {MANIFEST_FILE}",
+        "an import needs each member's recipe and weights as .safetensors, which Manybeam attaches",
+        "export it with `manybeam zoo export`, or train members and register them",
+    )
+
+
+def check_fit(member: "Member", source: str) -> None:
+    """Refuse weights that are not those of the recipe's network, before any memory is taken."""
+    import torch
+
+    from manybeam.learn.nets import build
+
+    with torch.device("meta"):
+        expected = {
+            name: tuple(v.shape) for name, v in build(member.recipe.network).state_dict().items()
+        }
+    found = {name: tuple(tensor.shape) for name, tensor in member.weights.items()}
+    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if wrong:
+        raise UnreadableFile(
+            f"{source}: weights of member {member.index:02d} are not those of the network "
+            f"{member.recipe.network.name!r} of its recipe {member.recipe.id!r}",
+            f"{len(wrong)} of {len(expected)} tensors differ, such as {', '.join(wrong[:3])}",
+            "ask its maker for recipe and weights that belong together",
+        )
+
+
+def _write_member(folder: Path, member: "Member", naming: Naming) -> MemberEntry:
+    from manybeam.learn.member import save_weights
+
+    card = Card(
+        index=member.index,
+        seed=member.seed,
+        policy=member.policy,
+        parent=member.parent,
+        data_digest=member.data_digest,
+        wall_s=member.wall_s,
+        losses=tuple(float(loss) for loss in member.losses),
+        code_version=__version__,
+        recipe=member.recipe,
+    )
+    weights = naming(member.index, "weights.safetensors")
+    return MemberEntry(
+        index=member.index,
+        weights=_put(folder, weights, save_weights(member.weights)),
+        card=_put(folder, naming(member.index, "member.json"), card.model_dump_json().encode()),
+    )
+
+
+def _put(folder: Path, name: str, content: bytes) -> FileEntry:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return FileEntry(path=name, sha256=sha256_of(content))
+
+
+def _check_files(folder: Path, manifest: Manifest, source: str) -> None:
+    """Tell every file that is missing or changed, at once."""
+    entries = [file for one in manifest.members for file in (one.weights, one.card)]
+    faults = [fault for one in (*entries, manifest.scores) if (fault := _file_fault(folder, one))]
+    if faults:
+        raise UnreadableFile(
+            f"{source}: {'; '.join(faults[:10])}",
+            f"{len(faults)} of {len(entries) + 1} files are not those of its manifest",
+            "ask its maker for the file again",
+        )
+
+
+def _file_fault(folder: Path, entry: FileEntry) -> str:
+    from manybeam.zoo.exchange.unpack import is_safe_path, sha256_of_file
+
+    if not is_safe_path(entry.path):
+        return f"the manifest names {entry.path[:80]!r}, which is not inside the package"
+    path = folder / entry.path
+    if path.is_symlink() or not path.is_file():
+        return f"{entry.path} is missing"
+    found = sha256_of_file(path)
+    if found != entry.sha256:
+        return f"{entry.path} has SHA-256 {found[:12]}, not {entry.sha256[:12]}"
+    return ""
+
+
+def _read_card(folder: Path, entry: MemberEntry, source: str) -> Card:
+    card: Card = _parsed(Card, folder / entry.card.path, source)
+    if card.index != entry.index:
+        raise InvalidSpec(
+            f"{source}: {entry.card.path} is of member {card.index}, not {entry.index}",
+            "the manifest and the cards name the same members",
+            "ask its maker for the file again",
+        )
+    return card
+
+
+def _read_member(folder: Path, entry: MemberEntry, card: Card, source: str) -> "Member":
+    """Return a member without its parent: that is the name of one in another zoo."""
+    from manybeam.learn.member import Member, load_weights
+
+    try:
+        weights = load_weights((folder / entry.weights.path).read_bytes())
+    except Corrupt as error:
+        raise UnreadableFile(
+            f"{source}: {entry.weights.path} is no safetensors file",
+            "weights are read in that form only",
+            "ask its maker for the file again",
+        ) from error
+    member = Member(
+        index=entry.index,
+        seed=card.seed,
+        policy=card.policy,
+        recipe=card.recipe,
+        weights=weights,
+        losses=card.losses,
+        wall_s=card.wall_s,
+        data_digest=card.data_digest,
+    )
+    check_fit(member, source)
+    return member
+
+
+def _read_scores(folder: Path, manifest: Manifest, source: str) -> list[Score]:
+    path = folder / manifest.scores.path
+    _keep_short(path, source)
+    try:
+        rows = read_sheet(path.read_bytes())
+    except Corrupt as error:
+        raise UnreadableFile(f"{source}: {error.what}", error.why, error.hint) from error
+    for row in rows:
+        if not all(isinstance(x, str) for x in (row.condition, row.condition_digest, row.scorer)):
+            raise UnreadableFile(
+                f"{source}: {path.name} names a condition that is no text",
+                "ids of conditions and their digests",
+                "ask its maker for the file again",
+            )
+    return rows
+
+
+def _keep_short(path: Path, source: str) -> None:
+    size = path.stat().st_size
+    if size > DOCUMENT_BYTES:
+        raise TooLarge(
+            f"{source}: {path.name} has {size:,} bytes", f"at most {DOCUMENT_BYTES:,}", ""
+        )
+
+
+def _parsed(model: type[Any], path: Path, source: str) -> Any:
+    name = path.name
+    _keep_short(path, source)
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        faults = [
+            f"{name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            for fault in error.errors(include_url=False)
+        ]
+        raise InvalidSpec(
+            f"{source}: {'; '.join(faults[:5])}",
+            f"{FORMAT}, as this Manybeam writes it",
+            "update Manybeam if a newer one exported it",
+        ) from error

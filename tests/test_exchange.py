@@ -1,0 +1,459 @@
+"""Exchange: what leaves a zoo comes into another the same, and nothing bad comes in at all."""
+
+import json
+import pickle
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from manybeam.data.tiles import normalise
+from manybeam.errors import (
+    Conflict,
+    InvalidInput,
+    InvalidSpec,
+    ManybeamError,
+    MissingPackage,
+    NotFound,
+    TooLarge,
+    UnreadableFile,
+    WriteFailed,
+)
+from manybeam.learn.ensemble import Ensemble
+from manybeam.learn.member import Member
+from manybeam.learn.nets import build
+from manybeam.learn.scores import score_frames
+from manybeam.spec.recipe import Recipe
+from manybeam.zoo.exchange import Credit, Limits, export, import_
+from manybeam.zoo.exchange.bioimageio import seen
+from manybeam.zoo.exchange.onnx_graph import run_graph, view_of, write_graph
+from manybeam.zoo.matrix import ENSEMBLE, Score
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TAKEN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SCORES = [
+    Score(0, "graphene-60kv-nominal", "d" * 32, {"f1": 0.9}, ((8, 1, 1),), TAKEN, "7"),
+    Score(ENSEMBLE, "graphene-60kv-nominal", "d" * 32, {"f1": 0.95}, ((9, 1, 0),), TAKEN, "7"),
+]
+Change = Callable[[Path], None]
+
+
+def member_of(index: int = 0, **fields: Any) -> Member:
+    """Return a member of drawn weights whose recipe has these fields."""
+    content = {"id": "odd", "members": [{"seed": 0, "policy": "graphene-nominal"}], **fields}
+    recipe = Recipe.model_validate(content)
+    torch.manual_seed(index)
+    weights = build(recipe.network).state_dict()
+    return Member(index, 0, "graphene-nominal", recipe, weights, (0.5,), 0.1, "0" * 32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_zoo: Any) -> Path:
+    """A folder of two members that was exported."""
+    return export(tiny_zoo, "graphene@1", tmp_path_factory.mktemp("out") / "g", form="safetensors")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory, rehearsed_zoo: Any) -> Path:
+    """A bioimage.io package of three members that were really trained."""
+    path = tmp_path_factory.mktemp("out") / "graphene.zip"
+    credit = Credit(authors=("Ada Lovelace",), licence="MIT", tags=("graphene",))
+    return export(rehearsed_zoo, "graphene@serving", path, credit=credit)
+
+
+def f1_of(ensemble: Ensemble, drawn: list[Any]) -> float:
+    found = [ensemble.predict(d.frames_nyx[0], float(d.pixel_size_pm[0])).atoms for d in drawn]
+    return score_frames(
+        found,
+        [d.truth[0] for d in drawn],
+        [float(d.pixel_size_pm[0]) for d in drawn],
+        shapes=[d.frames_nyx.shape[1:] for d in drawn],
+    ).f1
+
+
+def test_a_folder_brings_members_scores_and_origin_into_another_zoo(
+    zoo: Any, name: str, tiny_members: Any, tmp_path: Path
+) -> None:
+    job = {"kind": "train", "recipe": "tiny"}
+    sent = zoo.register(name, tiny_members(2), job=job, scores=SCORES, failed=("02: loss is NaN",))
+    path = export(zoo, sent.ref, tmp_path / "out", form="safetensors")
+    got = import_(zoo, path, f"{name}-guest", alias="candidate")
+    assert [m.sha256 for m in got.members] == [m.sha256 for m in sent.members]
+    assert zoo.matrix(got.ref).rows == tuple(SCORES)
+    assert got.failed == sent.failed
+    assert (got.job["kind"], got.job["source"]) == ("import", "out")
+    assert (got.job["origin"]["digest"], got.job["origin"]["job"]) == (sent.sha256, job)
+    assert zoo.resolve(f"{name}-guest@candidate").version == got.version == 1
+
+
+def test_a_package_answers_the_same_to_the_last_bit_after_its_journey(
+    package: Path, embedded: Any, rehearsed: Any
+) -> None:
+    got = import_(embedded, package, "guest")
+    drawn = [rehearsed.drawn(number) for number in range(6)]
+    before, after = f1_of(rehearsed.ensemble, drawn), f1_of(embedded.ensemble(got.ref), drawn)
+    assert before > 0.6
+    assert after == before
+    for here, there in zip(rehearsed.members, embedded.members(got.ref), strict=True):
+        assert all(torch.equal(here.weights[key], there.weights[key]) for key in here.weights)
+        assert (here.recipe, here.losses, here.seed) == (there.recipe, there.losses, there.seed)
+
+
+def test_bioimage_ios_own_validator_finds_no_fault_in_a_package(package: Path) -> None:
+    from bioimageio.spec import ModelDescr, load_description
+
+    with zipfile.ZipFile(package) as archive:
+        found = load_description(archive, format_version="latest", perform_io_checks=True)
+    assert found.validation_summary.status in ("valid-format", "passed")
+    assert isinstance(found, ModelDescr)
+    assert found.authors[0].name == "Ada Lovelace"
+    assert found.license == "MIT"
+
+
+def test_a_package_says_truly_what_its_graph_sees_and_answers(
+    package: Path, tmp_path: Path, rehearsed: Any
+) -> None:
+    """Whoever follows rdf.yaml to the letter gets the ensemble's own maps."""
+    import yaml
+
+    with zipfile.ZipFile(package) as archive:
+        archive.extractall(tmp_path)
+    rdf = yaml.safe_load((tmp_path / "rdf.yaml").read_text())
+    raw = np.load(tmp_path / rdf["inputs"][0]["test_tensor"]["source"])
+    _, unit, clip, _ = rdf["inputs"][0]["preprocessing"]
+    assert (unit["id"], clip["id"]) == ("zero_mean_unit_variance", "clip")
+    axes = tuple("byx".find(axis) + 1 for axis in unit["kwargs"]["axes"])
+    scaled = (raw - raw.mean(axes, keepdims=True)) / (
+        raw.std(axes, keepdims=True) + unit["kwargs"]["eps"]
+    )
+    given = np.clip(scaled, clip["kwargs"]["min"], clip["kwargs"]["max"]).astype(np.float32)
+    answer = run_graph(tmp_path / rdf["weights"]["onnx"]["source"], given)
+    own = rehearsed.ensemble.predict(raw[0, 0], float(rdf["inputs"][0]["axes"][2]["scale"]))
+    for output, expected in zip(rdf["outputs"], (own.mean_yx, own.std_yx), strict=True):
+        kept = np.load(tmp_path / output["test_tensor"]["source"])
+        assert np.abs(answer[output["id"]] - kept).max() < 1e-4
+        assert np.abs(kept[0, 0] - expected).max() < 1e-4
+    assert own.mean_yx.max() > 0.5
+
+
+def test_members_that_hardly_disagree_make_a_package_too(embedded: Any, tmp_path: Path) -> None:
+    """The format wants a tolerance far below the largest value of each map."""
+    members = [member_of(index, network={"filters": 2, "levels": 2}) for index in range(2)]
+    sent = embedded.register("drawn", members, job={})
+    one = export(embedded, f"{sent.ref}/01", tmp_path / "one.zip")
+    both = export(embedded, sent.ref, tmp_path / "both.zip")
+    assert [import_(embedded, path, "guest").member_count for path in (one, both)] == [1, 2]
+
+
+def test_a_package_holds_a_card_and_pictures(package: Path) -> None:
+    with zipfile.ZipFile(package) as archive:
+        card = archive.read("README.md").decode()
+        cover = archive.read("cover.png")
+    assert "## Validation" in card
+    assert cover.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"network": {"filters": 2, "levels": 1}}, id="one-level"),
+        pytest.param({"network": {"filters": 2, "levels": 5}}, id="five-levels"),
+        pytest.param(
+            {
+                "network": {"filters": 2, "levels": 2, "classes": 2},
+                "tiles": {"elements": [6, 14]},
+            },
+            id="two-kinds",
+        ),
+        pytest.param({"tiles": {"normalise": "local"}, "network": {"filters": 2}}, id="local"),
+    ],
+)
+def test_a_graph_answers_as_its_members_at_every_size(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    members = [member_of(index, **fields) for index in range(3)]
+    view = write_graph(members, tmp_path / "ensemble.onnx")
+    frame_yx = np.random.default_rng(1).normal(size=(3 * view.least, view.least)).astype("f4")
+    found = run_graph(tmp_path / "ensemble.onnx", seen(frame_yx, view))
+    own = Ensemble(members).predict(frame_yx, None)
+    assert np.abs(found["mean"][0, 0] - own.mean_yx).max() < 1e-4
+    assert np.abs(found["spread"][0, 0] - own.std_yx).max() < 1e-4
+    kinds = members[0].recipe.network.classes
+    assert found.get("kinds", np.zeros((1, 1)))[0].shape[0] == kinds
+
+
+def test_a_graph_of_one_member_has_no_spread(tmp_path: Path) -> None:
+    view = write_graph([member_of(network={"filters": 2, "levels": 2})], tmp_path / "one.onnx")
+    found = run_graph(tmp_path / "one.onnx", np.ones((2, 1, view.least, view.least), np.float32))
+    assert [*found] == ["mean"]
+    assert found["mean"].shape == (2, 1, view.least, view.least)
+
+
+def test_members_that_see_a_frame_in_two_ways_make_no_graph() -> None:
+    members = [member_of(0), member_of(1, tiles={"pixel_size_pm": 20})]
+    with pytest.raises(InvalidInput, match="16 pm frame, 20 pm frame"):
+        view_of(members)
+
+
+def test_what_a_graph_sees_is_what_a_member_sees() -> None:
+    view = view_of([member_of(tiles={"normalise": "local", "local_nm": 0.8})])
+    frame_yx = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    assert np.array_equal(seen(frame_yx, view)[0, 0], normalise(frame_yx, "local", 800 / 16))
+
+
+def test_an_export_replaces_nothing_unless_asked(tiny_zoo: Any, tmp_path: Path) -> None:
+    (tmp_path / "g").write_text("precious")
+    with pytest.raises(Conflict, match="there already"):
+        export(tiny_zoo, "graphene@1", tmp_path / "g", form="safetensors")
+    assert (tmp_path / "g").read_text() == "precious"
+    for version in (1, 2):
+        export(tiny_zoo, f"graphene@{version}", tmp_path / "g", form="safetensors", overwrite=True)
+    assert len(list((tmp_path / "g" / "members").iterdir())) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+
+
+def test_an_export_that_fails_leaves_nothing(embedded: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    embedded.register("two-ways", [member_of(0), member_of(1, tiles={"pixel_size_pm": 20})], job={})
+    with pytest.raises(InvalidInput, match="2 ways"):
+        export(embedded, "two-ways@1", out / "g.onnx", form="onnx")
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "path", "error"),
+    [
+        pytest.param("pickle", "g", InvalidInput, id="unknown-form"),
+        pytest.param("onnx", "absent/g", NotFound, id="no-folder"),
+        pytest.param("onnx", "g" * 300, (WriteFailed, OSError), id="long-name"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(
+    tiny_zoo: Any, tmp_path: Path, form: Any, path: str, error: Any
+) -> None:
+    with pytest.raises(error):
+        export(tiny_zoo, "graphene@1", tmp_path / path, form=form)
+
+
+def test_a_missing_package_is_named_with_its_pip_line(
+    tiny_zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingPackage, match=r"onnx is not.*pip install 'manybeam\[exchange\]'"):
+        export(tiny_zoo, "graphene@1", tmp_path / "g.onnx", form="onnx")
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+def _manifest(change: Callable[[dict[str, Any]], Any]) -> Change:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / "manifest.json").read_text())
+        change(content)
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+    return apply
+
+
+def _card(change: Callable[[dict[str, Any]], Any]) -> Change:
+    """Change a member's card and the digest the manifest has of it."""
+    from manybeam.zoo.exchange.unpack import sha256_of_file
+
+    def apply(folder: Path) -> None:
+        path = folder / "members/00/member.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        digest = sha256_of_file(path)
+        _manifest(lambda m: m["members"][0]["card"].update(sha256=digest))(folder)
+
+    return apply
+
+
+def _scores(text: str) -> Change:
+    """Replace the scores, and the digest the manifest has of them."""
+    from manybeam.zoo.cache import sha256_of
+
+    def apply(folder: Path) -> None:
+        (folder / "scores.json").write_text(text)
+        _manifest(lambda m: m["scores"].update(sha256=sha256_of(text.encode())))(folder)
+
+    return apply
+
+
+def _pickle_as_weights(folder: Path) -> None:
+    from manybeam.zoo.exchange.unpack import sha256_of_file
+
+    path = folder / "members/00/weights.safetensors"
+    path.write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+    digest = sha256_of_file(path)
+    _manifest(lambda m: m["members"][0]["weights"].update(sha256=digest))(folder)
+
+
+def _foreign(folder: Path) -> None:
+    (folder / "manifest.json").rename(folder / "rdf.yaml")
+
+
+def _swap(folder: Path) -> None:
+    for index in (0, 1):
+        path = folder / f"members/0{index}/weights.safetensors"
+        path.rename(folder / f"members/0{index}/other")
+    for index in (0, 1):
+        path = folder / f"members/0{index}/other"
+        path.rename(folder / f"members/0{1 - index}/weights.safetensors")
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "members/01/weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+REFUSED = [
+    pytest.param(lambda f: (f / "scores.json").unlink(), UnreadableFile, "missing", id="missing"),
+    pytest.param(_cut, UnreadableFile, r"01/weights.safetensors has SHA-256", id="cut"),
+    pytest.param(_swap, UnreadableFile, r"2 of 5 files", id="swapped"),
+    pytest.param(
+        lambda f: (f / "extra.pkl").write_bytes(b"\x80\x05"), UnreadableFile, "pickle", id="pickle"
+    ),
+    pytest.param(_pickle_as_weights, UnreadableFile, "no safetensors", id="pickle-as-weights"),
+    pytest.param(_foreign, UnreadableFile, "another maker", id="foreign"),
+    pytest.param(
+        _card(lambda c: c["recipe"]["network"].update(filters=4)),
+        UnreadableFile,
+        "not those of the network",
+        id="other-architecture",
+    ),
+    pytest.param(
+        _card(lambda c: c["recipe"]["network"].update(filters=256, levels=6)),
+        UnreadableFile,
+        "not those of the network",
+        id="a-network-of-gigabytes",
+    ),
+    pytest.param(
+        _card(lambda c: c["recipe"]["network"].update(name="Nonesuch")),
+        InvalidSpec,
+        "Nonesuch",
+        id="unknown-network",
+    ),
+    pytest.param(
+        _card(lambda c: c["recipe"]["training"].update(loss="hinge")),
+        InvalidSpec,
+        r"recipe.training.loss",
+        id="unknown-recipe",
+    ),
+    pytest.param(_card(lambda c: c.update(index=7)), InvalidSpec, "of member 7", id="other-index"),
+    pytest.param(
+        _manifest(lambda m: m["members"][0]["weights"].update(path="../../etc/passwd")),
+        UnreadableFile,
+        "not inside the package",
+        id="traversal-in-manifest",
+    ),
+    pytest.param(
+        _manifest(lambda m: m.update(format="manybeam-exchange-9")),
+        InvalidSpec,
+        "format",
+        id="newer-format",
+    ),
+    pytest.param(
+        _manifest(lambda m: m["members"].append(m["members"][0])),
+        InvalidInput,
+        "given once",
+        id="member-twice",
+    ),
+    pytest.param(_scores("[]"), UnreadableFile, "scores", id="no-scores"),
+    pytest.param(
+        _scores(
+            '{"format": "manybeam-scores-1", "rows": [{"member": 0, "condition": 5, "digest": "d",'
+            '"taken": "2026-01-01T00:00:00+00:00", "scorer": "", "values": {}, "counts": []}]}'
+        ),
+        UnreadableFile,
+        "no text",
+        id="scores-of-a-number",
+    ),
+    pytest.param(
+        lambda f: (f / "manifest.json").write_text("{"), InvalidSpec, "manifest.json", id="no-json"
+    ),
+]
+
+
+@pytest.mark.parametrize("packing", ["folder", "zip"])
+@pytest.mark.parametrize(("change", "error", "word"), REFUSED)
+def test_a_bad_package_is_refused_and_nothing_is_registered(
+    folder: Path,
+    embedded: Any,
+    tmp_path: Path,
+    change: Change,
+    error: type[ManybeamError],
+    word: str,
+    packing: str,
+) -> None:
+    path = tmp_path / "bad"
+    shutil.copytree(folder, path)
+    change(path)
+    if packing == "zip":
+        path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", path))
+    with pytest.raises(error, match=word):
+        import_(embedded, path, "guest")
+    assert embedded.ls() == []
+
+
+def test_scores_that_cannot_be_kept_leave_nothing_registered(
+    zoo: Any, name: str, folder: Path, tmp_path: Path
+) -> None:
+    from manybeam.zoo.cache import sha256_of
+    from manybeam.zoo.sheets import write_sheet
+
+    shutil.copytree(folder, tmp_path / "bad")
+    sheet = write_sheet([Score(9, "graphene-60kv-nominal", "d" * 32, {"f1": 1.0})])
+    (tmp_path / "bad/scores.json").write_bytes(sheet)
+    _manifest(lambda m: m["scores"].update(sha256=sha256_of(sheet)))(tmp_path / "bad")
+    with pytest.raises(InvalidInput, match="no member 09"):
+        import_(zoo, tmp_path / "bad", name)
+    assert zoo.ls(name) == []
+
+
+def test_a_folder_that_was_zipped_is_read_too(folder: Path, embedded: Any, tmp_path: Path) -> None:
+    path = shutil.make_archive(str(tmp_path / "g"), "zip", folder.parent, folder.name)
+    assert import_(embedded, Path(path), "guest").member_count == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error"),
+    [
+        pytest.param("graph.onnx", b"\x08\x0a\x12", UnreadableFile, id="onnx"),
+        pytest.param("notes.txt", b"hello", UnreadableFile, id="text"),
+        pytest.param("empty.zip", b"", UnreadableFile, id="empty"),
+        pytest.param("model.tar", pickle.dumps({}), UnreadableFile, id="plain-pickle"),
+        pytest.param(None, b"", NotFound, id="absent"),
+    ],
+)
+def test_what_is_no_package_is_refused(
+    embedded: Any, tmp_path: Path, file: str | None, content: bytes, error: type[ManybeamError]
+) -> None:
+    path = tmp_path / (file or "absent")
+    if file:
+        path.write_bytes(content)
+    with pytest.raises(error):
+        import_(embedded, path, "guest")
+
+
+def test_the_limits_hold_for_a_package(folder: Path, embedded: Any, tmp_path: Path) -> None:
+    path = Path(shutil.make_archive(str(tmp_path / "g"), "zip", folder))
+    for limits in (Limits(total_bytes=1000), Limits(entries=2)):
+        with pytest.raises(TooLarge):
+            import_(embedded, path, "guest", limits=limits)
+
+
+@pytest.mark.parametrize("name", ["a/b", "Graphen", "graphène", "g" * 300, "auto", ""])
+def test_a_name_no_ensemble_can_have_is_refused(folder: Path, embedded: Any, name: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot name an ensemble"):
+        import_(embedded, folder, name)
