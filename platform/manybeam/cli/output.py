@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 Row = Mapping[str, Any]
+WIDTH = 400  # of a table that goes into a file or a pipe
 
 
 class Form(StrEnum):
@@ -71,15 +72,17 @@ def cell(value: Any) -> str:
 
 
 def _table(rows: Sequence[Row], title: str) -> None:
+    """Print a table without frames, as wide as it needs to be where no terminal ends its lines."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(rows[0] if rows else ("nothing here",)):
         table.add_column(str(name), no_wrap=place == 0)  # an id cut short names nothing
     for row in rows:
         table.add_row(*(cell(value) for value in row.values()))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def _csv(rows: Sequence[Row]) -> None:
