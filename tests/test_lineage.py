@@ -75,7 +75,7 @@ def test_a_record_says_which_packages_it_was_made_with(
     from importlib.metadata import version
 
     zoo.register(name, tiny_members(1), job=JOB, inputs=[FRAMES])
-    record = Zoo(zoo._tracking.uri, zoo._tracking.artifacts).resolve(f"{name}@1")
+    record = Zoo(zoo.tracking.uri, zoo.tracking.artifacts).resolve(f"{name}@1")
     assert record.environment["torch"] == version("torch")
     assert record.inputs == (FRAMES,)
     assert json.loads(json.dumps(record.to_json()))["inputs"] == [

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli import zoo_compare, zoo_exchange, zoo_trust
+from manybeam.cli import zoo_compare, zoo_exchange, zoo_life, zoo_trust
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.errors import InvalidInput, Unreachable
 
@@ -24,6 +24,12 @@ app = typer.Typer(
 app.command("test")(zoo_trust.self_test)
 app.command()(zoo_exchange.export)
 app.command("import")(zoo_exchange.import_)
+app.command()(zoo_life.promote)
+app.command()(zoo_life.rollback)
+app.command()(zoo_life.archive)
+app.command()(zoo_life.unarchive)
+app.command()(zoo_life.gc)
+app.command()(zoo_life.audit)
 app.command()(zoo_trust.verify)
 app.command()(zoo_trust.sign)
 app.command()(zoo_trust.keygen)

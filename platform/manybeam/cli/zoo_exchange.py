@@ -94,7 +94,7 @@ def import_(
         if pixel_size_pm is not None
         else None
     )
-    record = read(Zoo(), path, name, alias=alias, frames=frames)
+    record = read(Zoo(), path, name, alias=alias, frames=frames, said=say)
     row = {
         "ref": record.ref,
         "aliases": list(record.aliases),

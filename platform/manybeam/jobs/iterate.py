@@ -26,6 +26,7 @@ from manybeam.learn.teachers import Teacher, frames_digest
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
 from manybeam.zoo.forecasts import forecaster
+from manybeam.zoo.life import CANDIDATE, settle
 from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.select import select
 
@@ -155,15 +156,15 @@ def _register(
     """Register the members as a candidate, measured as their parent was."""
     children, measure = _with_parents(found, record), record.job.get("measure")
     asked = Measure.model_validate(measure) if measure else None
-    return zoo.register(
+    made = zoo.register(
         record.name,
         children,
         scores=evaluate(children, asked, library, executor=executor) if asked else None,
         job=job | _told(found) | {"measure": measure},
-        alias="candidate",
         parent=f"{record.name}@{record.version}",
         inputs=[_as_input(job["frames"][0])],
     )
+    return settle(zoo, made, CANDIDATE)
 
 
 def _as_input(frames_url: str) -> FrameSetUse:

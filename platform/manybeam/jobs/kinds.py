@@ -50,6 +50,7 @@ def train(job: Job, library: Library, telling: Telling) -> "Record":
     from manybeam.jobs.evaluate import evaluate as measured
     from manybeam.jobs.train import train as train_members
     from manybeam.settings import settings
+    from manybeam.zoo.life import settle
     from manybeam.zoo.registry import Zoo
 
     outcome = train_members(
@@ -68,15 +69,16 @@ def train(job: Job, library: Library, telling: Telling) -> "Record":
         library,
         progress=lambda done, total: telling.progress("measure", done, total, ""),
     )
-    return Zoo().register(
+    zoo = Zoo()
+    record = zoo.register(
         job.name,
         outcome.members,
         job=job.model_dump(mode="json"),
-        alias=job.alias,
         scores=scores,
         failed=outcome.failed,
         inputs=outcome.inputs,
     )
+    return settle(zoo, record, job.alias, said=telling.say)
 
 
 def evaluate(job: Job, library: Library, telling: Telling) -> "Record":

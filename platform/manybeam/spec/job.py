@@ -50,7 +50,13 @@ class Gates(Model):
         0.005,
         ge=0,
         le=1,
-        description="largest loss of F1 on any condition; recorded only for now",
+        description="largest loss of F1 on any condition, beyond noise",
+    )
+    max_ece_increase: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="largest rise of the calibration error, over the conditions both know",
     )
 
 

@@ -63,7 +63,7 @@ class Zoo:
         artifacts: str | None = None,
         cache: Path | None = None,
     ) -> None:
-        self._tracking = Tracking(
+        self.tracking = Tracking(
             tracking_uri or settings().tracking_url, artifacts or settings().artifacts_url
         )
         self._cache = Cache(cache or settings().home / "cache" / "zoo")
@@ -71,7 +71,7 @@ class Zoo:
     @property
     def address(self) -> str:
         """URL of the MLflow that keeps it."""
-        return self._tracking.uri
+        return self.tracking.uri
 
     def register(
         self,
@@ -109,9 +109,9 @@ class Zoo:
         check_members(members)
         check_scores(rows, {member.index for member in members})
         asked = Registration(name, members, job, rows, failed, parent, tuple(inputs))
-        version = asked.write(self._tracking)
+        version = asked.write(self.tracking)
         if alias is not None:
-            self._tracking.set_alias(name, alias, version)
+            self.tracking.set_alias(name, alias, version)
         logger.info("ensemble registered", extra={"ensemble": name, "version": version})
         return self.resolve(f"{name}@{version}")
 
@@ -130,7 +130,7 @@ class Zoo:
 
     def listing(self, name: str | None = None) -> list[VersionEntry]:
         """Return what MLflow lists of every version, without a manifest read: two calls."""
-        return self._tracking.versions(name)
+        return self.tracking.versions(name)
 
     def entry(self, ref: str) -> VersionEntry:
         """Return what MLflow lists of one version; raises UnknownRef."""
@@ -138,7 +138,7 @@ class Zoo:
 
     def read_anew(self, model_id: str, path: str) -> bytes:
         """Return a file of the zoo as it lies in the store now, unchecked; raises Corrupt."""
-        return self._tracking.read_file(model_id, path)
+        return self.tracking.read_file(model_id, path)
 
     def record(self, entry: VersionEntry) -> Record:
         """Return the version an entry of a listing is of; raises Corrupt as `resolve` does."""
@@ -186,8 +186,8 @@ class Zoo:
         check_scores(rows, {member.index for member in record.members})
         if rows:
             place = Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
-            for key, value in add_scores(self._tracking, place, record.members, rows).items():
-                self._tracking.tag_version(record.name, record.version, key, value)
+            for key, value in add_scores(self.tracking, place, record.members, rows).items():
+                self.tracking.tag_version(record.name, record.version, key, value)
 
     def scores(self, entry: VersionEntry) -> list[Score]:
         """Return every score of a version, oldest first.
@@ -215,18 +215,18 @@ class Zoo:
         """Point `serving` or `candidate` at a version that exists, and return it."""
         check_alias(alias)
         record = self.resolve(f"{name}@{version}")
-        self._tracking.set_alias(name, alias, version)
+        self.tracking.set_alias(name, alias, version)
         return dataclasses.replace(record, aliases=tuple(sorted({*record.aliases, alias})))
 
     def tag(self, ref: str, key: str, value: str) -> None:
         """Set a tag of a version, which a listing tells; whatever it was before."""
         record = self.resolve(ref)
-        self._tracking.tag_version(record.name, record.version, key, value)
+        self.tracking.tag_version(record.name, record.version, key, value)
 
     def untag(self, ref: str, key: str) -> None:
         """Take a tag of a version away, if it has it."""
         record = self.resolve(ref)
-        self._tracking.untag_version(record.name, record.version, key)
+        self.tracking.untag_version(record.name, record.version, key)
 
     def test(self, ref: str) -> list[SelfTest]:
         """Load every member and return whether it answers as it did when it was registered.
@@ -254,7 +254,7 @@ class Zoo:
         """
         entry, record = self._resolved(ref)
         for key, value in _seals(entry, record).items():
-            self._tracking.tag_version(entry.name, entry.version, key, value)
+            self.tracking.tag_version(entry.name, entry.version, key, value)
         return self.resolve(ref)
 
     def attach(self, ref: str, kind: str, content: bytes, params: Mapping[str, str]) -> str:
@@ -269,7 +269,7 @@ class Zoo:
             params: how they were made, as text.
         """
         record, sha256 = self.resolve(ref), sha256_of(content)
-        model_id = self._tracking.add_model(
+        model_id = self.tracking.add_model(
             record.experiment_id,
             record.run_id,
             f"{record.name}-{kind}",
@@ -309,9 +309,9 @@ class Zoo:
             raise self._unknown(wanted)  # MLflow would take `latest` for an alias
         try:
             entry = (
-                self._tracking.version_by_alias(wanted.name, wanted.alias)
+                self.tracking.version_by_alias(wanted.name, wanted.alias)
                 if wanted.version is None and wanted.alias is not None
-                else self._tracking.version(wanted.name, wanted.version or 0)
+                else self.tracking.version(wanted.name, wanted.version or 0)
             )
         except (NotFound, InvalidInput) as error:
             raise self._unknown(wanted) from error
@@ -321,7 +321,7 @@ class Zoo:
 
     def _unknown(self, wanted: Ref) -> UnknownRef:
         """Return the error that names what is near: ensembles, or versions of the one meant."""
-        entries = self._tracking.versions()
+        entries = self.tracking.versions()
         names = sorted({entry.name for entry in entries})
         if wanted.name not in names:
             near = difflib.get_close_matches(wanted.name, names, n=3, cutoff=0.4) or names[:20]
@@ -349,7 +349,7 @@ class Zoo:
 
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
         """Return a file of the zoo, from this machine if it is here, checked either way."""
-        return self._cache.get(sha256, lambda: self._tracking.read_file(model_id, path), what)
+        return self._cache.get(sha256, lambda: self.tracking.read_file(model_id, path), what)
 
 
 def _seals(entry: VersionEntry, record: Record) -> dict[str, str]:

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,6 +36,7 @@ from manybeam.zoo.exchange.bioimageio import (
 )
 from manybeam.zoo.exchange.onnx_graph import require, write_graph
 from manybeam.zoo.exchange.unpack import Limits, files_of, names_in, sha256_of_file, unpack
+from manybeam.zoo.life import settle
 
 if TYPE_CHECKING:
     from manybeam.learn.member import Member
@@ -111,6 +112,7 @@ def import_(
     frames: AtomAIFrames | None = None,
     limits: Limits | None = None,
     source: str = "",
+    said: Callable[[str], None] = lambda _: None,
 ) -> "Record":
     """Register what a package, a folder or an AtomAI file holds as the next version of a name.
 
@@ -118,10 +120,11 @@ def import_(
         zoo: where to.
         path: a .zip or folder that `export` wrote, or an AtomAI `.tar`.
         name: name of the ensemble here.
-        alias: `serving` or `candidate`, moved to the new version at the very end.
+        alias: `serving` or `candidate`, given through the gates: what they refuse is a candidate.
         frames: what an AtomAI file does not say about its frames.
         limits: how large it may be.
         source: what to record as its origin, if the path is not what it was called.
+        said: told why the version does not serve, if the gates refuse that.
 
     Raises:
         NotFound: no such file.
@@ -145,12 +148,11 @@ def import_(
             "sha256": digest,
             "origin": dict(parcel.origin),
         },
-        alias=alias,
         scores=parcel.rows,
         failed=parcel.failed,
     )
     logger.info("ensemble imported", extra={"ref": record.ref, "form": form, "source": path.name})
-    return record
+    return settle(zoo, record, alias, said=said)
 
 
 def _received(

@@ -1,0 +1,205 @@
+"""Claims: one change of an ensemble at a time, whoever asks and whoever dies in between.
+
+The audit log is the lock. A change is announced (`promote asked`), made in one transaction of
+MLflow, and closed (`promote done`, or `promote dropped`). An announcement is refused if anything
+about the same ensemble was recorded since its writer looked. A change that was never closed, as
+its writer was killed, is closed by the next one who comes: what MLflow says is what became of it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from manybeam.errors import Conflict, ManybeamError, Unreachable
+from manybeam.zoo.audit import AuditLog, Entry, is_gone, whoami
+from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
+from manybeam.zoo.tracking import VersionEntry
+
+logger = logging.getLogger(__name__)
+
+ASKED, DONE, DROPPED = "asked", "done", "dropped"
+CLAIM_S = 30.0  # an unclosed change of a writer that may live is waited for so long
+_START_S = CLAIM_S / 3  # a change that has not begun by then is not made any more
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What was recorded of one ensemble, all of it closed, and what MLflow lists of it now.
+
+    Attributes:
+        name: of the ensemble.
+        head: number of the log's last record when it was read.
+        entries: records about the ensemble, oldest first.
+        versions: its versions in MLflow, newest first, read after the log.
+    """
+
+    name: str
+    head: int
+    entries: Sequence[Entry]
+    versions: Sequence[VersionEntry]
+
+    def version_at(self, alias: str) -> int | None:
+        """Return the version an alias points at; None if at none."""
+        return version_at(self.versions, alias)
+
+    def moves(self, alias: str) -> list[Entry]:
+        """Return the closed moves of an alias that came true, oldest first."""
+        asked = {one.number: one for one in self.entries if one.details.get("alias") == alias}
+        closed = [one for one in self.entries if one.action.endswith(f" {DONE}")]
+        return [asked[n] for one in closed if (n := one.details.get("claim")) in asked]
+
+
+def standing(zoo: Zoo, log: AuditLog, name: str) -> Standing:
+    """Return how an ensemble stands, after closing what a writer that died left open.
+
+    Raises:
+        Conflict: somebody is changing it at this moment.
+    """
+    for _ in range(_TRIES):
+        seen = look(zoo, log, name)
+        pending = open_claim(seen.entries)
+        if pending is None:
+            return seen
+        if not is_gone(pending.writer) and (age_s := log.age_s(pending)) < CLAIM_S:
+            raise Conflict(
+                f"{pending.who} is changing {name}: {pending.action} of {pending.subject}",
+                f"announced {age_s:.0f} s ago, not closed yet",
+                f"wait {CLAIM_S - age_s:.0f} s and try again; manybeam zoo audit {name} tells",
+            )
+        _close_for(zoo, log, pending, seen.head)
+    raise Conflict(f"{name} is changed by many at once", "", "try again")
+
+
+def look(zoo: Zoo, log: AuditLog, name: str) -> Standing:
+    """Return how an ensemble stands, whether or not something is open."""
+    head = log.head()
+    entries = [one for one in reversed(log.entries(name)) if one.number <= head]
+    return Standing(name, head, entries, zoo.listing(name))
+
+
+def carry_out(
+    log: AuditLog,
+    seen: Standing,
+    verb: str,
+    subject: str,
+    act: Callable[[], object],
+    undo: Callable[[], object] = lambda: None,
+    *,
+    who: str,
+    reason: str,
+    details: Mapping[str, Any],
+) -> Entry:
+    """Announce a change, make it and close it; return the announcement.
+
+    Args:
+        log: the audit log.
+        seen: how the ensemble stood when this was decided.
+        verb: what is done.
+        subject: the version it is done to.
+        act: makes the change, in one transaction.
+        undo: puts right what `act` did if it took so long that another change came in between.
+        who: for the record.
+        reason: for the record.
+        details: for the record.
+
+    Raises:
+        Conflict: somebody was faster, or this writer was too slow; nothing was changed.
+    """
+    begun = time.monotonic()
+    asked = log.append(
+        f"{verb} {ASKED}",
+        subject,
+        who=who,
+        reason=reason,
+        details=details,
+        since=seen.head,
+        unless=lambda one: _is_change(one, seen.name),
+    )
+    try:
+        if time.monotonic() - begun > _START_S:
+            raise Conflict(f"{verb} of {subject} took too long to begin", "", "try again")
+        act()
+    except Unreachable:
+        raise  # it may still come true: the next one who comes looks
+    except ManybeamError:
+        with suppress(Unreachable, Conflict):  # the next one who comes closes it, or did
+            _close(log, asked, DROPPED, who, "", since=asked.number)
+        raise
+    try:
+        _close(log, asked, DONE, who, "", since=asked.number)
+    except Conflict:
+        if not _is_done(log, asked):
+            undo()
+            raise
+    return asked
+
+
+def open_claim(entries: Sequence[Entry]) -> Entry | None:
+    """Return the last change that was announced and never closed; None if all are.
+
+    Args:
+        entries: records about one ensemble.
+    """
+    closed = {one.details.get("claim") for one in entries}
+    asked = [one for one in entries if one.action.endswith(f" {ASKED}")]
+    return next((one for one in reversed(asked) if one.number not in closed), None)
+
+
+def version_at(versions: Sequence[VersionEntry], alias: str) -> int | None:
+    """Return the version an alias points at; None if at none."""
+    return next((one.version for one in versions if alias in one.aliases), None)
+
+
+def _close_for(zoo: Zoo, log: AuditLog, pending: Entry, head: int) -> None:
+    """Close what another writer left open as MLflow says it ended."""
+    outcome = DONE if _came_true(zoo, pending) else DROPPED
+    logger.warning("closed a change its writer left open: %s, %s", pending.action, outcome)
+    why = f"{pending.writer} ended, or was too slow, before it said so"
+    with suppress(Conflict):  # somebody else closed it at the same time
+        _close(log, pending, outcome, whoami(), why, since=head)
+
+
+def _close(log: AuditLog, asked: Entry, outcome: str, who: str, why: str, *, since: int) -> None:
+    verb = asked.action.removesuffix(f" {ASKED}")
+    name = asked.subject.partition("@")[0]
+    log.append(
+        f"{verb} {outcome}",
+        asked.subject,
+        who=who,
+        reason=why,
+        details={"claim": asked.number},
+        since=since,
+        unless=lambda one: _is_change(one, name),
+    )
+
+
+def _is_change(entry: Entry, name: str) -> bool:
+    return entry.is_about(name) and entry.action.endswith((ASKED, DONE, DROPPED))
+
+
+def _is_done(log: AuditLog, asked: Entry) -> bool:
+    """Tell whether somebody else found the change made, and closed it."""
+    later = log.since(asked.number)
+    return any(
+        one.details.get("claim") == asked.number and one.action.endswith(f" {DONE}")
+        for one in later
+    )
+
+
+def _came_true(zoo: Zoo, asked: Entry) -> bool:
+    """Tell whether MLflow shows the change that was announced."""
+    name, _, version = asked.subject.partition("@")
+    versions = zoo.listing(name)
+    if alias := asked.details.get("alias"):
+        return version_at(versions, alias) == int(version)
+    own = next((one for one in versions if one.version == int(version)), None)
+    is_archived = own is not None and ARCHIVED_TAG in own.tags
+    return {
+        "archive": is_archived,
+        "unarchive": own is not None and not is_archived,
+        "collect": own is None,
+    }[asked.action.removesuffix(f" {ASKED}")]

@@ -1,0 +1,248 @@
+"""zoo.claims: one change of an ensemble at a time, whoever asks and whoever is killed in between.
+
+Processes that promote at once, or are killed, are real ones.
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from manybeam.errors import Conflict, StoreUnreachable, ZooUnreachable
+from manybeam.settings import settings
+from manybeam.zoo import claims, gates, life
+from manybeam.zoo.audit import AuditLog
+from manybeam.zoo.life import promote, rollback
+from manybeam.zoo.registry import Zoo
+
+Members = Callable[[int], list[Any]]
+
+
+@pytest.fixture
+def versions(zoo: Zoo, name: str, tiny_members: Members) -> str:
+    """An ensemble of three versions, none of which serves."""
+    for _ in range(3):
+        zoo.register(name, tiny_members(1), job={})
+    return name
+
+
+def serving(zoo: Zoo, name: str) -> int:
+    return zoo.resolve(name).version
+
+
+def told(name: str) -> list[tuple[str, str]]:
+    return [(one.action, one.subject.partition("@")[2]) for one in AuditLog().entries(name)[::-1]]
+
+
+@pytest.fixture
+def embedded_versions(
+    embedded: Zoo, tmp_path: Any, use_settings: Any, tiny_members: Members
+) -> tuple[Zoo, str]:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    for _ in range(3):
+        embedded.register("graphene", tiny_members(1), job={})
+    return embedded, "graphene"
+
+
+CHILD = """
+import os, signal, sys
+from manybeam.errors import ManybeamError
+from manybeam.zoo import life
+from manybeam.zoo.registry import Zoo
+
+where, ref, who = sys.argv[1:]
+waited = []
+judge, set_alias = life.judge, Zoo.set_alias
+
+def wait(what):
+    print(what, flush=True)
+    sys.stdin.readline()
+
+def judged(*given):
+    verdicts = judge(*given)
+    if where == "judged":
+        wait("judged")
+    return verdicts
+
+def moved(*given):
+    if where == "killed before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if where == "slow" and not waited:
+        waited.append("once")
+        wait("moving")
+    set_alias(*given)
+    if where == "killed after":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+life.judge, Zoo.set_alias = judged, moved
+try:
+    print("done", life.promote(Zoo(), ref, who=who).ref, flush=True)
+except ManybeamError as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+@contextmanager
+def promoting(where: str, ref: str, who: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that promotes, and waits for a line, or dies, at one place of it."""
+    argv = [sys.executable, "-c", CHILD, where, ref, who]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        yield child
+
+
+def heard(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def let_go(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def test_of_two_who_promote_at_once_one_wins_and_the_other_is_told(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@1", who="ada")
+    with (
+        promoting("judged", f"{versions}@2", "bob") as bob,
+        promoting("judged", f"{versions}@3", "cyd") as cyd,
+    ):
+        assert [heard(bob), heard(cyd)] == ["judged", "judged"]  # both saw version 1 serve
+        let_go(bob)
+        let_go(cyd)
+        answers = {2: heard(bob), 3: heard(cyd)}
+    won = [version for version, answer in answers.items() if answer.startswith("done")]
+    assert won == [serving(zoo, versions)]
+    lost = next(answer for answer in answers.values() if not answer.startswith("done"))
+    assert lost.startswith("Conflict")
+    assert told(versions)[2:] == [("promote asked", str(won[0])), ("promote done", str(won[0]))]
+
+
+@pytest.mark.parametrize(
+    ("where", "version", "outcome"),
+    [
+        pytest.param("killed before", 1, "promote dropped", id="before the alias moved"),
+        pytest.param("killed after", 2, "promote done", id="after the alias moved"),
+    ],
+)
+def test_a_promotion_killed_in_the_middle_is_closed_by_the_next_as_it_ended(
+    zoo: Zoo, versions: str, where: str, version: int, outcome: str
+) -> None:
+    promote(zoo, f"{versions}@1", who="ada")
+    with promoting(where, f"{versions}@2", "bob") as child:
+        assert child.wait(120) == -signal.SIGKILL
+    assert serving(zoo, versions) == version  # old or new
+    done = promote(zoo, f"{versions}@3", who="cyd")
+    assert done.previous == f"{versions}@{version}"
+    assert told(versions)[2:] == [
+        ("promote asked", "2"), (outcome, "2"), ("promote asked", "3"), ("promote done", "3"),
+    ]  # fmt: skip
+    assert rollback(zoo, versions, who="cyd").ref == f"{versions}@{version}"
+
+
+def test_a_promotion_under_way_is_waited_for_and_one_too_slow_changes_nothing(
+    zoo: Zoo, versions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(zoo, f"{versions}@1", who="ada")
+    with promoting("slow", f"{versions}@2", "bob") as bob:
+        assert heard(bob) == "moving"  # it has announced, and hangs before it moves the alias
+        with pytest.raises(Conflict, match=f"bob is changing {versions}"):
+            promote(zoo, f"{versions}@3", who="cyd")
+        monkeypatch.setattr(claims, "CLAIM_S", -5.0)  # as if it had been hanging for long
+        promote(zoo, f"{versions}@3", who="cyd")
+        let_go(bob)
+        assert heard(bob).startswith("Conflict")
+    assert serving(zoo, versions) == 3
+    assert told(versions)[2:] == [
+        ("promote asked", "2"), ("promote dropped", "2"),
+        ("promote asked", "3"), ("promote done", "3"),
+    ]  # fmt: skip
+
+
+def test_a_claim_that_took_too_long_to_write_is_not_acted_upon(
+    embedded_versions: tuple[Zoo, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, name = embedded_versions
+    promote(zoo, f"{name}@1", who="ada")
+    monkeypatch.setattr(claims, "_START_S", -1.0)
+    with pytest.raises(Conflict, match="took too long to begin"):
+        promote(zoo, f"{name}@2", who="ada")
+    assert serving(zoo, name) == 1
+    assert told(name)[-1] == ("promote dropped", "2")
+
+
+def test_an_alias_moved_beside_the_log_meanwhile_is_not_overwritten(
+    embedded_versions: tuple[Zoo, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, name = embedded_versions
+    promote(zoo, f"{name}@1", who="ada")
+
+    def judged(*given: Any) -> Any:
+        zoo.set_alias(name, "serving", 3)  # as a training job does
+        return gates.judge(*given)
+
+    monkeypatch.setattr(life, "judge", judged)
+    with pytest.raises(Conflict, match="was moved meanwhile"):
+        promote(zoo, f"{name}@2", who="bob")
+    assert serving(zoo, name) == 3
+
+
+def test_an_answer_of_mlflow_that_was_lost_leaves_the_next_to_look(
+    embedded_versions: tuple[Zoo, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, name = embedded_versions
+    promote(zoo, f"{name}@1", who="ada")
+    set_alias = Zoo.set_alias
+
+    def moved(*given: Any) -> Any:
+        set_alias(*given)
+        raise ZooUnreachable("no answer in time")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Zoo, "set_alias", moved)
+        with pytest.raises(ZooUnreachable):
+            promote(zoo, f"{name}@2", who="ada")
+    assert told(name)[-1] == ("promote asked", "2")
+    monkeypatch.setattr(claims, "CLAIM_S", -5.0)  # this process lives, so the claim is waited for
+    assert rollback(zoo, name, who="ada").ref == f"{name}@1"
+    assert told(name)[3] == ("promote done", "2")
+
+
+@pytest.mark.s3
+def test_a_store_that_dies_in_the_middle_leaves_the_alias_old_or_new(
+    embedded_versions: tuple[Zoo, str],
+    monkeypatch: pytest.MonkeyPatch,
+    new_services: Any,
+    use_settings: Any,
+) -> None:
+    zoo, name = embedded_versions
+    services = new_services()
+    services.start("seaweedfs")
+    found = services.settings()
+    port = int(found["MANYBEAM_S3_ENDPOINT"].rpartition(":")[2])
+    use_settings({**found, "MANYBEAM_S3_TIMEOUT_S": "2"})
+    promote(zoo, f"{name}@1", who="ada")
+    set_alias = Zoo.set_alias
+
+    def moved(*given: Any) -> Any:
+        record = set_alias(*given)
+        services.stop("seaweedfs")
+        return record
+
+    monkeypatch.setattr(Zoo, "set_alias", moved)
+    with pytest.raises(StoreUnreachable):
+        promote(zoo, f"{name}@2", who="ada")  # announced and moved, not closed
+    monkeypatch.setattr(Zoo, "set_alias", set_alias)
+    assert serving(zoo, name) == 2
+    with pytest.raises(StoreUnreachable):
+        promote(zoo, f"{name}@3", who="ada")  # nothing is changed that cannot be recorded
+    assert serving(zoo, name) == 2
+    services.start("seaweedfs", port=port)
+    monkeypatch.setattr(claims, "CLAIM_S", -5.0)  # this process lives, so the claim is waited for
+    promote(zoo, f"{name}@3", who="ada")
+    assert told(name)[2:4] == [("promote asked", "2"), ("promote done", "2")]
+    assert settings().store_url == found["MANYBEAM_STORE"]

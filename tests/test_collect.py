@@ -1,0 +1,356 @@
+"""zoo.collect: what nobody can name goes, whatever a version, alias or lineage needs stays."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manybeam.data.store import open_store
+from manybeam.errors import Conflict, Corrupt, InvalidInput, ManybeamError, UnknownRef
+from manybeam.zoo import claims, collect
+from manybeam.zoo.audit import AuditLog
+from manybeam.zoo.collect import KEPT, REMOVABLE, REMOVED, Find
+from manybeam.zoo.leftovers import Leftovers
+from manybeam.zoo.life import archive, promote, unarchive
+from manybeam.zoo.lineage import note_prediction
+from manybeam.zoo.registry import Zoo
+from manybeam.zoo.tracking import Tracking
+
+Members = Callable[[int], list[Any]]
+TOMORROW = timedelta(hours=25)
+
+
+def collected(zoo: Zoo, name: str, **more: Any) -> list[Find]:
+    """Collect as if it were tomorrow, and return what concerns one ensemble."""
+    now = datetime.now(UTC) + TOMORROW
+    found = collect.collect(zoo, who="ada", now=now, **more)
+    return [one for one in found if one.name == name]
+
+
+class Cut(BaseException):
+    """What stops a registration half way."""
+
+
+def stopped(*_: Any) -> Any:
+    raise Cut
+
+
+@pytest.fixture
+def cut_off(zoo: Zoo, name: str, tiny_members: Members, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An ensemble with one version, and a registration that was stopped before the second."""
+    zoo.register(name, tiny_members(2), job={}, alias="serving")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracking, "add_version", stopped)
+        with pytest.raises(Cut):
+            zoo.register(name, tiny_members(3), job={})
+    return name
+
+
+# -- registrations that were cut off --------------------------------------------------------------
+def test_a_registration_that_was_cut_off_is_listed_and_removed_only_when_asked(
+    zoo: Zoo, cut_off: str
+) -> None:
+    (first,) = collected(zoo, cut_off)
+    assert (first.state, first.models, first.is_version) == (REMOVABLE, 4, False)
+    assert [one.state for one in collected(zoo, cut_off, remove=True)] == [REMOVED]
+    assert collected(zoo, cut_off) == []
+    assert len(zoo.members(f"{cut_off}@1")) == 2
+
+
+def files_of(zoo: Zoo, model_ids: tuple[str, ...]) -> int:
+    """How many files of some LoggedModels lie in the artifact store, past MLflow."""
+    tracking = zoo.tracking
+    # The bucket of `infra/services.py`.
+    store = open_store("s3://mlflow/artifacts" if tracking.is_server else tracking.artifacts)
+    return sum(model_id in key.split("/") for key in store.list() for model_id in model_ids)
+
+
+def test_what_is_removed_is_gone_from_the_artifact_store(zoo: Zoo, cut_off: str) -> None:
+    (leftover,) = [one for one in Leftovers(zoo.tracking).find() if one.name == cut_off]
+    kept = zoo.resolve(f"{cut_off}@1")
+    models = (kept.model_id, *(one.model_id for one in kept.members))
+    assert (files_of(zoo, leftover.model_ids), files_of(zoo, models)) == (8, 6)
+    collected(zoo, cut_off, remove=True)
+    assert (files_of(zoo, leftover.model_ids), files_of(zoo, models)) == (0, 6)
+
+
+def test_a_registration_of_today_is_left_alone(zoo: Zoo, cut_off: str) -> None:
+    found = collect.collect(zoo, who="ada", remove=True)
+    assert cut_off not in {one.name for one in found}
+    assert len(collected(zoo, cut_off)) == 1
+
+
+def test_a_registration_that_slept_through_its_collection_fails_and_leaves_nothing(
+    zoo: Zoo, name: str, tiny_members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_run = Tracking.end_run
+
+    def ended(tracking: Tracking, run_id: str) -> None:
+        monkeypatch.setattr(Tracking, "end_run", end_run)
+        assert [one.state for one in collected(zoo, name, remove=True)] == [REMOVED]
+        end_run(tracking, run_id)
+
+    monkeypatch.setattr(Tracking, "end_run", ended)
+    with pytest.raises(ManybeamError):
+        zoo.register(name, tiny_members(1), job={}, alias="serving")
+    with pytest.raises(UnknownRef):
+        zoo.resolve(f"{name}@1")
+    assert collected(zoo, name) == []
+
+
+def test_a_collection_stopped_half_way_is_finished_by_the_next(
+    zoo: Zoo, cut_off: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove_model = Leftovers.remove_model
+
+    def removed_one(self: Any, model_id: str) -> None:
+        remove_model(self, model_id)
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Leftovers, "remove_model", removed_one)
+        with pytest.raises(Cut):
+            collected(zoo, cut_off, remove=True)
+    assert [one.models for one in collected(zoo, cut_off, remove=True)] == [3]
+    assert collected(zoo, cut_off) == []
+
+
+def test_every_removal_is_in_the_audit_log(zoo: Zoo, cut_off: str) -> None:
+    collected(zoo, cut_off, remove=True, reason="disk is full")
+    (entry,) = AuditLog().entries(cut_off)
+    assert (entry.action, entry.who, entry.reason) == ("files removed", "ada", "disk is full")
+    assert len(entry.details["models"]) == 4
+
+
+def test_scores_and_attachments_of_a_version_stay(
+    zoo: Zoo, name: str, tiny_members: Members
+) -> None:
+    from manybeam.zoo.matrix import ENSEMBLE, Score
+
+    zoo.register(name, tiny_members(1), job={})
+    zoo.record_scores(f"{name}@1", [Score(ENSEMBLE, "low", "d", {"f1": 0.5})])
+    zoo.attach(f"{name}@1", "notes", b"kept", {})
+    assert collected(zoo, name, remove=True) == []
+    shutil.rmtree(zoo._cache.folder)  # what this machine keeps does not count
+    assert zoo.attached(f"{name}@1", "notes") == b"kept"
+    assert zoo.matrix(f"{name}@1").value(ENSEMBLE, "low") == 0.5
+
+
+# -- archived versions ----------------------------------------------------------------------------
+@pytest.fixture
+def two(zoo: Zoo, name: str, tiny_members: Members) -> str:
+    """An ensemble whose second version serves and whose first is archived."""
+    zoo.register(name, tiny_members(2), job={})
+    zoo.register(name, tiny_members(1), job={}, alias="serving")
+    archive(zoo, f"{name}@1", who="ada")
+    return name
+
+
+def test_an_archived_version_stays_unless_asked_for_and_long_enough(zoo: Zoo, two: str) -> None:
+    assert collected(zoo, two, remove=True) == []
+    assert collected(zoo, two, remove=True, archived_for=timedelta(days=2)) == []
+    assert zoo.resolve(f"{two}@1").archived is not None
+
+
+def test_an_archived_version_that_nothing_needs_goes_with_all_its_files(zoo: Zoo, two: str) -> None:
+    record = zoo.resolve(f"{two}@1")
+    models = (record.model_id, *(one.model_id for one in record.members))
+    assert files_of(zoo, models) == 6
+    (found,) = collected(zoo, two, remove=True, archived_for=timedelta(0))
+    assert (found.what, found.state, found.models) == (f"{two}@1", REMOVED, 3)
+    assert [one.version for one in zoo.ls(two)] == [2]
+    assert collected(zoo, two) == []
+    assert files_of(zoo, models) == 0
+    assert [one.action for one in AuditLog().entries(two)[:3]] == [
+        "files removed", "collect done", "collect asked",
+    ]  # fmt: skip
+
+
+def test_a_number_that_was_removed_is_never_given_again(
+    zoo: Zoo, two: str, tiny_members: Members
+) -> None:
+    collected(zoo, two, remove=True, archived_for=timedelta(0))
+    assert zoo.register(two, tiny_members(1), job={}).version == 3
+
+
+def by_parent(zoo: Zoo, name: str, members: list[Any]) -> None:
+    zoo.register(f"{name}-adapted", members, job={}, parent=f"{name}@1")
+
+
+def by_job(zoo: Zoo, name: str, members: list[Any]) -> None:
+    zoo.register(f"{name}-other", members, job={"kind": "iterate", "ensemble": f"{name}@1"})
+
+
+def by_member(zoo: Zoo, name: str, members: list[Any]) -> None:
+    import dataclasses
+
+    adapted = [dataclasses.replace(one, parent=f"{name}@1/00") for one in members]
+    zoo.register(f"{name}-adapted", adapted, job={})
+
+
+def by_answers(zoo: Zoo, name: str, members: list[Any]) -> None:
+    del zoo, members
+    note_prediction(f"{name}@1", "s3://lab/answers.zarr")
+
+
+def by_alias(zoo: Zoo, name: str, members: list[Any]) -> None:
+    del members
+    zoo.set_alias(name, "candidate", 1)  # beside the log, which would refuse it
+
+
+@pytest.mark.parametrize(
+    ("need", "why"),
+    [
+        pytest.param(by_parent, "another version was made from it", id="a child"),
+        pytest.param(by_member, "another version was made from it", id="a child's member"),
+        pytest.param(by_job, "another version was made from it", id="a job"),
+        pytest.param(by_answers, "answers of it are kept, as s3://lab/answers.zarr", id="answers"),
+        pytest.param(by_alias, "it is candidate", id="an alias"),
+    ],
+)
+def test_an_archived_version_that_is_needed_stays(
+    zoo: Zoo, two: str, tiny_members: Members, need: Callable[..., None], why: str
+) -> None:
+    need(zoo, two, tiny_members(1))
+    (found,) = collected(zoo, two, remove=True, archived_for=timedelta(0))
+    assert (found.state, found.why) == (KEPT, why)
+    assert len(zoo.members(f"{two}@1")) == 2
+
+
+def test_the_version_a_rollback_would_go_to_stays(
+    zoo: Zoo, name: str, tiny_members: Members
+) -> None:
+    for version in (1, 2):
+        zoo.register(name, tiny_members(1), job={})
+        promote(zoo, f"{name}@{version}", who="ada")
+    archive(zoo, f"{name}@1", who="ada")
+    (found,) = collected(zoo, name, remove=True, archived_for=timedelta(0))
+    assert (found.state, found.why) == (KEPT, "a rollback would go to it")
+
+
+def test_a_manifest_that_cannot_be_read_stops_the_collection(
+    embedded: Zoo, tmp_path: Path, use_settings: Any, tiny_members: Members
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    record = embedded.register("graphene", tiny_members(1), job={})
+    shutil.rmtree(next(tmp_path.rglob(f"*{record.model_id}")))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(Corrupt):
+        collected(embedded, "graphene", remove=True)
+
+
+def test_an_empty_zoo_has_nothing_to_collect(
+    embedded: Zoo, tmp_path: Path, use_settings: Any
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    found = collect.collect(embedded, who="ada", archived_for=timedelta(0), remove=True)
+    assert (found, AuditLog().head()) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pytest.param({"grace": timedelta(minutes=59)}, id="a grace below an hour"),
+        pytest.param({"archived_for": timedelta(days=-1)}, id="archived in the future"),
+    ],
+)
+def test_times_that_make_no_sense_are_refused(embedded: Zoo, times: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        collect.collect(embedded, who="ada", **times)
+
+
+# -- a promotion of what is being removed ---------------------------------------------------------
+CHILD = """
+import os, signal, sys
+from datetime import timedelta
+from manybeam.zoo.collect import Leftovers, collect
+from manybeam.zoo.registry import Zoo
+
+where, name = sys.argv[1:]
+remove_version = Leftovers.remove_version
+
+def removed(*given):
+    if where == "killed before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if where == "slow":
+        print("removing", flush=True)
+        sys.stdin.readline()
+    remove_version(*given)
+    if where == "killed after":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Leftovers.remove_version = removed
+found = collect(Zoo(), who="bob", archived_for=timedelta(0), remove=True)
+print([one.state for one in found if one.name == name], flush=True)
+"""
+
+
+def collecting(where: str, name: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-c", CHILD, where, name]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_of_a_promotion_and_a_collection_at_once_the_second_is_told(zoo: Zoo, two: str) -> None:
+    with collecting("slow", two) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout.readline() == "removing\n"
+        with pytest.raises(Conflict, match=f"bob is changing {two}: collect asked"):
+            unarchive(zoo, f"{two}@1", who="ada")
+        with pytest.raises(Conflict, match="bob is changing"):
+            promote(zoo, f"{two}@1", who="ada", force=True, reason="now")
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "['removed']\n"
+    assert [one.version for one in zoo.ls(two)] == [2]
+    assert zoo.resolve(two).version == 2
+
+
+def test_a_version_taken_up_while_a_collection_looks_is_kept(
+    zoo: Zoo, two: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing = claims.standing
+
+    def seen(*given: Any) -> Any:
+        found = standing(*given)
+        monkeypatch.setattr(collect, "standing", standing)
+        unarchive(zoo, f"{two}@1", who="bob")
+        promote(zoo, f"{two}@1", who="bob")
+        return found
+
+    monkeypatch.setattr(collect, "standing", seen)
+    (found,) = collected(zoo, two, remove=True, archived_for=timedelta(0))
+    assert found.state == KEPT
+    assert "bob came first with" in found.why
+    assert (zoo.resolve(two).version, len(zoo.members(two))) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("where", "left", "outcome"),
+    [
+        pytest.param(
+            "killed before", [2, 1], "collect dropped", id="before the version is removed"
+        ),
+        pytest.param("killed after", [2], "collect done", id="after the version is removed"),
+    ],
+)
+def test_a_collection_killed_in_the_middle_is_finished_by_the_next(
+    zoo: Zoo, two: str, where: str, left: list[int], outcome: str
+) -> None:
+    with collecting(where, two) as child:
+        assert child.wait(120) == -signal.SIGKILL
+    assert [one.version for one in zoo.ls(two)] == left
+    archive(zoo, f"{two}@1", who="ada") if 1 in left else promote(zoo, f"{two}@2", who="ada")
+    assert AuditLog().entries(two)[0].action == outcome
+    assert REMOVED in {
+        one.state for one in collected(zoo, two, remove=True, archived_for=timedelta(0))
+    }
+    assert [one.version for one in zoo.ls(two)] == [2]
+    assert collected(zoo, two) == []

@@ -1,0 +1,222 @@
+"""zoo.life: promoted behind gates, rolled back, archived, and all of it told in the audit log."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from manybeam.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    RefusedByGate,
+    UnknownRef,
+)
+from manybeam.zoo.audit import AuditLog
+from manybeam.zoo.life import archive, promote, propose, rollback, unarchive
+from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.registry import Zoo
+
+Members = Callable[[int], list[Any]]
+
+
+def scores(found: int) -> list[Score]:
+    """What an ensemble that finds so many of 100 atoms is worth, on two conditions."""
+    counts = ((found, 0, 100 - found),) * 12
+    values = {"f1": 2 * found / (found + 100)}
+    return [Score(ENSEMBLE, c, "d", values, counts) for c in ("low", "nominal")]
+
+
+@pytest.fixture
+def versions(zoo: Zoo, name: str, tiny_members: Members) -> str:
+    """An ensemble of three versions, each better than the one before; none serves."""
+    for found in (80, 90, 95):
+        zoo.register(name, tiny_members(1), job={"kind": "train"}, scores=scores(found))
+    return name
+
+
+def serving(zoo: Zoo, name: str) -> int:
+    return zoo.resolve(name).version
+
+
+def told(name: str) -> list[tuple[str, str]]:
+    return [(one.action, one.subject.partition("@")[2]) for one in AuditLog().entries(name)[::-1]]
+
+
+# -- promotion ----------------------------------------------------------------------------------
+def test_a_version_that_passes_serves_and_the_log_tells(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@1", who="ada")
+    done = promote(zoo, f"{versions}@2", who="ada", reason="finds more")
+    assert serving(zoo, versions) == 2
+    assert (done.previous, done.is_forced) == (f"{versions}@1", False)
+    asked = AuditLog().entries(versions)[1]
+    assert (asked.who, asked.reason) == ("ada", "finds more")
+    assert asked.details == {"alias": "serving", "from": 1, "to": 2}
+
+
+def test_a_version_that_regresses_is_refused_and_each_condition_named(
+    zoo: Zoo, versions: str
+) -> None:
+    promote(zoo, f"{versions}@2", who="ada")
+    with pytest.raises(RefusedByGate, match=r"@1 may not be serving: F1 on low, nominal") as caught:
+        promote(zoo, f"{versions}@1", who="ada")
+    assert "0.947 -> 0.889" in caught.value.why
+    assert f"manybeam zoo diff {versions}@2 {versions}@1" in caught.value.hint
+    assert serving(zoo, versions) == 2
+
+
+def test_force_overrides_and_the_log_keeps_what_was_overridden(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@2", who="ada")
+    done = promote(zoo, f"{versions}@1", who="bob", force=True, reason="2 misses silicon")
+    assert (done.is_forced, serving(zoo, versions)) == (True, 1)
+    asked = AuditLog().entries(versions)[1]
+    assert asked.reason == "2 misses silicon"
+    assert [words.partition(":")[0] for words in asked.details["overridden"]] == [
+        "regression on low", "regression on nominal",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", ["", "  \n"])
+def test_force_without_a_reason_is_refused(embedded_versions: tuple[Zoo, str], reason: str) -> None:
+    zoo, name = embedded_versions
+    with pytest.raises(InvalidInput, match="without a reason"):
+        promote(zoo, f"{name}@1", who="ada", force=True, reason=reason)
+    assert AuditLog().head() == 0
+
+
+def test_force_does_not_make_an_archived_version_serve(zoo: Zoo, versions: str) -> None:
+    archive(zoo, f"{versions}@1", who="ada")
+    with pytest.raises(RefusedByGate, match="may not be serving: status"):
+        promote(zoo, f"{versions}@1", who="ada", force=True, reason="now")
+
+
+def test_a_candidate_need_not_be_better(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@2", who="ada", to="candidate")
+    promote(zoo, f"{versions}@1", who="ada", to="candidate")
+    assert zoo.resolve(f"{versions}@candidate").version == 1
+    with pytest.raises(UnknownRef):
+        zoo.resolve(versions)
+
+
+def test_what_serves_already_is_not_promoted_again(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@1", who="ada")
+    assert promote(zoo, f"{versions}@serving", who="ada").number == 0
+    assert len(told(versions)) == 2
+
+
+def test_a_proposal_changes_nothing(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@2", who="ada")
+    refusals = propose(zoo, f"{versions}@1").refusals
+    assert [one.condition for one in refusals] == ["low", "nominal"]
+    assert propose(zoo, f"{versions}@3").refusals == ()
+    assert (serving(zoo, versions), len(told(versions))) == (2, 2)
+
+
+@pytest.fixture
+def embedded_versions(
+    embedded: Zoo, tmp_path: Any, use_settings: Any, tiny_members: Members
+) -> tuple[Zoo, str]:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    for found in (80, 90, 95):
+        embedded.register("graphene", tiny_members(1), job={}, scores=scores(found))
+    return embedded, "graphene"
+
+
+@pytest.mark.parametrize(
+    ("ref", "more", "refusal"),
+    [
+        pytest.param("graphene@9", {}, NotFound, id="no such version"),
+        pytest.param("graphene@1/00", {}, InvalidInput, id="a member"),
+        pytest.param("graphene@1", {"to": "best"}, InvalidInput, id="no such alias"),
+        pytest.param("graphene@1", {"who": " "}, InvalidInput, id="nobody"),
+    ],
+)
+def test_what_cannot_be_promoted_is_told_and_not_recorded(
+    embedded_versions: tuple[Zoo, str], ref: str, more: dict[str, Any], refusal: type[Exception]
+) -> None:
+    with pytest.raises(refusal):
+        promote(embedded_versions[0], ref, **{"who": "ada", **more})
+    assert AuditLog().head() == 0
+
+
+# -- rollback -----------------------------------------------------------------------------------
+def test_a_rollback_goes_to_what_served_before_and_another_undoes_it(
+    zoo: Zoo, versions: str
+) -> None:
+    for version in (1, 2, 3):
+        promote(zoo, f"{versions}@{version}", who="ada")
+    assert rollback(zoo, versions, who="bob", reason="misses edges").ref == f"{versions}@2"
+    assert serving(zoo, versions) == 2
+    assert rollback(zoo, versions, who="bob").ref == f"{versions}@3"
+    assert serving(zoo, versions) == 3
+    assert told(versions)[-2:] == [("rollback asked", "3"), ("rollback done", "3")]
+
+
+def promote_and_move(zoo: Zoo) -> None:
+    promote(zoo, "graphene@1", who="ada")
+    zoo.set_alias("graphene", "serving", 3)
+
+
+@pytest.mark.parametrize(
+    ("before", "told_why"),
+    [
+        pytest.param(lambda zoo: zoo.set_alias("graphene", "serving", 1), "no move", id="no log"),
+        pytest.param(lambda zoo: promote(zoo, "graphene@1", who="a"), "no version", id="first"),
+        pytest.param(promote_and_move, "something else moved it on", id="moved beside the log"),
+    ],
+)
+def test_a_rollback_the_log_knows_no_way_for_is_refused(
+    embedded_versions: tuple[Zoo, str], before: Callable[[Zoo], Any], told_why: str
+) -> None:
+    zoo, name = embedded_versions
+    before(zoo)
+    now = serving(zoo, name)
+    with pytest.raises(NotFound, match=told_why) as caught:
+        rollback(zoo, name, who="ada")
+    assert caught.value.hint.startswith("manybeam zoo promote graphene@")
+    assert serving(zoo, name) == now
+
+
+def test_a_rollback_to_an_archived_version_is_refused(zoo: Zoo, versions: str) -> None:
+    for version in (1, 2):
+        promote(zoo, f"{versions}@{version}", who="ada")
+    archive(zoo, f"{versions}@1", who="ada")
+    with pytest.raises(Conflict, match=r"@1 served before and is archived"):
+        rollback(zoo, versions, who="ada")
+    assert serving(zoo, versions) == 2
+
+
+@pytest.mark.parametrize("text", ["graphene@3", "graphene@candidate", "graphene@serving/01"])
+def test_a_rollback_takes_an_ensemble_only(embedded_versions: tuple[Zoo, str], text: str) -> None:
+    with pytest.raises(InvalidInput, match="names more than an ensemble"):
+        rollback(embedded_versions[0], text, who="ada")
+
+
+def test_nothing_serves_so_nothing_is_rolled_back(embedded_versions: tuple[Zoo, str]) -> None:
+    with pytest.raises(UnknownRef, match="has no @serving version"):
+        rollback(embedded_versions[0], "graphene", who="ada")
+
+
+# -- archive ------------------------------------------------------------------------------------
+def test_an_archived_version_is_put_aside_and_taken_up_again(zoo: Zoo, versions: str) -> None:
+    assert archive(zoo, f"{versions}@1", who="ada", reason="old").archived is not None
+    assert unarchive(zoo, f"{versions}@1", who="ada").archived is None
+    assert told(versions) == [
+        ("archive asked", "1"), ("archive done", "1"),
+        ("unarchive asked", "1"), ("unarchive done", "1"),
+    ]  # fmt: skip
+
+
+def test_what_an_alias_points_at_is_not_archived(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@1", who="ada", to="candidate")
+    with pytest.raises(Conflict, match=f"{versions}@1 is candidate"):
+        archive(zoo, f"{versions}@candidate", who="ada")
+    assert zoo.resolve(f"{versions}@1").archived is None
+
+
+def test_archiving_twice_is_once(embedded_versions: tuple[Zoo, str]) -> None:
+    zoo, _ = embedded_versions
+    first = archive(zoo, "graphene@1", who="ada").archived
+    assert archive(zoo, "graphene@1", who="bob").archived == first
+    unarchive(zoo, "graphene@2", who="ada")
+    assert AuditLog().head() == 2
