@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: demo test check bench bench-science bench-selection fresh install
+.PHONY: demo test check bench bench-science bench-selection vendor fresh install
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -41,6 +41,10 @@ bench-selection: install
 	$(BIN)/python tests/benchmarks/selection.py --out bench/science
 	$(BIN)/python tests/benchmarks/adaptation.py --out bench/science
 	$(BIN)/python tests/benchmarks/drift_watch.py
+
+# Scripts and styles of the pages, fetched anew from the npm registry and checked; needs npm.
+vendor: install
+	$(BIN)/python infra/vendor.py
 
 # What a newcomer does: a new clone, a new virtual environment, the README's two commands.
 fresh:

@@ -19,6 +19,7 @@ from manybeam.errors import (
     TooLarge,
     UnreadableFile,
     UnsupportedMedia,
+    problem,
 )
 from manybeam.serve import wire
 
@@ -226,7 +227,7 @@ def test_json_says_null_where_a_spread_is_not_known() -> None:
 
 
 def test_a_problem_says_what_is_wrong_what_to_do_and_which_request_it_was() -> None:
-    assert wire.problem(Busy("full", "32 at most", "come back"), "r-1") == {
+    assert problem(Busy("full", "32 at most", "come back"), "r-1") == {
         "type": "urn:manybeam:busy",
         "title": (Busy.__doc__ or "").rstrip("."),
         "status": 429,

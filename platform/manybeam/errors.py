@@ -5,6 +5,9 @@ A message has three parts: what is wrong with the value seen; what is allowed; w
 lines and the service can fill a problem+json document from the same exception.
 """
 
+import re
+from typing import Any
+
 
 class ManybeamError(Exception):
     """The root of all errors we raise on purpose.
@@ -183,3 +186,16 @@ def http_status(error: BaseException) -> int:
 def exit_code(error: BaseException) -> int:
     """Return the exit code that tells this error; 1 for one that is not ours."""
     return 130 if isinstance(error, KeyboardInterrupt) else _outcome(error)[1]
+
+
+def problem(error: ManybeamError, request_id: str) -> dict[str, Any]:
+    """Return the problem+json document (RFC 9457) of an error of ours."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(error).__name__).lower()
+    return {
+        "type": f"urn:manybeam:{name}",
+        "title": (type(error).__doc__ or name).splitlines()[0].rstrip("."),
+        "status": http_status(error),
+        "detail": "; ".join(part for part in (error.what, error.why) if part),
+        "hint": error.hint,
+        "request_id": request_id,
+    }

@@ -6,6 +6,7 @@ never has two. Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > defa
 
 import os
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError
@@ -98,3 +99,18 @@ def settings() -> Settings:
             "each is a MANYBEAM_ environment variable or a line of manybeam.toml",
             "mend it, or unset it to use the default",
         ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name means this machine and nothing else.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("lab.example.org"), is_loopback("0.0.0.0")
+        (True, False, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from manybeam import __version__
-from manybeam.cli import adapt, admin, data, demo, jobs, predict, rehearse, serve, watch, zoo
+from manybeam.cli import adapt, admin, data, demo, jobs, predict, rehearse, serve, watch, web, zoo
 from manybeam.errors import ManybeamError, exit_code
 
 # typer carries click within itself and exports only this leaf of its usage errors.
@@ -46,6 +46,7 @@ app.command("predict")(predict.predict)
 app.command("select")(predict.select)
 app.command("iterate")(adapt.iterate)
 app.command("watch")(watch.watch)
+app.command("web")(web.web)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the flag's value

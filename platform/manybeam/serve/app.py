@@ -25,11 +25,10 @@ from manybeam.jobs.running import head
 from manybeam.serve.ports import (
     haproxy_can_serve,
     haproxy_variables,
-    is_loopback,
     port_in_use,
     port_is_free,
 )
-from manybeam.settings import settings
+from manybeam.settings import is_loopback, settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -6,30 +6,15 @@ import socket
 import sys
 import tempfile
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse
+from manybeam.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - named, not bound
 SHORT = "/tmp"  # noqa: S108 - a folder of our own is made in it
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name means this machine and nothing else.
-
-    Example:
-        >>> is_loopback("127.0.0.1"), is_loopback("lab.example.org"), is_loopback("0.0.0.0")
-        (True, False, False)
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def port_is_free(host: str, port: int) -> bool:

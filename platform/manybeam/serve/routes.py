@@ -33,12 +33,13 @@ from manybeam.errors import (
     WorkFailed,
     WrongMethod,
     http_status,
+    problem,
 )
 from manybeam.serve import wire
 from manybeam.serve.metrics import TEXT, Meter
-from manybeam.serve.ports import is_loopback
 from manybeam.serve.predict import Service, Watch
 from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, Question, read_query
+from manybeam.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class Desk:
     def problem(self, error: ManybeamError, request_id: str) -> Response:
         """Return an error as problem+json."""
         headers = {"retry-after": str(self._wait_s())} if isinstance(error, Busy) else {}
-        return _json(wire.problem(error, request_id), http_status(error), wire.PROBLEM, headers)
+        return _json(problem(error, request_id), http_status(error), wire.PROBLEM, headers)
 
     def _predict(
         self,

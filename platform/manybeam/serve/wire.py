@@ -20,11 +20,9 @@ from manybeam.data.intake import inspect_frame
 from manybeam.errors import (
     InvalidFrame,
     InvalidInput,
-    ManybeamError,
     TooLarge,
     UnreadableFile,
     UnsupportedMedia,
-    http_status,
 )
 from manybeam.serve.query import MAPS
 
@@ -278,16 +276,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
-
-
-def problem(error: ManybeamError, request_id: str) -> dict[str, Any]:
-    """Return the problem+json document (RFC 9457) of an error of ours."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(error).__name__).lower()
-    return {
-        "type": f"urn:manybeam:{name}",
-        "title": (type(error).__doc__ or name).splitlines()[0].rstrip("."),
-        "status": http_status(error),
-        "detail": "; ".join(part for part in (error.what, error.why) if part),
-        "hint": error.hint,
-        "request_id": request_id,
-    }

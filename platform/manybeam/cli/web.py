@@ -1,0 +1,36 @@
+"""`manybeam web`: the pages and the HTTP interface of the zoo, on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from manybeam.cli.output import say
+
+
+def web(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; any free one if 0.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Allow an address other machines can reach.")
+    ] = False,
+    refresh: Annotated[
+        float, typer.Option(min=0.2, max=3600, help="Seconds between two looks at the zoo.")
+    ] = 3.0,
+) -> None:
+    """Serve the pages to browse the zoo, until Ctrl-C. Changing needs the admin token.
+
+    Example: manybeam web --port 8000
+    """
+    from manybeam.settings import settings
+    from manybeam.web.app import run
+    from manybeam.web.auth import TOKEN_FILE, admin_token
+
+    _, is_new = admin_token(settings().home)
+    path = settings().home / TOKEN_FILE
+
+    def ready(url: str) -> None:
+        typer.echo(url)
+        say(f"{'made' if is_new else 'uses'} the admin token in {path}; Ctrl-C stops")
+
+    run(host, port, expose=expose, refresh_s=refresh, ready=ready)

@@ -1,0 +1,93 @@
+"""The HTTP interface for programs: what the pages show, as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from manybeam import __version__
+from manybeam.web.comparing import make_comparison, read_ids
+from manybeam.web.listing import read_question
+from manybeam.web.plane import Plane
+from manybeam.zoo.matrix import Score, member_label
+
+PAGE_SIZE = 50
+
+
+def api_router(plane: Plane) -> APIRouter:
+    """Return the routes that only read."""
+    router = APIRouter()
+
+    @router.get("/api/v1/zoo")
+    def find(request: Request) -> dict[str, Any]:
+        """Find ensembles or members; takes the same query as the page `/zoo`."""
+        question = read_question(request.query_params.multi_items(), page_size=PAGE_SIZE)
+        found = plane.catalogue.find(question.shown)
+        return {**asdict(found), "page": question.wanted.page, **_age(plane)}
+
+    @router.get("/api/v1/zoo/{ref:path}/matrix")
+    def matrix(ref: str) -> dict[str, Any]:
+        """Give every score of a version: members by conditions, newest last."""
+        sight = plane.shelf.look(ref)
+        return {
+            "ref": sight.record.ref,
+            "conditions": list(sight.matrix.conditions),
+            "superseded": [list(pair) for pair in sight.matrix.superseded],
+            "scores": [_score(row) for row in sight.matrix.rows],
+            **_age(plane),
+        }
+
+    @router.get("/api/v1/zoo/{ref:path}")
+    def version(ref: str) -> dict[str, Any]:
+        """Give one version or member: members, lineage, aliases, job."""
+        sight = plane.shelf.look(ref)
+        record = sight.record.to_json()
+        return {**record, "children": list(sight.children), **_age(plane)}
+
+    _add_lists(router, plane)
+    return router
+
+
+def _add_lists(router: APIRouter, plane: Plane) -> None:
+    @router.get("/api/v1/compare")
+    def compare(request: Request, score: str = "f1") -> dict[str, Any]:
+        """Compare up to eight versions or members with the first: `ids=a,b`."""
+        refs = read_ids(request.query_params.getlist("ids"))
+        return make_comparison(plane.shelf, refs, score).to_json() if refs else {"refs": []}
+
+    @router.get("/api/v1/conditions")
+    def conditions() -> dict[str, Any]:
+        """List the conditions anything was measured on, and those of the library."""
+        return {"conditions": [asdict(row) for row in plane.catalogue.conditions()], **_age(plane)}
+
+    @router.get("/api/v1/datasets")
+    def datasets(q: str = "", page: int = 1) -> dict[str, Any]:
+        """List the FrameSets of the store."""
+        return asdict(plane.framesets.find(q.strip(), max(page, 1)))
+
+    @router.get("/api/v1/audit")
+    def audit(subject: str = "", limit: int = 100) -> dict[str, Any]:
+        """List who changed what and why, newest first."""
+        from manybeam.zoo.audit import AuditLog
+
+        entries = AuditLog().entries(subject or None)
+        return {"total": len(entries), "entries": [asdict(one) for one in entries[: max(limit, 0)]]}
+
+    @router.get("/healthz")
+    def healthz() -> dict[str, Any]:
+        """Tell that the process answers, and whether what it shows is up to date."""
+        return {"status": "ok", "version": __version__, **_age(plane)}
+
+
+def _age(plane: Plane) -> dict[str, Any]:
+    """Return how old what is shown is: programs may not take an old state for a new one."""
+    news, trouble = plane.keeper.news, plane.keeper.trouble
+    return {
+        "as_of": news.as_of,
+        "is_fresh": news.is_fresh,
+        "trouble": trouble.what if trouble else "",
+    }
+
+
+def _score(row: Score) -> dict[str, Any]:
+    return {**asdict(row), "label": member_label(row.member)}

@@ -1,0 +1,233 @@
+"""The control plane's application: where its parts are put together, and how it is run.
+
+It is an ASGI process of its own, so that the zoo can be browsed while the cluster is down.
+"""
+
+import logging
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from manybeam import __version__
+from manybeam.errors import InvalidInput, NotAllowed, PortInUse, problem
+from manybeam.settings import is_loopback, settings
+from manybeam.web.api import api_router
+from manybeam.web.auth import Gatekeeper, admin_token
+from manybeam.web.changes import changes_router
+from manybeam.web.events import events_router
+from manybeam.web.framesets import FrameSets
+from manybeam.web.keeper import Keeper
+from manybeam.web.login import login_router
+from manybeam.web.pages import pages_router
+from manybeam.web.plane import Plane
+from manybeam.web.problems import PROBLEM, add_problems, request_id
+from manybeam.web.render import STATIC, Pages
+from manybeam.web.shelf import Shelf
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from manybeam.zoo.registry import Zoo
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S = 3.0
+KEPT_S = 365 * 86400
+# Pictures in the vendored style sheet (ticks, arrows) are data: URLs; nothing else is from outside.
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "accept-ch": "Sec-CH-Prefers-Color-Scheme",
+    "critical-ch": "Sec-CH-Prefers-Color-Scheme",
+}
+
+
+def make_plane(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) -> Plane:
+    """Return the parts of the control plane of the settings' platform.
+
+    Args:
+        zoo: the zoo; the settings' if left out.
+        refresh_s: pause between two looks at MLflow, in seconds.
+    """
+    from manybeam.spec import Library
+    from manybeam.zoo.catalogue import Catalogue
+    from manybeam.zoo.registry import Zoo
+
+    here, zoo = settings(), zoo or Zoo()
+    library = Library(here.zoo)
+    catalogue = Catalogue(zoo, library=library)
+    shelf = Shelf(zoo, here.home / "cache" / "listing.json")
+    keeper = Keeper(catalogue, shelf, refresh_s)
+    gatekeeper = Gatekeeper(admin_token(here.home)[0])
+    pages = Pages(keeper, gatekeeper)
+    frames = FrameSets(here.store_url)
+    return Plane(zoo, catalogue, shelf, keeper, frames, library, gatekeeper, pages)
+
+
+def create_app(plane: Plane | None = None, *, is_local: bool = True) -> FastAPI:
+    """Return the application.
+
+    Args:
+        plane: its parts; those of the settings' platform if left out.
+        is_local: answer only requests addressed to a loopback name: a web page that made its own
+            name point here (DNS rebinding) is refused.
+    """
+    parts = plane or make_plane()
+
+    @asynccontextmanager
+    async def kept(_: FastAPI) -> AsyncIterator[None]:
+        parts.keeper.start()
+        yield
+        parts.keeper.close()
+        parts.keeper.join()
+
+    app = FastAPI(
+        title="Manybeam control plane",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=kept,
+    )
+    app.state.plane = parts
+    add_problems(app, parts.pages)
+    app.include_router(events_router(parts.keeper, uuid.uuid4().hex))
+    app.include_router(changes_router(parts))
+    app.include_router(api_router(parts))
+    app.include_router(login_router(parts))
+    app.include_router(pages_router(parts))
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(Guard, is_local=is_local)
+    return app
+
+
+class Guard:
+    """What surrounds every answer: its headers, and the refusal of names that are not ours.
+
+    Args:
+        app: what answers.
+        is_local: refuse requests addressed to any but a loopback name.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_local: bool) -> None:
+        self._app, self._is_local = app, is_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        told = request_id(request)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers["x-request-id"] = told
+                if request.url.path.startswith("/static/") and request.url.query:
+                    headers["cache-control"] = f"public, max-age={KEPT_S}, immutable"
+            await send(message)
+
+        app = self._app
+        if self._is_local and not is_loopback(request.url.hostname or ""):
+            app = JSONResponse(problem(_foreign(request), told), 403, media_type=PROBLEM)
+        await app(scope, receive, with_headers)
+
+
+def _foreign(request: Request) -> NotAllowed:
+    return NotAllowed(
+        f"this is for its own machine, not for {(request.url.hostname or '')[:80]!r}",
+        "a web page of another name may not read it",
+        "ask it as 127.0.0.1, or start it with --expose",
+    )
+
+
+def run(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    expose: bool = False,
+    refresh_s: float = REFRESH_S,
+    ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve the control plane until the process is told to stop.
+
+    Args:
+        host: address to listen on.
+        port: port; any free one if 0.
+        expose: allow an address other machines can reach.
+        refresh_s: pause between two looks at MLflow, in seconds.
+        ready: told the address once the socket listens.
+
+    Raises:
+        NotAllowed: an address others can reach, without `expose`.
+        PortInUse: another process listens there.
+        InvalidInput: no such address.
+    """
+    if not expose and not is_loopback(host):
+        raise NotAllowed(
+            f"{host!r} can be reached from other machines",
+            "reading needs no log-in",
+            "use 127.0.0.1, or --expose behind something that checks who asks and speaks TLS",
+        )
+    listening = listen(host, port)
+    try:
+        app = create_app(make_plane(refresh_s=refresh_s), is_local=not expose)
+        name = f"[{host}]" if ":" in host else host
+        ready(f"http://{name}:{listening.getsockname()[1]}")
+        make_server(app).run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound; raises PortInUse or InvalidInput."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(128)
+    except (OSError, OverflowError) as error:
+        bound.close()
+        if getattr(error, "errno", None) == 98:
+            raise PortInUse(
+                f"port {port} of {host} is held by another process",
+                "the control plane needs one for itself",
+                f"stop that, or manybeam web --port {port + 1}",
+            ) from error
+        raise InvalidInput(f"cannot listen on {host!r}, port {port}", str(error), "") from error
+    return bound
+
+
+def make_server(app: FastAPI) -> "uvicorn.Server":
+    """Return the server of an application; it ends soon after it is told to."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Ends the streams of events first: a server waits for those who are connected."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.plane.keeper.close()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
+    )
+    return Server(config)

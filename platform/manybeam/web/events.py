@@ -1,0 +1,62 @@
+"""Server-sent events: one stream a tab tells when what it shows has changed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from manybeam.web.keeper import Keeper, News
+
+LOOK_S = 0.25  # how often a stream looks whether there is news; it costs a comparison
+ALIVE_S = 15.0  # proxies end a stream that says nothing for long
+
+
+def events_router(keeper: Keeper, boot: str) -> APIRouter:
+    """Return the route of the stream.
+
+    Args:
+        keeper: what knows the news.
+        boot: differs at every start, so that a page knows that it talks to a new process.
+    """
+    router = APIRouter()
+
+    @router.get("/api/v1/events")
+    async def events() -> StreamingResponse:
+        """Stream `state` events: what the zoo's state is now, and whenever it changes."""
+        return StreamingResponse(
+            stream(keeper, boot),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+    return router
+
+
+async def stream(keeper: Keeper, boot: str) -> AsyncIterator[str]:
+    """Yield the events of one tab until it leaves or the server stops."""
+    sent, silent_s = -1, 0.0
+    yield "retry: 1000\n\n"
+    while not keeper.is_closed:
+        news = keeper.news
+        if news.number != sent:
+            yield event(news, boot)
+            sent, silent_s = news.number, 0.0
+        elif silent_s >= ALIVE_S:
+            yield ": alive\n\n"
+            silent_s = 0.0
+        await asyncio.sleep(LOOK_S)
+        silent_s += LOOK_S
+
+
+def event(news: News, boot: str) -> str:
+    """Return one event as it travels."""
+    told = {
+        "state": news.state,
+        "told": news.told,
+        "is_fresh": news.is_fresh,
+        "as_of": news.as_of.isoformat() if news.as_of else None,
+        "boot": boot,
+    }
+    return f"event: state\nid: {news.number}\ndata: {json.dumps(told)}\n\n"

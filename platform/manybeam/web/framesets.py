@@ -1,0 +1,138 @@
+"""The FrameSets of the store, and a small picture of each one's first frame."""
+
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from manybeam.data.frames import FrameSet, list_framesets
+from manybeam.data.store import open_store
+from manybeam.errors import ManybeamError, NotFound, TooLarge
+
+PAGE_SIZE = 50
+LIST_S = 5.0  # how long a listing of the store is good for
+PREVIEW_PX = 160
+MOST_PX = 20_000_000  # of a frame that a picture is made of
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class FrameSetRow:
+    """One FrameSet as the page lists it.
+
+    Attributes:
+        path: where it lies below the store.
+        fault: why it cannot be read; "" if it can, and then the rest is known.
+    """
+
+    path: str
+    url: str
+    frame_count: int = 0
+    shape: tuple[int, int] = (0, 0)
+    condition: str = ""
+    digest: str = ""
+    has_truth: bool = False
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class FrameSetPage:
+    """One page of FrameSets; `total` counts those of all pages."""
+
+    rows: tuple[FrameSetRow, ...]
+    total: int
+    page: int
+    page_count: int
+    seconds: float
+
+
+class FrameSets:
+    """What lies in one store.
+
+    Args:
+        url: of the store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._listed: tuple[float, list[str]] = (-LIST_S, [])
+        self._turn = threading.Lock()
+
+    def find(self, text: str = "", page: int = 1) -> FrameSetPage:
+        """Return one page of the FrameSets whose path holds a text.
+
+        Raises:
+            StoreUnreachable: the store does not answer.
+            NotFound: the page is past the last one.
+        """
+        begun = time.monotonic()
+        paths = [path for path in self.paths() if text.casefold() in path.casefold()]
+        page_count = max(-(-len(paths) // PAGE_SIZE), 1)
+        if page > page_count:
+            raise NotFound(f"there is no page {page}", f"the last is {page_count}", "/datasets")
+        shown = paths[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+        with ThreadPoolExecutor(_READERS) as readers:
+            rows = tuple(readers.map(self._row, shown))
+        return FrameSetPage(rows, len(paths), page, page_count, time.monotonic() - begun)
+
+    def paths(self) -> list[str]:
+        """Return where FrameSets lie below the store, listed at most some seconds ago."""
+        with self._turn:
+            when, found = self._listed
+            if time.monotonic() - when > LIST_S:
+                root = open_store(self.url).url.rstrip("/") + "/"
+                found = [url.removeprefix(root) for url in list_framesets(self.url)]
+                self._listed = (time.monotonic(), found)
+            return found
+
+    def preview(self, path: str) -> bytes:
+        """Return a small PNG of the first frame.
+
+        Raises:
+            NotFound: no FrameSet lies there, or it is empty.
+            TooLarge: its frames are too large to be read for a picture.
+        """
+        if path not in self.paths():
+            raise NotFound(f"no FrameSet at {path!r}", "", "/datasets lists them")
+        frames = self._open(path)
+        if not len(frames):
+            raise NotFound(f"{path} holds no frame", "", "")
+        if frames.shape[0] * frames.shape[1] > MOST_PX:
+            raise TooLarge(f"frames of {path} are {frames.shape}", f"at most {MOST_PX} px", "")
+        return picture(frames.frame(0))
+
+    def _open(self, path: str) -> FrameSet:
+        return FrameSet.open(f"{self.url.rstrip('/')}/{path}")
+
+    def _row(self, path: str) -> FrameSetRow:
+        try:
+            found = self._open(path)
+        except ManybeamError as error:
+            return FrameSetRow(path, "", fault=str(error))
+        return FrameSetRow(
+            path,
+            found.url,
+            len(found),
+            found.shape,
+            found.condition.id,
+            found.digest,
+            found.has_truth,
+        )
+
+
+def picture(frame: Any) -> bytes:
+    """Return a frame as a small PNG: every n-th pixel, from the 1st to the 99th percentile."""
+    from PIL import Image
+
+    step = max(-(-max(frame.shape) // PREVIEW_PX), 1)
+    small = np.asarray(frame[::step, ::step], dtype=np.float64)
+    known = small[np.isfinite(small)]
+    low, high = np.percentile(known, (1, 99)) if known.size else (0.0, 1.0)
+    share = np.clip((np.nan_to_num(small, nan=low) - low) / ((high - low) or 1.0), 0, 1)
+    stream = io.BytesIO()
+    Image.fromarray((share * 255).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,280 @@
+"""The list of the zoo as addresses: every filter stands in the query, so a page can be sent on."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlencode
+
+from manybeam.errors import InvalidInput, NotFound
+from manybeam.web.render import number
+from manybeam.zoo.catalogue_rows import (
+    FACETS,
+    STATUSES,
+    Bounds,
+    Facet,
+    Kind,
+    Page,
+    Row,
+    Wanted,
+    quantity_names,
+)
+from manybeam.zoo.matrix import less_is_better
+from manybeam.zoo.records import Ref
+
+if TYPE_CHECKING:
+    from manybeam.zoo.catalogue import Catalogue
+
+Pairs = Sequence[tuple[str, str]]
+
+PAGE_SIZE = 50
+LONGEST_NUMBER = 9  # digits of a page's number
+# Ranges the page offers: quantity, what it is called there, its unit. An address may name any.
+OFFERED = (
+    ("dose_e_per_a2", "Dose", "e/Å²"),
+    ("beam_kv", "Beam", "kV"),
+    ("pixel_size_pm", "Pixel size", "pm"),
+    ("defocus_nm", "Defocus", "nm"),
+)
+_SINGLE = ("q", "kind", "condition", "score", "order", "page", "baseline")
+_LEFT_OUT = {("kind", "ensembles"), ("score", "f1"), ("order", "-score"), ("page", "1")}
+_SHOWN_FACETS = ("status", "network", "recipe", "policy")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an address asks of the zoo.
+
+    Attributes:
+        wanted: for the catalogue.
+        baseline: reference every row is compared with; "" for none.
+        pairs: the query, without what is empty or as it is when left out.
+    """
+
+    wanted: Wanted
+    baseline: str
+    pairs: tuple[tuple[str, str], ...]
+
+    def address(self, path: str = "/zoo", **changes: str | None) -> str:
+        """Return the address with some single fields changed, None to take one away.
+
+        A change of anything but the page goes back to the first page.
+        """
+        gone = {*changes} | ({"page"} if "page" not in changes else set())
+        kept = [pair for pair in self.pairs if pair[0] not in gone]
+        kept += [(key, value) for key, value in changes.items() if value]
+        return f"{path}?{urlencode(kept)}" if kept else path
+
+    def _dropping(self, *keys: str) -> str:
+        kept = [pair for pair in self.pairs if pair[0] not in (*keys, "page")]
+        return f"/zoo?{urlencode(kept)}" if kept else "/zoo"
+
+    def without(self, key: str, value: str) -> str:
+        """Return the address with one value of a field taken away."""
+        kept = [pair for pair in self.pairs if pair != (key, value) and pair[0] != "page"]
+        return f"/zoo?{urlencode(kept)}" if kept else "/zoo"
+
+    @property
+    def filters(self) -> list[tuple[str, str]]:
+        """What is asked for, each in words with the address that takes it away."""
+        told = [
+            (f"{key}: {value}" if key != "q" else f"“{value}”", self.without(key, value))
+            for key, value in self.pairs
+            if key in ("q", "condition", *FACETS)
+        ]
+        for name, (low, high) in self.wanted.ranges.items():
+            ends = (f"{name}_min", f"{name}_max")
+            told.append((range_in_words(name, low, high), self._dropping(*ends)))
+        return told
+
+    @property
+    def shown(self) -> Wanted:
+        """What the list shows: archived versions only where they are asked for."""
+        present = tuple(one for one in STATUSES if one != "archived")
+        return self.wanted if self.wanted.status else replace(self.wanted, status=present)
+
+    def facets(self, catalogue: "Catalogue") -> dict[str, list[Facet]]:
+        """Return what one can filter by, with counts of what the list shows."""
+        found = catalogue.facets(self.shown)
+        chosen = self.wanted.status
+        told = [replace(one, is_chosen=one.value in chosen) for one in found["status"]]
+        found["status"] = [one for one in told if one.count or one.is_chosen]
+        return found
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether scores are asked for on some conditions only."""
+        return bool(self.wanted.condition or self.wanted.ranges)
+
+    @property
+    def form_ranges(self) -> dict[str, tuple[str, str]]:
+        """The ranges as they stand in the form's fields."""
+        given = dict(self.pairs)
+        return {n: (given.get(f"{n}_min", ""), given.get(f"{n}_max", "")) for n, _, _ in OFFERED}
+
+
+def range_in_words(name: str, low: float | None, high: float | None) -> str:
+    """Return a range for a person.
+
+    Example:
+        >>> range_in_words("dose_e_per_a2", None, 300000.0), range_in_words("cs_um", 0.0, 2.0)
+        ('Dose ≤ 300,000 e/Å²', '0 ≤ cs_um ≤ 2')
+    """
+    label, unit = next(((lb, f" {u}") for n, lb, u in OFFERED if n == name), (name, ""))
+    below = "" if low is None else f"{number(low)} ≤ "
+    above = "" if high is None else f" ≤ {number(high)}"
+    return f"{below}{label}{above}{unit}"
+
+
+def read_question(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZE) -> Question:
+    """Read the query of an address.
+
+    Raises:
+        InvalidInput: a field nobody knows, or a value that is not allowed; all at once.
+    """
+    given = ((key, value.strip()) for key, value in pairs)
+    kept = tuple(pair for pair in given if pair[1] and pair not in _LEFT_OUT)
+    single = dict(kept)
+    faults: list[str] = []
+    ranges = _ranges(kept, faults)
+    known = {*_SINGLE, *FACETS} | {f"{n}_{end}" for n in quantity_names() for end in ("min", "max")}
+    faults += [f"{key}: no such field" for key, _ in kept if key not in known]
+    page = single.get("page", "1")
+    if not page.isascii() or not page.isdigit() or len(page) > LONGEST_NUMBER:
+        faults.append(f"page: {page[:30]!r} is not a whole number")
+    if faults:
+        raise InvalidInput("; ".join(faults), f"fields: {', '.join((*_SINGLE, *FACETS))}", "/zoo")
+    chosen = {facet: tuple(v for k, v in kept if k == facet) for facet in FACETS}
+    wanted = Wanted(
+        text=single.get("q", ""),
+        kind=cast("Kind", single.get("kind", "ensembles")),
+        condition=single.get("condition", ""),
+        ranges=ranges,
+        score=single.get("score", "f1"),
+        order=single.get("order", "-score"),
+        page=int(page),
+        page_size=page_size,
+        **chosen,
+    )
+    return Question(wanted, single.get("baseline", ""), kept)
+
+
+def _ranges(pairs: Pairs, faults: list[str]) -> Bounds:
+    found: dict[str, list[float | None]] = {}
+    for key, value in pairs:
+        name, _, end = key.rpartition("_")
+        if end not in ("min", "max") or name not in quantity_names():
+            continue
+        try:
+            bound = float(value)
+        except ValueError:
+            bound = math.nan
+        if not math.isfinite(bound):
+            faults.append(f"{key}: {value[:30]!r} is not a number")
+            continue
+        found.setdefault(name, [None, None])[end == "max"] = bound
+    return {name: (low, high) for name, (low, high) in found.items()}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One page of the list, with all that stands around it.
+
+    Attributes:
+        question: what was asked.
+        page: what was found.
+        facets: what one can filter by.
+        baseline: the row all others are compared with; None if none is pinned.
+        columns: conditions the filter names, of those the strip shows.
+    """
+
+    question: Question
+    page: Page
+    facets: Mapping[str, Sequence[Facet]]
+    baseline: Row | None
+    conditions: Sequence[Facet]
+
+    @property
+    def page_count(self) -> int:
+        """The number of pages; at least one."""
+        return max(-(-self.page.total // self.question.wanted.page_size), 1)
+
+    @property
+    def first(self) -> int:
+        """The number of the first row shown, from 1."""
+        return (self.question.wanted.page - 1) * self.question.wanted.page_size + 1
+
+    @property
+    def where(self) -> str:
+        """In words, where the score shown was taken."""
+        asked, wanted = self.page.asked, self.question.wanted
+        if len(asked) == 1:
+            return f"at {asked[0]}"
+        if not self.question.is_narrowed:
+            return "mean over the conditions measured"
+        if not asked:
+            return "on no condition that was measured"
+        named = f"like {wanted.condition}" if wanted.condition else "in these ranges"
+        return f"mean over {len(asked)} conditions {named}"
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Values of the darkest and the lightest colour of the strips: the lightest is best."""
+        if not less_is_better(self.question.wanted.score):
+            return 0.0, 1.0
+        seen = [v for row in self.page.rows for v in row.strip if v is not None]
+        return (max(seen), min(seen)) if seen else (1.0, 0.0)
+
+    def shown_facets(self) -> list[tuple[str, Sequence[Facet]]]:
+        """Return the facets of the page's form, each with its values."""
+        return [(name, self.facets.get(name, ())) for name in _SHOWN_FACETS]
+
+    def difference(self, row: Row) -> float | None:
+        """Return how much a row's score lies above the baseline's; None if either is missing."""
+        if self.baseline is None or row.value is None or self.baseline.value is None:
+            return None
+        return row.value - self.baseline.value
+
+    def is_asked(self, condition: str) -> bool:
+        """Tell whether a condition is one the filter names, and not all are."""
+        return self.question.is_narrowed and condition in self.page.asked
+
+
+def make_listing(catalogue: "Catalogue", question: Question) -> Listing:
+    """Return one page of the list.
+
+    Raises:
+        InvalidInput: the text cannot be searched for.
+        NotFound: the page is past the last one, or there is no such baseline.
+    """
+    page = catalogue.find(question.shown)
+    if not page.rows and page.total and question.wanted.page > 1:
+        raise NotFound(
+            f"there is no page {question.wanted.page}", f"rows: {page.total}", "go to the first"
+        )
+    facets = question.facets(catalogue)
+    baseline = _baseline(catalogue, question) if question.baseline else None
+    return Listing(question, page, facets, baseline, facets.get("condition", ()))
+
+
+def _baseline(catalogue: "Catalogue", question: Question) -> Row:
+    """Return the pinned row, with the score asked of all others."""
+    ref = Ref.parse(question.baseline)
+    kind: Kind = "ensembles" if ref.member is None else "members"
+    asked = replace(
+        question.wanted,
+        text="",
+        kind=kind,
+        name=(ref.name,),
+        status=(),
+        network=(),
+        recipe=(),
+        policy=(),
+        page=1,
+        page_size=1000,
+    )
+    for row in catalogue.find(asked).rows:
+        is_version = row.version == ref.version or (ref.alias or "") in row.aliases
+        if is_version and row.member == ref.member:
+            return row
+    raise NotFound(f"no baseline {question.baseline!r}", "", "unpin it, or pin a row of the list")

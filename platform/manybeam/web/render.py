@@ -1,0 +1,175 @@
+"""Pages from templates: what every page needs, and how values are worded."""
+
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from manybeam import __version__
+from manybeam.errors import NotAllowed, Unreachable
+from manybeam.web.auth import NOBODY, Gatekeeper, Person
+from manybeam.web.colours import shade
+
+if TYPE_CHECKING:
+    from manybeam.web.keeper import Keeper
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+THEME_COOKIE = "manybeam-theme"
+THEMES = ("light", "dark")
+
+
+class Pages:
+    """Renders the templates of this package.
+
+    Args:
+        keeper: what knows how old the shown state is.
+        gatekeeper: what knows who asks.
+    """
+
+    def __init__(self, keeper: "Keeper", gatekeeper: Gatekeeper) -> None:
+        self._keeper, self._gatekeeper = keeper, gatekeeper
+        self._templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=select_autoescape(default=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= FILTERS
+        self._templates.globals |= {"asset": asset, "version": __version__}
+
+    def show(
+        self, request: Request, template: str, *, status: int = 200, **values: Any
+    ) -> HTMLResponse:
+        """Return a page."""
+        person = self._person(request)
+        text = self._templates.get_template(template).render(
+            person=person,
+            theme=theme(request),
+            path=request.url.path,
+            here=str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
+            request_id=getattr(request.state, "request_id", ""),
+            news=self._keeper.news,
+            age_s=self._keeper.age_s,
+            trouble=self._keeper.trouble,
+            is_away=isinstance(self._keeper.trouble, Unreachable),
+            status=status,
+            **values,
+        )
+        return HTMLResponse(text, status, headers={"cache-control": "no-store"})
+
+    def _person(self, request: Request) -> Person:
+        try:
+            return self._gatekeeper.who(request)
+        except NotAllowed:
+            return NOBODY
+
+
+def theme(request: Request) -> str:
+    """Return `light`, `dark`, or "" where neither a cookie nor the browser says."""
+    chosen = request.cookies.get(THEME_COOKIE, "")
+    if chosen in THEMES:
+        return chosen
+    told = request.headers.get("sec-ch-prefers-color-scheme", "").strip('"')
+    return told if told in THEMES else ""
+
+
+@lru_cache(maxsize=64)
+def asset(path: str) -> str:
+    """Return the address of a static file; it changes with the content, so it may be kept."""
+    digest = hashlib.sha256((STATIC / path).read_bytes()).hexdigest()[:12]
+    return f"/static/{path}?{digest}"
+
+
+def score(value: float | None, key: str = "f1") -> str:
+    """Return a score as people read it.
+
+    Example:
+        >>> score(0.91234), score(12.345, "rmse_pm"), score(None)
+        ('0.912', '12.3', 'not measured')
+    """
+    if value is None:
+        return "not measured"
+    return f"{value:.1f}" if key.endswith(("_pm", "_ms")) else f"{value:.3f}"
+
+
+def signed(value: float | None, key: str = "f1") -> str:
+    """Return a difference with its sign; a true minus, which lines up with the plus."""
+    if value is None:
+        return "–"
+    text = score(abs(value), key)
+    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
+def day(moment: datetime | None) -> str:
+    """Return the day of a moment in UTC."""
+    return "–" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d")
+
+
+def minute(moment: datetime | None) -> str:
+    """Return a moment in UTC to the minute."""
+    return "–" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def ago(seconds: float | None) -> str:
+    """Return an age in words.
+
+    Example:
+        >>> ago(4.2), ago(150), ago(7300), ago(None)
+        ('4 s', '2 min', '2 h', 'never')
+    """
+    if seconds is None:
+        return "never"
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size * (2 if size == 86400 else 1):
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def number(value: float | None) -> str:
+    """Return a physical quantity as people write it.
+
+    Example:
+        >>> number(200000.0), number(7.8), number(1.2e6), number(60.0)
+        ('200,000', '7.8', '1,200,000', '60')
+    """
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:g}"
+
+
+def score_name(key: str) -> str:
+    """Return what a score is called on a page.
+
+    Example:
+        >>> score_name("rmse_pm"), score_name("f1"), score_name("best_threshold")
+        ('RMSE (pm)', 'F1', 'best threshold')
+    """
+    known = {"f1": "F1", "ece": "ECE", "rmse_pm": "RMSE (pm)", "mae_pm": "MAE (pm)"}
+    return known.get(key, key.replace("_", " "))
+
+
+def in_path(ref: str) -> str:
+    """Return a reference as a part of an address."""
+    return quote(ref, safe="@/")
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "score": score,
+    "signed": signed,
+    "day": day,
+    "minute": minute,
+    "ago": ago,
+    "number": number,
+    "score_name": score_name,
+    "in_path": in_path,
+    "shade": shade,
+}

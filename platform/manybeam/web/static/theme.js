@@ -1,0 +1,10 @@
+// Light or dark as the system has it, where no choice is kept: before anything is drawn.
+(function () {
+  "use strict";
+  const root = document.documentElement;
+  if (/(?:^|; )manybeam-theme=(light|dark)/.test(document.cookie)) return;
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const follow = () => root.setAttribute("data-bs-theme", dark.matches ? "dark" : "light");
+  dark.addEventListener("change", follow);
+  follow();
+})();

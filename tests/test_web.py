@@ -1,0 +1,487 @@
+"""web: what the control plane answers, whom it lets change something, and what it keeps out."""
+
+import hashlib
+import json
+import re
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from manybeam.data.frames import FrameSet
+from manybeam.data.simulate import simulate
+from manybeam.errors import InvalidInput, NotAllowed, PortInUse
+from manybeam.settings import is_loopback, settings
+from manybeam.spec import Library
+from manybeam.web import colours
+from manybeam.web.app import (
+    create_app,
+    listen,
+    make_plane,
+    make_server,
+    run,
+)
+from manybeam.web.auth import SESSION_S, Gatekeeper, admin_token
+from manybeam.web.framesets import LIST_S
+from manybeam.web.listing import read_question
+from manybeam.web.login import own_address
+from manybeam.web.plane import Plane
+from manybeam.web.render import STATIC
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
+from manybeam.zoo.registry import Zoo
+
+LIBRARY = Library(Path(__file__).parents[1] / "zoo")
+NOMINAL, LOWDOSE = "graphene-60kv-nominal", "graphene-60kv-lowdose"
+JOB = {"kind": "train"}
+
+
+def score(condition: str, hits: int, member: int = ENSEMBLE, digest: str = "") -> Score:
+    """Return the score of 16 frames of 60 atoms, of which so many are found in each."""
+    f1 = hits / 60
+    values = {"f1": f1, "f1_low": f1 - 0.02, "f1_high": f1 + 0.02, "frames": 16, "ece": 0.03}
+    found = tuple((hits + n % 3 - 1, 60 - hits, 60 - hits) for n in range(16))
+    digest = digest or f"{LIBRARY.conditions[condition].digest}-2"
+    return Score(member, condition, digest, values, found, scorer="1.0")
+
+
+def scores(nominal: int, lowdose: int) -> list[Score]:
+    rows = (ENSEMBLE, 0, 1, CLASSICAL)
+    return [score(NOMINAL, nominal, r) for r in rows] + [score(LOWDOSE, lowdose, r) for r in rows]
+
+
+@contextmanager
+def running(plane: Plane) -> Iterator[httpx.Client]:
+    """Serve the application on a free port until the block ends; the zoo has been read."""
+    plane.keeper.refresh()
+    with listen("127.0.0.1", 0) as listening:
+        server = make_server(create_app(plane))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        while not server.started:
+            time.sleep(0.01)
+        with httpx.Client(base_url=address, follow_redirects=True, timeout=60) as client:
+            yield client
+        server.should_exit = True
+        thread.join()
+
+
+def own(client: httpx.Client) -> dict[str, str]:
+    """Return what a browser says of a form that one of our pages sent."""
+    return {"origin": str(client.base_url).rstrip("/")}
+
+
+@pytest.fixture
+def client(
+    zoo: Any, name: str, tiny_members: Callable[[int], list[Any]], use_settings: Any
+) -> Iterator[httpx.Client]:
+    """The control plane over a zoo where version 1 serves and 2 is worse at low dose."""
+    use_settings({"MANYBEAM_ZOO": str(LIBRARY.folder)})
+    members = tiny_members(2)
+    zoo.register(name, members, job=JOB, scores=scores(48, 42), alias="serving")
+    zoo.register(
+        name, members, job=JOB, scores=scores(54, 30), alias="candidate", parent=f"{name}@1"
+    )
+    with running(make_plane(zoo, refresh_s=60)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory, tiny_members: Callable[[int], list[Any]]
+) -> Iterator[httpx.Client]:
+    """The same over one embedded zoo, of `graphene`, for tests that change nothing in it."""
+    home = tmp_path_factory.mktemp("web")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYBEAM_HOME", str(home))
+        patch.setenv("MANYBEAM_ZOO", str(LIBRARY.folder))
+        settings.cache_clear()
+        zoo, members = Zoo(), tiny_members(2)
+        zoo.register("graphene", members, job=JOB, scores=scores(48, 42), alias="serving")
+        wrong = ("02: <script>alert(1)</script>",)
+        zoo.register("graphene", members, job=JOB, scores=scores(54, 30), failed=wrong)
+        with running(make_plane(zoo, refresh_s=60)) as made:
+            yield made
+    settings.cache_clear()
+
+
+@pytest.fixture
+def reader(served: httpx.Client) -> httpx.Client:
+    """A client of that, who is not logged in."""
+    served.cookies.clear()
+    return served
+
+
+def bearer() -> dict[str, str]:
+    return {"authorization": f"Bearer {admin_token(settings().home)[0]}"}
+
+
+def log_in(client: httpx.Client) -> None:
+    token = admin_token(settings().home)[0]
+    asked = {"token": token, "back": "/zoo"}
+    done = client.post("/login", data=asked, headers=own(client))
+    assert done.status_code == 200, done.text
+    cookie = done.history[0].headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+
+
+def form_of(client: httpx.Client, ref: str) -> dict[str, str]:
+    found = re.search(r'name="csrf" value="([^"]+)"', client.get(f"/zoo/{ref}").text)
+    assert found is not None
+    return {"csrf": found[1]}
+
+
+def test_programs_find_what_pages_show(client: httpx.Client, name: str) -> None:
+    found = client.get("/api/v1/zoo", params={"name": name, "condition": LOWDOSE}).json()
+    assert [(row["ref"], row["value"]) for row in found["rows"]] == [
+        (f"{name}@1", 42 / 60),
+        (f"{name}@2", 30 / 60),
+    ]
+    assert found["is_fresh"]
+    page = client.get("/zoo", params={"name": name, "condition": LOWDOSE}).text
+    assert page.index(f"{name}@1") < page.index(f"{name}@2")
+
+
+def test_a_version_is_given_with_its_lineage_and_every_score(
+    client: httpx.Client, name: str
+) -> None:
+    first = client.get(f"/api/v1/zoo/{name}@1").json()
+    assert (first["aliases"], first["children"]) == (["serving"], [f"{name}@2"])
+    matrix = client.get(f"/api/v1/zoo/{name}@candidate/matrix").json()
+    assert len(matrix["scores"]) == 8
+    assert len(matrix["scores"][0]["counts"]) == 16
+    one = client.get(f"/api/v1/zoo/{name}@2/01/matrix").json()
+    assert {row["member"] for row in one["scores"]} == {1}
+
+
+def test_a_condition_whose_numbers_changed_is_kept_apart_on_the_page(
+    client: httpx.Client, zoo: Any, name: str
+) -> None:
+    zoo.record_scores(f"{name}@1", [score(NOMINAL, 50, digest="other-numbers")])
+    client.post(f"/api/v1/zoo/{name}@2/promote", json={"to": "candidate"}, headers=bearer())
+    page = client.get(f"/zoo/{name}@1").text
+    assert "Measured under numbers the condition no longer has" in page
+    told = client.get(f"/api/v1/zoo/{name}@1/matrix").json()
+    assert [pair[0] for pair in told["superseded"]] == [NOMINAL]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        pytest.param("/api/v1/zoo/graphene@9", 404, "nearest", id="version"),
+        pytest.param("/api/v1/zoo/%00", 404, "no reference", id="no reference"),
+        pytest.param("/api/v1/zoo/" + "é" * 300, 404, "no reference", id="300 letters"),
+        pytest.param("/api/v1/zoo?page=0", 422, "page: 0", id="page"),
+        pytest.param("/api/v1/zoo?page=99", 200, "rows", id="past the end"),
+        pytest.param("/api/v1/zoo?colour=red", 422, "colour: no such field", id="field"),
+        pytest.param("/api/v1/zoo?dose_e_per_a2_min=low", 422, "is not a number", id="number"),
+        pytest.param('/api/v1/zoo?q="*)( OR NEAR', 200, "rows", id="signs of a query language"),
+        pytest.param("/api/v1/nothing", 404, "no page", id="path"),
+        pytest.param("/api/v1/datasets?page=7", 404, "no page 7", id="page of frame sets"),
+        pytest.param("/api/v1/datasets?page=x", 422, "page", id="page that is none"),
+    ],
+)
+def test_what_cannot_be_answered_is_told_with_what_to_do(
+    reader: httpx.Client, path: str, status: int, told: str
+) -> None:
+    answer = reader.get(path)
+    assert (answer.status_code, told in answer.text) == (status, True), answer.text
+    if status >= 400:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert {"type", "title", "detail", "hint", "request_id"} <= set(answer.json())
+
+
+def test_a_person_gets_a_page_for_what_a_program_gets_a_document_for(reader: httpx.Client) -> None:
+    answer = reader.get("/zoo/graphene@9")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "has no version 9" in answer.text
+
+
+def test_a_change_needs_the_token(reader: httpx.Client) -> None:
+    path = "/api/v1/zoo/graphene@2/promote"
+    assert reader.post(path, json={}).status_code == 403
+    assert reader.post(path, json={}, headers={"authorization": "Bearer no"}).status_code == 403
+    assert reader.get("/api/v1/zoo/graphene@1").json()["aliases"] == ["serving"]
+
+
+def test_a_refused_promotion_names_the_condition_and_a_forced_one_is_in_the_log(
+    client: httpx.Client, name: str
+) -> None:
+    path = f"/api/v1/zoo/{name}@2/promote"
+    refused = client.post(path, json={}, headers=bearer())
+    assert refused.status_code == 409
+    assert LOWDOSE in refused.json()["detail"]
+    assert NOMINAL not in refused.json()["detail"]
+    assert client.post(path, json={"force": True}, headers=bearer()).status_code == 422
+    asked = {"force": True, "reason": "high dose this week"}
+    forced = client.post(path, json=asked, headers=bearer())
+    assert forced.json()["is_forced"], forced.text
+    assert client.get(f"/api/v1/zoo/{name}").json()["version"] == 2, "shown at once"
+    log = client.get("/api/v1/audit", params={"subject": name}).json()["entries"]
+    assert "high dose this week" in {entry["reason"] for entry in log}
+    back = client.post(f"/api/v1/zoo/{name}/rollback", json={}, headers=bearer())
+    assert back.json()["ref"] == f"{name}@1", back.text
+
+
+def test_an_archived_version_leaves_the_list_until_it_is_asked_for(
+    client: httpx.Client, zoo: Any, name: str, tiny_members: Any
+) -> None:
+    zoo.register(name, tiny_members(1), job=JOB)
+    done = client.post(f"/api/v1/zoo/{name}@3/archive", json={"reason": "a try"}, headers=bearer())
+    assert done.status_code == 200, done.text
+    shown = client.get("/api/v1/zoo", params={"name": name}).json()
+    asked = client.get("/api/v1/zoo", params={"name": name, "status": "archived"}).json()
+    assert (shown["total"], asked["total"]) == (2, 1)
+    busy = client.post(f"/api/v1/zoo/{name}@1/archive", json={}, headers=bearer())
+    assert busy.status_code == 409
+
+
+def test_a_form_of_another_site_or_session_changes_nothing(reader: httpx.Client) -> None:
+    log_in(reader)
+    path, fields = "/zoo/graphene@2/promote", form_of(reader, "graphene@2")
+    elsewhere = {"origin": "http://elsewhere.example"}
+    assert reader.post(path, data=fields, headers=elsewhere).status_code == 403
+    assert reader.post(path, data=fields).status_code == 403, "no origin at all"
+    assert reader.post(path, data={"csrf": "x"}, headers=own(reader)).status_code == 403
+    refused = reader.post(path, data=fields, headers=own(reader))
+    assert refused.status_code == 409
+    assert "Promote against the gates" in refused.text
+
+
+def test_the_bytes_and_the_answers_of_a_version_are_tried_on_its_page(
+    client: httpx.Client, name: str
+) -> None:
+    log_in(client)
+    fields = form_of(client, f"{name}@2")
+    tested = client.post(f"/zoo/{name}@2/test", data=fields, headers=own(client)).text
+    assert "00: reproduces" in tested
+    verified = client.post(f"/zoo/{name}@2/verify", data=fields, headers=own(client)).text
+    assert "weights of member 01: whole" in verified
+
+
+def test_a_wrong_token_opens_nothing_and_a_right_one_does(reader: httpx.Client) -> None:
+    wrong = reader.post("/login", data={"token": "guess"}, headers=own(reader))
+    assert wrong.status_code == 403
+    assert not reader.cookies
+    log_in(reader)
+    assert "Logged in as admin" in reader.get("/zoo").text
+    reader.post("/logout", headers=own(reader))
+    assert "Logged in" not in reader.get("/zoo").text
+
+
+@pytest.mark.parametrize("form", ["html", "md"])
+def test_the_model_card_is_served_without_anything_that_runs(
+    reader: httpx.Client, form: str
+) -> None:
+    card = reader.get(f"/zoo/graphene@2/card.{form}")
+    assert card.status_code == 200
+    assert LOWDOSE in card.text
+    assert card.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_a_package_is_made_when_it_is_asked_for_and_not_kept(
+    reader: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = reader.get("/zoo/graphene@1/00/export/onnx")
+    assert made.status_code == 200, made.text
+    assert 'filename="graphene-1-00.onnx"' in made.headers["content-disposition"]
+    deadline = time.monotonic() + 10
+    while list(tmp_path.glob("manybeam-export-*")):  # it goes once it is sent
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert reader.get("/zoo/graphene@1/export/pickle").status_code == 422
+
+
+def test_frame_sets_are_listed_with_a_picture_of_the_first_frame(reader: httpx.Client) -> None:
+    condition = LIBRARY.conditions[NOMINAL]
+    frames = FrameSet.create(f"{settings().store_url}/lab/a set.zarr", condition, (48, 64))
+    made = simulate(condition, 1, seed=1, shape=(48, 64))
+    frames.append(made.frames_nyx, made.truth, made.pixel_size_pm)
+    deadline = time.monotonic() + 3 * LIST_S
+    while not (found := reader.get("/api/v1/datasets").json()["rows"]):
+        assert time.monotonic() < deadline, "a listing is kept for some seconds, not for ever"
+        time.sleep(0.2)
+    assert [(one["path"], one["frame_count"], one["has_truth"]) for one in found] == [
+        ("lab/a set.zarr", 1, True)
+    ]
+    picture = reader.get("/datasets/lab/a set.zarr/preview.png")
+    assert picture.content.startswith(b"\x89PNG")
+    assert reader.get("/datasets/../../etc/preview.png").status_code == 404
+    assert "lab/a set.zarr" in reader.get("/datasets").text
+
+
+def test_every_answer_carries_the_policy_and_no_page_what_it_forbids(reader: httpx.Client) -> None:
+    for path in ("/zoo", "/zoo/graphene@2", "/compare?ids=graphene@1,graphene@2", "/conditions"):
+        page = reader.get(path)
+        assert page.headers["content-security-policy"].startswith("default-src 'self'")
+        assert not re.search(r'\sstyle="|<style|<script>|\son[a-z]+="', page.text), path
+        outside = re.findall(r'(?:src|href|action)="(?:https?:)?//[^"]+', page.text)
+        assert not outside, path
+
+
+def test_what_people_wrote_is_shown_as_text(reader: httpx.Client) -> None:
+    page = reader.get("/zoo/graphene@2").text
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    asked = reader.get("/zoo", params={"q": '"><script>alert(1)</script>'}).text
+    assert "<script>alert" not in asked
+
+
+@pytest.mark.parametrize("host", ["elsewhere.example", "10.0.0.1", "127.0.0.1.elsewhere.example"])
+def test_a_name_that_is_not_this_machine_is_refused(reader: httpx.Client, host: str) -> None:
+    answer = reader.get("/api/v1/zoo", headers={"host": host})
+    assert answer.status_code == 403
+    assert reader.get("/zoo", headers={"host": "localhost:8000"}).status_code == 200
+
+
+def test_the_interface_is_described_and_health_told(reader: httpx.Client) -> None:
+    paths = reader.get("/openapi.json").json()["paths"]
+    assert {"/api/v1/zoo", "/api/v1/audit", "/api/v1/zoo/{ref}/promote"} <= set(paths)
+    assert "/api/v1/zoo/{ref}/matrix" in reader.get("/docs").text
+    assert reader.get("/healthz").json()["status"] == "ok"
+    assert reader.post("/healthz").status_code == 405
+
+
+# -- without a zoo --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ([("page", "1.5")], "page"),
+        ([("kind", "networks")], "kind"),
+        ([("order", "colour")], "order"),
+        ([("status", "lost")], "status"),
+        ([("dose_e_per_a2_max", "nan")], "dose_e_per_a2_max"),
+        ([("dose_e_per_a2_min", "5"), ("dose_e_per_a2_max", "2")], "above"),
+        ([("page", "1" * 5000)], "page"),
+    ],
+)
+def test_an_address_that_asks_for_nonsense_is_refused(
+    query: list[tuple[str, str]], told: str
+) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        read_question(query)
+
+
+def test_an_address_holds_only_what_differs_from_the_default() -> None:
+    asked = [
+        ("q", " a "),
+        ("kind", "ensembles"),
+        ("condition", ""),
+        ("page", "1"),
+        ("status", "serving"),
+    ]
+    assert read_question(asked).address(page="2") == "/zoo?q=a&status=serving&page=2"
+
+
+@pytest.mark.parametrize(
+    "address", ["https://elsewhere", "//elsewhere", "/\\elsewhere", "zoo", "/zoo\r\nx: y", ""]
+)
+def test_nobody_is_sent_to_another_site(address: str) -> None:
+    assert own_address(address) == "/zoo"
+
+
+def test_the_admin_token_is_for_its_owner_only_and_made_once(tmp_path: Path) -> None:
+    home, made = tmp_path / "home", []
+    makers = [threading.Thread(target=lambda: made.append(admin_token(home))) for _ in range(8)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    assert len({token for token, _ in made}) == 1
+    assert sum(is_new for _, is_new in made) == 1
+    assert stat.S_IMODE((home / "admin-token").stat().st_mode) == 0o600
+    assert [path.name for path in home.iterdir()] == ["admin-token"]
+
+
+@pytest.mark.parametrize(("content", "mode"), [("short", 0o600), ("x" * 40, 0o644)])
+def test_a_token_that_others_know_or_could_guess_is_refused(
+    tmp_path: Path, content: str, mode: int
+) -> None:
+    (tmp_path / "admin-token").write_text(content)
+    (tmp_path / "admin-token").chmod(mode)
+    with pytest.raises(InvalidInput):
+        admin_token(tmp_path)
+
+
+def test_a_session_ends_with_its_time_and_with_its_token() -> None:
+    now = [1000.0]
+    keeper = Gatekeeper("a" * 40, clock=lambda: now[0])
+    request = _request(cookie=f"manybeam-session={keeper.session()}")
+    assert keeper.who(request).name == "admin"
+    assert Gatekeeper("b" * 40, clock=lambda: now[0]).who(request).name == "nobody"
+    now[0] += SESSION_S + 1
+    assert keeper.who(request).name == "nobody"
+
+
+@pytest.mark.parametrize("cookie", ["", "manybeam-session=", "manybeam-session=9999999999.a.b"])
+def test_a_session_cannot_be_made_up(cookie: str) -> None:
+    assert Gatekeeper("a" * 40).who(_request(cookie=cookie)).name == "nobody"
+
+
+def _request(**headers: str) -> Any:
+    from fastapi import Request
+
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": pairs, "method": "GET", "path": "/"})
+
+
+def test_an_address_others_can_reach_is_refused_without_being_asked_for() -> None:
+    with pytest.raises(NotAllowed, match="other machines"):
+        run("0.0.0.0", 0)
+    assert [is_loopback(host) for host in ("::1", "localhost", "127.8.8.8", "10.0.0.1")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with listen("127.0.0.1", 0) as first, pytest.raises(PortInUse, match="is held"):
+        listen("127.0.0.1", first.getsockname()[1])
+
+
+# -- what is vendored, what is drawn --------------------------------------------------------------
+VENDORED = json.loads((STATIC / "vendor" / "vendor.json").read_text())
+
+
+@pytest.mark.parametrize("entry", VENDORED, ids=lambda entry: entry["file"])
+def test_a_vendored_file_is_the_one_in_the_list(entry: dict[str, str]) -> None:
+    content = (STATIC / "vendor" / entry["file"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    assert entry["licence"] in ("MIT", "0BSD")
+
+
+def test_every_vendored_file_is_in_the_list() -> None:
+    there = {path.name for path in (STATIC / "vendor").iterdir()} - {"vendor.json"}
+    assert there == {entry["file"] for entry in VENDORED}
+
+
+def test_the_style_sheet_of_colours_is_the_one_that_is_made() -> None:
+    assert (STATIC / "viridis.css").read_text() == colours.stylesheet()
+
+
+def test_text_can_be_read_on_every_colour() -> None:
+    rules = re.findall(r"background:#(\w{6});color:#(\w{3})", colours.stylesheet())
+    assert len(rules) == colours.CLASS_COUNT
+    for background, ink in rules:
+        rgb = tuple(int(background[i : i + 2], 16) / 255 for i in (0, 2, 4))
+        light = colours.luminance((rgb[0], rgb[1], rgb[2])) + 0.05
+        contrast = light / 0.05 if ink == "000" else 1.05 / light
+        assert contrast >= 4.5, background
+
+
+def test_our_own_style_writes_nothing_in_capitals() -> None:
+    own = (STATIC / "manybeam.css").read_text()
+    assert "uppercase" not in own
+    assert "text-transform: none !important" in own
