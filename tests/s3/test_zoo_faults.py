@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from manybeam.errors import ManybeamError, Unreachable, ZooUnreachable
+from manybeam.errors import Conflict, ManybeamError, Unreachable, ZooUnreachable
+from manybeam.zoo import claims
+from manybeam.zoo.audit import AuditLog
+from manybeam.zoo.life import promote
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
@@ -31,20 +34,28 @@ ROWS = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, counts=((9, 1, 1),))]
 Fault = Callable[[], None]
 
 
-@pytest.fixture
-def own_facility(
-    new_services: Callable[[], Any], use_settings: Callable[[dict[str, str]], None], tmp_path: Path
-) -> Iterator[Any]:
-    """SeaweedFS, PostgreSQL and MLflow that this test may kill and start again."""
+@pytest.fixture(scope="module")
+def started(new_services: Callable[[], Any]) -> Iterator[Any]:
+    """SeaweedFS, PostgreSQL and MLflow that these tests may kill and start again."""
     services = new_services()
     services.start("seaweedfs", "postgres", "mlflow")
-    use_settings({**services.settings(), "MANYBEAM_HOME": str(tmp_path)})
     yield services
     services.stop()
 
 
+@pytest.fixture
+def own_facility(
+    started: Any, use_settings: Callable[[dict[str, str]], None], tmp_path: Path
+) -> Any:
+    """Those services, with the settings pointing at them."""
+    use_settings({**started.settings(), "MANYBEAM_HOME": str(tmp_path)})
+    return started
+
+
 def zoo_at(services: Any, folder: Path) -> Zoo:
-    return Zoo(services.settings()["MANYBEAM_TRACKING_URI"], "", folder / "cache")
+    zoo = Zoo(services.settings()["MANYBEAM_TRACKING_URI"], "", folder / "cache")
+    _wait_until_it_answers(zoo)  # MLflow may still get over what the test before did to it
+    return zoo
 
 
 def at_call(patch: pytest.MonkeyPatch, method: str, fault: Fault) -> None:
@@ -66,50 +77,82 @@ def kill_database(services: Any) -> None:
 
     leader = psutil.Process(services.pid("postgres"))
     for process in [*leader.children(recursive=True), leader]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     leader.wait(10)
 
 
 @pytest.mark.s3
 @pytest.mark.postgres
 def test_a_registration_whose_database_is_killed_leaves_a_version_whole_or_none(
-    own_facility: Any, tiny_members: Any, tmp_path: Path
+    own_facility: Any, tiny_members: Any, tmp_path: Path, name: str
 ) -> None:
     zoo, ports = zoo_at(own_facility, tmp_path), _ports(own_facility)
-    zoo.register("graphene", tiny_members(1), job=JOB, scores=ROWS)
+    zoo.register(name, tiny_members(1), job=JOB, scores=ROWS)
     for method in ("add_model", "log_scores", "end_run", "add_version", "set_alias"):
-        before = {record.ref for record in zoo.ls()}
+        before = {record.ref for record in zoo.ls(name)}
         with pytest.MonkeyPatch.context() as patch:
             at_call(patch, method, lambda: kill_database(own_facility))
             with pytest.raises(Unreachable):
-                zoo.register("graphene", tiny_members(2), job=JOB, scores=ROWS, alias="serving")
+                zoo.register(name, tiny_members(2), job=JOB, scores=ROWS, alias="serving")
         own_facility.start("postgres", port=ports["postgres"])
         _wait_until_it_answers(zoo)
-        after = {record.ref for record in zoo.ls()}
+        after = {record.ref for record in zoo.ls(name)}
         # Only where the version was there before its alias was set may it be seen.
         assert len(after - before) == (1 if method == "set_alias" else 0)
         for ref in after:
             assert all(check.is_whole for check in verify(zoo, ref))
-    record = zoo.register("graphene", tiny_members(2), job=JOB, scores=ROWS, alias="serving")
-    assert zoo.resolve("graphene").ref == record.ref
+    record = zoo.register(name, tiny_members(2), job=JOB, scores=ROWS, alias="serving")
+    assert zoo.resolve(name).ref == record.ref
 
 
 @pytest.mark.s3
 @pytest.mark.postgres
 def test_a_registration_whose_object_store_is_killed_leaves_no_version(
-    own_facility: Any, tiny_members: Any, tmp_path: Path
+    own_facility: Any, tiny_members: Any, tmp_path: Path, name: str
 ) -> None:
     zoo, ports = zoo_at(own_facility, tmp_path), _ports(own_facility)
-    zoo.register("graphene", tiny_members(1), job=JOB)
+    zoo.register(name, tiny_members(1), job=JOB)
     pid = own_facility.pid("seaweedfs")
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, "add_model", lambda: os.kill(pid, signal.SIGKILL))
         with pytest.raises(ManybeamError):
-            zoo.register("graphene", tiny_members(2), job=JOB)
-    assert [record.version for record in zoo.ls()] == [1]
+            zoo.register(name, tiny_members(2), job=JOB)
+    assert [record.version for record in zoo.ls(name)] == [1]
     own_facility.start("seaweedfs", port=ports["seaweedfs"])
-    zoo.register("graphene", tiny_members(2), job=JOB)
-    assert len(zoo.members("graphene@2")) == 2
+    zoo.register(name, tiny_members(2), job=JOB)
+    assert len(zoo.members(f"{name}@2")) == 2
+
+
+@pytest.mark.s3
+@pytest.mark.postgres
+def test_a_promotion_whose_database_is_killed_leaves_the_alias_where_it_was(
+    own_facility: Any,
+    tiny_members: Any,
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zoo, ports = zoo_at(own_facility, tmp_path), _ports(own_facility)
+    for _ in range(2):
+        zoo.register(name, tiny_members(1), job=JOB, scores=ROWS)
+    promote(zoo, f"{name}@1", who="test")
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "set_alias", lambda: kill_database(own_facility))
+        with pytest.raises(Unreachable):
+            promote(zoo, f"{name}@2", who="test")
+    own_facility.start("postgres", port=ports["postgres"])
+    _wait_until_it_answers(zoo)
+    assert zoo.resolve(name).version == 1
+    # Whoever lost the answer may still be heard, so the next one is told to wait.
+    with pytest.raises(Conflict, match="not closed yet"):
+        promote(zoo, f"{name}@2", who="test")
+    monkeypatch.setattr(claims, "CLAIM_S", 1.0)
+    promote(zoo, f"{name}@2", who="test")
+    assert zoo.resolve(name).version == 2
+    actions = [one.action for one in AuditLog().entries(name)]
+    assert actions.count("promote dropped") == 1
+    assert actions.count("promote done") == 2
 
 
 # -- another MLflow -----------------------------------------------------------------------------
