@@ -93,7 +93,7 @@ def test_the_job_of_a_version_sets_its_gates(judged: Callable[..., Any]) -> None
 
 def test_a_loss_within_noise_passes(judged: Callable[..., Any]) -> None:
     few = score("low", 0.9)
-    noisy = tuple((90 + (-1) ** i * 9, 0, 10 - (-1) ** i * 9) for i in range(8))
+    noisy = tuple((90 + (-1) ** i * 6, 0, 10 - (-1) ** i * 6) for i in range(8))
     rotated = tuple(
         (row[0] - 3 * (-1) ** (i // 2), 0, row[2] + 3 * (-1) ** (i // 2))
         for i, row in enumerate(noisy)
@@ -187,3 +187,10 @@ def test_scores_of_the_old_version_that_cannot_be_read_are_named(
     shutil.rmtree(next(tmp_path.rglob(f"*{sheet.removeprefix('manybeam.scores.')}")))
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     assert against(judge(embedded, old.ref, new)) == [("regression", "")]
+
+
+def test_measuring_one_member_under_new_numbers_takes_no_condition_from_the_gate(
+    judged: Callable[..., Any],
+) -> None:
+    old = [score("low", 0.9), Score(0, "low", "changed", {"f1": 0.9})]
+    assert against(judged(old, [score("low", 0.5)], Gates())) == [("regression", "low")]

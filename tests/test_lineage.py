@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from manybeam.data.store import open_store
-from manybeam.errors import Corrupt, NotFound, UnknownRef
+from manybeam.errors import Corrupt, InvalidInput, NotFound, UnknownRef
 from manybeam.settings import settings
 from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, trained_on
 from manybeam.zoo.matrix import ENSEMBLE, Score
@@ -125,3 +125,44 @@ def test_a_sheet_says_when_rows_were_taken_only_if_they_do_not() -> None:
     first, second = read_sheet(write_sheet(rows, now=datetime(2026, 2, 3, tzinfo=UTC)))
     assert (first.taken, first.scorer) == (taken, "old")
     assert second.taken == datetime(2026, 2, 3, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("changed", "to"),
+    [
+        ("taken", '"0001-01-01T00:00:00"'),
+        ("taken", '"9999-12-31T23:59:59-23:00"'),
+        ("values", '{"f1": 1' + "0" * 400 + "}"),
+        ("values", "[" * 100_000),
+    ],
+)
+def test_a_sheet_of_impossible_values_is_refused(changed: str, to: str) -> None:
+    sheet = write_sheet([Score(0, "dim", "d", {"f1": 0.5})]).decode()
+    row = json.loads(sheet)["rows"][0]
+    before = json.dumps(row[changed], separators=(",", ":"))
+    with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
+        read_sheet(sheet.replace(f'"{changed}":{before}', f'"{changed}":{to}').encode())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Score(0, "dim", "d", {"f1": 10.0}),
+        Score(0, "dim", "d", {"recall": -0.1}),
+        Score(0, "dim", "d", {"f1": 0.5}, counts=((-5, 1, 1),)),
+        Score(0, "dim", "d", {"f1": 0.5}, taken=datetime(1, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_scores_out_of_range_are_not_kept(embedded: Zoo, tiny_members: Any, row: Score) -> None:
+    embedded.register("graphene", tiny_members(1), job=JOB)
+    with pytest.raises(InvalidInput):
+        embedded.record_scores("graphene@1", [row])
+    assert len(embedded.matrix("graphene@1")) == 0
+
+
+def test_a_reference_to_one_member_takes_its_scores_only(embedded: Zoo, tiny_members: Any) -> None:
+    embedded.register("graphene", tiny_members(2), job=JOB)
+    with pytest.raises(InvalidInput, match="scores of others than graphene@1/01"):
+        embedded.record_scores("graphene@1/01", [Score(ENSEMBLE, "dim", "d", {"f1": 0.5})])
+    embedded.record_scores("graphene@1/01", [Score(1, "dim", "d", {"f1": 0.5})])
+    assert embedded.matrix("graphene@1").value(1, "dim") == 0.5

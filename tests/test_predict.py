@@ -218,7 +218,7 @@ def test_auto_without_an_ensemble_served_is_no_capacity(tiny_zoo: Any) -> None:
     class Empty:
         resolve, matrix, ensemble = tiny_zoo.resolve, tiny_zoo.matrix, tiny_zoo.ensemble
 
-        def ls(self) -> list[Any]:
+        def listing(self) -> list[Any]:
             return []
 
     with pytest.raises(NoCapacity, match="no ensemble is served"):

@@ -177,7 +177,11 @@ def test_an_alias_of_a_version_that_is_not_there_is_refused(zoo: Zoo, versions: 
 # -- scores -------------------------------------------------------------------------------------
 def test_every_score_of_members_and_conditions_is_read_back(zoo: Zoo, name: str) -> None:
     given = [
-        score_of(m, f"condition-{c}", **{key: m + 10 * c + 100 * k for k, key in enumerate(KEYS)})
+        score_of(
+            m,
+            f"condition-{c}",
+            **{key: (m + 2 + 10 * c + 100 * k) / 1000 for k, key in enumerate(KEYS)},
+        )
         for m in (0, 1, 2, 3, 4, 5, ENSEMBLE, CLASSICAL)
         for c in range(8)
     ]
@@ -227,13 +231,13 @@ def test_a_reference_to_a_member_has_the_scores_of_that_member(zoo: Zoo, version
     assert zoo.matrix(f"{versions}@2/07").scored == (7,)
 
 
-def test_a_matrix_of_several_pages_is_read_whole(
+def test_a_listing_of_several_pages_is_read_whole(
     zoo: Zoo, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "_PAGE", 2)
-    rows = [score_of(i, "nominal", f1=i / 10) for i in (0, 1, 2, 3, 4, ENSEMBLE)]
-    zoo.register(name, [member_of(i) for i in range(5)], job=JOB, scores=rows)
-    assert len(zoo.matrix(f"{name}@1")) == 6
+    for _ in range(5):
+        zoo.register(name, [member_of(0)], job=JOB)
+    assert [entry.version for entry in zoo.listing(name)] == [5, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize(

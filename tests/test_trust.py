@@ -192,3 +192,40 @@ def test_a_version_without_a_self_test_says_so(
     assert embedded.resolve("graphene@1").environment == {}
     with pytest.raises(NotFound, match="has no self-test"):
         embedded.test("graphene@1")
+
+
+def test_scores_that_nobody_trusted_signed_do_not_count(
+    embedded: Zoo, tiny_members: Any, keys: Any, use_settings: Use
+) -> None:
+    use_settings(signing(keys))
+    embedded.register("graphene", tiny_members(1), job={"kind": "train"}, scores=ROWS)
+    use_settings({"MANYBEAM_SIGNING_KEY": ""})
+    better = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 1.0}, counts=((10, 0, 0),))]
+    embedded.record_scores("graphene@1", better)
+    assert embedded.matrix("graphene@1").value(ENSEMBLE, "dim") == 0.9
+    use_settings({"MANYBEAM_TRUSTED_KEYS": ""})
+    assert embedded.matrix("graphene@1").value(ENSEMBLE, "dim") == 1.0
+
+
+def test_what_a_stranger_made_is_not_signed(
+    embedded: Zoo, tiny_members: Any, keys: Any, use_settings: Use
+) -> None:
+    use_settings(signing(keys))
+    made = embedded.register("guest", tiny_members(1), job={}, scores=ROWS, vouch=False)
+    assert not made.seal
+    assert {one.what for one in verify(embedded, "guest@1") if not one.passed} == {
+        "manifest",
+        "scores",
+    }
+
+
+def test_the_manifest_of_another_ensemble_is_refused_under_a_name(
+    embedded: Zoo, tiny_members: Any, keys: Any, use_settings: Use
+) -> None:
+    use_settings(signing(keys))
+    for name in ("graphene", "other"):
+        embedded.register(name, tiny_members(1), job={"kind": "train"})
+    for key, value in embedded.entry("other@1").tags.items():
+        embedded.tracking.tag_version("graphene", 1, key, value)
+    with pytest.raises(Corrupt, match="is that of 'other'"):
+        embedded.members("graphene@1")

@@ -34,7 +34,7 @@ def up(
     if not where.ray_address:
         start_head(where.home, cpus or None)
     open_store(where.store_url)
-    Zoo().ls()
+    Zoo().listing()
     emit(list(_parts()), form, title="Platform")
 
 
@@ -166,7 +166,7 @@ def _store_answers() -> str:
 def _zoo_answers() -> str:
     from manybeam.zoo.registry import Zoo
 
-    return f"{len(Zoo().ls())} versions"
+    return f"{len(Zoo().listing())} versions"
 
 
 def _library() -> str:

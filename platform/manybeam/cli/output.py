@@ -76,12 +76,19 @@ def _table(rows: Sequence[Row], title: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    # What it shows may come from a package: as text, never as rich's own markup.
+    table = Table(
+        title=Text(title) if title else None,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for place, name in enumerate(rows[0] if rows else ("nothing here",)):
-        table.add_column(str(name), no_wrap=place == 0)  # an id cut short names nothing
+        table.add_column(Text(str(name)), no_wrap=place == 0)  # an id cut short names nothing
     for row in rows:
-        table.add_row(*(cell(value) for value in row.values()))
+        table.add_row(*(Text(cell(value)) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 

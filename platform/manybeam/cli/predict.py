@@ -180,9 +180,10 @@ def _ensembles(ref: str) -> "list[_Loaded]":
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
-    records = [zoo.resolve(ref)] if ref != AUTO else zoo.ls()
     if ref == AUTO:
-        records = [record for record in records if "serving" in record.aliases]
+        records = [zoo.record(one) for one in zoo.listing() if "serving" in one.aliases]
+    else:
+        records = [zoo.resolve(ref)]
     if not records:
         raise NotFound("the zoo serves no ensemble yet", "", "manybeam train jobs/quickstart.yaml")
     return [

@@ -6,7 +6,7 @@ import typer
 
 from manybeam.cli import zoo_compare, zoo_exchange, zoo_life, zoo_trust
 from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.errors import InvalidInput, Unreachable
+from manybeam.errors import InvalidInput, NotFound, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def list_all(
     status: Annotated[
         list[str] | None, typer.Option(help="serving, candidate, archived or none.")
     ] = None,
-    score: Annotated[str, typer.Option(help="f1, rmse_pm, ece, precision or recall.")] = "f1",
+    score: Annotated[str, typer.Option(help="Any score recorded: f1, rmse_pm, ece, ...")] = "f1",
     order: Annotated[
         str, typer.Option(help="score, name or created; a minus before it is best or newest first.")
     ] = "-score",
@@ -83,12 +83,21 @@ def list_all(
         kind="members" if members else "ensembles",
         status=tuple(status or ("serving", "candidate", "none")),
         condition=condition,
-        ranges=dict(_range(one) for one in where or ()),
+        ranges=_ranges(where or ()),
         score=score,
         order=order,
         page_size=limit,
     )
     page = catalogue.find(wanted)
+    if condition and page.conditions and not page.asked:
+        raise NotFound(
+            f"no condition {condition!r} was measured on",
+            "an id or a glob over ids",
+            f"measured: {', '.join(dict.fromkeys(page.conditions))}",
+        )
+    known = catalogue.score_names()
+    if known and score not in known:
+        raise NotFound(f"no score {score!r}", "", f"recorded: {', '.join(known)}")
     rows = [_found(row, score) for row in page.rows]
     emit(rows, form, title="Zoo", columns=_shown(rows, score))
     if page.total > len(page.rows):
@@ -114,12 +123,23 @@ def _refresh(catalogue: "Catalogue") -> None:
         say(f"{error.what}; this is what it held {age_s / 60:.0f} minutes ago")
 
 
+def _ranges(texts: "Sequence[str]") -> "dict[str, tuple[float | None, float | None]]":
+    """Return the ranges of quantities; several of one quantity all hold."""
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name, (low, high) in map(_range, texts):
+        ends = found.get(name, (None, None))
+        lows = [end for end in (ends[0], low) if end is not None]
+        highs = [end for end in (ends[1], high) if end is not None]
+        found[name] = (max(lows, default=None), min(highs, default=None))
+    return found
+
+
 def _range(text: str) -> tuple[str, tuple[float | None, float | None]]:
     """Read `dose_e_per_a2<=200000`, `defocus_nm>=2` or `beam_kv:60..80`."""
     import re
 
     number = r"([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)"
-    match = re.fullmatch(rf"([a-z0-9_.]+)(?:(<=|>=|<|>){number}|:{number}\.\.{number})", text)
+    match = re.fullmatch(rf"([a-z0-9_.]+)(?:(<=|>=){number}|:{number}\.\.{number})", text)
     try:
         if match is None:
             raise ValueError

@@ -101,10 +101,13 @@ def unarchive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
 def gc(
     *,
     older_than_hours: Annotated[
-        int, typer.Option(min=1, help="For how long a cut-off registration has been silent.")
+        int,
+        typer.Option(
+            min=1, max=876_000, help="For how long a cut-off registration has been silent."
+        ),
     ] = 24,
     archived_days: Annotated[
-        int | None, typer.Option(min=0, help="Also versions archived so long ago.")
+        int | None, typer.Option(min=0, max=36_500, help="Also versions archived so long ago.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it.")] = False,
     reason: ReasonOption = "",

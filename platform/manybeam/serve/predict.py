@@ -156,9 +156,7 @@ class Service:
             NoCapacity: there is none.
         """
         refs = self.refs or tuple(
-            f"{record.name}@{record.version}"
-            for record in self._zoo.ls()
-            if "serving" in record.aliases
+            f"{one.name}@{one.version}" for one in self._zoo.listing() if "serving" in one.aliases
         )
         if not refs:
             raise NoCapacity(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from manybeam.errors import Corrupt, NotAllowed, NotFound
 from manybeam.settings import settings
 from manybeam.spec import Library
+from manybeam.zoo import trust
 from manybeam.zoo.catalogue_answers import Answers
 from manybeam.zoo.catalogue_conditions import KnownConditions
 from manybeam.zoo.catalogue_file import (
@@ -157,12 +158,22 @@ class Catalogue:
         )
         return [row for row in self.find(asked).rows if row.value is not None]
 
+    def score_names(self) -> tuple[str, ...]:
+        """Return the names of all scores that anything has, in alphabetical order."""
+        names = self._read(lambda db: db.execute("SELECT name FROM score").fetchall())
+        return tuple(sorted(name for (name,) in names if not name.startswith(":")))
+
+    @property
+    def _measure(self) -> str:
+        """What decides how versions are read: the library, and whose scores count."""
+        return " ".join((self._known.digest, *trust.key_ids()))
+
     def _refresh(self, *, everything: bool) -> Refreshed:
         with self._refreshing:
             started, now = time.perf_counter(), datetime.now(UTC)
             self._known = self._known.renewed()
             known, library = self._read(lambda db: (known_states(db), fact(db, "library")))
-            everything = everything or library != self._known.digest
+            everything = everything or library != self._measure
             entries = {(one.name, one.version): one for one in self._zoo.listing()}
             changed = [
                 entry
@@ -213,7 +224,7 @@ class Catalogue:
             set_fact(db, "zoo", self._address)
             if as_of is not None:
                 set_fact(db, "as_of", max(fact(db, "as_of"), as_of.isoformat()))
-                set_fact(db, "library", self._known.digest)
+                set_fact(db, "library", self._measure)
             return written
 
         return self._file.write(write)

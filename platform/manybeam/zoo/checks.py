@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from manybeam.learn.member import Member
 
 DIGEST_LIMIT = 36  # of a dataset's digest in MLflow
+_SHARES = ("f1", "f1_low", "f1_high", "precision", "recall", "ece")
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 
 
@@ -65,9 +66,18 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
         if not 0 < len(row.condition_digest) <= DIGEST_LIMIT:
             faults.append(f"scores[{i}]: condition_digest {row.condition_digest!r}")
         faults += [f"scores[{i}]: {key!r}" for key in row.values if not _KEY.fullmatch(key)]
+        faults += [
+            f"scores[{i}]: {key} is {row.values[key]}, not from 0 to 1"
+            for key in _SHARES
+            if not 0 <= row.values.get(key, 0.0) <= 1
+        ]
+        if any(count < 0 for frame in row.counts for count in frame):
+            faults.append(f"scores[{i}]: negative counts")
+        if row.taken is not None and not 2000 <= row.taken.year <= 2200:
+            faults.append(f"scores[{i}]: taken in the year {row.taken.year}")
     if faults:
         raise InvalidInput(
-            "\n".join(faults),
+            "\n".join([*faults[:20], *([f"and {len(faults) - 20} more"] if faults[20:] else [])]),
             f"members of the version, digests of 1 to {DIGEST_LIMIT} characters, snake_case names",
             "give condition.digest",
         )

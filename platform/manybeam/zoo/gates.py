@@ -115,6 +115,7 @@ def _compared(zoo: Zoo, old: str, new: Record, gates: Gates) -> list[Verdict]:
     if not known:
         what = f"{old} was measured on nothing, so there is nothing to lose"
         verdicts = [Verdict(REGRESSION, passed=True, what=what)]
+    verdicts += _changed(old, before)
     return [*verdicts, *_calibration(before, after, gates.max_ece_increase)]
 
 
@@ -151,6 +152,15 @@ def _noise(condition: str, before: Matrix, after: Matrix) -> float:
         values = matrix.values(ENSEMBLE, condition)
         parts.append(abs(values["f1"] - values[end]) if end in values else 0.0)
     return math.hypot(*parts)
+
+
+def _changed(old: str, before: Matrix) -> Iterator[Verdict]:
+    """Refuse where the old version's score is of numbers that its condition no longer has."""
+    for condition, digest in before.superseded:
+        was = before.at(condition, digest).value(ENSEMBLE, condition)
+        if was is not None and before.value(ENSEMBLE, condition) is None:
+            told = f"the condition's numbers changed; F1 of {old} was {was:.3f}; measure both again"
+            yield Verdict(REGRESSION, passed=False, what=told, condition=condition)
 
 
 def _calibration(before: Matrix, after: Matrix, limit: float) -> Iterator[Verdict]:

@@ -7,7 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,8 @@ class Registration:
     rows: Sequence[Score] = ()
     failed: Sequence[str] = ()
     parent: str = ""
-    inputs: Sequence[FrameSetUse] = field(default=())
+    inputs: Sequence[FrameSetUse] = ()
+    vouch: bool = True
 
     def write(self, tracking: Tracking) -> int:
         """Write everything and return the number of the version, or leave none behind."""
@@ -69,7 +70,7 @@ class Registration:
             place = Place(experiment_id, run_id, manifest_id, digest)
             tags = self._tags(place)
             if self.rows:
-                tags |= add_scores(tracking, place, kept, self.rows)
+                tags |= add_scores(tracking, place, kept, self.rows, vouch=self.vouch)
             tracking.end_run(run_id)
             return tracking.add_version(self.name, manifest_id, run_id, tags)
         except BaseException:
@@ -91,12 +92,13 @@ class Registration:
 
     def _tags(self, place: "Place") -> dict[str, str]:
         """Return what a listing tells of the version without its manifest being read."""
+        what = f"manifest of {self.name}"
         tags = {
             MANIFEST_TAG: place.manifest_id,
             SHA256_TAG: place.sha256,
             EXPERIMENT_TAG: place.experiment_id,
             CODE_TAG: __version__,
-            SEAL_TAG: trust.sign(f"manifest of {self.name}", place.sha256),
+            SEAL_TAG: trust.sign(what, place.sha256) if self.vouch else "",
             PARENT_TAG: self.parent,
             **{f"{INPUT_TAG}{one.digest}": one.url for one in self.inputs},
         }
@@ -156,7 +158,12 @@ def add_member(
 
 
 def add_scores(
-    tracking: Tracking, place: Place, members: Iterable[MemberRecord], rows: Sequence[Score]
+    tracking: Tracking,
+    place: Place,
+    members: Iterable[MemberRecord],
+    rows: Sequence[Score],
+    *,
+    vouch: bool = True,
 ) -> dict[str, str]:
     """Write a sheet of scores and MLflow's headline of it; return the tag that makes it count."""
     sheet = write_sheet(rows)
@@ -173,7 +180,7 @@ def add_scores(
     ids = {member.index: member.model_id for member in members}
     ids |= {ENSEMBLE: place.manifest_id, CLASSICAL: place.manifest_id}
     tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows])
-    seal = trust.sign(f"scores of {place.sha256}", digest)
+    seal = trust.sign(f"scores of {place.sha256}", digest) if vouch else ""
     return {f"{SCORES_TAG}{model_id}": f"{digest} {seal}".strip()}
 
 

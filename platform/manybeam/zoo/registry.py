@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam import __version__
-from manybeam.errors import InvalidInput, InvalidSetting, NotFound, UnknownRef
+from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound, UnknownRef
 from manybeam.settings import settings
 from manybeam.zoo import trust
 from manybeam.zoo.cache import Cache, sha256_of
@@ -84,6 +84,7 @@ class Zoo:
         failed: Sequence[str] = (),
         parent: str = "",
         inputs: Iterable[FrameSetUse] = (),
+        vouch: bool = True,
     ) -> Record:
         """Register trained members as the next version of an ensemble, all or nothing.
 
@@ -91,11 +92,13 @@ class Zoo:
             name: name of the ensemble; made if it is new.
             members: at least one, each with its own index.
             job: the job that made them, resolved, as plain data.
-            alias: `serving` or `candidate`, moved to the new version at the very end.
+            alias: `serving` or `candidate`, moved to the new version at the very end, past every
+                gate and the audit log; `zoo.life.settle` asks them.
             scores: what is already measured; more may follow through `record_scores`.
             failed: members that were planned but failed, each with its reason.
             parent: reference of the version these were adapted from.
             inputs: FrameSets they were trained on.
+            vouch: sign the version, if the settings name a key; not what a stranger made.
 
         Raises:
             InvalidInput: a name, alias, index or score that cannot be kept.
@@ -108,7 +111,7 @@ class Zoo:
         check_alias(alias)
         check_members(members)
         check_scores(rows, {member.index for member in members})
-        asked = Registration(name, members, job, rows, failed, parent, tuple(inputs))
+        asked = Registration(name, members, job, rows, failed, parent, tuple(inputs), vouch)
         version = asked.write(self.tracking)
         if alias is not None:
             self.tracking.set_alias(name, alias, version)
@@ -145,9 +148,15 @@ class Zoo:
         manifest_id, sha256 = entry.tags[MANIFEST_TAG], entry.tags[SHA256_TAG]
         what = f"manifest of {entry.name}@{entry.version}"
         content = self._file(manifest_id, MANIFEST_FILE, sha256, what)
-        archived = entry.tags.get(ARCHIVED_TAG)
+        archived, found = entry.tags.get(ARCHIVED_TAG), read_manifest(content)
+        if found.name != entry.name:
+            raise Corrupt(
+                f"the {what} is that of {found.name!r}",
+                "somebody changed the zoo's database by hand",
+                "restore it from its backup",
+            )
         return dataclasses.replace(
-            read_manifest(content),
+            found,
             version=entry.version,
             aliases=entry.aliases,
             archived=datetime.fromisoformat(archived) if archived else None,
@@ -184,6 +193,12 @@ class Zoo:
         """
         record, rows = self.resolve(ref), list(rows)
         check_scores(rows, {member.index for member in record.members})
+        if record.selected is not None and any(row.member != record.selected for row in rows):
+            raise InvalidInput(
+                f"scores of others than {record.ref}",
+                "a reference to one member takes its scores only",
+                f"name the version: {record.name}@{record.version}",
+            )
         if rows:
             place = Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
             for key, value in add_scores(self.tracking, place, record.members, rows).items():
@@ -192,6 +207,9 @@ class Zoo:
     def scores(self, entry: VersionEntry) -> list[Score]:
         """Return every score of a version, oldest first.
 
+        Where the settings name trusted keys, sheets that none of them signed do not count; one
+        such sheet takes no version away, but it is logged.
+
         Raises:
             Corrupt: a sheet of them is not the one that was kept.
         """
@@ -199,7 +217,10 @@ class Zoo:
         for key, value in entry.tags.items():
             if key.startswith(SCORES_TAG):
                 what = f"scores of {entry.name}@{entry.version}"
-                model_id, sha256 = key.removeprefix(SCORES_TAG), value.partition(" ")[0]
+                model_id, (sha256, _, seal) = key.removeprefix(SCORES_TAG), value.partition(" ")
+                if not trust.may_count(f"scores of {entry.tags[SHA256_TAG]}", sha256, seal):
+                    logger.warning("unsigned scores do not count", extra={"of": what})
+                    continue
                 found += read_sheet(self._file(model_id, SHEET_FILE, sha256, what))
         return sorted(found, key=lambda row: row.taken.timestamp() if row.taken else 0.0)
 

@@ -74,7 +74,7 @@ def check(what: str, digest: str, seal: str) -> None:
         InvalidSetting: a key cannot be read.
     """
     folder = settings().trusted_keys
-    if folder and not is_vouched_for(what, digest, seal):
+    if not may_count(what, digest, seal):
         found = Seal.parse(seal)
         by = f"it is signed by the key {found.key_id}" if found else "it is not signed"
         raise NotAllowed(
@@ -82,6 +82,16 @@ def check(what: str, digest: str, seal: str) -> None:
             f"{by}; trusted: {', '.join(_trusted()) or 'no key at all'}",
             f"sign it with a key whose public half lies in {folder}: manybeam zoo sign",
         )
+
+
+def may_count(what: str, digest: str, seal: str) -> bool:
+    """Tell whether a digest may be used: a trusted key signed it, or the settings name none."""
+    return not settings().trusted_keys or is_vouched_for(what, digest, seal)
+
+
+def key_ids() -> tuple[str, ...]:
+    """Return the ids of the keys that are trusted here."""
+    return tuple(sorted(_trusted()))
 
 
 def is_vouched_for(what: str, digest: str, seal: str) -> bool:

@@ -1,0 +1,101 @@
+"""`manybeam zoo ls` and the tables: what is found, what is refused, what is shown as it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manybeam.cli import main
+from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.registry import Zoo
+
+JOB = {"kind": "train"}
+
+
+@pytest.fixture
+def filled(embedded: Zoo, tiny_members: Any, tmp_path: Path, use_settings: Any) -> Zoo:
+    """Two ensembles, one better on each of two conditions; the settings point at them."""
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    for name, dim, bright in (("night", 0.9, 0.5), ("day", 0.4, 0.8)):
+        rows = [Score(ENSEMBLE, "dim", "d", {"f1": dim}), Score(0, "bright", "b", {"f1": bright})]
+        rows.append(Score(ENSEMBLE, "bright", "b", {"f1": bright}))
+        embedded.register(name, tiny_members(1), job=JOB, scores=rows)
+    return embedded
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    assert main(["zoo", "ls", *words, "-o", "json"]) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_condition_ranks_by_the_score_there(filled: Zoo, capsys: Any) -> None:
+    assert [row["ref"] for row in listed(capsys, "-c", "dim")] == ["night@1", "day@1"]
+    assert [row["ref"] for row in listed(capsys, "-c", "bright")] == ["day@1", "night@1"]
+    (member, other) = listed(capsys, "--members", "-c", "dim")
+    assert (member["f1"], other["f1"]) == (None, None)
+
+
+def test_words_find_and_archived_versions_are_left_out(filled: Zoo, capsys: Any) -> None:
+    assert [row["ref"] for row in listed(capsys, "nig")] == ["night@1"]
+    assert main(["zoo", "archive", "night@1", "--reason", "see [/issue 5]"]) == 0
+    assert [row["ref"] for row in listed(capsys)] == ["day@1"]
+    assert [row["ref"] for row in listed(capsys, "--status", "archived")] == ["night@1"]
+
+
+def test_a_table_shows_a_reason_as_it_was_written(filled: Zoo, capsys: Any) -> None:
+    assert main(["zoo", "archive", "night@1", "--reason", "see [/issue 5] [red]now"]) == 0
+    capsys.readouterr()
+    assert main(["zoo", "audit", "-o", "table"]) == 0
+    assert "see [/issue 5] [red]now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["-c", "nosuch"], 4, "measured: bright, dim"),
+        (["--score", "nosuch"], 4, "recorded: f1"),
+        (["--where", "beam_kv<>60"], 2, "is no range of a quantity"),
+        (["--where", "beam_kv>=sixty"], 2, "is no range of a quantity"),
+        (["--order", "beauty"], 2, "order: 'beauty'"),
+        (["--status", "lost"], 2, "status: 'lost'"),
+    ],
+)
+def test_what_is_not_known_is_told(
+    filled: Zoo, capsys: Any, words: list[str], code: int, told: str
+) -> None:
+    assert main(["zoo", "ls", *words]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_several_ranges_of_one_quantity_all_hold() -> None:
+    from manybeam.cli.zoo import _ranges
+
+    assert _ranges(["beam_kv>=60", "beam_kv<=80", "beam_kv<=70", "defocus_nm:1..2"]) == {
+        "beam_kv": (60.0, 70.0),
+        "defocus_nm": (1.0, 2.0),
+    }
+
+
+@pytest.mark.parametrize("ref", ["../etc", "Grafén", "x" * 300, "night@@1", "night@1/zz", "a b"])
+def test_a_name_that_no_ensemble_can_have_is_refused_everywhere(
+    filled: Zoo, capsys: Any, ref: str
+) -> None:
+    for verb in ("show", "matrix", "test", "verify", "promote", "archive", "card"):
+        assert main(["zoo", verb, ref]) == 4, verb
+        assert "error:" in capsys.readouterr().err
+
+
+def test_the_last_state_is_shown_while_the_zoo_is_away(
+    filled: Zoo, capsys: Any, tmp_path: Path
+) -> None:
+    assert len(listed(capsys)) == 2
+    # In a process of its own: MLflow in this one keeps the database open.
+    (tmp_path / "zoo.db").write_text("no database " * 50)
+    argv = [sys.executable, "-m", "manybeam", "zoo", "ls", "-o", "id"]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert sorted(told.stdout.split()) == ["day@1", "night@1"]
+    assert "0 minutes ago" in told.stderr
