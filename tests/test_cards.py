@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from manybeam.cli import zoo_compare
-from manybeam.errors import InvalidInput, UnknownRef
+from manybeam.errors import InvalidInput, UnknownRef, WriteFailed
 from manybeam.zoo.cards import card_html, card_markdown, card_picture, limits, note_for
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
 from manybeam.zoo.records import FrameSetUse, MemberRecord, Record
@@ -262,17 +262,38 @@ def test_a_card_as_html_is_one_file(here: Path) -> None:
     assert not list(here.glob("*.partial"))
 
 
+def test_a_disk_without_room_leaves_the_old_card_and_nothing_else(tmp_path: Path) -> None:
+    import resource
+
+    (tmp_path / "card.md").write_text("the old one")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(WriteFailed, match=r"card\.md cannot be written"):
+            zoo_compare._write({tmp_path / "a.png": bytes(9), tmp_path / "card.md": bytes(2000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
+    assert (tmp_path / "card.md").read_text() == "the old one"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        pytest.param(["graphene", "--out", "/proc/card.html"], WriteFailed, id="/proc"),
+        pytest.param(["graphene", "--out", f"{'x' * 300}.md"], WriteFailed, id="a long name"),
+        pytest.param(["graphene", "--out", f"{'x' * 300}/c.md"], WriteFailed, id="a long folder"),
         pytest.param(["graphene", "--out", "card.docx"], InvalidInput, id="no form of a card"),
         pytest.param(["graphene", "--out", "no/card.md"], InvalidInput, id="no such folder"),
+        pytest.param(["graphene", "--out", "zoo.html"], InvalidInput, id="a folder"),
         pytest.param(["graphene@9"], UnknownRef, id="no such version"),
     ],
 )
 def test_a_card_that_cannot_be_written_is_refused(
-    here: Path, words: list[str], expected: type[Exception]
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: type[Exception]
 ) -> None:
+    monkeypatch.chdir(here)
+    (here / "zoo.html").mkdir()
     with pytest.raises(expected):
         CliRunner().invoke(app, ["card", *words], catch_exceptions=False)
 

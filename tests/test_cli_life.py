@@ -97,6 +97,8 @@ def test_a_forced_promotion_is_in_the_log_with_who_and_why(told: Told) -> None:
         pytest.param(["rollback", "graphene"], 4, id="nothing served before"),
         pytest.param(["archive", "graphene"], 6, id="it serves"),
         pytest.param(["gc", "--older-than-hours", "0"], 2, id="no grace"),
+        pytest.param(["gc", "--older-than-hours", "99999999999999"], 2, id="a grace of ages"),
+        pytest.param(["gc", "--archived-days", "9999999999"], 2, id="archived ages ago"),
         pytest.param(["audit", "--anchor", "yesterday"], 2, id="no anchor"),
     ],
 )

@@ -259,6 +259,8 @@ def test_an_empty_zoo_has_nothing_to_collect(
     [
         pytest.param({"grace": timedelta(minutes=59)}, id="a grace below an hour"),
         pytest.param({"archived_for": timedelta(days=-1)}, id="archived in the future"),
+        pytest.param({"archived_for": timedelta.max}, id="archived before our calendar"),
+        pytest.param({"grace": timedelta(days=36_501)}, id="a grace of more than a century"),
     ],
 )
 def test_times_that_make_no_sense_are_refused(embedded: Zoo, times: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from numpy.random import Generator
 from typer.testing import CliRunner
 
 from manybeam.cli import zoo_compare
-from manybeam.errors import InvalidInput, NotFound, UnknownRef
+from manybeam.errors import InvalidInput, NotFound, UnknownRef, WriteFailed
 from manybeam.zoo.compare import (
     NO_COUNTS,
     NOT_MEASURED,
@@ -336,6 +336,8 @@ def test_the_table_names_old_and_new(two_here: str) -> None:
         pytest.param(("{0}@1", "{0}@9"), UnknownRef, id="a version that is not there"),
         pytest.param(("{0}@1", "{0}@2", "--score", "beauty"), NotFound, id="a score nobody took"),
         pytest.param(("{0}@1", "{0}@2", "--png", "a.txt"), InvalidInput, id="no form of picture"),
+        pytest.param(("{0}@1", "{0}@2", "--png", "/proc/a.png"), WriteFailed, id="/proc"),
+        pytest.param(("{0}@1", "{0}@2", "--png", f"{'x' * 300}.png"), WriteFailed, id="long"),
     ],
 )
 def test_a_diff_that_cannot_be_made_is_refused(

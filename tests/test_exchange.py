@@ -1,11 +1,13 @@
 """Exchange: what leaves a zoo comes into another the same, and nothing bad comes in at all."""
 
 import json
+import os
 import pickle
 import shutil
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from manybeam.errors import (
     ManybeamError,
     MissingPackage,
     NotFound,
+    RefusedByGate,
     TooLarge,
     UnreadableFile,
     WriteFailed,
@@ -34,7 +37,9 @@ from manybeam.spec.recipe import Recipe
 from manybeam.zoo.exchange import Credit, Limits, export, import_
 from manybeam.zoo.exchange.bioimageio import seen
 from manybeam.zoo.exchange.onnx_graph import run_graph, view_of, write_graph
+from manybeam.zoo.life import promote
 from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.trust import make_keys
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,6 +97,23 @@ def test_a_folder_brings_members_scores_and_origin_into_another_zoo(
     assert (got.job["kind"], got.job["source"]) == ("import", "out")
     assert (got.job["origin"]["digest"], got.job["origin"]["job"]) == (sent.sha256, job)
     assert zoo.resolve(f"{name}-guest@candidate").version == got.version == 1
+
+
+def test_an_import_is_signed_by_a_person_not_by_the_key_at_hand(
+    zoo: Any, name: str, folder: Path, tmp_path: Path, use_settings: Any
+) -> None:
+    private, public = make_keys(tmp_path / "keys")
+    keys = {"MANYBEAM_SIGNING_KEY": str(private), "MANYBEAM_TRUSTED_KEYS": str(public)}
+    use_settings(keys)
+    said: list[str] = []
+    with pytest.raises(RefusedByGate, match=f"{name}@1 is registered but has no alias") as caught:
+        import_(zoo, folder, name, alias="serving", said=said.append)
+    assert caught.value.hint.startswith(f"manybeam zoo sign {name}@1 first")
+    assert said == [f"{name}@1 is not signed: others made it; manybeam zoo sign {name}@1 does"]
+    assert (zoo.resolve(f"{name}@1").seal, zoo.resolve(f"{name}@1").aliases) == ("", ())
+    zoo.sign(f"{name}@1")
+    assert promote(zoo, f"{name}@1", who="ada").ref == f"{name}@1"
+    assert zoo.resolve(name).seal
 
 
 def test_a_package_answers_the_same_to_the_last_bit_after_its_journey(
@@ -220,6 +242,77 @@ def test_an_export_replaces_nothing_unless_asked(tiny_zoo: Any, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["g"]
 
 
+def _holds(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def _with_a_note(folder: Path) -> None:
+    (folder / "members" / "note.txt").write_text("mine")
+
+
+def _with_a_link(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to("/etc/hostname")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param(lambda f: (f / "manifest.json").unlink(), "no manifest", id="no-manifest"),
+        pytest.param(
+            lambda f: (f / "manifest.json").write_text('{"format": "web-app"}'),
+            "no manifest.json of an export",
+            id="manifest-of-others",
+        ),
+        pytest.param(_with_a_note, "it holds members/note.txt", id="a-note-in-it"),
+        pytest.param(_with_a_link, "it holds README.md", id="a-link-in-it"),
+    ],
+)
+def test_a_folder_that_holds_more_than_an_export_is_never_replaced(
+    folder: Path, tiny_zoo: Any, tmp_path: Path, change: Change, told: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "g")
+    change(tmp_path / "g")
+    before = _holds(tmp_path / "g")
+    with pytest.raises(Conflict, match=told):
+        export(tiny_zoo, "graphene@2", tmp_path / "g", form="safetensors", overwrite=True)
+    assert _holds(tmp_path / "g") == before
+
+
+@pytest.mark.parametrize("form", ["onnx", "bioimageio"])
+def test_a_file_never_replaces_a_folder(
+    folder: Path, tiny_zoo: Any, tmp_path: Path, form: Any
+) -> None:
+    shutil.copytree(folder, tmp_path / "g")
+    with pytest.raises(Conflict, match="a file does not replace it"):
+        export(tiny_zoo, "graphene@2", tmp_path / "g", form=form, overwrite=True)
+    assert _holds(tmp_path / "g") == _holds(folder)
+
+
+def test_a_folder_made_while_an_export_is_written_is_not_replaced(tmp_path: Path) -> None:
+    from manybeam.zoo.exchange import _whole
+
+    def write(path: Path) -> None:
+        with _whole(path, overwrite=True) as (_, target):
+            target.mkdir()
+            path.mkdir()
+            (path / "thesis.md").write_text("precious")
+
+    with pytest.raises(Conflict, match="is a folder that stays"):
+        write(tmp_path / "g")
+    assert _holds(tmp_path) == {"g/thesis.md": b"precious"}
+
+
+def test_a_link_gives_way_and_what_it_points_to_stays(tiny_zoo: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.md").write_text("precious")
+    (tmp_path / "g").symlink_to(tmp_path / "mine")
+    export(tiny_zoo, "graphene@1", tmp_path / "g", form="safetensors", overwrite=True)
+    assert not (tmp_path / "g").is_symlink()
+    assert _holds(tmp_path / "mine") == {"thesis.md": b"precious"}
+
+
 def test_an_export_that_fails_leaves_nothing(embedded: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -234,7 +327,9 @@ def test_an_export_that_fails_leaves_nothing(embedded: Any, tmp_path: Path) -> N
     [
         pytest.param("pickle", "g", InvalidInput, id="unknown-form"),
         pytest.param("onnx", "absent/g", NotFound, id="no-folder"),
-        pytest.param("onnx", "g" * 300, (WriteFailed, OSError), id="long-name"),
+        pytest.param("onnx", "g" * 300, WriteFailed, id="long-name"),
+        pytest.param("onnx", f"{'g' * 300}/g", WriteFailed, id="long-folder"),
+        pytest.param("safetensors", "/proc/g", WriteFailed, id="no-folder-to-write-to"),
     ],
 )
 def test_an_export_that_cannot_be_is_refused(
@@ -444,6 +539,45 @@ def test_what_is_no_package_is_refused(
         path.write_bytes(content)
     with pytest.raises(error):
         import_(embedded, path, "guest")
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a test that may not read everything, even where root runs it."""
+    is_root = os.geteuid() == 0
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    if is_root:
+        os.seteuid(65534)
+    yield place
+    if is_root:
+        os.seteuid(0)
+    shutil.rmtree(place)
+
+
+def test_a_folder_with_a_file_that_may_not_be_read_is_refused(
+    folder: Path, embedded: Any, unprivileged: Path
+) -> None:
+    euid = os.geteuid()
+    os.seteuid(os.getuid())
+    shutil.copytree(folder, unprivileged / "g")
+    (unprivileged / "g" / "manifest.json").chmod(0)
+    os.seteuid(euid)
+    with pytest.raises(UnreadableFile, match=r"manifest\.json cannot be read: Permission denied"):
+        import_(embedded, unprivileged / "g", "guest")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("g" * 300, id="long-name"),
+        pytest.param(f"{'g' * 300}/g.zip", id="long-folder"),
+        pytest.param("/proc/self/mem", id="no-file-to-read"),
+    ],
+)
+def test_a_path_that_cannot_be_read_is_refused(embedded: Any, tmp_path: Path, place: str) -> None:
+    with pytest.raises(UnreadableFile, match="cannot be read"):
+        import_(embedded, tmp_path / place, "guest")
 
 
 def test_the_limits_hold_for_a_package(folder: Path, embedded: Any, tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ def _changed(tmp_path: Path, **changes: Any) -> Path:
         pytest.param({"model": "SegResNet"}, InvalidSpec, "'SegResNet' is not read", id="model"),
         pytest.param({"model_type": "vae"}, UnreadableFile, "segmentation", id="type"),
         pytest.param({"layers": [1, 2]}, UnreadableFile, "describe its network", id="layers"),
+        pytest.param({"layers": [float("inf")] * 4}, UnreadableFile, "its network", id="infinite"),
+        pytest.param({"nb_classes": float("inf")}, UnreadableFile, "its network", id="channels"),
         pytest.param({"layers": [1, 2, 1, 10]}, InvalidSpec, "1 to 9 layers", id="many-layers"),
         pytest.param({"upsampling": "bicubic"}, InvalidSpec, "bicubic", id="enlarging"),
         pytest.param({"nb_filters": 4}, UnreadableFile, "not those of", id="other-width"),

@@ -1,6 +1,7 @@
 """Unpacking: archives of strangers are checked before they are read, and never leave the folder."""
 
 import io
+import os
 import stat
 import struct
 import zipfile
@@ -133,6 +134,50 @@ def test_a_long_list_of_contents_is_refused_unread(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out")
 
 
+def zip64_record(size: int, start: int) -> bytes:
+    """Return Zip64's record of the list of contents: its length, and where it begins."""
+    return struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, size, start)
+
+
+def zip64_end(locates: int, says: int) -> bytes:
+    """Return what ends a Zip64: where its record is, and the old record with another length."""
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, locates, 1)
+    return locator + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, says, 0xFFFFFFFF, 0)
+
+
+def empty_file(number: int) -> bytes:
+    """Return what a list of contents says of an empty file."""
+    name = b"%06d" % number
+    fixed = (b"PK\x01\x02", *(0,) * 11, len(name), *(0,) * 6)
+    return struct.pack("<4s4B4H3I5H2I", *fixed) + name
+
+
+def test_the_length_in_the_record_of_zip64_is_the_one_that_counts(tmp_path: Path) -> None:
+    lists = b"".join(map(empty_file, range(250_000)))
+    path = tmp_path / "long.zip"
+    path.write_bytes(lists + zip64_record(len(lists), 0) + zip64_end(len(lists), says=100))
+    with pytest.raises(TooLarge, match="a list of contents of 13,000,000 bytes"):
+        unpack(path, tmp_path / "out")
+
+
+def test_a_second_record_of_zip64_hides_nothing(tmp_path: Path) -> None:
+    lists = empty_file(1)
+    records = zip64_record(13_000_000, 0) + zip64_record(len(lists), 0)
+    path = tmp_path / "two.zip"
+    path.write_bytes(lists + records + zip64_end(len(lists), says=100))
+    with pytest.raises(TooLarge, match="a list of contents of 13,000,000 bytes"):
+        unpack(path, tmp_path / "out")
+
+
+def test_a_sound_archive_in_zip64_is_read(tmp_path: Path) -> None:
+    path = packed(tmp_path / "good.zip", named("a"))
+    content = path.read_bytes()
+    start, end = content.index(b"PK\x01\x02"), content.rindex(b"PK\x05\x06")
+    record = zip64_record(end - start, start)
+    path.write_bytes(content[:end] + record + zip64_end(end, says=0xFFFFFFFF))
+    assert unpack(path, tmp_path / "out", SMALL) == ["a"]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_an_archive_cut_short_is_refused(tmp_path: Path, share: float) -> None:
     whole = packed(tmp_path / "whole.zip", named("a", "b")).read_bytes()
@@ -169,3 +214,28 @@ def test_a_folder_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(200_000))
     with pytest.raises(TooLarge, match="200,000"):
         files_of(tmp_path, SMALL)
+
+
+def test_a_folder_is_not_looked_through_beyond_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(200):
+        (tmp_path / f"{number:03d}").mkdir()
+    looked: list[object] = []
+    scandir = os.scandir
+
+    def counted(path: str) -> object:
+        looked.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    with pytest.raises(TooLarge, match="more than 5 entries"):
+        files_of(tmp_path, SMALL)
+    assert len(looked) == 1
+
+
+def test_the_files_of_a_folder_come_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/2", "c", "a", "b/1"):
+        (tmp_path / name).touch()
+    assert files_of(tmp_path) == ["a", "b/1", "b/2", "c"]

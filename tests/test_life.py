@@ -10,10 +10,11 @@ from manybeam.errors import (
     InvalidInput,
     NotFound,
     RefusedByGate,
+    StoreUnreachable,
     UnknownRef,
 )
 from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.life import archive, promote, propose, rollback, unarchive
+from manybeam.zoo.life import archive, promote, propose, rollback, settle, unarchive
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
@@ -195,6 +196,44 @@ def test_a_rollback_takes_an_ensemble_only(embedded_versions: tuple[Zoo, str], t
 def test_nothing_serves_so_nothing_is_rolled_back(embedded_versions: tuple[Zoo, str]) -> None:
     with pytest.raises(UnknownRef, match="has no @serving version"):
         rollback(embedded_versions[0], "graphene", who="ada")
+
+
+# -- a version just made ------------------------------------------------------------------------
+def test_a_version_just_made_that_may_not_serve_is_the_candidate(zoo: Zoo, versions: str) -> None:
+    promote(zoo, f"{versions}@2", who="ada")
+    said: list[str] = []
+    settled = settle(zoo, zoo.resolve(f"{versions}@1"), "serving", said=said.append)
+    assert settled.aliases == ("candidate",)
+    assert "F1 on low, nominal" in said[0]
+    assert said[0].endswith("it is the candidate")
+
+
+@pytest.mark.parametrize("to", ["serving", "candidate"])
+def test_an_alias_somebody_else_is_changing_leaves_a_version_that_says_so(
+    zoo: Zoo, versions: str, to: str
+) -> None:
+    claim = {"alias": to, "from": None, "to": 3}
+    AuditLog().append("promote asked", f"{versions}@3", who="bob", details=claim)
+    with pytest.raises(Conflict, match=f"{versions}@1 is registered but has no alias: bob is") as e:
+        settle(zoo, zoo.resolve(f"{versions}@1"), to)
+    assert e.value.hint == f"manybeam zoo promote {versions}@1 --to {to}"
+    assert zoo.resolve(f"{versions}@1").aliases == ()
+
+
+def test_a_log_that_does_not_answer_leaves_a_version_that_says_so(
+    embedded_versions: tuple[Zoo, str], use_settings: Callable[[dict[str, str]], None]
+) -> None:
+    zoo, name = embedded_versions
+    use_settings(
+        {
+            "MANYBEAM_STORE": "s3://nobody/store",
+            "MANYBEAM_S3_ENDPOINT": "http://127.0.0.1:9",
+            "MANYBEAM_S3_TIMEOUT_S": "1",
+        }
+    )
+    with pytest.raises(StoreUnreachable, match=f"{name}@1 is registered but may have no") as caught:
+        settle(zoo, zoo.resolve(f"{name}@1"), "serving")
+    assert caught.value.hint == f"manybeam zoo promote {name}@1 --to serving"
 
 
 # -- archive ------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manybeam.data.store import open_store
-from manybeam.errors import Corrupt, InvalidInput, NotFound, UnknownRef
+from manybeam.errors import Corrupt, InvalidInput, NotFound, StoreUnreachable, UnknownRef
 from manybeam.settings import settings
 from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, trained_on
 from manybeam.zoo.matrix import ENSEMBLE, Score
@@ -166,3 +167,43 @@ def test_a_reference_to_one_member_takes_its_scores_only(embedded: Zoo, tiny_mem
         embedded.record_scores("graphene@1/01", [Score(ENSEMBLE, "dim", "d", {"f1": 0.5})])
     embedded.record_scores("graphene@1/01", [Score(1, "dim", "d", {"f1": 0.5})])
     assert embedded.matrix("graphene@1").value(1, "dim") == 0.5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"null",
+        b"not JSON \xff",
+        b"[" * 100_000,
+        b'{"attributes": "ensemble"}',
+        b'{"attributes": null}',
+        b'{"attributes": {"ensemble": {"of": "others"}}}',
+        b'{"attributes": {"ensemble": "no reference at all"}}',
+    ],
+)
+def test_a_zarr_group_of_others_is_no_answer(tmp_path: Path, content: bytes) -> None:
+    for folder in (tmp_path, tmp_path / "00000"):
+        folder.mkdir(exist_ok=True)
+        (folder / "zarr.json").write_bytes(content)
+    assert prediction_of(str(tmp_path)) == ""
+
+
+@pytest.mark.parametrize("place", ["/", "/proc", "/" + "x" * 300, "/etc/hostname", "memory://no"])
+def test_what_is_no_zarr_group_is_no_answer_and_is_not_walked(place: str) -> None:
+    assert prediction_of(place) == ""
+
+
+def test_only_the_groups_on_top_are_looked_at(tmp_path: Path) -> None:
+    deep = tmp_path / "00000" / "deep"
+    deep.mkdir(parents=True)
+    (tmp_path / "zarr.json").write_text("{}")
+    (deep / "zarr.json").write_text('{"attributes": {"ensemble": "graphene@1"}}')
+    assert prediction_of(str(tmp_path)) == ""
+    assert prediction_of(str(deep)) == "graphene@1"
+
+
+def test_a_store_that_does_not_answer_is_told(use_settings: Any) -> None:
+    use_settings({"MANYBEAM_S3_ENDPOINT": "http://127.0.0.1:9", "MANYBEAM_S3_TIMEOUT_S": "1"})
+    with pytest.raises(StoreUnreachable):
+        prediction_of("s3://nobody/answers")

@@ -14,7 +14,6 @@ from manybeam.zoo.plots import (
     BETTER,
     UNCLEAR,
     WORSE,
-    conditions_figure,
     difference_figure,
     ink_on,
     matrix_figure,
@@ -125,13 +124,6 @@ def test_a_difference_is_told_by_colour_mark_and_words() -> None:
 def test_differences_of_nothing_are_said_to_be_none() -> None:
     figure = difference_figure(compare(Matrix(), Matrix()), ("a", "b"))
     assert "nothing" in figure.texts[0].get_text()
-
-
-def test_versions_side_by_side_show_only_what_was_measured() -> None:
-    figure = conditions_figure([("before", Matrix(ROWS)), ("after", Matrix())])
-    png(figure)
-    points = [line for line in figure.axes[0].lines if line.get_label() == "before"]
-    assert np.asarray(points[0].get_xdata()).tolist() == [0.99]
 
 
 def test_a_figure_leaves_no_state_behind() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from manybeam.errors import Conflict, Corrupt, InvalidSetting, NotAllowed, NotFound
+from manybeam.errors import Conflict, Corrupt, InvalidSetting, NotAllowed, NotFound, WriteFailed
 from manybeam.zoo import trust
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
@@ -55,6 +55,40 @@ def test_the_private_key_is_its_owners_and_never_overwritten(keys: tuple[Path, P
     with pytest.raises(Conflict, match="is there already"):
         trust.make_keys(keys[0].parent)
     assert keys[0].read_bytes() == before
+
+
+def test_a_public_key_that_is_there_stays_and_no_private_one_is_left(tmp_path: Path) -> None:
+    (tmp_path / trust.PUBLIC_FILE).write_text("of somebody else")
+    with pytest.raises(Conflict, match="is there already"):
+        trust.make_keys(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [trust.PUBLIC_FILE]
+    assert (tmp_path / trust.PUBLIC_FILE).read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/keys-of-mine"])
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(WriteFailed, match="cannot be written"):
+        trust.make_keys(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_folder_that_takes_no_file_is_told() -> None:
+    with pytest.raises(WriteFailed, match=r"/proc/manybeam-signing\.pem cannot be written"):
+        trust.make_keys(Path("/proc"))
+
+
+def test_a_disk_without_room_leaves_no_key(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(WriteFailed, match="no key was made"):
+            trust.make_keys(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"not a key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n"])

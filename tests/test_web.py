@@ -1,5 +1,6 @@
 """web: what the control plane answers, whom it lets change something, and what it keeps out."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -9,18 +10,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from typer.main import get_command
 
+from manybeam.cli.app import app as commands
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import simulate
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse
 from manybeam.settings import is_loopback, settings
 from manybeam.spec import Library
-from manybeam.web import colours
+from manybeam.web import colours, exports
 from manybeam.web.app import (
     create_app,
     listen,
@@ -232,6 +236,44 @@ def test_a_refused_promotion_names_the_condition_and_a_forced_one_is_in_the_log(
     assert back.json()["ref"] == f"{name}@1", back.text
 
 
+def test_a_version_refused_as_the_candidate_is_forced_to_be_that_and_nothing_else(
+    client: httpx.Client, zoo: Any, name: str, tiny_members: Callable[[int], list[Any]]
+) -> None:
+    zoo.register(name, tiny_members(1), job=JOB, failed=("01: loss is NaN", "02: loss is NaN"))
+    log_in(client)
+    asked = {**form_of(client, f"{name}@1"), "to": "candidate", "force": "1"}  # without a reason
+    refused = client.post(f"/zoo/{name}@3/promote", data=asked, headers=own(client))
+    assert refused.status_code == 422
+    form = refused.text[refused.text.index('id="refused"') :]
+    fields = dict(
+        re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form.split("</form>")[0])
+    )
+    assert fields["to"] == "candidate"
+    path = f"/zoo/{name}@3/promote"
+    client.post(path, data={**fields, "reason": "to be tried"}, headers=own(client))
+    assert client.get(f"/api/v1/zoo/{name}@serving").json()["version"] == 1
+    assert client.get(f"/api/v1/zoo/{name}@candidate").json()["version"] == 3
+
+
+def test_a_rollback_that_is_sent_twice_is_done_once(client: httpx.Client, name: str) -> None:
+    asked = {"force": True, "reason": "high dose this week"}
+    client.post(f"/api/v1/zoo/{name}@2/promote", json=asked, headers=bearer())
+    path = f"/api/v1/zoo/{name}@2/rollback"
+    assert client.post(path, json={"reason": None}, headers=bearer()).json()["ref"] == f"{name}@1"
+    again = client.post(path, json={}, headers=bearer())
+    assert (again.status_code, f"{name}@1 does" in again.text) == (409, True)
+    assert client.get(f"/api/v1/zoo/{name}@serving").json()["version"] == 1
+    entry = client.get("/api/v1/audit", params={"subject": f"{name}"}).json()["entries"][0]
+    assert entry["reason"] == "", "null is no reason, not the word None"
+
+
+@pytest.mark.parametrize("body", ["[" * 9000, '{"reason": 5}', '{"force": {}}', "[]", "{"])
+def test_a_body_that_is_not_texts_and_facts_is_refused(reader: httpx.Client, body: str) -> None:
+    headers = {**bearer(), "content-type": "application/json"}
+    answer = reader.post("/api/v1/zoo/graphene@1/archive", content=body, headers=headers)
+    assert answer.status_code == 422, answer.text
+
+
 def test_an_archived_version_leaves_the_list_until_it_is_asked_for(
     client: httpx.Client, zoo: Any, name: str, tiny_members: Any
 ) -> None:
@@ -254,7 +296,7 @@ def test_a_form_of_another_site_or_session_changes_nothing(reader: httpx.Client)
     assert reader.post(path, data={"csrf": "x"}, headers=own(reader)).status_code == 403
     refused = reader.post(path, data=fields, headers=own(reader))
     assert refused.status_code == 409
-    assert "Promote against the gates" in refused.text
+    assert "Promote to serving against the gates" in refused.text
 
 
 def test_the_bytes_and_the_answers_of_a_version_are_tried_on_its_page(
@@ -266,6 +308,23 @@ def test_the_bytes_and_the_answers_of_a_version_are_tried_on_its_page(
     assert "00: reproduces" in tested
     verified = client.post(f"/zoo/{name}@2/verify", data=fields, headers=own(client)).text
     assert "weights of member 01: whole" in verified
+    again = client.get(f"/zoo/{name}@2/verify?score=ece")  # as a browser does that is told to
+    assert (again.status_code, again.url.path) == (200, f"/zoo/{name}@2")
+    assert again.url.query == b"score=ece"
+
+
+def test_what_was_done_is_told_to_who_did_it_and_not_by_an_address(
+    client: httpx.Client, name: str
+) -> None:
+    assert "Promoted" not in client.get(f"/zoo/{name}@1?done=promote").text
+    log_in(client)
+    fields = {**form_of(client, f"{name}@1"), "to": "candidate"}
+    done = client.post(f"/zoo/{name}@1/promote", data=fields, headers=own(client))
+    assert "Promoted; the audit log has it." in done.text
+    assert (done.url.path, done.url.query) == (f"/zoo/{name}@1", b"")
+    cookie = done.history[0].headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "max-age=10" in cookie
 
 
 def test_a_wrong_token_opens_nothing_and_a_right_one_does(reader: httpx.Client) -> None:
@@ -274,8 +333,11 @@ def test_a_wrong_token_opens_nothing_and_a_right_one_does(reader: httpx.Client) 
     assert not reader.cookies
     log_in(reader)
     assert "Logged in as admin" in reader.get("/zoo").text
+    kept = reader.cookies["manybeam-session"]
     reader.post("/logout", headers=own(reader))
     assert "Logged in" not in reader.get("/zoo").text
+    reader.cookies["manybeam-session"] = kept
+    assert "Logged in" not in reader.get("/zoo").text, "a copy of the cookie ends with it"
 
 
 @pytest.mark.parametrize("form", ["html", "md"])
@@ -286,6 +348,21 @@ def test_the_model_card_is_served_without_anything_that_runs(
     assert card.status_code == 200
     assert LOWDOSE in card.text
     assert card.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_a_card_is_written_once_for_each_state_of_its_version(reader: httpx.Client) -> None:
+    first = reader.get("/zoo/graphene@1/00/card.html").text
+    before = exports._card_text.cache_info()
+    assert reader.get("/zoo/graphene@serving/00/card.html").text == first
+    after = exports._card_text.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert reader.get("/zoo/graphene@1/01/card.html").text != first
+
+
+def test_of_members_that_do_equally_well_all_are_outlined(reader: httpx.Client) -> None:
+    page = reader.get("/zoo/graphene@1").text
+    cells = re.findall(r'<td class="mb-cell [^"]*mb-best"[^>]*>(?:<a [^>]*>)?([\d.]+)', page)
+    assert cells == ["0.700", "0.800"] * 2
 
 
 def test_a_package_is_made_when_it_is_asked_for_and_not_kept(
@@ -300,6 +377,19 @@ def test_a_package_is_made_when_it_is_asked_for_and_not_kept(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert reader.get("/zoo/graphene@1/export/pickle").status_code == 422
+
+
+def test_another_site_cannot_make_the_machine_write_files(reader: httpx.Client) -> None:
+    for path in ("/zoo/graphene@1/export/onnx", "/zoo/graphene@1/card.html"):
+        answer = reader.get(path, headers={"sec-fetch-site": "cross-site"})
+        assert answer.status_code == 403, path
+
+
+def test_who_asks_for_a_package_while_one_is_made_is_told_at_once(reader: httpx.Client) -> None:
+    with exports._turn:
+        begun = time.monotonic()
+        answer = reader.get("/zoo/graphene@1/export/onnx")
+    assert (answer.status_code, time.monotonic() - begun < 5) == (429, True)
 
 
 def test_frame_sets_are_listed_with_a_picture_of_the_first_frame(reader: httpx.Client) -> None:
@@ -347,9 +437,91 @@ def test_a_name_that_is_not_this_machine_is_refused(reader: httpx.Client, host: 
 def test_the_interface_is_described_and_health_told(reader: httpx.Client) -> None:
     paths = reader.get("/openapi.json").json()["paths"]
     assert {"/api/v1/zoo", "/api/v1/audit", "/api/v1/zoo/{ref}/promote"} <= set(paths)
+    asked = paths["/api/v1/zoo/{ref}/promote"]["post"]["requestBody"]["content"]
+    assert set(asked["application/json"]["schema"]["properties"]) == {"reason", "to", "force"}
+    query = {one["name"] for one in paths["/api/v1/zoo"]["get"]["parameters"]}
+    assert {"q", "condition", "status", "dose_e_per_a2_max"} <= query
+    assert {one["name"] for one in paths["/api/v1/compare"]["get"]["parameters"]} == {
+        "ids",
+        "score",
+    }
     assert "/api/v1/zoo/{ref}/matrix" in reader.get("/docs").text
     assert reader.get("/healthz").json()["status"] == "ok"
     assert reader.post("/healthz").status_code == 405
+
+
+def test_a_file_is_kept_by_browsers_and_an_error_is_not(reader: httpx.Client) -> None:
+    kept = reader.get("/static/manybeam.css?1").headers["cache-control"]
+    assert "immutable" in kept
+    missing = reader.get("/static/nothing.css?1")
+    assert (missing.status_code, missing.headers["cache-control"]) == (404, "no-store")
+
+
+def test_a_condition_whose_numbers_changed_is_not_hidden_as_equal(
+    client: httpx.Client, zoo: Any, name: str
+) -> None:
+    zoo.register(name, [*zoo.members(f"{name}@1")], job=JOB, scores=scores(48, 42))
+    zoo.record_scores(f"{name}@3", [score(NOMINAL, 48, digest="other-numbers")])
+    client.post(f"/api/v1/zoo/{name}@3/promote", json={"to": "candidate"}, headers=bearer())
+    address = f"/compare?ids={name}@1,{name}@3&only=differences"
+    page = client.get(address).text
+    assert f"/conditions/{NOMINAL}" in page
+    assert f"/conditions/{LOWDOSE}" not in page
+    assert "1 conditions without a clear difference" in page
+
+
+# -- without an answer of MLflow ------------------------------------------------------------------
+def test_what_was_kept_is_not_called_fresh_before_mlflow_confirmed_it_nor_in_a_hang(
+    use_settings: Any, tmp_path: Path
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_ZOO": str(LIBRARY.folder)})
+    make_plane(Zoo()).keeper.refresh()
+    keeper = make_plane(Zoo(), refresh_s=0.3).keeper  # a process that starts again
+    assert keeper.age_s is not None
+    assert not keeper.news.is_fresh
+    keeper.refresh()
+    assert keeper.news.is_fresh
+    keeper._as_of = datetime.now(UTC) - timedelta(seconds=14)  # it waits since then
+    assert not keeper.news.is_fresh
+
+
+def _page_before_the_first_look(plane: Plane) -> str:
+    async def ask() -> str:
+        transport = httpx.ASGITransport(create_app(plane))  # starts no keeper
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.get("/zoo")).text
+
+    return asyncio.run(ask())
+
+
+def test_pages_tell_that_mlflow_has_not_answered_and_what_cannot_be_read(
+    use_settings: Any, tmp_path: Path
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_ZOO": str(LIBRARY.folder)})
+    plane = make_plane(Zoo(), refresh_s=60)
+    page = _page_before_the_first_look(plane)
+    assert "MLflow has not answered yet" in page
+    assert "Not read yet" in page
+    assert "<strong>0</strong>" not in page
+    plane.keeper.unreadable = {"graphene@3": "no <manifest>"}
+    assert "graphene@3: no &lt;manifest&gt;" in _page_before_the_first_look(plane)
+
+
+TEMPLATES = sorted((STATIC.parent / "templates").glob("*.html"))
+
+
+def test_every_command_on_a_page_exists() -> None:
+    root = get_command(commands)
+    seen: set[str] = set()
+    for path in TEMPLATES:
+        for words in re.findall(r"\bmanybeam ((?:[a-z][a-z-]* ?)+)", path.read_text()):
+            here: Any = root
+            for word in words.split():
+                if hasattr(here, "commands"):
+                    assert word in here.commands, (path.name, words)
+                    here = here.commands[word]
+                    seen.add(word)
+    assert {"train", "evaluate", "web"} <= seen
 
 
 # -- without a zoo --------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def _test_frames(
     measure: Any, library: Any, real: Mapping[str, float]
 ) -> tuple[dict[str, list[Any]], dict[str, float | None]]:
     """Return the test frames of each condition, and the match radius there."""
-    from manybeam.jobs.evaluate import labelled_frames, plan_blocks
+    from manybeam.jobs.blocks import labelled_frames, plan_blocks
     from manybeam.spec.job import Measure
 
     frames: dict[str, list[Any]] = {}

@@ -289,7 +289,7 @@ def _conditions() -> list[str]:
 
 def _frames(name: str) -> list[Any]:
     """Return the test frames of a condition, or those that are none of graphene at all."""
-    from manybeam.jobs.evaluate import labelled_frames, plan_blocks
+    from manybeam.jobs.blocks import labelled_frames, plan_blocks
     from manybeam.spec.job import Measure
 
     if name in ALIENS:
@@ -301,7 +301,7 @@ def _frames(name: str) -> list[Any]:
 
 
 def _alien(pictures: Sequence[Array]) -> list[Any]:
-    from manybeam.jobs.evaluate import Labelled
+    from manybeam.jobs.blocks import Labelled
 
     return [Labelled(np.asarray(one, np.float32), None, 16.0) for one in pictures]  # type: ignore[arg-type]
 

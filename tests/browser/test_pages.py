@@ -56,6 +56,45 @@ def test_no_page_breaks_an_accessibility_rule_or_writes_in_capitals(
     assert not wrong
 
 
+def test_no_page_scrolls_sideways_on_a_telephone(server: Server, new_page: MakePage) -> None:
+    page, wide = new_page(), {}
+    page.set_viewport_size({"width": 420, "height": 800})
+    for name, address in PAGES.items():
+        page.goto(server.url + address)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > 420:
+            wide[name] = width
+    assert not wide
+
+
+def test_eight_tabs_share_one_stream(server: Server, new_page: MakePage) -> None:
+    first = new_page()
+    for number in range(8):  # a browser allows six connections to a host
+        page = first if number == 0 else first.context.new_page()
+        page.goto(f"{server.url}/zoo?q=weak", timeout=8000)
+        expect(page.locator("tr[data-row]")).to_have_count(1)
+
+
+def test_a_tab_nobody_sees_holds_no_stream(server: Server, new_page: MakePage) -> None:
+    page = new_page()
+    page.add_init_script("""
+        delete window.SharedWorker;  // as on a telephone
+        window.streams = [];
+        window.EventSource = class extends EventSource {
+            constructor(address) { super(address); streams.push(this); }
+        };
+        window.see = (isSeen) => {
+            Object.defineProperty(document, "hidden", { value: !isSeen, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        };
+    """)
+    page.goto(f"{server.url}/zoo")
+    page.wait_for_function("() => streams[0]?.readyState === EventSource.OPEN")
+    assert page.evaluate("see(false), streams[0].readyState === EventSource.CLOSED")
+    page.evaluate("see(true)")
+    page.wait_for_function("() => streams[1]?.readyState === EventSource.OPEN")
+
+
 def test_story_1_a_scientist_finds_the_best_ensemble_at_low_dose(
     server: Server, new_page: MakePage
 ) -> None:
@@ -147,8 +186,36 @@ def test_keys_search_walk_choose_and_explain(server: Server, new_page: MakePage)
     for key in "jjkx":
         page.keyboard.press(key)
     expect(page.locator("tr[data-row]").first.locator("input")).to_be_checked()
+    page.get_by_role("radio", name="ensembles").click()
+    page.keyboard.press("j")
+    expect(page.locator("tr[data-row]").nth(1)).to_have_class("mb-here")
+    page.evaluate(
+        "htmx.ajax('GET', '/zoo', { target: '#main', select: '#main', swap: 'outerMorph' })"
+    )
+    page.wait_for_timeout(500)
+    expect(page.locator("tr[data-row]").nth(1)).to_have_class("mb-here")
+    page.keyboard.press("x")
+    expect(page.locator("tr[data-row]").nth(1).locator("input")).to_be_checked()
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_what_is_chosen_to_be_compared_outlasts_the_page_it_was_chosen_on(
+    server: Server, new_page: MakePage
+) -> None:
+    page = new_page()
+    page.goto(f"{server.url}/zoo?q=weak")
+    page.get_by_label("Choose weak@1").check()
+    page.get_by_role("link", name="Clear").click()
+    expect(page.get_by_label("Choose weak@1")).to_be_checked()
+    page.goto(f"{server.url}/zoo?name=graphene")
+    page.get_by_label("Choose graphene@1").check()
+    page.get_by_role("button", name="Compare chosen (2)").click()
+    assert page.get_by_label("Compare", exact=True).input_value() == "graphene@1, weak@1"
+    page.go_back()
+    page.get_by_role("button", name="Choose none").click()
+    expect(page.get_by_role("button", name="Compare chosen", exact=True)).to_be_visible()
+    expect(page.get_by_label("Choose graphene@1")).not_to_be_checked()
 
 
 def test_a_choice_of_light_or_dark_is_kept(server: Server, new_page: MakePage) -> None:
@@ -181,7 +248,7 @@ def test_story_3_a_promotion_is_refused_with_its_reasons_and_forced_with_one(
         expect(refused.locator("li").first).to_contain_text(LOWDOSE)
         assert not Axe().run(page).response["violations"]
         refused.get_by_label("Reason").fill("the microscope runs at high dose this week")
-        refused.get_by_role("button", name="Promote against the gates").click()
+        refused.get_by_role("button", name="Promote to serving against the gates").click()
         expect(page.get_by_text("Promoted; the audit log has it.")).to_be_visible()
         expect(page.locator("h1")).to_contain_text("serving")
         audit = page.request.get(f"{server.url}/api/v1/audit?subject=graphene").json()["entries"]
@@ -211,6 +278,11 @@ def test_a_new_version_shows_up_by_itself_and_says_so(
         expect(page.get_by_text("Not measured yet")).to_be_visible()
         zoo.record_scores("fresh@1", [drawn(0.5, LOWDOSE, 0, seed=1)])
         expect(page.locator("table.mb-matrix")).to_be_visible()
+        picture = "document.querySelector('.mb-plot canvas').toDataURL()"
+        expect(page.locator(".mb-plot canvas")).to_be_visible()
+        before = page.evaluate(picture)
+        zoo.record_scores("fresh@1", [drawn(0.9, LOWDOSE, 0, seed=2)])
+        page.wait_for_function(f"before => {picture} !== before", arg=before, timeout=20_000)
 
 
 def test_a_page_recovers_when_the_server_is_killed_and_started_again(

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from manybeam.zoo.mistakes import scale_bar
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -192,20 +194,7 @@ def _whole_frame(
         corner = (columns.start - 0.5, rows.start - 0.5)
         axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=CHOSEN, linewidth=1.5))
     if pixel_size_pm:
-        _scale_bar(axis, frame_yx.shape, pixel_size_pm)
-
-
-def _scale_bar(axis: "Axes", shape: tuple[int, ...], pixel_size_pm: float) -> None:
-    """Draw a bar of a round length, about a quarter of the frame wide."""
-    quarter_nm = shape[1] * pixel_size_pm / 4000
-    power = 10 ** math.floor(math.log10(quarter_nm))
-    length_nm = max(step for step in (1, 2, 5) if step * power <= quarter_nm * 1.0001) * power
-    x, y = 0.05 * shape[1], 0.94 * shape[0]
-    width = length_nm * 1000 / pixel_size_pm
-    axis.add_patch(Rectangle((x, y), width, 0.012 * shape[0], color="white"))
-    style: dict[str, Any] = {"color": "white", "fontsize": 8, "ha": "center", "va": "bottom"}
-    style["bbox"] = {"facecolor": "black", "alpha": 0.4, "linewidth": 0, "pad": 1}
-    axis.text(x + width / 2, y - 0.01 * shape[0], f"{length_nm:g} nm", **style)
+        scale_bar(axis, frame_yx.shape, pixel_size_pm)
 
 
 def _together(

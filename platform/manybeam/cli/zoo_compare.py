@@ -1,14 +1,17 @@
 """`manybeam zoo diff` and `card`: where one version is better than another, and what one is."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.errors import InvalidInput, NotFound
+from manybeam.errors import InvalidInput, NotFound, WriteFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from manybeam.zoo.compare import Difference
     from manybeam.zoo.matrix import Matrix
 
@@ -90,14 +93,13 @@ def card(
         typer.echo(card_markdown(record, matrix, note=note, licence=licence), nl=False)
         return
     if out.suffix.lower() == ".html":
-        _write(out, card_html(record, matrix, note=note, licence=licence).encode())
+        _write({out: card_html(record, matrix, note=note, licence=licence).encode()})
     else:
         picture = out.with_name(f"{out.stem}-matrix.png")
-        if len(matrix):
-            _write(picture, card_picture(matrix))
-        beside = quote(picture.name) if len(matrix) else ""
+        pictures = {picture: card_picture(matrix)} if len(matrix) else {}
+        beside = quote(picture.name) if pictures else ""
         text = card_markdown(record, matrix, note=note, licence=licence, picture=beside)
-        _write(out, text.encode())
+        _write({**pictures, out: text.encode()})
     say(f"card of {record.ref}: {out}")
 
 
@@ -165,7 +167,13 @@ def _check_target(path: Path | None, allowed: tuple[str, ...]) -> None:
         return
     if path.suffix.lower() not in allowed:
         raise InvalidInput(f"{path} has no form we write", f"allowed: {', '.join(allowed)}", "")
-    if not path.resolve().parent.is_dir():
+    try:
+        is_folder, has_folder = path.is_dir(), path.resolve().parent.is_dir()
+    except OSError as error:  # a name that no disk takes, or folders nobody may look into
+        raise _unwritten(path, error) from error
+    if is_folder:
+        raise InvalidInput(f"{path} is a folder", "what is written is a file", "name a file in it")
+    if not has_folder:
         raise InvalidInput(f"no folder {path.parent}", "", f"mkdir -p {path.parent}")
 
 
@@ -177,12 +185,29 @@ def _draw(found: "list[Difference]", names: tuple[str, str], path: Path) -> None
     buffer = io.BytesIO()
     figure = difference_figure(found, names)
     figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=120)
-    _write(path, buffer.getvalue())
+    _write({path: buffer.getvalue()})
     say(f"differences drawn: {path}")
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file; what was there stays until the new one is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+def _write(files: "Mapping[Path, bytes]") -> None:
+    """Write files; what was there stays until every new one is whole."""
+    partials = {path: path.with_name(f".{path.name}.partial") for path in files}
+    try:
+        for path, content in files.items():
+            partials[path].write_bytes(content)
+        for path, partial in partials.items():
+            partial.replace(path)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    finally:
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, error: OSError) -> WriteFailed:
+    return WriteFailed(
+        f"{path} cannot be written: {error.strerror or error}",
+        "what was there is untouched",
+        "name a file in a folder that you may write to",
+    )

@@ -25,7 +25,9 @@ def export(
         typer.Option("--format", help="bioimageio (a .zip), onnx (a graph) or safetensors."),
     ] = PackageForm.bioimageio,
     out: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file, or the folder of an export.")
+    ] = False,
     author: Annotated[list[str] | None, typer.Option(help="Who made it; may be repeated.")] = None,
     licence: Annotated[
         str, typer.Option(help="SPDX identifier of the licence of weights and card.")

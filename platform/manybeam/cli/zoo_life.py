@@ -9,7 +9,7 @@ import typer
 from manybeam.cli.output import Form, FormOption, emit, say
 
 if TYPE_CHECKING:
-    from manybeam.zoo.life import Promotion, Proposal
+    from manybeam.zoo.proposals import Promotion, Proposal
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the audit log.")]
 RefArgument = Annotated[str, typer.Argument(help="name@candidate or name@3.")]

@@ -80,7 +80,8 @@ def verify(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
 def sign(ref: RefArgument) -> None:
     """Sign a version with the key in MANYBEAM_SIGNING_KEY: manifest, scores and attachments.
 
-    What is registered while that key is set is signed at once; this is for what was before.
+    What is registered while that key is set is signed at once; this is for what was
+    before, and for what was imported.
 
     Example: manybeam zoo sign graphene@3
     """

@@ -1,14 +1,13 @@
 """Measuring members on conditions: every member, the ensemble and a classical detector.
 
-Test frames are simulated in blocks of fixed size, each from a seed of its own that no training
-uses: the same condition gives the same frames to every ensemble, however the work is shared out.
-A block is one piece of work for all members, because the ensemble's atoms need all their answers.
+A block of test frames (`jobs.blocks`) is one piece of work for all members, because the ensemble's
+atoms need all their answers.
 The classical detector is a piece of its own on each condition, because it is tuned on all frames.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import chain
 from math import isnan, nan
 from typing import Literal
@@ -17,86 +16,29 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import SIMULATOR, simulate
-from manybeam.errors import InvalidInput
 from manybeam.jobs import cluster
-from manybeam.jobs.run import seed_of
+from manybeam.jobs.blocks import Block, Labelled, Sought, labelled_frames, plan_blocks
 from manybeam.learn import classical
 from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.fitness import LATTICES
-from manybeam.learn.kinds import confusion, f1_of_kinds, is_dopant, is_edge, recall_of, vacancies
+from manybeam.learn.kinds import confusion, f1_of_kinds, recall_of
 from manybeam.learn.member import Member
-from manybeam.learn.scores import Judged, auroc, false_fill, judge, spread_auroc, summarise
+from manybeam.learn.scores import (
+    Judged,
+    auroc,
+    beliefs,
+    false_fill,
+    judge,
+    reliability,
+    spread_auroc,
+    summarise,
+)
 from manybeam.spec.files import Library
-from manybeam.spec.imaging import Condition
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
-
-HOSTS = {"graphene": (6,), "mos2": (42, 16)}  # elements of the perfect lattice
-BLOCK = 8  # frames in one piece of work; part of what decides the test frames, so it stays
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score
 
 Array = NDArray[np.floating]
 Counts = NDArray[np.int64]
-Flag = NDArray[np.bool_]
 Told = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some test frames of one condition, before they are simulated or read.
-
-    Attributes:
-        name: what the condition is called in the matrix.
-        digest: of the condition's numbers, and the version of the simulator where it makes the
-            frames: scores on frames of another simulator are not of the same frames.
-        source: a condition to simulate under, or the URL of a labelled FrameSet.
-        start, stop: which of its frames.
-        seed: of the whole measurement; the block makes its own from it.
-    """
-
-    name: str
-    digest: str
-    source: Condition | str
-    start: int
-    stop: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Sought:
-    """What people look for in a frame of a known lattice.
-
-    Attributes:
-        is_dopant, is_edge: for each true atom, whether it is one.
-        vacancies: where single atoms are missing, (sites, 2) y, x.
-        pixel_size_pm: of the frame.
-    """
-
-    is_dopant: Flag
-    is_edge: Flag
-    vacancies: Array
-    pixel_size_pm: float
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One test frame, the truth on it, and the name of the structure it is of."""
-
-    frame_yx: Array
-    truth: Array
-    pixel_size_pm: float | None
-    structure: str | None = None
-
-    @cached_property
-    def sought(self) -> Sought | None:
-        """What people look for; None where no lattice is known, or no length."""
-        lattice, size_pm = LATTICES.get(self.structure or ""), self.pixel_size_pm
-        if lattice is None or size_pm is None:
-            return None
-        where = (self.truth, size_pm, lattice, (self.frame_yx.shape[0], self.frame_yx.shape[1]))
-        dopants = is_dopant(self.truth, HOSTS[self.structure or ""])
-        return Sought(dopants, is_edge(*where), vacancies(*where), size_pm)
 
 
 @dataclass
@@ -154,6 +96,15 @@ class Judgements:
         each = zip(elements, f1_of_kinds(table), strict=True)
         scores |= self._found_of_sought(member) | self._told_by_doubt(member)
         return {**scores, **{f"f1_{chemical_symbols[z].lower()}": float(f1) for z, f1 in each}}
+
+    def reliability(self, member: int) -> tuple[Bin, ...]:
+        """Return how often the ensemble's atoms were right, by their probability.
+
+        Empty for anyone else: a curve for every member would make sheets half as large again.
+        """
+        if member != ENSEMBLE:
+            return ()
+        return reliability(*beliefs(self.judged[member], self.found[member])).bins
 
     def _found_of_sought(self, member: int) -> dict[str, float]:
         judged = self.judged[member]
@@ -219,45 +170,6 @@ def evaluate(
         if progress:
             progress(done, len(pieces))
     return _summarise(pieces, [judgements[place] for place in range(len(pieces))])
-
-
-def plan_blocks(measure: Measure, library: Library, seed: int) -> list[Block]:
-    """Return the blocks of frames of a measurement, those of one condition side by side."""
-    blocks: list[Block] = []
-    for condition in library.matching(measure.conditions):
-        for start in range(0, measure.frames_per_condition, BLOCK):
-            stop = min(start + BLOCK, measure.frames_per_condition)
-            digest = f"{condition.digest}-{SIMULATOR}"
-            blocks.append(Block(condition.id, digest, condition, start, stop, seed))
-    simulated = {block.name for block in blocks}
-    for url in measure.frames:
-        blocks += _blocks_of_frameset(url, simulated)
-    if not blocks:
-        raise InvalidInput(
-            "nothing to measure on",
-            "measure.conditions or measure.frames must name something",
-            "name conditions, such as 'graphene-*', or a labelled FrameSet",
-        )
-    return sorted(blocks, key=lambda block: block.name)
-
-
-def _blocks_of_frameset(url: str, simulated: set[str]) -> list[Block]:
-    frameset = FrameSet.open(url)
-    if not frameset.has_truth or not len(frameset):
-        raise InvalidInput(
-            f"{url} cannot be measured on",
-            "it holds no frames" if not len(frameset) else "nobody has marked the atoms on it",
-            "import the frames with --truth",
-        )
-    # Simulated and recorded frames of one condition are two things to be good at.
-    name = frameset.condition.id
-    if name in simulated or frameset.condition.model_dump().get("origin") == "simulated":
-        name = f"{name}-frames"
-    return [
-        Block(name, frameset.condition.digest, frameset.url, start, stop, 0)
-        for start in range(0, len(frameset), BLOCK)
-        for stop in [min(start + BLOCK, len(frameset))]
-    ]
 
 
 @dataclass(frozen=True)
@@ -340,25 +252,6 @@ def judge_detector(blocks: Sequence[Block], radius_pm: float | None) -> Judgemen
     return judgements
 
 
-def labelled_frames(block: Block) -> Iterator[Labelled]:
-    """Yield the frames of a block with their truth."""
-    if isinstance(block.source, str):
-        frameset = FrameSet.open(block.source)
-        structure = frameset.condition.sample.structure
-        for i in range(block.start, block.stop):
-            size_pm = frameset.pixel_size_pm(i)
-            yield Labelled(frameset.frame(i), frameset.truth(i), size_pm, structure)
-        return
-    # A block is drawn whole and cut, so that asking for more frames keeps those before. Every
-    # simulator gets the same seeds, so that two of them can be compared frame by frame.
-    seed = seed_of("test", block.seed, block.source.digest, block.start)
-    drawn = simulate(block.source, BLOCK, seed=seed)
-    structure = block.source.sample.structure
-    for i in range(block.stop - block.start):
-        size_pm = float(drawn.pixel_size_pm[i])
-        yield Labelled(drawn.frames_nyx[i], drawn.truth[i], size_pm, structure)
-
-
 def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blob | None:
     sized = [frame for frame in frames if frame.pixel_size_pm is not None]
     if not sized:
@@ -384,6 +277,7 @@ def _summarise(pieces: Sequence[_Piece], judgements: Sequence[Judgements]) -> li
             digest,
             whole.values(member),
             counts=tuple(frame.counts for frame in whole.judged[member]),
+            reliability=whole.reliability(member),
         )
         for (name, digest), whole in together.items()
         for member in sorted(whole.judged)

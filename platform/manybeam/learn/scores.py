@@ -31,6 +31,7 @@ __all__ = [
     "aurc",
     "auroc",
     "away_from_edges",
+    "beliefs",
     "f1_of",
     "false_fill",
     "judge",
@@ -125,6 +126,18 @@ class Reliability:
     ece: float
     brier: float
 
+    @property
+    def bins(self) -> tuple[tuple[float, float, int], ...]:
+        """Mean probability, share of true ones and count of each bin, to six digits.
+
+        An empty bin is (0, 0, 0): bins of several curves can be pooled by count.
+        """
+        rows = zip(self.mean_probability, self.share_true, self.count, strict=True)
+        return tuple(
+            (round(float(claimed), 6), round(float(so), 6), int(count)) if count else (0.0, 0.0, 0)
+            for claimed, so, count in rows
+        )
+
 
 def judge(
     found: Array,
@@ -208,7 +221,7 @@ def summarise(judged: Sequence[Judged], found: Sequence[Array], seed: int = 0) -
     hits, false, missed = counts_n3.sum(axis=0)
     low, high = _interval(counts_n3, seed)
     square_pm = np.concatenate([frame.square_pm for frame in judged])
-    probability, is_true = _beliefs(judged, found)
+    probability, is_true = beliefs(judged, found)
     curve = reliability(probability, is_true)
     return Scores(
         f1=float(f1_of(counts_n3.sum(axis=0))),
@@ -225,6 +238,18 @@ def summarise(judged: Sequence[Judged], found: Sequence[Array], seed: int = 0) -
         truth_count=int(hits + missed),
         radius_pm=float(np.median([frame.radius_pm for frame in judged])),
     )
+
+
+def beliefs(judged: Sequence[Judged], found: Sequence[Array]) -> tuple[Array, Flag]:
+    """Return probability and truth of the found atoms that count, over frames judged already.
+
+    Neither has an entry if any frame's atoms carry no probability (a fourth column).
+    """
+    if any(np.ndim(atoms) != 2 or np.shape(atoms)[1] < 4 for atoms in found):
+        return np.zeros(0), np.zeros(0, bool)
+    probability = [np.asarray(a)[j.found_counts, 3] for a, j in zip(found, judged, strict=True)]
+    is_true = [frame.is_true[frame.found_counts] for frame in judged]
+    return np.concatenate(probability), np.concatenate(is_true)
 
 
 def f1_of(counts_n3: NDArray[np.int64]) -> Array:
@@ -343,12 +368,3 @@ def _interval(counts_n3: NDArray[np.int64], seed: int) -> tuple[float, float]:
         drawn = generator.multinomial(total, counts_n3[0] / max(total, 1), size=DRAWS)
     low, high = np.percentile(f1_of(drawn), INTERVAL)
     return float(low), float(high)
-
-
-def _beliefs(judged: Sequence[Judged], found: Sequence[Array]) -> tuple[Array, Flag]:
-    """Return probability and truth of the atoms that count; none if any frame lacks them."""
-    if any(np.ndim(atoms) != 2 or np.shape(atoms)[1] < 4 for atoms in found):
-        return np.zeros(0), np.zeros(0, bool)
-    probability = [np.asarray(a)[j.found_counts, 3] for a, j in zip(found, judged, strict=True)]
-    is_true = [frame.is_true[frame.found_counts] for frame in judged]
-    return np.concatenate(probability), np.concatenate(is_true)

@@ -1,13 +1,13 @@
 """The HTTP interface for programs: what the pages show, as JSON."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from manybeam import __version__
 from manybeam.web.comparing import make_comparison, read_ids
-from manybeam.web.listing import read_question
+from manybeam.web.listing import query_parameters, read_question
 from manybeam.web.plane import Plane
 from manybeam.zoo.matrix import Score, member_label
 
@@ -18,7 +18,7 @@ def api_router(plane: Plane) -> APIRouter:
     """Return the routes that only read."""
     router = APIRouter()
 
-    @router.get("/api/v1/zoo")
+    @router.get("/api/v1/zoo", openapi_extra={"parameters": query_parameters()})
     def find(request: Request) -> dict[str, Any]:
         """Find ensembles or members; takes the same query as the page `/zoo`."""
         question = read_question(request.query_params.multi_items(), page_size=PAGE_SIZE)
@@ -50,9 +50,11 @@ def api_router(plane: Plane) -> APIRouter:
 
 def _add_lists(router: APIRouter, plane: Plane) -> None:
     @router.get("/api/v1/compare")
-    def compare(request: Request, score: str = "f1") -> dict[str, Any]:
+    def compare(
+        ids: Annotated[list[str] | None, Query()] = None, score: str = "f1"
+    ) -> dict[str, Any]:
         """Compare up to eight versions or members with the first: `ids=a,b`."""
-        refs = read_ids(request.query_params.getlist("ids"))
+        refs = read_ids(ids or [])
         return make_comparison(plane.shelf, refs, score).to_json() if refs else {"refs": []}
 
     @router.get("/api/v1/conditions")

@@ -140,7 +140,8 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers["x-request-id"] = told
-                if request.url.path.startswith("/static/") and request.url.query:
+                is_kept = message["status"] in (200, 304) and bool(request.url.query)
+                if is_kept and request.url.path.startswith("/static/"):
                     headers["cache-control"] = f"public, max-age={KEPT_S}, immutable"
             await send(message)
 

@@ -56,6 +56,7 @@ class Gatekeeper:
         self._hash = hashlib.sha256(token.encode()).digest()
         self._key = hashlib.sha256(b"manybeam session " + token.encode()).digest()
         self._now = clock
+        self._ended: dict[str, int] = {}
 
     def is_token(self, text: str) -> bool:
         """Tell whether a text is the token, in a time that does not depend on the answer."""
@@ -65,6 +66,17 @@ class Gatekeeper:
         """Return a new session, for the cookie."""
         note = f"{int(self._now()) + SESSION_S}.{secrets.token_urlsafe(16)}"
         return f"{note}.{self._sign('session', note)}"
+
+    def end(self, request: Request) -> None:
+        """End the session of a request, for whoever else has its cookie too.
+
+        It is remembered until the session's time is over, or this process ends.
+        """
+        if not self.who(request).csrf:
+            return
+        note = request.cookies[SESSION_COOKIE].rpartition(".")[0]
+        kept = {one: end for one, end in self._ended.items() if end >= self._now()}
+        self._ended = {**kept, note: int(note.partition(".")[0])}
 
     def who(self, request: Request) -> Person:
         """Return who asks; `NOBODY` for one who shows nothing.
@@ -83,7 +95,7 @@ class Gatekeeper:
         if not hmac.compare_digest(sign.encode(), self._sign("session", note).encode()):
             return NOBODY
         end = note.partition(".")[0]
-        if not end.isdigit() or int(end) < self._now():
+        if not end.isdigit() or int(end) < self._now() or note in self._ended:
             return NOBODY
         return Person("admin", frozenset(SCOPES), self._sign("form", note))
 
@@ -132,6 +144,21 @@ def check_origin(request: Request) -> None:
             f"a page of {origin[:100] or 'nowhere'!r} asked for this change",
             "changes are made from the control plane's own pages",
             "open the page here and try again",
+        )
+
+
+def check_asker(request: Request) -> None:
+    """Refuse costly work that a page of another origin asks for; programs say nothing of it.
+
+    Raises:
+        NotAllowed: the browser says that another site asks.
+    """
+    site = request.headers.get("sec-fetch-site", "none")
+    if site not in ("same-origin", "none"):
+        raise NotAllowed(
+            "another site asks for this file",
+            "making it takes all cores for some seconds",
+            "open the version's page here and take it from there",
         )
 
 

@@ -15,14 +15,16 @@ from starlette.concurrency import run_in_threadpool
 
 from manybeam.errors import Conflict, InvalidInput, ManybeamError, NotFound, http_status
 from manybeam.web.auth import Person
-from manybeam.web.pages import version_page
+from manybeam.web.pages import OUTCOME_COOKIE, version_page
 from manybeam.web.plane import Plane
+from manybeam.zoo.records import Ref
 
 Fields = Mapping[str, str]
 Work = Callable[[Plane, str, Fields, Person], dict[str, Any]]
 
 SCOPE = "zoo:promote"
 FORM_BYTES = 20_000
+OUTCOME_S = 10
 
 
 def changes_router(plane: Plane) -> APIRouter:
@@ -49,14 +51,18 @@ def _add(router: APIRouter, plane: Plane, verb: str, work: Work) -> None:
         try:
             await run_in_threadpool(work, plane, ref, fields, person)
         except (Conflict, InvalidInput, NotFound) as error:
-            return await run_in_threadpool(_refused, plane, request, ref, verb, error)
+            to = fields.get("to", "")
+            return await run_in_threadpool(_refused, plane, request, ref, verb, error, to)
         await run_in_threadpool(plane.keeper.refresh)
-        return RedirectResponse(f"/zoo/{quote(ref, safe='@/')}?done={verb}", 303)
+        return _done(ref, verb)
 
     summary = (work.__doc__ or "").splitlines()[0]
     path = f"/api/v1/zoo/{{ref:path}}/{verb}"
-    router.post(path, summary=summary, name=f"{verb} for programs")(for_programs)
+    router.post(path, summary=summary, name=f"{verb} for programs", openapi_extra=_taken(verb))(
+        for_programs
+    )
     router.post(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)(for_pages)
+    _add_way_back(router, verb)
 
 
 def _add_check(router: APIRouter, plane: Plane, verb: str) -> None:
@@ -65,6 +71,17 @@ def _add_check(router: APIRouter, plane: Plane, verb: str) -> None:
         fields = await read_fields(request)
         plane.gatekeeper.allow(request, SCOPE, fields.get("csrf", ""))
         return await run_in_threadpool(_checked, plane, request, ref, verb)
+
+    _add_way_back(router, verb)
+
+
+def _add_way_back(router: APIRouter, verb: str) -> None:
+    """Lead who asks for the address of an answer to a form, by reloading it, to the version."""
+
+    @router.get(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)
+    def back(request: Request, ref: str) -> Response:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(_address(ref) + query, 303)
 
 
 def promote(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
@@ -76,7 +93,7 @@ def promote(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str,
         ref,
         to=fields.get("to") or "serving",
         who=person.name,
-        force=fields.get("force", "") in ("1", "on", "true", "True"),
+        force=fields.get("force", "") in ("1", "on", "true"),
         reason=fields.get("reason", "").strip(),
     )
     forced = ", against its gates" if done.is_forced else ""
@@ -84,11 +101,12 @@ def promote(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str,
 
 
 def rollback(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
-    """Point serving back at the version that served before."""
+    """Point serving back at the version that served before; refused if another serves now."""
     from manybeam.zoo import life
 
-    name = ref.partition("@")[0]
-    done = life.rollback(plane.zoo, name, who=person.name, reason=fields.get("reason", "").strip())
+    reason, asked = fields.get("reason", "").strip(), Ref.parse(ref)
+    name = ref if asked.version is None or asked.member is not None else asked.name
+    done = life.rollback(plane.zoo, name, who=person.name, reason=reason, expect=asked.version)
     return {**asdict(done), "told": f"{done.ref} serves again, in place of {done.previous}"}
 
 
@@ -131,14 +149,25 @@ async def read_fields(request: Request) -> dict[str, str]:
     text, kind = bytes(body), request.headers.get("content-type", "")
     try:
         return _from_json(text) if "json" in kind else _from_form(text)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput("the fields cannot be read", str(error)[:200], "") from error
 
 
 def _from_json(text: bytes) -> dict[str, str]:
     import json
 
-    return {key: str(value) for key, value in (json.loads(text) if text else {}).items()}
+    told = json.loads(text) if text else {}
+    if not isinstance(told, dict):
+        raise ValueError("not a JSON object")
+    wrong = [key for key, value in told.items() if not isinstance(value, str | bool | None)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: neither a text nor true or false")
+    said = {True: "true", False: "false"}
+    return {
+        key: said[value] if isinstance(value, bool) else value
+        for key, value in told.items()
+        if value is not None
+    }
 
 
 def _from_form(text: bytes) -> dict[str, str]:
@@ -147,12 +176,36 @@ def _from_form(text: bytes) -> dict[str, str]:
     return dict(parse_qsl(text.decode(), strict_parsing=bool(text), max_num_fields=20))
 
 
-def _refused(plane: Plane, request: Request, ref: str, verb: str, error: ManybeamError) -> Response:
+def _taken(verb: str) -> dict[str, Any]:
+    """Return what openapi.json tells of the body of a change."""
+    fields: dict[str, Any] = {"reason": {"type": "string", "description": "for the audit log"}}
+    if verb == "promote":
+        fields["to"] = {"type": "string", "enum": ["serving", "candidate"], "default": "serving"}
+        told = "override the gates; needs a reason"
+        fields["force"] = {"type": "boolean", "default": False, "description": told}
+    content = {"application/json": {"schema": {"type": "object", "properties": fields}}}
+    return {"requestBody": {"required": False, "content": content}}
+
+
+def _address(ref: str) -> str:
+    return f"/zoo/{quote(ref, safe='@/')}"
+
+
+def _done(ref: str, verb: str) -> Response:
+    """Lead to the version, which says once what was done: not to whoever is sent the address."""
+    response, page = RedirectResponse(_address(ref), 303), _address(ref)
+    response.set_cookie(
+        OUTCOME_COOKIE, verb, max_age=OUTCOME_S, path=page, httponly=True, samesite="strict"
+    )
+    return response
+
+
+def _refused(
+    plane: Plane, request: Request, ref: str, verb: str, error: ManybeamError, to: str = ""
+) -> Response:
     """Show the version's page with the refusal on top, and what could be done about it."""
     plane.keeper.refresh()
-    refused = {"verb": verb, "error": error}
-    if verb == "rollback":
-        ref = ref.partition("@")[0]
+    refused = {"verb": verb, "error": error, "to": to or "serving"}
     return version_page(plane, request, ref, refused=refused, status=http_status(error))
 
 

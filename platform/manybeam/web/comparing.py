@@ -7,7 +7,7 @@ from typing import Any
 from manybeam.errors import InvalidInput
 from manybeam.web.sheet import choosable
 from manybeam.web.shelf import Shelf, Sight
-from manybeam.zoo.compare import NOT_MEASURED, Difference, Tally, compare, tally
+from manybeam.zoo.compare import NOT_MEASURED, NUMBERS_CHANGED, Difference, Tally, compare, tally
 from manybeam.zoo.matrix import ENSEMBLE
 
 MOST = 8
@@ -48,7 +48,7 @@ class Comparison:
         aliases: of each.
         rows: condition -> one side for each reference.
         tallies: of each but the first.
-        hidden_count: conditions left out because nothing differs there.
+        hidden_count: conditions left out because nothing clearly differs there.
     """
 
     key: str
@@ -139,10 +139,11 @@ def _side(sight: Sight, name: str, key: str, difference: Difference | None) -> S
 
 
 def _differs(row: Sequence[Side]) -> bool:
-    """Tell whether one of a row is significantly other than the first, or only one is measured."""
+    """Tell whether one of a row is significantly other than the first, or cannot be told equal."""
     found = [side.difference for side in row if side.difference is not None]
     return any(
         one.is_significant
+        or one.reason == NUMBERS_CHANGED
         or (one.reason == NOT_MEASURED and (one.old is None) != (one.new is None))
         for one in found
     )

@@ -36,13 +36,13 @@ def events_router(keeper: Keeper, boot: str) -> APIRouter:
 
 async def stream(keeper: Keeper, boot: str) -> AsyncIterator[str]:
     """Yield the events of one tab until it leaves or the server stops."""
-    sent, silent_s = -1, 0.0
+    sent, silent_s = (-1, False), 0.0
     yield "retry: 1000\n\n"
     while not keeper.is_closed:
         news = keeper.news
-        if news.number != sent:
+        if (news.number, news.is_fresh) != sent:
             yield event(news, boot)
-            sent, silent_s = news.number, 0.0
+            sent, silent_s = (news.number, news.is_fresh), 0.0
         elif silent_s >= ALIVE_S:
             yield ": alive\n\n"
             silent_s = 0.0

@@ -1,19 +1,69 @@
-"""Packages of a version to take away, made when asked for and forgotten when sent."""
+"""Files of a version to take away: its model card, and packages, which are forgotten when sent."""
 
 import tempfile
 import threading
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, cast
 
+from fastapi import Response
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from manybeam.errors import Busy, InvalidInput
 from manybeam.web.plane import Plane
+from manybeam.web.shelf import Sight
+from manybeam.zoo.records import Ref
 
 FORMS = {"bioimageio": "bioimage.io package", "onnx": "ONNX graph"}
 
+CARDS = {"md": "text/markdown", "html": "text/html"}
+
 _turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Card:
+    """All that a card is made from; two that are equal but for `sight` have the same text."""
+
+    zoo: str
+    ref: str
+    state: str
+    note: str
+    form: str
+    sight: Sight = field(compare=False)
+
+
+def card_file(plane: Plane, ref: str, form: str) -> Response:
+    """Return the model card of a version as a file.
+
+    Raises:
+        InvalidInput: no such form.
+    """
+    from manybeam.zoo.cards import note_for
+
+    if form not in CARDS:
+        raise InvalidInput(f"no card as {form!r}", f"there are: {', '.join(CARDS)}", "")
+    sight, state = plane.shelf.look(ref), plane.shelf.entry(Ref.parse(ref)).state
+    note = note_for(sight.record, plane.library.folder, sight.matrix.conditions)
+    text = _card_text(_Card(plane.zoo.address, sight.record.ref, state, note, form, sight))
+    # The card carries its own style and picture, and nothing that could run.
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    headers = {"content-security-policy": policy}
+    if form == "md":
+        name = sight.record.ref.replace("/", "-")
+        headers["content-disposition"] = f'attachment; filename="{name}.{form}"'
+    return Response(text, media_type=CARDS[form], headers=headers)
+
+
+@lru_cache(maxsize=64)
+def _card_text(card: _Card) -> str:
+    """Write a card once for each state of its version: the picture in it takes a second."""
+    from manybeam.zoo.cards import card_html, card_markdown
+
+    write = card_html if card.form == "html" else card_markdown
+    return write(card.sight.record, card.sight.matrix, note=card.note)
 
 
 def export_file(plane: Plane, ref: str, form: str) -> FileResponse:
@@ -30,7 +80,8 @@ def export_file(plane: Plane, ref: str, form: str) -> FileResponse:
     if form not in FORMS:
         raise InvalidInput(f"no form {form!r}", f"there are: {', '.join(FORMS)}", "")
     name = plane.shelf.look(ref).record.ref.replace("@", "-").replace("/", "-") + ENDINGS[form]
-    if not _turn.acquire(timeout=30):
+    # Who waited here would hold one of the threads that answer everybody else.
+    if not _turn.acquire(blocking=False):
         raise Busy("another package is being made", "one at a time", "try again in a minute")
     folder = tempfile.TemporaryDirectory(prefix="manybeam-export-")
     try:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A refresh that hangs tells nothing: what is older than so many pauses and seconds is old.
+OLD_PAUSES, OLD_S = 10, 10.0
 FEWEST_NAMES = 3  # named in a message; of more, their number is told
 
 
@@ -29,9 +31,9 @@ class News:
     Attributes:
         state: changes whenever anything about the zoo did.
         told: what happened, in words for a person; "" if nothing did yet.
-        is_fresh: whether MLflow confirmed the state at the last attempt.
+        is_fresh: whether MLflow confirmed the state to this process, and not long ago.
         as_of: when it last did; None if never.
-        number: grows with every change of the other four.
+        number: grows when a refresh changed the state, or began or ceased to fail.
     """
 
     state: str
@@ -60,12 +62,15 @@ class Keeper:
         self._turn = threading.Lock()
         self._told, self._number, self._shelved = "", 0, ""
         self._last: tuple[str, bool] | None = None
+        self._is_confirmed = False  # what was kept of an earlier run is not known to be true yet
         self._state, self._as_of = catalogue.state, catalogue.as_of
 
     @property
     def news(self) -> News:
         """What there is to tell now."""
-        is_fresh = self.trouble is None and self._as_of is not None
+        age_s = self.age_s
+        is_recent = age_s is not None and age_s < OLD_PAUSES * self.every_s + OLD_S
+        is_fresh = self._is_confirmed and self.trouble is None and is_recent
         return News(self._state, self._told, is_fresh, self._as_of, self._number)
 
     @property
@@ -95,7 +100,7 @@ class Keeper:
             try:
                 self.unreadable = self.catalogue.refresh().unreadable
                 self._shelve(self.catalogue.state)
-                self.trouble = None
+                self.trouble, self._is_confirmed = None, True
             except ManybeamError as error:
                 self._report(error)
             except Exception as error:

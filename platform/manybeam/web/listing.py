@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
 from manybeam.errors import InvalidInput, NotFound
@@ -124,6 +124,17 @@ def range_in_words(name: str, low: float | None, high: float | None) -> str:
     below = "" if low is None else f"{number(low)} ≤ "
     above = "" if high is None else f" ≤ {number(high)}"
     return f"{below}{label}{above}{unit}"
+
+
+def query_parameters() -> list[dict[str, Any]]:
+    """Return what openapi.json tells of the query that `read_question` reads."""
+    told: dict[str, dict[str, Any]] = {name: {"type": "string"} for name in _SINGLE}
+    told["page"] = {"type": "integer", "minimum": 1}
+    told |= {name: {"type": "array", "items": {"type": "string"}} for name in FACETS}
+    told["status"]["items"] = {"type": "string", "enum": list(STATUSES)}
+    for name in quantity_names():
+        told |= {f"{name}_min": {"type": "number"}, f"{name}_max": {"type": "number"}}
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in told.items()]
 
 
 def read_question(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZE) -> Question:

@@ -42,6 +42,7 @@ def login_router(plane: Plane) -> APIRouter:
     @router.post("/logout")
     async def leave(request: Request) -> Response:
         check_origin(request)
+        plane.gatekeeper.end(request)
         response = RedirectResponse("/zoo", 303)
         response.delete_cookie(SESSION_COOKIE)
         return response

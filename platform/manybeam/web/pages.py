@@ -10,18 +10,22 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from manybeam.errors import InvalidInput, UnknownCondition
+from manybeam.errors import UnknownCondition
 from manybeam.settings import settings
+from manybeam.web.auth import check_asker
 from manybeam.web.comparing import make_comparison, read_ids
-from manybeam.web.exports import FORMS, export_file
+from manybeam.web.examples import add_examples
+from manybeam.web.exports import FORMS, card_file, export_file
 from manybeam.web.listing import OFFERED, make_listing, read_question
 from manybeam.web.plane import Plane
+from manybeam.web.reliability import make_curve, reliability_picture
 from manybeam.web.render import THEME_COOKIE, THEMES
 from manybeam.web.sheet import make_sheet
 from manybeam.zoo.catalogue_rows import Wanted
 
 SCORES = ("f1", "precision", "recall", "rmse_pm", "ece")
 YEAR_S = 365 * 86400
+OUTCOME_COOKIE = "manybeam-outcome"
 # What a form that came through is answered with, by its verb.
 OUTCOMES = {
     "promote": "Promoted; the audit log has it.",
@@ -44,12 +48,20 @@ def pages_router(plane: Plane) -> APIRouter:
         return zoo_page(plane, request)
 
     @router.get("/zoo/{ref:path}/card.{form}")
-    def card(ref: str, form: str) -> Response:
+    def card(request: Request, ref: str, form: str) -> Response:
+        check_asker(request)
         return card_file(plane, ref, form)
 
     @router.get("/zoo/{ref:path}/export/{form}")
-    def export(ref: str, form: str) -> Response:
+    def export(request: Request, ref: str, form: str) -> Response:
+        check_asker(request)
         return export_file(plane, ref, form)
+
+    @router.get("/zoo/{ref:path}/reliability.svg")
+    def reliability(ref: str, condition: str = "") -> Response:
+        return reliability_picture(plane, ref, condition)
+
+    add_examples(router, plane)
 
     @router.get("/zoo/{ref:path}")
     def version(request: Request, ref: str, score: str = "f1") -> Response:
@@ -139,7 +151,7 @@ def version_page(
 
     sight = plane.shelf.look(ref)
     status = more.pop("status", 200)
-    outcome = OUTCOMES.get(request.query_params.get("done", ""), "")
+    outcome = "" if more else OUTCOMES.get(request.cookies.get(OUTCOME_COOKIE, ""), "")
     tried: dict[str, Any] = {"outcome": outcome, "refused": None, "checks": (), "tests": ()}
     described = describe(sight.record, sight.matrix)
     return plane.pages.show(
@@ -149,33 +161,13 @@ def version_page(
         sight=sight,
         record=sight.record,
         sheet=make_sheet(sight, score),
+        curve=make_curve(sight, request.query_params.get("reliability", "")),
         described=plane.described(),
         use=described.use,
         limits=described.limits,
         forms=FORMS,
         **{**tried, **more},
     )
-
-
-def card_file(plane: Plane, ref: str, form: str) -> Response:
-    """Return the model card of a version as a file."""
-    from manybeam.zoo.cards import card_html, card_markdown, note_for
-
-    sight = plane.shelf.look(ref)
-    note = note_for(sight.record, plane.library.folder, sight.matrix.conditions)
-    name = sight.record.ref.replace("/", "-")
-    if form == "md":
-        text, media = card_markdown(sight.record, sight.matrix, note=note), "text/markdown"
-    elif form == "html":
-        text, media = card_html(sight.record, sight.matrix, note=note), "text/html"
-    else:
-        raise InvalidInput(f"no card as {form!r}", "there are: html, md", "")
-    # The card carries its own style and picture, and nothing that could run.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    headers = {"content-security-policy": policy}
-    if form == "md":
-        headers["content-disposition"] = f'attachment; filename="{name}.{form}"'
-    return Response(text, media_type=media, headers=headers)
 
 
 def compare_page(plane: Plane, request: Request) -> Response:

@@ -60,6 +60,7 @@ class Pages:
             news=self._keeper.news,
             age_s=self._keeper.age_s,
             trouble=self._keeper.trouble,
+            unreadable=self._keeper.unreadable,
             is_away=isinstance(self._keeper.trouble, Unreachable),
             status=status,
             **values,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from manybeam.errors import NotFound
 from manybeam.web.colours import shade
@@ -25,12 +26,14 @@ class Cell:
         shade: class of its colour.
         is_best: whether no member did better on the condition.
         told: value, interval, frames and date in words.
+        example: address of a frame with its errors; "" if there is none to show.
     """
 
     value: float | None
     shade: str
     is_best: bool
     told: str
+    example: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,9 @@ def _line(sight: Sight, member: int, key: str) -> Line:
         Cell(
             value := matrix.value(member, condition, key),
             shade(value, low, high),
-            is_best=len(matrix.members) > 1 and matrix.best(condition, key) == member,
+            is_best=_is_best(matrix, member, condition, key),
             told=_told(matrix, member, condition, key),
+            example=_example(sight, member, condition),
         )
         for condition in matrix.conditions
     )
@@ -154,6 +158,23 @@ def _line(sight: Sight, member: int, key: str) -> Line:
     ref = f"{sight.version_ref}/{member:02d}" if known else ""
     seed, policy = (known.seed, known.policy) if known else (None, "")
     return Line(member_label(member), ref, seed, policy, cells, matrix.mean(member, key))
+
+
+def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:
+    """Tell whether no other member did better; of equals all are best."""
+    best = matrix.best(condition, key)
+    if len(matrix.members) < 2 or best is None or member not in matrix.members:
+        return False
+    return matrix.value(member, condition, key) == matrix.value(best, condition, key)
+
+
+def _example(sight: Sight, member: int, condition: str) -> str:
+    """Return the page of a frame; the classical detector is tuned anew for each, so has none."""
+    score = sight.matrix.score(member, condition)
+    if member == CLASSICAL or score is None or not (score.counts or score.values.get("frames")):
+        return ""
+    page = f"/zoo/{quote(sight.version_ref, safe='@/')}/example/{quote(condition)}"
+    return page if member == ENSEMBLE else f"{page}?member={member:02d}"
 
 
 def scale(matrix: Matrix, key: str) -> tuple[float, float]:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 GRACE = timedelta(hours=24)
 LEAST_GRACE = timedelta(hours=1)  # a registration at work shows a sign of life far more often
+MOST = timedelta(days=36_500)  # a calendar ends somewhere
 REMOVABLE, KEPT, REMOVED = "removable", "kept", "removed"
 
 
@@ -75,7 +76,7 @@ def collect(
         now: the time, in UTC; by the clock if left out.
 
     Raises:
-        InvalidInput: a grace below an hour, or a negative time.
+        InvalidInput: a grace below an hour, a negative time, or more than a century.
         Corrupt: a manifest cannot be read, so that nobody knows what it needs; nothing is removed.
         ZooUnreachable, StoreUnreachable: the zoo or the log does not answer.
     """
@@ -107,6 +108,9 @@ def _check(grace: timedelta, archived_for: timedelta | None) -> None:
         )
     if archived_for is not None and archived_for < timedelta(0):
         raise InvalidInput(f"archived for {archived_for}", "0 days or more", "")
+    longest = max(grace, archived_for or timedelta(0))
+    if longest > MOST:
+        raise InvalidInput(f"{longest.days} days back", f"at most {MOST.days} days", "")
 
 
 def _archived(zoo: Zoo, before: datetime, who: str, reason: str, *, remove: bool) -> Iterator[Find]:

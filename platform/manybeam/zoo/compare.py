@@ -30,7 +30,6 @@ SEED = 20_210  # any number will do; a fixed one gives the same answer twice
 FEWEST_DRAWS = 20  # of which a share can be told
 LEVEL = 0.05  # 1 - coverage of the interval
 FEWEST_FRAMES = 6  # below, 2,000 draws do not reach the tail that so few frames ask for
-ADJUSTMENT = "Benjamini-Hochberg"
 
 Array = NDArray[Any]
 Indexed = Mapping[tuple[int, str], Score]

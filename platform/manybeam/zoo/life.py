@@ -6,70 +6,30 @@ that is killed anywhere leaves the alias where it was or where it was to go, nev
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from manybeam.errors import Conflict, InvalidInput, NotFound, RefusedByGate
+from manybeam.errors import (
+    Conflict,
+    InvalidInput,
+    ManybeamError,
+    NotFound,
+    RefusedByGate,
+    Unreachable,
+)
+from manybeam.settings import settings
 from manybeam.spec.job import Gates
 from manybeam.zoo.audit import AuditLog, checked_reason, checked_who, whoami
 from manybeam.zoo.checks import check_alias
 from manybeam.zoo.claims import Standing, carry_out, open_claim, standing, version_at
-from manybeam.zoo.gates import NEVER_FORCED, REGRESSION, Verdict, judge
+from manybeam.zoo.gates import NEVER_FORCED, REGRESSION, judge
+from manybeam.zoo.proposals import Promotion, Proposal
 from manybeam.zoo.records import Record, Ref
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 
 logger = logging.getLogger(__name__)
 
 SERVING, CANDIDATE = "serving", "candidate"
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A version, the one it would replace, and what the gates say.
-
-    Attributes:
-        new: the version.
-        old: reference of the version the alias points at now; "" if at none.
-        alias: `serving` or `candidate`.
-        verdicts: of every gate; empty if the alias points at the version already.
-    """
-
-    new: Record
-    old: str
-    alias: str
-    verdicts: tuple[Verdict, ...] = ()
-
-    @property
-    def refusals(self) -> tuple[Verdict, ...]:
-        """The verdicts that stand against it."""
-        return tuple(one for one in self.verdicts if not one.passed)
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the alias points at the version already."""
-        return self.old == self.new.ref
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """An alias that was moved.
-
-    Attributes:
-        ref: the version it points at now, as `graphene@3`.
-        alias: `serving` or `candidate`.
-        previous: the version it pointed at before; "" if at none.
-        verdicts: what the gates said.
-        is_forced: whether any of them was overridden.
-        number: of its record in the audit log; 0 if the alias was there already.
-    """
-
-    ref: str
-    alias: str
-    previous: str
-    verdicts: tuple[Verdict, ...] = ()
-    is_forced: bool = False
-    number: int = 0
 
 
 def propose(zoo: Zoo, ref: str, *, to: str = SERVING, gates: Gates | None = None) -> Proposal:
@@ -147,20 +107,42 @@ def settle(
 
     Raises:
         RefusedByGate: it may not even be a candidate.
+        Conflict: somebody else changes the ensemble.
+        ZooUnreachable, StoreUnreachable: the zoo or the log does not answer.
+
+        Each of them says that the version is registered all the same, and what is left to do.
     """
     if to is None:
         return record
     try:
-        promote(zoo, record.ref, to=to, who=whoami())
-    except RefusedByGate as error:
-        if to != SERVING:
-            raise
-        said(f"{error.what}: {error.why}; it is the candidate")
-        promote(zoo, record.ref, to=CANDIDATE, who=whoami())
-    return zoo.resolve(record.ref)
+        try:
+            promote(zoo, record.ref, to=to, who=whoami())
+        except RefusedByGate as error:
+            if to != SERVING:
+                raise
+            to = CANDIDATE
+            promote(zoo, record.ref, to=to, who=whoami())
+            said(f"{error.what}: {error.why}; it is the candidate")
+        return zoo.resolve(record.ref)
+    except ManybeamError as error:
+        raise _unsettled(record, to, error) from error
 
 
-def rollback(zoo: Zoo, name: str, *, who: str, reason: str = "") -> Promotion:
+def _unsettled(record: Record, to: str, error: ManybeamError) -> ManybeamError:
+    """Return an error of the same kind that also says that the version is registered."""
+    # What is cut off in the middle of a move may have been moved.
+    state = "may have no alias" if isinstance(error, Unreachable) else "has no alias"
+    what = f"{record.ref} is registered but {state}: {error.what}"
+    hint = f"manybeam zoo promote {record.ref} --to {to}"
+    if isinstance(error, RefusedByGate):
+        is_unsigned = bool(settings().trusted_keys) and not record.seal
+        hint = f"manybeam zoo sign {record.ref} first, then {hint}" if is_unsigned else error.hint
+    return type(error)(what, error.why, hint)
+
+
+def rollback(
+    zoo: Zoo, name: str, *, who: str, reason: str = "", expect: int | None = None
+) -> Promotion:
     """Point `serving` back at the version that served before; once more undoes it.
 
     Nothing is judged: it is for when something is wrong now. Weights are checked when they are
@@ -171,10 +153,12 @@ def rollback(zoo: Zoo, name: str, *, who: str, reason: str = "") -> Promotion:
         name: the ensemble.
         who: who does it, for the audit log.
         reason: why.
+        expect: the version that is to be taken back; whichever serves if left out.
 
     Raises:
         NotFound: nothing serves, or the log does not tell what served before.
-        Conflict: that version is archived or gone, or somebody else changes the ensemble.
+        Conflict: that version is archived or gone, another than `expect` serves, or somebody else
+            changes the ensemble.
         InvalidInput: a reference to one version instead of a name.
     """
     who, reason = checked_who(who), checked_reason(reason)
@@ -191,6 +175,12 @@ def rollback(zoo: Zoo, name: str, *, who: str, reason: str = "") -> Promotion:
     if now is None:
         zoo.resolve(asked.name)  # tells that there is no such ensemble, or that none serves
         raise Conflict(f"{asked.name} has been changed at this moment", "", "look again")
+    if expect not in (None, now):
+        raise Conflict(
+            f"{asked.name}@{expect} does not serve, {asked.name}@{now} does",
+            "it changed since you looked",
+            "look again, or reload the page",
+        )
     before = _restorable(zoo, asked.name, served_before(seen, now))
     proposal = Proposal(before, f"{asked.name}@{now}", SERVING)
     return _move(zoo, log, seen, "rollback", proposal, who=who, reason=reason, overridden=[])

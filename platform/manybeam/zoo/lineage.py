@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from manybeam.data.store import open_store
-from manybeam.errors import InvalidInput, NotFound, UnknownRef
+from manybeam.errors import InvalidInput, ManybeamError, NotFound, UnknownRef
 from manybeam.settings import settings
 from manybeam.zoo.records import Ref
 from manybeam.zoo.registration import INPUT_TAG, PARENT_TAG
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
     from manybeam.zoo.tracking import VersionEntry
+
+
+_GROUP = "zarr.json"  # what makes a folder a Zarr group
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,38 @@ def note_prediction(ref: str, url: str) -> None:
 
 
 def prediction_of(url: str) -> str:
-    """Return the version that answered what lies at a URL; "" if no answer of ours lies there."""
+    """Return the version that answered what lies at a URL; "" if no answer of ours lies there.
+
+    A URL may be of anything: no more than the Zarr group there and the first in it is looked at,
+    where an answer names its version.
+
+    Raises:
+        StoreUnreachable, NotAllowed: nobody knows what lies there.
+    """
     if Ref.is_one(url):
         return ""
     try:
         store = open_store(url, create=False)
-        keys = [key for key in store.list("") if key.endswith("zarr.json")]
-        attributes = (json.loads(store.get(key)).get("attributes", {}) for key in keys)
-        return next((str(a["ensemble"]) for a in attributes if "ensemble" in a), "")
-    except (NotFound, InvalidInput, ValueError):
+        if not store.exists(_GROUP):
+            return ""
+        groups = ["", *(f"{folder}/" for folder in store.folders()[:1])]
+        return next(filter(None, (_answered_by(store, f"{group}{_GROUP}") for group in groups)), "")
+    except (NotFound, InvalidInput):
         return ""
+    except OSError as error:
+        if isinstance(error, ManybeamError):
+            raise
+        return ""  # no name that a disk takes, so nothing lies there
+
+
+def _answered_by(store: "Store", key: str) -> str:
+    """Return the version that a Zarr group's attributes name; "" if they are of something else."""
+    try:
+        attributes = json.loads(store.get(key))["attributes"]
+        ref = attributes["ensemble"]
+    except (NotFound, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return ref if isinstance(ref, str) and Ref.is_one(ref) else ""
 
 
 def _predictions(ref: str) -> tuple[str, ...]:

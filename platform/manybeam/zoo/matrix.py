@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ENSEMBLE = -1
 CLASSICAL = -2
+# Of one bin of probabilities: their mean, the share that was so, and how many there were.
+Bin = tuple[float, float, int]
+BIN_COUNT = 10  # bins of equal width that a curve of reliability has
 _NAMED = {ENSEMBLE: "ensemble", CLASSICAL: "classical"}
 
 # Names of scores where less is better; of any other, more is.
@@ -51,6 +54,18 @@ def less_is_better(key: str) -> bool:
     return key.startswith(_LESS_IS_BETTER)
 
 
+def calibration_error(bins: Iterable[Bin]) -> float | None:
+    """Return the mean gap between what was claimed and what was so (ECE); None without a claim.
+
+    Example:
+        >>> calibration_error([(0.75, 0.5, 1), (0.0, 0.0, 0), (1.0, 1.0, 3)])
+        0.0625
+    """
+    known = list(bins)
+    total = sum(count for _, _, count in known)
+    return sum(abs(p - so) * count for p, so, count in known) / total if total else None
+
+
 @dataclass(frozen=True)
 class Score:
     """What one member was worth on one condition.
@@ -68,6 +83,9 @@ class Score:
             negatives); empty if only the values are known.
         taken: when it was measured, in UTC; None if that is unknown.
         scorer: version of the scorer that measured it; "" if that is unknown.
+        reliability: for each tenth of the probability of an atom, from low to high, their mean,
+            the share that were true and how many there were, over all test frames, (0, 0, 0)
+            where there were none; empty if it was not kept.
     """
 
     member: int
@@ -77,6 +95,7 @@ class Score:
     counts: tuple[tuple[int, int, int], ...] = ()
     taken: datetime | None = None
     scorer: str = ""
+    reliability: tuple[Bin, ...] = ()
 
     def __post_init__(self) -> None:
         finite = {key: float(v) for key, v in self.values.items() if math.isfinite(v)}
@@ -144,6 +163,19 @@ class Matrix:
     def condition_digest(self, condition: str) -> str:
         """Return the digest of the condition the scores were taken on; "" if none were."""
         return self._digests.get(condition, "")
+
+    def reliability(self, condition: str | None = None) -> tuple[Bin, ...]:
+        """Return how the ensemble's probabilities compare with facts, bin by bin.
+
+        Args:
+            condition: one to look at; all that were measured, pooled atom by atom, if left out.
+
+        Returns:
+            Mean probability, share of true atoms and count of each bin; empty if not measured.
+        """
+        among = self.conditions if condition is None else (condition,)
+        known = [score.reliability for c in among if (score := self.score(ENSEMBLE, c))]
+        return tuple(map(_pooled, zip(*filter(None, known), strict=True)))
 
     def best(self, condition: str, key: str = "f1") -> int | None:
         """Return the best member on a condition; None if no member was measured there.
@@ -215,3 +247,12 @@ class Matrix:
             if row.condition_digest == self._digests[row.condition]:
                 cells.setdefault((row.member, row.condition), {}).update(row.values)
         return cells
+
+
+def _pooled(bins: tuple[Bin, ...]) -> Bin:
+    """Return one bin of several conditions, each atom counting the same."""
+    total = sum(count for _, _, count in bins)
+    if not total:
+        return 0.0, 0.0, 0
+    claimed, so = (math.fsum(one[i] * one[2] for one in bins) / total for i in (0, 1))
+    return claimed, so, total

@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from manybeam.zoo.matrix import ENSEMBLE, Matrix, less_is_better, member_label
+from manybeam.zoo.matrix import (
+    BIN_COUNT,
+    Matrix,
+    calibration_error,
+    less_is_better,
+    member_label,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,31 +99,37 @@ def difference_figure(differences: Sequence["Difference"], names: tuple[str, str
     return figure
 
 
-def conditions_figure(matrices: Sequence[tuple[str, Matrix]], key: str = "f1") -> Figure:
-    """Return one score of several ensembles on each condition, with intervals where they are known.
+def reliability_figure(matrix: Matrix, condition: str | None = None) -> Figure:
+    """Return how often the ensemble's atoms were right, by the probability it gave them.
 
-    Before and after a round, for one: two versions side by side.
+    On the diagonal, of all atoms called 70 % probable 70 % are there; below it, it is surer than
+    it should be. Bars below tell how many atoms each point stands for.
 
     Args:
-        matrices: name and matrix of each; at most eight are told apart by mark and colour.
-        key: name of the score.
+        matrix: what was measured.
+        condition: one to look at; all that were measured, pooled atom by atom, if left out.
     """
-    conditions = sorted({c for _, matrix in matrices for c in matrix.conditions})
-    if not conditions:
-        return _nothing("nothing was measured yet")
-    figure = Figure(figsize=(8.4, 1.9 + 0.34 * len(conditions)), layout="constrained")
-    axis = figure.subplots()
-    step = 0.6 / max(len(matrices), 1)
-    for place, (name, matrix) in enumerate(matrices):
-        y = np.arange(len(conditions)) + (place - (len(matrices) - 1) / 2) * step
-        _dots(axis, y, [matrix.values(ENSEMBLE, c) for c in conditions], key, place, name)
-    axis.set_ylim(len(conditions) - 0.4, -0.6)
-    axis.set_yticks(range(len(conditions)), conditions, fontsize=8)
-    axis.set_xlabel(NAMES.get(key, key), fontsize=9)
-    axis.tick_params(axis="x", labelsize=8)
-    axis.grid(color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    figure.legend(loc="outside upper left", ncols=4, fontsize=8, frameon=False)
+    bins = matrix.reliability(condition)
+    error = calibration_error(bins)
+    if error is None:
+        return _nothing("reliability was not measured")
+    figure = Figure(figsize=(4.4, 4.6), layout="constrained")
+    top, below = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
+    top.plot([0, 1], [0, 1], color="#6b6b6b", linewidth=1, linestyle="--")
+    slanted: dict[str, Any] = {"rotation": 45, "transform_rotates_text": True}
+    top.text(0.05, 0.08, "as claimed", fontsize=8, color="#555555", **slanted)
+    filled = np.array([one for one in bins if one[2]])
+    top.plot(filled[:, 0], filled[:, 1], color=BETTER, marker="o", markersize=5, linewidth=1.6)
+    top.set_ylim(-0.02, 1.04)
+    top.set_ylabel("share that were atoms", fontsize=9)
+    words = condition or "all conditions"
+    told = f"{words}: ECE {error:.3f}, {int(filled[:, 2].sum()):,} atoms found"
+    top.set_title(told, fontsize=9, loc="left")
+    _count_bins(below, [count for _, _, count in bins])
+    for axis in (top, below):
+        axis.tick_params(labelsize=8)
+        axis.grid(color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
     return figure
 
 
@@ -127,6 +139,15 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """Return a figure as an SVG; the same figure gives the same bytes but for its ids."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -154,6 +175,17 @@ def scale_of(matrix: Matrix, key: str) -> Normalize:
     known = [value for value in values if value is not None] or [0.0]
     low, high = min(known), max(known)
     return Normalize(low, high if high > low else low + 1)
+
+
+def _count_bins(axis: "Axes", counts: Sequence[int]) -> None:
+    """Draw how many atoms each bin holds, on a scale that shows a few beside thousands."""
+    middles = (np.arange(BIN_COUNT) + 0.5) / BIN_COUNT
+    axis.bar(middles, counts, width=0.9 / BIN_COUNT, color="#8fb8d9", edgecolor=BETTER)
+    axis.set_yscale("symlog", linthresh=10)
+    axis.set_ylim(0)
+    axis.set_xlim(0, 1)
+    axis.set_ylabel("atoms", fontsize=9)
+    axis.set_xlabel("probability the ensemble gave", fontsize=9)
 
 
 def _number(axis: "Axes", value_rc: Array, scale: Normalize) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from manybeam import __version__
 from manybeam.errors import Corrupt
-from manybeam.zoo.matrix import Score
+from manybeam.zoo.matrix import BIN_COUNT, Bin, Score
 
 SHEET_FORMAT = "manybeam-scores-1"
 SHEET_FILE = "scores.json"
@@ -40,7 +40,14 @@ def read_sheet(content: bytes) -> list[Score]:
         if sheet["format"] != SHEET_FORMAT:
             raise ValueError(f"its format is {sheet['format']!r}")
         return [_score(row) for row in sheet["rows"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise Corrupt(
             f"a sheet of scores cannot be read: {error}",
             f"{SHEET_FORMAT} is what this Manybeam reads",
@@ -57,6 +64,7 @@ def _row(score: Score, now: datetime) -> dict[str, Any]:
         "scorer": score.scorer or __version__,
         "values": dict(score.values),
         "counts": [list(frame) for frame in score.counts],
+        **({"reliability": [list(one) for one in score.reliability]} if score.reliability else {}),
     }
 
 
@@ -67,6 +75,24 @@ def _score(row: dict[str, Any]) -> Score:
         condition_digest=row["digest"],
         values=row["values"],
         counts=tuple((int(tp), int(fp), int(fn)) for tp, fp, fn in row["counts"]),
-        taken=datetime.fromisoformat(row["taken"]),
+        taken=_moment(row["taken"]),
         scorer=row["scorer"],
+        reliability=_bins(row.get("reliability", [])),
     )
+
+
+def _moment(text: str) -> datetime:
+    """Read a date with its zone, near enough to ours that any zone can show it."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or not 2000 <= moment.year <= 2200:
+        raise ValueError(f"it was taken {text!r}")
+    return moment
+
+
+def _bins(rows: list[list[Any]]) -> tuple[Bin, ...]:
+    """Return the bins of a curve; none from a sheet of before they were kept."""
+    found = tuple((float(claimed), float(so), int(count)) for claimed, so, count in rows)
+    is_sound = all(0 <= p <= 1 and 0 <= so <= 1 and count >= 0 for p, so, count in found)
+    if not is_sound or len(found) not in (0, BIN_COUNT):
+        raise ValueError(f"reliability must be {BIN_COUNT} bins of two shares and a count")
+    return found

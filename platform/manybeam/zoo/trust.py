@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manybeam.errors import Conflict, InvalidSetting, NotAllowed
+from manybeam.errors import Conflict, InvalidSetting, NotAllowed, WriteFailed
 from manybeam.settings import settings
 
 if TYPE_CHECKING:
@@ -114,29 +114,54 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
 
     Raises:
         Conflict: there is one already; it is not overwritten.
+        WriteFailed: the folder cannot be made or written to; nothing is left in it.
     """
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     private, public = folder / PRIVATE_FILE, folder / PUBLIC_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    key = Ed25519PrivateKey.generate()
-    plain = form.NoEncryption()
+    key, plain = Ed25519PrivateKey.generate(), form.NoEncryption()
     secret = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, plain)
+    shown = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
     try:
-        handle = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritten(folder, error) from error
+    _create(private, secret, 0o600)
+    try:
+        _create(public, shown, 0o644)
+    except BaseException:
+        private.unlink()
+        raise
+    return private, public
+
+
+def _create(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is not there yet, whole or not at all."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
         raise Conflict(
-            f"{private} is there already",
-            "what it signed would be refused with another key in its place",
+            f"{path} is there already",
+            "what was signed with its pair would be refused with another key in its place",
             "name another folder",
         ) from error
-    with os.fdopen(handle, "wb") as file:
-        file.write(secret)
-    public.write_bytes(
-        key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        path.unlink()
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> WriteFailed:
+    return WriteFailed(
+        f"{path} cannot be written: {error.strerror or error}",
+        "no key was made",
+        "name a folder that you may write to",
     )
-    return private, public
 
 
 def _message(what: str, digest: str) -> bytes:

@@ -5,7 +5,7 @@
 
   function refresh() {
     const main = byId("main");
-    if (!main || !main.hasAttribute("data-live") || location.search.includes("done=")) return Promise.resolve();
+    if (!main || !main.hasAttribute("data-live")) return Promise.resolve();
     if (document.querySelector("#refused")) return Promise.resolve();
     return htmx.ajax("GET", location.href, { target: "#main", select: "#main", swap: "outerMorph", isLive: true });
   }
@@ -16,7 +16,7 @@
     if (isLive && response.status >= 400) event.preventDefault();
   });
 
-  // -- live update: one stream a tab ---------------------------------------------------------
+  // -- live update: one stream a browser ---------------------------------------------------------
   function say(text) {
     const live = byId("live");
     live.textContent = text;
@@ -25,41 +25,55 @@
   }
 
   let last = null;
-  function listen() {
-    const source = new EventSource("/api/v1/events");
-    source.addEventListener("state", (event) => {
-      const news = JSON.parse(event.data);
-      byId("offline").hidden = true;
-      const { state, fresh } = byId("main").dataset;
-      const isNew = news.state !== state || news.is_fresh !== (fresh === "1") || (last && last.boot !== news.boot);
-      const told = last && news.told && news.state !== last.state ? news.told + ". The page is up to date." : "";
-      last = news;
-      if (isNew) refresh().then(() => { if (told) say(told); }).catch(() => {});
-    });
-    source.onerror = () => {
-      byId("offline").hidden = false;
-      if (source.readyState === EventSource.CLOSED) setTimeout(listen, 2000);
-    };
-    window.addEventListener("pagehide", () => source.close(), { once: true });
+  function hear(news) {
+    byId("offline").hidden = news !== null;
+    if (news === null) return;
+    const { state, fresh } = byId("main").dataset;
+    const isNew = news.state !== state || news.is_fresh !== (fresh === "1") || (last && last.boot !== news.boot);
+    const told = last && news.told && news.state !== last.state ? news.told + ". The page is up to date." : "";
+    last = news;
+    if (isNew) refresh().then(() => { if (told) say(told); }).catch(() => {});
   }
-  window.addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
+
+  // A tab nobody sees listens to nothing.
+  let leave = null;
+  function listen() {
+    if (leave || document.hidden) return;
+    if (!window.SharedWorker) { leave = manybeamListen(hear); return; }
+    const { port } = new SharedWorker(byId("live-script").src);
+    port.onmessage = (event) => hear(event.data);
+    leave = () => { port.postMessage("leave"); port.onmessage = null; };
+  }
+  function rest() {
+    if (leave) leave();
+    leave = null;
+  }
+  document.addEventListener("visibilitychange", () => (document.hidden ? rest() : listen()));
+  window.addEventListener("pagehide", rest);
+  window.addEventListener("pageshow", (event) => { if (event.persisted) { choices(); listen(); } });
 
   // -- keys ----------------------------------------------------------------------------------
+  let here = "";  // what the row is called: a morph makes the row anew
+  const rowName = (row) => row.querySelector("th").textContent.trim();
+  function mark() {
+    document.querySelectorAll("tr[data-row]").forEach((row) => row.classList.toggle("mb-here", rowName(row) === here));
+  }
+
   function move(step) {
     const rows = [...document.querySelectorAll("tr[data-row]")];
     if (!rows.length) return;
-    const now = rows.findIndex((row) => row.classList.contains("mb-here"));
-    const next = Math.min(Math.max(now + step, 0), rows.length - 1);
-    rows.forEach((row) => row.classList.remove("mb-here"));
-    rows[next].classList.add("mb-here");
-    const link = rows[next].querySelector("th a");
+    const now = rows.findIndex((row) => rowName(row) === here);
+    const next = rows[Math.min(Math.max(now + step, 0), rows.length - 1)];
+    here = rowName(next);
+    mark();
+    const link = next.querySelector("th a");
     if (link) link.focus({ preventScroll: true });
-    rows[next].scrollIntoView({ block: "nearest" });
+    next.scrollIntoView({ block: "nearest" });
   }
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const isTyping = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "checkbox";
+    const isTyping = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && !/^(checkbox|radio)$/.test(event.target.type);
     if (event.key === "Escape" && isTyping) event.target.blur();
     if (isTyping || byId("keys").open) return;
     if (event.key === "/") { const q = byId("q"); if (q) { event.preventDefault(); q.focus(); q.select(); } }
@@ -69,9 +83,37 @@
     if (event.key === "?") byId("keys").showModal();
   });
 
+  // -- what is chosen to be compared, on whatever page of the list ------------------------------
+  const CHOSEN = "manybeam-chosen";
+  const chosen = () => JSON.parse(sessionStorage.getItem(CHOSEN) || "[]");
+  function choose(refs) {
+    sessionStorage.setItem(CHOSEN, JSON.stringify(refs));
+    choices();
+  }
+
+  function choices() {
+    if (!byId("compare")) return;
+    const refs = chosen(), boxes = [...document.querySelectorAll("input[type=checkbox][name=ids]")];
+    boxes.forEach((box) => { box.checked = refs.includes(box.value); });
+    document.querySelectorAll("input[data-chosen]").forEach((one) => one.remove());
+    const shown = boxes.map((box) => box.value);
+    // Behind the table: what is pinned there comes first in a comparison.
+    byId("browse").append(...refs.filter((ref) => !shown.includes(ref)).map((ref) => {
+      const field = document.createElement("input");
+      Object.assign(field, { type: "hidden", name: "ids", value: ref });
+      field.setAttribute("form", "compare");
+      field.dataset.chosen = "";
+      return field;
+    }));
+    byId("compare-button").textContent = refs.length ? `Compare chosen (${refs.length})` : "Compare chosen";
+    byId("unchoose").hidden = !refs.length;
+  }
+
   // -- what is on the page ---------------------------------------------------------------------
+  const drawn = new WeakMap();
   function plot(box) {
-    const found = JSON.parse(box.dataset.plot);
+    const found = JSON.parse(box.dataset.plot), before = drawn.get(box);
+    if (before && !box.firstChild) before.forget();
     if (!window.uPlot || !found.conditions.length || box.firstChild) return;
     const ink = getComputedStyle(document.body).color, line = getComputedStyle(document.querySelector(".card")).borderTopColor;
     const x = found.conditions.map((_, i) => i);
@@ -110,7 +152,9 @@
       ],
       hooks: { draw: [bars] },
     }, data, box);
-    new ResizeObserver(() => chart.setSize({ width: box.clientWidth, height: 280 })).observe(box);
+    const sized = new ResizeObserver(() => chart.setSize({ width: box.clientWidth, height: 280 }));
+    sized.observe(box);
+    drawn.set(box, { forget: () => { sized.disconnect(); chart.destroy(); } });
   }
 
   function shared(names) {
@@ -120,6 +164,8 @@
   }
 
   function enhance() {
+    choices();
+    mark();
     document.querySelectorAll("[data-plot]").forEach(plot);
     document.querySelectorAll("[data-copy]").forEach((button) => { button.hidden = !navigator.clipboard; });
     const theme = byId("theme"), now = document.documentElement.dataset.bsTheme;
@@ -127,12 +173,15 @@
   }
 
   document.addEventListener("click", (event) => {
+    if (event.target.id === "unchoose") choose([]);
     const button = event.target.closest("[data-copy]");
     if (!button) return;
     const text = button.closest(".mb-snippet").querySelector("pre").textContent;
     navigator.clipboard.writeText(text).then(() => say("Copied."));
   });
   document.addEventListener("change", (event) => {
+    const { name, type, value, checked } = event.target;
+    if (name === "ids" && type === "checkbox") choose([...chosen().filter((ref) => ref !== value), ...(checked ? [value] : [])]);
     const form = event.target.closest("form[data-auto]");
     if (form && event.target.type !== "text") form.requestSubmit();
   });

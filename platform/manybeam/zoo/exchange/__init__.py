@@ -71,12 +71,12 @@ def export(
         path: what to write; `name-version` with the ending of the form, here, if left out.
         form: `bioimageio`, a .zip others can run and another zoo can import; `onnx`, the graph
             alone; `safetensors`, a folder of members, scores and card that can be imported.
-        overwrite: replace what is there.
+        overwrite: replace the file, or the folder of an export, that is there.
         credit: authors, licence and citations of a package.
 
     Raises:
         UnknownRef: nothing is called that.
-        Conflict: the path is taken.
+        Conflict: the path is taken, or is a folder of anything else than one export.
         InvalidInput: members that one graph cannot hold, or a credit the format does not take.
         MissingPackage: `pip install 'manybeam[exchange]'` is needed.
         WorkFailed: what was made does not answer as the members do, or is not valid.
@@ -86,7 +86,8 @@ def export(
         raise InvalidInput(f"no form {form!r}", f"allowed: {', '.join(FORMS)}", "")
     record = zoo.resolve(ref)
     place = path or Path(record.ref.replace("@", "-").replace("/", "-") + FORMS[form])
-    _keep_free(place, overwrite=overwrite)
+    with _writing(place):
+        _keep_free(place, is_folder=form == "safetensors", overwrite=overwrite)
     if form != "safetensors":
         require("onnx", "onnxscript", "onnxruntime")
     if form == "bioimageio":
@@ -124,15 +125,17 @@ def import_(
         frames: what an AtomAI file does not say about its frames.
         limits: how large it may be.
         source: what to record as its origin, if the path is not what it was called.
-        said: told why the version does not serve, if the gates refuse that.
+        said: told why the version does not serve, if the gates refuse that, and that it is not
+            signed, if the settings name a key: a package says nothing of who vouches for it.
 
     Raises:
         NotFound: no such file.
-        UnreadableFile: it is none of those, a file is missing or changed, weights do not fit,
-            names leave the package, or something in it may be a pickle.
+        UnreadableFile: it is none of those, a file is missing, changed or not to be read, weights
+            do not fit, names leave the package, or something in it may be a pickle.
         TooLarge: more than the limits allow, declared or met.
         InvalidSpec: a recipe that is unknown or breaks the rules.
         InvalidInput: a name or alias that cannot be kept, or frames that were not described.
+        RefusedByGate: it is registered, and may not even be a candidate: nobody trusted signed it.
         ZooUnreachable: MLflow does not answer.
     """
     check_name(name)
@@ -150,8 +153,11 @@ def import_(
         },
         scores=parcel.rows,
         failed=parcel.failed,
+        vouch=False,
     )
     logger.info("ensemble imported", extra={"ref": record.ref, "form": form, "source": path.name})
+    if settings().signing_key:
+        said(f"{record.ref} is not signed: others made it; manybeam zoo sign {record.ref} does")
     return settle(zoo, record, alias, said=said)
 
 
@@ -159,20 +165,39 @@ def _received(
     path: Path, frames: AtomAIFrames | None, limits: Limits
 ) -> tuple[str, str, ours.Parcel]:
     """Return the form of what was given, its digest, and what it holds."""
-    if path.is_dir():
-        files_of(path, limits)
-        manifest = path / ours.MANIFEST_FILE
-        parcel = ours.read(path, path.name)
-        return "safetensors", sha256_of(manifest.read_bytes()), parcel
-    if not path.is_file():
-        raise NotFound(f"no file {path}", "", "give the path of a package, folder or AtomAI file")
-    if _is_atomai(path, limits):
-        return "atomai", sha256_of_file(path), read_atomai(path, frames)
+    with _readable(path):
+        if path.is_dir():
+            files_of(path, limits)
+            manifest = path / ours.MANIFEST_FILE
+            parcel = ours.read(path, path.name)
+            return "safetensors", sha256_of(manifest.read_bytes()), parcel
+        if not path.is_file():
+            hint = "give the path of a package, folder or AtomAI file"
+            raise NotFound(f"no file {path}", "", hint)
+        is_atomai, digest = _is_atomai(path, limits), sha256_of_file(path)
+    if is_atomai:
+        return "atomai", digest, read_atomai(path, frames)
     with tempfile.TemporaryDirectory(prefix="manybeam-import-") as work:
         names = unpack(path, Path(work), limits)
         form = "bioimageio" if RDF_FILE in names else "safetensors"
         root = Path(work) / _root(names)
-        return form, sha256_of_file(path), ours.read(root, path.name)
+        return form, digest, ours.read(root, path.name)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn a fault of the disk, met while a path is read, into an error of ours."""
+    try:
+        yield
+    except ManybeamError:
+        raise
+    except OSError as error:
+        place = error.filename or path
+        raise UnreadableFile(
+            f"{place} cannot be read: {error.strerror or error}",
+            f"{path.name} has to be read whole",
+            "mind who owns it, or copy it elsewhere",
+        ) from error
 
 
 def _is_atomai(path: Path, limits: Limits) -> bool:
@@ -250,20 +275,41 @@ def _imaging(matrix: "Matrix") -> "Condition":
     return Condition.model_validate({"id": "graphene", "sample": {"structure": "graphene"}})
 
 
-def _keep_free(path: Path, *, overwrite: bool) -> None:
+def _keep_free(path: Path, *, is_folder: bool, overwrite: bool) -> None:
+    """Refuse a path that is taken; of folders only that of an export may be replaced, by one."""
     if not path.parent.is_dir():
         raise NotFound(f"no folder {path.parent}", "", f"mkdir -p {path.parent}")
-    if os.path.lexists(path) and not overwrite:
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
         raise Conflict(f"{path} is there already", "an export replaces nothing", "give --overwrite")
+    if path.is_dir() and not path.is_symlink():
+        own = (README_FILE, PICTURE_FILE)
+        stray = ours.stray_in(path, own) if is_folder else "a file does not replace it"
+        if stray:
+            raise Conflict(
+                f"{path} is a folder that stays: {stray}",
+                "only a folder that an export wrote, with nothing else in it, is replaced",
+                "name another path",
+            )
 
 
 @contextmanager
 def _whole(path: Path, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
     """Give a folder to work in and a name in it; what is there at the end appears as `path`."""
+    with (
+        _writing(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as work,
+    ):
+        yield Path(work), Path(work) / path.name
+        _appear(Path(work), path, overwrite=overwrite)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a fault of the disk, met while a path is written, into an error of ours."""
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as work:
-            yield Path(work), Path(work) / path.name
-            _appear(Path(work), path, overwrite=overwrite)
+        yield
     except ManybeamError:
         raise
     except OSError as error:
@@ -275,7 +321,7 @@ def _whole(path: Path, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
 def _appear(work: Path, path: Path, *, overwrite: bool) -> None:
     """Move what was made to its path; two folders cannot change places in one step."""
     made, before = work / path.name, work / ".before"
-    _keep_free(path, overwrite=overwrite)
+    _keep_free(path, is_folder=made.is_dir(), overwrite=overwrite)
     has_to_go = made.is_dir() or (path.is_dir() and not path.is_symlink())
     if os.path.lexists(path) and has_to_go:
         path.rename(before)

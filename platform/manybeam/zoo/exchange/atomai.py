@@ -190,7 +190,7 @@ def _shape(content: Mapping[str, Any], path: Path) -> "Shape":
             is_dilated=flags[1],
             has_background=int(content["nb_classes"]) > 1,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _unreadable(path, f"it does not describe its network: {error!r}") from error
     if Shape.of(shape.name) != shape:
         raise InvalidSpec(

@@ -4,7 +4,7 @@ A folder of ours is that and a model card; a bioimage.io package holds the same 
 attachments, beside what others read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from manybeam import __version__
-from manybeam.errors import Corrupt, InvalidSpec, TooLarge, UnreadableFile
+from manybeam.errors import Corrupt, InvalidInput, InvalidSpec, TooLarge, UnreadableFile
 from manybeam.spec.imaging import Model
 from manybeam.spec.recipe import Recipe
 from manybeam.zoo.cache import sha256_of
+from manybeam.zoo.exchange.unpack import below, is_safe_path, sha256_of_file
 from manybeam.zoo.matrix import Score
 from manybeam.zoo.sheets import read_sheet, write_sheet
 
@@ -161,6 +162,26 @@ def read(folder: Path, source: str) -> Parcel:
     )
 
 
+def stray_in(folder: Path, own: Collection[str] = ()) -> str:
+    """Return what a folder holds that is not of one export of ours, in words; "" if nothing.
+
+    Args:
+        folder: what may be an export.
+        own: names of files that are of it and not in its manifest.
+    """
+    try:
+        manifest: Manifest = _parsed(Manifest, folder / MANIFEST_FILE, folder.name)
+    except (InvalidInput, OSError):
+        return f"it has no {MANIFEST_FILE} of an export"
+    of_members = [file.path for one in manifest.members for file in (one.weights, one.card)]
+    known = {MANIFEST_FILE, manifest.scores.path, *of_members, *own}
+    for item in below(folder):
+        name = item.relative_to(folder).as_posix()
+        if item.is_symlink() or not (item.is_dir() or name in known):
+            return f"it holds {name}"
+    return ""
+
+
 def foreign(source: str, names: Sequence[str]) -> UnreadableFile:
     """Return the refusal of a package that is not ours, saying what it lacks."""
     is_bioimageio = {"rdf.yaml", "bioimageio.yaml"} & set(names)
@@ -235,8 +256,6 @@ def _check_files(folder: Path, manifest: Manifest, source: str) -> None:
 
 
 def _file_fault(folder: Path, entry: FileEntry) -> str:
-    from manybeam.zoo.exchange.unpack import is_safe_path, sha256_of_file
-
     if not is_safe_path(entry.path):
         return f"the manifest names {entry.path[:80]!r}, which is not inside the package"
     path = folder / entry.path

@@ -4,14 +4,16 @@ Everything that is imported goes through here, from a disk or through the web.
 """
 
 import hashlib
+import os
 import stat
 import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from manybeam.errors import ManybeamError, NotFound, TooLarge, UnreadableFile, WriteFailed
 
@@ -21,6 +23,10 @@ DIRECTORY_BYTES_PER_ENTRY = 1024  # a name and some stamps need a tenth of it
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 _END = b"PK\x05\x06"
 _END_SIZE = 22
+_END64 = b"PK\x06\x06"  # of Zip64: the same with larger numbers, and where that stands
+_END64_SIZE = 56
+_LOCATOR = b"PK\x06\x07"
+_LOCATOR_SIZE = 20
 _FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError)
 
 
@@ -78,7 +84,7 @@ def files_of(folder: Path, limits: Limits | None = None) -> list[str]:
         UnreadableFile: a link, something that is no file, or a file that may hold a pickle.
     """
     limits, found, total = limits or Limits(), [], 0
-    for count, item in enumerate(sorted(folder.rglob("*"))):
+    for count, item in enumerate(below(folder)):
         _keep_count(folder, count + 1, limits)
         if item.is_symlink() or not (item.is_file() or item.is_dir()):
             raise _refused(folder.name, f"{item.relative_to(folder)} is a link or a device")
@@ -87,7 +93,18 @@ def files_of(folder: Path, limits: Limits | None = None) -> list[str]:
             found.append(item.relative_to(folder).as_posix())
     _keep_total(folder, total, limits)
     refuse_pickles(folder.name, found)
-    return found
+    return sorted(found)
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Yield what lies below a folder as it is met: a tree without end is never read whole."""
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as items:
+            for item in items:
+                yield Path(item.path)
+                if item.is_dir(follow_symlinks=False):
+                    waiting.append(Path(item.path))
 
 
 def refuse_pickles(source: str, names: Iterable[str]) -> None:
@@ -124,16 +141,34 @@ def _opened(path: Path, limits: Limits) -> zipfile.ZipFile:
 def _keep_directory(path: Path, limits: Limits) -> None:
     """Refuse a list of contents longer than our entries need: reading it takes memory already."""
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(-min(size, _END_SIZE + (1 << 16)), 2)
-        tail = file.read()
+        length = max(_directory_sizes(file))
+    if length > limits.entries * DIRECTORY_BYTES_PER_ENTRY:
+        raise _too_large(path, f"a list of contents of {length:,} bytes", limits)
+
+
+def _directory_sizes(file: BinaryIO) -> list[int]:
+    """Return how long the list of contents is, by each record that a reader may go by."""
+    whole = _END_SIZE + (1 << 16) + _LOCATOR_SIZE + _END64_SIZE
+    file.seek(-min(file.seek(0, 2), whole), 2)
+    tail = file.read()
     last = tail[-_END_SIZE:]
     place = len(tail) - _END_SIZE if last.startswith(_END) else tail.rfind(_END)
     if place < 0 or len(tail) - place < _END_SIZE:
         raise zipfile.BadZipFile("it has no list of contents at its end")
-    length = struct.unpack_from("<I", tail, place + 12)[0]
-    if length > limits.entries * DIRECTORY_BYTES_PER_ENTRY:
-        raise _too_large(path, f"a list of contents of {length:,} bytes", limits)
+    sizes: list[int] = [struct.unpack_from("<I", tail, place + 12)[0]]
+    before = tail[max(place - _LOCATOR_SIZE - _END64_SIZE, 0) : place]
+    beside, locator = before[:-_LOCATOR_SIZE], before[-_LOCATOR_SIZE:]
+    if not locator.startswith(_LOCATOR) or len(locator) < _LOCATOR_SIZE:
+        return sizes
+    # Python's reader looks beside the locator; newer ones look first where the locator points.
+    file.seek(min(struct.unpack_from("<Q", locator, 8)[0], file.seek(0, 2)))
+    far = file.read(_END64_SIZE)
+    large = [struct.unpack_from("<Q", one, 40)[0] for one in (beside, far) if _is_end64(one)]
+    return large if _is_end64(beside) else sizes + large
+
+
+def _is_end64(record: bytes) -> bool:
+    return record.startswith(_END64) and len(record) == _END64_SIZE
 
 
 def _checked(path: Path, archive: zipfile.ZipFile, limits: Limits) -> list[zipfile.ZipInfo]:

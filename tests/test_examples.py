@@ -1,0 +1,187 @@
+"""Example frames: what a score was made of can be made again, and its errors be seen."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manybeam.data.frames import FrameSet
+from manybeam.data.simulate import simulate_into
+from manybeam.errors import NotFound, TooLarge
+from manybeam.jobs import examples
+from manybeam.jobs.evaluate import evaluate
+from manybeam.jobs.examples import make_example
+from manybeam.learn.scores import judge
+from manybeam.spec import Library
+from manybeam.spec.job import Measure
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
+from manybeam.zoo.mistakes import FALSE, MARKS, MISSED, RIGHT, Mistakes, errors_figure
+from manybeam.zoo.plots import png
+
+LIBRARY = Library(Path(__file__).parents[1] / "zoo")
+LOWDOSE, RECORDED = "graphene-60kv-lowdose", "graphene-60kv-dirty-frames"
+
+
+# -- what is made again -------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> FrameSet:
+    """Three labelled frames in a store."""
+    condition = LIBRARY.conditions["graphene-60kv-dirty"]
+    return simulate_into(str(tmp_path_factory.mktemp("store") / "lab"), condition, 3, seed=5)
+
+
+@pytest.fixture(scope="module")
+def matrix(tiny_zoo: Any, frames: FrameSet) -> Matrix:
+    """Ten simulated frames and three recorded ones, of an ensemble of three."""
+    measure = Measure(conditions=(LOWDOSE,), frames=(frames.url,), frames_per_condition=10)
+    return Matrix(evaluate(tiny_zoo.members("graphene@2"), measure, LIBRARY, executor="local"))
+
+
+def scored(matrix: Matrix, member: int, condition: str) -> Score:
+    found = matrix.score(member, condition)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("member", [ENSEMBLE, 0, 2])
+@pytest.mark.parametrize(("condition", "number"), [(LOWDOSE, 0), (LOWDOSE, 9), (RECORDED, 2)])
+def test_an_example_is_the_very_frame_that_was_scored(
+    tiny_zoo: Any, frames: FrameSet, matrix: Matrix, member: int, condition: str, number: int
+) -> None:
+    score = scored(matrix, member, condition)
+    again = (score, number, LIBRARY.conditions, [frames.url])
+    made = make_example(tiny_zoo, "graphene@2", *again)
+    assert made.judged.counts == score.counts[number]
+    assert sum(made.judged.counts) > 0
+    assert made.is_recorded
+    assert made.is_simulated is (condition == LOWDOSE)
+
+
+def test_a_match_radius_that_was_given_is_found_again(tiny_zoo: Any) -> None:
+    measure = Measure(conditions=(LOWDOSE,), frames_per_condition=1, match_radius_pm=12)
+    rows = evaluate(tiny_zoo.members("graphene@2"), measure, LIBRARY, executor="local")
+    made = make_example(
+        tiny_zoo, "graphene@2", scored(Matrix(rows), ENSEMBLE, LOWDOSE), 0, LIBRARY.conditions
+    )
+    assert made.is_recorded
+    assert made.judged.radius_pm == pytest.approx(12)
+
+
+@pytest.mark.parametrize(("counts", "is_recorded"), [(((1, 1, 1),), False), ((), None)])
+def test_a_frame_that_was_not_scored_is_told_from_one_that_was(
+    tiny_zoo: Any, matrix: Matrix, counts: Any, *, is_recorded: bool | None
+) -> None:
+    score = replace(scored(matrix, ENSEMBLE, LOWDOSE), counts=counts)
+    made = make_example(tiny_zoo, "graphene@2", score, 0, LIBRARY.conditions)
+    assert made.is_recorded is is_recorded
+
+
+CHANGED = {LOWDOSE: LIBRARY.conditions["graphene-60kv-nominal"]}
+
+
+@pytest.mark.parametrize(
+    ("condition", "change", "conditions", "told"),
+    [
+        pytest.param(LOWDOSE, {}, CHANGED, "numbers of this condition changed", id="numbers"),
+        pytest.param(LOWDOSE, {}, {}, "does not describe it", id="no such condition"),
+        pytest.param(
+            LOWDOSE,
+            {"condition_digest": f"{LIBRARY.conditions[LOWDOSE].digest}-0"},
+            LIBRARY.conditions,
+            "simulator has changed",
+            id="another simulator",
+        ),
+        pytest.param(RECORDED, {}, LIBRARY.conditions, "not known here", id="no FrameSet"),
+        pytest.param(
+            LOWDOSE, {"member": CLASSICAL}, LIBRARY.conditions, "classical", id="classical"
+        ),
+    ],
+)
+def test_what_cannot_be_made_again_says_why(
+    tiny_zoo: Any, matrix: Matrix, condition: str, change: Any, conditions: Any, told: str
+) -> None:
+    score = replace(scored(matrix, ENSEMBLE, condition), **change)
+    with pytest.raises(NotFound, match=told):
+        make_example(tiny_zoo, "graphene@2", score, 0, conditions)
+
+
+def test_frames_of_another_set_are_not_taken_for_those_measured(
+    tiny_zoo: Any, matrix: Matrix, tmp_path: Path
+) -> None:
+    other = simulate_into(str(tmp_path / "other"), LIBRARY.conditions[LOWDOSE], 3, seed=1)
+    with pytest.raises(NotFound, match="not known here"):
+        make_example(tiny_zoo, "graphene@2", scored(matrix, ENSEMBLE, RECORDED), 0, {}, [other.url])
+
+
+def test_a_frame_too_large_to_be_answered_soon_is_refused(
+    tiny_zoo: Any, matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "MOST_PX", 1000)
+    with pytest.raises(TooLarge, match="1000 px"):
+        make_example(
+            tiny_zoo, "graphene@2", scored(matrix, ENSEMBLE, LOWDOSE), 0, LIBRARY.conditions
+        )
+
+
+# -- what is seen -------------------------------------------------------------------------------
+TRUTH = np.array([[20.0, 20.0], [20.0, 40.0], [40.0, 20.0], [1.0, 1.0]])
+FOUND = np.array([[20.5, 20.0, 0, 0.9], [20.0, 41.0, 0, 0.8], [50.0, 50.0, 0, 0.7], [1, 62, 0, 1]])
+FRAME = np.random.default_rng(0).random((64, 64), np.float32)
+JUDGED = judge(FOUND, TRUTH, 20.0, (64, 64))
+
+
+def test_each_atom_is_right_false_missed_or_beside() -> None:
+    seen = Mistakes.of(FOUND, TRUTH, JUDGED)
+    assert seen.right.tolist() == [[20.5, 20.0], [20.0, 41.0]]
+    assert seen.false.tolist() == [[50.0, 50.0]]
+    assert seen.missed.tolist() == [[40.0, 20.0]]
+    assert seen.beside.tolist() == [[1.0, 62.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_there_are_as_many_of_each_as_were_counted(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found, truth = rng.random((60, 4)) * 128, rng.random((50, 3)) * 128
+    judged = judge(found, truth, 20.0, (128, 128))
+    seen = Mistakes.of(found, truth, judged)
+    assert (len(seen.right), len(seen.false), len(seen.missed)) == judged.counts
+    drawn = sum(len(one) for one in (seen.right, seen.false, seen.missed, seen.beside))
+    assert drawn == len(found) + len(truth) - len(judged.match), "a pair is drawn once"
+
+
+def test_kinds_of_atoms_differ_in_shape_and_colour_and_are_explained_with_their_counts() -> None:
+    figure = errors_figure(FRAME, FOUND, TRUTH, JUDGED, 20.0)
+    png(figure)
+    drawn = figure.axes[0].collections
+    assert [len(one.get_offsets()) for one in drawn] == [2, 1, 1, 2]  # type: ignore[arg-type]
+    assert len({MARKS[colour] for colour in (RIGHT, FALSE, MISSED)}) == 3
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["2 right", "1 missed", "1 false", "2 at the edge, not counted"]
+    (bar,) = figure.axes[0].texts
+    assert bar.get_text() == "0.2 nm"
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel_size_pm"),
+    [
+        pytest.param((64, 64), None, id="no pixel size"),
+        pytest.param((40, 400), 20.0, id="wide"),
+        pytest.param((2000, 30), 20.0, id="tall"),
+    ],
+)
+def test_a_picture_of_any_frame_has_a_bounded_size(
+    shape: tuple[int, int], pixel_size_pm: float | None
+) -> None:
+    judged = judge(FOUND, TRUTH, pixel_size_pm, shape)
+    figure = errors_figure(np.zeros(shape), FOUND, TRUTH, judged, pixel_size_pm)
+    assert png(figure)
+    assert max(figure.get_size_inches()) < 21
+    assert bool(figure.axes[0].texts) is (pixel_size_pm is not None)
+
+
+def test_a_frame_where_nothing_is_and_nothing_was_found_can_be_drawn() -> None:
+    nothing = np.zeros((0, 4))
+    figure = errors_figure(FRAME, nothing, nothing, judge(nothing, nothing, 20.0, (64, 64)), 20.0)
+    assert figure.legends[0].get_texts()[0].get_text() == "0 right"
