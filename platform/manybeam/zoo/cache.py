@@ -51,7 +51,7 @@ class Cache:
                 f"recorded: {sha256[:12]}...",
                 "restore the weights from a backup, or train again; manybeam zoo ls",
             )
-        self._keep(sha256, content)
+        self.keep(sha256, content)
         return content
 
     def _kept(self, sha256: str) -> bytes | None:
@@ -65,7 +65,7 @@ class Cache:
         logger.warning("cached file was damaged and is fetched again", extra={"sha256": sha256})
         return None
 
-    def _keep(self, sha256: str, content: bytes) -> None:
+    def keep(self, sha256: str, content: bytes) -> None:
         """Write one file whole or not at all; a cache that cannot be written only costs time."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

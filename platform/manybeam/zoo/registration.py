@@ -6,7 +6,7 @@ Nothing here can be named until the version is added, which is the last call and
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ INPUT_TAG = "manybeam.input."  # and the digest of a FrameSet: its URL
 ATTACHED_TAG = "manybeam.attached."  # and its kind: id of its LoggedModel, SHA-256 and seal
 SCORES_TAG = "manybeam.scores."  # and the id of a sheet's LoggedModel: its SHA-256 and seal
 
+Keep = Callable[[str, bytes], None]
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -49,8 +51,13 @@ class Registration:
     inputs: Sequence[FrameSetUse] = ()
     vouch: bool = True
 
-    def write(self, tracking: Tracking) -> int:
-        """Write everything and return the number of the version, or leave none behind."""
+    def write(self, tracking: Tracking, keep: Keep) -> int:
+        """Write everything and return the number of the version, or leave none behind.
+
+        Args:
+            tracking: where to.
+            keep: told of what this machine will read again, with its SHA-256.
+        """
         experiment_id = tracking.experiment(f"manybeam/{self.name}")
         run_id = tracking.start_run(experiment_id, self.name, {CODE_TAG: __version__})
         try:
@@ -70,7 +77,7 @@ class Registration:
             place = Place(experiment_id, run_id, manifest_id, digest)
             tags = self._tags(place)
             if self.rows:
-                tags |= add_scores(tracking, place, kept, self.rows, vouch=self.vouch)
+                tags |= add_scores(tracking, place, kept, self.rows, keep, vouch=self.vouch)
             tracking.end_run(run_id)
             return tracking.add_version(self.name, manifest_id, run_id, tags)
         except BaseException:
@@ -162,6 +169,7 @@ def add_scores(
     place: Place,
     members: Iterable[MemberRecord],
     rows: Sequence[Score],
+    keep: Keep,
     *,
     vouch: bool = True,
 ) -> dict[str, str]:
@@ -180,6 +188,7 @@ def add_scores(
     ids = {member.index: member.model_id for member in members}
     ids |= {ENSEMBLE: place.manifest_id, CLASSICAL: place.manifest_id}
     tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows])
+    keep(digest, sheet)
     seal = trust.sign(f"scores of {place.sha256}", digest) if vouch else ""
     return {f"{SCORES_TAG}{model_id}": f"{digest} {seal}".strip()}
 

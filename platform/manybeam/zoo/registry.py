@@ -112,7 +112,7 @@ class Zoo:
         check_members(members)
         check_scores(rows, {member.index for member in members})
         asked = Registration(name, members, job, rows, failed, parent, tuple(inputs), vouch)
-        version = asked.write(self.tracking)
+        version = asked.write(self.tracking, self._cache.keep)
         if alias is not None:
             self.tracking.set_alias(name, alias, version)
         logger.info("ensemble registered", extra={"ensemble": name, "version": version})
@@ -201,7 +201,8 @@ class Zoo:
             )
         if rows:
             place = Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
-            for key, value in add_scores(self.tracking, place, record.members, rows).items():
+            tags = add_scores(self.tracking, place, record.members, rows, self._cache.keep)
+            for key, value in tags.items():
                 self.tracking.tag_version(record.name, record.version, key, value)
 
     def scores(self, entry: VersionEntry) -> list[Score]:
