@@ -22,7 +22,7 @@ from manybeam.zoo.notebook import matrix_html, record_html
 from manybeam.zoo.opened import OpenZoo, Version
 from manybeam.zoo.registry import Zoo
 
-LOW, NOMINAL = "graphene-60kv-lowdose", "graphene-60kv-nominal"
+LOW, NOMINAL = "public-lowdose", "public-nominal"  # the server is shared: names of its own
 FRAME = np.random.default_rng(0).normal(100, 10, (48, 40)).astype(np.float32)
 
 
