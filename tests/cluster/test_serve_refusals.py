@@ -57,7 +57,7 @@ def test_a_service_whose_weights_differ_from_those_registered_does_not_start(
     use_settings({"MANYBEAM_HOME": str(tmp_path)})
     Zoo().register("graphene", tiny_members(1), job={}, alias="serving")
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    weights = next((tmp_path / "weights").rglob("*.safetensors"))
+    weights = next((tmp_path / "weights").rglob("weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     port = free_port()
     with pytest.raises(WorkFailed, match="not the bytes that were registered"):
