@@ -23,6 +23,7 @@ from manybeam.zoo.opened import OpenZoo, Version
 from manybeam.zoo.registry import Zoo
 
 LOW, NOMINAL = "public-lowdose", "public-nominal"  # the server is shared: names of its own
+WRITTEN = "graphene-60kv-nominal"  # one that the library knows
 FRAME = np.random.default_rng(0).normal(100, 10, (48, 40)).astype(np.float32)
 
 
@@ -214,7 +215,7 @@ def library(use_settings: Callable[[dict[str, str]], None]) -> None:
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("name", [NOMINAL, "graphene-any"])
+@pytest.mark.parametrize("name", [WRITTEN, "graphene-any"])
 def test_frames_are_simulated_under_a_condition_or_a_policy(name: str, tmp_path: Path) -> None:
     frames = mb.simulate(name, count=2, out=tmp_path / "frames")
     assert (len(frames), frames.has_truth, frames.condition.id) == (2, True, name)
@@ -223,15 +224,15 @@ def test_frames_are_simulated_under_a_condition_or_a_policy(name: str, tmp_path:
 
 @pytest.mark.usefixtures("library")
 def test_frames_that_are_there_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
-    mb.simulate(NOMINAL, count=1, out=tmp_path / "frames")
+    mb.simulate(WRITTEN, count=1, out=tmp_path / "frames")
     with pytest.raises(Conflict):
-        mb.simulate(NOMINAL, count=2, out=tmp_path / "frames")
-    assert len(mb.simulate(NOMINAL, count=2, out=tmp_path / "frames", overwrite=True)) == 2
+        mb.simulate(WRITTEN, count=2, out=tmp_path / "frames")
+    assert len(mb.simulate(WRITTEN, count=2, out=tmp_path / "frames", overwrite=True)) == 2
 
 
 @pytest.mark.usefixtures("library")
 def test_a_condition_nobody_wrote_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownCondition, match=NOMINAL):
+    with pytest.raises(UnknownCondition, match=WRITTEN):
         mb.simulate("graphene-60kv-nominale", out=tmp_path / "frames")
 
 
