@@ -99,7 +99,7 @@ def _loaded(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_stand_ins(path)):
             content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
+    except Exception as error:  # a stranger's file may break torch's reader anywhere
         raise _unreadable(path, _reason(error)) from error
     if not isinstance(content, dict) or content.get("model_type") != "seg":
         raise _unreadable(path, "it does not say that it is an AtomAI segmentation model")

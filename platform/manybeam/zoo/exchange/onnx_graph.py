@@ -136,7 +136,7 @@ def write_graph(members: Sequence["Member"], path: Path) -> View:
                 verbose=False,
             )
             program.save(path, external_data=False)  # type: ignore[union-attr]  # dynamo makes one
-        except Exception as error:
+        except Exception as error:  # torch's exporter has errors of a dozen kinds
             raise _cannot(members, error) from error
         _check(ensemble, path, view)
     return view
@@ -145,7 +145,7 @@ def write_graph(members: Sequence["Member"], path: Path) -> View:
 def run_graph(path: Path, input_ncyx: Map) -> dict[str, Map]:
     """Return what an ONNX file says of tiles, by name of the output."""
     require("onnxruntime")
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime  # type: ignore[import-untyped]  # published without types
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
