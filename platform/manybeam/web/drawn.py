@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from manybeam.errors import Busy
 from manybeam.settings import settings
+from manybeam.zoo.cache import write_whole
 
 if TYPE_CHECKING:
     from manybeam.jobs.examples import Example
@@ -89,9 +88,9 @@ def keep(digest: str, made: "Example") -> Drawn:
         frame.pixel_size_pm,
         made.is_simulated,
     )
-    _write(folder() / f"{digest}.png", png(figure, DPI))
+    write_whole(folder() / f"{digest}.png", png(figure, DPI))
     # Last: where it lies, the picture does too.
-    _write(folder() / f"{digest}.json", json.dumps(asdict(drawn)).encode())
+    write_whole(folder() / f"{digest}.json", json.dumps(asdict(drawn)).encode())
     _prune()
     return drawn
 
@@ -117,13 +116,6 @@ def folder() -> Path:
 
 def _busy() -> Busy:
     return Busy("other example frames are being made", f"{AT_ONCE} at a time", "try again soon")
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
-    draft.write_bytes(content)
-    os.replace(draft, path)  # noqa: PTH105 - whole or not there
 
 
 def _prune() -> None:

@@ -7,8 +7,6 @@ scores never change, so they come from the zoo's cache on this machine.
 import difflib
 import json
 import logging
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manybeam.errors import UnknownRef, ZooUnreachable
+from manybeam.zoo.cache import write_whole
 from manybeam.zoo.matrix import Matrix
 from manybeam.zoo.records import Record, Ref
 
@@ -194,8 +193,5 @@ def _read(path: Path, address: str) -> "Mapping[Place, VersionEntry] | None":
 
 
 def _write(path: Path, address: str, entries: "Iterable[VersionEntry]") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
     told = {"zoo": address, "versions": [asdict(one) for one in entries]}
-    draft.write_text(json.dumps(told))
-    os.replace(draft, path)  # noqa: PTH105 - whole or not there
+    write_whole(path, json.dumps(told).encode())

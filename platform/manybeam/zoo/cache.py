@@ -68,15 +68,23 @@ class Cache:
     def keep(self, sha256: str, content: bytes) -> None:
         """Write one file whole or not at all; a cache that cannot be written only costs time."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=self.folder, suffix=".part")
+            write_whole(self.folder / sha256, content)
         except OSError as error:
             logger.warning("cache cannot be written", extra={"why": str(error)})
-            return
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(part).replace(self.folder / sha256)
-        except OSError as error:
-            Path(part).unlink(missing_ok=True)
-            logger.warning("cache cannot be written", extra={"why": str(error)})
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whoever reads it meanwhile finds the old one or the new one.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(part).replace(path)
+    except OSError:
+        Path(part).unlink(missing_ok=True)
+        raise
