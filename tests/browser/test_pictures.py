@@ -22,8 +22,9 @@ EXAMPLE = f"/zoo/graphene@2/example/{LOWDOSE}"
 
 def is_loaded(page: Page) -> bool:
     """Tell whether the picture of the page came and has a size."""
-    page.wait_for_function("document.querySelector('main img').complete", timeout=30_000)
-    return bool(page.locator("main img").evaluate("one => one.naturalWidth") > 300)
+    picture = page.locator("main img")
+    expect(picture).to_have_js_property("complete", True, timeout=30_000)
+    return bool(picture.evaluate("one => one.naturalWidth") > 300)
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["script", "no script"])
