@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 
 from manybeam.errors import InvalidInput, WriteFailed, ZooUnreachable
 from manybeam.spec import Library
-from manybeam.zoo.catalogue import Catalogue
-from manybeam.zoo.catalogue_rows import Row, Wanted, quantity_names
+from manybeam.zoo.catalogue import Catalogue, Row, Wanted, quantity_names
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.records import MemberRecord, Record
 from manybeam.zoo.registry import Zoo

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from manybeam.spec import Library
-from manybeam.zoo.catalogue import Catalogue
-from manybeam.zoo.catalogue_rows import Wanted
+from manybeam.zoo.catalogue import Catalogue, Wanted
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.records import MemberRecord, Record
 from manybeam.zoo.registry import Zoo

@@ -182,7 +182,7 @@ def server(make_home: Callable[[], Path]) -> Iterator[Server]:
 def fill_catalogue() -> Callable[[Path, int], None]:
     """Write a catalogue of many members, as a refresh leaves it when it has read them."""
     from manybeam.zoo.catalogue import Catalogue
-    from manybeam.zoo.catalogue_file import set_fact
+    from manybeam.zoo.catalogue.file import set_fact
     from manybeam.zoo.records import MemberRecord, Record
     from manybeam.zoo.registry import Zoo
     from manybeam.zoo.tracking import VersionEntry

@@ -11,8 +11,7 @@ from manybeam.errors import InvalidInput, NotFound, Unreachable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manybeam.zoo.catalogue import Catalogue
-    from manybeam.zoo.catalogue_rows import Row
+    from manybeam.zoo.catalogue import Catalogue, Row
     from manybeam.zoo.records import Record
 
 app = typer.Typer(
@@ -72,8 +71,7 @@ def list_all(
 
     Example: manybeam zoo ls graphene HAADF "60 kV" --where "dose_e_per_a2<=200000"
     """
-    from manybeam.zoo.catalogue import Catalogue
-    from manybeam.zoo.catalogue_rows import Wanted
+    from manybeam.zoo.catalogue import Catalogue, Wanted
     from manybeam.zoo.registry import Zoo
 
     catalogue = Catalogue(Zoo())

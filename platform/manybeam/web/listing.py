@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlencode
 
 from manybeam.errors import InvalidInput, NotFound
 from manybeam.web.render import number
-from manybeam.zoo.catalogue_rows import (
+from manybeam.zoo.catalogue import (
     FACETS,
     STATUSES,
     Bounds,
+    Catalogue,
     Facet,
     Kind,
     Page,
@@ -21,9 +22,6 @@ from manybeam.zoo.catalogue_rows import (
 )
 from manybeam.zoo.matrix import less_is_better
 from manybeam.zoo.records import Ref
-
-if TYPE_CHECKING:
-    from manybeam.zoo.catalogue import Catalogue
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -93,7 +91,7 @@ class Question:
         present = tuple(one for one in STATUSES if one != "archived")
         return self.wanted if self.wanted.status else replace(self.wanted, status=present)
 
-    def facets(self, catalogue: "Catalogue") -> dict[str, list[Facet]]:
+    def facets(self, catalogue: Catalogue) -> dict[str, list[Facet]]:
         """Return what one can filter by, with counts of what the list shows."""
         found = catalogue.facets(self.shown)
         chosen = self.wanted.status
@@ -251,7 +249,7 @@ class Listing:
         return self.question.is_narrowed and condition in self.page.asked
 
 
-def make_listing(catalogue: "Catalogue", question: Question) -> Listing:
+def make_listing(catalogue: Catalogue, question: Question) -> Listing:
     """Return one page of the list.
 
     Raises:
@@ -268,7 +266,7 @@ def make_listing(catalogue: "Catalogue", question: Question) -> Listing:
     return Listing(question, page, facets, baseline, facets.get("condition", ()))
 
 
-def _baseline(catalogue: "Catalogue", question: Question) -> Row:
+def _baseline(catalogue: Catalogue, question: Question) -> Row:
     """Return the pinned row, with the score asked of all others."""
     ref = Ref.parse(question.baseline)
     kind: Kind = "ensembles" if ref.member is None else "members"

@@ -21,7 +21,7 @@ from manybeam.web.plane import Plane
 from manybeam.web.reliability import make_curve, reliability_picture
 from manybeam.web.render import THEME_COOKIE, THEMES
 from manybeam.web.sheet import make_sheet
-from manybeam.zoo.catalogue_rows import Wanted
+from manybeam.zoo.catalogue import Wanted
 
 SCORES = ("f1", "precision", "recall", "rmse_pm", "ece")
 YEAR_S = 365 * 86400

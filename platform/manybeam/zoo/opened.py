@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from manybeam.data.frames import FrameSet
     from manybeam.learn.ensemble import Ensemble, Prediction
     from manybeam.spec import Condition, Policy
-    from manybeam.zoo.catalogue_rows import Row
+    from manybeam.zoo.catalogue import Row
     from manybeam.zoo.compare import Difference
     from manybeam.zoo.records import Record
 
@@ -67,8 +67,7 @@ class OpenZoo(Zoo):
             InvalidInput: a value that cannot be asked for.
             ZooUnreachable: the zoo is away and was never seen from here.
         """
-        from manybeam.zoo.catalogue import Catalogue
-        from manybeam.zoo.catalogue_rows import Wanted
+        from manybeam.zoo.catalogue import Catalogue, Wanted
 
         score, direction = _ordered(order)
         asked: dict[str, Any] = {"kind": kind, "page_size": limit, "condition": condition}

@@ -16,9 +16,9 @@ import numpy as np
 from numpy import ndarray
 
 from manybeam.spec import Condition
-from manybeam.zoo.catalogue_conditions import KnownConditions
-from manybeam.zoo.catalogue_file import FRAMES, SCORER, TAKEN
-from manybeam.zoo.catalogue_rows import (
+from manybeam.zoo.catalogue.conditions import KnownConditions
+from manybeam.zoo.catalogue.file import FRAMES, SCORER, TAKEN
+from manybeam.zoo.catalogue.rows import (
     ConditionRow,
     Coverage,
     Facet,
@@ -27,7 +27,7 @@ from manybeam.zoo.catalogue_rows import (
     Wanted,
     numbers_of,
 )
-from manybeam.zoo.catalogue_table import Measured, Table, means_of
+from manybeam.zoo.catalogue.table import Measured, Table, means_of
 from manybeam.zoo.matrix import ENSEMBLE
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 from manybeam.errors import InvalidSpec
 from manybeam.spec import Condition, Library
-from manybeam.zoo.catalogue_rows import numbers_of
-from manybeam.zoo.catalogue_words import words_of_condition
+from manybeam.zoo.catalogue.rows import numbers_of
+from manybeam.zoo.catalogue.words import words_of_condition
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from manybeam.errors import Corrupt, NotAllowed, NotFound
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.zoo import trust
-from manybeam.zoo.catalogue_answers import Answers
-from manybeam.zoo.catalogue_conditions import KnownConditions
-from manybeam.zoo.catalogue_file import (
+from manybeam.zoo.catalogue.answers import Answers
+from manybeam.zoo.catalogue.conditions import KnownConditions
+from manybeam.zoo.catalogue.file import (
     CatalogueFile,
     Place,
     VersionRows,
@@ -33,7 +33,7 @@ from manybeam.zoo.catalogue_file import (
     set_fact,
     write_versions,
 )
-from manybeam.zoo.catalogue_rows import (
+from manybeam.zoo.catalogue.rows import (
     STATUSES,
     Bounds,
     ConditionRow,
@@ -45,8 +45,8 @@ from manybeam.zoo.catalogue_rows import (
     Row,
     Wanted,
 )
-from manybeam.zoo.catalogue_subjects import rows_of
-from manybeam.zoo.catalogue_table import Table
+from manybeam.zoo.catalogue.subjects import rows_of
+from manybeam.zoo.catalogue.table import Table
 from manybeam.zoo.matrix import Score
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from manybeam.zoo.catalogue_file import FRAMES, TAKEN, SubjectRows, VersionRows
-from manybeam.zoo.catalogue_words import words_of
+from manybeam.zoo.catalogue.file import FRAMES, TAKEN, SubjectRows, VersionRows
+from manybeam.zoo.catalogue.words import words_of
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.records import ALIASES, MemberRecord, Record
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from manybeam.zoo.catalogue_file import TAKEN, fact
-from manybeam.zoo.catalogue_rows import FACETS, Facet, Wanted
-from manybeam.zoo.catalogue_words import query_of
+from manybeam.zoo.catalogue.file import TAKEN, fact
+from manybeam.zoo.catalogue.rows import FACETS, Facet, Wanted
+from manybeam.zoo.catalogue.words import query_of
 from manybeam.zoo.matrix import ENSEMBLE, less_is_better
 
 _CELLS_KEPT = 6  # scores kept in memory: 10,000 rows on 200 conditions take 16 MB each

@@ -1,0 +1,32 @@
+"""The catalogue: a copy of the zoo on this machine, searched in milliseconds.
+
+`catalogue` keeps the copy, in one SQLite `file`; `subjects` says what is kept of a version, `words`
+by which words it is found, `conditions` what the library knows of the conditions it was measured
+on. `rows` holds what is asked and answered, `table` the rows in memory, `answers` how they answer.
+"""
+
+from manybeam.zoo.catalogue.catalogue import Catalogue
+from manybeam.zoo.catalogue.rows import (
+    FACETS,
+    STATUSES,
+    Bounds,
+    Facet,
+    Kind,
+    Page,
+    Row,
+    Wanted,
+    quantity_names,
+)
+
+__all__ = [
+    "FACETS",
+    "STATUSES",
+    "Bounds",
+    "Catalogue",
+    "Facet",
+    "Kind",
+    "Page",
+    "Row",
+    "Wanted",
+    "quantity_names",
+]
