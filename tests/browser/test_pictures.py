@@ -23,7 +23,7 @@ EXAMPLE = f"/zoo/graphene@2/example/{LOWDOSE}"
 def is_loaded(page: Page) -> bool:
     """Tell whether the picture of the page came and has a size."""
     picture = page.locator("main img")
-    expect(picture).to_have_js_property("complete", True, timeout=30_000)
+    expect(picture).to_have_js_property("complete", value=True, timeout=30_000)
     return bool(picture.evaluate("one => one.naturalWidth") > 300)
 
 
