@@ -26,9 +26,8 @@ from manybeam.errors import InvalidInput, WriteFailed, ZooUnreachable
 from manybeam.spec import Library
 from manybeam.zoo.catalogue import Catalogue, Row, Wanted, quantity_names
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
-from manybeam.zoo.records import MemberRecord, Record
+from manybeam.zoo.records import MemberRecord, Record, VersionEntry
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.tracking import VersionEntry
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 NOMINAL, LOWDOSE, MOS2 = "graphene-60kv-nominal", "graphene-60kv-lowdose", "mos2-60kv-nominal"

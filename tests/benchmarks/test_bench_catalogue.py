@@ -15,9 +15,8 @@ import pytest
 from manybeam.spec import Library
 from manybeam.zoo.catalogue import Catalogue, Wanted
 from manybeam.zoo.matrix import ENSEMBLE, Score
-from manybeam.zoo.records import MemberRecord, Record
+from manybeam.zoo.records import MemberRecord, Record, VersionEntry
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.tracking import VersionEntry
 
 LIBRARY = Library(Path(__file__).parents[2] / "zoo")
 KEYS = ("f1", "f1_low", "f1_high", "precision", "recall", "rmse_pm", "ece", "brier", "seconds")

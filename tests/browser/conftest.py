@@ -183,9 +183,8 @@ def fill_catalogue() -> Callable[[Path, int], None]:
     """Write a catalogue of many members, as a refresh leaves it when it has read them."""
     from manybeam.zoo.catalogue import Catalogue
     from manybeam.zoo.catalogue.file import set_fact
-    from manybeam.zoo.records import MemberRecord, Record
+    from manybeam.zoo.records import MemberRecord, Record, VersionEntry
     from manybeam.zoo.registry import Zoo
-    from manybeam.zoo.tracking import VersionEntry
 
     def versions(count: int) -> Iterator[tuple[VersionEntry, Record, list[Score]]]:
         rng, now = random.Random(0), datetime.now(UTC)

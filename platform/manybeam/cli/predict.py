@@ -137,7 +137,7 @@ def _candidate_rows(answer: dict[str, Any], picked: Sequence[int]) -> list[dict[
     record: Record = answer["record"]
     rows = [
         {
-            "member": f"{record.name}@{record.version}/{candidate.member:02d}",
+            "member": f"{record.version_ref}/{candidate.member:02d}",
             "chosen": candidate.member in selection.chosen,
             "predicted_f1": candidate.predicted_f1,
             "low": candidate.low,

@@ -183,7 +183,7 @@ def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
     record = Zoo().resolve(ref)
     rows = [
         {
-            "member": f"{record.name}@{record.version}/{member.index:02d}",
+            "member": f"{record.version_ref}/{member.index:02d}",
             "seed": member.seed,
             "policy": member.policy,
             "parent": member.parent,
@@ -191,7 +191,7 @@ def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
         }
         for member in record.members
     ]
-    emit(rows, form, title=f"{record.name}@{record.version} {' '.join(record.aliases)}".strip())
+    emit(rows, form, title=f"{record.version_ref} {' '.join(record.aliases)}".strip())
 
 
 @app.command()

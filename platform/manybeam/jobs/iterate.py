@@ -161,7 +161,7 @@ def _register(
         children,
         scores=evaluate(children, asked, library, executor=executor) if asked else None,
         job=job | _told(found) | {"measure": measure},
-        parent=f"{record.name}@{record.version}",
+        parent=record.version_ref,
         inputs=[_as_input(job["frames"][0])],
     )
     return settle(zoo, made, CANDIDATE)
@@ -235,9 +235,7 @@ def _digest(job: dict[str, Any], record: "Record", frames: str, library: Library
 def _with_parents(found: Adaptation, record: "Record") -> "list[Member]":
     """Return the members, each adapted one naming the member it came from."""
     return [
-        dataclasses.replace(
-            one, parent=f"{record.name}@{record.version}/{found.parents[one.index]:02d}"
-        )
+        dataclasses.replace(one, parent=f"{record.version_ref}/{found.parents[one.index]:02d}")
         if one.index in found.parents
         else one
         for one in found.members
@@ -256,7 +254,7 @@ def _as_job(
     return {
         "kind": "iterate",
         "name": record.name,
-        "ensemble": f"{record.name}@{record.version}",
+        "ensemble": record.version_ref,
         "frames": [frames_url],
         "imaging": imaging.model_dump(mode="json", exclude_none=True),
         "adapt": asked.model_dump(mode="json"),

@@ -77,7 +77,7 @@ def _check(record: "Record", frame_count: int) -> None:
         raise InvalidInput(
             f"member {record.selected:02d} of {record.ref} cannot be rehearsed alone",
             "its table would stand for the whole version",
-            f"manybeam rehearse {record.name}@{record.version}",
+            f"manybeam rehearse {record.version_ref}",
         )
     if frame_count < 1:
         raise InvalidInput(f"{frame_count} frames to rehearse with", "1 or more", "--frames 600")

@@ -96,7 +96,7 @@ def candidate_row(
 ) -> dict[str, Any]:
     """Return one row of the ranking."""
     return {
-        "ref": f"{loaded.record.name}@{loaded.record.version}/{candidate.member:02d}",
+        "ref": f"{loaded.record.version_ref}/{candidate.member:02d}",
         "member": candidate.member,
         "chosen": is_chosen and candidate.member in selection.chosen,
         "predicted_f1": float(candidate.predicted_f1),

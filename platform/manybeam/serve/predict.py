@@ -156,7 +156,7 @@ class Service:
             NoCapacity: there is none.
         """
         refs = self.refs or tuple(
-            f"{one.name}@{one.version}" for one in self._zoo.listing() if "serving" in one.aliases
+            one.ref for one in self._zoo.listing() if "serving" in one.aliases
         )
         if not refs:
             raise NoCapacity(

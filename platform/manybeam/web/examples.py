@@ -69,7 +69,7 @@ class Place:
 
     def address(self, *, member: int | None = None, number: int | None = None) -> str:
         """Return the page of this frame, or of another member or frame."""
-        base = f"/zoo/{quote(self.sight.version_ref, safe='@/')}/example/"
+        base = f"/zoo/{quote(self.sight.record.version_ref, safe='@/')}/example/"
         return f"{base}{quote(self.score.condition)}{self._query(member, number)}"
 
     def picture(self, drawn: Drawn) -> str:
@@ -94,15 +94,15 @@ def find_place(plane: Plane, ref: str, condition: str, member: int | None, numbe
     """
     sight = plane.shelf.look(ref)
     if sight.record.selected is not None:
-        member, sight = sight.record.selected, plane.shelf.look(sight.version_ref)
+        member, sight = sight.record.selected, plane.shelf.look(sight.record.version_ref)
     row = ENSEMBLE if member is None else member
     score = None if row == CLASSICAL else sight.matrix.score(row, condition)
     if score is None:
         who = "the ensemble" if row == ENSEMBLE else f"member {row:02d}"
         raise NotFound(
-            f"no score of {who} of {sight.version_ref} on {condition[:100]!r}",
+            f"no score of {who} of {sight.record.version_ref} on {condition[:100]!r}",
             f"measured on: {', '.join(sight.matrix.conditions) or 'nothing'}",
-            f"/zoo/{sight.version_ref} shows what was measured",
+            f"/zoo/{sight.record.version_ref} shows what was measured",
         )
     if not 0 <= number < _frame_count(score):
         raise NotFound(
@@ -153,7 +153,7 @@ def draw(plane: Plane, place: Place) -> Drawn:
         if (known := kept(digest)) is not None:  # somebody else asked for it too
             return known
         urls = _own_urls(plane, place)
-        ref, score = place.sight.version_ref, place.score
+        ref, score = place.sight.record.version_ref, place.score
         made = make_example(plane.zoo, ref, score, place.number, plane.described(), urls)
         return keep(digest, made)
 

@@ -55,7 +55,7 @@ def make_curve(sight: Sight, condition: str = "") -> Curve:
     bins = matrix.reliability(condition or None)
     state = hashlib.sha256(repr(bins).encode()).hexdigest()[:12]
     query = {"condition": condition} if condition else {}
-    path = f"/zoo/{quote(sight.version_ref, safe='@/')}/reliability.svg"
+    path = f"/zoo/{quote(sight.record.version_ref, safe='@/')}/reliability.svg"
     filled = tuple(one for one in bins if one[2])
     known = tuple(one for one in matrix.conditions if matrix.reliability(one))
     address = f"{path}?{urlencode({**query, 'state': state})}"

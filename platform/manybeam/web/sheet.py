@@ -155,7 +155,7 @@ def _line(sight: Sight, member: int, key: str) -> Line:
         for condition in matrix.conditions
     )
     known = next((one for one in sight.record.members if one.index == member), None)
-    ref = f"{sight.version_ref}/{member:02d}" if known else ""
+    ref = f"{sight.record.version_ref}/{member:02d}" if known else ""
     seed, policy = (known.seed, known.policy) if known else (None, "")
     return Line(member_label(member), ref, seed, policy, cells, matrix.mean(member, key))
 
@@ -173,7 +173,7 @@ def _example(sight: Sight, member: int, condition: str) -> str:
     score = sight.matrix.score(member, condition)
     if member == CLASSICAL or score is None or not (score.counts or score.values.get("frames")):
         return ""
-    page = f"/zoo/{quote(sight.version_ref, safe='@/')}/example/{quote(condition)}"
+    page = f"/zoo/{quote(sight.record.version_ref, safe='@/')}/example/{quote(condition)}"
     return page if member == ENSEMBLE else f"{page}?member={member:02d}"
 
 

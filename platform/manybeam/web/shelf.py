@@ -4,7 +4,6 @@ A listing is kept in a file too: after a restart, pages still show what was know
 scores never change, so they come from the zoo's cache on this machine.
 """
 
-import difflib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -13,14 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manybeam.errors import UnknownRef, ZooUnreachable
+from manybeam.errors import ZooUnreachable
 from manybeam.zoo.cache import write_whole
 from manybeam.zoo.matrix import Matrix
-from manybeam.zoo.records import Record, Ref
+from manybeam.zoo.records import Record, Ref, VersionEntry
 
 if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo
-    from manybeam.zoo.tracking import VersionEntry
 
 logger = logging.getLogger(__name__)
 
@@ -40,26 +38,21 @@ class Sight:
 
     record: Record
     matrix: Matrix
-    siblings: "tuple[VersionEntry, ...]"
+    siblings: tuple[VersionEntry, ...]
     children: tuple[str, ...]
 
     @property
     def others(self) -> list[str]:
         """References of the other versions of the ensemble, newest first."""
         own = self.record.version
-        return [f"{one.name}@{one.version}" for one in self.siblings if one.version != own]
-
-    @property
-    def version_ref(self) -> str:
-        """The reference of the whole version, whether or not one member is meant."""
-        return f"{self.record.name}@{self.record.version}"
+        return [one.ref for one in self.siblings if one.version != own]
 
 
 @dataclass(frozen=True)
 class _Known:
     """An entry that can be looked up: two of the same state are the same."""
 
-    entry: "VersionEntry"
+    entry: VersionEntry
 
     def __hash__(self) -> int:
         return hash((self.entry.name, self.entry.version, self.entry.state))
@@ -90,7 +83,7 @@ class Shelf:
             ZooUnreachable: MLflow does not answer; the last listing stays.
         """
         before = self._entries or {}
-        now = {(one.name, one.version): one for one in self.zoo.listing()}
+        now = {one.place: one for one in self.zoo.listing()}
         changed = [
             place
             for place, one in now.items()
@@ -114,31 +107,31 @@ class Shelf:
         wanted = Ref.parse(ref)
         entry = self.entry(wanted)
         record, matrix = self._opened(_Known(entry))
-        own = f"{entry.name}@{entry.version}"
-        children = [one for one in self._all() if one.tags.get(PARENT_TAG) == own]
+        children = [one for one in self._all() if one.tags.get(PARENT_TAG) == entry.ref]
         if wanted.member is not None:
             record = record.only(wanted.member)
             rows = [row for row in matrix.rows if row.member == wanted.member]
             matrix = Matrix(rows, [wanted.member])
-        return Sight(record, matrix, self._siblings(entry.name), _refs(map(_place, children)))
+        return Sight(
+            record, matrix, self._siblings(entry.name), _refs(one.place for one in children)
+        )
 
-    def entry(self, wanted: Ref) -> "VersionEntry":
+    def entry(self, wanted: Ref) -> VersionEntry:
         """Return what the listing tells of a reference; raises as `look` does."""
-        own = self._siblings(wanted.name)
-        for one in own:
+        for one in self._siblings(wanted.name):
             if one.version == wanted.version or (wanted.alias and wanted.alias in one.aliases):
                 return one
-        raise _unknown(wanted, own, sorted({one.name for one in self._all()}))
+        raise wanted.unknown(self._all())
 
     def _open(self, known: "_Known") -> tuple[Record, Matrix]:
         record, scores = self.zoo.record(known.entry), self.zoo.scores(known.entry)
         return record, Matrix(scores, [one.index for one in record.members])
 
-    def _siblings(self, name: str) -> "tuple[VersionEntry, ...]":
+    def _siblings(self, name: str) -> tuple[VersionEntry, ...]:
         found = [one for one in self._all() if one.name == name]
         return tuple(sorted(found, key=lambda one: -one.version))
 
-    def _all(self) -> "Iterable[VersionEntry]":
+    def _all(self) -> Iterable[VersionEntry]:
         if self._entries is None:
             raise ZooUnreachable(
                 "the zoo was not read yet",
@@ -148,35 +141,12 @@ class Shelf:
         return self._entries.values()
 
 
-def _place(entry: "VersionEntry") -> Place:
-    return entry.name, entry.version
-
-
 def _refs(places: Iterable[Place]) -> tuple[str, ...]:
     return tuple(f"{name}@{version}" for name, version in sorted(places))
 
 
-def _unknown(wanted: Ref, own: "Iterable[VersionEntry]", names: list[str]) -> UnknownRef:
-    versions = [f"{one.name}@{one.version}" for one in own]
-    if versions:
-        what = f"version {wanted.version}" if wanted.alias is None else f"@{wanted.alias} version"
-        return UnknownRef(
-            f"{wanted.name!r} has no {what}",
-            f"versions: {', '.join(versions[:20])}",
-            f"nearest: {versions[0]}",
-        )
-    near = difflib.get_close_matches(wanted.name, names, n=3, cutoff=0.4) or names[:20]
-    return UnknownRef(
-        f"no ensemble {wanted.name!r} in the zoo",
-        f"ensembles in it: {len(names)}",
-        f"nearest: {', '.join(near)}" if near else "manybeam train registers the first",
-    )
-
-
-def _read(path: Path, address: str) -> "Mapping[Place, VersionEntry] | None":
+def _read(path: Path, address: str) -> Mapping[Place, VersionEntry] | None:
     """Return a kept listing; None if there is none of this zoo that can be read."""
-    from manybeam.zoo.tracking import VersionEntry
-
     try:
         told = json.loads(path.read_text())
         if told["zoo"] != address:
@@ -189,9 +159,9 @@ def _read(path: Path, address: str) -> "Mapping[Place, VersionEntry] | None":
     except (OSError, ValueError, TypeError, KeyError) as error:
         logger.warning("the kept listing cannot be read: %s", error)
         return None
-    return {_place(one): one for one in kept}
+    return {one.place: one for one in kept}
 
 
-def _write(path: Path, address: str, entries: "Iterable[VersionEntry]") -> None:
+def _write(path: Path, address: str, entries: Iterable[VersionEntry]) -> None:
     told = {"zoo": address, "versions": [asdict(one) for one in entries]}
     write_whole(path, json.dumps(told).encode())

@@ -241,7 +241,7 @@ def _facts(record: "Record", licence: str) -> list[tuple[str, str]]:
 
 
 def _self_test(record: "Record") -> str:
-    version = f"{record.name}@{record.version}"
+    version = record.version_ref
     if not record.self_test:
         return "no answers were kept to compare with"
     return f"answers kept, SHA-256 {record.self_test}; compare with: manybeam zoo test {version}"

@@ -15,8 +15,8 @@ from typing import Any
 
 from manybeam.errors import Conflict, ManybeamError, Unreachable
 from manybeam.zoo.audit import AuditLog, Entry, is_gone, whoami
+from manybeam.zoo.records import VersionEntry
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
-from manybeam.zoo.tracking import VersionEntry
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,11 @@ from manybeam.zoo.records import Ref
 from manybeam.zoo.registration import INPUT_TAG, PARENT_TAG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from manybeam.data.store import Store
-    from manybeam.zoo.records import Record
+    from manybeam.zoo.records import Record, VersionEntry
     from manybeam.zoo.registry import Zoo
-    from manybeam.zoo.tracking import VersionEntry
 
 
 _GROUP = "zarr.json"  # what makes a folder a Zarr group
@@ -55,7 +54,7 @@ class Lineage:
         rows.append(_row("version", record.ref, f"SHA-256 {record.sha256}"))
         rows += [_row("alias", f"{record.name}@{a}", "points here") for a in record.aliases]
         rows += [
-            _row("member", f"{record.name}@{record.version}/{one.index:02d}", _origin(one))
+            _row("member", f"{record.version_ref}/{one.index:02d}", _origin(one))
             for one in record.members
         ]
         rows.append(_row("job", record.job.get("kind", ""), f"Manybeam {record.code_version}"))
@@ -78,7 +77,7 @@ def lineage(zoo: "Zoo", ref: str) -> Lineage:
             missing.append(above)
             break
         above = parents[-1].parent
-    own = f"{record.name}@{record.version}"
+    own = record.version_ref
     children = [one for one in zoo.listing() if one.tags.get(PARENT_TAG) == own]
     return Lineage(record, tuple(parents), tuple(missing), _refs(children), _predictions(own))
 
@@ -166,8 +165,7 @@ def _uses(entry: "VersionEntry", frames: str) -> bool:
 
 
 def _refs(entries: "Iterable[VersionEntry]") -> tuple[str, ...]:
-    ordered: Sequence[VersionEntry] = sorted(entries, key=lambda one: (one.name, one.version))
-    return tuple(f"{one.name}@{one.version}" for one in ordered)
+    return tuple(one.ref for one in sorted(entries, key=lambda one: one.place))
 
 
 def _origin(member: Any) -> str:

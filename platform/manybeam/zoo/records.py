@@ -6,6 +6,8 @@ the bytes of the weights, and never changes.
 """
 
 import dataclasses
+import difflib
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -23,6 +25,33 @@ _NAME = r"[a-z0-9][a-z0-9._-]{0,99}"
 _REF = re.compile(
     rf"(?P<name>{_NAME})(?:@(?P<at>[a-z]+|[0-9]{{1,9}}))?(?:/(?P<member>[0-9]{{1,6}}))?"
 )
+
+
+@dataclass(frozen=True)
+class VersionEntry:
+    """One registered version as MLflow lists it."""
+
+    name: str
+    version: int
+    run_id: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Name and number: what tells it from all others."""
+        return self.name, self.version
+
+    @property
+    def ref(self) -> str:
+        """The reference that always means this version."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def state(self) -> str:
+        """A digest of all a listing tells: it changes when a score, status or alias does."""
+        told = [self.run_id, sorted(self.tags.items()), self.aliases]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -67,6 +96,30 @@ class Ref:
     def is_one(cls, text: str) -> bool:
         """Tell whether a text has a form of a reference."""
         return _REF.fullmatch(text) is not None
+
+    def unknown(self, there: Iterable[VersionEntry]) -> UnknownRef:
+        """Return the error that names what is near: ensembles, or versions of the one meant.
+
+        Args:
+            there: every version of the zoo, in any order.
+        """
+        entries = sorted(there, key=lambda one: -one.version)
+        own = [one for one in entries if one.name == self.name]
+        if own:
+            what = f"version {self.version}" if self.alias is None else f"@{self.alias} version"
+            told = ", ".join("@".join((str(one.version), *one.aliases)) for one in own[:20])
+            return UnknownRef(
+                f"{self.name!r} has no {what}",
+                f"versions: {told}",
+                f"nearest: {own[0].ref}",
+            )
+        names = sorted({one.name for one in entries})
+        near = difflib.get_close_matches(self.name, names, n=3, cutoff=0.4) or names[:20]
+        return UnknownRef(
+            f"no ensemble {self.name!r} in the zoo",
+            f"ensembles in it: {len(names)}",
+            f"nearest: {', '.join(near)}" if near else "manybeam train registers the first",
+        )
 
 
 @dataclass(frozen=True)
@@ -160,8 +213,13 @@ class Record:
     @property
     def ref(self) -> str:
         """The reference that always means this version: `graphene@3` or `graphene@3/07`."""
-        version = f"{self.name}@{self.version}"
-        return version if self.selected is None else f"{version}/{self.selected:02d}"
+        own = self.version_ref
+        return own if self.selected is None else f"{own}/{self.selected:02d}"
+
+    @property
+    def version_ref(self) -> str:
+        """The reference of the whole version, whether or not one member is meant."""
+        return f"{self.name}@{self.version}"
 
     @property
     def member_count(self) -> int:
@@ -185,9 +243,9 @@ class Record:
         there = ", ".join(f"{member.index:02d}" for member in self.members)
         failed = f"; failed: {'; '.join(self.failed)}" if self.failed else ""
         raise UnknownRef(
-            f"{self.name}@{self.version} has no member {index:02d}",
+            f"{self.version_ref} has no member {index:02d}",
             f"members: {there}{failed}",
-            f"manybeam zoo show {self.name}@{self.version}",
+            f"manybeam zoo show {self.version_ref}",
         )
 
     def only(self, index: int) -> "Record":

@@ -5,7 +5,6 @@ then their scores, and the version last. A crash before that leaves LoggedModels
 """
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,13 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam import __version__
-from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound, UnknownRef
+from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
 from manybeam.zoo import trust
 from manybeam.zoo.cache import Cache, sha256_of
 from manybeam.zoo.checks import check_alias, check_members, check_name, check_scores
 from manybeam.zoo.matrix import Matrix, Score
-from manybeam.zoo.records import ALIASES, FrameSetUse, MemberRecord, Record, Ref, read_manifest
+from manybeam.zoo.records import (
+    ALIASES,
+    FrameSetUse,
+    MemberRecord,
+    Record,
+    Ref,
+    VersionEntry,
+    read_manifest,
+)
 from manybeam.zoo.registration import (
     ATTACHED_TAG,
     CARD_FILE,
@@ -37,7 +44,7 @@ from manybeam.zoo.registration import (
 )
 from manybeam.zoo.selftest import SELF_TEST_FILE, SelfTest, run_self_test
 from manybeam.zoo.sheets import SHEET_FILE, read_sheet
-from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, Tracking, VersionEntry
+from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, Tracking
 
 if TYPE_CHECKING:
     from manybeam.learn.ensemble import Ensemble
@@ -146,7 +153,7 @@ class Zoo:
     def record(self, entry: VersionEntry) -> Record:
         """Return the version an entry of a listing is of; raises Corrupt as `resolve` does."""
         manifest_id, sha256 = entry.tags[MANIFEST_TAG], entry.tags[SHA256_TAG]
-        what = f"manifest of {entry.name}@{entry.version}"
+        what = f"manifest of {entry.ref}"
         content = self._file(manifest_id, MANIFEST_FILE, sha256, what)
         archived, found = entry.tags.get(ARCHIVED_TAG), read_manifest(content)
         if found.name != entry.name:
@@ -197,7 +204,7 @@ class Zoo:
             raise InvalidInput(
                 f"scores of others than {record.ref}",
                 "a reference to one member takes its scores only",
-                f"name the version: {record.name}@{record.version}",
+                f"name the version: {record.version_ref}",
             )
         if rows:
             place = Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
@@ -217,7 +224,7 @@ class Zoo:
         found: list[Score] = []
         for key, value in entry.tags.items():
             if key.startswith(SCORES_TAG):
-                what = f"scores of {entry.name}@{entry.version}"
+                what = f"scores of {entry.ref}"
                 model_id, (sha256, _, seal) = key.removeprefix(SCORES_TAG), value.partition(" ")
                 if not trust.may_count(f"scores of {entry.tags[SHA256_TAG]}", sha256, seal):
                     logger.warning("unsigned scores do not count", extra={"of": what})
@@ -328,7 +335,8 @@ class Zoo:
     def _entry(self, wanted: Ref) -> VersionEntry:
         """Return the version meant, in one call if it is there."""
         if wanted.alias is not None and wanted.alias not in ALIASES:
-            raise self._unknown(wanted)  # MLflow would take `latest` for an alias
+            # MLflow would take `latest` for an alias.
+            raise wanted.unknown(self.tracking.versions())
         try:
             entry = (
                 self.tracking.version_by_alias(wanted.name, wanted.alias)
@@ -336,30 +344,10 @@ class Zoo:
                 else self.tracking.version(wanted.name, wanted.version or 0)
             )
         except (NotFound, InvalidInput) as error:
-            raise self._unknown(wanted) from error
+            raise wanted.unknown(self.tracking.versions()) from error
         if MANIFEST_TAG not in entry.tags:
-            raise self._unknown(wanted)
+            raise wanted.unknown(self.tracking.versions())
         return entry
-
-    def _unknown(self, wanted: Ref) -> UnknownRef:
-        """Return the error that names what is near: ensembles, or versions of the one meant."""
-        entries = self.tracking.versions()
-        names = sorted({entry.name for entry in entries})
-        if wanted.name not in names:
-            near = difflib.get_close_matches(wanted.name, names, n=3, cutoff=0.4) or names[:20]
-            return UnknownRef(
-                f"no ensemble {wanted.name!r} in the zoo",
-                f"ensembles in it: {len(names)}",
-                f"nearest: {', '.join(near)}" if near else "manybeam train registers the first",
-            )
-        own = [entry for entry in entries if entry.name == wanted.name]
-        there = ", ".join("@".join((str(entry.version), *entry.aliases)) for entry in own[:20])
-        what = f"version {wanted.version}" if wanted.alias is None else f"@{wanted.alias} version"
-        return UnknownRef(
-            f"{wanted.name!r} has no {what}",
-            f"versions: {there}",
-            f"nearest: {wanted.name}@{own[0].version}",
-        )
 
     def _load(self, record: MemberRecord) -> "Member":
         from manybeam.learn.member import load_weights

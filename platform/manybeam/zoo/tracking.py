@@ -5,7 +5,6 @@ becomes our errors here, and every wait is bounded.
 """
 
 import hashlib
-import json
 import logging
 import os
 import tempfile
@@ -13,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +40,7 @@ from mlflow.store.entities import PagedList  # noqa: E402
 from manybeam.errors import Conflict, Corrupt, InvalidSetting, ManybeamError, NotFound  # noqa: E402
 from manybeam.settings import settings  # noqa: E402
 from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
+from manybeam.zoo.records import VersionEntry  # noqa: E402
 from manybeam.zoo.refusals import speaking  # noqa: E402
 
 for _noisy in ("mlflow", "alembic"):
@@ -56,23 +55,6 @@ _PAGE = 1000
 _SQLITE = "sqlite:///"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class VersionEntry:
-    """One registered version as MLflow lists it."""
-
-    name: str
-    version: int
-    run_id: str
-    tags: Mapping[str, str]
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def state(self) -> str:
-        """A digest of all a listing tells: it changes when a score, status or alias does."""
-        told = [self.run_id, sorted(self.tags.items()), self.aliases]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 class Tracking:

@@ -48,11 +48,10 @@ from manybeam.zoo.catalogue.rows import (
 from manybeam.zoo.catalogue.subjects import rows_of
 from manybeam.zoo.catalogue.table import Table
 from manybeam.zoo.matrix import Score
+from manybeam.zoo.records import Record, VersionEntry
 
 if TYPE_CHECKING:
-    from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
-    from manybeam.zoo.tracking import VersionEntry
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +173,7 @@ class Catalogue:
             self._known = self._known.renewed()
             known, library = self._read(lambda db: (known_states(db), fact(db, "library")))
             everything = everything or library != self._measure
-            entries = {(one.name, one.version): one for one in self._zoo.listing()}
+            entries = {one.place: one for one in self._zoo.listing()}
             changed = [
                 entry
                 for place, entry in entries.items()
@@ -194,16 +193,15 @@ class Catalogue:
         return Refreshed(_refs(written), _refs(sorted(gone)), unreadable, seconds)
 
     def _each(
-        self, entries: Iterable["VersionEntry"], unreadable: dict[str, str]
+        self, entries: Iterable[VersionEntry], unreadable: dict[str, str]
     ) -> Iterator[VersionRows]:
         """Yield what is kept of each version; one that is damaged does not stop the others."""
         for entry in entries:
             try:
                 record, scores = self._zoo.record(entry), self._zoo.scores(entry)
             except (Corrupt, NotFound, NotAllowed) as error:
-                ref = f"{entry.name}@{entry.version}"
-                unreadable[ref] = str(error)
-                logger.warning("version could not be read", extra={"ref": ref, "why": str(error)})
+                unreadable[entry.ref] = why = str(error)
+                logger.warning("version could not be read", extra={"ref": entry.ref, "why": why})
                 continue
             yield rows_of(entry, record, scores, self._known.words)
 
@@ -230,7 +228,7 @@ class Catalogue:
         return self._file.write(write)
 
     def _write(
-        self, versions: Iterable[tuple["VersionEntry", "Record", Sequence[Score]]]
+        self, versions: Iterable[tuple[VersionEntry, Record, Sequence[Score]]]
     ) -> list[Place]:
         """Write versions that were read already."""
         known = self._read(known_states)

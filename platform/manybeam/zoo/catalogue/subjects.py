@@ -1,21 +1,17 @@
 """What the catalogue keeps of a version: one row for the ensemble and one for each member."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from manybeam.zoo.catalogue.file import FRAMES, TAKEN, SubjectRows, VersionRows
 from manybeam.zoo.catalogue.words import words_of
 from manybeam.zoo.matrix import ENSEMBLE, Score
-from manybeam.zoo.records import ALIASES, MemberRecord, Record
-
-if TYPE_CHECKING:
-    from manybeam.zoo.tracking import VersionEntry
+from manybeam.zoo.records import ALIASES, MemberRecord, Record, VersionEntry
 
 Key = tuple[str, str]
 
 
 def rows_of(
-    entry: "VersionEntry",
+    entry: VersionEntry,
     record: Record,
     scores: Sequence[Score],
     words_of_key: Callable[[str, str], str],
@@ -30,11 +26,11 @@ def rows_of(
     """
     keys = dict.fromkeys((row.condition, row.condition_digest) for row in scores)
     job = (record.job.get("kind", ""), record.job.get("recipe", ""))
-    own = (f"{entry.name}@{entry.version}", record.parent, *entry.aliases, *map(str, job))
+    own = (entry.ref, record.parent, *entry.aliases, *map(str, job))
     common = words_of([*own, *(words_of_key(*key) for key in keys)])
     groups = [(ENSEMBLE, record.members), *((one.index, (one,)) for one in record.members)]
     return VersionRows(
-        (entry.name, entry.version),
+        entry.place,
         entry.state,
         status_of(record, entry.aliases),
         entry.aliases,
