@@ -228,7 +228,7 @@ def test_the_report_shows_before_and_after_and_says_what_was_decided(facility_fo
     for name in ("before.png", "after.png"):
         assert f"({name})" in text
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
-    assert not list((tmp_path / "report").glob("*.partial"))
+    assert not list((tmp_path / "report").glob(".*.part"))
 
 
 def test_the_command_writes_its_report_whatever_the_gate_says(facility_folder, capsys):

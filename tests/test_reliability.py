@@ -17,7 +17,7 @@ from manybeam.spec import Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.exchange import export, import_
 from manybeam.zoo.matrix import ENSEMBLE, Bin, Matrix, Score, calibration_error
-from manybeam.zoo.plots import png, reliability_figure, svg
+from manybeam.zoo.plots import drawn, png, reliability_figure
 from manybeam.zoo.sheets import read_sheet, write_sheet
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -137,4 +137,4 @@ def test_the_picture_shows_each_filled_bin_and_the_line_of_honesty() -> None:
 def test_a_picture_of_nothing_says_so() -> None:
     figure = reliability_figure(Matrix(ROWS), "old")
     assert figure.texts[0].get_text() == "reliability was not measured"
-    assert svg(figure).startswith(b"<?xml")
+    assert drawn(figure, "svg").startswith(b"<?xml")

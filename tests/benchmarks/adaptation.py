@@ -35,6 +35,8 @@ Array = np.ndarray[Any, Any]
 
 def main() -> None:
     """Adapt on every drift, with every teacher; write the table."""
+    from manybeam.data.disk import write_files
+
     parser = argparse.ArgumentParser(description="The adaptation table")
     parser.add_argument("--out", type=Path, default=Path("bench/science"))
     parser.add_argument("--repetitions", type=int, nargs="+", default=[0, 1, 2])
@@ -52,9 +54,7 @@ def main() -> None:
             if not (made / f"{drift}-{start}-{r}.json").exists()
         }
         for path, result in work.items():
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(result.result()))
-            part.replace(path)
+            write_files({path: json.dumps(result.result()).encode()})
             print(path.stem, "done", file=sys.stderr, flush=True)
     text = _report(made, words.repetitions)
     (out / "adaptation.md").write_text(text)

@@ -251,9 +251,9 @@ def _is_registered(ref: str) -> bool:
 
 def _write(path: Path, content: object) -> None:
     """Write a result whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    from manybeam.data.disk import write_files
+
+    write_files({path: json.dumps(content).encode()})
 
 
 def _manybeam(*words: str) -> None:

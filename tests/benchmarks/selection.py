@@ -349,9 +349,9 @@ ALIENS: Mapping[str, Callable[[], list[Any]]] = {
 
 def _write(path: Path, content: str | bytes) -> None:
     """Write a result whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_bytes(content if isinstance(content, bytes) else content.encode())
-    part.replace(path)
+    from manybeam.data.disk import write_files
+
+    write_files({path: content if isinstance(content, bytes) else content.encode()})
 
 
 if __name__ == "__main__":

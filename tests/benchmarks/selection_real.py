@@ -63,6 +63,7 @@ def _members(repetition: int) -> list[Any]:
 
 
 def _table(out: Path, ensemble: Any, repetition: int) -> Any:
+    from manybeam.data.disk import write_files
     from manybeam.jobs.rehearse import usual_policies
     from manybeam.learn.reference import ReferenceTable, rehearse
     from manybeam.spec import Library
@@ -71,9 +72,7 @@ def _table(out: Path, ensemble: Any, repetition: int) -> Any:
     if not path.exists():
         policies = usual_policies(ensemble, Library(ROOT / "zoo"))
         table = rehearse(ensemble, policies, 0, REHEARSED, seed=SEED + repetition)
-        part = path.with_suffix(".part")
-        part.write_bytes(table.to_bytes())
-        part.replace(path)
+        write_files({path: table.to_bytes()})
     return ReferenceTable.from_bytes(path.read_bytes())
 
 

@@ -1,6 +1,5 @@
 """The report of an adaptation: the new frames before and after, where members stand, and why."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from manybeam.cli.output import cell
+from manybeam.data.disk import write_files
+from manybeam.zoo.plots import png
 
 if TYPE_CHECKING:
     from manybeam.jobs.iterate import IterateOutcome
@@ -24,7 +25,7 @@ Row = Mapping[str, Any]
 def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
     """Write `before.png`, `after.png` and, last, `report.md`; return the page.
 
-    Each file is whole or what was there before.
+    They appear together, when all are whole.
 
     Args:
         done: what came of an adaptation, accepted or refused.
@@ -32,10 +33,10 @@ def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
     """
     from manybeam.learn.ensemble import Ensemble
 
-    folder.mkdir(parents=True, exist_ok=True)
     members = done.round.members
     after = [one for one in members if one.index in done.round.parents]
     frames_nyx = done.frames_nyx[:MOST_FRAMES]
+    files: dict[Path, bytes] = {}
     for name, ensemble in (
         ("before", Ensemble(done.parents)),
         ("after", Ensemble(after or done.round.tuned or done.parents)),
@@ -43,9 +44,9 @@ def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
         answers = [ensemble.predict(frame, done.pixel_size_pm) for frame in frames_nyx]
         title = f"{name}: {_told(ensemble)}"
         figure = _atoms_figure(frames_nyx, [one.atoms for one in answers], title)
-        _write(folder / f"{name}.png", _png(figure))
+        files[folder / f"{name}.png"] = png(figure, 100)
     page = folder / "report.md"
-    _write(page, ("\n".join(_page(done)) + "\n").encode())
+    write_files({**files, page: ("\n".join(_page(done)) + "\n").encode()})
     return page
 
 
@@ -159,15 +160,3 @@ def _atoms_figure(frames_nyx: np.ndarray, atoms: Sequence[np.ndarray], title: st
 
 def _told(ensemble: "Ensemble") -> str:
     return "members " + ", ".join(f"{index:02d}" for index in ensemble.indices)
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from manybeam.cli.output import say
+from manybeam.data.disk import write_files
 from manybeam.errors import InvalidInput
 
 # Settings of a facility would send a demo's members to the facility's zoo.
@@ -114,6 +115,4 @@ class Steps:
         say(f"   {taken_s:.1f} s, {time.monotonic() - self._started:.0f} s since the start")
 
     def _save(self) -> None:
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(self.facts, indent=1, default=str))
-        partial.replace(self.path)
+        write_files({self.path: json.dumps(self.facts, indent=1, default=str).encode()})

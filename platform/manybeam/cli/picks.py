@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam.cli.output import Form, emit, say
+from manybeam.cli.targets import PICTURES, check_target
+from manybeam.data.disk import write_files
 from manybeam.errors import InvalidInput
 
 if TYPE_CHECKING:
     from manybeam.zoo.picks import Pick
 
-PICTURES = (".png", ".svg", ".pdf")
 PICTURE_DPI = 120
 
 
@@ -35,16 +36,14 @@ def picture_path(file: Path, path: Path | None) -> Path:
         InvalidInput: there is no such folder, or the suffix is not one of a picture.
     """
     path = path or Path(f"{file.stem}-members.png")
-    if not path.resolve().parent.is_dir():
-        raise InvalidInput(f"no folder {path.parent} for --png", "", f"mkdir -p {path.parent}")
-    if path.suffix.lower() not in PICTURES:
-        raise InvalidInput(f"--png {path}", f"allowed: {', '.join(PICTURES)}", "")
+    check_target(path, PICTURES)
     return path
 
 
 def draw(answer: dict[str, Any], path: Path, picked: tuple[int, ...]) -> None:
     """Write the picture of all members side by side, and say where."""
     from manybeam.cli.figures import members_figure
+    from manybeam.zoo.plots import drawn
 
     figure = members_figure(
         answer["frame"],
@@ -53,9 +52,7 @@ def draw(answer: dict[str, Any], path: Path, picked: tuple[int, ...]) -> None:
         picked=picked,
         title=f"{Path(answer['file']).name}, {answer['ref']}, ",
     )
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=PICTURE_DPI, format=path.suffix[1:].lower())
-    partial.replace(path)
+    write_files({path: drawn(figure, path.suffix[1:].lower(), PICTURE_DPI)})
     say(f"members side by side: {path}")
 
 

@@ -12,6 +12,8 @@ import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
 from manybeam.cli.sizing import check_sized, sized
+from manybeam.cli.targets import check_target
+from manybeam.data.disk import write_files
 from manybeam.errors import (
     InvalidInput,
     ManybeamError,
@@ -284,8 +286,7 @@ def _mean(values: "np.ndarray[Any, Any]") -> float | None:
 
 def _check_targets(atoms: Path | None, zarr: str) -> None:
     """Refuse what cannot be written to, before the first network runs."""
-    if atoms is not None and not atoms.resolve().parent.is_dir():
-        raise InvalidInput(f"no folder {atoms.parent} for --atoms", "", f"mkdir -p {atoms.parent}")
+    check_target(atoms)
     if zarr:
         from manybeam.data.store import open_store
 
@@ -310,21 +311,19 @@ def _write_atoms(path: Path | None, answers: Sequence[dict[str, Any]]) -> None:
         for atom in answer["prediction"].atoms.tolist():
             place = (atom[0] * nm, atom[1] * nm)
             writer.writerow((answer["file"], answer["index"], *atom, *place))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text.getvalue())
-    partial.replace(path)
+    write_files({path: text.getvalue().encode()})
 
 
 def _write_pictures(folder: Path | None, answers: Sequence[dict[str, Any]]) -> None:
     if folder is None:
         return
     from manybeam.cli.figures import answer_figure
+    from manybeam.zoo.plots import png
 
-    folder.mkdir(parents=True, exist_ok=True)
     for number, answer in enumerate(answers):
         name = f"{number:03d}-{Path(answer['file']).stem}-{answer['index']:03d}.png"
         figure = answer_figure(answer["frame"], answer["prediction"], answer["selection"].why)
-        figure.savefig(folder / name, dpi=110)
+        write_files({folder / name: png(figure)})
 
 
 def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:

@@ -2,12 +2,13 @@
 
 import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from manybeam.data.disk import write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,9 +47,9 @@ class Report:
 
     def picture(self, figure: "Figure", caption: str) -> None:
         """Add a figure as a PNG inside the page."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
-        data = base64.b64encode(buffer.getvalue()).decode()
+        from manybeam.zoo.plots import png
+
+        data = base64.b64encode(png(figure, 100)).decode()
         text = html.escape(caption)
         self._parts.append(
             f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
@@ -84,9 +85,7 @@ class Report:
             f"<h2>The numbers behind it</h2><details><summary>JSON</summary>"
             f"<pre>{html.escape(numbers)}</pre></details></body></html>"
         )
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        write_files({path: page.encode()})
 
 
 def _td(value: Any, text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.data.disk import write_files
 from manybeam.errors import InvalidFrame, InvalidInput, OutOfDistribution
 
 if TYPE_CHECKING:
@@ -293,8 +294,5 @@ def _row(alarm: "Alarm", numbers: list[int], judge: _Judge) -> dict[str, Any]:
 
 
 def _leave(state: Path | None, drift: "DriftWatch") -> None:
-    if state is None:
-        return
-    partial = state.with_name(state.name + ".partial")
-    partial.write_text(drift.state())
-    partial.replace(state)
+    if state is not None:
+        write_files({state: drift.state().encode()})

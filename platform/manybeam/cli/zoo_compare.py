@@ -1,23 +1,21 @@
 """`manybeam zoo diff` and `card`: where one version is better than another, and what one is."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.errors import InvalidInput, NotFound, WriteFailed
+from manybeam.cli.targets import PICTURES, check_target
+from manybeam.data.disk import write_files
+from manybeam.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from manybeam.zoo.compare import Difference
     from manybeam.zoo.matrix import Matrix
 
 CARD_FORMS = (".html", ".md")
 COLUMNS = ("member", "condition", "old", "new", "difference", "interval", "frames", "verdict")
-PICTURE_FORMS = (".png", ".svg", ".pdf")
 RefArgument = Annotated[str, typer.Argument(help="name, name@candidate, name@3 or name@3/07.")]
 
 
@@ -47,7 +45,7 @@ def diff(
     from manybeam.zoo.compare import tally
     from manybeam.zoo.registry import Zoo
 
-    _check_target(png, PICTURE_FORMS)
+    check_target(png, PICTURES)
     zoo = Zoo()
     first, second = zoo.resolve(old), zoo.resolve(new)
     matrices = (zoo.matrix(first.ref), zoo.matrix(second.ref))
@@ -84,7 +82,7 @@ def card(
     from manybeam.zoo.cards import card_html, card_markdown, card_picture, note_for
     from manybeam.zoo.registry import Zoo
 
-    _check_target(out, CARD_FORMS)
+    check_target(out, CARD_FORMS)
     zoo = Zoo()
     record = zoo.resolve(ref)
     matrix = zoo.matrix(record.ref)
@@ -93,13 +91,13 @@ def card(
         typer.echo(card_markdown(record, matrix, note=note, licence=licence), nl=False)
         return
     if out.suffix.lower() == ".html":
-        _write({out: card_html(record, matrix, note=note, licence=licence).encode()})
+        write_files({out: card_html(record, matrix, note=note, licence=licence).encode()})
     else:
         picture = out.with_name(f"{out.stem}-matrix.png")
         pictures = {picture: card_picture(matrix)} if len(matrix) else {}
         beside = quote(picture.name) if pictures else ""
         text = card_markdown(record, matrix, note=note, licence=licence, picture=beside)
-        _write({**pictures, out: text.encode()})
+        write_files({**pictures, out: text.encode()})
     say(f"card of {record.ref}: {out}")
 
 
@@ -161,53 +159,8 @@ def _check_score(score: str, matrices: "tuple[Matrix, Matrix]") -> None:
         raise NotFound(f"no score {score!r}", "", f"recorded: {', '.join(known)}")
 
 
-def _check_target(path: Path | None, allowed: tuple[str, ...]) -> None:
-    """Refuse what cannot be written to before anything is read."""
-    if path is None:
-        return
-    if path.suffix.lower() not in allowed:
-        raise InvalidInput(f"{path} has no form we write", f"allowed: {', '.join(allowed)}", "")
-    try:
-        is_folder, has_folder = path.is_dir(), path.resolve().parent.is_dir()
-    except OSError as error:  # a name that no disk takes, or folders nobody may look into
-        raise _unwritten(path, error) from error
-    if is_folder:
-        raise InvalidInput(f"{path} is a folder", "what is written is a file", "name a file in it")
-    if not has_folder:
-        raise InvalidInput(f"no folder {path.parent}", "", f"mkdir -p {path.parent}")
-
-
 def _draw(found: "list[Difference]", names: tuple[str, str], path: Path) -> None:
-    import io
+    from manybeam.zoo.plots import difference_figure, drawn
 
-    from manybeam.zoo.plots import difference_figure
-
-    buffer = io.BytesIO()
-    figure = difference_figure(found, names)
-    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=120)
-    _write({path: buffer.getvalue()})
+    write_files({path: drawn(difference_figure(found, names), path.suffix[1:].lower(), 120)})
     say(f"differences drawn: {path}")
-
-
-def _write(files: "Mapping[Path, bytes]") -> None:
-    """Write files; what was there stays until every new one is whole."""
-    partials = {path: path.with_name(f".{path.name}.partial") for path in files}
-    try:
-        for path, content in files.items():
-            partials[path].write_bytes(content)
-        for path, partial in partials.items():
-            partial.replace(path)
-    except OSError as error:
-        raise _unwritten(path, error) from error
-    finally:
-        for partial in partials.values():
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-
-
-def _unwritten(path: Path, error: OSError) -> WriteFailed:
-    return WriteFailed(
-        f"{path} cannot be written: {error.strerror or error}",
-        "what was there is untouched",
-        "name a file in a folder that you may write to",
-    )

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from manybeam.data.disk import write_files
 from manybeam.errors import WorkFailed
 from manybeam.jobs.running import Head, head, state_file
 
@@ -107,9 +108,7 @@ def _serve_until_told(home: Path, cpus: int | None) -> None:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
     born = psutil.Process().create_time()
     state = Head(os.getpid(), born, address, resources.get("CPU", 0.0))
-    partial = home / "head.json.partial"
-    partial.write_text(json.dumps(asdict(state)))
-    partial.replace(state_file(home))
+    write_files({state_file(home): json.dumps(asdict(state)).encode()})
     told.wait()
     state_file(home).unlink(missing_ok=True)
     ray.shutdown()

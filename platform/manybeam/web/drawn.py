@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manybeam.data.disk import write_files
 from manybeam.errors import Busy
 from manybeam.settings import settings
-from manybeam.zoo.cache import write_whole
 
 if TYPE_CHECKING:
     from manybeam.jobs.examples import Example
@@ -88,9 +88,9 @@ def keep(digest: str, made: "Example") -> Drawn:
         frame.pixel_size_pm,
         made.is_simulated,
     )
-    write_whole(folder() / f"{digest}.png", png(figure, DPI))
-    # Last: where it lies, the picture does too.
-    write_whole(folder() / f"{digest}.json", json.dumps(asdict(drawn)).encode())
+    picture, told = folder() / f"{digest}.png", folder() / f"{digest}.json"
+    # The words last: where they lie, the picture does too.
+    write_files({picture: png(figure, DPI), told: json.dumps(asdict(drawn)).encode()})
     _prune()
     return drawn
 

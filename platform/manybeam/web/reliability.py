@@ -64,10 +64,10 @@ def make_curve(sight: Sight, condition: str = "") -> Curve:
 
 def reliability_picture(plane: Plane, ref: str, condition: str = "") -> Response:
     """Return the drawing of a curve as SVG; of one that was not measured it says so."""
-    from manybeam.zoo.plots import reliability_figure, svg
+    from manybeam.zoo.plots import drawn, reliability_figure
 
     sight = plane.shelf.look(ref)
     make_curve(sight, condition)
-    drawn = svg(reliability_figure(sight.matrix, condition or None))
+    picture = drawn(reliability_figure(sight.matrix, condition or None), "svg")
     headers = {"content-security-policy": POLICY, "cache-control": "max-age=3600"}
-    return Response(drawn, media_type="image/svg+xml", headers=headers)
+    return Response(picture, media_type="image/svg+xml", headers=headers)

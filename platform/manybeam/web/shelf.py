@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manybeam.data.disk import write_files
 from manybeam.errors import ZooUnreachable
-from manybeam.zoo.cache import write_whole
 from manybeam.zoo.matrix import Matrix
 from manybeam.zoo.records import Record, Ref, VersionEntry
 
@@ -164,4 +164,4 @@ def _read(path: Path, address: str) -> Mapping[Place, VersionEntry] | None:
 
 def _write(path: Path, address: str, entries: Iterable[VersionEntry]) -> None:
     told = {"zoo": address, "versions": [asdict(one) for one in entries]}
-    write_whole(path, json.dumps(told).encode())
+    write_files({path: json.dumps(told).encode()})

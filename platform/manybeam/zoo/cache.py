@@ -5,13 +5,12 @@ Nothing in it goes out of date: a name is a digest, so bytes of another digest a
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from manybeam.errors import Corrupt
+from manybeam.data.disk import write_files
+from manybeam.errors import Corrupt, WriteFailed
 
 logger = logging.getLogger(__name__)
 
@@ -68,23 +67,6 @@ class Cache:
     def keep(self, sha256: str, content: bytes) -> None:
         """Write one file whole or not at all; a cache that cannot be written only costs time."""
         try:
-            write_whole(self.folder / sha256, content)
-        except OSError as error:
-            logger.warning("cache cannot be written", extra={"why": str(error)})
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it meanwhile finds the old one or the new one.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(part).replace(path)
-    except OSError:
-        Path(part).unlink(missing_ok=True)
-        raise
+            write_files({self.folder / sha256: content})
+        except WriteFailed as error:
+            logger.warning("cache cannot be written", extra={"why": error.what})

@@ -133,22 +133,19 @@ def reliability_figure(matrix: Matrix, condition: str | None = None) -> Figure:
     return figure
 
 
+def drawn(figure: Figure, form: str = "png", dpi: int = 110) -> bytes:
+    """Return a figure as a file: `png`, `svg` or `pdf`; an SVG of it differs in its ids only."""
+    import io
+
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if form == "svg" else None
+    figure.savefig(buffer, format=form, dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """Return a figure as a PNG."""
-    import io
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def svg(figure: Figure) -> bytes:
-    """Return a figure as an SVG; the same figure gives the same bytes but for its ids."""
-    import io
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return drawn(figure, "png", dpi)
 
 
 def ink_on(colour: Sequence[float]) -> str:
