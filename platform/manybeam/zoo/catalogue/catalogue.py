@@ -64,7 +64,7 @@ T = TypeVar("T")
 class Catalogue:
     """A searchable copy of one zoo on this machine; any number of processes may share it.
 
-    Only `refresh` and `rebuild` ask MLflow; all else answers from the last state.
+    Only `refresh` asks MLflow; all else answers from the last state.
 
     Args:
         zoo: what it is a copy of.
@@ -93,11 +93,29 @@ class Catalogue:
             ZooUnreachable: MLflow does not answer; the last state stays.
             WriteFailed: the catalogue's file cannot be written.
         """
-        return self._refresh(everything=False)
-
-    def rebuild(self) -> Refreshed:
-        """Read every version again, changed or not; raises as `refresh` does."""
-        return self._refresh(everything=True)
+        with self._refreshing:
+            started, now = time.perf_counter(), datetime.now(UTC)
+            self._known = self._known.renewed()
+            known, library = self._read(lambda db: (known_states(db), fact(db, "library")))
+            is_read_anew = library != self._measure
+            entries = {one.place: one for one in self._zoo.listing()}
+            changed = [
+                entry
+                for place, entry in entries.items()
+                if is_read_anew or known.get(place) != entry.state
+            ]
+            unreadable: dict[str, str] = {}
+            rows = self._each(changed, unreadable)
+            written: list[Place] = []
+            while len(batch := list(islice(rows, _BATCH))) == _BATCH:
+                written += self._take_over(batch, known)
+            gone = known.keys() - entries.keys()
+            written += self._take_over(batch, known, gone=gone, as_of=now)
+        seconds = time.perf_counter() - started
+        if written or gone:
+            told = {"changed": len(written), "gone": len(gone), "wall_s": round(seconds, 3)}
+            logger.info("catalogue refreshed", extra=told)
+        return Refreshed(_refs(written), _refs(sorted(gone)), unreadable, seconds)
 
     @property
     def as_of(self) -> datetime | None:
@@ -166,31 +184,6 @@ class Catalogue:
     def _measure(self) -> str:
         """What decides how versions are read: the library, and whose scores count."""
         return " ".join((self._known.digest, *trust.key_ids()))
-
-    def _refresh(self, *, everything: bool) -> Refreshed:
-        with self._refreshing:
-            started, now = time.perf_counter(), datetime.now(UTC)
-            self._known = self._known.renewed()
-            known, library = self._read(lambda db: (known_states(db), fact(db, "library")))
-            everything = everything or library != self._measure
-            entries = {one.place: one for one in self._zoo.listing()}
-            changed = [
-                entry
-                for place, entry in entries.items()
-                if everything or known.get(place) != entry.state
-            ]
-            unreadable: dict[str, str] = {}
-            rows = self._each(changed, unreadable)
-            written: list[Place] = []
-            while len(batch := list(islice(rows, _BATCH))) == _BATCH:
-                written += self._take_over(batch, known)
-            gone = known.keys() - entries.keys()
-            written += self._take_over(batch, known, gone=gone, as_of=now)
-        seconds = time.perf_counter() - started
-        if written or gone:
-            told = {"changed": len(written), "gone": len(gone), "wall_s": round(seconds, 3)}
-            logger.info("catalogue refreshed", extra=told)
-        return Refreshed(_refs(written), _refs(sorted(gone)), unreadable, seconds)
 
     def _each(
         self, entries: Iterable[VersionEntry], unreadable: dict[str, str]
