@@ -1,16 +1,17 @@
-"""data.disk: a file is there whole or not at all, whatever becomes of its writer."""
+"""data.disk: a file is there whole or not at all, and one process at a time is let in."""
 
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from manybeam.data.disk import write_files
+from manybeam.data.disk import alone, write_files
 from manybeam.errors import WriteFailed
 
 
@@ -58,8 +59,34 @@ def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path: Path) -> None:
 
 def test_others_may_read_a_file_where_the_process_lets_them(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib; from manybeam.data.disk import write_files\n"
+        "import os, pathlib; from manybeam.data.disk import alone, write_files\n"
         f"os.umask(0o027); write_files({{pathlib.Path({str(tmp_path / 'a')!r}): b'1'}})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_one_process_is_let_in_at_a_time_and_a_dead_one_holds_nobody_up(tmp_path: Path) -> None:
+    lock = tmp_path / "a" / "lock"
+    code = (
+        "import pathlib, sys; from manybeam.data.disk import alone\n"
+        f"with alone(pathlib.Path({str(lock)!r})): print('in', flush=True); sys.stdin.read()"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        waiting = pool.submit(_enter, lock)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.5)
+        other.kill()
+        assert waiting.result(timeout=60)
+
+
+def _enter(lock: Path) -> bool:
+    with alone(lock):
+        return True

@@ -1,8 +1,9 @@
-"""Files on this machine's disk, written whole or not at all."""
+"""Files on this machine's disk: written whole or not at all, by one process at a time."""
 
+import os
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from manybeam.errors import WriteFailed
@@ -44,3 +45,15 @@ def unwritten(path: Path, error: OSError) -> WriteFailed:
         "what was there is untouched",
         "name a file in a folder that you may write to, on a disk with room",
     )
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let one process of this machine in at a time; the lock of one that dies is free again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -4,7 +4,6 @@
 is one JSON file in the platform's home, written when Ray answers and removed when it has gone.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from manybeam.data.disk import write_files
+from manybeam.data.disk import alone, write_files
 from manybeam.errors import WorkFailed
 from manybeam.jobs.running import Head, head, state_file
 
@@ -36,9 +35,7 @@ def start_head(home: Path, cpus: int | None = None) -> Head:
     Raises:
         WorkFailed: Ray did not come up; the log is named.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "head.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the second finds the first's
+    with alone(home / "head.lock"):  # two starts at once: the second finds the first's
         return head(home) or _start(home, cpus)
 
 

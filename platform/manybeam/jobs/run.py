@@ -15,17 +15,15 @@ which ranks wait for each other and which a kill takes back for all of them.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from manybeam import __version__
+from manybeam.data.disk import alone
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import SIMULATOR, simulate
 from manybeam.data.store import Store, open_store
@@ -158,7 +156,7 @@ class Run:
         """Return the tiles of one policy, staged once on this node however many ranks ask."""
         framesets = [FrameSet.open(url) for url in self.frames[policy]]
         cache = settings().home / "cache" / "tiles"
-        with _alone(cache / f"{self.digest}-{policy}.lock"):
+        with alone(cache / f"{self.digest}-{policy}.lock"):
             return stage_tiles(framesets, self.recipe.tiles, cache, seed=self.seed)
 
     def _held_out(self, policy: str) -> Iterator[Labelled]:
@@ -221,15 +219,3 @@ def _pack(member: Member) -> bytes:
     state["losses"] = torch.tensor(member.losses, dtype=torch.float64)
     state["record"] = torch.from_numpy(np.frombuffer(record, np.uint8).copy())
     return save_weights(state)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process of this node in at a time; the lock of one that dies is free again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
