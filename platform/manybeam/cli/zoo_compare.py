@@ -52,7 +52,7 @@ def diff(
     _check_score(score, matrices)
     if first.ref == second.ref:
         say(f"{old} and {new} are both {first.ref}")
-    rows = (_row_of(first.selected), _row_of(second.selected))
+    rows = (first.subject, second.subject)
     found = _differences(matrices, rows, score, members=members)
     if png is not None:
         _draw([one for one in found if one.member == rows[1]], (first.ref, second.ref), png)
@@ -99,12 +99,6 @@ def card(
         text = card_markdown(record, matrix, note=note, licence=licence, picture=beside)
         write_files({**pictures, out: text.encode()})
     say(f"card of {record.ref}: {out}")
-
-
-def _row_of(selected: int | None) -> int:
-    from manybeam.zoo.matrix import ENSEMBLE
-
-    return ENSEMBLE if selected is None else selected
 
 
 def _differences(

@@ -7,7 +7,6 @@ One piece of work serves the form of a page and the HTTP interface. Each needs t
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -17,6 +16,7 @@ from manybeam.errors import Conflict, InvalidInput, ManybeamError, NotFound, htt
 from manybeam.web.auth import Person
 from manybeam.web.pages import OUTCOME_COOKIE, version_page
 from manybeam.web.plane import Plane
+from manybeam.web.render import page_of
 from manybeam.zoo.records import Ref
 
 Fields = Mapping[str, str]
@@ -81,7 +81,7 @@ def _add_way_back(router: APIRouter, verb: str) -> None:
     @router.get(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)
     def back(request: Request, ref: str) -> Response:
         query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(_address(ref) + query, 303)
+        return RedirectResponse(page_of(ref) + query, 303)
 
 
 def promote(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
@@ -187,13 +187,9 @@ def _taken(verb: str) -> dict[str, Any]:
     return {"requestBody": {"required": False, "content": content}}
 
 
-def _address(ref: str) -> str:
-    return f"/zoo/{quote(ref, safe='@/')}"
-
-
 def _done(ref: str, verb: str) -> Response:
     """Lead to the version, which says once what was done: not to whoever is sent the address."""
-    response, page = RedirectResponse(_address(ref), 303), _address(ref)
+    response, page = RedirectResponse(page_of(ref), 303), page_of(ref)
     response.set_cookie(
         OUTCOME_COOKIE, verb, max_age=OUTCOME_S, path=page, httponly=True, samesite="strict"
     )

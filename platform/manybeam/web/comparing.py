@@ -8,7 +8,6 @@ from manybeam.errors import InvalidInput
 from manybeam.web.sheet import choosable
 from manybeam.web.shelf import Shelf, Sight
 from manybeam.zoo.compare import NOT_MEASURED, NUMBERS_CHANGED, Difference, Tally, compare, tally
-from manybeam.zoo.matrix import ENSEMBLE
 
 MOST = 8
 
@@ -100,7 +99,13 @@ def make_comparison(
         raise InvalidInput(f"no score {key!r} was recorded", f"recorded: {', '.join(keys)}", "")
     first = sights[0]
     found = [
-        compare(first.matrix, one.matrix, key=key, member=_subject(first), new_member=_subject(one))
+        compare(
+            first.matrix,
+            one.matrix,
+            key=key,
+            member=first.record.subject,
+            new_member=one.record.subject,
+        )
         for one in sights[1:]
     ]
     differences = [{one.condition: one for one in column} for column in found]
@@ -118,10 +123,6 @@ def make_comparison(
     )
 
 
-def _subject(sight: Sight) -> int:
-    return ENSEMBLE if sight.record.selected is None else sight.record.selected
-
-
 def _row(
     sights: Sequence[Sight], differences: Sequence[Mapping[str, Difference]], name: str, key: str
 ) -> list[Side]:
@@ -130,7 +131,7 @@ def _row(
 
 
 def _side(sight: Sight, name: str, key: str, difference: Difference | None) -> Side:
-    values = sight.matrix.values(_subject(sight), name)
+    values = sight.matrix.values(sight.record.subject, name)
     frames = values.get("frames")
     count = None if frames is None else int(frames)
     return Side(

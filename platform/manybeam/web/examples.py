@@ -16,6 +16,7 @@ from manybeam.data.store import open_store
 from manybeam.errors import InvalidInput, ManybeamError, NotFound
 from manybeam.web.drawn import Drawn, folder, keep, kept, turn
 from manybeam.web.plane import Plane
+from manybeam.web.render import page_of
 from manybeam.web.shelf import Sight
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
 
@@ -69,8 +70,8 @@ class Place:
 
     def address(self, *, member: int | None = None, number: int | None = None) -> str:
         """Return the page of this frame, or of another member or frame."""
-        base = f"/zoo/{quote(self.sight.record.version_ref, safe='@/')}/example/"
-        return f"{base}{quote(self.score.condition)}{self._query(member, number)}"
+        base = f"{page_of(self.sight.record.version_ref)}/example/{quote(self.score.condition)}"
+        return base + self._query(member, number)
 
     def picture(self, drawn: Drawn) -> str:
         """Return the address of the picture; it changes with what is drawn."""

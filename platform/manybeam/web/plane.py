@@ -1,9 +1,6 @@
 """The parts of the control plane that its routes share."""
 
-import logging
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manybeam.web.auth import Gatekeeper
@@ -11,14 +8,13 @@ from manybeam.web.framesets import FrameSets
 from manybeam.web.keeper import Keeper
 from manybeam.web.render import Pages
 from manybeam.web.shelf import Shelf
+from manybeam.zoo.catalogue import Catalogue, conditions_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from manybeam.spec import Condition, Library
-    from manybeam.zoo.catalogue import Catalogue
     from manybeam.zoo.registry import Zoo
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Plane:
     """
 
     zoo: "Zoo"
-    catalogue: "Catalogue"
+    catalogue: Catalogue
     shelf: Shelf
     keeper: Keeper
     framesets: FrameSets
@@ -45,26 +41,6 @@ class Plane:
     gatekeeper: Gatekeeper
     pages: Pages
 
-    def described(self) -> "dict[str, Condition]":
+    def described(self) -> "Mapping[str, Condition]":
         """Return the library's conditions by id as its files are now; none if one is wrong."""
-        folder = self.library.folder / "conditions"
-        files = tuple(
-            (str(one), (known := one.stat()).st_mtime_ns, known.st_size)
-            for one in sorted(folder.glob("*.yaml"))
-        )
-        return _described(self.library.folder, files)
-
-
-@lru_cache(maxsize=2)
-def _described(folder: Path, files: tuple[tuple[str, int, int], ...]) -> "dict[str, Condition]":
-    """Read the conditions of a folder once for each state of its files: it takes 70 ms."""
-    from manybeam.errors import InvalidSpec
-    from manybeam.spec import Library
-
-    try:
-        found = Library(folder).conditions
-    except InvalidSpec as error:
-        logger.warning("conditions could not be read: %s", error)
-        return {}
-    logger.debug("conditions read", extra={"files": len(files)})
-    return found
+        return conditions_of(self.library)

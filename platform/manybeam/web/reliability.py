@@ -2,12 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from fastapi import Response
 
 from manybeam.errors import NotFound
 from manybeam.web.plane import Plane
+from manybeam.web.render import page_of
 from manybeam.web.shelf import Sight
 from manybeam.zoo.matrix import Bin, calibration_error
 
@@ -55,7 +56,7 @@ def make_curve(sight: Sight, condition: str = "") -> Curve:
     bins = matrix.reliability(condition or None)
     state = hashlib.sha256(repr(bins).encode()).hexdigest()[:12]
     query = {"condition": condition} if condition else {}
-    path = f"/zoo/{quote(sight.record.version_ref, safe='@/')}/reliability.svg"
+    path = f"{page_of(sight.record.version_ref)}/reliability.svg"
     filled = tuple(one for one in bins if one[2])
     known = tuple(one for one in matrix.conditions if matrix.reliability(one))
     address = f"{path}?{urlencode({**query, 'state': state})}"

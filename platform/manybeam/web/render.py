@@ -163,6 +163,11 @@ def in_path(ref: str) -> str:
     return quote(ref, safe="@/")
 
 
+def page_of(ref: str) -> str:
+    """Return the address of the page of a version or member."""
+    return f"/zoo/{in_path(ref)}"
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "score": score,
     "signed": signed,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from manybeam.errors import NotFound
 from manybeam.web.colours import shade
+from manybeam.web.render import page_of
 from manybeam.web.shelf import Sight
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, less_is_better, member_label
 
@@ -122,7 +123,7 @@ def make_sheet(sight: Sight, key: str = "f1") -> Sheet:
     if keys and key not in keys:
         raise NotFound(f"no score {key!r} was recorded", "", f"recorded: {', '.join(keys)}")
     lines = tuple(_line(sight, member, key) for member in _order(sight))
-    subject = sight.record.selected if sight.record.selected is not None else ENSEMBLE
+    subject = sight.record.subject
     spots = tuple(_spot(matrix, subject, condition) for condition in matrix.conditions)
     return Sheet(key, keys, matrix.conditions, lines, spots, tuple(_superseded(matrix, key)))
 
@@ -173,7 +174,7 @@ def _example(sight: Sight, member: int, condition: str) -> str:
     score = sight.matrix.score(member, condition)
     if member == CLASSICAL or score is None or not (score.counts or score.values.get("frames")):
         return ""
-    page = f"/zoo/{quote(sight.record.version_ref, safe='@/')}/example/{quote(condition)}"
+    page = f"{page_of(sight.record.version_ref)}/example/{quote(condition)}"
     return page if member == ENSEMBLE else f"{page}?member={member:02d}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam.settings import settings
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, member_label
+from manybeam.zoo.matrix import CLASSICAL, Matrix, member_label
 
 if TYPE_CHECKING:
     from manybeam.zoo.records import MemberRecord, Record
@@ -173,7 +173,7 @@ def limits(record: "Record", matrix: Matrix) -> list[str]:
     """
     if not len(matrix):
         return ["Nothing was measured: nobody knows how good it is under any condition."]
-    row = _subject(record)
+    row = record.subject
     weak, blurred, few, beaten, unknown = [], [], [], [], []
     for condition in matrix.conditions:
         values, by_hand = matrix.values(row, condition), matrix.value(CLASSICAL, condition)
@@ -199,11 +199,6 @@ def limits(record: "Record", matrix: Matrix) -> list[str]:
     said = [f"{words} {'; '.join(which)}." for words, which in told if which]
     said.append("Any condition that is not named in this card was not measured.")
     return said
-
-
-def _subject(record: "Record") -> int:
-    """Return the row that stands for the version: its ensemble, or the member it is cut to."""
-    return ENSEMBLE if record.selected is None else record.selected
 
 
 def _lead(record: "Record") -> str:
@@ -251,7 +246,7 @@ def _by_condition(record: "Record", matrix: Matrix) -> Table:
     """Return the table a reader wants first: one line a condition, with interval and date."""
     columns = ("condition", "F1 (95 %)", "position error (pm)", "ECE", "best member", "classical",
                "frames", "measured", "scorer", "digest")  # fmt: skip
-    rows = [_condition_row(matrix, condition, _subject(record)) for condition in matrix.conditions]
+    rows = [_condition_row(matrix, condition, record.subject) for condition in matrix.conditions]
     return Table("Scores by condition", columns, rows)
 
 

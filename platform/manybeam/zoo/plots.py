@@ -239,24 +239,6 @@ def _beside(one: "Difference") -> str:
     return f"{one.difference:+.3f}  {one.words}"
 
 
-def _dots(
-    axis: "Axes",
-    y: Array,
-    values: Sequence[dict[str, float]],
-    key: str,
-    place: int,
-    name: str,
-) -> None:
-    measured = [(at, v) for at, v in zip(y, values, strict=True) if key in v]
-    colour = colormaps["viridis"](np.linspace(0, 0.85, 8))[place * 5 % 8]
-    for at, v in measured:
-        ends = [v.get(f"{key}_low", v[key]), v.get(f"{key}_high", v[key])]
-        axis.plot(ends, [at, at], color=colour, linewidth=1.6)
-    style: dict[str, Any] = {"marker": "osD^vPX*"[place % 8], "markersize": 6, "color": colour}
-    x = [v[key] for _, v in measured]
-    axis.plot(x, [at for at, _ in measured], linestyle="none", label=name, **style)
-
-
 def _nothing(words: str) -> Figure:
     """Return a figure that says that there is nothing to show."""
     figure = Figure(figsize=(4, 1.2), layout="constrained")

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from manybeam.errors import Corrupt, InvalidInput, UnknownRef
+from manybeam.zoo.matrix import ENSEMBLE
 
 ALIASES = ("serving", "candidate")
 RESERVED_NAMES = ("auto",)
@@ -220,6 +221,11 @@ class Record:
     def version_ref(self) -> str:
         """The reference of the whole version, whether or not one member is meant."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def subject(self) -> int:
+        """The row of scores that stands for this record: its ensemble, or the one member meant."""
+        return ENSEMBLE if self.selected is None else self.selected
 
     @property
     def member_count(self) -> int:

@@ -6,6 +6,7 @@ on. `rows` holds what is asked and answered, `table` the rows in memory, `answer
 """
 
 from manybeam.zoo.catalogue.catalogue import Catalogue
+from manybeam.zoo.catalogue.conditions import conditions_of
 from manybeam.zoo.catalogue.rows import (
     FACETS,
     STATUSES,
@@ -28,5 +29,6 @@ __all__ = [
     "Page",
     "Row",
     "Wanted",
+    "conditions_of",
     "quantity_names",
 ]

@@ -7,7 +7,7 @@ version of the simulator (`<digest>-2`). Which numbers those are, only the libra
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -19,26 +19,31 @@ from manybeam.zoo.catalogue.words import words_of_condition
 logger = logging.getLogger(__name__)
 
 
+def conditions_of(library: Library) -> Mapping[str, Condition]:
+    """Return every condition of a library by id, as its files are now.
+
+    None if a file is wrong: the zoo can be browsed without. They are read once for each state of
+    the files, as that takes 70 ms.
+    """
+    return _read(library.folder, _state(library.folder))
+
+
 class KnownConditions:
-    """The conditions of a library as its files are now; read when first needed."""
+    """The conditions of a library as its files were at one time."""
 
     def __init__(self, library: Library) -> None:
         self._folder = library.folder
-        self._signature = self._files()
+        self._files = _state(library.folder)
 
     def renewed(self) -> "KnownConditions":
         """Return these conditions, or those there are now if a file has changed."""
-        same = self._signature == self._files()
+        same = self._files == _state(self._folder)
         return self if same else KnownConditions(Library(self._folder))
 
     @cached_property
     def by_id(self) -> Mapping[str, Condition]:
-        """Every condition by id; none if a file is wrong, for the zoo can be browsed without."""
-        try:
-            return Library(self._folder).conditions
-        except InvalidSpec as error:
-            logger.warning("conditions could not be read", extra={"why": str(error)})
-            return {}
+        """Every condition by id; see `conditions_of`."""
+        return _read(self._folder, self._files)
 
     @cached_property
     def digest(self) -> str:
@@ -76,9 +81,22 @@ class KnownConditions:
     def _by_digest(self) -> dict[str, Condition]:
         return {one.digest: one for one in self.by_id.values()}
 
-    def _files(self) -> list[tuple[str, int, int]]:
-        found = sorted((self._folder / "conditions").glob("*.yaml"))
-        return [(one.name, *_stamp(one)) for one in found]
+
+@lru_cache(maxsize=4)
+def _read(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Mapping[str, Condition]:
+    """Read the conditions of a folder; `files` is the state they are read in."""
+    try:
+        found = Library(folder).conditions
+    except InvalidSpec as error:
+        logger.warning("conditions could not be read: %s", error)
+        return {}
+    logger.debug("conditions read", extra={"files": len(files)})
+    return found
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    found = sorted((folder / "conditions").glob("*.yaml"))
+    return tuple((one.name, *_stamp(one)) for one in found)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
