@@ -32,10 +32,9 @@ from manybeam.web.app import (
     make_server,
     run,
 )
-from manybeam.web.auth import SESSION_S, Gatekeeper, admin_token
+from manybeam.web.auth import SESSION_S, Gatekeeper, admin_token, own_address
 from manybeam.web.framesets import LIST_S
 from manybeam.web.listing import read_question
-from manybeam.web.login import own_address
 from manybeam.web.plane import Plane
 from manybeam.web.render import STATIC
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score

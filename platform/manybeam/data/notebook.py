@@ -59,20 +59,42 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def picture_html(map_yx: ndarray, caption: str, colours: str = "gray") -> str:
-    """Return a map as a small picture with a caption, its darkest 1 % and brightest 0.3 % cut.
+    """Return a map as a small picture with a caption; see `small_png`.
 
     Args:
-        map_yx: any finite map.
+        map_yx: any map.
         caption: what it shows.
         colours: name of a matplotlib colour map.
     """
-    data = base64.b64encode(_png(map_yx, colours)).decode()
+    data = base64.b64encode(small_png(map_yx, colours=colours)).decode()
     words = html.escape(caption)
     return (
         '<figure style="display:inline-block;margin:.4em .6em 0 0">'
         f'<img alt="{words}" src="data:image/png;base64,{data}">'
         f"<figcaption>{words}</figcaption></figure>"
     )
+
+
+def small_png(map_yx: ndarray, side_px: int = PREVIEW_PX, colours: str = "gray") -> bytes:
+    """Return every n-th pixel of a map as a PNG, its darkest 1 % and brightest 0.3 % cut.
+
+    Args:
+        map_yx: any map; what is not finite is drawn dark.
+        side_px: longest side of the picture, at most.
+        colours: name of a matplotlib colour map.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    step = max(1, -(-max(map_yx.shape) // side_px))
+    small_yx: ndarray[Any, Any] = np.asarray(map_yx[::step, ::step], np.float64)
+    known = small_yx[np.isfinite(small_yx)]
+    low, high = np.percentile(known, [1, 99.7]) if known.size else (0.0, 1.0)
+    known_yx = np.where(np.isfinite(small_yx), small_yx, low)
+    scaled_yx = np.clip((known_yx - low) / (high - low if high > low else 1), 0, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(colormaps[colours](scaled_yx, bytes=True)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def frameset_html(frames: "FrameSet") -> str:
@@ -96,16 +118,3 @@ def _text(value: object) -> str:
     if value is None:
         return "not measured"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _png(map_yx: ndarray, colours: str) -> bytes:
-    from matplotlib import colormaps
-    from PIL import Image
-
-    step = max(1, -(-max(map_yx.shape) // PREVIEW_PX))
-    small_yx: ndarray[Any, Any] = np.asarray(map_yx, np.float64)[::step, ::step]
-    low, high = np.percentile(small_yx, [1, 99.7])
-    scaled_yx = np.clip((small_yx - low) / (high - low if high > low else 1), 0, 1)
-    buffer = io.BytesIO()
-    Image.fromarray(colormaps[colours](scaled_yx, bytes=True)).save(buffer, "PNG")
-    return buffer.getvalue()

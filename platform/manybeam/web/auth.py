@@ -162,6 +162,17 @@ def check_asker(request: Request) -> None:
         )
 
 
+def own_address(text: str) -> str:
+    """Return an address of this site, `/zoo` for any other: nobody is sent elsewhere from here.
+
+    Example:
+        >>> own_address("/zoo/graphene@3"), own_address("//elsewhere"), own_address("https://a")
+        ('/zoo/graphene@3', '/zoo', '/zoo')
+    """
+    is_ours = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
+    return text if is_ours else "/zoo"
+
+
 def admin_token(home: Path) -> tuple[str, bool]:
     """Return the admin token of a platform, made if there is none, and whether it was made now.
 

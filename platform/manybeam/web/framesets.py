@@ -1,15 +1,12 @@
 """The FrameSets of the store, and a small picture of each one's first frame."""
 
-import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from manybeam.data.frames import FrameSet, list_framesets
+from manybeam.data.notebook import small_png
 from manybeam.data.store import open_store
 from manybeam.errors import ManybeamError, NotFound, TooLarge
 
@@ -103,7 +100,7 @@ class FrameSets:
             raise NotFound(f"{path} holds no frame", "", "")
         if frames.shape[0] * frames.shape[1] > MOST_PX:
             raise TooLarge(f"frames of {path} are {frames.shape}", f"at most {MOST_PX} px", "")
-        return picture(frames.frame(0))
+        return small_png(frames.frame(0), PREVIEW_PX)
 
     def _open(self, path: str) -> FrameSet:
         return FrameSet.open(f"{self.url.rstrip('/')}/{path}")
@@ -122,17 +119,3 @@ class FrameSets:
             found.digest,
             found.has_truth,
         )
-
-
-def picture(frame: Any) -> bytes:
-    """Return a frame as a small PNG: every n-th pixel, from the 1st to the 99th percentile."""
-    from PIL import Image
-
-    step = max(-(-max(frame.shape) // PREVIEW_PX), 1)
-    small = np.asarray(frame[::step, ::step], dtype=np.float64)
-    known = small[np.isfinite(small)]
-    low, high = np.percentile(known, (1, 99)) if known.size else (0.0, 1.0)
-    share = np.clip((np.nan_to_num(small, nan=low) - low) / ((high - low) or 1.0), 0, 1)
-    stream = io.BytesIO()
-    Image.fromarray((share * 255).astype(np.uint8)).save(stream, "PNG")
-    return stream.getvalue()

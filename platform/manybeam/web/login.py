@@ -5,7 +5,7 @@ import logging
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from manybeam.web.auth import SESSION_COOKIE, SESSION_S, TOKEN_FILE, check_origin
+from manybeam.web.auth import SESSION_COOKIE, SESSION_S, TOKEN_FILE, check_origin, own_address
 from manybeam.web.changes import read_fields
 from manybeam.web.plane import Plane
 
@@ -48,17 +48,6 @@ def login_router(plane: Plane) -> APIRouter:
         return response
 
     return router
-
-
-def own_address(text: str) -> str:
-    """Return an address of this site, `/zoo` for any other: nobody is sent elsewhere from here.
-
-    Example:
-        >>> own_address("/zoo/graphene@3"), own_address("//elsewhere"), own_address("https://a")
-        ('/zoo/graphene@3', '/zoo', '/zoo')
-    """
-    is_ours = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
-    return text if is_ours else "/zoo"
 
 
 def _form(plane: Plane, request: Request, back: str, fault: str = "") -> Response:

@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 
 from manybeam.errors import UnknownCondition
 from manybeam.settings import settings
-from manybeam.web.auth import check_asker
+from manybeam.web.auth import check_asker, own_address
 from manybeam.web.comparing import make_comparison, read_ids
 from manybeam.web.examples import add_examples
 from manybeam.web.exports import FORMS, card_file, export_file
@@ -218,8 +218,7 @@ def _quantities(condition: Any) -> list[tuple[str, str, float, str, str]]:
 
 def theme_change(wanted: str, back: str) -> Response:
     """Keep a choice of light or dark in a cookie and go back; anything else forgets the choice."""
-    is_ours = back.startswith("/") and not back.startswith(("//", "/\\"))
-    response = RedirectResponse(back if is_ours else "/zoo", 303)
+    response = RedirectResponse(own_address(back), 303)
     if wanted in THEMES:
         response.set_cookie(THEME_COOKIE, wanted, max_age=YEAR_S, samesite="lax")
     else:
