@@ -1,8 +1,16 @@
 """The versioned zoo: members, the ensembles made of them, and their scores, kept in MLflow.
 
-`records` says what is kept, `matrix` holds members x conditions, `registry` is the only module
-that imports mlflow (slow: import it inside the function that needs it), `select` says which
-members suit a frame.
+Kept: `records` of versions and references to them, the `matrix` of members x conditions, found
+and written by the `registry` (`registration`, `checks`, `sheets`, `selftest`; `tracking` speaks to
+MLflow, `leftovers` too, `refusals` words what it raises, `cache` holds its files here). Searched:
+`catalogue`. Vouched for: `trust`, `verify`, `lineage`. Changed: `life`, behind `gates`
+(`proposals`), one at a time (`claims`), told in the `audit` log; `collect` takes away. Compared
+and shown: `compare`, `cards`, `plots`, `mistakes`, `notebook`. Chosen for a frame: `select`, with
+`forecasts` of what was rehearsed or `unrehearsed`, `nearness`, `reasons`, people's `picks`;
+`watch` sees a stream leave. Out and in: `exchange`. For Python: `opened`.
+
+The registry imports mlflow, which takes a second or two: import it inside the function that needs
+it.
 """
 
 import sys

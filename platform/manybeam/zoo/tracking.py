@@ -1,6 +1,6 @@
 """MLflow as the zoo uses it: runs, LoggedModels with files, metrics by dataset, versions, aliases.
 
-This is the only module that imports mlflow, which takes a second or two. What MLflow raises
+Only this module and `leftovers` import mlflow, which takes a second or two. What MLflow raises
 becomes our errors here, and every wait is bounded.
 """
 
