@@ -183,6 +183,12 @@ class Matrix:
         seen = dict.fromkeys((row.condition, row.condition_digest) for row in self.rows)
         return tuple(sorted(pair for pair in seen if pair[1] != self._digests[pair[0]]))
 
+    @cached_property
+    def frame_sets(self) -> tuple[FrameSetUse, ...]:
+        """FrameSets that any score was measured on, in the order they were."""
+        trials = [row.trial for row in self.rows if row.trial is not None]
+        return tuple(dict.fromkeys(use for trial in trials for use in trial.frame_sets))
+
     def at(self, condition: str, digest: str) -> "Matrix":
         """Return what was measured on a condition while its numbers had that digest."""
         there = [r for r in self.rows if (r.condition, r.condition_digest) == (condition, digest)]
