@@ -809,3 +809,14 @@ def test_a_signature_of_other_weights_is_not_told_as_one_of_these(
     kept = {key: theirs[key] for key in ("seal", "digest", "original", "ensemble", "version")}
     _manifest(lambda m: m.update(kept))(other)
     assert "not one that is shown" in list(signatures(import_(embedded, other, "guest")))[-1]
+
+
+def test_a_package_of_before_these_travelled_comes_in(
+    rehearsed_folder: Path, embedded: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(rehearsed_folder, tmp_path / "old")
+    late = ("inputs", "rehearsal", "original", "seal")
+    _manifest(lambda m: [m.pop(key) for key in late])(tmp_path / "old")
+    got = import_(embedded, tmp_path / "old", "guest")
+    assert (got.inputs, forecaster(embedded, got.ref), got.member_count) == ((), None, 3)
+    assert list(signatures(got)) == ["guest@1 is not signed: others made it"]
