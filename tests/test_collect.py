@@ -18,12 +18,15 @@ from manybeam.zoo.audit import AuditLog
 from manybeam.zoo.collect import KEPT, REMOVABLE, REMOVED, Find
 from manybeam.zoo.leftovers import Leftovers
 from manybeam.zoo.life import archive, promote, unarchive
-from manybeam.zoo.lineage import note_prediction
+from manybeam.zoo.lineage import lineage, note_prediction
+from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
+from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
 
 Members = Callable[[int], list[Any]]
 TOMORROW = timedelta(hours=25)
+RECORDED = Trial(frame_sets=(FrameSetUse("s3://lab/frames/a", "1" * 32),))
 
 
 def collected(zoo: Zoo, name: str, **more: Any) -> list[Find]:
@@ -132,15 +135,29 @@ def test_every_removal_is_in_the_audit_log(zoo: Zoo, cut_off: str) -> None:
 def test_scores_and_attachments_of_a_version_stay(
     zoo: Zoo, name: str, tiny_members: Members
 ) -> None:
-    from manybeam.zoo.matrix import ENSEMBLE, Score
-
     zoo.register(name, tiny_members(1), job={})
-    zoo.record_scores(f"{name}@1", [Score(ENSEMBLE, "low", "d", {"f1": 0.5})])
+    zoo.record_scores(f"{name}@1", [Score(ENSEMBLE, "low", "d", {"f1": 0.5}, trial=RECORDED)])
     zoo.attach(f"{name}@1", "notes", b"kept", {})
     assert collected(zoo, name, remove=True) == []
     shutil.rmtree(zoo._cache.folder)  # what this machine keeps does not count
     assert zoo.attached(f"{name}@1", "notes") == b"kept"
     assert zoo.matrix(f"{name}@1").value(ENSEMBLE, "low") == 0.5
+    assert lineage(zoo, f"{name}@1").measured == RECORDED.frame_sets
+
+
+def test_the_log_says_which_frames_a_version_that_is_gone_was_trained_and_measured_on(
+    zoo: Zoo, name: str, tiny_members: Members
+) -> None:
+    (use,) = RECORDED.frame_sets
+    score = Score(ENSEMBLE, "low", "d", {"f1": 0.5}, trial=RECORDED)
+    zoo.register(name, tiny_members(1), job={}, inputs=[use], scores=[score])
+    archive(zoo, f"{name}@1", who="ada")
+    (found,) = collected(zoo, name, remove=True, archived_for=timedelta(0))
+    assert found.state == REMOVED
+    (told,) = [
+        one.details for one in AuditLog().entries(name) if one.action.startswith("collect asked")
+    ]
+    assert told["trained_on"] == told["measured_on"] == [f"{use.digest} {use.url}"]
 
 
 # -- archived versions ----------------------------------------------------------------------------

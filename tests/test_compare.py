@@ -19,14 +19,17 @@ from manybeam.zoo.compare import (
     NUMBERS_CHANGED,
     OTHER_FRAMES,
     TOO_FEW,
+    UNKNOWN_FRAMES,
     Difference,
     compare,
     compare_members,
     tally,
 )
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, Trial
+from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.registry import Zoo
 
+FIRST = Trial(seed=0)
 Counts = list[tuple[int, int, int]]
 ROOT = Path(__file__).parents[1]
 
@@ -55,11 +58,15 @@ def f1_of(counts: Sequence[tuple[int, int, int]]) -> float:
 
 
 def score_of(
-    counts: Counts, condition: str = "nominal", digest: str = "d" * 32, member: int = ENSEMBLE
+    counts: Counts,
+    condition: str = "nominal",
+    digest: str = "d" * 32,
+    member: int = ENSEMBLE,
+    trial: Trial | None = FIRST,
 ) -> Score:
     hits, false, _ = np.array(counts).sum(axis=0)
     values = {"f1": f1_of(counts), "precision": hits / (hits + false), "rmse_pm": 9.0}
-    return Score(member, condition, digest, values, tuple(counts))
+    return Score(member, condition, digest, values, tuple(counts), trial=trial)
 
 
 def only(old: Score, new: Score, **changes: Any) -> Difference:
@@ -125,6 +132,51 @@ def test_the_same_frames_tell_more_than_other_frames() -> None:
     assert unpaired.low is not None
     assert unpaired.high is not None
     assert paired.high - paired.low < 0.7 * (unpaired.high - unpaired.low)
+
+
+@pytest.mark.parametrize(
+    ("trial", "told"),
+    [
+        pytest.param(Trial(seed=7), "other frames: seed 0 against 7", id="seed"),
+        pytest.param(
+            Trial(frame_sets=(FrameSetUse("lab", "1" * 32),)),
+            "other frames: of other FrameSets",
+            id="recorded",
+        ),
+    ],
+)
+def test_frames_of_another_seed_are_not_paired_though_each_holds_as_many_atoms(
+    trial: Trial, told: str
+) -> None:
+    old, new = frames_of(np.random.default_rng(5), 40, 0, 0.02)
+    paired, apart = (only(score_of(old), score_of(new, trial=one)) for one in (FIRST, trial))
+    assert (paired.reason, apart.reason) == ("", told)
+    assert apart.words.endswith(f"({told})")
+    assert None not in (paired.low, paired.high, apart.low, apart.high)
+    assert paired.high - paired.low < 0.7 * (apart.high - apart.low)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("trials", [(None, FIRST), (FIRST, None), (None, None)])
+def test_scores_of_before_their_frames_were_kept_are_paired_by_their_atoms_and_say_so(
+    trials: tuple[Trial | None, Trial | None],
+) -> None:
+    old, new = frames_of(np.random.default_rng(5), 40, 0, 0.02)
+    known = only(score_of(old), score_of(new))
+    one = only(*(score_of(c, trial=t) for c, t in zip((old, new), trials, strict=True)))
+    assert (one.low, one.high, one.reason) == (known.low, known.high, UNKNOWN_FRAMES)
+    other = only(score_of(old, trial=None), score_of(new[::-1], trial=None))
+    assert other.reason == OTHER_FRAMES
+
+
+def test_recorded_frames_are_the_same_if_their_digests_are_wherever_they_lie() -> None:
+    old, new = frames_of(np.random.default_rng(5), 40, 0, 0.02)
+    here, there, other = (
+        Trial(frame_sets=(FrameSetUse(url, digit * 32),))
+        for url, digit in (("lab", "1"), ("copy", "1"), ("lab", "2"))
+    )
+    assert only(score_of(old, trial=here), score_of(new, trial=there)).reason == ""
+    apart = only(score_of(old, trial=here), score_of(new, trial=other))
+    assert apart.reason.startswith(OTHER_FRAMES)
 
 
 def test_one_version_against_itself_differs_by_nothing() -> None:

@@ -1,5 +1,6 @@
 """Example frames: what a score was made of can be made again, and its errors be seen."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ import pytest
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import simulate_into
-from manybeam.errors import NotFound, TooLarge
+from manybeam.errors import Corrupt, NotFound, TooLarge, UnknownFrameSet
 from manybeam.jobs import examples
 from manybeam.jobs.evaluate import evaluate
 from manybeam.jobs.examples import make_example
 from manybeam.learn.scores import judge
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, Trial
 from manybeam.zoo.mistakes import FALSE, MARKS, MISSED, RIGHT, Mistakes, errors_figure
 from manybeam.zoo.plots import png
+from manybeam.zoo.sheets import read_sheet, write_sheet
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 LOWDOSE, RECORDED = "graphene-60kv-lowdose", "graphene-60kv-dirty-frames"
@@ -45,7 +47,7 @@ def scored(matrix: Matrix, member: int, condition: str) -> Score:
     return found
 
 
-@pytest.mark.parametrize("member", [ENSEMBLE, 0, 2])
+@pytest.mark.parametrize("member", [ENSEMBLE, 0, 2, CLASSICAL])
 @pytest.mark.parametrize(("condition", "number"), [(LOWDOSE, 0), (LOWDOSE, 9), (RECORDED, 2)])
 def test_an_example_is_the_very_frame_that_was_scored(
     tiny_zoo: Any, frames: FrameSet, matrix: Matrix, member: int, condition: str, number: int
@@ -55,8 +57,98 @@ def test_an_example_is_the_very_frame_that_was_scored(
     made = make_example(tiny_zoo, "graphene@2", *again)
     assert made.judged.counts == score.counts[number]
     assert sum(made.judged.counts) > 0
-    assert made.is_recorded
+    assert (made.is_measured, made.is_recorded) == (True, True)
     assert made.is_simulated is (condition == LOWDOSE)
+
+
+def test_frames_of_a_job_with_a_seed_are_those_of_that_seed(tiny_zoo: Any) -> None:
+    measure = Measure(conditions=(LOWDOSE,), frames_per_condition=2)
+    rows = evaluate(tiny_zoo.members("graphene@2"), measure, LIBRARY, seed=7, executor="local")
+    score = kept(scored(Matrix(rows), 0, LOWDOSE))
+    assert score.trial == Trial(seed=7)
+    made = make_example(tiny_zoo, "graphene@2", score, 1, LIBRARY.conditions)
+    usual = make_example(tiny_zoo, "graphene@2", replace(score, trial=None), 1, LIBRARY.conditions)
+    assert made.judged.counts == score.counts[1]
+    assert (made.is_measured, usual.is_measured) == (True, False)
+    assert not np.array_equal(made.frame.frame_yx, usual.frame.frame_yx)
+
+
+def kept(score: Score) -> Score:
+    """Return a score as a sheet gives it back."""
+    return read_sheet(write_sheet([score]))[0]
+
+
+def test_a_sheet_of_before_reads_and_its_frames_are_unknown(tiny_zoo: Any, matrix: Matrix) -> None:
+    sheet = json.loads(write_sheet([scored(matrix, ENSEMBLE, LOWDOSE)]))
+    assert sheet["rows"][0].pop("trial") == {"seed": 0}
+    (old,) = read_sheet(json.dumps(sheet).encode())
+    assert old.trial is None
+    made = make_example(tiny_zoo, "graphene@2", old, 0, LIBRARY.conditions)
+    assert (made.is_measured, made.is_recorded) == (False, True)
+
+
+def test_frames_appended_later_leave_those_that_were_measured(
+    tiny_zoo: Any, tmp_path: Path
+) -> None:
+    condition = LIBRARY.conditions["graphene-60kv-dirty"]
+    first = simulate_into(str(tmp_path / "first"), condition, 1, seed=5)
+    last = simulate_into(str(tmp_path / "last"), condition, 2, seed=6)
+    measure = Measure(frames=(first.url, last.url))
+    rows = evaluate(tiny_zoo.members("graphene@2"), measure, LIBRARY, executor="local")
+    score = kept(scored(Matrix(rows), ENSEMBLE, RECORDED))
+    before = last.frame(0)
+    first.append(last.frames(), [last.truth(0), last.truth(1)], last.pixel_size_pm(0))
+    again = (score, 1, LIBRARY.conditions, [first.url, last.url])
+    made = make_example(tiny_zoo, "graphene@2", *again)
+    assert (made.is_measured, made.is_recorded) == (True, True)
+    assert np.array_equal(made.frame.frame_yx, before)
+
+
+def test_a_frame_set_that_was_replaced_is_not_taken_for_the_one_measured(
+    tiny_zoo: Any, tmp_path: Path
+) -> None:
+    url, condition = str(tmp_path / "lab"), LIBRARY.conditions["graphene-60kv-dirty"]
+    frames = simulate_into(url, condition, 1, seed=5)
+    rows = evaluate(
+        tiny_zoo.members("graphene@2"), Measure(frames=(url,)), LIBRARY, executor="local"
+    )
+    simulate_into(url, condition, 1, seed=6, overwrite=True)
+    score = scored(Matrix(rows), ENSEMBLE, RECORDED)
+    with pytest.raises(UnknownFrameSet, match="it was replaced"):
+        make_example(tiny_zoo, "graphene@2", score, 0, {}, [frames.url])
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        {"seed": -1},
+        {"seed": True},
+        {"seed": 2**64},
+        {},
+        {"seed": 0, "frame_sets": [{"url": "a", "digest": "1" * 32}]},
+        {"frame_sets": [{"url": "a\n", "digest": "1" * 32}]},
+        {"frame_sets": [{"url": "a", "digest": "../1"}]},
+        {"frame_sets": [{"url": 1, "digest": "1"}]},
+        {"seed": 0, "match_radius_pm": float("nan")},
+        {"seed": 0, "match_radius_pm": -1},
+        [],
+    ],
+)
+def test_test_frames_that_cannot_be_are_refused(trial: Any) -> None:
+    sheet = json.loads(write_sheet([Score(0, "dim", "d", {"f1": 0.5})]))
+    sheet["rows"][0]["trial"] = trial
+    with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
+        read_sheet(json.dumps(sheet).encode())
+
+
+@pytest.mark.parametrize(
+    "change", [{"sigma_pm": 1e9}, {"ratio": 1.0}, {"threshold": float("nan")}, {"more": 1.0}]
+)
+def test_a_detector_tuned_to_what_cannot_be_is_refused(matrix: Matrix, change: Any) -> None:
+    sheet = json.loads(write_sheet([scored(matrix, CLASSICAL, LOWDOSE)]))
+    sheet["rows"][0]["detector"][1] |= change
+    with pytest.raises(Corrupt, match="detector"):
+        read_sheet(json.dumps(sheet).encode())
 
 
 def test_a_match_radius_that_was_given_is_found_again(tiny_zoo: Any) -> None:
@@ -95,7 +187,14 @@ CHANGED = {LOWDOSE: LIBRARY.conditions["graphene-60kv-nominal"]}
         ),
         pytest.param(RECORDED, {}, LIBRARY.conditions, "not known here", id="no FrameSet"),
         pytest.param(
-            LOWDOSE, {"member": CLASSICAL}, LIBRARY.conditions, "classical", id="classical"
+            LOWDOSE,
+            {"member": CLASSICAL},
+            LIBRARY.conditions,
+            "what the classical detector was tuned to",
+            id="classical, from before",
+        ),
+        pytest.param(
+            RECORDED, {"trial": None}, LIBRARY.conditions, "not known here", id="from before"
         ),
     ],
 )

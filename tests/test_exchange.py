@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from manybeam.errors import (
     InvalidSpec,
     ManybeamError,
     MissingPackage,
+    NotAllowed,
     NotFound,
     RefusedByGate,
     TooLarge,
@@ -30,6 +32,8 @@ from manybeam.errors import (
     WriteFailed,
 )
 from manybeam.learn.ensemble import Ensemble
+from manybeam.learn.forecast import Forecaster
+from manybeam.learn.look import look
 from manybeam.learn.member import Member
 from manybeam.learn.nets import build
 from manybeam.learn.scores import score_frames
@@ -37,8 +41,12 @@ from manybeam.spec.recipe import Recipe
 from manybeam.zoo.exchange import Credit, Limits, export, import_
 from manybeam.zoo.exchange.bioimageio import seen
 from manybeam.zoo.exchange.onnx_graph import run_graph, view_of, write_graph
+from manybeam.zoo.forecasts import forecaster
 from manybeam.zoo.life import promote
-from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.lineage import lineage
+from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
+from manybeam.zoo.originals import signatures
+from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.trust import make_keys
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -415,7 +423,7 @@ def _cut(folder: Path) -> None:
 REFUSED = [
     pytest.param(lambda f: (f / "scores.json").unlink(), UnreadableFile, "missing", id="missing"),
     pytest.param(_cut, UnreadableFile, r"01/weights.safetensors has SHA-256", id="cut"),
-    pytest.param(_swap, UnreadableFile, r"2 of 5 files", id="swapped"),
+    pytest.param(_swap, UnreadableFile, r"2 of 6 files", id="swapped"),
     pytest.param(
         lambda f: (f / "extra.pkl").write_bytes(b"\x80\x05"), UnreadableFile, "pickle", id="pickle"
     ),
@@ -591,3 +599,224 @@ def test_the_limits_hold_for_a_package(folder: Path, embedded: Any, tmp_path: Pa
 def test_a_name_no_ensemble_can_have_is_refused(folder: Path, embedded: Any, name: str) -> None:
     with pytest.raises(InvalidInput, match="cannot name an ensemble"):
         import_(embedded, folder, name)
+
+
+# -- what travels beside the members -----------------------------------------------------------
+FRAMES = FrameSetUse("s3://lab/frames/a", "1" * 32)
+
+
+@pytest.fixture(scope="module")
+def rehearsed_folder(tmp_path_factory: pytest.TempPathFactory, rehearsed_zoo: Any) -> Path:
+    """A folder of three members that were rehearsed."""
+    path = tmp_path_factory.mktemp("out") / "rehearsed"
+    return export(rehearsed_zoo, "graphene@2", path, form="safetensors")
+
+
+def test_a_rehearsal_travels_and_teaches_the_same_elsewhere(
+    package: Path, embedded: Any, rehearsed: Any
+) -> None:
+    said: list[str] = []
+    got = import_(embedded, package, "guest", said=said.append)
+    known = forecaster(embedded, got.ref)
+    assert said == []
+    assert known is not None
+    assert np.array_equal(known.table.belief_km, rehearsed.table.belief_km)
+    drawn = rehearsed.drawn(0)
+    seen = look(rehearsed.ensemble, drawn.frames_nyx[0], float(drawn.pixel_size_pm[0]), None)
+    alone = [{member: 1.0} for member in known.table.members]
+    assert known.forecast(seen, alone) == Forecaster(rehearsed.table).forecast(seen, alone)
+
+
+def test_a_rehearsal_of_one_member_travels_with_it(
+    rehearsed_zoo: Any, embedded: Any, tmp_path: Path
+) -> None:
+    path = export(rehearsed_zoo, "graphene@2/01", tmp_path / "one", form="safetensors")
+    known = forecaster(embedded, import_(embedded, path, "guest").ref)
+    assert known is not None
+    assert known.table.members == (1,)
+
+
+def _table(change: Callable[[dict[str, Any]], Any]) -> Change:
+    """Change arrays of the reference table, and the digest the manifest has of it."""
+    from manybeam.zoo.exchange.unpack import sha256_of_file
+
+    def apply(folder: Path) -> None:
+        path = folder / "reference-table.npz"
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        change(arrays)
+        np.savez_compressed(path, allow_pickle=True, **arrays)
+        _manifest(lambda m: m["rehearsal"].update(sha256=sha256_of_file(path)))(folder)
+
+    return apply
+
+
+def _huge(folder: Path) -> None:
+    """Let the table's first array say that it has a million million numbers."""
+    from manybeam.zoo.exchange.unpack import sha256_of_file
+
+    path = folder / "reference-table.npz"
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["truth_n.npy"] = re.sub(rb"\(\d+,\)", b"(1000000000000,)", parts["truth_n.npy"])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    _manifest(lambda m: m["rehearsal"].update(sha256=sha256_of_file(path)))(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param(
+            _manifest(lambda m: m["rehearsal"]["weights"].update({"0": "0" * 64})),
+            "other weights",
+            id="made with other weights",
+        ),
+        pytest.param(
+            _manifest(lambda m: m["rehearsal"]["weights"].pop("2")), "other weights", id="of two"
+        ),
+        pytest.param(_huge, "not the array it says", id="an array of terabytes"),
+        pytest.param(
+            _table(lambda a: a.update(truth_n=np.array([{}], dtype=object))),
+            "not the array it says",
+            id="a pickle in it",
+        ),
+        pytest.param(
+            _table(lambda a: a.update(frame_k=a["frame_k"] + 1000)),
+            "frames that it does not have",
+            id="atoms of no frame",
+        ),
+        pytest.param(
+            _table(lambda a: a.update(belief_km=a["belief_km"][:, :2])),
+            "belief_km has another form",
+            id="beliefs of two members",
+        ),
+        pytest.param(
+            _table(lambda a: a.update(source_n=np.array("x"))), "another form", id="no list"
+        ),
+        pytest.param(
+            _table(lambda a: a.update(members=a["members"] + 1)), "members 1, 2, 3", id="others"
+        ),
+        pytest.param(
+            _table(lambda a: a.update(version=a["version"] + 1)), "another version", id="newer"
+        ),
+    ],
+)
+def test_a_rehearsal_that_is_not_of_these_weights_or_not_sound_is_left_out(
+    rehearsed_folder: Path, embedded: Any, tmp_path: Path, change: Change, why: str
+) -> None:
+    shutil.copytree(rehearsed_folder, tmp_path / "odd")
+    change(tmp_path / "odd")
+    said: list[str] = []
+    got = import_(embedded, tmp_path / "odd", "guest", said=said.append)
+    assert forecaster(embedded, got.ref) is None
+    (told,) = said
+    assert told.startswith(f"{got.ref}: its rehearsal is left out: ")
+    assert why in told
+
+
+def test_where_keys_are_set_a_rehearsal_counts_once_the_owner_has_signed(
+    rehearsed_folder: Path, embedded: Any, tmp_path: Path, use_settings: Any
+) -> None:
+    private, public = make_keys(tmp_path / "keys")
+    use_settings({"MANYBEAM_SIGNING_KEY": str(private), "MANYBEAM_TRUSTED_KEYS": str(public)})
+    got = import_(embedded, rehearsed_folder, "guest")
+    with pytest.raises(NotAllowed, match="nobody who is trusted here vouches"):
+        forecaster(embedded, got.ref)
+    embedded.sign(got.ref)
+    assert forecaster(embedded, got.ref) is not None
+
+
+def test_the_frames_members_were_trained_and_measured_on_travel(
+    zoo: Any, name: str, tiny_members: Any, tmp_path: Path
+) -> None:
+    score = Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, trial=Trial(frame_sets=(FRAMES,)))
+    sent = zoo.register(name, tiny_members(1), job={}, inputs=[FRAMES], scores=[score])
+    path = export(zoo, sent.ref, tmp_path / "out", form="safetensors")
+    got = import_(zoo, path, f"{name}-guest")
+    assert got.inputs == sent.inputs == (FRAMES,)
+    told = [row["told"] for row in lineage(zoo, got.ref).rows() if row["what"] == "frame set"]
+    assert told == [
+        f"trained on, before it was imported, digest {FRAMES.digest}",
+        f"measured on, digest {FRAMES.digest}",
+    ]
+
+
+def _sealed(zoo: Any, members: list[Any], folder: Path, use_settings: Any) -> tuple[Path, Path]:
+    """Return the export of a version that others signed, and their public key."""
+    private, public = make_keys(folder / "theirs")
+    use_settings({"MANYBEAM_SIGNING_KEY": str(private), "MANYBEAM_TRUSTED_KEYS": ""})
+    sent = zoo.register("theirs", members, job={})
+    assert sent.seal
+    return export(zoo, sent.ref, folder / "out", form="safetensors"), public
+
+
+@pytest.mark.parametrize(
+    ("is_trusted", "change", "told"),
+    [
+        pytest.param(False, None, "which is not trusted here: nobody has checked it", id="unknown"),
+        pytest.param(True, None, "of these weights, was signed by the key", id="trusted"),
+        pytest.param(
+            True,
+            _manifest(lambda m: m.update(seal=m["seal"][:20] + "AAAA" + m["seal"][24:])),
+            "but the signature is not that key's",
+            id="forged",
+        ),
+        pytest.param(
+            True,
+            _manifest(lambda m: m.update(digest="0" * 64)),
+            "not one that is shown to be of these weights",
+            id="of another manifest",
+        ),
+    ],
+)
+def test_a_foreign_signature_is_a_statement_and_never_trust_in_the_import(
+    embedded: Any,
+    tiny_members: Any,
+    tmp_path: Path,
+    use_settings: Any,
+    *,
+    is_trusted: bool,
+    change: Change | None,
+    told: str,
+) -> None:
+    path, public = _sealed(embedded, tiny_members(1), tmp_path, use_settings)
+    if change is not None:
+        change(path)
+    own, _ = make_keys(tmp_path / "own")
+    trusted = public.parent if is_trusted else own.parent
+    use_settings({"MANYBEAM_SIGNING_KEY": "", "MANYBEAM_TRUSTED_KEYS": str(trusted)})
+    got = import_(embedded, path, "guest")
+    first, second = signatures(got)
+    assert first == "guest@1 is not signed: others made it"
+    assert told in second
+    assert got.seal == ""
+    with pytest.raises(NotAllowed, match="it is not signed"):
+        embedded.members(got.ref)
+
+
+def test_a_signature_of_other_weights_is_not_told_as_one_of_these(
+    embedded: Any, tiny_members: Any, tmp_path: Path, use_settings: Any
+) -> None:
+    path, _ = _sealed(embedded, tiny_members(2)[:1], tmp_path, use_settings)
+    other = export(
+        embedded, embedded.register("x", tiny_members(2)[1:], job={}).ref, tmp_path / "other",
+        form="safetensors",
+    )  # fmt: skip
+    theirs = json.loads((path / "manifest.json").read_text())
+    shutil.copy(path / "original.json", other / "original.json")
+    kept = {key: theirs[key] for key in ("seal", "digest", "original", "ensemble", "version")}
+    _manifest(lambda m: m.update(kept))(other)
+    assert "not one that is shown" in list(signatures(import_(embedded, other, "guest")))[-1]
+
+
+def test_a_package_of_before_these_travelled_comes_in(
+    rehearsed_folder: Path, embedded: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(rehearsed_folder, tmp_path / "old")
+    late = ("inputs", "rehearsal", "original", "seal")
+    _manifest(lambda m: [m.pop(key) for key in late])(tmp_path / "old")
+    got = import_(embedded, tmp_path / "old", "guest")
+    assert (got.inputs, forecaster(embedded, got.ref), got.member_count) == ((), None, 3)
+    assert list(signatures(got)) == ["guest@1 is not signed: others made it"]

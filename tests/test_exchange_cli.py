@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from manybeam.cli import main
+from manybeam.zoo.trust import make_keys
 
 ATOMAI = Path(__file__).parent / "data" / "atomai" / "three.tar"
 Use = Callable[[dict[str, str]], None]
@@ -33,6 +34,25 @@ def test_what_export_writes_import_reads(home: Path, capsys: pytest.CaptureFixtu
     assert main(["zoo", "import", out, "--name", "guest", "--alias", "candidate"]) == 0
     found = row(capsys)
     assert (found["ref"], found["members"], found["aliases"]) == ("guest@1", 2, ["candidate"])
+
+
+def test_show_tells_who_signed_what_was_imported_and_that_it_is_not_trusted_here(
+    home: Path, tmp_path: Path, embedded: Any, use_settings: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, _ = make_keys(tmp_path / "theirs")
+    use_settings({"MANYBEAM_HOME": str(home), "MANYBEAM_SIGNING_KEY": str(private)})
+    signed, out = embedded.sign("graphene@1"), str(home / "out")
+    assert main(["zoo", "export", "graphene", "--format", "safetensors", "--out", out]) == 0
+    use_settings({"MANYBEAM_HOME": str(home), "MANYBEAM_SIGNING_KEY": ""})
+    assert main(["zoo", "import", out, "--name", "guest"]) == 0
+    capsys.readouterr()
+    assert main(["zoo", "show", "guest@1"]) == 0
+    told = capsys.readouterr().err
+    key = signed.seal.partition(":")[0]
+    assert "guest@1 is not signed: others made it" in told
+    assert f"original graphene@1, of these weights, was signed by the key {key}, which is not" in (
+        " ".join(told.split())
+    )
 
 
 def test_a_package_says_whose_it_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from manybeam.data.store import open_store
 from manybeam.errors import Corrupt, InvalidInput, NotFound, StoreUnreachable, UnknownRef
 from manybeam.settings import settings
-from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, trained_on
-from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, uses_of
+from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
 from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.sheets import read_sheet, write_sheet
@@ -43,9 +43,35 @@ def test_frames_tell_which_versions_were_trained_on_them(
     other = FrameSetUse("s3://lab/frames/b", "2" * 32)
     for inputs in ([FRAMES], [other], [other, FRAMES]):
         embedded.register("graphene", tiny_members(1), job=JOB, inputs=inputs)
-    assert trained_on(embedded, asked) == ("graphene@1", "graphene@3")
+    embedded.record_scores("graphene@2", [measured_on(FRAMES)])
+    embedded.record_scores("graphene@3", [measured_on(FRAMES)])
+    assert uses_of(embedded, asked) == (
+        ("graphene@1", "trained on"),
+        ("graphene@2", "measured on"),
+        ("graphene@3", "trained on and measured on"),
+    )
     with pytest.raises(NotFound, match="no version was trained on"):
-        trained_on(embedded, "s3://lab/frames/c")
+        uses_of(embedded, "s3://lab/frames/c")
+
+
+def measured_on(*uses: FrameSetUse) -> Score:
+    return Score(ENSEMBLE, "dim-frames", "d" * 32, {"f1": 0.9}, trial=Trial(frame_sets=uses))
+
+
+def test_frames_that_scores_were_measured_on_are_in_the_lineage_of_a_version(
+    zoo: Zoo, name: str, tiny_members: Any
+) -> None:
+    copy, later = FrameSetUse("s3://lab/copy", FRAMES.digest), FrameSetUse("s3://lab/b", "2" * 32)
+    zoo.register(name, tiny_members(1), job=JOB, inputs=[FRAMES], scores=[measured_on(FRAMES)])
+    zoo.record_scores(f"{name}@1", [measured_on(copy, later)])
+    rows = [row for row in lineage(zoo, f"{name}@1").rows() if row["what"] == "frame set"]
+    assert [(row["which"], row["told"]) for row in rows] == [
+        (FRAMES.url, f"trained on, digest {FRAMES.digest}"),
+        (later.url, f"measured on, digest {later.digest}"),
+        (copy.url, f"measured on, digest {copy.digest}"),
+        (FRAMES.url, f"measured on, digest {FRAMES.digest}"),
+    ]
+    assert zoo.matrix(f"{name}@1").frame_sets == (FRAMES, copy, later)
 
 
 def test_a_parent_that_is_gone_is_named(zoo: Zoo, name: str, tiny_members: Any) -> None:
@@ -152,6 +178,8 @@ def test_a_sheet_of_impossible_values_is_refused(changed: str, to: str) -> None:
         Score(0, "dim", "d", {"recall": -0.1}),
         Score(0, "dim", "d", {"f1": 0.5}, counts=((-5, 1, 1),)),
         Score(0, "dim", "d", {"f1": 0.5}, taken=datetime(1, 1, 1, tzinfo=UTC)),
+        Score(0, "dim", "d", {"f1": 0.5}, trial=Trial(seed=-1)),
+        Score(0, "dim", "d", {"f1": 0.5}, trial=Trial(frame_sets=(FrameSetUse("a", "a b"),))),
     ],
 )
 def test_scores_out_of_range_are_not_kept(embedded: Zoo, tiny_members: Any, row: Score) -> None:

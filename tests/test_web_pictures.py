@@ -20,6 +20,8 @@ from manybeam.spec import Library
 from manybeam.spec.job import Measure
 from manybeam.web import drawn
 from manybeam.web.app import create_app, listen, make_plane, make_server
+from manybeam.zoo.matrix import Trial
+from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.registry import Zoo
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -33,7 +35,8 @@ def home(
 ) -> Iterator[Path]:
     """A platform with a version measured on simulated and recorded frames.
 
-    Version 2 has scores of before curves and counts were kept, and its job names frames elsewhere.
+    Version 2 has scores of before curves, counts and test frames were kept, and its job names
+    frames elsewhere. Version 3 was measured on those, and says so.
     """
     home = tmp_path_factory.mktemp("pictures")
     with pytest.MonkeyPatch.context() as patch:
@@ -42,15 +45,18 @@ def home(
         settings.cache_clear()
         dirty = LIBRARY.conditions["graphene-60kv-dirty"]
         inside = simulate_into(f"{settings().store_url}/lab", dirty, 2, seed=5).url
-        outside = simulate_into(str(home / "private"), dirty, 2, seed=5).url
+        outside = simulate_into(str(home / "private"), dirty, 2, seed=5)
         zoo, members = Zoo(), tiny_members(2)
         measure = Measure(conditions=(NOMINAL,), frames=(inside,), frames_per_condition=3)
         rows = evaluate(members, measure, LIBRARY, executor="local")
         job = {"kind": "train", "measure": {"frames": [inside]}}
         zoo.register("graphene", members, job=job, scores=rows)
-        old = [replace(row, reliability=(), counts=()) for row in rows]
-        job = {"kind": "train", "measure": {"frames": [outside, 7]}}
+        old = [replace(row, reliability=(), counts=(), trial=None, detector=()) for row in rows]
+        job = {"kind": "train", "measure": {"frames": [outside.url, 7]}}
         zoo.register("graphene", members, job=job, scores=old)
+        trial = Trial(frame_sets=(FrameSetUse(outside.url, outside.digest),))
+        elsewhere = [replace(row, trial=trial) for row in rows if row.condition == RECORDED]
+        zoo.register("graphene", members, job={"kind": "train"}, scores=elsewhere)
         yield home
     settings.cache_clear()
 
@@ -114,15 +120,19 @@ def test_the_curve_of_a_condition_nobody_measured_is_not_found(
 
 
 # -- example frames -----------------------------------------------------------------------------
-def test_each_score_but_the_classical_leads_to_a_frame(reader: httpx.Client) -> None:
+def test_each_score_leads_to_a_frame(reader: httpx.Client) -> None:
     page = reader.get("/zoo/graphene@1").text
     links = re.findall(r'<td class="mb-cell[^>]*><a href="([^"]*)"', page)
-    assert len(links) == 2 * 3, "two conditions; the ensemble and two members"
+    assert len(links) == 2 * 4, "two conditions; the ensemble, two members and the classical"
     assert f"/zoo/graphene@1/example/{NOMINAL}?member=01" in links
+    assert f"/zoo/graphene@1/example/{RECORDED}?member=-2" in links
+    old = reader.get("/zoo/graphene@2").text
+    assert "member=01" in old
+    assert "member=-2" not in old, "nobody knows what the detector was tuned to"
 
 
 @pytest.mark.parametrize("condition", [NOMINAL, RECORDED])
-@pytest.mark.parametrize("query", ["", "?member=01&frame=1"])
+@pytest.mark.parametrize("query", ["", "?member=01&frame=1", "?member=-2"])
 def test_an_example_shows_the_frame_its_counts_and_its_f1(
     reader: httpx.Client, condition: str, query: str
 ) -> None:
@@ -131,7 +141,9 @@ def test_an_example_shows_the_frame_its_counts_and_its_f1(
     right, missed, false = map(int, re.findall(r"(\d+) (?:right|missed|false)", told["alt"]))
     f1 = 2 * right / max(2 * right + missed + false, 1)
     assert f'F1 of this frame</th><td class="num">{f1:.3f}' in page
-    assert "The counts are those the score was made of" in page
+    assert "It is one of the frames the score was measured on, and the counts are those" in page
+    assert "is unknown" not in page
+    assert ("What the classical detector beside" in page) is ("-2" in query)
     drawn_there = reader.get(address)
     assert drawn_there.headers["content-type"] == "image/png"
     assert drawn_there.content.startswith(PNG)
@@ -157,12 +169,15 @@ def test_a_score_without_counts_says_that_the_frame_cannot_be_checked(
     reader: httpx.Client,
 ) -> None:
     page = reader.get(f"/zoo/graphene@2/example/{NOMINAL}").text
-    assert "it cannot be told whether it was taken on this one" in page
+    assert "On which frames this score was measured is unknown" in page
+    assert "The score keeps no counts by frame to compare with" in page
+    assert "It is one of the frames" not in page
     assert picture_of(page)
 
 
-def test_frames_outside_the_store_are_not_read(reader: httpx.Client) -> None:
-    address = f"/zoo/graphene@2/example/{RECORDED}"
+@pytest.mark.parametrize("version", [2, 3], ids=["named by the job", "named by the score"])
+def test_frames_outside_the_store_are_not_read(reader: httpx.Client, version: int) -> None:
+    address = f"/zoo/graphene@{version}/example/{RECORDED}"
     page = reader.get(address)
     assert page.status_code == 200
     assert "they lie outside the store" in page.text
@@ -176,7 +191,7 @@ def test_frames_outside_the_store_are_not_read(reader: httpx.Client) -> None:
         pytest.param(f"graphene@1/example/{NOMINAL}?frame=3", 404, id="past the last frame"),
         pytest.param(f"graphene@1/example/{NOMINAL}?frame=-1", 404, id="before the first frame"),
         pytest.param(f"graphene@1/example/{NOMINAL}?member=7", 404, id="no such member"),
-        pytest.param(f"graphene@1/example/{NOMINAL}?member=-2", 404, id="the classical detector"),
+        pytest.param(f"graphene@1/example/{NOMINAL}?member=-3", 404, id="no such row"),
         pytest.param("graphene@1/example/elsewhere", 404, id="never measured there"),
         pytest.param(f"graphene@9/example/{NOMINAL}", 404, id="no such version"),
         pytest.param(f"graphene@1/example/{NOMINAL}?frame=first", 422, id="no number"),

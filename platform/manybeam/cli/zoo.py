@@ -174,10 +174,11 @@ def _found(row: "Row", score: str) -> dict[str, object]:
 
 @app.command()
 def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
-    """Show the members of one version: seed, policy, digest of the weights.
+    """Show the members of one version: seed, policy, digest of the weights; and who signed it.
 
     Example: manybeam zoo show graphene@serving
     """
+    from manybeam.zoo.originals import signatures
     from manybeam.zoo.registry import Zoo
 
     record = Zoo().resolve(ref)
@@ -192,6 +193,8 @@ def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
         for member in record.members
     ]
     emit(rows, form, title=f"{record.version_ref} {' '.join(record.aliases)}".strip())
+    for sentence in signatures(record):
+        say(sentence)
 
 
 @app.command()

@@ -40,8 +40,8 @@ def export(
     """Write an ensemble to a file or folder: whole, checked, or not at all.
 
     A bioimage.io package holds the ensemble as one ONNX graph that others run, and its members,
-    recipes and scores, so that another zoo imports the very same. ONNX is the graph alone.
-    A safetensors folder needs no package that Manybeam itself does not.
+    recipes, scores and rehearsal, so that another zoo imports the very same. ONNX is the graph
+    alone. A safetensors folder needs no package that Manybeam itself does not.
 
     Example: manybeam zoo export graphene@serving --author "Ada Lovelace" --out graphene.zip
     """
@@ -83,7 +83,7 @@ def import_(
     """Register what a package holds as the next version of an ensemble, all or nothing.
 
     Every file is checked against its digest, nothing in it is run, and a pickle is never opened.
-    Scores keep the dates they were taken at.
+    Scores keep the dates they were taken at. A rehearsal is kept if it is of exactly these weights.
 
     Example: manybeam zoo import graphene.zip --name graphene-guest --alias candidate
     """

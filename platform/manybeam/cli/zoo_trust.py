@@ -111,12 +111,14 @@ def lineage(
     *,
     form: FormOption = Form.auto,
 ) -> None:
-    """Show what a version came from and what came of it; of a FrameSet, who was trained on it.
+    """Show what a version came from and what came of it; of a FrameSet, who used it.
+
+    A version uses FrameSets that its members were trained on, and that its scores were measured on.
 
     Example: manybeam zoo lineage graphene@candidate
     """
     from manybeam.zoo.lineage import lineage as traced
-    from manybeam.zoo.lineage import prediction_of, trained_on
+    from manybeam.zoo.lineage import prediction_of, uses_of
     from manybeam.zoo.records import Ref
     from manybeam.zoo.registry import Zoo
 
@@ -129,7 +131,7 @@ def lineage(
             rows.insert(0, {"what": "prediction", "which": what, "told": f"answered by {ref}"})
     else:
         rows = [
-            {"what": "version", "which": one, "told": "trained on these frames"}
-            for one in trained_on(zoo, what)
+            {"what": "version", "which": one, "told": f"{how} these frames"}
+            for one, how in uses_of(zoo, what)
         ]
     emit(rows, form, title=f"Lineage of {what}")

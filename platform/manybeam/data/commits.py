@@ -95,6 +95,21 @@ class CommitLog:
         """Return every record, oldest first."""
         return [self.read(key) for key in self._store.list(FOLDER)]
 
+    def before(self, head: Commit, digest: str) -> Commit:
+        """Return the record of a digest whose frames `head` still holds.
+
+        Raises:
+            UnknownFrameSet: the set never had that digest, or was replaced since.
+        """
+        for commit in self.history():
+            if (commit.digest, commit.folder) == (digest, head.folder):
+                return commit
+        raise UnknownFrameSet(
+            f"{self._store.url} does not hold the frames of digest {digest}",
+            f"now it has {head.digest}: it was replaced, or is another set",
+            "",
+        )
+
     def read(self, key: str) -> Commit:
         """Return one record; raises Corrupt if it is not one."""
         try:

@@ -116,11 +116,15 @@ class FrameSet:
         return made
 
     @classmethod
-    def open(cls, url: str | Path) -> "FrameSet":
+    def open(cls, url: str | Path, digest: str = "") -> "FrameSet":
         """Return the FrameSet of a URL: one listing and one read.
 
+        Args:
+            url: where it lies.
+            digest: show it as it was when it had this digest, whatever was appended since.
+
         Raises:
-            UnknownFrameSet: there is none.
+            UnknownFrameSet: there is none, or it never had that digest, or was replaced since.
             Corrupt: its commit record cannot be read.
             StoreUnreachable: the store does not answer in time.
         """
@@ -129,7 +133,9 @@ class FrameSet:
         except NotFound as error:
             hint = "manybeam data ls shows those there are"
             raise UnknownFrameSet(f"no frame set at {url}", error.what, hint) from error
-        return cls(store, CommitLog(store).head())
+        log = CommitLog(store)
+        head = log.head()
+        return cls(store, head if digest in ("", head.digest) else log.before(head, digest))
 
     def __len__(self) -> int:
         return self._commit.count

@@ -5,7 +5,7 @@ same condition gives the same frames to every ensemble, however the work is shar
 wants to look at one of them later.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,8 @@ from manybeam.learn.kinds import is_dopant, is_edge, vacancies
 from manybeam.spec.files import Library
 from manybeam.spec.imaging import Condition
 from manybeam.spec.job import Measure
+from manybeam.zoo.matrix import Trial
+from manybeam.zoo.records import FrameSetUse
 
 HOSTS = {"graphene": (6,), "mos2": (42, 16)}  # elements of the perfect lattice
 BLOCK = 8  # frames in one piece of work; part of what decides the test frames, so it stays
@@ -37,14 +39,14 @@ class Block:
         name: what the condition is called in the matrix.
         digest: of the condition's numbers, and the version of the simulator where it makes the
             frames: scores on frames of another simulator are not of the same frames.
-        source: a condition to simulate under, or the URL of a labelled FrameSet.
+        source: a condition to simulate under, or a labelled FrameSet as it was when planned.
         start, stop: which of its frames.
         seed: of the whole measurement; the block makes its own from it.
     """
 
     name: str
     digest: str
-    source: Condition | str
+    source: Condition | FrameSetUse
     start: int
     stop: int
     seed: int
@@ -118,17 +120,25 @@ def _blocks_of_frameset(url: str, simulated: set[str]) -> list[Block]:
     name = frameset.condition.id
     if name in simulated or frameset.condition.model_dump().get("origin") == "simulated":
         name = f"{name}-frames"
+    use = FrameSetUse(frameset.url, frameset.digest)
     return [
-        Block(name, frameset.condition.digest, frameset.url, start, stop, 0)
+        Block(name, frameset.condition.digest, use, start, stop, 0)
         for start in range(0, len(frameset), BLOCK)
         for stop in [min(start + BLOCK, len(frameset))]
     ]
 
 
+def trial_of(blocks: Sequence[Block], match_radius_pm: float | None) -> Trial:
+    """Return what is kept of the frames of one condition's blocks, to have them again."""
+    sources = dict.fromkeys(one.source for one in blocks if isinstance(one.source, FrameSetUse))
+    seeds = {one.seed for one in blocks if isinstance(one.source, Condition)}
+    return Trial(seeds.pop() if seeds else None, tuple(sources), match_radius_pm)
+
+
 def labelled_frames(block: Block) -> Iterator[Labelled]:
     """Yield the frames of a block with their truth."""
-    if isinstance(block.source, str):
-        frameset = FrameSet.open(block.source)
+    if isinstance(block.source, FrameSetUse):
+        frameset = FrameSet.open(block.source.url, block.source.digest)
         structure = frameset.condition.sample.structure
         for i in range(block.start, block.stop):
             size_pm = frameset.pixel_size_pm(i)

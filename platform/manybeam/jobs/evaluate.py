@@ -6,7 +6,7 @@ The classical detector is a piece of its own on each condition, because it is tu
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
 from math import isnan, nan
@@ -17,7 +17,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from manybeam.jobs import cluster
-from manybeam.jobs.blocks import Block, Labelled, Sought, labelled_frames, plan_blocks
+from manybeam.jobs.blocks import Block, Labelled, Sought, labelled_frames, plan_blocks, trial_of
 from manybeam.learn import classical
 from manybeam.learn.ensemble import Ensemble
 from manybeam.learn.kinds import confusion, f1_of_kinds, recall_of
@@ -34,7 +34,7 @@ from manybeam.learn.scores import (
 )
 from manybeam.spec.files import Library
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score, Trial
 
 Array = NDArray[np.floating]
 Counts = NDArray[np.int64]
@@ -50,12 +50,14 @@ class Judgements:
         found: their atoms.
         kinds: for those that tell elements apart, the elements and the confusion over all frames.
         sought: what was to be found on each frame, where all are of a known lattice.
+        detector: what the classical detector was tuned to for even frames, and for odd ones.
     """
 
     judged: dict[int, list[Judged]] = field(default_factory=dict)
     found: dict[int, list[Array]] = field(default_factory=dict)
     kinds: dict[int, tuple[tuple[int, ...], Counts]] = field(default_factory=dict)
     sought: dict[int, list[Sought | None]] = field(default_factory=dict)
+    detector: tuple[classical.Blob, ...] = ()
 
     def add(
         self,
@@ -76,6 +78,7 @@ class Judgements:
 
     def extend(self, other: "Judgements") -> None:
         """Take over those of later frames."""
+        self.detector = self.detector or other.detector
         for member in other.judged:
             self.judged.setdefault(member, []).extend(other.judged[member])
             self.found.setdefault(member, []).extend(other.found[member])
@@ -169,7 +172,8 @@ def evaluate(
         judgements[place] = judged
         if progress:
             progress(done, len(pieces))
-    return _summarise(pieces, [judgements[place] for place in range(len(pieces))])
+    whole = [judgements[place] for place in range(len(pieces))]
+    return _summarise(pieces, whole, measure.match_radius_pm)
 
 
 @dataclass(frozen=True)
@@ -244,18 +248,18 @@ def judge_detector(blocks: Sequence[Block], radius_pm: float | None) -> Judgemen
     condition as well as any specialist, but never the frame it is judged on.
     """
     frames = list(chain.from_iterable(labelled_frames(block) for block in blocks))
-    blobs = [_tuned(frames[1 - half :: 2], radius_pm) for half in (0, 1)]
-    judgements = Judgements()
+    blobs = tuple(_tuned(frames[1 - half :: 2], radius_pm) for half in (0, 1))
+    judgements = Judgements(detector=blobs)
     for place, frame in enumerate(frames):
         atoms = classical.detect(frame.frame_yx, frame.pixel_size_pm, blobs[place % 2])
         judgements.add(CLASSICAL, atoms, frame, radius_pm)
     return judgements
 
 
-def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blob | None:
+def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blob:
     sized = [frame for frame in frames if frame.pixel_size_pm is not None]
     if not sized:
-        return None
+        return classical.Blob()
     blob, _ = classical.tune(
         [frame.frame_yx for frame in sized],
         [frame.truth for frame in sized],
@@ -265,11 +269,16 @@ def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blo
     return blob
 
 
-def _summarise(pieces: Sequence[_Piece], judgements: Sequence[Judgements]) -> list[Score]:
+def _summarise(
+    pieces: Sequence[_Piece], judgements: Sequence[Judgements], radius_pm: float | None
+) -> list[Score]:
     """Return the scores of each condition over all of its pieces."""
     together: dict[tuple[str, str], Judgements] = {}
+    trials: dict[tuple[str, str], Trial] = {}
     for piece, part in zip(pieces, judgements, strict=True):
         together.setdefault(piece.condition, Judgements()).extend(part)
+        if piece.is_classical:  # it holds all blocks of its condition
+            trials[piece.condition] = trial_of(piece.blocks, radius_pm)
     return [
         Score(
             member,
@@ -278,6 +287,8 @@ def _summarise(pieces: Sequence[_Piece], judgements: Sequence[Judgements]) -> li
             whole.values(member),
             counts=tuple(frame.counts for frame in whole.judged[member]),
             reliability=whole.reliability(member),
+            trial=trials[name, digest],
+            detector=tuple(map(asdict, whole.detector)) if member == CLASSICAL else (),
         )
         for (name, digest), whole in together.items()
         for member in sorted(whole.judged)

@@ -1,25 +1,29 @@
 """One test frame of a score, made again, with what was found on it: the errors behind the number.
 
-Frames are never kept: those that were simulated are simulated again from the same seed, those of
-a FrameSet are read. The counts recorded with the score tell whether it is the same frame.
+Frames are never kept: those that were simulated are simulated again from the seed that was kept
+with the score, those of a FrameSet are read as they were then. A score of before these were kept
+gets a frame that may be one of its own, and is told so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import SIMULATOR
 from manybeam.errors import NotFound, TooLarge
 from manybeam.jobs.blocks import BLOCK, Array, Block, Labelled, labelled_frames
+from manybeam.learn.classical import Blob, detect
 from manybeam.learn.scores import Judged, judge
 from manybeam.spec.imaging import Condition
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
+from manybeam.zoo.records import FrameSetUse
 
 if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo
 
-SEED = 0  # of the test frames, unless a job of kind evaluate said otherwise
+USUAL_SEED = 0  # of test frames, where the score does not say which
 MOST_PX = 2048 * 2048  # of a frame: larger ones take minutes
 
 
@@ -31,14 +35,19 @@ class Example:
         frame: with its truth.
         found: (atoms, >= 4) y, x, class, probability.
         judged: the one against the other.
+        is_measured: whether it is the very frame that was measured: the score kept its seed, or
+            the digest of its FrameSet. False: the score's frames are unknown, and this is one of
+            the usual seed, or of a FrameSet that may have been measured on.
         is_recorded: whether the counts are those recorded with the score for this frame; None if
-            none were recorded. False: the score was taken on frames of another seed, with
-            another match radius, or by another version of this program.
+            none were recorded. False, of a frame that was measured: another version of this
+            program, or other hardware, found something else on it now.
+        is_simulated: made again from its seed; else read from a FrameSet.
     """
 
     frame: Labelled
     found: Array
     judged: Judged
+    is_measured: bool
     is_recorded: bool | None
     is_simulated: bool
 
@@ -56,39 +65,45 @@ def make_example(
     Args:
         zoo: where the members are; their weights are checked as always.
         version_ref: the version, as `graphene@3`.
-        score: of the ensemble or a member of it on one condition.
+        score: of the ensemble, a member of it or the classical detector on one condition.
         number: of the frame, from 0.
         conditions: the library's, by id.
-        frame_urls: FrameSets that may have been measured on, in order.
+        frame_urls: FrameSets that may be read; those that may have been measured on, in order,
+            where the score does not name its own.
 
     Raises:
         NotFound: the frame cannot be made again; says why.
         TooLarge: a frame of more than four million pixels.
         Corrupt: weights that are not those registered.
     """
-    if score.member == CLASSICAL:
+    if score.member == CLASSICAL and not score.detector:
         raise NotFound(
-            "the classical detector has no example frames",
-            "it is tuned on the other frames of the condition, which takes long",
-            "look at the ensemble's or a member's",
+            "nobody knows what the classical detector was tuned to",
+            "the score was taken before that was kept",
+            f"manybeam evaluate {version_ref} measures again, and keeps it",
         )
     block = _block(score, number, conditions, frame_urls)
     *_, frame = labelled_frames(block)
     if frame.frame_yx.size > MOST_PX:
         raise TooLarge(f"a frame of {frame.frame_yx.shape} px", f"at most {MOST_PX} px", "")
-    found = _answer(zoo, version_ref, score.member, frame)
+    found = _answer(zoo, version_ref, score, number, frame)
     verdict, is_recorded = _judged(score, number, frame, found)
-    return Example(frame, found, verdict, is_recorded, not isinstance(block.source, str))
+    is_simulated = isinstance(block.source, Condition)
+    return Example(frame, found, verdict, score.trial is not None, is_recorded, is_simulated)
 
 
 def _block(
     score: Score, number: int, conditions: Mapping[str, Condition], frame_urls: Sequence[str]
 ) -> Block:
     name, digest = score.condition, score.condition_digest
+    if score.trial is not None and score.trial.seed is None:
+        readable = takewhile(lambda use: use.url in frame_urls, score.trial.frame_sets)
+        return _block_of_sets(score, number, readable)
     known = conditions.get(name)
     if known is not None and digest == f"{known.digest}-{SIMULATOR}":
         start = number - number % BLOCK
-        return Block(name, digest, known, start, number + 1, SEED)
+        seed = score.trial.seed if score.trial is not None else None
+        return Block(name, digest, known, start, number + 1, USUAL_SEED if seed is None else seed)
     # Of recorded frames there is the digest of their numbers alone.
     if "-" in digest:
         raise NotFound(
@@ -98,40 +113,50 @@ def _block(
             else "the numbers of this condition changed, or this library does not describe it",
             "manybeam evaluate measures on frames of the numbers as they are",
         )
-    return _block_of_frames(score, number, frame_urls)
+    return _block_of_sets(score, number, _likely(score, frame_urls))
 
 
-def _block_of_frames(score: Score, number: int, frame_urls: Sequence[str]) -> Block:
-    """Return the block of one frame of FrameSets that were measured on one after the other."""
-    first = 0
+def _likely(score: Score, frame_urls: Sequence[str]) -> Iterable[FrameSetUse]:
+    """Yield the FrameSets of the score's condition: it does not say which it was measured on."""
     for url in frame_urls:
         frames = FrameSet.open(url)
-        if frames.condition.digest != score.condition_digest or not frames.has_truth:
-            continue
-        if number < first + len(frames):
+        if frames.condition.digest == score.condition_digest and frames.has_truth:
+            yield FrameSetUse(frames.url, frames.digest)
+
+
+def _block_of_sets(score: Score, number: int, sets: Iterable[FrameSetUse]) -> Block:
+    """Return the block of one frame of FrameSets that were measured on one after the other."""
+    first = 0
+    for use in sets:
+        count = len(FrameSet.open(use.url, use.digest))
+        if number < first + count:
             at = number - first
-            return Block(score.condition, score.condition_digest, url, at, at + 1, SEED)
-        first += len(frames)
+            return Block(score.condition, score.condition_digest, use, at, at + 1, USUAL_SEED)
+        first += count
     raise NotFound(
         f"{score.condition} was measured on recorded frames that are not known here",
-        "they lie outside the store, are gone, or the version's job does not name them",
+        "they lie outside the store, are gone, or neither the score nor the job names them",
         "",
     )
 
 
-def _answer(zoo: "Zoo", version_ref: str, member: int, frame: Labelled) -> Array:
-    if member == ENSEMBLE:
+def _answer(zoo: "Zoo", version_ref: str, score: Score, number: int, frame: Labelled) -> Array:
+    if score.member == CLASSICAL:
+        blob = Blob(**score.detector[number % len(score.detector)])
+        return detect(frame.frame_yx, frame.pixel_size_pm, blob)
+    if score.member == ENSEMBLE:
         return zoo.ensemble(version_ref).predict(frame.frame_yx, frame.pixel_size_pm).atoms
-    alone = zoo.ensemble(f"{version_ref}/{member:02d}")
+    alone = zoo.ensemble(f"{version_ref}/{score.member:02d}")
     return alone.predict(frame.frame_yx, frame.pixel_size_pm).member_atoms[0]
 
 
 def _judged(score: Score, number: int, frame: Labelled, found: Array) -> tuple[Judged, bool | None]:
-    """Judge as the score did: it does not tell whether its match radius was given or measured."""
+    """Judge as the score did; an old one does not tell whether its match radius was given."""
     recorded = score.counts[number] if number < len(score.counts) else None
     shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
-    verdict = judge(found, frame.truth, frame.pixel_size_pm, shape)
-    radius_pm = score.values.get("radius_pm")
+    given_pm = score.trial.match_radius_pm if score.trial is not None else None
+    verdict = judge(found, frame.truth, frame.pixel_size_pm, shape, given_pm)
+    radius_pm = score.values.get("radius_pm") if score.trial is None else None
     if recorded not in (None, verdict.counts) and radius_pm and frame.pixel_size_pm:
         other = judge(found, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         if other.counts == recorded:

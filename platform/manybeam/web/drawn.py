@@ -32,7 +32,7 @@ class Drawn:
     Attributes:
         digest: its name in the cache.
         counts: right, false and missed atoms.
-        is_recorded: see `jobs.examples.Example`.
+        is_measured, is_recorded: see `jobs.examples.Example`.
         shape: rows and columns of the frame.
         size: width and height of the picture.
         pixel_size_pm: edge of a pixel of the frame, in pm; None if unknown.
@@ -41,6 +41,7 @@ class Drawn:
 
     digest: str
     counts: tuple[int, int, int]
+    is_measured: bool
     is_recorded: bool | None
     shape: tuple[int, int]
     size: tuple[int, int]
@@ -82,6 +83,7 @@ def keep(digest: str, made: "Example") -> Drawn:
     drawn = Drawn(
         digest,
         made.judged.counts,
+        made.is_measured,
         made.is_recorded,
         (rows, columns),
         (width, height),

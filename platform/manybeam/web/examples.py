@@ -5,7 +5,7 @@ A frame is made and answered when somebody first looks at it, then its picture l
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -20,7 +20,7 @@ from manybeam.web.render import page_of
 from manybeam.web.shelf import Sight
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
 
-PICTURE = 1  # raised whenever the same frame is drawn otherwise than before
+PICTURE = 2  # raised whenever the same frame is drawn otherwise than before
 
 
 def add_examples(router: APIRouter, plane: Plane) -> None:
@@ -43,7 +43,7 @@ class Place:
 
     Attributes:
         sight: the whole version.
-        score: of the ensemble or one member on the condition.
+        score: of the ensemble, one member or the classical detector on the condition.
         number: of the frame, from 0.
     """
 
@@ -65,7 +65,9 @@ class Place:
     def scores(self) -> tuple[Score, ...]:
         """What was measured on the condition and can be looked at, the ensemble first."""
         matrix = self.sight.matrix
-        rows = [matrix.score(m, self.score.condition) for m in (ENSEMBLE, *matrix.members)]
+        rows = [
+            matrix.score(m, self.score.condition) for m in (ENSEMBLE, *matrix.members, CLASSICAL)
+        ]
         return tuple(row for row in rows if row is not None)
 
     def address(self, *, member: int | None = None, number: int | None = None) -> str:
@@ -97,9 +99,9 @@ def find_place(plane: Plane, ref: str, condition: str, member: int | None, numbe
     if sight.record.selected is not None:
         member, sight = sight.record.selected, plane.shelf.look(sight.record.version_ref)
     row = ENSEMBLE if member is None else member
-    score = None if row == CLASSICAL else sight.matrix.score(row, condition)
+    score = sight.matrix.score(row, condition)
     if score is None:
-        who = "the ensemble" if row == ENSEMBLE else f"member {row:02d}"
+        who = f"member {row:02d}" if row >= 0 else f"the {member_label(row)}"
         raise NotFound(
             f"no score of {who} of {sight.record.version_ref} on {condition[:100]!r}",
             f"measured on: {', '.join(sight.matrix.conditions) or 'nothing'}",
@@ -160,13 +162,14 @@ def draw(plane: Plane, place: Place) -> Drawn:
 
 
 def _own_urls(plane: Plane, place: Place) -> list[str]:
-    """Return the FrameSets of our store that the version's job was measured on.
+    """Return the FrameSets of our store that the score was measured on, or its version's job.
 
     Others are never read: a record may come from elsewhere, and reading pages needs no log-in.
     """
-    measure = place.sight.record.job.get("measure")
+    trial, measure = place.score.trial, place.sight.record.job.get("measure")
     given = measure.get("frames") if isinstance(measure, dict) else None
-    named = [one for one in given or () if isinstance(one, str)]
+    known = [one for one in given or () if isinstance(one, str)]
+    named = known if trial is None else [one.url for one in trial.frame_sets]
     if not named:
         return []
     root = open_store(plane.framesets.url).url.rstrip("/") + "/"
@@ -190,6 +193,8 @@ def _digest(place: Place) -> str:
         number,
         score.counts[number : number + 1],
         score.values.get("radius_pm"),
+        None if score.trial is None else asdict(score.trial),
+        [dict(one) for one in score.detector],
     ]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 

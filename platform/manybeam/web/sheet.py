@@ -170,9 +170,11 @@ def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:
 
 
 def _example(sight: Sight, member: int, condition: str) -> str:
-    """Return the page of a frame; the classical detector is tuned anew for each, so has none."""
+    """Return the page of a frame; "" where none can be shown."""
     score = sight.matrix.score(member, condition)
-    if member == CLASSICAL or score is None or not (score.counts or score.values.get("frames")):
+    if score is None or not (score.counts or score.values.get("frames")):
+        return ""
+    if member == CLASSICAL and not score.detector:
         return ""
     page = f"{page_of(sight.record.version_ref)}/example/{quote(condition)}"
     return page if member == ENSEMBLE else f"{page}?member={member:02d}"

@@ -17,7 +17,7 @@ from manybeam.settings import settings
 from manybeam.zoo.matrix import CLASSICAL, Matrix, member_label
 
 if TYPE_CHECKING:
-    from manybeam.zoo.records import MemberRecord, Record
+    from manybeam.zoo.records import FrameSetUse, MemberRecord, Record
 
 POOR_F1 = 0.8  # below, every fifth atom or so is wrong: a card says so in words
 POOR_ECE = 0.1
@@ -149,7 +149,8 @@ def describe(record: "Record", matrix: Matrix, *, note: str = "", licence: str =
         _by_condition(record, matrix),
         *_by_member(matrix),
         _members(record, matrix),
-        *_inputs(record),
+        *_frame_sets("Frames it was trained on", record.inputs),
+        *_frame_sets("Recorded frames it was measured on", matrix.frame_sets),
         *_environment(record),
     ]
     return Card(
@@ -301,9 +302,9 @@ def _members(record: "Record", matrix: Matrix) -> Table:
     return Table("Members", columns, rows)
 
 
-def _inputs(record: "Record") -> list[Table]:
-    rows = [(one.url, one.digest) for one in record.inputs]
-    return [Table("Frames it was trained on", ("FrameSet", "digest"), rows)] if rows else []
+def _frame_sets(title: str, uses: "Iterable[FrameSetUse]") -> list[Table]:
+    rows = [(one.url, one.digest) for one in uses]
+    return [Table(title, ("FrameSet", "digest"), rows)] if rows else []
 
 
 def _environment(record: "Record") -> list[Table]:

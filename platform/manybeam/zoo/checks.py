@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 from manybeam.errors import InvalidInput, MemberCountError, MemberDiverged
 from manybeam.spec.imaging import ID_PATTERN
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
-from manybeam.zoo.records import ALIASES, RESERVED_NAMES
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, Trial, member_label
+from manybeam.zoo.records import ALIASES, RESERVED_NAMES, FrameSetUse
 
 if TYPE_CHECKING:
     from manybeam.learn.member import Member
 
 DIGEST_LIMIT = 36  # of a dataset's digest in MLflow
 _SHARES = ("f1", "f1_low", "f1_high", "precision", "recall", "ece")
+LARGEST_SEED = 2**63 - 1
+LARGEST_PM = 1000.0  # of a match radius, or a width of the detector
+LONGEST_URL = 2000
+_DIGEST = re.compile(r"[0-9a-f]{1,64}")
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 
 
@@ -55,6 +59,32 @@ def check_members(members: Sequence["Member"]) -> None:
             )
 
 
+def check_trial(trial: Trial) -> None:
+    """Refuse test frames that cannot be told: of one seed or of FrameSets, never both or none."""
+    seed, sets, radius_pm = trial.seed, trial.frame_sets, trial.match_radius_pm
+    is_seed = type(seed) is int and 0 <= seed <= LARGEST_SEED
+    if not (is_seed and not sets) and not (seed is None and sets):
+        raise InvalidInput(
+            f"test frames of seed {seed!r} and of {len(sets)} FrameSets",
+            f"a seed from 0 to {LARGEST_SEED}, or FrameSets",
+        )
+    if radius_pm is not None and not 0 < radius_pm <= LARGEST_PM:
+        raise InvalidInput(f"a match radius of {radius_pm!r} pm", f"at most {LARGEST_PM:g}")
+    for use in sets:
+        check_frame_set(use)
+
+
+def check_frame_set(use: FrameSetUse) -> None:
+    """Refuse a FrameSet whose address or digest no listing can tell."""
+    texts = isinstance(use.url, str) and isinstance(use.digest, str)
+    if not texts or not 0 < len(use.url) <= LONGEST_URL or not use.url.isprintable():
+        raise InvalidInput(
+            f"{str(use.url)[:100]!r} is no address of a FrameSet", f"1 to {LONGEST_URL} characters"
+        )
+    if not _DIGEST.fullmatch(use.digest):
+        raise InvalidInput(f"{use.digest[:100]!r} is no digest of a FrameSet", "32 hex digits")
+
+
 def check_scores(rows: Sequence[Score], members: set[int]) -> None:
     """Tell every score that cannot be kept, at once."""
     faults = []
@@ -73,6 +103,7 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
         ]
         if any(count < 0 for frame in row.counts for count in frame):
             faults.append(f"scores[{i}]: negative counts")
+        faults += [f"scores[{i}]: {fault}" for fault in _faults_of_trial(row.trial)]
         if row.taken is not None and not 2000 <= row.taken.year <= 2200:
             faults.append(f"scores[{i}]: taken in the year {row.taken.year}")
     if faults:
@@ -81,3 +112,12 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
             f"members of the version, digests of 1 to {DIGEST_LIMIT} characters, snake_case names",
             "give condition.digest",
         )
+
+
+def _faults_of_trial(trial: Trial | None) -> list[str]:
+    try:
+        if trial is not None:
+            check_trial(trial)
+    except InvalidInput as error:
+        return [error.what]
+    return []

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from manybeam.errors import Conflict, InvalidInput, NotFound
 from manybeam.zoo.audit import AuditLog, checked_reason, checked_who
 from manybeam.zoo.claims import Standing, carry_out, look, standing
 from manybeam.zoo.leftovers import Leftover, Leftovers
 from manybeam.zoo.life import SERVING, served_before
-from manybeam.zoo.lineage import lineage
+from manybeam.zoo.lineage import lineage, measured_on
 from manybeam.zoo.records import Record
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 
@@ -173,12 +174,20 @@ def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: s
             lambda: leftovers.remove_version(record.name, record.version),
             who=who,
             reason=reason,
-            details={"sha256": record.sha256, "run": record.run_id},
+            details=_last_words(seen, record),
         )
     except Conflict as error:
         return error.what
     _remove(leftovers, leftovers.of_run(record.name, record.run_id), log, who, reason)
     return ""
+
+
+def _last_words(seen: Standing, record: Record) -> dict[str, Any]:
+    """Return what the log keeps of a version that goes: who used some frames stays known."""
+    own = next(one for one in seen.versions if one.version == record.version)
+    used = {"trained_on": record.inputs, "measured_on": measured_on(own)}
+    named = {how: [f"{one.digest} {one.url}" for one in uses] for how, uses in used.items()}
+    return {"sha256": record.sha256, "run": record.run_id, **named}
 
 
 def _remove(leftovers: Leftovers, leftover: Leftover, log: AuditLog, who: str, reason: str) -> bool:

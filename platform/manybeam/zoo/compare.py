@@ -22,6 +22,7 @@ from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score, less_is_better
 NOT_MEASURED = "not measured"
 NUMBERS_CHANGED = "numbers changed"
 OTHER_FRAMES = "other frames"
+UNKNOWN_FRAMES = "frames unknown"
 NO_COUNTS = "no counts by frame"
 TOO_FEW = "too few frames"
 
@@ -50,8 +51,10 @@ class Difference:
         frame_count: frames both were measured on; the fewer of both where frames differ; 0 where
             there is no test.
         reason: why there is no test, or what is wrong with it; "" if nothing is. `not measured`,
-            `numbers changed`, `no counts by frame` and `too few frames` have no test. `other
-            frames` has one that is not paired, so its interval is wider.
+            `numbers changed`, `no counts by frame` and `too few frames` have no test. What begins
+            with `other frames`, and may go on to say which, has one that is not paired, so its
+            interval is wider. With `frames unknown` the frames were taken for the same because
+            each has as many true atoms: one score was taken before its frames were kept.
         p_value: two-sided, of no difference; None where there is no test.
         p_adjusted: the same after Benjamini-Hochberg over all that were tested together.
         key: name of the score.
@@ -114,8 +117,9 @@ def compare(
     taken, as in the score itself. The percentiles are those that give an interval of few frames
     the width Student's t has. Of other scores only values are kept, so they have no test.
 
-    Frames are the same if the condition's numbers are, there are as many of them, and each has as
-    many true atoms in both.
+    Frames are the same if the condition's numbers are, they were simulated from the same seed or
+    read from the same FrameSets, there are as many of them, and each has as many true atoms in
+    both. Where a score does not say which its frames were, the true atoms alone decide.
 
     Args:
         old: what is compared with.
@@ -226,15 +230,17 @@ def _difference(
     plain = dataclasses.replace(plain, difference=new.values[key] - old.values[key])
     if not (old.counts and new.counts) or key not in _SCORES:
         return dataclasses.replace(plain, reason=NO_COUNTS)
-    return _tested(plain, np.array(old.counts), np.array(new.counts))
+    return _tested(plain, old, new)
 
 
-def _tested(plain: Difference, old_n3: Array, new_n3: Array) -> Difference:
+def _tested(plain: Difference, old: Score, new: Score) -> Difference:
     """Return the difference with its interval and the chance of it without any."""
+    old_n3, new_n3 = np.array(old.counts), np.array(new.counts)
     count = min(len(old_n3), len(new_n3))
     if count < FEWEST_FRAMES:
         return dataclasses.replace(plain, reason=TOO_FEW)
-    score, is_paired = _SCORES[plain.key], _are_same_frames(old_n3, new_n3)
+    score, reason = _SCORES[plain.key], differing_frames(old, new)
+    is_paired = not reason.startswith(OTHER_FRAMES)
     old_d = score(_weights(len(old_n3), SEED) @ old_n3)
     new_d = score(_weights(len(new_n3), SEED + (not is_paired)) @ new_n3)
     low, high, p = _interval(new_d - old_d, count)
@@ -244,15 +250,26 @@ def _tested(plain: Difference, old_n3: Array, new_n3: Array) -> Difference:
         high=high,
         is_significant=low > 0 or high < 0,
         frame_count=count,
-        reason="" if is_paired else OTHER_FRAMES,
+        reason=reason,
         p_value=p,
     )
 
 
-def _are_same_frames(old_n3: Array, new_n3: Array) -> bool:
-    """Tell whether both counted the same true atoms in each frame: found and missed ones."""
-    old_n, new_n = (counts[:, 0] + counts[:, 2] for counts in (old_n3, new_n3))
-    return np.array_equal(old_n, new_n)
+def differing_frames(old: Score, new: Score) -> str:
+    """Return why two scores on one condition are not known to be of the same frames; "" if so.
+
+    It begins with `other frames` if they are of others, and is `frames unknown` if one of them
+    does not say which, and nothing speaks against it.
+    """
+    if old.trial and new.trial and old.trial.frames != new.trial.frames:
+        if None in (old.trial.seed, new.trial.seed):
+            return f"{OTHER_FRAMES}: of other FrameSets"
+        return f"{OTHER_FRAMES}: seed {old.trial.seed} against {new.trial.seed}"
+    # Found and missed ones: what was to be found in each frame.
+    old_n, new_n = ([frame[0] + frame[2] for frame in one.counts] for one in (old, new))
+    if old.counts and new.counts and old_n != new_n:
+        return OTHER_FRAMES
+    return "" if old.trial and new.trial else UNKNOWN_FRAMES
 
 
 def _interval(difference_d: Array, frame_count: int) -> tuple[float, float, float]:

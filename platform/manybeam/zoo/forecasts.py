@@ -15,6 +15,7 @@ from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.picks import Pick, picks
 
 if TYPE_CHECKING:
+    from manybeam.zoo.registration import Attachment
     from manybeam.zoo.registry import Zoo
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,16 @@ KIND = "reference-table"
 
 def record_table(zoo: "Zoo", ref: str, table: ReferenceTable, policies: tuple[str, ...]) -> str:
     """Keep an ensemble's reference table beside its version; return its digest."""
+    one = attachment_of(table, policies)
+    return zoo.attach(ref, one.kind, one.content, one.params)
+
+
+def attachment_of(table: ReferenceTable, policies: tuple[str, ...]) -> "Attachment":
+    """Return a reference table as it is kept beside a version."""
+    from manybeam.zoo.registration import Attachment
+
     params = {"frames": str(len(table)), "policies": ", ".join(policies)}
-    return zoo.attach(ref, KIND, table.to_bytes(), params)
+    return Attachment(KIND, table.to_bytes(), params)
 
 
 def forecaster(zoo: "Zoo", ref: str) -> Forecaster | None:

@@ -14,7 +14,14 @@ from pydantic import ValidationError
 
 from manybeam.errors import Corrupt, NotFound
 from manybeam.spec.job import Gates
-from manybeam.zoo.compare import NOT_MEASURED, NUMBERS_CHANGED, Difference, compare
+from manybeam.zoo.compare import (
+    NOT_MEASURED,
+    NUMBERS_CHANGED,
+    OTHER_FRAMES,
+    Difference,
+    compare,
+    differing_frames,
+)
 from manybeam.zoo.matrix import ENSEMBLE, Matrix
 from manybeam.zoo.records import Record
 from manybeam.zoo.registry import Zoo
@@ -174,10 +181,20 @@ def _calibration(before: Matrix, after: Matrix, limit: float) -> Iterator[Verdic
     }
     if not increases:
         return
+    elsewhere = [one for one in increases if _is_elsewhere(one, before, after)]
+    told = f"; {len(elsewhere)} of them on other frames" if elsewhere else ""
     mean, worst = math.fsum(increases.values()) / len(increases), max(increases, key=increases.get)  # type: ignore[arg-type]
     yield Verdict(
         CALIBRATION,
         passed=mean <= limit,
         what=f"calibration error {mean:+.3f} over {len(increases)} conditions, allowed "
-        f"{limit:+.3f}; most on {worst}, {increases[worst]:+.3f}",
+        f"{limit:+.3f}; most on {worst}, {increases[worst]:+.3f}{told}",
     )
+
+
+def _is_elsewhere(condition: str, before: Matrix, after: Matrix) -> bool:
+    """Tell whether the ensemble's two scores on a condition are of different frames."""
+    old, new = before.score(ENSEMBLE, condition), after.score(ENSEMBLE, condition)
+    if old is None or new is None:
+        return False
+    return differing_frames(old, new).startswith(OTHER_FRAMES)

@@ -1,7 +1,8 @@
 """Lineage: what a version came from, and what came from it.
 
 FrameSet -> job -> member -> ensemble -> prediction, upward from any of them and downward from any.
-Downward needs one listing of the zoo: each version is tagged with its parent and its inputs.
+FrameSets are what members were trained on, and what scores were measured on. Downward needs one
+listing of the zoo: each version is tagged with its parent and with both kinds of FrameSets.
 """
 
 import json
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from manybeam.data.store import open_store
 from manybeam.errors import InvalidInput, ManybeamError, NotFound, UnknownRef
 from manybeam.settings import settings
-from manybeam.zoo.records import Ref
-from manybeam.zoo.registration import INPUT_TAG, PARENT_TAG
+from manybeam.zoo.records import FrameSetUse, Ref
+from manybeam.zoo.registration import INPUT_TAG, MEASURED_TAG, PARENT_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +39,7 @@ class Lineage:
         missing: references among its parents that the zoo no longer knows.
         children: references of versions adapted from it, oldest first.
         predictions: URLs of answers that were kept, oldest first.
+        measured: FrameSets that scores of it were measured on, by URL.
     """
 
     record: "Record"
@@ -45,6 +47,7 @@ class Lineage:
     missing: tuple[str, ...]
     children: tuple[str, ...]
     predictions: tuple[str, ...]
+    measured: tuple[FrameSetUse, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row for each thing in the lineage: what it is to the version, and which."""
@@ -58,7 +61,14 @@ class Lineage:
             for one in record.members
         ]
         rows.append(_row("job", record.job.get("kind", ""), f"Manybeam {record.code_version}"))
-        rows += [_row("frame set", one.url, f"digest {one.digest}") for one in record.inputs]
+        there = ", before it was imported" if record.job.get("kind") == "import" else ""
+        rows += [
+            _row("frame set", one.url, f"trained on{there}, digest {one.digest}")
+            for one in record.inputs
+        ]
+        rows += [
+            _row("frame set", one.url, f"measured on, digest {one.digest}") for one in self.measured
+        ]
         rows += [_row("parent", one.ref, f"SHA-256 {one.sha256}") for one in self.parents]
         rows += [_row("parent", ref, "gone from the zoo") for ref in self.missing]
         return rows
@@ -77,9 +87,10 @@ def lineage(zoo: "Zoo", ref: str) -> Lineage:
             missing.append(above)
             break
         above = parents[-1].parent
-    own = record.version_ref
-    children = [one for one in zoo.listing() if one.tags.get(PARENT_TAG) == own]
-    return Lineage(record, tuple(parents), tuple(missing), _refs(children), _predictions(own))
+    own, listing = record.version_ref, zoo.listing()
+    children = _refs(one for one in listing if one.tags.get(PARENT_TAG) == own)
+    measured = tuple(use for one in listing if one.ref == own for use in measured_on(one))
+    return Lineage(record, tuple(parents), tuple(missing), children, _predictions(own), measured)
 
 
 def note_prediction(ref: str, url: str) -> None:
@@ -139,29 +150,51 @@ def _notes(ref: str) -> "Store":
     return open_store(settings().store_url).child(f"predictions/{ref}")
 
 
-def trained_on(zoo: "Zoo", frames: str) -> tuple[str, ...]:
-    """Return the versions trained on a FrameSet, told by its URL or its digest, oldest first.
+def uses_of(zoo: "Zoo", frames: str) -> tuple[tuple[str, str], ...]:
+    """Return the versions that used a FrameSet, told by its URL or its digest, and what for.
+
+    Returns:
+        (reference, `trained on` or `measured on` or both), by name and oldest first.
 
     Raises:
-        NotFound: none was.
+        NotFound: none did.
     """
-    found = [one for one in zoo.listing() if _uses(one, frames)]
-    if not found:
+    entries = sorted(zoo.listing(), key=lambda one: (one.name, one.version))
+    found = [(f"{one.name}@{one.version}", _use(one, frames)) for one in entries]
+    if not any(how for _, how in found):
         raise NotFound(
-            f"no version was trained on {frames}",
+            f"no version was trained on {frames}, or measured on it",
             "versions are found by the URL or the digest of a FrameSet",
             "manybeam data ls shows FrameSets, manybeam zoo lineage REF those of a version",
         )
-    return _refs(found)
+    return tuple((ref, how) for ref, how in found if how)
 
 
-def _uses(entry: "VersionEntry", frames: str) -> bool:
-    inputs = {
-        key.removeprefix(INPUT_TAG): url
-        for key, url in entry.tags.items()
-        if key.startswith(INPUT_TAG)
-    }
-    return frames in inputs or frames.rstrip("/") in {url.rstrip("/") for url in inputs.values()}
+def measured_on(entry: "VersionEntry") -> tuple[FrameSetUse, ...]:
+    """Return the FrameSets that scores of a version were measured on, by URL."""
+    return _uses(entry, MEASURED_TAG)
+
+
+def _use(entry: "VersionEntry", frames: str) -> str:
+    """Return in words what a version used a FrameSet for; "" if for nothing."""
+    kinds = ((INPUT_TAG, "trained on"), (MEASURED_TAG, "measured on"))
+    return " and ".join(
+        how
+        for tag, how in kinds
+        if any(frames == x.digest or _same(frames, x.url) for x in _uses(entry, tag))
+    )
+
+
+def _uses(entry: "VersionEntry", tag: str) -> tuple[FrameSetUse, ...]:
+    """Return the FrameSets that tags of a version name, by URL; a key may end in more than that."""
+    named = [(url, key) for key, url in entry.tags.items() if key.startswith(tag)]
+    return tuple(
+        FrameSetUse(url, key.removeprefix(tag).partition(".")[0]) for url, key in sorted(named)
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    return one.rstrip("/") == other.rstrip("/")
 
 
 def _refs(entries: "Iterable[VersionEntry]") -> tuple[str, ...]:

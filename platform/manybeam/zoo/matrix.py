@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from manybeam.zoo.records import FrameSetUse
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -67,6 +69,27 @@ def calibration_error(bins: Iterable[Bin]) -> float | None:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Which test frames a score was measured on, so that they can be had again, and how.
+
+    Args:
+        seed: that the test frames were simulated from; None if they are recorded ones.
+        frame_sets: FrameSets that were measured on one after the other, each as it was then.
+        match_radius_pm: the match radius that was given, in pm; None if it was measured on each
+            frame, as 0.35 of the neighbour distance.
+    """
+
+    seed: int | None = None
+    frame_sets: tuple[FrameSetUse, ...] = ()
+    match_radius_pm: float | None = None
+
+    @property
+    def frames(self) -> tuple[int | str, ...]:
+        """What tells its frames from others of the condition: a seed, or digests of FrameSets."""
+        return (self.seed,) if self.seed is not None else tuple(x.digest for x in self.frame_sets)
+
+
+@dataclass(frozen=True)
 class Score:
     """What one member was worth on one condition.
 
@@ -86,6 +109,9 @@ class Score:
         reliability: for each tenth of the probability of an atom, from low to high, their mean,
             the share that were true and how many there were, over all test frames, (0, 0, 0)
             where there were none; empty if it was not kept.
+        trial: the test frames; None if they are unknown, as of scores of before they were kept.
+        detector: of the classical detector what `learn.classical.Blob` was tuned to, on even
+            frames and on odd ones; empty of anyone else, or if it was not kept.
     """
 
     member: int
@@ -96,6 +122,8 @@ class Score:
     taken: datetime | None = None
     scorer: str = ""
     reliability: tuple[Bin, ...] = ()
+    trial: Trial | None = None
+    detector: tuple[Mapping[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         finite = {key: float(v) for key, v in self.values.items() if math.isfinite(v)}
@@ -154,6 +182,12 @@ class Matrix:
         """Conditions, each with its digest, measured under numbers they no longer have."""
         seen = dict.fromkeys((row.condition, row.condition_digest) for row in self.rows)
         return tuple(sorted(pair for pair in seen if pair[1] != self._digests[pair[0]]))
+
+    @cached_property
+    def frame_sets(self) -> tuple[FrameSetUse, ...]:
+        """FrameSets that any score was measured on, in the order they were."""
+        trials = [row.trial for row in self.rows if row.trial is not None]
+        return tuple(dict.fromkeys(use for trial in trials for use in trial.frame_sets))
 
     def at(self, condition: str, digest: str) -> "Matrix":
         """Return what was measured on a condition while its numbers had that digest."""

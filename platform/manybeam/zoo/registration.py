@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from manybeam import __version__
 from manybeam.zoo import trust
 from manybeam.zoo.cache import sha256_of
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
 from manybeam.zoo.records import FrameSetUse, MemberRecord, write_manifest
 from manybeam.zoo.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.sheets import HEADLINE, SHEET_FILE, write_sheet
@@ -32,6 +32,7 @@ CODE_TAG = "manybeam.code_version"
 SEAL_TAG = "manybeam.seal"
 PARENT_TAG = "manybeam.parent"
 INPUT_TAG = "manybeam.input."  # and the digest of a FrameSet: its URL
+MEASURED_TAG = "manybeam.measured."  # and digest and address of a FrameSet, cut: its URL
 ATTACHED_TAG = "manybeam.attached."  # and its kind: id of its LoggedModel, SHA-256 and seal
 SCORES_TAG = "manybeam.scores."  # and the id of a sheet's LoggedModel: its SHA-256 and seal
 
@@ -50,6 +51,7 @@ class Registration:
     parent: str = ""
     inputs: Sequence[FrameSetUse] = ()
     vouch: bool = True
+    attachments: Sequence["Attachment"] = ()
 
     def write(self, tracking: Tracking, keep: Keep) -> int:
         """Write everything and return the number of the version, or leave none behind.
@@ -78,6 +80,8 @@ class Registration:
             tags = self._tags(place)
             if self.rows:
                 tags |= add_scores(tracking, place, kept, self.rows, keep, vouch=self.vouch)
+            for one in self.attachments:
+                tags |= add_attachment(tracking, place, self.name, one, vouch=self.vouch)
             tracking.end_run(run_id)
             return tracking.add_version(self.name, manifest_id, run_id, tags)
         except BaseException:
@@ -120,6 +124,21 @@ class Place:
     run_id: str
     manifest_id: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Bytes kept beside a version.
+
+    Attributes:
+        kind: a word for what it is.
+        content: the bytes.
+        params: how they were made, as text.
+    """
+
+    kind: str
+    content: bytes
+    params: Mapping[str, str]
 
 
 def add_member(
@@ -173,7 +192,10 @@ def add_scores(
     *,
     vouch: bool = True,
 ) -> dict[str, str]:
-    """Write a sheet of scores and MLflow's headline of it; return the tag that makes it count."""
+    """Write a sheet of scores and MLflow's headline of it; return the tags of the version for it.
+
+    The last tag makes the sheet count; those before it name the FrameSets it was measured on.
+    """
     sheet = write_sheet(rows)
     digest = sha256_of(sheet)
     model_id = tracking.add_model(
@@ -190,7 +212,31 @@ def add_scores(
     tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows])
     keep(digest, sheet)
     seal = trust.sign(f"scores of {place.sha256}", digest) if vouch else ""
-    return {f"{SCORES_TAG}{model_id}": f"{digest} {seal}".strip()}
+    return {**_measured(rows), f"{SCORES_TAG}{model_id}": f"{digest} {seal}".strip()}
+
+
+def add_attachment(
+    tracking: Tracking, place: Place, name: str, one: Attachment, *, vouch: bool = True
+) -> dict[str, str]:
+    """Write an attachment as a LoggedModel; return the tag that makes it count."""
+    sha256 = sha256_of(one.content)
+    model_id = tracking.add_model(
+        place.experiment_id,
+        place.run_id,
+        f"{name}-{one.kind}",
+        kind=f"manybeam-{one.kind}",
+        params=one.params,
+        tags={SHA256_TAG: sha256, CODE_TAG: __version__, KIND_TAG: one.kind},
+        files={one.kind: one.content},
+    )
+    seal = trust.sign(f"{one.kind} of {place.sha256}", sha256) if vouch else ""
+    return {ATTACHED_TAG + one.kind: f"{model_id} {sha256} {seal}".strip()}
+
+
+def _measured(rows: Sequence[Score]) -> dict[str, str]:
+    """Return a tag for each FrameSet that was measured on: two copies of one have two tags."""
+    uses = Matrix(rows).frame_sets
+    return {f"{MEASURED_TAG}{x.digest}.{sha256_of(x.url.encode())[:8]}": x.url for x in uses}
 
 
 def read_card(card: bytes, record: MemberRecord, weights: dict[str, Any]) -> "Member":

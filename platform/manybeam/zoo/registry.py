@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manybeam import __version__
 from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
 from manybeam.zoo import trust
@@ -30,21 +29,22 @@ from manybeam.zoo.records import (
 from manybeam.zoo.registration import (
     ATTACHED_TAG,
     CARD_FILE,
-    CODE_TAG,
     EXPERIMENT_TAG,
     MANIFEST_FILE,
     SCORES_TAG,
     SEAL_TAG,
     SHA256_TAG,
     WEIGHTS_FILE,
+    Attachment,
     Place,
     Registration,
+    add_attachment,
     add_scores,
     read_card,
 )
 from manybeam.zoo.selftest import SELF_TEST_FILE, SelfTest, run_self_test
 from manybeam.zoo.sheets import SHEET_FILE, read_sheet
-from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, Tracking
+from manybeam.zoo.tracking import MANIFEST_TAG, Tracking
 
 if TYPE_CHECKING:
     from manybeam.learn.ensemble import Ensemble
@@ -92,6 +92,7 @@ class Zoo:
         parent: str = "",
         inputs: Iterable[FrameSetUse] = (),
         vouch: bool = True,
+        attachments: Sequence[Attachment] = (),
     ) -> Record:
         """Register trained members as the next version of an ensemble, all or nothing.
 
@@ -106,6 +107,7 @@ class Zoo:
             parent: reference of the version these were adapted from.
             inputs: FrameSets they were trained on.
             vouch: sign the version, if the settings name a key; not what a stranger made.
+            attachments: bytes to keep beside it, as `attach` does.
 
         Raises:
             InvalidInput: a name, alias, index or score that cannot be kept.
@@ -118,7 +120,8 @@ class Zoo:
         check_alias(alias)
         check_members(members)
         check_scores(rows, {member.index for member in members})
-        asked = Registration(name, members, job, rows, failed, parent, tuple(inputs), vouch)
+        used = tuple(inputs)
+        asked = Registration(name, members, job, rows, failed, parent, used, vouch, attachments)
         version = asked.write(self.tracking, self._cache.keep)
         if alias is not None:
             self.tracking.set_alias(name, alias, version)
@@ -174,6 +177,11 @@ class Zoo:
             sha256=sha256,
         )
 
+    def manifest(self, ref: str) -> bytes:
+        """Return the manifest of a version as it was registered; raises as `resolve` does."""
+        one = self.resolve(ref)
+        return self._file(one.model_id, MANIFEST_FILE, one.sha256, f"manifest of {one.ref}")
+
     def members(self, ref: str) -> list["Member"]:
         """Return the trained members of a version, weights checked against their digests.
 
@@ -207,7 +215,7 @@ class Zoo:
                 f"name the version: {record.version_ref}",
             )
         if rows:
-            place = Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
+            place = _place(record)
             tags = add_scores(self.tracking, place, record.members, rows, self._cache.keep)
             for key, value in tags.items():
                 self.tracking.tag_version(record.name, record.version, key, value)
@@ -297,19 +305,11 @@ class Zoo:
             content: the bytes.
             params: how they were made, as text.
         """
-        record, sha256 = self.resolve(ref), sha256_of(content)
-        model_id = self.tracking.add_model(
-            record.experiment_id,
-            record.run_id,
-            f"{record.name}-{kind}",
-            kind=f"manybeam-{kind}",
-            params=params,
-            tags={SHA256_TAG: sha256, CODE_TAG: __version__, KIND_TAG: kind},
-            files={kind: content},
-        )
-        seal = trust.sign(f"{kind} of {record.sha256}", sha256)
-        self.tag(record.ref, ATTACHED_TAG + kind, f"{model_id} {sha256} {seal}".strip())
-        return sha256
+        record = self.resolve(ref)
+        one = Attachment(kind, content, params)
+        for key, value in add_attachment(self.tracking, _place(record), record.name, one).items():
+            self.tag(record.ref, key, value)
+        return sha256_of(content)
 
     def attached(self, ref: str, kind: str) -> bytes | None:
         """Return what was last attached to a version, or None.
@@ -360,6 +360,10 @@ class Zoo:
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
         """Return a file of the zoo, from this machine if it is here, checked either way."""
         return self._cache.get(sha256, lambda: self.tracking.read_file(model_id, path), what)
+
+
+def _place(record: Record) -> Place:
+    return Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
 
 
 def _seals(entry: VersionEntry, record: Record) -> dict[str, str]:

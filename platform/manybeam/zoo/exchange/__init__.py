@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +28,7 @@ from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.checks import check_alias, check_name
 from manybeam.zoo.exchange import folder as ours
 from manybeam.zoo.exchange.atomai import LEGACY, AtomAIFrames, read_atomai
+from manybeam.zoo.exchange.beside import table_of
 from manybeam.zoo.exchange.bioimageio import (
     GRAPH_FILE,
     RDF_FILE,
@@ -93,13 +95,15 @@ def export(
     if form == "bioimageio":
         require("bioimageio.spec")
     members, matrix = zoo.members(record.ref), zoo.matrix(record.ref)
+    has_more = form != "onnx"  # a graph is all that an .onnx holds
+    beside = ours.Beside(table_of(zoo, record), zoo.manifest(record.ref)) if has_more else None
     with _whole(place, overwrite=overwrite) as (work, target):
         if form == "onnx":
             write_graph(members, target)
         elif form == "safetensors":
-            _write_folder(target, record, members, matrix)
+            _write_folder(target, _Goods(record, members, matrix, beside))
         else:
-            _write_package(work, target, record, members, matrix, credit or Credit())
+            _write_package(work, target, _Goods(record, members, matrix, beside), credit)
     logger.info("ensemble exported", extra={"ref": record.ref, "form": form, "path": str(place)})
     return place
 
@@ -125,8 +129,9 @@ def import_(
         frames: what an AtomAI file does not say about its frames.
         limits: how large it may be.
         source: what to record as its origin, if the path is not what it was called.
-        said: told why the version does not serve, if the gates refuse that, and that it is not
-            signed, if the settings name a key: a package says nothing of who vouches for it.
+        said: told why the version does not serve, if the gates refuse that; that it is not signed,
+            if the settings name a key: who signed the original vouches for nothing here; and what
+            of the package was left out.
 
     Raises:
         NotFound: no such file.
@@ -153,8 +158,12 @@ def import_(
         },
         scores=parcel.rows,
         failed=parcel.failed,
+        inputs=parcel.inputs,
         vouch=False,
+        attachments=[parcel.rehearsal] if parcel.rehearsal else [],
     )
+    for note in parcel.notes:
+        said(f"{record.ref}: {note}")
     logger.info("ensemble imported", extra={"ref": record.ref, "form": form, "source": path.name})
     if settings().signing_key:
         said(f"{record.ref} is not signed: others made it; manybeam zoo sign {record.ref} does")
@@ -228,29 +237,33 @@ def _root(names: list[str]) -> str:
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
 
-def _write_folder(
-    target: Path, record: "Record", members: list["Member"], matrix: "Matrix"
-) -> None:
+@dataclass(frozen=True)
+class _Goods:
+    """What an export writes."""
+
+    record: "Record"
+    members: list["Member"]
+    matrix: "Matrix"
+    beside: ours.Beside | None
+
+    def write(self, folder: Path, naming: ours.Naming = ours.nested) -> None:
+        ours.write(folder, self.record, self.members, self.matrix.rows, naming, self.beside)
+
+
+def _write_folder(target: Path, goods: _Goods) -> None:
     target.mkdir()
-    ours.write(target, record, members, matrix.rows)
-    _write_card(target, record, matrix, "")
+    goods.write(target)
+    _write_card(target, goods.record, goods.matrix, "")
 
 
-def _write_package(
-    work: Path,
-    target: Path,
-    record: "Record",
-    members: list["Member"],
-    matrix: "Matrix",
-    credit: Credit,
-) -> None:
-    content = work / "content"
+def _write_package(work: Path, target: Path, goods: _Goods, credit: Credit | None) -> None:
+    content, named = work / "content", credit or Credit()
     content.mkdir()
-    ours.write(content, record, members, matrix.rows, ours.flat)
-    _write_card(content, record, matrix, credit.licence)
-    view = write_graph(members, content / GRAPH_FILE)
-    imaging = _imaging(matrix)
-    write_package(content, record, members, view, credit, imaging).replace(target)
+    goods.write(content, ours.flat)
+    _write_card(content, goods.record, goods.matrix, named.licence)
+    view = write_graph(goods.members, content / GRAPH_FILE)
+    imaging = _imaging(goods.matrix)
+    write_package(content, goods.record, goods.members, view, named, imaging).replace(target)
 
 
 def _write_card(target: Path, record: "Record", matrix: "Matrix", licence: str) -> None:

@@ -8,27 +8,39 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from manybeam import __version__
 from manybeam.errors import Corrupt, InvalidInput, InvalidSpec, TooLarge, UnreadableFile
-from manybeam.spec.imaging import Model
-from manybeam.spec.recipe import Recipe
 from manybeam.zoo.cache import sha256_of
+from manybeam.zoo.checks import check_frame_set
+from manybeam.zoo.exchange.beside import ORIGINAL_FILE, TABLE_FILE, is_signed_with, read_table
+from manybeam.zoo.exchange.documents import (
+    Card,
+    FileEntry,
+    FrameSetEntry,
+    Manifest,
+    MemberEntry,
+    RehearsalEntry,
+)
 from manybeam.zoo.exchange.unpack import below, is_safe_path, sha256_of_file
 from manybeam.zoo.matrix import Score
+from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.sheets import read_sheet, write_sheet
 
 if TYPE_CHECKING:
     from manybeam.learn.member import Member
     from manybeam.zoo.records import Record
+    from manybeam.zoo.registration import Attachment
 
 FORMAT = "manybeam-exchange-1"
 MANIFEST_FILE = "manifest.json"
 DOCUMENT_BYTES = 64_000_000  # of one JSON document: a million scores
 
+# Of a manifest: what is kept elsewhere in the version, or was used up in reading it.
+_OWN = {"format", "members", "scores", "failed", "inputs", "rehearsal", "original"}
 Naming = Callable[[int, str], str]
 
 
@@ -41,59 +53,31 @@ class Parcel:
         rows: their scores, as they were taken.
         failed: members that were planned but failed, each with its reason.
         origin: where it comes from, as plain data.
+        inputs: FrameSets the members were trained on, where they were.
+        rehearsal: their reference table, if it is of these very weights.
+        notes: sentences for who imports it: what was left out, and why.
     """
 
     members: Sequence["Member"]
     rows: Sequence[Score] = ()
     failed: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[FrameSetUse, ...] = ()
+    rehearsal: "Attachment | None" = None
+    notes: tuple[str, ...] = ()
 
 
-class FileEntry(Model):
-    """A file of the package, by its path inside."""
+@dataclass(frozen=True)
+class Beside:
+    """What leaves with the members of a version.
 
-    path: str = Field(max_length=400)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    Attributes:
+        rehearsal: its reference table, as bytes; None if it has none.
+        original: its manifest as it was registered; a signature of it is of these bytes.
+    """
 
-
-class MemberEntry(Model):
-    """The two files of one member."""
-
-    index: int = Field(ge=0, le=999_999)
-    weights: FileEntry
-    card: FileEntry
-
-
-class Manifest(Model):
-    """What a package holds and where it comes from."""
-
-    format: Literal["manybeam-exchange-1"]
-    ensemble: str = Field(max_length=100)
-    version: int = Field(ge=0)
-    digest: str = Field(max_length=64)
-    created: datetime
-    exported: datetime
-    code_version: str = Field(max_length=100)
-    parent: str = Field(max_length=400)
-    job: dict[str, Any]
-    failed: tuple[str, ...] = ()
-    environment: dict[str, str] = Field(default_factory=dict)
-    members: tuple[MemberEntry, ...] = Field(min_length=1, max_length=10_000)
-    scores: FileEntry
-
-
-class Card(Model):
-    """What makes a member again: its recipe, seed and policy; and its losses."""
-
-    index: int = Field(ge=0, le=999_999)
-    seed: int
-    policy: str = Field(max_length=100)
-    parent: str = Field("", max_length=400)
-    data_digest: str = Field(max_length=200)
-    wall_s: float = Field(ge=0)
-    losses: tuple[float, ...] = ()
-    code_version: str = Field("", max_length=100)
-    recipe: Recipe
+    rehearsal: bytes | None = None
+    original: bytes | None = None
 
 
 def nested(index: int, file: str) -> str:
@@ -112,8 +96,9 @@ def write(
     members: Sequence["Member"],
     rows: Sequence[Score],
     naming: Naming = nested,
+    beside: Beside | None = None,
 ) -> list[str]:
-    """Write members, scores and manifest into a folder and return their names."""
+    """Write members, scores, what leaves beside them and manifest; return the files' names."""
     entries = [_write_member(folder, member, naming) for member in members]
     manifest = Manifest(
         format=FORMAT,
@@ -129,10 +114,15 @@ def write(
         environment=dict(getattr(record, "environment", {})),
         members=tuple(entries),
         scores=_put(folder, "scores.json", write_sheet(rows)),
+        inputs=tuple(FrameSetEntry(url=one.url, digest=one.digest) for one in record.inputs),
+        rehearsal=_put_rehearsal(folder, record, beside),
+        original=_put(folder, ORIGINAL_FILE, beside.original)
+        if beside and beside.original
+        else None,
+        seal=record.seal,
     )
     _put(folder, MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
-    files = [path for entry in entries for path in (entry.weights.path, entry.card.path)]
-    return [MANIFEST_FILE, "scores.json", *files]
+    return [MANIFEST_FILE, *(one.path for one in manifest.files)]
 
 
 def read(folder: Path, source: str) -> Parcel:
@@ -153,12 +143,19 @@ def read(folder: Path, source: str) -> Parcel:
     _check_files(folder, manifest, source)
     cards = [_read_card(folder, entry, source) for entry in manifest.members]
     pairs = zip(manifest.members, cards, strict=True)
-    origin = manifest.model_dump(mode="json", exclude={"format", "members", "scores", "failed"})
+    rehearsal, note = _read_rehearsal(folder, manifest)
     return Parcel(
         members=[_read_member(folder, entry, card, source) for entry, card in pairs],
         rows=_read_scores(folder, manifest, source),
         failed=manifest.failed,
-        origin={**origin, "parents": {str(c.index): c.parent for c in cards if c.parent}},
+        origin={
+            **manifest.model_dump(mode="json", exclude=_OWN),
+            "parents": {str(c.index): c.parent for c in cards if c.parent},
+            **_signed(folder, manifest, source),
+        },
+        inputs=_read_inputs(manifest, source),
+        rehearsal=rehearsal,
+        notes=(note,) if note else (),
     )
 
 
@@ -173,8 +170,7 @@ def stray_in(folder: Path, own: Collection[str] = ()) -> str:
         manifest: Manifest = _parsed(Manifest, folder / MANIFEST_FILE, folder.name)
     except (InvalidInput, OSError):
         return f"it has no {MANIFEST_FILE} of an export"
-    of_members = [file.path for one in manifest.members for file in (one.weights, one.card)]
-    known = {MANIFEST_FILE, manifest.scores.path, *of_members, *own}
+    known = {MANIFEST_FILE, *(one.path for one in manifest.files), *own}
     for item in below(folder):
         name = item.relative_to(folder).as_posix()
         if item.is_symlink() or not (item.is_dir() or name in known):
@@ -236,6 +232,14 @@ def _write_member(folder: Path, member: "Member", naming: Naming) -> MemberEntry
     )
 
 
+def _put_rehearsal(folder: Path, record: "Record", beside: Beside | None) -> RehearsalEntry | None:
+    if beside is None or beside.rehearsal is None:
+        return None
+    file = _put(folder, TABLE_FILE, beside.rehearsal)
+    weights = {str(one.index): one.sha256 for one in record.members}
+    return RehearsalEntry(path=file.path, sha256=file.sha256, weights=weights)
+
+
 def _put(folder: Path, name: str, content: bytes) -> FileEntry:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,12 +249,11 @@ def _put(folder: Path, name: str, content: bytes) -> FileEntry:
 
 def _check_files(folder: Path, manifest: Manifest, source: str) -> None:
     """Tell every file that is missing or changed, at once."""
-    entries = [file for one in manifest.members for file in (one.weights, one.card)]
-    faults = [fault for one in (*entries, manifest.scores) if (fault := _file_fault(folder, one))]
+    faults = [fault for one in manifest.files if (fault := _file_fault(folder, one))]
     if faults:
         raise UnreadableFile(
             f"{source}: {'; '.join(faults[:10])}",
-            f"{len(faults)} of {len(entries) + 1} files are not those of its manifest",
+            f"{len(faults)} of {len(manifest.files)} files are not those of its manifest",
             "ask its maker for the file again",
         )
 
@@ -319,6 +322,35 @@ def _read_scores(folder: Path, manifest: Manifest, source: str) -> list[Score]:
                 "ask its maker for the file again",
             )
     return rows
+
+
+def _read_rehearsal(folder: Path, manifest: Manifest) -> "tuple[Attachment | None, str]":
+    """Return the reference table, or a sentence that says why it is left out."""
+    entry = manifest.rehearsal
+    if entry is None:
+        return None, ""
+    found, why = read_table(folder / entry.path, entry.weights, manifest.weights)
+    return found, f"its rehearsal is left out: {why}" if why else ""
+
+
+def _read_inputs(manifest: Manifest, source: str) -> tuple[FrameSetUse, ...]:
+    found = tuple(FrameSetUse(one.url, one.digest) for one in manifest.inputs)
+    try:
+        for one in found:
+            check_frame_set(one)
+    except InvalidInput as error:
+        raise InvalidSpec(f"{source}: inputs: {error.what}", error.why, error.hint) from error
+    return found
+
+
+def _signed(folder: Path, manifest: Manifest, source: str) -> dict[str, Any]:
+    """Return whether the signature of the original is of these weights, if it names one."""
+    if not manifest.seal or manifest.original is None:
+        return {}
+    path = folder / manifest.original.path
+    _keep_short(path, source)
+    bound = is_signed_with(path.read_bytes(), manifest.digest, manifest.weights)
+    return {"is_signed_with": bound}
 
 
 def _keep_short(path: Path, source: str) -> None:

@@ -1,0 +1,86 @@
+"""The documents of our packages: what the manifest and a member's card have to say, and no more."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from manybeam.spec.imaging import Model
+from manybeam.spec.recipe import Recipe
+from manybeam.zoo.checks import LONGEST_URL
+
+
+class FileEntry(Model):
+    """A file of the package, by its path inside."""
+
+    path: str = Field(max_length=400)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class MemberEntry(Model):
+    """The two files of one member."""
+
+    index: int = Field(ge=0, le=999_999)
+    weights: FileEntry
+    card: FileEntry
+
+
+class FrameSetEntry(Model):
+    """A FrameSet that members were trained on."""
+
+    url: str = Field(max_length=LONGEST_URL)
+    digest: str = Field(max_length=64)
+
+
+class RehearsalEntry(FileEntry):
+    """A reference table, and the SHA-256 of the weights of each member it was made with."""
+
+    weights: dict[str, str] = Field(max_length=10_000)
+
+
+class Manifest(Model):
+    """What a package holds and where it comes from."""
+
+    format: Literal["manybeam-exchange-1"]
+    ensemble: str = Field(max_length=100)
+    version: int = Field(ge=0)
+    digest: str = Field(max_length=64)
+    created: datetime
+    exported: datetime
+    code_version: str = Field(max_length=100)
+    parent: str = Field(max_length=400)
+    job: dict[str, Any]
+    failed: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    members: tuple[MemberEntry, ...] = Field(min_length=1, max_length=10_000)
+    scores: FileEntry
+    inputs: tuple[FrameSetEntry, ...] = Field((), max_length=1000)
+    rehearsal: RehearsalEntry | None = None
+    original: FileEntry | None = None
+    seal: str = Field("", max_length=400)
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file it names."""
+        of_members = [file for one in self.members for file in (one.weights, one.card)]
+        beside = [one for one in (self.rehearsal, self.original) if one is not None]
+        return [*of_members, self.scores, *beside]
+
+    @property
+    def weights(self) -> dict[int, str]:
+        """SHA-256 of the weights of each member, by index."""
+        return {one.index: one.weights.sha256 for one in self.members}
+
+
+class Card(Model):
+    """What makes a member again: its recipe, seed and policy; and its losses."""
+
+    index: int = Field(ge=0, le=999_999)
+    seed: int
+    policy: str = Field(max_length=100)
+    parent: str = Field("", max_length=400)
+    data_digest: str = Field(max_length=200)
+    wall_s: float = Field(ge=0)
+    losses: tuple[float, ...] = ()
+    code_version: str = Field("", max_length=100)
+    recipe: Recipe
