@@ -19,8 +19,7 @@ from manybeam.zoo.collect import KEPT, REMOVABLE, REMOVED, Find
 from manybeam.zoo.leftovers import Leftovers
 from manybeam.zoo.life import archive, promote, unarchive
 from manybeam.zoo.lineage import lineage, note_prediction
-from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
 

@@ -25,8 +25,7 @@ from manybeam.zoo.compare import (
     compare_members,
     tally,
 )
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, Trial
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score, Trial
 from manybeam.zoo.registry import Zoo
 
 FIRST = Trial(seed=0)

@@ -44,9 +44,8 @@ from manybeam.zoo.exchange.onnx_graph import run_graph, view_of, write_graph
 from manybeam.zoo.forecasts import forecaster
 from manybeam.zoo.life import promote
 from manybeam.zoo.lineage import lineage
-from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
+from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
 from manybeam.zoo.originals import signatures
-from manybeam.zoo.records import FrameSetUse
 from manybeam.zoo.trust import make_keys
 
 pytestmark = pytest.mark.usefixtures("one_thread")

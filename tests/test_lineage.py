@@ -11,8 +11,7 @@ from manybeam.data.store import open_store
 from manybeam.errors import Corrupt, InvalidInput, NotFound, StoreUnreachable, UnknownRef
 from manybeam.settings import settings
 from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, uses_of
-from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.sheets import read_sheet, write_sheet
 

@@ -20,8 +20,7 @@ from manybeam.spec import Library
 from manybeam.spec.job import Measure
 from manybeam.web import drawn
 from manybeam.web.app import create_app, listen, make_plane, make_server
-from manybeam.zoo.matrix import Trial
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import FrameSetUse, Trial
 from manybeam.zoo.registry import Zoo
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

@@ -21,8 +21,7 @@ from manybeam.learn.kinds import is_dopant, is_edge, vacancies
 from manybeam.spec.files import Library
 from manybeam.spec.imaging import Condition
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import Trial
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import FrameSetUse, Trial
 
 HOSTS = {"graphene": (6,), "mos2": (42, 16)}  # elements of the perfect lattice
 BLOCK = 8  # frames in one piece of work; part of what decides the test frames, so it stays

@@ -17,8 +17,7 @@ from manybeam.jobs.blocks import BLOCK, Array, Block, Labelled, labelled_frames
 from manybeam.learn.classical import Blob, detect
 from manybeam.learn.scores import Judged, judge
 from manybeam.spec.imaging import Condition
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score
 
 if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo

@@ -27,7 +27,7 @@ from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
 from manybeam.zoo.forecasts import forecaster
 from manybeam.zoo.life import CANDIDATE, settle
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import FrameSetUse
 from manybeam.zoo.select import select
 
 if TYPE_CHECKING:

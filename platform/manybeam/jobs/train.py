@@ -27,7 +27,7 @@ from manybeam.jobs.run import Event, Run, Tell, name_run
 from manybeam.learn.member import Member
 from manybeam.spec.files import Library
 from manybeam.spec.job import Job, Resources
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import FrameSetUse
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer

@@ -17,7 +17,8 @@ from manybeam.settings import settings
 from manybeam.zoo.matrix import CLASSICAL, Matrix, member_label
 
 if TYPE_CHECKING:
-    from manybeam.zoo.records import FrameSetUse, MemberRecord, Record
+    from manybeam.zoo.matrix import FrameSetUse
+    from manybeam.zoo.records import MemberRecord, Record
 
 POOR_F1 = 0.8  # below, every fifth atom or so is wrong: a card says so in words
 POOR_ECE = 0.1

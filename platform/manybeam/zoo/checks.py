@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from manybeam.errors import InvalidInput, MemberCountError, MemberDiverged
 from manybeam.spec.imaging import ID_PATTERN
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, Trial, member_label
-from manybeam.zoo.records import ALIASES, RESERVED_NAMES, FrameSetUse
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, Trial, member_label
+from manybeam.zoo.records import ALIASES, RESERVED_NAMES
 
 if TYPE_CHECKING:
     from manybeam.learn.member import Member

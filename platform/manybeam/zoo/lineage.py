@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from manybeam.data.store import open_store
 from manybeam.errors import InvalidInput, ManybeamError, NotFound, UnknownRef
 from manybeam.settings import settings
-from manybeam.zoo.records import FrameSetUse, Ref
+from manybeam.zoo.matrix import FrameSetUse
+from manybeam.zoo.records import Ref
 from manybeam.zoo.registration import INPUT_TAG, MEASURED_TAG, PARENT_TAG
 
 if TYPE_CHECKING:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manybeam.zoo.records import FrameSetUse
-
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -66,6 +64,14 @@ def calibration_error(bins: Iterable[Bin]) -> float | None:
     known = list(bins)
     total = sum(count for _, _, count in known)
     return sum(abs(p - so) * count for p, so, count in known) / total if total else None
+
+
+@dataclass(frozen=True)
+class FrameSetUse:
+    """A FrameSet trained or measured on: where it lay, and the digest of all it held."""
+
+    url: str
+    digest: str
 
 
 @dataclass(frozen=True)

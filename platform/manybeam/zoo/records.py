@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from manybeam.errors import Corrupt, InvalidInput, UnknownRef
-from manybeam.zoo.matrix import ENSEMBLE
+from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse
 
 ALIASES = ("serving", "candidate")
 RESERVED_NAMES = ("auto",)
@@ -121,14 +121,6 @@ class Ref:
             f"ensembles in it: {len(names)}",
             f"nearest: {', '.join(near)}" if near else "manybeam train registers the first",
         )
-
-
-@dataclass(frozen=True)
-class FrameSetUse:
-    """A FrameSet that members were trained on: where it lay, and the digest of all it held."""
-
-    url: str
-    digest: str
 
 
 @dataclass(frozen=True)

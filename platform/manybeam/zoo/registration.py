@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from manybeam import __version__
 from manybeam.zoo import trust
 from manybeam.zoo.cache import sha256_of
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
-from manybeam.zoo.records import FrameSetUse, MemberRecord, write_manifest
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
+from manybeam.zoo.records import MemberRecord, write_manifest
 from manybeam.zoo.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.sheets import HEADLINE, SHEET_FILE, write_sheet
 from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking

@@ -16,16 +16,8 @@ from manybeam.settings import settings
 from manybeam.zoo import trust
 from manybeam.zoo.cache import Cache, sha256_of
 from manybeam.zoo.checks import check_alias, check_members, check_name, check_scores
-from manybeam.zoo.matrix import Matrix, Score
-from manybeam.zoo.records import (
-    ALIASES,
-    FrameSetUse,
-    MemberRecord,
-    Record,
-    Ref,
-    VersionEntry,
-    read_manifest,
-)
+from manybeam.zoo.matrix import FrameSetUse, Matrix, Score
+from manybeam.zoo.records import ALIASES, MemberRecord, Record, Ref, VersionEntry, read_manifest
 from manybeam.zoo.registration import (
     ATTACHED_TAG,
     CARD_FILE,

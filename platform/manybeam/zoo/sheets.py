@@ -14,8 +14,7 @@ from typing import Any
 from manybeam import __version__
 from manybeam.errors import Corrupt
 from manybeam.zoo.checks import LARGEST_PM, check_trial
-from manybeam.zoo.matrix import BIN_COUNT, Bin, Score, Trial
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import BIN_COUNT, Bin, FrameSetUse, Score, Trial
 
 SHEET_FORMAT = "manybeam-scores-1"
 SHEET_FILE = "scores.json"

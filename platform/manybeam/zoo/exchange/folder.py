@@ -26,8 +26,7 @@ from manybeam.zoo.exchange.documents import (
     RehearsalEntry,
 )
 from manybeam.zoo.exchange.unpack import below, is_safe_path, sha256_of_file
-from manybeam.zoo.matrix import Score
-from manybeam.zoo.records import FrameSetUse
+from manybeam.zoo.matrix import FrameSetUse, Score
 from manybeam.zoo.sheets import read_sheet, write_sheet
 
 if TYPE_CHECKING:
