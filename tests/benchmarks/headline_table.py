@@ -69,8 +69,9 @@ def _rows(kind: str, result: Mapping[str, Any]) -> Iterator[tuple[str, dict[str,
         return
     members = [rows[label] for label in result["policies"]]
     yield "classical", rows["classical"]
-    if "classical, tuned there" in rows:
-        yield "classical, tuned there", rows["classical, tuned there"]
+    for name in ("classical, tuned there", "classical, tuned on simulations"):
+        if name in rows:
+            yield name, rows[name]
     yield "worst member", _by_f1(members, 0)
     yield "mean member", _mean(members)
     yield "best member", _by_f1(members, -1)

@@ -29,7 +29,9 @@ from manybeam.data.simulate import SIMULATOR, simulate
 from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged
+from manybeam.learn.bandpass import NAME as BANDPASS
 from manybeam.learn.centring import Labelled, centred
+from manybeam.learn.fitted import fit_bandpass
 from manybeam.learn.member import Checkpoint, Member, load_weights, save_weights, train_member
 from manybeam.settings import settings
 from manybeam.spec import Policy, Recipe
@@ -106,7 +108,7 @@ class Run:
             index=index,
             seed=plan.seed,
             policy=plan.policy,
-            recipe=self.recipe,
+            recipe=self.recipe.of(plan),
             weights={
                 key.removeprefix("weights."): value
                 for key, value in state.items()
@@ -128,29 +130,46 @@ class Run:
             ManybeamError: anything but divergence: that is a finding about this member, and
                 the same seed would find it again.
         """
-        plan, steps = self.recipe.members[index], self.recipe.training.steps
         try:
-            member = train_member(
-                self.recipe,
-                plan,
-                index,
-                self.tiles(plan.policy),
-                checkpoint=self._checkpoint(index),
-                on_checkpoint=lambda state: self.store.put(
-                    _key(index, "ckpt"), save_weights(state)
-                ),
-                on_step=lambda step, loss: tell(Event(index, step, steps, loss)),
-            )
+            member = self._learn(index, tell)
         except MemberDiverged as error:
             text = json.dumps([error.what, error.why, error.hint])
             self.store.put(_key(index, "failed"), text.encode())
             logger.warning("member failed", extra={"member": index, "why": str(error)})
         else:
-            member = centred(member, self._held_out(plan.policy))
+            member = centred(member, self._held_out(member.policy))
             self.store.put(_key(index, "done"), _pack(member))
             extra = {"member": index, "loss": member.losses[-1], "wall_s": round(member.wall_s, 1)}
             logger.info("member trained", extra=extra)
         self.store.delete(_key(index, "ckpt"))
+
+    def _learn(self, index: int, tell: Tell) -> Member:
+        """Return a member trained, or fitted, on its policy's frames."""
+        plan = self.recipe.members[index]
+        recipe = self.recipe.of(plan)
+        tiles, steps = self.tiles(plan.policy), recipe.training.steps
+        if recipe.network.name == BANDPASS:
+            member = fit_bandpass(recipe, plan, index, self._labelled(plan.policy), tiles.digest)
+            tell(Event(index, steps, steps, member.losses[-1]))
+            return member
+        return train_member(
+            recipe,
+            plan,
+            index,
+            tiles,
+            checkpoint=self._checkpoint(index),
+            on_checkpoint=lambda state: self.store.put(_key(index, "ckpt"), save_weights(state)),
+            on_step=lambda step, loss: tell(Event(index, step, steps, loss)),
+        )
+
+    def _labelled(self, policy: str) -> list[Labelled]:
+        """Return the frames that members of a policy learn from, with truth and pixel size."""
+        framesets = [FrameSet.open(url) for url in self.frames[policy]]
+        return [
+            (one.frame(i), one.truth(i), one.pixel_size_pm(i))
+            for one in framesets
+            for i in range(len(one))
+        ]
 
     def tiles(self, policy: str) -> Tiles:
         """Return the tiles of one policy, staged once on this node however many ranks ask."""

@@ -128,6 +128,21 @@ def tune(
     return best, f1
 
 
+def heights(
+    frame_yx: Array, truth: Array, pixel_size_pm: float, radius_pm: float | None, blob: Blob
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Return how high each candidate of a labelled frame stands, and whether it is an atom.
+
+    Candidates of any height count, but for those at the border; see `tune` for the matching.
+    """
+    frame_yx = _standardised(frame_yx, blob.local_pm / pixel_size_pm)
+    height_n, hit_n, false_n = _hits(
+        _Labelled(frame_yx, _pairs(truth), pixel_size_pm, radius_pm), blob
+    )
+    counts_n = hit_n + false_n > 0
+    return height_n[counts_n], hit_n[counts_n] > 0
+
+
 @dataclass(frozen=True, eq=False)
 class _Labelled:
     """One frame, standardised, and what is known about it."""

@@ -1,4 +1,4 @@
-"""Networks by name: our U-Net, AtomAI's, and MONAI's by class name.
+"""Networks by name: our U-Net, the band-pass, AtomAI's, and MONAI's by class name.
 
 Every network maps frames (n, 1, y, x) to logits (n, classes, y, x) of the same sides.
 Axis letters: n tile, c feature map, y row, x column.
@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from manybeam.errors import InvalidSpec
 from manybeam.learn.atomai_unet import LEVELS, AtomAIUNet, Shape
+from manybeam.learn.bandpass import NAME as BANDPASS
+from manybeam.learn.bandpass import BandPass
 from manybeam.spec.recipe import Network
 
 
@@ -22,14 +24,16 @@ def build(network: Network) -> nn.Module:
     """Return an untrained network with weights drawn from torch's current generator.
 
     Args:
-        network: what the recipe says; `name` is `unet`, what `learn.atomai_unet.Shape` spells, or
-            a class of `monai.networks.nets`.
+        network: what the recipe says; `name` is `unet`, `bandpass`, what
+            `learn.atomai_unet.Shape` spells, or a class of `monai.networks.nets`.
 
     Raises:
         InvalidSpec: MONAI has no such class, or it cannot be built from the fields of `network`.
     """
     if network.name == "unet":
         return UNet(network)
+    if network.name == BANDPASS:
+        return BandPass(network)
     shape = Shape.of(network.name)
     return _build_monai(network) if shape is None else AtomAIUNet(shape, network)
 
@@ -43,6 +47,8 @@ def side_multiple(network: Network) -> int:
     """Return what the sides of a frame must be multiples of (our U-Net also takes others)."""
     if network.name == "unet":
         return int(2 ** (network.levels - 1))
+    if network.name == BANDPASS:
+        return 1
     return 32 if Shape.of(network.name) is None else 2 ** (LEVELS - 1)
 
 

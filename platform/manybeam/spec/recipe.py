@@ -13,7 +13,7 @@ class Network(Model):
     name: str = Field(
         "unet",
         pattern=r"^[A-Za-z][A-Za-z0-9]{0,39}$",
-        description="unet, a MONAI network's class name, or AtomAI's",
+        description="unet, bandpass, a MONAI network's class name, or AtomAI's",
     )
     filters: int = Field(12, ge=2, le=256, description="feature maps of the first level")
     levels: int = Field(3, ge=1, le=6, description="times the resolution is halved, plus one")
@@ -67,6 +67,9 @@ class MemberPlan(Model):
 
     seed: int = Field(ge=0, le=2**31 - 1, description="seed of initialisation, order, augmentation")
     policy: str = Field(pattern=ID_PATTERN, description="id of a policy")
+    network: Network | None = Field(
+        None, description="network of this member; the recipe's if left out"
+    )
 
 
 class Recipe(Model):
@@ -88,9 +91,11 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _has_a_class_for_each_element(self) -> Self:
         wanted = len(self.tiles.elements) or 1
-        if self.network.classes != wanted:
+        own = [member.network for member in self.members if member.network is not None]
+        other = next((one for one in (self.network, *own) if one.classes != wanted), None)
+        if other is not None:
             raise ValueError(
-                f"network.classes: {self.network.classes} classes and "
+                f"network.classes: {other.classes} classes and "
                 f"{len(self.tiles.elements)} tiles.elements; give as many elements as classes, "
                 "in the order of the classes"
             )
@@ -100,10 +105,16 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _has_no_twin_members(self) -> Self:
-        seen = [(member.seed, member.policy) for member in self.members]
-        twins = sorted({pair for pair in seen if seen.count(pair) > 1})
+        seen = [(one.seed, one.policy, self.of(one).network) for one in self.members]
+        twins = [one for one in seen if seen.count(one) > 1]
         if twins:
             raise ValueError(
-                f"members: seed and policy {twins[0]} given twice; such members would be equal"
+                f"members: seed and policy {twins[0][:2]} given twice; such members would be equal"
             )
         return self
+
+    def of(self, member: MemberPlan) -> Self:
+        """Return the recipe as one member follows it: one with a network of its own, alone."""
+        if member.network is None:
+            return self
+        return self.model_copy(update={"network": member.network, "members": (member,)})
