@@ -16,6 +16,8 @@ from manybeam.data.recording import _afterglow
 from manybeam.data.simulate import simulate, simulate_into
 from manybeam.data.typical import typical
 from manybeam.errors import Conflict, InvalidInput, UnknownFrameSet
+from manybeam.learn.classical import detect
+from manybeam.learn.scores import score_frames
 from manybeam.spec import Condition, Library, Policy
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -104,6 +106,21 @@ def test_the_truth_moves_with_smooth_distortions(scan: dict[str, float]) -> None
         [_centroids(f, t, 5) for f, t in zip(made.frames_nyx, made.truth, strict=True)]
     )
     assert np.abs(offsets.mean(axis=0)).max() < 0.06
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        pytest.param({"drift_pm_per_row": 6.0}, id="drift"),
+        pytest.param({"drift_pm_per_row": -6.0}, id="drift-back"),
+        pytest.param({"flyback_pm": 2000.0}, id="fly-back"),
+    ],
+)
+def test_the_sample_goes_on_as_far_as_the_beam_does(scan: dict[str, float]) -> None:
+    made = simulate(_condition(scan=scan), 4, seed=0, shape=(256, 256))
+    found = [detect(frame, 12.0) for frame in made.frames_nyx]
+    scores = score_frames(found, made.truth, [12.0] * 4, shapes=[(256, 256)] * 4)
+    assert scores.precision > 0.99
 
 
 def test_an_atom_near_the_start_of_a_row_is_seen_where_the_truth_says() -> None:

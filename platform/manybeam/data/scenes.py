@@ -44,17 +44,20 @@ class Ground:
         canvas: rows and columns of the frame and the margins around it.
         margin_px: rows and columns of the canvas before the frame.
         pixel_size_pm: edge of a pixel.
+        beyond_pm: how far the scan sweeps beyond the frame's edges: there the sample goes on.
     """
 
     shape: tuple[int, int]
     canvas: tuple[int, int]
     margin_px: int
     pixel_size_pm: float
+    beyond_pm: float = 0.0
 
     @property
     def side_pm(self) -> tuple[float, float]:
-        """Height and width of the frame."""
-        return self.shape[0] * self.pixel_size_pm, self.shape[1] * self.pixel_size_pm
+        """Height and width of what the scan sweeps: the frame, and `beyond_pm` on each side."""
+        height, width = (side * self.pixel_size_pm + 2 * self.beyond_pm for side in self.shape)
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def scene(sample: Sample, draw: Draw, ground: Ground, rng: Generator) -> Scene:
         return _heavy(draw, ground, rng)
     atoms = _ATOMS[sample.structure](sample, draw, ground.side_pm, rng)
     loose = _loose_carbon(draw["amorphous"], ground.side_pm, rng)
+    atoms, loose = (
+        replace(one, position_n2=one.position_n2 - ground.beyond_pm) for one in (atoms, loose)
+    )
     return Scene(atoms, loose if len(loose.number_n) else None)
 
 
