@@ -18,7 +18,7 @@ from manybeam.data.typical import typical
 from manybeam.errors import Conflict, InvalidInput, UnknownFrameSet
 from manybeam.learn.classical import detect
 from manybeam.learn.scores import score_frames
-from manybeam.spec import Condition, Library, Policy
+from manybeam.spec import Condition, Library, Policy, Range
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 NOMINAL = LIBRARY.condition("graphene-60kv-nominal")
@@ -409,6 +409,19 @@ def test_what_cannot_be_simulated_is_refused(
 ) -> None:
     with pytest.raises(InvalidInput):
         simulate(imaging, count, seed=0, shape=shape)
+
+
+def test_a_scintillator_glows_before_a_row_starts() -> None:
+    tailed = _afterglow(torch.full((1, 4, 32), 7.0), torch.tensor([2.0]))
+    assert tailed.numpy() == pytest.approx(7.0, rel=1e-5)
+
+
+def test_heavy_atoms_of_a_policy_are_of_whole_elements() -> None:
+    policy = LIBRARY.policy("pt-nominal")
+    made = simulate(policy, 12, seed=0, shape=(64, 64))
+    numbers = np.concatenate(made.truth)[:, 2]
+    assert policy.sample.atomic_number == Range(low=74, high=79)
+    assert set(numbers) <= {74, 75, 76, 77, 78, 79}
 
 
 def test_the_tail_of_a_scintillator_leaves_its_row_at_the_end() -> None:

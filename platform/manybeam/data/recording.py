@@ -185,13 +185,22 @@ def _noise_maker(
 
 
 def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
-    """Return counts with the tail of a scintillator: causal, exponential, along each row."""
+    """Return counts with the tail of a scintillator: causal, exponential, along each row.
+
+    The beam waits beside the row before it starts, where the sample is like the row's first
+    pixels: the scintillator glows already. Without that every row began dark.
+    """
     if not length_b.any():
         return counts_byx
     tailed = counts_byx.clone()
     for b in torch.nonzero(length_b).ravel().tolist():
         keep = math.exp(-1 / float(length_b[b]))
-        tailed[b] = torch.from_numpy(lfilter([1 - keep], [1, -keep], counts_byx[b].numpy(), axis=1))
+        counts_yx = counts_byx[b].numpy()
+        share_x = keep ** np.arange(max(counts_yx.shape[1] - 1, 1))
+        before_y = counts_yx[:, -len(share_x) :] @ (share_x / share_x.sum())
+        start_y1 = (keep * before_y)[:, None].astype(counts_yx.dtype)
+        glowing_yx, _ = lfilter([1 - keep], [1, -keep], counts_yx, axis=1, zi=start_y1)
+        tailed[b] = torch.from_numpy(glowing_yx)
     return tailed
 
 

@@ -172,6 +172,7 @@ def _draw(
             drawn[name] = rng.uniform(value.low, value.high)
         else:
             drawn[name] = value
+    drawn["atomic_number"] = float(round(drawn["atomic_number"]))
     # The sample drifts any way it likes; a frame without drift draws nothing for it.
     drifts = drawn["drift_pm_per_row"] != 0
     drawn["drift_angle"] = rng.uniform(0, 2 * math.pi) if drifts else 0.0
