@@ -141,6 +141,25 @@ def test_an_atom_near_the_start_of_a_row_is_seen_where_the_truth_says() -> None:
     assert found >= 5
 
 
+def test_a_dose_left_open_is_what_current_and_dwell_time_make() -> None:
+    made = {"optics": {"beam_current_pa": 60}, "scan": {"dwell_us": 16, "pixel_size_pm": 7.8}}
+    sample = {"structure": "graphene"}
+    open_dose = Condition.model_validate({"id": "test", "sample": sample, **made})
+    assert typical(open_dose)["dose_e_per_a2"] == pytest.approx(9.85e5, rel=1e-3)
+
+
+def test_each_frame_of_a_policy_has_the_dose_of_its_own_current_and_pixel() -> None:
+    scan = {"dwell_us": 16, "pixel_size_pm": [8, 32]}
+    optics = {"beam_current_pa": 60}
+    policy = Policy.model_validate(
+        {"id": "test", "sample": {"structure": "graphene"}, "optics": optics, "scan": scan}
+    )
+    made = simulate(policy, 8, seed=0, shape=(64, 64))
+    # A pixel gets 60 pA x 16 us whatever its size.
+    means = made.frames_nyx.mean(axis=(1, 2))
+    assert means.max() < 2 * means.min()
+
+
 def test_a_smaller_inner_angle_collects_more_electrons() -> None:
     high = simulate(_condition(), 1, seed=0).frames_nyx.mean()
     medium = _condition(detector={"detector_inner_mrad": 40})

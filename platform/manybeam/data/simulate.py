@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.making import Part
+from manybeam.data.measured import dose_e_per_a2
 from manybeam.data.recording import reach_pm, record, true_places
 from manybeam.data.rendering import image
 from manybeam.data.scenes import Ground, scene
@@ -172,6 +173,9 @@ def _draw(
             drawn[name] = rng.uniform(value.low, value.high)
         else:
             drawn[name] = value
+    current, dwell = drawn["beam_current_pa"], drawn["dwell_us"]
+    if imaging.dose_e_per_a2 is None and current and dwell:
+        drawn["dose_e_per_a2"] = dose_e_per_a2(current, dwell, drawn["pixel_size_pm"])
     drawn["atomic_number"] = float(round(drawn["atomic_number"]))
     # The sample drifts any way it likes; a frame without drift draws nothing for it.
     drifts = drawn["drift_pm_per_row"] != 0
