@@ -121,14 +121,16 @@ def _mos2(sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generat
 def _lsmo(sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generator) -> Structure:
     """Return LSMO along its zone axis; where none is given, each frame draws one of the usual."""
     zone_axis = sample.zone_axis or LSMO_BEAMS[rng.integers(len(LSMO_BEAMS))]
-    return _slab(LSMO, zone_axis, draw, side_pm, rng)
+    return _slab(LSMO, zone_axis, draw, side_pm, rng, is_thickness_known=True)
 
 
 def _from_file(
     sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generator
 ) -> Structure:
     crystal = read_crystal(sample.file or "", sample.file_sha256)
-    return _slab(crystal, sample.zone_axis or BEAM, draw, side_pm, rng)
+    is_known = sample.thickness_nm is not None
+    zone_axis = sample.zone_axis or BEAM
+    return _slab(crystal, zone_axis, draw, side_pm, rng, is_thickness_known=is_known)
 
 
 def _slab(
@@ -137,13 +139,17 @@ def _slab(
     draw: Draw,
     side_pm: tuple[float, float],
     rng: Generator,
+    *,
+    is_thickness_known: bool,
 ) -> Structure:
     columns = view(crystal, zone_axis)
     place_n2, kind_n = grown(columns, draw["strain"], side_pm, rng)
     if rng.random() < draw["hole_probability"]:
         kept_n = cut(place_n2, side_pm, rng)
         place_n2, kind_n = place_n2[kept_n], kind_n[kept_n]
-    repeats = _repeats(draw, columns.repeat_pm)
+    # A sheet in a cell of its own is one sheet, unless somebody wants it thicker.
+    alone = columns.is_sheet and not is_thickness_known
+    repeats = 1 if alone else _repeats(draw, columns.repeat_pm)
     shares = thinned(crystal.shares, draw["vacancy_fraction"])
     return occupied((place_n2, kind_n), columns, shares, repeats, rng)
 
