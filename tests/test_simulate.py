@@ -15,7 +15,7 @@ from manybeam.data.optics import transfer, wavelength_pm
 from manybeam.data.recording import _afterglow
 from manybeam.data.simulate import simulate, simulate_into
 from manybeam.data.typical import typical
-from manybeam.errors import Conflict, InvalidInput, UnknownFrameSet
+from manybeam.errors import Conflict, InvalidInput, TooLarge, UnknownFrameSet
 from manybeam.learn.classical import detect
 from manybeam.learn.scores import score_frames
 from manybeam.spec import Condition, Library, Policy, Range
@@ -158,6 +158,20 @@ def test_each_frame_of_a_policy_has_the_dose_of_its_own_current_and_pixel() -> N
     # A pixel gets 60 pA x 16 us whatever its size.
     means = made.frames_nyx.mean(axis=(1, 2))
     assert means.max() < 2 * means.min()
+
+
+@pytest.mark.parametrize(
+    ("scan", "shape"),
+    [
+        pytest.param({}, (10_000, 10_000), id="frame"),
+        pytest.param({"drift_pm_per_row": 50}, (8_000, 500), id="drift"),
+    ],
+)
+def test_more_pixels_than_the_memory_is_meant_for_are_refused(
+    scan: dict[str, float], shape: tuple[int, int]
+) -> None:
+    with pytest.raises(TooLarge, match="px with the ground around"):
+        simulate(_condition(scan=scan), 1, seed=0, shape=shape)
 
 
 def test_a_smaller_inner_angle_collects_more_electrons() -> None:

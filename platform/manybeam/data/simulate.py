@@ -27,7 +27,8 @@ from manybeam.data.rendering import image
 from manybeam.data.scenes import Ground, scene
 from manybeam.data.structures import CARBON_A2, MARGIN_PM
 from manybeam.data.typical import typical
-from manybeam.errors import InvalidInput
+from manybeam.errors import InvalidInput, TooLarge
+from manybeam.settings import settings
 from manybeam.spec import Condition, Policy, Range
 from manybeam.spec.imaging import Sample
 
@@ -75,6 +76,7 @@ def simulate(
 
     Raises:
         InvalidInput: no structure to draw, or a count or shape that makes no frame.
+        TooLarge: more pixels than `max_frame_px`, or twice that with the ground around.
     """
     batches = list(_batches(imaging, count, seed, shape))
     return Simulated(
@@ -110,6 +112,7 @@ def simulate_into(
     Raises:
         Conflict: there is a set, and it must not be overwritten.
         InvalidInput: see `simulate`.
+        TooLarge: see `simulate`.
     """
 
     def parts() -> Iterator[Part]:
@@ -134,6 +137,7 @@ def _batches(
         )
     quantities = typical(imaging)
     around = _around(quantities, shape)
+    _check_size(shape, around[0])
     at_once = max(1, min(16, BATCH_PIXELS // (shape[0] * shape[1])))
     for first in range(0, count, at_once):
         streams = [
@@ -141,6 +145,17 @@ def _batches(
         ]
         draws = [_draw(imaging, quantities, rng) for rng in streams]
         yield _simulate_batch(imaging.sample, draws, shape, around, streams)
+
+
+def _check_size(shape: tuple[int, int], margin_px: int) -> None:
+    rows, columns = (side + 2 * margin_px for side in shape)
+    most = settings().max_frame_px
+    if shape[0] * shape[1] > most or rows * columns > 2 * most:
+        raise TooLarge(
+            f"frames of {shape[0]} x {shape[1]} px, {rows} x {columns} px with the ground around",
+            f"at most {most} px a frame, twice that with its ground (max_frame_px)",
+            "take a smaller frame, larger pixels or less drift, or raise MANYBEAM_MAX_FRAME_PX",
+        )
 
 
 def _around(quantities: Mapping[str, float | Range], shape: tuple[int, int]) -> tuple[int, float]:
