@@ -14,9 +14,8 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from manybeam.data.optics import collected
-from manybeam.data.structures import Structure, smooth_noise
+from manybeam.data.structures import PEAK_PER_A2, Structure, smooth_noise
 
-PEAK_PER_A2 = 0.55  # of one atom's power, at the peak of a 110 pm probe: the unit of background
 DIRT_PM = 350.0  # over which contamination is smooth
 FLYBACK_SHARE = 0.08  # of a row, over which the distortion at its start decays
 SLOW_STEP = 0.05  # of the random walk of rows, in deviations of their white jitter
