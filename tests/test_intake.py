@@ -626,6 +626,13 @@ def test_a_bad_frame_in_a_stack_is_named(tmp_path: Path) -> None:
         read_frames(write_npy(tmp_path / "a.npy", stack_nyx))
 
 
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "float64"])
+def test_an_offset_that_would_swallow_the_contrast_is_taken_off_and_told(dtype: str) -> None:
+    frame, notes = inspect_frame(IMAGE.astype(dtype) + np.array(3_000_000_000, dtype))
+    assert np.array_equal(frame, IMAGE - IMAGE.min())
+    assert "was taken off every pixel" in notes[0]
+
+
 # -- what makes an array a frame --------------------------------------------------------------
 @pytest.mark.parametrize(
     "dtype", ["uint8", "int16", "uint16", "uint32", "int64", "float16", "float64", ">f4", ">u2"]
