@@ -96,6 +96,10 @@ def test_a_number_in_our_own_unit_is_left_alone(ours, value):
         ({"outer_angle": 0.2, "outer_angle_unit": "rad"}, "detector.detector_outer_mrad", 200),
         ({"pixel_time_us": 16}, "scan.dwell_us", 16),
         ({"dwell_time": 16e-6, "dwell_time_units": "s"}, "scan.dwell_us", 16),
+        ({"Acquisition_instrument": {"TEM": {"beam_current": 0.03}}}, "optics.beam_current_pa", 30),
+        ({"Acquisition_instrument": {"TEM": {"beam_current": "30 pA"}}},
+         "optics.beam_current_pa", 30),
+        ({"Acquisition_instrument": {"TEM": {"Scan": {"dwell_time": 16e-6}}}}, "scan.dwell_us", 16),
         ({"dose": "1e8 e/nm^2"}, "dose_e_per_a2", 1e6),
         ({"pixel_size": "0.015 nm"}, "scan.pixel_size_pm", 15),
         ({"fov_nm": 0.36}, "scan.pixel_size_pm", 15),
@@ -106,6 +110,19 @@ def test_a_number_in_our_own_unit_is_left_alone(ours, value):
 )  # fmt: skip
 def test_a_json_beside_a_frame_fills_its_condition(tree, path, expected, tmp_path):
     assert quantities(with_sidecar(tmp_path, tree)) == {path: pytest.approx(expected)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "modality"),
+    [
+        ({"experiment_type": "HAADF-STEM"}, "haadf"),
+        ({"scan": {"detector": "MAADF"}}, "maadf"),
+        ({"experiment_type": "an overview"}, "unknown"),
+    ],
+    ids=str,
+)
+def test_a_json_beside_a_frame_tells_the_kind_of_imaging(tree, modality, tmp_path):
+    assert with_sidecar(tmp_path, tree).condition.modality == modality
 
 
 def test_zero_in_a_json_is_unknown_and_strange_units_are_told(tmp_path):

@@ -254,6 +254,34 @@ def test_a_diffraction_pattern_or_spectrum_is_refused(unit: str, tmp_path: Path)
         read_frames(path, pixel_size_pm=10.0)
 
 
+def test_of_a_tiff_with_a_thumbnail_the_largest_image_is_taken_and_told(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(IMAGE[:4, :4])
+        file.write(IMAGE, resolution=(5e8, 5e8), resolutionunit="CENTIMETER")
+    record = read_frames(tmp_path / "a.tif")
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.pixel_size_pm == pytest.approx(20)
+    assert record.notes[0].startswith("2 images; the largest was taken")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "said"),
+    [
+        pytest.param(
+            np.stack([IMAGE, IMAGE]).astype(np.uint16),
+            {"imagej": True, "metadata": {"axes": "CYX"}},
+            "2 channels, each taken as a frame",
+            id="channels",
+        ),
+        pytest.param(IMAGE, {"photometric": "miniswhite"}, "0 to be white", id="inverted"),
+    ],
+)
+def test_what_a_tiff_may_mean_otherwise_is_told(
+    pixels: NDArray[Any], options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    assert said in read_frames(write_tif(tmp_path / "a.tif", pixels, **options)).notes[0]
+
+
 @pytest.mark.parametrize(
     ("options", "expected_pm"),
     [
@@ -596,6 +624,13 @@ def test_a_bad_frame_in_a_stack_is_named(tmp_path: Path) -> None:
     stack_nyx[1] = np.nan
     with pytest.raises(InvalidFrame, match="frame 1: no finite pixel"):
         read_frames(write_npy(tmp_path / "a.npy", stack_nyx))
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "float64"])
+def test_an_offset_that_would_swallow_the_contrast_is_taken_off_and_told(dtype: str) -> None:
+    frame, notes = inspect_frame(IMAGE.astype(dtype) + np.array(3_000_000_000, dtype))
+    assert np.array_equal(frame, IMAGE - IMAGE.min())
+    assert "was taken off every pixel" in notes[0]
 
 
 # -- what makes an array a frame --------------------------------------------------------------

@@ -52,6 +52,25 @@ def test_a_usual_condition_and_one_that_says_nothing_are_not_doubted():
         pytest.param({"optics": {"beam_kv": 120}}, "beam_kv 120 is above 86 kV", id="knock-on"),
         pytest.param({"optics": {"defocus_nm": -40}}, r"defocus_nm -40 is 7\.4 depths", id="focus"),
         pytest.param(
+            {"sample": {"thickness_nm": 5}},
+            "sample.thickness_nm 5 changes nothing: graphene has none",
+            id="a quantity of another structure",
+        ),
+        pytest.param(
+            {"sample": {"zone_axis": [1, 1, 0]}}, r"zone_axis \(1, 1, 0\)", id="another direction"
+        ),
+        pytest.param({"optics": {"cs_um": 1200}}, "cs_um 1200 is 12.5 wavelengths", id="Cs"),
+        pytest.param(
+            {"optics": {"astigmatism_nm": -0.0}, "scan": {"drift_pm_per_row": -9}},
+            "drift_pm_per_row -9 is 0.56 pixels of 16 pm a row",
+            id="drift",
+        ),
+        pytest.param({"optics": {"coma_nm": 900}}, "coma_nm 900", id="coma"),
+        pytest.param({"optics": {"astigmatism_nm": 30}}, "astigmatism_nm 30", id="astigmatism"),
+        pytest.param(
+            {"optics": {"convergence_mrad": 10}}, "a probe of 297 pm", id="a closed aperture"
+        ),
+        pytest.param(
             {"dose_e_per_a2": 20, "optics": {"beam_current_pa": None}},
             r"sends 0\.51 electrons",
             id="few electrons",

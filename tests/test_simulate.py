@@ -15,8 +15,10 @@ from manybeam.data.optics import transfer, wavelength_pm
 from manybeam.data.recording import _afterglow
 from manybeam.data.simulate import simulate, simulate_into
 from manybeam.data.typical import typical
-from manybeam.errors import Conflict, InvalidInput, UnknownFrameSet
-from manybeam.spec import Condition, Library, Policy
+from manybeam.errors import Conflict, InvalidInput, TooLarge, UnknownFrameSet
+from manybeam.learn.classical import detect
+from manybeam.learn.scores import score_frames
+from manybeam.spec import Condition, Library, Policy, Range
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 NOMINAL = LIBRARY.condition("graphene-60kv-nominal")
@@ -106,6 +108,21 @@ def test_the_truth_moves_with_smooth_distortions(scan: dict[str, float]) -> None
     assert np.abs(offsets.mean(axis=0)).max() < 0.06
 
 
+@pytest.mark.parametrize(
+    "scan",
+    [
+        pytest.param({"drift_pm_per_row": 6.0}, id="drift"),
+        pytest.param({"drift_pm_per_row": -6.0}, id="drift-back"),
+        pytest.param({"flyback_pm": 2000.0}, id="fly-back"),
+    ],
+)
+def test_the_sample_goes_on_as_far_as_the_beam_does(scan: dict[str, float]) -> None:
+    made = simulate(_condition(scan=scan), 4, seed=0, shape=(256, 256))
+    found = [detect(frame, 12.0) for frame in made.frames_nyx]
+    scores = score_frames(found, made.truth, [12.0] * 4, shapes=[(256, 256)] * 4)
+    assert scores.precision > 0.99
+
+
 def test_an_atom_near_the_start_of_a_row_is_seen_where_the_truth_says() -> None:
     imaging = _condition(
         sample={"silicon_fraction": 0.02}, scan={"flyback_pm": 200.0}, dose_e_per_a2=1e9
@@ -122,6 +139,39 @@ def test_an_atom_near_the_start_of_a_row_is_seen_where_the_truth_says() -> None:
             assert abs(round(x) - 3 + dx - x) < 1.5
             found += 1
     assert found >= 5
+
+
+def test_a_dose_left_open_is_what_current_and_dwell_time_make() -> None:
+    made = {"optics": {"beam_current_pa": 60}, "scan": {"dwell_us": 16, "pixel_size_pm": 7.8}}
+    sample = {"structure": "graphene"}
+    open_dose = Condition.model_validate({"id": "test", "sample": sample, **made})
+    assert typical(open_dose)["dose_e_per_a2"] == pytest.approx(9.85e5, rel=1e-3)
+
+
+def test_each_frame_of_a_policy_has_the_dose_of_its_own_current_and_pixel() -> None:
+    scan = {"dwell_us": 16, "pixel_size_pm": [8, 32]}
+    optics = {"beam_current_pa": 60}
+    policy = Policy.model_validate(
+        {"id": "test", "sample": {"structure": "graphene"}, "optics": optics, "scan": scan}
+    )
+    made = simulate(policy, 8, seed=0, shape=(64, 64))
+    # A pixel gets 60 pA x 16 us whatever its size.
+    means = made.frames_nyx.mean(axis=(1, 2))
+    assert means.max() < 2 * means.min()
+
+
+@pytest.mark.parametrize(
+    ("scan", "shape"),
+    [
+        pytest.param({}, (10_000, 10_000), id="frame"),
+        pytest.param({"drift_pm_per_row": 50}, (8_000, 500), id="drift"),
+    ],
+)
+def test_more_pixels_than_the_memory_is_meant_for_are_refused(
+    scan: dict[str, float], shape: tuple[int, int]
+) -> None:
+    with pytest.raises(TooLarge, match="px with the ground around"):
+        simulate(_condition(scan=scan), 1, seed=0, shape=shape)
 
 
 def test_a_smaller_inner_angle_collects_more_electrons() -> None:
@@ -392,6 +442,19 @@ def test_what_cannot_be_simulated_is_refused(
 ) -> None:
     with pytest.raises(InvalidInput):
         simulate(imaging, count, seed=0, shape=shape)
+
+
+def test_a_scintillator_glows_before_a_row_starts() -> None:
+    tailed = _afterglow(torch.full((1, 4, 32), 7.0), torch.tensor([2.0]))
+    assert tailed.numpy() == pytest.approx(7.0, rel=1e-5)
+
+
+def test_heavy_atoms_of_a_policy_are_of_whole_elements() -> None:
+    policy = LIBRARY.policy("pt-nominal")
+    made = simulate(policy, 12, seed=0, shape=(64, 64))
+    numbers = np.concatenate(made.truth)[:, 2]
+    assert policy.sample.atomic_number == Range(low=74, high=79)
+    assert set(numbers) <= {74, 75, 76, 77, 78, 79}
 
 
 def test_the_tail_of_a_scintillator_leaves_its_row_at_the_end() -> None:

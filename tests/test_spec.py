@@ -165,6 +165,7 @@ def test_a_job_we_ship_names_a_recipe_policies_and_conditions_we_ship(path: Path
     ("text", "said"),
     [
         pytest.param("id: a\nid: b\n", "field 'id' is given twice", id="twice"),
+        pytest.param("id: a\ndetector: {gain: 0}\n", "gain: 0 is out of bounds", id="no gain"),
         pytest.param(
             "id: a\ndetector: {detector_inner_mrad: 200, detector_outer_mrad: 70}\n",
             "detector_inner_mrad 200 is not below detector_outer_mrad 70",

@@ -407,3 +407,26 @@ def test_a_file_that_cannot_be_read_is_told_with_a_reason(text: str, tmp_path: P
     with pytest.raises(UnreadableFile) as caught:
         read_crystal(str(tmp_path / "a.cif"))
     assert not caught.value.why.rstrip().endswith(("Error:", "StopIteration:"))
+
+
+@pytest.mark.parametrize(
+    ("sample", "layers"),
+    [
+        pytest.param({}, 1, id="thickness open"),
+        pytest.param({"thickness_nm": 6.0}, 3, id="thickness given"),
+    ],
+)
+def test_a_sheet_in_a_cell_of_its_own_is_one_sheet(
+    sample: dict[str, float], layers: int, tmp_path: Path, rng: Generator
+) -> None:
+    sheet = STO.replace("_cell_length_c 3.905", "_cell_length_c 20").replace("P m -3 m", "P 1")
+    sheet = sheet.replace("_space_group_IT_number 221", "_space_group_IT_number 1")
+    (tmp_path / "sheet.cif").write_text(sheet + "Mo1 Mo 0 0 0.5 1\nS1 S 0.5 0.5 0.58 1\n")
+    file = str(tmp_path / "sheet.cif")
+    atoms = _atoms(_condition(structure="crystal", file=file, **sample), rng)
+    assert np.unique(np.asarray(atoms.signal_n).round(6)).tolist() == [layers]
+
+
+def test_a_bulk_crystal_is_no_sheet() -> None:
+    assert not view(LSMO, (0, 0, 1)).is_sheet
+    assert not view(LSMO, (1, 1, 0)).is_sheet

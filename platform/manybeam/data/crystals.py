@@ -32,6 +32,7 @@ COLUMN_PM = 35.0  # sites whose projections are nearer than this are one column
 LEAST_SIDE_PM = 70.0  # of the square that each column has to itself
 CLASH_PM = 50.0  # no two atoms of a real crystal are nearer
 LARGEST_CELL = 5000
+VACUUM_PM = 700.0  # no layers of a crystal are so far apart: graphite's are 335, MoS2's 350
 MOST_OCCUPIED = 1.01  # of one site: files round thirds
 Shares = Mapping[int, float]  # atomic number -> probability; what is missing to 1 is a vacancy
 Array = NDArray[np.floating]
@@ -61,12 +62,14 @@ class Columns:
         place_c2: (y, x) of each column in it, in pm.
         sites: numbers of the sites that fall into each column.
         repeat_pm: length along the beam after which all repeats.
+        is_sheet: whether vacuum parts the repeats: a cell drawn around one layer.
     """
 
     plane_pm: Array
     place_c2: Array
     sites: tuple[tuple[int, ...], ...]
     repeat_pm: float
+    is_sheet: bool = False
 
 
 # One layer of 2H-MoS2: a of Wakabayashi et al., Phys. Rev. B 12, 659 (1975), sulphur 158 pm above
@@ -156,7 +159,19 @@ def view(crystal: Crystal, zone_axis: tuple[int, int, int]) -> Columns:
         )
     place_c2 = np.array([anchored_s2[group].mean(axis=0) for group in groups])
     sites = tuple(tuple(int(s) for s in group) for group in groups)
-    return Columns(plane_pm, place_c2, sites, float(np.linalg.norm(beam_pm)))
+    repeat_pm = float(np.linalg.norm(beam_pm))
+    across_pm = np.array(_completed(u, v, w)) @ cell
+    return Columns(plane_pm, place_c2, sites, repeat_pm, _is_sheet(crystal, beam_pm, across_pm))
+
+
+def _is_sheet(crystal: Crystal, beam_pm: Array, across_pm: Array) -> bool:
+    """Return whether a plane across the beam meets no atom for longer than a crystal allows."""
+    repeat_pm = float(np.linalg.norm(beam_pm))
+    beam = beam_pm / repeat_pm
+    if np.abs(across_pm @ beam).max() > 1:  # the repeats do not lie in planes across the beam
+        return False
+    height_s = np.sort(crystal.place_s3 @ crystal.cell_pm @ beam % repeat_pm)
+    return bool(np.diff(height_s, append=height_s[0] + repeat_pm).max() > VACUUM_PM)
 
 
 def _found(file: str) -> Path:

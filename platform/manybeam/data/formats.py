@@ -191,12 +191,12 @@ def read_png(path: Path) -> Raw:
 
 
 def read_tif(path: Path) -> Raw:
-    """Read the first series of a TIFF, with the calibration that ImageJ, Gatan or OME wrote."""
+    """Read the largest image of a TIFF, with the calibration that ImageJ, Gatan or OME wrote."""
     import tifffile
 
     with tifffile.TiffFile(path) as tif:
-        series = tif.series[0]
-        first = tif.pages.first
+        series = max(tif.series, key=_frame_px)
+        first = series.keyframe
         packed = first.compression != tifffile.COMPRESSION.NONE
         stored = path.stat().st_size
         check_claim(_frame_axes(series.shape, series.axes), series.dtype.itemsize, stored,
@@ -204,14 +204,18 @@ def read_tif(path: Path) -> Raw:
         segments = zip(first.dataoffsets, first.databytecounts, strict=False)
         if any(offset + count > stored for offset, count in segments):
             raise ValueError("its pixels lie beyond the end of the file: cut short")
-        raw = Raw(series.asarray())
+        raw = Raw(series.asarray(), notes=_tif_notes(tif, series))
         if "S" in series.axes:
             raw.array = grey(np.moveaxis(raw.array, series.axes.index("S"), -1), raw.notes)
         raw.array = raw.array.reshape([side for side in raw.array.shape[:-2] if side > 1]
                                       + list(raw.array.shape[-2:]))  # fmt: skip
-        _tif_pixel_pm(raw, tif)
+        _tif_pixel_pm(raw, tif, first)
         _tif_fei(raw, tif.fei_metadata or {})
     return raw
+
+
+def _frame_px(series: Any) -> int:
+    return math.prod(_frame_axes(series.shape, series.axes)[-2:])
 
 
 def _frame_axes(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
@@ -222,9 +226,23 @@ def _frame_axes(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     return (shape[channel], *shape[:channel], *shape[channel + 1 :])
 
 
-def _tif_pixel_pm(raw: Raw, tif: Any) -> None:
+def _tif_notes(tif: Any, series: Any) -> list[str]:
+    """Return what of a TIFF was chosen, or may mean something else."""
+    notes = []
+    if len(tif.series) > 1:
+        shape = " x ".join(map(str, series.shape))
+        notes.append(f"{len(tif.series)} images; the largest was taken, {shape}")
+    if "C" in series.axes and series.shape[series.axes.index("C")] > 1:
+        count = series.shape[series.axes.index("C")]
+        notes.append(f"{count} channels, each taken as a frame: export one detector's by itself")
+    if series.keyframe.photometric == 0:
+        notes.append("it declares 0 to be white: if atoms are dark, invert it")
+    return notes
+
+
+def _tif_pixel_pm(raw: Raw, tif: Any, page: Any) -> None:
     """Take the first of four conventions that states a pixel size; the others are claims."""
-    tags = {tag.code: tag.value for tag in tif.pages.first.tags}
+    tags = {tag.code: tag.value for tag in page.tags}
     stated: dict[str, float | None] = {}
     if 65009 in tags:  # Gatan's private tags, which HyperSpy writes too
         edges = [length_pm(tags.get(65009 + axis), str(tags.get(65003 + axis))) for axis in (1, 0)]

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from manybeam.data.optics import FWHM_PER_SIGMA, collected, wavelength_pm
-from manybeam.data.structures import CARBON_A2, EXPONENT, Structure
+from manybeam.data.structures import CARBON_A2, EXPONENT, PEAK_PER_A2, Structure
 
 BESIDE_PM = (250.0, 700.0)  # between an atom and the one it has gathered beside
 PARTS = 4  # places an atom is seen at while the beam passes over it
 SPECK_SIGNAL = (0.1, 0.5)  # of a heavy atom's
 INNER_PM, OUTER_PM = 60.0, 150.0  # of the difference of Gaussians that visibility is judged by
 AROUND_PM = 450.0  # as far around an atom the support's texture counts
-BACKGROUND_A2 = 0.55 * CARBON_A2  # of a background of one carbon peak, per A^2 of the frame
+BACKGROUND_A2 = PEAK_PER_A2 * CARBON_A2  # of a background of one carbon peak, per A^2 of the frame
 
 Array = NDArray[np.floating]
 Draw = Mapping[str, float]

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +47,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".emi": ("TIA experiment", vendors.read_emi),
 }
 
+LEAST_STEP = 1e-3  # of a frame's contrast, which float32 has to resolve
 # First bytes -> suffix, to say what a wrongly named file really is.
 _MAGIC = {
     b"\x93NUMPY": ".npy",
@@ -150,12 +152,13 @@ def inspect_frame(array: ArrayLike) -> tuple[Frame, tuple[str, ...]]:
     """Return `check_frame`'s frame, and what had to be done to it."""
     values = _numbers(array)
     _check_shape(values.shape)
+    values, notes = _without_offset(values)
     with np.errstate(over="ignore", invalid="ignore"):
         frame = np.ascontiguousarray(values, dtype=np.float32)
     low, high = frame.min(), frame.max()
-    notes: tuple[str, ...] = ()
     if not (np.isfinite(low) and np.isfinite(high)):
-        frame, notes = _filled(frame, values)
+        frame, filled = _filled(frame, values)
+        notes += filled
         low, high = frame.min(), frame.max()
     if low == high:
         raise InvalidFrame(
@@ -295,6 +298,20 @@ def _check_shape(shape: tuple[int, ...]) -> None:
             f"at most {most} px (max_frame_px)",
             "crop or bin it, or raise MANYBEAM_MAX_FRAME_PX",
         )
+
+
+def _without_offset(values: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Return the pixels without an offset in which a float32 would lose their contrast."""
+    if values.dtype.itemsize <= 2 or values.dtype == np.float32:
+        return values, ()
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return values, ()
+    largest, spread = max(abs(float(low)), abs(float(high))), float(high) - float(low)
+    if not spread or largest * float(np.finfo(np.float32).eps) <= LEAST_STEP * spread:
+        return values, ()
+    note = f"{float(low):.9g} was taken off every pixel: a float32 does not hold their contrast"
+    return values - low, (note,)
 
 
 def _filled(frame: Frame, values: NDArray[np.generic]) -> tuple[Frame, tuple[str, ...]]:

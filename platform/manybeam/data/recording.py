@@ -14,11 +14,12 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from manybeam.data.optics import collected
-from manybeam.data.structures import Structure, smooth_noise
+from manybeam.data.structures import PEAK_PER_A2, Structure, smooth_noise
 
-PEAK_PER_A2 = 0.55  # of one atom's power, at the peak of a 110 pm probe: the unit of background
 DIRT_PM = 350.0  # over which contamination is smooth
 FLYBACK_SHARE = 0.08  # of a row, over which the distortion at its start decays
+SLOW_STEP = 0.05  # of the random walk of rows, in deviations of their white jitter
+SIGMAS = 4.0  # of jitter that the ground beside a frame has room for
 SETTLING = 1.5  # at least so many times its size: the beam never runs backwards into a row
 
 Draw = Mapping[str, float]
@@ -61,19 +62,35 @@ def record(
 def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return (y, x, atomic number) of the atoms seen in the frame, where the frame shows them.
 
-    Drift and fly-back move what is seen; row jitter is noise and does not enter the truth.
+    Drift and fly-back move what is seen; row jitter is noise and does not enter the truth. The
+    sample drifts through its place at the middle of the scan.
     """
     y_px, x_px = (structure.position_n2 / draw["pixel_size_pm"]).T
     drift_px = draw["drift_pm_per_row"] / draw["pixel_size_pm"]
     drift_y = drift_px * math.cos(draw["drift_angle"])
     drift_x = drift_px * math.sin(draw["drift_angle"])
-    seen_y = y_px / (1 + drift_y)
-    seen_x = _before_flyback(x_px - drift_x * seen_y, draw, shape[1])
+    middle = (shape[0] - 1) / 2
+    seen_y = (y_px + drift_y * middle) / (1 + drift_y)
+    seen_x = _before_flyback(x_px - drift_x * (seen_y - middle), draw, shape[1])
     inside = (
         (seen_y > -0.5) & (seen_y < shape[0] - 0.5) & (seen_x > -0.5) & (seen_x < shape[1] - 0.5)
     ) & structure.is_told_n
     seen = np.stack([seen_y, seen_x, structure.number_n], axis=1)
     return np.asarray(seen[inside], np.float32)
+
+
+def reach_pm(most: Draw, shape: tuple[int, int]) -> float:
+    """Return how far beyond the frame's edges the beam may go: drift, jitter, late fly-back.
+
+    Args:
+        most: the largest magnitude of each quantity, and the least pixel size.
+        shape: rows and columns of a frame.
+    """
+    drift = most["drift_pm_per_row"] * shape[0] / 2
+    jitter = most["row_jitter_pm"] * (SIGMAS + SLOW_STEP * 2 * math.sqrt(shape[0]))
+    flyback_px = most["flyback_pm"] / most["pixel_size_pm"]
+    length = max(FLYBACK_SHARE * shape[1], SETTLING * flyback_px)
+    return drift + jitter + most["flyback_pm"] * math.exp(-(shape[1] - 1) / length)
 
 
 def _before_flyback(x_px: NDArray[np.floating], draw: Draw, columns: int) -> NDArray[np.floating]:
@@ -106,11 +123,12 @@ def _scan(
     )
     flyback = _wide(q["flyback_pm"] / q["pixel_size_pm"])
     row = torch.arange(shape[0], dtype=torch.float32)[None, :, None]
+    late = row - (shape[0] - 1) / 2
     column = torch.arange(shape[1], dtype=torch.float32)[None, None, :]
     white_x, white_y, slow = _row_noise(streams, shape[0])
     decay = torch.exp(-column / (SETTLING * flyback).clamp_min(FLYBACK_SHARE * shape[1]))
-    x = column + (white_x + slow) * jitter + flyback * decay + drift_x * row
-    y = row + 0.3 * white_y * jitter + drift_y * row + 0 * column
+    x = column + (white_x + slow) * jitter + flyback * decay + drift_x * late
+    y = row + 0.3 * white_y * jitter + drift_y * late + 0 * column
     rows, columns = image_byx.shape[1:]
     at_x, at_y = ((x + margin_px) / (columns - 1) * 2 - 1, (y + margin_px) / (rows - 1) * 2 - 1)
     sampled = torch.nn.functional.grid_sample(
@@ -126,7 +144,7 @@ def _scan(
 def _row_noise(streams: Sequence[Generator], rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return white noise of each row in x and y, and a slow random walk, (b, rows, 1) each."""
     white = torch.stack([_normal(rng, (3, rows, 1)) for rng in streams])
-    slow = white[:, 2].cumsum(1) * 0.05
+    slow = white[:, 2].cumsum(1) * SLOW_STEP
     return white[:, 0], white[:, 1], slow - slow.mean(1, keepdim=True)
 
 
@@ -166,13 +184,22 @@ def _noise_maker(
 
 
 def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
-    """Return counts with the tail of a scintillator: causal, exponential, along each row."""
+    """Return counts with the tail of a scintillator: causal, exponential, along each row.
+
+    The beam waits beside the row before it starts, where the sample is like the row's first
+    pixels: the scintillator glows already. Without that every row began dark.
+    """
     if not length_b.any():
         return counts_byx
     tailed = counts_byx.clone()
     for b in torch.nonzero(length_b).ravel().tolist():
         keep = math.exp(-1 / float(length_b[b]))
-        tailed[b] = torch.from_numpy(lfilter([1 - keep], [1, -keep], counts_byx[b].numpy(), axis=1))
+        counts_yx = counts_byx[b].numpy()
+        share_x = keep ** np.arange(max(counts_yx.shape[1] - 1, 1))
+        before_y = counts_yx[:, -len(share_x) :] @ (share_x / share_x.sum())
+        start_y1 = (keep * before_y)[:, None].astype(counts_yx.dtype)
+        glowing_yx, _ = lfilter([1 - keep], [1, -keep], counts_yx, axis=1, zi=start_y1)
+        tailed[b] = torch.from_numpy(glowing_yx)
     return tailed
 
 

@@ -44,17 +44,20 @@ class Ground:
         canvas: rows and columns of the frame and the margins around it.
         margin_px: rows and columns of the canvas before the frame.
         pixel_size_pm: edge of a pixel.
+        beyond_pm: how far the scan sweeps beyond the frame's edges: there the sample goes on.
     """
 
     shape: tuple[int, int]
     canvas: tuple[int, int]
     margin_px: int
     pixel_size_pm: float
+    beyond_pm: float = 0.0
 
     @property
     def side_pm(self) -> tuple[float, float]:
-        """Height and width of the frame."""
-        return self.shape[0] * self.pixel_size_pm, self.shape[1] * self.pixel_size_pm
+        """Height and width of what the scan sweeps: the frame, and `beyond_pm` on each side."""
+        height, width = (side * self.pixel_size_pm + 2 * self.beyond_pm for side in self.shape)
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def scene(sample: Sample, draw: Draw, ground: Ground, rng: Generator) -> Scene:
         return _heavy(draw, ground, rng)
     atoms = _ATOMS[sample.structure](sample, draw, ground.side_pm, rng)
     loose = _loose_carbon(draw["amorphous"], ground.side_pm, rng)
+    atoms, loose = (
+        replace(one, position_n2=one.position_n2 - ground.beyond_pm) for one in (atoms, loose)
+    )
     return Scene(atoms, loose if len(loose.number_n) else None)
 
 
@@ -115,14 +121,16 @@ def _mos2(sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generat
 def _lsmo(sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generator) -> Structure:
     """Return LSMO along its zone axis; where none is given, each frame draws one of the usual."""
     zone_axis = sample.zone_axis or LSMO_BEAMS[rng.integers(len(LSMO_BEAMS))]
-    return _slab(LSMO, zone_axis, draw, side_pm, rng)
+    return _slab(LSMO, zone_axis, draw, side_pm, rng, is_thickness_known=True)
 
 
 def _from_file(
     sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generator
 ) -> Structure:
     crystal = read_crystal(sample.file or "", sample.file_sha256)
-    return _slab(crystal, sample.zone_axis or BEAM, draw, side_pm, rng)
+    is_known = sample.thickness_nm is not None
+    zone_axis = sample.zone_axis or BEAM
+    return _slab(crystal, zone_axis, draw, side_pm, rng, is_thickness_known=is_known)
 
 
 def _slab(
@@ -131,13 +139,17 @@ def _slab(
     draw: Draw,
     side_pm: tuple[float, float],
     rng: Generator,
+    *,
+    is_thickness_known: bool,
 ) -> Structure:
     columns = view(crystal, zone_axis)
     place_n2, kind_n = grown(columns, draw["strain"], side_pm, rng)
     if rng.random() < draw["hole_probability"]:
         kept_n = cut(place_n2, side_pm, rng)
         place_n2, kind_n = place_n2[kept_n], kind_n[kept_n]
-    repeats = _repeats(draw, columns.repeat_pm)
+    # A sheet in a cell of its own is one sheet, unless somebody wants it thicker.
+    alone = columns.is_sheet and not is_thickness_known
+    repeats = 1 if alone else _repeats(draw, columns.repeat_pm)
     shares = thinned(crystal.shares, draw["vacancy_fraction"])
     return occupied((place_n2, kind_n), columns, shares, repeats, rng)
 

@@ -6,11 +6,12 @@ Everybody's tree differs, so it is names that are looked for, at any depth, and 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from manybeam.data.formats import Raw, as_number, square_pm
+from manybeam.data.formats import Raw, as_number, detector_named, square_pm
 from manybeam.data.units import FIELD_OF_VIEW, OURS, measure
 
 MOST_BYTES = 1_000_000
@@ -46,6 +47,10 @@ NAMES: dict[str, tuple[str, str, float]] = {
     **dict.fromkeys(("fov", "fieldofview", "fovx", "fieldofviewx"), (FIELD_OF_VIEW, "", 1)),
     **dict.fromkeys(("fovy", "fieldofviewy"), (FIELD_OF_VIEW + " y", "", 1)),
 }  # fmt: skip
+# HyperSpy's tree states no units; its manual does, and two differ from what others mean.
+_HYPERSPY = "Acquisition_instrument"
+_HYPERSPY_UNITS = {"beam_current": "nA", "dwell_time": "s"}
+_KINDS = ("experimenttype", "modality", "detector", "detectorname")  # what names the imaging
 _SUFFIX = re.compile(r"[_ (\[]+(kv|v|kev|mrad|rad|pa|na|nm|pm|um|us|ms|ns|s|m|a)[)\]]?$", re.I)
 
 
@@ -75,24 +80,30 @@ def add_tree(raw: Raw, tree: object, source: str) -> None:
     _add(raw, found, source)
 
 
-def _leaves(tree: Any, depth: int = 0) -> Iterator[tuple[str, Any, str]]:
-    """Yield (name, value, unit) of every number and text, the unit where a neighbour states it."""
+def _leaves(
+    tree: Any, depth: int = 0, usual: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield (name, value, unit) of every number and text, the unit where a neighbour states it.
+
+    `usual` has the units of the program whose tree this is, by name.
+    """
     if isinstance(tree, dict) and depth < 20:
         for key, value in tree.items():
+            units = _HYPERSPY_UNITS if key == _HYPERSPY else usual
             if isinstance(value, dict) and "value" in value:
                 unit = value.get("unit", value.get("units", ""))
                 yield str(key), value["value"], str(unit)
             elif isinstance(value, dict | list):
-                inside = list(_leaves(value, depth + 1))
+                inside = list(_leaves(value, depth + 1, units))
                 yield from inside
                 # A known name over nothing known is not understood, which must be told.
                 if _plain(key) in NAMES and not any(_plain(name) in NAMES for name, *_ in inside):
                     yield str(key), value, ""
             else:
-                yield str(key), value, _unit_beside(tree, str(key))
+                yield str(key), value, _unit_beside(tree, str(key)) or usual.get(str(key), "")
     elif isinstance(tree, list) and depth < 20:
         for value in tree:
-            yield from _leaves(value, depth + 1)
+            yield from _leaves(value, depth + 1, usual)
 
 
 def _plain(key: object) -> str:
@@ -115,6 +126,8 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
     suffix, name = _SUFFIX.search(key), _plain(key)
     if name in ("materialtype", "material", "specimen") and isinstance(value, str):
         raw.material = raw.material or value
+    if name in _KINDS and isinstance(value, str) and raw.modality == "unknown":
+        raw.modality = detector_named(value) or "unknown"
     if name not in NAMES or isinstance(value, bool) or value is None:
         return
     field, usual, sign = NAMES[name]

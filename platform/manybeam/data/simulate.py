@@ -21,18 +21,21 @@ from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.making import Part
-from manybeam.data.recording import record, true_places
+from manybeam.data.measured import dose_e_per_a2
+from manybeam.data.recording import reach_pm, record, true_places
 from manybeam.data.rendering import image
 from manybeam.data.scenes import Ground, scene
 from manybeam.data.structures import CARBON_A2, MARGIN_PM
 from manybeam.data.typical import typical
-from manybeam.errors import InvalidInput
+from manybeam.errors import InvalidInput, TooLarge
+from manybeam.settings import settings
 from manybeam.spec import Condition, Policy, Range
 from manybeam.spec.imaging import Sample
 
 # Raised whenever frames of one condition and seed come out otherwise than before: it is part of the
 # names of frames, runs and scores, so that what an older simulator made is never taken for new.
-SIMULATOR = 2
+SIMULATOR = 3
+LEAST_MARGIN_PM = 150.0  # of sample beyond the farthest place the beam goes to
 BATCH_PIXELS = 300_000  # of one batch's canvas: bounds memory and stays in the caches
 DEFAULT_SHAPE = (128, 128)
 
@@ -73,6 +76,7 @@ def simulate(
 
     Raises:
         InvalidInput: no structure to draw, or a count or shape that makes no frame.
+        TooLarge: more pixels than `max_frame_px`, or twice that with the ground around.
     """
     batches = list(_batches(imaging, count, seed, shape))
     return Simulated(
@@ -108,6 +112,7 @@ def simulate_into(
     Raises:
         Conflict: there is a set, and it must not be overwritten.
         InvalidInput: see `simulate`.
+        TooLarge: see `simulate`.
     """
 
     def parts() -> Iterator[Part]:
@@ -131,16 +136,43 @@ def _batches(
             f"{count} frames of {shape[0]} x {shape[1]} px", "at least one frame of one pixel", ""
         )
     quantities = typical(imaging)
-    size = quantities["scan.pixel_size_pm"]
-    # The same margin for every frame of a policy: a frame must not depend on others of its batch.
-    margin_px = math.ceil(MARGIN_PM / (size.low if isinstance(size, Range) else size))
+    around = _around(quantities, shape)
+    _check_size(shape, around[0])
     at_once = max(1, min(16, BATCH_PIXELS // (shape[0] * shape[1])))
     for first in range(0, count, at_once):
         streams = [
             np.random.default_rng((seed, i)) for i in range(first, min(first + at_once, count))
         ]
         draws = [_draw(imaging, quantities, rng) for rng in streams]
-        yield _simulate_batch(imaging.sample, draws, shape, margin_px, streams)
+        yield _simulate_batch(imaging.sample, draws, shape, around, streams)
+
+
+def _check_size(shape: tuple[int, int], margin_px: int) -> None:
+    rows, columns = (side + 2 * margin_px for side in shape)
+    most = settings().max_frame_px
+    if shape[0] * shape[1] > most or rows * columns > 2 * most:
+        raise TooLarge(
+            f"frames of {shape[0]} x {shape[1]} px, {rows} x {columns} px with the ground around",
+            f"at most {most} px a frame, twice that with its ground (max_frame_px)",
+            "take a smaller frame, larger pixels or less drift, or raise MANYBEAM_MAX_FRAME_PX",
+        )
+
+
+def _around(quantities: Mapping[str, float | Range], shape: tuple[int, int]) -> tuple[int, float]:
+    """Return the margin of a canvas, in pixels, and how far the sample goes on beyond a frame.
+
+    The same for every frame of a policy: a frame must not depend on others of its batch. Where
+    the beam ran past the margin it would see the sample mirrored, atoms that no truth knows.
+    """
+    ends = {
+        path.rpartition(".")[2]: (value.low, value.high) if isinstance(value, Range) else (value,)
+        for path, value in quantities.items()
+    }
+    most = {name: max(map(abs, both)) for name, both in ends.items()}
+    least_px = min(ends["pixel_size_pm"])
+    reach = reach_pm(most | {"pixel_size_pm": least_px}, shape)
+    beyond_pm = max(0.0, reach + LEAST_MARGIN_PM - MARGIN_PM)
+    return math.ceil((MARGIN_PM + beyond_pm) / least_px), beyond_pm
 
 
 def _draw(
@@ -156,6 +188,10 @@ def _draw(
             drawn[name] = rng.uniform(value.low, value.high)
         else:
             drawn[name] = value
+    current, dwell = drawn["beam_current_pa"], drawn["dwell_us"]
+    if imaging.dose_e_per_a2 is None and current and dwell:
+        drawn["dose_e_per_a2"] = dose_e_per_a2(current, dwell, drawn["pixel_size_pm"])
+    drawn["atomic_number"] = float(round(drawn["atomic_number"]))
     # The sample drifts any way it likes; a frame without drift draws nothing for it.
     drifts = drawn["drift_pm_per_row"] != 0
     drawn["drift_angle"] = rng.uniform(0, 2 * math.pi) if drifts else 0.0
@@ -166,15 +202,16 @@ def _simulate_batch(
     sample: Sample,
     draws: Sequence[Mapping[str, float]],
     shape: tuple[int, int],
-    margin_px: int,
+    around: tuple[int, float],
     streams: Sequence[Generator],
 ) -> Simulated:
     """Return one batch: what lies under the beam, its image, the recorded frames, the truth."""
+    margin_px, beyond_pm = around
     rows, columns = (scipy.fft.next_fast_len(side + 2 * margin_px, real=True) for side in shape)
     q = {name: torch.tensor([draw[name] for draw in draws]) for name in draws[0]}
     angle = np.stack([rng.uniform(0, 2 * math.pi, 3) for rng in streams])
     sizes = np.array([draw["pixel_size_pm"] for draw in draws])
-    grounds = [Ground(shape, (rows, columns), margin_px, size) for size in sizes]
+    grounds = [Ground(shape, (rows, columns), margin_px, size, beyond_pm) for size in sizes]
     scenes = [
         scene(sample, draw, ground, rng)
         for draw, ground, rng in zip(draws, grounds, streams, strict=True)

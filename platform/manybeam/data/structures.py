@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 # Of one carbon atom, 70 to 200 mrad at 60 kV, by multislice (decision 0008): 0.85e-3 in graphene,
 # 1.03e-3 alone. `optics.collected` scales it.
 CARBON_A2 = 1.0e-3
+# The unit of background and contamination, per scattering power of a carbon atom: about the height
+# of its peak, which is .65 under graphene's typical probe. Fixed, so that a background stays the
+# same whatever the probe.
+PEAK_PER_A2 = 0.55
 EXPONENT = 1.64  # of the atomic number in an atom's scattering power
 LATTICE_PM = 246.0  # graphene
 MARGIN_PM = 400.0

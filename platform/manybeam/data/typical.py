@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+from manybeam.data.measured import dose_e_per_a2
 from manybeam.errors import InvalidInput
 from manybeam.spec import Range
 from manybeam.spec.imaging import Imaging
@@ -101,6 +102,9 @@ def filled(imaging: Written) -> Written:
 def typical(imaging: Imaging) -> dict[str, float | Range]:
     """Return every quantity by its dotted path, the unknown ones typical of the structure.
 
+    An unknown dose is the one that beam current, dwell time and pixel size make, where they are
+    known; of ranges, between the least and the most.
+
     Raises:
         InvalidInput: the structure is unknown, so there is nothing to draw; or the detector, its
             open angle filled in, is no ring.
@@ -118,7 +122,22 @@ def typical(imaging: Imaging) -> dict[str, float | Range]:
         for path, value in imaging.quantities()
     }
     _check_ring(imaging, numbers)
+    if imaging.dose_e_per_a2 is None:
+        numbers["dose_e_per_a2"] = _made_dose(numbers) or numbers["dose_e_per_a2"]
     return numbers
+
+
+def _made_dose(numbers: dict[str, float | Range]) -> float | Range | None:
+    """Return the dose that current, dwell time and pixel size make; None if one is unknown."""
+    parts = [numbers[path] for path in ("optics.beam_current_pa", "scan.dwell_us")]
+    if not all(parts):
+        return None
+    (low_pa, high_pa), (low_us, high_us), (low_pm, high_pm) = (
+        (one.low, one.high) if isinstance(one, Range) else (one, one)
+        for one in (*parts, numbers["scan.pixel_size_pm"])
+    )
+    low, high = dose_e_per_a2(low_pa, low_us, high_pm), dose_e_per_a2(high_pa, high_us, low_pm)
+    return low if low == high else Range(low=low, high=high)
 
 
 def _check_ring(imaging: Imaging, numbers: dict[str, float | Range]) -> None:

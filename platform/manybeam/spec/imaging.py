@@ -169,7 +169,7 @@ class Detector(Group):
 
     detector_inner_mrad: Quantity = quantity(0, 500, "mrad", "inner collection angle")
     detector_outer_mrad: Quantity = quantity(1, 1000, "mrad", "outer collection angle")
-    gain: Quantity = quantity(0, 1e9, "1", "counts recorded per electron")
+    gain: Quantity = quantity(1e-9, 1e9, "1", "counts recorded per electron")
     offset: Quantity = quantity(-1e9, 1e9, "1", "counts recorded without beam")
     readout_e: Quantity = quantity(0, 100, "e", "standard deviation of the readout noise")
     afterglow_px: Quantity = quantity(0, 20, "px", "decay length of the scintillator along a row")
