@@ -33,8 +33,9 @@ def recipe(**fields: Any) -> Recipe:
     return Recipe.model_validate({**words, **fields})
 
 
-def labelled(name: str, count: int, seed: int) -> list[Labelled]:
-    made = simulate(Library(ROOT / "zoo").policy(name), count, seed=seed, shape=(96, 96))
+def labelled(name: str, count: int, seed: int, side: int = 96) -> list[Labelled]:
+    policy = Library(ROOT / "zoo").policy(name)
+    made = simulate(policy, count, seed=seed, shape=(side, side))
     sizes = made.pixel_size_pm.tolist()
     return list(zip(made.frames_nyx, made.truth, sizes, strict=True))
 
@@ -84,7 +85,7 @@ def test_it_finds_the_atoms_of_frames_it_has_not_seen(fitted: Any) -> None:
 
 
 def test_the_seed_draws_the_frames_that_are_looked_at() -> None:
-    frames = labelled("graphene-nominal", 50, seed=4)
+    frames = labelled("graphene-nominal", 50, seed=4, side=48)
     plans = [PLAN.model_copy(update={"seed": seed}) for seed in (1, 1, 2)]
     one, same, other = (
         fit_bandpass(recipe().of(plan), plan, 0, frames, "0" * 32).weights for plan in plans

@@ -45,15 +45,16 @@ def export(
 
     Example: manybeam zoo export graphene@serving --author "Ada Lovelace" --out graphene.zip
     """
-    import getpass
-
+    from manybeam.zoo.audit import whoami
     from manybeam.zoo.exchange import Credit
     from manybeam.zoo.exchange import export as write
     from manybeam.zoo.exchange.unpack import sha256_of_file
     from manybeam.zoo.registry import Zoo
 
     credit = Credit(
-        authors=tuple(author or [getpass.getuser()]), licence=licence, tags=tuple(tag or ())
+        authors=tuple(author or [whoami().partition("@")[0]]),
+        licence=licence,
+        tags=tuple(tag or ()),
     )
     path = write(Zoo(), ref, out, form=package.value, overwrite=overwrite, credit=credit)
     if package is PackageForm.bioimageio:

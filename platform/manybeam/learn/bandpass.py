@@ -18,8 +18,8 @@ from manybeam.learn.classical import FLAT
 from manybeam.spec.recipe import Network
 
 NAME = "bandpass"  # of the network, in a recipe
-REACH = 4.0  # deviations of a Gaussian that its kernel reaches
-WIDEST_PX = 64  # that a kernel may reach: smaller frames cannot be mirrored farther
+REACH_PX, WINDOW_REACH_PX = 32, 96  # of the kernels: of the band, and of the window
+MIRRORS = 4  # a side of 32 px is mirrored so often before it fills the longest reach
 TINY = 1e-12
 
 
@@ -29,7 +29,7 @@ class BandPass(nn.Module):
     Attributes:
         width_px: of the narrow Gaussian.
         ratio: width of the wide Gaussian per narrow one.
-        window_px: width of the window in which a frame is evened out first; 0 for not at all.
+        window_px: width of the window in which a frame is evened out first.
         head: what a height is worth, in log-odds.
     """
 
@@ -47,36 +47,45 @@ class BandPass(nn.Module):
             )
         self.register_buffer("width_px", torch.tensor(2.0))
         self.register_buffer("ratio", torch.tensor(1.6))
-        self.register_buffer("window_px", torch.tensor(0.0))
+        self.register_buffer("window_px", torch.tensor(16.0))
         self.head = nn.Conv2d(1, 1, 1)
 
     def forward(self, frames_ncyx: Tensor) -> Tensor:
         """Return logits (n, 1, y, x) of frames (n, 1, y, x)."""
-        width, ratio, window = (float(one) for one in (self.width_px, self.ratio, self.window_px))
-        even = _evened(frames_ncyx, window)
-        band = _blurred(even, width) - _blurred(even, width * ratio)
-        scatter = band.flatten(1).std(dim=1).clamp_min(TINY)
-        return cast(Tensor, self.head(band / scatter[:, None, None, None]))
+        even = _evened(frames_ncyx, self.window_px)
+        narrow = _blurred(even, self.width_px, REACH_PX)
+        band = narrow - _blurred(even, self.width_px * self.ratio, REACH_PX)
+        return cast(Tensor, self.head(band / _scatter(band)))
 
 
-def _evened(frames_ncyx: Tensor, window: float) -> Tensor:
+def _evened(frames_ncyx: Tensor, window: Tensor) -> Tensor:
     """Return frames in local deviations from their local mean, as the classical detector does."""
-    scatter = frames_ncyx.flatten(1).std(dim=1).clamp_min(TINY)[:, None, None, None]
-    frames_ncyx = frames_ncyx / scatter
-    if window <= 0:
-        return frames_ncyx
-    centred = frames_ncyx - _blurred(frames_ncyx, window)
-    variance = _blurred(centred.square(), window)
+    frames_ncyx = frames_ncyx / _scatter(frames_ncyx)
+    centred = frames_ncyx - _blurred(frames_ncyx, window, WINDOW_REACH_PX)
+    variance = _blurred(centred.square(), window, WINDOW_REACH_PX)
     return centred / variance.clamp_min(FLAT**2).sqrt()
 
 
-def _blurred(frames_ncyx: Tensor, width: float) -> Tensor:
+def _scatter(frames_ncyx: Tensor) -> Tensor:
+    return frames_ncyx.std(dim=(2, 3), keepdim=True).clamp_min(TINY)
+
+
+def _blurred(frames_ncyx: Tensor, width: Tensor, reach: int) -> Tensor:
     """Return frames (n, 1, y, x) blurred by a Gaussian, mirrored at their edges."""
-    most = min(WIDEST_PX, *(side - 1 for side in frames_ncyx.shape[2:]))
-    reach = min(int(REACH * width + 0.5), most)
-    offset = torch.arange(-reach, reach + 1, dtype=frames_ncyx.dtype, device=frames_ncyx.device)
-    kernel = torch.softmax(-0.5 * (offset / width).square(), dim=0)
-    padded = functional.pad(frames_ncyx, (reach,) * 4, mode="reflect")
-    return functional.conv2d(
-        functional.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :]
-    )
+    offset = torch.arange(-reach, reach + 1, dtype=width.dtype, device=width.device)
+    kernel = torch.softmax(-0.5 * (offset / width).square(), dim=0).to(frames_ncyx.dtype)
+    rows, columns = (_mirrored(side, reach, width.device) for side in frames_ncyx.shape[2:])
+    blurred = functional.conv2d(frames_ncyx[:, :, rows], kernel[None, None, :, None])
+    return functional.conv2d(blurred[..., columns], kernel[None, None, None, :])
+
+
+def _mirrored(side: int, reach: int, device: torch.device) -> Tensor:
+    """Return which row, or column, stands at each place up to `reach` beyond the edges.
+
+    Without a remainder, which has no word in ONNX for sides that vary.
+    """
+    last = side - 1
+    place = torch.arange(-reach, side + reach, device=device)
+    for _ in range(MIRRORS):
+        place = last - (last - place.abs()).abs()
+    return place.clamp(0, last)

@@ -21,6 +21,7 @@ from manybeam.learn.member import Member
 from manybeam.spec.recipe import MemberPlan, Recipe, TileSpec
 
 Array = NDArray[np.floating]
+WINDOWS_PM = (400, 800)  # in which brightness and contrast are evened out, as tried
 MOST_FRAMES = 48  # that are looked at; more change the numbers little
 
 
@@ -46,7 +47,8 @@ def fit_bandpass(
     seen = [_seen(labelled[n], recipe.tiles) for n in np.sort(drawn)]
     frames, truths = [frame for frame, _ in seen], [truth for _, truth in seen]
     radius_pm = recipe.tiles.mask_radius_pm
-    blob, _ = classical.tune(frames, truths, [size_pm] * len(seen), radius_pm)
+    sizes = [size_pm] * len(seen)
+    blob, _ = classical.tune(frames, truths, sizes, radius_pm, locals_pm=WINDOWS_PM)
     heights = [classical.heights(*one, size_pm, radius_pm, blob) for one in seen]
     height_k, is_true_k = (np.concatenate(column) for column in zip(*heights, strict=True))
     if not len(height_k):

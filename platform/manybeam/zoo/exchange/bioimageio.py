@@ -283,8 +283,9 @@ def _input(file: _File, view: View) -> Mapping[str, Any]:
 _INPUT_SAYS = {
     "frame": "one frame as recorded, rescaled to {pm:g} pm a pixel",
     "range": "one frame as recorded, rescaled to {pm:g} pm a pixel",
-    "local": "one frame rescaled to {pm:g} pm a pixel and ALREADY normalised by its local mean and "
-    "deviation, for which this format has no word; see the card",
+    # For which this format has no word, and few for words.
+    "local": "one frame rescaled to {pm:g} pm a pixel, ALREADY normalised by its local mean and "
+    "deviation (see the card)",
 }
 
 
