@@ -255,10 +255,61 @@ def test_an_unknown_pixel_size_is_survived(rehearsed: Any) -> None:
         assert found.candidates[0].predicted_f1 > 0.7
 
 
+def test_a_recorded_condition_of_unknown_structure_has_scores_and_no_likeness(
+    rehearsed: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "conditions").mkdir()
+    (tmp_path / "conditions" / "scope.yaml").write_text("{id: scope, origin: measured}")
+    recorded = matrix({"scope": (0.5, 0.6, 0.99)})
+    found = ranked(rehearsed, NOMINAL, recorded, library=Library(tmp_path))
+    assert found.nearest == ()
+    assert {one.member: one.components["matrix"] for one in found.candidates} == pytest.approx(
+        {0: 0.5, 1: 0.6, 2: 0.99}
+    )
+
+
+def test_scores_that_cannot_be_placed_are_not_said_to_be_of_conditions_like_this(
+    rehearsed: Any, tmp_path: Path
+) -> None:
+    found = ranked(rehearsed, NOMINAL, library=Library(tmp_path))
+    assert all("on all conditions, not on those like this" in one.why for one in found.candidates)
+    assert "set MANYBEAM_ZOO to the library" in found.why
+    placed = ranked(rehearsed, NOMINAL)
+    assert all("on conditions like this" in one.why for one in placed.candidates)
+
+
 # -- an ensemble that was rehearsed ----------------------------------------------------------------
 @pytest.fixture(scope="module")
 def known(rehearsed: Any) -> Forecaster:
     return Forecaster(rehearsed.table)
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        pytest.param(UNMEASURED, id="nothing was measured"),
+        pytest.param(matrix({NOMINAL: (0.9,) * 3, "mos2-60kv-nominal": (0.1,) * 3}), id="two kinds"),
+    ],
+)
+def test_what_is_promised_does_not_hang_on_what_was_measured_or_is_in_the_library(
+    rehearsed: Any, known: Forecaster, measured: Matrix, tmp_path: Path
+) -> None:
+    usual = ranked(rehearsed, NOMINAL, known=known)
+    for library in (LIBRARY, Library(tmp_path)):
+        found = ranked(rehearsed, NOMINAL, measured, known=known, library=library)
+        assert [one.predicted_f1 for one in found.candidates] == pytest.approx(
+            [one.predicted_f1 for one in usual.candidates]
+        )
+
+
+def test_a_frame_said_to_be_of_another_sample_than_rehearsed_is_flagged(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    other = Condition(id="told", sample={"structure": "mos2"}, origin="measured")
+    found = ranked(rehearsed, NOMINAL, known=known, condition=other)
+    assert found.verdict == "out-of-distribution"
+    assert "said to be of mos2, rehearsed were frames of graphene" in found.why
+    assert ranked(rehearsed, NOMINAL, known=known).verdict == "ok"
 
 
 def test_the_answers_compared_are_the_best_sub_ensembles_and_all(

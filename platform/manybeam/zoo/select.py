@@ -26,7 +26,7 @@ from manybeam.learn.look import Look, look
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy
 from manybeam.zoo.matrix import Matrix
-from manybeam.zoo.nearness import Near, nearest_conditions, structure_of
+from manybeam.zoo.nearness import Near, comparable, nearest_conditions, structure_of
 from manybeam.zoo.reasons import Outlook, candidate_reason, selection_reason
 from manybeam.zoo.records import Record
 from manybeam.zoo.unrehearsed import POOR_F1, matrix_estimate, rule_of_thumb, within_noise
@@ -190,14 +190,16 @@ def select(
         )
     library = library or _facility_library()
     policies = _policies(record, library)
-    measured = [library.conditions[one] for one in matrix.conditions if one in library.conditions]
+    measured = comparable(matrix, library)
     near = nearest_conditions(frame_yx, pixel_size_pm, condition, measured)
     if not measured:  # but where is not known here: then everywhere alike
         near = Near(np.inf, dict.fromkeys(matrix.conditions, 1 / max(len(matrix.conditions), 1)))
     trained = [policy for _, policy in policies.values() if policy is not None]
-    structure = structure_of(condition, [*measured, *trained])
+    # By the lattice of the table, or its scores are not those that the table's rows have.
+    rehearsed = known.table.structure if known else ""
+    structure = structure_of(condition, [*measured, *trained], rehearsed)
     seen = look(ensemble, frame_yx, pixel_size_pm, LATTICES.get(structure))
-    words = _Words(policies, near, _told(condition, pixel_size_pm))
+    words = _Words(policies, near, _told(condition, pixel_size_pm), structure)
     if known is None:
         return _unrehearsed(seen, matrix, words)
     return _rehearsed(seen, matrix, known, words, answering, false_atoms)
@@ -210,6 +212,7 @@ class _Words:
     policies: Mapping[int, tuple[str, Policy | None]]
     near: Near
     told: Mapping[str, float]
+    structure: str
 
     def candidates(self, ranked: Sequence[Outlook]) -> tuple[Candidate, ...]:
         return tuple(
@@ -280,7 +283,10 @@ def _rehearsed(
     said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
     if len(chosen) > 1:
         said.append(f"together they should reach {best.predicted_f1:.2f}")
-    warned = _warnings(distance, best, known.poor_f1)
+    warned = [
+        *_other_sample(words.structure, known.table.structure),
+        *_warnings(distance, best, known.poor_f1),
+    ]
     return Selection(
         verdict="out-of-distribution" if warned else "ok",
         candidates=words.candidates(ranked),
@@ -293,6 +299,13 @@ def _rehearsed(
         carried=carried,
         summary=tuple(seen.summary_cs.mean(axis=0).tolist()),
     )
+
+
+def _other_sample(told: str, rehearsed: str) -> list[str]:
+    """Return that a frame is said to be of another sample than those rehearsed, if it is."""
+    if not rehearsed or told == rehearsed:
+        return []
+    return [f"the frame is said to be of {told}, rehearsed were frames of {rehearsed}"]
 
 
 def _warnings(distance: float, best: Answerer, poor_f1: float) -> list[str]:
