@@ -58,6 +58,7 @@ def matrix(f1: dict[str, tuple[float, ...]]) -> Matrix:
 MEASURED = matrix({NOMINAL: (0.99, 0.98, 0.97), DIRTY: (0.6, 0.97, 0.7), COARSE: (0.7, 0.72, 0.98)})
 ONLY_NOMINAL = matrix({NOMINAL: (0.99, 0.98, 0.97)})
 UNMEASURED = Matrix(members=range(3))
+TWO_KINDS = matrix({NOMINAL: (0.9, 0.9, 0.9), "mos2-60kv-nominal": (0.1, 0.1, 0.1)})
 
 
 def frame_of(name: str, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, float]:
@@ -288,7 +289,7 @@ def known(rehearsed: Any) -> Forecaster:
     "measured",
     [
         pytest.param(UNMEASURED, id="nothing was measured"),
-        pytest.param(matrix({NOMINAL: (0.9,) * 3, "mos2-60kv-nominal": (0.1,) * 3}), id="two kinds"),
+        pytest.param(TWO_KINDS, id="two kinds of sample"),
     ],
 )
 def test_what_is_promised_does_not_hang_on_what_was_measured_or_is_in_the_library(
@@ -420,6 +421,27 @@ def test_a_bound_on_false_atoms_leaves_out_the_unsure_or_says_why_not(
 def test_no_bound_is_promised_for_an_ensemble_that_was_never_rehearsed(rehearsed: Any) -> None:
     with pytest.raises(InvalidInput, match="manybeam rehearse graphene@1"):
         ranked(rehearsed, NOMINAL, false_atoms=0.05)
+
+
+def test_of_two_ensembles_one_that_fits_answers_and_a_calibrated_promise_before_a_rule_of_thumb(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    sure = matrix({NOMINAL: (1.0, 1.0, 1.0)})
+    thumb, told = ranked(rehearsed, NOMINAL, sure), ranked(rehearsed, NOMINAL, known=known)
+    assert thumb.verdict == told.verdict == "ok"
+    assert told.standing > thumb.standing
+    assert thumb.standing > replace(told, verdict="out-of-distribution").standing
+    less = [replace(one, predicted_f1=one.predicted_f1 - 0.1) for one in told.answerers]
+    assert told.standing > replace(told, answerers=tuple(less)).standing
+
+
+def test_members_of_a_sub_ensemble_are_not_said_to_be_as_good_as_the_best(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    found = ranked(rehearsed, NOMINAL, known=known)
+    assert len(found.chosen) > 1
+    assert "it answers with member" in found.why
+    assert "within noise" not in found.why
 
 
 def test_one_member_is_a_selection_too(rehearsed: Any) -> None:

@@ -69,7 +69,10 @@ def selection_reason(
     if len(chosen) > 1:
         peers = ", ".join(_called(member, policies) for member in chosen[1:4])
         more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
-        said.append(f"as good as it within noise: {peers}{more}")
+        is_told = "rehearsed" in best.components  # a sub-ensemble is chosen for what it promises
+        said.append(
+            f"{'it answers with' if is_told else 'as good as it within noise:'} {peers}{more}"
+        )
     said.extend(_contrast(ranked, policies, told))
     said.append(f"its re-rendered atoms explain {100 * best.explained:.0f} % of the frame")
     said.append(_place(near))

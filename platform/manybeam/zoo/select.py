@@ -11,8 +11,6 @@ Axis letters: m member, y row, x column.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,8 +21,8 @@ from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.learn.fitness import LATTICES
 from manybeam.learn.forecast import Forecast, Forecaster, Weights
 from manybeam.learn.look import Look, look
-from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy
+from manybeam.zoo.facility import facility_library
 from manybeam.zoo.matrix import Matrix
 from manybeam.zoo.nearness import Near, comparable, nearest_conditions, structure_of
 from manybeam.zoo.reasons import Outlook, candidate_reason, selection_reason
@@ -145,6 +143,12 @@ class Selection:
         return None
 
     @property
+    def standing(self) -> tuple[bool, bool, float]:
+        """Which of several ensembles answers a frame, the greatest: fits, calibrated, promise."""
+        promise = self.promised(self.chosen) or (0.0,)
+        return self.verdict == "ok", self.is_calibrated, promise[0]
+
+    @property
     def weights(self) -> Weights:
         """Share of each chosen member in the answer."""
         if self.answerers:
@@ -188,7 +192,7 @@ def select(
             "it was not rehearsed with these members, so nobody knows how often they are wrong",
             f"manybeam rehearse {record.ref}",
         )
-    library = library or _facility_library()
+    library = library or facility_library()
     policies = _policies(record, library)
     measured = comparable(matrix, library)
     near = nearest_conditions(frame_yx, pixel_size_pm, condition, measured)
@@ -364,19 +368,6 @@ def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
         tried |= {"weighted": kept} if len(kept) > 1 else {}
         tried["all"] = dict.fromkeys(order, 1 / len(order))
     return tried
-
-
-def _facility_library() -> Library:
-    """Return the facility's library, read again only when one of its files has changed."""
-    folder = settings().zoo
-    stamps = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*.yaml")))
-    return _read_library(folder, stamps)
-
-
-@lru_cache(maxsize=4)
-def _read_library(folder: Path, stamps: tuple[tuple[str, int], ...]) -> Library:
-    del stamps  # only the key: other files, another library
-    return Library(folder)
 
 
 def _policies(record: Record, library: Library) -> dict[int, tuple[str, Policy | None]]:
