@@ -217,6 +217,17 @@ def test_the_frames_to_adapt_to_can_be_named(facility_folder):
         adapted(facility_folder, frames=[0, 7])
 
 
+def test_a_reference_to_one_member_adapts_it_and_keeps_the_others(facility_folder):
+    library, frames = Library(settings().zoo), str(facility_folder / "new.zarr")
+    done = iterate(Zoo(), "graphene@1/01", frames, CAREFUL, library, **ASKED)
+    assert {step.member for step in done.round.steps} == {1}
+    assert [one.index for one in done.round.members] == [0, 1]
+    assert done.record is not None, done.round.why
+    assert done.record.member_count == 2
+    with pytest.raises(InvalidInput, match="member 01 alone"):
+        iterate(Zoo(), "graphene@1/01", frames, CAREFUL, library, members=[0], **ASKED)
+
+
 def test_the_report_shows_before_and_after_and_says_what_was_decided(facility_folder, tmp_path):
     done = adapted(facility_folder)
     page = iterate_report(done, tmp_path / "report")
