@@ -24,7 +24,7 @@ from manybeam.errors import InvalidInput
 from manybeam.learn.fitness import SCORES
 from manybeam.learn.look import Look
 from manybeam.learn.reference import ReferenceTable
-from manybeam.learn.regress import Kernels, Regression, square_distances, standardised
+from manybeam.learn.regress import Kernels, Regression, Scatter, square_distances
 
 Weights = Mapping[int, float]  # index of a member -> its share in an answer
 
@@ -257,8 +257,8 @@ class _View:
     """Frames as rows of numbers, and what is nearest among them."""
 
     def __init__(self, raw_ns: np.ndarray) -> None:
-        self.raw_ns = raw_ns
-        self.known_ns = standardised(raw_ns[:1], raw_ns)[1]
+        self.raw_ns, self._scatter = raw_ns, Scatter(raw_ns)
+        self.known_ns = self._scatter.measured(raw_ns)
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -280,7 +280,7 @@ class _View:
 
     def seen(self, row_1s: np.ndarray) -> np.ndarray:
         """Return a new row in units of the scatter of those known."""
-        return standardised(row_1s, self.raw_ns)[0]
+        return self._scatter.measured(row_1s)
 
     def nearest(self, row_1s: np.ndarray) -> np.ndarray:
         """Return all rows, the nearest first."""
