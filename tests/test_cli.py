@@ -345,6 +345,19 @@ def test_a_bound_that_cannot_be_promised_is_told_and_no_atom_left_out(
 
 
 @pytest.mark.usefixtures("rehearsed_platform")
+def test_of_a_stack_selection_says_that_it_judged_the_first_frame(
+    tmp_path: Path, rehearsed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = _good_frame(tmp_path / "scan.tif", rehearsed)
+    frame = tifffile.imread(tmp_path / "scan.tif")
+    for count, told in ((1, False), (5, True)):
+        stack = np.stack([frame] * count)
+        tifffile.imwrite(tmp_path / "scan.tif", stack, photometric="minisblack")
+        assert main(["select", *words, "-e", "graphene", "-o", "id"]) == 0
+        assert ("scan.tif: the first of 5 frames" in capsys.readouterr().err) is told
+
+
+@pytest.mark.usefixtures("rehearsed_platform")
 def test_selection_of_a_rehearsed_ensemble_shows_what_was_learnt(
     tmp_path: Path, rehearsed: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from manybeam.cli.adapt_report import iterate_report
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import simulate
 from manybeam.data.tiles import Tiles
-from manybeam.errors import InvalidInput, InvalidSpec
+from manybeam.errors import InvalidInput, InvalidSpec, UnknownRef
 from manybeam.jobs.iterate import iterate
 from manybeam.jobs.kinds import RUNNERS
 from manybeam.jobs.scratch import Scratch
@@ -226,6 +226,11 @@ def test_a_reference_to_one_member_adapts_it_and_keeps_the_others(facility_folde
     assert done.record.member_count == 2
     with pytest.raises(InvalidInput, match="member 01 alone"):
         iterate(Zoo(), "graphene@1/01", frames, CAREFUL, library, members=[0], **ASKED)
+
+
+def test_a_member_that_is_not_there_is_refused_before_any_work(facility_folder):
+    with pytest.raises(UnknownRef, match="graphene@1 has no member 77"):
+        adapted(facility_folder, members=[0, 77])
 
 
 def test_the_report_shows_before_and_after_and_says_what_was_decided(facility_folder, tmp_path):

@@ -471,10 +471,11 @@ def test_the_order_of_the_members_does_not_change_the_ranking(
     )
 
 
-def test_a_frame_too_small_to_select_for_is_refused_in_words(rehearsed: Any) -> None:
+@pytest.mark.parametrize("side", [8, 40])
+def test_a_frame_too_small_to_select_for_is_refused_in_words(rehearsed: Any, side: int) -> None:
     frame, _, size = frame_of(NOMINAL)
     with pytest.raises(InvalidFrame, match="too small to tell which members suit it"):
-        select(record(), MEASURED, rehearsed.ensemble, frame[:40], size, library=LIBRARY)
+        select(record(), MEASURED, rehearsed.ensemble, frame[:side], size, library=LIBRARY)
 
 
 def test_a_512_px_frame_is_ranked_in_less_than_two_seconds_of_one_core(

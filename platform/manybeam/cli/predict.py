@@ -122,6 +122,8 @@ def select(
     picked, path = read_members(pick), picture_path(file, png)
     answer = next(_answers([file], ensemble, pixel_size_pm))
     selection: Selection = answer["selection"]
+    if answer["frame_count"] > 1:
+        say(f"{file.name}: the first of {answer['frame_count']} frames; predict judges each")
     say(f"{selection.verdict}: {selection.why}")
     for one in selection.answerers:
         say(f"   {one.name}: F1 {one.predicted_f1:.3f} ({one.low:.3f} to {one.high:.3f})")
@@ -169,7 +171,8 @@ def _answers(
         stack = read.frame if read.frame.ndim == 3 else read.frame[None]
         for index, frame in enumerate(stack):
             try:
-                yield _best_answer(candidates, read, frame, index, ref, false_atoms)
+                answer = _best_answer(candidates, read, frame, index, ref, false_atoms)
+                yield {**answer, "frame_count": len(stack)}
             except ManybeamError as error:
                 named = f"{read.source.name}: {error.what}"
                 raise type(error)(named, error.why, error.hint) from error

@@ -104,7 +104,7 @@ def iterate(
         executor: where a new version is measured, on the conditions its parent was measured on.
 
     Raises:
-        UnknownRef: no such ensemble.
+        UnknownRef: no such ensemble, or no such member of it.
         UnknownFrameSet: no FrameSet at that URL.
         InvalidInput: the set is empty or of several conditions, a frame is not in it, or no
             condition is known to hold truth out for.
@@ -148,13 +148,11 @@ def iterate(
     return IterateOutcome(found, made, parents, frames_nyx, pixel_size_pm)
 
 
-def _start(
-    zoo: "Zoo", ref: str, members: Sequence[int] | None
-) -> "tuple[Record, Sequence[int] | None]":
+def _start(zoo: "Zoo", ref: str, members: Sequence[int] | None) -> "tuple[Record, Sequence[int]]":
     """Return the whole version that a reference means, and the members it asks for."""
     record = zoo.resolve(ref)
     if record.selected is None:
-        return record, members
+        return record, [record.member(index).index for index in members or ()]
     if members and set(members) != {record.selected}:
         raise InvalidInput(
             f"members {', '.join(map(str, members))} of {ref}",

@@ -20,7 +20,7 @@ from manybeam.learn.carried import NEIGHBOURS, Carried, carry_over, frames_neede
 from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.learn.fitness import LATTICES
 from manybeam.learn.forecast import Forecast, Forecaster, Weights
-from manybeam.learn.look import Look, look
+from manybeam.learn.look import Look, check_size, look
 from manybeam.spec import Condition, Library, Policy
 from manybeam.zoo.facility import facility_library
 from manybeam.zoo.matrix import Matrix
@@ -185,6 +185,7 @@ def select(
 
     Raises:
         InvalidInput: a bound is asked for and the ensemble was never rehearsed.
+        InvalidFrame: too small to tell what it looks like.
     """
     if false_atoms and known is None:
         raise InvalidInput(
@@ -192,6 +193,7 @@ def select(
             "it was not rehearsed with these members, so nobody knows how often they are wrong",
             f"manybeam rehearse {record.ref}",
         )
+    check_size(frame_yx)
     library = library or facility_library()
     policies = _policies(record, library)
     measured = comparable(matrix, library)
@@ -287,10 +289,7 @@ def _rehearsed(
     said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
     if len(chosen) > 1:
         said.append(f"together they should reach {best.predicted_f1:.2f}")
-    warned = [
-        *_other_sample(words.structure, known.table.structure),
-        *_warnings(distance, best, known.poor_f1),
-    ]
+    warned = _warnings(distance, best, known, words.structure)
     return Selection(
         verdict="out-of-distribution" if warned else "ok",
         candidates=words.candidates(ranked),
@@ -305,23 +304,18 @@ def _rehearsed(
     )
 
 
-def _other_sample(told: str, rehearsed: str) -> list[str]:
-    """Return that a frame is said to be of another sample than those rehearsed, if it is."""
-    if not rehearsed or told == rehearsed:
-        return []
-    return [f"the frame is said to be of {told}, rehearsed were frames of {rehearsed}"]
-
-
-def _warnings(distance: float, best: Answerer, poor_f1: float) -> list[str]:
+def _warnings(distance: float, best: Answerer, known: Forecaster, told: str) -> list[str]:
     """Return why a frame is called out of distribution; nothing if it is not."""
-    said = []
+    said, rehearsed = [], known.table.structure
+    if rehearsed and told != rehearsed:
+        said.append(f"the frame is said to be of {told}, rehearsed were frames of {rehearsed}")
     if distance > FAR_FROM_TABLE:
         said.append(
             f"the frame is {distance:.1f} times as far from every rehearsed one as those lie "
             f"apart (out of distribution past {FAR_FROM_TABLE:g})"
         )
-    if best.predicted_f1 < poor_f1:
-        said.append(f"none fits: no answer promises F1 {poor_f1:.2f}")
+    if best.predicted_f1 < known.poor_f1:
+        said.append(f"none fits: no answer promises F1 {known.poor_f1:.2f}")
     return said
 
 
