@@ -16,7 +16,7 @@ import numpy as np
 
 from manybeam.data.simulate import Simulated, simulate
 from manybeam.errors import InvalidInput, MemberDiverged
-from manybeam.learn.abreast import each_abreast
+from manybeam.learn.abreast import each_abreast, stop_if_nobody_waits
 from manybeam.learn.adaptation import Adaptation, outcome
 from manybeam.learn.batch_norm import re_estimated
 from manybeam.learn.centring import Labelled, centred
@@ -296,6 +296,7 @@ def tune(parent: Member, lesson: Lesson, *, steps: int, seed: int) -> Member:
         plan,
         parent.index,
         lesson.tiles,
+        on_step=lambda *_: stop_if_nobody_waits(),
         initial=parent.weights,
         weight_nyx=lesson.weight_nyx,
     )
