@@ -323,6 +323,8 @@ def test_an_answer_under_a_bound_tells_how_far_its_positions_hold(
     assert row["members"] == ["00", "01", "02"]
     assert row["position_90_pm"] > 0
     assert "not calibrated" not in row["why"]
+    assert (row["false_atoms"], row["is_promised"]) == (0.3, True)
+    assert (row["predicted_f1"] is None) == (row["kept"] < 1)
 
 
 @pytest.mark.usefixtures("rehearsed_platform")
@@ -330,13 +332,29 @@ def test_a_bound_that_cannot_be_promised_is_told_and_no_atom_left_out(
     tmp_path: Path, rehearsed: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frame = _good_frame(tmp_path / "scan.tif", rehearsed)
-    counts = []
+    rows = []
     for more in ([], ["--false-atoms", "0.0001"]):
         assert main(["predict", *frame, "-e", "graphene", *more, "-o", "json"]) == 0
         shown = capsys.readouterr()
-        counts.append(json.loads(shown.out)[0]["atoms"])
+        rows.append(json.loads(shown.out)[0])
     assert "0.0001 false atoms cannot be promised" in shown.err
-    assert counts[0] == counts[1]
+    assert rows[0]["atoms"] == rows[1]["atoms"]
+    assert "is_promised" not in rows[0]
+    assert rows[1]["is_promised"] is False
+    assert "0.0001 false atoms cannot be promised" in rows[1]["doubts"]
+
+
+@pytest.mark.usefixtures("rehearsed_platform")
+def test_of_a_stack_selection_says_that_it_judged_the_first_frame(
+    tmp_path: Path, rehearsed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = _good_frame(tmp_path / "scan.tif", rehearsed)
+    frame = tifffile.imread(tmp_path / "scan.tif")
+    for count, told in ((1, False), (5, True)):
+        stack = np.stack([frame] * count)
+        tifffile.imwrite(tmp_path / "scan.tif", stack, photometric="minisblack")
+        assert main(["select", *words, "-e", "graphene", "-o", "id"]) == 0
+        assert ("scan.tif: the first of 5 frames" in capsys.readouterr().err) is told
 
 
 @pytest.mark.usefixtures("rehearsed_platform")

@@ -203,6 +203,7 @@ def test_a_package_holds_a_card_and_pictures(package: Path) -> None:
             id="two-kinds",
         ),
         pytest.param({"tiles": {"normalise": "local"}, "network": {"filters": 2}}, id="local"),
+        pytest.param({"network": {"name": "bandpass"}}, id="band-pass"),
     ],
 )
 def test_a_graph_answers_as_its_members_at_every_size(

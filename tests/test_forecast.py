@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from manybeam.data.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.fitness import LATTICES, SCORES
-from manybeam.learn.forecast import Forecast, Forecaster, Picked
+from manybeam.learn.forecast import Forecast, Forecaster, Picked, _Index
 from manybeam.learn.look import WINDOW_PX, Look, look
 from manybeam.learn.scores import f1_of, judge
 from manybeam.spec import Library
@@ -105,10 +105,28 @@ def test_what_is_promised_is_near_the_truth_for_members_and_for_all(asked: Asked
 
 
 def test_the_interval_holds_the_truth_nearly_as_often_as_promised(asked: Asked) -> None:
-    """Nine in ten with the 600 frames of a real rehearsal; a small one promises too much."""
+    """Nine in ten; what 30 frames with all their members in common leave to chance is allowed."""
     inside = (asked.true_nq >= asked.low_nq) & (asked.true_nq <= asked.high_nq)
-    assert inside.mean() >= 0.75
+    assert inside.mean() >= 0.8
     assert (asked.high_nq - asked.low_nq).mean() < 0.25
+
+
+@pytest.mark.parametrize("count", [60, 200, 600])
+def test_nine_truths_in_ten_lie_within_the_interval_however_few_were_learnt_from(
+    count: int,
+) -> None:
+    def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+        part_n = rng.uniform(0, 1, count)
+        return part_n[:, None], (0.2 + 0.7 * part_n + rng.normal(0, 0.1, count)).clip(0, 1)
+
+    inside = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        known = _Index(*drawn(count), np.arange(count))
+        part_ni, f1_n = drawn(200)
+        _, low_n, high_n = known.forecast(part_ni).T
+        inside.append(np.mean((low_n <= f1_n) & (f1_n <= high_n)))
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
 
 
 def test_the_interval_holds_the_forecast_and_all_are_shares(asked: Asked) -> None:

@@ -330,6 +330,12 @@ def test_a_url_without_a_set_is_unknown(url: str) -> None:
         FrameSet.open(f"{url}/none")
 
 
+def test_an_instrument_file_in_place_of_a_set_is_told_how_it_becomes_one(tmp_path: Path) -> None:
+    (tmp_path / "scan.npy").write_bytes(b"")
+    with pytest.raises(UnknownFrameSet, match=r"it is a file; manybeam data import .*scan\.npy"):
+        FrameSet.open(str(tmp_path / "scan.npy"))
+
+
 def test_a_set_is_not_made_twice_unless_overwritten(url: str) -> None:
     _made(url)
     open_store(url).put("notes.txt", b"mine")

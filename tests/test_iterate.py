@@ -14,9 +14,9 @@ from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput
 from manybeam.jobs.iterate import held_out_truth, iterate
 from manybeam.learn.centring import centred
-from manybeam.learn.court import Standing, f1_on, gate, noise_like
+from manybeam.learn.court import Standing, f1_on, gate, held_means, noise_like
 from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.iterate import adapt, tune
+from manybeam.learn.iterate import _gain, adapt, tune
 from manybeam.learn.member import Member, train_member
 from manybeam.learn.teachers import frames_digest, simulated_tiles, twin_lesson
 from manybeam.spec import Condition, Library, Policy, Recipe
@@ -227,6 +227,13 @@ def test_a_condition_where_the_parent_is_no_use_has_nothing_to_lose():
     before = Standing(0.8, 0.85, 0.8, {"nominal": (0.99, 0.002), "extreme": (0.19, 0.01)})
     after = Standing(0.9, 0.93, 0.9, {"nominal": (0.99, 0.002), "extreme": (0.11, 0.01)})
     assert gate(before, after, max_regression=0.005) == ""
+
+
+def test_what_was_held_is_told_where_the_parent_was_of_use_as_the_gate_counts_it():
+    before = Standing(0.8, 0.58, 0.8, {"nominal": (0.99, 0.002), "extreme": (0.17, 0.01)})
+    after = Standing(0.9, 0.64, 0.9, {"nominal": (0.988, 0.002), "extreme": (0.3, 0.01)})
+    assert held_means(before, after) == (0.99, 0.988)
+    assert "held-out F1 0.990 to 0.988" in _gain(before, after)
 
 
 GOOD = Standing(fitness=0.8, f1=0.95, twin_f1=0.8)

@@ -18,7 +18,7 @@ from manybeam.cli.adapt_report import iterate_report
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulate import simulate
 from manybeam.data.tiles import Tiles
-from manybeam.errors import InvalidInput, InvalidSpec
+from manybeam.errors import InvalidInput, InvalidSpec, UnknownRef
 from manybeam.jobs.iterate import iterate
 from manybeam.jobs.kinds import RUNNERS
 from manybeam.jobs.scratch import Scratch
@@ -215,6 +215,22 @@ def test_the_frames_to_adapt_to_can_be_named(facility_folder):
     np.testing.assert_array_equal(done.frames_nyx, wanted[None])
     with pytest.raises(InvalidInput, match="no frame 7"):
         adapted(facility_folder, frames=[0, 7])
+
+
+def test_a_reference_to_one_member_adapts_it_and_keeps_the_others(facility_folder):
+    library, frames = Library(settings().zoo), str(facility_folder / "new.zarr")
+    done = iterate(Zoo(), "graphene@1/01", frames, CAREFUL, library, **ASKED)
+    assert {step.member for step in done.round.steps} == {1}
+    assert [one.index for one in done.round.members] == [0, 1]
+    assert done.record is not None, done.round.why
+    assert done.record.member_count == 2
+    with pytest.raises(InvalidInput, match="member 01 alone"):
+        iterate(Zoo(), "graphene@1/01", frames, CAREFUL, library, members=[0], **ASKED)
+
+
+def test_a_member_that_is_not_there_is_refused_before_any_work(facility_folder):
+    with pytest.raises(UnknownRef, match="graphene@1 has no member 77"):
+        adapted(facility_folder, members=[0, 77])
 
 
 def test_the_report_shows_before_and_after_and_says_what_was_decided(facility_folder, tmp_path):

@@ -159,6 +159,41 @@ def test_a_bound_that_cannot_be_kept_leaves_every_atom_and_says_so(
     assert free.meta["calibration"] is None
 
 
+def test_under_a_bound_each_frame_of_a_stack_is_judged_by_itself(
+    taught: Service, good: Frames, rehearsed: Any
+) -> None:
+    hard = rehearsed.drawn(5).frames_nyx[0]
+    both = Frames((good.frames[0], hard), is_stack=True)
+    for ref in ("graphene", "auto"):
+        answer = taught.predict(ref, both, BOUND)
+        assert len(answer.meta["calibrations"]) == 2
+        assert answer.meta["calibrations"][0] != answer.meta["calibrations"][1]
+        if ref == "auto":
+            continue
+        for number, frame in enumerate(both.frames):
+            alone = taught.predict(ref, Frames((frame,)), BOUND)
+            rows = answer.arrays["atoms"][answer.arrays["atoms_frame"] == number]
+            assert np.array_equal(rows, alone.arrays["atoms"], equal_nan=True)
+            assert answer.meta["calibrations"][number] == alone.meta["calibration"]
+
+
+def test_what_cannot_be_promised_of_a_stack_is_told_of_each_frame(
+    taught: Service, good: Frames
+) -> None:
+    both = Frames((good.frames[0], good.frames[0]), is_stack=True)
+    told = taught.predict("graphene", both, replace(BOUND, false_atoms=1e-4)).meta["degraded"]
+    assert [one.partition(":")[0] for one in told] == ["frame 0", "frame 1"]
+
+
+def test_a_stack_without_a_bound_says_that_its_first_frame_spoke_for_all(
+    taught: Service, good: Frames
+) -> None:
+    both = Frames((good.frames[0], good.frames[0]), is_stack=True)
+    assert "by the first of 2 frames" in taught.predict("auto", both, ALL).meta["notes"][0]
+    assert taught.predict("auto", good, ALL).meta["notes"] == []
+    assert taught.predict("graphene", both, ALL).meta["notes"] == []
+
+
 def test_one_member_of_a_rehearsed_version_is_bounded_by_its_own_record(
     taught: Service, good: Frames
 ) -> None:

@@ -57,6 +57,30 @@ def test_the_last_rehearsal_counts_and_a_seed_gives_the_same_again(zoo: Zoo) -> 
     assert not np.array_equal(tables[0].summary_ns, tables[1].summary_ns)
 
 
+def test_a_rehearsal_that_was_stopped_goes_on_with_the_rows_it_had_and_comes_out_the_same(
+    zoo: Zoo, tmp_path: Path
+) -> None:
+    def table(**more: Any) -> ReferenceTable:
+        given = {"policies": ["graphene-nominal"], "frame_count": BLOCK + 2, "seed": 7}
+        rehearse_ensemble(zoo, "graphene@1", LIBRARY, executor="local", **given, **more)
+        return ReferenceTable.from_bytes(zoo.attached("graphene@1", KIND) or b"")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    kept, told = tmp_path / "home" / "rehearsals", []
+    with pytest.raises(KeyboardInterrupt):
+        table(progress=stop)
+    assert len(list(kept.rglob("rows-*"))) == 1
+    assert zoo.attached("graphene@1", KIND) is None
+    went_on = table(progress=lambda *one: told.append(one))
+    assert told == [(BLOCK + 2, BLOCK + 2)]
+    assert not list(kept.rglob("rows-*"))
+    at_once = table()
+    for name in ("summary_ns", "belief_km", "error_k"):
+        np.testing.assert_array_equal(getattr(went_on, name), getattr(at_once, name))
+
+
 def test_the_usual_policies_are_the_members_own_each_beside_the_broadest(zoo: Zoo) -> None:
     names = [policy.id for policy in usual_policies(zoo.resolve("graphene@2"), LIBRARY)]
     assert names[::2] == ["graphene-nominal", "graphene-dirty", "graphene-coarse"]

@@ -58,6 +58,7 @@ def matrix(f1: dict[str, tuple[float, ...]]) -> Matrix:
 MEASURED = matrix({NOMINAL: (0.99, 0.98, 0.97), DIRTY: (0.6, 0.97, 0.7), COARSE: (0.7, 0.72, 0.98)})
 ONLY_NOMINAL = matrix({NOMINAL: (0.99, 0.98, 0.97)})
 UNMEASURED = Matrix(members=range(3))
+TWO_KINDS = matrix({NOMINAL: (0.9, 0.9, 0.9), "mos2-60kv-nominal": (0.1, 0.1, 0.1)})
 
 
 def frame_of(name: str, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, float]:
@@ -255,10 +256,61 @@ def test_an_unknown_pixel_size_is_survived(rehearsed: Any) -> None:
         assert found.candidates[0].predicted_f1 > 0.7
 
 
+def test_a_recorded_condition_of_unknown_structure_has_scores_and_no_likeness(
+    rehearsed: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "conditions").mkdir()
+    (tmp_path / "conditions" / "scope.yaml").write_text("{id: scope, origin: measured}")
+    recorded = matrix({"scope": (0.5, 0.6, 0.99)})
+    found = ranked(rehearsed, NOMINAL, recorded, library=Library(tmp_path))
+    assert found.nearest == ()
+    assert {one.member: one.components["matrix"] for one in found.candidates} == pytest.approx(
+        {0: 0.5, 1: 0.6, 2: 0.99}
+    )
+
+
+def test_scores_that_cannot_be_placed_are_not_said_to_be_of_conditions_like_this(
+    rehearsed: Any, tmp_path: Path
+) -> None:
+    found = ranked(rehearsed, NOMINAL, library=Library(tmp_path))
+    assert all("on all conditions, not on those like this" in one.why for one in found.candidates)
+    assert "set MANYBEAM_ZOO to the library" in found.why
+    placed = ranked(rehearsed, NOMINAL)
+    assert all("on conditions like this" in one.why for one in placed.candidates)
+
+
 # -- an ensemble that was rehearsed ----------------------------------------------------------------
 @pytest.fixture(scope="module")
 def known(rehearsed: Any) -> Forecaster:
     return Forecaster(rehearsed.table)
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        pytest.param(UNMEASURED, id="nothing was measured"),
+        pytest.param(TWO_KINDS, id="two kinds of sample"),
+    ],
+)
+def test_what_is_promised_does_not_hang_on_what_was_measured_or_is_in_the_library(
+    rehearsed: Any, known: Forecaster, measured: Matrix, tmp_path: Path
+) -> None:
+    usual = ranked(rehearsed, NOMINAL, known=known)
+    for library in (LIBRARY, Library(tmp_path)):
+        found = ranked(rehearsed, NOMINAL, measured, known=known, library=library)
+        assert [one.predicted_f1 for one in found.candidates] == pytest.approx(
+            [one.predicted_f1 for one in usual.candidates]
+        )
+
+
+def test_a_frame_said_to_be_of_another_sample_than_rehearsed_is_flagged(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    other = Condition(id="told", sample={"structure": "mos2"}, origin="measured")
+    found = ranked(rehearsed, NOMINAL, known=known, condition=other)
+    assert found.verdict == "out-of-distribution"
+    assert "said to be of mos2, rehearsed were frames of graphene" in found.why
+    assert ranked(rehearsed, NOMINAL, known=known).verdict == "ok"
 
 
 def test_the_answers_compared_are_the_best_sub_ensembles_and_all(
@@ -371,6 +423,27 @@ def test_no_bound_is_promised_for_an_ensemble_that_was_never_rehearsed(rehearsed
         ranked(rehearsed, NOMINAL, false_atoms=0.05)
 
 
+def test_of_two_ensembles_one_that_fits_answers_and_a_calibrated_promise_before_a_rule_of_thumb(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    sure = matrix({NOMINAL: (1.0, 1.0, 1.0)})
+    thumb, told = ranked(rehearsed, NOMINAL, sure), ranked(rehearsed, NOMINAL, known=known)
+    assert thumb.verdict == told.verdict == "ok"
+    assert told.standing > thumb.standing
+    assert thumb.standing > replace(told, verdict="out-of-distribution").standing
+    less = [replace(one, predicted_f1=one.predicted_f1 - 0.1) for one in told.answerers]
+    assert told.standing > replace(told, answerers=tuple(less)).standing
+
+
+def test_members_of_a_sub_ensemble_are_not_said_to_be_as_good_as_the_best(
+    rehearsed: Any, known: Forecaster
+) -> None:
+    found = ranked(rehearsed, NOMINAL, known=known)
+    assert len(found.chosen) > 1
+    assert "it answers with member" in found.why
+    assert "within noise" not in found.why
+
+
 def test_one_member_is_a_selection_too(rehearsed: Any) -> None:
     frame, _, size = frame_of(NOMINAL)
     alone = rehearsed.ensemble.subset([2])
@@ -398,10 +471,11 @@ def test_the_order_of_the_members_does_not_change_the_ranking(
     )
 
 
-def test_a_frame_too_small_to_select_for_is_refused_in_words(rehearsed: Any) -> None:
+@pytest.mark.parametrize("side", [8, 40])
+def test_a_frame_too_small_to_select_for_is_refused_in_words(rehearsed: Any, side: int) -> None:
     frame, _, size = frame_of(NOMINAL)
     with pytest.raises(InvalidFrame, match="too small to tell which members suit it"):
-        select(record(), MEASURED, rehearsed.ensemble, frame[:40], size, library=LIBRARY)
+        select(record(), MEASURED, rehearsed.ensemble, frame[:side], size, library=LIBRARY)
 
 
 def test_a_512_px_frame_is_ranked_in_less_than_two_seconds_of_one_core(

@@ -81,3 +81,4 @@ def iterate(
             "no member passed the gate", done.round.why, "the parent stays as it is"
         )
     say(f"registered {done.record.ref} as candidate in {done.round.wall_s:.0f} s")
+    say(f"selection knows it by rule of thumb until: manybeam rehearse {done.record.ref}")

@@ -71,6 +71,8 @@ def standing_rows(steps: "Sequence[Step]") -> list[dict[str, Any]]:
 
 
 def _page(done: "IterateOutcome") -> Iterator[str]:
+    from manybeam.learn.court import USELESS_F1
+
     found, count = done.round, len(done.frames_nyx)
     size = f"{done.pixel_size_pm:.4g} pm" if done.pixel_size_pm else "an unknown size"
     yield "# Adaptation to frames without labels"
@@ -90,7 +92,8 @@ def _page(done: "IterateOutcome") -> Iterator[str]:
     yield ""
     yield (
         "Fitness is the label-free score on the new frames, noise the same score on noise of their "
-        "spectrum; F1 is on held-out truth, twin F1 on labelled twins of the new frames."
+        "spectrum; F1 is the mean over held-out truth, twin F1 on labelled twins of the new "
+        f"frames. The gate, and the words, leave out conditions below F1 {USELESS_F1:g} before."
     )
     yield from _section("Held-out truth by condition", _held_rows(found.steps))
     if found.inferred:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from manybeam.data.intake import Record as Frames
+    from manybeam.learn.carried import Carried
     from manybeam.learn.ensemble import Ensemble, Prediction
     from manybeam.learn.forecast import Forecaster
     from manybeam.zoo.matrix import Matrix
@@ -123,6 +124,8 @@ def select(
     picked, path = read_members(pick), picture_path(file, png)
     answer = next(_answers([file], ensemble, pixel_size_pm))
     selection: Selection = answer["selection"]
+    if answer["frame_count"] > 1:
+        say(f"{file.name}: the first of {answer['frame_count']} frames; predict judges each")
     say(f"{selection.verdict}: {selection.why}")
     for one in selection.answerers:
         say(f"   {one.name}: F1 {one.predicted_f1:.3f} ({one.low:.3f} to {one.high:.3f})")
@@ -170,7 +173,8 @@ def _answers(
         stack = read.frame if read.frame.ndim == 3 else read.frame[None]
         for index, frame in enumerate(stack):
             try:
-                yield _best_answer(candidates, read, frame, index, ref, false_atoms)
+                answer = _best_answer(candidates, read, frame, index, ref, false_atoms)
+                yield {**answer, "frame_count": len(stack)}
             except ManybeamError as error:
                 named = f"{read.source.name}: {error.what}"
                 raise type(error)(named, error.why, error.hint) from error
@@ -202,7 +206,7 @@ def _best_answer(
     ref: str,
     false_atoms: float,
 ) -> dict[str, Any]:
-    """Answer with each ensemble and return the answer whose best member promises most.
+    """Answer with each ensemble and return the answer that stands best, `Selection.standing`.
 
     An ensemble named by the caller answers with all its members; `auto` with those selected.
     """
@@ -225,7 +229,7 @@ def _best_answer(
             false_atoms=false_atoms,
         )
         answers.append((selection, one, None if ref == AUTO else even))
-    selection, best, weights = max(answers, key=lambda a: a[0].candidates[0].predicted_f1)
+    selection, best, weights = max(answers, key=lambda one: one[0].standing)
     whole = best.ensemble.predict(frame, size)
     for note in selection.carried.notes if selection.carried and false_atoms else ():
         say(f"{read.source.name}: {note}")
@@ -255,6 +259,9 @@ def _summary(answer: dict[str, Any]) -> dict[str, Any]:
     selection: Selection = answer["selection"]
     spread_px = prediction.atoms[:, 4:6]
     promise = selection.promised(prediction.members) or (None, None, None)
+    carried = selection.carried
+    if carried is not None and carried.kept < 1:  # it was of the atoms left out, too
+        promise = (None, None, None)
     return {
         "file": str(answer["file"]),
         "frame": answer["index"],
@@ -265,8 +272,21 @@ def _summary(answer: dict[str, Any]) -> dict[str, Any]:
         "ensemble": answer["ref"],
         "pixel_size_pm": answer["pixel_size_pm"],
         "mean_spread_px": _mean(spread_px),
-        "position_90_pm": _finite(selection.carried.position_pm if selection.carried else None),
+        "position_90_pm": _finite(carried.position_pm if carried else None),
+        **_bounded(carried),
         "why": selection.why,
+    }
+
+
+def _bounded(carried: "Carried | None") -> dict[str, Any]:
+    """Return what became of a bound on false atoms; nothing where none was asked for."""
+    if carried is None or not carried.false_atoms:
+        return {}
+    return {
+        "false_atoms": carried.false_atoms,
+        "is_promised": carried.threshold is not None,
+        "kept": carried.kept,
+        "doubts": "; ".join(carried.notes),
     }
 
 

@@ -21,7 +21,7 @@ def rehearse(
 
     From then on predicted F1, its interval, sub-ensembles, `none fits` and calibrated
     probabilities are learnt from it, and from every pick that people make (at once). The last
-    rehearsal counts.
+    rehearsal counts. Interrupted, the same command goes on where it was.
 
     Example: manybeam rehearse graphene --frames 600
     """

@@ -131,8 +131,10 @@ class FrameSet:
         try:
             store = open_store(url, create=False)
         except NotFound as error:
-            hint = "manybeam data ls shows those there are"
-            raise UnknownFrameSet(f"no frame set at {url}", error.what, hint) from error
+            why, hint = error.what, "manybeam data ls shows those there are"
+            if Path(url).is_file():
+                why, hint = "it is a file", f"manybeam data import {url} --out frames/today"
+            raise UnknownFrameSet(f"no frame set at {url}", why, hint) from error
         log = CommitLog(store)
         head = log.head()
         return cls(store, head if digest in ("", head.digest) else log.before(head, digest))

@@ -88,7 +88,8 @@ def iterate(
 
     Args:
         zoo: where the ensemble is and the new version goes.
-        ref: the ensemble to start from.
+        ref: the ensemble to start from; of `graphene@3/07` member 07 is adapted, and the others
+            go unchanged into the new version as they always do.
         frames_url: FrameSet of unlabelled frames of one condition; truth in it is not looked at.
         imaging: policy in which the condition is inferred.
         library: conditions to hold truth out for.
@@ -103,12 +104,14 @@ def iterate(
         executor: where a new version is measured, on the conditions its parent was measured on.
 
     Raises:
-        UnknownRef: no such ensemble.
+        UnknownRef: no such ensemble, or no such member of it.
         UnknownFrameSet: no FrameSet at that URL.
         InvalidInput: the set is empty or of several conditions, a frame is not in it, or no
             condition is known to hold truth out for.
     """
-    record, ensemble, matrix = zoo.resolve(ref), zoo.ensemble(ref), zoo.matrix(ref)
+    record, members = _start(zoo, ref, members)
+    # By its version: an alias may move while frames are read.
+    ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
     if not members:
         known = forecaster(zoo, record.ref)
@@ -143,6 +146,20 @@ def iterate(
     scratch.clear()
     parents = ensemble.subset(members).members
     return IterateOutcome(found, made, parents, frames_nyx, pixel_size_pm)
+
+
+def _start(zoo: "Zoo", ref: str, members: Sequence[int] | None) -> "tuple[Record, Sequence[int]]":
+    """Return the whole version that a reference means, and the members it asks for."""
+    record = zoo.resolve(ref)
+    if record.selected is None:
+        return record, [record.member(index).index for index in members or ()]
+    if members and set(members) != {record.selected}:
+        raise InvalidInput(
+            f"members {', '.join(map(str, members))} of {ref}",
+            f"that is member {record.selected:02d} alone",
+            f"name {record.name}@{record.version} to adapt others",
+        )
+    return zoo.resolve(f"{record.name}@{record.version}"), (record.selected,)
 
 
 def _register(

@@ -1,15 +1,20 @@
 """Rehearsing an ensemble: what its members do on frames simulated under many conditions.
 
 Out comes the reference table from which selection learns what each member promises on a frame
-(`learn.reference`, `learn.forecast`). Rows are independent pieces of work for the cluster.
+(`learn.reference`, `learn.forecast`). Rows are independent pieces of work for the cluster; those
+finished are kept until all are, so that a rehearsal that was stopped goes on where it was.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal
 
+from manybeam import __version__
+from manybeam.data.simulate import SIMULATOR
 from manybeam.errors import InvalidInput
 from manybeam.jobs import cluster
+from manybeam.jobs.run import TRAINING, digest_of
+from manybeam.jobs.scratch import Scratch
 from manybeam.learn.ensemble import Ensemble
 from manybeam.learn.member import Member
 from manybeam.learn.reference import ReferenceTable, rehearse
@@ -59,17 +64,32 @@ def rehearse_ensemble(
     record = zoo.resolve(ref)
     _check(record, frame_count)
     drawn = [library.policy(name) for name in policies] or usual_policies(record, library)
-    members = zoo.members(record.ref)
     spans = [(a, min(a + BLOCK, frame_count)) for a in range(0, frame_count, BLOCK)]
-    parts: dict[int, ReferenceTable] = {}
-    done = 0
-    for place, part in _results(members, drawn, spans, SEED + seed, executor):
-        parts[place], done = part, done + len(part)
+    scratch = Scratch(_digest(record, drawn, seed), "rehearsals", ReferenceTable.from_bytes)
+    kept = {span: scratch.get(_key(span)) for span in spans}
+    parts = {span: ReferenceTable.from_bytes(data) for span, data in kept.items() if data}
+    missing = [span for span in spans if span not in parts]
+    members = zoo.members(record.ref) if missing else []
+    for place, part in _results(members, drawn, missing, SEED + seed, executor):
+        parts[missing[place]] = part
+        scratch.put(_key(missing[place]), part.to_bytes())
         if progress:
-            progress(done, frame_count)
-    table = ReferenceTable.joined([parts[place] for place in range(len(spans))])
+            progress(sum(map(len, parts.values())), frame_count)
+    table = ReferenceTable.joined([parts[span] for span in spans])
     record_table(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
+    scratch.clear()
     return record
+
+
+def _digest(record: "Record", policies: Sequence[Policy], seed: int) -> str:
+    """Return the name of all that decides the rows."""
+    drawn = [(one.id, one.digest) for one in policies]
+    versions = [__version__, SIMULATOR, TRAINING]
+    return digest_of({"versions": versions, "of": record.sha256, "from": drawn, "seed": seed})
+
+
+def _key(span: tuple[int, int]) -> str:
+    return f"rows-{span[0]:05d}-{span[1]:05d}"
 
 
 def _check(record: "Record", frame_count: int) -> None:
@@ -117,6 +137,8 @@ def _results(
     seed: int,
     executor: str,
 ) -> Iterator[tuple[int, ReferenceTable]]:
+    if not spans:
+        return
     if executor == "local":
         ensemble = Ensemble(members)
         for place, (start, stop) in enumerate(spans):

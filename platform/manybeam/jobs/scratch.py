@@ -1,7 +1,8 @@
-"""Where finished steps of a round lie until the round is done: a folder below MANYBEAM_HOME."""
+"""Where finished steps of a job lie until the job is done: a folder below MANYBEAM_HOME."""
 
 import logging
 import shutil
+from collections.abc import Callable
 
 from manybeam.data.store import open_store
 from manybeam.errors import Corrupt, NotFound
@@ -12,23 +13,27 @@ logger = logging.getLogger(__name__)
 
 
 class Scratch:
-    """Finished steps of one adaptation, by name; a `learn.kept.Keeper`.
+    """Finished steps of one adaptation or rehearsal, by name; a `learn.kept.Keeper`.
 
     Two processes that do the same work share it without harm: they write the same bytes.
 
     Args:
-        digest: names all that decides the outcome; another adaptation gets another folder.
+        digest: names all that decides the outcome; another job gets another folder.
+        kind: of the jobs whose folders lie together.
+        check: raises Corrupt for the bytes of a step that are not whole.
     """
 
-    def __init__(self, digest: str) -> None:
-        self.folder = settings().home / "rounds" / digest
-        self._store = open_store(str(self.folder.resolve()))
+    def __init__(
+        self, digest: str, kind: str = "rounds", check: Callable[[bytes], object] = load_weights
+    ) -> None:
+        self.folder = settings().home / kind / digest
+        self._store, self._check = open_store(str(self.folder.resolve())), check
 
     def get(self, key: str) -> bytes | None:
         """Return a finished step, or None if there is none or it is damaged."""
         try:
             data = self._store.get(_name(key))
-            load_weights(data)
+            self._check(data)
         except NotFound:
             return None
         except Corrupt as error:
@@ -41,7 +46,7 @@ class Scratch:
         self._store.put(_name(key), data)
 
     def clear(self) -> None:
-        """Forget all of it: the adaptation is done."""
+        """Forget all of it: the job is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -189,17 +189,25 @@ def loss_refusal(before: Standing, after: Standing, max_regression: float) -> st
     more: a gain on a bad condition does not buy a loss on a good one. Where the parent was of no
     use, it has nothing to lose.
     """
-    useful = [name for name, held in before.held.items() if held[0] >= USELESS_F1]
-    for name in useful:
+    for name in _useful(before):
         (was, error), now = before.held[name], after.held.get(name, (math.nan, 0.0))[0]
         if not now >= was - max_regression - 2 * error:
             return f"F1 on held-out truth of {name} fell from {was:.3f} to {now:.3f}"
-    was, now = _mean_f1(before, useful), _mean_f1(after, useful)
+    was, now = held_means(before, after)
     if not now >= was - max_regression:
         return (
             f"F1 on held-out truth fell from {was:.3f} to {now:.3f}, more than {max_regression:g}"
         )
     return ""
+
+
+def held_means(before: Standing, after: Standing) -> tuple[float, float]:
+    """Return the mean F1 on held-out truth before and after, where the member was of use before.
+
+    It is what the gate counts: a gain on a condition that stays useless hides a loss elsewhere.
+    """
+    useful = _useful(before)
+    return _mean_f1(before, useful), _mean_f1(after, useful)
 
 
 def gain_refusal(before: Standing, after: Standing) -> str:
@@ -214,6 +222,10 @@ def gain_refusal(before: Standing, after: Standing) -> str:
     if after.twin_f1 is not None and not after.twin_f1 >= (before.twin_f1 or 0.0):
         return f"F1 on labelled twins fell from {before.twin_f1:.3f} to {after.twin_f1:.3f}"
     return ""
+
+
+def _useful(before: Standing) -> list[str]:
+    return [name for name, held in before.held.items() if held[0] >= USELESS_F1]
 
 
 def _mean_f1(standing: Standing, conditions: Sequence[str]) -> float:

@@ -24,12 +24,14 @@ from manybeam.errors import InvalidInput
 from manybeam.learn.fitness import SCORES
 from manybeam.learn.look import Look
 from manybeam.learn.reference import ReferenceTable
-from manybeam.learn.regress import Kernels, Regression, square_distances, standardised
+from manybeam.learn.regress import Kernels, Regression, Scatter, square_distances
 
 Weights = Mapping[int, float]  # index of a member -> its share in an answer
 
 TAIL = 0.05  # on either side of a 90 % interval
-BINS = 12  # of forecasts, each with its own errors
+BINS = 12  # of forecasts at most, each with its own errors
+LEAST_BIN = 40  # errors; the tails of fewer cannot be told
+FOLDS = 5  # an error is that of a fit without the frame it was made on
 USUAL = 0.95  # share of the table's own frames that lie within distance 1 of another
 POOR_F1 = 0.6  # an answer below is of no use
 WRONGLY_POOR = 0.02  # share of frames that some member does fit and that are called poor
@@ -206,12 +208,17 @@ class Forecaster:
         left_out = [view.kernels.fit(self._f1_nm).fitted_nq[:count] for view in self._views]
         views = [np.clip(one, 0, 1)[..., None] for one in left_out]
         told_ni = np.concatenate([*views, self.table.score_nmf], axis=2).reshape(-1, len(PARTS))
-        return _Index(told_ni[:, INDEX], self._f1_nm[:count].ravel())
+        return _Index(told_ni[:, INDEX], self._f1_nm[:count].ravel(), self._frame_n)
 
     @cached_property
     def _far(self) -> "_Index":
         score_nf = self.table.score_nmf.reshape(-1, len(SCORES))
-        return _Index(score_nf, self._f1_nm[: len(self.table)].ravel())
+        return _Index(score_nf, self._f1_nm[: len(self.table)].ravel(), self._frame_n)
+
+    @property
+    def _frame_n(self) -> np.ndarray:
+        """The table's frame that each example of an index is of."""
+        return np.repeat(np.arange(len(self.table)), len(self.table.members))
 
     def _learn_picks(self, picks: Sequence[Picked]) -> None:
         """Add the frames people picked on: there, no member did better than those picked."""
@@ -250,8 +257,8 @@ class _View:
     """Frames as rows of numbers, and what is nearest among them."""
 
     def __init__(self, raw_ns: np.ndarray) -> None:
-        self.raw_ns = raw_ns
-        self.known_ns = standardised(raw_ns[:1], raw_ns)[1]
+        self.raw_ns, self._scatter = raw_ns, Scatter(raw_ns)
+        self.known_ns = self._scatter.measured(raw_ns)
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -273,7 +280,7 @@ class _View:
 
     def seen(self, row_1s: np.ndarray) -> np.ndarray:
         """Return a new row in units of the scatter of those known."""
-        return standardised(row_1s, self.raw_ns)[0]
+        return self._scatter.measured(row_1s)
 
     def nearest(self, row_1s: np.ndarray) -> np.ndarray:
         """Return all rows, the nearest first."""
@@ -291,18 +298,22 @@ class _Index:
     Args:
         part_ni: parts of examples; NaN, a part that does not apply, counts as 0.
         f1_n: their F1.
+        frame_n: which frame each is of: errors are those of a fit without it.
     """
 
-    def __init__(self, part_ni: np.ndarray, f1_n: np.ndarray) -> None:
+    def __init__(self, part_ni: np.ndarray, f1_n: np.ndarray, frame_n: np.ndarray) -> None:
         part_ni = np.nan_to_num(part_ni)
         free_n2 = np.ones((len(part_ni), 2)) * (1, -1)  # a constant of either sign
         self.weight_i = nnls(np.hstack([part_ni, free_n2]), f1_n)[0][:-2]
         total_n = part_ni @ self.weight_i
-        order = np.argsort(total_n, kind="stable")
-        self._total_n = total_n[order]
-        self._f1_n = isotonic_regression(f1_n[order]).x
+        self._total_n, self._f1_n = _monotone(total_n, f1_n)
         self.fitted = np.interp(total_n, self._total_n, self._f1_n)
-        self._middle_b, self._error_b2 = _errors(self.fitted, f1_n - self.fitted)
+        left_out_n = np.empty(len(f1_n))
+        for fold in range(FOLDS):
+            out_n = frame_n % FOLDS == fold
+            rest = _monotone(total_n[~out_n], f1_n[~out_n]) if not out_n.all() else (total_n, f1_n)
+            left_out_n[out_n] = np.interp(total_n[out_n], *rest)
+        self._middle_b, self._error_b2 = _errors(left_out_n, f1_n - left_out_n)
 
     def forecast(self, part_qi: np.ndarray) -> np.ndarray:
         """Return F1 and both ends of its 90 % interval, (q, 3)."""
@@ -321,13 +332,20 @@ def _named(told_i: np.ndarray) -> dict[str, float]:
     }
 
 
+def _monotone(total_n: np.ndarray, f1_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums in order, and the F1 of each by isotonic regression."""
+    order = np.argsort(total_n, kind="stable")
+    return total_n[order], isotonic_regression(f1_n[order]).x
+
+
 def _errors(fitted_n: np.ndarray, error_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return forecasts in equal bins and both ends of the errors made there, conformal."""
-    bins = np.array_split(np.argsort(fitted_n, kind="stable"), BINS)
-    bins = [one for one in bins if len(one)]
+    count = int(np.clip(len(fitted_n) // LEAST_BIN, 1, BINS))
+    bins = np.array_split(np.argsort(fitted_n, kind="stable"), count)
     middle_b = np.array([np.median(fitted_n[one]) for one in bins])
     ends = []
     for one in bins:
-        share = TAIL * len(one) / (len(one) + 1)  # the frame asked about is one more
+        # The error asked about is one more: it lies below the k-th of n by chance k / (n + 1).
+        share = max(TAIL * (len(one) + 1) - 1, 0.0) / max(len(one) - 1, 1)
         ends.append(np.quantile(error_n[one], [share, 1 - share]))
     return middle_b, np.array(ends)

@@ -16,11 +16,19 @@ import numpy as np
 
 from manybeam.data.simulate import Simulated, simulate
 from manybeam.errors import InvalidInput, MemberDiverged
-from manybeam.learn.abreast import each_abreast
+from manybeam.learn.abreast import each_abreast, stop_if_nobody_waits
 from manybeam.learn.adaptation import Adaptation, outcome
 from manybeam.learn.batch_norm import re_estimated
 from manybeam.learn.centring import Labelled, centred
-from manybeam.learn.court import SHAPE, Court, Standing, gain_refusal, gate, loss_refusal
+from manybeam.learn.court import (
+    SHAPE,
+    Court,
+    Standing,
+    gain_refusal,
+    gate,
+    held_means,
+    loss_refusal,
+)
 from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.learn.infer import DRAWS, infer
 from manybeam.learn.kept import Keeper, Step, Tried, pack, unpack
@@ -227,9 +235,10 @@ class _School:
 
 def _gain(before: Standing, after: Standing | None) -> str:
     now = after or before
+    was, held = held_means(before, now)
     return (
         f"label-free score {before.fitness:.3f} to {now.fitness:.3f}, "
-        f"held-out F1 {before.f1:.3f} to {now.f1:.3f}"
+        f"held-out F1 {was:.3f} to {held:.3f}"
     )
 
 
@@ -287,6 +296,7 @@ def tune(parent: Member, lesson: Lesson, *, steps: int, seed: int) -> Member:
         plan,
         parent.index,
         lesson.tiles,
+        on_step=lambda *_: stop_if_nobody_waits(),
         initial=parent.weights,
         weight_nyx=lesson.weight_nyx,
     )

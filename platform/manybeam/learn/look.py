@@ -81,7 +81,7 @@ def look(
     Raises:
         InvalidFrame: too small to tell what it looks like, or not a frame.
     """
-    _check_size(frame_yx)
+    check_size(frame_yx)
     own_pm = min(member.recipe.tiles.pixel_size_pm for member in ensemble.members)
     side = int(window_px * (own_pm / pixel_size_pm if pixel_size_pm else 1.0))
     window = _middle(frame_yx.shape, max(side, 64))
@@ -98,7 +98,8 @@ def look(
     return Look(prediction, score_mf, summary_cs, window, pixel_size_pm, lattice, model)
 
 
-def _check_size(frame_yx: np.ndarray) -> None:
+def check_size(frame_yx: np.ndarray) -> None:
+    """Refuse what is too small to tell what it looks like, or no frame."""
     if frame_yx.ndim != 2 or min(frame_yx.shape) < LEAST_SIDE_PX:
         sides = " x ".join(map(str, frame_yx.shape))
         raise InvalidFrame(

@@ -59,6 +59,8 @@ class ReferenceTable:
         is_true_k: whether it is one.
         counts_k: whether it enters the counts (atoms at the border do not).
         error_k: distance from the true atom, in pm; NaN where there is none.
+        structure: of the samples, `spec.Sample`; it says by which lattice frames have to be
+            judged that are compared with these. "" in tables kept before it was noted.
     """
 
     members: tuple[int, ...]
@@ -72,6 +74,7 @@ class ReferenceTable:
     is_true_k: np.ndarray
     counts_k: np.ndarray
     error_k: np.ndarray
+    structure: str = ""
 
     def __len__(self) -> int:
         return len(self.truth_n)
@@ -134,16 +137,21 @@ class ReferenceTable:
         Raises:
             InvalidInput: they are of different members.
         """
-        if len({part.members for part in parts}) != 1:
+        if len({(part.members, part.structure) for part in parts}) != 1:
             raise InvalidInput("reference tables of different members", "all must be of the same")
         starts = np.cumsum([0, *(len(part) for part in parts)])
         columns = {
             one.name: np.concatenate([getattr(part, one.name) for part in parts])
             for one in fields(cls)
-            if one.name not in ("members", "frame_k")
+            if one.name not in ("members", "frame_k", "structure")
         }
         frame_k = [part.frame_k + start for part, start in zip(parts, starts, strict=False)]
-        return cls(members=parts[0].members, frame_k=np.concatenate(frame_k), **columns)
+        return cls(
+            members=parts[0].members,
+            frame_k=np.concatenate(frame_k),
+            structure=parts[0].structure,
+            **columns,
+        )
 
     def to_bytes(self) -> bytes:
         """Return it as the bytes of an npz file that holds no Python objects."""
@@ -166,7 +174,8 @@ class ReferenceTable:
             if arrays.pop("version")[0] != VERSION or tuple(arrays.pop("scores")) != SCORES:
                 raise ValueError("it is of another version of the software")
             members = tuple(int(member) for member in arrays.pop("members"))
-            return cls(members=members, **arrays)
+            structure = str(arrays.pop("structure", ""))
+            return cls(members=members, structure=structure, **arrays)
         except _UNREADABLE as error:
             raise Corrupt(
                 "a reference table cannot be read",
@@ -213,10 +222,10 @@ def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> Reference
         float(made.pixel_size_pm[0]),
         LATTICES.get(policy.sample.structure),
     )
-    return _of_frame(seen, made.truth[0], policy.id)
+    return _of_frame(seen, made.truth[0], policy)
 
 
-def _of_frame(seen: Look, truth: np.ndarray, source: str) -> ReferenceTable:
+def _of_frame(seen: Look, truth: np.ndarray, policy: Policy) -> ReferenceTable:
     """Return the one row of a frame that was looked at and whose truth is known."""
     prediction, size_pm = seen.prediction, seen.pixel_size_pm
     shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
@@ -228,7 +237,7 @@ def _of_frame(seen: Look, truth: np.ndarray, source: str) -> ReferenceTable:
     error_k[union.match.found_index] = union.match.distance_px * (size_pm or np.nan)
     return ReferenceTable(
         members=prediction.members,
-        source_n=np.array([source]),
+        source_n=np.array([policy.id]),
         summary_ns=seen.summary_cs.mean(axis=0, keepdims=True),
         score_nmf=seen.score_mf[None],
         count_nm3=np.array([counts]),
@@ -238,6 +247,7 @@ def _of_frame(seen: Look, truth: np.ndarray, source: str) -> ReferenceTable:
         is_true_k=union.is_true,
         counts_k=union.found_counts,
         error_k=error_k,
+        structure=policy.sample.structure,
     )
 
 

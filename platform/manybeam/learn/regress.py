@@ -1,6 +1,6 @@
 """Kernel ridge regression with the error each example has when it is left out of the fit.
 
-Axis letters: n example, s number of its summary, q quantity, m new example, k kernel width.
+Axis letters: n example, s number of its summary, q quantity, m new example, r ridge.
 
 Source: T. Hastie, R. Tibshirani and J. Friedman, The Elements of Statistical Learning, 2nd ed.
 (2009), sections 5.8 (kernels) and 7.10 (left-out errors in closed form).
@@ -75,10 +75,11 @@ class Kernels:
         width_q = np.ones_like(middle_q)
         for width, (value_n, vector_nn) in zip(WIDTHS, self._turned, strict=True):
             turned_nq = vector_nn.T @ centred_nq
-            for ridge in RIDGES:
-                inverse_n = 1 / (value_n.clip(0) + ridge)
-                solved_nq = (vector_nn * inverse_n) @ turned_nq
-                left_out_nq = solved_nq / ((vector_nn**2) @ inverse_n)[:, None]
+            inverse_rn = 1 / (value_n.clip(0) + np.array(RIDGES)[:, None])
+            diagonal_rn = inverse_rn @ (vector_nn**2).T
+            for inverse_n, diagonal_n in zip(inverse_rn, diagonal_rn, strict=True):
+                solved_nq = vector_nn @ (inverse_n[:, None] * turned_nq)
+                left_out_nq = solved_nq / diagonal_n[:, None]
                 mean_q = np.mean(left_out_nq**2, axis=0)
                 better_q = mean_q < best_q
                 best_q[better_q], width_q[better_q] = mean_q[better_q], width
@@ -94,15 +95,30 @@ def fit(known_ns: np.ndarray, value_nq: np.ndarray) -> Regression:
     return Kernels(known_ns).fit(value_nq)
 
 
+class Scatter:
+    """Units to measure rows in: the known examples' scatter about their median.
+
+    Args:
+        known_ns: summaries of the examples; one that no example has is left out of every row.
+    """
+
+    def __init__(self, known_ns: np.ndarray) -> None:
+        self._known_s = np.isfinite(known_ns).any(axis=0)
+        good_ns = known_ns[:, self._known_s]
+        self._middle_s = np.nanmedian(good_ns, axis=0)
+        scatter_s = 1.4826 * np.nanmedian(np.abs(good_ns - self._middle_s), axis=0)
+        self._scatter_s = np.where(scatter_s > 1e-6, scatter_s, 1.0)
+
+    def measured(self, row_ms: np.ndarray) -> np.ndarray:
+        """Return rows in these units, held in at 4, NaN as 0."""
+        away_ms = (row_ms[:, self._known_s] - self._middle_s) / self._scatter_s
+        return np.asarray(np.nan_to_num(np.clip(away_ms, -CLIP, CLIP)))
+
+
 def standardised(seen_ms: np.ndarray, known_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both in units of the known examples' scatter about their median, NaN as 0."""
-    good_ns = known_ns[:, np.isfinite(known_ns).any(axis=0)]
-    seen_ms = seen_ms[:, np.isfinite(known_ns).any(axis=0)]
-    middle_s = np.nanmedian(good_ns, axis=0)
-    scatter_s = 1.4826 * np.nanmedian(np.abs(good_ns - middle_s), axis=0)
-    scatter_s = np.where(scatter_s > 1e-6, scatter_s, 1.0)
-    both = [np.clip((one - middle_s) / scatter_s, -CLIP, CLIP) for one in (seen_ms, good_ns)]
-    return np.nan_to_num(both[0]), np.nan_to_num(both[1])
+    scatter = Scatter(known_ns)
+    return scatter.measured(seen_ms), scatter.measured(known_ns)
 
 
 def square_distances(one_ms: np.ndarray, two_ns: np.ndarray) -> np.ndarray:

@@ -56,10 +56,23 @@ def meta(
     }
 
 
-def drift(selection: "Selection | None") -> dict[str, Any]:
-    """Return drift score and flag; null where selection was not asked, never a guess."""
-    if selection is None:
+def by_the_first(frames: Frames, asked: "Sequence[Selection | None]") -> list[str]:
+    """Return that the first frame of a stack spoke for all, if it did."""
+    if asked[0] is None or len(frames.frames) == len(asked):
+        return []
+    count = len(frames.frames)
+    return [f"members, calibration and drift were told by the first of {count} frames"]
+
+
+def drift(asked: "Sequence[Selection | None]") -> dict[str, Any]:
+    """Return drift score and flag; null where selection was not asked, never a guess.
+
+    Of several frames those of the first that drifted.
+    """
+    known = [one for one in asked if one is not None]
+    if not known:
         return {"score": None, "flag": None}
+    selection = next((one for one in known if one.verdict != "ok"), known[0])
     score: float | None = selection.candidates[0].components.get("distance")
     if selection.is_calibrated:
         score = selection.distance
@@ -86,9 +99,11 @@ def calibration(selection: "Selection | None") -> dict[str, Any] | None:
     return {name: plain(value) for name, value in content.items()}
 
 
-def unpromised(selection: "Selection | None") -> tuple[str, ...]:
-    """Return what cannot be promised, and why."""
-    return () if selection is None or selection.carried is None else selection.carried.notes
+def unpromised(asked: "Sequence[Selection | None]") -> Iterator[str]:
+    """Yield what cannot be promised, and why; of several frames with the frame's number."""
+    for number, one in enumerate(asked):
+        for note in one.carried.notes if one is not None and one.carried is not None else ():
+            yield f"frame {number}: {note}" if len(asked) > 1 else note
 
 
 def candidate_row(

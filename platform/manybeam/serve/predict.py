@@ -20,6 +20,7 @@ from manybeam.errors import DeadlineExceeded, InvalidInput, NoCapacity
 from manybeam.serve.content import (
     answerer_row,
     arrays,
+    by_the_first,
     calibration,
     candidate_row,
     doubts,
@@ -32,8 +33,8 @@ from manybeam.serve.query import Question
 from manybeam.serve.wire import Frames, plain
 
 if TYPE_CHECKING:
-    from manybeam.learn.ensemble import Ensemble
-    from manybeam.learn.forecast import Forecaster
+    from manybeam.learn.ensemble import Ensemble, Prediction
+    from manybeam.learn.forecast import Forecaster, Weights
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
     from manybeam.zoo.select import Selection
@@ -188,7 +189,8 @@ class Service:
 
         Args:
             ref: REF of the contract, or `auto`: then the members are selected by the first frame.
-            frames: what to look at.
+            frames: what to look at. Under a bound on false atoms each is judged by itself, for
+                what holds on one frame need not hold on the next.
             question: what to say about it.
             watch: times the stages; a deadline in it is kept between frames.
 
@@ -198,25 +200,26 @@ class Service:
         """
         watch = watch or Watch(clock=self._clock)
         loaded, notes, selection = self._who(ref, frames.frames[0], question, watch)
-        members = None
+        weights = dict.fromkeys(loaded.ensemble.indices, 1.0)
         if selection is not None and ref == AUTO:
-            members = tuple(selection.weights)
-        found = []
-        for frame_yx in frames.frames:
+            weights = dict(selection.weights)
+        found, asked = [], [selection]
+        for number, frame_yx in enumerate(frames.frames):
+            if number and question.false_atoms:
+                asked.append(self._selection(loaded, frame_yx, question, weights, watch)[0])
             with watch.stage("predict"):
-                whole = loaded.ensemble.predict(frame_yx, question.pixel_size_pm, members=members)
-                if selection is not None:
-                    even = None if ref == AUTO else dict.fromkeys(whole.members, 1.0)
-                    whole = selection.answer(whole, even)
-                found.append(whole.without_maps())
-        degraded = [*notes, *doubts(loaded, question), *unpromised(selection)]
+                found.append(_answer(loaded, frame_yx, question, asked[-1], weights))
         told = meta(loaded.record, found[0].members, frames, question)
-        why = selection.why if selection is not None and ref == AUTO else ""
-        told |= {"why": why or f"all members of {ref}, as asked for", "drift": drift(selection)}
-        told |= {"calibration": calibration(selection), "degraded": degraded}
-        drifted = None if selection is None else selection.verdict != "ok"
+        told["notes"] += by_the_first(frames, asked)
+        told["why"] = f"all members of {ref}, as asked for"
+        if selection is not None and ref == AUTO:
+            told["why"] = selection.why
+        told |= {"drift": drift(asked), "calibration": calibration(selection)}
+        if len(asked) > 1:
+            told["calibrations"] = [calibration(one) for one in asked]
+        told["degraded"] = [*notes, *doubts(loaded, question), *unpromised(asked)]
         wanted = arrays(found, question.want, is_stack=frames.is_stack)
-        return Answer(wanted, told, watch.seconds, drifted)
+        return Answer(wanted, told, watch.seconds, told["drift"]["flag"])
 
     def select(
         self, frames: Frames, question: Question, watch: Watch | None = None
@@ -271,37 +274,52 @@ class Service:
         self, frame_yx: NDArray[np.float32], question: Question, watch: Watch
     ) -> "list[tuple[Loaded, tuple[str, ...], Selection]]":
         """Return every ensemble selected among with its ranking, the most promising first."""
-        from manybeam.zoo.select import select
-
         refs = self.served() if question.ensemble == AUTO else (question.ensemble,)
         ranked = []
         for ref in refs:
             with watch.stage("load"):
                 loaded, notes = self.load(ref)
-                matrix, more = self._matrices.get(loaded.record.ref)
-                known, stale = self._forecasters.get(loaded.record.ref)
+                known, _ = self._forecasters.get(loaded.record.ref)
             if question.false_atoms and known is None and len(refs) > 1:
                 continue  # it can promise no bound; another may
             even = dict.fromkeys(loaded.ensemble.indices, 1.0)
-            with watch.stage("select"):
-                selection = select(
-                    loaded.record,
-                    matrix,
-                    loaded.ensemble,
-                    frame_yx,
-                    question.pixel_size_pm,
-                    known=known,
-                    answering=None if question.ensemble == AUTO else even,
-                    false_atoms=question.false_atoms,
-                )
-            ranked.append((loaded, (*notes, *more, *stale), selection))
+            answering = None if question.ensemble == AUTO else even
+            selection, more = self._selection(loaded, frame_yx, question, answering, watch)
+            ranked.append((loaded, (*notes, *more), selection))
         if not ranked:
             raise InvalidInput(
                 "no ensemble that is served can promise a bound on false atoms",
                 "none of them was rehearsed",
                 f"manybeam rehearse {refs[0]}",
             )
-        return sorted(ranked, key=lambda one: -one[2].candidates[0].predicted_f1)
+        return sorted(ranked, key=lambda one: one[2].standing, reverse=True)
+
+    def _selection(
+        self,
+        loaded: Loaded,
+        frame_yx: NDArray[np.float32],
+        question: Question,
+        answering: "Weights | None",
+        watch: Watch,
+    ) -> "tuple[Selection, tuple[str, ...]]":
+        """Return one ensemble's ranking on one frame, and what is stale in it, in words."""
+        from manybeam.zoo.select import select
+
+        with watch.stage("load"):
+            matrix, more = self._matrices.get(loaded.record.ref)
+            known, stale = self._forecasters.get(loaded.record.ref)
+        with watch.stage("select"):
+            selection = select(
+                loaded.record,
+                matrix,
+                loaded.ensemble,
+                frame_yx,
+                question.pixel_size_pm,
+                known=known,
+                answering=answering,
+                false_atoms=question.false_atoms,
+            )
+        return selection, (*more, *stale)
 
     def _held(self, record: "Record") -> Loaded | None:
         with self._lock:
@@ -320,3 +338,18 @@ class Service:
             while len(self._loaded) > self._capacity:
                 self._loaded.popitem(last=False)
         return found
+
+
+def _answer(
+    loaded: Loaded,
+    frame_yx: NDArray[np.float32],
+    question: Question,
+    selection: "Selection | None",
+    weights: "Weights",
+) -> "Prediction":
+    """Return what these members say of one frame, calibrated where selection was asked."""
+    size, members = question.pixel_size_pm, tuple(weights)
+    said = loaded.ensemble.predict(frame_yx, size, members=members)
+    if selection is not None:
+        said = selection.answer(said, weights)
+    return said.without_maps()

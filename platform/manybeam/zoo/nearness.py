@@ -14,8 +14,10 @@ from functools import lru_cache
 import numpy as np
 
 from manybeam.data.simulate import simulate
+from manybeam.data.typical import TYPICAL
 from manybeam.learn.fingerprint import distances, fingerprint, fingerprints
-from manybeam.spec import Condition, Imaging
+from manybeam.spec import Condition, Imaging, Library
+from manybeam.zoo.matrix import Matrix
 
 REFERENCE_FRAMES = 6
 REFERENCE_SHAPE = (128, 128)
@@ -56,6 +58,15 @@ class Near:
     distance: float
     weights: Mapping[str, float] = field(default_factory=dict)
     ranked: tuple[tuple[str, float], ...] = ()
+
+
+def comparable(matrix: Matrix, library: Library) -> list[Condition]:
+    """Return the measured conditions that frames can be compared with: those one can simulate.
+
+    One that was only recorded may leave its structure open; it has scores and no likeness.
+    """
+    known = [library.conditions[name] for name in matrix.conditions if name in library.conditions]
+    return [one for one in known if one.sample.structure in TYPICAL]
 
 
 def nearest_conditions(
@@ -134,10 +145,14 @@ def quantity_distance(
     return math.sqrt(sum(squares) / len(squares)) if squares else None
 
 
-def structure_of(condition: Condition | None, others: Sequence[Imaging]) -> str:
-    """Return the sample's structure: told, else the one that all known conditions share."""
+def structure_of(
+    condition: Condition | None, others: Sequence[Imaging], rehearsed: str = ""
+) -> str:
+    """Return the sample's structure: told, else rehearsed, else what all known conditions share."""
     if condition is not None and condition.sample.structure != "unknown":
         return condition.sample.structure
+    if rehearsed:
+        return rehearsed
     counts = Counter(other.sample.structure for other in others)
     return next(iter(counts)) if len(counts) == 1 else "unknown"
 

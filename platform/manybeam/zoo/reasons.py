@@ -41,7 +41,9 @@ def candidate_reason(
     """Return why one member is expected to do as it is predicted to."""
     said = []
     if "matrix" in one.components:
-        said.append(f"measured F1 {one.components['matrix']:.2f} on conditions like this")
+        is_placed = "distance" in one.components  # else it is the mean over all conditions
+        where = "conditions like this" if is_placed else "all conditions, not on those like this"
+        said.append(f"measured F1 {one.components['matrix']:.2f} on {where}")
     if "rehearsed" in one.components:
         said.append(f"F1 {one.components['rehearsed']:.2f} on simulated frames that look like it")
     said.append(f"re-rendered atoms explain {100 * one.explained:.0f} % of the frame")
@@ -67,7 +69,10 @@ def selection_reason(
     if len(chosen) > 1:
         peers = ", ".join(_called(member, policies) for member in chosen[1:4])
         more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
-        said.append(f"as good as it within noise: {peers}{more}")
+        is_told = "rehearsed" in best.components  # a sub-ensemble is chosen for what it promises
+        said.append(
+            f"{'it answers with' if is_told else 'as good as it within noise:'} {peers}{more}"
+        )
     said.extend(_contrast(ranked, policies, told))
     said.append(f"its re-rendered atoms explain {100 * best.explained:.0f} % of the frame")
     said.append(_place(near))
@@ -117,7 +122,9 @@ def _outside(named: tuple[str, Policy | None] | None, told: Mapping[str, float])
 def _place(near: Near) -> str:
     """Return where the frame lies among the measured conditions."""
     if math.isinf(near.distance):
-        return "no measured condition is known to compare the frame with"
+        return "no measured condition is known to compare the frame with" + (
+            ": set MANYBEAM_ZOO to the library that holds them" if near.weights else ""
+        )
     return (
         f"nearest measured condition: {near.ranked[0][0]!r}, {near.distance:.1f} times as far as "
         "frames of one condition lie apart"

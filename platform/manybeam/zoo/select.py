@@ -11,8 +11,6 @@ Axis letters: m member, y row, x column.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,11 +20,11 @@ from manybeam.learn.carried import NEIGHBOURS, Carried, carry_over, frames_neede
 from manybeam.learn.ensemble import Ensemble, Prediction
 from manybeam.learn.fitness import LATTICES
 from manybeam.learn.forecast import Forecast, Forecaster, Weights
-from manybeam.learn.look import Look, look
-from manybeam.settings import settings
+from manybeam.learn.look import Look, check_size, look
 from manybeam.spec import Condition, Library, Policy
+from manybeam.zoo.facility import facility_library
 from manybeam.zoo.matrix import Matrix
-from manybeam.zoo.nearness import Near, nearest_conditions, structure_of
+from manybeam.zoo.nearness import Near, comparable, nearest_conditions, structure_of
 from manybeam.zoo.reasons import Outlook, candidate_reason, selection_reason
 from manybeam.zoo.records import Record
 from manybeam.zoo.unrehearsed import POOR_F1, matrix_estimate, rule_of_thumb, within_noise
@@ -145,6 +143,12 @@ class Selection:
         return None
 
     @property
+    def standing(self) -> tuple[bool, bool, float]:
+        """Which of several ensembles answers a frame, the greatest: fits, calibrated, promise."""
+        promise = self.promised(self.chosen) or (0.0,)
+        return self.verdict == "ok", self.is_calibrated, promise[0]
+
+    @property
     def weights(self) -> Weights:
         """Share of each chosen member in the answer."""
         if self.answerers:
@@ -181,6 +185,7 @@ def select(
 
     Raises:
         InvalidInput: a bound is asked for and the ensemble was never rehearsed.
+        InvalidFrame: too small to tell what it looks like.
     """
     if false_atoms and known is None:
         raise InvalidInput(
@@ -188,16 +193,19 @@ def select(
             "it was not rehearsed with these members, so nobody knows how often they are wrong",
             f"manybeam rehearse {record.ref}",
         )
-    library = library or _facility_library()
+    check_size(frame_yx)
+    library = library or facility_library()
     policies = _policies(record, library)
-    measured = [library.conditions[one] for one in matrix.conditions if one in library.conditions]
+    measured = comparable(matrix, library)
     near = nearest_conditions(frame_yx, pixel_size_pm, condition, measured)
     if not measured:  # but where is not known here: then everywhere alike
         near = Near(np.inf, dict.fromkeys(matrix.conditions, 1 / max(len(matrix.conditions), 1)))
     trained = [policy for _, policy in policies.values() if policy is not None]
-    structure = structure_of(condition, [*measured, *trained])
+    # By the lattice of the table, or its scores are not those that the table's rows have.
+    rehearsed = known.table.structure if known else ""
+    structure = structure_of(condition, [*measured, *trained], rehearsed)
     seen = look(ensemble, frame_yx, pixel_size_pm, LATTICES.get(structure))
-    words = _Words(policies, near, _told(condition, pixel_size_pm))
+    words = _Words(policies, near, _told(condition, pixel_size_pm), structure)
     if known is None:
         return _unrehearsed(seen, matrix, words)
     return _rehearsed(seen, matrix, known, words, answering, false_atoms)
@@ -210,6 +218,7 @@ class _Words:
     policies: Mapping[int, tuple[str, Policy | None]]
     near: Near
     told: Mapping[str, float]
+    structure: str
 
     def candidates(self, ranked: Sequence[Outlook]) -> tuple[Candidate, ...]:
         return tuple(
@@ -280,7 +289,7 @@ def _rehearsed(
     said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
     if len(chosen) > 1:
         said.append(f"together they should reach {best.predicted_f1:.2f}")
-    warned = _warnings(distance, best, known.poor_f1)
+    warned = _warnings(distance, best, known, words.structure)
     return Selection(
         verdict="out-of-distribution" if warned else "ok",
         candidates=words.candidates(ranked),
@@ -295,16 +304,18 @@ def _rehearsed(
     )
 
 
-def _warnings(distance: float, best: Answerer, poor_f1: float) -> list[str]:
+def _warnings(distance: float, best: Answerer, known: Forecaster, told: str) -> list[str]:
     """Return why a frame is called out of distribution; nothing if it is not."""
-    said = []
+    said, rehearsed = [], known.table.structure
+    if rehearsed and told != rehearsed:
+        said.append(f"the frame is said to be of {told}, rehearsed were frames of {rehearsed}")
     if distance > FAR_FROM_TABLE:
         said.append(
             f"the frame is {distance:.1f} times as far from every rehearsed one as those lie "
             f"apart (out of distribution past {FAR_FROM_TABLE:g})"
         )
-    if best.predicted_f1 < poor_f1:
-        said.append(f"none fits: no answer promises F1 {poor_f1:.2f}")
+    if best.predicted_f1 < known.poor_f1:
+        said.append(f"none fits: no answer promises F1 {known.poor_f1:.2f}")
     return said
 
 
@@ -351,19 +362,6 @@ def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
         tried |= {"weighted": kept} if len(kept) > 1 else {}
         tried["all"] = dict.fromkeys(order, 1 / len(order))
     return tried
-
-
-def _facility_library() -> Library:
-    """Return the facility's library, read again only when one of its files has changed."""
-    folder = settings().zoo
-    stamps = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*.yaml")))
-    return _read_library(folder, stamps)
-
-
-@lru_cache(maxsize=4)
-def _read_library(folder: Path, stamps: tuple[tuple[str, int], ...]) -> Library:
-    del stamps  # only the key: other files, another library
-    return Library(folder)
 
 
 def _policies(record: Record, library: Library) -> dict[int, tuple[str, Policy | None]]:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from manybeam.data.simulate import simulate
-from manybeam.data.typical import TYPICAL, filled, typical
+from manybeam.data.typical import filled, typical
 from manybeam.errors import InvalidInput
 from manybeam.learn.drift import frame_features
 from manybeam.learn.ensemble import Ensemble
@@ -20,7 +20,7 @@ from manybeam.learn.forecast import Forecaster
 from manybeam.learn.infer import DRAWS, Inferred, draw, infer
 from manybeam.spec import Condition, Library, Policy, Range
 from manybeam.zoo.matrix import ENSEMBLE, Matrix
-from manybeam.zoo.nearness import DIFFERENCE_STEPS, RATIO_STEPS, structure_of
+from manybeam.zoo.nearness import DIFFERENCE_STEPS, RATIO_STEPS, comparable, structure_of
 from manybeam.zoo.reasons import WORDS
 from manybeam.zoo.records import Record
 from manybeam.zoo.select import Selection, select
@@ -108,7 +108,7 @@ def known_frames(
     Raises:
         InvalidInput: no condition that can be simulated was measured with an F1 of 0.9.
     """
-    found = [one for one in _measured(matrix, library) if _f1(matrix, one.id) >= KNOWN_F1]
+    found = [one for one in comparable(matrix, library) if _f1(matrix, one.id) >= KNOWN_F1]
     if not found:
         raise InvalidInput(
             "the ensemble was measured on no condition to watch by",
@@ -192,7 +192,9 @@ def propose(
         return _switch(outlook, record)
     if outlook.is_fine:
         return Proposal("go on", now, outlook.promise, "", outlook.words("they may go on"))
-    policy = policy or _broadest(structure_of(condition, _measured(matrix, library)), library)
+    rehearsed = known.table.structure if known else ""
+    structure = structure_of(condition, comparable(matrix, library), rehearsed)
+    policy = policy or _broadest(structure, library)
     if policy is None:
         words = outlook.words("no policy is known to adapt them in")
         return Proposal("ask", now, outlook.promise, "", words)
@@ -273,12 +275,6 @@ def _switch(outlook: _Outlook, record: Record) -> Proposal:
     return Proposal(
         "switch members", outlook.best, outlook.best_promise, "", outlook.words(why)
     )  # fmt: skip
-
-
-def _measured(matrix: Matrix, library: Library) -> list[Condition]:
-    """Return the conditions measured on that can be simulated."""
-    known = [library.conditions[name] for name in matrix.conditions if name in library.conditions]
-    return [one for one in known if one.sample.structure in TYPICAL]
 
 
 def _f1(matrix: Matrix, condition: str) -> float:
