@@ -147,6 +147,17 @@ def test_bioimage_ios_own_validator_finds_no_fault_in_a_package(package: Path) -
     assert found.license == "MIT"
 
 
+def test_members_that_see_frames_normalised_locally_make_a_package_too(
+    embedded: Any, tmp_path: Path
+) -> None:
+    local = {"tiles": {"normalise": "local", "pixel_size_pm": 29.3}}
+    mixed = [member_of(0, **local), member_of(1, network={"name": "bandpass"}, **local)]
+    embedded.register("mixed", mixed, job={})
+    path = export(embedded, "mixed@1", tmp_path / "mixed.zip", credit=Credit(("Ada",), "MIT", ()))
+    got = import_(embedded, path, "guest")
+    assert [one.recipe for one in embedded.members(got.ref)] == [one.recipe for one in mixed]
+
+
 def test_a_package_says_truly_what_its_graph_sees_and_answers(
     package: Path, tmp_path: Path, rehearsed: Any
 ) -> None:
