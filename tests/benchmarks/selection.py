@@ -160,7 +160,7 @@ def _chosen(known: Any, seen: Any, frame: Any, pool: str) -> dict[str, Any]:
     seen = replace(
         seen, prediction=seen.prediction.subset(members), score_mf=seen.score_mf[members]
     )
-    words = _Words({}, Near(np.inf), {})
+    words = _Words({}, Near(np.inf), {}, known.table.structure)
     begun = time.perf_counter()
     selection = _rehearsed(seen, Matrix((), members), known, words, None, FALSE_ATOMS)
     took = time.perf_counter() - begun

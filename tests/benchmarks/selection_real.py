@@ -93,7 +93,7 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
         frame, truth, size = frames.frame(i), frames.truth(i), frames.pixel_size_pm(i)
         whole = ensemble.predict(frame, size)
         seen = look(ensemble, frame, size, None)
-        words = _Words({}, Near(np.inf), {})
+        words = _Words({}, Near(np.inf), {}, known.table.structure)
         chosen = _rehearsed(seen, Matrix((), ensemble.indices), known, words, None, 0.0)
         answers = {
             f"member {m:02d}": a for m, a in zip(whole.members, whole.member_atoms, strict=True)
