@@ -55,6 +55,7 @@ DIRTY = Condition(
     state={"contamination": 1.5, "background": 0.3},
     dose_e_per_a2=2e5,
 )
+MOS2 = {"structure": "mos2"}
 ASKED = {"teacher": "pseudo", "steps": 40, "max_regression": 0.5}
 CHILD = """
 import sys
@@ -231,6 +232,13 @@ def test_a_reference_to_one_member_adapts_it_and_keeps_the_others(facility_folde
 def test_a_member_that_is_not_there_is_refused_before_any_work(facility_folder):
     with pytest.raises(UnknownRef, match="graphene@1 has no member 77"):
         adapted(facility_folder, members=[0, 77])
+
+
+def test_a_policy_of_another_structure_is_refused_before_any_work(facility_folder):
+    library, frames = Library(settings().zoo), str(facility_folder / "new.zarr")
+    other = CAREFUL.model_copy(update={"sample": CAREFUL.sample.model_copy(update=MOS2)})
+    with pytest.raises(InvalidInput, match=r"careful is of mos2; members of graphene@1 were"):
+        iterate(Zoo(), "graphene@1", frames, other, library, **ASKED)
 
 
 def test_the_report_shows_before_and_after_and_says_what_was_decided(facility_folder, tmp_path):

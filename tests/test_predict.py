@@ -1,5 +1,6 @@
 """The answers of the service without web or cluster: who answers, what is said and refused."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from manybeam.errors import (
+    Corrupt,
     DeadlineExceeded,
     InvalidInput,
     NoCapacity,
@@ -262,6 +264,23 @@ def test_auto_without_an_ensemble_served_is_no_capacity(tiny_zoo: Any) -> None:
 
 def test_without_references_auto_selects_among_all_that_serve(tiny_zoo: Any) -> None:
     assert Service(tiny_zoo).served() == ("graphene@2",)
+
+
+def test_a_damaged_ensemble_is_left_out_by_auto_and_named(
+    embedded: Any, tiny_members: Callable[[int], list[Any]], tmp_path: Path
+) -> None:
+    one, other = tiny_members(2)  # equal weights would be the same file to the cache
+    bad = embedded.register("bad", [one], job={}, alias="serving")
+    embedded.register("good", [other], job={}, alias="serving")
+    folder = next(tmp_path.rglob(f"*{bad.members[0].model_id}"))
+    weights = next(folder.rglob("weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    shutil.rmtree(tmp_path / "cache")
+    told = Service(embedded).predict("auto", ONE, Question(pixel_size_pm=16.0)).meta
+    assert told["ensemble"] == "good"
+    assert any("bad@1 is left out: weights of member 00" in one for one in told["degraded"])
+    with pytest.raises(Corrupt, match="weights of member 00"):
+        Service(embedded).predict("bad", ONE, Question())
 
 
 def test_nothing_is_computed_after_the_deadline(service: Service) -> None:

@@ -106,10 +106,11 @@ def iterate(
     Raises:
         UnknownRef: no such ensemble, or no such member of it.
         UnknownFrameSet: no FrameSet at that URL.
-        InvalidInput: the set is empty or of several conditions, a frame is not in it, or no
-            condition is known to hold truth out for.
+        InvalidInput: the set is empty or of several conditions, a frame is not in it, no condition
+            is known to hold truth out for, or the policy is of a structure no member was taught.
     """
     record, members = _start(zoo, ref, members)
+    _check_structure(record, imaging, library)
     # By its version: an alias may move while frames are read.
     ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
@@ -160,6 +161,18 @@ def _start(zoo: "Zoo", ref: str, members: Sequence[int] | None) -> "tuple[Record
             f"name {record.name}@{record.version} to adapt others",
         )
     return zoo.resolve(f"{record.name}@{record.version}"), (record.selected,)
+
+
+def _check_structure(record: "Record", imaging: Policy, library: Library) -> None:
+    """Refuse a policy that draws another structure than those the members were taught."""
+    taught = {one.policy for one in record.members} & set(library.policies)
+    structures = {library.policies[name].sample.structure for name in taught}
+    if structures and imaging.sample.structure not in structures:
+        raise InvalidInput(
+            f"policy {imaging.id} is of {imaging.sample.structure}",
+            f"members of {record.ref} were taught {', '.join(sorted(structures))}",
+            "give a policy of the structure that the frames show",
+        )
 
 
 def _register(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.errors import DeadlineExceeded, InvalidInput, NoCapacity
+from manybeam.errors import Corrupt, DeadlineExceeded, InvalidInput, NoCapacity
 from manybeam.serve.content import (
     answerer_row,
     arrays,
@@ -273,26 +273,38 @@ class Service:
     def _rankings(
         self, frame_yx: NDArray[np.float32], question: Question, watch: Watch
     ) -> "list[tuple[Loaded, tuple[str, ...], Selection]]":
-        """Return every ensemble selected among with its ranking, the most promising first."""
+        """Return every ensemble selected among with its ranking, the most promising first.
+
+        One whose files are damaged is left out, and said to be; another may answer.
+        """
         refs = self.served() if question.ensemble == AUTO else (question.ensemble,)
-        ranked = []
+        ranked, damaged = [], []
         for ref in refs:
-            with watch.stage("load"):
-                loaded, notes = self.load(ref)
-                known, _ = self._forecasters.get(loaded.record.ref)
+            try:
+                with watch.stage("load"):
+                    loaded, notes = self.load(ref)
+                    known, _ = self._forecasters.get(loaded.record.ref)
+            except Corrupt as error:
+                logger.warning("%s is left out: %s", ref, error)
+                damaged.append((ref, error))
+                continue
             if question.false_atoms and known is None and len(refs) > 1:
                 continue  # it can promise no bound; another may
             even = dict.fromkeys(loaded.ensemble.indices, 1.0)
             answering = None if question.ensemble == AUTO else even
             selection, more = self._selection(loaded, frame_yx, question, answering, watch)
             ranked.append((loaded, (*notes, *more), selection))
+        if damaged and not ranked:
+            raise damaged[0][1]
         if not ranked:
             raise InvalidInput(
                 "no ensemble that is served can promise a bound on false atoms",
                 "none of them was rehearsed",
                 f"manybeam rehearse {refs[0]}",
             )
-        return sorted(ranked, key=lambda one: one[2].standing, reverse=True)
+        ranked.sort(key=lambda one: one[2].standing, reverse=True)
+        left_out = [f"{ref} is left out: {error.what}" for ref, error in damaged]
+        return [(loaded, (*notes, *left_out), one) for loaded, notes, one in ranked]
 
     def _selection(
         self,
