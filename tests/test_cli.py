@@ -403,3 +403,26 @@ def test_an_answer_in_zarr_holds_frame_maps_and_atoms(
     mutual = np.asarray(group["mi"])
     assert mutual.shape == (64, 64)
     assert 0 <= mutual.min() <= mutual.max() <= np.log(2)
+
+
+def test_auto_leaves_a_damaged_ensemble_out_and_says_so(
+    embedded: Any,
+    tiny_members: Callable[[int], list[Any]],
+    use_settings: Callable[[dict[str, str]], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    one, other = tiny_members(2)
+    bad = embedded.register("bad", [one], job={}, alias="serving")
+    embedded.register("good", [other], job={}, alias="serving")
+    folder = next(tmp_path.rglob(f"*{bad.members[0].model_id}"))
+    next(folder.rglob("weights.safetensors")).write_bytes(b"gone")
+    shutil.rmtree(tmp_path / "cache")
+    tifffile.imwrite(tmp_path / "scan.tif", np.random.default_rng(0).random((64, 64), np.float32))
+    words = ["predict", str(tmp_path / "scan.tif"), "--pixel-size-pm", "16", "-o", "json"]
+    assert main([*words, "-e", "auto"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)[0]["ensemble"] == "good@1"
+    assert "bad@1 is left out: weights of member 00" in shown.err
+    assert main([*words, "-e", "bad"]) == 1

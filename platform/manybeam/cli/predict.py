@@ -15,6 +15,7 @@ from manybeam.cli.sizing import check_sized, sized
 from manybeam.cli.targets import check_target
 from manybeam.data.disk import write_files
 from manybeam.errors import (
+    Corrupt,
     InvalidInput,
     ManybeamError,
     NotFound,
@@ -181,7 +182,7 @@ def _answers(
 
 
 def _ensembles(ref: str) -> "list[_Loaded]":
-    """Return one ensemble, or every one that serves for `auto`."""
+    """Return one ensemble, or for `auto` every one that serves and is not damaged."""
     from manybeam.zoo.forecasts import forecaster
     from manybeam.zoo.registry import Zoo
 
@@ -192,10 +193,18 @@ def _ensembles(ref: str) -> "list[_Loaded]":
         records = [zoo.resolve(ref)]
     if not records:
         raise NotFound("the zoo serves no ensemble yet", "", "manybeam train jobs/quickstart.yaml")
-    return [
-        _Loaded(one, zoo.ensemble(one.ref), zoo.matrix(one.ref), forecaster(zoo, one.ref))
-        for one in records
-    ]
+    loaded, damaged = [], []
+    for one in records:
+        try:
+            ensemble = zoo.ensemble(one.ref)
+        except Corrupt as error:
+            say(f"{one.ref} is left out: {error.what}")
+            damaged.append(error)
+            continue
+        loaded.append(_Loaded(one, ensemble, zoo.matrix(one.ref), forecaster(zoo, one.ref)))
+    if not loaded:
+        raise damaged[0]
+    return loaded
 
 
 def _best_answer(
