@@ -710,6 +710,11 @@ def _huge(folder: Path) -> None:
             _table(lambda a: a.update(members=a["members"] + 1)), "members 1, 2, 3", id="others"
         ),
         pytest.param(
+            _table(lambda a: a.update(structure=np.array("<b>"))),
+            "its structure has a name that none can have",
+            id="a structure that is markup",
+        ),
+        pytest.param(
             _table(lambda a: a.update(version=a["version"] + 1)), "another version", id="newer"
         ),
     ],

@@ -155,6 +155,8 @@ def _impossible(table: "ReferenceTable") -> Iterator[str]:
         yield "its counts are below 0"
     if not all(re.fullmatch(ID_PATTERN, str(one)) for one in np.unique(table.source_n)):
         yield "its policies have names that none can have"
+    if table.structure and not re.fullmatch(ID_PATTERN, table.structure):
+        yield "its structure has a name that none can have"
 
 
 def _summary_count() -> int:
