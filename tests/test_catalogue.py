@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from manybeam.data.simulate import SIMULATOR
 from manybeam.errors import InvalidInput, WriteFailed, ZooUnreachable
 from manybeam.spec import Library
 from manybeam.zoo.catalogue import Catalogue, Row, Wanted, quantity_names
@@ -37,7 +38,7 @@ Read = tuple[VersionEntry, Record, Sequence[Score]]
 
 def digest(condition: str) -> str:
     """Return what scores call a condition's numbers: with the version of the simulator."""
-    return f"{LIBRARY.conditions[condition].digest}-2"
+    return f"{LIBRARY.conditions[condition].digest}-{SIMULATOR}"
 
 
 def score(condition: str, f1: float, member: int = ENSEMBLE, **more: Any) -> Score:

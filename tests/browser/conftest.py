@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from manybeam.data.simulate import SIMULATOR
 from manybeam.spec import Library
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 
@@ -119,7 +120,7 @@ def drawn(quality: float, condition: str, member: int, seed: int) -> Score:
     f1 = sum(hits) / (ATOMS * FRAMES)
     values = {"f1": f1, "f1_low": f1 - 0.02, "f1_high": min(f1 + 0.02, 1.0), "frames": FRAMES}
     values |= {"precision": f1, "recall": f1, "ece": 0.03, "rmse_pm": 12 * (1.1 - f1)}
-    digest = f"{LIBRARY.conditions[condition].digest}-2"
+    digest = f"{LIBRARY.conditions[condition].digest}-{SIMULATOR}"
     return Score(member, condition, digest, values, counts, datetime.now(UTC), "1.0")
 
 
@@ -196,7 +197,11 @@ def fill_catalogue() -> Callable[[Path, int], None]:
             name = f"graphene-{number:03d}"
             rows = [
                 Score(
-                    row, one, f"{LIBRARY.conditions[one].digest}-2", {"f1": rng.random()}, taken=now
+                    row,
+                    one,
+                    f"{LIBRARY.conditions[one].digest}-{SIMULATOR}",
+                    {"f1": rng.random()},
+                    taken=now,
                 )
                 for row in (ENSEMBLE, *range(20))
                 for one in CONDITIONS
