@@ -62,10 +62,15 @@ def test_a_table_knows_its_structure_and_one_kept_before_that_is_still_read(
 ) -> None:
     assert six.structure == "graphene"
     with np.load(io.BytesIO(six.to_bytes())) as file:
-        old = {name: file[name] for name in file.files if name != "structure"}
+        new = {name: file[name] for name in file.files if name != "structure"}
+    old, lost = ({**new, "version": np.array([version, 3])} for version in (1, 2))
     kept = io.BytesIO()
     np.savez(kept, **old)
     assert_same(ReferenceTable.from_bytes(kept.getvalue()), dataclasses.replace(six, structure=""))
+    kept = io.BytesIO()
+    np.savez(kept, **lost)
+    with pytest.raises(Corrupt, match="structure"):
+        ReferenceTable.from_bytes(kept.getvalue())
 
 
 def npy() -> bytes:

@@ -28,7 +28,8 @@ from manybeam.learn.look import Look, look
 from manybeam.learn.scores import f1_of, judge
 from manybeam.spec import Policy
 
-VERSION = 1
+VERSION = 2
+UNSTRUCTURED = 1  # tables that did not yet say of which structure their samples were
 SHAPE = (128, 128)  # of a frame whose policy names none
 _UNREADABLE = (  # what reading a damaged npz raises
     ValueError,
@@ -171,10 +172,13 @@ class ReferenceTable:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            if arrays.pop("version")[0] != VERSION or tuple(arrays.pop("scores")) != SCORES:
+            version = arrays.pop("version")[0]
+            is_known = version in (VERSION, UNSTRUCTURED)
+            if not is_known or tuple(arrays.pop("scores")) != SCORES:
                 raise ValueError("it is of another version of the software")
             members = tuple(int(member) for member in arrays.pop("members"))
-            structure = str(arrays.pop("structure", ""))
+            # Of a newer table it must not be lost without a word.
+            structure = "" if version == UNSTRUCTURED else str(arrays.pop("structure"))
             return cls(members=members, structure=structure, **arrays)
         except _UNREADABLE as error:
             raise Corrupt(
