@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from manybeam.settings import settings
+
+# The same examples in every run: what is red is red for everybody, and so is what is green.
+# `pytest --hypothesis-profile=default` looks at others.
+hypothesis.settings.register_profile("same", derandomize=True, database=None)
+hypothesis.settings.load_profile("same")
 
 # A shell hands a deaf ear for Ctrl-C on to what it runs in the background; tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

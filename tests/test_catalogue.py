@@ -303,8 +303,8 @@ def test_the_numbers_of_the_library_are_current_even_if_others_were_measured_lat
 
 
 def test_of_two_simulators_the_one_measured_with_last_is_current(catalogue: Catalogue) -> None:
-    later = score(NOMINAL, 0.7, condition_digest=digest(NOMINAL)[:-1] + "3",
-                  taken=DAY + timedelta(days=1))  # fmt: skip
+    newer = f"{LIBRARY.conditions[NOMINAL].digest}-{SIMULATOR + 1}"
+    later = score(NOMINAL, 0.7, condition_digest=newer, taken=DAY + timedelta(days=1))
     catalogue._write([version("one", 1, [later, score(NOMINAL, 0.8)])])
     assert catalogue.find().rows[0].value == 0.7
 
