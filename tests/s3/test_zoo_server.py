@@ -18,6 +18,7 @@ from manybeam.errors import ZooUnreachable
 from manybeam.learn.member import Member
 from manybeam.learn.nets import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
+from manybeam.zoo.leftovers import Leftovers
 from manybeam.zoo.matrix import Score
 from manybeam.zoo.registry import Zoo
 
@@ -72,6 +73,15 @@ def members_of(count: int) -> list[Member]:
     recipe = Recipe(id="tiny", network=Network(filters=2, levels=1), members=(plan,))
     weights = {k: v.detach() for k, v in build(recipe.network).state_dict().items()}
     return [Member(i, 0, "broad", recipe, weights, (0.5,), 1.0, "d" * 32) for i in range(count)]
+
+
+def test_a_server_that_never_held_anything_has_nothing_to_collect(
+    new_services: Callable[[], Services], tmp_path: Path
+) -> None:
+    services = new_services()
+    services.start("seaweedfs", "postgres", "mlflow")
+    new = Zoo(services.settings()["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache")
+    assert Leftovers(new.tracking).find() == []
 
 
 def test_without_the_object_store_nothing_is_registered(zoo: Zoo, frail: Facility) -> None:

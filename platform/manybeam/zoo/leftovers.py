@@ -60,6 +60,8 @@ class Leftovers:
             _PAGE,
         )
         names = {one.experiment_id: one.name.removeprefix(PREFIX) for one in found}
+        if not names:  # MLflow's server takes no search of no experiments
+            return []
         runs = [run for run in self._runs(list(names)) if CODE_TAG in run.data.tags]
         models = _by_run(self._models(list(names)))
         versions = _all_of(
