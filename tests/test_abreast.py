@@ -30,7 +30,7 @@ def test_an_error_of_one_member_ends_the_work_of_the_others(
         if member.index == 0:
             raise error
         for _ in range(STEPS):
-            time.sleep(0.02)
+            time.sleep(0.02)  # the work: long enough for the other to fail meanwhile
             stop_if_nobody_waits()
             done.append(member.index)
 

@@ -152,6 +152,7 @@ def test_frames_of_another_seed_are_not_paired_though_each_holds_as_many_atoms(
     assert (paired.reason, apart.reason) == ("", told)
     assert apart.words.endswith(f"({told})")
     assert None not in (paired.low, paired.high, apart.low, apart.high)
+    # All four are numbers, as the line above has it.
     assert paired.high - paired.low < 0.7 * (apart.high - apart.low)  # type: ignore[operator]
 
 

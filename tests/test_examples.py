@@ -254,6 +254,7 @@ def test_kinds_of_atoms_differ_in_shape_and_colour_and_are_explained_with_their_
     figure = errors_figure(FRAME, FOUND, TRUTH, JUDGED, 20.0)
     png(figure)
     drawn = figure.axes[0].collections
+    # Offsets are arrays; matplotlib's types allow what has no length.
     assert [len(one.get_offsets()) for one in drawn] == [2, 1, 1, 2]  # type: ignore[arg-type]
     assert len({MARKS[colour] for colour in (RIGHT, FALSE, MISSED)}) == 3
     words = [text.get_text() for text in figure.legends[0].get_texts()]

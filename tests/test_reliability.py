@@ -129,6 +129,7 @@ def test_the_picture_shows_each_filled_bin_and_the_line_of_honesty() -> None:
         [0.85, 0.5],
         [0.95, 0.9],
     ]
+    # The patches of a histogram are bars; matplotlib's types know patches only.
     heights = [bar.get_height() for bar in figure.axes[1].patches]  # type: ignore[attr-defined]
     assert heights == [0] * 8 + [10, 30]
     assert figure.axes[0].get_title(loc="left") == "sure: ECE 0.125, 40 atoms found"

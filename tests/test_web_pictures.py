@@ -70,7 +70,7 @@ def reader(home: Path) -> Iterator[httpx.Client]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with httpx.Client(base_url=address, timeout=60) as client:
             yield client

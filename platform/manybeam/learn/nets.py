@@ -120,7 +120,8 @@ def _build_monai(network: Network) -> nn.Module:
     if not inspect.isclass(kind) or not issubclass(kind, nn.Module):
         raise InvalidSpec(
             f"network.name: {network.name!r} is no network",
-            "'unet', or a class of monai.networks.nets such as UNet, AttentionUnet, SegResNet",
+            "'unet', 'bandpass', or a class of monai.networks.nets such as UNet, AttentionUnet, "
+            "SegResNet",
             "mend network.name in the recipe",
         )
     accepted = inspect.signature(kind).parameters

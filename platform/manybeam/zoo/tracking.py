@@ -31,7 +31,8 @@ _ENVIRONMENT = {
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-import mlflow.artifacts  # noqa: E402 - the environment above has to stand first
+# The environment above has to stand first, so every import from here on is late (E402).
+import mlflow.artifacts  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, Metric  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
