@@ -135,8 +135,8 @@ def tiny_members() -> Callable[[int], list[Any]]:
     """Make members of a small real network with drawn weights: they answer, if not wisely."""
     import torch
 
-    from manybeam.learn.member import Member
-    from manybeam.learn.nets import build
+    from manybeam.learn.nets.member import Member
+    from manybeam.learn.nets.networks import build
     from manybeam.spec.recipe import MemberPlan, Network, Recipe
 
     def make(count: int) -> list[Member]:
@@ -209,8 +209,8 @@ class Rehearsed:
         """
         import numpy as np
 
-        from manybeam.data.simulate import simulate
-        from manybeam.learn.infer import draw
+        from manybeam.data.simulation.simulate import simulate
+        from manybeam.learn.analysis.condition_inference import draw
 
         policy, rng = (
             self.policies[number % len(self.policies)],
@@ -229,10 +229,10 @@ def rehearsed() -> Rehearsed:
     import torch
 
     from manybeam.data.tiles import Tiles
-    from manybeam.learn.ensemble import Ensemble
-    from manybeam.learn.member import train_member
-    from manybeam.learn.reference import rehearse
-    from manybeam.learn.teachers import simulated_tiles
+    from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
+    from manybeam.learn.analysis.calibration_set import rehearse
+    from manybeam.learn.nets.ensemble import Ensemble
+    from manybeam.learn.training.member import train_member
     from manybeam.spec import Library, Recipe
 
     library = Library(SERVICES.parents[1] / "zoo")
@@ -267,7 +267,7 @@ def rehearsed_home(
     tmp_path_factory: pytest.TempPathFactory, rehearsed: Rehearsed, tiny_members: Any
 ) -> Path:
     """A platform's folder: `graphene@1` was never rehearsed, `graphene@2` was, and serves."""
-    from manybeam.zoo.forecasts import record_table
+    from manybeam.zoo.calibration_sets import record_table
 
     home = tmp_path_factory.mktemp("rehearsed") / "home"
     home.mkdir()

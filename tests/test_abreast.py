@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from manybeam.learn.abreast import each_abreast, stop_if_nobody_waits
+from manybeam.learn.training.side_by_side import each_abreast, stop_if_nobody_waits
 
 STEPS = 400
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from manybeam.errors import InvalidInput, MemberCountError
-from manybeam.learn.atoms import centroids, cluster_atoms, find_atoms, local_maxima, strongest
-from manybeam.learn.scores import match
+from manybeam.learn.nets.atoms import centroids, cluster_atoms, find_atoms, local_maxima, strongest
+from manybeam.learn.scoring.scores import match
 
 Array = NDArray[np.floating]
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidInput, InvalidSpec
 from manybeam.jobs.train import train
-from manybeam.learn.bandpass import BandPass
-from manybeam.learn.centring import Labelled, centred
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.fitted import fit_bandpass
-from manybeam.learn.scores import f1_of, judge
+from manybeam.learn.nets.bandpass import BandPass
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.learn.training.fitted import fit_bandpass
+from manybeam.learn.training.threshold import Labelled, centred
 from manybeam.spec import Library
 from manybeam.spec.job import Job
 from manybeam.spec.recipe import MemberPlan, Network, Recipe

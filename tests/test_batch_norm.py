@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput
-from manybeam.learn.batch_norm import re_estimated
-from manybeam.learn.court import f1_on
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.member import Member, train_member
-from manybeam.learn.nets import build
-from manybeam.learn.teachers import simulated_tiles
+from manybeam.learn.adaptation.acceptance import f1_on
+from manybeam.learn.adaptation.batch_norm import re_estimated
+from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.networks import build
+from manybeam.learn.training.member import train_member
 from manybeam.spec import Condition, Policy, Recipe
 
 RECIPE = Recipe(

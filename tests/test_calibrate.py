@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.data.tiles import Tiles
 from manybeam.errors import Corrupt, InvalidInput
-from manybeam.learn.calibrate import Calibration, bound, calibrate, false_share, fit
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.member import train_member
-from manybeam.learn.scores import Judged, judge, reliability, score_frames, summarise
-from manybeam.learn.teachers import simulated_tiles
+from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.scoring.calibration import Calibration, bound, calibrate, false_share, fit
+from manybeam.learn.scoring.scores import Judged, judge, reliability, score_frames, summarise
+from manybeam.learn.training.member import train_member
 from manybeam.spec import Condition
 from manybeam.spec.files import load_condition, load_policy
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec, Training

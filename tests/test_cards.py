@@ -13,12 +13,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from manybeam.cli import zoo_compare
+from manybeam.cli.zoo import compare as zoo_compare
 from manybeam.errors import InvalidInput, UnknownRef, WriteFailed
-from manybeam.zoo.cards import card_html, card_markdown, card_picture, limits, note_for
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
 from manybeam.zoo.records import MemberRecord, Record
 from manybeam.zoo.registry import Zoo
+from manybeam.zoo.reports.cards import card_html, card_markdown, card_picture, limits, note_for
 
 TAKEN = datetime(2026, 3, 4, 12, tzinfo=UTC)
 SCORES = (

@@ -10,9 +10,9 @@ from hypothesis import settings as bounded
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from manybeam.learn.carried import FAR, Carried, carry_over
-from manybeam.learn.fitness import SCORES
-from manybeam.learn.reference import ReferenceTable
+from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.fitness import SCORES
+from manybeam.predictor.transferred_calibration import FAR, Carried, carry_over
 
 FRAMES, ATOMS = 96, 40  # atoms of each frame
 BOUND = 0.05

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.data.tiles import Tiles, draw_mask, normalise
-from manybeam.learn.centring import best_logit, centred
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.member import Member, train_member
-from manybeam.learn.nets import build, shifted
-from manybeam.learn.scores import score_frames
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.networks import build, shifted
+from manybeam.learn.scoring.scores import score_frames
+from manybeam.learn.training.member import train_member
+from manybeam.learn.training.threshold import best_logit, centred
 from manybeam.spec import Condition, Recipe
 from manybeam.spec.recipe import MemberPlan, Network
 

@@ -14,9 +14,10 @@ import pytest
 
 from manybeam.errors import Conflict, StoreUnreachable, ZooUnreachable
 from manybeam.settings import settings
-from manybeam.zoo import claims, gates, life
+from manybeam.zoo import claims
 from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.life import promote, rollback
+from manybeam.zoo.lifecycle import gates, life
+from manybeam.zoo.lifecycle.life import promote, rollback
 from manybeam.zoo.registry import Zoo
 
 Members = Callable[[int], list[Any]]
@@ -51,7 +52,7 @@ def embedded_versions(
 CHILD = """
 import os, signal, sys
 from manybeam.errors import ManybeamError
-from manybeam.zoo import life
+from manybeam.zoo.lifecycle import life
 from manybeam.zoo.registry import Zoo
 
 where, ref, who = sys.argv[1:]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from manybeam.errors import InvalidInput, MissingPixelSize
-from manybeam.learn.classical import Blob, detect, tune
-from manybeam.learn.scores import match, score_frames
+from manybeam.learn.scoring.classical import Blob, detect, tune
+from manybeam.learn.scoring.scores import match, score_frames
 
 Array = NDArray[np.floating]
 SHAPE = (120, 140)

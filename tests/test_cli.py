@@ -15,7 +15,7 @@ import tifffile
 import zarr
 
 from manybeam.cli import main
-from manybeam.cli.output import Form, cell, emit
+from manybeam.cli.terminal.output import Form, cell, emit
 from manybeam.data.frames import FrameSet
 from manybeam.settings import settings
 from manybeam.zoo.registry import Zoo
@@ -219,7 +219,7 @@ def test_a_demo_whose_port_is_held_starts_nothing(
 
 
 def test_a_demo_never_points_at_a_facility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from manybeam.cli.demo import FACILITY, _point_settings_at
+    from manybeam.cli.demo.command import FACILITY, _point_settings_at
 
     for name in (*FACILITY, "HOME", "SERVICE_URL"):
         monkeypatch.setenv(f"MANYBEAM_{name}", "s3://facility/frames")

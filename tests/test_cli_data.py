@@ -9,8 +9,8 @@ import pytest
 from manybeam.cli import main
 from manybeam.cli.jobs import _warn_of_policies
 from manybeam.data.frames import FrameSet
-from manybeam.data.measured import dose_e_per_a2
-from manybeam.data.simulate import simulate
+from manybeam.data.io.measured import dose_e_per_a2
+from manybeam.data.simulation.simulate import simulate
 from manybeam.settings import settings
 from manybeam.spec import Library, load_job
 

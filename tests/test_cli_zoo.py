@@ -72,7 +72,7 @@ def test_what_is_not_known_is_told(
 
 
 def test_several_ranges_of_one_quantity_all_hold() -> None:
-    from manybeam.cli.zoo import _ranges
+    from manybeam.cli.zoo.listing import _ranges
 
     assert _ranges(["beam_kv>=60", "beam_kv<=80", "beam_kv<=70", "defocus_nm:1..2"]) == {
         "beam_kv": (60.0, 70.0),

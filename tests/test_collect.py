@@ -13,11 +13,12 @@ import pytest
 
 from manybeam.data.store import open_store
 from manybeam.errors import Conflict, Corrupt, InvalidInput, ManybeamError, UnknownRef
-from manybeam.zoo import claims, collect
+from manybeam.zoo import claims
 from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.collect import KEPT, REMOVABLE, REMOVED, Find
-from manybeam.zoo.leftovers import Leftovers
-from manybeam.zoo.life import archive, promote, unarchive
+from manybeam.zoo.lifecycle import collect
+from manybeam.zoo.lifecycle.collect import KEPT, REMOVABLE, REMOVED, Find
+from manybeam.zoo.lifecycle.life import archive, promote, unarchive
+from manybeam.zoo.lifecycle.orphans import Leftovers
 from manybeam.zoo.lineage import lineage, note_prediction
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
 from manybeam.zoo.registry import Zoo
@@ -295,7 +296,7 @@ def test_times_that_make_no_sense_are_refused(embedded: Zoo, times: dict[str, An
 CHILD = """
 import os, signal, sys
 from datetime import timedelta
-from manybeam.zoo.collect import Leftovers, collect
+from manybeam.zoo.lifecycle.collect import Leftovers, collect
 from manybeam.zoo.registry import Zoo
 
 where, name = sys.argv[1:]

@@ -11,7 +11,7 @@ import typer
 from numpy.random import Generator
 from typer.testing import CliRunner
 
-from manybeam.cli import zoo_compare
+from manybeam.cli.zoo import compare as zoo_compare
 from manybeam.errors import InvalidInput, NotFound, UnknownRef, WriteFailed
 from manybeam.zoo.compare import (
     NO_COUNTS,

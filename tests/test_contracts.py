@@ -10,12 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BREAKS = [
-    pytest.param("learn/nets.py", "import manybeam.zoo", "layers point downward", id="upward"),
-    pytest.param("learn/nets.py", "import ray", "science knows no cluster", id="science-ray"),
+    pytest.param(
+        "learn/nets/networks.py", "import manybeam.zoo", "layers point downward", id="upward"
+    ),
+    pytest.param(
+        "learn/nets/networks.py", "import ray", "science knows no cluster", id="science-ray"
+    ),
     pytest.param("jobs/train.py", "import mlflow", "only the zoo speaks MLflow", id="mlflow"),
     pytest.param("zoo/matrix.py", "import obstore", "only data.store speaks object", id="store"),
     pytest.param("data/commits.py", "import obstore", "only data.store speaks object", id="data"),
-    pytest.param("cli/app.py", "import ray", "only jobs and serve speak Ray", id="ray"),
+    pytest.param("cli/app.py", "import ray", "only cluster, jobs and serve speak Ray", id="ray"),
+    pytest.param("zoo/matrix.py", "import manybeam.predictor", "layers point", id="predictor"),
+    pytest.param("learn/nets/atoms.py", "import sqlalchemy", "science knows no", id="sql"),
     pytest.param(
         "serve/wire.py",
         "import manybeam.jobs.train",

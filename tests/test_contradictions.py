@@ -12,10 +12,10 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manybeam.data.formats import Raw, _claim_fei
-from manybeam.data.intake import Record, read_frames
-from manybeam.data.measured import check_one_condition, dose_e_per_a2, settle_pixel_size
-from manybeam.data.units import OURS, factor, measure
+from manybeam.data.io.formats import Raw, _claim_fei
+from manybeam.data.io.measured import check_one_condition, dose_e_per_a2, settle_pixel_size
+from manybeam.data.io.reading import Record, read_frames
+from manybeam.data.io.units import OURS, factor, measure
 from manybeam.errors import InvalidInput
 from manybeam.spec import Condition
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manybeam.data.simulate import simulate
-from manybeam.data.typical import filled
+from manybeam.data.simulation.simulate import simulate
+from manybeam.data.simulation.typical import filled
 from manybeam.errors import Corrupt, InvalidFrame, InvalidInput
-from manybeam.learn.drift import CAUSES, LOOKS, DriftWatch, frame_features
-from manybeam.learn.infer import draw
-from manybeam.learn.summaries import summaries
+from manybeam.learn.analysis.condition_inference import draw
+from manybeam.learn.analysis.summaries import summaries
+from manybeam.predictor.drift import CAUSES, LOOKS, DriftWatch, frame_features
+from manybeam.predictor.watch import WANDER, WATCHED_WANDER, wandering
 from manybeam.spec import Condition, Library
-from manybeam.zoo.watch import WANDER, WATCHED_WANDER, wandering
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 SHAPE = (96, 96)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from manybeam.data.tiles import normalise
 from manybeam.errors import InvalidFrame, InvalidInput, MemberCountError, NotFound, TooLarge
-from manybeam.learn.answer import entropy
-from manybeam.learn.ensemble import Ensemble, Prediction
-from manybeam.learn.member import Member
-from manybeam.learn.nets import build
-from manybeam.learn.scores import match
-from manybeam.learn.tiled import prepare, probabilities
+from manybeam.learn.nets.answer import entropy
+from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.networks import build
+from manybeam.learn.nets.tiled import prepare, probabilities
+from manybeam.learn.scoring.scores import match
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
 
 Frame = NDArray[np.float32]

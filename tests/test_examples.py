@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import simulate_into
+from manybeam.data.simulation.simulate import simulate_into
 from manybeam.errors import Corrupt, NotFound, TooLarge, UnknownFrameSet
 from manybeam.jobs import examples
 from manybeam.jobs.evaluate import evaluate
 from manybeam.jobs.examples import make_example
-from manybeam.learn.scores import judge
+from manybeam.learn.scoring.scores import judge
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, Trial
-from manybeam.zoo.mistakes import FALSE, MARKS, MISSED, RIGHT, Mistakes, errors_figure
-from manybeam.zoo.plots import png
-from manybeam.zoo.sheets import read_sheet, write_sheet
+from manybeam.zoo.reports.error_overlay import FALSE, MARKS, MISSED, RIGHT, Mistakes, errors_figure
+from manybeam.zoo.reports.plots import png
+from manybeam.zoo.score_reports import read_sheet, write_sheet
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 LOWDOSE, RECORDED = "graphene-60kv-lowdose", "graphene-60kv-dirty-frames"

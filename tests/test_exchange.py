@@ -31,22 +31,22 @@ from manybeam.errors import (
     UnreadableFile,
     WriteFailed,
 )
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.forecast import Forecaster
-from manybeam.learn.look import look
-from manybeam.learn.member import Member
-from manybeam.learn.nets import build
-from manybeam.learn.scores import score_frames
+from manybeam.learn.analysis.frame_analysis import look
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.networks import build
+from manybeam.learn.scoring.scores import score_frames
+from manybeam.predictor.learned import forecaster
+from manybeam.predictor.performance import Forecaster
 from manybeam.spec.recipe import Recipe
 from manybeam.zoo.exchange import Credit, Limits, export, import_
 from manybeam.zoo.exchange.bioimageio import seen
 from manybeam.zoo.exchange.onnx_graph import run_graph, view_of, write_graph
-from manybeam.zoo.forecasts import forecaster
-from manybeam.zoo.life import promote
+from manybeam.zoo.integrity.imported import signatures
+from manybeam.zoo.integrity.trust import make_keys
+from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.lineage import lineage
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
-from manybeam.zoo.originals import signatures
-from manybeam.zoo.trust import make_keys
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -524,7 +524,7 @@ def test_scores_that_cannot_be_kept_leave_nothing_registered(
     zoo: Any, name: str, folder: Path, tmp_path: Path
 ) -> None:
     from manybeam.zoo.cache import sha256_of
-    from manybeam.zoo.sheets import write_sheet
+    from manybeam.zoo.score_reports import write_sheet
 
     shutil.copytree(folder, tmp_path / "bad")
     sheet = write_sheet([Score(9, "graphene-60kv-nominal", "d" * 32, {"f1": 1.0})])

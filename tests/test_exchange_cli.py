@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manybeam.cli import main
-from manybeam.zoo.trust import make_keys
+from manybeam.zoo.integrity.trust import make_keys
 
 ATOMAI = Path(__file__).parent / "data" / "atomai" / "three.tar"
 Use = Callable[[dict[str, str]], None]

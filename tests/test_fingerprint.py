@@ -5,7 +5,12 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from manybeam.errors import InvalidFrame
-from manybeam.learn.fingerprint import distances, feature_names, fingerprint, fingerprints
+from manybeam.learn.analysis.frame_features import (
+    distances,
+    feature_names,
+    fingerprint,
+    fingerprints,
+)
 
 
 def speckle(seed: int, width_px: float = 2.0, shape: tuple[int, int] = (128, 128)) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
-from manybeam.learn.fitness import (
+from manybeam.learn.analysis.fitness import (
     LATTICES,
     ForwardModel,
     agreement_scores,

@@ -14,12 +14,12 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
-from manybeam.learn.fitness import LATTICES, SCORES
-from manybeam.learn.forecast import Forecast, Forecaster, Picked, _Index
-from manybeam.learn.look import WINDOW_PX, Look, look
-from manybeam.learn.scores import f1_of, judge
+from manybeam.learn.analysis.fitness import LATTICES, SCORES
+from manybeam.learn.analysis.frame_analysis import WINDOW_PX, Look, look
+from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.predictor.performance import Forecast, Forecaster, Picked, _Index
 from manybeam.spec import Library
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import Corrupt, UnknownRef
+from manybeam.predictor.learned import forecaster
+from manybeam.predictor.preferences import Pick, record_pick, retract
+from manybeam.predictor.selection import select
 from manybeam.spec import Library
-from manybeam.zoo.forecasts import KIND, forecaster, record_table
+from manybeam.zoo.calibration_sets import KIND, record_table
 from manybeam.zoo.matrix import Score
-from manybeam.zoo.picks import Pick, record_pick, retract
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.select import select
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 FACTS = {"frames": "3"}

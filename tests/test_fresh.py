@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from manybeam.errors import UnknownRef, ZooUnreachable
-from manybeam.serve.fresh import Fresh
+from manybeam.serve.ttl_cache import Fresh
 
 
 class Clock:

@@ -11,7 +11,7 @@ import pytest
 
 from manybeam.spec.job import Gates
 from manybeam.zoo import registration
-from manybeam.zoo.gates import Verdict, judge
+from manybeam.zoo.lifecycle.gates import Verdict, judge
 from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
 from manybeam.zoo.records import write_manifest
 from manybeam.zoo.registry import Zoo

@@ -21,7 +21,9 @@ def test_an_import_loads_nothing_heavy(package: str) -> None:
     assert not _loaded_after(f"import {package}") & set(HEAVY)
 
 
-@pytest.mark.parametrize("package", ["manybeam.spec", "manybeam.settings", "manybeam.data.intake"])
+@pytest.mark.parametrize(
+    "package", ["manybeam.spec", "manybeam.settings", "manybeam.data.io.reading"]
+)
 def test_the_lower_layers_load_no_cluster_and_no_registry(package: str) -> None:
     assert not _loaded_after(f"import {package}") & {"torch", "ray", "mlflow"}
 

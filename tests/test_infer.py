@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
-from manybeam.learn.infer import as_stated, draw, fixed_pixel_size, infer
-from manybeam.learn.regress import fit, standardised
-from manybeam.learn.summaries import summaries
+from manybeam.learn.analysis.condition_inference import as_stated, draw, fixed_pixel_size, infer
+from manybeam.learn.analysis.regress import fit, standardised
+from manybeam.learn.analysis.summaries import summaries
 from manybeam.spec import Condition, Policy, Range
 
 GRAPHENE = {"structure": "graphene"}

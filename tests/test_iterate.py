@@ -9,16 +9,17 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import Simulated, simulate
+from manybeam.data.simulation.simulate import Simulated, simulate
 from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput
-from manybeam.jobs.iterate import held_out_truth, iterate
-from manybeam.learn.centring import centred
-from manybeam.learn.court import Standing, f1_on, gate, held_means, noise_like
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.iterate import _gain, adapt, tune
-from manybeam.learn.member import Member, train_member
-from manybeam.learn.teachers import frames_digest, simulated_tiles, twin_lesson
+from manybeam.jobs.adapt import held_out_truth, iterate
+from manybeam.learn.adaptation.acceptance import Standing, f1_on, gate, held_means, noise_like
+from manybeam.learn.adaptation.pseudo_labels import frames_digest, simulated_tiles, twin_lesson
+from manybeam.learn.adaptation.rounds import _gain, adapt, tune
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.training.member import train_member
+from manybeam.learn.training.threshold import centred
 from manybeam.spec import Condition, Library, Policy, Recipe
 from manybeam.zoo.matrix import Matrix, Score
 from manybeam.zoo.registry import Zoo

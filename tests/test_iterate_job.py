@@ -16,14 +16,15 @@ import yaml
 from manybeam.cli import main
 from manybeam.cli.adapt_report import iterate_report
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput, InvalidSpec, UnknownRef
-from manybeam.jobs.iterate import iterate
+from manybeam.jobs.adapt import iterate
 from manybeam.jobs.kinds import RUNNERS
 from manybeam.jobs.scratch import Scratch
-from manybeam.learn.member import Member, save_weights, train_member
-from manybeam.learn.teachers import simulated_tiles
+from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
+from manybeam.learn.nets.member import Member, save_weights
+from manybeam.learn.training.member import train_member
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy, Recipe, load_job
 from manybeam.zoo.matrix import Score
@@ -59,7 +60,7 @@ MOS2 = {"structure": "mos2"}
 ASKED = {"teacher": "pseudo", "steps": 40, "max_regression": 0.5}
 CHILD = """
 import sys
-from manybeam.jobs.iterate import iterate
+from manybeam.jobs.adapt import iterate
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.zoo.registry import Zoo

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manybeam.jobs.blocks import Labelled
 from manybeam.jobs.evaluate import Judgements
-from manybeam.learn.member import Member
+from manybeam.jobs.test_sets import Labelled
+from manybeam.learn.nets.member import Member
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 

@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from manybeam.errors import InvalidInput
-from manybeam.learn.fitness import Lattice
-from manybeam.learn.kinds import confusion, f1_of_kinds, is_dopant, is_edge, recall_of, vacancies
-from manybeam.learn.scores import Judged, false_fill, judge
+from manybeam.learn.analysis.fitness import Lattice
+from manybeam.learn.scoring.kinds import (
+    confusion,
+    f1_of_kinds,
+    is_dopant,
+    is_edge,
+    recall_of,
+    vacancies,
+)
+from manybeam.learn.scoring.scores import Judged, false_fill, judge
 
 Array = NDArray[np.floating]
 SHAPE = (240, 240)

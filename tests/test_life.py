@@ -14,7 +14,7 @@ from manybeam.errors import (
     UnknownRef,
 )
 from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.life import archive, promote, propose, rollback, settle, unarchive
+from manybeam.zoo.lifecycle.life import archive, promote, propose, rollback, settle, unarchive
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 

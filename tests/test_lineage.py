@@ -13,7 +13,7 @@ from manybeam.settings import settings
 from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, uses_of
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.sheets import read_sheet, write_sheet
+from manybeam.zoo.score_reports import read_sheet, write_sheet
 
 FRAMES = FrameSetUse("s3://lab/frames/a", "1" * 32)
 JOB = {"kind": "train"}

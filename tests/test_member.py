@@ -8,16 +8,9 @@ import torch
 
 from manybeam.data.tiles import Tiles
 from manybeam.errors import Corrupt, InvalidInput, InvalidSpec, MemberDiverged
-from manybeam.learn.loss import pixel_loss
-from manybeam.learn.member import (
-    Checkpoint,
-    Member,
-    computes_in_bfloat16,
-    load_weights,
-    one_cycle,
-    save_weights,
-    train_member,
-)
+from manybeam.learn.nets.member import Member, load_weights, save_weights
+from manybeam.learn.training.loss import pixel_loss
+from manybeam.learn.training.member import Checkpoint, computes_in_bfloat16, one_cycle, train_member
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec, Training
 
 PLAN = MemberPlan(seed=3, policy="nominal")
@@ -102,7 +95,7 @@ def test_seeds_alone_decide_not_what_else_drew_from_the_global_generator() -> No
 
 
 def test_every_tile_is_dealt_once_before_any_comes_again() -> None:
-    from manybeam.learn.member import _Deck
+    from manybeam.learn.training.member import _Deck
 
     deck = _Deck(10, seed=0)
     dealt = torch.cat([deck.deal(4) for _ in range(5)])
@@ -183,7 +176,7 @@ def exploding_tiles() -> Tiles:
 
 
 def order_generator() -> torch.Generator:
-    from manybeam.learn.member import _stream
+    from manybeam.learn.training.member import _stream
 
     return torch.Generator().manual_seed(_stream(PLAN.seed, "order"))
 

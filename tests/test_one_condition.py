@@ -5,10 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
-from manybeam.learn.infer import draw, fixed_pixel_size
-from manybeam.learn.one_condition import FAR, check_one_condition, distances_between, groups
+from manybeam.learn.analysis.condition_inference import draw, fixed_pixel_size
+from manybeam.learn.analysis.one_condition import (
+    FAR,
+    check_one_condition,
+    distances_between,
+    groups,
+)
 from manybeam.spec import Library, Policy
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manybeam.data.optics import collected, foci, lens, transfer, wavelength_pm
+from manybeam.data.simulation.optics import collected, foci, lens, transfer, wavelength_pm
 
 PERFECT = {
     "pixel_size_pm": 16.0,

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from manybeam.data.measured import dose_e_per_a2
-from manybeam.data.physics import warnings_for, wavelength_pm
-from manybeam.data.typical import filled, typical
+from manybeam.data.io.measured import dose_e_per_a2
+from manybeam.data.simulation.physics import warnings_for, wavelength_pm
+from manybeam.data.simulation.typical import filled, typical
 from manybeam.errors import InvalidInput
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from manybeam.cli import main
-from manybeam.cli.figures import ACROSS, _window, members_figure
-from manybeam.cli.picks import read_members
-from manybeam.data.simulate import simulate
+from manybeam.cli.preferences import read_members
+from manybeam.cli.terminal.figures import ACROSS, _window, members_figure
+from manybeam.data.simulation.simulate import simulate
 from manybeam.data.store import open_store
 from manybeam.errors import InvalidInput, MemberCountError, NotFound, UnknownRef
-from manybeam.learn.ensemble import Ensemble
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.predictor.preferences import Pick, frame_digest, picks, record_pick, retract
+from manybeam.predictor.selection import Candidate, Selection, select
 from manybeam.settings import settings
 from manybeam.spec import Library
-from manybeam.zoo.picks import Pick, frame_digest, picks, record_pick, retract
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.select import Candidate, Selection, select
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 CONDITION = LIBRARY.condition("graphene-60kv-nominal")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import MissingPixelSize
-from manybeam.learn.pixel_size import CELLS, Cell, cell_of, infer_pixel_size
+from manybeam.learn.analysis.pixel_size import CELLS, Cell, cell_of, infer_pixel_size
 from manybeam.spec import Condition
 from manybeam.spec.imaging import Sample
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from manybeam.zoo.compare import Difference, compare
 from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score
-from manybeam.zoo.plots import (
+from manybeam.zoo.reports.plots import (
     BETTER,
     UNCLEAR,
     WORSE,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from manybeam.learn.policy import Strength, augment, turn
+from manybeam.learn.training.augmentation import Strength, augment, turn
 
 STILL = Strength(gamma=0, gain=0, offset=0, noise=0, blur=0)
 

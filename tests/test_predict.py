@@ -18,7 +18,7 @@ from manybeam.errors import (
     UnknownRef,
     ZooUnreachable,
 )
-from manybeam.learn.calibrate import calibrated
+from manybeam.learn.scoring.calibration import calibrated
 from manybeam.serve.predict import Service, Watch
 from manybeam.serve.query import Question
 from manybeam.serve.wire import Frames

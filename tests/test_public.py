@@ -14,13 +14,13 @@ import manybeam as mb
 from manybeam.data.frames import FrameSet
 from manybeam.data.notebook import facts_html, frameset_html
 from manybeam.errors import Conflict, InvalidInput, UnknownCondition, UnknownRef, Unreachable
-from manybeam.learn.ensemble import Ensemble
+from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.notebook import ensemble_html, prediction_html
+from manybeam.public import OpenZoo, Version
 from manybeam.spec import Condition
 from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score
-from manybeam.zoo.notebook import matrix_html, record_html
-from manybeam.zoo.opened import OpenZoo, Version
 from manybeam.zoo.registry import Zoo
+from manybeam.zoo.reports.notebook import matrix_html, record_html
 
 LOW, NOMINAL = "public-lowdose", "public-nominal"  # the server is shared: names of its own
 WRITTEN = "graphene-60kv-nominal"  # one that the library knows

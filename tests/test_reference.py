@@ -16,11 +16,11 @@ from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
 from manybeam.errors import Corrupt, InvalidInput, NotFound
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.fitness import SCORES
-from manybeam.learn.forecast import Forecaster
-from manybeam.learn.reference import ReferenceTable, rehearse
-from manybeam.learn.scores import f1_of, judge
+from manybeam.learn.analysis.calibration_set import ReferenceTable, rehearse
+from manybeam.learn.analysis.fitness import SCORES
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.predictor.performance import Forecaster
 from manybeam.spec import Library
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.tiles import Tiles, draw_mask, normalise, stage_tiles
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.iterate import tune
-from manybeam.learn.kinds import confusion, f1_of_kinds
-from manybeam.learn.loss import pixel_loss
-from manybeam.learn.member import Member, train_member
-from manybeam.learn.scores import judge, match
-from manybeam.learn.teachers import Lesson
+from manybeam.learn.adaptation.pseudo_labels import Lesson
+from manybeam.learn.adaptation.rounds import tune
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.scoring.kinds import confusion, f1_of_kinds
+from manybeam.learn.scoring.scores import judge, match
+from manybeam.learn.training.loss import pixel_loss
+from manybeam.learn.training.member import train_member
 from manybeam.spec import Condition
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec, Training
 

@@ -31,9 +31,9 @@ from manybeam.errors import (
     UnknownRef,
     ZooUnreachable,
 )
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.member import Member
-from manybeam.learn.nets import build
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
 from manybeam.zoo import tracking
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
@@ -291,8 +291,8 @@ REGISTER = """
 import sys
 from pathlib import Path
 import torch
-from manybeam.learn.member import Member
-from manybeam.learn.nets import build
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
 from manybeam.zoo.registry import Zoo
 folder, count, times = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -10,10 +10,11 @@ import pytest
 
 from manybeam.cli import main
 from manybeam.errors import InvalidInput, NotFound, UnknownRef
-from manybeam.jobs.rehearse import BLOCK, rehearse_ensemble, usual_policies
-from manybeam.learn.reference import ReferenceTable
+from manybeam.jobs.calibrate import BLOCK, rehearse_ensemble, usual_policies
+from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.predictor.learned import forecaster
 from manybeam.spec import Library
-from manybeam.zoo.forecasts import KIND, forecaster
+from manybeam.zoo.calibration_sets import KIND
 from manybeam.zoo.registry import Zoo
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from manybeam.errors import Corrupt
 from manybeam.jobs.evaluate import evaluate
-from manybeam.learn.scores import reliability
+from manybeam.learn.scoring.scores import reliability
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.exchange import export, import_
 from manybeam.zoo.matrix import ENSEMBLE, Bin, Matrix, Score, calibration_error
-from manybeam.zoo.plots import drawn, png, reliability_figure
-from manybeam.zoo.sheets import read_sheet, write_sheet
+from manybeam.zoo.reports.plots import drawn, png, reliability_figure
+from manybeam.zoo.score_reports import read_sheet, write_sheet
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 LOWDOSE = "graphene-60kv-lowdose"

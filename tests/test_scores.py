@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from manybeam.errors import InvalidInput, MissingPixelSize
-from manybeam.learn.scores import (
+from manybeam.learn.scoring.scores import (
     Scores,
     aurc,
     auroc,

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
-from manybeam.learn.calibrate import calibrated
-from manybeam.learn.ensemble import Prediction
-from manybeam.learn.fitness import LATTICES, scores
-from manybeam.learn.forecast import Forecaster
-from manybeam.learn.look import Look
+from manybeam.learn.analysis.fitness import LATTICES, scores
+from manybeam.learn.analysis.frame_analysis import Look
+from manybeam.learn.nets.ensemble import Prediction
+from manybeam.learn.scoring.calibration import calibrated
+from manybeam.predictor.condition_distance import Near
+from manybeam.predictor.performance import Forecaster
+from manybeam.predictor.reasons import Outlook
+from manybeam.predictor.selection import Selection, select
+from manybeam.predictor.uncalibrated import rule_of_thumb, within_noise
 from manybeam.spec import Condition, Library
 from manybeam.zoo.matrix import Matrix, Score
-from manybeam.zoo.nearness import Near
-from manybeam.zoo.reasons import Outlook
 from manybeam.zoo.records import MemberRecord, Record
-from manybeam.zoo.select import Selection, select
-from manybeam.zoo.unrehearsed import rule_of_thumb, within_noise
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 POLICIES = ("graphene-nominal", "graphene-dirty", "graphene-coarse")
@@ -493,7 +493,7 @@ def test_a_512_px_frame_is_ranked_in_less_than_two_seconds_of_one_core(
 def test_a_real_frame_of_single_atoms_is_out_of_distribution_for_graphene(
     rehearsed: Any, shared_data: Path
 ) -> None:
-    from manybeam.data.intake import read_frames
+    from manybeam.data.io.reading import read_frames
 
     read = read_frames(shared_data / "frames/ptnc/021.tif", pixel_size_pm=29.3)
     found = select(record(), MEASURED, rehearsed.ensemble, read.frame, 29.3, library=LIBRARY)

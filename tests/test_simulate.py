@@ -11,13 +11,13 @@ import torch
 from scipy import ndimage
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.optics import transfer, wavelength_pm
-from manybeam.data.recording import _afterglow
-from manybeam.data.simulate import simulate, simulate_into
-from manybeam.data.typical import typical
+from manybeam.data.simulation.optics import transfer, wavelength_pm
+from manybeam.data.simulation.recording import _afterglow
+from manybeam.data.simulation.simulate import simulate, simulate_into
+from manybeam.data.simulation.typical import typical
 from manybeam.errors import Conflict, InvalidInput, TooLarge, UnknownFrameSet
-from manybeam.learn.classical import detect
-from manybeam.learn.scores import score_frames
+from manybeam.learn.scoring.classical import detect
+from manybeam.learn.scoring.scores import score_frames
 from manybeam.spec import Condition, Library, Policy, Range
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

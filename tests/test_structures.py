@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from manybeam.data.columns import grown, grown_boundary, laid, occupied, thinned
-from manybeam.data.crystals import LSMO, MOS2, Crystal, bulk, read_crystal, view
-from manybeam.data.rendering import Tiling, image, structure_factor
-from manybeam.data.scenes import Ground, Scene, scene
-from manybeam.data.simulate import simulate
-from manybeam.data.structures import MARGIN_PM, Structure, cut
-from manybeam.data.typical import typical
+from manybeam.data.simulation.columns import grown, grown_boundary, laid, occupied, thinned
+from manybeam.data.simulation.crystals import LSMO, MOS2, Crystal, bulk, read_crystal, view
+from manybeam.data.simulation.rendering import Tiling, image, structure_factor
+from manybeam.data.simulation.scenes import Ground, Scene, scene
+from manybeam.data.simulation.simulate import simulate
+from manybeam.data.simulation.structures import MARGIN_PM, Structure, cut
+from manybeam.data.simulation.typical import typical
 from manybeam.errors import InvalidInput, ManybeamError, NotFound, UnreadableFile
 from manybeam.spec import Condition
 from manybeam.spec.imaging import Sample

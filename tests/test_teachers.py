@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from manybeam.errors import InvalidInput
-from manybeam.learn.ensemble import Prediction
-from manybeam.learn.teachers import (
+from manybeam.learn.adaptation.pseudo_labels import (
     both_lesson,
     frames_digest,
     pseudo_lesson,
@@ -13,6 +12,7 @@ from manybeam.learn.teachers import (
     sure_atoms,
     twin_lesson,
 )
+from manybeam.learn.nets.ensemble import Prediction
 from manybeam.spec import Policy
 from manybeam.spec.recipe import TileSpec
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from manybeam.errors import Conflict, Corrupt, InvalidSetting, NotAllowed, NotFound, WriteFailed
-from manybeam.zoo import trust
+from manybeam.zoo.integrity import trust
+from manybeam.zoo.integrity.selftest import run_self_test, write_self_test
+from manybeam.zoo.integrity.verify import verify
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.selftest import run_self_test, write_self_test
-from manybeam.zoo.verify import verify
 
 Use = Callable[[dict[str, str]], None]
 ROWS = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, counts=((9, 1, 1),))]

@@ -11,18 +11,18 @@ import typer
 
 from manybeam.cli.watch import watch
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import Simulated, simulate
+from manybeam.data.simulation.simulate import Simulated, simulate
 from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput, OutOfDistribution, exit_code
-from manybeam.learn.drift import DriftWatch
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.member import train_member
-from manybeam.learn.teachers import simulated_tiles
+from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.training.member import train_member
+from manybeam.predictor.drift import DriftWatch
+from manybeam.predictor.watch import known_frames, propose, wandering
 from manybeam.spec import Condition, Library, MemberPlan, Policy, Recipe
 from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score
 from manybeam.zoo.records import Record
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.watch import known_frames, propose, wandering
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

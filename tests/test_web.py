@@ -20,11 +20,11 @@ from typer.main import get_command
 
 from manybeam.cli.app import app as commands
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import SIMULATOR, simulate
+from manybeam.data.simulation.simulate import SIMULATOR, simulate
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse
 from manybeam.settings import is_loopback, settings
 from manybeam.spec import Library
-from manybeam.web import colours, exports
+from manybeam.web import colours
 from manybeam.web.app import (
     create_app,
     listen,
@@ -33,10 +33,11 @@ from manybeam.web.app import (
     run,
 )
 from manybeam.web.auth import SESSION_S, Gatekeeper, admin_token, own_address
-from manybeam.web.framesets import LIST_S
-from manybeam.web.listing import read_question
-from manybeam.web.plane import Plane
+from manybeam.web.pages import exports
+from manybeam.web.pages.framesets import LIST_S
+from manybeam.web.pages.listing import read_question
 from manybeam.web.render import STATIC
+from manybeam.web.state import Plane
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 

@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from manybeam.data.simulate import simulate_into
+from manybeam.data.simulation.simulate import simulate_into
 from manybeam.errors import Busy
 from manybeam.jobs.evaluate import evaluate
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
-from manybeam.web import drawn
 from manybeam.web.app import create_app, listen, make_plane, make_server
+from manybeam.web.pages import drawn
 from manybeam.zoo.matrix import FrameSetUse, Trial
 from manybeam.zoo.registry import Zoo
 

@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manybeam.zoo.opened import predict, simulate
+    from manybeam.public import OpenZoo, predict, simulate
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "predict", "simulate"]
+__all__ = ["OpenZoo", "__version__", "predict", "simulate"]
 
-_HOME = "manybeam.zoo.opened"
+_HOME = "manybeam.public"
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@
 The first table is the contrast against defocus with the atoms at two depths below the plane where
 the beam enters: abTEM's defocus counts from that plane. The second is what is left of the two
 rings of graphene's spectrum once probe and thermal motion are divided out: what
-`data.optics.ATOM_SHARE` stands for, and what tests/test_optics.py holds it to.
+`data.simulation.optics.ATOM_SHARE` stands for, and what tests/test_optics.py holds it to.
 """
 
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.optics import THERMAL_PM
+from manybeam.data.simulation.optics import THERMAL_PM
 
 Array = NDArray[np.floating]
 LATTICE_A = 2.46

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from manybeam.data.optics import FWHM_PER_SIGMA, THERMAL_PM, foci
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.optics import FWHM_PER_SIGMA, THERMAL_PM, foci
+from manybeam.data.simulation.simulate import simulate
 from manybeam.spec import Condition
 
 Array = NDArray[np.floating]

@@ -66,9 +66,9 @@ def _drift(out: Path, drift: str, start: str, repetition: int) -> dict[str, Any]
     """Return F1 of every rival on one drift, and what the gate said to each teacher."""
     import selection
 
-    from manybeam.data.simulate import simulate
-    from manybeam.learn.batch_norm import re_estimated
-    from manybeam.learn.ensemble import Ensemble
+    from manybeam.data.simulation.simulate import simulate
+    from manybeam.learn.adaptation.batch_norm import re_estimated
+    from manybeam.learn.nets.ensemble import Ensemble
 
     ensemble = selection._ensemble(out / "selection", repetition).subset(range(10))
     condition = selection._library().conditions[f"graphene-60kv-{drift}"]
@@ -104,8 +104,8 @@ def _picked(out: Path, repetition: int, frame_yx: Array, size: float) -> int:
     """Return the member of the ten that selection picks for a frame."""
     import selection
 
-    from manybeam.learn.fitness import LATTICES
-    from manybeam.learn.look import look
+    from manybeam.learn.analysis.fitness import LATTICES
+    from manybeam.learn.analysis.frame_analysis import look
 
     ensemble = selection._ensemble(out / "selection", repetition).subset(range(10))
     known = selection._known(out / "selection", repetition, "ten")
@@ -127,10 +127,10 @@ def _adapted(
     """Return what one round makes of a member: as the gate leaves it, and as it was tuned."""
     import selection
 
-    from manybeam.data.simulate import simulate
+    from manybeam.data.simulation.simulate import simulate
     from manybeam.errors import ManybeamError
-    from manybeam.jobs.iterate import HELD_OUT_FRAMES, HELD_OUT_SEED
-    from manybeam.learn.iterate import adapt
+    from manybeam.jobs.adapt import HELD_OUT_FRAMES, HELD_OUT_SEED
+    from manybeam.learn.adaptation.rounds import adapt
 
     library = selection._library()
     held = {
@@ -169,11 +169,11 @@ def _adapted(
 
 def _trained_with_truth(parent: Any, condition: Any, repetition: int) -> tuple[Any, float]:
     """Return a network of the parent's recipe trained on labelled frames of the condition."""
-    from manybeam.data.simulate import simulate
+    from manybeam.data.simulation.simulate import simulate
     from manybeam.data.tiles import Tiles
-    from manybeam.learn.centring import centred
-    from manybeam.learn.member import train_member
-    from manybeam.learn.teachers import simulated_tiles
+    from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
+    from manybeam.learn.training.member import train_member
+    from manybeam.learn.training.threshold import centred
     from manybeam.spec import MemberPlan, Policy
 
     numbers = condition.model_dump(exclude={"origin"})
@@ -194,7 +194,7 @@ def _everywhere(member: Any, drift: str) -> float:
     """Return a member's mean F1 on test frames of all conditions but the drift and the extremes."""
     import selection
 
-    from manybeam.learn.ensemble import Ensemble
+    from manybeam.learn.nets.ensemble import Ensemble
 
     alone = Ensemble([replace(member, index=0)])
     left_out = (drift, "extreme", "16k")
@@ -205,7 +205,7 @@ def _everywhere(member: Any, drift: str) -> float:
 def _f1(ensemble: Any, frames: list[Any]) -> float:
     from selection_table import f1
 
-    from manybeam.learn.scores import judge
+    from manybeam.learn.scoring.scores import judge
 
     counts = []
     for frame in frames:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from manybeam.data.simulate import simulate
+from manybeam.data.simulation.simulate import simulate
 from manybeam.data.tiles import Tiles
-from manybeam.learn.calibrate import Calibration, bound, false_share, fit
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.member import train_member
-from manybeam.learn.scores import judge, reliability
-from manybeam.learn.teachers import simulated_tiles
+from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.scoring.calibration import Calibration, bound, false_share, fit
+from manybeam.learn.scoring.scores import judge, reliability
+from manybeam.learn.training.member import train_member
 from manybeam.spec.files import load_condition, load_policy
 from manybeam.spec.recipe import MemberPlan, Recipe, TileSpec, Training
 

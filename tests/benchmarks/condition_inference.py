@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from manybeam.data.simulate import simulate
-from manybeam.learn.infer import MAGNITUDES, Inferred, draw, infer
+from manybeam.data.simulation.simulate import simulate
+from manybeam.learn.analysis.condition_inference import MAGNITUDES, Inferred, draw, infer
 from manybeam.settings import settings
 from manybeam.spec import Library, Policy
 

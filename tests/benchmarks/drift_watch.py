@@ -3,11 +3,12 @@
     python tests/benchmarks/drift_watch.py
 
 Simulated graphene. A session of a known condition wanders harmlessly (0.3 of a unit of distance of
-`zoo.nearness`, ten frames at each place); the watch knows frames that wander a third further. False
-alarms are counted on fresh frames, each seen once, with the exact interval of a Poisson count.
-Detection: fresh frames of the new condition follow frames in control; streams of one drift are
-drawn from one pool; a slow drift, over 50 frames, counts from the frame at which it leaves what is
-harmless. The named conditions start from the nominal one; nothing was chosen on them.
+`predictor.condition_distance`, ten frames at each place); the watch knows frames that wander a
+third further. False alarms are counted on fresh frames, each seen once, with the exact interval of
+a Poisson count. Detection: fresh frames of the new condition follow frames in control; streams of
+one drift are drawn from one pool; a slow drift, over 50 frames, counts from the frame at which it
+leaves what is harmless. The named conditions start from the nominal one; nothing was chosen on
+them.
 """
 
 import argparse
@@ -17,14 +18,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.stats import chi2
 
-from manybeam.data.simulate import simulate
-from manybeam.data.typical import filled
-from manybeam.learn.drift import Alarm, DriftWatch, frame_features
-from manybeam.learn.infer import draw
+from manybeam.data.simulation.simulate import simulate
+from manybeam.data.simulation.typical import filled
+from manybeam.learn.analysis.condition_inference import draw
+from manybeam.predictor.condition_distance import DIFFERENCE_STEPS, RATIO_STEPS
+from manybeam.predictor.drift import Alarm, DriftWatch, frame_features
+from manybeam.predictor.watch import WANDER, WATCHED_WANDER, wandering
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy
-from manybeam.zoo.nearness import DIFFERENCE_STEPS, RATIO_STEPS
-from manybeam.zoo.watch import WANDER, WATCHED_WANDER, wandering
 
 BLOCK = 10
 LEAD = 20  # frames in control before a change

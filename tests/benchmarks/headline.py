@@ -234,8 +234,8 @@ def _measured_on(ref: str, url: str, radius_pm: float) -> dict[str, dict[str, fl
 def _classical_on(family: Family, url: str, radius_pm: float) -> dict[str, dict[str, float]]:
     """Return the scores of the classical detector, tuned there and tuned on simulated frames."""
     from manybeam.data.frames import FrameSet
-    from manybeam.learn import classical
-    from manybeam.learn.scores import score_frames
+    from manybeam.learn.scoring import classical
+    from manybeam.learn.scoring.scores import score_frames
 
     frames = FrameSet.open(url)
     places = range(len(frames))
@@ -256,8 +256,8 @@ def _classical_on(family: Family, url: str, radius_pm: float) -> dict[str, dict[
 @cache
 def _tuned_on_simulations(policy: str, radius_pm: float) -> Any:
     """Return the classical detector that is best on simulated frames of the broad policy."""
-    from manybeam.data.simulate import simulate
-    from manybeam.learn import classical
+    from manybeam.data.simulation.simulate import simulate
+    from manybeam.learn.scoring import classical
     from manybeam.spec import Library
 
     made = simulate(Library(ROOT / "zoo").policy(policy), TUNING_FRAMES, seed=TUNING_SEED)

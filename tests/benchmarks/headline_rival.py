@@ -67,7 +67,7 @@ def _test_frames(
     measure: Any, library: Any, real: Mapping[str, float]
 ) -> tuple[dict[str, list[Any]], dict[str, float | None]]:
     """Return the test frames of each condition, and the match radius there."""
-    from manybeam.jobs.blocks import labelled_frames, plan_blocks
+    from manybeam.jobs.test_sets import labelled_frames, plan_blocks
     from manybeam.spec.job import Measure
 
     frames: dict[str, list[Any]] = {}
@@ -100,7 +100,7 @@ def _tiles(run: Any, repetition: int) -> dict[str, Array]:
 
 def _held_out(run: Any, repetition: int) -> list[tuple[Array, Array]]:
     """Return tiles of every policy that nobody trained on, and their atoms, for a threshold."""
-    from manybeam.data.simulate import simulate
+    from manybeam.data.simulation.simulate import simulate
     from manybeam.data.tiles import normalise, rescale, rescale_truth
 
     spec, pairs = run.recipe.tiles, []
@@ -121,10 +121,10 @@ def _best_threshold(maps_nyx: Array, held_out: Sequence[tuple[Array, Array]], sp
     """Return the threshold at which the rival's F1 is greatest there, as ours are chosen."""
     from scipy.special import expit
 
-    from manybeam.learn.atoms import find_atoms
-    from manybeam.learn.centring import LOGITS
-    from manybeam.learn.ensemble import NEIGHBOUR_SHARE
-    from manybeam.learn.scores import f1_of, judge
+    from manybeam.learn.nets.atoms import find_atoms
+    from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE
+    from manybeam.learn.scoring.scores import f1_of, judge
+    from manybeam.learn.training.threshold import LOGITS
 
     gap_px = NEIGHBOUR_SHARE * spec.mask_radius_pm / spec.pixel_size_pm
     counts_t3 = np.zeros((len(LOGITS), 3), np.int64)
@@ -148,9 +148,9 @@ def _judged(
     least: float,
 ) -> dict[str, float]:
     """Return the scores of the rival's maps, its atoms found as ours are."""
-    from manybeam.learn.atoms import find_atoms
-    from manybeam.learn.ensemble import NEIGHBOUR_SHARE
-    from manybeam.learn.scores import judge, summarise
+    from manybeam.learn.nets.atoms import find_atoms
+    from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE
+    from manybeam.learn.scoring.scores import judge, summarise
 
     judged, found = [], []
     for prob_yx, frame in zip(prob_nyx, labelled, strict=True):

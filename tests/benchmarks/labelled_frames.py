@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from manybeam.data.frames import FrameSet
-from manybeam.learn import classical
-from manybeam.learn.scores import Scores, score_frames
+from manybeam.learn.scoring import classical
+from manybeam.learn.scoring.scores import Scores, score_frames
+from manybeam.predictor.selection import select
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.select import select
 
 Found = list[np.ndarray[Any, Any]]
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import simulate, simulate_into
+from manybeam.data.simulation.simulate import simulate, simulate_into
 from manybeam.data.tiles import Tiles, stage_tiles
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.member import train_member
-from manybeam.learn.nets import build, count_parameters
-from manybeam.learn.scores import score_frames
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.networks import build, count_parameters
+from manybeam.learn.scoring.scores import score_frames
+from manybeam.learn.training.member import train_member
 from manybeam.spec import Library, Recipe
 from manybeam.spec.recipe import MemberPlan
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from manybeam.data.intake import read_frames
-from manybeam.data.simulate import simulate
+from manybeam.data.io.reading import read_frames
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import MissingPixelSize
-from manybeam.learn.pixel_size import CELLS, infer_pixel_size
+from manybeam.learn.analysis.pixel_size import CELLS, infer_pixel_size
 from manybeam.settings import settings
 from manybeam.spec import Library
 

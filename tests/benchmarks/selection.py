@@ -92,7 +92,7 @@ def _keep_members(out: Path, kept: Path, repetition: int) -> None:
 
 def _rehearse(pool: ProcessPoolExecutor, kept: Path, repetition: int) -> None:
     """Make the reference table of one repetition, if it is not there yet."""
-    from manybeam.learn.reference import ReferenceTable
+    from manybeam.learn.analysis.calibration_set import ReferenceTable
 
     path = kept / f"table-{repetition}.npz"
     if path.exists():
@@ -107,8 +107,8 @@ def _rehearse(pool: ProcessPoolExecutor, kept: Path, repetition: int) -> None:
 
 
 def _part(work: tuple[Path, int, tuple[int, int]]) -> bytes:
-    from manybeam.jobs.rehearse import SEED, usual_policies
-    from manybeam.learn.reference import rehearse
+    from manybeam.jobs.calibrate import SEED, usual_policies
+    from manybeam.learn.analysis.calibration_set import rehearse
 
     kept, repetition, span = work
     ensemble = _ensemble(kept, repetition)
@@ -118,8 +118,8 @@ def _part(work: tuple[Path, int, tuple[int, int]]) -> bytes:
 
 def _condition(kept: Path, repetition: int, name: str) -> dict[str, Any]:
     """Return what every way to choose came to on the frames of one condition."""
-    from manybeam.learn.fitness import LATTICES
-    from manybeam.learn.look import look
+    from manybeam.learn.analysis.fitness import LATTICES
+    from manybeam.learn.analysis.frame_analysis import look
 
     ensemble, rows = _ensemble(kept, repetition), []
     frames = _frames(name)
@@ -137,8 +137,8 @@ def _condition(kept: Path, repetition: int, name: str) -> dict[str, Any]:
 
 def _re_estimated(ensemble: Any, frames: Sequence[Any]) -> Any:
     """Return the ten members with batch norms re-estimated on half of a condition's frames."""
-    from manybeam.learn.batch_norm import re_estimated
-    from manybeam.learn.ensemble import Ensemble
+    from manybeam.learn.adaptation.batch_norm import re_estimated
+    from manybeam.learn.nets.ensemble import Ensemble
 
     half = np.stack([frame.frame_yx for frame in frames[::2]])
     size = frames[0].pixel_size_pm
@@ -151,10 +151,10 @@ def _atoms(ensemble: Any, frame: Any) -> Array:
 
 def _chosen(known: Any, seen: Any, frame: Any, pool: str) -> dict[str, Any]:
     """Return the forecasts of one pool on one frame, and what each answer was worth."""
-    from manybeam.learn.fitness import SCORES
+    from manybeam.learn.analysis.fitness import SCORES
+    from manybeam.predictor.condition_distance import Near
+    from manybeam.predictor.selection import _rehearsed, _Words
     from manybeam.zoo.matrix import Matrix
-    from manybeam.zoo.nearness import Near
-    from manybeam.zoo.select import _rehearsed, _Words
 
     members = list(POOLS[pool])
     seen = replace(
@@ -193,7 +193,7 @@ def _chosen(known: Any, seen: Any, frame: Any, pool: str) -> dict[str, Any]:
 
 def _worth(atoms: Array, frame: Any) -> dict[str, Any]:
     """Return counts, and what F1 does not show: vacancies filled, dopants and edges found."""
-    from manybeam.learn.scores import judge
+    from manybeam.learn.scoring.scores import judge
 
     if frame.truth is None:
         return {"counts": [0, len(atoms), 0]}
@@ -202,7 +202,7 @@ def _worth(atoms: Array, frame: Any) -> dict[str, Any]:
     worth: dict[str, Any] = {"counts": list(verdict.counts)}
     sought = frame.sought
     if sought is not None:
-        from manybeam.learn.scores import match
+        from manybeam.learn.scoring.scores import match
 
         is_found = np.zeros(len(frame.truth), bool)
         is_found[verdict.match.truth_index] = True
@@ -217,7 +217,7 @@ def _worth(atoms: Array, frame: Any) -> dict[str, Any]:
 
 def _calibration(selection: Any, answer: Any, frame: Any) -> dict[str, Any]:
     """Return probabilities before and after, the bound, and the errors of positions."""
-    from manybeam.learn.scores import judge
+    from manybeam.learn.scoring.scores import judge
 
     if frame.truth is None:
         return {}
@@ -245,14 +245,14 @@ def _interval(one: Any) -> list[float]:
 
 
 def _entropy(prob_yx: Array) -> Array:
-    from manybeam.learn.answer import entropy
+    from manybeam.learn.nets.answer import entropy
 
     return entropy(prob_yx)
 
 
 @lru_cache(maxsize=1)
 def _ensemble(kept: Path, repetition: int) -> Any:
-    from manybeam.learn.ensemble import Ensemble
+    from manybeam.learn.nets.ensemble import Ensemble
 
     return Ensemble(pickle.loads((kept / f"members-{repetition}.pkl").read_bytes()))
 
@@ -260,8 +260,8 @@ def _ensemble(kept: Path, repetition: int) -> Any:
 @lru_cache(maxsize=2)
 def _known(kept: Path, repetition: int, pool: str) -> Any:
     """Return what the reference table teaches about the members of a pool."""
-    from manybeam.learn.forecast import Forecaster
-    from manybeam.learn.reference import ReferenceTable
+    from manybeam.learn.analysis.calibration_set import ReferenceTable
+    from manybeam.predictor.performance import Forecaster
 
     table = ReferenceTable.from_bytes((kept / f"table-{repetition}.npz").read_bytes())
     members = list(POOLS[pool])
@@ -289,7 +289,7 @@ def _conditions() -> list[str]:
 
 def _frames(name: str) -> list[Any]:
     """Return the test frames of a condition, or those that are none of graphene at all."""
-    from manybeam.jobs.blocks import labelled_frames, plan_blocks
+    from manybeam.jobs.test_sets import labelled_frames, plan_blocks
     from manybeam.spec.job import Measure
 
     if name in ALIENS:
@@ -301,7 +301,7 @@ def _frames(name: str) -> list[Any]:
 
 
 def _alien(pictures: Sequence[Array]) -> list[Any]:
-    from manybeam.jobs.blocks import Labelled
+    from manybeam.jobs.test_sets import Labelled
 
     return [Labelled(np.asarray(one, np.float32), None, 16.0) for one in pictures]  # type: ignore[arg-type]
 

@@ -40,8 +40,8 @@ def _repetition(out: Path, repetition: int) -> dict[str, dict[str, float]]:
     """Return F1 and what was promised, by set of real frames and way to answer."""
     from headline import FAMILIES
 
-    from manybeam.learn.ensemble import Ensemble
-    from manybeam.learn.forecast import Forecaster
+    from manybeam.learn.nets.ensemble import Ensemble
+    from manybeam.predictor.performance import Forecaster
 
     members = _members(repetition)
     ensemble = Ensemble(members)
@@ -64,8 +64,8 @@ def _members(repetition: int) -> list[Any]:
 
 def _table(out: Path, ensemble: Any, repetition: int) -> Any:
     from manybeam.data.disk import write_files
-    from manybeam.jobs.rehearse import usual_policies
-    from manybeam.learn.reference import ReferenceTable, rehearse
+    from manybeam.jobs.calibrate import usual_policies
+    from manybeam.learn.analysis.calibration_set import ReferenceTable, rehearse
     from manybeam.spec import Library
 
     path = out / f"heavy-table-{repetition}.npz"
@@ -80,11 +80,11 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
     from selection_table import f1
 
     from manybeam.data.frames import FrameSet
-    from manybeam.learn.look import look
-    from manybeam.learn.scores import judge
+    from manybeam.learn.analysis.frame_analysis import look
+    from manybeam.learn.scoring.scores import judge
+    from manybeam.predictor.condition_distance import Near
+    from manybeam.predictor.selection import _rehearsed, _Words
     from manybeam.zoo.matrix import Matrix
-    from manybeam.zoo.nearness import Near
-    from manybeam.zoo.select import _rehearsed, _Words
 
     frames = FrameSet.open(str(url))
     counts: dict[str, list[Sequence[int]]] = {}

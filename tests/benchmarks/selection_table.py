@@ -159,7 +159,7 @@ def _promises(run: Results, pool: str) -> dict[str, float]:
     """Return what predicted F1, intervals and verdicts were worth."""
     from scipy.stats import spearmanr
 
-    from manybeam.learn.scores import auroc
+    from manybeam.learn.scoring.scores import auroc
 
     predicted, true, chosen, fits, promise, far = [], [], [], [], [], []
     for name, frames in run.items():
@@ -222,7 +222,7 @@ def _forecasts(runs: Sequence[Mapping[str, float]]) -> str:
 
 def _calibration(run: Results, pool: str) -> dict[str, dict[str, float]]:
     """Return, by condition, calibration of the selected answer, its bound and its positions."""
-    from manybeam.learn.scores import auroc, reliability
+    from manybeam.learn.scoring.scores import auroc, reliability
 
     table = {}
     for name in (name for name in run if name not in ALIENS):

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from manybeam.data.intake import read_frames, read_truth_csv
-from manybeam.data.simulate import simulate
+from manybeam.data.io.reading import read_frames, read_truth_csv
+from manybeam.data.simulation.simulate import simulate
 from manybeam.spec import Library
 
 Array = NDArray[np.floating]

@@ -22,7 +22,7 @@ def _reach(condition: str, side_px: int) -> None:
     """Print one row: a frame of one size, after a small one has warmed everything up."""
     import torch
 
-    from manybeam.data.simulate import simulate
+    from manybeam.data.simulation.simulate import simulate
     from manybeam.spec import Library
 
     torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def _reach(condition: str, side_px: int) -> None:
 def _speed(policy: str, count: int = 96) -> None:
     import torch
 
-    from manybeam.data.simulate import simulate
+    from manybeam.data.simulation.simulate import simulate
     from manybeam.spec import Library
 
     torch.set_num_threads(1)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from manybeam.learn.fitness import Lattice
-from manybeam.learn.kinds import confusion, vacancies
-from manybeam.learn.scores import judge, reliability, score_frames
+from manybeam.learn.analysis.fitness import Lattice
+from manybeam.learn.scoring.kinds import confusion, vacancies
+from manybeam.learn.scoring.scores import judge, reliability, score_frames
 
 RANDOM = np.random.default_rng(0)
 SHAPE = (1040, 1040)

@@ -14,7 +14,7 @@ import pytest
 
 from manybeam.zoo.audit import AuditLog
 from manybeam.zoo.claims import standing
-from manybeam.zoo.life import promote
+from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.registry import Zoo
 
 from .conftest import Server, serving

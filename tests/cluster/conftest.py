@@ -34,7 +34,7 @@ dose_e_per_a2: [1e5, 1e6]
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """A cluster on this machine; its start is what these tests cost most."""
-    from manybeam.jobs import cluster as jobs_cluster
+    from manybeam.cluster import joining as jobs_cluster
 
     yield jobs_cluster.connect(cpus=2)
     jobs_cluster.disconnect()

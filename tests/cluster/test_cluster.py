@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from manybeam.cluster import joining as jobs_cluster
 from manybeam.errors import InvalidSpec, WorkFailed
-from manybeam.jobs import cluster as jobs_cluster
 from manybeam.settings import settings
 from manybeam.spec import load_job
 
@@ -77,7 +77,7 @@ def test_an_address_where_no_cluster_answers_is_told(
     import sys
 
     code = (
-        "from manybeam.jobs.cluster import connect\n"
+        "from manybeam.cluster.joining import connect\n"
         "from manybeam.errors import Unreachable\n"
         "try:\n    connect()\n"
         "except Unreachable as error:\n    print(error.what)\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from manybeam.jobs.running import head
+from manybeam.cluster.running import head
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import SIMULATOR
+from manybeam.data.simulation.simulate import SIMULATOR
 from manybeam.errors import InvalidInput, UnknownCondition, UnknownFrameSet
-from manybeam.jobs.blocks import BLOCK, Block, labelled_frames, plan_blocks
 from manybeam.jobs.evaluate import evaluate
+from manybeam.jobs.test_sets import BLOCK, Block, labelled_frames, plan_blocks
 from manybeam.jobs.train import train
-from manybeam.learn.member import Member
+from manybeam.learn.nets.member import Member
 from manybeam.spec import Condition, Job, Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
@@ -109,7 +109,7 @@ def test_scores_on_frames_of_another_simulator_are_kept_apart(
 ) -> None:
     measure = Measure(conditions=("test-graphene",))
     (now,) = plan_blocks(measure, with_condition, 0)
-    monkeypatch.setattr("manybeam.jobs.blocks.SIMULATOR", 10**3)
+    monkeypatch.setattr("manybeam.jobs.test_sets.SIMULATOR", 10**3)
     (later,) = plan_blocks(measure, with_condition, 0)
     kept = Matrix([Score(0, now.name, now.digest, {"f1": 0.1, "recall": 0.2})])
     kept = kept.with_rows([Score(0, later.name, later.digest, {"f1": 0.9})])

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from manybeam.jobs.head import start_head, stop_head
-from manybeam.jobs.running import head
+from manybeam.cluster.head import start_head, stop_head
+from manybeam.cluster.running import head
 
 pytestmark = pytest.mark.cluster
 
 JOIN = """
 import ray  # as another library might have done before
-from manybeam.jobs.cluster import connect, disconnect
+from manybeam.cluster.joining import connect, disconnect
 connect()
 print(ray.get(ray.remote(lambda: 6 * 7).options(num_cpus=0.1).remote()))
 disconnect()

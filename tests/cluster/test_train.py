@@ -24,7 +24,8 @@ from manybeam.errors import (
 )
 from manybeam.jobs.run import Event, Run
 from manybeam.jobs.train import TrainOutcome, plan_run, train
-from manybeam.learn.member import Checkpoint, Member, save_weights, train_member
+from manybeam.learn.nets.member import Member, save_weights
+from manybeam.learn.training.member import Checkpoint, train_member
 from manybeam.spec import Condition, Job, Library
 
 pytestmark = [

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from manybeam.data.intake import read_frames, read_truth_csv
-from manybeam.learn.classical import detect, tune
-from manybeam.learn.scores import score_frames
+from manybeam.data.io.reading import read_frames, read_truth_csv
+from manybeam.learn.scoring.classical import detect, tune
+from manybeam.learn.scoring.scores import score_frames
 
 Array = NDArray[np.floating]
 

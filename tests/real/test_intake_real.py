@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manybeam.data.intake import Frame, read_frames, read_truth_csv
+from manybeam.data.io.reading import Frame, read_frames, read_truth_csv
 from manybeam.errors import InvalidFrame, ManybeamError, UnreadableFile
-from manybeam.learn.pixel_size import cell_of, infer_pixel_size
+from manybeam.learn.analysis.pixel_size import cell_of, infer_pixel_size
 
 pytestmark = pytest.mark.real
 

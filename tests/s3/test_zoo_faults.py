@@ -23,11 +23,11 @@ import pytest
 from manybeam.errors import Conflict, ManybeamError, Unreachable, ZooUnreachable
 from manybeam.zoo import claims
 from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.life import promote
+from manybeam.zoo.integrity.verify import verify
+from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
-from manybeam.zoo.verify import verify
 
 JOB = {"kind": "train"}
 ROWS = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, counts=((9, 1, 1),))]

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from manybeam.errors import ZooUnreachable
-from manybeam.learn.member import Member
-from manybeam.learn.nets import build
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
-from manybeam.zoo.leftovers import Leftovers
+from manybeam.zoo.lifecycle.orphans import Leftovers
 from manybeam.zoo.matrix import Score
 from manybeam.zoo.registry import Zoo
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.errors import RefusedByGate
 
 
@@ -52,7 +52,7 @@ def iterate(
     Example: manybeam iterate frames/today -e graphene --policy graphene-general
     """
     from manybeam.cli.adapt_report import iterate_report, standing_rows
-    from manybeam.jobs.iterate import iterate as run_rounds
+    from manybeam.jobs.adapt import iterate as run_rounds
     from manybeam.settings import settings
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from manybeam.cli.output import cell
+from manybeam.cli.terminal.output import cell
 from manybeam.data.disk import write_files
-from manybeam.zoo.plots import png
+from manybeam.zoo.reports.plots import png
 
 if TYPE_CHECKING:
-    from manybeam.jobs.iterate import IterateOutcome
-    from manybeam.learn.ensemble import Ensemble
-    from manybeam.learn.infer import Inferred
-    from manybeam.learn.kept import Step
+    from manybeam.jobs.adapt import IterateOutcome
+    from manybeam.learn.adaptation.step_checkpoint import Step
+    from manybeam.learn.analysis.condition_inference import Inferred
+    from manybeam.learn.nets.ensemble import Ensemble
 
 MOST_FRAMES = 4
 
@@ -31,7 +31,7 @@ def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
         done: what came of an adaptation, accepted or refused.
         folder: where the files go; made if it is not there.
     """
-    from manybeam.learn.ensemble import Ensemble
+    from manybeam.learn.nets.ensemble import Ensemble
 
     members = done.round.members
     after = [one for one in members if one.index in done.round.parents]
@@ -71,7 +71,7 @@ def standing_rows(steps: "Sequence[Step]") -> list[dict[str, Any]]:
 
 
 def _page(done: "IterateOutcome") -> Iterator[str]:
-    from manybeam.learn.court import USELESS_F1
+    from manybeam.learn.adaptation.acceptance import USELESS_F1
 
     found, count = done.round, len(done.frames_nyx)
     size = f"{done.pixel_size_pm:.4g} pm" if done.pixel_size_pm else "an unknown size"

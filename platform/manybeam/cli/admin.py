@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.errors import ManybeamError, WorkFailed
 
 
@@ -25,8 +25,8 @@ def up(
 
     Example: manybeam up && manybeam serve up graphene
     """
+    from manybeam.cluster.head import start_head
     from manybeam.data.store import open_store
-    from manybeam.jobs.head import start_head
     from manybeam.settings import settings
     from manybeam.zoo.registry import Zoo
 
@@ -43,7 +43,7 @@ def down() -> None:
 
     Example: manybeam down
     """
-    from manybeam.jobs.head import stop_head
+    from manybeam.cluster.head import stop_head
     from manybeam.settings import settings
 
     stopped = stop_head(settings().home)
@@ -75,7 +75,7 @@ def doctor(*, form: FormOption = Form.auto) -> None:
 
 def _parts() -> Iterator[dict[str, object]]:
     """Yield one row for each part of the platform: ray, store, zoo, service."""
-    from manybeam.jobs.running import head
+    from manybeam.cluster.running import head
     from manybeam.settings import settings
 
     where = settings()

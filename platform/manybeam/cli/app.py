@@ -14,7 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from manybeam import __version__
-from manybeam.cli import adapt, admin, data, demo, jobs, predict, rehearse, serve, watch, web, zoo
+from manybeam.cli import adapt, admin, calibrate, data, jobs, predict, serve, watch, web
+from manybeam.cli.demo import command as demo
+from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
 
 # typer carries click within itself and exports only this leaf of its usage errors.
@@ -39,7 +41,7 @@ app.command("doctor")(admin.doctor)
 app.add_typer(data.app, name="data")
 app.command("train")(jobs.train)
 app.command("evaluate")(jobs.evaluate)
-app.command("rehearse")(rehearse.rehearse)
+app.command("rehearse")(calibrate.rehearse)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(serve.app, name="serve")
 app.command("predict")(predict.predict)

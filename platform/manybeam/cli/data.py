@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.cli.progress import Progress
-from manybeam.cli.sizing import all_sized, check_sized, sized
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
+from manybeam.cli.terminal.sizing import all_sized, check_sized, sized
 from manybeam.errors import InvalidInput, InvalidSpec, NotFound
 
 if TYPE_CHECKING:
     import numpy as np
 
     from manybeam.data.frames import FrameSet
-    from manybeam.data.intake import Record
+    from manybeam.data.io.reading import Record
     from manybeam.spec import Condition, Policy
     from manybeam.spec.imaging import Imaging
 
@@ -56,8 +56,8 @@ def simulate(
     Example: manybeam data simulate graphene-60kv-nominal --count 32 --out frames/nominal
     """
     from manybeam.data.frames import FrameSet
-    from manybeam.data.simulate import simulate_into
-    from manybeam.data.typical import filled
+    from manybeam.data.simulation.simulate import simulate_into
+    from manybeam.data.simulation.typical import filled
     from manybeam.errors import UnknownFrameSet
 
     imaging = _imaging(condition)
@@ -108,7 +108,7 @@ def import_files(
     Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
     """
     from manybeam.data.frames import FrameSet
-    from manybeam.data.measured import check_one_condition
+    from manybeam.data.io.measured import check_one_condition
     from manybeam.settings import settings
     from manybeam.spec import Library
 
@@ -162,7 +162,7 @@ def show(
     Example: manybeam data show frames/nominal
     """
     from manybeam.data.frames import FrameSet
-    from manybeam.data.intake import READERS
+    from manybeam.data.io.reading import READERS
 
     path = Path(url)
     if path.suffix.lower() in READERS and not path.is_dir():
@@ -198,8 +198,8 @@ def infer(
 
     Example: manybeam data infer scan_0142.dm4 --policy graphene-general -o json
     """
-    from manybeam.learn.infer import as_stated
-    from manybeam.learn.infer import infer as infer_condition
+    from manybeam.learn.analysis.condition_inference import as_stated
+    from manybeam.learn.analysis.condition_inference import infer as infer_condition
     from manybeam.settings import settings
     from manybeam.spec import Library
 
@@ -248,7 +248,7 @@ def _imaging(name: str) -> "Condition | Policy":
 
 def _warn(imaging: "Imaging") -> None:
     """Say what is physically doubtful."""
-    from manybeam.data.physics import warnings_for
+    from manybeam.data.simulation.physics import warnings_for
 
     for sentence in warnings_for(imaging):
         say(f"warning: {sentence}")
@@ -260,7 +260,7 @@ def _conditions(records: "Sequence[Record]") -> "dict[str, Imaging]":
 
 def _stated(records: "Sequence[Record]") -> dict[str, float]:
     """Return every quantity that the files state, by its dotted path; they must not differ."""
-    from manybeam.data.measured import check_one_condition
+    from manybeam.data.io.measured import check_one_condition
 
     check_one_condition(_conditions(records))
     every = (pair for one in records for pair in one.condition.quantities())
@@ -308,7 +308,7 @@ def _read_all(
     files: Sequence[Path], pixel_size_pm: float | None, condition: "Condition | None"
 ) -> "list[Record]":
     """Read every file, or tell every file that cannot be used."""
-    from manybeam.data.intake import read_frames
+    from manybeam.data.io.reading import read_frames
     from manybeam.errors import ManybeamError
 
     records: list[Record] = []
@@ -335,7 +335,7 @@ def _read_all(
 def _truths(files: Sequence[Path]) -> "list[Array]":
     import numpy as np
 
-    from manybeam.data.intake import read_truth_csv
+    from manybeam.data.io.reading import read_truth_csv
 
     missing = [
         str(path.with_suffix(".csv")) for path in files if not path.with_suffix(".csv").is_file()

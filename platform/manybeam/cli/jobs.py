@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.cli.progress import Progress
-from manybeam.cli.zoo import as_row
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
+from manybeam.cli.zoo.listing import as_row
 from manybeam.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
     from manybeam.spec import Job, Library
     from manybeam.spec.job import Measure
     from manybeam.zoo.matrix import Score
@@ -59,7 +59,7 @@ def evaluate(
 
     Example: manybeam evaluate graphene --conditions 'graphene-60kv-*'
     """
-    from manybeam.cli.zoo import matrix
+    from manybeam.cli.zoo.listing import matrix
     from manybeam.settings import settings
     from manybeam.spec import Library
     from manybeam.spec.job import Measure
@@ -113,8 +113,8 @@ def measured(
 
 def _warn_of_policies(job: "Job", library: "Library") -> None:
     """Say what is physically doubtful about the frames that members are to learn from."""
-    from manybeam.data.physics import warnings_for
-    from manybeam.data.typical import filled
+    from manybeam.data.simulation.physics import warnings_for
+    from manybeam.data.simulation.typical import filled
 
     for name in sorted({plan.policy for plan in library.recipe(job.recipe).members}):
         for sentence in warnings_for(filled(library.policy(name))):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit, say
-from manybeam.cli.sizing import check_sized, sized
-from manybeam.cli.targets import check_target
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.sizing import check_sized, sized
+from manybeam.cli.terminal.targets import check_target
 from manybeam.data.disk import write_files
 from manybeam.errors import (
     Corrupt,
@@ -25,13 +25,13 @@ from manybeam.errors import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from manybeam.data.intake import Record as Frames
-    from manybeam.learn.carried import Carried
-    from manybeam.learn.ensemble import Ensemble, Prediction
-    from manybeam.learn.forecast import Forecaster
+    from manybeam.data.io.reading import Record as Frames
+    from manybeam.learn.nets.ensemble import Ensemble, Prediction
+    from manybeam.predictor.performance import Forecaster
+    from manybeam.predictor.selection import Selection
+    from manybeam.predictor.transferred_calibration import Carried
     from manybeam.zoo.matrix import Matrix
     from manybeam.zoo.records import Record
-    from manybeam.zoo.select import Selection
 
 AUTO = "auto"
 TABLE_COLUMNS = ("member", "chosen", "predicted_f1", "low", "high", "why")
@@ -110,7 +110,7 @@ def select(
 
     Example: manybeam select scan_0142.dm4 -e graphene --show
     """
-    from manybeam.cli.picks import draw, keep, list_picks, picture_path, read_members, undo
+    from manybeam.cli.preferences import draw, keep, list_picks, picture_path, read_members, undo
 
     if retract:
         undo(retract, who)
@@ -162,7 +162,7 @@ def _answers(
     files: Sequence[Path], ref: str, pixel_size_pm: float | None, false_atoms: float = 0.0
 ) -> Iterator[dict[str, Any]]:
     """Yield one answer a frame, reading every file before the first network runs."""
-    from manybeam.data.intake import read_frames
+    from manybeam.data.io.reading import read_frames
 
     frames = [sized(read_frames(path, pixel_size_pm=pixel_size_pm)) for path in files]
     for read in frames:
@@ -183,7 +183,7 @@ def _answers(
 
 def _ensembles(ref: str) -> "list[_Loaded]":
     """Return one ensemble, or for `auto` every one that serves and is not damaged."""
-    from manybeam.zoo.forecasts import forecaster
+    from manybeam.predictor.learned import forecaster
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
@@ -219,7 +219,7 @@ def _best_answer(
 
     An ensemble named by the caller answers with all its members; `auto` with those selected.
     """
-    from manybeam.zoo.select import select as rank
+    from manybeam.predictor.selection import select as rank
 
     size, answers = read.pixel_size_pm, []
     if false_atoms and any(one.known for one in candidates):  # the others can promise no bound
@@ -346,8 +346,8 @@ def _write_atoms(path: Path | None, answers: Sequence[dict[str, Any]]) -> None:
 def _write_pictures(folder: Path | None, answers: Sequence[dict[str, Any]]) -> None:
     if folder is None:
         return
-    from manybeam.cli.figures import answer_figure
-    from manybeam.zoo.plots import png
+    from manybeam.cli.terminal.figures import answer_figure
+    from manybeam.zoo.reports.plots import png
 
     for number, answer in enumerate(answers):
         name = f"{number:03d}-{Path(answer['file']).stem}-{answer['index']:03d}.png"

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.errors import InvalidSetting, Unreachable
 
 app = typer.Typer(
@@ -31,8 +31,8 @@ def up(
 
     Example: manybeam serve up graphene
     """
-    from manybeam.jobs.head import start_head
-    from manybeam.jobs.running import head
+    from manybeam.cluster.head import start_head
+    from manybeam.cluster.running import head
     from manybeam.serve.app import run_service
     from manybeam.serve.ports import port_in_use, port_is_free
     from manybeam.settings import settings

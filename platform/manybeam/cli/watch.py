@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manybeam.cli.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.data.disk import write_files
 from manybeam.errors import InvalidFrame, InvalidInput, OutOfDistribution
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from manybeam.cli.progress import Progress
+    from manybeam.cli.terminal.progress import Progress
     from manybeam.data.frames import FrameSet
-    from manybeam.learn.drift import Alarm, DriftWatch
+    from manybeam.predictor.drift import Alarm, DriftWatch
+    from manybeam.predictor.watch import Proposal
     from manybeam.spec import Condition, Library, Policy
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
-    from manybeam.zoo.watch import Proposal
 
     Array = np.ndarray[Any, Any]
 
@@ -60,7 +60,7 @@ def watch(
 
     Example: manybeam watch frames/today -e graphene --first 100 --keep frames/drifted
     """
-    from manybeam.cli.progress import Progress
+    from manybeam.cli.terminal.progress import Progress
     from manybeam.settings import settings
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo
@@ -148,8 +148,8 @@ class _Judge:
     def propose(self, numbers: list[int]) -> "Proposal":
         import numpy as np
 
-        from manybeam.zoo.forecasts import forecaster
-        from manybeam.zoo.watch import propose
+        from manybeam.predictor.learned import forecaster
+        from manybeam.predictor.watch import propose
 
         return propose(
             self.record,
@@ -202,8 +202,8 @@ def _reader(found: "FrameSet") -> Callable[[int, int], "Array"]:
 def _of_files(files: list[Path], pixel_size_pm: float | None) -> _Movie:
     import numpy as np
 
-    from manybeam.cli.sizing import all_sized
-    from manybeam.data.intake import read_frames
+    from manybeam.cli.terminal.sizing import all_sized
+    from manybeam.data.io.reading import read_frames
 
     records = all_sized([read_frames(path, pixel_size_pm=pixel_size_pm) for path in files])
     stacks = [one.frame if one.frame.ndim == 3 else one.frame[None] for one in records]
@@ -226,7 +226,7 @@ def _begun(state: Path | None, first: int) -> "DriftWatch | None":
         return None
     if first:
         raise InvalidInput(f"--first with {state}", "it holds what is known already", "give one")
-    from manybeam.learn.drift import DriftWatch
+    from manybeam.predictor.drift import DriftWatch
 
     return DriftWatch.restore(state.read_text())
 
@@ -236,8 +236,8 @@ def _new(
 ) -> "DriftWatch":
     import numpy as np
 
-    from manybeam.learn.drift import DriftWatch, frame_features
-    from manybeam.zoo.watch import known_frames
+    from manybeam.predictor.drift import DriftWatch, frame_features
+    from manybeam.predictor.watch import known_frames
 
     if first:
         rows = []
@@ -260,7 +260,7 @@ def _rows(
     drift: "DriftWatch", movie: _Movie, start: int, judge: _Judge, bars: "Progress"
 ) -> Iterator[dict[str, Any]]:
     """Yield one row an alarm."""
-    from manybeam.learn.drift import frame_features
+    from manybeam.predictor.drift import frame_features
 
     before, numbers = drift.seen, []
     for number, frame in movie.frames(start, len(movie)):

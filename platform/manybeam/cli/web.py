@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from manybeam.cli.output import say
+from manybeam.cli.terminal.output import say
 
 
 def web(

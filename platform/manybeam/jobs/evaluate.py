@@ -1,8 +1,8 @@
 """Measuring members on conditions: every member, the ensemble and a classical detector.
 
-A block of test frames (`jobs.blocks`) is one piece of work for all members, because the ensemble's
-atoms need all their answers.
-The classical detector is a piece of its own on each condition, because it is tuned on all frames.
+A block of test frames (`jobs.test_sets`) is one piece of work for all members, because the
+ensemble's atoms need all their answers. The classical detector is a piece of its own on each
+condition, because it is tuned on all frames.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +16,13 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from manybeam.jobs import cluster
-from manybeam.jobs.blocks import Block, Labelled, Sought, labelled_frames, plan_blocks, trial_of
-from manybeam.learn import classical
-from manybeam.learn.ensemble import Ensemble
-from manybeam.learn.kinds import confusion, f1_of_kinds, recall_of
-from manybeam.learn.member import Member
-from manybeam.learn.scores import (
+from manybeam.cluster import joining as cluster
+from manybeam.jobs.test_sets import Block, Labelled, Sought, labelled_frames, plan_blocks, trial_of
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.scoring import classical
+from manybeam.learn.scoring.kinds import confusion, f1_of_kinds, recall_of
+from manybeam.learn.scoring.scores import (
     Judged,
     auroc,
     beliefs,

@@ -11,11 +11,11 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import SIMULATOR
+from manybeam.data.simulation.simulate import SIMULATOR
 from manybeam.errors import NotFound, TooLarge
-from manybeam.jobs.blocks import BLOCK, Array, Block, Labelled, labelled_frames
-from manybeam.learn.classical import Blob, detect
-from manybeam.learn.scores import Judged, judge
+from manybeam.jobs.test_sets import BLOCK, Array, Block, Labelled, labelled_frames
+from manybeam.learn.scoring.classical import Blob, detect
+from manybeam.learn.scoring.scores import Judged, judge
 from manybeam.spec.imaging import Condition
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from manybeam import __version__
+from manybeam.cluster import joining as cluster
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import SIMULATOR, simulate_into
+from manybeam.data.simulation.simulate import SIMULATOR, simulate_into
 from manybeam.errors import Conflict, UnknownFrameSet
-from manybeam.jobs import cluster
 from manybeam.jobs.run import digest_of, seed_of
 from manybeam.spec.imaging import Policy
 from manybeam.spec.job import Job

@@ -8,7 +8,7 @@ from manybeam.errors import InvalidInput, InvalidSpec, RefusedByGate
 from manybeam.spec import Job, Library
 
 if TYPE_CHECKING:
-    from manybeam.jobs.iterate import IterateOutcome
+    from manybeam.jobs.adapt import IterateOutcome
     from manybeam.zoo.records import Record
 
 
@@ -50,7 +50,7 @@ def train(job: Job, library: Library, telling: Telling) -> "Record":
     from manybeam.jobs.evaluate import evaluate as measured
     from manybeam.jobs.train import train as train_members
     from manybeam.settings import settings
-    from manybeam.zoo.life import settle
+    from manybeam.zoo.lifecycle.life import settle
     from manybeam.zoo.registry import Zoo
 
     outcome = train_members(
@@ -107,7 +107,7 @@ def evaluate(job: Job, library: Library, telling: Telling) -> "Record":
 
 def rehearse(job: Job, library: Library, telling: Telling) -> "Record":
     """Rehearse a version, so that selection learns what its members promise."""
-    from manybeam.jobs.rehearse import rehearse_ensemble
+    from manybeam.jobs.calibrate import rehearse_ensemble
     from manybeam.zoo.registry import Zoo
 
     return rehearse_ensemble(
@@ -135,7 +135,7 @@ def iterate(job: Job, library: Library, telling: Telling) -> "Record":
 
 def iterate_outcome(job: Job, library: Library) -> "IterateOutcome":
     """Return all that came of a job of kind iterate, whether or not the gate agreed."""
-    from manybeam.jobs.iterate import iterate as run_rounds
+    from manybeam.jobs.adapt import iterate as run_rounds
     from manybeam.zoo.registry import Zoo
 
     asked = job.adapt

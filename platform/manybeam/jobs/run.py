@@ -25,14 +25,15 @@ import torch
 from manybeam import __version__
 from manybeam.data.disk import alone
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulate import SIMULATOR, simulate
+from manybeam.data.simulation.simulate import SIMULATOR, simulate
 from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged
-from manybeam.learn.bandpass import NAME as BANDPASS
-from manybeam.learn.centring import Labelled, centred
-from manybeam.learn.fitted import fit_bandpass
-from manybeam.learn.member import Checkpoint, Member, load_weights, save_weights, train_member
+from manybeam.learn.nets.bandpass import NAME as BANDPASS
+from manybeam.learn.nets.member import Member, load_weights, save_weights
+from manybeam.learn.training.fitted import fit_bandpass
+from manybeam.learn.training.member import Checkpoint, train_member
+from manybeam.learn.training.threshold import Labelled, centred
 from manybeam.settings import settings
 from manybeam.spec import Policy, Recipe
 

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from manybeam.data.store import open_store
 from manybeam.errors import Corrupt, NotFound
-from manybeam.learn.member import load_weights
+from manybeam.learn.nets.member import load_weights
 from manybeam.settings import settings
 
 logger = logging.getLogger(__name__)
 
 
 class Scratch:
-    """Finished steps of one adaptation or rehearsal, by name; a `learn.kept.Keeper`.
+    """Finished steps of one adaptation or calibration, by name.
+
+    It is a `learn.adaptation.step_checkpoint.Keeper`.
 
     Two processes that do the same work share it without harm: they write the same bytes.
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+from manybeam.cluster import joining as cluster
 from manybeam.data.frames import FrameSet
 from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
-from manybeam.jobs import cluster
 from manybeam.jobs.frames import SIMULATE, prepare_frames
 from manybeam.jobs.mailbox import Mailbox, Sender, open_mailbox
 from manybeam.jobs.run import Event, Run, Tell, name_run
-from manybeam.learn.member import Member
+from manybeam.learn.nets.member import Member
 from manybeam.spec.files import Library
 from manybeam.spec.job import Job, Resources
 from manybeam.zoo.matrix import FrameSetUse

@@ -7,7 +7,7 @@ import numpy as np
 from manybeam.data.notebook import facts_html, picture_html, table_html
 
 if TYPE_CHECKING:
-    from manybeam.learn.ensemble import Ensemble, Prediction
+    from manybeam.learn.nets.ensemble import Ensemble, Prediction
 
 MOST_MEMBERS = 40
 

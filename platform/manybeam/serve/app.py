@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from manybeam.cluster import joining as cluster
+from manybeam.cluster.running import head
 from manybeam.errors import (
     Conflict,
     NotAllowed,
@@ -20,8 +22,6 @@ from manybeam.errors import (
     Unreachable,
     WorkFailed,
 )
-from manybeam.jobs import cluster
-from manybeam.jobs.running import head
 from manybeam.serve.ports import (
     haproxy_can_serve,
     haproxy_variables,

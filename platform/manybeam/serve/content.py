@@ -13,10 +13,10 @@ from manybeam.serve.query import MAPS, Question
 from manybeam.serve.wire import Frames, plain
 
 if TYPE_CHECKING:
-    from manybeam.learn.ensemble import Prediction
+    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.predictor.selection import Answerer, Selection
     from manybeam.serve.predict import Loaded
     from manybeam.zoo.records import Record
-    from manybeam.zoo.select import Answerer, Selection
 
 CALIBRATION_FIELDS = (
     "temperature",

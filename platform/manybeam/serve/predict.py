@@ -28,16 +28,16 @@ from manybeam.serve.content import (
     meta,
     unpromised,
 )
-from manybeam.serve.fresh import Fresh
 from manybeam.serve.query import Question
+from manybeam.serve.ttl_cache import Fresh
 from manybeam.serve.wire import Frames, plain
 
 if TYPE_CHECKING:
-    from manybeam.learn.ensemble import Ensemble, Prediction
-    from manybeam.learn.forecast import Forecaster, Weights
+    from manybeam.learn.nets.ensemble import Ensemble, Prediction
+    from manybeam.predictor.performance import Forecaster, Weights
+    from manybeam.predictor.selection import Selection
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
-    from manybeam.zoo.select import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ class Service:
             return *self.load(ref), None
 
     def _learnt(self, ref: str) -> "Forecaster | None":
-        from manybeam.zoo.forecasts import forecaster
+        from manybeam.predictor.learned import forecaster
 
         return forecaster(self._zoo, ref)
 
@@ -315,7 +315,7 @@ class Service:
         watch: Watch,
     ) -> "tuple[Selection, tuple[str, ...]]":
         """Return one ensemble's ranking on one frame, and what is stale in it, in words."""
-        from manybeam.zoo.select import select
+        from manybeam.predictor.selection import select
 
         with watch.stage("load"):
             matrix, more = self._matrices.get(loaded.record.ref)

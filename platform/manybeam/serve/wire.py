@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.intake import inspect_frame
+from manybeam.data.io.reading import inspect_frame
 from manybeam.errors import (
     InvalidFrame,
     InvalidInput,
@@ -189,7 +189,7 @@ def read_frames(array: NDArray[Any], max_frame_px: int) -> Frames:
     Raises:
         TooLarge: more pixels than that.
         UnreadableFile: nothing but NaN or infinity.
-        InvalidFrame: not a frame; see `data.intake.check_frame`.
+        InvalidFrame: not a frame; see `data.io.reading.check_frame`.
     """
     if array.size > max_frame_px:
         raise TooLarge(f"{array.size} pixels", f"at most {max_frame_px}", "send fewer at once")

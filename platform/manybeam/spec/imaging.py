@@ -2,7 +2,8 @@
 
 One set of fields serves both: a Condition is what a frame was recorded under, so each number is a
 scalar or unknown (None); a Policy is what training draws from, so each may be a range. Unknown is
-not a default: `data.simulate` fills it with a typical value only where it has to have a number.
+not a default: `data.simulation.simulate` fills it with a typical value only where it has to have a
+number.
 """
 
 import hashlib

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from manybeam import __version__
-from manybeam.web.comparing import make_comparison, read_ids
-from manybeam.web.listing import query_parameters, read_question
-from manybeam.web.plane import Plane
+from manybeam.web.pages.comparing import make_comparison, read_ids
+from manybeam.web.pages.listing import query_parameters, read_question
+from manybeam.web.state import Plane
 from manybeam.zoo.matrix import Score, member_label
 
 PAGE_SIZE = 50

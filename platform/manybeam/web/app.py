@@ -22,16 +22,16 @@ from manybeam.errors import InvalidInput, NotAllowed, PortInUse, problem
 from manybeam.settings import is_loopback, settings
 from manybeam.web.api import api_router
 from manybeam.web.auth import Gatekeeper, admin_token
-from manybeam.web.changes import changes_router
 from manybeam.web.events import events_router
-from manybeam.web.framesets import FrameSets
-from manybeam.web.keeper import Keeper
-from manybeam.web.login import login_router
-from manybeam.web.pages import pages_router
-from manybeam.web.plane import Plane
+from manybeam.web.pages.changes import changes_router
+from manybeam.web.pages.framesets import FrameSets
+from manybeam.web.pages.login import login_router
+from manybeam.web.pages.routes import pages_router
 from manybeam.web.problems import PROBLEM, add_problems, request_id
+from manybeam.web.refresher import Keeper
 from manybeam.web.render import STATIC, Pages
-from manybeam.web.shelf import Shelf
+from manybeam.web.state import Plane
+from manybeam.web.version_cache import Shelf
 
 if TYPE_CHECKING:
     import uvicorn

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from manybeam.web.keeper import Keeper, News
+from manybeam.web.refresher import Keeper, News
 
 LOOK_S = 0.25  # how often a stream looks whether there is news; it costs a comparison
 ALIVE_S = 15.0  # proxies end a stream that says nothing for long

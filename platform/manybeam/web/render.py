@@ -18,7 +18,7 @@ from manybeam.web.auth import NOBODY, Gatekeeper, Person
 from manybeam.web.colours import shade
 
 if TYPE_CHECKING:
-    from manybeam.web.keeper import Keeper
+    from manybeam.web.refresher import Keeper
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"

@@ -11,7 +11,7 @@ from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, Trial, 
 from manybeam.zoo.records import ALIASES, RESERVED_NAMES
 
 if TYPE_CHECKING:
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
 
 DIGEST_LIMIT = 36  # of a dataset's digest in MLflow
 _SHARES = ("f1", "f1_low", "f1_high", "precision", "recall", "ece")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.learn.scores import f1_of
+from manybeam.learn.scoring.scores import f1_of
 from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score, less_is_better
 
 NOT_MEASURED = "not measured"
@@ -314,7 +314,7 @@ def _weights(frame_count: int, seed: int) -> NDArray[np.int64]:
 def _share_of(wrong: int) -> Callable[[Array], Array]:
     """Return the score that is the true positives over themselves and one kind of error.
 
-    As in `learn.scores`: of nothing it is 1 if there was no error at all, else 0.
+    As in `learn.scoring.scores`: of nothing it is 1 if there was no error at all, else 0.
     """
 
     def share(counts_d3: Array) -> Array:

@@ -116,8 +116,8 @@ class Score:
             the share that were true and how many there were, over all test frames, (0, 0, 0)
             where there were none; empty if it was not kept.
         trial: the test frames; None if they are unknown, as of scores of before they were kept.
-        detector: of the classical detector what `learn.classical.Blob` was tuned to, on even
-            frames and on odd ones; empty of anyone else, or if it was not kept.
+        detector: of the classical detector what `learn.scoring.classical.Blob` was tuned to, on
+            even frames and on odd ones; empty of anyone else, or if it was not kept.
     """
 
     member: int
@@ -255,12 +255,12 @@ class Matrix:
 
     def plot(self, key: str = "f1") -> "Figure":
         """Return it as a picture with its numbers, the best member of each condition outlined."""
-        from manybeam.zoo.plots import matrix_figure
+        from manybeam.zoo.reports.plots import matrix_figure
 
         return matrix_figure(self, key)
 
     def _repr_html_(self) -> str:
-        from manybeam.zoo.notebook import matrix_html
+        from manybeam.zoo.reports.notebook import matrix_html
 
         return matrix_html(self)
 

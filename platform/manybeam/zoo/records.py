@@ -225,7 +225,7 @@ class Record:
         return len(self.members)
 
     def _repr_html_(self) -> str:
-        from manybeam.zoo.notebook import record_html
+        from manybeam.zoo.reports.notebook import record_html
 
         return record_html(self)
 

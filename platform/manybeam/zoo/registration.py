@@ -12,16 +12,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from manybeam import __version__
-from manybeam.zoo import trust
 from manybeam.zoo.cache import sha256_of
+from manybeam.zoo.integrity import trust
+from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
 from manybeam.zoo.records import MemberRecord, write_manifest
-from manybeam.zoo.selftest import SELF_TEST_FILE, write_self_test
-from manybeam.zoo.sheets import HEADLINE, SHEET_FILE, write_sheet
+from manybeam.zoo.score_reports import HEADLINE, SHEET_FILE, write_sheet
 from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking
 
 if TYPE_CHECKING:
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
 
 WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "member.json"
@@ -145,7 +145,7 @@ def add_member(
     tracking: Tracking, experiment_id: str, run_id: str, member: "Member"
 ) -> MemberRecord:
     """Write one member as a LoggedModel and return its record."""
-    from manybeam.learn.member import save_weights
+    from manybeam.learn.nets.member import save_weights
 
     weights = save_weights(member.weights)
     card = _write_card(member)
@@ -241,7 +241,7 @@ def _measured(rows: Sequence[Score]) -> dict[str, str]:
 
 def read_card(card: bytes, record: MemberRecord, weights: dict[str, Any]) -> "Member":
     """Return a member from its card, its record and its weights."""
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
     from manybeam.spec.recipe import Recipe
 
     content = json.loads(card)

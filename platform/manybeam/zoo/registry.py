@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
-from manybeam.zoo import trust
 from manybeam.zoo.cache import Cache, sha256_of
 from manybeam.zoo.checks import check_alias, check_members, check_name, check_scores
+from manybeam.zoo.integrity import trust
+from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, SelfTest, run_self_test
 from manybeam.zoo.matrix import FrameSetUse, Matrix, Score
 from manybeam.zoo.records import ALIASES, MemberRecord, Record, Ref, VersionEntry, read_manifest
 from manybeam.zoo.registration import (
@@ -34,13 +35,12 @@ from manybeam.zoo.registration import (
     add_scores,
     read_card,
 )
-from manybeam.zoo.selftest import SELF_TEST_FILE, SelfTest, run_self_test
-from manybeam.zoo.sheets import SHEET_FILE, read_sheet
+from manybeam.zoo.score_reports import SHEET_FILE, read_sheet
 from manybeam.zoo.tracking import MANIFEST_TAG, Tracking
 
 if TYPE_CHECKING:
-    from manybeam.learn.ensemble import Ensemble
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.ensemble import Ensemble
+    from manybeam.learn.nets.member import Member
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Zoo:
             members: at least one, each with its own index.
             job: the job that made them, resolved, as plain data.
             alias: `serving` or `candidate`, moved to the new version at the very end, past every
-                gate and the audit log; `zoo.life.settle` asks them.
+                gate and the audit log; `zoo.lifecycle.life.settle` asks them.
             scores: what is already measured; more may follow through `record_scores`.
             failed: members that were planned but failed, each with its reason.
             parent: reference of the version these were adapted from.
@@ -188,7 +188,7 @@ class Zoo:
 
     def ensemble(self, ref: str) -> "Ensemble":
         """Return the ensemble of a reference, ready to predict; raises as `members` does."""
-        from manybeam.learn.ensemble import Ensemble
+        from manybeam.learn.nets.ensemble import Ensemble
 
         return Ensemble(self.members(ref))
 
@@ -342,7 +342,7 @@ class Zoo:
         return entry
 
     def _load(self, record: MemberRecord) -> "Member":
-        from manybeam.learn.member import load_weights
+        from manybeam.learn.nets.member import load_weights
 
         who, model_id = f"member {record.index:02d}", record.model_id
         weights = self._file(model_id, WEIGHTS_FILE, record.sha256, f"weights of {who}")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, TypeVar
 from manybeam.errors import Corrupt, NotAllowed, NotFound
 from manybeam.settings import settings
 from manybeam.spec import Library
-from manybeam.zoo import trust
 from manybeam.zoo.catalogue.answers import Answers
 from manybeam.zoo.catalogue.conditions import KnownConditions
 from manybeam.zoo.catalogue.file import (
@@ -47,6 +46,7 @@ from manybeam.zoo.catalogue.rows import (
 )
 from manybeam.zoo.catalogue.subjects import rows_of
 from manybeam.zoo.catalogue.table import Table
+from manybeam.zoo.integrity import trust
 from manybeam.zoo.matrix import Score
 from manybeam.zoo.records import Record, VersionEntry
 

@@ -38,10 +38,10 @@ from manybeam.zoo.exchange.bioimageio import (
 )
 from manybeam.zoo.exchange.onnx_graph import require, write_graph
 from manybeam.zoo.exchange.unpack import Limits, files_of, names_in, sha256_of_file, unpack
-from manybeam.zoo.life import settle
+from manybeam.zoo.lifecycle.life import settle
 
 if TYPE_CHECKING:
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
     from manybeam.spec.imaging import Condition
     from manybeam.zoo.matrix import Matrix
     from manybeam.zoo.records import Record
@@ -267,7 +267,7 @@ def _write_package(work: Path, target: Path, goods: _Goods, credit: Credit | Non
 
 
 def _write_card(target: Path, record: "Record", matrix: "Matrix", licence: str) -> None:
-    from manybeam.zoo.cards import card_markdown, card_picture, note_for
+    from manybeam.zoo.reports.cards import card_markdown, card_picture, note_for
 
     note = note_for(record, settings().zoo, matrix.conditions)
     picture = PICTURE_FILE if len(matrix) else ""

@@ -22,8 +22,8 @@ from manybeam.zoo.exchange.folder import Parcel, check_fit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manybeam.learn.atomai_unet import Shape
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.atomai_unet import Shape
+    from manybeam.learn.nets.member import Member
     from manybeam.spec.recipe import Recipe
 
 POLICY = "atomai"
@@ -171,7 +171,7 @@ def _recipe(
 
 
 def _shape(content: Mapping[str, Any], path: Path) -> "Shape":
-    from manybeam.learn.atomai_unet import Shape
+    from manybeam.learn.nets.atomai_unet import Shape
 
     name = content.get("model")
     if name != "Unet":
@@ -242,7 +242,7 @@ def _member(
 ) -> "Member":
     import torch
 
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
 
     has_dropout = recipe.network.dropout > 0
     named = {_our_name(name, shape, has_dropout=has_dropout): v for name, v in found.items()}

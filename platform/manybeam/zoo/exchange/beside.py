@@ -2,7 +2,8 @@
 
 A rehearsal is worth something only with the very weights that were rehearsed, so a package says
 which those are. It comes from a stranger: nothing of it is read before its size and form are known.
-Axis letters: n frame, m member, s number of a summary, k atom, as in `learn.reference`.
+Axis letters: n frame, m member, s number of a summary, k atom, as in
+`learn.analysis.calibration_set`.
 """
 
 import io
@@ -23,7 +24,7 @@ from manybeam.zoo.exchange.unpack import Limits, names_in
 from manybeam.zoo.records import Record, read_manifest
 
 if TYPE_CHECKING:
-    from manybeam.learn.reference import ReferenceTable
+    from manybeam.learn.analysis.calibration_set import ReferenceTable
     from manybeam.zoo.registration import Attachment
     from manybeam.zoo.registry import Zoo
 
@@ -40,8 +41,8 @@ def table_of(zoo: "Zoo", record: Record) -> bytes | None:
         Corrupt: the table is not the one that was kept.
         NotAllowed: the settings name trusted keys, and none of them signed it.
     """
-    from manybeam.learn.reference import ReferenceTable
-    from manybeam.zoo.forecasts import KIND
+    from manybeam.learn.analysis.calibration_set import ReferenceTable
+    from manybeam.zoo.calibration_sets import KIND
 
     content = zoo.attached(record.ref, KIND)
     if content is None:
@@ -62,8 +63,8 @@ def read_table(
         said: index of each member it was made with -> SHA-256 of its weights.
         weights: the same of the members of the package.
     """
-    from manybeam.learn.reference import ReferenceTable
-    from manybeam.zoo.forecasts import attachment_of
+    from manybeam.learn.analysis.calibration_set import ReferenceTable
+    from manybeam.zoo.calibration_sets import attachment_of
 
     if dict(said) != {str(index): digest for index, digest in weights.items()}:
         return None, "it is of other weights"
@@ -115,7 +116,7 @@ _HEADERS = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header
 
 def _faults(table: "ReferenceTable", members: set[int]) -> Iterator[str]:
     """Yield what makes a table one that nothing can be learnt from."""
-    from manybeam.learn.fitness import SCORES
+    from manybeam.learn.analysis.fitness import SCORES
 
     n, m, k = table.source_n.size, len(table.members), table.frame_k.size
     wanted = {
@@ -161,6 +162,6 @@ def _impossible(table: "ReferenceTable") -> Iterator[str]:
 
 def _summary_count() -> int:
     """Return how many numbers a summary is, by making one."""
-    from manybeam.learn.summaries import summaries
+    from manybeam.learn.analysis.summaries import summaries
 
     return int(summaries(np.random.default_rng(0).random((1, 64, 64)), 20.0).shape[1])

@@ -31,7 +31,7 @@ from manybeam.zoo.exchange.onnx_graph import (
 if TYPE_CHECKING:
     from bioimageio.spec.model.v0_5 import ModelDescr
 
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
     from manybeam.zoo.records import Record
 
 RDF_FILE = "rdf.yaml"
@@ -125,7 +125,7 @@ def validation_section(view: View) -> str:
 
 def sample_frame(imaging: Condition, view: View) -> Map:
     """Return one simulated frame at the networks' pixel size, of sides they take."""
-    from manybeam.data.simulate import simulate
+    from manybeam.data.simulation.simulate import simulate
     from manybeam.data.tiles import rescale
 
     side = max(-(-TEST_PX // view.multiple) * view.multiple, view.least)

@@ -27,10 +27,10 @@ from manybeam.zoo.exchange.documents import (
 )
 from manybeam.zoo.exchange.unpack import below, is_safe_path, sha256_of_file
 from manybeam.zoo.matrix import FrameSetUse, Score
-from manybeam.zoo.sheets import read_sheet, write_sheet
+from manybeam.zoo.score_reports import read_sheet, write_sheet
 
 if TYPE_CHECKING:
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
     from manybeam.zoo.records import Record
     from manybeam.zoo.registration import Attachment
 
@@ -192,7 +192,7 @@ def check_fit(member: "Member", source: str) -> None:
     """Refuse weights that are not those of the recipe's network, before any memory is taken."""
     import torch
 
-    from manybeam.learn.nets import build
+    from manybeam.learn.nets.networks import build
 
     with torch.device("meta"):
         expected = {
@@ -210,7 +210,7 @@ def check_fit(member: "Member", source: str) -> None:
 
 
 def _write_member(folder: Path, member: "Member", naming: Naming) -> MemberEntry:
-    from manybeam.learn.member import save_weights
+    from manybeam.learn.nets.member import save_weights
 
     card = Card(
         index=member.index,
@@ -282,7 +282,7 @@ def _read_card(folder: Path, entry: MemberEntry, source: str) -> Card:
 
 def _read_member(folder: Path, entry: MemberEntry, card: Card, source: str) -> "Member":
     """Return a member without its parent: that is the name of one in another zoo."""
-    from manybeam.learn.member import Member, load_weights
+    from manybeam.learn.nets.member import Member, load_weights
 
     try:
         weights = load_weights((folder / entry.weights.path).read_bytes())

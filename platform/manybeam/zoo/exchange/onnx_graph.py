@@ -22,7 +22,7 @@ from manybeam.spec.recipe import TileSpec
 if TYPE_CHECKING:
     import torch
 
-    from manybeam.learn.member import Member
+    from manybeam.learn.nets.member import Member
 
 OPSET = 18
 TOLERANCE = 1e-4  # in probability, between this graph and the networks it was made of
@@ -78,7 +78,7 @@ def view_of(members: Sequence["Member"]) -> View:
     Raises:
         InvalidInput: they differ in pixel size, normalisation or kinds of atom.
     """
-    from manybeam.learn.nets import side_multiple
+    from manybeam.learn.nets.networks import side_multiple
 
     seen = {
         (one.pixel_size_pm, one.normalise, one.local_nm * (one.normalise == "local"), one.elements)
@@ -119,7 +119,7 @@ def write_graph(members: Sequence["Member"], path: Path) -> View:
     require("onnx", "onnxscript", "onnxruntime")
     import torch
 
-    from manybeam.learn.tiled import prepare
+    from manybeam.learn.nets.tiled import prepare
 
     view, device = view_of(members), torch.device("cpu")
     ensemble = _together([prepare(member.network(), device) for member in members], view)

@@ -1,0 +1,1 @@
+"""`manybeam demo`: the main job from nothing to a report."""

@@ -1,0 +1,118 @@
+"""`manybeam demo`: the main job from nothing to a report, on simulated frames.
+
+Each step leaves what it made in the output folder, so that a second run goes on where the first
+one stopped: finished members are not trained again, a registered version is used as it is.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from manybeam.cli.terminal.output import say
+from manybeam.data.disk import write_files
+from manybeam.errors import InvalidInput
+
+# Settings of a facility would send a demo's members to the facility's zoo.
+FACILITY = ("STORE", "TRACKING_URI", "ARTIFACTS", "RAY_ADDRESS")
+
+
+def run(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for all it makes.")] = Path("manybeam-demo"),
+    job: Annotated[Path, typer.Option(help="The training job to run.")] = Path(
+        "jobs/quickstart.yaml"
+    ),
+    drift: Annotated[str, typer.Option(help="Condition the unseen frames are recorded under.")] = (
+        "graphene-60kv-mix-c"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8100,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
+) -> None:
+    """Simulate, train, evaluate, register, serve, predict, select, adapt, report.
+
+    Example: manybeam demo --out manybeam-demo --keep
+    """
+    if not job.is_file():
+        raise InvalidInput(
+            f"no job file {job}",
+            "the demo runs one from the project's jobs folder",
+            "run it in the project's folder, or give --job and MANYBEAM_ZOO",
+        )
+    _check_port(port, out)
+    out.mkdir(parents=True, exist_ok=True)
+    _point_settings_at(out, port)
+    from manybeam.cli.demo.story import Story
+
+    steps = Steps(out / "demo.json")
+    story = Story(job, drift, out, steps.facts)
+    try:
+        for title, step in story.steps():
+            with steps.step(title) as tell:
+                for line in step():
+                    tell(line)
+    finally:
+        if keep:
+            say(
+                f"what was started stays (the service at http://127.0.0.1:{port}); stop it with: "
+                f"MANYBEAM_HOME={out / 'platform'} manybeam down"
+            )
+        else:
+            story.stop()
+    say(f"report: {out / 'report.html'}")
+
+
+def _check_port(port: int, out: Path) -> None:
+    """Refuse a held port now, not after minutes of training; a demo that was kept may hold it."""
+    from manybeam.cluster.running import head
+    from manybeam.serve.ports import port_in_use, port_is_free
+
+    if head(out / "platform") is None and not port_is_free("127.0.0.1", port):
+        error = port_in_use("127.0.0.1", port)
+        raise type(error)(error.what, error.why, f"stop that, or add --port {port + 1}")
+
+
+def _point_settings_at(out: Path, port: int) -> None:
+    """Give this process, and all it starts, a platform of its own inside the output folder."""
+    from manybeam.settings import settings
+
+    for name in FACILITY:
+        os.environ[f"MANYBEAM_{name}"] = ""  # not removed: manybeam.toml would be next to count
+    os.environ["MANYBEAM_HOME"] = str((out / "platform").resolve())
+    os.environ["MANYBEAM_SERVICE_URL"] = f"http://127.0.0.1:{port}"
+    settings.cache_clear()
+
+
+@dataclass
+class Steps:
+    """Prints each step with its time, and keeps what was found out in one JSON file."""
+
+    path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _number: int = 0
+
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            self.facts.update(json.loads(self.path.read_text()))
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Callable[[str], None]]:
+        """Run one step; its lines are indented below its title and its facts saved after it."""
+        self._number += 1
+        begun = time.monotonic()
+        say(f"{self._number}. {title}")
+        yield lambda line: say(f"   {line}")
+        taken_s = time.monotonic() - begun
+        self.facts.setdefault("seconds", {})[title] = round(taken_s, 1)
+        self._save()
+        say(f"   {taken_s:.1f} s, {time.monotonic() - self._started:.0f} s since the start")
+
+    def _save(self) -> None:
+        write_files({self.path: json.dumps(self.facts, indent=1, default=str).encode()})

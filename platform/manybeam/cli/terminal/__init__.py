@@ -1,0 +1,1 @@
+"""What the commands share: rows and progress on a terminal, pictures, checked targets."""

@@ -1,0 +1,271 @@
+"""Pictures a person judges an answer by: matplotlib Figures, never pyplot's global state."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from manybeam.zoo.reports.error_overlay import scale_bar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.predictor.selection import Candidate, Selection
+
+FOUND, MISSED, FALSE = "#1fa774", "#e8a11c", "#d1495b"
+CHOSEN = "#1f6feb"
+SHOWN_MEMBERS = 12
+# Distances of neighbours across a panel, beyond which atoms cannot be told apart by eye, and how
+# many are shown instead.
+MOST_ACROSS, ACROSS = 32, 18
+PANEL_IN = 3.1
+Array = np.ndarray[Any, Any]
+
+
+def answer_figure(frame_yx: Array, prediction: "Prediction", title: str = "") -> Figure:
+    """Return frame | mean | spread | atoms of one answer, side by side.
+
+    Args:
+        frame_yx: the frame as it was recorded.
+        prediction: the ensemble's answer to it.
+        title: one line above the pictures.
+    """
+    figure = Figure(figsize=(14, 3.9), layout="constrained")
+    axes = figure.subplots(1, 4)
+    _gray(axes[0], frame_yx, "frame")
+    _coloured(figure, axes[1], prediction.mean_yx, "mean probability", "viridis", 1.0)
+    top = max(0.1, float(prediction.std_yx.max()))
+    _coloured(figure, axes[2], prediction.std_yx, "spread (std over members)", "magma", top)
+    _gray(axes[3], frame_yx, f"{len(prediction.atoms)} atoms, coloured by probability")
+    atoms = prediction.atoms
+    dots = axes[3].scatter(
+        atoms[:, 1], atoms[:, 0], c=atoms[:, 3], s=10, cmap="viridis", vmin=0, vmax=1
+    )
+    figure.colorbar(dots, ax=axes[3], fraction=0.046)
+    figure.suptitle(title[:160], fontsize=9)
+    return figure
+
+
+def truth_figure(
+    frame_yx: Array, truth_k3: Array, answers: Sequence[tuple[str, Array]], radius_px: float
+) -> Figure:
+    """Return one picture an answer: atoms found, missed and false against the truth."""
+    from manybeam.learn.scoring.scores import match
+
+    figure = Figure(figsize=(4.2 * len(answers), 4.6), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(answers)))
+    for axis, (name, atoms) in zip(axes, answers, strict=True):
+        pairs = match(atoms, truth_k3, radius_px)
+        _gray(axis, frame_yx, name)
+        false = np.delete(atoms, pairs.found_index, axis=0)
+        missed = np.delete(truth_k3, pairs.truth_index, axis=0)
+        for points, colour in ((atoms[pairs.found_index], FOUND), (false, FALSE), (missed, MISSED)):
+            axis.scatter(points[:, 1], points[:, 0], s=26, facecolors="none", edgecolors=colour)
+    legend = [Patch(color=FOUND, label="found"), Patch(color=MISSED, label="missed")]
+    figure.legend(
+        handles=[*legend, Patch(color=FALSE, label="false")], loc="outside lower center", ncols=3
+    )
+    return figure
+
+
+def members_figure(
+    frame_yx: Array,
+    prediction: "Prediction",
+    selection: "Selection",
+    *,
+    picked: Sequence[int] = (),
+    title: str = "",
+) -> Figure:
+    """Return frame | mean of the chosen | each member's atoms, best first, at most twelve of them.
+
+    Atoms are coloured by what the chosen members say together, so that the eye goes to where a
+    member says something else. Of a frame with too many atoms to be told apart by eye, the part
+    is shown in which the members differ most.
+
+    Args:
+        frame_yx: the frame as it was recorded.
+        prediction: the answer of all members, with their maps.
+        selection: how they were ranked.
+        picked: members a person picked; the chosen ones stand for them if left out.
+        title: words before the verdict.
+    """
+    chosen = tuple(picked) or selection.chosen
+    together = prediction.subset(picked) if picked else selection.answer(prediction)
+    window = _window(prediction, together.atoms)
+    ranked = selection.candidates[:SHOWN_MEMBERS]
+    figure, axes = _grid(2 + len(ranked))
+    _whole_frame(axes[0], frame_yx, window, prediction.pixel_size_pm)
+    _together(axes[1], together, window, "picked" if picked else "chosen")
+    for axis, candidate in zip(axes[2:], ranked, strict=False):
+        atoms = prediction.member_atoms[prediction.members.index(candidate.member)]
+        _atoms_against(axis, frame_yx, atoms, together.atoms, window)
+        is_chosen = candidate.member in chosen
+        _frame_panel(axis, window, CHOSEN if is_chosen else "#888888", 3 if is_chosen else 1)
+        _name(axis, candidate, len(atoms), is_chosen=is_chosen)
+    _explain(figure, "picked" if picked else "chosen")
+    more = len(selection.candidates) - len(ranked)
+    rest = f"; {more} more members are not shown" if more else ""
+    words = textwrap.wrap(f"{title}{selection.verdict}: {selection.why}{rest}", 145)
+    figure.suptitle("\n".join(words[:2]) + " ..." * (len(words) > 2), fontsize=9)
+    return figure
+
+
+def reliability_figure(curves: Sequence[tuple[str, Array, Array, Array]]) -> Figure:
+    """Return how often atoms of a given probability were true.
+
+    Args:
+        curves: (name, mean probability of each bin, share of true ones, atoms in the bin).
+    """
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)
+    for name, probability, share, count in curves:
+        used = count > 0
+        axis.plot(probability[used], share[used], marker="o", label=name)
+    axis.set(xlabel="probability said", ylabel="share that was true", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _gray(axis: "Axes", frame_yx: Array, title: str) -> None:
+    low, high = np.nanpercentile(frame_yx, [1, 99.7])
+    axis.imshow(frame_yx, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+
+
+def _coloured(
+    figure: Figure, axis: "Axes", map_yx: Array, title: str, colours: str, top: float
+) -> None:
+    picture = axis.imshow(map_yx, cmap=colours, vmin=0, vmax=top)
+    figure.colorbar(picture, ax=axis, fraction=0.046)
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+
+
+def _grid(count: int) -> tuple[Figure, "list[Axes]"]:
+    """Return a figure of so many square panels, those left over hidden."""
+    columns = count if count <= 5 else 4 if count <= 8 else 5
+    rows = math.ceil(count / columns)
+    size = (PANEL_IN * columns, (PANEL_IN + 0.45) * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _window(prediction: "Prediction", atoms: Array) -> tuple[slice, slice]:
+    """Return the part of the frame to show: all of it, or where the members differ most."""
+    from scipy.ndimage import uniform_filter
+
+    from manybeam.learn.scoring.scores import neighbour_distance_px
+
+    differ_yx, step_px = prediction.std_yx.copy(), neighbour_distance_px(atoms)
+    if not max(differ_yx.shape) > MOST_ACROSS * step_px:  # NaN: no atoms to be told apart
+        return slice(0, differ_yx.shape[0]), slice(0, differ_yx.shape[1])
+    edge_px = math.ceil(step_px)  # at the edge all members guess
+    differ_yx[:edge_px] = differ_yx[-edge_px:] = 0
+    differ_yx[:, :edge_px] = differ_yx[:, -edge_px:] = 0
+    sides = [min(round(ACROSS * step_px), side) for side in differ_yx.shape]
+    inside = tuple(
+        slice(side // 2, whole - side + side // 2 + 1)
+        for side, whole in zip(sides, differ_yx.shape, strict=True)
+    )
+    near_yx = uniform_filter(differ_yx, sides, mode="nearest")[inside]
+    y, x = np.unravel_index(int(near_yx.argmax()), near_yx.shape)
+    return slice(int(y), int(y) + sides[0]), slice(int(x), int(x) + sides[1])
+
+
+def _whole_frame(
+    axis: "Axes", frame_yx: Array, window: tuple[slice, slice], pixel_size_pm: float | None
+) -> None:
+    rows, columns = window
+    is_part = (rows.stop - rows.start, columns.stop - columns.start) != frame_yx.shape
+    _gray(axis, frame_yx, "frame; boxed: where members differ most" if is_part else "frame")
+    if is_part:
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        corner = (columns.start - 0.5, rows.start - 0.5)
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=CHOSEN, linewidth=1.5))
+    if pixel_size_pm:
+        scale_bar(axis, frame_yx.shape, pixel_size_pm)
+
+
+def _together(
+    axis: "Axes", prediction: "Prediction", window: tuple[slice, slice], word: str
+) -> None:
+    axis.imshow(prediction.mean_yx, cmap="viridis", vmin=0, vmax=1)
+    names = ", ".join(f"{member:02d}" for member in prediction.members[:6])
+    names += ", ..." * (len(prediction.members) > 6)
+    axis.set_title(f"mean of the {word}: {names}\n{len(prediction.atoms)} atoms", fontsize=9)
+    _frame_panel(axis, window, "#888888")
+
+
+def _atoms_against(
+    axis: "Axes", frame_yx: Array, atoms: Array, together: Array, window: tuple[slice, slice]
+) -> None:
+    """Draw a member's atoms: those the chosen see too, those only it sees, those it misses."""
+    from manybeam.learn.scoring.scores import match, neighbour_distance_px
+
+    step_px = neighbour_distance_px(together)
+    step_px = step_px if step_px > 0 else min(frame_yx.shape) / 10
+    pairs = match(atoms, together, 0.35 * step_px)
+    only_here = np.delete(atoms, pairs.found_index, axis=0)
+    missed = np.delete(together, pairs.truth_index, axis=0)
+    low, high = np.nanpercentile(frame_yx[window], [1, 99.7])
+    axis.imshow(frame_yx, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
+    across = max(window[0].stop - window[0].start, window[1].stop - window[1].start)
+    size = float(np.clip(0.62 * step_px / across * 72 * PANEL_IN, 2.5, 14)) ** 2
+    ring: dict[str, Any] = {"s": size, "facecolors": "none"}
+    both = atoms[pairs.found_index]
+    axis.scatter(both[:, 1], both[:, 0], edgecolors=FOUND, linewidths=0.9, alpha=0.85, **ring)
+    axis.scatter(only_here[:, 1], only_here[:, 0], edgecolors=FALSE, linewidths=1.6, **ring)
+    axis.scatter(missed[:, 1], missed[:, 0], color=MISSED, marker="x", s=size, linewidths=1.6)
+
+
+def _name(axis: "Axes", candidate: "Candidate", atom_count: int, *, is_chosen: bool) -> None:
+    """Write above a member's panel what is expected of it, and mark it if it is chosen."""
+    forward = candidate.components.get("forward")
+    explained = "" if forward is None else f", explain {100 * forward**2:.0f} % of the frame"
+    interval = f"{candidate.low:.2f} to {candidate.high:.2f}"
+    first = f"{candidate.member:02d}: predicted F1 {candidate.predicted_f1:.2f} ({interval})"
+    weight, colour = ("bold", CHOSEN) if is_chosen else ("normal", "black")
+    words = f"{first}\n{atom_count} atoms{explained}"
+    axis.set_title(words, fontsize=8.5, fontweight=weight, color=colour)
+
+
+def _frame_panel(axis: "Axes", window: tuple[slice, slice], colour: str, width: float = 1) -> None:
+    """Show only the window, in a coloured frame."""
+    axis.set_axis_on()
+    axis.set(xticks=[], yticks=[])
+    axis.set_xlim(window[1].start - 0.5, window[1].stop - 0.5)
+    axis.set_ylim(window[0].stop - 0.5, window[0].start - 0.5)
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=width)
+
+
+def _explain(figure: Figure, word: str) -> None:
+    """Say what the colours mean."""
+    style: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "none", "markersize": 8}
+    handles = [
+        Line2D([], [], marker="o", color=FOUND, label=f"seen by the {word} together too", **style),
+        Line2D(
+            [], [], marker="o", color=FALSE, label=f"seen here, not by the {word} together", **style
+        ),
+        Line2D(
+            [],
+            [],
+            marker="x",
+            color=MISSED,
+            label=f"seen by the {word} together, missed here",
+            **style,
+        ),
+        Patch(edgecolor=CHOSEN, fill=False, linewidth=2, label=word),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)

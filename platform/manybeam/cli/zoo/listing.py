@@ -1,0 +1,241 @@
+"""`manybeam zoo`: which ensembles there are, what they are made of, how well each member does."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.zoo import compare as zoo_compare
+from manybeam.cli.zoo import exchange as zoo_exchange
+from manybeam.cli.zoo import life as zoo_life
+from manybeam.cli.zoo import trust as zoo_trust
+from manybeam.errors import InvalidInput, NotFound, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manybeam.zoo.catalogue import Catalogue, Row
+    from manybeam.zoo.records import Record
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The zoo: ensembles, their members and their scores.\n\n"
+    "Example: manybeam zoo matrix graphene",
+)
+app.command("test")(zoo_trust.self_test)
+app.command()(zoo_exchange.export)
+app.command("import")(zoo_exchange.import_)
+app.command()(zoo_life.promote)
+app.command()(zoo_life.rollback)
+app.command()(zoo_life.archive)
+app.command()(zoo_life.unarchive)
+app.command()(zoo_life.gc)
+app.command()(zoo_life.audit)
+app.command()(zoo_trust.verify)
+app.command()(zoo_trust.sign)
+app.command()(zoo_trust.keygen)
+app.command()(zoo_trust.lineage)
+app.command("diff")(zoo_compare.diff)
+app.command("card")(zoo_compare.card)
+RefArgument = Annotated[
+    str, typer.Argument(help="name, name@serving, name@candidate, name@3 or name@3/07.")
+]
+
+
+@app.command("ls")
+def list_all(
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Words to find: name, structure, microscope, ...")
+    ] = None,
+    *,
+    condition: Annotated[
+        str, typer.Option("--condition", "-c", help="Rank by the score on it: an id or a glob.")
+    ] = "",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Rank by conditions in a range: dose_e_per_a2<=200000, or NAME:1..5."),
+    ] = None,
+    members: Annotated[bool, typer.Option(help="One row a member, not one a version.")] = False,
+    status: Annotated[
+        list[str] | None, typer.Option(help="serving, candidate, archived or none.")
+    ] = None,
+    score: Annotated[str, typer.Option(help="Any score recorded: f1, rmse_pm, ece, ...")] = "f1",
+    order: Annotated[
+        str, typer.Option(help="score, name or created; a minus before it is best or newest first.")
+    ] = "-score",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most rows.")] = 50,
+    form: FormOption = Form.auto,
+) -> None:
+    """Find ensembles, best first: by words, by imaging condition, by a range of conditions.
+
+    Archived versions are shown with --status archived. With the zoo away the last state that
+    this machine saw is shown, and its age.
+
+    Example: manybeam zoo ls graphene HAADF "60 kV" --where "dose_e_per_a2<=200000"
+    """
+    from manybeam.zoo.catalogue import Catalogue, Wanted
+    from manybeam.zoo.registry import Zoo
+
+    catalogue = Catalogue(Zoo())
+    _refresh(catalogue)
+    wanted = Wanted(
+        text=" ".join(text or ()),
+        kind="members" if members else "ensembles",
+        status=tuple(status or ("serving", "candidate", "none")),
+        condition=condition,
+        ranges=_ranges(where or ()),
+        score=score,
+        order=order,
+        page_size=limit,
+    )
+    page = catalogue.find(wanted)
+    if condition and page.conditions and not page.asked:
+        raise NotFound(
+            f"no condition {condition!r} was measured on",
+            "an id or a glob over ids",
+            f"measured: {', '.join(dict.fromkeys(page.conditions))}",
+        )
+    known = catalogue.score_names()
+    if known and score not in known:
+        raise NotFound(f"no score {score!r}", "", f"recorded: {', '.join(known)}")
+    rows = [_found(row, score) for row in page.rows]
+    emit(rows, form, title="Zoo", columns=_shown(rows, score))
+    if page.total > len(page.rows):
+        say(f"{len(page.rows)} of {page.total}; --limit shows more")
+
+
+def _shown(rows: "Sequence[dict[str, object]]", score: str) -> tuple[str, ...]:
+    """Return the columns of a table: a mean over conditions has no interval to show."""
+    ends = ("low", "high") if any(row["low"] is not None for row in rows) else ()
+    return ("ref", "status", score, *ends, "frames", "conditions", "taken")
+
+
+def _refresh(catalogue: "Catalogue") -> None:
+    """Take over what changed; with the zoo away say how old the last state is."""
+    from datetime import UTC, datetime
+
+    try:
+        catalogue.refresh()
+    except Unreachable as error:
+        if catalogue.as_of is None:
+            raise
+        age_s = (datetime.now(UTC) - catalogue.as_of).total_seconds()
+        say(f"{error.what}; this is what it held {age_s / 60:.0f} minutes ago")
+
+
+def _ranges(texts: "Sequence[str]") -> "dict[str, tuple[float | None, float | None]]":
+    """Return the ranges of quantities; several of one quantity all hold."""
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name, (low, high) in map(_range, texts):
+        ends = found.get(name, (None, None))
+        lows = [end for end in (ends[0], low) if end is not None]
+        highs = [end for end in (ends[1], high) if end is not None]
+        found[name] = (max(lows, default=None), min(highs, default=None))
+    return found
+
+
+def _range(text: str) -> tuple[str, tuple[float | None, float | None]]:
+    """Read `dose_e_per_a2<=200000`, `defocus_nm>=2` or `beam_kv:60..80`."""
+    import re
+
+    number = r"([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)"
+    match = re.fullmatch(rf"([a-z0-9_.]+)(?:(<=|>=){number}|:{number}\.\.{number})", text)
+    try:
+        if match is None:
+            raise ValueError
+        name, sign, bound, low, high = match.groups()
+        if sign is None:
+            return name, (float(low), float(high))
+        return name, ((None, float(bound)) if sign.startswith("<") else (float(bound), None))
+    except ValueError as error:
+        raise InvalidInput(
+            f"--where {text!r} is no range of a quantity",
+            "allowed: NAME<=NUMBER, NAME>=NUMBER, NAME:NUMBER..NUMBER",
+            "manybeam zoo ls --where 'dose_e_per_a2<=200000'",
+        ) from error
+
+
+def _found(row: "Row", score: str) -> dict[str, object]:
+    return {
+        "ref": row.ref,
+        "status": row.status,
+        score: row.value,
+        "low": row.low,
+        "high": row.high,
+        "frames": row.frame_count,
+        "conditions": row.measured_count,
+        "taken": row.taken.date() if row.taken else None,
+        "policy": row.policy,
+        "recipe": row.recipe,
+        "network": row.network,
+        "scorer": row.scorer,
+        "aliases": list(row.aliases),
+        "created": row.created,
+    }
+
+
+@app.command()
+def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
+    """Show the members of one version: seed, policy, digest of the weights; and who signed it.
+
+    Example: manybeam zoo show graphene@serving
+    """
+    from manybeam.zoo.integrity.imported import signatures
+    from manybeam.zoo.registry import Zoo
+
+    record = Zoo().resolve(ref)
+    rows = [
+        {
+            "member": f"{record.version_ref}/{member.index:02d}",
+            "seed": member.seed,
+            "policy": member.policy,
+            "parent": member.parent,
+            "weights": member.sha256[:12],
+        }
+        for member in record.members
+    ]
+    emit(rows, form, title=f"{record.version_ref} {' '.join(record.aliases)}".strip())
+    for sentence in signatures(record):
+        say(sentence)
+
+
+@app.command()
+def matrix(
+    ref: RefArgument,
+    *,
+    score: Annotated[
+        str, typer.Option(help="f1, precision, recall, rmse_pm, ece, seconds.")
+    ] = "f1",
+    form: FormOption = Form.auto,
+) -> None:
+    """Show how well each member does on each imaging condition it was measured on.
+
+    Example: manybeam zoo matrix graphene --score rmse_pm
+    """
+    from manybeam.errors import NotFound
+    from manybeam.zoo.matrix import member_label
+    from manybeam.zoo.registry import Zoo
+
+    table = Zoo().matrix(ref)
+    if table.keys and score not in table.keys:
+        raise NotFound(f"no score {score!r}", "", f"recorded: {', '.join(table.keys)}")
+    rows = [
+        {
+            "condition": condition,
+            **{member_label(m): table.value(m, condition, score) for m in table.scored},
+        }
+        for condition in table.conditions
+    ]
+    emit(rows, form, title=f"{score} of {ref}")
+
+
+def as_row(record: "Record") -> dict[str, object]:
+    """Return one version as a row of a table."""
+    return {
+        "ref": record.ref,
+        "aliases": list(record.aliases),
+        "members": record.member_count,
+        "failed": len(record.failed),
+        "created": record.created,
+    }

@@ -1,0 +1,1 @@
+"""Joining, starting and finding Ray, on this machine or at a facility."""

@@ -1,0 +1,229 @@
+"""The one place that starts a Ray cluster or joins one.
+
+A process is on at most one cluster. Which: the facility's (`MANYBEAM_RAY_ADDRESS`), else the head
+that `manybeam up` started, else one of its own on loopback that ends with the process.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from manybeam.cluster.running import head
+from manybeam.errors import ManybeamError, Unreachable, WorkFailed
+from manybeam.settings import Settings, settings
+
+logger = logging.getLogger(__name__)
+
+# Read by Ray when it is imported or started; what the caller has set already stays.
+ENVIRONMENT = {
+    # Ray Train looks after its workers this often; at its own 2 s short trainings wait for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.15",
+    # Workers import torch while they start; at Ray's own 60 s a busy machine is given up.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without it Ray warns that a later version will hide GPUs from tasks that ask for none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # The service's counters reach a scrape this late.
+    "RAY_metrics_report_interval_ms": "2000",
+}
+# Off, Ray listens on loopback; on, on the machine's own address. Its name tells half of what it
+# does: on Linux too it decides which address a node goes by.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+KNOCK_S = 5.0
+
+CANCEL_TRIES = 5
+
+Result = TypeVar("Result")
+
+
+def connect(cpus: int | None = None) -> str:
+    """Join or start the cluster this process works on and return its address.
+
+    Args:
+        cpus: cores of a cluster that has to be started; all of the machine's if None.
+
+    Raises:
+        Unreachable: `ray_address` is set and nothing answers there.
+    """
+    ray = _quiet_ray()
+    if ray.is_initialized():
+        return str(ray.get_runtime_context().gcs_address)
+    running = head(settings().home)
+    address = settings().ray_address or (running.address if running else "")
+    return _attach(address) if address else start_local(cpus)
+
+
+def start_local(cpus: int | None = None) -> str:
+    """Start a cluster on this machine that ends with this process; return its address.
+
+    It listens on loopback only, prints nothing and sends nothing home.
+    """
+    ray = _quiet_ray()
+    started = ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+    logger.info("cluster started", extra={"address": started.address_info["gcs_address"]})
+    return str(started.address_info["gcs_address"])
+
+
+def disconnect() -> None:
+    """Leave the cluster, and end it if this process started it."""
+    _quiet_ray().shutdown()
+
+
+def each(work: Sequence[Callable[[], Result]], cpus: float = 1) -> Iterator[tuple[int, Result]]:
+    """Do every piece of work on the cluster; yield (place, result) in the order they end.
+
+    Left early, by an error or by its caller, it cancels what has not ended.
+
+    Args:
+        work: what to do; large things that pieces share should be in the object store already.
+        cpus: cores each piece is given.
+
+    Raises:
+        ManybeamError: as a piece raised it.
+        WorkFailed: a piece failed with anything else, or its worker was lost four times.
+    """
+    ray = _quiet_ray()
+    task = ray.remote(_do)
+    variables = environment()
+    place_of = {
+        task.options(num_cpus=cpus).remote(piece, variables): place
+        for place, piece in enumerate(work)
+    }
+    try:
+        while place_of:
+            ended, _ = ray.wait(list(place_of), num_returns=1)
+            yield place_of.pop(ended[0]), _get(ended[0])
+    finally:
+        _cancel(list(place_of))
+
+
+def _cancel(waiting: list[Any]) -> None:
+    """Cancel tasks; asked again, because Ray loses it for a task that is just being started."""
+    ray, tries = _quiet_ray(), 0
+    while waiting and tries < CANCEL_TRIES:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=2)
+        tries += 1
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Something large that lies in the object store once, however many pieces of work use it."""
+
+    reference: Any
+
+    def value(self) -> Any:
+        """Return it, on any node."""
+        return _get(self.reference)
+
+
+def share(value: object) -> Shared:
+    """Put something into the object store for pieces of work to share."""
+    return Shared(_quiet_ray().put(value))
+
+
+def environment() -> dict[str, str]:
+    """Return this process's settings as variables, for workers to work with the same ones.
+
+    Secrets are among them: they travel as arguments, which Ray does not show, never as a runtime
+    environment, which it does.
+    """
+    found = {}
+    for name in Settings.model_fields:
+        value = getattr(settings(), name)
+        plain = value.get_secret_value() if hasattr(value, "get_secret_value") else value
+        found[f"MANYBEAM_{name.upper()}"] = str(plain)
+    found["MANYBEAM_HOME"] = str(settings().home.resolve())
+    found["MANYBEAM_ZOO"] = str(settings().zoo.resolve())
+    for name in ("signing_key", "trusted_keys"):
+        path = getattr(settings(), name)
+        found[f"MANYBEAM_{name.upper()}"] = str(Path(path).resolve()) if path else ""
+    return found
+
+
+def adopt(variables: dict[str, str]) -> None:
+    """Work with the settings of the process that sent these variables."""
+    os.environ.update(variables)
+    settings.cache_clear()
+
+
+def _do(piece: Callable[[], Result], variables: dict[str, str]) -> Result:
+    adopt(variables)
+    return piece()
+
+
+def _get(reference: object) -> Any:
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return _quiet_ray().get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, ManybeamError):
+            raise error.cause from None
+        raise WorkFailed(
+            f"a task failed: {error.cause!r}", "", "see the log of its worker"
+        ) from error
+    except RayError as error:
+        raise WorkFailed("a task's worker was lost", str(error).splitlines()[0], "") from error
+
+
+def _attach(address: str) -> str:
+    _knock(address)
+    ray = _quiet_ray()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _unreachable(address, str(error).splitlines()[0]) from error
+    return address
+
+
+def _knock(address: str) -> None:
+    """Raise Unreachable where nothing listens: Ray itself would try for most of a minute."""
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.port is None:  # "auto": Ray looks for a cluster on this machine
+        return
+    try:
+        socket.create_connection((place.hostname or "", place.port), KNOCK_S).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, why: str) -> Unreachable:
+    hint = "start it, or unset MANYBEAM_RAY_ADDRESS to use this machine alone"
+    return Unreachable(f"no Ray cluster answers at {address!r}", why, hint)
+
+
+def _quiet_ray() -> ModuleType:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    alone, was = not settings().ray_address, os.environ.get("RAY_AUTH_MODE")
+    if alone:
+        os.environ.setdefault(LOOPBACK, "0")
+        # Nobody takes this machine away from under us; the watcher is one process more to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Ray would turn it on for who starts a cluster and not for who joins it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if alone:
+        # Both are read at import, which somebody may have done before us.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+        if was is None:
+            ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # as Ray does itself
+    return ray

@@ -1,0 +1,343 @@
+"""Frames that come from an instrument's file, and what makes an array a frame at all.
+
+`read_frames` turns any file we know into frames, pixel size in pm and a measured Condition;
+`check_frame` is the one gate every frame passes, from a file or through the service.
+
+Axis letters: n frame, y row, x column.
+"""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from manybeam.data.io import emd, formats, vendors
+from manybeam.data.io.formats import Raw
+from manybeam.data.io.measured import settle_condition, settle_pixel_size
+from manybeam.data.io.sidecar import add_sidecar
+from manybeam.errors import (
+    InvalidFrame,
+    ManybeamError,
+    NotFound,
+    TooLarge,
+    UnreadableFile,
+    UnsupportedMedia,
+)
+from manybeam.settings import settings
+from manybeam.spec.imaging import Condition
+
+Frame = NDArray[np.float32]
+
+READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
+    ".tif": ("TIFF", formats.read_tif),
+    ".tiff": ("TIFF", formats.read_tif),
+    ".npy": ("NumPy array", formats.read_npy),
+    ".png": ("PNG", formats.read_png),
+    ".jpg": ("JPEG", formats.read_png),
+    ".jpeg": ("JPEG", formats.read_png),
+    ".mrc": ("MRC", formats.read_mrc),
+    ".dm3": ("DigitalMicrograph 3", vendors.read_dm),
+    ".dm4": ("DigitalMicrograph 4", vendors.read_dm),
+    ".emd": ("EMD (Velox or Berkeley)", emd.read_emd),
+    ".ser": ("TIA series", vendors.read_ser),
+    ".emi": ("TIA experiment", vendors.read_emi),
+}
+
+LEAST_STEP = 1e-3  # of a frame's contrast, which float32 has to resolve
+# First bytes -> suffix, to say what a wrongly named file really is.
+_MAGIC = {
+    b"\x93NUMPY": ".npy",
+    b"\x89PNG": ".png",
+    b"\xff\xd8\xff": ".jpg",
+    b"II*\x00": ".tif",
+    b"MM\x00*": ".tif",
+    b"\x89HDF": ".emd",
+    b"\x00\x00\x00\x03": ".dm3",
+    b"\x00\x00\x00\x04": ".dm4",
+    b"II\x97\x01": ".ser",
+}
+
+# What the libraries raise on damaged files; anything else is a fault of ours and must be seen.
+_LIBRARY_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,  # Pillow's word for a broken PNG
+    TypeError,
+    ValueError,
+    *formats.FAULTS,
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one file holds.
+
+    Attributes:
+        frame: float32 (y, x), or a stack (n, y, x).
+        pixel_size_pm: edge of a pixel; None if neither file nor caller says.
+        condition: what the instrument recorded; what it did not is unknown (None).
+        source: the file.
+        notes: what was chosen, converted, filled or contradicted, a sentence each.
+    """
+
+    frame: Frame
+    pixel_size_pm: float | None
+    condition: Condition
+    source: Path
+    notes: tuple[str, ...] = ()
+
+
+def read_frames(
+    path: Path | str, *, pixel_size_pm: float | None = None, condition: Condition | None = None
+) -> Record:
+    """Return the frame, or the stack, that a file holds.
+
+    Of several images the recorded one is taken, never a thumbnail; the notes say which. Pixel
+    size: the caller's, else the file's, else the condition's; a contradiction is noted with both
+    numbers, never averaged. A dose is derived from current, dwell time and pixel size where none
+    is stated. Which format tells what:
+
+    | format | read |
+    |---|---|
+    | dm3, dm4 | pixel size (any unit), field of view, kV, pA, Cs, convergence, dwell, detector |
+    | Velox emd | the same but Cs, defocus, detector angles, counts per electron, sample |
+    | Berkeley emd | pixel size; kV, mrad, pA, nm, us of group `microscope`; material |
+    | mrc | voxel; FEI header: pixel size, field of view, kV, mrad, defocus, dwell, detector |
+    | ser, emi | pixel size; kV, mrad, defocus, dwell, mode by the unit beside each label |
+    | tif | pixel size by Gatan, OME, ImageJ or resolution tags; FEI tags: kV, dwell |
+    | npy, png, jpg, and any other | FRAME.json beside it: names and units of `data.io.sidecar` |
+
+    Args:
+        path: tif, npy, png, jpg, mrc, dm3, dm4, emd, ser or emi; the suffix decides.
+        pixel_size_pm: edge of a pixel, where the caller knows better than the file.
+        condition: what the caller knows of the instrument; the file fills in what it leaves open.
+
+    Raises:
+        NotFound: no such file.
+        UnsupportedMedia: a suffix we do not read.
+        UnreadableFile: not what its name promises, cut short, or it holds no image.
+        InvalidFrame: an image, but empty of information: constant, or nothing but NaN.
+        TooLarge: more pixels than `max_frame_px`.
+    """
+    path = Path(path)
+    raw = _read(path)
+    frame = _check_images(raw, path)
+    notes = list(raw.notes)
+    pixel = settle_pixel_size(raw, pixel_size_pm, condition, notes)
+    measured = settle_condition(raw, path, frame.shape, pixel, condition, notes)
+    return Record(frame, pixel, measured, path, tuple(notes))
+
+
+def check_frame(array: ArrayLike) -> Frame:
+    """Return the array as a frame: float32, C-contiguous, finite; the same object if it is one.
+
+    Raises:
+        InvalidFrame: not two axes, empty, complex, constant, or without a single finite pixel.
+        TooLarge: more pixels than `max_frame_px`.
+    """
+    return inspect_frame(array)[0]
+
+
+def inspect_frame(array: ArrayLike) -> tuple[Frame, tuple[str, ...]]:
+    """Return `check_frame`'s frame, and what had to be done to it."""
+    values = _numbers(array)
+    _check_shape(values.shape)
+    values, notes = _without_offset(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        frame = np.ascontiguousarray(values, dtype=np.float32)
+    low, high = frame.min(), frame.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        frame, filled = _filled(frame, values)
+        notes += filled
+        low, high = frame.min(), frame.max()
+    if low == high:
+        raise InvalidFrame(
+            f"every pixel of the {_sides(frame.shape)} frame is {low:g}",
+            "a frame needs contrast to hold atoms",
+            "check detector, shutter and the file's right channel",
+        )
+    return frame, notes
+
+
+def read_truth_csv(path: Path | str) -> Frame:
+    """Return (k, 3) y, x, class from a table with columns X and Y, in pixels.
+
+    Other columns, such as an index, are passed over; a column named class or Z gives the atomic
+    number, else it is 0, not determined. A table without rows is a frame without atoms.
+
+    Raises:
+        NotFound: no such file.
+        UnreadableFile: no such columns, or a cell that is no number; the line is named.
+    """
+    path = _existing(Path(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise _unreadable(path, "a table of atoms", str(error)) from error
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.DictReader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+    names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+    if not {"x", "y"} <= names.keys():
+        raise _unreadable(path, "a table of atoms", f"its columns are {header!r}, not X and Y")
+    kind = names.get("class", names.get("z"))
+    rows = [_atom(row, names, kind, path, line) for line, row in enumerate(reader, start=2)]
+    return np.array(rows, np.float32).reshape(-1, 3)
+
+
+def _read(path: Path) -> Raw:
+    """Return what the reader of this suffix finds, every fault told as one of ours."""
+    _existing(path)
+    if path.suffix.lower() not in READERS:
+        raise UnsupportedMedia(
+            f"{path}: files named {path.suffix or 'without suffix'} are not read",
+            f"read are {', '.join(READERS)}",
+            "export the frame as .tif or .npy",
+        )
+    name, reader = READERS[path.suffix.lower()]
+    try:
+        raw = reader(path)
+    except TooLarge as error:
+        raise TooLarge(f"{path}: {error.what}", error.why, error.hint) from error
+    except ManybeamError:
+        raise
+    except _LIBRARY_FAULTS as error:
+        why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise _unreadable(path, name, why) from error
+    add_sidecar(raw, path)
+    return raw
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise NotFound(f"no file {path}", "", f"ls {path.parent}")
+    if not path.is_file():
+        raise _unreadable(path, "a file", "it is a folder", "name the files in it")
+    if path.stat().st_size == 0:
+        raise _unreadable(path, "a frame", "it is empty", "copy it again from the instrument")
+    return path
+
+
+def _unreadable(path: Path, name: str, why: str, hint: str = "") -> UnreadableFile:
+    """Return the error, naming what the content looks like if that is something else."""
+    if not hint:
+        with path.open("rb") as file:
+            start = file.read(8)
+        looks = next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), "")
+        hint = "copy it again, or open it where it was recorded and export it as .tif"
+        if looks and looks != path.suffix.lower():
+            hint = f"its content looks like {looks}: rename it"
+    return UnreadableFile(f"{path} cannot be read as {name}", " ".join(why.split())[:300], hint)
+
+
+def _check_images(raw: Raw, path: Path) -> Frame:
+    """Return the checked frame or stack of a file."""
+    array = raw.array
+    if array.ndim == 3 and len(array) == 1:
+        array = array[0]
+    if array.ndim not in (2, 3):
+        kind = "a spectrum or a profile" if array.ndim < 2 else "a scan of patterns or spectra"
+        raise _unreadable(
+            path, "a frame", f"it holds {kind} of shape {array.shape}", "give an image or a stack"
+        )
+    frames = []
+    for index, image in enumerate(array if array.ndim == 3 else [array]):
+        where = f"{path}, frame {index}" if array.ndim == 3 else str(path)
+        try:
+            frame, notes = inspect_frame(image)
+        except InvalidFrame as error:
+            raise InvalidFrame(f"{where}: {error.what}", error.why, error.hint) from error
+        frames.append(frame)
+        raw.notes += [f"frame {index}: {note}" if array.ndim == 3 else note for note in notes]
+    return np.stack(frames) if array.ndim == 3 else frames[0]
+
+
+def _numbers(array: ArrayLike) -> NDArray[np.generic]:
+    """Return an array of real numbers."""
+    try:
+        values = np.asarray(array)
+    except ValueError as error:  # rows of unequal length
+        raise InvalidFrame(f"not an array: {error}", "a frame has rows of equal length") from error
+    if values.dtype.kind == "c":
+        raise InvalidFrame(
+            f"a frame of complex numbers ({values.dtype})",
+            "a frame holds what a detector counted: real numbers",
+            "give its modulus, or the frame it was transformed from",
+        )
+    if values.dtype.kind not in "buif":
+        raise InvalidFrame(
+            f"a frame of {values.dtype}", "a frame holds bool, integer or floating-point numbers"
+        )
+    return values
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        kind = {1: "a profile", 3: "a stack, or colours"}.get(len(shape), "not a frame")
+        raise InvalidFrame(
+            f"an array of {len(shape)} axes, shape {shape}: {kind}",
+            "a frame has two axes, rows and columns",
+            "give the frames of a stack one by one" if len(shape) > 2 else "give the whole image",
+        )
+    if min(shape) == 0:
+        raise InvalidFrame(f"an empty frame of shape {shape}", "a frame has at least 2 pixels")
+    most = settings().max_frame_px
+    if shape[0] * shape[1] > most:
+        raise TooLarge(
+            f"a frame of {_sides(shape)} px",
+            f"at most {most} px (max_frame_px)",
+            "crop or bin it, or raise MANYBEAM_MAX_FRAME_PX",
+        )
+
+
+def _without_offset(values: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Return the pixels without an offset in which a float32 would lose their contrast."""
+    if values.dtype.itemsize <= 2 or values.dtype == np.float32:
+        return values, ()
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return values, ()
+    largest, spread = max(abs(float(low)), abs(float(high))), float(high) - float(low)
+    if not spread or largest * float(np.finfo(np.float32).eps) <= LEAST_STEP * spread:
+        return values, ()
+    note = f"{float(low):.9g} was taken off every pixel: a float32 does not hold their contrast"
+    return values - low, (note,)
+
+
+def _filled(frame: Frame, values: NDArray[np.generic]) -> tuple[Frame, tuple[str, ...]]:
+    """Return the frame with its bad pixels set to the median of the good ones."""
+    good = np.isfinite(frame)
+    if not good.any():
+        raise InvalidFrame(
+            f"no finite pixel in the {_sides(frame.shape)} frame of {values.dtype}",
+            "a frame may miss single pixels, not all of them",
+            "record or export it again",
+        )
+    bad_count = int(good.size - good.sum())
+    filled = np.where(good, frame, np.median(frame[good]))
+    return filled, (f"{bad_count} pixels were NaN or infinite and got the median",)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _atom(
+    row: dict[str, str], names: dict[str, str], kind: str | None, path: Path, line: int
+) -> tuple[float, float, float]:
+    """Return y, x, class of one line."""
+    cells = [row.get(names["y"]), row.get(names["x"]), row.get(kind) if kind else "0"]
+    y, x, number = (formats.as_number(cell) for cell in cells)
+    if y is None or x is None or number is None:
+        raise _unreadable(path, "a table of atoms", f"line {line} is {list(row.values())}")
+    return y, x, number

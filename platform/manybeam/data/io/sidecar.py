@@ -1,0 +1,164 @@
+"""A JSON file beside a frame, FRAME.json beside FRAME.npy: what was written down of the microscope.
+
+Everybody's tree differs, so it is names that are looked for, at any depth, and units that decide:
+"voltage": "60 kV" and "EHT": 60000 mean the same. A name stated twice with two values is told.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from manybeam.data.io.formats import Raw, as_number, detector_named, square_pm
+from manybeam.data.io.units import FIELD_OF_VIEW, OURS, measure
+
+MOST_BYTES = 1_000_000
+PIXEL_SIZE = "scan.pixel_size_pm"
+
+# Name without case, sign and blank -> (our field, the unit of a bare number, sign).
+NAMES: dict[str, tuple[str, str, float]] = {
+    **dict.fromkeys(
+        ("voltage", "beamenergy", "acceleratingvoltage", "accelerationvoltage", "hightension"),
+        ("optics.beam_kv", "kV", 1),
+    ),
+    **dict.fromkeys(("eht", "ht"), ("optics.beam_kv", "V", 1)),
+    **dict.fromkeys(
+        ("convergenceangle", "convergencesemiangle", "semiconvergenceangle", "beamconvergence",
+         "probesemiangle", "convergence"),
+        ("optics.convergence_mrad", "mrad", 1),
+    ),
+    **dict.fromkeys(("probecurrent", "beamcurrent"), ("optics.beam_current_pa", "pA", 1)),
+    "defocus": ("optics.defocus_nm", "nm", 1),
+    "c10": ("optics.defocus_nm", "m", -1),  # Nion: overfocus is positive
+    **dict.fromkeys(("cs", "c30", "sphericalaberration"), ("optics.cs_um", "m", 1)),
+    "c12": ("optics.astigmatism_nm", "m", 1),
+    "c21": ("optics.coma_nm", "m", 1),
+    "c23": ("optics.trefoil_nm", "m", 1),
+    **dict.fromkeys(("detectorinner", "innerangle", "haadfinnerangle"),
+                    ("detector.detector_inner_mrad", "mrad", 1)),
+    **dict.fromkeys(("detectorouter", "outerangle", "haadfouterangle"),
+                    ("detector.detector_outer_mrad", "mrad", 1)),
+    **dict.fromkeys(("dwell", "dwelltime", "pixeltime"), ("scan.dwell_us", "us", 1)),
+    **dict.fromkeys(("dose", "electrondose"), ("dose_e_per_a2", "e/A^2", 1)),
+    **dict.fromkeys(("pixelsize", "pixelsizex"), (PIXEL_SIZE, "", 1)),
+    "pixelsizey": (PIXEL_SIZE + " y", "", 1),
+    **dict.fromkeys(("fov", "fieldofview", "fovx", "fieldofviewx"), (FIELD_OF_VIEW, "", 1)),
+    **dict.fromkeys(("fovy", "fieldofviewy"), (FIELD_OF_VIEW + " y", "", 1)),
+}  # fmt: skip
+# HyperSpy's tree states no units; its manual does, and two differ from what others mean.
+_HYPERSPY = "Acquisition_instrument"
+_HYPERSPY_UNITS = {"beam_current": "nA", "dwell_time": "s"}
+_KINDS = ("experimenttype", "modality", "detector", "detectorname")  # what names the imaging
+_SUFFIX = re.compile(r"[_ (\[]+(kv|v|kev|mrad|rad|pa|na|nm|pm|um|us|ms|ns|s|m|a)[)\]]?$", re.I)
+
+
+def add_sidecar(raw: Raw, path: Path) -> None:
+    """Add what FRAME.json says; what the frame's own file says counts first, a difference is told.
+
+    A sidecar that is no JSON is passed over with a note: the frame is whole without it.
+    """
+    beside = path.with_suffix(".json")
+    if beside == path or not beside.is_file():
+        return
+    try:
+        if beside.stat().st_size > MOST_BYTES:
+            raise ValueError(f"larger than {MOST_BYTES} bytes")
+        tree = json.loads(beside.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raw.notes.append(f"{beside.name} was passed over: {error}")
+        return
+    add_tree(raw, tree, beside.name)
+
+
+def add_tree(raw: Raw, tree: object, source: str) -> None:
+    """Add what a tree of names and values says; `source` is named where it is contradicted."""
+    found: dict[str, float] = {}
+    for leaf in _leaves(tree):
+        _take(found, raw, source, leaf)
+    _add(raw, found, source)
+
+
+def _leaves(
+    tree: Any, depth: int = 0, usual: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield (name, value, unit) of every number and text, the unit where a neighbour states it.
+
+    `usual` has the units of the program whose tree this is, by name.
+    """
+    if isinstance(tree, dict) and depth < 20:
+        for key, value in tree.items():
+            units = _HYPERSPY_UNITS if key == _HYPERSPY else usual
+            if isinstance(value, dict) and "value" in value:
+                unit = value.get("unit", value.get("units", ""))
+                yield str(key), value["value"], str(unit)
+            elif isinstance(value, dict | list):
+                inside = list(_leaves(value, depth + 1, units))
+                yield from inside
+                # A known name over nothing known is not understood, which must be told.
+                if _plain(key) in NAMES and not any(_plain(name) in NAMES for name, *_ in inside):
+                    yield str(key), value, ""
+            else:
+                yield str(key), value, _unit_beside(tree, str(key)) or usual.get(str(key), "")
+    elif isinstance(tree, list) and depth < 20:
+        for value in tree:
+            yield from _leaves(value, depth + 1, usual)
+
+
+def _plain(key: object) -> str:
+    """Return a name as `NAMES` has it: without unit, case, sign and blank."""
+    name = str(key)
+    suffix = _SUFFIX.search(name)
+    return re.sub(r"[^a-z0-9]", "", (name[: suffix.start()] if suffix else name).lower())
+
+
+def _unit_beside(group: dict[str, Any], key: str) -> str:
+    """Return what KEY_unit(s) says, or the unit of a pair KEY_x and KEY_y."""
+    stems = [key, re.sub(r"_[xy]$", "", key)]
+    names = [f"{stem}_{word}" for stem in stems for word in ("units", "unit")]
+    return next((str(group[name]) for name in names if name in group), "")
+
+
+def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, str]) -> None:
+    """Read one name; of two statements the first counts and the difference is told."""
+    key, value, unit = leaf
+    suffix, name = _SUFFIX.search(key), _plain(key)
+    if name in ("materialtype", "material", "specimen") and isinstance(value, str):
+        raw.material = raw.material or value
+    if name in _KINDS and isinstance(value, str) and raw.modality == "unknown":
+        raw.modality = detector_named(value) or "unknown"
+    if name not in NAMES or isinstance(value, bool) or value is None:
+        return
+    field, usual, sign = NAMES[name]
+    ours = OURS[PIXEL_SIZE if field.startswith(PIXEL_SIZE) else field]
+    number = measure(value, unit or (suffix[1] if suffix else usual), ours)
+    if number is None:
+        if as_number(value) != 0:
+            raw.notes.append(f"{file}: {key} {value!r} {unit} was not understood")
+        return
+    number *= sign
+    if abs(found.setdefault(field, number) - number) > 0.01 * abs(number):
+        raw.notes.append(
+            f"{file} states {field} twice, {found[field]:.6g} and {number:.6g}: the first was taken"
+        )
+
+
+def _add(raw: Raw, found: dict[str, float], file: str) -> None:
+    """Put the numbers where the file's own left room, and its pixel sizes among the claims."""
+    rows, columns = raw.array.shape[-2:] if raw.array.ndim >= 2 else (0, 0)
+    edge_pm = square_pm(found.pop(PIXEL_SIZE + " y", None), found.pop(PIXEL_SIZE, None), raw.notes)
+    if edge_pm is not None:
+        raw.claims[file] = edge_pm
+    for field, number in found.items():
+        if field == FIELD_OF_VIEW and columns:
+            raw.claims[f"the field of view in {file}"] = number / columns
+        elif field.startswith(FIELD_OF_VIEW) and rows:
+            raw.claims[f"the field of view along y in {file}"] = number / rows
+        elif field in OURS and number:
+            known = raw.values.setdefault(field, number)
+            if abs(known - number) > 0.01 * abs(known):
+                raw.notes.append(
+                    f"{field}: the frame's file says {known:.6g}, {file} {number:.6g}: "
+                    f"{known:.6g} was taken"
+                )

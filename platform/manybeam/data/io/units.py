@@ -1,0 +1,82 @@
+"""Numbers with the unit a file wrote them in, turned into ours.
+
+A letter means what the quantity makes of it: A is an ångström of a length and an ampere of a
+current. A unit that does not belong to the quantity is a fault, not a guess.
+"""
+
+import re
+from collections.abc import Mapping
+
+from manybeam.data.io.formats import as_number
+
+_LENGTH_M = {
+    "m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "micron": 1e-6, "nm": 1e-9,
+    "a": 1e-10, "angstrom": 1e-10, "pm": 1e-12,
+}  # fmt: skip
+_OF: Mapping[str, Mapping[str, float]] = {
+    "kV": {"v": 1e-3, "kv": 1.0, "mv": 1e3, "ev": 1e-3, "kev": 1.0},
+    "mrad": {"rad": 1e3, "mrad": 1.0, "urad": 1e-3, "deg": 17.453292519943295},
+    "pA": {"a": 1e12, "ma": 1e9, "ua": 1e6, "na": 1e3, "pa": 1.0, "fa": 1e-3},
+    "us": {"s": 1e6, "sec": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3, "min": 6e7},
+    "e/A^2": {"e/a^2": 1.0, "e/nm^2": 1e-2, "e/um^2": 1e-8, "e/m^2": 1e-20},
+    "pm": {name: size * 1e12 for name, size in _LENGTH_M.items()},
+    "nm": {name: size * 1e9 for name, size in _LENGTH_M.items()},
+    "um": {name: size * 1e6 for name, size in _LENGTH_M.items()},
+    "e": {"e": 1.0, "electrons": 1.0},
+    "px": {"px": 1.0, "pixel": 1.0, "pixels": 1.0},
+    "1": {"1": 1.0},
+}
+FIELD_OF_VIEW = "field of view"  # no quantity of a condition, but told in files
+# Quantities that files state -> the unit a condition has them in.
+OURS = {
+    "optics.beam_kv": "kV", "optics.convergence_mrad": "mrad", "optics.beam_current_pa": "pA",
+    "optics.defocus_nm": "nm", "optics.cs_um": "um", "optics.astigmatism_nm": "nm",
+    "optics.coma_nm": "nm", "optics.trefoil_nm": "nm", "detector.detector_inner_mrad": "mrad",
+    "detector.detector_outer_mrad": "mrad", "scan.dwell_us": "us", "dose_e_per_a2": "e/A^2",
+    "scan.pixel_size_pm": "pm", FIELD_OF_VIEW: "pm", FIELD_OF_VIEW + " y": "pm",
+}  # fmt: skip
+_MEASURE = re.compile(r"\s*([-+]?[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
+
+
+def plain_unit(unit: str) -> str:
+    """Return a unit as our tables write it.
+
+    Example:
+        >>> plain_unit("[_n_m]"), plain_unit("Å"), plain_unit("e-/Å²")
+        ('nm', 'a', 'e/a^2')
+    """
+    name = re.sub(r"[\[\]_\s\x00]", "", unit).lower()
+    name = name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
+    name = name.replace("e-/", "e/").replace("²", "^2").replace("**2", "^2")
+    name = re.sub(r"(?<=[am])2$", "^2", name)
+    return {"angstroms": "angstrom", "ångström": "angstrom", "microns": "micron",
+            "degrees": "deg", "°": "deg", "seconds": "s"}.get(name, name)  # fmt: skip
+
+
+def factor(unit: str, ours: str) -> float | None:
+    """Return what a number in `unit` is multiplied by to be in ours; None if it does not fit.
+
+    Example:
+        >>> factor("A", "pm"), factor("A", "pA"), factor("s", "kV")
+        (100.0, 1000000000000.0, None)
+    """
+    return _OF[ours].get(plain_unit(unit))
+
+
+def measure(value: object, unit: str, ours: str) -> float | None:
+    """Return a number in our unit; None where the file leaves number or unit open.
+
+    Args:
+        value: a number, or a number with its unit in one text: "60 kV".
+        unit: the unit if the value is bare.
+        ours: one of kV, mrad, pA, us, e/A^2, pm, nm, um, e, px, 1.
+
+    Example:
+        >>> measure("60 kV", "", "kV"), measure(6e4, "V", "kV"), measure("0.03", "nA", "pA")
+        (60.0, 60.0, 30.0)
+    """
+    match = _MEASURE.fullmatch(str(value))
+    if match is None:
+        return None
+    number, scale = as_number(match[1]), factor(match[2] or unit, ours)
+    return None if number is None or scale is None else number * scale

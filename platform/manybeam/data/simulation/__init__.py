@@ -1,0 +1,1 @@
+"""Simulated dark-field frames with exact truth: structures, optics, rendering, recording."""

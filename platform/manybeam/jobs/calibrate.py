@@ -1,0 +1,164 @@
+"""Rehearsing an ensemble: what its members do on frames simulated under many conditions.
+
+Out comes the reference table from which selection learns what each member promises on a frame
+(`learn.analysis.calibration_set`, `predictor.performance`). Rows are independent pieces of work for
+the cluster; those finished are kept until all are, so that a rehearsal that was stopped goes on
+where it was.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Literal
+
+from manybeam import __version__
+from manybeam.cluster import joining as cluster
+from manybeam.data.simulation.simulate import SIMULATOR
+from manybeam.errors import InvalidInput
+from manybeam.jobs.run import TRAINING, digest_of
+from manybeam.jobs.scratch import Scratch
+from manybeam.learn.analysis.calibration_set import ReferenceTable, rehearse
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.spec import Library, Policy, Range
+
+if TYPE_CHECKING:
+    from manybeam.zoo.records import Record
+    from manybeam.zoo.registry import Zoo
+
+BLOCK = 20  # rows in one piece of work
+SEED = 50_007  # added to the job's: far from training's and measuring's frames
+
+Told = Callable[[int, int], None]
+
+
+def rehearse_ensemble(
+    zoo: "Zoo",
+    ref: str,
+    library: Library,
+    *,
+    policies: Sequence[str] = (),
+    frame_count: int = 600,
+    seed: int = 0,
+    progress: Told | None = None,
+    executor: Literal["ray", "local"] = "ray",
+) -> "Record":
+    """Rehearse a version, keep its reference table beside it in the zoo, and return its record.
+
+    Args:
+        zoo: where the version is.
+        ref: the version.
+        library: where policies are looked up.
+        policies: ids of what conditions are drawn from; if left out, half of the frames come from
+            the policies its members were trained under and half from the broadest of their
+            structure, because selection has to know what lies beyond them too.
+        frame_count: rows of the table; a few hundred.
+        seed: of all rows.
+        progress: called with (rows done, rows).
+        executor: "ray" shares the work over the cluster; "local" does it here.
+
+    Raises:
+        UnknownRef: no such version.
+        InvalidInput: the library has no policy of its structure, no frames, or one member alone.
+    """
+    from manybeam.zoo.calibration_sets import record_table
+
+    record = zoo.resolve(ref)
+    _check(record, frame_count)
+    drawn = [library.policy(name) for name in policies] or usual_policies(record, library)
+    spans = [(a, min(a + BLOCK, frame_count)) for a in range(0, frame_count, BLOCK)]
+    scratch = Scratch(_digest(record, drawn, seed), "rehearsals", ReferenceTable.from_bytes)
+    kept = {span: scratch.get(_key(span)) for span in spans}
+    parts = {span: ReferenceTable.from_bytes(data) for span, data in kept.items() if data}
+    missing = [span for span in spans if span not in parts]
+    members = zoo.members(record.ref) if missing else []
+    for place, part in _results(members, drawn, missing, SEED + seed, executor):
+        parts[missing[place]] = part
+        scratch.put(_key(missing[place]), part.to_bytes())
+        if progress:
+            progress(sum(map(len, parts.values())), frame_count)
+    table = ReferenceTable.joined([parts[span] for span in spans])
+    record_table(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
+    scratch.clear()
+    return record
+
+
+def _digest(record: "Record", policies: Sequence[Policy], seed: int) -> str:
+    """Return the name of all that decides the rows."""
+    drawn = [(one.id, one.digest) for one in policies]
+    versions = [__version__, SIMULATOR, TRAINING]
+    return digest_of({"versions": versions, "of": record.sha256, "from": drawn, "seed": seed})
+
+
+def _key(span: tuple[int, int]) -> str:
+    return f"rows-{span[0]:05d}-{span[1]:05d}"
+
+
+def _check(record: "Record", frame_count: int) -> None:
+    if record.selected is not None:
+        raise InvalidInput(
+            f"member {record.selected:02d} of {record.ref} cannot be rehearsed alone",
+            "its table would stand for the whole version",
+            f"manybeam rehearse {record.version_ref}",
+        )
+    if frame_count < 1:
+        raise InvalidInput(f"{frame_count} frames to rehearse with", "1 or more", "--frames 600")
+
+
+def usual_policies(record: "Record", library: Library) -> list[Policy]:
+    """Return the policies of a version's members, each followed by the broadest of its structure.
+
+    Raises:
+        InvalidInput: the library knows none of them.
+    """
+    names = dict.fromkeys(member.policy for member in record.members)
+    own = [library.policies[name] for name in names if name in library.policies]
+    if not own:
+        raise InvalidInput(
+            f"no policy to rehearse {record.ref} under",
+            f"its members were trained under {', '.join(names)}, which the library does not hold",
+            "add --policy POLICY, or set MANYBEAM_ZOO to the library they came from",
+        )
+    structure = own[0].sample.structure
+    same = [one for one in library.policies.values() if one.sample.structure == structure]
+    broadest = min(same, key=lambda one: (-_reach(one), one.id))
+    return [policy for one in own for policy in (one, broadest)]
+
+
+def _reach(policy: Policy) -> float:
+    """Return how much a policy leaves open: ranges, each by its width against its ends."""
+    ranges = [value for _, value in policy.quantities() if isinstance(value, Range)]
+    widths = [(r.high - r.low) / max(abs(r.high), abs(r.low), 1e-9) for r in ranges]
+    return len(ranges) + sum(widths) / 1e3
+
+
+def _results(
+    members: Sequence[Member],
+    policies: Sequence[Policy],
+    spans: Sequence[tuple[int, int]],
+    seed: int,
+    executor: str,
+) -> Iterator[tuple[int, ReferenceTable]]:
+    if not spans:
+        return
+    if executor == "local":
+        ensemble = Ensemble(members)
+        for place, (start, stop) in enumerate(spans):
+            yield place, rehearse(ensemble, policies, start, stop, seed=seed)
+        return
+    cluster.connect()
+    shared = cluster.share(tuple(members))
+    yield from cluster.each(
+        [partial(_rehearse_there, shared, tuple(policies), span, seed) for span in spans]
+    )
+
+
+def _rehearse_there(
+    shared: cluster.Shared, policies: Sequence[Policy], span: tuple[int, int], seed: int
+) -> ReferenceTable:
+    return rehearse(_ensemble(shared), policies, *span, seed=seed)
+
+
+@lru_cache(maxsize=1)
+def _ensemble(shared: cluster.Shared) -> Ensemble:
+    """Return the ensemble, built once in each worker."""
+    return Ensemble(shared.value())

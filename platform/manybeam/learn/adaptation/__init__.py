@@ -1,0 +1,1 @@
+"""Gated rounds of iterative training: pseudo-labels, twins, the acceptance gate."""

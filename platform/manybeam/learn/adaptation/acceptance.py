@@ -1,0 +1,235 @@
+"""The court of a round: what a member is judged by before and after, and the gate.
+
+A member is replaced only if its atoms fit the new frames better, better than they would fit noise,
+AND its F1 on held-out truth did not fall. The gate is not a formality: tuning can destroy a
+network. Axis letters: n frame, y row, x column.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy import fft
+
+from manybeam.data.simulation.simulate import Simulated, simulate
+from manybeam.learn.analysis.condition_inference import Inferred
+from manybeam.learn.analysis.fitness import LATTICES, Lattice, combine, fitness
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+from manybeam.learn.scoring.scores import score_frames
+from manybeam.spec import Policy
+
+USELESS_F1 = 0.5  # below this on a condition nobody would use the member there: nothing to lose
+LEAST_GAIN = 0.002  # rise of the label-free score below which nothing was gained
+NOISE_LEAD = 0.05  # by which atoms must fit the frames better than noise of the same spectrum
+NOISE_FRAMES = 4  # frames that noise is made after
+TWIN_TESTS = 6  # labelled twins a member is judged on
+SHAPE = (128, 128)  # of frames simulated to judge and to centre on
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one member stands.
+
+    Attributes:
+        fitness: label-free score on the new frames, 0 to 1.
+        f1: F1 on held-out truth, mean over its conditions.
+        twin_f1: F1 on labelled twins of the new frames; None without an inferred condition.
+        held: on each held-out condition: F1, and its standard error by the number of atoms.
+        on_noise: label-free score on noise with the new frames' spectrum, 0 to 1: what a member
+            that sees atoms everywhere would get.
+    """
+
+    fitness: float
+    f1: float
+    twin_f1: float | None = None
+    held: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    on_noise: float = 0.0
+
+
+class Court:
+    """Everything a member is judged by in one round, the same before and after tuning.
+
+    Args:
+        frames_nyx: the new frames.
+        pixel_size_pm: edge of their pixels, in pm, or None.
+        held_out: frames with truth that no member was trained on, by condition.
+        imaging: policy the condition was inferred in; its structure tells the lattice.
+        inferred: the condition inferred, if it was.
+        seed: of what is simulated here.
+        among: the ensemble that the member is added to. Held-out truth is then judged for all of
+            them together, as nobody will ask the new member alone there.
+    """
+
+    def __init__(
+        self,
+        frames_nyx: np.ndarray,
+        pixel_size_pm: float | None,
+        held_out: Mapping[str, Simulated],
+        imaging: Policy,
+        inferred: Inferred | None,
+        seed: int,
+        among: Ensemble | None = None,
+    ) -> None:
+        self.frames_nyx, self.pixel_size_pm = frames_nyx, pixel_size_pm
+        self.held_out, self.imaging, self.inferred, self.seed = held_out, imaging, inferred, seed
+        self.among = among
+        self.lattice: Lattice | None = LATTICES.get(imaging.sample.structure)
+        self.twins = (
+            simulate(inferred.policy, TWIN_TESTS, seed=seed + 2, shape=SHAPE) if inferred else None
+        )
+        self.noise_nyx = noise_like(frames_nyx[:NOISE_FRAMES], seed)
+        if among is not None:
+            self._without = self.with_held(Standing(math.nan, math.nan))
+
+    def before(self, parent: Member) -> Standing:
+        """Return where a member stands before the first round."""
+        standing = self.on_new_frames(parent)
+        if self.among is None:
+            return self.with_held(standing, parent)
+        return replace(standing, f1=self._without.f1, held=self._without.held)
+
+    def on_new_frames(self, member: Member) -> Standing:
+        """Return where a member stands on the new frames; nothing yet on held-out truth."""
+        alone = Ensemble([member])
+        size, lattice = self.pixel_size_pm, self.lattice
+        return Standing(
+            fitness=label_free_score(alone, self.frames_nyx, size, lattice),
+            f1=math.nan,
+            twin_f1=f1_on(alone, self.twins) if self.twins else None,
+            on_noise=label_free_score(alone, self.noise_nyx, size, lattice),
+        )
+
+    def with_held(self, standing: Standing, *members: Member) -> Standing:
+        """Return a standing with the F1 on held-out truth of a member, or of all with newcomers."""
+        judged = list(members)
+        if self.among is not None:
+            free = max(self.among.indices) + 1
+            named = [replace(one, index=free + place) for place, one in enumerate(members)]
+            judged = [*self.among.members, *named]
+        ensemble = Ensemble(judged)
+        f1 = {name: f1_on(ensemble, made) for name, made in self.held_out.items()}
+        atoms = {name: sum(map(len, made.truth)) for name, made in self.held_out.items()}
+        held = {name: (one, _standard_error(one, atoms[name])) for name, one in f1.items()}
+        return replace(standing, f1=float(np.mean(list(f1.values()))), held=held)
+
+
+def label_free_score(
+    alone: Ensemble,
+    frames_nyx: np.ndarray,
+    pixel_size_pm: float | None,
+    lattice: Lattice | None,
+) -> float:
+    """Return how well one member's atoms fit frames without truth, 0 to 1, mean over frames.
+
+    Of the fitness only what the member cannot raise by itself counts: rendered atoms against the
+    frame, and the lattice. Its own confidence rises with any training, however wrong.
+    """
+    scores = []
+    for frame_yx in frames_nyx:
+        atoms = alone.predict(frame_yx, pixel_size_pm).member_atoms
+        parts = fitness(frame_yx, atoms, pixel_size_pm, lattice)[0].parts
+        scores.append(combine({key: parts[key] for key in ("forward", "lattice") if key in parts}))
+    return float(np.mean(scores))
+
+
+def noise_like(frames_nyx: np.ndarray, seed: int) -> np.ndarray:
+    """Return Gaussian noise with each frame's mean, deviation and power by spatial frequency.
+
+    The power is averaged over rings, so that a lattice's peaks are gone while grain, blur and
+    slow changes of brightness are kept: a frame without atoms cannot be told from it.
+    """
+    rng = np.random.default_rng(seed)
+    return np.stack([_noise_like(frame.astype(np.float64), rng) for frame in frames_nyx])
+
+
+def _noise_like(frame_yx: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    rows, columns = frame_yx.shape
+    frequency_yx = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)[None])
+    ring_yx = np.rint(frequency_yx * max(rows, columns)).astype(np.intp)
+    power_yx = np.abs(fft.rfft2(frame_yx - frame_yx.mean())) ** 2
+    count_r = np.maximum(np.bincount(ring_yx.ravel()), 1)
+    level_r = np.sqrt(np.bincount(ring_yx.ravel(), power_yx.ravel()) / count_r)
+    white_yx = fft.rfft2(rng.normal(size=frame_yx.shape))
+    noise_yx = fft.irfft2(white_yx * level_r[ring_yx], s=frame_yx.shape)
+    noise_yx *= frame_yx.std() / max(float(noise_yx.std()), 1e-12)
+    return np.asarray(noise_yx - noise_yx.mean() + frame_yx.mean(), np.float32)
+
+
+def f1_on(ensemble: Ensemble, made: Simulated) -> float:
+    """Return the ensemble's F1 on frames with truth."""
+    sizes = [float(size) for size in made.pixel_size_pm]
+    found = [
+        ensemble.predict(frame, size).atoms
+        for frame, size in zip(made.frames_nyx, sizes, strict=True)
+    ]
+    shapes = [(frame.shape[0], frame.shape[1]) for frame in made.frames_nyx]
+    return score_frames(found, made.truth, sizes, shapes=shapes).f1
+
+
+def _standard_error(f1: float, atoms: int) -> float:
+    """Return the standard error of a share of so many atoms; not 0 where none was missed."""
+    share = (f1 * atoms + 1) / (atoms + 2)
+    return math.sqrt(share * (1 - share) / max(atoms, 1))
+
+
+def gate(before: Standing, after: Standing, max_regression: float) -> str:
+    """Return why the gate refuses; empty if it lets the member pass.
+
+    Asked as "is it not good enough", so that NaN, which is not good enough, never passes.
+    """
+    return loss_refusal(before, after, max_regression) or gain_refusal(before, after)
+
+
+def loss_refusal(before: Standing, after: Standing, max_regression: float) -> str:
+    """Return which loss on held-out truth is too great; empty if none is.
+
+    A single condition may fall by what its few atoms cannot resolve (two standard errors) and no
+    more: a gain on a bad condition does not buy a loss on a good one. Where the parent was of no
+    use, it has nothing to lose.
+    """
+    for name in _useful(before):
+        (was, error), now = before.held[name], after.held.get(name, (math.nan, 0.0))[0]
+        if not now >= was - max_regression - 2 * error:
+            return f"F1 on held-out truth of {name} fell from {was:.3f} to {now:.3f}"
+    was, now = held_means(before, after)
+    if not now >= was - max_regression:
+        return (
+            f"F1 on held-out truth fell from {was:.3f} to {now:.3f}, more than {max_regression:g}"
+        )
+    return ""
+
+
+def held_means(before: Standing, after: Standing) -> tuple[float, float]:
+    """Return the mean F1 on held-out truth before and after, where the member was of use before.
+
+    It is what the gate counts: a gain on a condition that stays useless hides a loss elsewhere.
+    """
+    useful = _useful(before)
+    return _mean_f1(before, useful), _mean_f1(after, useful)
+
+
+def gain_refusal(before: Standing, after: Standing) -> str:
+    """Return what was not gained on the new frames; empty if all that is asked for was."""
+    if not after.fitness >= before.fitness + LEAST_GAIN:
+        return f"label-free score went from {before.fitness:.3f} to {after.fitness:.3f}"
+    if not after.fitness >= after.on_noise + NOISE_LEAD:
+        return (
+            f"its atoms fit noise of the same spectrum as well as the frames "
+            f"({after.on_noise:.3f} and {after.fitness:.3f}): there may be nothing on them"
+        )
+    if after.twin_f1 is not None and not after.twin_f1 >= (before.twin_f1 or 0.0):
+        return f"F1 on labelled twins fell from {before.twin_f1:.3f} to {after.twin_f1:.3f}"
+    return ""
+
+
+def _useful(before: Standing) -> list[str]:
+    return [name for name, held in before.held.items() if held[0] >= USELESS_F1]
+
+
+def _mean_f1(standing: Standing, conditions: Sequence[str]) -> float:
+    """Return the mean F1 over some held-out conditions; over all if there are none."""
+    if not conditions:
+        return standing.f1
+    return float(np.mean([standing.held[name][0] for name in conditions]))

@@ -1,0 +1,127 @@
+"""What rounds of iterative training came to: the new ensemble, and why it is as it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from manybeam.learn.adaptation.acceptance import Court, Standing, loss_refusal
+from manybeam.learn.adaptation.step_checkpoint import Step, Tried
+from manybeam.learn.analysis.condition_inference import Inferred
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.member import Member
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What one or more rounds came to.
+
+    Attributes:
+        accepted: whether any member was adapted.
+        before: mean standing of the members tried, before the first round.
+        after: and as the last step left them, whether accepted or not.
+        members: the whole ensemble, in order of index: adapted members in their parents' places
+            or, beside them, at the end.
+        parents: for each adapted member its parent's index.
+        steps: what happened to each member tried, round by round.
+        tuned: the tuned members of the first round, also those the gate refused; for inspection.
+        frames_digest: names the unlabelled frames; each adapted member's data digest follows it.
+        inferred: the condition inferred, for the teachers `twin` and `both`.
+        wall_s: how long it took.
+        why: the decision in words.
+    """
+
+    accepted: bool
+    before: Standing
+    after: Standing
+    members: tuple[Member, ...]
+    parents: Mapping[int, int]
+    steps: tuple[Step, ...]
+    tuned: tuple[Member, ...]
+    frames_digest: str
+    inferred: Inferred | None
+    wall_s: float
+    why: str
+
+    @property
+    def round_count(self) -> int:
+        """How many rounds were begun."""
+        return max(step.round for step in self.steps)
+
+
+def outcome(
+    ensemble: Ensemble, court: Court, history: Sequence[Sequence[Tried]], max_regression: float
+) -> Adaptation:
+    """Return the new ensemble and all that was decided; digest and time are left to fill in.
+
+    Args:
+        ensemble: the parents.
+        court: what members were judged by.
+        history: for each round what became of each member.
+        max_regression: largest loss of F1 on held-out truth that passes.
+    """
+    adapted = {one.step.member: one.child for tried in history for one in tried if one.child}
+    steps = [one.step for tried in history for one in tried]
+    if court.among is not None and len(adapted) > 1:
+        adapted, steps = _bearable(adapted, steps, court, max_regression)
+    parents: dict[int, int] = {}
+    members = list(ensemble.members)
+    for place, (index, child) in enumerate(sorted(adapted.items())):
+        if court.among is None:
+            members[ensemble.indices.index(index)] = child
+            parents[index] = index
+        else:
+            free = max(ensemble.indices) + 1 + place
+            members.append(replace(child, index=free))
+            parents[free] = index
+    last = {step.member: step for step in steps}
+    return Adaptation(
+        accepted=bool(parents),
+        before=_mean([one.step.before for one in history[0]]),
+        after=_mean([step.after or step.before for step in last.values()]),
+        members=tuple(members),
+        parents=parents,
+        steps=tuple(steps),
+        tuned=tuple(one.tuned for one in history[0] if one.tuned),
+        frames_digest="",
+        inferred=court.inferred,
+        wall_s=0.0,
+        why="; ".join(f"member {step.member:02d}: {step.why}" for step in steps),
+    )
+
+
+def _bearable(
+    adapted: Mapping[int, Member], steps: Sequence[Step], court: Court, max_regression: float
+) -> tuple[dict[int, Member], list[Step]]:
+    """Return all adapted members if the ensemble bears them together, else the best of them.
+
+    Each was judged as the only newcomer, and small losses add up.
+    """
+    first = next(step.before for step in steps)
+    together = court.with_held(first, *adapted.values())
+    refusal = loss_refusal(first, together, max_regression)
+    if not refusal:
+        return dict(adapted), list(steps)
+    gain = {
+        step.member: step.after.fitness - step.before.fitness
+        for step in steps
+        if step.accepted and step.after
+    }
+    best = max(gain, key=lambda index: gain[index])
+    told = [
+        step
+        if step.member == best or not step.accepted
+        else replace(step, accepted=False, why=f"left out beside member {best:02d}: {refusal}")
+        for step in steps
+    ]
+    return {best: adapted[best]}, told
+
+
+def _mean(standings: Sequence[Standing]) -> Standing:
+    twins = [one.twin_f1 for one in standings if one.twin_f1 is not None]
+    return Standing(
+        fitness=float(np.mean([one.fitness for one in standings])),
+        f1=float(np.mean([one.f1 for one in standings])),
+        twin_f1=float(np.mean(twins)) if twins else None,
+        on_noise=float(np.mean([one.on_noise for one in standings])),
+    )

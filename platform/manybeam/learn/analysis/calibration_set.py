@@ -1,0 +1,270 @@
+"""The reference table: what the members of one ensemble do on frames whose truth is known.
+
+Frames are simulated under many conditions drawn from policies; each is kept as its summaries, what
+every member scores there, and what every member believes of every atom that anybody saw. So the
+answer of any sub-ensemble on these frames can be worked out later without a network: which is what
+selection, its predicted F1 and the calibration of a chosen sub-ensemble are learnt from.
+Axis letters: n frame, m member, f score, s number of a summary, k atom that any member saw.
+
+Source: "reference table" is the term of approximate Bayesian computation (Marin et al., Stat.
+Comput. 22, 1167 (2012)); keeping the members' beliefs in it is ours.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from manybeam.data.simulation.simulate import SIMULATOR, simulate
+from manybeam.errors import Corrupt, InvalidInput, NotFound
+from manybeam.learn.analysis.condition_inference import draw
+from manybeam.learn.analysis.fitness import LATTICES, SCORES
+from manybeam.learn.analysis.frame_analysis import Look, look
+from manybeam.learn.nets.atoms import cluster_atoms, strongest
+from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE, Ensemble
+from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.spec import Policy
+
+VERSION = 2
+UNSTRUCTURED = 1  # tables that did not yet say of which structure their samples were
+SHAPE = (128, 128)  # of a frame whose policy names none
+_UNREADABLE = (  # what reading a damaged npz raises
+    ValueError,
+    LookupError,
+    TypeError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceTable:
+    """Simulated frames, and what each member did on them.
+
+    Attributes:
+        members: indices of the members, in the order of every axis m.
+        source_n: id of the policy each frame's condition was drawn from.
+        summary_ns: what the frame looks like, `learn.analysis.summaries`.
+        score_nmf: label-free scores by `fitness.SCORES`, NaN where one does not apply.
+        count_nm3: true positives, false positives and false negatives of each member.
+        truth_n: true atoms that count, of each frame.
+        frame_k: frame of each atom that any member saw.
+        belief_km: probability each member gives it, half precision.
+        is_true_k: whether it is one.
+        counts_k: whether it enters the counts (atoms at the border do not).
+        error_k: distance from the true atom, in pm; NaN where there is none.
+        structure: of the samples, `spec.Sample`; it says by which lattice frames have to be
+            judged that are compared with these. "" in tables kept before it was noted.
+    """
+
+    members: tuple[int, ...]
+    source_n: np.ndarray
+    summary_ns: np.ndarray
+    score_nmf: np.ndarray
+    count_nm3: np.ndarray
+    truth_n: np.ndarray
+    frame_k: np.ndarray
+    belief_km: np.ndarray
+    is_true_k: np.ndarray
+    counts_k: np.ndarray
+    error_k: np.ndarray
+    structure: str = ""
+
+    def __len__(self) -> int:
+        return len(self.truth_n)
+
+    @property
+    def f1_nm(self) -> np.ndarray:
+        """F1 of each member on each frame."""
+        return f1_of(self.count_nm3)
+
+    def belief(self, weights: Mapping[int, float]) -> np.ndarray:
+        """Return the weighted mean belief in each atom, (k,)."""
+        places = [self.members.index(member) for member in weights]
+        weight_m = np.array(list(weights.values()))
+        mean_k = self.belief_km[:, places].astype(np.float32) @ (weight_m / weight_m.sum())
+        return np.asarray(mean_k)
+
+    def f1(self, weights: Mapping[int, float], threshold: float = 0.5) -> np.ndarray:
+        """Return the F1 of a sub-ensemble on each frame, (n,); exact but for atoms that merge."""
+        hits_n, false_n = self.found(weights, threshold)
+        return f1_of(np.stack([hits_n, false_n, self.truth_n - hits_n], axis=1))
+
+    def found(
+        self, weights: Mapping[int, float], threshold: float = 0.5
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many true and how many false atoms a sub-ensemble finds on each frame."""
+        found_k = (self.belief(weights) >= threshold) & self.counts_k
+        hits_n, false_n = (
+            np.bincount(self.frame_k[found_k & one_k], minlength=len(self))
+            for one_k in (self.is_true_k, ~self.is_true_k)
+        )
+        return hits_n, false_n
+
+    def only(self, member: int) -> "ReferenceTable":
+        """Return the table of one member alone, which nobody is there to agree with.
+
+        Raises:
+            NotFound: the table is of other members.
+        """
+        if member not in self.members:
+            raise NotFound(
+                f"member {member:02d} is not in the reference table",
+                f"it is of members {', '.join(map(str, self.members))}",
+                "manybeam rehearse REF again",
+            )
+        place = self.members.index(member)
+        score_nmf = self.score_nmf[:, [place]].copy()
+        score_nmf[..., SCORES.index("agreement")] = np.nan
+        return replace(
+            self,
+            members=(member,),
+            score_nmf=score_nmf,
+            count_nm3=self.count_nm3[:, [place]],
+            belief_km=self.belief_km[:, [place]],
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[ReferenceTable]") -> "ReferenceTable":
+        """Return one table of the frames of several, in their order.
+
+        Raises:
+            InvalidInput: they are of different members.
+        """
+        if len({(part.members, part.structure) for part in parts}) != 1:
+            raise InvalidInput("reference tables of different members", "all must be of the same")
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+        columns = {
+            one.name: np.concatenate([getattr(part, one.name) for part in parts])
+            for one in fields(cls)
+            if one.name not in ("members", "frame_k", "structure")
+        }
+        frame_k = [part.frame_k + start for part, start in zip(parts, starts, strict=False)]
+        return cls(
+            members=parts[0].members,
+            frame_k=np.concatenate(frame_k),
+            structure=parts[0].structure,
+            **columns,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return it as the bytes of an npz file that holds no Python objects."""
+        arrays = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
+        arrays |= {"version": np.array([VERSION, SIMULATOR]), "scores": np.array(SCORES)}
+        file = io.BytesIO()
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ReferenceTable":
+        """Return what `to_bytes` gave.
+
+        Raises:
+            Corrupt: the bytes are no such table, or one of another version.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            version = arrays.pop("version")[0]
+            is_known = version in (VERSION, UNSTRUCTURED)
+            if not is_known or tuple(arrays.pop("scores")) != SCORES:
+                raise ValueError("it is of another version of the software")
+            members = tuple(int(member) for member in arrays.pop("members"))
+            # Of a newer table it must not be lost without a word.
+            structure = "" if version == UNSTRUCTURED else str(arrays.pop("structure"))
+            return cls(members=members, structure=structure, **arrays)
+        except _UNREADABLE as error:
+            raise Corrupt(
+                "a reference table cannot be read",
+                str(error),
+                "manybeam rehearse REF again",
+            ) from error
+
+
+def rehearse(
+    ensemble: Ensemble, policies: Sequence[Policy], start: int, stop: int, *, seed: int
+) -> ReferenceTable:
+    """Return the rows `start` to `stop` of an ensemble's reference table.
+
+    Row n is of one condition drawn from policy n modulo their number; it depends on the seed and
+    on n alone, so however rows are shared out the table is the same.
+
+    Args:
+        ensemble: the members.
+        policies: what conditions are drawn from; all of one structure.
+        start: first row.
+        stop: row after the last.
+        seed: of all rows.
+
+    Raises:
+        InvalidInput: no rows, or policies of different structures.
+    """
+    if len({policy.sample.structure for policy in policies}) != 1 or stop <= start:
+        raise InvalidInput(
+            "a reference table needs frames of one structure",
+            ", ".join(f"{one.id}: {one.sample.structure}" for one in policies) or "no policy",
+            "give policies of the structure the ensemble was trained for",
+        )
+    rows = [_row(ensemble, policies[n % len(policies)], (seed, n)) for n in range(start, stop)]
+    return ReferenceTable.joined(rows)
+
+
+def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> ReferenceTable:
+    rng = np.random.default_rng(seed)
+    shape = policy.scan.shape or SHAPE
+    made = simulate(draw(policy, rng), 1, seed=int(rng.integers(2**31)), shape=shape)
+    seen = look(
+        ensemble,
+        made.frames_nyx[0],
+        float(made.pixel_size_pm[0]),
+        LATTICES.get(policy.sample.structure),
+    )
+    return _of_frame(seen, made.truth[0], policy)
+
+
+def _of_frame(seen: Look, truth: np.ndarray, policy: Policy) -> ReferenceTable:
+    """Return the one row of a frame that was looked at and whose truth is known."""
+    prediction, size_pm = seen.prediction, seen.pixel_size_pm
+    shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
+    truth = _inside(truth, seen.window)
+    counts = [judge(a, truth, size_pm, shape).counts for a in prediction.member_atoms]
+    place_k2 = _seen_by_any(seen)
+    union = judge(place_k2, truth, size_pm, shape)
+    error_k = np.full(len(place_k2), np.nan)
+    error_k[union.match.found_index] = union.match.distance_px * (size_pm or np.nan)
+    return ReferenceTable(
+        members=prediction.members,
+        source_n=np.array([policy.id]),
+        summary_ns=seen.summary_cs.mean(axis=0, keepdims=True),
+        score_nmf=seen.score_mf[None],
+        count_nm3=np.array([counts]),
+        truth_n=np.array([union.counts[0] + union.counts[2]]),
+        frame_k=np.zeros(len(place_k2), np.int64),
+        belief_km=prediction.belief(place_k2).astype(np.float16),
+        is_true_k=union.is_true,
+        counts_k=union.found_counts,
+        error_k=error_k,
+        structure=policy.sample.structure,
+    )
+
+
+def _inside(truth: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
+    """Return the true atoms in the pixels of the window that was looked at."""
+    moved = truth.copy()
+    moved[:, :2] -= [part.start for part in window]
+    return np.asarray(moved)
+
+
+def _seen_by_any(seen: Look) -> np.ndarray:
+    """Return (k, 2) places of atoms that any member saw, brought together as an answer's are."""
+    radius_px = seen.radius_px
+    atoms = cluster_atoms(seen.prediction.member_atoms, radius_px)
+    kept = np.sort(strongest(atoms[:, :2], atoms[:, 3], NEIGHBOUR_SHARE * radius_px))
+    return np.asarray(atoms[kept, :2])

@@ -1,0 +1,123 @@
+"""A look at one frame: what an ensemble's members say of it, and how well that fits the frame.
+
+Everything that is told of a frame without truth comes from here, for the command line, the service
+and the reference table alike, so that what was learnt on simulated frames holds for real ones.
+Axis letters: m member, f score, c crop, s number of a summary, y row, x column.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from manybeam.errors import InvalidFrame
+from manybeam.learn.analysis.condition_inference import LEAST_SIDE_PX, crops
+from manybeam.learn.analysis.fitness import (
+    SCORES,
+    ForwardModel,
+    Lattice,
+    consistency,
+    lattice_score,
+    scores,
+)
+from manybeam.learn.analysis.summaries import summaries
+from manybeam.learn.nets.ensemble import Ensemble, Prediction
+
+# A member has seen enough of a frame on this many of its own pixels to be judged by it.
+WINDOW_PX = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What was seen of one frame.
+
+    Attributes:
+        prediction: the members' answer on the window.
+        score_mf: label-free scores by `fitness.SCORES`, NaN where one does not apply.
+        summary_cs: summaries of crops of the frame.
+        window: rows and columns of the frame that were looked at.
+        pixel_size_pm: edge of a pixel, or None.
+        lattice: what the atoms should stand in, or None.
+        model: the window, ready to be compared with atoms rendered again.
+    """
+
+    prediction: Prediction
+    score_mf: np.ndarray
+    summary_cs: np.ndarray
+    window: tuple[slice, slice]
+    pixel_size_pm: float | None
+    lattice: Lattice | None
+    model: ForwardModel
+
+    @property
+    def radius_px(self) -> float:
+        """Radius of the members' training masks, in pixels of the frame."""
+        return self.prediction.radius_px
+
+    def score_of(self, answer: Prediction) -> np.ndarray:
+        """Return the scores (f,) of a sub-ensemble's answer on the window.
+
+        Its atoms are judged as one member's are; of what only members have, the mean counts.
+        """
+        places = [self.prediction.members.index(member) for member in answer.members]
+        score_f = self.score_mf[places].mean(axis=0)
+        score_f[SCORES.index("forward")] = self.model.score(answer.atoms)
+        if self.lattice is not None and self.pixel_size_pm is not None:
+            score_f[SCORES.index("lattice")] = lattice_score(
+                answer.atoms, self.pixel_size_pm, self.lattice, answer.mean_yx.shape
+            )
+        return np.asarray(score_f)
+
+
+def look(
+    ensemble: Ensemble,
+    frame_yx: np.ndarray,
+    pixel_size_pm: float | None,
+    lattice: Lattice | None,
+    *,
+    window_px: int = WINDOW_PX,
+) -> Look:
+    """Return what the members of an ensemble say of a frame, or of the middle of a large one.
+
+    Args:
+        ensemble: the members.
+        frame_yx: the frame.
+        pixel_size_pm: edge of a pixel, or None.
+        lattice: the crystal, or None where there is none.
+        window_px: side of the window, in the members' pixels.
+
+    Raises:
+        InvalidFrame: too small to tell what it looks like, or not a frame.
+    """
+    check_size(frame_yx)
+    own_pm = min(member.recipe.tiles.pixel_size_pm for member in ensemble.members)
+    side = int(window_px * (own_pm / pixel_size_pm if pixel_size_pm else 1.0))
+    window = _middle(frame_yx.shape, max(side, 64))
+    if np.ptp(frame_yx[window]) == 0:  # a hole in the middle of a large frame
+        window = _middle(frame_yx.shape, max(frame_yx.shape))
+    part_yx = np.ascontiguousarray(frame_yx[window])
+    prediction = ensemble.predict(part_yx, pixel_size_pm)
+    turned = ensemble.predict(np.ascontiguousarray(np.rot90(part_yx)), pixel_size_pm)
+    steady = consistency(
+        prediction.member_atoms, turned.member_atoms, part_yx.shape, prediction.radius_px
+    )
+    model, score_mf = scores(part_yx, prediction.member_atoms, pixel_size_pm, lattice, steady)
+    summary_cs = summaries(crops(part_yx[None]), pixel_size_pm)
+    return Look(prediction, score_mf, summary_cs, window, pixel_size_pm, lattice, model)
+
+
+def check_size(frame_yx: np.ndarray) -> None:
+    """Refuse what is too small to tell what it looks like, or no frame."""
+    if frame_yx.ndim != 2 or min(frame_yx.shape) < LEAST_SIDE_PX:
+        sides = " x ".join(map(str, frame_yx.shape))
+        raise InvalidFrame(
+            f"a frame of {sides} px is too small to tell which members suit it",
+            f"two axes, at least {LEAST_SIDE_PX} px a side",
+            "give a larger frame; the service answers any, if the ensemble is named",
+        )
+
+
+def _middle(shape: tuple[int, ...], side: int) -> tuple[slice, slice]:
+    """Return the middle of a frame, as large as that or as the frame."""
+    starts = [max(0, (length - side) // 2) for length in shape[:2]]
+    stops = [min(length, start + side) for length, start in zip(shape, starts, strict=False)]
+    return slice(starts[0], stops[0]), slice(starts[1], stops[1])

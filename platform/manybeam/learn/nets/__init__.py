@@ -1,0 +1,1 @@
+"""Networks, the members made of them, and ensembles that answer together."""

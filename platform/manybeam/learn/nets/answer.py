@@ -1,0 +1,131 @@
+"""What one member says about a frame, and the statistics of what several say.
+
+Axis letters: m member, n atom, y row, x column, 2 the pair (y, x).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
+
+from manybeam.learn.nets.atoms import LEAST_SHARE, sample
+
+Map = NDArray[np.float32]
+
+TINY = float(np.finfo(np.float32).tiny)  # 0 ln 0 is 0
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What one member says: atoms in the frame's pixels, its map in its own.
+
+    Position p of the frame lies at (p + 0.5) * scale - 0.5 of the map.
+
+    Attributes:
+        atoms: float32 (atoms, 4): y, x, class, probability.
+        prob_yx: probability of an atom.
+        scale: pixels of the map for each pixel of the frame.
+        radius_px: of the member's training masks, in pixels of the frame.
+    """
+
+    atoms: NDArray[np.float32]
+    prob_yx: NDArray[np.floating]
+    scale: float
+    radius_px: float
+
+    def on_frame(self, shape: tuple[int, ...]) -> Map:
+        """Return the map in the frame's pixels."""
+        if self.scale == 1 and self.prob_yx.shape == shape:
+            return np.asarray(self.prob_yx, np.float32)
+        own_yx = np.asarray(self.prob_yx, np.float32)
+        rows, columns = (
+            _weights(side, own, self.scale) for side, own in zip(shape, own_yx.shape, strict=True)
+        )
+        return np.asarray((columns @ (rows @ own_yx).T).T, np.float32)
+
+    def at(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the probability at positions of the frame."""
+        return sample(self.prob_yx, (position_n2 + 0.5) * self.scale - 0.5)
+
+    def belief(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the probability of the nearest own atom, within a radius; else the map's."""
+        belief_n = self.at(position_n2)
+        if not len(self.atoms):
+            return belief_n
+        gap_n, nearest_n = cKDTree(self.atoms[:, :2]).query(position_n2)
+        return np.where(gap_n <= self.radius_px, self.atoms[nearest_n, 3], belief_n)
+
+    def stored(self) -> "Answer":
+        """Return it with the map in half precision: all members' are kept until the end."""
+        return Answer(self.atoms, self.prob_yx.astype(np.float16), self.scale, self.radius_px)
+
+
+class Moments:
+    """Mean, standard deviation and mutual information of maps of probability, added one by one.
+
+    Sums of float32 in float64: the order of the members does not show after rounding back.
+
+    Source:
+        Depeweg et al., ICML 2018, "Decomposition of uncertainty in Bayesian deep learning", for
+        the mutual information: entropy of the mean less the mean entropy. It is what the members
+        do not know together; where all say one half it is 0, and the mean alone shows the doubt.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.total = self.square_total = 0.0
+        self.sum_yx, self.square_yx, self.entropy_yx = (np.zeros(shape) for _ in range(3))
+
+    def add(self, prob_yx: Map, weight: float = 1.0) -> None:
+        """Add one member's map; equal weights of any size count as none."""
+        self.total += weight
+        self.square_total += weight**2
+        self.sum_yx += weight * prob_yx.astype(np.float64)
+        self.square_yx += weight * np.square(prob_yx, dtype=np.float64)
+        self.entropy_yx += weight * entropy(prob_yx).astype(np.float64)
+
+    def result(self) -> tuple[Map, Map, Map]:
+        """Return mean, standard deviation (n - 1 divisor) and mutual information in nats."""
+        mean_yx = self.sum_yx / self.total
+        mean_32 = mean_yx.astype(np.float32)
+        # Of equal weights n - 1; of others what keeps the variance unbiased.
+        freedom = self.total - self.square_total / self.total
+        if freedom <= LEAST_SHARE * self.total:
+            nothing = np.zeros(mean_yx.shape, np.float32)
+            return mean_32, nothing, nothing.copy()
+        rest_yx = np.maximum(self.square_yx - self.sum_yx * mean_yx, 0)
+        known_yx = self.entropy_yx / self.total
+        mutual_yx = np.maximum(entropy(mean_32) - known_yx, 0).astype(np.float32)
+        return mean_32, np.sqrt(rest_yx / freedom).astype(np.float32), mutual_yx
+
+
+def entropy(prob_yx: Map) -> Map:
+    """Return the entropy of "an atom or none" in each pixel, in nats: 0 if sure, at most ln 2.
+
+    Example:
+        >>> entropy(np.array([0.0, 0.5, 1.0], np.float32)).round(3).tolist()
+        [0.0, 0.6930000185966492, 0.0]
+    """
+    rest_yx = 1 - prob_yx
+    gain_yx = prob_yx * np.log(np.maximum(prob_yx, TINY))
+    gain_yx += rest_yx * np.log(np.maximum(rest_yx, TINY))
+    return np.asarray(0 - gain_yx, np.float32)  # 0 - x: no minus zero
+
+
+def _weights(side: int, own_side: int, scale: float) -> csr_array:
+    """Return the (side, own_side) matrix that reads a map at the frame's pixels.
+
+    Linear where the map is coarser than the frame; where it is finer, a triangle as wide as a
+    pixel of the frame, so that nothing between is lost.
+    """
+    centre = (np.arange(side) + 0.5) * scale - 0.5
+    width = max(scale, 1.0)
+    reach = int(np.ceil(width))
+    column = np.floor(centre).astype(np.int64)[:, None] + np.arange(1 - reach, reach + 1)
+    weight = np.clip(1 - np.abs(column - centre[:, None]) / width, 0, 1)
+    weight /= weight.sum(axis=1, keepdims=True)
+    column = np.clip(column, 0, own_side - 1)
+    row = np.broadcast_to(np.arange(side)[:, None], column.shape)
+    entries = (weight.ravel().astype(np.float32), (row.ravel(), column.ravel()))
+    return csr_array(entries, shape=(side, own_side))

@@ -1,0 +1,1 @@
+"""How right an answer is: matching, scores, kinds of atom, calibration, the classical detector."""

@@ -1,0 +1,1 @@
+"""Training of one member: loss, augmentation, threshold, fitted members."""

@@ -1,0 +1,174 @@
+"""How near a frame is to the conditions that members were measured on.
+
+Two distances, both in units of how far frames of one condition lie apart: between fingerprints,
+which needs nothing but the frame, and between the quantities both sides know. Each condition's
+fingerprints come from a few frames simulated under it, once a process.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from manybeam.data.simulation.simulate import simulate
+from manybeam.data.simulation.typical import TYPICAL
+from manybeam.learn.analysis.frame_features import distances, fingerprint, fingerprints
+from manybeam.spec import Condition, Imaging, Library
+from manybeam.zoo.matrix import Matrix
+
+REFERENCE_FRAMES = 6
+REFERENCE_SHAPE = (128, 128)
+REFERENCE_SEED = 7
+# Steps that count as one unit of distance: a ratio for quantities that act by their ratio, a
+# difference in the quantity's own unit for those that act by their difference.
+RATIO_STEPS: Mapping[str, float] = {
+    "dose_e_per_a2": 2.0,
+    "scan.pixel_size_pm": 1.15,
+    "optics.beam_kv": 1.5,
+    "optics.convergence_mrad": 1.2,
+    "sample.atom_width_pm": 1.3,
+}
+DIFFERENCE_STEPS: Mapping[str, float] = {
+    "optics.defocus_nm": 3.0,
+    "optics.astigmatism_nm": 2.0,
+    "optics.source_fwhm_pm": 30.0,
+    "scan.row_jitter_pm": 8.0,
+    "scan.drift_pm_per_row": 1.0,
+    "state.background": 0.7,
+    "state.contamination": 0.4,
+    "state.amorphous": 0.3,
+    "detector.afterglow_px": 0.5,
+    "detector.gamma": 0.25,
+}
+
+
+@dataclass(frozen=True)
+class Near:
+    """The measured conditions around a frame.
+
+    Attributes:
+        distance: to the nearest one; infinite where nothing is known of any.
+        weights: condition id -> share in the frame's neighbourhood; sums to 1.
+        ranked: (id, distance), nearest first.
+    """
+
+    distance: float
+    weights: Mapping[str, float] = field(default_factory=dict)
+    ranked: tuple[tuple[str, float], ...] = ()
+
+
+def comparable(matrix: Matrix, library: Library) -> list[Condition]:
+    """Return the measured conditions that frames can be compared with: those one can simulate.
+
+    One that was only recorded may leave its structure open; it has scores and no likeness.
+    """
+    known = [library.conditions[name] for name in matrix.conditions if name in library.conditions]
+    return [one for one in known if one.sample.structure in TYPICAL]
+
+
+def nearest_conditions(
+    frame_yx: np.ndarray,
+    pixel_size_pm: float | None,
+    condition: Condition | None,
+    known: Sequence[Condition],
+) -> Near:
+    """Return where a frame lies among the known conditions.
+
+    Args:
+        frame_yx: the frame.
+        pixel_size_pm: edge of a pixel, or None: then fingerprints are compared in pixels.
+        condition: what is known of how the frame was recorded, or None.
+        known: conditions that members were measured on.
+    """
+    if not known:
+        return Near(math.inf)
+    # What is told adds to what is seen and never takes from it: an instrument's file may be right
+    # about the pixel size and silent about the dirt.
+    seen = fingerprint_distances(frame_yx, pixel_size_pm, known)
+    told = [quantity_distance(condition, pixel_size_pm, other) for other in known]
+    both = [math.hypot(one, 0.7 * (two or 0.0)) for one, two in zip(seen, told, strict=True)]
+    order = np.argsort(both, kind="stable")
+    ranked = tuple((known[index].id, float(both[index])) for index in order)
+    nearest = ranked[0][1]
+    # A condition twice as far away, in units of the scatter, hardly counts.
+    raw = {name: math.exp(-2.0 * (far - nearest) / max(nearest, 0.5)) for name, far in ranked[:5]}
+    total = sum(raw.values())
+    return Near(nearest, {name: share / total for name, share in raw.items()}, ranked)
+
+
+def fingerprint_distances(
+    frame_yx: np.ndarray, pixel_size_pm: float | None, known: Sequence[Condition]
+) -> list[float]:
+    """Return the fingerprint distance to each condition; 1 is the scatter within a condition."""
+    references = [_reference(condition, pixel_size_pm is not None) for condition in known]
+    scale_f = scatter(references)
+    here_f = fingerprint(frame_yx, pixel_size_pm)
+    centres_cf = np.stack([np.mean(reference, axis=0) for reference in references])
+    return [float(one) for one in distances(here_f, centres_cf, scale_f)]
+
+
+def scatter(references: Sequence[np.ndarray]) -> np.ndarray:
+    """Return each feature's standard deviation within conditions, pooled over them.
+
+    A feature that never varies within a condition would count without bound; a twentieth of its
+    spread over all conditions is the least that is taken.
+    """
+    within_f = np.sqrt(_known_mean(np.stack([np.var(one, axis=0, ddof=1) for one in references])))
+    every_nf = np.concatenate(references)
+    overall_f = np.sqrt(_known_mean((every_nf - _known_mean(every_nf)) ** 2))
+    return np.asarray(np.maximum(within_f, 0.05 * overall_f) + 0.02)
+
+
+def _known_mean(values_nf: np.ndarray) -> np.ndarray:
+    """Return each feature's mean over the rows that have it; 0 where none has."""
+    known_nf = np.isfinite(values_nf)
+    total_f = np.where(known_nf, values_nf, 0.0).sum(axis=0)
+    return np.asarray(total_f / np.maximum(known_nf.sum(axis=0), 1))
+
+
+def quantity_distance(
+    condition: Condition | None, pixel_size_pm: float | None, other: Condition
+) -> float | None:
+    """Return the distance over the quantities both sides know; None if they share none."""
+    ours = dict(condition.quantities()) if condition is not None else {}
+    if pixel_size_pm is not None:
+        ours["scan.pixel_size_pm"] = pixel_size_pm
+    theirs = dict(other.quantities())
+    squares = [
+        step**2
+        for path in (*RATIO_STEPS, *DIFFERENCE_STEPS)
+        if (step := _step(path, ours.get(path), theirs.get(path))) is not None
+    ]
+    return math.sqrt(sum(squares) / len(squares)) if squares else None
+
+
+def structure_of(
+    condition: Condition | None, others: Sequence[Imaging], rehearsed: str = ""
+) -> str:
+    """Return the sample's structure: told, else rehearsed, else what all known conditions share."""
+    if condition is not None and condition.sample.structure != "unknown":
+        return condition.sample.structure
+    if rehearsed:
+        return rehearsed
+    counts = Counter(other.sample.structure for other in others)
+    return next(iter(counts)) if len(counts) == 1 else "unknown"
+
+
+def _step(path: str, ours: object, theirs: object) -> float | None:
+    if not isinstance(ours, (int, float)) or not isinstance(theirs, (int, float)):
+        return None
+    if path in DIFFERENCE_STEPS:
+        return abs(ours - theirs) / DIFFERENCE_STEPS[path]
+    if min(ours, theirs) <= 0:
+        return None
+    return abs(math.log(ours / theirs)) / math.log(RATIO_STEPS[path])
+
+
+@lru_cache(maxsize=512)
+def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noqa: FBT001
+    """Return fingerprints (n, f) of frames simulated under one condition."""
+    made = simulate(condition, REFERENCE_FRAMES, seed=REFERENCE_SEED, shape=REFERENCE_SHAPE)
+    return fingerprints(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)

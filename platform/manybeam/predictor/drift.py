@@ -1,0 +1,304 @@
+"""Drift watch: since which frame has a stream left the conditions that are known?
+
+Each frame is its summaries' distance, with direction, from the frames known to be in control. The
+sums of these distances over the last frames are held against what in-control frames make of them;
+the longest-standing excess names the frame the change began with. Nothing but the in-control
+frames sets the threshold, and no single odd frame can pass it.
+Axis letters: n in-control frame or crop, t frame of a stream, s number of a summary, g known
+condition, w length of a window, y row, x column.
+
+Source: window-limited generalised likelihood ratio, Willsky and Jones, IEEE Trans. Autom. Control
+21, 108 (1976), and Lai, IEEE Trans. Inf. Theory 44, 2917 (1998). Distances held in at a quantile,
+and each window in units of its own in-control scatter, are ours.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from manybeam.errors import Corrupt, InvalidFrame, InvalidInput
+from manybeam.learn.analysis.frame_features import feature_names
+from manybeam.learn.analysis.summaries import summaries
+from manybeam.predictor.in_control import WINDOW, Known, Limits, calibrate, check_known, fit
+
+FORMAT = "manybeam-drift-1"
+LEAST_SIDE_PX = 48
+CROP_PX = 128  # a frame's size must not tell: features are those of crops of at most this side
+MOST_CROPS = 4
+LOG_SIZE = feature_names().index("log pixel size")
+# What a frame shows in each number of its summary, in their order, with how many there are.
+LOOKS: tuple[tuple[str, int], ...] = (
+    ("smooth brightness", 7),
+    ("sharpness", 17),
+    ("rows", 3),
+    ("grey values", 7),
+    ("sharpness", 2),
+    ("pixel size", 1),
+    ("sharpness", 8),
+    ("noise", 8),
+    ("grey values", 3),
+    ("sharpness", 3),
+    ("smooth brightness", 10),
+    ("rows", 9),
+    ("sharpness", 32),
+)
+# What usually makes a frame look so.
+CAUSES = {
+    "smooth brightness": "contamination, support",
+    "sharpness": "defocus, source, aberrations",
+    "rows": "scan jitter, drift, afterglow",
+    "grey values": "background, gamma, saturation",
+    "noise": "dose, readout",
+    "pixel size": "as the file tells it",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far one side of the frames' look has moved.
+
+    Attributes:
+        look: one of `CAUSES`.
+        scatters: root mean square, over the numbers that tell of it, of their mean shift since
+            the change, in standard deviations of a single in-control frame.
+    """
+
+    look: str
+    scatters: float
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"{self.look} ({CAUSES[self.look]}) by {self.scatters:.1f} scatters"
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A stream has left what is known.
+
+    Attributes:
+        frame: number of the frame that raised it, from 0.
+        since: number of the frame the change is estimated to have begun with.
+        score: what was seen, over the threshold; above 1.
+        changes: how each side of the frames' look has moved, the furthest first.
+    """
+
+    frame: int
+    since: int
+    score: float
+    changes: tuple[Change, ...]
+
+    @property
+    def words(self) -> str:
+        """What changed, in words: the sides that moved at least half as far as the first."""
+        told = [one for one in self.changes[:3] if 2 * one.scatters >= self.changes[0].scatters]
+        return "; ".join(map(str, told))
+
+
+def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
+    """Return what the watch looks at in one frame, (s,): the mean summaries of a few crops.
+
+    Args:
+        frame_yx: the frame, finite, at least 48 px a side.
+        pixel_size_pm: edge of a pixel; None if unknown, and then only frames without one can be
+            compared.
+
+    Raises:
+        InvalidFrame: no frame, too small, not finite, or constant.
+    """
+    frame_yx = np.asarray(frame_yx)
+    fault = _fault(frame_yx)
+    if fault:
+        raise InvalidFrame(
+            f"{fault} tells nothing of drift",
+            f"(rows, columns), at least {LEAST_SIDE_PX} px a side, finite and not constant",
+            "leave such frames out of the stream",
+        )
+    sizes = None if pixel_size_pm is None else float(pixel_size_pm)
+    crops_ns = summaries(_crops(frame_yx), sizes)
+    seen_n = np.isfinite(crops_ns).sum(axis=0)
+    total_s = np.where(np.isfinite(crops_ns), crops_ns, 0.0).sum(axis=0)
+    mean_s = np.where(seen_n > 0, total_s / np.maximum(seen_n, 1), np.nan)
+    if pixel_size_pm is None:
+        mean_s[LOG_SIZE] = np.nan
+    return np.asarray(mean_s)
+
+
+class DriftWatch:
+    """Takes frames one at a time and says when they have left the known conditions.
+
+    It raises one alarm a change and is armed again once the frames are back half-way below the
+    threshold. It flags and never blocks: drifted frames may be served as well as ever.
+
+    Args:
+        known_ns: features (`frame_features`) of in-control frames, in the order they were taken:
+            frames of one session follow one another, and what wanders slowly and harmlessly
+            wanders in them too.
+        condition_n: which known condition each of them is of, if there are several; a frame is
+            held against the condition it is nearest to.
+
+    Raises:
+        InvalidInput: fewer than 40 in-control frames, of any condition, or without any number.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> watch = DriftWatch(rng.normal(size=(200, 20)))
+        >>> any(watch.see(one) for one in rng.normal(size=(100, 20)))
+        False
+        >>> alarms = [watch.see(one) for one in rng.normal(3, 1, size=(10, 20))]
+        >>> [abs(one.since - 100) <= 3 for one in alarms if one]
+        [True]
+    """
+
+    def __init__(self, known_ns: np.ndarray, condition_n: Sequence[int] | None = None) -> None:
+        known_ns = np.asarray(known_ns, np.float64)
+        group_n = np.zeros(len(known_ns), int) if condition_n is None else np.array(condition_n)
+        check_known(known_ns, group_n)
+        order_n = np.argsort(group_n, kind="stable")
+        known_ns, group_n = known_ns[order_n], group_n[order_n]
+        self._known = fit(known_ns, group_n)
+        self._limits = calibrate(known_ns, group_n)
+        self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
+        self.seen = 0
+        self.score = 0.0
+        self.is_drifted = False
+
+    def see(self, features_s: np.ndarray) -> Alarm | None:
+        """Take the next frame's features; return an alarm if it shows that a change has begun.
+
+        Raises:
+            InvalidInput: not the features of a frame, or of one without a pixel size where the
+                known frames have one (or the other way round).
+        """
+        features_s = np.asarray(features_s, np.float64)
+        self._check(features_s)
+        self._recent.append(features_s)
+        self.seen += 1
+        shift_ts, far_ts = self._known.residuals(np.stack(self._recent))
+        limits = self._limits
+        out_w = self._known.windows(far_ts, limits.most)[-1]
+        excess_w = (out_w - limits.middle_w) / limits.scatter_w
+        length = int(np.nanargmax(excess_w)) + 1
+        self.score = float(excess_w[length - 1] / limits.threshold)
+        was_drifted = self.is_drifted
+        self.is_drifted = self.score > (0.5 if was_drifted else 1.0)
+        if was_drifted or not self.is_drifted:
+            return None
+        changes = _changes(shift_ts[-length:].mean(axis=0))
+        return Alarm(self.seen - 1, self.seen - length, self.score, changes)
+
+    def state(self) -> str:
+        """Return all that is needed to go on later, as JSON."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "known": {name: _listed(value) for name, value in vars(self._known).items()},
+                "limits": {name: _listed(value) for name, value in vars(self._limits).items()},
+                "recent": [_listed(one) for one in self._recent],
+                "seen": self.seen,
+                "score": self.score,
+                "is_drifted": self.is_drifted,
+            }
+        )
+
+    @classmethod
+    def restore(cls, state: str) -> Self:
+        """Return the watch that `state` was taken from; it goes on exactly as that one would.
+
+        Raises:
+            Corrupt: the text is no such state.
+        """
+        watch = cls.__new__(cls)
+        try:
+            told = json.loads(state)
+            if told["format"] != FORMAT:
+                raise ValueError(f"format {told['format']!r}")
+            watch._known = Known(**{name: _array(value) for name, value in told["known"].items()})
+            limits = {name: _array(value) for name, value in told["limits"].items()}
+            watch._limits = Limits(
+                limits["middle_w"],
+                limits["scatter_w"],
+                float(limits["most"]),
+                float(limits["threshold"]),
+            )
+            watch._recent = deque((_array(one) for one in told["recent"]), maxlen=WINDOW)
+            watch.seen, watch.score = int(told["seen"]), float(told["score"])
+            watch.is_drifted = bool(told["is_drifted"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Corrupt(
+                f"no state of a drift watch: {error}",
+                f"what `DriftWatch.state` wrote, of format {FORMAT}",
+                "start a new watch",
+            ) from error
+        return watch
+
+    def _check(self, features_s: np.ndarray) -> None:
+        wanted = self._known.middle_gs.shape[1]
+        if features_s.shape != (wanted,) or not np.isfinite(features_s).any():
+            raise InvalidInput(
+                f"features of shape {features_s.shape} are not those of a frame",
+                f"{wanted} numbers, not all of them missing",
+                "take them from learn.drift.frame_features",
+            )
+        if wanted <= LOG_SIZE:
+            return
+        has_size = bool(np.isfinite(self._known.middle_gs[:, LOG_SIZE]).any())
+        if has_size != bool(np.isfinite(features_s[LOG_SIZE])):
+            raise InvalidInput(
+                f"the known frames were taken {'with' if has_size else 'without'} a pixel size, "
+                f"this frame {'without' if has_size else 'with'}",
+                "either all frames have one or none",
+                "give the pixel size of every frame, or of none",
+            )
+
+
+def _fault(frame_yx: np.ndarray) -> str:
+    """Return what is wrong with a frame, or nothing."""
+    if frame_yx.ndim != 2 or min(frame_yx.shape) < LEAST_SIDE_PX:
+        return f"a frame of shape {frame_yx.shape}"
+    if frame_yx.dtype.kind not in "biuf" or not np.isfinite(frame_yx).all():
+        return "a frame with values that are not finite"
+    return "a constant frame" if frame_yx.min() == frame_yx.max() else ""
+
+
+def _crops(frame_yx: np.ndarray) -> np.ndarray:
+    """Return up to four crops, evenly chosen."""
+    rows, columns = (min(side, CROP_PX) for side in frame_yx.shape)
+    places = [
+        (top, left)
+        for top in range(0, frame_yx.shape[0] - rows + 1, rows)
+        for left in range(0, frame_yx.shape[1] - columns + 1, columns)
+    ]
+    chosen = np.linspace(0, len(places) - 1, min(len(places), MOST_CROPS)).round().astype(int)
+    return np.stack(
+        [frame_yx[top : top + rows, left : left + columns]
+         for top, left in (places[index] for index in chosen)]
+    )  # fmt: skip
+
+
+def _changes(shift_s: np.ndarray) -> tuple[Change, ...]:
+    """Return how far each side of the look has moved, the furthest first."""
+    looks = np.repeat([name for name, _ in LOOKS], [count for _, count in LOOKS])[: len(shift_s)]
+    found = [
+        Change(name, float(np.sqrt(np.mean(shift_s[looks == name] ** 2))))
+        for name in CAUSES
+        if (looks == name).any()
+    ]
+    return tuple(sorted(found, key=lambda one: -one.scatters))
+
+
+def _listed(value: Any) -> Any:
+    """Return an array as lists, its NaN as null: JSON has no NaN."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim > 1:
+        return [_listed(one) for one in value]
+    return [number if math.isfinite(number) else None for number in value.tolist()]
+
+
+def _array(value: Any) -> Any:
+    return np.array(value, np.float64)

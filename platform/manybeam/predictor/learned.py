@@ -1,0 +1,81 @@
+"""What an ensemble's rehearsal taught, kept in the zoo: its reference table and people's picks."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.fitness import SCORES
+from manybeam.predictor.performance import Forecaster, Picked
+from manybeam.predictor.preferences import Pick, picks
+from manybeam.zoo.cache import sha256_of
+from manybeam.zoo.calibration_sets import KIND
+
+if TYPE_CHECKING:
+    from manybeam.zoo.registry import Zoo
+
+logger = logging.getLogger(__name__)
+
+
+def forecaster(zoo: "Zoo", ref: str) -> Forecaster | None:
+    """Return what an ensemble's rehearsal and the picks on it teach; None if never rehearsed.
+
+    Of one member (`graphene@3/07`) what the version's rehearsal teaches about it alone. A table
+    of other members than the version's teaches nothing: that is logged, and None returned. What
+    was learnt is kept in this process until the table or the picks change.
+
+    Raises:
+        UnknownRef: nothing is called that.
+        Corrupt: the table is not the one that was kept.
+    """
+    record = zoo.resolve(ref)
+    content = zoo.attached(ref, KIND)
+    if content is None:
+        return None
+    made = [one for one in picks(record.name) if one.version == record.version]
+    ids = tuple(pick.id for pick in made)
+    known = _learnt(_Lesson(sha256_of(content), record.selected, ids, content, tuple(made)))
+    if set(known.table.members) != {member.index for member in record.members}:
+        logger.warning("rehearsed with other members", extra={"ref": record.ref})
+        return None
+    return known
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is learnt from; two are the same if the digest of the table and the picks are."""
+
+    digest: str
+    member: int | None
+    pick_ids: tuple[str, ...]
+    content: bytes = field(compare=False)
+    picks: tuple[Pick, ...] = field(compare=False)
+
+
+@lru_cache(maxsize=8)
+def _learnt(lesson: _Lesson) -> Forecaster:
+    table = ReferenceTable.from_bytes(lesson.content)
+    if lesson.member in table.members:
+        table = table.only(lesson.member)
+    taught = [_picked(pick, table) for pick in lesson.picks]
+    return Forecaster(table, [one for one in taught if one is not None])
+
+
+def _picked(pick: Pick, table: ReferenceTable) -> Picked | None:
+    """Return a pick as the forecaster learns it; None if it says nothing of these members."""
+    here = set(table.members)
+    if len(pick.summary) != table.summary_ns.shape[1] or not here <= set(pick.features):
+        return None
+    if not here & set(pick.members):
+        return None
+    summary_s = np.array([np.nan if one is None else one for one in pick.summary])
+    score_mf = np.array([_scores(pick.features[member]) for member in table.members])
+    return Picked(summary_s, score_mf, pick.members)
+
+
+def _scores(features: Mapping[str, float]) -> list[float]:
+    return [features.get(name, np.nan) for name in SCORES]

@@ -1,0 +1,351 @@
+"""Forecasts: the F1 a member or a sub-ensemble will have on a frame, with its interval.
+
+Learnt from a reference table alone. Two kernel regressions say what each member scored on frames
+that looked like this one (`rehearsed`: the frame's summaries and all members' label-free scores;
+`resembled`: those scores only). A monotone index of both, of `forward` and of `lattice`, made F1 by
+isotonic regression, is the forecast; its interval is conformal. A frame unlike any in the table is
+judged by its label-free scores alone, and its interval is wider.
+Axis letters: n frame of the table, m member, f score, q answerer (a member or a sub-ensemble),
+i part of the index.
+
+Source: Robert et al., Stat. Comput. 27 (2017) survey regressions on reference tables; Barlow et
+al., Statistical Inference under Order Restrictions (1972), isotonic regression; Lei et al., JASA
+113, 1094 (2018), conformal intervals.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import isotonic_regression, nnls
+
+from manybeam.errors import InvalidInput
+from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.fitness import SCORES
+from manybeam.learn.analysis.frame_analysis import Look
+from manybeam.learn.analysis.regress import Kernels, Regression, Scatter, square_distances
+
+Weights = Mapping[int, float]  # index of a member -> its share in an answer
+
+TAIL = 0.05  # on either side of a 90 % interval
+BINS = 12  # of forecasts at most, each with its own errors
+LEAST_BIN = 40  # errors; the tails of fewer cannot be told
+FOLDS = 5  # an error is that of a fit without the frame it was made on
+USUAL = 0.95  # share of the table's own frames that lie within distance 1 of another
+POOR_F1 = 0.6  # an answer below is of no use
+WRONGLY_POOR = 0.02  # share of frames that some member does fit and that are called poor
+PARTS = ("rehearsed", "resembled", *SCORES)
+INDEX = [PARTS.index(name) for name in ("rehearsed", "resembled", "forward", "lattice")]
+HAIR = 1e-6  # F1; below what anybody reads
+PICK_MARGIN = 0.02  # F1 by which a member that was not picked is taken to be worse
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What to expect of one answerer.
+
+    Attributes:
+        f1: expected F1, 0 to 1.
+        low: lower end of the 90 % interval.
+        high: upper end of the 90 % interval.
+        parts: what it was told by, by name: those of `SCORES` that apply, `rehearsed`,
+            `resembled`.
+    """
+
+    f1: float
+    low: float
+    high: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """A frame on which a person chose members.
+
+    Attributes:
+        summary_s: what it looks like.
+        score_mf: label-free scores of every member of the table.
+        members: those that were picked.
+    """
+
+    summary_s: np.ndarray
+    score_mf: np.ndarray
+    members: tuple[int, ...]
+
+
+class Forecaster:
+    """What a reference table teaches; safe to ask from several threads.
+
+    Args:
+        table: what the members did on simulated frames.
+        picks: frames that people looked at, as they were seen, each with the members picked.
+    """
+
+    def __init__(self, table: ReferenceTable, picks: Sequence[Picked] = ()) -> None:
+        self.table = table
+        scores_nf = table.score_nmf.reshape(len(table), -1)
+        self._f1_nm = table.f1_nm
+        self._views = (_View(np.hstack([table.summary_ns, scores_nf])), _View(scores_nf))
+        self._frames = _View(table.summary_ns)
+        if picks:
+            self._learn_picks(picks)
+
+    def forecast(self, seen: Look, answerers: Sequence[Weights]) -> list[Forecast]:
+        """Return what to expect of each answerer on a frame.
+
+        Args:
+            seen: the frame, looked at with the members of the table.
+            answerers: members and sub-ensembles, each as member -> share.
+
+        Raises:
+            InvalidInput: it was looked at with other members than those of the table.
+        """
+        distance = self.distance(seen)
+        row = self._row(seen)
+        told_qi = np.column_stack([*self._told(row, answerers), self._own(seen, answerers)])
+        near, far = self._near.forecast(told_qi[:, INDEX]), self._far.forecast(told_qi[:, 2:])
+        share = float(np.clip(2 - distance, 0, 1))
+        mixed_q3 = share * near + (1 - share) * far
+        if share < 1:  # whatever either allows
+            mixed_q3[:, 1] = np.minimum(near[:, 1], far[:, 1])
+            mixed_q3[:, 2] = np.maximum(near[:, 2], far[:, 2])
+        return [
+            Forecast(float(f1), float(low), float(high), _named(told_i))
+            for (f1, low, high), told_i in zip(mixed_q3, told_qi, strict=True)
+        ]
+
+    def distance(self, seen: Look) -> float:
+        """Return how far a frame is from the nearest in the table, over what is usual there."""
+        return self._frames.distance(seen.summary_cs.mean(axis=0, keepdims=True))
+
+    @cached_property
+    def poor_f1(self) -> float:
+        """Greatest best forecast of a frame that is said to be fitted by no member.
+
+        So low that of the table's frames that a member does fit at most 2 % are refused.
+        """
+        best_n = self._near.fitted.reshape(len(self.table), -1).max(axis=1)
+        fits_n = self.table.f1_nm.max(axis=1) >= POOR_F1
+        return (
+            float(min(np.quantile(best_n[fits_n], WRONGLY_POOR), POOR_F1))
+            if any(fits_n)
+            else POOR_F1
+        )
+
+    def nearest(self, seen: Look, count: int) -> np.ndarray:
+        """Return the table's frames that look most like this one, nearest first."""
+        near_n = self._views[0].nearest(self._row(seen).whole)
+        return np.asarray(near_n[near_n < len(self.table)][:count])
+
+    def alike(self, seen: Look, weights: Weights, count: int) -> np.ndarray:
+        """Return the table's frames on which an answerer is as often right as here, likest first.
+
+        Of the frames that look most like this one (three times as many), those on which the share
+        of true atoms among those it finds was expected to be nearest to what is expected here.
+        """
+        hits_n, false_n = self.table.found(weights)
+        true_n1 = ((hits_n + 1) / (hits_n + false_n + 1))[:, None]  # 1 where nothing is found
+        row = self._row(seen)
+        expected_n, here = np.zeros(len(self.table)), 0.0
+        for view, seen_1s in zip(self._views, row.of_views, strict=True):
+            fitted = view.fit_first(true_n1)
+            expected_n += fitted.fitted_nq[: len(self.table), 0]
+            here += float(fitted.predict(view.seen(seen_1s))[0, 0])
+        near_n = self.nearest(seen, 3 * count)
+        order = np.argsort(np.abs(expected_n[near_n] - here), kind="stable")
+        return np.asarray(near_n[order][:count])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each part of the index weighs; they need not sum to 1."""
+        return {PARTS[i]: float(w) for i, w in zip(INDEX, self._near.weight_i, strict=True)}
+
+    def _row(self, seen: Look) -> "_Row":
+        """Return a frame as the table has its own: members in the table's order."""
+        here, known = seen.prediction.members, self.table.members
+        if set(here) != set(known):
+            raise InvalidInput(
+                f"members {', '.join(map(str, here))} of an ensemble that was rehearsed with "
+                f"members {', '.join(map(str, known))}",
+                "what is promised was learnt from what exactly those did",
+                "manybeam rehearse REF again",
+            )
+        order = [here.index(member) for member in known]
+        return _Row(seen.summary_cs.mean(axis=0), seen.score_mf[order])
+
+    def _told(self, row: "_Row", answerers: Sequence[Weights]) -> list[np.ndarray]:
+        """Return what each view says of each answerer."""
+        known_nq = np.stack([self._known(one) for one in answerers], axis=1)
+        return [
+            np.clip(view.kernels.fit(known_nq).predict(view.seen(seen_1s))[0], 0, 1)
+            for view, seen_1s in zip(self._views, row.of_views, strict=True)
+        ]
+
+    def _known(self, weights: Weights) -> np.ndarray:
+        """Return the F1 of an answerer on each frame; on one picked on, the mean of its members."""
+        places = [self.table.members.index(member) for member in weights]
+        if len(places) == 1:
+            return np.asarray(self._f1_nm[:, places[0]])
+        picked = self._f1_nm[len(self.table) :, places].mean(axis=1)
+        return np.concatenate([self.table.f1(weights), picked])
+
+    def _own(self, seen: Look, answerers: Sequence[Weights]) -> np.ndarray:
+        """Return the label-free scores of each answerer, (q, f)."""
+        members, rows = seen.prediction.members, []
+        for weights in answerers:
+            if len(weights) == 1:
+                rows.append(seen.score_mf[members.index(next(iter(weights)))])
+                continue
+            share = np.array(list(weights.values()))
+            part = seen.prediction.subset(list(weights), (share / share.sum()).tolist())
+            rows.append(seen.score_of(part))
+        return np.stack(rows)
+
+    @cached_property
+    def _near(self) -> "_Index":
+        count = len(self.table)
+        left_out = [view.kernels.fit(self._f1_nm).fitted_nq[:count] for view in self._views]
+        views = [np.clip(one, 0, 1)[..., None] for one in left_out]
+        told_ni = np.concatenate([*views, self.table.score_nmf], axis=2).reshape(-1, len(PARTS))
+        return _Index(told_ni[:, INDEX], self._f1_nm[:count].ravel(), self._frame_n)
+
+    @cached_property
+    def _far(self) -> "_Index":
+        score_nf = self.table.score_nmf.reshape(-1, len(SCORES))
+        return _Index(score_nf, self._f1_nm[: len(self.table)].ravel(), self._frame_n)
+
+    @property
+    def _frame_n(self) -> np.ndarray:
+        """The table's frame that each example of an index is of."""
+        return np.repeat(np.arange(len(self.table)), len(self.table.members))
+
+    def _learn_picks(self, picks: Sequence[Picked]) -> None:
+        """Add the frames people picked on: there, no member did better than those picked."""
+        rows = [_Row(pick.summary_s, pick.score_mf) for pick in picks]
+        alone = [{member: 1.0} for member in self.table.members]
+        f1_pm = np.stack([np.mean(self._told(row, alone), axis=0) for row in rows])
+        best_p1 = f1_pm.max(axis=1, keepdims=True)
+        is_picked = np.stack([np.isin(self.table.members, pick.members) for pick in picks])
+        taught_pm = np.where(is_picked, best_p1, np.minimum(f1_pm, best_p1 - PICK_MARGIN).clip(0))
+        self._views = (
+            _View(np.vstack([self._views[0].raw_ns, *(row.of_views[0] for row in rows)])),
+            _View(np.vstack([self._views[1].raw_ns, *(row.of_views[1] for row in rows)])),
+        )
+        self._f1_nm = np.vstack([self._f1_nm, taught_pm])
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A frame as the two views of the table see it."""
+
+    summary_s: np.ndarray
+    score_mf: np.ndarray
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Everything that is known of it, one row."""
+        return self.of_views[0]
+
+    @property
+    def of_views(self) -> tuple[np.ndarray, np.ndarray]:
+        scores_1f = self.score_mf.reshape(1, -1)
+        return np.hstack([self.summary_s[None], scores_1f]), scores_1f
+
+
+class _View:
+    """Frames as rows of numbers, and what is nearest among them."""
+
+    def __init__(self, raw_ns: np.ndarray) -> None:
+        self.raw_ns, self._scatter = raw_ns, Scatter(raw_ns)
+        self.known_ns = self._scatter.measured(raw_ns)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """The rows, ready to be fitted to."""
+        return Kernels(self.known_ns)
+
+    def fit_first(self, value_nq: np.ndarray) -> Regression:
+        """Return a fit to the first rows; the mean stands for rows nothing is known of."""
+        missing = len(self.raw_ns) - len(value_nq)
+        rest_nq = np.repeat(value_nq.mean(axis=0, keepdims=True), missing, axis=0)
+        return self.kernels.fit(np.vstack([value_nq, rest_nq]))
+
+    @cached_property
+    def usual(self) -> float:
+        """Distance within which most rows have another."""
+        square_nn = square_distances(self.known_ns, self.known_ns)
+        np.fill_diagonal(square_nn, np.inf)
+        return max(float(np.quantile(np.sqrt(square_nn.min(axis=1)), USUAL)), 1e-9)
+
+    def seen(self, row_1s: np.ndarray) -> np.ndarray:
+        """Return a new row in units of the scatter of those known."""
+        return self._scatter.measured(row_1s)
+
+    def nearest(self, row_1s: np.ndarray) -> np.ndarray:
+        """Return all rows, the nearest first."""
+        return np.argsort(square_distances(self.seen(row_1s), self.known_ns)[0], kind="stable")
+
+    def distance(self, row_1s: np.ndarray) -> float:
+        """Return the distance to the nearest row, 1 being usual."""
+        square_1n = square_distances(self.seen(row_1s), self.known_ns)
+        return float(np.sqrt(square_1n.min())) / self.usual
+
+
+class _Index:
+    """F1 as a monotone function of a sum of parts, none of which weighs less than nothing.
+
+    Args:
+        part_ni: parts of examples; NaN, a part that does not apply, counts as 0.
+        f1_n: their F1.
+        frame_n: which frame each is of: errors are those of a fit without it.
+    """
+
+    def __init__(self, part_ni: np.ndarray, f1_n: np.ndarray, frame_n: np.ndarray) -> None:
+        part_ni = np.nan_to_num(part_ni)
+        free_n2 = np.ones((len(part_ni), 2)) * (1, -1)  # a constant of either sign
+        self.weight_i = nnls(np.hstack([part_ni, free_n2]), f1_n)[0][:-2]
+        total_n = part_ni @ self.weight_i
+        self._total_n, self._f1_n = _monotone(total_n, f1_n)
+        self.fitted = np.interp(total_n, self._total_n, self._f1_n)
+        left_out_n = np.empty(len(f1_n))
+        for fold in range(FOLDS):
+            out_n = frame_n % FOLDS == fold
+            rest = _monotone(total_n[~out_n], f1_n[~out_n]) if not out_n.all() else (total_n, f1_n)
+            left_out_n[out_n] = np.interp(total_n[out_n], *rest)
+        self._middle_b, self._error_b2 = _errors(left_out_n, f1_n - left_out_n)
+
+    def forecast(self, part_qi: np.ndarray) -> np.ndarray:
+        """Return F1 and both ends of its 90 % interval, (q, 3)."""
+        total_q = np.nan_to_num(part_qi) @ self.weight_i
+        f1_q = np.interp(total_q, self._total_n, self._f1_n)
+        ends = [np.interp(f1_q, self._middle_b, self._error_b2[:, end]) for end in (0, 1)]
+        low_q, high_q = (np.clip(f1_q + end, 0, 1) for end in ends)
+        # Isotonic regression is flat in places: a hair of the sum itself keeps the order there.
+        f1_q = (1 - HAIR) * f1_q + HAIR * total_q / (1 + total_q)
+        return np.column_stack([f1_q, np.minimum(low_q, f1_q), np.maximum(high_q, f1_q)])
+
+
+def _named(told_i: np.ndarray) -> dict[str, float]:
+    return {
+        name: float(value) for name, value in zip(PARTS, told_i, strict=True) if np.isfinite(value)
+    }
+
+
+def _monotone(total_n: np.ndarray, f1_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums in order, and the F1 of each by isotonic regression."""
+    order = np.argsort(total_n, kind="stable")
+    return total_n[order], isotonic_regression(f1_n[order]).x
+
+
+def _errors(fitted_n: np.ndarray, error_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return forecasts in equal bins and both ends of the errors made there, conformal."""
+    count = int(np.clip(len(fitted_n) // LEAST_BIN, 1, BINS))
+    bins = np.array_split(np.argsort(fitted_n, kind="stable"), count)
+    middle_b = np.array([np.median(fitted_n[one]) for one in bins])
+    ends = []
+    for one in bins:
+        # The error asked about is one more: it lies below the k-th of n by chance k / (n + 1).
+        share = max(TAIL * (len(one) + 1) - 1, 0.0) / max(len(one) - 1, 1)
+        ends.append(np.quantile(error_n[one], [share, 1 - share]))
+    return middle_b, np.array(ends)

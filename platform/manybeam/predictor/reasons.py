@@ -1,0 +1,131 @@
+"""The reasons of a selection, in words a microscopist uses at the instrument."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manybeam.predictor.condition_distance import Near
+from manybeam.spec import Policy, Range
+
+# Quantities worth a word when a policy never saw them: path -> (name, unit).
+WORDS: Mapping[str, tuple[str, str]] = {
+    "scan.pixel_size_pm": ("pixel size", "pm"),
+    "dose_e_per_a2": ("dose", "e/A^2"),
+    "optics.beam_kv": ("acceleration voltage", "kV"),
+    "optics.convergence_mrad": ("convergence", "mrad"),
+    "optics.defocus_nm": ("defocus", "nm"),
+    "optics.source_fwhm_pm": ("source size", "pm"),
+    "scan.row_jitter_pm": ("row jitter", "pm"),
+    "state.contamination": ("contamination", "of an atom's peak"),
+    "detector.afterglow_px": ("afterglow", "px"),
+}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is expected of one member on a frame, before it is put into words."""
+
+    member: int
+    predicted_f1: float
+    low: float
+    high: float
+    components: Mapping[str, float]
+    explained: float
+
+
+def candidate_reason(
+    one: Outlook,
+    policies: Mapping[int, tuple[str, Policy | None]],
+    told: Mapping[str, float],
+) -> str:
+    """Return why one member is expected to do as it is predicted to."""
+    said = []
+    if "matrix" in one.components:
+        is_placed = "distance" in one.components  # else it is the mean over all conditions
+        where = "conditions like this" if is_placed else "all conditions, not on those like this"
+        said.append(f"measured F1 {one.components['matrix']:.2f} on {where}")
+    if "rehearsed" in one.components:
+        said.append(f"F1 {one.components['rehearsed']:.2f} on simulated frames that look like it")
+    said.append(f"re-rendered atoms explain {100 * one.explained:.0f} % of the frame")
+    if "lattice" in one.components:
+        said.append(f"lattice {100 * one.components['lattice']:.0f} % regular")
+    said.extend(_outside(policies.get(one.member), told))
+    return "; ".join(said)
+
+
+def selection_reason(
+    ranked: list[Outlook],
+    chosen: tuple[int, ...],
+    policies: Mapping[int, tuple[str, Policy | None]],
+    near: Near,
+    told: Mapping[str, float],
+) -> list[str]:
+    """Return why these members were chosen and what speaks against others, a clause each."""
+    best = ranked[0]
+    said = [
+        f"{_called(best.member, policies)} should reach F1 {best.predicted_f1:.2f} "
+        f"({best.low:.2f} to {best.high:.2f})"
+    ]
+    if len(chosen) > 1:
+        peers = ", ".join(_called(member, policies) for member in chosen[1:4])
+        more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
+        is_told = "rehearsed" in best.components  # a sub-ensemble is chosen for what it promises
+        said.append(
+            f"{'it answers with' if is_told else 'as good as it within noise:'} {peers}{more}"
+        )
+    said.extend(_contrast(ranked, policies, told))
+    said.append(f"its re-rendered atoms explain {100 * best.explained:.0f} % of the frame")
+    said.append(_place(near))
+    return said
+
+
+def _called(member: int, policies: Mapping[int, tuple[str, Policy | None]]) -> str:
+    name = policies.get(member, ("", None))[0]
+    return f"member {member:02d} ({name})" if name else f"member {member:02d}"
+
+
+def _contrast(
+    ranked: list[Outlook],
+    policies: Mapping[int, tuple[str, Policy | None]],
+    told: Mapping[str, float],
+) -> list[str]:
+    """Return what the best member's policy saw of this frame that the lower ones' did not."""
+    best_name, best_policy = policies.get(ranked[0].member, ("", None))
+    if best_policy is None:
+        return []
+    ours = _outside((best_name, best_policy), told)
+    for one in reversed(ranked[1:]):
+        name, policy = policies.get(one.member, ("", None))
+        theirs = _outside((name, policy), told)
+        if theirs and name != best_name and len(theirs) > len(ours):
+            return [theirs[0], f"{best_name!r} was trained there" if not ours else ours[0]]
+    return ours[:1]
+
+
+def _outside(named: tuple[str, Policy | None] | None, told: Mapping[str, float]) -> list[str]:
+    """Return one sentence for each known quantity that a policy's range does not reach."""
+    name, policy = named or ("", None)
+    if policy is None:
+        return []
+    said = []
+    for path, value in policy.quantities():
+        if path not in WORDS or path not in told or value is None:
+            continue
+        ends = (value.low, value.high) if isinstance(value, Range) else (value, value)
+        if not ends[0] * 0.98 - 1e-9 <= told[path] <= ends[1] * 1.02 + 1e-9:
+            word, unit = WORDS[path]
+            seen = f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g} to {ends[1]:g}"
+            said.append(f"{word} {told[path]:.3g} {unit} is outside what {name!r} saw ({seen})")
+    return said
+
+
+def _place(near: Near) -> str:
+    """Return where the frame lies among the measured conditions."""
+    if math.isinf(near.distance):
+        return "no measured condition is known to compare the frame with" + (
+            ": set MANYBEAM_ZOO to the library that holds them" if near.weights else ""
+        )
+    return (
+        f"nearest measured condition: {near.ranked[0][0]!r}, {near.distance:.1f} times as far as "
+        "frames of one condition lie apart"
+    )

@@ -1,0 +1,163 @@
+"""Calibration carried over to a chosen sub-ensemble, from frames of known truth most like a frame.
+
+A calibration holds for one condition (`learn.scoring.calibration`), and a recorded frame has none
+that anybody measured. The frames of a reference table that are most like it stand in: what the
+chosen members believed there, and what was true, gives temperature, a bound on false atoms and the
+error of a position. Frames alike are not frames of one condition, so the bound is approximate: how
+often it holds on conditions never used is measured in decision 0013.
+Axis letters: n frame, k atom.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.scoring.calibration import bound, calibrated, fit
+
+NEIGHBOURS = 96  # frames most like the one asked about
+BELIEVED = 0.5  # least probability of an atom
+LEAST_ATOMS = 100
+FAR = 1.5  # frames of the table farther away than this, times what is usual, promise nothing
+CONFIDENCE = 0.9
+FRAMES_PER_SHARE = 2.4  # frames without a fault from which a bound of 1 could be told (0009)
+COSTLY = 0.5  # share of the atoms that a bound keeps, below which it is said
+POSITION_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the frames most like a frame teach about an answer's probabilities.
+
+    Attributes:
+        temperature: log-odds are divided by it; 1 where nothing was learnt.
+        shift: and this is added.
+        position_pm: nine in ten of the true atoms lie within this of where they were found, in
+            pm; NaN where nothing was learnt.
+        threshold: least probability, before calibration, of an atom kept under the bound; None
+            where no bound was asked for or none can be promised.
+        false_atoms: the bound that was asked for, a share of a frame's atoms; 0 for none.
+        kept: share of the atoms found that stay under the bound, on the frames it was learnt from.
+        frame_count: frames it was learnt from.
+        atom_count: atoms on them.
+        notes: what cannot be promised, and why.
+    """
+
+    temperature: float = 1.0
+    shift: float = 0.0
+    position_pm: float = float("nan")
+    threshold: float | None = None
+    false_atoms: float = 0.0
+    kept: float = 1.0
+    frame_count: int = 0
+    atom_count: int = 0
+    notes: tuple[str, ...] = ()
+
+    def apply(self, atoms: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return atoms (n, >= 4) with calibrated probabilities, those under the bound alone.
+
+        Where a bound was asked for and cannot be promised, no atom is left out: the notes say so.
+        """
+        kept = atoms[atoms[:, 3] >= (self.threshold or 0.0)].copy()
+        kept[:, 3] = calibrated(kept[:, 3], self.temperature, self.shift)
+        return kept
+
+
+def frames_needed(false_atoms: float) -> int:
+    """Return how many frames alike a bound is learnt from: a strict one needs more.
+
+    Example:
+        >>> frames_needed(0.05), frames_needed(0.01)
+        (96, 240)
+    """
+    return max(NEIGHBOURS, math.ceil(FRAMES_PER_SHARE / false_atoms))
+
+
+def carry_over(
+    table: ReferenceTable,
+    alike_n: np.ndarray,
+    weights: Mapping[int, float],
+    *,
+    distance: float,
+    false_atoms: float = 0.0,
+    nearest_n: np.ndarray | None = None,
+) -> Carried:
+    """Return the calibration of a sub-ensemble's answer on a frame.
+
+    Args:
+        table: what the members did on simulated frames.
+        alike_n: the table's frames on which it is as often right, `Forecaster.alike`.
+        weights: the sub-ensemble, member -> share.
+        distance: of the frame from the table, 1 being usual.
+        false_atoms: bound that is asked for, 0 to 1; 0 for none.
+        nearest_n: the frames that look most like this one, for the error of its positions;
+            `alike_n` if left out.
+    """
+    belief_k = table.belief(weights)
+    seen_k = (belief_k >= BELIEVED) & table.counts_k
+    found_k = seen_k & np.isin(table.frame_k, alike_n)
+    near_k = found_k if nearest_n is None else seen_k & np.isin(table.frame_k, nearest_n)
+    count = int(found_k.sum())
+    if count < LEAST_ATOMS:
+        why = f"nothing is promised: the frames most like this one hold {count} atoms"
+        return Carried(false_atoms=false_atoms, frame_count=len(alike_n), notes=(why,))
+    temperature, shift = fit(belief_k[found_k], table.is_true_k[found_k])
+    threshold, notes = None, []
+    if false_atoms:
+        threshold = _threshold(table, alike_n, belief_k, found_k, false_atoms)
+        if threshold is None or distance > FAR:
+            threshold = None
+            notes.append(_why_not(false_atoms, distance, len(alike_n)))
+    kept = float((belief_k[found_k] >= (threshold or 0.0)).mean())
+    if kept < COSTLY:
+        notes.append(f"at most {false_atoms:g} false atoms leaves {100 * kept:.0f} % of the atoms")
+    return Carried(
+        temperature=temperature,
+        shift=shift,
+        position_pm=_position_pm(table.error_k[near_k]),
+        threshold=threshold,
+        false_atoms=false_atoms,
+        kept=kept,
+        frame_count=len(alike_n),
+        atom_count=count,
+        notes=tuple(notes),
+    )
+
+
+def _position_pm(error_k: NDArray[np.floating]) -> float:
+    """Return how far most true atoms lie from where they were found; NaN if none was true."""
+    known_k = error_k[np.isfinite(error_k)]
+    return float(np.quantile(known_k, POSITION_SHARE)) if len(known_k) else float("nan")
+
+
+def _threshold(
+    table: ReferenceTable,
+    near_n: np.ndarray,
+    belief_k: np.ndarray,
+    found_k: np.ndarray,
+    false_atoms: float,
+) -> float | None:
+    frames = [found_k & (table.frame_k == n) for n in near_n]
+    probability = [belief_k[one] for one in frames]
+    is_true = [table.is_true_k[one] for one in frames]
+    return bound(probability, is_true, false_atoms, CONFIDENCE)
+
+
+def _why_not(false_atoms: float, distance: float, frame_count: int) -> str:
+    if distance > FAR:
+        return (
+            f"at most {false_atoms:g} false atoms cannot be promised: the frame is {distance:.1f} "
+            "times as far from every simulated one as those lie apart"
+        )
+    if frame_count < frames_needed(false_atoms):
+        return (
+            f"at most {false_atoms:g} false atoms cannot be promised: it needs "
+            f"{frames_needed(false_atoms)} rehearsed frames like this one, {frame_count} are there"
+        )
+    return (
+        f"at most {false_atoms:g} false atoms cannot be promised: on the simulated frames most "
+        "like this one no threshold keeps it"
+    )

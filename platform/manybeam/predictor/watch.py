@@ -1,0 +1,343 @@
+"""What the members know, as frames to watch a stream by, and what to do when it leaves that.
+
+Drift is no failure: frames unlike any that were measured may be served as well as ever. So an alarm
+is answered by what the members promise on the drifted frames themselves, and nothing is blocked.
+Axis letters: n frame, s number of a summary, y row, x column.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from manybeam.data.simulation.simulate import simulate
+from manybeam.data.simulation.typical import filled, typical
+from manybeam.errors import InvalidInput
+from manybeam.learn.analysis.condition_inference import DRAWS, Inferred, draw, infer
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.predictor.condition_distance import (
+    DIFFERENCE_STEPS,
+    RATIO_STEPS,
+    comparable,
+    structure_of,
+)
+from manybeam.predictor.drift import frame_features
+from manybeam.predictor.performance import Forecaster
+from manybeam.predictor.reasons import WORDS
+from manybeam.predictor.selection import Selection, select
+from manybeam.spec import Condition, Library, Policy, Range
+from manybeam.zoo.matrix import ENSEMBLE, Matrix
+from manybeam.zoo.records import Record
+
+Action = Literal["go on", "switch members", "adapt", "ask"]
+Progress = Callable[[int, int], None]
+
+KNOWN_F1 = 0.9  # a condition measured below it is not one the members know
+FINE_F1 = 0.8  # promised F1 from which members are left to serve
+# Share of a unit of distance by which a session wanders without harm: 0.9 nm of defocus, 23 % of
+# the dose. A watch that called for half a nanometre would be switched off. Frames to watch by
+# wander a third further, since the few places that are simulated seldom reach the ends.
+WANDER = 0.3
+WATCHED_WANDER = 0.4
+WANDERING = frozenset({"dose_e_per_a2", *DIFFERENCE_STEPS})
+SIGNED = frozenset({"optics.defocus_nm", "scan.drift_pm_per_row"})
+LEAST = {"detector.gamma": 0.2}  # of the others: 0
+BLOCK = 10  # frames simulated at one place of that wander, one after the other
+LEAST_FRAMES = 60  # of each condition
+ALL_FRAMES = 400  # over all conditions, where they are few
+JUDGED = 3  # frames since the change that members are ranked on
+SEED = 71_003  # far from the seeds that training and held-out frames are drawn with
+INFERRED_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Known:
+    """In-control frames to watch by.
+
+    Attributes:
+        features_ns: of each frame; see `predictor.drift.frame_features`.
+        condition_n: which of `conditions` it is of.
+        conditions: ids of the conditions, all measured, with an F1 of 0.9 at least.
+    """
+
+    features_ns: np.ndarray
+    condition_n: np.ndarray
+    conditions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to do about drifted frames.
+
+    Attributes:
+        action: `go on`, `switch members`, `adapt` or `ask`.
+        members: those to serve with; the serving ones unless the action is to switch.
+        promise: F1 that `members` promise on average, 0 to 1.
+        command: the command to run, or nothing.
+        why: the reason in words.
+        inferred: what the frames tell of their condition, where it was asked for.
+    """
+
+    action: Action
+    members: tuple[int, ...]
+    promise: float
+    command: str
+    why: str
+    inferred: Inferred | None = None
+
+
+def known_frames(
+    matrix: Matrix,
+    library: Library,
+    shape: tuple[int, int],
+    *,
+    has_pixel_size: bool = True,
+    count: int = ALL_FRAMES,
+    seed: int = SEED,
+    progress: Progress | None = None,
+) -> Known:
+    """Return simulated frames of the conditions an ensemble knows: was measured on, and does well.
+
+    Each condition wanders as a harmless session does, and a third further.
+
+    Args:
+        matrix: the ensemble's scores.
+        library: where the conditions are.
+        shape: rows and columns of the frames to be watched; at most a crop of them is simulated.
+        has_pixel_size: whether the frames to be watched have one.
+        count: frames over all conditions; each has 60 at least.
+        seed: same seed, same frames.
+        progress: called with (frames done, frames).
+
+    Raises:
+        InvalidInput: no condition that can be simulated was measured with an F1 of 0.9.
+    """
+    found = [one for one in comparable(matrix, library) if _f1(matrix, one.id) >= KNOWN_F1]
+    if not found:
+        raise InvalidInput(
+            "the ensemble was measured on no condition to watch by",
+            f"one that can be simulated, with F1 {KNOWN_F1:g} or more",
+            "manybeam evaluate it, or take the first frames as known with --first 100",
+        )
+    each = max(LEAST_FRAMES, count // len(found)) // BLOCK * BLOCK
+    rows: list[np.ndarray] = []
+    for rank, condition in enumerate(found):
+        for made in _session(condition, each, shape, seed + rank, has_pixel_size=has_pixel_size):
+            rows.append(made)
+            if progress:
+                progress(len(rows), each * len(found))
+    names = tuple(one.id for one in found)
+    return Known(np.stack(rows), np.repeat(np.arange(len(found)), each), names)
+
+
+def wandering(condition: Condition, share: float = WANDER) -> Policy:
+    """Return a condition as a session wanders about it: by a share of a unit of distance."""
+    numbers = condition.model_dump(mode="json", exclude={"origin"})
+    for path, value in typical(condition).items():
+        if path not in WANDERING or isinstance(value, Range):
+            continue
+        group, _, name = path.rpartition(".")
+        (numbers[group] if group else numbers)[name] = list(_around(path, value, share))
+    return Policy.model_validate(numbers)
+
+
+def propose(
+    record: Record,
+    matrix: Matrix,
+    ensemble: Ensemble,
+    frames_nyx: np.ndarray,
+    pixel_size_pm: float | None,
+    *,
+    serving: Sequence[int] | None = None,
+    policy: Policy | None = None,
+    condition: Condition | None = None,
+    known: Forecaster | None = None,
+    library: Library,
+    frames_url: str = "FRAMES",
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Proposal:
+    """Return what to do about frames recorded since a stream drifted.
+
+    Switch, where the best members promise more than the serving ones by more than their interval;
+    go on, where the serving ones promise well on frames near a measured condition, or surely well
+    anywhere; else adapt, where a policy makes frames like these; else ask a person.
+
+    Args:
+        record: the ensemble's record.
+        matrix: its members x conditions scores.
+        ensemble: the members.
+        frames_nyx: frames since the change, (n, y, x).
+        pixel_size_pm: edge of their pixels, or None.
+        serving: indices of the members that answer now; all if left out.
+        policy: where their condition is searched; the broadest of their structure if left out.
+        condition: what is known of how they were recorded.
+        known: what the ensemble's rehearsal teaches, if it was rehearsed.
+        library: conditions and policies by id.
+        frames_url: the FrameSet that holds these frames, for the command.
+        seed: of the draws.
+        draws: frames simulated to infer their condition from.
+
+    Raises:
+        InvalidInput: no frames.
+    """
+    if not len(frames_nyx):
+        raise InvalidInput("no frames to judge drift by", "at least one since the change", "")
+    chosen = np.unique(np.linspace(0, len(frames_nyx) - 1, JUDGED).round().astype(int))
+    asked = [
+        select(
+            record, matrix, ensemble, frame, pixel_size_pm, condition, known=known, library=library
+        )
+        for frame in frames_nyx[chosen]
+    ]
+    now = tuple(serving) if serving is not None else tuple(one.index for one in record.members)
+    outlook = _outlook(asked, now)
+    if outlook.is_worth_switching:
+        return _switch(outlook, record)
+    if outlook.is_fine:
+        return Proposal("go on", now, outlook.promise, "", outlook.words("they may go on"))
+    rehearsed = known.table.structure if known else ""
+    structure = structure_of(condition, comparable(matrix, library), rehearsed)
+    policy = policy or _broadest(structure, library)
+    if policy is None:
+        words = outlook.words("no policy is known to adapt them in")
+        return Proposal("ask", now, outlook.promise, "", words)
+    inferred = infer(frames_nyx[-INFERRED_FRAMES:], pixel_size_pm, policy, seed=seed, draws=draws)
+    nearest = library.conditions.get(asked[-1].nearest[0][0]) if asked[-1].nearest else None
+    told = _told(inferred, nearest)
+    if inferred.distance > 1:
+        why = f"{policy.id!r} makes no frames like these (distance {inferred.distance:.1f} > 1)"
+        return Proposal("ask", now, outlook.promise, "", outlook.words(why), inferred)
+    command = f"manybeam iterate {frames_url} -e {record.ref} --policy {policy.id}"
+    why = f"{policy.id!r} makes frames like these (distance {inferred.distance:.1f}){told}"
+    return Proposal("adapt", now, outlook.promise, command, outlook.words(why), inferred)
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What members promise on the drifted frames, as means over these.
+
+    Attributes:
+        now: the serving members.
+        promise: mean F1 they promise.
+        surely: mean lower end of it.
+        best: the members selection chose on most of the frames.
+        best_promise: mean F1 they promise.
+        best_low: mean lower end of it.
+        is_far: most of the frames are out of distribution.
+    """
+
+    now: tuple[int, ...]
+    promise: float
+    surely: float
+    best: tuple[int, ...]
+    best_promise: float
+    best_low: float
+    is_far: bool
+
+    @property
+    def is_worth_switching(self) -> bool:
+        return self.best_promise >= FINE_F1 and self.best_low > self.promise
+
+    @property
+    def is_fine(self) -> bool:
+        return self.promise >= FINE_F1 and (not self.is_far or self.surely >= FINE_F1)
+
+    def words(self, more: str) -> str:
+        place = "out of distribution" if self.is_far else "near what was measured"
+        return f"the serving members promise F1 {self.promise:.2f} on frames {place}; {more}"
+
+
+def _outlook(asked: Sequence[Selection], now: tuple[int, ...]) -> _Outlook:
+    votes = [member for selection in asked for member in selection.chosen]
+    best = tuple(sorted({one for one in votes if votes.count(one) > len(asked) / 2}))
+    best = best or tuple(sorted(asked[-1].chosen))
+    promise, surely = np.mean([_promise(selection, now) for selection in asked], axis=0)
+    best_promise, best_low = np.mean([_promise(selection, best) for selection in asked], axis=0)
+    far = sum(selection.verdict != "ok" for selection in asked)
+    promises = (float(promise), float(surely), best, float(best_promise), float(best_low))
+    return _Outlook(now, *promises, far > len(asked) / 2)
+
+
+def _promise(selection: Selection, members: Sequence[int]) -> tuple[float, float]:
+    """Return the F1 that an answer of these members promises, and its lower end.
+
+    Of a sub-ensemble that selection did not look at, the mean over its members stands for it.
+    """
+    known = selection.promised(members)
+    if known is not None:
+        return known[0], known[1]
+    asked = [one for one in selection.candidates if one.member in members]
+    f1, low = np.mean([(one.predicted_f1, one.low) for one in asked], axis=0)
+    return float(f1), float(low)
+
+
+def _switch(outlook: _Outlook, record: Record) -> Proposal:
+    policies = {one.index: one.policy for one in record.members}
+    named = ", ".join(f"{one:02d} ({policies.get(one, 'unknown')})" for one in outlook.best)
+    why = f"{named} promise {outlook.best_promise:.2f}, at least {outlook.best_low:.2f}"
+    return Proposal(
+        "switch members", outlook.best, outlook.best_promise, "", outlook.words(why)
+    )  # fmt: skip
+
+
+def _f1(matrix: Matrix, condition: str) -> float:
+    """Return F1 of the ensemble on a condition; of its best member where that was not measured."""
+    whole = matrix.value(ENSEMBLE, condition)
+    if whole is not None:
+        return whole
+    return max((matrix.value(one, condition) or 0.0 for one in matrix.members), default=0.0)
+
+
+def _session(
+    condition: Condition,
+    count: int,
+    shape: tuple[int, int],
+    seed: int,
+    *,
+    has_pixel_size: bool,
+) -> Iterator[np.ndarray]:
+    """Yield features of frames of a session that wanders, block by block."""
+    rng = np.random.default_rng(seed)
+    policy, crop = wandering(condition, WATCHED_WANDER), (min(shape[0], 128), min(shape[1], 128))
+    for _ in range(count // BLOCK):
+        made = simulate(draw(policy, rng), BLOCK, seed=int(rng.integers(2**31)), shape=crop)
+        for frame, size in zip(made.frames_nyx, made.pixel_size_pm, strict=True):
+            yield frame_features(frame, float(size) if has_pixel_size else None)
+
+
+def _around(path: str, value: float, share: float) -> tuple[float, float]:
+    if path in RATIO_STEPS:
+        ratio = RATIO_STEPS[path] ** share
+        return value / ratio, value * ratio
+    step = share * DIFFERENCE_STEPS[path]
+    low = value - step if path in SIGNED else max(value - step, LEAST.get(path, 0.0))
+    return low, value + step
+
+
+def _broadest(structure: str, library: Library) -> Policy | None:
+    """Return the policy of a structure with most quantities left open; the first of equals."""
+
+    def ranges(policy: Policy) -> int:
+        return sum(isinstance(value, Range) for _, value in policy.quantities())
+
+    fitting = [one for one in library.policies.values() if one.sample.structure == structure]
+    return min(fitting, key=lambda one: (-ranges(one), one.id), default=None)
+
+
+def _told(inferred: Inferred, nearest: Condition | None) -> str:
+    """Return which quantities the frames tell to be elsewhere than at the nearest condition."""
+    if nearest is None:
+        return ""
+    there = dict(filled(nearest).quantities())
+    said = []
+    for path, one in inferred.posterior.items():
+        value = there.get(path)
+        if path not in WORDS or not one.is_told or not isinstance(value, (int, float)):
+            continue
+        value = abs(value) if one.is_magnitude else value
+        if not one.low <= value <= one.high:
+            word, unit = WORDS[path]
+            said.append(f"{word} {one.median:.2g} {unit} ({one.low:.2g} to {one.high:.2g})")
+    return f"; unlike {nearest.id!r}: {', '.join(said)}" if said else ""

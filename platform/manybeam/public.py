@@ -1,0 +1,298 @@
+"""The zoo as Python holds it: what `manybeam.zoo()`, `simulate` and `predict` give."""
+
+import html
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from manybeam.data.notebook import table_html
+from manybeam.errors import UnknownRef, Unreachable
+from manybeam.settings import settings
+from manybeam.zoo.matrix import Matrix, less_is_better, member_label
+from manybeam.zoo.registry import Zoo
+from manybeam.zoo.reports.notebook import record_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy import ndarray
+
+    from manybeam.data.frames import FrameSet
+    from manybeam.learn.nets.ensemble import Ensemble, Prediction
+    from manybeam.spec import Condition, Policy
+    from manybeam.zoo.catalogue import Row
+    from manybeam.zoo.compare import Difference
+    from manybeam.zoo.records import Record
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 60
+HELD_ENSEMBLES = 4  # networks kept ready between two calls of `predict`
+ORDERS = ("name", "created", "measured")
+
+
+class OpenZoo(Zoo):
+    """The zoo as a person holds it: `find` what suits, take it by its reference.
+
+    Example: `manybeam.zoo()["graphene@serving"].matrix()`.
+    """
+
+    def find(
+        self,
+        text: str = "",
+        *,
+        condition: str = "",
+        order: str = "-f1",
+        kind: str = "ensembles",
+        limit: int = 50,
+    ) -> "Found":
+        """Return what fits, in order; what was never measured comes last.
+
+        What is known on this machine is brought up to date first. While the zoo is away the last
+        state answers, and `Found.as_of` says of when it is.
+
+        Args:
+            text: words; each has to begin one of the row's words.
+            condition: id of a condition, or a glob: rows are ranked by their score there.
+            order: name of a score, or `name`, `created`, `measured`; from high to low with "-".
+            kind: `ensembles` (their versions) or `members`.
+            limit: most rows, 1 to 1000.
+
+        Raises:
+            InvalidInput: a value that cannot be asked for.
+            ZooUnreachable: the zoo is away and was never seen from here.
+        """
+        from manybeam.zoo.catalogue import Catalogue, Wanted
+
+        score, direction = _ordered(order)
+        asked: dict[str, Any] = {"kind": kind, "page_size": limit, "condition": condition}
+        wanted = Wanted(text=text, score=score, order=direction, **asked)
+        catalogue = Catalogue(self)
+        try:
+            catalogue.refresh()
+        except Unreachable as error:
+            if catalogue.as_of is None:
+                raise
+            logger.warning("zoo did not answer", extra={"why": error.what})
+        page = catalogue.find(wanted)
+        return Found(self, page.rows, page.total, score, condition, catalogue.as_of)
+
+    def __getitem__(self, ref: str) -> "Version":
+        """Return a version, or one member of it, by its reference; raises as `resolve` does."""
+        return Version(self, self.resolve(ref))
+
+    def __iter__(self) -> Iterator["Version"]:
+        return iter(self.find())
+
+    def _repr_html_(self) -> str:
+        return self.find()._repr_html_()
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of an ensemble, or one member of it, with what can be done with it.
+
+    Attributes:
+        zoo: where it is kept.
+        record: what it is.
+    """
+
+    zoo: Zoo
+    record: "Record"
+
+    @property
+    def ref(self) -> str:
+        """The reference that always means this version."""
+        return self.record.ref
+
+    def matrix(self) -> Matrix:
+        """Return its scores, members x conditions."""
+        return self.zoo.matrix(self.ref)
+
+    def ensemble(self) -> "Ensemble":
+        """Return it ready to predict; the networks of the last few are kept in memory.
+
+        Raises:
+            Corrupt: weights are not those that were registered.
+        """
+        return _READY.get(self.record, lambda: self.zoo.ensemble(self.ref))
+
+    def predict(self, frame_yx: "ndarray", *, pixel_size_pm: float | None) -> "Prediction":
+        """Return what it says about one frame; see `learn.nets.ensemble.Ensemble.predict`."""
+        return self.ensemble().predict(frame_yx, pixel_size_pm)
+
+    def compare(self, other: str, *, key: str = "f1") -> "list[Difference]":
+        """Return where another version is better or worse than this; see `zoo.compare`."""
+        from manybeam.zoo.compare import compare
+
+        return compare(self.matrix(), self.zoo.matrix(other), key=key)
+
+    def card(self) -> str:
+        """Return its model card, as Markdown."""
+        from manybeam.zoo.reports.cards import card_markdown, note_for
+
+        matrix = self.matrix()
+        note = note_for(self.record, settings().zoo, matrix.conditions)
+        return card_markdown(self.record, matrix, note=note)
+
+    def _repr_html_(self) -> str:
+        return record_html(self.record)
+
+
+class Found(Sequence[Version]):
+    """What `find` found, in order: versions by place, and the scores they were ranked by.
+
+    Attributes:
+        rows: reference, score with its interval, frames and date of each.
+        total: how many fit, shown or not.
+        score: name of the score.
+        condition: where the score was taken; "" for the mean over all conditions.
+        as_of: when the zoo last confirmed this, in UTC.
+    """
+
+    def __init__(
+        self,
+        zoo: Zoo,
+        rows: "Sequence[Row]",
+        total: int,
+        score: str,
+        condition: str,
+        as_of: datetime | None,
+    ) -> None:
+        self._zoo, self.rows, self.total = zoo, tuple(rows), total
+        self.score, self.condition, self.as_of = score, condition, as_of
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Version: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Found": ...
+    def __getitem__(self, place: "int | slice") -> "Version | Found":
+        if isinstance(place, slice):
+            rows = self.rows[place]
+            return Found(self._zoo, rows, self.total, self.score, self.condition, self.as_of)
+        return Version(self._zoo, self._zoo.resolve(self.rows[place].ref))
+
+    def __repr__(self) -> str:
+        return f"Found({', '.join(row.ref for row in self.rows)})"
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one line a row, indexed by reference; NaN where it was not measured."""
+        import pandas as pd
+
+        columns = ("ref", self.score, "low", "high", "frames", "measured", "status", "members")
+        table = pd.DataFrame([self._cells(row) for row in self.rows], columns=list(columns))
+        return table.set_index("ref").astype({self.score: float, "low": float, "high": float})
+
+    def _cells(self, row: "Row") -> tuple[Any, ...]:
+        what = "ensemble" if row.member is None else member_label(row.member)
+        return (row.ref, row.value, row.low, row.high, row.frame_count, row.taken, row.status, what)
+
+    @cached_property
+    def _where(self) -> str:
+        return f"{self.score} on {self.condition}" if self.condition else f"mean {self.score}"
+
+    def _repr_html_(self) -> str:
+        columns = ("reference", self._where, "95 % interval", "frames", "measured", "status")
+        rows = [
+            (
+                row.ref,
+                row.value,
+                "" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}",
+                "" if row.frame_count is None else str(row.frame_count),
+                f"{row.taken:%Y-%m-%d}" if row.taken else "",
+                row.status,
+            )
+            for row in self.rows[:MOST_ROWS]
+        ]
+        when = f", as of {self.as_of:%Y-%m-%d %H:%M} UTC" if self.as_of else ""
+        count = f"{len(rows)} of {self.total}{when}"
+        return f"<div>{table_html(columns, rows)}<p>{html.escape(count)}</p></div>"
+
+
+def simulate(
+    name: str, *, out: str | Path, count: int = 64, seed: int = 0, overwrite: bool = False
+) -> "FrameSet":
+    """Simulate frames with known truth into a FrameSet and return it.
+
+    Args:
+        name: id of a condition or a policy of the zoo folder (`MANYBEAM_ZOO`).
+        out: a folder or `s3://` URL.
+        count: frames, at least 1.
+        seed: same seed, same frames.
+        overwrite: replace a FrameSet that is there.
+
+    Raises:
+        UnknownCondition: neither a condition nor a policy has that id.
+        Conflict: there is a FrameSet, and it must not be overwritten.
+    """
+    from manybeam.data.simulation.simulate import simulate_into
+    from manybeam.spec import Library
+
+    library = Library(settings().zoo)
+    imaging: Condition | Policy = library.policies.get(name) or library.condition(name)
+    return simulate_into(str(out), imaging, count, seed=seed, overwrite=overwrite)
+
+
+def predict(frame_yx: "ndarray", ref: str, *, pixel_size_pm: float | None) -> "Prediction":
+    """Return what an ensemble of the zoo says about one frame: atoms, mean, spread.
+
+    All members answer; `manybeam select` and the service choose among them. The networks of the
+    last few references stay in memory.
+
+    Args:
+        frame_yx: one frame of any size and real dtype.
+        ref: `graphene`, `graphene@candidate`, `graphene@3` or `graphene@3/07`.
+        pixel_size_pm: edge of a pixel, in pm; None if it is unknown, see `Ensemble.predict`.
+
+    Raises:
+        UnknownRef: nothing is called that.
+        InvalidFrame: the array is not a frame.
+        ZooUnreachable: the zoo does not answer.
+    """
+    if ref == "auto":
+        raise UnknownRef(
+            "'auto' is no ensemble",
+            "the service and the command line select members; here you name them",
+            "manybeam select FILE tells which suit, manybeam.zoo().find(...) which there are",
+        )
+    return OpenZoo()[ref].predict(frame_yx, pixel_size_pm=pixel_size_pm)
+
+
+class _Ready:
+    """The ensembles used last, by the digest of their manifest: no alias can mean another."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[str, int | None], Ensemble] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, record: "Record", load: "Callable[[], Ensemble]") -> "Ensemble":
+        """Return the ensemble of a record, loading it if it is not among the last few."""
+        key = (record.sha256, record.selected)
+        with self._lock:
+            found = self._held.pop(key, None) or load()
+            self._held[key] = found
+            while len(self._held) > HELD_ENSEMBLES:
+                self._held.popitem(last=False)
+        return found
+
+
+_READY = _Ready()
+
+
+def _ordered(order: str) -> tuple[str, str]:
+    """Return the score to rank by, and the catalogue's word for the order.
+
+    To the catalogue `-score` is the best first; to a person `-f1` is from high to low.
+    """
+    name, is_falling = order.removeprefix("-"), order.startswith("-")
+    if name in ORDERS:
+        return "f1", order
+    return name, "-score" if is_falling != less_is_better(name) else "score"

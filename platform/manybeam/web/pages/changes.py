@@ -1,0 +1,217 @@
+"""What changes the zoo: promote, roll back, put aside; and checks that take a while.
+
+One piece of work serves the form of a page and the HTTP interface. Each needs the scope
+`zoo:promote`; who did it and why goes to the audit log.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.concurrency import run_in_threadpool
+
+from manybeam.errors import Conflict, InvalidInput, ManybeamError, NotFound, http_status
+from manybeam.web.auth import Person
+from manybeam.web.pages.routes import OUTCOME_COOKIE, version_page
+from manybeam.web.render import page_of
+from manybeam.web.state import Plane
+from manybeam.zoo.records import Ref
+
+Fields = Mapping[str, str]
+Work = Callable[[Plane, str, Fields, Person], dict[str, Any]]
+
+SCOPE = "zoo:promote"
+FORM_BYTES = 20_000
+OUTCOME_S = 10
+
+
+def changes_router(plane: Plane) -> APIRouter:
+    """Return the routes that change something, for programs and for the forms of pages."""
+    router = APIRouter()
+    for verb, work in WORK.items():
+        _add(router, plane, verb, work)
+    for verb in CHECKS:
+        _add_check(router, plane, verb)
+    return router
+
+
+def _add(router: APIRouter, plane: Plane, verb: str, work: Work) -> None:
+    async def for_programs(request: Request, ref: str) -> dict[str, Any]:
+        person = plane.gatekeeper.allow(request, SCOPE, request.headers.get("x-csrf-token", ""))
+        fields = await read_fields(request)
+        done = await run_in_threadpool(work, plane, ref, fields, person)
+        await run_in_threadpool(plane.keeper.refresh)
+        return done
+
+    async def for_pages(request: Request, ref: str) -> Response:
+        fields = await read_fields(request)
+        person = plane.gatekeeper.allow(request, SCOPE, fields.get("csrf", ""))
+        try:
+            await run_in_threadpool(work, plane, ref, fields, person)
+        except (Conflict, InvalidInput, NotFound) as error:
+            to = fields.get("to", "")
+            return await run_in_threadpool(_refused, plane, request, ref, verb, error, to)
+        await run_in_threadpool(plane.keeper.refresh)
+        return _done(ref, verb)
+
+    summary = (work.__doc__ or "").splitlines()[0]
+    path = f"/api/v1/zoo/{{ref:path}}/{verb}"
+    router.post(path, summary=summary, name=f"{verb} for programs", openapi_extra=_taken(verb))(
+        for_programs
+    )
+    router.post(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)(for_pages)
+    _add_way_back(router, verb)
+
+
+def _add_check(router: APIRouter, plane: Plane, verb: str) -> None:
+    @router.post(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)
+    async def check(request: Request, ref: str) -> Response:
+        fields = await read_fields(request)
+        plane.gatekeeper.allow(request, SCOPE, fields.get("csrf", ""))
+        return await run_in_threadpool(_checked, plane, request, ref, verb)
+
+    _add_way_back(router, verb)
+
+
+def _add_way_back(router: APIRouter, verb: str) -> None:
+    """Lead who asks for the address of an answer to a form, by reloading it, to the version."""
+
+    @router.get(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)
+    def back(request: Request, ref: str) -> Response:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(page_of(ref) + query, 303)
+
+
+def promote(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+    """Point an alias at a version, if every gate agrees or a reason overrides them."""
+    from manybeam.zoo.lifecycle import life
+
+    done = life.promote(
+        plane.zoo,
+        ref,
+        to=fields.get("to") or "serving",
+        who=person.name,
+        force=fields.get("force", "") in ("1", "on", "true"),
+        reason=fields.get("reason", "").strip(),
+    )
+    forced = ", against its gates" if done.is_forced else ""
+    return {**asdict(done), "told": f"{done.ref} is {done.alias} now{forced}"}
+
+
+def rollback(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+    """Point serving back at the version that served before; refused if another serves now."""
+    from manybeam.zoo.lifecycle import life
+
+    reason, asked = fields.get("reason", "").strip(), Ref.parse(ref)
+    name = ref if asked.version is None or asked.member is not None else asked.name
+    done = life.rollback(plane.zoo, name, who=person.name, reason=reason, expect=asked.version)
+    return {**asdict(done), "told": f"{done.ref} serves again, in place of {done.previous}"}
+
+
+def archive(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+    """Put a version aside: lists leave it out and nothing may promote it."""
+    from manybeam.zoo.lifecycle import life
+
+    done = life.archive(plane.zoo, ref, who=person.name, reason=fields.get("reason", "").strip())
+    return {"ref": done.ref, "archived": done.archived, "told": f"{done.ref} is archived"}
+
+
+def unarchive(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+    """Take an archived version up again."""
+    from manybeam.zoo.lifecycle import life
+
+    done = life.unarchive(plane.zoo, ref, who=person.name, reason=fields.get("reason", "").strip())
+    return {"ref": done.ref, "archived": None, "told": f"{done.ref} is no longer archived"}
+
+
+WORK: dict[str, Work] = {
+    "promote": promote,
+    "rollback": rollback,
+    "archive": archive,
+    "unarchive": unarchive,
+}
+CHECKS = ("test", "verify")
+
+
+async def read_fields(request: Request) -> dict[str, str]:
+    """Return the fields of a form or of a JSON object.
+
+    Raises:
+        InvalidInput: neither, or longer than any of ours.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > FORM_BYTES:
+            raise InvalidInput(f"more than {FORM_BYTES} bytes of fields", "", "shorten the reason")
+    text, kind = bytes(body), request.headers.get("content-type", "")
+    try:
+        return _from_json(text) if "json" in kind else _from_form(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("the fields cannot be read", str(error)[:200], "") from error
+
+
+def _from_json(text: bytes) -> dict[str, str]:
+    import json
+
+    told = json.loads(text) if text else {}
+    if not isinstance(told, dict):
+        raise ValueError("not a JSON object")
+    wrong = [key for key, value in told.items() if not isinstance(value, str | bool | None)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: neither a text nor true or false")
+    said = {True: "true", False: "false"}
+    return {
+        key: said[value] if isinstance(value, bool) else value
+        for key, value in told.items()
+        if value is not None
+    }
+
+
+def _from_form(text: bytes) -> dict[str, str]:
+    from urllib.parse import parse_qsl
+
+    return dict(parse_qsl(text.decode(), strict_parsing=bool(text), max_num_fields=20))
+
+
+def _taken(verb: str) -> dict[str, Any]:
+    """Return what openapi.json tells of the body of a change."""
+    fields: dict[str, Any] = {"reason": {"type": "string", "description": "for the audit log"}}
+    if verb == "promote":
+        fields["to"] = {"type": "string", "enum": ["serving", "candidate"], "default": "serving"}
+        told = "override the gates; needs a reason"
+        fields["force"] = {"type": "boolean", "default": False, "description": told}
+    content = {"application/json": {"schema": {"type": "object", "properties": fields}}}
+    return {"requestBody": {"required": False, "content": content}}
+
+
+def _done(ref: str, verb: str) -> Response:
+    """Lead to the version, which says once what was done: not to whoever is sent the address."""
+    response, page = RedirectResponse(page_of(ref), 303), page_of(ref)
+    response.set_cookie(
+        OUTCOME_COOKIE, verb, max_age=OUTCOME_S, path=page, httponly=True, samesite="strict"
+    )
+    return response
+
+
+def _refused(
+    plane: Plane, request: Request, ref: str, verb: str, error: ManybeamError, to: str = ""
+) -> Response:
+    """Show the version's page with the refusal on top, and what could be done about it."""
+    plane.keeper.refresh()
+    refused = {"verb": verb, "error": error, "to": to or "serving"}
+    return version_page(plane, request, ref, refused=refused, status=http_status(error))
+
+
+def _checked(plane: Plane, request: Request, ref: str, verb: str) -> Response:
+    """Show the version's page with what its bytes, or its members' answers, are worth now."""
+    from manybeam.zoo.integrity.verify import verify
+
+    try:
+        if verb == "test":
+            return version_page(plane, request, ref, tests=plane.zoo.test(ref))
+        return version_page(plane, request, ref, checks=verify(plane.zoo, ref))
+    except ManybeamError as error:
+        return _refused(plane, request, ref, verb, error)

@@ -1,0 +1,161 @@
+"""Up to eight versions or members side by side: conditions down, differences to the first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from manybeam.errors import InvalidInput
+from manybeam.web.pages.version import choosable
+from manybeam.web.version_cache import Shelf, Sight
+from manybeam.zoo.compare import NOT_MEASURED, NUMBERS_CHANGED, Difference, Tally, compare, tally
+
+MOST = 8
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one version or member does on one condition.
+
+    Attributes:
+        value, low, high: the score and its interval; None if it was not measured.
+        frame_count: test frames; None if that is unknown.
+        difference: to the first; None for the first itself.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    frame_count: int | None
+    difference: Difference | None
+
+    @property
+    def mark(self) -> str:
+        """A class for the style: `better` or `worse` if significant, else nothing."""
+        if self.difference is None or self.difference.is_better is None:
+            return ""
+        return "better" if self.difference.is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of conditions by versions.
+
+    Attributes:
+        key: the score compared.
+        keys: those that can be.
+        refs: what is compared, the baseline first.
+        aliases: of each.
+        rows: condition -> one side for each reference.
+        tallies: of each but the first.
+        hidden_count: conditions left out because nothing clearly differs there.
+    """
+
+    key: str
+    keys: tuple[str, ...]
+    refs: tuple[str, ...]
+    aliases: tuple[tuple[str, ...], ...]
+    rows: Mapping[str, Sequence[Side]]
+    tallies: tuple[Tally, ...]
+    hidden_count: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as plain data."""
+        return {
+            "score": self.key,
+            "refs": list(self.refs),
+            "conditions": {name: [_plain(side) for side in row] for name, row in self.rows.items()},
+            "summary": [one.words for one in self.tallies],
+            "hidden": self.hidden_count,
+        }
+
+
+def read_ids(values: Sequence[str]) -> list[str]:
+    """Return the references of an address, given as `ids=a,b` or `ids=a&ids=b`, each once.
+
+    Raises:
+        InvalidInput: more than eight.
+    """
+    refs = [ref.strip() for value in values for ref in value.split(",")]
+    found = list(dict.fromkeys(ref for ref in refs if ref))
+    if len(found) > MOST:
+        raise InvalidInput(
+            f"{len(found)} versions to compare", f"at most {MOST}", "choose fewer in the list"
+        )
+    return found
+
+
+def make_comparison(
+    shelf: Shelf, refs: Sequence[str], key: str = "f1", *, only_differences: bool = False
+) -> Comparison:
+    """Return versions or members side by side.
+
+    Raises:
+        UnknownRef: nothing is called one of them.
+        InvalidInput: none of them has that score.
+    """
+    sights = [shelf.look(ref) for ref in refs]
+    keys = choosable(sorted({key for sight in sights for key in sight.matrix.keys}))
+    if keys and key not in keys:
+        raise InvalidInput(f"no score {key!r} was recorded", f"recorded: {', '.join(keys)}", "")
+    first = sights[0]
+    found = [
+        compare(
+            first.matrix,
+            one.matrix,
+            key=key,
+            member=first.record.subject,
+            new_member=one.record.subject,
+        )
+        for one in sights[1:]
+    ]
+    differences = [{one.condition: one for one in column} for column in found]
+    names = sorted({name for sight in sights for name in sight.matrix.conditions})
+    rows = {name: _row(sights, differences, name, key) for name in names}
+    shown = {name: row for name, row in rows.items() if not only_differences or _differs(row)}
+    return Comparison(
+        key,
+        keys,
+        tuple(sight.record.ref for sight in sights),
+        tuple(sight.record.aliases for sight in sights),
+        shown,
+        tuple(tally(column) for column in found),
+        len(rows) - len(shown),
+    )
+
+
+def _row(
+    sights: Sequence[Sight], differences: Sequence[Mapping[str, Difference]], name: str, key: str
+) -> list[Side]:
+    beside = [None, *(column.get(name) for column in differences)]
+    return [_side(sight, name, key, one) for sight, one in zip(sights, beside, strict=True)]
+
+
+def _side(sight: Sight, name: str, key: str, difference: Difference | None) -> Side:
+    values = sight.matrix.values(sight.record.subject, name)
+    frames = values.get("frames")
+    count = None if frames is None else int(frames)
+    return Side(
+        values.get(key), values.get(f"{key}_low"), values.get(f"{key}_high"), count, difference
+    )
+
+
+def _differs(row: Sequence[Side]) -> bool:
+    """Tell whether one of a row is significantly other than the first, or cannot be told equal."""
+    found = [side.difference for side in row if side.difference is not None]
+    return any(
+        one.is_significant
+        or one.reason == NUMBERS_CHANGED
+        or (one.reason == NOT_MEASURED and (one.old is None) != (one.new is None))
+        for one in found
+    )
+
+
+def _plain(side: Side) -> dict[str, Any]:
+    one = side.difference
+    told: dict[str, Any] = {"value": side.value, "low": side.low, "high": side.high}
+    told["frame_count"] = side.frame_count
+    if one is not None:
+        told |= {"difference": one.difference, "difference_low": one.low}
+        told |= {"difference_high": one.high, "is_significant": one.is_significant}
+        told["words"] = one.words
+    return told

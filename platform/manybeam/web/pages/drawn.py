@@ -1,0 +1,131 @@
+"""Drawn example frames, kept in a folder of this machine, and the few that are drawn at once."""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manybeam.data.disk import write_files
+from manybeam.errors import Busy
+from manybeam.settings import settings
+
+if TYPE_CHECKING:
+    from manybeam.jobs.examples import Example
+
+logger = logging.getLogger(__name__)
+
+DPI = 110
+MOST_KEPT = 400  # pictures of 0.3 MB each, of large frames 1 MB
+AT_ONCE, WAITING, WAIT_S = 2, 8, 60.0
+
+_turns, _places = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphore(WAITING)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is told of a picture that was drawn.
+
+    Attributes:
+        digest: its name in the cache.
+        counts: right, false and missed atoms.
+        is_measured, is_recorded: see `jobs.examples.Example`.
+        shape: rows and columns of the frame.
+        size: width and height of the picture.
+        pixel_size_pm: edge of a pixel of the frame, in pm; None if unknown.
+        is_simulated: made again from its seed; else read from a FrameSet.
+    """
+
+    digest: str
+    counts: tuple[int, int, int]
+    is_measured: bool
+    is_recorded: bool | None
+    shape: tuple[int, int]
+    size: tuple[int, int]
+    pixel_size_pm: float | None
+    is_simulated: bool
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Let two at a time compute and a few wait: threads are needed for other pages.
+
+    Raises:
+        Busy: too many wait, or it took too long.
+    """
+    if not _places.acquire(blocking=False):
+        raise _busy()
+    try:
+        if not _turns.acquire(timeout=WAIT_S):
+            raise _busy()
+        try:
+            yield
+        finally:
+            _turns.release()
+    finally:
+        _places.release()
+
+
+def keep(digest: str, made: "Example") -> Drawn:
+    """Draw an example, keep the picture under a name, and return what is told of it."""
+    from manybeam.zoo.reports.error_overlay import errors_figure
+    from manybeam.zoo.reports.plots import png
+
+    frame = made.frame
+    figure = errors_figure(
+        frame.frame_yx, made.found, frame.truth, made.judged, frame.pixel_size_pm
+    )
+    width, height = (round(side * DPI) for side in figure.get_size_inches())
+    rows, columns = frame.frame_yx.shape
+    drawn = Drawn(
+        digest,
+        made.judged.counts,
+        made.is_measured,
+        made.is_recorded,
+        (rows, columns),
+        (width, height),
+        frame.pixel_size_pm,
+        made.is_simulated,
+    )
+    picture, told = folder() / f"{digest}.png", folder() / f"{digest}.json"
+    # The words last: where they lie, the picture does too.
+    write_files({picture: png(figure, DPI), told: json.dumps(asdict(drawn)).encode()})
+    _prune()
+    return drawn
+
+
+def kept(digest: str) -> Drawn | None:
+    """Return what is told of a picture in the cache; None if there is none that can be read."""
+    path = folder() / f"{digest}.json"
+    try:
+        told = json.loads(path.read_bytes())
+        lists = {name: tuple(told[name]) for name in ("counts", "shape", "size")}
+        return Drawn(**{**told, **lists}) if path.with_suffix(".png").is_file() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("a kept example cannot be read: %s", error)
+        return None
+
+
+def folder() -> Path:
+    """Return where the pictures lie."""
+    return settings().home / "cache" / "examples"
+
+
+def _busy() -> Busy:
+    return Busy("other example frames are being made", f"{AT_ONCE} at a time", "try again soon")
+
+
+def _prune() -> None:
+    """Take away the oldest pictures when there are too many, so that a quarter is free."""
+    if len(list(folder().glob("*.json"))) <= MOST_KEPT:
+        return
+    with suppress(FileNotFoundError):  # somebody else takes them away too
+        oldest = sorted(folder().glob("*.json"), key=lambda one: one.stat().st_mtime)
+        for path in oldest[: len(oldest) - 3 * MOST_KEPT // 4]:
+            path.unlink()
+            path.with_suffix(".png").unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+"""Example frames: the page behind a cell of the matrix, with the errors its score stands for.
+
+A frame is made and answered when somebody first looks at it, then its picture lies in the cache.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from manybeam.data.store import open_store
+from manybeam.errors import InvalidInput, ManybeamError, NotFound
+from manybeam.web.pages.drawn import Drawn, folder, keep, kept, turn
+from manybeam.web.render import page_of
+from manybeam.web.state import Plane
+from manybeam.web.version_cache import Sight
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
+
+PICTURE = 2  # raised whenever the same frame is drawn otherwise than before
+
+
+def add_examples(router: APIRouter, plane: Plane) -> None:
+    """Add the routes of example frames; they compute, so they run in the pool of threads."""
+
+    @router.get("/zoo/{ref:path}/example/{condition}/picture.png")
+    def picture(ref: str, condition: str, member: int | None = None, frame: int = 0) -> Response:
+        return example_picture(plane, find_place(plane, ref, condition, member, frame))
+
+    @router.get("/zoo/{ref:path}/example/{condition}")
+    def example(
+        request: Request, ref: str, condition: str, member: int | None = None, frame: int = 0
+    ) -> Response:
+        return example_page(plane, request, find_place(plane, ref, condition, member, frame))
+
+
+@dataclass(frozen=True)
+class Place:
+    """One frame of one score of a version, and the addresses around it.
+
+    Attributes:
+        sight: the whole version.
+        score: of the ensemble, one member or the classical detector on the condition.
+        number: of the frame, from 0.
+    """
+
+    sight: Sight
+    score: Score
+    number: int
+
+    @property
+    def frame_count(self) -> int:
+        """How many frames the score was taken on."""
+        return _frame_count(self.score)
+
+    @property
+    def label(self) -> str:
+        """How the row of the matrix is called."""
+        return member_label(self.score.member)
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What was measured on the condition and can be looked at, the ensemble first."""
+        matrix = self.sight.matrix
+        rows = [
+            matrix.score(m, self.score.condition) for m in (ENSEMBLE, *matrix.members, CLASSICAL)
+        ]
+        return tuple(row for row in rows if row is not None)
+
+    def address(self, *, member: int | None = None, number: int | None = None) -> str:
+        """Return the page of this frame, or of another member or frame."""
+        base = f"{page_of(self.sight.record.version_ref)}/example/{quote(self.score.condition)}"
+        return base + self._query(member, number)
+
+    def picture(self, drawn: Drawn) -> str:
+        """Return the address of the picture; it changes with what is drawn."""
+        base = self.address().partition("?")[0]
+        query = self._query(None, self.number)
+        return f"{base}/picture.png{query}{'&' if query else '?'}state={drawn.digest[:12]}"
+
+    def _query(self, member: int | None, number: int | None) -> str:
+        row = self.score.member if member is None else member
+        at = self.number if number is None else number
+        query = {"member": f"{row:02d}"} if row != ENSEMBLE else {}
+        found = urlencode({**query, **({"frame": str(at)} if at else {})})
+        return f"?{found}" if found else ""
+
+
+def find_place(plane: Plane, ref: str, condition: str, member: int | None, number: int) -> Place:
+    """Return which frame is meant.
+
+    Raises:
+        NotFound: nothing was measured there, or there are fewer frames.
+    """
+    sight = plane.shelf.look(ref)
+    if sight.record.selected is not None:
+        member, sight = sight.record.selected, plane.shelf.look(sight.record.version_ref)
+    row = ENSEMBLE if member is None else member
+    score = sight.matrix.score(row, condition)
+    if score is None:
+        who = f"member {row:02d}" if row >= 0 else f"the {member_label(row)}"
+        raise NotFound(
+            f"no score of {who} of {sight.record.version_ref} on {condition[:100]!r}",
+            f"measured on: {', '.join(sight.matrix.conditions) or 'nothing'}",
+            f"/zoo/{sight.record.version_ref} shows what was measured",
+        )
+    if not 0 <= number < _frame_count(score):
+        raise NotFound(
+            f"no frame {number} of {condition}", f"measured on {_frame_count(score)}", "frame=0"
+        )
+    return Place(sight, score, number)
+
+
+def example_page(plane: Plane, request: Request, place: Place) -> Response:
+    """Return the page of one frame, or why the frame cannot be shown."""
+    from manybeam.learn.scoring.scores import f1_of
+
+    drawn: Drawn | None = None
+    reason: ManybeamError | None = None
+    try:
+        drawn = draw(plane, place)
+    except (NotFound, InvalidInput) as error:
+        reason = error
+    frames = [float(f1_of(np.array(counts))) for counts in place.score.counts]
+    f1 = float(f1_of(np.array(drawn.counts))) if drawn else None
+    return plane.pages.show(
+        request, "example.html", place=place, drawn=drawn, reason=reason, frames=frames, f1=f1
+    )
+
+
+def example_picture(plane: Plane, place: Place) -> Response:
+    """Return the picture of one frame as PNG; raises as `draw` does."""
+    drawn = draw(plane, place)
+    content = (folder() / f"{drawn.digest}.png").read_bytes()
+    return Response(content, media_type="image/png", headers={"cache-control": "max-age=3600"})
+
+
+def draw(plane: Plane, place: Place) -> Drawn:
+    """Return what the picture of a frame shows; it lies in the cache then.
+
+    Raises:
+        NotFound: the frame cannot be made again.
+        Busy: more are being made than the machine should make at once.
+        Corrupt: the weights are not those registered.
+        Unreachable: the zoo does not answer, and the frame was never drawn here.
+    """
+    from manybeam.jobs.examples import make_example
+
+    digest = _digest(place)
+    if (known := kept(digest)) is not None:
+        return known
+    with turn():
+        if (known := kept(digest)) is not None:  # somebody else asked for it too
+            return known
+        urls = _own_urls(plane, place)
+        ref, score = place.sight.record.version_ref, place.score
+        made = make_example(plane.zoo, ref, score, place.number, plane.described(), urls)
+        return keep(digest, made)
+
+
+def _own_urls(plane: Plane, place: Place) -> list[str]:
+    """Return the FrameSets of our store that the score was measured on, or its version's job.
+
+    Others are never read: a record may come from elsewhere, and reading pages needs no log-in.
+    """
+    trial, measure = place.score.trial, place.sight.record.job.get("measure")
+    given = measure.get("frames") if isinstance(measure, dict) else None
+    known = [one for one in given or () if isinstance(one, str)]
+    named = known if trial is None else [one.url for one in trial.frame_sets]
+    if not named:
+        return []
+    root = open_store(plane.framesets.url).url.rstrip("/") + "/"
+    return [one for one in named if _resolved(one).startswith(root)]
+
+
+def _resolved(url: str) -> str:
+    if "://" in url and not url.startswith("file://"):
+        return url
+    return str(Path(url.removeprefix("file://")).resolve())
+
+
+def _digest(place: Place) -> str:
+    score, number = place.score, place.number
+    decides = [
+        PICTURE,
+        place.sight.record.sha256,
+        score.member,
+        score.condition,
+        score.condition_digest,
+        number,
+        score.counts[number : number + 1],
+        score.values.get("radius_pm"),
+        None if score.trial is None else asdict(score.trial),
+        [dict(one) for one in score.detector],
+    ]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+
+
+def _frame_count(score: Score) -> int:
+    return len(score.counts) or int(score.values.get("frames", 0))

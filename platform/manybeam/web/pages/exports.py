@@ -1,0 +1,95 @@
+"""Files of a version to take away: its model card, and packages, which are forgotten when sent."""
+
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, cast
+
+from fastapi import Response
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from manybeam.errors import Busy, InvalidInput
+from manybeam.web.state import Plane
+from manybeam.web.version_cache import Sight
+from manybeam.zoo.records import Ref
+
+FORMS = {"bioimageio": "bioimage.io package", "onnx": "ONNX graph"}
+
+CARDS = {"md": "text/markdown", "html": "text/html"}
+
+_turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Card:
+    """All that a card is made from; two that are equal but for `sight` have the same text."""
+
+    zoo: str
+    ref: str
+    state: str
+    note: str
+    form: str
+    sight: Sight = field(compare=False)
+
+
+def card_file(plane: Plane, ref: str, form: str) -> Response:
+    """Return the model card of a version as a file.
+
+    Raises:
+        InvalidInput: no such form.
+    """
+    from manybeam.zoo.reports.cards import note_for
+
+    if form not in CARDS:
+        raise InvalidInput(f"no card as {form!r}", f"there are: {', '.join(CARDS)}", "")
+    sight, state = plane.shelf.look(ref), plane.shelf.entry(Ref.parse(ref)).state
+    note = note_for(sight.record, plane.library.folder, sight.matrix.conditions)
+    text = _card_text(_Card(plane.zoo.address, sight.record.ref, state, note, form, sight))
+    # The card carries its own style and picture, and nothing that could run.
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    headers = {"content-security-policy": policy}
+    if form == "md":
+        name = sight.record.ref.replace("/", "-")
+        headers["content-disposition"] = f'attachment; filename="{name}.{form}"'
+    return Response(text, media_type=CARDS[form], headers=headers)
+
+
+@lru_cache(maxsize=64)
+def _card_text(card: _Card) -> str:
+    """Write a card once for each state of its version: the picture in it takes a second."""
+    from manybeam.zoo.reports.cards import card_html, card_markdown
+
+    write = card_html if card.form == "html" else card_markdown
+    return write(card.sight.record, card.sight.matrix, note=card.note)
+
+
+def export_file(plane: Plane, ref: str, form: str) -> FileResponse:
+    """Return a package of a version or member as a file.
+
+    Raises:
+        InvalidInput: no such form, or members that the form cannot hold.
+        Busy: another package is being made; one takes all cores for some seconds.
+        MissingPackage: what writes the form is not installed.
+    """
+    from manybeam.zoo.exchange import FORMS as ENDINGS
+    from manybeam.zoo.exchange import export
+
+    if form not in FORMS:
+        raise InvalidInput(f"no form {form!r}", f"there are: {', '.join(FORMS)}", "")
+    name = plane.shelf.look(ref).record.ref.replace("@", "-").replace("/", "-") + ENDINGS[form]
+    # Who waited here would hold one of the threads that answer everybody else.
+    if not _turn.acquire(blocking=False):
+        raise Busy("another package is being made", "one at a time", "try again in a minute")
+    folder = tempfile.TemporaryDirectory(prefix="manybeam-export-")
+    try:
+        asked = cast("Literal['bioimageio', 'onnx']", form)
+        made = export(plane.zoo, ref, Path(folder.name) / name, form=asked)
+    except BaseException:
+        folder.cleanup()
+        raise
+    finally:
+        _turn.release()
+    return FileResponse(made, filename=name, background=BackgroundTask(folder.cleanup))

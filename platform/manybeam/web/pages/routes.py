@@ -1,0 +1,226 @@
+"""The pages one reads: the list, one version, comparisons, conditions and FrameSets.
+
+Each is whole HTML at an address of its own. The page's script asks for the same address and takes
+the part that changed, so nothing here knows whether a script runs.
+"""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from manybeam.errors import UnknownCondition
+from manybeam.settings import settings
+from manybeam.web.auth import check_asker, own_address
+from manybeam.web.pages.comparing import make_comparison, read_ids
+from manybeam.web.pages.examples import add_examples
+from manybeam.web.pages.exports import FORMS, card_file, export_file
+from manybeam.web.pages.listing import OFFERED, make_listing, read_question
+from manybeam.web.pages.reliability import make_curve, reliability_picture
+from manybeam.web.pages.version import make_sheet
+from manybeam.web.render import THEME_COOKIE, THEMES
+from manybeam.web.state import Plane
+from manybeam.zoo.catalogue import Wanted
+
+SCORES = ("f1", "precision", "recall", "rmse_pm", "ece")
+YEAR_S = 365 * 86400
+OUTCOME_COOKIE = "manybeam-outcome"
+# What a form that came through is answered with, by its verb.
+OUTCOMES = {
+    "promote": "Promoted; the audit log has it.",
+    "rollback": "Serving was rolled back; the audit log has it.",
+    "archive": "Archived: lists leave it out, and nothing may promote it.",
+    "unarchive": "Taken up again.",
+}
+
+
+def pages_router(plane: Plane) -> APIRouter:
+    """Return the routes of the pages."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    def start() -> Response:
+        return RedirectResponse("/zoo", 303)
+
+    @router.get("/zoo")
+    def zoo(request: Request) -> Response:
+        return zoo_page(plane, request)
+
+    @router.get("/zoo/{ref:path}/card.{form}")
+    def card(request: Request, ref: str, form: str) -> Response:
+        check_asker(request)
+        return card_file(plane, ref, form)
+
+    @router.get("/zoo/{ref:path}/export/{form}")
+    def export(request: Request, ref: str, form: str) -> Response:
+        check_asker(request)
+        return export_file(plane, ref, form)
+
+    @router.get("/zoo/{ref:path}/reliability.svg")
+    def reliability(ref: str, condition: str = "") -> Response:
+        return reliability_picture(plane, ref, condition)
+
+    add_examples(router, plane)
+
+    @router.get("/zoo/{ref:path}")
+    def version(request: Request, ref: str, score: str = "f1") -> Response:
+        return version_page(plane, request, ref, score)
+
+    @router.get("/compare")
+    def compare(request: Request) -> Response:
+        return compare_page(plane, request)
+
+    _add_places(router, plane)
+    return router
+
+
+def _add_places(router: APIRouter, plane: Plane) -> None:
+    @router.get("/conditions")
+    def conditions(request: Request) -> Response:
+        rows, described = plane.catalogue.conditions(), plane.described()
+        return plane.pages.show(request, "conditions.html", rows=rows, described=described)
+
+    @router.get("/conditions/{name}")
+    def condition(request: Request, name: str) -> Response:
+        return condition_page(plane, request, name)
+
+    @router.get("/datasets")
+    def datasets(request: Request, q: str = "", page: int = 1) -> Response:
+        found = plane.framesets.find(q.strip(), max(page, 1))
+        described = plane.described()
+        return plane.pages.show(
+            request,
+            "datasets.html",
+            found=found,
+            q=q,
+            described=described,
+            store=settings().store_url,
+        )
+
+    @router.get("/datasets/{path:path}/preview.png")
+    def preview(path: str) -> Response:
+        picture = plane.framesets.preview(path)
+        return Response(picture, media_type="image/png", headers={"cache-control": "max-age=60"})
+
+    @router.get("/theme/{wanted}")
+    def theme(wanted: str, back: str = "/zoo") -> Response:
+        return theme_change(wanted, back)
+
+    @router.get("/docs")
+    def docs(request: Request) -> Response:
+        paths = request.app.openapi()["paths"]
+        return plane.pages.show(request, "docs.html", paths=paths)
+
+
+def zoo_page(plane: Plane, request: Request) -> Response:
+    """Return the list of ensembles or members."""
+    given = request.query_params.multi_items()
+    question = read_question(given)
+    if len(question.pairs) < len(given):  # a form sends its empty fields too
+        query = dict.fromkeys(question.pairs)
+        return RedirectResponse(f"/zoo?{urlencode(list(query))}" if query else "/zoo", 303)
+    listing = make_listing(plane.catalogue, question)
+    described = plane.described()
+    return plane.pages.show(
+        request,
+        "zoo.html",
+        listing=listing,
+        question=question,
+        wanted=question.wanted,
+        described=described,
+        offered=OFFERED,
+        scores=SCORES,
+        is_read=plane.keeper.news.as_of is not None,
+    )
+
+
+def version_page(
+    plane: Plane, request: Request, ref: str, score: str = "f1", **more: Any
+) -> Response:
+    """Return the page of one version or member.
+
+    Args:
+        plane: the control plane.
+        request: what was asked.
+        ref: the version or member.
+        score: the score its matrix shows.
+        more: what came of something that was just tried: `refused`, `checks`, `tests`.
+    """
+    from manybeam.zoo.reports.cards import describe
+
+    sight = plane.shelf.look(ref)
+    status = more.pop("status", 200)
+    outcome = "" if more else OUTCOMES.get(request.cookies.get(OUTCOME_COOKIE, ""), "")
+    tried: dict[str, Any] = {"outcome": outcome, "refused": None, "checks": (), "tests": ()}
+    described = describe(sight.record, sight.matrix)
+    return plane.pages.show(
+        request,
+        "version.html",
+        status=status,
+        sight=sight,
+        record=sight.record,
+        sheet=make_sheet(sight, score),
+        curve=make_curve(sight, request.query_params.get("reliability", "")),
+        described=plane.described(),
+        use=described.use,
+        limits=described.limits,
+        forms=FORMS,
+        **{**tried, **more},
+    )
+
+
+def compare_page(plane: Plane, request: Request) -> Response:
+    """Return versions or members side by side."""
+    query = request.query_params
+    refs, score = read_ids(query.getlist("ids")), query.get("score", "f1")
+    only = query.get("only") == "differences"
+    found = make_comparison(plane.shelf, refs, score, only_differences=only) if refs else None
+    return plane.pages.show(request, "compare.html", comparison=found, only=only, ids=refs)
+
+
+def condition_page(plane: Plane, request: Request, name: str) -> Response:
+    """Return one condition: its numbers, who is best there, who was not measured."""
+    rows = [row for row in plane.catalogue.conditions() if row.condition == name]
+    condition = plane.described().get(name)
+    if not rows and condition is None:
+        raise UnknownCondition(f"no condition {name!r}", "", "/conditions lists them")
+    is_measured = any(row.version_count or row.member_count for row in rows)
+    best = {
+        kind: plane.catalogue.best(name, kind=kind) if is_measured else ()
+        for kind in ("ensembles", "members")
+    }
+    missing = plane.catalogue.coverage(Wanted(condition=name, page_size=1)).missing.get(name, 0)
+    return plane.pages.show(
+        request,
+        "condition.html",
+        name=name,
+        rows=rows,
+        condition=condition,
+        quantities=_quantities(condition) if condition else (),
+        best=best,
+        missing=missing,
+    )
+
+
+def _quantities(condition: Any) -> list[tuple[str, str, float, str, str]]:
+    """Return (group, name, value, unit, sentence) of every quantity that is known."""
+    found = []
+    for path, value in condition.quantities():
+        group, _, name = path.rpartition(".")
+        model = type(getattr(condition, group)) if group else type(condition)
+        field = model.model_fields[name]
+        if value is not None:
+            sentence = (field.description or "").rpartition(" [")[0]
+            found.append((group or "dose", name, value, field.json_schema_extra["unit"], sentence))
+    return found
+
+
+def theme_change(wanted: str, back: str) -> Response:
+    """Keep a choice of light or dark in a cookie and go back; anything else forgets the choice."""
+    response = RedirectResponse(own_address(back), 303)
+    if wanted in THEMES:
+        response.set_cookie(THEME_COOKIE, wanted, max_age=YEAR_S, samesite="lax")
+    else:
+        response.delete_cookie(THEME_COOKIE)
+    return response

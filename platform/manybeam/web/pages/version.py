@@ -1,0 +1,224 @@
+"""One version as its page shows it: members x conditions, and what the ensemble does where."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from manybeam.errors import NotFound
+from manybeam.web.colours import shade
+from manybeam.web.render import page_of
+from manybeam.web.version_cache import Sight
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, less_is_better, member_label
+
+# Scores that only say more about another one; they are shown with it, not chosen by themselves.
+_BESIDE = ("_low", "_high")
+_COUNTS = ("frames", "atoms", "seconds")
+_BETWEEN_0_AND_1 = ("f1", "precision", "recall", "ece", "brier")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score of the matrix.
+
+    Attributes:
+        value: None if it was not measured.
+        shade: class of its colour.
+        is_best: whether no member did better on the condition.
+        told: value, interval, frames and date in words.
+        example: address of a frame with its errors; "" if there is none to show.
+    """
+
+    value: float | None
+    shade: str
+    is_best: bool
+    told: str
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the matrix: the ensemble, a member or the classical detector."""
+
+    label: str
+    ref: str
+    seed: int | None
+    policy: str
+    cells: tuple[Cell, ...]
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class Spot:
+    """What the ensemble (or the one member shown) does on one condition."""
+
+    condition: str
+    digest: str
+    values: dict[str, float]
+    taken: datetime | None
+    scorer: str
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """What was measured on a condition under numbers it no longer has."""
+
+    condition: str
+    digest: str
+    label: str
+    value: float | None
+    row_count: int
+    taken: datetime | None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """All of a version's scores, ready to be shown.
+
+    Attributes:
+        key: the score chosen.
+        keys: those one can choose.
+        conditions: columns.
+        lines: the ensemble on top, then members, the classical detector last.
+        spots: what the ensemble does, by condition.
+        superseded: kept apart, as they cannot be compared.
+    """
+
+    key: str
+    keys: tuple[str, ...]
+    conditions: tuple[str, ...]
+    lines: tuple[Line, ...]
+    spots: tuple[Spot, ...]
+    superseded: tuple[Superseded, ...]
+
+    @property
+    def plot(self) -> dict[str, Any]:
+        """What the plot draws: the score of each line on each condition, and the interval."""
+        low, high = (
+            [spot.values.get(f"{self.key}{end}") for spot in self.spots] for end in _BESIDE
+        )
+        named = [line for line in self.lines if line.seed is None]
+        members = [line for line in self.lines if line.seed is not None]
+        return {
+            "key": self.key,
+            "conditions": list(self.conditions),
+            "low": low,
+            "high": high,
+            "lines": [
+                {"label": line.label, "values": [cell.value for cell in line.cells]}
+                for line in (*members, *named)
+            ],
+        }
+
+
+def make_sheet(sight: Sight, key: str = "f1") -> Sheet:
+    """Return the sheet of a version.
+
+    Raises:
+        NotFound: no score of that name was recorded.
+    """
+    matrix = sight.matrix
+    keys = choosable(matrix.keys)
+    if keys and key not in keys:
+        raise NotFound(f"no score {key!r} was recorded", "", f"recorded: {', '.join(keys)}")
+    lines = tuple(_line(sight, member, key) for member in _order(sight))
+    subject = sight.record.subject
+    spots = tuple(_spot(matrix, subject, condition) for condition in matrix.conditions)
+    return Sheet(key, keys, matrix.conditions, lines, spots, tuple(_superseded(matrix, key)))
+
+
+def choosable(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return the scores one can choose: F1 first, without ends of intervals and counts."""
+    found = [key for key in keys if not key.endswith(_BESIDE) and key not in _COUNTS]
+    return tuple(sorted(found, key=lambda key: (key != "f1", key)))
+
+
+def _order(sight: Sight) -> tuple[int, ...]:
+    """Return the rows from top to bottom; the ensemble's even if it was never measured."""
+    if sight.record.selected is not None:
+        return (sight.record.selected,)
+    classical = (CLASSICAL,) if CLASSICAL in sight.matrix.scored else ()
+    return (ENSEMBLE, *sight.matrix.members, *classical)
+
+
+def _line(sight: Sight, member: int, key: str) -> Line:
+    matrix = sight.matrix
+    low, high = scale(matrix, key)
+    cells = tuple(
+        Cell(
+            value := matrix.value(member, condition, key),
+            shade(value, low, high),
+            is_best=_is_best(matrix, member, condition, key),
+            told=_told(matrix, member, condition, key),
+            example=_example(sight, member, condition),
+        )
+        for condition in matrix.conditions
+    )
+    known = next((one for one in sight.record.members if one.index == member), None)
+    ref = f"{sight.record.version_ref}/{member:02d}" if known else ""
+    seed, policy = (known.seed, known.policy) if known else (None, "")
+    return Line(member_label(member), ref, seed, policy, cells, matrix.mean(member, key))
+
+
+def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:
+    """Tell whether no other member did better; of equals all are best."""
+    best = matrix.best(condition, key)
+    if len(matrix.members) < 2 or best is None or member not in matrix.members:
+        return False
+    return matrix.value(member, condition, key) == matrix.value(best, condition, key)
+
+
+def _example(sight: Sight, member: int, condition: str) -> str:
+    """Return the page of a frame; "" where none can be shown."""
+    score = sight.matrix.score(member, condition)
+    if score is None or not (score.counts or score.values.get("frames")):
+        return ""
+    if member == CLASSICAL and not score.detector:
+        return ""
+    page = f"{page_of(sight.record.version_ref)}/example/{quote(condition)}"
+    return page if member == ENSEMBLE else f"{page}?member={member:02d}"
+
+
+def scale(matrix: Matrix, key: str) -> tuple[float, float]:
+    """Return the values of the darkest and the lightest colour; the lightest is the best."""
+    if key in _BETWEEN_0_AND_1 and not less_is_better(key):
+        return 0.0, 1.0
+    seen = [v for m in matrix.scored for c in matrix.conditions if (v := matrix.value(m, c, key))]
+    if not seen:
+        return 0.0, 1.0
+    return (max(seen), min(seen)) if less_is_better(key) else (min(seen), max(seen))
+
+
+def _told(matrix: Matrix, member: int, condition: str, key: str) -> str:
+    values, score = matrix.values(member, condition), matrix.score(member, condition)
+    if key not in values:
+        return f"{condition}: not measured"
+    told = f"{condition}: {values[key]:.3f}"
+    if f"{key}_low" in values and f"{key}_high" in values:
+        told += f", 95 % interval {values[f'{key}_low']:.3f} to {values[f'{key}_high']:.3f}"
+    if "frames" in values:
+        told += f", {values['frames']:.0f} frames"
+    return told + (f", {score.taken:%Y-%m-%d}" if score and score.taken else "")
+
+
+def _spot(matrix: Matrix, member: int, condition: str) -> Spot:
+    score = matrix.score(member, condition)
+    taken, scorer = (score.taken, score.scorer) if score else (None, "")
+    digest, values = matrix.condition_digest(condition), matrix.values(member, condition)
+    return Spot(condition, digest, values, taken, scorer)
+
+
+def _superseded(matrix: Matrix, key: str) -> Iterable[Superseded]:
+    for condition, digest in matrix.superseded:
+        then = matrix.at(condition, digest)
+        member = _subject(then.scored)
+        taken = max((row.taken for row in then.rows if row.taken), default=None)
+        value, label = then.value(member, condition, key), member_label(member)
+        measured = {row.member for row in then.rows}
+        yield Superseded(condition, digest, label, value, len(measured), taken)
+
+
+def _subject(scored: Sequence[int]) -> int:
+    """Return the row that stands for a version: the ensemble if it was measured."""
+    return ENSEMBLE if ENSEMBLE in scored else scored[0]

@@ -1,0 +1,155 @@
+"""Keeps the catalogue up to date in the background, and knows how old what it shows is.
+
+Requests never wait for MLflow: they read the catalogue as it is. When MLflow does not answer, the
+last known state stays, and `trouble` says why it is old.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from manybeam.errors import ManybeamError, WorkFailed
+
+if TYPE_CHECKING:
+    from manybeam.web.version_cache import Shelf
+    from manybeam.zoo.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+# A refresh that hangs tells nothing: what is older than so many pauses and seconds is old.
+OLD_PAUSES, OLD_S = 10, 10.0
+FEWEST_NAMES = 3  # named in a message; of more, their number is told
+
+
+@dataclass(frozen=True)
+class News:
+    """What a page is told: the state of the catalogue, and in words what made it so.
+
+    Attributes:
+        state: changes whenever anything about the zoo did.
+        told: what happened, in words for a person; "" if nothing did yet.
+        is_fresh: whether MLflow confirmed the state to this process, and not long ago.
+        as_of: when it last did; None if never.
+        number: grows when a refresh changed the state, or began or ceased to fail.
+    """
+
+    state: str
+    told: str = ""
+    is_fresh: bool = False
+    as_of: datetime | None = None
+    number: int = 0
+
+
+class Keeper:
+    """Refreshes one catalogue every few seconds on a thread of its own.
+
+    Args:
+        catalogue: what is searched.
+        shelf: what pages of one version are made from.
+        every_s: pause between two refreshes, in seconds.
+    """
+
+    def __init__(self, catalogue: "Catalogue", shelf: "Shelf", every_s: float = 3.0) -> None:
+        self.catalogue, self.shelf, self.every_s = catalogue, shelf, every_s
+        self.trouble: ManybeamError | None = None
+        self.is_closed = False
+        self.unreadable: Mapping[str, str] = {}
+        self._asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._turn = threading.Lock()
+        self._told, self._number, self._shelved = "", 0, ""
+        self._last: tuple[str, bool] | None = None
+        self._is_confirmed = False  # what was kept of an earlier run is not known to be true yet
+        self._state, self._as_of = catalogue.state, catalogue.as_of
+
+    @property
+    def news(self) -> News:
+        """What there is to tell now."""
+        age_s = self.age_s
+        is_recent = age_s is not None and age_s < OLD_PAUSES * self.every_s + OLD_S
+        is_fresh = self._is_confirmed and self.trouble is None and is_recent
+        return News(self._state, self._told, is_fresh, self._as_of, self._number)
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since MLflow confirmed the state; None if it never did."""
+        if self._as_of is None:
+            return None
+        return max((datetime.now(UTC) - self._as_of).total_seconds(), 0.0)
+
+    def start(self) -> None:
+        """Begin; the first refresh starts at once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Tell streams and the thread to end, without waiting for them."""
+        self.is_closed = True
+        self._asked.set()
+
+    def join(self) -> None:
+        """Wait for the thread to end; a refresh that waits for a dead server is left behind."""
+        if self._thread.is_alive():
+            self._thread.join(timeout=2.0)
+
+    def refresh(self) -> None:
+        """Refresh once, now; what goes wrong is kept in `trouble`, and the last state stays."""
+        with self._turn:
+            try:
+                self.unreadable = self.catalogue.refresh().unreadable
+                self._shelve(self.catalogue.state)
+                self.trouble, self._is_confirmed = None, True
+            except ManybeamError as error:
+                self._report(error)
+            except Exception as error:
+                # The thread must outlive any failure; it is logged, and pages show it.
+                logger.exception("the catalogue could not be refreshed")
+                fault = WorkFailed("the zoo could not be read", str(error)[:300], "see the log")
+                self._report(fault)
+            self._state, self._as_of = self.catalogue.state, self.catalogue.as_of
+            now = (self._state, self.trouble is None)
+            self._number += now != self._last
+            self._last = now
+
+    def _shelve(self, state: str) -> None:
+        """Read the listing again if the catalogue changed, whoever refreshed it."""
+        if self.shelf.is_known and state == self._shelved:
+            return
+        is_first = not self._shelved
+        changed, gone = self.shelf.take()
+        self._shelved = state
+        self._told = "" if is_first else in_words(changed, gone)
+
+    def _report(self, error: ManybeamError) -> None:
+        if self.trouble is None:
+            logger.warning("the zoo cannot be read: %s", error)
+        self.trouble = error
+
+    def _run(self) -> None:
+        while not self.is_closed:
+            self._asked.clear()
+            self.refresh()
+            self._asked.wait(self.every_s)
+
+
+def in_words(changed: tuple[str, ...], gone: tuple[str, ...]) -> str:
+    """Return what a refresh found, for a person.
+
+    Example:
+        >>> in_words(("graphene@3",), ())
+        'graphene@3 is new or changed'
+        >>> in_words((), ("a@1", "b@1", "c@1", "d@1"))
+        '4 versions are gone'
+    """
+    told = []
+    for refs, one, many in (
+        (changed, "is new or changed", "are new or changed"),
+        (gone, "is gone", "are gone"),
+    ):
+        if len(refs) > FEWEST_NAMES:
+            told.append(f"{len(refs)} versions {many}")
+        elif refs:
+            told.append(f"{', '.join(refs)} {many if len(refs) > 1 else one}")
+    return "; ".join(told)

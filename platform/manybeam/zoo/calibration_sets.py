@@ -1,0 +1,25 @@
+"""Calibration sets kept beside the versions they were measured with."""
+
+from typing import TYPE_CHECKING
+
+from manybeam.learn.analysis.calibration_set import ReferenceTable
+
+if TYPE_CHECKING:
+    from manybeam.zoo.registration import Attachment
+    from manybeam.zoo.registry import Zoo
+
+KIND = "reference-table"
+
+
+def record_table(zoo: "Zoo", ref: str, table: ReferenceTable, policies: tuple[str, ...]) -> str:
+    """Keep an ensemble's reference table beside its version; return its digest."""
+    one = attachment_of(table, policies)
+    return zoo.attach(ref, one.kind, one.content, one.params)
+
+
+def attachment_of(table: ReferenceTable, policies: tuple[str, ...]) -> "Attachment":
+    """Return a reference table as it is kept beside a version."""
+    from manybeam.zoo.registration import Attachment
+
+    params = {"frames": str(len(table)), "policies": ", ".join(policies)}
+    return Attachment(KIND, table.to_bytes(), params)

@@ -1,0 +1,1 @@
+"""Whether a version is what was registered: digests, self-tests, signatures."""

@@ -1,0 +1,1 @@
+"""The life of a version: gates, promotion, rollback, archive, collection."""
