@@ -230,7 +230,7 @@ def rehearsed() -> Rehearsed:
 
     from manybeam.data.tiles import Tiles
     from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
-    from manybeam.learn.analysis.calibration_set import rehearse
+    from manybeam.learn.analysis.calibration_set import measure_calibration_set
     from manybeam.learn.nets.ensemble import Ensemble
     from manybeam.learn.training.member import train_member
     from manybeam.spec import Library, Recipe
@@ -257,7 +257,7 @@ def rehearsed() -> Rehearsed:
     own = [library.policies[name] for name in names]
     policies = [own[0], general, own[1], general, own[2], hard]
     ensemble = Ensemble(members)
-    table = rehearse(ensemble, policies, 0, TABLE_ROWS, seed=TABLE_SEED)
+    table = measure_calibration_set(ensemble, policies, 0, TABLE_ROWS, seed=TABLE_SEED)
     torch.set_num_threads(before)
     return Rehearsed(members, ensemble, policies, table)
 
@@ -267,14 +267,16 @@ def rehearsed_home(
     tmp_path_factory: pytest.TempPathFactory, rehearsed: Rehearsed, tiny_members: Any
 ) -> Path:
     """A platform's folder: `graphene@1` was never rehearsed, `graphene@2` was, and serves."""
-    from manybeam.zoo.calibration_sets import record_table
+    from manybeam.zoo.calibration_sets import record_calibration_set
 
     home = tmp_path_factory.mktemp("rehearsed") / "home"
     home.mkdir()
     zoo = zoo_of(home)
     zoo.register("graphene", tiny_members(2), job={"kind": "train"})
     zoo.register("graphene", rehearsed.members, job={"kind": "train"}, alias="serving")
-    record_table(zoo, "graphene@2", rehearsed.table, tuple(one.id for one in rehearsed.policies))
+    record_calibration_set(
+        zoo, "graphene@2", rehearsed.table, tuple(one.id for one in rehearsed.policies)
+    )
     return home
 
 

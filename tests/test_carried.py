@@ -10,9 +10,13 @@ from hypothesis import settings as bounded
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.analysis.fitness import SCORES
-from manybeam.predictor.transferred_calibration import FAR, Carried, carry_over
+from manybeam.predictor.transferred_calibration import (
+    FAR,
+    TransferredCalibration,
+    transfer_calibration,
+)
 
 FRAMES, ATOMS = 96, 40  # atoms of each frame
 BOUND = 0.05
@@ -20,11 +24,11 @@ BOUND = 0.05
 
 def table_of(
     belief_km: np.ndarray, is_true_k: np.ndarray, error_pm: float = 10.0
-) -> ReferenceTable:
+) -> CalibrationSet:
     """Return a table of equally large frames with these beliefs."""
     count, members = len(belief_km) // ATOMS, belief_km.shape[1]
     frame_k = np.repeat(np.arange(count), ATOMS)
-    return ReferenceTable(
+    return CalibrationSet(
         members=tuple(range(members)),
         source_n=np.array(["by-hand"] * count),
         summary_ns=np.zeros((count, 3)),
@@ -39,7 +43,7 @@ def table_of(
     )
 
 
-def too_sure(frames: int, seed: int, temperature: float = 2.0) -> ReferenceTable:
+def too_sure(frames: int, seed: int, temperature: float = 2.0) -> CalibrationSet:
     """Return a table of one member whose log-odds are `temperature` times what they should be.
 
     As networks are, it is sure of most of its atoms.
@@ -50,9 +54,13 @@ def too_sure(frames: int, seed: int, temperature: float = 2.0) -> ReferenceTable
     return table_of(belief_k[:, None], is_true_k)
 
 
-def learnt(table: ReferenceTable, distance: float = 0.5, false_atoms: float = 0.0) -> Carried:
+def learnt(
+    table: CalibrationSet, distance: float = 0.5, false_atoms: float = 0.0
+) -> TransferredCalibration:
     everything_n = np.arange(len(table))
-    return carry_over(table, everything_n, {0: 1.0}, distance=distance, false_atoms=false_atoms)
+    return transfer_calibration(
+        table, everything_n, {0: 1.0}, distance=distance, false_atoms=false_atoms
+    )
 
 
 def atoms_of(probability_k: np.ndarray) -> np.ndarray:
@@ -76,8 +84,8 @@ def test_the_share_of_each_member_counts_in_what_is_calibrated() -> None:
     both_km = np.column_stack([honest.belief_km[:, 0], np.full(len(honest.belief_km), 0.999)])
     table = table_of(both_km, honest.is_true_k)
     places_n = np.arange(400)
-    alone = carry_over(table, places_n, {0: 1.0}, distance=0.5)
-    together = carry_over(table, places_n, {0: 0.5, 1: 0.5}, distance=0.5)
+    alone = transfer_calibration(table, places_n, {0: 1.0}, distance=0.5)
+    together = transfer_calibration(table, places_n, {0: 0.5, 1: 0.5}, distance=0.5)
     assert alone.temperature == pytest.approx(1.0, rel=0.1)
     assert alone.shift == pytest.approx(0.0, abs=0.25)
     told_k = together.apply(atoms_of(table.belief({0: 0.5, 1: 0.5})))[:, 3]
@@ -146,9 +154,9 @@ def test_nothing_is_learnt_from_a_handful_of_atoms(false_atoms: float) -> None:
 
 def test_only_the_frames_alike_are_learnt_from() -> None:
     right, wrong = too_sure(FRAMES, seed=1, temperature=1.0), too_sure(FRAMES, seed=2)
-    both = ReferenceTable.joined([right, wrong])
-    first = carry_over(both, np.arange(FRAMES), {0: 1.0}, distance=0.5)
-    last = carry_over(both, np.arange(FRAMES, 2 * FRAMES), {0: 1.0}, distance=0.5)
+    both = CalibrationSet.joined([right, wrong])
+    first = transfer_calibration(both, np.arange(FRAMES), {0: 1.0}, distance=0.5)
+    last = transfer_calibration(both, np.arange(FRAMES, 2 * FRAMES), {0: 1.0}, distance=0.5)
     assert first.temperature == pytest.approx(1.0, rel=0.1)
     assert last.temperature == pytest.approx(2.0, rel=0.15)
     assert (first.frame_count, first.atom_count) == (FRAMES, FRAMES * ATOMS)
@@ -158,10 +166,12 @@ def test_positions_are_judged_by_the_true_atoms_of_the_frames_most_like_it() -> 
     right = np.full((FRAMES * ATOMS, 1), 0.9)
     is_true_k = np.arange(len(right)) % 10 > 0
     sharp, blurred = (table_of(right, is_true_k, error_pm) for error_pm in (7.0, 30.0))
-    both, all_n = ReferenceTable.joined([sharp, blurred]), np.arange(2 * FRAMES)
-    one = carry_over(both, all_n, {0: 1.0}, distance=0.5, nearest_n=np.arange(FRAMES))
+    both, all_n = CalibrationSet.joined([sharp, blurred]), np.arange(2 * FRAMES)
+    one = transfer_calibration(both, all_n, {0: 1.0}, distance=0.5, nearest_n=np.arange(FRAMES))
     assert one.position_pm == pytest.approx(7.0)
-    assert carry_over(both, all_n, {0: 1.0}, distance=0.5).position_pm == pytest.approx(30.0)
+    assert transfer_calibration(both, all_n, {0: 1.0}, distance=0.5).position_pm == pytest.approx(
+        30.0
+    )
 
 
 def test_where_no_atom_is_true_no_position_is_promised() -> None:
@@ -182,7 +192,7 @@ def test_calibrating_leaves_order_places_and_bounds_of_probabilities(
     raw: list[float], temperature: float, shift: float, threshold: float | None
 ) -> None:
     atoms = atoms_of(np.sort(np.array(raw, np.float32))[::-1])
-    kept = Carried(temperature, shift, threshold=threshold).apply(atoms)
+    kept = TransferredCalibration(temperature, shift, threshold=threshold).apply(atoms)
     assert (np.diff(kept[:, 3]) <= 0).all()
     assert ((kept[:, 3] >= 0) & (kept[:, 3] <= 1)).all()
     np.testing.assert_array_equal(kept[:, :3], atoms[: len(kept), :3])
@@ -191,5 +201,5 @@ def test_calibrating_leaves_order_places_and_bounds_of_probabilities(
 
 def test_the_atoms_given_are_left_as_they_were() -> None:
     atoms = atoms_of(np.array([0.9, 0.6]))
-    Carried(2.0, -1.0).apply(atoms)
+    TransferredCalibration(2.0, -1.0).apply(atoms)
     np.testing.assert_array_equal(atoms, atoms_of(np.array([0.9, 0.6])))

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from manybeam.data.simulation.simulate import SIMULATOR
 from manybeam.errors import InvalidInput, WriteFailed, ZooUnreachable
 from manybeam.spec import Library
-from manybeam.zoo.catalogue import Catalogue, Row, Wanted, quantity_names
+from manybeam.zoo.catalogue import Catalogue, Query, Row, quantity_names
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.records import MemberRecord, Record, VersionEntry
 from manybeam.zoo.registry import Zoo
@@ -103,20 +103,20 @@ def test_without_a_filter_an_ensemble_is_worth_its_mean_over_what_was_measured(
 
 
 def test_on_one_condition_rows_are_ranked_by_their_score_there(filled: Catalogue) -> None:
-    page = filled.find(Wanted(condition=LOWDOSE))
+    page = filled.find(Query(condition=LOWDOSE))
     assert refs(page.rows)[0] == "sheet@1"
     assert page.asked == (LOWDOSE,)
 
 
 def test_a_score_comes_with_interval_frames_date_and_scorer(filled: Catalogue) -> None:
-    best = filled.find(Wanted(condition=NOMINAL)).rows[0]
+    best = filled.find(Query(condition=NOMINAL)).rows[0]
     assert (best.ref, best.low, best.high) == ("sheet@2", 0.9 - 0.02, 0.9 + 0.01)
     assert (best.frame_count, best.taken, best.scorer) == (8, DAY, "1.0")
 
 
 @pytest.mark.parametrize("order", ["-score", "score"])
 def test_what_was_never_measured_comes_last_and_has_no_value(filled: Catalogue, order: str) -> None:
-    rows = filled.find(Wanted(condition=LOWDOSE, order=order)).rows
+    rows = filled.find(Query(condition=LOWDOSE, order=order)).rows
     assert [row.value for row in rows] == [pytest.approx(0.7), None, None, None]
     assert {(row.frame_count, row.taken, row.measured_count) for row in rows[1:]} == {
         (None, None, 0)
@@ -126,17 +126,17 @@ def test_what_was_never_measured_comes_last_and_has_no_value(filled: Catalogue, 
 def test_the_best_come_first_where_less_is_better(catalogue: Catalogue) -> None:
     rows = [version(f"e{x}", 1, [score(NOMINAL, 0.5, values={"rmse_pm": x})]) for x in (9, 3, 5)]
     catalogue._write(rows)
-    assert refs(catalogue.find(Wanted(score="rmse_pm")).rows) == ["e3@1", "e5@1", "e9@1"]
+    assert refs(catalogue.find(Query(score="rmse_pm")).rows) == ["e3@1", "e5@1", "e9@1"]
 
 
 def test_a_strip_holds_a_value_for_each_condition_of_the_page(filled: Catalogue) -> None:
-    page = filled.find(Wanted(condition=LOWDOSE))
+    page = filled.find(Query(condition=LOWDOSE))
     assert page.conditions == (LOWDOSE, NOMINAL, MOS2)
     assert page.rows[0].strip == (0.7, 0.8, None)
 
 
 def test_members_are_rows_of_their_own(filled: Catalogue) -> None:
-    page = filled.find(Wanted(kind="members", condition="graphene-*"))
+    page = filled.find(Query(kind="members", condition="graphene-*"))
     assert (page.rows[0].ref, page.rows[0].member, page.rows[0].policy) == (
         "sheet@2/00",
         0,
@@ -148,29 +148,29 @@ def test_members_are_rows_of_their_own(filled: Catalogue) -> None:
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        pytest.param(Wanted(text="sheet"), {"sheet@1", "sheet@2"}, id="a name"),
-        pytest.param(Wanted(text="she"), {"sheet@1", "sheet@2"}, id="the beginning of a name"),
-        pytest.param(Wanted(text="GRAPHENE haadf 60 kV"), {"sheet@1", "sheet@2"}, id="a sample"),
-        pytest.param(Wanted(text="low dose"), {"sheet@1", "sheet@2"}, id="two words for one"),
-        pytest.param(Wanted(text="mos2 60kv"), {"layer@1"}, id="a voltage as one word"),
-        pytest.param(Wanted(text="graphene 80 kV"), set(), id="a voltage nothing was measured at"),
-        pytest.param(Wanted(text="sheet@1"), {"sheet@1"}, id="a reference"),
-        pytest.param(Wanted(text="serving"), {"sheet@1"}, id="an alias"),
-        pytest.param(Wanted(text="segres"), {"layer@1"}, id="a network"),
-        pytest.param(Wanted(text="mos2-general"), {"layer@1"}, id="a policy"),
-        pytest.param(Wanted(text="sheet mos2"), set(), id="every word has to match"),
-        pytest.param(Wanted(name=("sheet", "layer")), {"sheet@1", "sheet@2", "layer@1"}, id="name"),
-        pytest.param(Wanted(status=("archived",)), {"fresh@1"}, id="archived"),
-        pytest.param(Wanted(status=("none", "serving"), name=("sheet",)), {"sheet@1", "sheet@2"},
+        pytest.param(Query(text="sheet"), {"sheet@1", "sheet@2"}, id="a name"),
+        pytest.param(Query(text="she"), {"sheet@1", "sheet@2"}, id="the beginning of a name"),
+        pytest.param(Query(text="GRAPHENE haadf 60 kV"), {"sheet@1", "sheet@2"}, id="a sample"),
+        pytest.param(Query(text="low dose"), {"sheet@1", "sheet@2"}, id="two words for one"),
+        pytest.param(Query(text="mos2 60kv"), {"layer@1"}, id="a voltage as one word"),
+        pytest.param(Query(text="graphene 80 kV"), set(), id="a voltage nothing was measured at"),
+        pytest.param(Query(text="sheet@1"), {"sheet@1"}, id="a reference"),
+        pytest.param(Query(text="serving"), {"sheet@1"}, id="an alias"),
+        pytest.param(Query(text="segres"), {"layer@1"}, id="a network"),
+        pytest.param(Query(text="mos2-general"), {"layer@1"}, id="a policy"),
+        pytest.param(Query(text="sheet mos2"), set(), id="every word has to match"),
+        pytest.param(Query(name=("sheet", "layer")), {"sheet@1", "sheet@2", "layer@1"}, id="name"),
+        pytest.param(Query(status=("archived",)), {"fresh@1"}, id="archived"),
+        pytest.param(Query(status=("none", "serving"), name=("sheet",)), {"sheet@1", "sheet@2"},
                      id="either status"),
-        pytest.param(Wanted(policy=("graphene-dirty",)), {"sheet@1", "sheet@2", "fresh@1"},
+        pytest.param(Query(policy=("graphene-dirty",)), {"sheet@1", "sheet@2", "fresh@1"},
                      id="a policy of one of its members"),
-        pytest.param(Wanted(network=("unet",), status=("serving",)), {"sheet@1"}, id="both"),
-        pytest.param(Wanted(recipe=("no-such",)), set(), id="a recipe nobody used"),
+        pytest.param(Query(network=("unet",), status=("serving",)), {"sheet@1"}, id="both"),
+        pytest.param(Query(recipe=("no-such",)), set(), id="a recipe nobody used"),
     ],
 )  # fmt: skip
-def test_filters(filled: Catalogue, wanted: Wanted, expected: set[str]) -> None:
-    assert set(refs(filled.find(wanted).rows)) == expected
+def test_filters(filled: Catalogue, query: Query, expected: set[str]) -> None:
+    assert set(refs(filled.find(query).rows)) == expected
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_filters(filled: Catalogue, wanted: Wanted, expected: set[str]) -> None:
 def test_ranges_choose_conditions_by_their_numbers(
     filled: Catalogue, ranges: dict[str, tuple[float | None, float | None]], asked: tuple[str, ...]
 ) -> None:
-    assert filled.find(Wanted(ranges=ranges)).asked == asked
+    assert filled.find(Query(ranges=ranges)).asked == asked
 
 
 def test_pages_hold_every_row_once(filled: Catalogue) -> None:
-    pages = [filled.find(Wanted(page=n, page_size=3)).rows for n in (1, 2, 3)]
+    pages = [filled.find(Query(page=n, page_size=3)).rows for n in (1, 2, 3)]
     assert [len(rows) for rows in pages] == [3, 1, 0]
     assert len({row.ref for rows in pages for row in rows}) == 4
 
@@ -204,7 +204,7 @@ def test_pages_hold_every_row_once(filled: Catalogue) -> None:
     ],
 )
 def test_orders(filled: Catalogue, order: str, first: str) -> None:
-    assert filled.find(Wanted(order=order)).rows[0].ref == first
+    assert filled.find(Query(order=order)).rows[0].ref == first
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_orders(filled: Catalogue, order: str, first: str) -> None:
 )
 def test_a_question_that_makes_no_sense_is_refused(asked: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidInput, match=told):
-        Wanted(**asked)
+        Query(**asked)
 
 
 def test_every_quantity_has_a_name_of_its_own() -> None:
@@ -234,7 +234,7 @@ def test_every_quantity_has_a_name_of_its_own() -> None:
 )
 @given(text=st.text(max_size=60))
 def test_no_text_breaks_the_search(filled: Catalogue, text: str) -> None:
-    assert filled.find(Wanted(text=text)).total <= 4
+    assert filled.find(Query(text=text)).total <= 4
 
 
 @pytest.mark.parametrize(
@@ -244,11 +244,11 @@ def test_text_with_a_meaning_in_sql_or_full_text_search_is_only_text(
     catalogue: Catalogue, text: str
 ) -> None:
     catalogue._write([version("one", job={"kind": text})])
-    assert catalogue.find(Wanted(text=text)).total == 1
+    assert catalogue.find(Query(text=text)).total == 1
 
 
 def test_facets_count_under_all_other_filters(filled: Catalogue) -> None:
-    found = filled.facets(Wanted(name=("sheet",), status=("serving",)))
+    found = filled.facets(Query(name=("sheet",), status=("serving",)))
     assert [(one.value, one.count, one.is_chosen) for one in found["status"]] == [
         ("none", 1, False),
         ("serving", 1, True),
@@ -263,15 +263,15 @@ def test_facets_count_under_all_other_filters(filled: Catalogue) -> None:
 def test_a_value_that_was_chosen_stays_among_the_facets_even_if_nothing_has_it(
     filled: Catalogue,
 ) -> None:
-    found = filled.facets(Wanted(text="layer", policy=("graphene-dirty",)))
+    found = filled.facets(Query(text="layer", policy=("graphene-dirty",)))
     assert [one.value for one in found["policy"] if one.is_chosen] == ["graphene-dirty"]
 
 
 def test_facets_agree_with_what_is_found(filled: Catalogue) -> None:
     for facet in ("name", "status", "network", "recipe", "policy"):
-        for one in filled.facets(Wanted(kind="members"))[facet]:
-            wanted = Wanted(kind="members", **{facet: (one.value,)})  # type: ignore[arg-type]
-            assert filled.find(wanted).total == one.count
+        for one in filled.facets(Query(kind="members"))[facet]:
+            query = Query(kind="members", **{facet: (one.value,)})  # type: ignore[arg-type]
+            assert filled.find(query).total == one.count
 
 
 OLD, NEW = "a" * 32, "b" * 32
@@ -284,7 +284,7 @@ def test_scores_under_numbers_a_condition_no_longer_has_are_kept_apart(
     old = Score(ENSEMBLE, "mine", OLD, {"f1": 0.9}, taken=DAY)
     new = Score(ENSEMBLE, "mine", NEW, {"f1": 0.6}, taken=later)
     catalogue._write([version("one", 1, [old, new]), version("two", 1, [old])])
-    assert [row.value for row in catalogue.find(Wanted(condition="mine")).rows] == [0.6, None]
+    assert [row.value for row in catalogue.find(Query(condition="mine")).rows] == [0.6, None]
     found = [row for row in catalogue.conditions() if row.condition == "mine"]
     assert [(one.digest, one.is_current, one.version_count, one.best) for one in found] == [
         (NEW, True, 1, "one@1"),
@@ -312,7 +312,7 @@ def test_of_two_simulators_the_one_measured_with_last_is_current(catalogue: Cata
 def test_a_later_score_replaces_an_earlier_one_value_by_value(catalogue: Catalogue) -> None:
     early = score(NOMINAL, 0.5, values={"ece": 0.1})
     catalogue._write([version("one", 1, [early, score(NOMINAL, 0.6)])])
-    found = [catalogue.find(Wanted(score=key)).rows[0].value for key in ("f1", "ece")]
+    found = [catalogue.find(Query(score=key)).rows[0].value for key in ("f1", "ece")]
     assert found == [0.6, 0.1]
 
 
@@ -326,7 +326,7 @@ def test_conditions_tell_their_numbers_who_was_measured_and_who_is_best(filled: 
 
 
 def test_coverage_tells_which_pairs_were_measured(filled: Catalogue) -> None:
-    found = filled.coverage(Wanted(name=("sheet",), order="name", condition="graphene-*"))
+    found = filled.coverage(Query(name=("sheet",), order="name", condition="graphene-*"))
     assert found.refs == ("sheet@2", "sheet@1")
     assert found.is_measured == ((False, True), (True, True))
     assert (found.measured_count, found.missing_count) == (3, 1)
@@ -361,7 +361,7 @@ def test_what_is_found_is_what_a_plain_loop_finds(tmp_path: Path, seed: int) -> 
         there = [v for c, v in own.items() if pattern in (c, "*")
                  or (pattern == "graphene-*" and c.startswith("graphene-"))]  # fmt: skip
         expected[f"{name}@1"] = sum(there) / len(there) if there else None
-    rows = catalogue.find(Wanted(condition=pattern)).rows
+    rows = catalogue.find(Query(condition=pattern)).rows
     assert {row.ref: row.value for row in rows} == {
         ref: None if value is None else pytest.approx(value) for ref, value in expected.items()
     }
@@ -373,7 +373,7 @@ def test_what_is_found_is_what_a_plain_loop_finds(tmp_path: Path, seed: int) -> 
 def test_a_name_of_a_hundred_letters_and_two_hundred_conditions_fit(catalogue: Catalogue) -> None:
     own = [Score(ENSEMBLE, f"c{i}", NEW, {"f1": i / 200}) for i in range(200)]
     catalogue._write([version("n" * 100, 1, own)])
-    row = catalogue.find(Wanted(text="n" * 99)).rows[0]
+    row = catalogue.find(Query(text="n" * 99)).rows[0]
     assert row.measured_count == 200
     assert len(row.strip) == 200
 
@@ -469,7 +469,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_a_whole_state(
     writer.wait()
     writer.stdout.close()
     catalogue = catalogue_at(path)
-    rows = catalogue.find(Wanted(page_size=1000)).rows
+    rows = catalogue.find(Query(page_size=1000)).rows
     assert len(rows) in (0, 150)
     assert len({row.value for row in rows}) <= 1
 
@@ -513,10 +513,10 @@ def test_what_was_registered_is_found_after_a_refresh(
 ) -> None:
     register(zoo, name, tiny_members(2), score(NOMINAL, 0.9), score(NOMINAL, 0.7, 1))
     before = datetime.now(UTC)
-    assert live.find(Wanted(name=(name,))).total == 0
+    assert live.find(Query(name=(name,))).total == 0
     assert f"{name}@1" in live.refresh().changed
-    assert live.find(Wanted(name=(name,))).rows[0].value == 0.9
-    assert live.find(Wanted(name=(name,), kind="members")).rows[0].ref == f"{name}@1/01"
+    assert live.find(Query(name=(name,))).rows[0].value == 0.9
+    assert live.find(Query(name=(name,), kind="members")).rows[0].ref == f"{name}@1/01"
     assert live.as_of is not None
     assert live.as_of >= before
 
@@ -547,7 +547,7 @@ def test_only_what_changed_is_read_again(
     assert live.state != state
     zoo.set_alias(name, "serving", 3)
     assert sorted(live.refresh().changed) == [f"{name}@1", f"{name}@3"]
-    assert refs(live.find(Wanted(name=(name,), status=("serving",))).rows) == [f"{name}@3"]
+    assert refs(live.find(Query(name=(name,), status=("serving",))).rows) == [f"{name}@3"]
 
 
 def test_a_version_that_mlflow_has_no_more_is_dropped(
@@ -558,8 +558,8 @@ def test_a_version_that_mlflow_has_no_more_is_dropped(
     live.refresh()
     zoo.tracking.client.delete_model_version(name, "1")
     assert live.refresh().gone == (f"{name}@1",)
-    assert refs(live.find(Wanted(text=name)).rows) == [f"{name}@2"]
-    assert live.find(Wanted(name=(name,), kind="members")).total == 2
+    assert refs(live.find(Query(text=name)).rows) == [f"{name}@2"]
+    assert live.find(Query(name=(name,), kind="members")).total == 2
 
 
 def test_one_thrown_away_is_made_again_with_the_same_answers(
@@ -567,11 +567,11 @@ def test_one_thrown_away_is_made_again_with_the_same_answers(
 ) -> None:
     register(zoo, name, tiny_members(2), score(NOMINAL, 0.9), score(LOWDOSE, 0.7, 1))
     live.refresh()
-    wanted = Wanted(name=(name,), kind="members", condition=LOWDOSE)
-    before = live.find(wanted)
+    query = Query(name=(name,), kind="members", condition=LOWDOSE)
+    before = live.find(query)
     (tmp_path / "catalogue.db").unlink()
     assert f"{name}@1" in live.refresh().changed
-    assert live.find(wanted).rows == before.rows
+    assert live.find(query).rows == before.rows
 
 
 def test_two_that_refresh_at_once_leave_one_whole_catalogue(
@@ -586,8 +586,8 @@ def test_two_that_refresh_at_once_leave_one_whole_catalogue(
     for thread in threads:
         thread.join()
     for one in both:
-        assert one.find(Wanted(name=(name,))).total == 4
-        assert one.find(Wanted(name=(name,), kind="members")).total == 8
+        assert one.find(Query(name=(name,))).total == 4
+        assert one.find(Query(name=(name,), kind="members")).total == 8
     assert both[0].refresh().changed == ()
 
 
@@ -628,7 +628,7 @@ def test_a_version_that_cannot_be_read_is_named_and_stops_no_other(
     found = catalogue.refresh()
     assert "SHA-256" in found.unreadable["torn@1"]
     assert found.changed == ("sound@1",)
-    assert refs(catalogue.find(Wanted(order="name")).rows) == ["sound@1", "torn@1"]
+    assert refs(catalogue.find(Query(order="name")).rows) == ["sound@1", "torn@1"]
 
 
 def test_a_condition_whose_numbers_changed_in_the_library_is_found_by_its_new_ones(
@@ -643,10 +643,10 @@ def test_a_condition_whose_numbers_changed_in_the_library_is_found_by_its_new_on
     register(embedded, "one", tiny_members(1), own)
     catalogue = Catalogue(embedded, tmp_path / "catalogue.db", library)
     catalogue.refresh()
-    assert catalogue.find(Wanted(text="60 kV")).total == 1
+    assert catalogue.find(Query(text="60 kV")).total == 1
     path.write_text(yaml.dump({"id": "mine", "optics": {"beam_kv": 200}}))
     catalogue.refresh()
-    assert [catalogue.find(Wanted(text=text)).total for text in ("60 kV", "200 kV")] == [0, 1]
+    assert [catalogue.find(Query(text=text)).total for text in ("60 kV", "200 kV")] == [0, 1]
     rows = {row.digest: (row.library, row.is_current) for row in catalogue.conditions()}
     assert sorted(rows.values()) == [("changed", True), ("same", False)]
 
@@ -658,4 +658,4 @@ def test_a_library_with_a_fault_in_it_takes_no_search_away(
     folder.mkdir(parents=True)
     (folder / "bad.yaml").write_text("id: [")
     other = catalogue_at(tmp_path / "catalogue.db", Library(folder.parent))
-    assert other.find(Wanted(text="graphene")).total == 3
+    assert other.find(Query(text="graphene")).total == 3

@@ -18,15 +18,15 @@ from manybeam.zoo.audit import AuditLog
 from manybeam.zoo.lifecycle import collect
 from manybeam.zoo.lifecycle.collect import KEPT, REMOVABLE, REMOVED, Find
 from manybeam.zoo.lifecycle.life import archive, promote, unarchive
-from manybeam.zoo.lifecycle.orphans import Leftovers
+from manybeam.zoo.lifecycle.orphans import Orphans
 from manybeam.zoo.lineage import lineage, note_prediction
-from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
+from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
 
 Members = Callable[[int], list[Any]]
 TOMORROW = timedelta(hours=25)
-RECORDED = Trial(frame_sets=(FrameSetUse("s3://lab/frames/a", "1" * 32),))
+RECORDED = TestSet(frame_sets=(FrameSetUse("s3://lab/frames/a", "1" * 32),))
 
 
 def collected(zoo: Zoo, name: str, **more: Any) -> list[Find]:
@@ -83,12 +83,12 @@ def files_of(zoo: Zoo, model_ids: tuple[str, ...]) -> int:
 
 
 def test_what_is_removed_is_gone_from_the_artifact_store(zoo: Zoo, cut_off: str) -> None:
-    (leftover,) = [one for one in Leftovers(zoo.tracking).find() if one.name == cut_off]
+    (orphan,) = [one for one in Orphans(zoo.tracking).find() if one.name == cut_off]
     kept = zoo.resolve(f"{cut_off}@1")
     models = (kept.model_id, *(one.model_id for one in kept.members))
-    assert (files_of(zoo, leftover.model_ids), files_of(zoo, models)) == (8, 6)
+    assert (files_of(zoo, orphan.model_ids), files_of(zoo, models)) == (8, 6)
     collected(zoo, cut_off, remove=True)
-    assert (files_of(zoo, leftover.model_ids), files_of(zoo, models)) == (0, 6)
+    assert (files_of(zoo, orphan.model_ids), files_of(zoo, models)) == (0, 6)
 
 
 def test_a_registration_of_today_is_left_alone(zoo: Zoo, cut_off: str) -> None:
@@ -118,14 +118,14 @@ def test_a_registration_that_slept_through_its_collection_fails_and_leaves_nothi
 def test_a_collection_stopped_half_way_is_finished_by_the_next(
     zoo: Zoo, cut_off: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove_model = Leftovers.remove_model
+    remove_model = Orphans.remove_model
 
     def removed_one(self: Any, model_id: str) -> None:
         remove_model(self, model_id)
         raise Cut
 
     with monkeypatch.context() as patched:
-        patched.setattr(Leftovers, "remove_model", removed_one)
+        patched.setattr(Orphans, "remove_model", removed_one)
         with pytest.raises(Cut):
             collected(zoo, cut_off, remove=True)
     assert [one.models for one in collected(zoo, cut_off, remove=True)] == [3]
@@ -143,7 +143,7 @@ def test_scores_and_attachments_of_a_version_stay(
     zoo: Zoo, name: str, tiny_members: Members
 ) -> None:
     zoo.register(name, tiny_members(1), job={})
-    zoo.record_scores(f"{name}@1", [Score(ENSEMBLE, "low", "d", {"f1": 0.5}, trial=RECORDED)])
+    zoo.record_scores(f"{name}@1", [Score(ENSEMBLE, "low", "d", {"f1": 0.5}, test_set=RECORDED)])
     zoo.attach(f"{name}@1", "notes", b"kept", {})
     assert collected(zoo, name, remove=True) == []
     shutil.rmtree(zoo._cache.folder)  # what this machine keeps does not count
@@ -156,7 +156,7 @@ def test_the_log_says_which_frames_a_version_that_is_gone_was_trained_and_measur
     zoo: Zoo, name: str, tiny_members: Members
 ) -> None:
     (use,) = RECORDED.frame_sets
-    score = Score(ENSEMBLE, "low", "d", {"f1": 0.5}, trial=RECORDED)
+    score = Score(ENSEMBLE, "low", "d", {"f1": 0.5}, test_set=RECORDED)
     zoo.register(name, tiny_members(1), job={}, inputs=[use], scores=[score])
     archive(zoo, f"{name}@1", who="ada")
     (found,) = collected(zoo, name, remove=True, archived_for=timedelta(0))

@@ -25,10 +25,10 @@ from manybeam.zoo.compare import (
     compare_members,
     tally,
 )
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score, Trial
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score, TestSet
 from manybeam.zoo.registry import Zoo
 
-FIRST = Trial(seed=0)
+FIRST = TestSet(seed=0)
 Counts = list[tuple[int, int, int]]
 ROOT = Path(__file__).parents[1]
 
@@ -61,11 +61,11 @@ def score_of(
     condition: str = "nominal",
     digest: str = "d" * 32,
     member: int = ENSEMBLE,
-    trial: Trial | None = FIRST,
+    test_set: TestSet | None = FIRST,
 ) -> Score:
     hits, false, _ = np.array(counts).sum(axis=0)
     values = {"f1": f1_of(counts), "precision": hits / (hits + false), "rmse_pm": 9.0}
-    return Score(member, condition, digest, values, tuple(counts), trial=trial)
+    return Score(member, condition, digest, values, tuple(counts), test_set=test_set)
 
 
 def only(old: Score, new: Score, **changes: Any) -> Difference:
@@ -77,29 +77,29 @@ def only(old: Score, new: Score, **changes: Any) -> Difference:
 # -- what is significant ------------------------------------------------------------------------
 @pytest.mark.parametrize("frame_count", [8, 24, 64])
 def test_of_equals_about_one_in_twenty_is_called_different(frame_count: int) -> None:
-    rng, trials = np.random.default_rng(frame_count), 600
+    rng, test_sets = np.random.default_rng(frame_count), 600
     flagged = sum(
         bool(only(*map(score_of, frames_of(rng, frame_count, 0, 0))).is_significant)
-        for _ in range(trials)
+        for _ in range(test_sets)
     )
     # 5 % +- 4 standard errors; of 8 frames the interval is known to be a little narrow.
-    assert 0.015 < flagged / trials < (0.10 if frame_count == 8 else 0.086)
+    assert 0.015 < flagged / test_sets < (0.10 if frame_count == 8 else 0.086)
 
 
 def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty() -> None:
-    rng, trials, gain, inside = np.random.default_rng(3), 400, 0.03, 0
+    rng, test_sets, gain, inside = np.random.default_rng(3), 400, 0.03, 0
     far_better, far_old = (f1_of(one) for one in frames_of(rng, 60_000, gain, 0))
-    for _ in range(trials):
+    for _ in range(test_sets):
         one = only(*map(score_of, frames_of(rng, 24, 0, gain)))
         assert one.low is not None
         assert one.high is not None
         inside += one.low <= far_better - far_old <= one.high
-    assert 0.90 < inside / trials < 0.98
+    assert 0.90 < inside / test_sets < 0.98
 
 
 def test_of_twelve_conditions_without_difference_few_survive_being_tested_together() -> None:
-    rng, trials, alone, together = np.random.default_rng(7), 150, 0, 0
-    for _ in range(trials):
+    rng, test_sets, alone, together = np.random.default_rng(7), 150, 0, 0
+    for _ in range(test_sets):
         pairs = [frames_of(rng, 24, 0, 0) for _ in range(12)]
         old, new = (
             Matrix([score_of(pair[i], f"c{place}") for place, pair in enumerate(pairs)])
@@ -108,8 +108,8 @@ def test_of_twelve_conditions_without_difference_few_survive_being_tested_togeth
         found = compare(old, new)
         alone += any(one.is_significant for one in found)
         together += any(one.holds_together for one in found)
-    assert alone / trials > 0.3
-    assert together / trials < 0.12
+    assert alone / test_sets > 0.3
+    assert together / test_sets < 0.12
 
 
 def test_a_large_difference_among_thirty_equal_conditions_is_found_together() -> None:
@@ -136,19 +136,19 @@ def test_the_same_frames_tell_more_than_other_frames() -> None:
 @pytest.mark.parametrize(
     ("trial", "told"),
     [
-        pytest.param(Trial(seed=7), "other frames: seed 0 against 7", id="seed"),
+        pytest.param(TestSet(seed=7), "other frames: seed 0 against 7", id="seed"),
         pytest.param(
-            Trial(frame_sets=(FrameSetUse("lab", "1" * 32),)),
+            TestSet(frame_sets=(FrameSetUse("lab", "1" * 32),)),
             "other frames: of other FrameSets",
             id="recorded",
         ),
     ],
 )
 def test_frames_of_another_seed_are_not_paired_though_each_holds_as_many_atoms(
-    trial: Trial, told: str
+    test_set: TestSet, told: str
 ) -> None:
     old, new = frames_of(np.random.default_rng(5), 40, 0, 0.02)
-    paired, apart = (only(score_of(old), score_of(new, trial=one)) for one in (FIRST, trial))
+    paired, apart = (only(score_of(old), score_of(new, test_set=one)) for one in (FIRST, test_set))
     assert (paired.reason, apart.reason) == ("", told)
     assert apart.words.endswith(f"({told})")
     assert None not in (paired.low, paired.high, apart.low, apart.high)
@@ -158,24 +158,24 @@ def test_frames_of_another_seed_are_not_paired_though_each_holds_as_many_atoms(
 
 @pytest.mark.parametrize("trials", [(None, FIRST), (FIRST, None), (None, None)])
 def test_scores_of_before_their_frames_were_kept_are_paired_by_their_atoms_and_say_so(
-    trials: tuple[Trial | None, Trial | None],
+    test_sets: tuple[TestSet | None, TestSet | None],
 ) -> None:
     old, new = frames_of(np.random.default_rng(5), 40, 0, 0.02)
     known = only(score_of(old), score_of(new))
-    one = only(*(score_of(c, trial=t) for c, t in zip((old, new), trials, strict=True)))
+    one = only(*(score_of(c, test_set=t) for c, t in zip((old, new), test_sets, strict=True)))
     assert (one.low, one.high, one.reason) == (known.low, known.high, UNKNOWN_FRAMES)
-    other = only(score_of(old, trial=None), score_of(new[::-1], trial=None))
+    other = only(score_of(old, test_set=None), score_of(new[::-1], test_set=None))
     assert other.reason == OTHER_FRAMES
 
 
 def test_recorded_frames_are_the_same_if_their_digests_are_wherever_they_lie() -> None:
     old, new = frames_of(np.random.default_rng(5), 40, 0, 0.02)
     here, there, other = (
-        Trial(frame_sets=(FrameSetUse(url, digit * 32),))
+        TestSet(frame_sets=(FrameSetUse(url, digit * 32),))
         for url, digit in (("lab", "1"), ("copy", "1"), ("lab", "2"))
     )
-    assert only(score_of(old, trial=here), score_of(new, trial=there)).reason == ""
-    apart = only(score_of(old, trial=here), score_of(new, trial=other))
+    assert only(score_of(old, test_set=here), score_of(new, test_set=there)).reason == ""
+    apart = only(score_of(old, test_set=here), score_of(new, test_set=other))
     assert apart.reason.startswith(OTHER_FRAMES)
 
 

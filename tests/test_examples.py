@@ -17,10 +17,17 @@ from manybeam.jobs.examples import make_example
 from manybeam.learn.scoring.scores import judge
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, Trial
-from manybeam.zoo.reports.error_overlay import FALSE, MARKS, MISSED, RIGHT, Mistakes, errors_figure
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, TestSet
+from manybeam.zoo.reports.error_overlay import (
+    FALSE,
+    MARKS,
+    MISSED,
+    RIGHT,
+    ErrorOverlay,
+    errors_figure,
+)
 from manybeam.zoo.reports.plots import png
-from manybeam.zoo.score_reports import read_sheet, write_sheet
+from manybeam.zoo.score_reports import read_report, write_report
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 LOWDOSE, RECORDED = "graphene-60kv-lowdose", "graphene-60kv-dirty-frames"
@@ -65,9 +72,11 @@ def test_frames_of_a_job_with_a_seed_are_those_of_that_seed(tiny_zoo: Any) -> No
     measure = Measure(conditions=(LOWDOSE,), frames_per_condition=2)
     rows = evaluate(tiny_zoo.members("graphene@2"), measure, LIBRARY, seed=7, executor="local")
     score = kept(scored(Matrix(rows), 0, LOWDOSE))
-    assert score.trial == Trial(seed=7)
+    assert score.test_set == TestSet(seed=7)
     made = make_example(tiny_zoo, "graphene@2", score, 1, LIBRARY.conditions)
-    usual = make_example(tiny_zoo, "graphene@2", replace(score, trial=None), 1, LIBRARY.conditions)
+    usual = make_example(
+        tiny_zoo, "graphene@2", replace(score, test_set=None), 1, LIBRARY.conditions
+    )
     assert made.judged.counts == score.counts[1]
     assert (made.is_measured, usual.is_measured) == (True, False)
     assert not np.array_equal(made.frame.frame_yx, usual.frame.frame_yx)
@@ -75,14 +84,14 @@ def test_frames_of_a_job_with_a_seed_are_those_of_that_seed(tiny_zoo: Any) -> No
 
 def kept(score: Score) -> Score:
     """Return a score as a sheet gives it back."""
-    return read_sheet(write_sheet([score]))[0]
+    return read_report(write_report([score]))[0]
 
 
 def test_a_sheet_of_before_reads_and_its_frames_are_unknown(tiny_zoo: Any, matrix: Matrix) -> None:
-    sheet = json.loads(write_sheet([scored(matrix, ENSEMBLE, LOWDOSE)]))
+    sheet = json.loads(write_report([scored(matrix, ENSEMBLE, LOWDOSE)]))
     assert sheet["rows"][0].pop("trial") == {"seed": 0}
-    (old,) = read_sheet(json.dumps(sheet).encode())
-    assert old.trial is None
+    (old,) = read_report(json.dumps(sheet).encode())
+    assert old.test_set is None
     made = make_example(tiny_zoo, "graphene@2", old, 0, LIBRARY.conditions)
     assert (made.is_measured, made.is_recorded) == (False, True)
 
@@ -134,21 +143,21 @@ def test_a_frame_set_that_was_replaced_is_not_taken_for_the_one_measured(
         [],
     ],
 )
-def test_test_frames_that_cannot_be_are_refused(trial: Any) -> None:
-    sheet = json.loads(write_sheet([Score(0, "dim", "d", {"f1": 0.5})]))
-    sheet["rows"][0]["trial"] = trial
+def test_test_frames_that_cannot_be_are_refused(test_set: Any) -> None:
+    sheet = json.loads(write_report([Score(0, "dim", "d", {"f1": 0.5})]))
+    sheet["rows"][0]["trial"] = test_set
     with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
-        read_sheet(json.dumps(sheet).encode())
+        read_report(json.dumps(sheet).encode())
 
 
 @pytest.mark.parametrize(
     "change", [{"sigma_pm": 1e9}, {"ratio": 1.0}, {"threshold": float("nan")}, {"more": 1.0}]
 )
 def test_a_detector_tuned_to_what_cannot_be_is_refused(matrix: Matrix, change: Any) -> None:
-    sheet = json.loads(write_sheet([scored(matrix, CLASSICAL, LOWDOSE)]))
+    sheet = json.loads(write_report([scored(matrix, CLASSICAL, LOWDOSE)]))
     sheet["rows"][0]["detector"][1] |= change
     with pytest.raises(Corrupt, match="detector"):
-        read_sheet(json.dumps(sheet).encode())
+        read_report(json.dumps(sheet).encode())
 
 
 def test_a_match_radius_that_was_given_is_found_again(tiny_zoo: Any) -> None:
@@ -232,7 +241,7 @@ JUDGED = judge(FOUND, TRUTH, 20.0, (64, 64))
 
 
 def test_each_atom_is_right_false_missed_or_beside() -> None:
-    seen = Mistakes.of(FOUND, TRUTH, JUDGED)
+    seen = ErrorOverlay.of(FOUND, TRUTH, JUDGED)
     assert seen.right.tolist() == [[20.5, 20.0], [20.0, 41.0]]
     assert seen.false.tolist() == [[50.0, 50.0]]
     assert seen.missed.tolist() == [[40.0, 20.0]]
@@ -244,7 +253,7 @@ def test_there_are_as_many_of_each_as_were_counted(seed: int) -> None:
     rng = np.random.default_rng(seed)
     found, truth = rng.random((60, 4)) * 128, rng.random((50, 3)) * 128
     judged = judge(found, truth, 20.0, (128, 128))
-    seen = Mistakes.of(found, truth, judged)
+    seen = ErrorOverlay.of(found, truth, judged)
     assert (len(seen.right), len(seen.false), len(seen.missed)) == judged.counts
     drawn = sum(len(one) for one in (seen.right, seen.false, seen.missed, seen.beside))
     assert drawn == len(found) + len(truth) - len(judged.match), "a pair is drawn once"

@@ -36,8 +36,8 @@ from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.learn.scoring.scores import score_frames
-from manybeam.predictor.learned import forecaster
-from manybeam.predictor.performance import Forecaster
+from manybeam.predictor.learned import performance_predictor
+from manybeam.predictor.performance import PerformancePredictor
 from manybeam.spec.recipe import Recipe
 from manybeam.zoo.exchange import Credit, Limits, export, import_
 from manybeam.zoo.exchange.bioimageio import seen
@@ -46,7 +46,7 @@ from manybeam.zoo.integrity.imported import signatures
 from manybeam.zoo.integrity.trust import make_keys
 from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.lineage import lineage
-from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
+from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,10 +117,10 @@ def test_an_import_is_signed_by_a_person_not_by_the_key_at_hand(
         import_(zoo, folder, name, alias="serving", said=said.append)
     assert caught.value.hint.startswith(f"manybeam zoo sign {name}@1 first")
     assert said == [f"{name}@1 is not signed: others made it; manybeam zoo sign {name}@1 does"]
-    assert (zoo.resolve(f"{name}@1").seal, zoo.resolve(f"{name}@1").aliases) == ("", ())
+    assert (zoo.resolve(f"{name}@1").signature, zoo.resolve(f"{name}@1").aliases) == ("", ())
     zoo.sign(f"{name}@1")
     assert promote(zoo, f"{name}@1", who="ada").ref == f"{name}@1"
-    assert zoo.resolve(name).seal
+    assert zoo.resolve(name).signature
 
 
 def test_a_package_answers_the_same_to_the_last_bit_after_its_journey(
@@ -524,12 +524,12 @@ def test_scores_that_cannot_be_kept_leave_nothing_registered(
     zoo: Any, name: str, folder: Path, tmp_path: Path
 ) -> None:
     from manybeam.zoo.cache import sha256_of
-    from manybeam.zoo.score_reports import write_sheet
+    from manybeam.zoo.score_reports import write_report
 
     shutil.copytree(folder, tmp_path / "bad")
-    sheet = write_sheet([Score(9, "graphene-60kv-nominal", "d" * 32, {"f1": 1.0})])
-    (tmp_path / "bad/scores.json").write_bytes(sheet)
-    _manifest(lambda m: m["scores"].update(sha256=sha256_of(sheet)))(tmp_path / "bad")
+    report = write_report([Score(9, "graphene-60kv-nominal", "d" * 32, {"f1": 1.0})])
+    (tmp_path / "bad/scores.json").write_bytes(report)
+    _manifest(lambda m: m["scores"].update(sha256=sha256_of(report)))(tmp_path / "bad")
     with pytest.raises(InvalidInput, match="no member 09"):
         import_(zoo, tmp_path / "bad", name)
     assert zoo.ls(name) == []
@@ -628,21 +628,23 @@ def test_a_rehearsal_travels_and_teaches_the_same_elsewhere(
 ) -> None:
     said: list[str] = []
     got = import_(embedded, package, "guest", said=said.append)
-    known = forecaster(embedded, got.ref)
+    known = performance_predictor(embedded, got.ref)
     assert said == []
     assert known is not None
     assert np.array_equal(known.table.belief_km, rehearsed.table.belief_km)
     drawn = rehearsed.drawn(0)
     seen = look(rehearsed.ensemble, drawn.frames_nyx[0], float(drawn.pixel_size_pm[0]), None)
     alone = [{member: 1.0} for member in known.table.members]
-    assert known.forecast(seen, alone) == Forecaster(rehearsed.table).forecast(seen, alone)
+    assert known.forecast(seen, alone) == PerformancePredictor(rehearsed.table).forecast(
+        seen, alone
+    )
 
 
 def test_a_rehearsal_of_one_member_travels_with_it(
     rehearsed_zoo: Any, embedded: Any, tmp_path: Path
 ) -> None:
     path = export(rehearsed_zoo, "graphene@2/01", tmp_path / "one", form="safetensors")
-    known = forecaster(embedded, import_(embedded, path, "guest").ref)
+    known = performance_predictor(embedded, import_(embedded, path, "guest").ref)
     assert known is not None
     assert known.table.members == (1,)
 
@@ -726,7 +728,7 @@ def test_a_rehearsal_that_is_not_of_these_weights_or_not_sound_is_left_out(
     change(tmp_path / "odd")
     said: list[str] = []
     got = import_(embedded, tmp_path / "odd", "guest", said=said.append)
-    assert forecaster(embedded, got.ref) is None
+    assert performance_predictor(embedded, got.ref) is None
     (told,) = said
     assert told.startswith(f"{got.ref}: its rehearsal is left out: ")
     assert why in told
@@ -739,15 +741,15 @@ def test_where_keys_are_set_a_rehearsal_counts_once_the_owner_has_signed(
     use_settings({"MANYBEAM_SIGNING_KEY": str(private), "MANYBEAM_TRUSTED_KEYS": str(public)})
     got = import_(embedded, rehearsed_folder, "guest")
     with pytest.raises(NotAllowed, match="nobody who is trusted here vouches"):
-        forecaster(embedded, got.ref)
+        performance_predictor(embedded, got.ref)
     embedded.sign(got.ref)
-    assert forecaster(embedded, got.ref) is not None
+    assert performance_predictor(embedded, got.ref) is not None
 
 
 def test_the_frames_members_were_trained_and_measured_on_travel(
     zoo: Any, name: str, tiny_members: Any, tmp_path: Path
 ) -> None:
-    score = Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, trial=Trial(frame_sets=(FRAMES,)))
+    score = Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, test_set=TestSet(frame_sets=(FRAMES,)))
     sent = zoo.register(name, tiny_members(1), job={}, inputs=[FRAMES], scores=[score])
     path = export(zoo, sent.ref, tmp_path / "out", form="safetensors")
     got = import_(zoo, path, f"{name}-guest")
@@ -759,12 +761,12 @@ def test_the_frames_members_were_trained_and_measured_on_travel(
     ]
 
 
-def _sealed(zoo: Any, members: list[Any], folder: Path, use_settings: Any) -> tuple[Path, Path]:
+def _signed(zoo: Any, members: list[Any], folder: Path, use_settings: Any) -> tuple[Path, Path]:
     """Return the export of a version that others signed, and their public key."""
     private, public = make_keys(folder / "theirs")
     use_settings({"MANYBEAM_SIGNING_KEY": str(private), "MANYBEAM_TRUSTED_KEYS": ""})
     sent = zoo.register("theirs", members, job={})
-    assert sent.seal
+    assert sent.signature
     return export(zoo, sent.ref, folder / "out", form="safetensors"), public
 
 
@@ -775,7 +777,7 @@ def _sealed(zoo: Any, members: list[Any], folder: Path, use_settings: Any) -> tu
         pytest.param(True, None, "of these weights, was signed by the key", id="trusted"),
         pytest.param(
             True,
-            _manifest(lambda m: m.update(seal=m["seal"][:20] + "AAAA" + m["seal"][24:])),
+            _manifest(lambda m: m.update(signature=m["seal"][:20] + "AAAA" + m["seal"][24:])),
             "but the signature is not that key's",
             id="forged",
         ),
@@ -797,7 +799,7 @@ def test_a_foreign_signature_is_a_statement_and_never_trust_in_the_import(
     change: Change | None,
     told: str,
 ) -> None:
-    path, public = _sealed(embedded, tiny_members(1), tmp_path, use_settings)
+    path, public = _signed(embedded, tiny_members(1), tmp_path, use_settings)
     if change is not None:
         change(path)
     own, _ = make_keys(tmp_path / "own")
@@ -807,7 +809,7 @@ def test_a_foreign_signature_is_a_statement_and_never_trust_in_the_import(
     first, second = signatures(got)
     assert first == "guest@1 is not signed: others made it"
     assert told in second
-    assert got.seal == ""
+    assert got.signature == ""
     with pytest.raises(NotAllowed, match="it is not signed"):
         embedded.members(got.ref)
 
@@ -815,7 +817,7 @@ def test_a_foreign_signature_is_a_statement_and_never_trust_in_the_import(
 def test_a_signature_of_other_weights_is_not_told_as_one_of_these(
     embedded: Any, tiny_members: Any, tmp_path: Path, use_settings: Any
 ) -> None:
-    path, _ = _sealed(embedded, tiny_members(2)[:1], tmp_path, use_settings)
+    path, _ = _signed(embedded, tiny_members(2)[:1], tmp_path, use_settings)
     other = export(
         embedded, embedded.register("x", tiny_members(2)[1:], job={}).ref, tmp_path / "other",
         form="safetensors",
@@ -834,5 +836,5 @@ def test_a_package_of_before_these_travelled_comes_in(
     late = ("inputs", "rehearsal", "original", "seal")
     _manifest(lambda m: [m.pop(key) for key in late])(tmp_path / "old")
     got = import_(embedded, tmp_path / "old", "guest")
-    assert (got.inputs, forecaster(embedded, got.ref), got.member_count) == ((), None, 3)
+    assert (got.inputs, performance_predictor(embedded, got.ref), got.member_count) == ((), None, 3)
     assert list(signatures(got)) == ["guest@1 is not signed: others made it"]

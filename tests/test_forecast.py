@@ -17,9 +17,9 @@ from scipy.stats import spearmanr
 from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
-from manybeam.learn.analysis.frame_analysis import WINDOW_PX, Look, look
+from manybeam.learn.analysis.frame_analysis import WINDOW_PX, FrameAnalysis, look
 from manybeam.learn.scoring.scores import f1_of, judge
-from manybeam.predictor.performance import Forecast, Forecaster, Picked, _Index
+from manybeam.predictor.performance import PerformancePredictor, Picked, PredictedF1, _Index
 from manybeam.spec import Library
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -35,24 +35,24 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Asked:
     """Frames the table does not hold: forecasts and truth of three members and of all (n, q)."""
 
-    looks: list[Look]
+    looks: list[FrameAnalysis]
     f1_nq: np.ndarray
     low_nq: np.ndarray
     high_nq: np.ndarray
     true_nq: np.ndarray
 
 
-def picked(seen: Look, member: int) -> Picked:
+def picked(seen: FrameAnalysis, member: int) -> Picked:
     return Picked(seen.summary_cs.mean(axis=0), seen.score_mf, (member,))
 
 
 @pytest.fixture(scope="module")
-def known(rehearsed: Any) -> Forecaster:
-    return Forecaster(rehearsed.table)
+def known(rehearsed: Any) -> PerformancePredictor:
+    return PerformancePredictor(rehearsed.table)
 
 
 @pytest.fixture(scope="module")
-def asked(rehearsed: Any, known: Forecaster) -> Asked:
+def asked(rehearsed: Any, known: PerformancePredictor) -> Asked:
     looks, told, true = [], [], []
     for number in range(HELD_OUT):
         made = rehearsed.drawn(number)
@@ -67,10 +67,10 @@ def asked(rehearsed: Any, known: Forecaster) -> Asked:
 
 
 @pytest.fixture(scope="module")
-def seen_as(rehearsed: Any) -> Callable[..., Look]:
+def seen_as(rehearsed: Any) -> Callable[..., FrameAnalysis]:
     """Look at a frame at the members' own pixel size, unless told otherwise."""
 
-    def see(frame_yx: np.ndarray, pixel_size_pm: float | None = 20.0, **more: Any) -> Look:
+    def see(frame_yx: np.ndarray, pixel_size_pm: float | None = 20.0, **more: Any) -> FrameAnalysis:
         given = {"lattice": GRAPHENE, **more}
         return look(rehearsed.ensemble, frame_yx.astype(np.float32), pixel_size_pm, **given)
 
@@ -142,17 +142,17 @@ def test_members_that_were_never_wrong_are_promised_no_more_than_all(
     perfect = replace(
         rehearsed.table, count_nm3=np.ones_like(rehearsed.table.count_nm3) * (9, 0, 0)
     )
-    for one in Forecaster(perfect).forecast(asked.looks[0], ALONE):
+    for one in PerformancePredictor(perfect).forecast(asked.looks[0], ALONE):
         assert 1 - 1e-5 < one.low <= one.f1 <= one.high <= 1
 
 
-def test_no_part_of_the_index_weighs_less_than_nothing(known: Forecaster) -> None:
+def test_no_part_of_the_index_weighs_less_than_nothing(known: PerformancePredictor) -> None:
     assert set(known.weights) == {"rehearsed", "resembled", "forward", "lattice"}
     assert min(known.weights.values()) >= 0
     assert max(known.weights.values()) > 0
 
 
-def test_every_part_is_named_where_it_applies(known: Forecaster, asked: Asked) -> None:
+def test_every_part_is_named_where_it_applies(known: PerformancePredictor, asked: Asked) -> None:
     parts = known.forecast(asked.looks[0], ALONE)[0].parts
     assert set(parts) == {"rehearsed", "resembled", *SCORES}
     assert np.isfinite(list(parts.values())).all()
@@ -160,7 +160,9 @@ def test_every_part_is_named_where_it_applies(known: Forecaster, asked: Asked) -
 
 @pytest.mark.parametrize("made", [noise, buildings], ids=lambda one: one.__name__)
 def test_a_frame_without_atoms_is_promised_less_than_a_good_one(
-    known: Forecaster, seen_as: Callable[..., Look], made: Callable[[], np.ndarray]
+    known: PerformancePredictor,
+    seen_as: Callable[..., FrameAnalysis],
+    made: Callable[[], np.ndarray],
 ) -> None:
     good = known.forecast(seen_as(clean(), 16.0), [*ALONE, ALL])
     bad = known.forecast(seen_as(made()), [*ALONE, ALL])
@@ -168,13 +170,13 @@ def test_a_frame_without_atoms_is_promised_less_than_a_good_one(
         assert one.f1 < other.f1 - 0.15
 
 
-def test_a_constant_frame_is_refused(seen_as: Callable[..., Look]) -> None:
+def test_a_constant_frame_is_refused(seen_as: Callable[..., FrameAnalysis]) -> None:
     with pytest.raises(InvalidFrame, match="needs contrast"):
         seen_as(np.ones((SIDE, SIDE)))
 
 
 def test_frames_like_the_tables_are_near_it_and_a_photograph_is_far(
-    known: Forecaster, asked: Asked, seen_as: Callable[..., Look]
+    known: PerformancePredictor, asked: Asked, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
     usual_n = np.array([known.distance(seen) for seen in asked.looks])
     assert np.quantile(usual_n, 0.9) < 1.5
@@ -182,18 +184,18 @@ def test_frames_like_the_tables_are_near_it_and_a_photograph_is_far(
 
 
 def test_a_frame_far_from_the_table_is_told_in_a_wider_interval(
-    known: Forecaster, asked: Asked, seen_as: Callable[..., Look]
+    known: PerformancePredictor, asked: Asked, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
     far = known.forecast(seen_as(buildings()), ALONE)
     assert min(one.high - one.low for one in far) > (asked.high_nq - asked.low_nq).mean()
 
 
-def gap(told: list[Forecast], one: int, other: int) -> float:
+def gap(told: list[PredictedF1], one: int, other: int) -> float:
     return told[one].f1 - told[other].f1
 
 
 def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
-    rehearsed: Any, known: Forecaster, seen_as: Callable[..., Look]
+    rehearsed: Any, known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
     """On faint and dirty frames member 1 is best; people who want something else are heard."""
     condition = LIBRARY.conditions["graphene-60kv-dirty"]
@@ -202,7 +204,7 @@ def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
     before = [known.forecast(seen, ALONE) for seen in looks]
     best = int(np.argmax([one.f1 for one in before[0]]))
     other = (best + 1) % 3
-    taught = Forecaster(rehearsed.table, [picked(seen, other) for seen in looks[:4]])
+    taught = PerformancePredictor(rehearsed.table, [picked(seen, other) for seen in looks[:4]])
     after = [taught.forecast(seen, ALONE) for seen in looks]
     for was, now in zip(before, after, strict=True):
         assert gap(now, other, best) > gap(was, other, best)
@@ -210,17 +212,17 @@ def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
 
 
 def test_with_picks_the_threshold_of_none_fits_is_still_the_tables(
-    rehearsed: Any, known: Forecaster, asked: Asked
+    rehearsed: Any, known: PerformancePredictor, asked: Asked
 ) -> None:
-    taught = Forecaster(rehearsed.table, [picked(asked.looks[0], 2)])
+    taught = PerformancePredictor(rehearsed.table, [picked(asked.looks[0], 2)])
     assert taught.poor_f1 == pytest.approx(known.poor_f1, abs=0.05)
     assert len(taught.nearest(asked.looks[0], 500)) == len(rehearsed.table)
 
 
 def test_without_its_picks_a_forecaster_is_as_before(
-    rehearsed: Any, known: Forecaster, asked: Asked
+    rehearsed: Any, known: PerformancePredictor, asked: Asked
 ) -> None:
-    again = Forecaster(rehearsed.table, [])
+    again = PerformancePredictor(rehearsed.table, [])
     assert again.forecast(asked.looks[3], ALONE) == known.forecast(asked.looks[3], ALONE)
 
 
@@ -228,7 +230,7 @@ def test_one_member_alone_is_forecast_too(rehearsed: Any) -> None:
     made = rehearsed.drawn(0)
     frame, size = made.frames_nyx[0], float(made.pixel_size_pm[0])
     seen = look(rehearsed.ensemble.subset([2]), frame, size, GRAPHENE)
-    found = Forecaster(rehearsed.table.only(2)).forecast(seen, [{2: 1.0}])[0]
+    found = PerformancePredictor(rehearsed.table.only(2)).forecast(seen, [{2: 1.0}])[0]
     atoms = seen.prediction.member_atoms[0]
     true = f1_of(np.array([judge(atoms, made.truth[0], size, frame.shape).counts]))[0]
     assert found.f1 == pytest.approx(true, abs=0.15)
@@ -236,7 +238,7 @@ def test_one_member_alone_is_forecast_too(rehearsed: Any) -> None:
 
 
 def test_members_looked_at_in_another_order_are_promised_the_same(
-    rehearsed: Any, known: Forecaster, asked: Asked
+    rehearsed: Any, known: PerformancePredictor, asked: Asked
 ) -> None:
     made = rehearsed.drawn(1)
     turned = look(
@@ -253,9 +255,9 @@ def test_members_looked_at_in_another_order_are_promised_the_same(
 
 
 def test_a_table_of_other_members_is_refused_in_words(
-    rehearsed: Any, asked: Asked, known: Forecaster
+    rehearsed: Any, asked: Asked, known: PerformancePredictor
 ) -> None:
-    fewer = Forecaster(rehearsed.table.only(1))
+    fewer = PerformancePredictor(rehearsed.table.only(1))
     for ask in (
         lambda: fewer.forecast(asked.looks[0], ALONE),
         lambda: fewer.nearest(asked.looks[0], 5),
@@ -266,7 +268,7 @@ def test_a_table_of_other_members_is_refused_in_words(
 
 
 def test_the_frames_alike_are_of_the_table_and_each_is_named_once(
-    known: Forecaster, asked: Asked
+    known: PerformancePredictor, asked: Asked
 ) -> None:
     alike = known.alike(asked.looks[0], ALL, 40)
     assert len(set(alike.tolist())) == len(alike) == 40
@@ -274,14 +276,14 @@ def test_the_frames_alike_are_of_the_table_and_each_is_named_once(
 
 
 def test_a_good_frame_has_frames_alike_on_which_the_answer_was_right(
-    known: Forecaster, seen_as: Callable[..., Look]
+    known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
     alike = known.alike(seen_as(clean(), 16.0), ALL, 20)
     assert known.table.f1(ALL)[alike].mean() > known.table.f1(ALL).mean() + 0.05
 
 
 def test_an_unknown_pixel_size_and_a_sample_without_a_lattice_are_survived(
-    known: Forecaster, seen_as: Callable[..., Look]
+    known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
     sized = known.forecast(seen_as(clean(), 16.0), ALONE)
     for seen in (seen_as(clean(), None), seen_as(clean(), 16.0, lattice=None)):
@@ -292,7 +294,7 @@ def test_an_unknown_pixel_size_and_a_sample_without_a_lattice_are_survived(
 
 @pytest.mark.parametrize("side", [48, 64])
 def test_a_small_frame_is_answered(
-    known: Forecaster, seen_as: Callable[..., Look], side: int
+    known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis], side: int
 ) -> None:
     told = known.forecast(seen_as(clean()[:side, :side], 16.0), [*ALONE, ALL])
     assert all(0 <= one.low <= one.f1 <= one.high <= 1 for one in told)
@@ -300,14 +302,14 @@ def test_a_small_frame_is_answered(
 
 @pytest.mark.parametrize("shape", [(47, 128), (20, 20), (4, 64, 64)], ids=str)
 def test_a_frame_too_small_to_be_told_from_others_is_refused_in_words(
-    seen_as: Callable[..., Look], shape: tuple[int, ...]
+    seen_as: Callable[..., FrameAnalysis], shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(InvalidFrame, match="too small to tell which members suit it"):
         seen_as(np.random.default_rng(0).random(shape))
 
 
 def test_of_a_large_frame_the_middle_is_looked_at(
-    known: Forecaster, seen_as: Callable[..., Look]
+    known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
     seen = seen_as(clean(1024), 16.0)
     side = int(WINDOW_PX * 20 / 16)  # the members see 20 pm a pixel
@@ -317,7 +319,7 @@ def test_of_a_large_frame_the_middle_is_looked_at(
 
 
 def test_a_large_frame_that_is_empty_in_the_middle_is_looked_at_as_a_whole(
-    seen_as: Callable[..., Look],
+    seen_as: Callable[..., FrameAnalysis],
 ) -> None:
     frame = np.tile(clean(), (4, 4))
     frame[40:-40, 40:-40] = 0

@@ -11,11 +11,11 @@ import pytest
 
 from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import Corrupt, UnknownRef
-from manybeam.predictor.learned import forecaster
+from manybeam.predictor.learned import performance_predictor
 from manybeam.predictor.preferences import Pick, record_pick, retract
 from manybeam.predictor.selection import select
 from manybeam.spec import Library
-from manybeam.zoo.calibration_sets import KIND, record_table
+from manybeam.zoo.calibration_sets import KIND, record_calibration_set
 from manybeam.zoo.matrix import Score
 from manybeam.zoo.registry import Zoo
 
@@ -74,20 +74,20 @@ def test_an_attachment_is_no_member_and_has_no_scores(zoo: Zoo) -> None:
 
 
 def test_an_ensemble_that_was_never_rehearsed_teaches_nothing(zoo: Zoo) -> None:
-    assert forecaster(zoo, "graphene@1") is None
+    assert performance_predictor(zoo, "graphene@1") is None
 
 
 def test_a_rehearsed_ensemble_teaches_its_table_however_it_is_called(
     zoo: Zoo, rehearsed: Any
 ) -> None:
     for ref in ("graphene", "graphene@serving", "graphene@2"):
-        known = forecaster(zoo, ref)
+        known = performance_predictor(zoo, ref)
         assert known is not None
         np.testing.assert_array_equal(known.table.f1_nm, rehearsed.table.f1_nm)
 
 
 def test_a_member_asked_alone_is_taught_by_its_own_column(zoo: Zoo, rehearsed: Any) -> None:
-    known = forecaster(zoo, "graphene@2/01")
+    known = performance_predictor(zoo, "graphene@2/01")
     assert known is not None
     assert known.table.members == (1,)
     np.testing.assert_array_equal(known.table.f1_nm[:, 0], rehearsed.table.f1_nm[:, 1])
@@ -97,15 +97,15 @@ def test_a_table_of_other_members_is_passed_over_with_a_warning(
     zoo: Zoo, rehearsed: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     renamed = dataclasses.replace(rehearsed.table.only(0), members=(5,))
-    record_table(zoo, "graphene@1", renamed, ("graphene-nominal",))
-    assert forecaster(zoo, "graphene@1") is None
+    record_calibration_set(zoo, "graphene@1", renamed, ("graphene-nominal",))
+    assert performance_predictor(zoo, "graphene@1") is None
     assert "rehearsed with other members" in caplog.text
 
 
 def test_bytes_that_are_no_table_are_told(zoo: Zoo) -> None:
     zoo.attach("graphene@1", KIND, b"no table", FACTS)
     with pytest.raises(Corrupt, match="manybeam rehearse"):
-        forecaster(zoo, "graphene@1")
+        performance_predictor(zoo, "graphene@1")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def dirty(zoo: Zoo) -> Callable[[int, int], Pick]:
 
     def pick(member: int, number: int) -> Pick:
         frame, size = made.frames_nyx[number], float(made.pixel_size_pm[number])
-        known = forecaster(zoo, "graphene")
+        known = performance_predictor(zoo, "graphene")
         found = select(
             record, zoo.matrix("graphene"), ensemble, frame, size, known=known, library=LIBRARY
         )
@@ -130,14 +130,14 @@ def dirty(zoo: Zoo) -> Callable[[int, int], Pick]:
 def test_what_was_learnt_is_kept_until_somebody_picks_or_takes_a_pick_back(
     zoo: Zoo, dirty: Callable[[int, int], Pick]
 ) -> None:
-    before = forecaster(zoo, "graphene")
-    assert forecaster(zoo, "graphene@2") is before
+    before = performance_predictor(zoo, "graphene")
+    assert performance_predictor(zoo, "graphene@2") is before
     made = dirty(2, 0)
-    with_pick = forecaster(zoo, "graphene")
+    with_pick = performance_predictor(zoo, "graphene")
     assert with_pick is not before
-    assert forecaster(zoo, "graphene") is with_pick
+    assert performance_predictor(zoo, "graphene") is with_pick
     retract(made.id, "Ada")
-    assert forecaster(zoo, "graphene") is before
+    assert performance_predictor(zoo, "graphene") is before
 
 
 def test_selection_goes_on_after_picks_and_heeds_them(
@@ -148,7 +148,7 @@ def test_selection_goes_on_after_picks_and_heeds_them(
     record, ensemble = zoo.resolve("graphene"), zoo.ensemble("graphene")
 
     def promised() -> dict[int, float]:
-        known = forecaster(zoo, "graphene")
+        known = performance_predictor(zoo, "graphene")
         assert known is not None
         found = select(
             record, zoo.matrix("graphene"), ensemble, frame, size, known=known, library=LIBRARY
@@ -167,10 +167,10 @@ def test_selection_goes_on_after_picks_and_heeds_them(
 def test_a_pick_of_another_version_teaches_nothing_here(
     zoo: Zoo, dirty: Callable[[int, int], Pick]
 ) -> None:
-    before = forecaster(zoo, "graphene@2")
-    known = forecaster(zoo, "graphene@2")
+    before = performance_predictor(zoo, "graphene@2")
+    known = performance_predictor(zoo, "graphene@2")
     frame = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     record, ensemble = zoo.resolve("graphene@1"), zoo.ensemble("graphene@1")
     found = select(record, zoo.matrix("graphene@1"), ensemble, frame, 16.0, library=LIBRARY)
     record_pick(record, found, [0], frame_yx=frame, file="a.tif", pixel_size_pm=16.0, who="Ada")
-    assert known is before is forecaster(zoo, "graphene@2")
+    assert known is before is performance_predictor(zoo, "graphene@2")

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from manybeam.errors import UnknownRef, ZooUnreachable
-from manybeam.serve.ttl_cache import Fresh
+from manybeam.serve.ttl_cache import TTLCache
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 def test_a_value_is_asked_for_once_until_it_is_old() -> None:
     clock, asked = Clock(), []
-    fresh = Fresh(lambda key: asked.append(key) or len(asked), 10.0, clock)
+    fresh = TTLCache(lambda key: asked.append(key) or len(asked), 10.0, clock)
     assert [fresh.get("a")[0], fresh.get("a")[0]] == [1, 1]
     clock.now = 10.0
     assert fresh.get("a") == (2, ())
@@ -31,7 +31,7 @@ def test_while_the_source_is_silent_the_old_value_is_given_with_its_age() -> Non
             raise ZooUnreachable("the zoo is down")
         return key.upper()
 
-    fresh = Fresh(ask, 10.0, clock)
+    fresh = TTLCache(ask, 10.0, clock)
     fresh.get("a")
     silent.append(True)
     clock.now = 42.0
@@ -51,7 +51,7 @@ def test_what_is_gone_is_not_kept() -> None:
             return answer
         raise UnknownRef(f"no {key}")
 
-    fresh = Fresh(ask, 10.0, clock)
+    fresh = TTLCache(ask, 10.0, clock)
     fresh.get("a")
     clock.now = 11.0
     with pytest.raises(UnknownRef):
@@ -67,7 +67,7 @@ def test_others_go_on_with_the_old_value_while_one_asks() -> None:
             answered.wait(10)
         return clock.now
 
-    fresh = Fresh(ask, 10.0, clock)
+    fresh = TTLCache(ask, 10.0, clock)
     fresh.get("a")
     clock.now = 20.0
     thread = threading.Thread(target=fresh.get, args=("a",))
@@ -81,7 +81,7 @@ def test_others_go_on_with_the_old_value_while_one_asks() -> None:
 
 def test_no_more_values_are_kept_than_there_is_room_for() -> None:
     asked: list[str] = []
-    fresh = Fresh(lambda key: asked.append(key), 10.0, Clock(), capacity=2)
+    fresh = TTLCache(lambda key: asked.append(key), 10.0, Clock(), capacity=2)
     for key in "abca":
         fresh.get(key)
     assert asked == ["a", "b", "c", "a"]

@@ -12,7 +12,7 @@ import pytest
 from manybeam.spec.job import Gates
 from manybeam.zoo import registration
 from manybeam.zoo.lifecycle.gates import Verdict, judge
-from manybeam.zoo.matrix import ENSEMBLE, Score, Trial
+from manybeam.zoo.matrix import ENSEMBLE, Score, TestSet
 from manybeam.zoo.records import write_manifest
 from manybeam.zoo.registry import Zoo
 
@@ -95,11 +95,13 @@ def test_the_job_of_a_version_sets_its_gates(judged: Callable[..., Any]) -> None
 def test_scores_on_frames_of_another_seed_are_not_paired_and_the_verdict_says_so(
     judged: Callable[..., Any],
 ) -> None:
-    old, new = (replace(score("low", 0.9, ece=0.01), trial=Trial(seed=seed)) for seed in (0, 7))
+    old, new = (
+        replace(score("low", 0.9, ece=0.01), test_set=TestSet(seed=seed)) for seed in (0, 7)
+    )
     verdicts = {one.gate: one for one in judged([old], [new])}
     assert "other frames: seed 0 against 7" in verdicts["regression"].what
     assert verdicts["calibration"].what.endswith("1 of them on other frames")
-    same = {one.gate: one.what for one in judged([old], [replace(new, trial=old.trial)])}
+    same = {one.gate: one.what for one in judged([old], [replace(new, test_set=old.test_set)])}
     assert "frames)" in same["regression"]
     assert "other frames" not in same["calibration"]
 

@@ -13,8 +13,8 @@ from manybeam.data.simulation.simulate import Simulated, simulate
 from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput
 from manybeam.jobs.adapt import held_out_truth, iterate
-from manybeam.learn.adaptation.acceptance import Standing, f1_on, gate, held_means, noise_like
-from manybeam.learn.adaptation.pseudo_labels import frames_digest, simulated_tiles, twin_lesson
+from manybeam.learn.adaptation.acceptance import Assessment, f1_on, gate, held_means, noise_like
+from manybeam.learn.adaptation.pseudo_labels import frames_digest, simulated_tiles, twin_tiles
 from manybeam.learn.adaptation.rounds import _gain, adapt, tune
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
@@ -93,7 +93,7 @@ def kept() -> Memory:
 
 @pytest.fixture(scope="module")
 def twin_round(ensemble, drifted, held_out, kept):
-    return round_on(ensemble, drifted, held_out, keeper=kept)
+    return round_on(ensemble, drifted, held_out, step_store=kept)
 
 
 def test_a_twin_round_lifts_f1_on_drifted_frames_nobody_labelled(ensemble, drifted, twin_round):
@@ -180,9 +180,9 @@ def test_a_round_on_frames_the_members_know_already_is_refused(ensemble, held_ou
 
 
 def test_tuning_starts_from_the_members_own_weights(ensemble):
-    lesson = twin_lesson("d", CAREFUL, CAREFUL, RECIPE.tiles, count=4, seed=0)
+    labelled = twin_tiles("d", CAREFUL, CAREFUL, RECIPE.tiles, count=4, seed=0)
     parent = ensemble.members[0]
-    child = tune(parent, lesson, steps=1, seed=0)
+    child = tune(parent, labelled, steps=1, seed=0)
     moved = [(child.weights[n] - parent.weights[n]).abs().max() for n in parent.weights
              if n.endswith("weight")]  # fmt: skip
     assert 0 < max(moved) < 0.1
@@ -219,40 +219,40 @@ def test_a_tuned_member_is_centred_again_before_it_is_judged(faint_member, held_
 
 
 def test_a_gain_on_one_condition_does_not_buy_a_loss_on_another():
-    before = Standing(0.8, 0.85, 0.8, {"nominal": (0.99, 0.002), "dirty": (0.71, 0.01)})
-    after = Standing(0.9, 0.93, 0.9, {"nominal": (0.97, 0.003), "dirty": (0.89, 0.01)})
+    before = Assessment(0.8, 0.85, 0.8, {"nominal": (0.99, 0.002), "dirty": (0.71, 0.01)})
+    after = Assessment(0.9, 0.93, 0.9, {"nominal": (0.97, 0.003), "dirty": (0.89, 0.01)})
     assert "nominal fell from 0.990 to 0.970" in gate(before, after, max_regression=0.005)
 
 
 def test_a_condition_where_the_parent_is_no_use_has_nothing_to_lose():
-    before = Standing(0.8, 0.85, 0.8, {"nominal": (0.99, 0.002), "extreme": (0.19, 0.01)})
-    after = Standing(0.9, 0.93, 0.9, {"nominal": (0.99, 0.002), "extreme": (0.11, 0.01)})
+    before = Assessment(0.8, 0.85, 0.8, {"nominal": (0.99, 0.002), "extreme": (0.19, 0.01)})
+    after = Assessment(0.9, 0.93, 0.9, {"nominal": (0.99, 0.002), "extreme": (0.11, 0.01)})
     assert gate(before, after, max_regression=0.005) == ""
 
 
 def test_what_was_held_is_told_where_the_parent_was_of_use_as_the_gate_counts_it():
-    before = Standing(0.8, 0.58, 0.8, {"nominal": (0.99, 0.002), "extreme": (0.17, 0.01)})
-    after = Standing(0.9, 0.64, 0.9, {"nominal": (0.988, 0.002), "extreme": (0.3, 0.01)})
+    before = Assessment(0.8, 0.58, 0.8, {"nominal": (0.99, 0.002), "extreme": (0.17, 0.01)})
+    after = Assessment(0.9, 0.64, 0.9, {"nominal": (0.988, 0.002), "extreme": (0.3, 0.01)})
     assert held_means(before, after) == (0.99, 0.988)
     assert "held-out F1 0.990 to 0.988" in _gain(before, after)
 
 
-GOOD = Standing(fitness=0.8, f1=0.95, twin_f1=0.8)
+GOOD = Assessment(fitness=0.8, f1=0.95, twin_f1=0.8)
 
 
 @pytest.mark.parametrize(
     ("after", "word"),
     [
-        pytest.param(Standing(0.9, 0.951, 0.9), "", id="better everywhere"),
-        pytest.param(Standing(0.9, 0.946, 0.9), "", id="a loss within the gate"),
-        pytest.param(Standing(0.99, 0.94, 0.99), "held-out truth fell", id="forgot"),
-        pytest.param(Standing(0.8, 0.99, 0.9), "label-free score", id="nothing gained"),
-        pytest.param(Standing(0.9, 0.95, 0.7), "labelled twins", id="worse on twins"),
+        pytest.param(Assessment(0.9, 0.951, 0.9), "", id="better everywhere"),
+        pytest.param(Assessment(0.9, 0.946, 0.9), "", id="a loss within the gate"),
+        pytest.param(Assessment(0.99, 0.94, 0.99), "held-out truth fell", id="forgot"),
+        pytest.param(Assessment(0.8, 0.99, 0.9), "label-free score", id="nothing gained"),
+        pytest.param(Assessment(0.9, 0.95, 0.7), "labelled twins", id="worse on twins"),
         pytest.param(
-            Standing(0.9, 0.95, 0.9, on_noise=0.88), "fit noise", id="sees atoms in noise"
+            Assessment(0.9, 0.95, 0.9, on_noise=0.88), "fit noise", id="sees atoms in noise"
         ),
-        pytest.param(Standing(float("nan"), 0.95, 0.8), "label-free", id="no score at all"),
-        pytest.param(Standing(0.9, float("nan"), 0.8), "held-out", id="no f1 at all"),
+        pytest.param(Assessment(float("nan"), 0.95, 0.8), "label-free", id="no score at all"),
+        pytest.param(Assessment(0.9, float("nan"), 0.8), "held-out", id="no f1 at all"),
     ],
 )
 def test_the_gate(after, word):
@@ -318,7 +318,7 @@ def test_noise_like_a_frame_has_its_spectrum_and_none_of_its_lattice():
 def test_a_second_round_goes_on_with_what_the_first_accepted_until_nothing_is_gained(
     ensemble, drifted, held_out, twin_round, kept
 ):
-    found = round_on(ensemble, drifted, held_out, rounds=3, keeper=kept)
+    found = round_on(ensemble, drifted, held_out, rounds=3, step_store=kept)
     first, second = found.steps[:2]
     assert (first.round, second.round) == (1, 2)
     assert first == twin_round.steps[0]

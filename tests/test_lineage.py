@@ -11,9 +11,9 @@ from manybeam.data.store import open_store
 from manybeam.errors import Corrupt, InvalidInput, NotFound, StoreUnreachable, UnknownRef
 from manybeam.settings import settings
 from manybeam.zoo.lineage import lineage, note_prediction, prediction_of, uses_of
-from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, Trial
+from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.score_reports import read_sheet, write_sheet
+from manybeam.zoo.score_reports import read_report, write_report
 
 FRAMES = FrameSetUse("s3://lab/frames/a", "1" * 32)
 JOB = {"kind": "train"}
@@ -54,7 +54,7 @@ def test_frames_tell_which_versions_were_trained_on_them(
 
 
 def measured_on(*uses: FrameSetUse) -> Score:
-    return Score(ENSEMBLE, "dim-frames", "d" * 32, {"f1": 0.9}, trial=Trial(frame_sets=uses))
+    return Score(ENSEMBLE, "dim-frames", "d" * 32, {"f1": 0.9}, test_set=TestSet(frame_sets=uses))
 
 
 def test_frames_that_scores_were_measured_on_are_in_the_lineage_of_a_version(
@@ -142,13 +142,13 @@ def test_scores_under_other_numbers_of_a_condition_are_kept_apart(
 )
 def test_bytes_that_are_no_sheet_are_told(content: bytes) -> None:
     with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
-        read_sheet(content)
+        read_report(content)
 
 
 def test_a_sheet_says_when_rows_were_taken_only_if_they_do_not() -> None:
     taken = datetime(2026, 1, 2, tzinfo=UTC)
     rows = [Score(0, "dim", "d", {"f1": 0.5}, taken=taken, scorer="old"), Score(1, "dim", "d")]
-    first, second = read_sheet(write_sheet(rows, now=datetime(2026, 2, 3, tzinfo=UTC)))
+    first, second = read_report(write_report(rows, now=datetime(2026, 2, 3, tzinfo=UTC)))
     assert (first.taken, first.scorer) == (taken, "old")
     assert second.taken == datetime(2026, 2, 3, tzinfo=UTC)
 
@@ -163,11 +163,11 @@ def test_a_sheet_says_when_rows_were_taken_only_if_they_do_not() -> None:
     ],
 )
 def test_a_sheet_of_impossible_values_is_refused(changed: str, to: str) -> None:
-    sheet = write_sheet([Score(0, "dim", "d", {"f1": 0.5})]).decode()
+    sheet = write_report([Score(0, "dim", "d", {"f1": 0.5})]).decode()
     row = json.loads(sheet)["rows"][0]
     before = json.dumps(row[changed], separators=(",", ":"))
     with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
-        read_sheet(sheet.replace(f'"{changed}":{before}', f'"{changed}":{to}').encode())
+        read_report(sheet.replace(f'"{changed}":{before}', f'"{changed}":{to}').encode())
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_a_sheet_of_impossible_values_is_refused(changed: str, to: str) -> None:
         Score(0, "dim", "d", {"recall": -0.1}),
         Score(0, "dim", "d", {"f1": 0.5}, counts=((-5, 1, 1),)),
         Score(0, "dim", "d", {"f1": 0.5}, taken=datetime(1, 1, 1, tzinfo=UTC)),
-        Score(0, "dim", "d", {"f1": 0.5}, trial=Trial(seed=-1)),
-        Score(0, "dim", "d", {"f1": 0.5}, trial=Trial(frame_sets=(FrameSetUse("a", "a b"),))),
+        Score(0, "dim", "d", {"f1": 0.5}, test_set=TestSet(seed=-1)),
+        Score(0, "dim", "d", {"f1": 0.5}, test_set=TestSet(frame_sets=(FrameSetUse("a", "a b"),))),
     ],
 )
 def test_scores_out_of_range_are_not_kept(embedded: Zoo, tiny_members: Any, row: Score) -> None:

@@ -16,11 +16,11 @@ from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
 from manybeam.errors import Corrupt, InvalidInput, NotFound
-from manybeam.learn.analysis.calibration_set import ReferenceTable, rehearse
+from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
 from manybeam.learn.analysis.fitness import SCORES
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.scoring.scores import f1_of, judge
-from manybeam.predictor.performance import Forecaster
+from manybeam.predictor.performance import PerformancePredictor
 from manybeam.spec import Library
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -28,37 +28,37 @@ ALL = {0: 1.0, 1: 1.0, 2: 1.0}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def assert_same(one: ReferenceTable, two: ReferenceTable) -> None:
-    for field in dataclasses.fields(ReferenceTable):
+def assert_same(one: CalibrationSet, two: CalibrationSet) -> None:
+    for field in dataclasses.fields(CalibrationSet):
         np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
 
 
 @pytest.fixture(scope="module")
-def six(rehearsed: Any) -> ReferenceTable:
-    return rehearse(rehearsed.ensemble, rehearsed.policies, 0, 6, seed=5)
+def six(rehearsed: Any) -> CalibrationSet:
+    return measure_calibration_set(rehearsed.ensemble, rehearsed.policies, 0, 6, seed=5)
 
 
 def test_a_table_is_the_same_however_its_rows_are_shared_out(
-    rehearsed: Any, six: ReferenceTable
+    rehearsed: Any, six: CalibrationSet
 ) -> None:
     parts = [
-        rehearse(rehearsed.ensemble, rehearsed.policies, start, stop, seed=5)
+        measure_calibration_set(rehearsed.ensemble, rehearsed.policies, start, stop, seed=5)
         for start, stop in ((0, 1), (1, 4), (4, 6))
     ]
-    assert_same(ReferenceTable.joined(parts), six)
+    assert_same(CalibrationSet.joined(parts), six)
 
 
-def test_another_seed_draws_other_frames(rehearsed: Any, six: ReferenceTable) -> None:
-    other = rehearse(rehearsed.ensemble, rehearsed.policies, 0, 1, seed=6)
+def test_another_seed_draws_other_frames(rehearsed: Any, six: CalibrationSet) -> None:
+    other = measure_calibration_set(rehearsed.ensemble, rehearsed.policies, 0, 1, seed=6)
     assert not np.array_equal(other.summary_ns, six.summary_ns[:1])
 
 
-def test_a_table_comes_back_from_its_bytes(six: ReferenceTable) -> None:
-    assert_same(ReferenceTable.from_bytes(six.to_bytes()), six)
+def test_a_table_comes_back_from_its_bytes(six: CalibrationSet) -> None:
+    assert_same(CalibrationSet.from_bytes(six.to_bytes()), six)
 
 
 def test_a_table_knows_its_structure_and_one_kept_before_that_is_still_read(
-    six: ReferenceTable,
+    six: CalibrationSet,
 ) -> None:
     assert six.structure == "graphene"
     with np.load(io.BytesIO(six.to_bytes())) as file:
@@ -66,11 +66,11 @@ def test_a_table_knows_its_structure_and_one_kept_before_that_is_still_read(
     old, lost = ({**new, "version": np.array([version, 3])} for version in (1, 2))
     kept = io.BytesIO()
     np.savez(kept, **old)
-    assert_same(ReferenceTable.from_bytes(kept.getvalue()), dataclasses.replace(six, structure=""))
+    assert_same(CalibrationSet.from_bytes(kept.getvalue()), dataclasses.replace(six, structure=""))
     kept = io.BytesIO()
     np.savez(kept, **lost)
     with pytest.raises(Corrupt, match="structure"):
-        ReferenceTable.from_bytes(kept.getvalue())
+        CalibrationSet.from_bytes(kept.getvalue())
 
 
 def npy() -> bytes:
@@ -90,30 +90,30 @@ def npy() -> bytes:
         pytest.param(lambda _: b"not a table", id="text"),
     ],
 )
-def test_bytes_that_are_no_table_are_corrupt(six: ReferenceTable, damage: Any) -> None:
+def test_bytes_that_are_no_table_are_corrupt(six: CalibrationSet, damage: Any) -> None:
     with pytest.raises(Corrupt, match="manybeam rehearse"):
-        ReferenceTable.from_bytes(damage(six.to_bytes()))
+        CalibrationSet.from_bytes(damage(six.to_bytes()))
 
 
-def test_a_table_of_another_version_is_corrupt(six: ReferenceTable) -> None:
+def test_a_table_of_another_version_is_corrupt(six: CalibrationSet) -> None:
     with np.load(io.BytesIO(six.to_bytes())) as file:
         arrays = {name: file[name] for name in file.files}
     for changed in ({"version": np.array([99, 1])}, {"scores": np.array(["forward"])}):
         file = io.BytesIO()
         np.savez(file, **{**arrays, **changed})
         with pytest.raises(Corrupt, match="another version"):
-            ReferenceTable.from_bytes(file.getvalue())
+            CalibrationSet.from_bytes(file.getvalue())
 
 
 @bounded(max_examples=60, deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
 def test_a_damaged_byte_is_told_or_does_no_harm(
-    six: ReferenceTable, share: float, mask: int
+    six: CalibrationSet, share: float, mask: int
 ) -> None:
     data = bytearray(six.to_bytes())
     data[int(share * len(data))] ^= mask
     try:
-        read = ReferenceTable.from_bytes(bytes(data))
+        read = CalibrationSet.from_bytes(bytes(data))
     except Corrupt:
         return
     assert_same(read, six)
@@ -152,9 +152,11 @@ def test_the_size_of_the_weights_does_not_count_only_their_ratio(rehearsed: Any)
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:], ids=str)
 def test_members_in_another_order_are_columns_in_another_order(
-    rehearsed: Any, six: ReferenceTable, order: tuple[int, ...]
+    rehearsed: Any, six: CalibrationSet, order: tuple[int, ...]
 ) -> None:
-    turned = rehearse(rehearsed.ensemble.subset(order), rehearsed.policies, 0, 2, seed=5)
+    turned = measure_calibration_set(
+        rehearsed.ensemble.subset(order), rehearsed.policies, 0, 2, seed=5
+    )
     assert turned.members == order
     np.testing.assert_array_equal(turned.count_nm3, six.count_nm3[:2, list(order)])
     np.testing.assert_allclose(turned.score_nmf, six.score_nmf[:2, list(order)], atol=1e-9)
@@ -183,18 +185,18 @@ def silent(rehearsed: Any) -> Ensemble:
 
 
 def test_members_that_find_nothing_have_rows_too_and_promise_nothing(rehearsed: Any) -> None:
-    table = rehearse(silent(rehearsed), rehearsed.policies, 0, 12, seed=5)
+    table = measure_calibration_set(silent(rehearsed), rehearsed.policies, 0, 12, seed=5)
     assert table.f1_nm.max() == table.f1(ALL).max() == 0
     assert (table.truth_n > 0).all()
     assert len(table.belief_km) == 0
-    assert_same(ReferenceTable.from_bytes(table.to_bytes()), table)
+    assert_same(CalibrationSet.from_bytes(table.to_bytes()), table)
 
 
 def test_a_large_frame_is_judged_in_the_window_that_was_looked_at(rehearsed: Any) -> None:
     policy = LIBRARY.policies["graphene-nominal"]
     scan = policy.scan.model_copy(update={"shape": (420, 440), "pixel_size_pm": 20.0})
     wide = policy.model_copy(update={"scan": scan})
-    table = rehearse(rehearsed.ensemble, [wide], 0, 1, seed=1)
+    table = measure_calibration_set(rehearsed.ensemble, [wide], 0, 1, seed=1)
     assert table.f1_nm.min() > 0.9
     assert np.nanmedian(table.error_k) < 15  # a lattice laid over itself fits, but not so well
 
@@ -202,10 +204,17 @@ def test_a_large_frame_is_judged_in_the_window_that_was_looked_at(rehearsed: Any
 def test_frames_without_a_lattice_have_no_score_for_one_and_are_learnt_from(
     rehearsed: Any,
 ) -> None:
-    table = rehearse(rehearsed.ensemble, [LIBRARY.policies["pt-nominal"]], 0, 4, seed=1)
+    table = measure_calibration_set(
+        rehearsed.ensemble, [LIBRARY.policies["pt-nominal"]], 0, 4, seed=1
+    )
     assert np.isnan(table.score_nmf[..., SCORES.index("lattice")]).all()
     assert np.isfinite(table.score_nmf[..., SCORES.index("forward")]).all()
-    assert set(Forecaster(table).weights) == {"rehearsed", "resembled", "forward", "lattice"}
+    assert set(PerformancePredictor(table).weights) == {
+        "rehearsed",
+        "resembled",
+        "forward",
+        "lattice",
+    }
 
 
 @pytest.mark.parametrize(
@@ -220,9 +229,11 @@ def test_a_rehearsal_that_makes_no_sense_is_refused(
     rehearsed: Any, names: list[str], stop: int
 ) -> None:
     with pytest.raises(InvalidInput, match="frames of one structure"):
-        rehearse(rehearsed.ensemble, [LIBRARY.policies[name] for name in names], 0, stop, seed=1)
+        measure_calibration_set(
+            rehearsed.ensemble, [LIBRARY.policies[name] for name in names], 0, stop, seed=1
+        )
 
 
-def test_tables_of_different_members_are_not_joined(six: ReferenceTable) -> None:
+def test_tables_of_different_members_are_not_joined(six: CalibrationSet) -> None:
     with pytest.raises(InvalidInput, match="different members"):
-        ReferenceTable.joined([six, six.only(1)])
+        CalibrationSet.joined([six, six.only(1)])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.tiles import Tiles, draw_mask, normalise, stage_tiles
-from manybeam.learn.adaptation.pseudo_labels import Lesson
+from manybeam.learn.adaptation.pseudo_labels import LabelledTiles
 from manybeam.learn.adaptation.rounds import tune
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
@@ -82,9 +82,11 @@ def trained(one_thread: None) -> list[Member]:
 def test_a_second_round_trains_on_the_new_frames(trained: list[Member]) -> None:
     old, new = draw_tiles(8), draw_tiles(8, seed=100, sign=-1)  # atoms turn dark
     alike = np.ones((8, 48, 48), np.float32)
-    first = tune(trained[0], Lesson(old, alike), steps=10, seed=0)
-    second = tune(first, Lesson(new, alike), steps=30, seed=1)
-    stale = tune(first, Lesson(old, alike), steps=30, seed=1)  # what the reference does unsaid
+    first = tune(trained[0], LabelledTiles(old, alike), steps=10, seed=0)
+    second = tune(first, LabelledTiles(new, alike), steps=30, seed=1)
+    stale = tune(
+        first, LabelledTiles(old, alike), steps=30, seed=1
+    )  # what the reference does unsaid
     assert (second.data_digest, stale.data_digest) == (new.digest, old.digest)
     assert loss_on(second, new) < 0.8 * loss_on(stale, new)
 

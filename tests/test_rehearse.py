@@ -10,9 +10,9 @@ import pytest
 
 from manybeam.cli import main
 from manybeam.errors import InvalidInput, NotFound, UnknownRef
-from manybeam.jobs.calibrate import BLOCK, rehearse_ensemble, usual_policies
-from manybeam.learn.analysis.calibration_set import ReferenceTable
-from manybeam.predictor.learned import forecaster
+from manybeam.jobs.calibrate import BLOCK, calibrate_ensemble, usual_policies
+from manybeam.learn.analysis.calibration_set import CalibrationSet
+from manybeam.predictor.learned import performance_predictor
 from manybeam.spec import Library
 from manybeam.zoo.calibration_sets import KIND
 from manybeam.zoo.registry import Zoo
@@ -34,11 +34,11 @@ def zoo(
 
 def test_a_rehearsal_keeps_a_table_of_as_many_frames_as_asked_for(zoo: Zoo) -> None:
     told: list[tuple[int, int]] = []
-    rehearse_ensemble(
+    calibrate_ensemble(
         zoo, "graphene@1", LIBRARY, policies=["graphene-nominal", "graphene-hard"],
         frame_count=BLOCK + 3, progress=lambda *one: told.append(one), executor="local",
     )  # fmt: skip
-    known = forecaster(zoo, "graphene@1")
+    known = performance_predictor(zoo, "graphene@1")
     assert known is not None
     assert known.table.members == (0, 1)
     assert len(known.table) == BLOCK + 3
@@ -49,11 +49,11 @@ def test_a_rehearsal_keeps_a_table_of_as_many_frames_as_asked_for(zoo: Zoo) -> N
 def test_the_last_rehearsal_counts_and_a_seed_gives_the_same_again(zoo: Zoo) -> None:
     tables = []
     for seed in (1, 2, 1):
-        rehearse_ensemble(
+        calibrate_ensemble(
             zoo, "graphene@1", LIBRARY, policies=["graphene-nominal"], frame_count=2, seed=seed,
             executor="local",
         )  # fmt: skip
-        tables.append(ReferenceTable.from_bytes(zoo.attached("graphene@1", KIND) or b""))
+        tables.append(CalibrationSet.from_bytes(zoo.attached("graphene@1", KIND) or b""))
     np.testing.assert_array_equal(tables[0].summary_ns, tables[2].summary_ns)
     assert not np.array_equal(tables[0].summary_ns, tables[1].summary_ns)
 
@@ -61,10 +61,10 @@ def test_the_last_rehearsal_counts_and_a_seed_gives_the_same_again(zoo: Zoo) -> 
 def test_a_rehearsal_that_was_stopped_goes_on_with_the_rows_it_had_and_comes_out_the_same(
     zoo: Zoo, tmp_path: Path
 ) -> None:
-    def table(**more: Any) -> ReferenceTable:
+    def table(**more: Any) -> CalibrationSet:
         given = {"policies": ["graphene-nominal"], "frame_count": BLOCK + 2, "seed": 7}
-        rehearse_ensemble(zoo, "graphene@1", LIBRARY, executor="local", **given, **more)
-        return ReferenceTable.from_bytes(zoo.attached("graphene@1", KIND) or b"")
+        calibrate_ensemble(zoo, "graphene@1", LIBRARY, executor="local", **given, **more)
+        return CalibrationSet.from_bytes(zoo.attached("graphene@1", KIND) or b"")
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -108,7 +108,7 @@ def test_a_rehearsal_that_cannot_be_is_refused_and_the_table_kept(
 ) -> None:
     before = zoo.attached("graphene@2", KIND)
     with pytest.raises(error, match=told):
-        rehearse_ensemble(zoo, ref, LIBRARY, **{"frame_count": 2, "executor": "local", **more})
+        calibrate_ensemble(zoo, ref, LIBRARY, **{"frame_count": 2, "executor": "local", **more})
     assert zoo.attached("graphene@2", KIND) == before
 
 
@@ -116,7 +116,7 @@ def test_members_whose_policies_the_library_lost_have_to_be_told_theirs(
     zoo: Zoo, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput, match="add --policy"):
-        rehearse_ensemble(zoo, "graphene@2", Library(tmp_path), frame_count=2, executor="local")
+        calibrate_ensemble(zoo, "graphene@2", Library(tmp_path), frame_count=2, executor="local")
 
 
 @pytest.mark.parametrize(

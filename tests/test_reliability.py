@@ -18,7 +18,7 @@ from manybeam.spec.job import Measure
 from manybeam.zoo.exchange import export, import_
 from manybeam.zoo.matrix import ENSEMBLE, Bin, Matrix, Score, calibration_error
 from manybeam.zoo.reports.plots import drawn, png, reliability_figure
-from manybeam.zoo.score_reports import read_sheet, write_sheet
+from manybeam.zoo.score_reports import read_report, write_report
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 LOWDOSE = "graphene-60kv-lowdose"
@@ -73,11 +73,11 @@ def test_nothing_claimed_has_no_error() -> None:
 
 # -- as it is kept ------------------------------------------------------------------------------
 def test_a_sheet_gives_the_curve_back_and_an_older_one_has_none() -> None:
-    sheet = json.loads(write_sheet(ROWS))
-    assert read_sheet(json.dumps(sheet).encode())[0].reliability == SURE
+    sheet = json.loads(write_report(ROWS))
+    assert read_report(json.dumps(sheet).encode())[0].reliability == SURE
     for row in sheet["rows"]:
         row.pop("reliability", None)
-    assert [row.reliability for row in read_sheet(json.dumps(sheet).encode())] == [()] * 4
+    assert [row.reliability for row in read_report(json.dumps(sheet).encode())] == [()] * 4
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_a_sheet_gives_the_curve_back_and_an_older_one_has_none() -> None:
     ],
 )
 def test_a_curve_that_cannot_be_is_told(bins: Any) -> None:
-    sheet = json.loads(write_sheet(ROWS[:1]))
+    sheet = json.loads(write_report(ROWS[:1]))
     sheet["rows"][0]["reliability"] = bins
     with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
-        read_sheet(json.dumps(sheet).encode())
+        read_report(json.dumps(sheet).encode())
 
 
 def test_the_curve_travels_with_an_exported_ensemble(

@@ -16,11 +16,11 @@ import pytest
 from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES, scores
-from manybeam.learn.analysis.frame_analysis import Look
+from manybeam.learn.analysis.frame_analysis import FrameAnalysis
 from manybeam.learn.nets.ensemble import Prediction
 from manybeam.learn.scoring.calibration import calibrated
 from manybeam.predictor.condition_distance import Near
-from manybeam.predictor.performance import Forecaster
+from manybeam.predictor.performance import PerformancePredictor
 from manybeam.predictor.reasons import Outlook
 from manybeam.predictor.selection import Selection, select
 from manybeam.predictor.uncalibrated import rule_of_thumb, within_noise
@@ -75,7 +75,7 @@ def worse(truth: np.ndarray, missed: float = 0.0, false: float = 0.0, seed: int 
     return np.concatenate([truth[rng.random(len(truth)) >= missed], extra])
 
 
-def seen_of(name: str, found: list[dict[str, float]], lattice: Any = GRAPHENE) -> Look:
+def seen_of(name: str, found: list[dict[str, float]], lattice: Any = GRAPHENE) -> FrameAnalysis:
     """Return a look at a frame on which each member found these atoms."""
     frame, truth, size = frame_of(name)
     atoms = [worse(truth, seed=index, **one) for index, one in enumerate(found)]
@@ -86,7 +86,7 @@ def seen_of(name: str, found: list[dict[str, float]], lattice: Any = GRAPHENE) -
     members = tuple(range(len(atoms)))
     prediction = Prediction(np.empty((0, 7), np.float32), empty, empty, atoms, None, size, members)
     window = (slice(0, SIDE), slice(0, SIDE))
-    return Look(prediction, score_mf, np.zeros((1, 3)), window, size, lattice, model)
+    return FrameAnalysis(prediction, score_mf, np.zeros((1, 3)), window, size, lattice, model)
 
 
 def at(name: str, distance: float = 0.5) -> Near:
@@ -167,7 +167,7 @@ def test_every_component_is_returned_by_name(rehearsed: Any) -> None:
 def test_without_a_rehearsal_nothing_is_called_calibrated(rehearsed: Any) -> None:
     found = ranked(rehearsed, NOMINAL)
     assert not found.is_calibrated
-    assert found.carried is None
+    assert found.transferred is None
     assert found.answerers == ()
     assert np.isnan(found.distance)
     assert "not calibrated: manybeam rehearse" in found.why
@@ -226,7 +226,7 @@ def test_what_the_instrument_told_enters_the_reason(rehearsed: Any) -> None:
 
 def test_single_atoms_on_a_support_are_not_judged_by_a_lattice(rehearsed: Any) -> None:
     single = LIBRARY.conditions["ptnc-hpai"]
-    for known in (None, Forecaster(rehearsed.table)):
+    for known in (None, PerformancePredictor(rehearsed.table)):
         found = ranked(rehearsed, NOMINAL, condition=single, known=known)
         assert all("lattice" not in one.components for one in found.candidates)
 
@@ -249,7 +249,7 @@ def test_conditions_that_the_library_lost_still_count_by_their_scores(
 
 def test_an_unknown_pixel_size_is_survived(rehearsed: Any) -> None:
     frame, _, _ = frame_of(NOMINAL)
-    for known in (None, Forecaster(rehearsed.table)):
+    for known in (None, PerformancePredictor(rehearsed.table)):
         found = select(
             record(), UNMEASURED, rehearsed.ensemble, frame, None, known=known, library=LIBRARY
         )
@@ -281,8 +281,8 @@ def test_scores_that_cannot_be_placed_are_not_said_to_be_of_conditions_like_this
 
 # -- an ensemble that was rehearsed ----------------------------------------------------------------
 @pytest.fixture(scope="module")
-def known(rehearsed: Any) -> Forecaster:
-    return Forecaster(rehearsed.table)
+def known(rehearsed: Any) -> PerformancePredictor:
+    return PerformancePredictor(rehearsed.table)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def known(rehearsed: Any) -> Forecaster:
     ],
 )
 def test_what_is_promised_does_not_hang_on_what_was_measured_or_is_in_the_library(
-    rehearsed: Any, known: Forecaster, measured: Matrix, tmp_path: Path
+    rehearsed: Any, known: PerformancePredictor, measured: Matrix, tmp_path: Path
 ) -> None:
     usual = ranked(rehearsed, NOMINAL, known=known)
     for library in (LIBRARY, Library(tmp_path)):
@@ -304,7 +304,7 @@ def test_what_is_promised_does_not_hang_on_what_was_measured_or_is_in_the_librar
 
 
 def test_a_frame_said_to_be_of_another_sample_than_rehearsed_is_flagged(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     other = Condition(id="told", sample={"structure": "mos2"}, origin="measured")
     found = ranked(rehearsed, NOMINAL, known=known, condition=other)
@@ -314,7 +314,7 @@ def test_a_frame_said_to_be_of_another_sample_than_rehearsed_is_flagged(
 
 
 def test_the_answers_compared_are_the_best_sub_ensembles_and_all(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     found = ranked(rehearsed, DIRTY, known=known)
     names = {one.name for one in found.answerers}
@@ -328,7 +328,7 @@ def test_the_answers_compared_are_the_best_sub_ensembles_and_all(
 
 
 def test_the_answer_chosen_promises_as_much_as_any_or_tells_its_spread(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     for name in (NOMINAL, DIRTY, COARSE):
         found = ranked(rehearsed, name, known=known)
@@ -336,14 +336,18 @@ def test_the_answer_chosen_promises_as_much_as_any_or_tells_its_spread(
         assert found.answerers[0].predicted_f1 >= most - 0.002
 
 
-def test_on_dirt_the_member_trained_on_it_comes_first(rehearsed: Any, known: Forecaster) -> None:
+def test_on_dirt_the_member_trained_on_it_comes_first(
+    rehearsed: Any, known: PerformancePredictor
+) -> None:
     found = ranked(rehearsed, DIRTY, UNMEASURED, known=known)
     assert found.candidates[0].member == 1
     assert "on simulated frames that look like it" in found.candidates[0].why
     assert "member 01 (graphene-dirty) should reach F1" in found.why
 
 
-def test_a_good_frame_is_fitted_and_noise_promised_less(rehearsed: Any, known: Forecaster) -> None:
+def test_a_good_frame_is_fitted_and_noise_promised_less(
+    rehearsed: Any, known: PerformancePredictor
+) -> None:
     good = ranked(rehearsed, NOMINAL, known=known)
     assert good.verdict == "ok"
     assert good.distance < 1.5
@@ -352,7 +356,9 @@ def test_a_good_frame_is_fitted_and_noise_promised_less(rehearsed: Any, known: F
     assert bad.answerers[0].predicted_f1 < good.answerers[0].predicted_f1 - 0.15
 
 
-def test_none_fits_where_no_answer_promises_enough(rehearsed: Any, known: Forecaster) -> None:
+def test_none_fits_where_no_answer_promises_enough(
+    rehearsed: Any, known: PerformancePredictor
+) -> None:
     found = ranked(rehearsed, "graphene-60kv-extreme", known=known)
     assert found.answerers[0].predicted_f1 < known.poor_f1
     assert found.verdict == "out-of-distribution"
@@ -361,7 +367,7 @@ def test_none_fits_where_no_answer_promises_enough(rehearsed: Any, known: Foreca
 
 
 def test_a_structured_frame_that_is_no_micrograph_is_out_of_distribution(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
     rings = np.sin(np.hypot(y, x) / 2.5) + 0.05 * np.random.default_rng(0).normal(size=y.shape)
@@ -375,25 +381,28 @@ def test_a_structured_frame_that_is_no_micrograph_is_out_of_distribution(
 
 
 def test_the_chosen_answer_has_the_probabilities_of_its_own_calibration(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     frame, _, size = frame_of(DIRTY)
     found = ranked(rehearsed, DIRTY, known=known)
     whole = rehearsed.ensemble.predict(frame, size)
     told = found.answer(whole)
     part = whole.subset(list(found.weights), list(found.weights.values()))
-    assert found.carried is not None
+    assert found.transferred is not None
     assert told.members == tuple(found.weights)
     np.testing.assert_array_equal(told.atoms[:, :3], part.atoms[:, :3])
-    expected = calibrated(part.atoms[:, 3], found.carried.temperature, found.carried.shift)
+    expected = calibrated(part.atoms[:, 3], found.transferred.temperature, found.transferred.shift)
     np.testing.assert_allclose(told.atoms[:, 3], expected, rtol=1e-5)
-    assert found.carried.position_pm > 0
+    assert found.transferred.position_pm > 0
 
 
-def test_an_answer_that_is_settled_is_the_one_calibrated(rehearsed: Any, known: Forecaster) -> None:
+def test_an_answer_that_is_settled_is_the_one_calibrated(
+    rehearsed: Any, known: PerformancePredictor
+) -> None:
     everyone = {0: 1.0, 1: 1.0, 2: 1.0}
     alone, together = (
-        ranked(rehearsed, DIRTY, known=known, answering=who).carried for who in ({0: 1.0}, everyone)
+        ranked(rehearsed, DIRTY, known=known, answering=who).transferred
+        for who in ({0: 1.0}, everyone)
     )
     assert alone is not None
     assert together is not None
@@ -401,18 +410,18 @@ def test_an_answer_that_is_settled_is_the_one_calibrated(rehearsed: Any, known: 
 
 
 def test_a_bound_on_false_atoms_leaves_out_the_unsure_or_says_why_not(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     frame, _, size = frame_of(NOMINAL)
     found = ranked(rehearsed, NOMINAL, known=known, false_atoms=0.2)
-    assert found.carried is not None
+    assert found.transferred is not None
     whole = rehearsed.ensemble.predict(frame, size)
-    free = replace(found, carried=replace(found.carried, threshold=None)).answer(whole)
-    if found.carried.threshold is None:
-        assert "cannot be promised" in found.carried.notes[0]
+    free = replace(found, transferred=replace(found.transferred, threshold=None)).answer(whole)
+    if found.transferred.threshold is None:
+        assert "cannot be promised" in found.transferred.notes[0]
     else:
         assert len(found.answer(whole).atoms) <= len(free.atoms)
-    strict = ranked(rehearsed, NOMINAL, known=known, false_atoms=1e-4).carried
+    strict = ranked(rehearsed, NOMINAL, known=known, false_atoms=1e-4).transferred
     assert strict is not None
     assert strict.threshold is None
     assert "at most 0.0001 false atoms cannot be promised" in strict.notes[0]
@@ -424,7 +433,7 @@ def test_no_bound_is_promised_for_an_ensemble_that_was_never_rehearsed(rehearsed
 
 
 def test_of_two_ensembles_one_that_fits_answers_and_a_calibrated_promise_before_a_rule_of_thumb(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     sure = matrix({NOMINAL: (1.0, 1.0, 1.0)})
     thumb, told = ranked(rehearsed, NOMINAL, sure), ranked(rehearsed, NOMINAL, known=known)
@@ -436,7 +445,7 @@ def test_of_two_ensembles_one_that_fits_answers_and_a_calibrated_promise_before_
 
 
 def test_members_of_a_sub_ensemble_are_not_said_to_be_as_good_as_the_best(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     found = ranked(rehearsed, NOMINAL, known=known)
     assert len(found.chosen) > 1
@@ -447,7 +456,7 @@ def test_members_of_a_sub_ensemble_are_not_said_to_be_as_good_as_the_best(
 def test_one_member_is_a_selection_too(rehearsed: Any) -> None:
     frame, _, size = frame_of(NOMINAL)
     alone = rehearsed.ensemble.subset([2])
-    known = Forecaster(rehearsed.table.only(2))
+    known = PerformancePredictor(rehearsed.table.only(2))
     found = select(record().only(2), MEASURED, alone, frame, size, known=known, library=LIBRARY)
     assert [one.name for one in found.answerers] == ["best"]
     assert found.weights == {2: 1.0}
@@ -457,7 +466,7 @@ def test_one_member_is_a_selection_too(rehearsed: Any) -> None:
 
 @pytest.mark.parametrize("is_rehearsed", [False, True])
 def test_the_order_of_the_members_does_not_change_the_ranking(
-    rehearsed: Any, known: Forecaster, *, is_rehearsed: bool
+    rehearsed: Any, known: PerformancePredictor, *, is_rehearsed: bool
 ) -> None:
     frame, _, size = frame_of(DIRTY)
     more = {"known": known if is_rehearsed else None, "library": LIBRARY}
@@ -479,7 +488,7 @@ def test_a_frame_too_small_to_select_for_is_refused_in_words(rehearsed: Any, sid
 
 
 def test_a_512_px_frame_is_ranked_in_less_than_two_seconds_of_one_core(
-    rehearsed: Any, known: Forecaster
+    rehearsed: Any, known: PerformancePredictor
 ) -> None:
     frame, _, size = frame_of(NOMINAL, side=512)
     given = (record(), MEASURED, rehearsed.ensemble, frame, size)

@@ -5,12 +5,12 @@ import pytest
 
 from manybeam.errors import InvalidInput
 from manybeam.learn.adaptation.pseudo_labels import (
-    both_lesson,
     frames_digest,
-    pseudo_lesson,
+    mixed_tiles,
+    pseudo_labelled_tiles,
     simulated_tiles,
     sure_atoms,
-    twin_lesson,
+    twin_tiles,
 )
 from manybeam.learn.nets.ensemble import Prediction
 from manybeam.spec import Policy
@@ -54,16 +54,16 @@ def test_simulated_tiles_are_of_the_asked_size_and_hold_atoms():
 
 def test_half_of_a_twin_lesson_is_of_the_inferred_condition_and_half_general():
     twin = POLICY.model_copy(update={"dose_e_per_a2": 2e4})
-    lesson = twin_lesson("digest", twin, POLICY, SPEC, count=3, seed=7)
+    labelled = twin_tiles("digest", twin, POLICY, SPEC, count=3, seed=7)
     np.testing.assert_array_equal(
-        lesson.tiles.input_nyx[:3], simulated_tiles(twin, SPEC, count=3, seed=7)[0]
+        labelled.tiles.input_nyx[:3], simulated_tiles(twin, SPEC, count=3, seed=7)[0]
     )
-    assert len(lesson.tiles) == 6
-    assert lesson.tiles.source == ("digest",)
+    assert len(labelled.tiles) == 6
+    assert labelled.tiles.source == ("digest",)
 
 
 def test_lessons_from_other_frames_have_other_digests():
-    one, two = (twin_lesson(name, POLICY, POLICY, SPEC, count=1, seed=7) for name in "ab")
+    one, two = (twin_tiles(name, POLICY, POLICY, SPEC, count=1, seed=7) for name in "ab")
     assert one.tiles.digest != two.tiles.digest
 
 
@@ -77,20 +77,20 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def pseudo(frame: np.ndarray, prediction: Prediction):
-    return pseudo_lesson("digest", [(frame, prediction)], POLICY, SPEC, seed=0)
+    return pseudo_labelled_tiles("digest", [(frame, prediction)], POLICY, SPEC, seed=0)
 
 
 def test_a_pseudo_lesson_is_made_of_the_new_frames_own_pixels():
     frame = noise(96, 96)
-    lesson = pseudo(frame, answer(atoms_at(SURE), frame))
-    np.testing.assert_array_equal(lesson.tiles.input_nyx[0], frame[:48, :48])
-    assert len(lesson.tiles) == 2 * 4
+    labelled = pseudo(frame, answer(atoms_at(SURE), frame))
+    np.testing.assert_array_equal(labelled.tiles.input_nyx[0], frame[:48, :48])
+    assert len(labelled.tiles) == 2 * 4
 
 
 def test_pseudo_masks_mark_sure_atoms_and_leave_doubtful_neighbourhoods_out():
     frame, lonely = noise(96, 96), np.array([[10, 40, 0, 0.6]], np.float32)
-    lesson = pseudo(frame, answer(atoms_at(SURE, FEW_VOTES), frame, lonely))
-    target, weight = lesson.tiles.target_nyx[0], lesson.weight_nyx[0]
+    labelled = pseudo(frame, answer(atoms_at(SURE, FEW_VOTES), frame, lonely))
+    target, weight = labelled.tiles.target_nyx[0], labelled.weight_nyx[0]
     assert target[20, 20] == 1
     assert weight[20, 20] == 1
     assert target[40, 40] == weight[40, 40] == 0
@@ -100,16 +100,16 @@ def test_pseudo_masks_mark_sure_atoms_and_leave_doubtful_neighbourhoods_out():
 
 def test_pixels_the_members_disagree_on_count_less():
     frame = noise(48, 48)
-    lesson = pseudo(frame, answer(atoms_at(SURE), frame, std=0.25))
-    assert lesson.weight_nyx[0][20, 20] == pytest.approx(np.exp(-1))
-    assert (lesson.weight_nyx[1] == 1).all()  # the general half is known
+    labelled = pseudo(frame, answer(atoms_at(SURE), frame, std=0.25))
+    assert labelled.weight_nyx[0][20, 20] == pytest.approx(np.exp(-1))
+    assert (labelled.weight_nyx[1] == 1).all()  # the general half is known
 
 
 def test_a_frame_smaller_than_a_tile_is_reflected_at_no_weight():
     frame = noise(40, 30)
-    lesson = pseudo(frame, answer(atoms_at(SURE), frame))
-    assert (lesson.weight_nyx[0][40:] == 0).all()
-    assert (lesson.weight_nyx[0][:, 30:] == 0).all()
+    labelled = pseudo(frame, answer(atoms_at(SURE), frame))
+    assert (labelled.weight_nyx[0][40:] == 0).all()
+    assert (labelled.weight_nyx[0][:, 30:] == 0).all()
 
 
 def test_frames_without_an_agreed_atom_are_no_lesson():
@@ -121,32 +121,32 @@ def test_frames_without_an_agreed_atom_are_no_lesson():
 def both(frame: np.ndarray, prediction: Prediction, count: int = 8):
     twin = POLICY.model_copy(update={"dose_e_per_a2": 2e4})
     seen = [(frame, prediction)]
-    return twin, both_lesson("digest", twin, seen, POLICY, SPEC, count=count, seed=7)
+    return twin, mixed_tiles("digest", twin, seen, POLICY, SPEC, count=count, seed=7)
 
 
 def test_a_lesson_of_both_is_a_quarter_twins_a_quarter_the_frames_and_half_known():
     frame = noise(96, 96)
-    twin, lesson = both(frame, answer(atoms_at(SURE), frame))
-    inputs = lesson.tiles.input_nyx
+    twin, labelled = both(frame, answer(atoms_at(SURE), frame))
+    inputs = labelled.tiles.input_nyx
     assert len(inputs) == 16
     np.testing.assert_array_equal(inputs[:4], simulated_tiles(twin, SPEC, count=4, seed=7)[0])
     corners = [frame[y : y + 48, x : x + 48] for y in (0, 48) for x in (0, 48)]
     assert all(any(np.array_equal(tile, corner) for corner in corners) for tile in inputs[4:8])
     np.testing.assert_array_equal(inputs[8:], simulated_tiles(POLICY, SPEC, count=8, seed=8)[0])
-    assert lesson.tiles.source == ("digest",)
+    assert labelled.tiles.source == ("digest",)
 
 
 def test_few_frames_are_taught_again_until_their_quarter_is_full():
     frame = noise(48, 48)
-    lesson = both(frame, answer(atoms_at(SURE), frame))[1]
-    assert all(np.array_equal(tile, frame) for tile in lesson.tiles.input_nyx[4:8])
+    labelled = both(frame, answer(atoms_at(SURE), frame))[1]
+    assert all(np.array_equal(tile, frame) for tile in labelled.tiles.input_nyx[4:8])
 
 
 def test_without_agreement_a_lesson_of_both_is_one_of_twins():
     frame = noise(96, 96)
-    twin, lesson = both(frame, answer(atoms_at(FEW_VOTES), frame))
-    alone = twin_lesson("digest", twin, POLICY, SPEC, count=8, seed=7)
-    assert lesson.tiles.digest == alone.tiles.digest
+    twin, labelled = both(frame, answer(atoms_at(FEW_VOTES), frame))
+    alone = twin_tiles("digest", twin, POLICY, SPEC, count=8, seed=7)
+    assert labelled.tiles.digest == alone.tiles.digest
 
 
 def test_the_name_of_frames_changes_with_one_pixel_and_with_the_pixel_size():

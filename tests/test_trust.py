@@ -36,11 +36,11 @@ def other_keys(tmp_path: Path) -> dict[str, str]:
 # -- seals --------------------------------------------------------------------------------------
 def test_a_seal_is_of_one_thing_and_one_digest(keys: Any, use_settings: Use) -> None:
     use_settings(signing(keys))
-    seal = trust.sign("manifest of a", "1" * 64)
-    assert trust.is_vouched_for("manifest of a", "1" * 64, seal)
-    assert not trust.is_vouched_for("manifest of b", "1" * 64, seal)
-    assert not trust.is_vouched_for("manifest of a", "2" * 64, seal)
-    assert not trust.is_vouched_for("manifest of a", "1" * 64, seal[:-8] + "AAAAAAA=")
+    signature = trust.sign("manifest of a", "1" * 64)
+    assert trust.is_vouched_for("manifest of a", "1" * 64, signature)
+    assert not trust.is_vouched_for("manifest of b", "1" * 64, signature)
+    assert not trust.is_vouched_for("manifest of a", "2" * 64, signature)
+    assert not trust.is_vouched_for("manifest of a", "1" * 64, signature[:-8] + "AAAAAAA=")
     assert not trust.is_vouched_for("manifest of a", "1" * 64, "nonsense")
 
 
@@ -119,10 +119,10 @@ def test_only_versions_signed_by_a_trusted_key_are_loaded(
     use_settings(signing(keys))
     signed = zoo.register(name, members, job={"kind": "train"}, scores=ROWS)
     zoo.attach(signed.ref, "table", b"bytes", {})
-    assert signed.seal
+    assert signed.signature
     assert len(zoo.members(f"{name}@2")) == 1
     assert zoo.attached(f"{name}@2", "table") == b"bytes"
-    assert {one.seal for one in verify(zoo, f"{name}@2")} == {"trusted", ""}
+    assert {one.signature for one in verify(zoo, f"{name}@2")} == {"trusted", ""}
     with pytest.raises(NotAllowed, match="it is not signed"):
         zoo.members(f"{name}@1")
     assert [one.what for one in verify(zoo, f"{name}@1") if not one.passed] == ["manifest"]
@@ -132,7 +132,7 @@ def test_only_versions_signed_by_a_trusted_key_are_loaded(
     for refused in (zoo.members, lambda ref: zoo.attached(ref, "table")):
         with pytest.raises(NotAllowed, match="signed by the key"):
             refused(f"{name}@2")
-    assert not [one for one in verify(zoo, f"{name}@2") if one.seal == "trusted"]
+    assert not [one for one in verify(zoo, f"{name}@2") if one.signature == "trusted"]
 
 
 def test_everything_a_version_stands_on_is_verified(zoo: Zoo, name: str, tiny_members: Any) -> None:
@@ -246,7 +246,7 @@ def test_what_a_stranger_made_is_not_signed(
 ) -> None:
     use_settings(signing(keys))
     made = embedded.register("guest", tiny_members(1), job={}, scores=ROWS, vouch=False)
-    assert not made.seal
+    assert not made.signature
     assert {one.what for one in verify(embedded, "guest@1") if not one.passed} == {
         "manifest",
         "scores",

@@ -28,7 +28,7 @@ from manybeam.web import colours
 from manybeam.web.app import (
     create_app,
     listen,
-    make_plane,
+    make_app_state,
     make_server,
     run,
 )
@@ -37,7 +37,7 @@ from manybeam.web.pages import exports
 from manybeam.web.pages.framesets import LIST_S
 from manybeam.web.pages.listing import read_question
 from manybeam.web.render import STATIC
-from manybeam.web.state import Plane
+from manybeam.web.state import AppState
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
@@ -61,11 +61,11 @@ def scores(nominal: int, lowdose: int) -> list[Score]:
 
 
 @contextmanager
-def running(plane: Plane) -> Iterator[httpx.Client]:
+def running(app_state: AppState) -> Iterator[httpx.Client]:
     """Serve the application on a free port until the block ends; the zoo has been read."""
-    plane.keeper.refresh()
+    app_state.refresher.refresh()
     with listen("127.0.0.1", 0) as listening:
-        server = make_server(create_app(plane))
+        server = make_server(create_app(app_state))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -93,7 +93,7 @@ def client(
     zoo.register(
         name, members, job=JOB, scores=scores(54, 30), alias="candidate", parent=f"{name}@1"
     )
-    with running(make_plane(zoo, refresh_s=60)) as made:
+    with running(make_app_state(zoo, refresh_s=60)) as made:
         yield made
 
 
@@ -111,7 +111,7 @@ def served(
         zoo.register("graphene", members, job=JOB, scores=scores(48, 42), alias="serving")
         wrong = ("02: <script>alert(1)</script>",)
         zoo.register("graphene", members, job=JOB, scores=scores(54, 30), failed=wrong)
-        with running(make_plane(zoo, refresh_s=60)) as made:
+        with running(make_app_state(zoo, refresh_s=60)) as made:
             yield made
     settings.cache_clear()
 
@@ -475,19 +475,19 @@ def test_what_was_kept_is_not_called_fresh_before_mlflow_confirmed_it_nor_in_a_h
     use_settings: Any, tmp_path: Path
 ) -> None:
     use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_ZOO": str(LIBRARY.folder)})
-    make_plane(Zoo()).keeper.refresh()
-    keeper = make_plane(Zoo(), refresh_s=0.3).keeper  # a process that starts again
-    assert keeper.age_s is not None
-    assert not keeper.news.is_fresh
-    keeper.refresh()
-    assert keeper.news.is_fresh
-    keeper._as_of = datetime.now(UTC) - timedelta(seconds=14)  # it waits since then
-    assert not keeper.news.is_fresh
+    make_app_state(Zoo()).refresher.refresh()
+    refresher = make_app_state(Zoo(), refresh_s=0.3).refresher  # a process that starts again
+    assert refresher.age_s is not None
+    assert not refresher.news.is_fresh
+    refresher.refresh()
+    assert refresher.news.is_fresh
+    refresher._as_of = datetime.now(UTC) - timedelta(seconds=14)  # it waits since then
+    assert not refresher.news.is_fresh
 
 
-def _page_before_the_first_look(plane: Plane) -> str:
+def _page_before_the_first_look(app_state: AppState) -> str:
     async def ask() -> str:
-        transport = httpx.ASGITransport(create_app(plane))  # starts no keeper
+        transport = httpx.ASGITransport(create_app(app_state))  # starts no keeper
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return (await client.get("/zoo")).text
 
@@ -498,13 +498,13 @@ def test_pages_tell_that_mlflow_has_not_answered_and_what_cannot_be_read(
     use_settings: Any, tmp_path: Path
 ) -> None:
     use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_ZOO": str(LIBRARY.folder)})
-    plane = make_plane(Zoo(), refresh_s=60)
-    page = _page_before_the_first_look(plane)
+    app_state = make_app_state(Zoo(), refresh_s=60)
+    page = _page_before_the_first_look(app_state)
     assert "MLflow has not answered yet" in page
     assert "Not read yet" in page
     assert "<strong>0</strong>" not in page
-    plane.keeper.unreadable = {"graphene@3": "no <manifest>"}
-    assert "graphene@3: no &lt;manifest&gt;" in _page_before_the_first_look(plane)
+    app_state.refresher.unreadable = {"graphene@3": "no <manifest>"}
+    assert "graphene@3: no &lt;manifest&gt;" in _page_before_the_first_look(app_state)
 
 
 TEMPLATES = sorted((STATIC.parent / "templates").glob("*.html"))
@@ -587,12 +587,12 @@ def test_a_token_that_others_know_or_could_guess_is_refused(
 
 def test_a_session_ends_with_its_time_and_with_its_token() -> None:
     now = [1000.0]
-    keeper = Gatekeeper("a" * 40, clock=lambda: now[0])
-    request = _request(cookie=f"manybeam-session={keeper.session()}")
-    assert keeper.who(request).name == "admin"
+    refresher = Gatekeeper("a" * 40, clock=lambda: now[0])
+    request = _request(cookie=f"manybeam-session={refresher.session()}")
+    assert refresher.who(request).name == "admin"
     assert Gatekeeper("b" * 40, clock=lambda: now[0]).who(request).name == "nobody"
     now[0] += SESSION_S + 1
-    assert keeper.who(request).name == "nobody"
+    assert refresher.who(request).name == "nobody"
 
 
 @pytest.mark.parametrize("cookie", ["", "manybeam-session=", "manybeam-session=9999999999.a.b"])

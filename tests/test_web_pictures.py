@@ -18,9 +18,9 @@ from manybeam.jobs.evaluate import evaluate
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
-from manybeam.web.app import create_app, listen, make_plane, make_server
+from manybeam.web.app import create_app, listen, make_app_state, make_server
 from manybeam.web.pages import drawn
-from manybeam.zoo.matrix import FrameSetUse, Trial
+from manybeam.zoo.matrix import FrameSetUse, TestSet
 from manybeam.zoo.registry import Zoo
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -50,11 +50,11 @@ def home(
         rows = evaluate(members, measure, LIBRARY, executor="local")
         job = {"kind": "train", "measure": {"frames": [inside]}}
         zoo.register("graphene", members, job=job, scores=rows)
-        old = [replace(row, reliability=(), counts=(), trial=None, detector=()) for row in rows]
+        old = [replace(row, reliability=(), counts=(), test_set=None, detector=()) for row in rows]
         job = {"kind": "train", "measure": {"frames": [outside.url, 7]}}
         zoo.register("graphene", members, job=job, scores=old)
-        trial = Trial(frame_sets=(FrameSetUse(outside.url, outside.digest),))
-        elsewhere = [replace(row, trial=trial) for row in rows if row.condition == RECORDED]
+        test_set = TestSet(frame_sets=(FrameSetUse(outside.url, outside.digest),))
+        elsewhere = [replace(row, test_set=test_set) for row in rows if row.condition == RECORDED]
         zoo.register("graphene", members, job={"kind": "train"}, scores=elsewhere)
         yield home
     settings.cache_clear()
@@ -63,10 +63,10 @@ def home(
 @pytest.fixture(scope="module")
 def reader(home: Path) -> Iterator[httpx.Client]:
     """Who reads its pages."""
-    plane = make_plane(refresh_s=60)
-    plane.keeper.refresh()
+    app_state = make_app_state(refresh_s=60)
+    app_state.refresher.refresh()
     with listen("127.0.0.1", 0) as listening:
-        server = make_server(create_app(plane))
+        server = make_server(create_app(app_state))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:

@@ -67,11 +67,11 @@ class OpenZoo(Zoo):
             InvalidInput: a value that cannot be asked for.
             ZooUnreachable: the zoo is away and was never seen from here.
         """
-        from manybeam.zoo.catalogue import Catalogue, Wanted
+        from manybeam.zoo.catalogue import Catalogue, Query
 
         score, direction = _ordered(order)
         asked: dict[str, Any] = {"kind": kind, "page_size": limit, "condition": condition}
-        wanted = Wanted(text=text, score=score, order=direction, **asked)
+        query = Query(text=text, score=score, order=direction, **asked)
         catalogue = Catalogue(self)
         try:
             catalogue.refresh()
@@ -79,7 +79,7 @@ class OpenZoo(Zoo):
             if catalogue.as_of is None:
                 raise
             logger.warning("zoo did not answer", extra={"why": error.what})
-        page = catalogue.find(wanted)
+        page = catalogue.find(query)
         return Found(self, page.rows, page.total, score, condition, catalogue.as_of)
 
     def __getitem__(self, ref: str) -> "Version":

@@ -92,7 +92,7 @@ def _keep_members(out: Path, kept: Path, repetition: int) -> None:
 
 def _rehearse(pool: ProcessPoolExecutor, kept: Path, repetition: int) -> None:
     """Make the reference table of one repetition, if it is not there yet."""
-    from manybeam.learn.analysis.calibration_set import ReferenceTable
+    from manybeam.learn.analysis.calibration_set import CalibrationSet
 
     path = kept / f"table-{repetition}.npz"
     if path.exists():
@@ -100,7 +100,7 @@ def _rehearse(pool: ProcessPoolExecutor, kept: Path, repetition: int) -> None:
     start = time.monotonic()
     spans = [(a, min(a + BLOCK, REHEARSED)) for a in range(0, REHEARSED, BLOCK)]
     parts = pool.map(_part, [(kept, repetition, span) for span in spans])
-    table = ReferenceTable.joined([ReferenceTable.from_bytes(part) for part in parts])
+    table = CalibrationSet.joined([CalibrationSet.from_bytes(part) for part in parts])
     _write(path, table.to_bytes())
     took = time.monotonic() - start
     print(f"rehearsed {len(table)} frames in {took:.0f} s", file=sys.stderr, flush=True)
@@ -108,12 +108,12 @@ def _rehearse(pool: ProcessPoolExecutor, kept: Path, repetition: int) -> None:
 
 def _part(work: tuple[Path, int, tuple[int, int]]) -> bytes:
     from manybeam.jobs.calibrate import SEED, usual_policies
-    from manybeam.learn.analysis.calibration_set import rehearse
+    from manybeam.learn.analysis.calibration_set import measure_calibration_set
 
     kept, repetition, span = work
     ensemble = _ensemble(kept, repetition)
     policies = usual_policies(ensemble, _library())  # it has `members`, as a record has
-    return rehearse(ensemble, policies, *span, seed=SEED + repetition).to_bytes()
+    return measure_calibration_set(ensemble, policies, *span, seed=SEED + repetition).to_bytes()
 
 
 def _condition(kept: Path, repetition: int, name: str) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _calibration(selection: Any, answer: Any, frame: Any) -> dict[str, Any]:
 
     if frame.truth is None:
         return {}
-    one, shape, size = selection.carried, frame.frame_yx.shape, frame.pixel_size_pm
+    one, shape, size = selection.transferred, frame.frame_yx.shape, frame.pixel_size_pm
     verdict = judge(answer.atoms, frame.truth, size, shape)
     counted = verdict.found_counts
     free = replace(one, threshold=None)
@@ -260,12 +260,12 @@ def _ensemble(kept: Path, repetition: int) -> Any:
 @lru_cache(maxsize=2)
 def _known(kept: Path, repetition: int, pool: str) -> Any:
     """Return what the reference table teaches about the members of a pool."""
-    from manybeam.learn.analysis.calibration_set import ReferenceTable
-    from manybeam.predictor.performance import Forecaster
+    from manybeam.learn.analysis.calibration_set import CalibrationSet
+    from manybeam.predictor.performance import PerformancePredictor
 
-    table = ReferenceTable.from_bytes((kept / f"table-{repetition}.npz").read_bytes())
+    table = CalibrationSet.from_bytes((kept / f"table-{repetition}.npz").read_bytes())
     members = list(POOLS[pool])
-    return Forecaster(
+    return PerformancePredictor(
         replace(
             table,
             members=tuple(members),

@@ -41,11 +41,11 @@ def _repetition(out: Path, repetition: int) -> dict[str, dict[str, float]]:
     from headline import FAMILIES
 
     from manybeam.learn.nets.ensemble import Ensemble
-    from manybeam.predictor.performance import Forecaster
+    from manybeam.predictor.performance import PerformancePredictor
 
     members = _members(repetition)
     ensemble = Ensemble(members)
-    known = Forecaster(_table(out, ensemble, repetition))
+    known = PerformancePredictor(_table(out, ensemble, repetition))
     weights = {name: round(value, 2) for name, value in known.weights.items()}
     print(f"repetition {repetition}: forecast weighs {weights}", file=sys.stderr, flush=True)
     return {
@@ -65,15 +65,15 @@ def _members(repetition: int) -> list[Any]:
 def _table(out: Path, ensemble: Any, repetition: int) -> Any:
     from manybeam.data.disk import write_files
     from manybeam.jobs.calibrate import usual_policies
-    from manybeam.learn.analysis.calibration_set import ReferenceTable, rehearse
+    from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
     from manybeam.spec import Library
 
     path = out / f"heavy-table-{repetition}.npz"
     if not path.exists():
         policies = usual_policies(ensemble, Library(ROOT / "zoo"))
-        table = rehearse(ensemble, policies, 0, REHEARSED, seed=SEED + repetition)
+        table = measure_calibration_set(ensemble, policies, 0, REHEARSED, seed=SEED + repetition)
         write_files({path: table.to_bytes()})
-    return ReferenceTable.from_bytes(path.read_bytes())
+    return CalibrationSet.from_bytes(path.read_bytes())
 
 
 def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, float]:

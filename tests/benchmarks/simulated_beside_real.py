@@ -54,7 +54,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameAnalysis:
     """What is compared of one frame.
 
     Attributes:
@@ -126,11 +126,13 @@ def _marked(truth_n3: Array, seed: int) -> Array:
     return truth_n3[:, :2] + rng.normal(0, MARK_PX, (len(truth_n3), 2))
 
 
-def _look(frame_yx: Array, truth: Array | None, _: float | None) -> Look:
+def _look(frame_yx: Array, truth: Array | None, _: float | None) -> FrameAnalysis:
     flat = (frame_yx - frame_yx.mean()) / frame_yx.std()
     noise = float(np.sqrt(np.pi / 2) * np.abs(ndimage.convolve(flat, IMMERKAER)).mean())
     places = _places(flat) if truth is None else truth[:, :2]
-    return Look(flat, _spectrum(flat), np.sort(flat.ravel())[::64], noise, _profile(flat, places))
+    return FrameAnalysis(
+        flat, _spectrum(flat), np.sort(flat.ravel())[::64], noise, _profile(flat, places)
+    )
 
 
 def _spectrum(flat_yx: Array) -> Array:
@@ -182,7 +184,7 @@ def _profile(flat_yx: Array, places_n2: Array) -> Array:
     return np.asarray(profile[:REACH_PX] - profile[10:REACH_PX].min())
 
 
-def _row(real: Sequence[Look], made: Sequence[Look]) -> str:
+def _row(real: Sequence[FrameAnalysis], made: Sequence[FrameAnalysis]) -> str:
     """Return the distances real to simulated, each with that between halves of the real ones."""
     cells = [
         f"{distance(real, made):.2f} | {_between_halves(real, distance):.2f}"
@@ -191,10 +193,10 @@ def _row(real: Sequence[Look], made: Sequence[Look]) -> str:
     return " | ".join([*cells, f"{_width(real):.1f} | {_width(made):.1f}"])
 
 
-Distance = Callable[[Sequence[Look], Sequence[Look]], float]
+Distance = Callable[[Sequence[FrameAnalysis], Sequence[FrameAnalysis]], float]
 
 
-def _between_halves(real: Sequence[Look], distance: Distance) -> float:
+def _between_halves(real: Sequence[FrameAnalysis], distance: Distance) -> float:
     rng = np.random.default_rng(0)
     found = []
     for _ in range(SPLIT_COUNT):
@@ -205,24 +207,24 @@ def _between_halves(real: Sequence[Look], distance: Distance) -> float:
     return float(np.median(found))
 
 
-def _spectral(one: Sequence[Look], two: Sequence[Look]) -> float:
+def _spectral(one: Sequence[FrameAnalysis], two: Sequence[FrameAnalysis]) -> float:
     """Return the root mean square difference of the mean log spectra, in dB."""
     mean = [np.mean([look.spectrum_f for look in looks], axis=0) for looks in (one, two)]
     return float(np.sqrt(((mean[0] - mean[1]) ** 2).mean()))
 
 
-def _histogram(one: Sequence[Look], two: Sequence[Look]) -> float:
+def _histogram(one: Sequence[FrameAnalysis], two: Sequence[FrameAnalysis]) -> float:
     """Return the Wasserstein distance of the pooled values, in standard deviations."""
     pooled = [np.concatenate([look.values for look in looks]) for looks in (one, two)]
     return float(stats.wasserstein_distance(*pooled))
 
 
-def _noise(one: Sequence[Look], two: Sequence[Look]) -> float:
+def _noise(one: Sequence[FrameAnalysis], two: Sequence[FrameAnalysis]) -> float:
     """Return the ratio of the second's noise to the first's."""
     return float(np.mean([a.noise for a in two]) / np.mean([a.noise for a in one]))
 
 
-def _width(looks: Sequence[Look]) -> float:
+def _width(looks: Sequence[FrameAnalysis]) -> float:
     """Return the full width at half maximum of the mean atom, in px."""
     profile = np.mean([look.profile_r for look in looks], axis=0)
     below = np.flatnonzero(profile < profile[0] / 2)
@@ -233,7 +235,9 @@ def _width(looks: Sequence[Look]) -> float:
     return float(2 * (last - 1 + step))
 
 
-def _draw(name: str, real: Sequence[Look], made: Sequence[Look], out: Path) -> None:
+def _draw(
+    name: str, real: Sequence[FrameAnalysis], made: Sequence[FrameAnalysis], out: Path
+) -> None:
     """Write one figure: frames of both, spectra, histograms, the mean atom."""
     mpl.use("agg")
     from matplotlib import pyplot

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from manybeam.spec import Library
-from manybeam.zoo.catalogue import Catalogue, Wanted
+from manybeam.zoo.catalogue import Catalogue, Query
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.records import MemberRecord, Record, VersionEntry
 from manybeam.zoo.registry import Zoo
@@ -27,20 +27,20 @@ SIZES = [
     for count, conditions in [(100, 12), (1000, 12), (10_000, 12), (300, 12), (300, 50), (300, 200)]
 ]
 QUESTIONS: dict[str, Callable[[Catalogue], object]] = {
-    "a page of all members": lambda one: one.find(Wanted(kind="members")),
-    "text": lambda one: one.find(Wanted(kind="members", text="graphene HAADF 60 kV")),
-    "one condition": lambda one: one.find(Wanted(kind="members", condition="graphene-60kv-16k")),
+    "a page of all members": lambda one: one.find(Query(kind="members")),
+    "text": lambda one: one.find(Query(kind="members", text="graphene HAADF 60 kV")),
+    "one condition": lambda one: one.find(Query(kind="members", condition="graphene-60kv-16k")),
     "a range of doses": lambda one: one.find(
-        Wanted(kind="members", ranges={"dose_e_per_a2": (None, 5e5)}, score="rmse_pm")
+        Query(kind="members", ranges={"dose_e_per_a2": (None, 5e5)}, score="rmse_pm")
     ),
     "three filters, the last page": lambda one: one.find(
-        Wanted(kind="members", policy=("policy-1",), status=("none",), order="name", page=3)
+        Query(kind="members", policy=("policy-1",), status=("none",), order="name", page=3)
     ),
     "facets under text and a filter": lambda one: one.facets(
-        Wanted(kind="members", text="graphene", policy=("policy-1",))
+        Query(kind="members", text="graphene", policy=("policy-1",))
     ),
     "conditions": lambda one: one.conditions(),
-    "coverage": lambda one: one.coverage(Wanted(kind="members")),
+    "coverage": lambda one: one.coverage(Query(kind="members")),
     "the best": lambda one: one.best("graphene-*"),
 }
 
@@ -113,6 +113,6 @@ def test_first_question_of_a_process(benchmark: Any, filled: tuple[int, Catalogu
 
     def ask() -> object:
         zoo = Zoo("sqlite:///nowhere.db", "file:///nowhere", path.parent)
-        return Catalogue(zoo, path, LIBRARY).find(Wanted(kind="members"))
+        return Catalogue(zoo, path, LIBRARY).find(Query(kind="members"))
 
     benchmark.pedantic(ask, rounds=5, warmup_rounds=1)

@@ -18,7 +18,7 @@ from manybeam.errors import ZooUnreachable
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
-from manybeam.zoo.lifecycle.orphans import Leftovers
+from manybeam.zoo.lifecycle.orphans import Orphans
 from manybeam.zoo.matrix import Score
 from manybeam.zoo.registry import Zoo
 
@@ -81,7 +81,7 @@ def test_a_server_that_never_held_anything_has_nothing_to_collect(
     services = new_services()
     services.start("seaweedfs", "postgres", "mlflow")
     new = Zoo(services.settings()["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache")
-    assert Leftovers(new.tracking).find() == []
+    assert Orphans(new.tracking).find() == []
 
 
 def test_without_the_object_store_nothing_is_registered(zoo: Zoo, frail: Facility) -> None:

@@ -10,7 +10,7 @@ from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.errors import RefusedByGate
 
 
-class Teacher(StrEnum):
+class LabelSource(StrEnum):
     """Who labels the new frames: simulated twins of them, the ensemble itself, or both."""
 
     twin = "twin"
@@ -23,7 +23,9 @@ def iterate(
     *,
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF to start from.")],
     policy: Annotated[str, typer.Option(help="Policy the condition is inferred in.")],
-    teacher: Annotated[Teacher, typer.Option(help="Who labels the new frames.")] = Teacher.twin,
+    teacher: Annotated[
+        LabelSource, typer.Option(help="Who labels the new frames.")
+    ] = LabelSource.twin,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps for each member.")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="Most rounds; they end with the gain.")] = 1,
     member: Annotated[

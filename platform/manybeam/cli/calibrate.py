@@ -26,15 +26,15 @@ def rehearse(
     Example: manybeam rehearse graphene --frames 600
     """
     from manybeam.cli.terminal.progress import Progress
-    from manybeam.jobs.calibrate import rehearse_ensemble
-    from manybeam.predictor.learned import forecaster
+    from manybeam.jobs.calibrate import calibrate_ensemble
+    from manybeam.predictor.learned import performance_predictor
     from manybeam.settings import settings
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
     with Progress() as bars:
-        record = rehearse_ensemble(
+        record = calibrate_ensemble(
             zoo,
             ref,
             Library(settings().zoo),
@@ -43,7 +43,7 @@ def rehearse(
             seed=seed,
             progress=lambda done, total: bars.update("rehearse", done, total, ""),
         )
-    known = forecaster(zoo, record.ref)
+    known = performance_predictor(zoo, record.ref)
     assert known is not None  # noqa: S101 - it was kept a moment ago
     f1_nm = known.table.f1_nm
     is_best_nm = f1_nm == f1_nm.max(axis=1, keepdims=True)  # a tie is shared

@@ -123,11 +123,11 @@ def _warn_of_policies(job: "Job", library: "Library") -> None:
 
 def run_job(job: "Job", library: "Library", progress: Progress) -> "Record":
     """Run a job of any kind and return the version it made, or measured."""
-    from manybeam.jobs.kinds import Telling, run
+    from manybeam.jobs.kinds import Callbacks, run
 
     if job.kind == "train":
         _warn_of_policies(job, library)
-    return run(job, library, Telling(progress.update, say))
+    return run(job, library, Callbacks(progress.update, say))
 
 
 def train_and_register(job: "Job", library: "Library", progress: Progress) -> "Record":

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from manybeam.data.io.reading import Record as Frames
     from manybeam.learn.nets.ensemble import Ensemble, Prediction
-    from manybeam.predictor.performance import Forecaster
+    from manybeam.predictor.performance import PerformancePredictor
     from manybeam.predictor.selection import Selection
-    from manybeam.predictor.transferred_calibration import Carried
+    from manybeam.predictor.transferred_calibration import TransferredCalibration
     from manybeam.zoo.matrix import Matrix
     from manybeam.zoo.records import Record
 
@@ -48,7 +48,7 @@ class _Loaded(NamedTuple):
     record: "Record"
     ensemble: "Ensemble"
     matrix: "Matrix"
-    known: "Forecaster | None"
+    known: "PerformancePredictor | None"
 
 
 def predict(
@@ -183,7 +183,7 @@ def _answers(
 
 def _ensembles(ref: str) -> "list[_Loaded]":
     """Return one ensemble, or for `auto` every one that serves and is not damaged."""
-    from manybeam.predictor.learned import forecaster
+    from manybeam.predictor.learned import performance_predictor
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
@@ -201,7 +201,9 @@ def _ensembles(ref: str) -> "list[_Loaded]":
             say(f"{one.ref} is left out: {error.what}")
             damaged.append(error)
             continue
-        loaded.append(_Loaded(one, ensemble, zoo.matrix(one.ref), forecaster(zoo, one.ref)))
+        loaded.append(
+            _Loaded(one, ensemble, zoo.matrix(one.ref), performance_predictor(zoo, one.ref))
+        )
     if not loaded:
         raise damaged[0]
     return loaded
@@ -240,7 +242,7 @@ def _best_answer(
         answers.append((selection, one, None if ref == AUTO else even))
     selection, best, weights = max(answers, key=lambda one: one[0].standing)
     whole = best.ensemble.predict(frame, size)
-    for note in selection.carried.notes if selection.carried and false_atoms else ():
+    for note in selection.transferred.notes if selection.transferred and false_atoms else ():
         say(f"{read.source.name}: {note}")
     return {
         "file": read.source,
@@ -268,8 +270,8 @@ def _summary(answer: dict[str, Any]) -> dict[str, Any]:
     selection: Selection = answer["selection"]
     spread_px = prediction.atoms[:, 4:6]
     promise = selection.promised(prediction.members) or (None, None, None)
-    carried = selection.carried
-    if carried is not None and carried.kept < 1:  # it was of the atoms left out, too
+    transferred = selection.transferred
+    if transferred is not None and transferred.kept < 1:  # it was of the atoms left out, too
         promise = (None, None, None)
     return {
         "file": str(answer["file"]),
@@ -281,21 +283,21 @@ def _summary(answer: dict[str, Any]) -> dict[str, Any]:
         "ensemble": answer["ref"],
         "pixel_size_pm": answer["pixel_size_pm"],
         "mean_spread_px": _mean(spread_px),
-        "position_90_pm": _finite(carried.position_pm if carried else None),
-        **_bounded(carried),
+        "position_90_pm": _finite(transferred.position_pm if transferred else None),
+        **_bounded(transferred),
         "why": selection.why,
     }
 
 
-def _bounded(carried: "Carried | None") -> dict[str, Any]:
+def _bounded(transferred: "TransferredCalibration | None") -> dict[str, Any]:
     """Return what became of a bound on false atoms; nothing where none was asked for."""
-    if carried is None or not carried.false_atoms:
+    if transferred is None or not transferred.false_atoms:
         return {}
     return {
-        "false_atoms": carried.false_atoms,
-        "is_promised": carried.threshold is not None,
-        "kept": carried.kept,
-        "doubts": "; ".join(carried.notes),
+        "false_atoms": transferred.false_atoms,
+        "is_promised": transferred.threshold is not None,
+        "kept": transferred.kept,
+        "doubts": "; ".join(transferred.notes),
     }
 
 

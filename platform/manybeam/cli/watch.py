@@ -148,7 +148,7 @@ class _Judge:
     def propose(self, numbers: list[int]) -> "Proposal":
         import numpy as np
 
-        from manybeam.predictor.learned import forecaster
+        from manybeam.predictor.learned import performance_predictor
         from manybeam.predictor.watch import propose
 
         return propose(
@@ -160,7 +160,7 @@ class _Judge:
             self.movie.sizes[numbers[-1]],
             policy=self.policy,
             condition=self.movie.stated,
-            known=forecaster(self.zoo, self.record.ref),
+            known=performance_predictor(self.zoo, self.record.ref),
             library=self.library,
             frames_url=shlex.quote(self.keep or KEPT_URL),
         )

@@ -21,9 +21,9 @@ from manybeam.jobs.evaluate import evaluate
 from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
 from manybeam.learn.adaptation.outcome import Adaptation
-from manybeam.learn.adaptation.pseudo_labels import Teacher, frames_digest
+from manybeam.learn.adaptation.pseudo_labels import LabelSource, frames_digest
 from manybeam.learn.adaptation.rounds import adapt
-from manybeam.predictor.learned import forecaster
+from manybeam.predictor.learned import performance_predictor
 from manybeam.predictor.selection import select
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
@@ -72,7 +72,7 @@ def iterate(
     *,
     members: Sequence[int] | None = None,
     frames: Sequence[int] = (),
-    teacher: Teacher = "twin",
+    teacher: LabelSource = "twin",
     steps: int = 100,
     rounds: int = 1,
     beside: bool = False,
@@ -115,7 +115,7 @@ def iterate(
     ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
     if not members:
-        known = forecaster(zoo, record.ref)
+        known = performance_predictor(zoo, record.ref)
         members = select(
             record, matrix, ensemble, frames_nyx[0], pixel_size_pm, known=known, library=library
         ).chosen
@@ -140,7 +140,7 @@ def iterate(
         beside=beside,
         max_regression=max_regression,
         seed=seed,
-        keeper=scratch,
+        step_store=scratch,
     )
     logger.info("rounds done", extra={"ensemble": ref, "accepted": found.accepted})
     made = _register(zoo, record, found, job, library, executor) if found.accepted else None

@@ -16,7 +16,7 @@ from manybeam.data.simulation.simulate import SIMULATOR
 from manybeam.errors import InvalidInput
 from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
-from manybeam.learn.analysis.calibration_set import ReferenceTable, rehearse
+from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.spec import Library, Policy, Range
@@ -31,7 +31,7 @@ SEED = 50_007  # added to the job's: far from training's and measuring's frames
 Told = Callable[[int, int], None]
 
 
-def rehearse_ensemble(
+def calibrate_ensemble(
     zoo: "Zoo",
     ref: str,
     library: Library,
@@ -60,15 +60,15 @@ def rehearse_ensemble(
         UnknownRef: no such version.
         InvalidInput: the library has no policy of its structure, no frames, or one member alone.
     """
-    from manybeam.zoo.calibration_sets import record_table
+    from manybeam.zoo.calibration_sets import record_calibration_set
 
     record = zoo.resolve(ref)
     _check(record, frame_count)
     drawn = [library.policy(name) for name in policies] or usual_policies(record, library)
     spans = [(a, min(a + BLOCK, frame_count)) for a in range(0, frame_count, BLOCK)]
-    scratch = Scratch(_digest(record, drawn, seed), "rehearsals", ReferenceTable.from_bytes)
+    scratch = Scratch(_digest(record, drawn, seed), "rehearsals", CalibrationSet.from_bytes)
     kept = {span: scratch.get(_key(span)) for span in spans}
-    parts = {span: ReferenceTable.from_bytes(data) for span, data in kept.items() if data}
+    parts = {span: CalibrationSet.from_bytes(data) for span, data in kept.items() if data}
     missing = [span for span in spans if span not in parts]
     members = zoo.members(record.ref) if missing else []
     for place, part in _results(members, drawn, missing, SEED + seed, executor):
@@ -76,8 +76,8 @@ def rehearse_ensemble(
         scratch.put(_key(missing[place]), part.to_bytes())
         if progress:
             progress(sum(map(len, parts.values())), frame_count)
-    table = ReferenceTable.joined([parts[span] for span in spans])
-    record_table(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
+    table = CalibrationSet.joined([parts[span] for span in spans])
+    record_calibration_set(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
     scratch.clear()
     return record
 
@@ -137,13 +137,13 @@ def _results(
     spans: Sequence[tuple[int, int]],
     seed: int,
     executor: str,
-) -> Iterator[tuple[int, ReferenceTable]]:
+) -> Iterator[tuple[int, CalibrationSet]]:
     if not spans:
         return
     if executor == "local":
         ensemble = Ensemble(members)
         for place, (start, stop) in enumerate(spans):
-            yield place, rehearse(ensemble, policies, start, stop, seed=seed)
+            yield place, measure_calibration_set(ensemble, policies, start, stop, seed=seed)
         return
     cluster.connect()
     shared = cluster.share(tuple(members))
@@ -154,8 +154,8 @@ def _results(
 
 def _rehearse_there(
     shared: cluster.Shared, policies: Sequence[Policy], span: tuple[int, int], seed: int
-) -> ReferenceTable:
-    return rehearse(_ensemble(shared), policies, *span, seed=seed)
+) -> CalibrationSet:
+    return measure_calibration_set(_ensemble(shared), policies, *span, seed=seed)
 
 
 @lru_cache(maxsize=1)

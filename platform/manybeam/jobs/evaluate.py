@@ -17,7 +17,14 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from manybeam.cluster import joining as cluster
-from manybeam.jobs.test_sets import Block, Labelled, Sought, labelled_frames, plan_blocks, trial_of
+from manybeam.jobs.test_sets import (
+    Block,
+    Labelled,
+    Sought,
+    labelled_frames,
+    plan_blocks,
+    test_set_of,
+)
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring import classical
@@ -34,7 +41,7 @@ from manybeam.learn.scoring.scores import (
 )
 from manybeam.spec.files import Library
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score, Trial
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score, TestSet
 
 Array = NDArray[np.floating]
 Counts = NDArray[np.int64]
@@ -97,7 +104,7 @@ class Judgements:
         scores = summarise(self.judged[member], self.found[member]).values()
         elements, table = self.kinds.get(member, ((), np.zeros((1, 1), np.int64)))
         each = zip(elements, f1_of_kinds(table), strict=True)
-        scores |= self._found_of_sought(member) | self._told_by_doubt(member)
+        scores |= self._found_of_sought(member) | self._found_by_doubt(member)
         return {**scores, **{f"f1_{chemical_symbols[z].lower()}": float(f1) for z, f1 in each}}
 
     def reliability(self, member: int) -> tuple[Bin, ...]:
@@ -124,7 +131,7 @@ class Judgements:
         }
         return {name: value for name, value in values.items() if not isnan(value)}
 
-    def _told_by_doubt(self, member: int) -> dict[str, float]:
+    def _found_by_doubt(self, member: int) -> dict[str, float]:
         if member != ENSEMBLE:
             return {}
         frames = list(zip(self.found[member], self.judged[member], strict=True))
@@ -274,11 +281,11 @@ def _summarise(
 ) -> list[Score]:
     """Return the scores of each condition over all of its pieces."""
     together: dict[tuple[str, str], Judgements] = {}
-    trials: dict[tuple[str, str], Trial] = {}
+    test_sets: dict[tuple[str, str], TestSet] = {}
     for piece, part in zip(pieces, judgements, strict=True):
         together.setdefault(piece.condition, Judgements()).extend(part)
         if piece.is_classical:  # it holds all blocks of its condition
-            trials[piece.condition] = trial_of(piece.blocks, radius_pm)
+            test_sets[piece.condition] = test_set_of(piece.blocks, radius_pm)
     return [
         Score(
             member,
@@ -287,7 +294,7 @@ def _summarise(
             whole.values(member),
             counts=tuple(frame.counts for frame in whole.judged[member]),
             reliability=whole.reliability(member),
-            trial=trials[name, digest],
+            test_set=test_sets[name, digest],
             detector=tuple(map(asdict, whole.detector)) if member == CLASSICAL else (),
         )
         for (name, digest), whole in together.items()

@@ -88,20 +88,20 @@ def make_example(
     found = _answer(zoo, version_ref, score, number, frame)
     verdict, is_recorded = _judged(score, number, frame, found)
     is_simulated = isinstance(block.source, Condition)
-    return Example(frame, found, verdict, score.trial is not None, is_recorded, is_simulated)
+    return Example(frame, found, verdict, score.test_set is not None, is_recorded, is_simulated)
 
 
 def _block(
     score: Score, number: int, conditions: Mapping[str, Condition], frame_urls: Sequence[str]
 ) -> Block:
     name, digest = score.condition, score.condition_digest
-    if score.trial is not None and score.trial.seed is None:
-        readable = takewhile(lambda use: use.url in frame_urls, score.trial.frame_sets)
+    if score.test_set is not None and score.test_set.seed is None:
+        readable = takewhile(lambda use: use.url in frame_urls, score.test_set.frame_sets)
         return _block_of_sets(score, number, readable)
     known = conditions.get(name)
     if known is not None and digest == f"{known.digest}-{SIMULATOR}":
         start = number - number % BLOCK
-        seed = score.trial.seed if score.trial is not None else None
+        seed = score.test_set.seed if score.test_set is not None else None
         return Block(name, digest, known, start, number + 1, USUAL_SEED if seed is None else seed)
     # Of recorded frames there is the digest of their numbers alone.
     if "-" in digest:
@@ -153,9 +153,9 @@ def _judged(score: Score, number: int, frame: Labelled, found: Array) -> tuple[J
     """Judge as the score did; an old one does not tell whether its match radius was given."""
     recorded = score.counts[number] if number < len(score.counts) else None
     shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
-    given_pm = score.trial.match_radius_pm if score.trial is not None else None
+    given_pm = score.test_set.match_radius_pm if score.test_set is not None else None
     verdict = judge(found, frame.truth, frame.pixel_size_pm, shape, given_pm)
-    radius_pm = score.values.get("radius_pm") if score.trial is None else None
+    radius_pm = score.values.get("radius_pm") if score.test_set is None else None
     if recorded not in (None, verdict.counts) and radius_pm and frame.pixel_size_pm:
         other = judge(found, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         if other.counts == recorded:

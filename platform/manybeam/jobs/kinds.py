@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Telling:
+class Callbacks:
     """Whom a running job tells how it goes.
 
     Attributes:
@@ -25,10 +25,10 @@ class Telling:
     say: Callable[[str], None]
 
 
-Runner = Callable[[Job, Library, Telling], "Record"]
+Runner = Callable[[Job, Library, Callbacks], "Record"]
 
 
-def run(job: Job, library: Library, telling: Telling) -> "Record":
+def run(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Run a job here and now and return the version it made, or measured.
 
     Raises:
@@ -42,10 +42,10 @@ def run(job: Job, library: Library, telling: Telling) -> "Record":
         )
     # A typo here should be told before the work, not after it.
     library.matching(job.measure.conditions)
-    return RUNNERS[job.kind](job, library, telling)
+    return RUNNERS[job.kind](job, library, callbacks)
 
 
-def train(job: Job, library: Library, telling: Telling) -> "Record":
+def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Train every member of a job, measure them, and register one version."""
     from manybeam.jobs.evaluate import evaluate as measured
     from manybeam.jobs.train import train as train_members
@@ -57,17 +57,17 @@ def train(job: Job, library: Library, telling: Telling) -> "Record":
         job,
         library,
         settings().store_url,
-        progress=lambda e: telling.progress(
+        progress=lambda e: callbacks.progress(
             f"member {e.member:02d}", e.step, e.steps, f"loss {e.loss:.3f}"
         ),
     )
     for failure in outcome.failed:
-        telling.say(f"failed: {failure}")
+        callbacks.say(f"failed: {failure}")
     scores = measured(
         outcome.members,
         job.measure,
         library,
-        progress=lambda done, total: telling.progress("measure", done, total, ""),
+        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
     )
     zoo = Zoo()
     record = zoo.register(
@@ -78,10 +78,10 @@ def train(job: Job, library: Library, telling: Telling) -> "Record":
         failed=outcome.failed,
         inputs=outcome.inputs,
     )
-    return settle(zoo, record, job.alias, said=telling.say)
+    return settle(zoo, record, job.alias, said=callbacks.say)
 
 
-def evaluate(job: Job, library: Library, telling: Telling) -> "Record":
+def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Measure a version on the job's conditions and frames and record the scores."""
     from manybeam.jobs.evaluate import evaluate as measured
     from manybeam.zoo.registry import Zoo
@@ -99,33 +99,33 @@ def evaluate(job: Job, library: Library, telling: Telling) -> "Record":
         job.measure,
         library,
         seed=job.seed,
-        progress=lambda done, total: telling.progress("measure", done, total, ""),
+        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
     )
     zoo.record_scores(record.ref, scores)
     return record
 
 
-def rehearse(job: Job, library: Library, telling: Telling) -> "Record":
+def rehearse(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Rehearse a version, so that selection learns what its members promise."""
-    from manybeam.jobs.calibrate import rehearse_ensemble
+    from manybeam.jobs.calibrate import calibrate_ensemble
     from manybeam.zoo.registry import Zoo
 
-    return rehearse_ensemble(
+    return calibrate_ensemble(
         Zoo(),
         job.ensemble,
         library,
         policies=job.rehearsal.policies,
         frame_count=job.rehearsal.frame_count,
         seed=job.seed,
-        progress=lambda done, total: telling.progress("rehearse", done, total, ""),
+        progress=lambda done, total: callbacks.progress("rehearse", done, total, ""),
     )
 
 
-def iterate(job: Job, library: Library, telling: Telling) -> "Record":
+def iterate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Adapt members to the job's frames and register a candidate if the gate agrees."""
     done = iterate_outcome(job, library)
     for step in done.round.steps:
-        telling.say(f"round {step.round}, member {step.member:02d}: {step.why}")
+        callbacks.say(f"round {step.round}, member {step.member:02d}: {step.why}")
     if done.record is None:
         raise RefusedByGate(
             "no member passed the gate", done.round.why, "the parent stays as it is"

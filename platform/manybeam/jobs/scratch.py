@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 class Scratch:
     """Finished steps of one adaptation or calibration, by name.
 
-    It is a `learn.adaptation.step_checkpoint.Keeper`.
+    It is a `learn.adaptation.step_checkpoint.StepStore`.
 
     Two processes that do the same work share it without harm: they write the same bytes.
 

@@ -21,7 +21,7 @@ from manybeam.learn.scoring.kinds import is_dopant, is_edge, vacancies
 from manybeam.spec.files import Library
 from manybeam.spec.imaging import Condition
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import FrameSetUse, Trial
+from manybeam.zoo.matrix import FrameSetUse, TestSet
 
 HOSTS = {"graphene": (6,), "mos2": (42, 16)}  # elements of the perfect lattice
 BLOCK = 8  # frames in one piece of work; part of what decides the test frames, so it stays
@@ -127,11 +127,11 @@ def _blocks_of_frameset(url: str, simulated: set[str]) -> list[Block]:
     ]
 
 
-def trial_of(blocks: Sequence[Block], match_radius_pm: float | None) -> Trial:
+def test_set_of(blocks: Sequence[Block], match_radius_pm: float | None) -> TestSet:
     """Return what is kept of the frames of one condition's blocks, to have them again."""
     sources = dict.fromkeys(one.source for one in blocks if isinstance(one.source, FrameSetUse))
     seeds = {one.seed for one in blocks if isinstance(one.source, Condition)}
-    return Trial(seeds.pop() if seeds else None, tuple(sources), match_radius_pm)
+    return TestSet(seeds.pop() if seeds else None, tuple(sources), match_radius_pm)
 
 
 def labelled_frames(block: Block) -> Iterator[Labelled]:

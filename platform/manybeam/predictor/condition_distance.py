@@ -15,7 +15,7 @@ import numpy as np
 
 from manybeam.data.simulation.simulate import simulate
 from manybeam.data.simulation.typical import TYPICAL
-from manybeam.learn.analysis.frame_features import distances, fingerprint, fingerprints
+from manybeam.learn.analysis.frame_features import distances, frame_features, stack_features
 from manybeam.spec import Condition, Imaging, Library
 from manybeam.zoo.matrix import Matrix
 
@@ -87,7 +87,7 @@ def nearest_conditions(
         return Near(math.inf)
     # What is told adds to what is seen and never takes from it: an instrument's file may be right
     # about the pixel size and silent about the dirt.
-    seen = fingerprint_distances(frame_yx, pixel_size_pm, known)
+    seen = feature_distances(frame_yx, pixel_size_pm, known)
     told = [quantity_distance(condition, pixel_size_pm, other) for other in known]
     both = [math.hypot(one, 0.7 * (two or 0.0)) for one, two in zip(seen, told, strict=True)]
     order = np.argsort(both, kind="stable")
@@ -99,13 +99,13 @@ def nearest_conditions(
     return Near(nearest, {name: share / total for name, share in raw.items()}, ranked)
 
 
-def fingerprint_distances(
+def feature_distances(
     frame_yx: np.ndarray, pixel_size_pm: float | None, known: Sequence[Condition]
 ) -> list[float]:
     """Return the fingerprint distance to each condition; 1 is the scatter within a condition."""
     references = [_reference(condition, pixel_size_pm is not None) for condition in known]
     scale_f = scatter(references)
-    here_f = fingerprint(frame_yx, pixel_size_pm)
+    here_f = frame_features(frame_yx, pixel_size_pm)
     centres_cf = np.stack([np.mean(reference, axis=0) for reference in references])
     return [float(one) for one in distances(here_f, centres_cf, scale_f)]
 
@@ -171,4 +171,4 @@ def _step(path: str, ours: object, theirs: object) -> float | None:
 def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noqa: FBT001
     """Return fingerprints (n, f) of frames simulated under one condition."""
     made = simulate(condition, REFERENCE_FRAMES, seed=REFERENCE_SEED, shape=REFERENCE_SHAPE)
-    return fingerprints(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)
+    return stack_features(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.analysis.fitness import SCORES
-from manybeam.predictor.performance import Forecaster, Picked
+from manybeam.predictor.performance import PerformancePredictor, Picked
 from manybeam.predictor.preferences import Pick, picks
 from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.calibration_sets import KIND
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def forecaster(zoo: "Zoo", ref: str) -> Forecaster | None:
+def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
     """Return what an ensemble's rehearsal and the picks on it teach; None if never rehearsed.
 
     Of one member (`graphene@3/07`) what the version's rehearsal teaches about it alone. A table
@@ -57,15 +57,15 @@ class _Lesson:
 
 
 @lru_cache(maxsize=8)
-def _learnt(lesson: _Lesson) -> Forecaster:
-    table = ReferenceTable.from_bytes(lesson.content)
+def _learnt(lesson: _Lesson) -> PerformancePredictor:
+    table = CalibrationSet.from_bytes(lesson.content)
     if lesson.member in table.members:
         table = table.only(lesson.member)
     taught = [_picked(pick, table) for pick in lesson.picks]
-    return Forecaster(table, [one for one in taught if one is not None])
+    return PerformancePredictor(table, [one for one in taught if one is not None])
 
 
-def _picked(pick: Pick, table: ReferenceTable) -> Picked | None:
+def _picked(pick: Pick, table: CalibrationSet) -> Picked | None:
     """Return a pick as the forecaster learns it; None if it says nothing of these members."""
     here = set(table.members)
     if len(pick.summary) != table.summary_ns.shape[1] or not here <= set(pick.features):

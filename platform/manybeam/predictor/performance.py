@@ -21,9 +21,9 @@ import numpy as np
 from scipy.optimize import isotonic_regression, nnls
 
 from manybeam.errors import InvalidInput
-from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.analysis.fitness import SCORES
-from manybeam.learn.analysis.frame_analysis import Look
+from manybeam.learn.analysis.frame_analysis import FrameAnalysis
 from manybeam.learn.analysis.regress import Kernels, Regression, Scatter, square_distances
 
 Weights = Mapping[int, float]  # index of a member -> its share in an answer
@@ -42,7 +42,7 @@ PICK_MARGIN = 0.02  # F1 by which a member that was not picked is taken to be wo
 
 
 @dataclass(frozen=True)
-class Forecast:
+class PredictedF1:
     """What to expect of one answerer.
 
     Attributes:
@@ -74,7 +74,7 @@ class Picked:
     members: tuple[int, ...]
 
 
-class Forecaster:
+class PerformancePredictor:
     """What a reference table teaches; safe to ask from several threads.
 
     Args:
@@ -82,7 +82,7 @@ class Forecaster:
         picks: frames that people looked at, as they were seen, each with the members picked.
     """
 
-    def __init__(self, table: ReferenceTable, picks: Sequence[Picked] = ()) -> None:
+    def __init__(self, table: CalibrationSet, picks: Sequence[Picked] = ()) -> None:
         self.table = table
         scores_nf = table.score_nmf.reshape(len(table), -1)
         self._f1_nm = table.f1_nm
@@ -91,7 +91,7 @@ class Forecaster:
         if picks:
             self._learn_picks(picks)
 
-    def forecast(self, seen: Look, answerers: Sequence[Weights]) -> list[Forecast]:
+    def forecast(self, seen: FrameAnalysis, answerers: Sequence[Weights]) -> list[PredictedF1]:
         """Return what to expect of each answerer on a frame.
 
         Args:
@@ -111,11 +111,11 @@ class Forecaster:
             mixed_q3[:, 1] = np.minimum(near[:, 1], far[:, 1])
             mixed_q3[:, 2] = np.maximum(near[:, 2], far[:, 2])
         return [
-            Forecast(float(f1), float(low), float(high), _named(told_i))
+            PredictedF1(float(f1), float(low), float(high), _named(told_i))
             for (f1, low, high), told_i in zip(mixed_q3, told_qi, strict=True)
         ]
 
-    def distance(self, seen: Look) -> float:
+    def distance(self, seen: FrameAnalysis) -> float:
         """Return how far a frame is from the nearest in the table, over what is usual there."""
         return self._frames.distance(seen.summary_cs.mean(axis=0, keepdims=True))
 
@@ -133,12 +133,12 @@ class Forecaster:
             else POOR_F1
         )
 
-    def nearest(self, seen: Look, count: int) -> np.ndarray:
+    def nearest(self, seen: FrameAnalysis, count: int) -> np.ndarray:
         """Return the table's frames that look most like this one, nearest first."""
         near_n = self._views[0].nearest(self._row(seen).whole)
         return np.asarray(near_n[near_n < len(self.table)][:count])
 
-    def alike(self, seen: Look, weights: Weights, count: int) -> np.ndarray:
+    def alike(self, seen: FrameAnalysis, weights: Weights, count: int) -> np.ndarray:
         """Return the table's frames on which an answerer is as often right as here, likest first.
 
         Of the frames that look most like this one (three times as many), those on which the share
@@ -161,7 +161,7 @@ class Forecaster:
         """What each part of the index weighs; they need not sum to 1."""
         return {PARTS[i]: float(w) for i, w in zip(INDEX, self._near.weight_i, strict=True)}
 
-    def _row(self, seen: Look) -> "_Row":
+    def _row(self, seen: FrameAnalysis) -> "_Row":
         """Return a frame as the table has its own: members in the table's order."""
         here, known = seen.prediction.members, self.table.members
         if set(here) != set(known):
@@ -190,7 +190,7 @@ class Forecaster:
         picked = self._f1_nm[len(self.table) :, places].mean(axis=1)
         return np.concatenate([self.table.f1(weights), picked])
 
-    def _own(self, seen: Look, answerers: Sequence[Weights]) -> np.ndarray:
+    def _own(self, seen: FrameAnalysis, answerers: Sequence[Weights]) -> np.ndarray:
         """Return the label-free scores of each answerer, (q, f)."""
         members, rows = seen.prediction.members, []
         for weights in answerers:

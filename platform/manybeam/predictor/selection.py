@@ -17,16 +17,16 @@ import numpy as np
 
 from manybeam.errors import InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES
-from manybeam.learn.analysis.frame_analysis import Look, check_size, look
+from manybeam.learn.analysis.frame_analysis import FrameAnalysis, analyse, check_size
 from manybeam.learn.nets.ensemble import Ensemble, Prediction
 from manybeam.predictor.condition_distance import Near, comparable, nearest_conditions, structure_of
-from manybeam.predictor.performance import Forecast, Forecaster, Weights
+from manybeam.predictor.performance import PerformancePredictor, PredictedF1, Weights
 from manybeam.predictor.reasons import Outlook, candidate_reason, selection_reason
 from manybeam.predictor.transferred_calibration import (
     NEIGHBOURS,
-    Carried,
-    carry_over,
+    TransferredCalibration,
     frames_needed,
+    transfer_calibration,
 )
 from manybeam.predictor.uncalibrated import POOR_F1, matrix_estimate, rule_of_thumb, within_noise
 from manybeam.spec import Condition, Library, Policy
@@ -115,7 +115,7 @@ class Selection:
     answerers: tuple[Answerer, ...] = ()
     is_calibrated: bool = False
     distance: float = float("nan")
-    carried: Carried | None = None
+    transferred: TransferredCalibration | None = None
     summary: tuple[float, ...] = field(default=(), repr=False)
 
     def answer(self, prediction: Prediction, weights: Weights | None = None) -> Prediction:
@@ -128,9 +128,9 @@ class Selection:
         weights = weights or self.weights
         share = np.array(list(weights.values()))
         part = prediction.subset(list(weights), (share / share.sum()).tolist())
-        if self.carried is None:
+        if self.transferred is None:
             return part
-        return replace(part, atoms=self.carried.apply(part.atoms))
+        return replace(part, atoms=self.transferred.apply(part.atoms))
 
     def promised(self, members: Sequence[int]) -> tuple[float, float, float] | None:
         """Return the F1 an answer of these members promises, and its interval; None if unknown.
@@ -169,7 +169,7 @@ def select(
     pixel_size_pm: float | None,
     condition: Condition | None = None,
     *,
-    known: Forecaster | None = None,
+    known: PerformancePredictor | None = None,
     answering: Weights | None = None,
     false_atoms: float = 0.0,
     library: Library | None = None,
@@ -209,7 +209,7 @@ def select(
     # By the lattice of the table, or its scores are not those that the table's rows have.
     rehearsed = known.table.structure if known else ""
     structure = structure_of(condition, [*measured, *trained], rehearsed)
-    seen = look(ensemble, frame_yx, pixel_size_pm, LATTICES.get(structure))
+    seen = analyse(ensemble, frame_yx, pixel_size_pm, LATTICES.get(structure))
     words = _Words(policies, near, _told(condition, pixel_size_pm), structure)
     if known is None:
         return _unrehearsed(seen, matrix, words)
@@ -239,7 +239,7 @@ class _Words:
         )
 
 
-def _unrehearsed(seen: Look, matrix: Matrix, words: _Words) -> Selection:
+def _unrehearsed(seen: FrameAnalysis, matrix: Matrix, words: _Words) -> Selection:
     """Return the ranking by rule of thumb."""
     ranked = rule_of_thumb(seen, matrix, words.near)
     chosen = within_noise(ranked)
@@ -261,9 +261,9 @@ def _unrehearsed(seen: Look, matrix: Matrix, words: _Words) -> Selection:
 
 
 def _rehearsed(
-    seen: Look,
+    seen: FrameAnalysis,
     matrix: Matrix,
-    known: Forecaster,
+    known: PerformancePredictor,
     words: _Words,
     answering: Weights | None,
     false_atoms: float,
@@ -282,7 +282,7 @@ def _rehearsed(
     distance, best = known.distance(seen), answerers[0]
     calibrated = answering or best.weights
     count = frames_needed(false_atoms) if false_atoms else NEIGHBOURS
-    carried = carry_over(
+    transferred = transfer_calibration(
         known.table,
         known.alike(seen, calibrated, count),
         calibrated,
@@ -304,12 +304,12 @@ def _rehearsed(
         answerers=answerers,
         is_calibrated=True,
         distance=distance,
-        carried=carried,
+        transferred=transferred,
         summary=tuple(seen.summary_cs.mean(axis=0).tolist()),
     )
 
 
-def _warnings(distance: float, best: Answerer, known: Forecaster, told: str) -> list[str]:
+def _warnings(distance: float, best: Answerer, known: PerformancePredictor, told: str) -> list[str]:
     """Return why a frame is called out of distribution; nothing if it is not."""
     said, rehearsed = [], known.table.structure
     if rehearsed and told != rehearsed:
@@ -324,7 +324,7 @@ def _warnings(distance: float, best: Answerer, known: Forecaster, told: str) -> 
     return said
 
 
-def _outlook(member: int, one: Forecast, matrix: Matrix, near: Near) -> Outlook:
+def _outlook(member: int, one: PredictedF1, matrix: Matrix, near: Near) -> Outlook:
     parts = dict(one.parts)
     if np.isfinite(near.distance):
         parts["distance"] = near.distance
@@ -334,7 +334,9 @@ def _outlook(member: int, one: Forecast, matrix: Matrix, near: Near) -> Outlook:
     return Outlook(member, one.f1, one.low, one.high, parts, one.parts["forward"] ** 2)
 
 
-def _answerers(seen: Look, known: Forecaster, ranked: Sequence[Outlook]) -> tuple[Answerer, ...]:
+def _answerers(
+    seen: FrameAnalysis, known: PerformancePredictor, ranked: Sequence[Outlook]
+) -> tuple[Answerer, ...]:
     """Return the answers that could be given, the one to give first."""
     best = ranked[0]
     single = Answerer("best", {best.member: 1.0}, best.predicted_f1, best.low, best.high)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.scoring.calibration import bound, calibrated, fit
 
 NEIGHBOURS = 96  # frames most like the one asked about
@@ -29,7 +29,7 @@ POSITION_SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class Carried:
+class TransferredCalibration:
     """What the frames most like a frame teach about an answer's probabilities.
 
     Attributes:
@@ -76,20 +76,20 @@ def frames_needed(false_atoms: float) -> int:
     return max(NEIGHBOURS, math.ceil(FRAMES_PER_SHARE / false_atoms))
 
 
-def carry_over(
-    table: ReferenceTable,
+def transfer_calibration(
+    table: CalibrationSet,
     alike_n: np.ndarray,
     weights: Mapping[int, float],
     *,
     distance: float,
     false_atoms: float = 0.0,
     nearest_n: np.ndarray | None = None,
-) -> Carried:
+) -> TransferredCalibration:
     """Return the calibration of a sub-ensemble's answer on a frame.
 
     Args:
         table: what the members did on simulated frames.
-        alike_n: the table's frames on which it is as often right, `Forecaster.alike`.
+        alike_n: the table's frames on which it is as often right, `PerformancePredictor.alike`.
         weights: the sub-ensemble, member -> share.
         distance: of the frame from the table, 1 being usual.
         false_atoms: bound that is asked for, 0 to 1; 0 for none.
@@ -103,7 +103,9 @@ def carry_over(
     count = int(found_k.sum())
     if count < LEAST_ATOMS:
         why = f"nothing is promised: the frames most like this one hold {count} atoms"
-        return Carried(false_atoms=false_atoms, frame_count=len(alike_n), notes=(why,))
+        return TransferredCalibration(
+            false_atoms=false_atoms, frame_count=len(alike_n), notes=(why,)
+        )
     temperature, shift = fit(belief_k[found_k], table.is_true_k[found_k])
     threshold, notes = None, []
     if false_atoms:
@@ -114,7 +116,7 @@ def carry_over(
     kept = float((belief_k[found_k] >= (threshold or 0.0)).mean())
     if kept < COSTLY:
         notes.append(f"at most {false_atoms:g} false atoms leaves {100 * kept:.0f} % of the atoms")
-    return Carried(
+    return TransferredCalibration(
         temperature=temperature,
         shift=shift,
         position_pm=_position_pm(table.error_k[near_k]),
@@ -134,7 +136,7 @@ def _position_pm(error_k: NDArray[np.floating]) -> float:
 
 
 def _threshold(
-    table: ReferenceTable,
+    table: CalibrationSet,
     near_n: np.ndarray,
     belief_k: np.ndarray,
     found_k: np.ndarray,

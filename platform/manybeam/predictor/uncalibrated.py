@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from manybeam.learn.analysis.fitness import SCORES, WEIGHTS, combine
-from manybeam.learn.analysis.frame_analysis import Look
+from manybeam.learn.analysis.frame_analysis import FrameAnalysis
 from manybeam.predictor.condition_distance import Near
 from manybeam.predictor.reasons import Outlook
 from manybeam.zoo.matrix import Matrix
@@ -30,7 +30,7 @@ FAR = 2.5  # distance past which a measured condition says no less
 POOR_F1 = 0.6
 
 
-def rule_of_thumb(seen: Look, matrix: Matrix, near: Near) -> list[Outlook]:
+def rule_of_thumb(seen: FrameAnalysis, matrix: Matrix, near: Near) -> list[Outlook]:
     """Return what is expected of each member, the best first."""
     sigma = FITNESS_SIGMA if seen.lattice else FITNESS_SIGMA_NO_LATTICE
     found = [

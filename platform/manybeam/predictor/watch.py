@@ -23,7 +23,7 @@ from manybeam.predictor.condition_distance import (
     structure_of,
 )
 from manybeam.predictor.drift import frame_features
-from manybeam.predictor.performance import Forecaster
+from manybeam.predictor.performance import PerformancePredictor
 from manybeam.predictor.reasons import WORDS
 from manybeam.predictor.selection import Selection, select
 from manybeam.spec import Condition, Library, Policy, Range
@@ -152,7 +152,7 @@ def propose(
     serving: Sequence[int] | None = None,
     policy: Policy | None = None,
     condition: Condition | None = None,
-    known: Forecaster | None = None,
+    known: PerformancePredictor | None = None,
     library: Library,
     frames_url: str = "FRAMES",
     seed: int = 0,

@@ -92,9 +92,9 @@ def answerer_row(one: "Answerer") -> dict[str, Any]:
 
 def calibration(selection: "Selection | None") -> dict[str, Any] | None:
     """Return what stands behind the probabilities; null where networks speak for themselves."""
-    if selection is None or selection.carried is None:
+    if selection is None or selection.transferred is None:
         return None
-    one = selection.carried
+    one = selection.transferred
     content = {name: getattr(one, name) for name in CALIBRATION_FIELDS}
     return {name: plain(value) for name, value in content.items()}
 
@@ -102,7 +102,9 @@ def calibration(selection: "Selection | None") -> dict[str, Any] | None:
 def unpromised(asked: "Sequence[Selection | None]") -> Iterator[str]:
     """Yield what cannot be promised, and why; of several frames with the frame's number."""
     for number, one in enumerate(asked):
-        for note in one.carried.notes if one is not None and one.carried is not None else ():
+        for note in (
+            one.transferred.notes if one is not None and one.transferred is not None else ()
+        ):
             yield f"frame {number}: {note}" if len(asked) > 1 else note
 
 

@@ -29,12 +29,12 @@ from manybeam.serve.content import (
     unpromised,
 )
 from manybeam.serve.query import Question
-from manybeam.serve.ttl_cache import Fresh
+from manybeam.serve.ttl_cache import TTLCache
 from manybeam.serve.wire import Frames, plain
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble, Prediction
-    from manybeam.predictor.performance import Forecaster, Weights
+    from manybeam.predictor.performance import PerformancePredictor, Weights
     from manybeam.predictor.selection import Selection
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
@@ -127,9 +127,9 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._zoo, self._clock, self._capacity = zoo, clock, capacity + len(refs)
-        self._records = Fresh(zoo.resolve, fresh_s, clock)
-        self._matrices = Fresh(zoo.matrix, fresh_s, clock)
-        self._forecasters = Fresh(self._learnt, fresh_s, clock)
+        self._records = TTLCache(zoo.resolve, fresh_s, clock)
+        self._matrices = TTLCache(zoo.matrix, fresh_s, clock)
+        self._predictors = TTLCache(self._learnt, fresh_s, clock)
         self._loading, self._lock = threading.Lock(), threading.Lock()
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self.refs = tuple(refs)
@@ -265,10 +265,10 @@ class Service:
         with watch.stage("load"):
             return *self.load(ref), None
 
-    def _learnt(self, ref: str) -> "Forecaster | None":
-        from manybeam.predictor.learned import forecaster
+    def _learnt(self, ref: str) -> "PerformancePredictor | None":
+        from manybeam.predictor.learned import performance_predictor
 
-        return forecaster(self._zoo, ref)
+        return performance_predictor(self._zoo, ref)
 
     def _rankings(
         self, frame_yx: NDArray[np.float32], question: Question, watch: Watch
@@ -283,7 +283,7 @@ class Service:
             try:
                 with watch.stage("load"):
                     loaded, notes = self.load(ref)
-                    known, _ = self._forecasters.get(loaded.record.ref)
+                    known, _ = self._predictors.get(loaded.record.ref)
             except Corrupt as error:
                 logger.warning("%s is left out: %s", ref, error)
                 damaged.append((ref, error))
@@ -319,7 +319,7 @@ class Service:
 
         with watch.stage("load"):
             matrix, more = self._matrices.get(loaded.record.ref)
-            known, stale = self._forecasters.get(loaded.record.ref)
+            known, stale = self._predictors.get(loaded.record.ref)
         with watch.stage("select"):
             selection = select(
                 loaded.record,

@@ -85,23 +85,23 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
     app = FastAPI(
         title="Manybeam prediction service", version=__version__, docs_url=None, redoc_url=None
     )
-    desk = Desk(service, limits, meter)
-    app.add_exception_handler(HTTPException, partial(_unrouted, desk))
+    handler = RequestHandler(service, limits, meter)
+    app.add_exception_handler(HTTPException, partial(_unrouted, handler))
 
     @app.post("/v1/predict/{ref:path}")
     async def predict(ref: str, request: Request) -> Response:
         """Find the atoms in one frame or a stack."""
-        return await desk.answered("predict", request, partial(desk.predict, ref))
+        return await handler.answered("predict", request, partial(handler.predict, ref))
 
     @app.post("/v1/select")
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
-        return await desk.answered("select", request, desk.select)
+        return await handler.answered("select", request, handler.select)
 
     @app.get("/v1/ensembles")
     async def ensembles(request: Request) -> Response:
         """List the ensembles held ready."""
-        return await desk.answered("ensembles", request, desk.ensembles)
+        return await handler.answered("ensembles", request, handler.ensembles)
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
@@ -110,7 +110,7 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
         async def gathered(_: Request) -> Response:
             return Response(await asyncio.to_thread(metrics_text), media_type=TEXT)
 
-        return await desk.answered("metrics", request, gathered)
+        return await handler.answered("metrics", request, gathered)
 
     _add_health(app, service)
     return app
@@ -133,7 +133,7 @@ _PORT = re.compile(r":\d*$")
 Work = Callable[[Request], Awaitable[Response]]
 
 
-class Desk:
+class RequestHandler:
     """Takes requests of one replica in, hands them to threads, and words every failure."""
 
     def __init__(self, service: Service, limits: Limits, meter: Meter) -> None:
@@ -317,7 +317,7 @@ def _seen(answer: "asyncio.Future[Response]") -> None:
         answer.exception()
 
 
-async def _unrouted(desk: Desk, request: Request, error: Exception) -> Response:
+async def _unrouted(handler: RequestHandler, request: Request, error: Exception) -> Response:
     """Answer an unknown path, or a known one asked in the wrong way."""
     path, there = request.scope["path"][:200], f"there are: {', '.join(PATHS)}"
     is_known = isinstance(error, HTTPException) and error.status_code == 405
@@ -327,7 +327,7 @@ async def _unrouted(desk: Desk, request: Request, error: Exception) -> Response:
             raise WrongMethod(f"{request.method[:20]} is not for {path!r}", there)
         raise NotFound(f"no path {path!r}", there)
 
-    response = await desk.answered("unknown", request, refuse)
+    response = await handler.answered("unknown", request, refuse)
     response.headers.update(getattr(error, "headers", None) or {})
     return response
 

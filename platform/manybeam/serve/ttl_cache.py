@@ -14,7 +14,7 @@ V = TypeVar("V")
 KEPT = 256
 
 
-class Fresh(Generic[V]):
+class TTLCache(Generic[V]):
     """Values asked for again when they are old; the old one stands in when the source is silent.
 
     One caller at a time asks; the others go on with the value they have.

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Query, Request
 from manybeam import __version__
 from manybeam.web.pages.comparing import make_comparison, read_ids
 from manybeam.web.pages.listing import query_parameters, read_question
-from manybeam.web.state import Plane
+from manybeam.web.state import AppState
 from manybeam.zoo.matrix import Score, member_label
 
 PAGE_SIZE = 50
 
 
-def api_router(plane: Plane) -> APIRouter:
+def api_router(app_state: AppState) -> APIRouter:
     """Return the routes that only read."""
     router = APIRouter()
 
@@ -22,50 +22,57 @@ def api_router(plane: Plane) -> APIRouter:
     def find(request: Request) -> dict[str, Any]:
         """Find ensembles or members; takes the same query as the page `/zoo`."""
         question = read_question(request.query_params.multi_items(), page_size=PAGE_SIZE)
-        found = plane.catalogue.find(question.shown)
-        return {**asdict(found), "page": question.wanted.page, **_age(plane)}
+        found = app_state.catalogue.find(question.shown)
+        return {**asdict(found), "page": question.query.page, **_age(app_state)}
 
     @router.get("/api/v1/zoo/{ref:path}/matrix")
     def matrix(ref: str) -> dict[str, Any]:
         """Give every score of a version: members by conditions, newest last."""
-        sight = plane.shelf.look(ref)
+        cached = app_state.version_cache.look(ref)
         return {
-            "ref": sight.record.ref,
-            "conditions": list(sight.matrix.conditions),
-            "superseded": [list(pair) for pair in sight.matrix.superseded],
-            "scores": [_score(row) for row in sight.matrix.rows],
-            **_age(plane),
+            "ref": cached.record.ref,
+            "conditions": list(cached.matrix.conditions),
+            "superseded": [list(pair) for pair in cached.matrix.superseded],
+            "scores": [_score(row) for row in cached.matrix.rows],
+            **_age(app_state),
         }
 
     @router.get("/api/v1/zoo/{ref:path}")
     def version(ref: str) -> dict[str, Any]:
         """Give one version or member: members, lineage, aliases, job."""
-        sight = plane.shelf.look(ref)
-        record = sight.record.to_json()
-        return {**record, "children": list(sight.children), **_age(plane)}
+        cached = app_state.version_cache.look(ref)
+        record = cached.record.to_json()
+        return {**record, "children": list(cached.children), **_age(app_state)}
 
-    _add_lists(router, plane)
+    _add_lists(router, app_state)
     return router
 
 
-def _add_lists(router: APIRouter, plane: Plane) -> None:
+def _add_lists(router: APIRouter, app_state: AppState) -> None:
     @router.get("/api/v1/compare")
     def compare(
         ids: Annotated[list[str] | None, Query()] = None, score: str = "f1"
     ) -> dict[str, Any]:
         """Compare up to eight versions or members with the first: `ids=a,b`."""
         refs = read_ids(ids or [])
-        return make_comparison(plane.shelf, refs, score).to_json() if refs else {"refs": []}
+        return (
+            make_comparison(app_state.version_cache, refs, score).to_json()
+            if refs
+            else {"refs": []}
+        )
 
     @router.get("/api/v1/conditions")
     def conditions() -> dict[str, Any]:
         """List the conditions anything was measured on, and those of the library."""
-        return {"conditions": [asdict(row) for row in plane.catalogue.conditions()], **_age(plane)}
+        return {
+            "conditions": [asdict(row) for row in app_state.catalogue.conditions()],
+            **_age(app_state),
+        }
 
     @router.get("/api/v1/datasets")
     def datasets(q: str = "", page: int = 1) -> dict[str, Any]:
         """List the FrameSets of the store."""
-        return asdict(plane.framesets.find(q.strip(), max(page, 1)))
+        return asdict(app_state.framesets.find(q.strip(), max(page, 1)))
 
     @router.get("/api/v1/audit")
     def audit(subject: str = "", limit: int = 100) -> dict[str, Any]:
@@ -78,12 +85,12 @@ def _add_lists(router: APIRouter, plane: Plane) -> None:
     @router.get("/healthz")
     def healthz() -> dict[str, Any]:
         """Tell that the process answers, and whether what it shows is up to date."""
-        return {"status": "ok", "version": __version__, **_age(plane)}
+        return {"status": "ok", "version": __version__, **_age(app_state)}
 
 
-def _age(plane: Plane) -> dict[str, Any]:
+def _age(app_state: AppState) -> dict[str, Any]:
     """Return how old what is shown is: programs may not take an old state for a new one."""
-    news, trouble = plane.keeper.news, plane.keeper.trouble
+    news, trouble = app_state.refresher.news, app_state.refresher.trouble
     return {
         "as_of": news.as_of,
         "is_fresh": news.is_fresh,

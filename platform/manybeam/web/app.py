@@ -28,10 +28,10 @@ from manybeam.web.pages.framesets import FrameSets
 from manybeam.web.pages.login import login_router
 from manybeam.web.pages.routes import pages_router
 from manybeam.web.problems import PROBLEM, add_problems, request_id
-from manybeam.web.refresher import Keeper
+from manybeam.web.refresher import Refresher
 from manybeam.web.render import STATIC, Pages
-from manybeam.web.state import Plane
-from manybeam.web.version_cache import Shelf
+from manybeam.web.state import AppState
+from manybeam.web.version_cache import VersionCache
 
 if TYPE_CHECKING:
     import uvicorn
@@ -56,7 +56,7 @@ HEADERS = {
 }
 
 
-def make_plane(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) -> Plane:
+def make_app_state(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) -> AppState:
     """Return the parts of the control plane of the settings' platform.
 
     Args:
@@ -70,30 +70,30 @@ def make_plane(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) -> Pla
     here, zoo = settings(), zoo or Zoo()
     library = Library(here.zoo)
     catalogue = Catalogue(zoo, library=library)
-    shelf = Shelf(zoo, here.home / "cache" / "listing.json")
-    keeper = Keeper(catalogue, shelf, refresh_s)
+    version_cache = VersionCache(zoo, here.home / "cache" / "listing.json")
+    refresher = Refresher(catalogue, version_cache, refresh_s)
     gatekeeper = Gatekeeper(admin_token(here.home)[0])
-    pages = Pages(keeper, gatekeeper)
+    pages = Pages(refresher, gatekeeper)
     frames = FrameSets(here.store_url)
-    return Plane(zoo, catalogue, shelf, keeper, frames, library, gatekeeper, pages)
+    return AppState(zoo, catalogue, version_cache, refresher, frames, library, gatekeeper, pages)
 
 
-def create_app(plane: Plane | None = None, *, is_local: bool = True) -> FastAPI:
+def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> FastAPI:
     """Return the application.
 
     Args:
-        plane: its parts; those of the settings' platform if left out.
+        app_state: its parts; those of the settings' platform if left out.
         is_local: answer only requests addressed to a loopback name: a web page that made its own
             name point here (DNS rebinding) is refused.
     """
-    parts = plane or make_plane()
+    parts = app_state or make_app_state()
 
     @asynccontextmanager
     async def kept(_: FastAPI) -> AsyncIterator[None]:
-        parts.keeper.start()
+        parts.refresher.start()
         yield
-        parts.keeper.close()
-        parts.keeper.join()
+        parts.refresher.close()
+        parts.refresher.join()
 
     app = FastAPI(
         title="Manybeam control plane",
@@ -102,9 +102,9 @@ def create_app(plane: Plane | None = None, *, is_local: bool = True) -> FastAPI:
         redoc_url=None,
         lifespan=kept,
     )
-    app.state.plane = parts
+    app.state.app_state = parts
     add_problems(app, parts.pages)
-    app.include_router(events_router(parts.keeper, uuid.uuid4().hex))
+    app.include_router(events_router(parts.refresher, uuid.uuid4().hex))
     app.include_router(changes_router(parts))
     app.include_router(api_router(parts))
     app.include_router(login_router(parts))
@@ -189,7 +189,7 @@ def run(
         )
     listening = listen(host, port)
     try:
-        app = create_app(make_plane(refresh_s=refresh_s), is_local=not expose)
+        app = create_app(make_app_state(refresh_s=refresh_s), is_local=not expose)
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{listening.getsockname()[1]}")
         make_server(app).run(sockets=[listening])
@@ -225,7 +225,7 @@ def make_server(app: FastAPI) -> "uvicorn.Server":
         """Ends the streams of events first: a server waits for those who are connected."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.plane.keeper.close()
+            app.state.app_state.refresher.close()
             await super().shutdown(sockets)
 
     config = uvicorn.Config(

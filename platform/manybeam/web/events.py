@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from manybeam.web.refresher import Keeper, News
+from manybeam.web.refresher import News, Refresher
 
 LOOK_S = 0.25  # how often a stream looks whether there is news; it costs a comparison
 ALIVE_S = 15.0  # proxies end a stream that says nothing for long
 
 
-def events_router(keeper: Keeper, boot: str) -> APIRouter:
+def events_router(refresher: Refresher, boot: str) -> APIRouter:
     """Return the route of the stream.
 
     Args:
-        keeper: what knows the news.
+        refresher: what knows the news.
         boot: differs at every start, so that a page knows that it talks to a new process.
     """
     router = APIRouter()
@@ -26,7 +26,7 @@ def events_router(keeper: Keeper, boot: str) -> APIRouter:
     async def events() -> StreamingResponse:
         """Stream `state` events: what the zoo's state is now, and whenever it changes."""
         return StreamingResponse(
-            stream(keeper, boot),
+            stream(refresher, boot),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -34,12 +34,12 @@ def events_router(keeper: Keeper, boot: str) -> APIRouter:
     return router
 
 
-async def stream(keeper: Keeper, boot: str) -> AsyncIterator[str]:
+async def stream(refresher: Refresher, boot: str) -> AsyncIterator[str]:
     """Yield the events of one tab until it leaves or the server stops."""
     sent, silent_s = (-1, False), 0.0
     yield "retry: 1000\n\n"
-    while not keeper.is_closed:
-        news = keeper.news
+    while not refresher.is_closed:
+        news = refresher.news
         if (news.number, news.is_fresh) != sent:
             yield event(news, boot)
             sent, silent_s = (news.number, news.is_fresh), 0.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from manybeam.errors import ManybeamError, WorkFailed
 
 if TYPE_CHECKING:
-    from manybeam.web.version_cache import Shelf
+    from manybeam.web.version_cache import VersionCache
     from manybeam.zoo.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class News:
     number: int = 0
 
 
-class Keeper:
+class Refresher:
     """Refreshes one catalogue every few seconds on a thread of its own.
 
     Args:
@@ -52,13 +52,15 @@ class Keeper:
         every_s: pause between two refreshes, in seconds.
     """
 
-    def __init__(self, catalogue: "Catalogue", shelf: "Shelf", every_s: float = 3.0) -> None:
-        self.catalogue, self.shelf, self.every_s = catalogue, shelf, every_s
+    def __init__(
+        self, catalogue: "Catalogue", version_cache: "VersionCache", every_s: float = 3.0
+    ) -> None:
+        self.catalogue, self.version_cache, self.every_s = catalogue, version_cache, every_s
         self.trouble: ManybeamError | None = None
         self.is_closed = False
         self.unreadable: Mapping[str, str] = {}
         self._asked = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
         self._turn = threading.Lock()
         self._told, self._number, self._shelved = "", 0, ""
         self._last: tuple[str, bool] | None = None
@@ -99,7 +101,7 @@ class Keeper:
         with self._turn:
             try:
                 self.unreadable = self.catalogue.refresh().unreadable
-                self._shelve(self.catalogue.state)
+                self._cache_versions(self.catalogue.state)
                 self.trouble, self._is_confirmed = None, True
             except ManybeamError as error:
                 self._report(error)
@@ -113,12 +115,12 @@ class Keeper:
             self._number += now != self._last
             self._last = now
 
-    def _shelve(self, state: str) -> None:
+    def _cache_versions(self, state: str) -> None:
         """Read the listing again if the catalogue changed, whoever refreshed it."""
-        if self.shelf.is_known and state == self._shelved:
+        if self.version_cache.is_known and state == self._shelved:
             return
         is_first = not self._shelved
-        changed, gone = self.shelf.take()
+        changed, gone = self.version_cache.take()
         self._shelved = state
         self._told = "" if is_first else in_words(changed, gone)
 

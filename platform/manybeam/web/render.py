@@ -18,7 +18,7 @@ from manybeam.web.auth import NOBODY, Gatekeeper, Person
 from manybeam.web.colours import shade
 
 if TYPE_CHECKING:
-    from manybeam.web.refresher import Keeper
+    from manybeam.web.refresher import Refresher
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -30,12 +30,12 @@ class Pages:
     """Renders the templates of this package.
 
     Args:
-        keeper: what knows how old the shown state is.
+        refresher: what knows how old the shown state is.
         gatekeeper: what knows who asks.
     """
 
-    def __init__(self, keeper: "Keeper", gatekeeper: Gatekeeper) -> None:
-        self._keeper, self._gatekeeper = keeper, gatekeeper
+    def __init__(self, refresher: "Refresher", gatekeeper: Gatekeeper) -> None:
+        self._refresher, self._gatekeeper = refresher, gatekeeper
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=select_autoescape(default=True),
@@ -57,11 +57,11 @@ class Pages:
             path=request.url.path,
             here=str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
             request_id=getattr(request.state, "request_id", ""),
-            news=self._keeper.news,
-            age_s=self._keeper.age_s,
-            trouble=self._keeper.trouble,
-            unreadable=self._keeper.unreadable,
-            is_away=isinstance(self._keeper.trouble, Unreachable),
+            news=self._refresher.news,
+            age_s=self._refresher.age_s,
+            trouble=self._refresher.trouble,
+            unreadable=self._refresher.unreadable,
+            is_away=isinstance(self._refresher.trouble, Unreachable),
             status=status,
             **values,
         )

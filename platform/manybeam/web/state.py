@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from manybeam.web.auth import Gatekeeper
 from manybeam.web.pages.framesets import FrameSets
-from manybeam.web.refresher import Keeper
+from manybeam.web.refresher import Refresher
 from manybeam.web.render import Pages
-from manybeam.web.version_cache import Shelf
+from manybeam.web.version_cache import VersionCache
 from manybeam.zoo.catalogue import Catalogue, conditions_of
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plane:
+class AppState:
     """What routes are made of.
 
     Attributes:
         zoo: asked only to change or test something, and for files not on this machine yet.
         catalogue: what lists are read from.
         shelf: what pages of one version are read from.
-        keeper: keeps both up to date.
+        refresher: keeps both up to date.
         framesets: of the store.
         library: where conditions are described.
         gatekeeper: knows who may change something.
@@ -34,8 +34,8 @@ class Plane:
 
     zoo: "Zoo"
     catalogue: Catalogue
-    shelf: Shelf
-    keeper: Keeper
+    version_cache: VersionCache
+    refresher: Refresher
     framesets: FrameSets
     library: "Library"
     gatekeeper: Gatekeeper

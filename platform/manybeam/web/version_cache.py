@@ -26,7 +26,7 @@ Place = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Sight:
+class CachedVersion:
     """One version as it is shown.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Known:
         return hash((self.entry.name, self.entry.version, self.entry.state))
 
 
-class Shelf:
+class VersionCache:
     """The last listing of a zoo.
 
     Args:
@@ -95,7 +95,7 @@ class Shelf:
         self._entries = now
         return _refs(changed), _refs(gone)
 
-    def look(self, ref: str) -> Sight:
+    def look(self, ref: str) -> CachedVersion:
         """Return what a reference means.
 
         Raises:
@@ -112,7 +112,7 @@ class Shelf:
             record = record.only(wanted.member)
             rows = [row for row in matrix.rows if row.member == wanted.member]
             matrix = Matrix(rows, [wanted.member])
-        return Sight(
+        return CachedVersion(
             record, matrix, self._siblings(entry.name), _refs(one.place for one in children)
         )
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from manybeam.learn.analysis.calibration_set import ReferenceTable
+from manybeam.learn.analysis.calibration_set import CalibrationSet
 
 if TYPE_CHECKING:
     from manybeam.zoo.registration import Attachment
@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 KIND = "reference-table"
 
 
-def record_table(zoo: "Zoo", ref: str, table: ReferenceTable, policies: tuple[str, ...]) -> str:
+def record_calibration_set(
+    zoo: "Zoo", ref: str, table: CalibrationSet, policies: tuple[str, ...]
+) -> str:
     """Keep an ensemble's reference table beside its version; return its digest."""
     one = attachment_of(table, policies)
     return zoo.attach(ref, one.kind, one.content, one.params)
 
 
-def attachment_of(table: ReferenceTable, policies: tuple[str, ...]) -> "Attachment":
+def attachment_of(table: CalibrationSet, policies: tuple[str, ...]) -> "Attachment":
     """Return a reference table as it is kept beside a version."""
     from manybeam.zoo.registration import Attachment
 

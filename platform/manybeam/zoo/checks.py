@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from manybeam.errors import InvalidInput, MemberCountError, MemberDiverged
 from manybeam.spec.imaging import ID_PATTERN
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, Trial, member_label
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, TestSet, member_label
 from manybeam.zoo.records import ALIASES, RESERVED_NAMES
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def check_members(members: Sequence["Member"]) -> None:
             )
 
 
-def check_trial(trial: Trial) -> None:
+def check_test_set(test_set: TestSet) -> None:
     """Refuse test frames that cannot be told: of one seed or of FrameSets, never both or none."""
-    seed, sets, radius_pm = trial.seed, trial.frame_sets, trial.match_radius_pm
+    seed, sets, radius_pm = test_set.seed, test_set.frame_sets, test_set.match_radius_pm
     is_seed = type(seed) is int and 0 <= seed <= LARGEST_SEED
     if not (is_seed and not sets) and not (seed is None and sets):
         raise InvalidInput(
@@ -103,7 +103,7 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
         ]
         if any(count < 0 for frame in row.counts for count in frame):
             faults.append(f"scores[{i}]: negative counts")
-        faults += [f"scores[{i}]: {fault}" for fault in _faults_of_trial(row.trial)]
+        faults += [f"scores[{i}]: {fault}" for fault in _faults_of_test_set(row.test_set)]
         if row.taken is not None and not 2000 <= row.taken.year <= 2200:
             faults.append(f"scores[{i}]: taken in the year {row.taken.year}")
     if faults:
@@ -114,10 +114,10 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
         )
 
 
-def _faults_of_trial(trial: Trial | None) -> list[str]:
+def _faults_of_test_set(test_set: TestSet | None) -> list[str]:
     try:
-        if trial is not None:
-            check_trial(trial)
+        if test_set is not None:
+            check_test_set(test_set)
     except InvalidInput as error:
         return [error.what]
     return []

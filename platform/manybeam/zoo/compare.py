@@ -261,15 +261,15 @@ def differing_frames(old: Score, new: Score) -> str:
     It begins with `other frames` if they are of others, and is `frames unknown` if one of them
     does not say which, and nothing speaks against it.
     """
-    if old.trial and new.trial and old.trial.frames != new.trial.frames:
-        if None in (old.trial.seed, new.trial.seed):
+    if old.test_set and new.test_set and old.test_set.frames != new.test_set.frames:
+        if None in (old.test_set.seed, new.test_set.seed):
             return f"{OTHER_FRAMES}: of other FrameSets"
-        return f"{OTHER_FRAMES}: seed {old.trial.seed} against {new.trial.seed}"
+        return f"{OTHER_FRAMES}: seed {old.test_set.seed} against {new.test_set.seed}"
     # Found and missed ones: what was to be found in each frame.
     old_n, new_n = ([frame[0] + frame[2] for frame in one.counts] for one in (old, new))
     if old.counts and new.counts and old_n != new_n:
         return OTHER_FRAMES
-    return "" if old.trial and new.trial else UNKNOWN_FRAMES
+    return "" if old.test_set and new.test_set else UNKNOWN_FRAMES
 
 
 def _interval(difference_d: Array, frame_count: int) -> tuple[float, float, float]:

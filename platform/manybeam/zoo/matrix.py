@@ -75,7 +75,7 @@ class FrameSetUse:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TestSet:
     """Which test frames a score was measured on, so that they can be had again, and how.
 
     Args:
@@ -128,7 +128,7 @@ class Score:
     taken: datetime | None = None
     scorer: str = ""
     reliability: tuple[Bin, ...] = ()
-    trial: Trial | None = None
+    test_set: TestSet | None = None
     detector: tuple[Mapping[str, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -192,8 +192,8 @@ class Matrix:
     @cached_property
     def frame_sets(self) -> tuple[FrameSetUse, ...]:
         """FrameSets that any score was measured on, in the order they were."""
-        trials = [row.trial for row in self.rows if row.trial is not None]
-        return tuple(dict.fromkeys(use for trial in trials for use in trial.frame_sets))
+        test_sets = [row.test_set for row in self.rows if row.test_set is not None]
+        return tuple(dict.fromkeys(use for test_set in test_sets for use in test_set.frame_sets))
 
     def at(self, condition: str, digest: str) -> "Matrix":
         """Return what was measured on a condition while its numbers had that digest."""

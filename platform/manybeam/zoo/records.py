@@ -195,7 +195,7 @@ class Record:
     environment: Mapping[str, str] = field(default_factory=dict)
     self_test: str = ""
     archived: datetime | None = None
-    seal: str = ""
+    signature: str = ""
     aliases: tuple[str, ...] = ()
     model_id: str = ""
     run_id: str = ""

@@ -17,7 +17,7 @@ from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
 from manybeam.zoo.records import MemberRecord, write_manifest
-from manybeam.zoo.score_reports import HEADLINE, SHEET_FILE, write_sheet
+from manybeam.zoo.score_reports import HEADLINE, SHEET_FILE, write_report
 from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ def add_scores(
 
     The last tag makes the sheet count; those before it name the FrameSets it was measured on.
     """
-    sheet = write_sheet(rows)
-    digest = sha256_of(sheet)
+    report = write_report(rows)
+    digest = sha256_of(report)
     model_id = tracking.add_model(
         place.experiment_id,
         place.run_id,
@@ -205,14 +205,14 @@ def add_scores(
         kind="manybeam-scores",
         params={"rows": str(len(rows))},
         tags={SHA256_TAG: digest, CODE_TAG: __version__, KIND_TAG: "scores"},
-        files={SHEET_FILE: sheet},
+        files={SHEET_FILE: report},
     )
     ids = {member.index: member.model_id for member in members}
     ids |= {ENSEMBLE: place.manifest_id, CLASSICAL: place.manifest_id}
     tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows])
-    keep(digest, sheet)
-    seal = trust.sign(f"scores of {place.sha256}", digest) if vouch else ""
-    return {**_measured(rows), f"{SCORES_TAG}{model_id}": f"{digest} {seal}".strip()}
+    keep(digest, report)
+    signature = trust.sign(f"scores of {place.sha256}", digest) if vouch else ""
+    return {**_measured(rows), f"{SCORES_TAG}{model_id}": f"{digest} {signature}".strip()}
 
 
 def add_attachment(
@@ -229,8 +229,8 @@ def add_attachment(
         tags={SHA256_TAG: sha256, CODE_TAG: __version__, KIND_TAG: one.kind},
         files={one.kind: one.content},
     )
-    seal = trust.sign(f"{one.kind} of {place.sha256}", sha256) if vouch else ""
-    return {ATTACHED_TAG + one.kind: f"{model_id} {sha256} {seal}".strip()}
+    signature = trust.sign(f"{one.kind} of {place.sha256}", sha256) if vouch else ""
+    return {ATTACHED_TAG + one.kind: f"{model_id} {sha256} {signature}".strip()}
 
 
 def _measured(rows: Sequence[Score]) -> dict[str, str]:

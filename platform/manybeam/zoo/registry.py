@@ -35,7 +35,7 @@ from manybeam.zoo.registration import (
     add_scores,
     read_card,
 )
-from manybeam.zoo.score_reports import SHEET_FILE, read_sheet
+from manybeam.zoo.score_reports import SHEET_FILE, read_report
 from manybeam.zoo.tracking import MANIFEST_TAG, Tracking
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Zoo:
             version=entry.version,
             aliases=entry.aliases,
             archived=datetime.fromisoformat(archived) if archived else None,
-            seal=entry.tags.get(SEAL_TAG, ""),
+            signature=entry.tags.get(SEAL_TAG, ""),
             model_id=manifest_id,
             run_id=entry.run_id,
             experiment_id=entry.tags[EXPERIMENT_TAG],
@@ -183,7 +183,7 @@ class Zoo:
             NotAllowed: the settings name trusted keys, and none of them signed the version.
         """
         record = self.resolve(ref)
-        trust.check(f"manifest of {record.name}", record.sha256, record.seal)
+        trust.check(f"manifest of {record.name}", record.sha256, record.signature)
         return [self._load(member) for member in record.members]
 
     def ensemble(self, ref: str) -> "Ensemble":
@@ -225,11 +225,14 @@ class Zoo:
         for key, value in entry.tags.items():
             if key.startswith(SCORES_TAG):
                 what = f"scores of {entry.ref}"
-                model_id, (sha256, _, seal) = key.removeprefix(SCORES_TAG), value.partition(" ")
-                if not trust.may_count(f"scores of {entry.tags[SHA256_TAG]}", sha256, seal):
+                model_id, (sha256, _, signature) = (
+                    key.removeprefix(SCORES_TAG),
+                    value.partition(" "),
+                )
+                if not trust.may_count(f"scores of {entry.tags[SHA256_TAG]}", sha256, signature):
                     logger.warning("unsigned scores do not count", extra={"of": what})
                     continue
-                found += read_sheet(self._file(model_id, SHEET_FILE, sha256, what))
+                found += read_report(self._file(model_id, SHEET_FILE, sha256, what))
         return sorted(found, key=lambda row: row.taken.timestamp() if row.taken else 0.0)
 
     def matrix(self, ref: str) -> Matrix:
@@ -282,7 +285,7 @@ class Zoo:
             InvalidSetting: the settings name no key, or one that cannot be read.
         """
         entry, record = self._resolved(ref)
-        for key, value in _seals(entry, record).items():
+        for key, value in _signatures(entry, record).items():
             self.tracking.tag_version(entry.name, entry.version, key, value)
         return self.resolve(ref)
 
@@ -313,8 +316,8 @@ class Zoo:
         entry, record = self._resolved(ref)
         if ATTACHED_TAG + kind not in entry.tags:
             return None
-        model_id, sha256, *seal = entry.tags[ATTACHED_TAG + kind].split()
-        trust.check(f"{kind} of {record.sha256}", sha256, "".join(seal))
+        model_id, sha256, *signature = entry.tags[ATTACHED_TAG + kind].split()
+        trust.check(f"{kind} of {record.sha256}", sha256, "".join(signature))
         return self._file(model_id, kind, sha256, f"{kind} of {record.ref}")
 
     def _resolved(self, ref: str) -> tuple[VersionEntry, Record]:
@@ -358,7 +361,7 @@ def _place(record: Record) -> Place:
     return Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
 
 
-def _seals(entry: VersionEntry, record: Record) -> dict[str, str]:
+def _signatures(entry: VersionEntry, record: Record) -> dict[str, str]:
     """Return every tag of a version that carries a seal, with one of the settings' key."""
     if not settings().signing_key:
         raise InvalidSetting(

@@ -13,8 +13,8 @@ from typing import Any
 
 from manybeam import __version__
 from manybeam.errors import Corrupt
-from manybeam.zoo.checks import LARGEST_PM, check_trial
-from manybeam.zoo.matrix import BIN_COUNT, Bin, FrameSetUse, Score, Trial
+from manybeam.zoo.checks import LARGEST_PM, check_test_set
+from manybeam.zoo.matrix import BIN_COUNT, Bin, FrameSetUse, Score, TestSet
 
 SHEET_FORMAT = "manybeam-scores-1"
 SHEET_FILE = "scores.json"
@@ -29,7 +29,7 @@ DETECTOR = {
 }
 
 
-def write_sheet(rows: Sequence[Score], now: datetime | None = None) -> bytes:
+def write_report(rows: Sequence[Score], now: datetime | None = None) -> bytes:
     """Return the sheet of some scores as UTF-8 JSON.
 
     Rows that do not say when they were taken, or by which scorer, were taken now and by us.
@@ -39,17 +39,17 @@ def write_sheet(rows: Sequence[Score], now: datetime | None = None) -> bytes:
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
-def read_sheet(content: bytes) -> list[Score]:
+def read_report(content: bytes) -> list[Score]:
     """Return the scores of a sheet, in the order they were given.
 
     Raises:
         Corrupt: the bytes are no sheet of this form.
     """
     try:
-        sheet = json.loads(content)
-        if sheet["format"] != SHEET_FORMAT:
-            raise ValueError(f"its format is {sheet['format']!r}")
-        return [_score(row) for row in sheet["rows"]]
+        report = json.loads(content)
+        if report["format"] != SHEET_FORMAT:
+            raise ValueError(f"its format is {report['format']!r}")
+        return [_score(row) for row in report["rows"]]
     except (
         ValueError,
         KeyError,
@@ -75,15 +75,18 @@ def _row(score: Score, now: datetime) -> dict[str, Any]:
         "values": dict(score.values),
         "counts": [list(frame) for frame in score.counts],
         **({"reliability": [list(one) for one in score.reliability]} if score.reliability else {}),
-        **({"trial": _trial_row(score.trial)} if score.trial else {}),
+        **({"trial": _test_set_row(score.test_set)} if score.test_set else {}),
         **({"detector": [dict(one) for one in score.detector]} if score.detector else {}),
     }
 
 
-def _trial_row(trial: Trial) -> dict[str, Any]:
-    sets = [dataclasses.asdict(one) for one in trial.frame_sets]
-    radius = {"match_radius_pm": trial.match_radius_pm} if trial.match_radius_pm else {}
-    return {**({"seed": trial.seed} if trial.seed is not None else {"frame_sets": sets}), **radius}
+def _test_set_row(test_set: TestSet) -> dict[str, Any]:
+    sets = [dataclasses.asdict(one) for one in test_set.frame_sets]
+    radius = {"match_radius_pm": test_set.match_radius_pm} if test_set.match_radius_pm else {}
+    return {
+        **({"seed": test_set.seed} if test_set.seed is not None else {"frame_sets": sets}),
+        **radius,
+    }
 
 
 def _score(row: dict[str, Any]) -> Score:
@@ -96,7 +99,7 @@ def _score(row: dict[str, Any]) -> Score:
         taken=_moment(row["taken"]),
         scorer=row["scorer"],
         reliability=_bins(row.get("reliability", [])),
-        trial=_trial(row["trial"]) if "trial" in row else None,
+        test_set=_test_set(row["trial"]) if "trial" in row else None,
         detector=tuple(_detector(one) for one in row.get("detector", [])),
     )
 
@@ -118,12 +121,12 @@ def _bins(rows: list[list[Any]]) -> tuple[Bin, ...]:
     return found
 
 
-def _trial(row: dict[str, Any]) -> Trial:
+def _test_set(row: dict[str, Any]) -> TestSet:
     """Return the test frames that a row names: of one seed, or of FrameSets."""
     radius_pm = row.get("match_radius_pm")
     sets = tuple(FrameSetUse(**one) for one in row.get("frame_sets", []))
-    found = Trial(row.get("seed"), sets, None if radius_pm is None else float(radius_pm))
-    check_trial(found)
+    found = TestSet(row.get("seed"), sets, None if radius_pm is None else float(radius_pm))
+    check_test_set(found)
     return found
 
 

@@ -114,12 +114,12 @@ class Story:
     def rehearse(self) -> Lines:
         """Note what every member makes of frames of many conditions, unless an earlier run has."""
         from manybeam.cli.terminal.progress import Progress
-        from manybeam.jobs.calibrate import rehearse_ensemble
-        from manybeam.predictor.learned import forecaster
+        from manybeam.jobs.calibrate import calibrate_ensemble
+        from manybeam.predictor.learned import performance_predictor
 
         if "rehearsed" not in self.facts:
             with Progress(lines=1) as progress:
-                rehearse_ensemble(
+                calibrate_ensemble(
                     self.zoo,
                     self.record.ref,
                     self.library,
@@ -127,7 +127,7 @@ class Story:
                     progress=lambda done, total: progress.update("rehearse", done, total),
                 )
             self.facts["rehearsed"] = REHEARSED_FRAMES
-        known = forecaster(self.zoo, self.record.ref)
+        known = performance_predictor(self.zoo, self.record.ref)
         if known is not None:
             weights = ", ".join(f"{name} {weight:.2f}" for name, weight in known.weights.items())
             yield f"{len(known.table)} frames; what a member promises is told by {weights}"

@@ -74,12 +74,12 @@ def list_all(
 
     Example: manybeam zoo ls graphene HAADF "60 kV" --where "dose_e_per_a2<=200000"
     """
-    from manybeam.zoo.catalogue import Catalogue, Wanted
+    from manybeam.zoo.catalogue import Catalogue, Query
     from manybeam.zoo.registry import Zoo
 
     catalogue = Catalogue(Zoo())
     _refresh(catalogue)
-    wanted = Wanted(
+    query = Query(
         text=" ".join(text or ()),
         kind="members" if members else "ensembles",
         status=tuple(status or ("serving", "candidate", "none")),
@@ -89,7 +89,7 @@ def list_all(
         order=order,
         page_size=limit,
     )
-    page = catalogue.find(wanted)
+    page = catalogue.find(query)
     if condition and page.conditions and not page.asked:
         raise NotFound(
             f"no condition {condition!r} was measured on",

@@ -59,7 +59,7 @@ def verify(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
         {
             "file": one.what,
             "passed": one.passed,
-            "seal": one.seal or "by the manifest",
+            "seal": one.signature or "by the manifest",
             "sha256": one.sha256[:12],
             "told": one.told,
         }
@@ -89,7 +89,7 @@ def sign(ref: RefArgument) -> None:
 
     zoo = Zoo()
     record = zoo.sign(zoo.resolve(ref).ref)
-    say(f"{record.ref} is signed by the key {record.seal.partition(':')[0]}")
+    say(f"{record.ref} is signed by the key {record.signature.partition(':')[0]}")
 
 
 def keygen(

@@ -29,7 +29,7 @@ SHAPE = (128, 128)  # of frames simulated to judge and to centre on
 
 
 @dataclass(frozen=True)
-class Standing:
+class Assessment:
     """Where one member stands.
 
     Attributes:
@@ -48,7 +48,7 @@ class Standing:
     on_noise: float = 0.0
 
 
-class Court:
+class AcceptanceGate:
     """Everything a member is judged by in one round, the same before and after tuning.
 
     Args:
@@ -81,27 +81,27 @@ class Court:
         )
         self.noise_nyx = noise_like(frames_nyx[:NOISE_FRAMES], seed)
         if among is not None:
-            self._without = self.with_held(Standing(math.nan, math.nan))
+            self._without = self.with_held(Assessment(math.nan, math.nan))
 
-    def before(self, parent: Member) -> Standing:
+    def before(self, parent: Member) -> Assessment:
         """Return where a member stands before the first round."""
-        standing = self.on_new_frames(parent)
+        assessment = self.on_new_frames(parent)
         if self.among is None:
-            return self.with_held(standing, parent)
-        return replace(standing, f1=self._without.f1, held=self._without.held)
+            return self.with_held(assessment, parent)
+        return replace(assessment, f1=self._without.f1, held=self._without.held)
 
-    def on_new_frames(self, member: Member) -> Standing:
+    def on_new_frames(self, member: Member) -> Assessment:
         """Return where a member stands on the new frames; nothing yet on held-out truth."""
         alone = Ensemble([member])
         size, lattice = self.pixel_size_pm, self.lattice
-        return Standing(
+        return Assessment(
             fitness=label_free_score(alone, self.frames_nyx, size, lattice),
             f1=math.nan,
             twin_f1=f1_on(alone, self.twins) if self.twins else None,
             on_noise=label_free_score(alone, self.noise_nyx, size, lattice),
         )
 
-    def with_held(self, standing: Standing, *members: Member) -> Standing:
+    def with_held(self, assessment: Assessment, *members: Member) -> Assessment:
         """Return a standing with the F1 on held-out truth of a member, or of all with newcomers."""
         judged = list(members)
         if self.among is not None:
@@ -112,7 +112,7 @@ class Court:
         f1 = {name: f1_on(ensemble, made) for name, made in self.held_out.items()}
         atoms = {name: sum(map(len, made.truth)) for name, made in self.held_out.items()}
         held = {name: (one, _standard_error(one, atoms[name])) for name, one in f1.items()}
-        return replace(standing, f1=float(np.mean(list(f1.values()))), held=held)
+        return replace(assessment, f1=float(np.mean(list(f1.values()))), held=held)
 
 
 def label_free_score(
@@ -174,7 +174,7 @@ def _standard_error(f1: float, atoms: int) -> float:
     return math.sqrt(share * (1 - share) / max(atoms, 1))
 
 
-def gate(before: Standing, after: Standing, max_regression: float) -> str:
+def gate(before: Assessment, after: Assessment, max_regression: float) -> str:
     """Return why the gate refuses; empty if it lets the member pass.
 
     Asked as "is it not good enough", so that NaN, which is not good enough, never passes.
@@ -182,7 +182,7 @@ def gate(before: Standing, after: Standing, max_regression: float) -> str:
     return loss_refusal(before, after, max_regression) or gain_refusal(before, after)
 
 
-def loss_refusal(before: Standing, after: Standing, max_regression: float) -> str:
+def loss_refusal(before: Assessment, after: Assessment, max_regression: float) -> str:
     """Return which loss on held-out truth is too great; empty if none is.
 
     A single condition may fall by what its few atoms cannot resolve (two standard errors) and no
@@ -201,7 +201,7 @@ def loss_refusal(before: Standing, after: Standing, max_regression: float) -> st
     return ""
 
 
-def held_means(before: Standing, after: Standing) -> tuple[float, float]:
+def held_means(before: Assessment, after: Assessment) -> tuple[float, float]:
     """Return the mean F1 on held-out truth before and after, where the member was of use before.
 
     It is what the gate counts: a gain on a condition that stays useless hides a loss elsewhere.
@@ -210,7 +210,7 @@ def held_means(before: Standing, after: Standing) -> tuple[float, float]:
     return _mean_f1(before, useful), _mean_f1(after, useful)
 
 
-def gain_refusal(before: Standing, after: Standing) -> str:
+def gain_refusal(before: Assessment, after: Assessment) -> str:
     """Return what was not gained on the new frames; empty if all that is asked for was."""
     if not after.fitness >= before.fitness + LEAST_GAIN:
         return f"label-free score went from {before.fitness:.3f} to {after.fitness:.3f}"
@@ -224,12 +224,12 @@ def gain_refusal(before: Standing, after: Standing) -> str:
     return ""
 
 
-def _useful(before: Standing) -> list[str]:
+def _useful(before: Assessment) -> list[str]:
     return [name for name, held in before.held.items() if held[0] >= USELESS_F1]
 
 
-def _mean_f1(standing: Standing, conditions: Sequence[str]) -> float:
+def _mean_f1(assessment: Assessment, conditions: Sequence[str]) -> float:
     """Return the mean F1 over some held-out conditions; over all if there are none."""
     if not conditions:
-        return standing.f1
-    return float(np.mean([standing.held[name][0] for name in conditions]))
+        return assessment.f1
+    return float(np.mean([assessment.held[name][0] for name in conditions]))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from manybeam.learn.adaptation.acceptance import Court, Standing, loss_refusal
-from manybeam.learn.adaptation.step_checkpoint import Step, Tried
+from manybeam.learn.adaptation.acceptance import AcceptanceGate, Assessment, loss_refusal
+from manybeam.learn.adaptation.step_checkpoint import Attempt, Step
 from manybeam.learn.analysis.condition_inference import Inferred
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
@@ -32,8 +32,8 @@ class Adaptation:
     """
 
     accepted: bool
-    before: Standing
-    after: Standing
+    before: Assessment
+    after: Assessment
     members: tuple[Member, ...]
     parents: Mapping[int, int]
     steps: tuple[Step, ...]
@@ -50,24 +50,27 @@ class Adaptation:
 
 
 def outcome(
-    ensemble: Ensemble, court: Court, history: Sequence[Sequence[Tried]], max_regression: float
+    ensemble: Ensemble,
+    acceptance: AcceptanceGate,
+    history: Sequence[Sequence[Attempt]],
+    max_regression: float,
 ) -> Adaptation:
     """Return the new ensemble and all that was decided; digest and time are left to fill in.
 
     Args:
         ensemble: the parents.
-        court: what members were judged by.
+        acceptance: what members were judged by.
         history: for each round what became of each member.
         max_regression: largest loss of F1 on held-out truth that passes.
     """
-    adapted = {one.step.member: one.child for tried in history for one in tried if one.child}
-    steps = [one.step for tried in history for one in tried]
-    if court.among is not None and len(adapted) > 1:
-        adapted, steps = _bearable(adapted, steps, court, max_regression)
+    adapted = {one.step.member: one.child for attempt in history for one in attempt if one.child}
+    steps = [one.step for attempt in history for one in attempt]
+    if acceptance.among is not None and len(adapted) > 1:
+        adapted, steps = _bearable(adapted, steps, acceptance, max_regression)
     parents: dict[int, int] = {}
     members = list(ensemble.members)
     for place, (index, child) in enumerate(sorted(adapted.items())):
-        if court.among is None:
+        if acceptance.among is None:
             members[ensemble.indices.index(index)] = child
             parents[index] = index
         else:
@@ -84,21 +87,24 @@ def outcome(
         steps=tuple(steps),
         tuned=tuple(one.tuned for one in history[0] if one.tuned),
         frames_digest="",
-        inferred=court.inferred,
+        inferred=acceptance.inferred,
         wall_s=0.0,
         why="; ".join(f"member {step.member:02d}: {step.why}" for step in steps),
     )
 
 
 def _bearable(
-    adapted: Mapping[int, Member], steps: Sequence[Step], court: Court, max_regression: float
+    adapted: Mapping[int, Member],
+    steps: Sequence[Step],
+    acceptance: AcceptanceGate,
+    max_regression: float,
 ) -> tuple[dict[int, Member], list[Step]]:
     """Return all adapted members if the ensemble bears them together, else the best of them.
 
     Each was judged as the only newcomer, and small losses add up.
     """
     first = next(step.before for step in steps)
-    together = court.with_held(first, *adapted.values())
+    together = acceptance.with_held(first, *adapted.values())
     refusal = loss_refusal(first, together, max_regression)
     if not refusal:
         return dict(adapted), list(steps)
@@ -117,11 +123,11 @@ def _bearable(
     return {best: adapted[best]}, told
 
 
-def _mean(standings: Sequence[Standing]) -> Standing:
-    twins = [one.twin_f1 for one in standings if one.twin_f1 is not None]
-    return Standing(
-        fitness=float(np.mean([one.fitness for one in standings])),
-        f1=float(np.mean([one.f1 for one in standings])),
+def _mean(assessments: Sequence[Assessment]) -> Assessment:
+    twins = [one.twin_f1 for one in assessments if one.twin_f1 is not None]
+    return Assessment(
+        fitness=float(np.mean([one.fitness for one in assessments])),
+        f1=float(np.mean([one.f1 for one in assessments])),
         twin_f1=float(np.mean(twins)) if twins else None,
-        on_noise=float(np.mean([one.on_noise for one in standings])),
+        on_noise=float(np.mean([one.on_noise for one in assessments])),
     )

@@ -1,9 +1,8 @@
-"""Teachers: labelled tiles made out of frames that nobody labelled.
+"""Labelled tiles made out of frames that nobody labelled.
 
-`twin_lesson` simulates frames like them, with truth; `pseudo_lesson` takes for truth what the
-ensemble agrees on and leaves the doubtful places out; `both_lesson` takes half of each. All mix in
-as many tiles of what the member knows already, so that it learns the new without forgetting the
-old.
+`twin_tiles` simulates frames like them, with truth; `pseudo_labelled_tiles` takes as truth what
+the ensemble agrees on and leaves doubtful places out; `mixed_tiles` takes half of each. All add as
+many tiles of what the member already knows, so that it does not forget that.
 Axis letters: n tile or frame, k atom, y row, x column.
 """
 
@@ -21,8 +20,8 @@ from manybeam.learn.nets.ensemble import Ensemble, Prediction
 from manybeam.spec import Policy
 from manybeam.spec.recipe import TileSpec
 
-Teacher = Literal["twin", "pseudo", "both"]
-TEACHERS: tuple[Teacher, ...] = ("twin", "pseudo", "both")
+LabelSource = Literal["twin", "pseudo", "both"]
+TEACHERS: tuple[LabelSource, ...] = ("twin", "pseudo", "both")
 
 Parts = tuple[np.ndarray, ...]  # inputs, masks and weights of some tiles
 
@@ -35,7 +34,7 @@ STD_WEIGHT = 4.0  # pixels count exp(-4 std)
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LabelledTiles:
     """What a member is fine-tuned on.
 
     Attributes:
@@ -47,9 +46,9 @@ class Lesson:
     weight_nyx: np.ndarray
 
 
-def twin_lesson(
+def twin_tiles(
     frames_digest: str, twin: Policy, known: Policy, spec: TileSpec, *, count: int, seed: int
-) -> Lesson:
+) -> LabelledTiles:
     """Return labelled tiles, half simulated under the inferred condition and half well known.
 
     Args:
@@ -65,14 +64,14 @@ def twin_lesson(
     return _joined([new, old], frames_digest)
 
 
-def pseudo_lesson(
+def pseudo_labelled_tiles(
     frames_digest: str,
     seen: Sequence[tuple[np.ndarray, Prediction]],
     known: Policy,
     spec: TileSpec,
     *,
     seed: int,
-) -> Lesson:
+) -> LabelledTiles:
     """Return tiles of the unlabelled frames themselves, masked where the ensemble agrees.
 
     Args:
@@ -100,7 +99,7 @@ def pseudo_lesson(
     return _joined([new, old], frames_digest)
 
 
-def both_lesson(
+def mixed_tiles(
     frames_digest: str,
     twin: Policy,
     seen: Sequence[tuple[np.ndarray, Prediction]],
@@ -109,7 +108,7 @@ def both_lesson(
     *,
     count: int,
     seed: int,
-) -> Lesson:
+) -> LabelledTiles:
     """Return a lesson of twins, of the unlabelled frames themselves, and of what is well known.
 
     A quarter are twins, which are right about the atoms and may be wrong about the frames; a
@@ -127,7 +126,7 @@ def both_lesson(
     """
     own = _pseudo_tiles(seen, spec)
     if own is None:
-        return twin_lesson(frames_digest, twin, known, spec, count=count, seed=seed)
+        return twin_tiles(frames_digest, twin, known, spec, count=count, seed=seed)
     order = np.random.default_rng(seed).permutation(len(own[0]))
     chosen = np.resize(order, count // 2)  # again from the first where the frames are few
     twins = _weighted(simulated_tiles(twin, spec, count=count - len(chosen), seed=seed))
@@ -188,13 +187,13 @@ def _weighted(tiles: tuple[np.ndarray, np.ndarray]) -> Parts:
     return (*tiles, np.ones(tiles[1].shape, np.float32))
 
 
-def _joined(parts: Sequence[Parts], source: str) -> Lesson:
+def _joined(parts: Sequence[Parts], source: str) -> LabelledTiles:
     arrays = [np.concatenate(one) for one in zip(*parts, strict=True)]
     content = hashlib.sha256(source.encode())
     for array in arrays:
         content.update(np.ascontiguousarray(array).tobytes())
     tiles = Tiles(arrays[0], arrays[1], (source,), content.hexdigest()[:32])
-    return Lesson(tiles, arrays[2])
+    return LabelledTiles(tiles, arrays[2])
 
 
 def _cut(

@@ -18,8 +18,8 @@ from manybeam.data.simulation.simulate import Simulated, simulate
 from manybeam.errors import InvalidInput, MemberDiverged
 from manybeam.learn.adaptation.acceptance import (
     SHAPE,
-    Court,
-    Standing,
+    AcceptanceGate,
+    Assessment,
     gain_refusal,
     gate,
     held_means,
@@ -29,15 +29,15 @@ from manybeam.learn.adaptation.batch_norm import re_estimated
 from manybeam.learn.adaptation.outcome import Adaptation, outcome
 from manybeam.learn.adaptation.pseudo_labels import (
     TEACHERS,
-    Lesson,
-    Teacher,
+    LabelledTiles,
+    LabelSource,
     ask,
-    both_lesson,
     frames_digest,
-    pseudo_lesson,
-    twin_lesson,
+    mixed_tiles,
+    pseudo_labelled_tiles,
+    twin_tiles,
 )
-from manybeam.learn.adaptation.step_checkpoint import Keeper, Step, Tried, pack, unpack
+from manybeam.learn.adaptation.step_checkpoint import Attempt, Step, StepStore, pack, unpack
 from manybeam.learn.analysis.condition_inference import DRAWS, infer
 from manybeam.learn.analysis.one_condition import check_one_condition
 from manybeam.learn.nets.ensemble import Ensemble, Prediction
@@ -64,14 +64,14 @@ def adapt(
     held_out: Mapping[str, Simulated],
     policies: Mapping[str, Policy] | None = None,
     members: Sequence[int] | None = None,
-    teacher: Teacher = "twin",
+    teacher: LabelSource = "twin",
     steps: int = 100,
     rounds: int = 1,
     beside: bool = False,
     max_regression: float = 0.005,
     seed: int = 0,
     draws: int = DRAWS,
-    keeper: Keeper | None = None,
+    step_store: StepStore | None = None,
 ) -> Adaptation:
     """Return what gated rounds on unlabelled frames of one condition came to.
 
@@ -96,7 +96,7 @@ def adapt(
             together.
         seed: of everything drawn.
         draws: frames simulated to infer the condition.
-        keeper: keeps each finished step, so that a call that was stopped goes on where it was.
+        step_store: keeps each finished step, so that a call that was stopped goes on where it was.
 
     Raises:
         InvalidInput: no frames or frames of several conditions, no held-out truth, an unknown
@@ -110,131 +110,133 @@ def adapt(
     if teacher != "pseudo":
         inferred = infer(frames_nyx, pixel_size_pm, imaging, seed=seed, draws=draws)
     among = ensemble if beside else None
-    court = Court(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed, among)
-    school = _School(ensemble, court, policies or {}, teacher, steps, max_regression, keeper)
+    acceptance = AcceptanceGate(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed, among)
+    school = _Rounds(
+        ensemble, acceptance, policies or {}, teacher, steps, max_regression, step_store
+    )
     chosen = ensemble.subset(members) if members is not None else ensemble
     history = [school.round(1, chosen.members, {})]
     while history[-1] and len(history) < rounds and any(one.child for one in history[-1]):
         history.append(school.round(len(history) + 1, *_going_on(history)))
-    made = outcome(ensemble, court, history, max_regression)
+    made = outcome(ensemble, acceptance, history, max_regression)
     return replace(made, frames_digest=school.digest, wall_s=time.perf_counter() - start)
 
 
-def _going_on(history: Sequence[Sequence[Tried]]) -> tuple[list[Member], dict[int, Standing]]:
+def _going_on(history: Sequence[Sequence[Attempt]]) -> tuple[list[Member], dict[int, Assessment]]:
     """Return the members the last round accepted, and where each stands.
 
     On held-out truth they answer for all rounds together: there they are compared with the parent
     that the first round began with.
     """
     first = {one.step.member: one.step.before for one in history[0]}
-    members, standings = [], {}
+    members, assessments = [], {}
     for one in history[-1]:
         if one.child and one.step.after:
             was = first[one.step.member]
             members.append(one.child)
-            standings[one.step.member] = replace(one.step.after, f1=was.f1, held=was.held)
-    return members, standings
+            assessments[one.step.member] = replace(one.step.after, f1=was.f1, held=was.held)
+    return members, assessments
 
 
-class _School:
+class _Rounds:
     """What every member of a round goes through: batch norms, lesson, fine-tuning and gate."""
 
     def __init__(
         self,
         ensemble: Ensemble,
-        court: Court,
+        acceptance: AcceptanceGate,
         policies: Mapping[str, Policy],
-        teacher: Teacher,
+        teacher: LabelSource,
         steps: int,
         max_regression: float,
-        keeper: Keeper | None,
+        step_store: StepStore | None,
     ) -> None:
-        self.ensemble, self.court, self.policies = ensemble, court, policies
+        self.ensemble, self.acceptance, self.policies = ensemble, acceptance, policies
         self.teacher, self.steps, self.max_regression = teacher, steps, max_regression
-        self.keeper = keeper
-        self.digest = frames_digest(court.frames_nyx, court.pixel_size_pm)
+        self.step_store = step_store
+        self.digest = frames_digest(acceptance.frames_nyx, acceptance.pixel_size_pm)
         self.seen: dict[TileSpec, Seen] = {}
 
     def round(
-        self, number: int, starts: Sequence[Member], standings: Mapping[int, Standing]
-    ) -> list[Tried]:
+        self, number: int, starts: Sequence[Member], assessments: Mapping[int, Assessment]
+    ) -> list[Attempt]:
         """Return what became of each member in one round."""
         if self.teacher != "twin":
             now = {one.index: one for one in starts}
             asked = Ensemble([now.get(one.index, one) for one in self.ensemble.members])
             for spec in {one.recipe.tiles for one in starts}:
-                self.seen[spec] = ask(asked, self.court.frames_nyx, self.court.pixel_size_pm, spec)
-        return each_abreast(lambda one: self._kept(number, one, standings.get(one.index)), starts)
+                self.seen[spec] = ask(
+                    asked, self.acceptance.frames_nyx, self.acceptance.pixel_size_pm, spec
+                )
+        return each_abreast(lambda one: self._kept(number, one, assessments.get(one.index)), starts)
 
-    def _kept(self, number: int, start: Member, before: Standing | None) -> Tried:
+    def _kept(self, number: int, start: Member, before: Assessment | None) -> Attempt:
         """Return what became of a member, from what an earlier call kept if it got so far."""
         key = f"round-{number:02d}-member-{start.index:02d}"
-        if self.keeper is not None and (data := self.keeper.get(key)) is not None:
+        if self.step_store is not None and (data := self.step_store.get(key)) is not None:
             return unpack(data, start)
-        tried = self._try(number, start, before or self.court.before(start))
-        if self.keeper is not None:
-            self.keeper.put(key, pack(tried))
-        return tried
+        attempt = self._try(number, start, before or self.acceptance.before(start))
+        if self.step_store is not None:
+            self.step_store.put(key, pack(attempt))
+        return attempt
 
-    def _try(self, number: int, parent: Member, before: Standing) -> Tried:
+    def _try(self, number: int, parent: Member, before: Assessment) -> Attempt:
         """Return what became of one member: tuned, with new batch norms only, or as it was."""
-        start, standing = (parent, before) if number > 1 else self._renormed(parent, before)
+        start, assessment = (parent, before) if number > 1 else self._renormed(parent, before)
         # On held-out truth both stages together answer to the parent.
-        bar = replace(standing, f1=before.f1, held=before.held)
+        bar = replace(assessment, f1=before.f1, held=before.held)
         child, after, refusal = self._tuned(number, start, bar)
         passed, tuned, why = None, child, f"parent kept: {refusal}"
         if child is not None and not refusal:
             passed, why = child, f"adapted: {_gain(before, after)}"
         elif start is not parent:
-            passed, after = start, standing
+            passed, after = start, assessment
             why = f"batch norms re-estimated: {_gain(before, after)}; not tuned: {refusal}"
         step = Step(parent.index, passed is not None, before, after, why, number)
-        return Tried(step, passed, tuned)
+        return Attempt(step, passed, tuned)
 
-    def _renormed(self, parent: Member, before: Standing) -> tuple[Member, Standing]:
+    def _renormed(self, parent: Member, before: Assessment) -> tuple[Member, Assessment]:
         """Return the member with batch norms re-estimated on the frames, if that passes."""
-        court = self.court
-        child = re_estimated(parent, court.frames_nyx, court.pixel_size_pm)
+        acceptance = self.acceptance
+        child = re_estimated(parent, acceptance.frames_nyx, acceptance.pixel_size_pm)
         if child is parent:
             return parent, before
-        after = court.on_new_frames(child)
+        after = acceptance.on_new_frames(child)
         if gain_refusal(before, after):  # the cheaper half of the gate is asked first
             return parent, before
-        after = court.with_held(after, child)
+        after = acceptance.with_held(after, child)
         if loss_refusal(before, after, self.max_regression):
             return parent, before
         name = f"batch norms {self.digest} {parent.data_digest}".encode()
         return replace(child, data_digest=hashlib.sha256(name).hexdigest()[:32]), after
 
     def _tuned(
-        self, number: int, start: Member, before: Standing
-    ) -> tuple[Member | None, Standing | None, str]:
+        self, number: int, start: Member, before: Assessment
+    ) -> tuple[Member | None, Assessment | None, str]:
         """Return the tuned member, where it stands, and why the gate refuses it."""
-        known = self.policies.get(start.policy, self.court.imaging)
-        seed = self.court.seed + 1000 * (number - 1)
-        lesson = self._lesson(known, start.recipe.tiles, seed)
+        known = self.policies.get(start.policy, self.acceptance.imaging)
+        seed = self.acceptance.seed + 1000 * (number - 1)
+        labelled = self._labelled_tiles(known, start.recipe.tiles, seed)
         try:
-            child = tune(start, lesson, steps=self.steps, seed=seed)
+            child = tune(start, labelled, steps=self.steps, seed=seed)
         except MemberDiverged as error:
             return None, None, error.what
-        child = centred(child, _rehearsal(known, self.court))
-        after = self.court.with_held(self.court.on_new_frames(child), child)
+        child = centred(child, _rehearsal(known, self.acceptance))
+        after = self.acceptance.with_held(self.acceptance.on_new_frames(child), child)
         return child, after, gate(before, after, self.max_regression)
 
-    def _lesson(self, known: Policy, spec: TileSpec, seed: int) -> Lesson:
-        inferred = self.court.inferred
+    def _labelled_tiles(self, known: Policy, spec: TileSpec, seed: int) -> LabelledTiles:
+        inferred = self.acceptance.inferred
         if inferred is None:
-            return pseudo_lesson(self.digest, self.seen[spec], known, spec, seed=seed)
+            return pseudo_labelled_tiles(self.digest, self.seen[spec], known, spec, seed=seed)
         if self.teacher == "twin":
-            return twin_lesson(
-                self.digest, inferred.policy, known, spec, count=NEW_TILES, seed=seed
-            )
-        return both_lesson(
+            return twin_tiles(self.digest, inferred.policy, known, spec, count=NEW_TILES, seed=seed)
+        return mixed_tiles(
             self.digest, inferred.policy, self.seen[spec], known, spec, count=NEW_TILES, seed=seed
         )
 
 
-def _gain(before: Standing, after: Standing | None) -> str:
+def _gain(before: Assessment, after: Assessment | None) -> str:
     now = after or before
     was, held = held_means(before, now)
     return (
@@ -264,23 +266,23 @@ def _check(
         raise InvalidInput(f"{rounds} rounds", "at least one", "")
 
 
-def _rehearsal(known: Policy, court: Court) -> list[Labelled]:
+def _rehearsal(known: Policy, acceptance: AcceptanceGate) -> list[Labelled]:
     """Return frames like those of the lesson, none of them in it or in court.
 
     Tuning drives the last bias back to where the loss wants it, so the threshold that centring
     found for the parent does not hold for the child.
     """
-    imaging = [court.inferred.policy, known] if court.inferred else [known]
+    imaging = [acceptance.inferred.policy, known] if acceptance.inferred else [known]
     labelled: list[Labelled] = []
     for rank, policy in enumerate(imaging):
         count = CENTRING_FRAMES // len(imaging)
-        made = simulate(policy, count, seed=court.seed + 3 + rank, shape=SHAPE)
+        made = simulate(policy, count, seed=acceptance.seed + 3 + rank, shape=SHAPE)
         sizes = map(float, made.pixel_size_pm)
         labelled += zip(made.frames_nyx, made.truth, sizes, strict=True)
     return labelled
 
 
-def tune(parent: Member, lesson: Lesson, *, steps: int, seed: int) -> Member:
+def tune(parent: Member, labelled: LabelledTiles, *, steps: int, seed: int) -> Member:
     """Return the member after a short fine-tuning from its own weights.
 
     Raises:
@@ -296,9 +298,9 @@ def tune(parent: Member, lesson: Lesson, *, steps: int, seed: int) -> Member:
         recipe,
         plan,
         parent.index,
-        lesson.tiles,
+        labelled.tiles,
         on_step=lambda *_: stop_if_nobody_waits(),
         initial=parent.weights,
-        weight_nyx=lesson.weight_nyx,
+        weight_nyx=labelled.weight_nyx,
     )
     return replace(child, seed=parent.seed)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manybeam.learn.adaptation.acceptance import Standing
+from manybeam.learn.adaptation.acceptance import Assessment
 from manybeam.learn.nets.member import Member, load_weights, save_weights
 from manybeam.spec.recipe import Recipe
 
@@ -32,14 +32,14 @@ class Step:
 
     member: int
     accepted: bool
-    before: Standing
-    after: Standing | None
+    before: Assessment
+    after: Assessment | None
     why: str
     round: int = 1
 
 
 @dataclass(frozen=True)
-class Tried:
+class Attempt:
     """A step and the networks it left.
 
     Attributes:
@@ -53,7 +53,7 @@ class Tried:
     tuned: Member | None
 
 
-class Keeper(Protocol):
+class StepStore(Protocol):
     """Where finished steps are kept under a name."""
 
     def get(self, key: str) -> bytes | None:
@@ -63,13 +63,13 @@ class Keeper(Protocol):
         """Keep data, whole or not at all."""
 
 
-def pack(tried: Tried) -> bytes:
+def pack(attempt: Attempt) -> bytes:
     """Return a finished step as the bytes of a safetensors file."""
     state: dict[str, Tensor] = {}
-    record: dict[str, Any] = {"step": asdict(tried.step)}
-    is_same = tried.child is tried.tuned
+    record: dict[str, Any] = {"step": asdict(attempt.step)}
+    is_same = attempt.child is attempt.tuned
     record["is_same"] = is_same
-    for role, member in (("child", tried.child), ("tuned", None if is_same else tried.tuned)):
+    for role, member in (("child", attempt.child), ("tuned", None if is_same else attempt.tuned)):
         if member is not None:
             record[role] = _card(member)
             state |= {f"{role}.{name}": value for name, value in member.weights.items()}
@@ -79,7 +79,7 @@ def pack(tried: Tried) -> bytes:
     return save_weights(state)
 
 
-def unpack(data: bytes, start: Member) -> Tried:
+def unpack(data: bytes, start: Member) -> Attempt:
     """Return the step that `pack` was given.
 
     Args:
@@ -93,7 +93,7 @@ def unpack(data: bytes, start: Member) -> Tried:
     record = json.loads(bytes(state["record"].numpy()))
     child = _member("child", record, state, start)
     tuned = child if record["is_same"] else _member("tuned", record, state, start)
-    return Tried(_step(record["step"]), child, tuned)
+    return Attempt(_step(record["step"]), child, tuned)
 
 
 def _card(member: Member) -> dict[str, Any]:
@@ -126,11 +126,11 @@ def _member(
 
 def _step(plain: Mapping[str, Any]) -> Step:
     after = plain["after"]
-    standings = {"before": _standing(plain["before"]), "after": after and _standing(after)}
-    return Step(**{**plain, **standings})
+    assessments = {"before": _standing(plain["before"]), "after": after and _standing(after)}
+    return Step(**{**plain, **assessments})
 
 
-def _standing(plain: Mapping[str, Any]) -> Standing:
+def _standing(plain: Mapping[str, Any]) -> Assessment:
     """Return a standing; JSON has made lists of the pairs."""
     held = {name: (pair[0], pair[1]) for name, pair in plain["held"].items()}
-    return Standing(**{**plain, "held": held})
+    return Assessment(**{**plain, "held": held})

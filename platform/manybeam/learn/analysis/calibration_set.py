@@ -22,7 +22,7 @@ from manybeam.data.simulation.simulate import SIMULATOR, simulate
 from manybeam.errors import Corrupt, InvalidInput, NotFound
 from manybeam.learn.analysis.condition_inference import draw
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
-from manybeam.learn.analysis.frame_analysis import Look, look
+from manybeam.learn.analysis.frame_analysis import FrameAnalysis, analyse
 from manybeam.learn.nets.atoms import cluster_atoms, strongest
 from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE, Ensemble
 from manybeam.learn.scoring.scores import f1_of, judge
@@ -45,7 +45,7 @@ _UNREADABLE = (  # what reading a damaged npz raises
 
 
 @dataclass(frozen=True, eq=False)
-class ReferenceTable:
+class CalibrationSet:
     """Simulated frames, and what each member did on them.
 
     Attributes:
@@ -108,7 +108,7 @@ class ReferenceTable:
         )
         return hits_n, false_n
 
-    def only(self, member: int) -> "ReferenceTable":
+    def only(self, member: int) -> "CalibrationSet":
         """Return the table of one member alone, which nobody is there to agree with.
 
         Raises:
@@ -132,7 +132,7 @@ class ReferenceTable:
         )
 
     @classmethod
-    def joined(cls, parts: "Sequence[ReferenceTable]") -> "ReferenceTable":
+    def joined(cls, parts: "Sequence[CalibrationSet]") -> "CalibrationSet":
         """Return one table of the frames of several, in their order.
 
         Raises:
@@ -163,7 +163,7 @@ class ReferenceTable:
         return file.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "ReferenceTable":
+    def from_bytes(cls, data: bytes) -> "CalibrationSet":
         """Return what `to_bytes` gave.
 
         Raises:
@@ -188,9 +188,9 @@ class ReferenceTable:
             ) from error
 
 
-def rehearse(
+def measure_calibration_set(
     ensemble: Ensemble, policies: Sequence[Policy], start: int, stop: int, *, seed: int
-) -> ReferenceTable:
+) -> CalibrationSet:
     """Return the rows `start` to `stop` of an ensemble's reference table.
 
     Row n is of one condition drawn from policy n modulo their number; it depends on the seed and
@@ -213,14 +213,14 @@ def rehearse(
             "give policies of the structure the ensemble was trained for",
         )
     rows = [_row(ensemble, policies[n % len(policies)], (seed, n)) for n in range(start, stop)]
-    return ReferenceTable.joined(rows)
+    return CalibrationSet.joined(rows)
 
 
-def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> ReferenceTable:
+def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> CalibrationSet:
     rng = np.random.default_rng(seed)
     shape = policy.scan.shape or SHAPE
     made = simulate(draw(policy, rng), 1, seed=int(rng.integers(2**31)), shape=shape)
-    seen = look(
+    seen = analyse(
         ensemble,
         made.frames_nyx[0],
         float(made.pixel_size_pm[0]),
@@ -229,7 +229,7 @@ def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> Reference
     return _of_frame(seen, made.truth[0], policy)
 
 
-def _of_frame(seen: Look, truth: np.ndarray, policy: Policy) -> ReferenceTable:
+def _of_frame(seen: FrameAnalysis, truth: np.ndarray, policy: Policy) -> CalibrationSet:
     """Return the one row of a frame that was looked at and whose truth is known."""
     prediction, size_pm = seen.prediction, seen.pixel_size_pm
     shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
@@ -239,7 +239,7 @@ def _of_frame(seen: Look, truth: np.ndarray, policy: Policy) -> ReferenceTable:
     union = judge(place_k2, truth, size_pm, shape)
     error_k = np.full(len(place_k2), np.nan)
     error_k[union.match.found_index] = union.match.distance_px * (size_pm or np.nan)
-    return ReferenceTable(
+    return CalibrationSet(
         members=prediction.members,
         source_n=np.array([policy.id]),
         summary_ns=seen.summary_cs.mean(axis=0, keepdims=True),
@@ -262,7 +262,7 @@ def _inside(truth: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
     return np.asarray(moved)
 
 
-def _seen_by_any(seen: Look) -> np.ndarray:
+def _seen_by_any(seen: FrameAnalysis) -> np.ndarray:
     """Return (k, 2) places of atoms that any member saw, brought together as an answer's are."""
     radius_px = seen.radius_px
     atoms = cluster_atoms(seen.prediction.member_atoms, radius_px)

@@ -27,7 +27,7 @@ WINDOW_PX = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class FrameAnalysis:
     """What was seen of one frame.
 
     Attributes:
@@ -68,14 +68,14 @@ class Look:
         return np.asarray(score_f)
 
 
-def look(
+def analyse(
     ensemble: Ensemble,
     frame_yx: np.ndarray,
     pixel_size_pm: float | None,
     lattice: Lattice | None,
     *,
     window_px: int = WINDOW_PX,
-) -> Look:
+) -> FrameAnalysis:
     """Return what the members of an ensemble say of a frame, or of the middle of a large one.
 
     Args:
@@ -102,7 +102,7 @@ def look(
     )
     model, score_mf = scores(part_yx, prediction.member_atoms, pixel_size_pm, lattice, steady)
     summary_cs = summaries(crops(part_yx[None]), pixel_size_pm)
-    return Look(prediction, score_mf, summary_cs, window, pixel_size_pm, lattice, model)
+    return FrameAnalysis(prediction, score_mf, summary_cs, window, pixel_size_pm, lattice, model)
 
 
 def check_size(frame_yx: np.ndarray) -> None:

@@ -20,7 +20,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TYPICAL_PIXEL_PM = 16.0
 
 
-def fingerprint(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
+def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
     """Return the fingerprint of one frame.
 
     It holds the log radial power spectrum in rings of physical frequency, the same for the
@@ -59,7 +59,7 @@ def fingerprint(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray
     )
 
 
-def fingerprints(
+def stack_features(
     frames_nyx: np.ndarray, pixel_size_pm: float | Sequence[float] | np.ndarray | None
 ) -> np.ndarray:
     """Return the fingerprints of several frames, (n, f); one pixel size, or one a frame."""
@@ -68,7 +68,7 @@ def fingerprints(
         if pixel_size_pm is None
         else [float(size) for size in np.broadcast_to(pixel_size_pm, len(frames_nyx))]
     )
-    rows = [fingerprint(frame, size) for frame, size in zip(frames_nyx, sizes, strict=True)]
+    rows = [frame_features(frame, size) for frame, size in zip(frames_nyx, sizes, strict=True)]
     return np.stack(rows) if rows else np.empty((0, len(feature_names())))
 
 

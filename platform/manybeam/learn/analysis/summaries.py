@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import fft
 
-from manybeam.learn.analysis.frame_features import fingerprints
+from manybeam.learn.analysis.frame_features import stack_features
 
 LAGS_PX = (1, 2, 3, 4)
 DIRT_PX = (6, 12, 24)  # widths over which brightness without atoms is looked for
@@ -35,7 +35,7 @@ def summaries(frames_nyx: np.ndarray, pixel_size_pm: float | np.ndarray | None) 
         float64; NaN where a frame is too coarse for a ring of the fingerprint, or too small for
         one of the spectrum.
     """
-    prints = fingerprints(frames_nyx, pixel_size_pm)
+    prints = stack_features(frames_nyx, pixel_size_pm)
     parts = [frames_nyx[i : i + AT_ONCE] for i in range(0, len(frames_nyx), AT_ONCE)]
     textures = [np.stack(list(_texture(part)), axis=1) for part in parts]
     return np.hstack([prints, np.concatenate(textures).astype(np.float64)])

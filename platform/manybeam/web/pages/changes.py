@@ -16,44 +16,44 @@ from manybeam.errors import Conflict, InvalidInput, ManybeamError, NotFound, htt
 from manybeam.web.auth import Person
 from manybeam.web.pages.routes import OUTCOME_COOKIE, version_page
 from manybeam.web.render import page_of
-from manybeam.web.state import Plane
+from manybeam.web.state import AppState
 from manybeam.zoo.records import Ref
 
 Fields = Mapping[str, str]
-Work = Callable[[Plane, str, Fields, Person], dict[str, Any]]
+Work = Callable[[AppState, str, Fields, Person], dict[str, Any]]
 
 SCOPE = "zoo:promote"
 FORM_BYTES = 20_000
 OUTCOME_S = 10
 
 
-def changes_router(plane: Plane) -> APIRouter:
+def changes_router(app_state: AppState) -> APIRouter:
     """Return the routes that change something, for programs and for the forms of pages."""
     router = APIRouter()
     for verb, work in WORK.items():
-        _add(router, plane, verb, work)
+        _add(router, app_state, verb, work)
     for verb in CHECKS:
-        _add_check(router, plane, verb)
+        _add_check(router, app_state, verb)
     return router
 
 
-def _add(router: APIRouter, plane: Plane, verb: str, work: Work) -> None:
+def _add(router: APIRouter, app_state: AppState, verb: str, work: Work) -> None:
     async def for_programs(request: Request, ref: str) -> dict[str, Any]:
-        person = plane.gatekeeper.allow(request, SCOPE, request.headers.get("x-csrf-token", ""))
+        person = app_state.gatekeeper.allow(request, SCOPE, request.headers.get("x-csrf-token", ""))
         fields = await read_fields(request)
-        done = await run_in_threadpool(work, plane, ref, fields, person)
-        await run_in_threadpool(plane.keeper.refresh)
+        done = await run_in_threadpool(work, app_state, ref, fields, person)
+        await run_in_threadpool(app_state.refresher.refresh)
         return done
 
     async def for_pages(request: Request, ref: str) -> Response:
         fields = await read_fields(request)
-        person = plane.gatekeeper.allow(request, SCOPE, fields.get("csrf", ""))
+        person = app_state.gatekeeper.allow(request, SCOPE, fields.get("csrf", ""))
         try:
-            await run_in_threadpool(work, plane, ref, fields, person)
+            await run_in_threadpool(work, app_state, ref, fields, person)
         except (Conflict, InvalidInput, NotFound) as error:
             to = fields.get("to", "")
-            return await run_in_threadpool(_refused, plane, request, ref, verb, error, to)
-        await run_in_threadpool(plane.keeper.refresh)
+            return await run_in_threadpool(_refused, app_state, request, ref, verb, error, to)
+        await run_in_threadpool(app_state.refresher.refresh)
         return _done(ref, verb)
 
     summary = (work.__doc__ or "").splitlines()[0]
@@ -65,12 +65,12 @@ def _add(router: APIRouter, plane: Plane, verb: str, work: Work) -> None:
     _add_way_back(router, verb)
 
 
-def _add_check(router: APIRouter, plane: Plane, verb: str) -> None:
+def _add_check(router: APIRouter, app_state: AppState, verb: str) -> None:
     @router.post(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)
     async def check(request: Request, ref: str) -> Response:
         fields = await read_fields(request)
-        plane.gatekeeper.allow(request, SCOPE, fields.get("csrf", ""))
-        return await run_in_threadpool(_checked, plane, request, ref, verb)
+        app_state.gatekeeper.allow(request, SCOPE, fields.get("csrf", ""))
+        return await run_in_threadpool(_checked, app_state, request, ref, verb)
 
     _add_way_back(router, verb)
 
@@ -84,12 +84,12 @@ def _add_way_back(router: APIRouter, verb: str) -> None:
         return RedirectResponse(page_of(ref) + query, 303)
 
 
-def promote(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+def promote(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
     """Point an alias at a version, if every gate agrees or a reason overrides them."""
     from manybeam.zoo.lifecycle import life
 
     done = life.promote(
-        plane.zoo,
+        app_state.zoo,
         ref,
         to=fields.get("to") or "serving",
         who=person.name,
@@ -100,29 +100,33 @@ def promote(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str,
     return {**asdict(done), "told": f"{done.ref} is {done.alias} now{forced}"}
 
 
-def rollback(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+def rollback(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
     """Point serving back at the version that served before; refused if another serves now."""
     from manybeam.zoo.lifecycle import life
 
     reason, asked = fields.get("reason", "").strip(), Ref.parse(ref)
     name = ref if asked.version is None or asked.member is not None else asked.name
-    done = life.rollback(plane.zoo, name, who=person.name, reason=reason, expect=asked.version)
+    done = life.rollback(app_state.zoo, name, who=person.name, reason=reason, expect=asked.version)
     return {**asdict(done), "told": f"{done.ref} serves again, in place of {done.previous}"}
 
 
-def archive(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+def archive(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
     """Put a version aside: lists leave it out and nothing may promote it."""
     from manybeam.zoo.lifecycle import life
 
-    done = life.archive(plane.zoo, ref, who=person.name, reason=fields.get("reason", "").strip())
+    done = life.archive(
+        app_state.zoo, ref, who=person.name, reason=fields.get("reason", "").strip()
+    )
     return {"ref": done.ref, "archived": done.archived, "told": f"{done.ref} is archived"}
 
 
-def unarchive(plane: Plane, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
+def unarchive(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
     """Take an archived version up again."""
     from manybeam.zoo.lifecycle import life
 
-    done = life.unarchive(plane.zoo, ref, who=person.name, reason=fields.get("reason", "").strip())
+    done = life.unarchive(
+        app_state.zoo, ref, who=person.name, reason=fields.get("reason", "").strip()
+    )
     return {"ref": done.ref, "archived": None, "told": f"{done.ref} is no longer archived"}
 
 
@@ -197,21 +201,21 @@ def _done(ref: str, verb: str) -> Response:
 
 
 def _refused(
-    plane: Plane, request: Request, ref: str, verb: str, error: ManybeamError, to: str = ""
+    app_state: AppState, request: Request, ref: str, verb: str, error: ManybeamError, to: str = ""
 ) -> Response:
     """Show the version's page with the refusal on top, and what could be done about it."""
-    plane.keeper.refresh()
+    app_state.refresher.refresh()
     refused = {"verb": verb, "error": error, "to": to or "serving"}
-    return version_page(plane, request, ref, refused=refused, status=http_status(error))
+    return version_page(app_state, request, ref, refused=refused, status=http_status(error))
 
 
-def _checked(plane: Plane, request: Request, ref: str, verb: str) -> Response:
+def _checked(app_state: AppState, request: Request, ref: str, verb: str) -> Response:
     """Show the version's page with what its bytes, or its members' answers, are worth now."""
     from manybeam.zoo.integrity.verify import verify
 
     try:
         if verb == "test":
-            return version_page(plane, request, ref, tests=plane.zoo.test(ref))
-        return version_page(plane, request, ref, checks=verify(plane.zoo, ref))
+            return version_page(app_state, request, ref, tests=app_state.zoo.test(ref))
+        return version_page(app_state, request, ref, checks=verify(app_state.zoo, ref))
     except ManybeamError as error:
-        return _refused(plane, request, ref, verb, error)
+        return _refused(app_state, request, ref, verb, error)

@@ -6,7 +6,7 @@ from typing import Any
 
 from manybeam.errors import InvalidInput
 from manybeam.web.pages.version import choosable
-from manybeam.web.version_cache import Shelf, Sight
+from manybeam.web.version_cache import CachedVersion, VersionCache
 from manybeam.zoo.compare import NOT_MEASURED, NUMBERS_CHANGED, Difference, Tally, compare, tally
 
 MOST = 8
@@ -85,7 +85,11 @@ def read_ids(values: Sequence[str]) -> list[str]:
 
 
 def make_comparison(
-    shelf: Shelf, refs: Sequence[str], key: str = "f1", *, only_differences: bool = False
+    version_cache: VersionCache,
+    refs: Sequence[str],
+    key: str = "f1",
+    *,
+    only_differences: bool = False,
 ) -> Comparison:
     """Return versions or members side by side.
 
@@ -93,11 +97,11 @@ def make_comparison(
         UnknownRef: nothing is called one of them.
         InvalidInput: none of them has that score.
     """
-    sights = [shelf.look(ref) for ref in refs]
-    keys = choosable(sorted({key for sight in sights for key in sight.matrix.keys}))
+    cached_versions = [version_cache.look(ref) for ref in refs]
+    keys = choosable(sorted({key for cached in cached_versions for key in cached.matrix.keys}))
     if keys and key not in keys:
         raise InvalidInput(f"no score {key!r} was recorded", f"recorded: {', '.join(keys)}", "")
-    first = sights[0]
+    first = cached_versions[0]
     found = [
         compare(
             first.matrix,
@@ -106,17 +110,17 @@ def make_comparison(
             member=first.record.subject,
             new_member=one.record.subject,
         )
-        for one in sights[1:]
+        for one in cached_versions[1:]
     ]
     differences = [{one.condition: one for one in column} for column in found]
-    names = sorted({name for sight in sights for name in sight.matrix.conditions})
-    rows = {name: _row(sights, differences, name, key) for name in names}
+    names = sorted({name for cached in cached_versions for name in cached.matrix.conditions})
+    rows = {name: _row(cached_versions, differences, name, key) for name in names}
     shown = {name: row for name, row in rows.items() if not only_differences or _differs(row)}
     return Comparison(
         key,
         keys,
-        tuple(sight.record.ref for sight in sights),
-        tuple(sight.record.aliases for sight in sights),
+        tuple(cached.record.ref for cached in cached_versions),
+        tuple(cached.record.aliases for cached in cached_versions),
         shown,
         tuple(tally(column) for column in found),
         len(rows) - len(shown),
@@ -124,14 +128,19 @@ def make_comparison(
 
 
 def _row(
-    sights: Sequence[Sight], differences: Sequence[Mapping[str, Difference]], name: str, key: str
+    cached_versions: Sequence[CachedVersion],
+    differences: Sequence[Mapping[str, Difference]],
+    name: str,
+    key: str,
 ) -> list[Side]:
     beside = [None, *(column.get(name) for column in differences)]
-    return [_side(sight, name, key, one) for sight, one in zip(sights, beside, strict=True)]
+    return [
+        _side(cached, name, key, one) for cached, one in zip(cached_versions, beside, strict=True)
+    ]
 
 
-def _side(sight: Sight, name: str, key: str, difference: Difference | None) -> Side:
-    values = sight.matrix.values(sight.record.subject, name)
+def _side(cached: CachedVersion, name: str, key: str, difference: Difference | None) -> Side:
+    values = cached.matrix.values(cached.record.subject, name)
     frames = values.get("frames")
     count = None if frames is None else int(frames)
     return Side(

@@ -16,25 +16,27 @@ from manybeam.data.store import open_store
 from manybeam.errors import InvalidInput, ManybeamError, NotFound
 from manybeam.web.pages.drawn import Drawn, folder, keep, kept, turn
 from manybeam.web.render import page_of
-from manybeam.web.state import Plane
-from manybeam.web.version_cache import Sight
+from manybeam.web.state import AppState
+from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
 
 PICTURE = 2  # raised whenever the same frame is drawn otherwise than before
 
 
-def add_examples(router: APIRouter, plane: Plane) -> None:
+def add_examples(router: APIRouter, app_state: AppState) -> None:
     """Add the routes of example frames; they compute, so they run in the pool of threads."""
 
     @router.get("/zoo/{ref:path}/example/{condition}/picture.png")
     def picture(ref: str, condition: str, member: int | None = None, frame: int = 0) -> Response:
-        return example_picture(plane, find_place(plane, ref, condition, member, frame))
+        return example_picture(app_state, find_place(app_state, ref, condition, member, frame))
 
     @router.get("/zoo/{ref:path}/example/{condition}")
     def example(
         request: Request, ref: str, condition: str, member: int | None = None, frame: int = 0
     ) -> Response:
-        return example_page(plane, request, find_place(plane, ref, condition, member, frame))
+        return example_page(
+            app_state, request, find_place(app_state, ref, condition, member, frame)
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Place:
         number: of the frame, from 0.
     """
 
-    sight: Sight
+    cached: CachedVersion
     score: Score
     number: int
 
@@ -64,7 +66,7 @@ class Place:
     @property
     def scores(self) -> tuple[Score, ...]:
         """What was measured on the condition and can be looked at, the ensemble first."""
-        matrix = self.sight.matrix
+        matrix = self.cached.matrix
         rows = [
             matrix.score(m, self.score.condition) for m in (ENSEMBLE, *matrix.members, CLASSICAL)
         ]
@@ -72,7 +74,7 @@ class Place:
 
     def address(self, *, member: int | None = None, number: int | None = None) -> str:
         """Return the page of this frame, or of another member or frame."""
-        base = f"{page_of(self.sight.record.version_ref)}/example/{quote(self.score.condition)}"
+        base = f"{page_of(self.cached.record.version_ref)}/example/{quote(self.score.condition)}"
         return base + self._query(member, number)
 
     def picture(self, drawn: Drawn) -> str:
@@ -89,56 +91,61 @@ class Place:
         return f"?{found}" if found else ""
 
 
-def find_place(plane: Plane, ref: str, condition: str, member: int | None, number: int) -> Place:
+def find_place(
+    app_state: AppState, ref: str, condition: str, member: int | None, number: int
+) -> Place:
     """Return which frame is meant.
 
     Raises:
         NotFound: nothing was measured there, or there are fewer frames.
     """
-    sight = plane.shelf.look(ref)
-    if sight.record.selected is not None:
-        member, sight = sight.record.selected, plane.shelf.look(sight.record.version_ref)
+    cached = app_state.version_cache.look(ref)
+    if cached.record.selected is not None:
+        member, cached = (
+            cached.record.selected,
+            app_state.version_cache.look(cached.record.version_ref),
+        )
     row = ENSEMBLE if member is None else member
-    score = sight.matrix.score(row, condition)
+    score = cached.matrix.score(row, condition)
     if score is None:
         who = f"member {row:02d}" if row >= 0 else f"the {member_label(row)}"
         raise NotFound(
-            f"no score of {who} of {sight.record.version_ref} on {condition[:100]!r}",
-            f"measured on: {', '.join(sight.matrix.conditions) or 'nothing'}",
-            f"/zoo/{sight.record.version_ref} shows what was measured",
+            f"no score of {who} of {cached.record.version_ref} on {condition[:100]!r}",
+            f"measured on: {', '.join(cached.matrix.conditions) or 'nothing'}",
+            f"/zoo/{cached.record.version_ref} shows what was measured",
         )
     if not 0 <= number < _frame_count(score):
         raise NotFound(
             f"no frame {number} of {condition}", f"measured on {_frame_count(score)}", "frame=0"
         )
-    return Place(sight, score, number)
+    return Place(cached, score, number)
 
 
-def example_page(plane: Plane, request: Request, place: Place) -> Response:
+def example_page(app_state: AppState, request: Request, place: Place) -> Response:
     """Return the page of one frame, or why the frame cannot be shown."""
     from manybeam.learn.scoring.scores import f1_of
 
     drawn: Drawn | None = None
     reason: ManybeamError | None = None
     try:
-        drawn = draw(plane, place)
+        drawn = draw(app_state, place)
     except (NotFound, InvalidInput) as error:
         reason = error
     frames = [float(f1_of(np.array(counts))) for counts in place.score.counts]
     f1 = float(f1_of(np.array(drawn.counts))) if drawn else None
-    return plane.pages.show(
+    return app_state.pages.show(
         request, "example.html", place=place, drawn=drawn, reason=reason, frames=frames, f1=f1
     )
 
 
-def example_picture(plane: Plane, place: Place) -> Response:
+def example_picture(app_state: AppState, place: Place) -> Response:
     """Return the picture of one frame as PNG; raises as `draw` does."""
-    drawn = draw(plane, place)
+    drawn = draw(app_state, place)
     content = (folder() / f"{drawn.digest}.png").read_bytes()
     return Response(content, media_type="image/png", headers={"cache-control": "max-age=3600"})
 
 
-def draw(plane: Plane, place: Place) -> Drawn:
+def draw(app_state: AppState, place: Place) -> Drawn:
     """Return what the picture of a frame shows; it lies in the cache then.
 
     Raises:
@@ -155,24 +162,24 @@ def draw(plane: Plane, place: Place) -> Drawn:
     with turn():
         if (known := kept(digest)) is not None:  # somebody else asked for it too
             return known
-        urls = _own_urls(plane, place)
-        ref, score = place.sight.record.version_ref, place.score
-        made = make_example(plane.zoo, ref, score, place.number, plane.described(), urls)
+        urls = _own_urls(app_state, place)
+        ref, score = place.cached.record.version_ref, place.score
+        made = make_example(app_state.zoo, ref, score, place.number, app_state.described(), urls)
         return keep(digest, made)
 
 
-def _own_urls(plane: Plane, place: Place) -> list[str]:
+def _own_urls(app_state: AppState, place: Place) -> list[str]:
     """Return the FrameSets of our store that the score was measured on, or its version's job.
 
     Others are never read: a record may come from elsewhere, and reading pages needs no log-in.
     """
-    trial, measure = place.score.trial, place.sight.record.job.get("measure")
+    test_set, measure = place.score.test_set, place.cached.record.job.get("measure")
     given = measure.get("frames") if isinstance(measure, dict) else None
     known = [one for one in given or () if isinstance(one, str)]
-    named = known if trial is None else [one.url for one in trial.frame_sets]
+    named = known if test_set is None else [one.url for one in test_set.frame_sets]
     if not named:
         return []
-    root = open_store(plane.framesets.url).url.rstrip("/") + "/"
+    root = open_store(app_state.framesets.url).url.rstrip("/") + "/"
     return [one for one in named if _resolved(one).startswith(root)]
 
 
@@ -186,14 +193,14 @@ def _digest(place: Place) -> str:
     score, number = place.score, place.number
     decides = [
         PICTURE,
-        place.sight.record.sha256,
+        place.cached.record.sha256,
         score.member,
         score.condition,
         score.condition_digest,
         number,
         score.counts[number : number + 1],
         score.values.get("radius_pm"),
-        None if score.trial is None else asdict(score.trial),
+        None if score.test_set is None else asdict(score.test_set),
         [dict(one) for one in score.detector],
     ]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

@@ -12,8 +12,8 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from manybeam.errors import Busy, InvalidInput
-from manybeam.web.state import Plane
-from manybeam.web.version_cache import Sight
+from manybeam.web.state import AppState
+from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.records import Ref
 
 FORMS = {"bioimageio": "bioimage.io package", "onnx": "ONNX graph"}
@@ -32,10 +32,10 @@ class _Card:
     state: str
     note: str
     form: str
-    sight: Sight = field(compare=False)
+    cached: CachedVersion = field(compare=False)
 
 
-def card_file(plane: Plane, ref: str, form: str) -> Response:
+def card_file(app_state: AppState, ref: str, form: str) -> Response:
     """Return the model card of a version as a file.
 
     Raises:
@@ -45,14 +45,17 @@ def card_file(plane: Plane, ref: str, form: str) -> Response:
 
     if form not in CARDS:
         raise InvalidInput(f"no card as {form!r}", f"there are: {', '.join(CARDS)}", "")
-    sight, state = plane.shelf.look(ref), plane.shelf.entry(Ref.parse(ref)).state
-    note = note_for(sight.record, plane.library.folder, sight.matrix.conditions)
-    text = _card_text(_Card(plane.zoo.address, sight.record.ref, state, note, form, sight))
+    cached, state = (
+        app_state.version_cache.look(ref),
+        app_state.version_cache.entry(Ref.parse(ref)).state,
+    )
+    note = note_for(cached.record, app_state.library.folder, cached.matrix.conditions)
+    text = _card_text(_Card(app_state.zoo.address, cached.record.ref, state, note, form, cached))
     # The card carries its own style and picture, and nothing that could run.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     headers = {"content-security-policy": policy}
     if form == "md":
-        name = sight.record.ref.replace("/", "-")
+        name = cached.record.ref.replace("/", "-")
         headers["content-disposition"] = f'attachment; filename="{name}.{form}"'
     return Response(text, media_type=CARDS[form], headers=headers)
 
@@ -63,10 +66,10 @@ def _card_text(card: _Card) -> str:
     from manybeam.zoo.reports.cards import card_html, card_markdown
 
     write = card_html if card.form == "html" else card_markdown
-    return write(card.sight.record, card.sight.matrix, note=card.note)
+    return write(card.cached.record, card.cached.matrix, note=card.note)
 
 
-def export_file(plane: Plane, ref: str, form: str) -> FileResponse:
+def export_file(app_state: AppState, ref: str, form: str) -> FileResponse:
     """Return a package of a version or member as a file.
 
     Raises:
@@ -79,14 +82,17 @@ def export_file(plane: Plane, ref: str, form: str) -> FileResponse:
 
     if form not in FORMS:
         raise InvalidInput(f"no form {form!r}", f"there are: {', '.join(FORMS)}", "")
-    name = plane.shelf.look(ref).record.ref.replace("@", "-").replace("/", "-") + ENDINGS[form]
+    name = (
+        app_state.version_cache.look(ref).record.ref.replace("@", "-").replace("/", "-")
+        + ENDINGS[form]
+    )
     # Who waited here would hold one of the threads that answer everybody else.
     if not _turn.acquire(blocking=False):
         raise Busy("another package is being made", "one at a time", "try again in a minute")
     folder = tempfile.TemporaryDirectory(prefix="manybeam-export-")
     try:
         asked = cast("Literal['bioimageio', 'onnx']", form)
-        made = export(plane.zoo, ref, Path(folder.name) / name, form=asked)
+        made = export(app_state.zoo, ref, Path(folder.name) / name, form=asked)
     except BaseException:
         folder.cleanup()
         raise

@@ -16,8 +16,8 @@ from manybeam.zoo.catalogue import (
     Facet,
     Kind,
     Page,
+    Query,
     Row,
-    Wanted,
     quantity_names,
 )
 from manybeam.zoo.matrix import less_is_better
@@ -44,12 +44,12 @@ class Question:
     """What an address asks of the zoo.
 
     Attributes:
-        wanted: for the catalogue.
+        query: for the catalogue.
         baseline: reference every row is compared with; "" for none.
         pairs: the query, without what is empty or as it is when left out.
     """
 
-    wanted: Wanted
+    query: Query
     baseline: str
     pairs: tuple[tuple[str, str], ...]
 
@@ -80,21 +80,21 @@ class Question:
             for key, value in self.pairs
             if key in ("q", "condition", *FACETS)
         ]
-        for name, (low, high) in self.wanted.ranges.items():
+        for name, (low, high) in self.query.ranges.items():
             ends = (f"{name}_min", f"{name}_max")
             told.append((range_in_words(name, low, high), self._dropping(*ends)))
         return told
 
     @property
-    def shown(self) -> Wanted:
+    def shown(self) -> Query:
         """What the list shows: archived versions only where they are asked for."""
         present = tuple(one for one in STATUSES if one != "archived")
-        return self.wanted if self.wanted.status else replace(self.wanted, status=present)
+        return self.query if self.query.status else replace(self.query, status=present)
 
     def facets(self, catalogue: Catalogue) -> dict[str, list[Facet]]:
         """Return what one can filter by, with counts of what the list shows."""
         found = catalogue.facets(self.shown)
-        chosen = self.wanted.status
+        chosen = self.query.status
         told = [replace(one, is_chosen=one.value in chosen) for one in found["status"]]
         found["status"] = [one for one in told if one.count or one.is_chosen]
         return found
@@ -102,7 +102,7 @@ class Question:
     @property
     def is_narrowed(self) -> bool:
         """Whether scores are asked for on some conditions only."""
-        return bool(self.wanted.condition or self.wanted.ranges)
+        return bool(self.query.condition or self.query.ranges)
 
     @property
     def form_ranges(self) -> dict[str, tuple[str, str]]:
@@ -154,7 +154,7 @@ def read_question(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZ
     if faults:
         raise InvalidInput("; ".join(faults), f"fields: {', '.join((*_SINGLE, *FACETS))}", "/zoo")
     chosen = {facet: tuple(v for k, v in kept if k == facet) for facet in FACETS}
-    wanted = Wanted(
+    query = Query(
         text=single.get("q", ""),
         kind=cast("Kind", single.get("kind", "ensembles")),
         condition=single.get("condition", ""),
@@ -165,7 +165,7 @@ def read_question(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZ
         page_size=page_size,
         **chosen,
     )
-    return Question(wanted, single.get("baseline", ""), kept)
+    return Question(query, single.get("baseline", ""), kept)
 
 
 def _ranges(pairs: Pairs, faults: list[str]) -> Bounds:
@@ -206,30 +206,30 @@ class Listing:
     @property
     def page_count(self) -> int:
         """The number of pages; at least one."""
-        return max(-(-self.page.total // self.question.wanted.page_size), 1)
+        return max(-(-self.page.total // self.question.query.page_size), 1)
 
     @property
     def first(self) -> int:
         """The number of the first row shown, from 1."""
-        return (self.question.wanted.page - 1) * self.question.wanted.page_size + 1
+        return (self.question.query.page - 1) * self.question.query.page_size + 1
 
     @property
     def where(self) -> str:
         """In words, where the score shown was taken."""
-        asked, wanted = self.page.asked, self.question.wanted
+        asked, query = self.page.asked, self.question.query
         if len(asked) == 1:
             return f"at {asked[0]}"
         if not self.question.is_narrowed:
             return "mean over the conditions measured"
         if not asked:
             return "on no condition that was measured"
-        named = f"like {wanted.condition}" if wanted.condition else "in these ranges"
+        named = f"like {query.condition}" if query.condition else "in these ranges"
         return f"mean over {len(asked)} conditions {named}"
 
     @property
     def scale(self) -> tuple[float, float]:
         """Values of the darkest and the lightest colour of the strips: the lightest is best."""
-        if not less_is_better(self.question.wanted.score):
+        if not less_is_better(self.question.query.score):
             return 0.0, 1.0
         seen = [v for row in self.page.rows for v in row.strip if v is not None]
         return (max(seen), min(seen)) if seen else (1.0, 0.0)
@@ -257,9 +257,9 @@ def make_listing(catalogue: Catalogue, question: Question) -> Listing:
         NotFound: the page is past the last one, or there is no such baseline.
     """
     page = catalogue.find(question.shown)
-    if not page.rows and page.total and question.wanted.page > 1:
+    if not page.rows and page.total and question.query.page > 1:
         raise NotFound(
-            f"there is no page {question.wanted.page}", f"rows: {page.total}", "go to the first"
+            f"there is no page {question.query.page}", f"rows: {page.total}", "go to the first"
         )
     facets = question.facets(catalogue)
     baseline = _baseline(catalogue, question) if question.baseline else None
@@ -271,7 +271,7 @@ def _baseline(catalogue: Catalogue, question: Question) -> Row:
     ref = Ref.parse(question.baseline)
     kind: Kind = "ensembles" if ref.member is None else "members"
     asked = replace(
-        question.wanted,
+        question.query,
         text="",
         kind=kind,
         name=(ref.name,),

@@ -8,8 +8,8 @@ from fastapi import Response
 
 from manybeam.errors import NotFound
 from manybeam.web.render import page_of
-from manybeam.web.state import Plane
-from manybeam.web.version_cache import Sight
+from manybeam.web.state import AppState
+from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.matrix import Bin, calibration_error
 
 # A drawing carries its own style, and nothing that could run.
@@ -40,35 +40,35 @@ class Curve:
         return sum(count for _, _, count in self.bins)
 
 
-def make_curve(sight: Sight, condition: str = "") -> Curve:
+def make_curve(cached: CachedVersion, condition: str = "") -> Curve:
     """Return the curve of a version's ensemble.
 
     Raises:
         NotFound: nothing was measured on that condition.
     """
-    matrix = sight.matrix
+    matrix = cached.matrix
     if condition and condition not in matrix.conditions:
         raise NotFound(
-            f"{sight.record.ref} was not measured on {condition[:100]!r}",
+            f"{cached.record.ref} was not measured on {condition[:100]!r}",
             f"measured: {', '.join(matrix.conditions) or 'nothing'}",
             "",
         )
     bins = matrix.reliability(condition or None)
     state = hashlib.sha256(repr(bins).encode()).hexdigest()[:12]
     query = {"condition": condition} if condition else {}
-    path = f"{page_of(sight.record.version_ref)}/reliability.svg"
+    path = f"{page_of(cached.record.version_ref)}/reliability.svg"
     filled = tuple(one for one in bins if one[2])
     known = tuple(one for one in matrix.conditions if matrix.reliability(one))
     address = f"{path}?{urlencode({**query, 'state': state})}"
     return Curve(condition, known, filled, calibration_error(bins), address)
 
 
-def reliability_picture(plane: Plane, ref: str, condition: str = "") -> Response:
+def reliability_picture(app_state: AppState, ref: str, condition: str = "") -> Response:
     """Return the drawing of a curve as SVG; of one that was not measured it says so."""
     from manybeam.zoo.reports.plots import drawn, reliability_figure
 
-    sight = plane.shelf.look(ref)
-    make_curve(sight, condition)
-    picture = drawn(reliability_figure(sight.matrix, condition or None), "svg")
+    cached = app_state.version_cache.look(ref)
+    make_curve(cached, condition)
+    picture = drawn(reliability_figure(cached.matrix, condition or None), "svg")
     headers = {"content-security-policy": POLICY, "cache-control": "max-age=3600"}
     return Response(picture, media_type="image/svg+xml", headers=headers)

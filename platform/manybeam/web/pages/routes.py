@@ -18,10 +18,10 @@ from manybeam.web.pages.examples import add_examples
 from manybeam.web.pages.exports import FORMS, card_file, export_file
 from manybeam.web.pages.listing import OFFERED, make_listing, read_question
 from manybeam.web.pages.reliability import make_curve, reliability_picture
-from manybeam.web.pages.version import make_sheet
+from manybeam.web.pages.version import describe_version
 from manybeam.web.render import THEME_COOKIE, THEMES
-from manybeam.web.state import Plane
-from manybeam.zoo.catalogue import Wanted
+from manybeam.web.state import AppState
+from manybeam.zoo.catalogue import Query
 
 SCORES = ("f1", "precision", "recall", "rmse_pm", "ece")
 YEAR_S = 365 * 86400
@@ -35,7 +35,7 @@ OUTCOMES = {
 }
 
 
-def pages_router(plane: Plane) -> APIRouter:
+def pages_router(app_state: AppState) -> APIRouter:
     """Return the routes of the pages."""
     router = APIRouter(include_in_schema=False)
 
@@ -45,51 +45,51 @@ def pages_router(plane: Plane) -> APIRouter:
 
     @router.get("/zoo")
     def zoo(request: Request) -> Response:
-        return zoo_page(plane, request)
+        return zoo_page(app_state, request)
 
     @router.get("/zoo/{ref:path}/card.{form}")
     def card(request: Request, ref: str, form: str) -> Response:
         check_asker(request)
-        return card_file(plane, ref, form)
+        return card_file(app_state, ref, form)
 
     @router.get("/zoo/{ref:path}/export/{form}")
     def export(request: Request, ref: str, form: str) -> Response:
         check_asker(request)
-        return export_file(plane, ref, form)
+        return export_file(app_state, ref, form)
 
     @router.get("/zoo/{ref:path}/reliability.svg")
     def reliability(ref: str, condition: str = "") -> Response:
-        return reliability_picture(plane, ref, condition)
+        return reliability_picture(app_state, ref, condition)
 
-    add_examples(router, plane)
+    add_examples(router, app_state)
 
     @router.get("/zoo/{ref:path}")
     def version(request: Request, ref: str, score: str = "f1") -> Response:
-        return version_page(plane, request, ref, score)
+        return version_page(app_state, request, ref, score)
 
     @router.get("/compare")
     def compare(request: Request) -> Response:
-        return compare_page(plane, request)
+        return compare_page(app_state, request)
 
-    _add_places(router, plane)
+    _add_places(router, app_state)
     return router
 
 
-def _add_places(router: APIRouter, plane: Plane) -> None:
+def _add_places(router: APIRouter, app_state: AppState) -> None:
     @router.get("/conditions")
     def conditions(request: Request) -> Response:
-        rows, described = plane.catalogue.conditions(), plane.described()
-        return plane.pages.show(request, "conditions.html", rows=rows, described=described)
+        rows, described = app_state.catalogue.conditions(), app_state.described()
+        return app_state.pages.show(request, "conditions.html", rows=rows, described=described)
 
     @router.get("/conditions/{name}")
     def condition(request: Request, name: str) -> Response:
-        return condition_page(plane, request, name)
+        return condition_page(app_state, request, name)
 
     @router.get("/datasets")
     def datasets(request: Request, q: str = "", page: int = 1) -> Response:
-        found = plane.framesets.find(q.strip(), max(page, 1))
-        described = plane.described()
-        return plane.pages.show(
+        found = app_state.framesets.find(q.strip(), max(page, 1))
+        described = app_state.described()
+        return app_state.pages.show(
             request,
             "datasets.html",
             found=found,
@@ -100,48 +100,48 @@ def _add_places(router: APIRouter, plane: Plane) -> None:
 
     @router.get("/datasets/{path:path}/preview.png")
     def preview(path: str) -> Response:
-        picture = plane.framesets.preview(path)
+        picture = app_state.framesets.preview(path)
         return Response(picture, media_type="image/png", headers={"cache-control": "max-age=60"})
 
-    @router.get("/theme/{wanted}")
-    def theme(wanted: str, back: str = "/zoo") -> Response:
-        return theme_change(wanted, back)
+    @router.get("/theme/{choice}")
+    def theme(choice: str, back: str = "/zoo") -> Response:
+        return theme_change(choice, back)
 
     @router.get("/docs")
     def docs(request: Request) -> Response:
         paths = request.app.openapi()["paths"]
-        return plane.pages.show(request, "docs.html", paths=paths)
+        return app_state.pages.show(request, "docs.html", paths=paths)
 
 
-def zoo_page(plane: Plane, request: Request) -> Response:
+def zoo_page(app_state: AppState, request: Request) -> Response:
     """Return the list of ensembles or members."""
     given = request.query_params.multi_items()
     question = read_question(given)
     if len(question.pairs) < len(given):  # a form sends its empty fields too
         query = dict.fromkeys(question.pairs)
         return RedirectResponse(f"/zoo?{urlencode(list(query))}" if query else "/zoo", 303)
-    listing = make_listing(plane.catalogue, question)
-    described = plane.described()
-    return plane.pages.show(
+    listing = make_listing(app_state.catalogue, question)
+    described = app_state.described()
+    return app_state.pages.show(
         request,
         "zoo.html",
         listing=listing,
         question=question,
-        wanted=question.wanted,
+        query=question.query,
         described=described,
         offered=OFFERED,
         scores=SCORES,
-        is_read=plane.keeper.news.as_of is not None,
+        is_read=app_state.refresher.news.as_of is not None,
     )
 
 
 def version_page(
-    plane: Plane, request: Request, ref: str, score: str = "f1", **more: Any
+    app_state: AppState, request: Request, ref: str, score: str = "f1", **more: Any
 ) -> Response:
     """Return the page of one version or member.
 
     Args:
-        plane: the control plane.
+        app_state: the parts of the control plane.
         request: what was asked.
         ref: the version or member.
         score: the score its matrix shows.
@@ -149,20 +149,20 @@ def version_page(
     """
     from manybeam.zoo.reports.cards import describe
 
-    sight = plane.shelf.look(ref)
+    cached = app_state.version_cache.look(ref)
     status = more.pop("status", 200)
     outcome = "" if more else OUTCOMES.get(request.cookies.get(OUTCOME_COOKIE, ""), "")
     tried: dict[str, Any] = {"outcome": outcome, "refused": None, "checks": (), "tests": ()}
-    described = describe(sight.record, sight.matrix)
-    return plane.pages.show(
+    described = describe(cached.record, cached.matrix)
+    return app_state.pages.show(
         request,
         "version.html",
         status=status,
-        sight=sight,
-        record=sight.record,
-        sheet=make_sheet(sight, score),
-        curve=make_curve(sight, request.query_params.get("reliability", "")),
-        described=plane.described(),
+        cached=cached,
+        record=cached.record,
+        sheet=describe_version(cached, score),
+        curve=make_curve(cached, request.query_params.get("reliability", "")),
+        described=app_state.described(),
         use=described.use,
         limits=described.limits,
         forms=FORMS,
@@ -170,28 +170,32 @@ def version_page(
     )
 
 
-def compare_page(plane: Plane, request: Request) -> Response:
+def compare_page(app_state: AppState, request: Request) -> Response:
     """Return versions or members side by side."""
     query = request.query_params
     refs, score = read_ids(query.getlist("ids")), query.get("score", "f1")
     only = query.get("only") == "differences"
-    found = make_comparison(plane.shelf, refs, score, only_differences=only) if refs else None
-    return plane.pages.show(request, "compare.html", comparison=found, only=only, ids=refs)
+    found = (
+        make_comparison(app_state.version_cache, refs, score, only_differences=only)
+        if refs
+        else None
+    )
+    return app_state.pages.show(request, "compare.html", comparison=found, only=only, ids=refs)
 
 
-def condition_page(plane: Plane, request: Request, name: str) -> Response:
+def condition_page(app_state: AppState, request: Request, name: str) -> Response:
     """Return one condition: its numbers, who is best there, who was not measured."""
-    rows = [row for row in plane.catalogue.conditions() if row.condition == name]
-    condition = plane.described().get(name)
+    rows = [row for row in app_state.catalogue.conditions() if row.condition == name]
+    condition = app_state.described().get(name)
     if not rows and condition is None:
         raise UnknownCondition(f"no condition {name!r}", "", "/conditions lists them")
     is_measured = any(row.version_count or row.member_count for row in rows)
     best = {
-        kind: plane.catalogue.best(name, kind=kind) if is_measured else ()
+        kind: app_state.catalogue.best(name, kind=kind) if is_measured else ()
         for kind in ("ensembles", "members")
     }
-    missing = plane.catalogue.coverage(Wanted(condition=name, page_size=1)).missing.get(name, 0)
-    return plane.pages.show(
+    missing = app_state.catalogue.coverage(Query(condition=name, page_size=1)).missing.get(name, 0)
+    return app_state.pages.show(
         request,
         "condition.html",
         name=name,
@@ -216,11 +220,11 @@ def _quantities(condition: Any) -> list[tuple[str, str, float, str, str]]:
     return found
 
 
-def theme_change(wanted: str, back: str) -> Response:
+def theme_change(query: str, back: str) -> Response:
     """Keep a choice of light or dark in a cookie and go back; anything else forgets the choice."""
     response = RedirectResponse(own_address(back), 303)
-    if wanted in THEMES:
-        response.set_cookie(THEME_COOKIE, wanted, max_age=YEAR_S, samesite="lax")
+    if query in THEMES:
+        response.set_cookie(THEME_COOKIE, query, max_age=YEAR_S, samesite="lax")
     else:
         response.delete_cookie(THEME_COOKIE)
     return response

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from manybeam.errors import NotFound
 from manybeam.web.colours import shade
 from manybeam.web.render import page_of
-from manybeam.web.version_cache import Sight
+from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, less_is_better, member_label
 
 # Scores that only say more about another one; they are shown with it, not chosen by themselves.
@@ -73,7 +73,7 @@ class Superseded:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class VersionPage:
     """All of a version's scores, ready to be shown.
 
     Attributes:
@@ -112,20 +112,20 @@ class Sheet:
         }
 
 
-def make_sheet(sight: Sight, key: str = "f1") -> Sheet:
+def describe_version(cached: CachedVersion, key: str = "f1") -> VersionPage:
     """Return the sheet of a version.
 
     Raises:
         NotFound: no score of that name was recorded.
     """
-    matrix = sight.matrix
+    matrix = cached.matrix
     keys = choosable(matrix.keys)
     if keys and key not in keys:
         raise NotFound(f"no score {key!r} was recorded", "", f"recorded: {', '.join(keys)}")
-    lines = tuple(_line(sight, member, key) for member in _order(sight))
-    subject = sight.record.subject
+    lines = tuple(_line(cached, member, key) for member in _order(cached))
+    subject = cached.record.subject
     spots = tuple(_spot(matrix, subject, condition) for condition in matrix.conditions)
-    return Sheet(key, keys, matrix.conditions, lines, spots, tuple(_superseded(matrix, key)))
+    return VersionPage(key, keys, matrix.conditions, lines, spots, tuple(_superseded(matrix, key)))
 
 
 def choosable(keys: Iterable[str]) -> tuple[str, ...]:
@@ -134,16 +134,16 @@ def choosable(keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda key: (key != "f1", key)))
 
 
-def _order(sight: Sight) -> tuple[int, ...]:
+def _order(cached: CachedVersion) -> tuple[int, ...]:
     """Return the rows from top to bottom; the ensemble's even if it was never measured."""
-    if sight.record.selected is not None:
-        return (sight.record.selected,)
-    classical = (CLASSICAL,) if CLASSICAL in sight.matrix.scored else ()
-    return (ENSEMBLE, *sight.matrix.members, *classical)
+    if cached.record.selected is not None:
+        return (cached.record.selected,)
+    classical = (CLASSICAL,) if CLASSICAL in cached.matrix.scored else ()
+    return (ENSEMBLE, *cached.matrix.members, *classical)
 
 
-def _line(sight: Sight, member: int, key: str) -> Line:
-    matrix = sight.matrix
+def _line(cached: CachedVersion, member: int, key: str) -> Line:
+    matrix = cached.matrix
     low, high = scale(matrix, key)
     cells = tuple(
         Cell(
@@ -151,12 +151,12 @@ def _line(sight: Sight, member: int, key: str) -> Line:
             shade(value, low, high),
             is_best=_is_best(matrix, member, condition, key),
             told=_told(matrix, member, condition, key),
-            example=_example(sight, member, condition),
+            example=_example(cached, member, condition),
         )
         for condition in matrix.conditions
     )
-    known = next((one for one in sight.record.members if one.index == member), None)
-    ref = f"{sight.record.version_ref}/{member:02d}" if known else ""
+    known = next((one for one in cached.record.members if one.index == member), None)
+    ref = f"{cached.record.version_ref}/{member:02d}" if known else ""
     seed, policy = (known.seed, known.policy) if known else (None, "")
     return Line(member_label(member), ref, seed, policy, cells, matrix.mean(member, key))
 
@@ -169,14 +169,14 @@ def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:
     return matrix.value(member, condition, key) == matrix.value(best, condition, key)
 
 
-def _example(sight: Sight, member: int, condition: str) -> str:
+def _example(cached: CachedVersion, member: int, condition: str) -> str:
     """Return the page of a frame; "" where none can be shown."""
-    score = sight.matrix.score(member, condition)
+    score = cached.matrix.score(member, condition)
     if score is None or not (score.counts or score.values.get("frames")):
         return ""
     if member == CLASSICAL and not score.detector:
         return ""
-    page = f"{page_of(sight.record.version_ref)}/example/{quote(condition)}"
+    page = f"{page_of(cached.record.version_ref)}/example/{quote(condition)}"
     return page if member == ENSEMBLE else f"{page}?member={member:02d}"
 
 

@@ -14,8 +14,8 @@ from manybeam.zoo.catalogue.rows import (
     Facet,
     Kind,
     Page,
+    Query,
     Row,
-    Wanted,
     quantity_names,
 )
 
@@ -27,8 +27,8 @@ __all__ = [
     "Facet",
     "Kind",
     "Page",
+    "Query",
     "Row",
-    "Wanted",
     "conditions_of",
     "quantity_names",
 ]

@@ -23,8 +23,8 @@ from manybeam.zoo.catalogue.rows import (
     Coverage,
     Facet,
     Page,
+    Query,
     Row,
-    Wanted,
     numbers_of,
 )
 from manybeam.zoo.catalogue.table import Measured, Table, means_of
@@ -39,37 +39,37 @@ class Answers:
     table: Table
     known: KnownConditions
 
-    def find(self, wanted: Wanted) -> Page:
+    def find(self, query: Query) -> Page:
         """Return one page of what is asked for."""
         started = time.perf_counter()
-        asked, rows = self._asked(wanted), self._rows(wanted)
-        shown = rows[(wanted.page - 1) * wanted.page_size :][: wanted.page_size]
+        asked, rows = self._asked(query), self._rows(query)
+        shown = rows[(query.page - 1) * query.page_size :][: query.page_size]
         return Page(
-            rows=tuple(self._page_rows(shown, asked, wanted.score)),
+            rows=tuple(self._page_rows(shown, asked, query.score)),
             total=len(rows),
             conditions=tuple(key.name for key in self.table.current),
             asked=tuple(key.name for key in asked),
             seconds=time.perf_counter() - started,
         )
 
-    def facets(self, wanted: Wanted) -> dict[str, list[Facet]]:
+    def facets(self, query: Query) -> dict[str, list[Facet]]:
         """Return the values of each facet, and the conditions, with counts."""
-        rows = np.flatnonzero(self.table.is_asked(self.db, wanted))
+        rows = np.flatnonzero(self.table.is_asked(self.db, query))
         taken_rp = self.table.cells_sp(self.db, TAKEN)[rows]
-        chosen = self._asked(wanted) if wanted.condition or wanted.ranges else []
+        chosen = self._asked(query) if query.condition or query.ranges else []
         conditions = [
             Facet(key.name, int((~np.isnan(taken_rp[:, key.place])).sum()), key in chosen)
             for key in self.table.current
         ]
-        return {**self.table.facet_values(self.db, wanted), "condition": conditions}
+        return {**self.table.facet_values(self.db, query), "condition": conditions}
 
-    def coverage(self, wanted: Wanted) -> Coverage:
+    def coverage(self, query: Query) -> Coverage:
         """Return which pairs were measured."""
-        asked, rows = self._asked(wanted), self._rows(wanted)
+        asked, rows = self._asked(query), self._rows(query)
         taken_sp = self.table.cells_sp(self.db, TAKEN)
         is_measured_rp = ~np.isnan(taken_sp[np.ix_(rows, _places(asked))])
-        first = (wanted.page - 1) * wanted.page_size
-        shown = slice(first, first + wanted.page_size)
+        first = (query.page - 1) * query.page_size
+        shown = slice(first, first + query.page_size)
         missing = (~is_measured_rp).sum(axis=0).tolist()
         return Coverage(
             refs=tuple(self._ref(row) for row in rows[shown].tolist()),
@@ -115,23 +115,23 @@ class Answers:
             taken=_date(np.max(taken_s[rows], initial=0.0)),
         )
 
-    def _asked(self, wanted: Wanted) -> list[Measured]:
+    def _asked(self, query: Query) -> list[Measured]:
         """Return the current conditions that the filter names; all if it names none."""
         found = list(self.table.current)
-        if wanted.condition:
-            found = [key for key in found if fnmatch.fnmatchcase(key.name, wanted.condition)]
-        for quantity, (low, high) in wanted.ranges.items():
+        if query.condition:
+            found = [key for key in found if fnmatch.fnmatchcase(key.name, query.condition)]
+        for quantity, (low, high) in query.ranges.items():
             least, most = -math.inf if low is None else low, math.inf if high is None else high
             numbers = [(key, self.known.numbers(key.digest).get(quantity)) for key in found]
             found = [key for key, x in numbers if x is not None and least <= x <= most]
         return found
 
-    def _rows(self, wanted: Wanted) -> ndarray:
+    def _rows(self, query: Query) -> ndarray:
         """Return every row that passes the filters, in the order asked for."""
-        rows = np.flatnonzero(self.table.is_asked(self.db, wanted))
-        cells_sp = self.table.cells_sp(self.db, wanted.score)
-        value_r, count_r = means_of(cells_sp[np.ix_(rows, _places(self._asked(wanted)))])
-        return self.table.ranked(rows, value_r, wanted, count_r)
+        rows = np.flatnonzero(self.table.is_asked(self.db, query))
+        cells_sp = self.table.cells_sp(self.db, query.score)
+        value_r, count_r = means_of(cells_sp[np.ix_(rows, _places(self._asked(query)))])
+        return self.table.ranked(rows, value_r, query, count_r)
 
     def _page_rows(self, rows: ndarray, asked: Sequence[Measured], score: str) -> list[Row]:
         table, places = self.table, _places(asked)

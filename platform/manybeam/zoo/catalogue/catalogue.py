@@ -40,9 +40,9 @@ from manybeam.zoo.catalogue.rows import (
     Facet,
     Kind,
     Page,
+    Query,
     Refreshed,
     Row,
-    Wanted,
 )
 from manybeam.zoo.catalogue.subjects import rows_of
 from manybeam.zoo.catalogue.table import Table
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BATCH = 100  # versions in one transaction: a first refresh of a large zoo goes on where it ended
-_ALL = Wanted()
+_ALL = Query()
 
 T = TypeVar("T")
 
@@ -128,28 +128,28 @@ class Catalogue:
         """A word that changes whenever an answer may; "" for an empty catalogue."""
         return self._read(lambda db: fact(db, "state"))
 
-    def find(self, wanted: Wanted = _ALL) -> Page:
+    def find(self, query: Query = _ALL) -> Page:
         """Return one page of the ensembles or members asked for, in the order asked for."""
-        return self._read(lambda db: self._answers(db).find(wanted))
+        return self._read(lambda db: self._answers(db).find(query))
 
-    def facets(self, wanted: Wanted = _ALL) -> dict[str, list[Facet]]:
+    def facets(self, query: Query = _ALL) -> dict[str, list[Facet]]:
         """Return what one can filter by, each value with its count under all other filters.
 
         The facets are name, status, network, recipe and policy, and condition: how many of the
         rows found were measured on each.
         """
-        return self._read(lambda db: self._answers(db).facets(wanted))
+        return self._read(lambda db: self._answers(db).facets(query))
 
     def conditions(self) -> list[ConditionRow]:
         """Return every condition measured on or known to the library, superseded ones too."""
         return self._read(lambda db: self._answers(db).conditions())
 
-    def coverage(self, wanted: Wanted = _ALL) -> Coverage:
+    def coverage(self, query: Query = _ALL) -> Coverage:
         """Return which (row, condition) pairs were measured, of the rows and conditions asked for.
 
         A version whose members were measured but not the ensemble counts as not measured there.
         """
-        return self._read(lambda db: self._answers(db).coverage(wanted))
+        return self._read(lambda db: self._answers(db).coverage(query))
 
     def best(
         self,
@@ -165,7 +165,7 @@ class Catalogue:
         Rows that were never measured there are not among them, so the list may be short.
         """
         status = tuple(one for one in STATUSES if one != "archived")
-        asked = Wanted(
+        asked = Query(
             kind=kind,
             status=status,
             condition=condition,

@@ -22,7 +22,7 @@ LARGEST_PAGE = 1000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Query:
     """What to look for in the zoo: every filter has to hold, of a filter's values any one.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from manybeam.zoo.catalogue.file import TAKEN, fact
-from manybeam.zoo.catalogue.rows import FACETS, Facet, Wanted
+from manybeam.zoo.catalogue.rows import FACETS, Facet, Query
 from manybeam.zoo.catalogue.words import query_of
 from manybeam.zoo.matrix import ENSEMBLE, less_is_better
 
@@ -34,9 +34,9 @@ class Column:
         sets = tuple(frozenset(text.split("\n")) - {""} for text in numbers)
         return cls(np.array(codes, dtype=np.intp), sets)
 
-    def has_any(self, wanted: Sequence[str]) -> ndarray:
+    def has_any(self, query: Sequence[str]) -> ndarray:
         """Tell which rows have one of the values."""
-        among = frozenset(wanted)
+        among = frozenset(query)
         allowed = np.array([not among.isdisjoint(values) for values in self.values], dtype=bool)
         return np.asarray(allowed[self.codes_s])
 
@@ -126,42 +126,42 @@ class Table:
         """Tell which rows are ensembles, or members."""
         return np.asarray((self.members_s == ENSEMBLE) == (kind == "ensembles"))
 
-    def is_asked(self, db: sqlite3.Connection, wanted: Wanted) -> ndarray:
+    def is_asked(self, db: sqlite3.Connection, query: Query) -> ndarray:
         """Tell which rows pass every filter but those on conditions."""
-        passed = [self._said(db, wanted), *self._passed(wanted).values()]
+        passed = [self._said(db, query), *self._passed(query).values()]
         return np.asarray(np.logical_and.reduce(passed))
 
-    def facet_values(self, db: sqlite3.Connection, wanted: Wanted) -> dict[str, list[Facet]]:
+    def facet_values(self, db: sqlite3.Connection, query: Query) -> dict[str, list[Facet]]:
         """Return each facet's values with counts under all other filters, commonest first."""
-        said_s, passed = self._said(db, wanted), self._passed(wanted)
+        said_s, passed = self._said(db, query), self._passed(query)
         found = {}
         for name, column in self.facets.items():
             others = [is_in_s for other, is_in_s in passed.items() if other != name]
             counts = column.counts(np.logical_and.reduce([said_s, *others]))
-            found[name] = _facet(counts, wanted.chosen(name))
+            found[name] = _facet(counts, query.chosen(name))
         return found
 
-    def ranked(self, rows: ndarray, value_s: ndarray, wanted: Wanted, count_s: ndarray) -> ndarray:
+    def ranked(self, rows: ndarray, value_s: ndarray, query: Query, count_s: ndarray) -> ndarray:
         """Return rows in the order asked for; those without a value last, equals by name."""
-        what, is_reverse = wanted.order.removeprefix("-"), wanted.order.startswith("-")
+        what, is_reverse = query.order.removeprefix("-"), query.order.startswith("-")
         if what == "name":
             return rows[::-1] if is_reverse else rows
         by = {"score": value_s, "created": self.created_s[rows], "measured": count_s}[what]
-        if what == "score" and less_is_better(wanted.score):
+        if what == "score" and less_is_better(query.score):
             is_reverse = not is_reverse
         key = -by if is_reverse else by
         return np.asarray(rows[np.lexsort((key, np.isnan(key)))])
 
-    def _said(self, db: sqlite3.Connection, wanted: Wanted) -> ndarray:
+    def _said(self, db: sqlite3.Connection, query: Query) -> ndarray:
         """Tell which rows are of the kind and hold every word asked for."""
-        is_in_s, query = self.of_kind(wanted.kind), query_of(wanted.text)
-        if not query:
+        is_in_s, words = self.of_kind(query.kind), query_of(query.text)
+        if not words:
             return is_in_s
-        found = db.execute("SELECT rowid FROM said WHERE said MATCH ?", (query,)).fetchall()
+        found = db.execute("SELECT rowid FROM said WHERE said MATCH ?", (words,)).fetchall()
         return is_in_s & np.isin(self.ids_s, np.array(found, dtype=np.int64).ravel())
 
-    def _passed(self, wanted: Wanted) -> dict[str, ndarray]:
-        chosen = {name: wanted.chosen(name) for name in self.facets}
+    def _passed(self, query: Query) -> dict[str, ndarray]:
+        chosen = {name: query.chosen(name) for name in self.facets}
         return {name: self.facets[name].has_any(some) for name, some in chosen.items() if some}
 
 

@@ -24,7 +24,7 @@ from manybeam.zoo.exchange.unpack import Limits, names_in
 from manybeam.zoo.records import Record, read_manifest
 
 if TYPE_CHECKING:
-    from manybeam.learn.analysis.calibration_set import ReferenceTable
+    from manybeam.learn.analysis.calibration_set import CalibrationSet
     from manybeam.zoo.registration import Attachment
     from manybeam.zoo.registry import Zoo
 
@@ -41,13 +41,13 @@ def table_of(zoo: "Zoo", record: Record) -> bytes | None:
         Corrupt: the table is not the one that was kept.
         NotAllowed: the settings name trusted keys, and none of them signed it.
     """
-    from manybeam.learn.analysis.calibration_set import ReferenceTable
+    from manybeam.learn.analysis.calibration_set import CalibrationSet
     from manybeam.zoo.calibration_sets import KIND
 
     content = zoo.attached(record.ref, KIND)
     if content is None:
         return None
-    table, indices = ReferenceTable.from_bytes(content), {one.index for one in record.members}
+    table, indices = CalibrationSet.from_bytes(content), {one.index for one in record.members}
     if record.selected in table.members:
         return table.only(record.selected).to_bytes()
     return content if set(table.members) == indices else None
@@ -63,7 +63,7 @@ def read_table(
         said: index of each member it was made with -> SHA-256 of its weights.
         weights: the same of the members of the package.
     """
-    from manybeam.learn.analysis.calibration_set import ReferenceTable
+    from manybeam.learn.analysis.calibration_set import CalibrationSet
     from manybeam.zoo.calibration_sets import attachment_of
 
     if dict(said) != {str(index): digest for index, digest in weights.items()}:
@@ -72,7 +72,7 @@ def read_table(
         names_in(path, _LIMITS)
         content = path.read_bytes()
         _check_arrays(content)
-        table = ReferenceTable.from_bytes(content)
+        table = CalibrationSet.from_bytes(content)
     except ManybeamError as error:
         return None, "; ".join(filter(None, (error.what, error.why)))
     if faults := list(_faults(table, set(weights))):
@@ -114,7 +114,7 @@ def _check_arrays(content: bytes) -> None:
 _HEADERS = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)
 
 
-def _faults(table: "ReferenceTable", members: set[int]) -> Iterator[str]:
+def _faults(table: "CalibrationSet", members: set[int]) -> Iterator[str]:
     """Yield what makes a table one that nothing can be learnt from."""
     from manybeam.learn.analysis.fitness import SCORES
 
@@ -143,7 +143,7 @@ def _faults(table: "ReferenceTable", members: set[int]) -> Iterator[str]:
         yield from _impossible(table)
 
 
-def _impossible(table: "ReferenceTable") -> Iterator[str]:
+def _impossible(table: "CalibrationSet") -> Iterator[str]:
     """Yield what no rehearsal gives, in a table of the right form."""
     frame_k, belief_km = table.frame_k, table.belief_km
     if frame_k.size and not (0 <= frame_k.min() <= frame_k.max() < len(table)):

@@ -32,7 +32,7 @@ class FrameSetEntry(Model):
     digest: str = Field(max_length=64)
 
 
-class RehearsalEntry(FileEntry):
+class CalibrationSetEntry(FileEntry):
     """A reference table, and the SHA-256 of the weights of each member it was made with."""
 
     weights: dict[str, str] = Field(max_length=10_000)
@@ -55,9 +55,9 @@ class Manifest(Model):
     members: tuple[MemberEntry, ...] = Field(min_length=1, max_length=10_000)
     scores: FileEntry
     inputs: tuple[FrameSetEntry, ...] = Field((), max_length=1000)
-    rehearsal: RehearsalEntry | None = None
+    rehearsal: CalibrationSetEntry | None = None
     original: FileEntry | None = None
-    seal: str = Field("", max_length=400)
+    signature: str = Field("", max_length=400)
 
     @property
     def files(self) -> list[FileEntry]:

@@ -18,16 +18,16 @@ from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.checks import check_frame_set
 from manybeam.zoo.exchange.beside import ORIGINAL_FILE, TABLE_FILE, is_signed_with, read_table
 from manybeam.zoo.exchange.documents import (
+    CalibrationSetEntry,
     Card,
     FileEntry,
     FrameSetEntry,
     Manifest,
     MemberEntry,
-    RehearsalEntry,
 )
 from manybeam.zoo.exchange.unpack import below, is_safe_path, sha256_of_file
 from manybeam.zoo.matrix import FrameSetUse, Score
-from manybeam.zoo.score_reports import read_sheet, write_sheet
+from manybeam.zoo.score_reports import read_report, write_report
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.member import Member
@@ -112,13 +112,13 @@ def write(
         failed=record.failed,
         environment=dict(getattr(record, "environment", {})),
         members=tuple(entries),
-        scores=_put(folder, "scores.json", write_sheet(rows)),
+        scores=_put(folder, "scores.json", write_report(rows)),
         inputs=tuple(FrameSetEntry(url=one.url, digest=one.digest) for one in record.inputs),
         rehearsal=_put_rehearsal(folder, record, beside),
         original=_put(folder, ORIGINAL_FILE, beside.original)
         if beside and beside.original
         else None,
-        seal=record.seal,
+        signature=record.signature,
     )
     _put(folder, MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
     return [MANIFEST_FILE, *(one.path for one in manifest.files)]
@@ -231,12 +231,14 @@ def _write_member(folder: Path, member: "Member", naming: Naming) -> MemberEntry
     )
 
 
-def _put_rehearsal(folder: Path, record: "Record", beside: Beside | None) -> RehearsalEntry | None:
+def _put_rehearsal(
+    folder: Path, record: "Record", beside: Beside | None
+) -> CalibrationSetEntry | None:
     if beside is None or beside.rehearsal is None:
         return None
     file = _put(folder, TABLE_FILE, beside.rehearsal)
     weights = {str(one.index): one.sha256 for one in record.members}
-    return RehearsalEntry(path=file.path, sha256=file.sha256, weights=weights)
+    return CalibrationSetEntry(path=file.path, sha256=file.sha256, weights=weights)
 
 
 def _put(folder: Path, name: str, content: bytes) -> FileEntry:
@@ -310,7 +312,7 @@ def _read_scores(folder: Path, manifest: Manifest, source: str) -> list[Score]:
     path = folder / manifest.scores.path
     _keep_short(path, source)
     try:
-        rows = read_sheet(path.read_bytes())
+        rows = read_report(path.read_bytes())
     except Corrupt as error:
         raise UnreadableFile(f"{source}: {error.what}", error.why, error.hint) from error
     for row in rows:
@@ -344,7 +346,7 @@ def _read_inputs(manifest: Manifest, source: str) -> tuple[FrameSetUse, ...]:
 
 def _signed(folder: Path, manifest: Manifest, source: str) -> dict[str, Any]:
     """Return whether the signature of the original is of these weights, if it names one."""
-    if not manifest.seal or manifest.original is None:
+    if not manifest.signature or manifest.original is None:
         return {}
     path = folder / manifest.original.path
     _keep_short(path, source)

@@ -26,7 +26,7 @@ PUBLIC_FILE = "manybeam-signing.pub"
 
 
 @dataclass(frozen=True)
-class Seal:
+class Signature:
     """A signature as it is kept: the id of the key and what it made of the digest.
 
     Example:
@@ -38,7 +38,7 @@ class Seal:
     signature: str
 
     @classmethod
-    def parse(cls, text: str) -> "Seal | None":
+    def parse(cls, text: str) -> "Signature | None":
         """Read what `str` of one gave; None of anything else."""
         key_id, colon, signature = text.partition(":")
         return cls(key_id, signature) if colon and key_id and signature else None
@@ -63,10 +63,10 @@ def sign(what: str, digest: str) -> str:
     path = Path(settings().signing_key)
     key = _private(path, _stamp(path))
     signature = base64.b64encode(key.sign(_message(what, digest))).decode()
-    return str(Seal(_key_id(key.public_key()), signature))
+    return str(Signature(_key_id(key.public_key()), signature))
 
 
-def check(what: str, digest: str, seal: str) -> None:
+def check(what: str, digest: str, signature: str) -> None:
     """Refuse a digest nobody we trust has signed, if the settings name whom we trust.
 
     Raises:
@@ -74,8 +74,8 @@ def check(what: str, digest: str, seal: str) -> None:
         InvalidSetting: a key cannot be read.
     """
     folder = settings().trusted_keys
-    if not may_count(what, digest, seal):
-        found = Seal.parse(seal)
+    if not may_count(what, digest, signature):
+        found = Signature.parse(signature)
         by = f"it is signed by the key {found.key_id}" if found else "it is not signed"
         raise NotAllowed(
             f"nobody who is trusted here vouches for the {what}",
@@ -84,9 +84,9 @@ def check(what: str, digest: str, seal: str) -> None:
         )
 
 
-def may_count(what: str, digest: str, seal: str) -> bool:
+def may_count(what: str, digest: str, signature: str) -> bool:
     """Tell whether a digest may be used: a trusted key signed it, or the settings name none."""
-    return not settings().trusted_keys or is_vouched_for(what, digest, seal)
+    return not settings().trusted_keys or is_vouched_for(what, digest, signature)
 
 
 def key_ids() -> tuple[str, ...]:
@@ -94,11 +94,11 @@ def key_ids() -> tuple[str, ...]:
     return tuple(sorted(_trusted()))
 
 
-def is_vouched_for(what: str, digest: str, seal: str) -> bool:
+def is_vouched_for(what: str, digest: str, signature: str) -> bool:
     """Tell whether a seal is a trusted key's, and of this digest."""
     from cryptography.exceptions import InvalidSignature
 
-    found = Seal.parse(seal)
+    found = Signature.parse(signature)
     key = _trusted().get(found.key_id) if found else None
     if found is None or key is None:
         return False

@@ -40,13 +40,15 @@ class Check:
     what: str
     sha256: str
     is_whole: bool
-    seal: str = ""
+    signature: str = ""
     told: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether the file may be used: whole, and signed if the settings ask for that."""
-        return self.is_whole and self.seal in (("", "trusted") if _asks_for_seals() else _SEALS)
+        return self.is_whole and self.signature in (
+            ("", "trusted") if _asks_for_signatures() else _SEALS
+        )
 
 
 _SEALS = ("", "trusted", "unsigned", "untrusted")
@@ -58,7 +60,7 @@ class _File:
     model_id: str
     path: str
     sha256: str
-    sealed: tuple[str, str] | None = None  # what the seal says it is of, and the seal
+    signed: tuple[str, str] | None = None  # what the seal says it is of, and the seal
 
 
 def verify(zoo: "Zoo", ref: str) -> list[Check]:
@@ -75,8 +77,8 @@ def verify(zoo: "Zoo", ref: str) -> list[Check]:
 def _files(zoo: "Zoo", ref: str) -> Iterator[_File]:
     entry, record = zoo.entry(ref), zoo.resolve(ref)
     tags = entry.tags
-    seal = (f"manifest of {record.name}", tags.get(SEAL_TAG, ""))
-    yield _File("manifest", tags[MANIFEST_TAG], MANIFEST_FILE, tags[SHA256_TAG], seal)
+    signature = (f"manifest of {record.name}", tags.get(SEAL_TAG, ""))
+    yield _File("manifest", tags[MANIFEST_TAG], MANIFEST_FILE, tags[SHA256_TAG], signature)
     for member in record.members:
         who, place = f"member {member.index:02d}", member.model_id
         yield _File(f"weights of {who}", place, WEIGHTS_FILE, member.sha256)
@@ -86,8 +88,8 @@ def _files(zoo: "Zoo", ref: str) -> Iterator[_File]:
     for key, value in sorted(tags.items()):
         if key.startswith(SCORES_TAG):
             sha256, _, made = value.partition(" ")
-            sealed = (f"scores of {record.sha256}", made)
-            yield _File("scores", key.removeprefix(SCORES_TAG), SHEET_FILE, sha256, sealed)
+            signed = (f"scores of {record.sha256}", made)
+            yield _File("scores", key.removeprefix(SCORES_TAG), SHEET_FILE, sha256, signed)
         elif key.startswith(ATTACHED_TAG):
             kind = key.removeprefix(ATTACHED_TAG)
             model_id, sha256, *rest = value.split()
@@ -95,24 +97,26 @@ def _files(zoo: "Zoo", ref: str) -> Iterator[_File]:
 
 
 def _check(zoo: "Zoo", file: _File) -> Check:
-    seal = "" if file.sealed is None else _seal(file)
+    signature = "" if file.signed is None else _signature(file)
     try:
         content = zoo.read_anew(file.model_id, file.path)
     except (Corrupt, NotAllowed) as error:
-        return Check(file.what, file.sha256, is_whole=False, seal=seal, told=error.what)
+        return Check(file.what, file.sha256, is_whole=False, signature=signature, told=error.what)
     found = sha256_of(content)
     told = "" if found == file.sha256 else f"the store holds other bytes: SHA-256 {found[:12]}..."
-    if not told and seal != "trusted" and seal and _asks_for_seals():
+    if not told and signature != "trusted" and signature and _asks_for_signatures():
         told = "nobody who is trusted here signed it"
-    return Check(file.what, file.sha256, is_whole=found == file.sha256, seal=seal, told=told)
+    return Check(
+        file.what, file.sha256, is_whole=found == file.sha256, signature=signature, told=told
+    )
 
 
-def _seal(file: _File) -> str:
-    of, made = file.sealed or ("", "")
+def _signature(file: _File) -> str:
+    of, made = file.signed or ("", "")
     if not made:
         return "unsigned"
     return "trusted" if trust.is_vouched_for(of, file.sha256, made) else "untrusted"
 
 
-def _asks_for_seals() -> bool:
+def _asks_for_signatures() -> bool:
     return bool(settings().trusted_keys)

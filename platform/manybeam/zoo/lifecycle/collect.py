@@ -16,7 +16,7 @@ from manybeam.errors import Conflict, InvalidInput, NotFound
 from manybeam.zoo.audit import AuditLog, checked_reason, checked_who
 from manybeam.zoo.claims import Standing, carry_out, look, standing
 from manybeam.zoo.lifecycle.life import SERVING, served_before
-from manybeam.zoo.lifecycle.orphans import Leftover, Leftovers
+from manybeam.zoo.lifecycle.orphans import Orphan, Orphans
 from manybeam.zoo.lineage import lineage, measured_on
 from manybeam.zoo.records import Record
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
@@ -86,17 +86,17 @@ def collect(
     found: list[Find] = []
     if archived_for is not None:
         found += _archived(zoo, now - archived_for, who, reason, remove=remove)
-    leftovers = Leftovers(zoo.tracking)
+    orphans = Orphans(zoo.tracking)
     records = zoo.ls()
     needed = {record.model_id for record in records}
     needed.update(member.model_id for record in records for member in record.members)
-    for leftover in leftovers.find():
-        if leftover.last_sign > now - grace or needed.intersection(leftover.model_ids):
+    for orphan in orphans.find():
+        if orphan.last_sign > now - grace or needed.intersection(orphan.model_ids):
             continue
         state = REMOVABLE
         if remove:
-            state = REMOVED if _remove(leftovers, leftover, AuditLog(), who, reason) else KEPT
-        found.append(_told(leftover, state))
+            state = REMOVED if _remove(orphans, orphan, AuditLog(), who, reason) else KEPT
+        found.append(_told(orphan, state))
     return found
 
 
@@ -161,7 +161,7 @@ def _in_use(seen: Standing, version: int) -> str:
 
 def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: str) -> str:
     """Remove one version as one change of its ensemble; return what kept it, "" if nothing did."""
-    leftovers = Leftovers(zoo.tracking)
+    orphans = Orphans(zoo.tracking)
     try:
         seen = standing(zoo, log, record.name)
         if why := _in_use(seen, record.version):
@@ -171,14 +171,14 @@ def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: s
             seen,
             "collect",
             record.ref,
-            lambda: leftovers.remove_version(record.name, record.version),
+            lambda: orphans.remove_version(record.name, record.version),
             who=who,
             reason=reason,
             details=_last_words(seen, record),
         )
     except Conflict as error:
         return error.what
-    _remove(leftovers, leftovers.of_run(record.name, record.run_id), log, who, reason)
+    _remove(orphans, orphans.of_run(record.name, record.run_id), log, who, reason)
     return ""
 
 
@@ -190,29 +190,29 @@ def _last_words(seen: Standing, record: Record) -> dict[str, Any]:
     return {"sha256": record.sha256, "run": record.run_id, **named}
 
 
-def _remove(leftovers: Leftovers, leftover: Leftover, log: AuditLog, who: str, reason: str) -> bool:
+def _remove(orphans: Orphans, orphan: Orphan, log: AuditLog, who: str, reason: str) -> bool:
     """Remove what a run left, and say whether it could be: it is none if it became a version."""
-    if not leftovers.close(leftover):
+    if not orphans.close(orphan):
         return False
     log.append(
         "files removed",
-        leftover.name,
+        orphan.name,
         who=who,
         reason=reason,
-        details={"run": leftover.run_id, "models": list(leftover.model_ids)},
+        details={"run": orphan.run_id, "models": list(orphan.model_ids)},
     )
-    for model_id in leftover.model_ids:
-        leftovers.remove_model(model_id)
-    logger.info("leftover removed", extra={"ensemble": leftover.name, "run": leftover.run_id})
+    for model_id in orphan.model_ids:
+        orphans.remove_model(model_id)
+    logger.info("leftover removed", extra={"ensemble": orphan.name, "run": orphan.run_id})
     return True
 
 
-def _told(leftover: Leftover, state: str) -> Find:
+def _told(orphan: Orphan, state: str) -> Find:
     return Find(
-        f"run {leftover.run_id}",
-        leftover.name,
-        len(leftover.model_ids),
-        leftover.last_sign,
+        f"run {orphan.run_id}",
+        orphan.name,
+        len(orphan.model_ids),
+        orphan.last_sign,
         state,
         "it never became a version, or the version is removed",
         is_version=False,

@@ -95,7 +95,7 @@ def _status(new: Record) -> Verdict:
 def _bytes(zoo: Zoo, new: Record) -> Verdict:
     """Read every file of a version from the store: what this machine keeps of it does not count."""
     checks = verify(zoo, new.ref)
-    bad = [f"{one.what}: {one.told or one.seal}" for one in checks if not one.passed]
+    bad = [f"{one.what}: {one.told or one.signature}" for one in checks if not one.passed]
     fine = f"{len(checks)} files are as they were registered"
     return Verdict(BYTES, passed=not bad, what=", ".join(bad) or fine)
 

@@ -135,7 +135,7 @@ def _unsettled(record: Record, to: str, error: ManybeamError) -> ManybeamError:
     what = f"{record.ref} is registered but {state}: {error.what}"
     hint = f"manybeam zoo promote {record.ref} --to {to}"
     if isinstance(error, RefusedByGate):
-        is_unsigned = bool(settings().trusted_keys) and not record.seal
+        is_unsigned = bool(settings().trusted_keys) and not record.signature
         hint = f"manybeam zoo sign {record.ref} first, then {hint}" if is_unsigned else error.hint
     return type(error)(what, error.why, hint)
 

@@ -20,7 +20,7 @@ _all_of: Callable[..., list[Any]] = get_results_from_paginated_fn
 
 
 @dataclass(frozen=True)
-class Leftover:
+class Orphan:
     """A run of ours that no version points at: a registration that was cut off, or was removed.
 
     Attributes:
@@ -36,7 +36,7 @@ class Leftover:
     model_ids: tuple[str, ...]
 
 
-class Leftovers:
+class Orphans:
     """What one MLflow holds that no version of it names.
 
     Args:
@@ -47,7 +47,7 @@ class Leftovers:
         self._tracking = tracking
 
     @speaking()
-    def find(self) -> list[Leftover]:
+    def find(self) -> list[Orphan]:
         """Return every run of ours that no version points at, and has anything left to remove.
 
         The versions are read last: what is registered while this looks is none.
@@ -69,27 +69,27 @@ class Leftovers:
         )
         registered = {one.run_id for one in versions}
         return [
-            _leftover(names[run.info.experiment_id], run, models.get(run.info.run_id, []))
+            _orphan(names[run.info.experiment_id], run, models.get(run.info.run_id, []))
             for run in runs
             if run.info.run_id not in registered
             if run.info.lifecycle_stage == "active" or run.info.run_id in models
         ]
 
     @speaking()
-    def of_run(self, name: str, run_id: str) -> Leftover:
+    def of_run(self, name: str, run_id: str) -> Orphan:
         """Return what one run of an ensemble holds."""
         run = self._tracking.client.get_run(run_id)
         models = _by_run(self._models([run.info.experiment_id], run_id))
-        return _leftover(name, run, models.get(run_id, []))
+        return _orphan(name, run, models.get(run_id, []))
 
     @speaking()
-    def close(self, leftover: Leftover) -> bool:
+    def close(self, orphan: Orphan) -> bool:
         """Close a run, so that it can become no version any more; False if it has become one.
 
         A registration ends its run before it adds the version, and MLflow lets nobody end a run
         that is deleted: so a registration that slept all this time fails, and leaves none.
         """
-        client, run_id = self._tracking.client, leftover.run_id
+        client, run_id = self._tracking.client, orphan.run_id
         if client.get_run(run_id).info.lifecycle_stage == "active":
             client.delete_run(run_id)
         if not list(client.search_model_versions(f"run_id = '{run_id}'", max_results=1)):
@@ -151,8 +151,8 @@ def _by_run(models: Iterable[LoggedModel]) -> dict[str, list[LoggedModel]]:
     return found
 
 
-def _leftover(name: str, run: Run, models: list[LoggedModel]) -> Leftover:
+def _orphan(name: str, run: Run, models: list[LoggedModel]) -> Orphan:
     moments_ms = [run.info.start_time, run.info.end_time or 0]
     moments_ms += [one.last_updated_timestamp for one in models]
     last_sign = datetime.fromtimestamp(max(moments_ms) / 1000, UTC)
-    return Leftover(name, run.info.run_id, last_sign, tuple(one.model_id for one in models))
+    return Orphan(name, run.info.run_id, last_sign, tuple(one.model_id for one in models))

@@ -229,7 +229,7 @@ def _facts(record: "Record", licence: str) -> list[tuple[str, str]]:
         ("Code", f"Manybeam {record.code_version or 'of unknown version'}"),
         ("Licence of the weights", licence or "not stated"),
         ("SHA-256 of the manifest", record.sha256),
-        ("Seal", record.seal or "none"),
+        ("Signature", record.signature or "none"),
         ("Self-test", _self_test(record)),
     ]
     if record.archived is not None:

@@ -29,7 +29,7 @@ Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
-class Mistakes:
+class ErrorOverlay:
     """Where one answer was right and wrong on one frame, (atoms, 2) y, x in pixels.
 
     Attributes:
@@ -45,7 +45,7 @@ class Mistakes:
     beside: Array
 
     @classmethod
-    def of(cls, found: Array, truth: Array, judged: "Judged") -> "Mistakes":
+    def of(cls, found: Array, truth: Array, judged: "Judged") -> "ErrorOverlay":
         """Return them of atoms judged already (`learn.scoring.scores.judge`)."""
         from manybeam.learn.scoring.matching import positions
 
@@ -78,7 +78,7 @@ def errors_figure(
         judged: what `learn.scoring.scores.judge` says of these.
         pixel_size_pm: edge of a pixel, in pm, for a bar of known length; none if unknown.
     """
-    seen = Mistakes.of(found, truth, judged)
+    seen = ErrorOverlay.of(found, truth, judged)
     least, most = PICTURE_IN
     side = float(np.clip(least * max(frame_yx.shape) / SMALL_PX, least, most))
     share = frame_yx.shape[0] / frame_yx.shape[1]
@@ -117,7 +117,7 @@ def _size_pt(
     return float(np.clip(across, 4, 16)) if across > 0 else 8.0
 
 
-def _mark(axis: "Axes", seen: Mistakes, size_pt: float) -> None:
+def _mark(axis: "Axes", seen: ErrorOverlay, size_pt: float) -> None:
     told = (
         (seen.right, RIGHT, "right"),
         (seen.missed, MISSED, "missed"),
