@@ -146,7 +146,7 @@ def test_members_are_rows_of_their_own(filled: Catalogue) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"),
+    ("query", "expected"),
     [
         pytest.param(Query(text="sheet"), {"sheet@1", "sheet@2"}, id="a name"),
         pytest.param(Query(text="she"), {"sheet@1", "sheet@2"}, id="the beginning of a name"),

@@ -134,7 +134,7 @@ def test_the_same_frames_tell_more_than_other_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trial", "told"),
+    ("test_set", "told"),
     [
         pytest.param(TestSet(seed=7), "other frames: seed 0 against 7", id="seed"),
         pytest.param(
@@ -156,7 +156,7 @@ def test_frames_of_another_seed_are_not_paired_though_each_holds_as_many_atoms(
     assert paired.high - paired.low < 0.7 * (apart.high - apart.low)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("trials", [(None, FIRST), (FIRST, None), (None, None)])
+@pytest.mark.parametrize("test_sets", [(None, FIRST), (FIRST, None), (None, None)])
 def test_scores_of_before_their_frames_were_kept_are_paired_by_their_atoms_and_say_so(
     test_sets: tuple[TestSet | None, TestSet | None],
 ) -> None:

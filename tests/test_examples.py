@@ -128,7 +128,7 @@ def test_a_frame_set_that_was_replaced_is_not_taken_for_the_one_measured(
 
 
 @pytest.mark.parametrize(
-    "trial",
+    "test_set",
     [
         {"seed": -1},
         {"seed": True},
@@ -203,7 +203,7 @@ CHANGED = {LOWDOSE: LIBRARY.conditions["graphene-60kv-nominal"]}
             id="classical, from before",
         ),
         pytest.param(
-            RECORDED, {"trial": None}, LIBRARY.conditions, "not known here", id="from before"
+            RECORDED, {"test_set": None}, LIBRARY.conditions, "not known here", id="from before"
         ),
     ],
 )

@@ -31,7 +31,7 @@ from manybeam.errors import (
     UnreadableFile,
     WriteFailed,
 )
-from manybeam.learn.analysis.frame_analysis import look
+from manybeam.learn.analysis.frame_analysis import analyse
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
@@ -633,7 +633,7 @@ def test_a_rehearsal_travels_and_teaches_the_same_elsewhere(
     assert known is not None
     assert np.array_equal(known.table.belief_km, rehearsed.table.belief_km)
     drawn = rehearsed.drawn(0)
-    seen = look(rehearsed.ensemble, drawn.frames_nyx[0], float(drawn.pixel_size_pm[0]), None)
+    seen = analyse(rehearsed.ensemble, drawn.frames_nyx[0], float(drawn.pixel_size_pm[0]), None)
     alone = [{member: 1.0} for member in known.table.members]
     assert known.forecast(seen, alone) == PerformancePredictor(rehearsed.table).forecast(
         seen, alone

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
-from manybeam.learn.analysis.frame_analysis import WINDOW_PX, FrameAnalysis, look
+from manybeam.learn.analysis.frame_analysis import WINDOW_PX, FrameAnalysis, analyse
 from manybeam.learn.scoring.scores import f1_of, judge
 from manybeam.predictor.performance import PerformancePredictor, Picked, PredictedF1, _Index
 from manybeam.spec import Library
@@ -57,7 +57,7 @@ def asked(rehearsed: Any, known: PerformancePredictor) -> Asked:
     for number in range(HELD_OUT):
         made = rehearsed.drawn(number)
         frame, size = made.frames_nyx[0], float(made.pixel_size_pm[0])
-        seen = look(rehearsed.ensemble, frame, size, GRAPHENE)
+        seen = analyse(rehearsed.ensemble, frame, size, GRAPHENE)
         found = [*seen.prediction.member_atoms, seen.prediction.atoms]
         counts = [judge(atoms, made.truth[0], size, frame.shape).counts for atoms in found]
         looks.append(seen)
@@ -72,7 +72,7 @@ def seen_as(rehearsed: Any) -> Callable[..., FrameAnalysis]:
 
     def see(frame_yx: np.ndarray, pixel_size_pm: float | None = 20.0, **more: Any) -> FrameAnalysis:
         given = {"lattice": GRAPHENE, **more}
-        return look(rehearsed.ensemble, frame_yx.astype(np.float32), pixel_size_pm, **given)
+        return analyse(rehearsed.ensemble, frame_yx.astype(np.float32), pixel_size_pm, **given)
 
     return see
 
@@ -229,7 +229,7 @@ def test_without_its_picks_a_forecaster_is_as_before(
 def test_one_member_alone_is_forecast_too(rehearsed: Any) -> None:
     made = rehearsed.drawn(0)
     frame, size = made.frames_nyx[0], float(made.pixel_size_pm[0])
-    seen = look(rehearsed.ensemble.subset([2]), frame, size, GRAPHENE)
+    seen = analyse(rehearsed.ensemble.subset([2]), frame, size, GRAPHENE)
     found = PerformancePredictor(rehearsed.table.only(2)).forecast(seen, [{2: 1.0}])[0]
     atoms = seen.prediction.member_atoms[0]
     true = f1_of(np.array([judge(atoms, made.truth[0], size, frame.shape).counts]))[0]
@@ -241,7 +241,7 @@ def test_members_looked_at_in_another_order_are_promised_the_same(
     rehearsed: Any, known: PerformancePredictor, asked: Asked
 ) -> None:
     made = rehearsed.drawn(1)
-    turned = look(
+    turned = analyse(
         rehearsed.ensemble.subset([2, 0, 1]),
         made.frames_nyx[0],
         float(made.pixel_size_pm[0]),

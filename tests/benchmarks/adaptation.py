@@ -105,11 +105,11 @@ def _picked(out: Path, repetition: int, frame_yx: Array, size: float) -> int:
     import selection
 
     from manybeam.learn.analysis.fitness import LATTICES
-    from manybeam.learn.analysis.frame_analysis import look
+    from manybeam.learn.analysis.frame_analysis import analyse
 
     ensemble = selection._ensemble(out / "selection", repetition).subset(range(10))
     known = selection._known(out / "selection", repetition, "ten")
-    seen = look(ensemble, frame_yx, size, LATTICES["graphene"])
+    seen = analyse(ensemble, frame_yx, size, LATTICES["graphene"])
     promised = known.forecast(seen, [{member: 1.0} for member in range(10)])
     return int(np.argmax([one.f1 for one in promised]))
 

@@ -119,14 +119,14 @@ def _part(work: tuple[Path, int, tuple[int, int]]) -> bytes:
 def _condition(kept: Path, repetition: int, name: str) -> dict[str, Any]:
     """Return what every way to choose came to on the frames of one condition."""
     from manybeam.learn.analysis.fitness import LATTICES
-    from manybeam.learn.analysis.frame_analysis import look
+    from manybeam.learn.analysis.frame_analysis import analyse
 
     ensemble, rows = _ensemble(kept, repetition), []
     frames = _frames(name)
     normed = _re_estimated(ensemble, frames)
     for frame in frames:
         begun = time.perf_counter()
-        seen = look(ensemble, frame.frame_yx, frame.pixel_size_pm, LATTICES["graphene"])
+        seen = analyse(ensemble, frame.frame_yx, frame.pixel_size_pm, LATTICES["graphene"])
         took = time.perf_counter() - begun
         rows.append(
             {"look_s": took, "normed": _worth(_atoms(normed, frame), frame)}

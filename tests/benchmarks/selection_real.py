@@ -80,7 +80,7 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
     from selection_table import f1
 
     from manybeam.data.frames import FrameSet
-    from manybeam.learn.analysis.frame_analysis import look
+    from manybeam.learn.analysis.frame_analysis import analyse
     from manybeam.learn.scoring.scores import judge
     from manybeam.predictor.condition_distance import Near
     from manybeam.predictor.selection import _rehearsed, _Words
@@ -92,7 +92,7 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
     for i in range(len(frames)):
         frame, truth, size = frames.frame(i), frames.truth(i), frames.pixel_size_pm(i)
         whole = ensemble.predict(frame, size)
-        seen = look(ensemble, frame, size, None)
+        seen = analyse(ensemble, frame, size, None)
         words = _Words({}, Near(np.inf), {}, known.table.structure)
         chosen = _rehearsed(seen, Matrix((), ensemble.indices), known, words, None, 0.0)
         answers = {

@@ -68,12 +68,12 @@ class Change:
             the change, in standard deviations of a single in-control frame.
     """
 
-    analyse: str
+    look: str
     scatters: float
 
     def __str__(self) -> str:
         """Return it in words."""
-        return f"{self.analyse} ({CAUSES[self.analyse]}) by {self.scatters:.1f} scatters"
+        return f"{self.look} ({CAUSES[self.look]}) by {self.scatters:.1f} scatters"
 
 
 @dataclass(frozen=True)
