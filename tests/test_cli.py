@@ -323,7 +323,7 @@ def test_an_answer_under_a_bound_tells_how_far_its_positions_hold(
     assert row["members"] == ["00", "01", "02"]
     assert row["position_90_pm"] > 0
     assert "not calibrated" not in row["why"]
-    assert (row["false_atoms"], row["is_promised"]) == (0.3, True)
+    assert (row["false_atoms"], row["is_kept"]) == (0.3, True)
     assert (row["predicted_f1"] is None) == (row["kept"] < 1)
 
 
@@ -337,11 +337,11 @@ def test_a_bound_that_cannot_be_promised_is_told_and_no_atom_left_out(
         assert main(["predict", *frame, "-e", "graphene", *more, "-o", "json"]) == 0
         shown = capsys.readouterr()
         rows.append(json.loads(shown.out)[0])
-    assert "0.0001 false atoms cannot be promised" in shown.err
+    assert "bound of 0.0001 false atoms cannot be kept" in shown.err
     assert rows[0]["atoms"] == rows[1]["atoms"]
-    assert "is_promised" not in rows[0]
-    assert rows[1]["is_promised"] is False
-    assert "0.0001 false atoms cannot be promised" in rows[1]["doubts"]
+    assert "is_kept" not in rows[0]
+    assert rows[1]["is_kept"] is False
+    assert "bound of 0.0001 false atoms cannot be kept" in rows[1]["doubts"]
 
 
 @pytest.mark.usefixtures("rehearsed_platform")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from manybeam.data.io.formats import Raw, _claim_fei
 from manybeam.data.io.measured import check_one_condition, dose_e_per_a2, settle_pixel_size
-from manybeam.data.io.reading import Record, read_frames
+from manybeam.data.io.reading import FrameFile, read_frames
 from manybeam.data.io.units import OURS, factor, measure
 from manybeam.errors import InvalidInput
 from manybeam.spec import Condition
@@ -22,13 +22,13 @@ from manybeam.spec import Condition
 IMAGE = np.random.default_rng(7).integers(0, 250, (12, 24)).astype(np.uint8)
 
 
-def with_sidecar(folder: Path, tree: Any) -> Record:
+def with_sidecar(folder: Path, tree: Any) -> FrameFile:
     np.save(folder / "a.npy", IMAGE)
     (folder / "a.json").write_text(tree if isinstance(tree, str) else json.dumps(tree))
     return read_frames(folder / "a.npy")
 
 
-def quantities(record: Record) -> dict[str, float]:
+def quantities(record: FrameFile) -> dict[str, float]:
     found = {path: value for path, value in record.condition.quantities() if value is not None}
     return {path: float(value) for path, value in found.items() if isinstance(value, float)}
 
@@ -249,7 +249,7 @@ def test_a_detector_whose_hole_is_its_rim_is_left_unknown_and_told(tmp_path):
     assert "200 is not below detector_outer_mrad 70" in record.notes[0]
 
 
-def sized(folder: Path, words: dict[str, Any], given: float | None, expected: float) -> Record:
+def sized(folder: Path, words: dict[str, Any], given: float | None, expected: float) -> FrameFile:
     with_sidecar(folder, words)
     mine = Condition.model_validate({"id": "mine", "scan": {"pixel_size_pm": expected}})
     return read_frames(folder / "a.npy", pixel_size_pm=given, condition=mine)

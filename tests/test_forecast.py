@@ -61,7 +61,7 @@ def asked(rehearsed: Any, known: PerformancePredictor) -> Asked:
         found = [*seen.prediction.member_atoms, seen.prediction.atoms]
         counts = [judge(atoms, made.truth[0], size, frame.shape).counts for atoms in found]
         looks.append(seen)
-        told.append([(f.f1, f.low, f.high) for f in known.forecast(seen, [*ALONE, ALL])])
+        told.append([(f.f1, f.low, f.high) for f in known.predict_f1(seen, [*ALONE, ALL])])
         true.append(f1_of(np.array(counts)))
     return Asked(looks, *np.moveaxis(np.array(told), 2, 0), np.array(true))
 
@@ -124,7 +124,7 @@ def test_nine_truths_in_ten_lie_within_the_interval_however_few_were_learnt_from
         rng = np.random.default_rng(seed)
         known = _Index(*drawn(count), np.arange(count))
         part_ni, f1_n = drawn(200)
-        _, low_n, high_n = known.forecast(part_ni).T
+        _, low_n, high_n = known.predict_f1(part_ni).T
         inside.append(np.mean((low_n <= f1_n) & (f1_n <= high_n)))
     assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
 
@@ -142,7 +142,7 @@ def test_members_that_were_never_wrong_are_promised_no_more_than_all(
     perfect = replace(
         rehearsed.table, count_nm3=np.ones_like(rehearsed.table.count_nm3) * (9, 0, 0)
     )
-    for one in PerformancePredictor(perfect).forecast(asked.looks[0], ALONE):
+    for one in PerformancePredictor(perfect).predict_f1(asked.looks[0], ALONE):
         assert 1 - 1e-5 < one.low <= one.f1 <= one.high <= 1
 
 
@@ -153,7 +153,7 @@ def test_no_part_of_the_index_weighs_less_than_nothing(known: PerformancePredict
 
 
 def test_every_part_is_named_where_it_applies(known: PerformancePredictor, asked: Asked) -> None:
-    parts = known.forecast(asked.looks[0], ALONE)[0].parts
+    parts = known.predict_f1(asked.looks[0], ALONE)[0].parts
     assert set(parts) == {"rehearsed", "resembled", *SCORES}
     assert np.isfinite(list(parts.values())).all()
 
@@ -164,8 +164,8 @@ def test_a_frame_without_atoms_is_promised_less_than_a_good_one(
     seen_as: Callable[..., FrameAnalysis],
     made: Callable[[], np.ndarray],
 ) -> None:
-    good = known.forecast(seen_as(clean(), 16.0), [*ALONE, ALL])
-    bad = known.forecast(seen_as(made()), [*ALONE, ALL])
+    good = known.predict_f1(seen_as(clean(), 16.0), [*ALONE, ALL])
+    bad = known.predict_f1(seen_as(made()), [*ALONE, ALL])
     for one, other in zip(bad, good, strict=True):
         assert one.f1 < other.f1 - 0.15
 
@@ -186,7 +186,7 @@ def test_frames_like_the_tables_are_near_it_and_a_photograph_is_far(
 def test_a_frame_far_from_the_table_is_told_in_a_wider_interval(
     known: PerformancePredictor, asked: Asked, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
-    far = known.forecast(seen_as(buildings()), ALONE)
+    far = known.predict_f1(seen_as(buildings()), ALONE)
     assert min(one.high - one.low for one in far) > (asked.high_nq - asked.low_nq).mean()
 
 
@@ -201,11 +201,11 @@ def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
     condition = LIBRARY.conditions["graphene-60kv-dirty"]
     made = simulate(condition, 5, seed=8, shape=(SIDE, SIDE))
     looks = [seen_as(frame, float(made.pixel_size_pm[0])) for frame in made.frames_nyx]
-    before = [known.forecast(seen, ALONE) for seen in looks]
+    before = [known.predict_f1(seen, ALONE) for seen in looks]
     best = int(np.argmax([one.f1 for one in before[0]]))
     other = (best + 1) % 3
     taught = PerformancePredictor(rehearsed.table, [picked(seen, other) for seen in looks[:4]])
-    after = [taught.forecast(seen, ALONE) for seen in looks]
+    after = [taught.predict_f1(seen, ALONE) for seen in looks]
     for was, now in zip(before, after, strict=True):
         assert gap(now, other, best) > gap(was, other, best)
     assert gap(after[0], other, best) > gap(before[0], other, best) + 0.02
@@ -223,14 +223,14 @@ def test_without_its_picks_a_forecaster_is_as_before(
     rehearsed: Any, known: PerformancePredictor, asked: Asked
 ) -> None:
     again = PerformancePredictor(rehearsed.table, [])
-    assert again.forecast(asked.looks[3], ALONE) == known.forecast(asked.looks[3], ALONE)
+    assert again.predict_f1(asked.looks[3], ALONE) == known.predict_f1(asked.looks[3], ALONE)
 
 
 def test_one_member_alone_is_forecast_too(rehearsed: Any) -> None:
     made = rehearsed.drawn(0)
     frame, size = made.frames_nyx[0], float(made.pixel_size_pm[0])
     seen = analyse(rehearsed.ensemble.subset([2]), frame, size, GRAPHENE)
-    found = PerformancePredictor(rehearsed.table.only(2)).forecast(seen, [{2: 1.0}])[0]
+    found = PerformancePredictor(rehearsed.table.only(2)).predict_f1(seen, [{2: 1.0}])[0]
     atoms = seen.prediction.member_atoms[0]
     true = f1_of(np.array([judge(atoms, made.truth[0], size, frame.shape).counts]))[0]
     assert found.f1 == pytest.approx(true, abs=0.15)
@@ -247,8 +247,8 @@ def test_members_looked_at_in_another_order_are_promised_the_same(
         float(made.pixel_size_pm[0]),
         GRAPHENE,
     )
-    ahead = known.forecast(asked.looks[1], ALONE)
-    assert [one.f1 for one in known.forecast(turned, ALONE)] == pytest.approx(
+    ahead = known.predict_f1(asked.looks[1], ALONE)
+    assert [one.f1 for one in known.predict_f1(turned, ALONE)] == pytest.approx(
         [one.f1 for one in ahead], abs=1e-6
     )
     np.testing.assert_array_equal(known.nearest(turned, 20), known.nearest(asked.looks[1], 20))
@@ -259,7 +259,7 @@ def test_a_table_of_other_members_is_refused_in_words(
 ) -> None:
     fewer = PerformancePredictor(rehearsed.table.only(1))
     for ask in (
-        lambda: fewer.forecast(asked.looks[0], ALONE),
+        lambda: fewer.predict_f1(asked.looks[0], ALONE),
         lambda: fewer.nearest(asked.looks[0], 5),
         lambda: fewer.alike(asked.looks[0], {1: 1.0}, 5),
     ):
@@ -285,9 +285,9 @@ def test_a_good_frame_has_frames_alike_on_which_the_answer_was_right(
 def test_an_unknown_pixel_size_and_a_sample_without_a_lattice_are_survived(
     known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
-    sized = known.forecast(seen_as(clean(), 16.0), ALONE)
+    sized = known.predict_f1(seen_as(clean(), 16.0), ALONE)
     for seen in (seen_as(clean(), None), seen_as(clean(), 16.0, lattice=None)):
-        told = known.forecast(seen, [*ALONE, ALL])
+        told = known.predict_f1(seen, [*ALONE, ALL])
         assert all(np.isfinite([one.f1, one.low, one.high]).all() for one in told)
         assert told[0].f1 == pytest.approx(sized[0].f1, abs=0.25)
 
@@ -296,7 +296,7 @@ def test_an_unknown_pixel_size_and_a_sample_without_a_lattice_are_survived(
 def test_a_small_frame_is_answered(
     known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis], side: int
 ) -> None:
-    told = known.forecast(seen_as(clean()[:side, :side], 16.0), [*ALONE, ALL])
+    told = known.predict_f1(seen_as(clean()[:side, :side], 16.0), [*ALONE, ALL])
     assert all(0 <= one.low <= one.f1 <= one.high <= 1 for one in told)
 
 
@@ -315,7 +315,7 @@ def test_of_a_large_frame_the_middle_is_looked_at(
     side = int(WINDOW_PX * 20 / 16)  # the members see 20 pm a pixel
     first = (1024 - side) // 2
     assert seen.window == (slice(first, first + side),) * 2
-    assert known.forecast(seen, [ALL])[0].f1 > 0.9
+    assert known.predict_f1(seen, [ALL])[0].f1 > 0.9
 
 
 def test_a_large_frame_that_is_empty_in_the_middle_is_looked_at_as_a_whole(

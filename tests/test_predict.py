@@ -13,24 +13,31 @@ import pytest
 from manybeam.errors import (
     Corrupt,
     DeadlineExceeded,
+    InvalidFrame,
     InvalidInput,
     NoCapacity,
     UnknownRef,
     ZooUnreachable,
 )
 from manybeam.learn.scoring.calibration import calibrated
-from manybeam.serve.predict import Service, Watch
-from manybeam.serve.query import Question
+from manybeam.predictor.deadline import Deadline
+from manybeam.predictor.versions import ZooVersions
+from manybeam.serve.predict import Service
+from manybeam.serve.query import RequestQuery
 from manybeam.serve.wire import Frames
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
 ONE = Frames((FRAME,))
-ALL = Question(pixel_size_pm=16.0, want=("atoms", "mean", "std", "mi", "members", "votes"))
+ALL = RequestQuery(pixel_size_pm=16.0, want=("atoms", "mean", "std", "mi", "members", "votes"))
+
+
+def serve(zoo: Any, *refs: str, **more: Any) -> Service:
+    return Service(ZooVersions(zoo, refs, **more))
 
 
 @pytest.fixture(scope="module")
 def service(tiny_zoo: Any) -> Service:
-    return Service(tiny_zoo, ["graphene"])
+    return serve(tiny_zoo, "graphene")
 
 
 def test_the_answer_is_the_ensembles_own(service: Service, tiny_zoo: Any) -> None:
@@ -47,8 +54,8 @@ def test_the_answer_is_the_ensembles_own(service: Service, tiny_zoo: Any) -> Non
 
 
 def test_only_what_is_wanted_is_sent(service: Service) -> None:
-    assert set(service.predict("graphene", ONE, Question()).arrays) == {"atoms"}
-    mean = service.predict("graphene", ONE, Question(want=("mean",))).arrays["mean"]
+    assert set(service.predict("graphene", ONE, RequestQuery()).arrays) == {"atoms"}
+    mean = service.predict("graphene", ONE, RequestQuery(want=("mean",))).arrays["mean"]
     assert (mean.dtype, mean.shape) == (np.float16, FRAME.shape)
 
 
@@ -74,15 +81,15 @@ def test_each_frame_of_a_stack_is_answered_as_if_it_came_alone(service: Service)
 def test_a_reference_says_who_answers(
     service: Service, ref: str, version: int, members: list[int]
 ) -> None:
-    meta = service.predict(ref, ONE, Question()).meta
+    meta = service.predict(ref, ONE, RequestQuery()).meta
     assert (meta["ensemble"], meta["version"], meta["members"]) == ("graphene", version, members)
 
 
 def test_auto_answers_with_the_members_that_selection_chose(service: Service) -> None:
     ranked, is_drifted = service.select(ONE, ALL)
     answer = service.predict("auto", ONE, ALL)
-    assert answer.meta["members"] == sorted(ranked["chosen"], key=ranked["chosen"].index)
-    assert answer.meta["why"] == ranked["why"]
+    assert set(answer.meta["members"]) == set(ranked["chosen"])
+    assert answer.meta["why"] == ranked["why"] == "; ".join(ranked["reasons"])
     assert answer.meta["drift"]["flag"] is is_drifted is answer.is_drifted
 
 
@@ -101,7 +108,7 @@ def test_selection_ranks_every_member_and_says_why(service: Service) -> None:
 
 
 # -- an ensemble that was rehearsed ----------------------------------------------------------------
-BOUND = Question(pixel_size_pm=16.0, false_atoms=0.3)
+BOUND = RequestQuery(pixel_size_pm=16.0, false_atoms=0.3)
 
 
 @pytest.fixture
@@ -110,7 +117,7 @@ def taught(
 ) -> Service:
     """A service of the rehearsed zoo, where nobody picked anything."""
     use_settings({"MANYBEAM_HOME": str(tmp_path / "home")})
-    return Service(rehearsed_zoo)
+    return serve(rehearsed_zoo)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +153,7 @@ def test_an_ensemble_that_was_named_answers_under_a_bound_with_all_its_members(
     assert told["atom_count"] >= 100
     assert told["position_pm"] > 0
     assert (told["threshold"] is not None) or any(
-        "cannot be promised" in reason for reason in answer.meta["degraded"]
+        "cannot be kept" in reason for reason in answer.meta["degraded"]
     )
 
 
@@ -156,44 +163,58 @@ def test_a_bound_that_cannot_be_kept_leaves_every_atom_and_says_so(
     strict = taught.predict("graphene", good, replace(BOUND, false_atoms=1e-4))
     free = taught.predict("graphene", good, replace(BOUND, false_atoms=0.0))
     assert strict.meta["calibration"]["threshold"] is None
-    assert "0.0001 false atoms cannot be promised" in strict.meta["degraded"][-1]
+    assert "0.0001 false atoms cannot be kept" in strict.meta["degraded"][-1]
     assert len(strict.arrays["atoms"]) == len(free.arrays["atoms"])
-    assert free.meta["calibration"] is None
+    assert free.meta["calibration"]["false_atoms"] == 0
 
 
-def test_under_a_bound_each_frame_of_a_stack_is_judged_by_itself(
-    taught: Service, good: Frames, rehearsed: Any
+@pytest.mark.parametrize("ref", ["graphene", "auto"])
+@pytest.mark.parametrize("false_atoms", [0.0, 0.3])
+def test_each_frame_of_a_stack_is_calibrated_and_answered_by_itself(
+    taught: Service, good: Frames, rehearsed: Any, ref: str, false_atoms: float
 ) -> None:
     hard = rehearsed.drawn(5).frames_nyx[0]
-    both = Frames((good.frames[0], hard), is_stack=True)
-    for ref in ("graphene", "auto"):
-        answer = taught.predict(ref, both, BOUND)
-        assert len(answer.meta["calibrations"]) == 2
-        assert answer.meta["calibrations"][0] != answer.meta["calibrations"][1]
-        if ref == "auto":
-            continue
-        for number, frame in enumerate(both.frames):
-            alone = taught.predict(ref, Frames((frame,)), BOUND)
-            rows = answer.arrays["atoms"][answer.arrays["atoms_frame"] == number]
-            assert np.array_equal(rows, alone.arrays["atoms"], equal_nan=True)
-            assert answer.meta["calibrations"][number] == alone.meta["calibration"]
+    both, query = (
+        Frames((good.frames[0], hard), is_stack=True),
+        replace(BOUND, false_atoms=false_atoms),
+    )
+    answer = taught.predict(ref, both, query)
+    told = answer.meta["per_frame"]
+    assert told[0]["calibration"] != told[1]["calibration"]
+    for number, frame in enumerate(both.frames):
+        alone = taught.predict(ref, Frames((frame,)), query)
+        rows = answer.arrays["atoms"][answer.arrays["atoms_frame"] == number]
+        assert np.array_equal(rows, alone.arrays["atoms"], equal_nan=True)
+        assert told[number] == {name: alone.meta[name] for name in told[number]}
 
 
-def test_what_cannot_be_promised_of_a_stack_is_told_of_each_frame(
+def test_a_bound_that_no_frame_of_a_stack_can_keep_is_reported_once(
+    taught: Service, good: Frames, rehearsed: Any
+) -> None:
+    both = Frames((good.frames[0], rehearsed.drawn(5).frames_nyx[0]), is_stack=True)
+    meta = taught.predict("graphene", both, replace(BOUND, false_atoms=1e-4)).meta
+    assert [one["calibration"]["threshold"] for one in meta["per_frame"]] == [None, None]
+    assert sum("0.0001 false atoms cannot be kept" in one for one in meta["degraded"]) == 1
+
+
+def test_a_named_ensemble_and_auto_differ_only_in_who_answers(
     taught: Service, good: Frames
 ) -> None:
-    both = Frames((good.frames[0], good.frames[0]), is_stack=True)
-    told = taught.predict("graphene", both, replace(BOUND, false_atoms=1e-4)).meta["degraded"]
-    assert [one.partition(":")[0] for one in told] == ["frame 0", "frame 1"]
+    named, auto = (taught.predict(ref, good, ALL).meta for ref in ("graphene", "auto"))
+    assert named["members"] == [0, 1, 2]
+    assert named["drift"] == auto["drift"]
+    for meta in (named, auto):
+        assert meta["calibration"]["atom_count"] >= 100
+        assert 0 <= meta["predicted_f1"]["low"] <= meta["predicted_f1"]["f1"] <= 1
+    assert named["reasons"][0] == "all members answer, as asked"
 
 
-def test_a_stack_without_a_bound_says_that_its_first_frame_spoke_for_all(
-    taught: Service, good: Frames
-) -> None:
-    both = Frames((good.frames[0], good.frames[0]), is_stack=True)
-    assert "by the first of 2 frames" in taught.predict("auto", both, ALL).meta["notes"][0]
-    assert taught.predict("auto", good, ALL).meta["notes"] == []
-    assert taught.predict("graphene", both, ALL).meta["notes"] == []
+def test_members_that_are_named_answer_alone(taught: Service, good: Frames) -> None:
+    meta = taught.predict("graphene", good, replace(ALL, members=(2, 0))).meta
+    assert sorted(meta["members"]) == [0, 2]
+    assert meta["predicted_f1"] is not None
+    with pytest.raises(UnknownRef, match="no member 07"):
+        taught.predict("graphene", good, replace(ALL, members=(7,)))
 
 
 def test_one_member_of_a_rehearsed_version_is_bounded_by_its_own_record(
@@ -206,7 +227,7 @@ def test_one_member_of_a_rehearsed_version_is_bounded_by_its_own_record(
 
 @pytest.mark.parametrize("ref", ["graphene@1", "graphene@1/00"])
 def test_a_bound_is_refused_where_nobody_rehearsed(taught: Service, good: Frames, ref: str) -> None:
-    with pytest.raises(InvalidInput, match="manybeam rehearse graphene@1"):
+    with pytest.raises(InvalidInput, match="cannot keep a bound on false atoms"):
         taught.predict(ref, good, BOUND)
 
 
@@ -218,16 +239,24 @@ def test_without_a_rehearsal_no_calibration_is_claimed(service: Service) -> None
 
 
 def test_an_answer_says_where_it_is_worth_less(service: Service) -> None:
-    degraded = service.predict("graphene", ONE, Question()).meta["degraded"]
+    degraded = service.predict("graphene", ONE, RequestQuery()).meta["degraded"]
     assert any("pixel_size_pm" in reason for reason in degraded)
     assert any("failed in training" in reason for reason in degraded)
     assert not service.predict("graphene@1", ONE, ALL).meta["degraded"]
 
 
-def test_drift_is_not_guessed_where_it_was_not_measured(service: Service) -> None:
-    answer = service.predict("graphene", ONE, Question())
+def test_a_frame_too_small_to_analyse_is_answered_without_drift_or_calibration(
+    service: Service,
+) -> None:
+    answer = service.predict("graphene", Frames((FRAME[:40, :40],)), ALL)
     assert answer.meta["drift"] == {"score": None, "flag": None}
     assert answer.is_drifted is None
+    assert answer.meta["predicted_f1"] is None
+    limit = answer.meta["degraded"][0]
+    assert "no drift, calibration or predicted F1: a frame of 40 x 40 px" in limit
+    assert len(answer.arrays["atoms"])
+    with pytest.raises(InvalidFrame, match="too small"):
+        service.predict("auto", Frames((FRAME[:40, :40],)), ALL)
 
 
 @pytest.mark.parametrize(
@@ -243,27 +272,28 @@ def test_an_unknown_reference_is_told_with_what_there_is(
     service: Service, ref: str, told: str
 ) -> None:
     with pytest.raises(UnknownRef, match=told):
-        service.predict(ref, ONE, Question())
+        service.predict(ref, ONE, RequestQuery())
 
 
 def test_a_service_does_not_start_without_the_ensembles_it_was_given(tiny_zoo: Any) -> None:
     with pytest.raises(UnknownRef):
-        Service(tiny_zoo, ["graphene", "grafene"])
+        serve(tiny_zoo, "graphene", "grafene")
 
 
 def test_auto_without_an_ensemble_served_is_no_capacity(tiny_zoo: Any) -> None:
     class Empty:
         resolve, matrix, ensemble = tiny_zoo.resolve, tiny_zoo.matrix, tiny_zoo.ensemble
+        attached = tiny_zoo.attached
 
         def listing(self) -> list[Any]:
             return []
 
-    with pytest.raises(NoCapacity, match="no ensemble is served"):
-        Service(Empty()).predict("auto", ONE, Question())  # type: ignore[arg-type]
+    with pytest.raises(NoCapacity, match="serves no ensemble"):
+        serve(Empty()).predict("auto", ONE, ALL)
 
 
 def test_without_references_auto_selects_among_all_that_serve(tiny_zoo: Any) -> None:
-    assert Service(tiny_zoo).served() == ("graphene@2",)
+    assert ZooVersions(tiny_zoo).serving() == ("graphene@2",)
 
 
 def test_a_damaged_ensemble_is_left_out_by_auto_and_named(
@@ -276,22 +306,22 @@ def test_a_damaged_ensemble_is_left_out_by_auto_and_named(
     weights = next(folder.rglob("weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     shutil.rmtree(tmp_path / "cache")
-    told = Service(embedded).predict("auto", ONE, Question(pixel_size_pm=16.0)).meta
+    told = serve(embedded).predict("auto", ONE, RequestQuery(pixel_size_pm=16.0)).meta
     assert told["ensemble"] == "good"
     assert any("bad@1 is left out: weights of member 00" in one for one in told["degraded"])
     with pytest.raises(Corrupt, match="weights of member 00"):
-        Service(embedded).predict("bad", ONE, Question())
+        serve(embedded).predict("bad", ONE, RequestQuery())
 
 
 def test_nothing_is_computed_after_the_deadline(service: Service) -> None:
     with pytest.raises(DeadlineExceeded, match="before predict"):
-        service.predict("graphene", ONE, ALL, Watch(5.0, iter([0.0, 0.0, 6.0, 6.0]).__next__))
+        service.predict("graphene", ONE, ALL, Deadline(5.0, iter([0.0, 0.0, 6.0, 6.0]).__next__))
 
 
 def test_ensembles_used_last_are_kept_and_no_more(tiny_zoo: Any) -> None:
-    service = Service(tiny_zoo, capacity=2)
+    service = serve(tiny_zoo, capacity=2)
     for ref in ("graphene@1", "graphene@2", "graphene@2/00", "graphene@2"):
-        service.predict(ref, ONE, Question())
+        service.predict(ref, ONE, RequestQuery())
     assert [row["ref"] for row in service.listing()] == ["graphene@2/00", "graphene@2"]
 
 
@@ -299,6 +329,7 @@ def test_an_alias_that_moved_is_followed_and_one_unreachable_goes_on(tiny_zoo: A
     class Zoo:
         serving, is_silent = 1, False
         matrix, ensemble, ls = tiny_zoo.matrix, tiny_zoo.ensemble, tiny_zoo.ls
+        attached = tiny_zoo.attached
 
         def resolve(self, ref: str) -> Any:
             if self.is_silent:
@@ -306,7 +337,7 @@ def test_an_alias_that_moved_is_followed_and_one_unreachable_goes_on(tiny_zoo: A
             return tiny_zoo.resolve(f"graphene@{self.serving}")
 
     zoo, now = Zoo(), [0.0]
-    service = Service(zoo, ["graphene"], clock=lambda: now[0])  # type: ignore[arg-type]
+    service = serve(zoo, "graphene", clock=lambda: now[0])
     zoo.serving = 2
     assert service.predict("graphene", ONE, ALL).meta["version"] == 1
     now[0] = 11.0
@@ -323,14 +354,15 @@ def test_threads_that_ask_at_once_load_an_ensemble_once(tiny_zoo: Any) -> None:
     class Zoo:
         loads = 0
         matrix, resolve, ls = tiny_zoo.matrix, tiny_zoo.resolve, tiny_zoo.ls
+        attached = tiny_zoo.attached
 
         def ensemble(self, ref: str) -> Any:
             self.loads += 1
             return tiny_zoo.ensemble(ref)
 
     zoo = Zoo()
-    service = Service(zoo)  # type: ignore[arg-type]
-    threads = [threading.Thread(target=service.load, args=("graphene",)) for _ in range(8)]
+    versions = ZooVersions(zoo)  # type: ignore[arg-type]
+    threads = [threading.Thread(target=versions.load, args=("graphene",)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -3,11 +3,13 @@
 import pytest
 
 from manybeam.errors import InvalidInput
-from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, Question, read_query
+from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, read_query
 
 
 def test_an_empty_query_asks_for_atoms_and_waits() -> None:
-    assert read_query([], PREDICT_NAMES) == Question(None, ("atoms",), None, "", "", 0.0, "auto")
+    assert read_query([], PREDICT_NAMES) == RequestQuery(
+        None, ("atoms",), None, "", "", 0.0, "auto"
+    )
 
 
 def test_every_name_is_read_with_its_unit() -> None:
@@ -20,7 +22,7 @@ def test_every_name_is_read_with_its_unit() -> None:
         ("false_atoms", "0.05"),
     ]
     question = read_query(pairs, PREDICT_NAMES)
-    assert question == Question(7.8, ("std", "mi", "atoms"), 80, "STEM-1", "scan_0142/17", 0.05)
+    assert question == RequestQuery(7.8, ("std", "mi", "atoms"), 80, "STEM-1", "scan_0142/17", 0.05)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import urllib3
 import uvicorn
 
 from manybeam.errors import MemberDiverged
+from manybeam.predictor.versions import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import Limits, api
@@ -53,7 +54,7 @@ def running(service: Service, limits: Limits) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def url(tiny_zoo: Any) -> Iterator[str]:
     limits = Limits(max_frame_px=100_000)
-    with running(Service(tiny_zoo, ["graphene"]), limits) as address:
+    with running(Service(ZooVersions(tiny_zoo, ["graphene"])), limits) as address:
         yield address
 
 
@@ -229,6 +230,7 @@ class Slow:
     def __init__(self, zoo: Any) -> None:
         self.zoo, self.go = zoo, threading.Event()
         self.matrix, self.ls, self.ensemble = zoo.matrix, zoo.ls, zoo.ensemble
+        self.attached = zoo.attached
 
     def resolve(self, ref: str) -> Any:
         self.go.wait(30)
@@ -243,7 +245,7 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(tiny_zo
     slow = Slow(tiny_zoo)
     limits = Limits(threads=1, waiting=2)
     with (
-        running(Service(slow), limits) as address,  # type: ignore[arg-type]
+        running(Service(ZooVersions(slow)), limits) as address,  # type: ignore[arg-type]
         urllib3.PoolManager(retries=False, maxsize=4) as pool,
     ):
         target, found = f"{address}/v1/predict/graphene", []
@@ -273,7 +275,7 @@ def test_a_fault_of_ours_is_told_without_its_inside_and_harms_no_one_else(
     slow = Slow(tiny_zoo)
     slow.go.set()
     with (
-        running(Service(slow), Limits()) as address,  # type: ignore[arg-type]
+        running(Service(ZooVersions(slow)), Limits()) as address,  # type: ignore[arg-type]
         urllib3.PoolManager(retries=False) as pool,
     ):
         answer = pool.request("POST", f"{address}/v1/predict/{ref}", body=GOOD, headers=NPY)

@@ -11,14 +11,18 @@ import typer
 
 from manybeam.cli.watch import watch
 from manybeam.data.frames import FrameSet
+from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import Simulated, simulate
 from manybeam.data.tiles import Tiles
 from manybeam.errors import InvalidInput, OutOfDistribution, exit_code
 from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.training.member import train_member
+from manybeam.predictor import watch as advice
 from manybeam.predictor.drift import DriftWatch
-from manybeam.predictor.watch import known_frames, propose, wandering
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.versions import LoadedVersion, OneVersion
+from manybeam.predictor.watch import known_frames, wandering
 from manybeam.spec import Condition, Library, MemberPlan, Policy, Recipe
 from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score
 from manybeam.zoo.records import Record
@@ -109,21 +113,29 @@ def made(condition: Condition, count: int = 4, seed: int = 600) -> Simulated:
     return simulate(condition, count, seed=seed, shape=(96, 96))
 
 
-def test_serving_members_that_promise_well_go_on(record, ensemble, library):
+def propose(record, matrix, ensemble, frames_nyx, size_pm, *, library, **more: Any):
+    """Return the advice on frames that one version, made of these parts, answers."""
+    version = LoadedVersion(ensemble, matrix, None, record)
+    predictor = Predictor(OneVersion(version), library)
+    frames = [Frame(one, size_pm) for one in frames_nyx]
+    return advice.propose(predictor, record.ref, frames, library=library, **more)
+
+
+def test_serving_members_with_a_good_predicted_f1_go_on(record, ensemble, library):
     found = propose(record, BOTH, ensemble, made(NOMINAL).frames_nyx, 20.0,
                     serving=[0], library=library)  # fmt: skip
     assert found.action == "go on"
     assert found.members == (0,)
-    assert found.promise > 0.8
+    assert found.predicted_f1 > 0.8
     assert found.command == ""
 
 
-def test_members_that_promise_more_beyond_their_interval_are_switched_to(record, ensemble, library):
+def test_members_that_are_better_beyond_their_interval_are_switched_to(record, ensemble, library):
     found = propose(record, BOTH, ensemble, made(DIRTY).frames_nyx, 20.0,
                     serving=[0], library=library)  # fmt: skip
     assert found.action == "switch members"
     assert found.members == (1,)
-    assert "01 (dirt) promise" in found.why
+    assert "that of 01 (dirt) is" in found.why
 
 
 def adapting(record, ensemble, library, **more: Any):
@@ -134,7 +146,7 @@ def adapting(record, ensemble, library, **more: Any):
                    serving=[0], library=library, draws=96, **more)  # fmt: skip
 
 
-def test_where_nobody_promises_much_but_a_policy_makes_such_frames_it_is_to_adapt(
+def test_where_no_predicted_f1_is_good_but_a_policy_makes_such_frames_it_is_to_adapt(
     record, ensemble, library
 ):
     found = adapting(record, ensemble, library, frames_url="frames/drifted")

@@ -3,8 +3,7 @@
 import html
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from manybeam.data.notebook import table_html
-from manybeam.errors import UnknownRef, Unreachable
+from manybeam.errors import Unreachable
 from manybeam.settings import settings
 from manybeam.zoo.matrix import Matrix, less_is_better, member_label
 from manybeam.zoo.registry import Zoo
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from manybeam.data.frames import FrameSet
-    from manybeam.learn.nets.ensemble import Ensemble, Prediction
+    from manybeam.learn.nets.ensemble import Ensemble
+    from manybeam.predictor.answer import Answer
+    from manybeam.predictor.predictor import Predictor
     from manybeam.spec import Condition, Policy
     from manybeam.zoo.catalogue import Row
     from manybeam.zoo.compare import Difference
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 60
-HELD_ENSEMBLES = 4  # networks kept ready between two calls of `predict`
 ORDERS = ("name", "created", "measured")
 
 
@@ -115,16 +115,23 @@ class Version:
         return self.zoo.matrix(self.ref)
 
     def ensemble(self) -> "Ensemble":
-        """Return it ready to predict; the networks of the last few are kept in memory.
+        """Return its members ready to answer; the networks of the last few stay in memory.
 
         Raises:
             Corrupt: weights are not those that were registered.
         """
-        return _READY.get(self.record, lambda: self.zoo.ensemble(self.ref))
+        return _predictor(self.zoo).versions.get(self.ref).ensemble
 
-    def predict(self, frame_yx: "ndarray", *, pixel_size_pm: float | None) -> "Prediction":
-        """Return what it says about one frame; see `learn.nets.ensemble.Ensemble.predict`."""
-        return self.ensemble().predict(frame_yx, pixel_size_pm)
+    def predict(
+        self,
+        frame_yx: "ndarray",
+        *,
+        pixel_size_pm: float | None,
+        condition: str = "",
+        false_atoms: float = 0.0,
+    ) -> "Answer":
+        """Return the answer of its members about one frame; see `predict`."""
+        return _answer(self.zoo, self.ref, frame_yx, pixel_size_pm, condition, false_atoms)
 
     def compare(self, other: str, *, key: str = "f1") -> "list[Difference]":
         """Return where another version is better or worse than this; see `zoo.compare`."""
@@ -241,50 +248,69 @@ def simulate(
     return simulate_into(str(out), imaging, count, seed=seed, overwrite=overwrite)
 
 
-def predict(frame_yx: "ndarray", ref: str, *, pixel_size_pm: float | None) -> "Prediction":
-    """Return what an ensemble of the zoo says about one frame: atoms, mean, spread.
+def predict(
+    frame_yx: "ndarray",
+    ref: str = "auto",
+    *,
+    pixel_size_pm: float | None,
+    condition: str = "",
+    false_atoms: float = 0.0,
+) -> "Answer":
+    """Return the answer to a frame: atoms, mean, spread, predicted F1, and why.
 
-    All members answer; `manybeam select` and the service choose among them. The networks of the
-    last few references stay in memory.
+    It is the answer that the command line and the service give. The networks of the last few
+    references stay in memory.
 
     Args:
         frame_yx: one frame of any size and real dtype.
-        ref: `graphene`, `graphene@candidate`, `graphene@3` or `graphene@3/07`.
+        ref: `graphene`, `graphene@candidate`, `graphene@3` or `graphene@3/07`, whose members
+            answer together; or `auto`: then selection decides who answers.
         pixel_size_pm: edge of a pixel, in pm; None if it is unknown, see `Ensemble.predict`.
+        condition: id of a condition of the facility: what is known of the recording.
+        false_atoms: bound on the share of false atoms, 0 to 1; 0 for none.
 
     Raises:
-        UnknownRef: nothing is called that.
+        UnknownRef: nothing has this name.
+        UnknownCondition: no condition has this id.
         InvalidFrame: the array is not a frame.
+        InvalidInput: a bound, and the version was never calibrated.
         ZooUnreachable: the zoo does not answer.
     """
-    if ref == "auto":
-        raise UnknownRef(
-            "'auto' is no ensemble",
-            "the service and the command line select members; here you name them",
-            "manybeam select FILE tells which suit, manybeam.zoo().find(...) which there are",
-        )
-    return OpenZoo()[ref].predict(frame_yx, pixel_size_pm=pixel_size_pm)
+    return _answer(OpenZoo(), ref, frame_yx, pixel_size_pm, condition, false_atoms)
 
 
-class _Ready:
-    """The ensembles used last, by the digest of their manifest: no alias can mean another."""
+def _answer(
+    zoo: Zoo,
+    ref: str,
+    frame_yx: "ndarray",
+    pixel_size_pm: float | None,
+    condition: str = "",
+    false_atoms: float = 0.0,
+) -> "Answer":
+    from manybeam.data.io.frame import frame_of
+    from manybeam.predictor.question import Question
+    from manybeam.spec.facility import facility_library
 
-    def __init__(self) -> None:
-        self._held: OrderedDict[tuple[str, int | None], Ensemble] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, record: "Record", load: "Callable[[], Ensemble]") -> "Ensemble":
-        """Return the ensemble of a record, loading it if it is not among the last few."""
-        key = (record.sha256, record.selected)
-        with self._lock:
-            found = self._held.pop(key, None) or load()
-            self._held[key] = found
-            while len(self._held) > HELD_ENSEMBLES:
-                self._held.popitem(last=False)
-        return found
+    known = facility_library().condition(condition) if condition else None
+    frame = frame_of(frame_yx, pixel_size_pm, known)
+    return _predictor(zoo).answer(frame, Question(ref, false_atoms=false_atoms))
 
 
-_READY = _Ready()
+def _predictor(zoo: Zoo) -> "Predictor":
+    """Return the predictor of one zoo, kept between two calls: it holds the networks."""
+    from manybeam.predictor.predictor import Predictor
+    from manybeam.predictor.versions import ZooVersions
+
+    key = (zoo.address, str(settings().home))
+    with _LOCK:
+        if key not in _PREDICTORS:
+            # An alias is asked for anew each time: a notebook sees at once what was promoted.
+            _PREDICTORS[key] = Predictor(ZooVersions(zoo, fresh_s=0.0))
+        return _PREDICTORS[key]
+
+
+_PREDICTORS: "dict[tuple[str, str], Predictor]" = {}
+_LOCK = threading.Lock()
 
 
 def _ordered(order: str) -> tuple[str, str]:

@@ -110,7 +110,7 @@ def _picked(out: Path, repetition: int, frame_yx: Array, size: float) -> int:
     ensemble = selection._ensemble(out / "selection", repetition).subset(range(10))
     known = selection._known(out / "selection", repetition, "ten")
     seen = analyse(ensemble, frame_yx, size, LATTICES["graphene"])
-    promised = known.forecast(seen, [{member: 1.0} for member in range(10)])
+    promised = known.predict_f1(seen, [{member: 1.0} for member in range(10)])
     return int(np.argmax([one.f1 for one in promised]))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manybeam.data.io.reading import Frame, read_frames, read_truth_csv
+from manybeam.data.io.reading import Pixels, read_frames, read_truth_csv
 from manybeam.errors import InvalidFrame, ManybeamError, UnreadableFile
 from manybeam.learn.analysis.pixel_size import cell_of, infer_pixel_size
 
@@ -73,7 +73,7 @@ VENDOR = [
 NAMES = [row[0] for row in VENDOR]
 
 
-def frame_or_refusal(path: Path) -> Frame | ManybeamError:
+def frame_or_refusal(path: Path) -> Pixels | ManybeamError:
     try:
         return read_frames(path).frame
     except ManybeamError as error:

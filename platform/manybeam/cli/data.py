@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from manybeam.data.frames import FrameSet
-    from manybeam.data.io.reading import Record
+    from manybeam.data.io.reading import FrameFile
     from manybeam.spec import Condition, Policy
     from manybeam.spec.imaging import Imaging
 
@@ -254,11 +254,11 @@ def _warn(imaging: "Imaging") -> None:
         say(f"warning: {sentence}")
 
 
-def _conditions(records: "Sequence[Record]") -> "dict[str, Imaging]":
+def _conditions(records: "Sequence[FrameFile]") -> "dict[str, Imaging]":
     return {str(one.source): one.condition for one in records}
 
 
-def _stated(records: "Sequence[Record]") -> dict[str, float]:
+def _stated(records: "Sequence[FrameFile]") -> dict[str, float]:
     """Return every quantity that the files state, by its dotted path; they must not differ."""
     from manybeam.data.io.measured import check_one_condition
 
@@ -267,7 +267,7 @@ def _stated(records: "Sequence[Record]") -> dict[str, float]:
     return {path: value for path, value in every if isinstance(value, float)}
 
 
-def _alike(records: "Sequence[Record]") -> "tuple[Array, float | None]":
+def _alike(records: "Sequence[FrameFile]") -> "tuple[Array, float | None]":
     """Return the frames of all files as one stack, and their pixel size if the files tell one."""
     import numpy as np
 
@@ -282,7 +282,7 @@ def _alike(records: "Sequence[Record]") -> "tuple[Array, float | None]":
     return np.concatenate(stacks), sizes.pop()
 
 
-def _file_facts(record: "Record") -> dict[str, object]:
+def _file_facts(record: "FrameFile") -> dict[str, object]:
     return {
         "file": str(record.source),
         "shape": "x".join(map(str, record.frame.shape)),
@@ -306,12 +306,12 @@ def _facts(frames: "FrameSet") -> dict[str, object]:
 
 def _read_all(
     files: Sequence[Path], pixel_size_pm: float | None, condition: "Condition | None"
-) -> "list[Record]":
+) -> "list[FrameFile]":
     """Read every file, or tell every file that cannot be used."""
     from manybeam.data.io.reading import read_frames
     from manybeam.errors import ManybeamError
 
-    records: list[Record] = []
+    records: list[FrameFile] = []
     faults: list[ManybeamError] = []
     for path in files:
         try:
@@ -351,7 +351,7 @@ def _truths(files: Sequence[Path]) -> "list[Array]":
 
 
 def _stacked(
-    records: "Sequence[Record]", truths: "list[Array] | None"
+    records: "Sequence[FrameFile]", truths: "list[Array] | None"
 ) -> "tuple[Array, list[Array] | None, Array]":
     """Return (frames, truths, pixel sizes) for one append; all frames must have one shape."""
     import numpy as np

@@ -1,12 +1,12 @@
 """`manybeam predict` and `manybeam select`: atoms in files, and which members suit a frame.
 
-Both work in this process on the zoo's weights. The service answers over HTTP; it calibrates what
-`auto` answers and what a bound is asked for, here every answer of a rehearsed ensemble is.
+Both work in this process on the zoo's weights and ask `predictor.predictor.Predictor`, as the
+service does: the answers are the same.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,48 +14,37 @@ from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.sizing import check_sized, sized
 from manybeam.cli.terminal.targets import check_target
 from manybeam.data.disk import write_files
-from manybeam.errors import (
-    Corrupt,
-    InvalidInput,
-    ManybeamError,
-    NotFound,
-    OutOfDistribution,
-)
+from manybeam.errors import InvalidInput, ManybeamError, OutOfDistribution
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from manybeam.data.io.reading import Record as Frames
-    from manybeam.learn.nets.ensemble import Ensemble, Prediction
-    from manybeam.predictor.performance import PerformancePredictor
+    from manybeam.data.io.frame import Frame
+    from manybeam.predictor.answer import Answer
+    from manybeam.predictor.predictor import Predictor
+    from manybeam.predictor.question import Question
     from manybeam.predictor.selection import Selection
     from manybeam.predictor.transferred_calibration import TransferredCalibration
-    from manybeam.zoo.matrix import Matrix
     from manybeam.zoo.records import Record
 
-AUTO = "auto"
 TABLE_COLUMNS = ("member", "chosen", "predicted_f1", "low", "high", "why")
 ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
 FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
     float | None, typer.Option(min=0.01, help="Edge of a pixel, where the file lacks it [pm].")
 ]
-
-
-class _Loaded(NamedTuple):
-    """One version that may answer."""
-
-    record: "Record"
-    ensemble: "Ensemble"
-    matrix: "Matrix"
-    known: "PerformancePredictor | None"
+ConditionOption = Annotated[
+    str, typer.Option(help="Id of the condition that the frames were recorded under.")
+]
 
 
 def predict(
     files: FilesArgument,
     *,
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF, or auto.")] = "auto",
+    members: Annotated[str, typer.Option(help="Only these members of REF: 00,02.")] = "",
     pixel_size_pm: PixelOption = None,
+    condition: ConditionOption = "",
     atoms: Annotated[Path | None, typer.Option(help="CSV file of all atoms.")] = None,
     zarr: Annotated[str, typer.Option(help="Zarr group of frames, maps and atoms.")] = "",
     png: Annotated[Path | None, typer.Option(help="Folder of pictures to look at.")] = None,
@@ -63,7 +52,7 @@ def predict(
         float, typer.Option(min=0, max=0.99, help="Largest share of false atoms; 0 for no bound.")
     ] = 0.0,
     fail_on_drift: Annotated[
-        bool, typer.Option("--fail-on-drift", help="Exit 7 if no member fits a frame.")
+        bool, typer.Option("--fail-on-drift", help="Exit 7 if a frame is out of distribution.")
     ] = False,
     form: FormOption = Form.auto,
 ) -> None:
@@ -71,17 +60,20 @@ def predict(
 
     Example: manybeam predict scan_0142.dm4 -e graphene --atoms atoms.csv --png pictures
     """
+    from manybeam.predictor.question import Question
+
     _check_targets(atoms, zarr)
-    found = _answers(files, ensemble, pixel_size_pm, false_atoms)
-    answers = [_lean(answer) for answer in found]
-    drifted = [a["file"] for a in answers if a["selection"].verdict != "ok"]
+    question = Question(ensemble, read_members("--members", members), false_atoms)
+    frames = _frames(files, pixel_size_pm, condition)
+    answers = [_lean(answer) for answer in _answers(frames, question)]
+    drifted = [one.frame.origin for one in answers if one.is_drifted]
     _write_atoms(atoms, answers)
     _write_pictures(png, answers)
     _write_zarr(zarr, answers)
     emit([_summary(answer) for answer in answers], form, title="Predictions")
     if drifted and fail_on_drift:
         raise OutOfDistribution(
-            f"no member of {ensemble} fits {', '.join(map(str, drifted))}",
+            f"no member of {ensemble} fits {', '.join(drifted)}",
             "",
             f"manybeam select {drifted[0]} shows the members and why",
         )
@@ -92,6 +84,7 @@ def select(
     *,
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF, or auto.")] = "auto",
     pixel_size_pm: PixelOption = None,
+    condition: ConditionOption = "",
     show: Annotated[bool, typer.Option("--show", help="Draw the members side by side.")] = False,
     png: Annotated[
         Path | None, typer.Option(help="Where to, in place of FILE-members.png; implies --show.")
@@ -105,12 +98,12 @@ def select(
 ) -> None:
     """Rank the members that suit this frame, with predicted F1, its interval and the reason.
 
-    With --show you see what each member found and what it misses; with --pick your own choice is
-    kept with who, when, frame and condition, for the combined model to learn from.
+    With --show you see what each member found and what it misses. With --pick your own choice is
+    kept as a preference, with who, when, frame and condition. Selection learns from it.
 
     Example: manybeam select scan_0142.dm4 -e graphene --show
     """
-    from manybeam.cli.preferences import draw, keep, list_picks, picture_path, read_members, undo
+    from manybeam.cli.preferences import list_picks, picture_path, undo
 
     if retract:
         undo(retract, who)
@@ -122,25 +115,48 @@ def select(
                 "no frame to select for", "", "manybeam select FILE, or manybeam select --picks"
             )
         return
-    picked, path = read_members(pick), picture_path(file, png)
-    answer = next(_answers([file], ensemble, pixel_size_pm))
-    selection: Selection = answer["selection"]
-    if answer["frame_count"] > 1:
-        say(f"{file.name}: the first of {answer['frame_count']} frames; predict judges each")
-    say(f"{selection.verdict}: {selection.why}")
+    picked, path = read_members("--pick", pick), picture_path(file, png)
+    frames = _frames([file], pixel_size_pm, condition)
+    if len(frames) > 1:
+        say(f"{file.name}: the first of {len(frames)} frames; predict answers for each")
+    rows, verdict = _ranked(frames[0], ensemble, picked, who, note, path if show or png else None)
+    emit(rows, form, title=f"{file.name}: {verdict}", columns=TABLE_COLUMNS)
+
+
+def _ranked(
+    frame: "Frame",
+    ref: str,
+    picked: Sequence[int],
+    who: str | None,
+    note: str,
+    picture: Path | None,
+) -> tuple[list[dict[str, Any]], str]:
+    """Return a row for each member and the verdict; keep the pick and draw, if asked to."""
+    from manybeam.cli.preferences import draw, keep
+    from manybeam.learn.analysis.frame_analysis import check_size
+    from manybeam.predictor.question import Question
+
+    check_size(frame.pixels_yx)
+    best = _predictor().rank(frame, Question(ref))[0]
+    selection, record = best.selection, best.version.record
+    assert selection is not None and record is not None  # noqa: S101, PT018 - large enough, of a zoo
+    for note_ in best.notes:
+        say(note_)
+    say(f"{selection.verdict}:")
+    for reason in selection.reasons:
+        say(f" - {reason}")
     for one in selection.answerers:
-        say(f"   {one.name}: F1 {one.predicted_f1:.3f} ({one.low:.3f} to {one.high:.3f})")
+        say(f"   {one.name}: predicted F1 {one.predicted_f1:.3f} ({one.low:.3f} to {one.high:.3f})")
     if picked:
-        keep(answer, picked, who, note)
-    if show or png is not None:
-        draw(answer, path, picked)
-    rows, title = _candidate_rows(answer, picked), f"{file.name}: {selection.verdict}"
-    emit(rows, form, title=title, columns=TABLE_COLUMNS)
+        keep(frame, best, picked, who, note)
+    if picture is not None:
+        draw(frame, best, picture, picked)
+    return _candidate_rows(record, selection, picked), selection.verdict
 
 
-def _candidate_rows(answer: dict[str, Any], picked: Sequence[int]) -> list[dict[str, Any]]:
-    selection: Selection = answer["selection"]
-    record: Record = answer["record"]
+def _candidate_rows(
+    record: "Record", selection: "Selection", picked: Sequence[int]
+) -> list[dict[str, Any]]:
     rows = [
         {
             "member": f"{record.version_ref}/{candidate.member:02d}",
@@ -158,146 +174,97 @@ def _candidate_rows(answer: dict[str, Any], picked: Sequence[int]) -> list[dict[
     return [{**row, **mark} for row, mark in zip(rows, marks, strict=True)]
 
 
-def _answers(
-    files: Sequence[Path], ref: str, pixel_size_pm: float | None, false_atoms: float = 0.0
-) -> Iterator[dict[str, Any]]:
-    """Yield one answer a frame, reading every file before the first network runs."""
+def read_members(option: str, text: str) -> tuple[int, ...]:
+    """Return the member indices of words such as `03,05`; of none, none.
+
+    Raises:
+        InvalidInput: something between the commas is no index.
+    """
+    words = [word.strip() for word in text.split(",")] if text else []
+    strange = [word for word in words if not (word.isascii() and word.isdigit())]
+    if strange:
+        raise InvalidInput(
+            f"{option} {text}: {strange[0]!r} is no member", "indices with commas, as 03,05", ""
+        )
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def _frames(files: Sequence[Path], pixel_size_pm: float | None, condition: str) -> "list[Frame]":
+    """Return the frames of all files, every one read before the first network runs."""
+    from dataclasses import replace
+
+    from manybeam.data.io.frame import frames_of
     from manybeam.data.io.reading import read_frames
+    from manybeam.spec.facility import facility_library
 
-    frames = [sized(read_frames(path, pixel_size_pm=pixel_size_pm)) for path in files]
-    for read in frames:
-        for note in read.notes:
-            say(f"{read.source.name}: {note}")
-    check_sized(frames)
-    candidates = _ensembles(ref)
-    for read in frames:
-        stack = read.frame if read.frame.ndim == 3 else read.frame[None]
-        for index, frame in enumerate(stack):
-            try:
-                answer = _best_answer(candidates, read, frame, index, ref, false_atoms)
-                yield {**answer, "frame_count": len(stack)}
-            except ManybeamError as error:
-                named = f"{read.source.name}: {error.what}"
-                raise type(error)(named, error.why, error.hint) from error
+    stated = facility_library().condition(condition) if condition else None
+    read = [
+        sized(read_frames(path, pixel_size_pm=pixel_size_pm, condition=stated)) for path in files
+    ]
+    for one in read:
+        for note in one.notes:
+            say(f"{one.source.name}: {note}")
+    check_sized(read)
+    return [replace(frame, origin=str(one.source)) for one in read for frame in frames_of(one)]
 
 
-def _ensembles(ref: str) -> "list[_Loaded]":
-    """Return one ensemble, or for `auto` every one that serves and is not damaged."""
-    from manybeam.predictor.learned import performance_predictor
+def _answers(frames: "Sequence[Frame]", question: "Question") -> "Iterator[Answer]":
+    """Yield one answer a frame; an error names the file it is about."""
+    predictor = _predictor()
+    for frame in frames:
+        name = Path(frame.origin).name
+        try:
+            answer = predictor.answer(frame, question)
+        except ManybeamError as error:
+            raise type(error)(f"{name}: {error.what}", error.why, error.hint) from error
+        for note in answer.notes:
+            say(f"{name}: {note}")
+        yield answer
+
+
+def _predictor() -> "Predictor":
+    from manybeam.predictor.predictor import Predictor
     from manybeam.zoo.registry import Zoo
 
-    zoo = Zoo()
-    if ref == AUTO:
-        records = [zoo.record(one) for one in zoo.listing() if "serving" in one.aliases]
-    else:
-        records = [zoo.resolve(ref)]
-    if not records:
-        raise NotFound("the zoo serves no ensemble yet", "", "manybeam train jobs/quickstart.yaml")
-    loaded, damaged = [], []
-    for one in records:
-        try:
-            ensemble = zoo.ensemble(one.ref)
-        except Corrupt as error:
-            say(f"{one.ref} is left out: {error.what}")
-            damaged.append(error)
-            continue
-        loaded.append(
-            _Loaded(one, ensemble, zoo.matrix(one.ref), performance_predictor(zoo, one.ref))
-        )
-    if not loaded:
-        raise damaged[0]
-    return loaded
+    return Predictor.of_zoo(Zoo())
 
 
-def _best_answer(
-    candidates: "list[_Loaded]",
-    read: "Frames",
-    frame: "np.ndarray[Any, Any]",
-    index: int,
-    ref: str,
-    false_atoms: float,
-) -> dict[str, Any]:
-    """Answer with each ensemble and return the answer that stands best, `Selection.standing`.
-
-    An ensemble named by the caller answers with all its members; `auto` with those selected.
-    """
-    from manybeam.predictor.selection import select as rank
-
-    size, answers = read.pixel_size_pm, []
-    if false_atoms and any(one.known for one in candidates):  # the others can promise no bound
-        candidates = [one for one in candidates if one.known]
-    for one in candidates:
-        even = dict.fromkeys(one.ensemble.indices, 1.0)
-        selection = rank(
-            one.record,
-            one.matrix,
-            one.ensemble,
-            frame,
-            size,
-            read.condition,
-            known=one.known,
-            answering=None if ref == AUTO else even,
-            false_atoms=false_atoms,
-        )
-        answers.append((selection, one, None if ref == AUTO else even))
-    selection, best, weights = max(answers, key=lambda one: one[0].standing)
-    whole = best.ensemble.predict(frame, size)
-    for note in selection.transferred.notes if selection.transferred and false_atoms else ():
-        say(f"{read.source.name}: {note}")
-    return {
-        "file": read.source,
-        "index": index,
-        "frame": frame,
-        "pixel_size_pm": size,
-        "condition": read.condition,
-        "record": best.record,
-        "ref": best.record.ref,
-        "selection": selection,
-        "whole": whole,
-        "prediction": selection.answer(whole, weights),
-    }
-
-
-def _lean(answer: dict[str, Any]) -> dict[str, Any]:
+def _lean(answer: "Answer") -> "Answer":
     """Return an answer without the members' own maps: there may be many frames."""
-    lean = {**answer, "prediction": answer["prediction"].without_maps()}
-    del lean["whole"]
-    return lean
+    from dataclasses import replace
+
+    return replace(answer, whole=answer.whole.without_maps())
 
 
-def _summary(answer: dict[str, Any]) -> dict[str, Any]:
-    prediction: Prediction = answer["prediction"]
-    selection: Selection = answer["selection"]
-    spread_px = prediction.atoms[:, 4:6]
-    promise = selection.promised(prediction.members) or (None, None, None)
-    transferred = selection.transferred
-    if transferred is not None and transferred.kept < 1:  # it was of the atoms left out, too
-        promise = (None, None, None)
+def _summary(answer: "Answer") -> dict[str, Any]:
+    predicted, calibration = answer.predicted_f1, answer.calibration
     return {
-        "file": str(answer["file"]),
-        "frame": answer["index"],
-        "atoms": len(prediction.atoms),
-        "verdict": selection.verdict,
-        **dict(zip(("predicted_f1", "low", "high"), promise, strict=True)),
-        "members": [f"{m:02d}" for m in prediction.members],
-        "ensemble": answer["ref"],
-        "pixel_size_pm": answer["pixel_size_pm"],
-        "mean_spread_px": _mean(spread_px),
-        "position_90_pm": _finite(transferred.position_pm if transferred else None),
-        **_bounded(transferred),
-        "why": selection.why,
+        "file": answer.frame.origin,
+        "frame": answer.frame.index or 0,
+        "atoms": len(answer.atoms),
+        "verdict": answer.verdict,
+        "predicted_f1": predicted.f1 if predicted else None,
+        "low": predicted.low if predicted else None,
+        "high": predicted.high if predicted else None,
+        "members": [f"{m:02d}" for m in answer.members],
+        "ensemble": answer.ref,
+        "pixel_size_pm": answer.frame.pixel_size_pm,
+        "mean_spread_px": _mean(answer.atoms[:, 4:6]),
+        "position_90_pm": _finite(calibration.position_pm if calibration else None),
+        **_bounded(calibration),
+        "why": answer.why,
     }
 
 
-def _bounded(transferred: "TransferredCalibration | None") -> dict[str, Any]:
+def _bounded(calibration: "TransferredCalibration | None") -> dict[str, Any]:
     """Return what became of a bound on false atoms; nothing where none was asked for."""
-    if transferred is None or not transferred.false_atoms:
+    if calibration is None or not calibration.false_atoms:
         return {}
     return {
-        "false_atoms": transferred.false_atoms,
-        "is_promised": transferred.threshold is not None,
-        "kept": transferred.kept,
-        "doubts": "; ".join(transferred.notes),
+        "false_atoms": calibration.false_atoms,
+        "is_kept": calibration.threshold is not None,
+        "kept": calibration.kept,
+        "doubts": "; ".join(calibration.notes),
     }
 
 
@@ -327,7 +294,7 @@ def _check_targets(atoms: Path | None, zarr: str) -> None:
             )
 
 
-def _write_atoms(path: Path | None, answers: Sequence[dict[str, Any]]) -> None:
+def _write_atoms(path: Path | None, answers: "Sequence[Answer]") -> None:
     """Write one CSV of all atoms, positions also in nm where the pixel size is known."""
     if path is None:
         return
@@ -338,26 +305,27 @@ def _write_atoms(path: Path | None, answers: Sequence[dict[str, Any]]) -> None:
     writer = csv.writer(text)
     writer.writerow(("file", "frame", *ATOM_COLUMNS, "y_nm", "x_nm"))
     for answer in answers:
-        nm = (answer["pixel_size_pm"] or float("nan")) / 1000
-        for atom in answer["prediction"].atoms.tolist():
+        nm = (answer.frame.pixel_size_pm or float("nan")) / 1000
+        for atom in answer.atoms.tolist():
             place = (atom[0] * nm, atom[1] * nm)
-            writer.writerow((answer["file"], answer["index"], *atom, *place))
+            writer.writerow((answer.frame.origin, answer.frame.index or 0, *atom, *place))
     write_files({path: text.getvalue().encode()})
 
 
-def _write_pictures(folder: Path | None, answers: Sequence[dict[str, Any]]) -> None:
+def _write_pictures(folder: Path | None, answers: "Sequence[Answer]") -> None:
     if folder is None:
         return
     from manybeam.cli.terminal.figures import answer_figure
     from manybeam.zoo.reports.plots import png
 
     for number, answer in enumerate(answers):
-        name = f"{number:03d}-{Path(answer['file']).stem}-{answer['index']:03d}.png"
-        figure = answer_figure(answer["frame"], answer["prediction"], answer["selection"].why)
+        frame = answer.frame
+        name = f"{number:03d}-{Path(frame.origin).stem}-{frame.index or 0:03d}.png"
+        figure = answer_figure(frame.pixels_yx, answer.prediction, answer.why)
         write_files({folder / name: png(figure)})
 
 
-def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
+def _write_zarr(url: str, answers: "Sequence[Answer]") -> None:
     """Write one Zarr group with a sub-group for each frame: frame, mean, std, mi, atoms."""
     if not url:
         return
@@ -369,11 +337,10 @@ def _write_zarr(url: str, answers: Sequence[dict[str, Any]]) -> None:
     root = zarr.create_group(open_store(url).zarr())
     for number, answer in enumerate(answers):
         group = root.create_group(f"{number:05d}")
-        prediction: Prediction = answer["prediction"]
-        arrays = {name: getattr(prediction, f"{name}_yx") for name in ("mean", "std", "mi")}
-        arrays |= {"frame": answer["frame"], "atoms": prediction.atoms}
+        arrays = {name: getattr(answer, f"{name}_yx") for name in ("mean", "std", "mi")}
+        arrays |= {"frame": answer.frame.pixels_yx, "atoms": answer.atoms}
         for name, array in arrays.items():
             group.create_array(name, data=array)
         group.attrs.update({**_summary(answer), "atom_columns": list(ATOM_COLUMNS)})
-    for ref in dict.fromkeys(answer["ref"] for answer in answers):
+    for ref in dict.fromkeys(answer.ref for answer in answers):
         note_prediction(ref, open_store(url).url)

@@ -1,32 +1,19 @@
 """What `manybeam select` does with a person's eye: members side by side, picks made and undone."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from manybeam.cli.terminal.output import Form, emit, say
 from manybeam.cli.terminal.targets import PICTURES, check_target
 from manybeam.data.disk import write_files
-from manybeam.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from manybeam.data.io.frame import Frame
+    from manybeam.predictor.predictor import Ranked
     from manybeam.predictor.preferences import Pick
 
 PICTURE_DPI = 120
-
-
-def read_members(text: str) -> tuple[int, ...]:
-    """Return the member indices of words such as `03,05`; of none, none.
-
-    Raises:
-        InvalidInput: something between the commas is no index.
-    """
-    words = [word.strip() for word in text.split(",")] if text else []
-    strange = [word for word in words if not (word.isascii() and word.isdigit())]
-    if strange:
-        raise InvalidInput(
-            f"--pick {text}: {strange[0]!r} is no member", "indices with commas, as 03,05", ""
-        )
-    return tuple(dict.fromkeys(int(word) for word in words))
 
 
 def picture_path(file: Path, path: Path | None) -> Path:
@@ -40,34 +27,39 @@ def picture_path(file: Path, path: Path | None) -> Path:
     return path
 
 
-def draw(answer: dict[str, Any], path: Path, picked: tuple[int, ...]) -> None:
+def draw(frame: "Frame", best: "Ranked", path: Path, picked: Sequence[int]) -> None:
     """Write the picture of all members side by side, and say where."""
     from manybeam.cli.terminal.figures import members_figure
     from manybeam.zoo.reports.plots import drawn
 
+    assert best.selection is not None  # noqa: S101 - it was ranked
     figure = members_figure(
-        answer["frame"],
-        answer["whole"],
-        answer["selection"],
-        picked=picked,
-        title=f"{Path(answer['file']).name}, {answer['ref']}, ",
+        frame.pixels_yx,
+        best.whole,
+        best.selection,
+        picked=tuple(picked),
+        title=f"{Path(frame.origin).name}, {best.version.ref}, ",
     )
     write_files({path: drawn(figure, path.suffix[1:].lower(), PICTURE_DPI)})
     say(f"members side by side: {path}")
 
 
-def keep(answer: dict[str, Any], members: tuple[int, ...], who: str | None, note: str) -> "Pick":
+def keep(
+    frame: "Frame", best: "Ranked", members: Sequence[int], who: str | None, note: str
+) -> "Pick":
     """Record a pick, and say how to undo it."""
     from manybeam.predictor.preferences import record_pick
 
+    record, selection = best.version.record, best.selection
+    assert record is not None and selection is not None  # noqa: S101, PT018 - ranked, of a zoo
     pick = record_pick(
-        answer["record"],
-        answer["selection"],
+        record,
+        selection,
         members,
-        frame_yx=answer["frame"],
-        file=str(answer["file"]),
-        pixel_size_pm=answer["pixel_size_pm"],
-        condition=answer["condition"],
+        frame_yx=frame.pixels_yx,
+        file=frame.origin,
+        pixel_size_pm=frame.pixel_size_pm,
+        condition=frame.condition,
         who=who,
         note=note,
     )

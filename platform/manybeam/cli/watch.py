@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from manybeam.cli.terminal.progress import Progress
     from manybeam.data.frames import FrameSet
+    from manybeam.data.io.frame import Frame
     from manybeam.predictor.drift import Alarm, DriftWatch
-    from manybeam.predictor.watch import Proposal
+    from manybeam.predictor.watch import Advice
     from manybeam.spec import Condition, Library, Policy
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
@@ -55,8 +56,8 @@ def watch(
     """Find the frame since which a session has left what the members know; say what to do.
 
     Known are the conditions the ensemble was measured on with an F1 of 0.9 or more, or the first
-    frames. Drift is no failure: it is told with what the members promise on such frames. Numbers
-    of frames count from 0 within FRAMES.
+    frames. Drift is no failure: it is reported with the predicted F1 on such frames. Numbers of
+    frames count from 0 within FRAMES.
 
     Example: manybeam watch frames/today -e graphene --first 100 --keep frames/drifted
     """
@@ -120,6 +121,13 @@ class _Movie:
             part = self.read(low, min(low + AT_ONCE, stop))
             yield from enumerate(part, start=low)
 
+    def frame(self, number: int) -> "Frame":
+        """Return one frame with what an instrument says of it."""
+        from manybeam.data.io.frame import Frame
+
+        pixels_yx = self.read(number, number + 1)[0]
+        return Frame(pixels_yx, self.sizes[number], self.stated, f"frame {number}")
+
     def write(self, url: str, since: int) -> None:
         """Write frames since the change to a FrameSet of their own."""
         import numpy as np
@@ -145,27 +153,22 @@ class _Judge:
     keep: str
     again: list[str]
 
-    def propose(self, numbers: list[int]) -> "Proposal":
-        import numpy as np
-
-        from manybeam.predictor.learned import performance_predictor
+    def propose(self, numbers: list[int]) -> "Advice":
+        from manybeam.predictor.predictor import Predictor
+        from manybeam.predictor.versions import ZooVersions
         from manybeam.predictor.watch import propose
 
         return propose(
-            self.record,
-            self.zoo.matrix(self.record.ref),
-            self.zoo.ensemble(self.record.ref),
-            # Frames that were left out (blank, too small) tell nothing of the change either.
-            np.stack([self.movie.read(number, number + 1)[0] for number in numbers]),
-            self.movie.sizes[numbers[-1]],
+            Predictor(ZooVersions(self.zoo), self.library),
+            self.record.ref,
+            # Frames that were left out (blank, too small) say nothing of the change either.
+            [self.movie.frame(number) for number in numbers],
             policy=self.policy,
-            condition=self.movie.stated,
-            known=performance_predictor(self.zoo, self.record.ref),
             library=self.library,
             frames_url=shlex.quote(self.keep or KEPT_URL),
         )
 
-    def command(self, proposal: "Proposal") -> str:
+    def command(self, proposal: "Advice") -> str:
         """Return the command to run; frames that were not kept are kept first."""
         if not proposal.command or self.keep:
             return proposal.command
@@ -277,7 +280,7 @@ def _rows(
 
 
 def _row(alarm: "Alarm", numbers: list[int], judge: _Judge) -> dict[str, Any]:
-    """Return what an alarm is told as; `numbers` are the frames since the change."""
+    """Return the row of an alarm; `numbers` are the frames since the change."""
     since, found = numbers[0], numbers[-1]
     proposal = judge.propose(numbers)
     return {
@@ -287,7 +290,7 @@ def _row(alarm: "Alarm", numbers: list[int], judge: _Judge) -> dict[str, Any]:
         "changes": alarm.words,
         "proposal": proposal.action,
         "members": [f"{one:02d}" for one in proposal.members],
-        "promise": proposal.promise,
+        "predicted_f1": proposal.predicted_f1,
         "command": judge.command(proposal),
         "why": proposal.why,
     }

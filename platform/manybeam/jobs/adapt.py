@@ -15,6 +15,7 @@ import numpy as np
 
 from manybeam import __version__
 from manybeam.data.frames import FrameSet
+from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import SIMULATOR, Simulated, simulate
 from manybeam.errors import InvalidInput
 from manybeam.jobs.evaluate import evaluate
@@ -23,8 +24,10 @@ from manybeam.jobs.scratch import Scratch
 from manybeam.learn.adaptation.outcome import Adaptation
 from manybeam.learn.adaptation.pseudo_labels import LabelSource, frames_digest
 from manybeam.learn.adaptation.rounds import adapt
-from manybeam.predictor.learned import performance_predictor
-from manybeam.predictor.selection import select
+from manybeam.learn.analysis.frame_analysis import check_size
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.question import Question
+from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
 from manybeam.zoo.lifecycle.life import CANDIDATE, settle
@@ -115,10 +118,7 @@ def iterate(
     ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
     if not members:
-        known = performance_predictor(zoo, record.ref)
-        members = select(
-            record, matrix, ensemble, frames_nyx[0], pixel_size_pm, known=known, library=library
-        ).chosen
+        members = _chosen(zoo, record, Frame(frames_nyx[0], pixel_size_pm), library)
     asked = Adapt(
         policy=imaging.id, teacher=teacher, steps=steps, rounds=rounds, beside=beside,
         members=tuple(members), frames=tuple(frames),
@@ -147,6 +147,14 @@ def iterate(
     scratch.clear()
     parents = ensemble.subset(members).members
     return IterateOutcome(found, made, parents, frames_nyx, pixel_size_pm)
+
+
+def _chosen(zoo: "Zoo", record: "Record", frame: Frame, library: Library) -> tuple[int, ...]:
+    """Return the members that selection chooses for a frame."""
+    check_size(frame.pixels_yx)
+    predictor = Predictor(ZooVersions(zoo), library)
+    selection = predictor.rank(frame, Question(record.ref))[0].selection
+    return selection.chosen if selection is not None else ()
 
 
 def _start(zoo: "Zoo", ref: str, members: Sequence[int] | None) -> "tuple[Record, Sequence[int]]":

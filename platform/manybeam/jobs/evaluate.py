@@ -17,6 +17,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from manybeam.cluster import joining as cluster
+from manybeam.data.io.frame import Frame
 from manybeam.jobs.test_sets import (
     Block,
     Labelled,
@@ -39,6 +40,8 @@ from manybeam.learn.scoring.scores import (
     spread_auroc,
     summarise,
 )
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.question import Question
 from manybeam.spec.files import Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score, TestSet
@@ -236,10 +239,12 @@ def _ensemble(shared: cluster.Shared) -> Ensemble:
 
 def judge_block(block: Block, ensemble: Ensemble, radius_pm: float | None) -> Judgements:
     """Return what members and ensemble found on a block's frames."""
-    judgements = Judgements()
+    judgements, predictor = Judgements(), Predictor.of_ensemble(ensemble)
     elements = {one.index: one.recipe.tiles.elements for one in ensemble.members}
     for frame in labelled_frames(block):
-        answer = ensemble.predict(frame.frame_yx, frame.pixel_size_pm)
+        answer = predictor.answer(
+            Frame(frame.frame_yx, frame.pixel_size_pm), Question(is_raw=True)
+        ).prediction
         for member, atoms in zip(answer.members, answer.member_atoms, strict=True):
             judgements.add(member, atoms, frame, radius_pm, elements[member])
         # Members that number their kinds differently have no common answer about them.

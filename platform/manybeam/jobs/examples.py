@@ -11,15 +11,19 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from manybeam.data.frames import FrameSet
+from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import SIMULATOR
 from manybeam.errors import NotFound, TooLarge
 from manybeam.jobs.test_sets import BLOCK, Array, Block, Labelled, labelled_frames
 from manybeam.learn.scoring.classical import Blob, detect
 from manybeam.learn.scoring.scores import Judged, judge
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.question import Question
 from manybeam.spec.imaging import Condition
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score
 
 if TYPE_CHECKING:
+    from manybeam.learn.nets.ensemble import Prediction
     from manybeam.zoo.registry import Zoo
 
 USUAL_SEED = 0  # of test frames, where the score does not say which
@@ -144,9 +148,15 @@ def _answer(zoo: "Zoo", version_ref: str, score: Score, number: int, frame: Labe
         blob = Blob(**score.detector[number % len(score.detector)])
         return detect(frame.frame_yx, frame.pixel_size_pm, blob)
     if score.member == ENSEMBLE:
-        return zoo.ensemble(version_ref).predict(frame.frame_yx, frame.pixel_size_pm).atoms
-    alone = zoo.ensemble(f"{version_ref}/{score.member:02d}")
-    return alone.predict(frame.frame_yx, frame.pixel_size_pm).member_atoms[0]
+        return _raw(zoo, version_ref, frame).atoms
+    return _raw(zoo, f"{version_ref}/{score.member:02d}", frame).member_atoms[0]
+
+
+def _raw(zoo: "Zoo", ref: str, frame: Labelled) -> "Prediction":
+    """Return what members say as they are measured: not calibrated."""
+    asked = Question(ref, is_raw=True)
+    known = Frame(frame.frame_yx, frame.pixel_size_pm)
+    return Predictor.of_zoo(zoo).answer(known, asked).prediction
 
 
 def _judged(score: Score, number: int, frame: Labelled, found: Array) -> tuple[Judged, bool | None]:

@@ -85,11 +85,11 @@ def nearest_conditions(
     """
     if not known:
         return Near(math.inf)
-    # What is told adds to what is seen and never takes from it: an instrument's file may be right
+    # What is stated adds to what is seen and never takes from it: an instrument's file may be right
     # about the pixel size and silent about the dirt.
     seen = feature_distances(frame_yx, pixel_size_pm, known)
-    told = [quantity_distance(condition, pixel_size_pm, other) for other in known]
-    both = [math.hypot(one, 0.7 * (two or 0.0)) for one, two in zip(seen, told, strict=True)]
+    stated = [quantity_distance(condition, pixel_size_pm, other) for other in known]
+    both = [math.hypot(one, 0.7 * (two or 0.0)) for one, two in zip(seen, stated, strict=True)]
     order = np.argsort(both, kind="stable")
     ranked = tuple((known[index].id, float(both[index])) for index in order)
     nearest = ranked[0][1]
@@ -146,13 +146,13 @@ def quantity_distance(
 
 
 def structure_of(
-    condition: Condition | None, others: Sequence[Imaging], rehearsed: str = ""
+    condition: Condition | None, others: Sequence[Imaging], calibrated: str = ""
 ) -> str:
-    """Return the sample's structure: told, else rehearsed, else what all known conditions share."""
+    """Return the sample's structure: stated, else calibrated, else shared by all known ones."""
     if condition is not None and condition.sample.structure != "unknown":
         return condition.sample.structure
-    if rehearsed:
-        return rehearsed
+    if calibrated:
+        return calibrated
     counts = Counter(other.sample.structure for other in others)
     return next(iter(counts)) if len(counts) == 1 else "unknown"
 

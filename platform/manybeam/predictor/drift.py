@@ -95,8 +95,8 @@ class Alarm:
     @property
     def words(self) -> str:
         """What changed, in words: the sides that moved at least half as far as the first."""
-        told = [one for one in self.changes[:3] if 2 * one.scatters >= self.changes[0].scatters]
-        return "; ".join(map(str, told))
+        kept = [one for one in self.changes[:3] if 2 * one.scatters >= self.changes[0].scatters]
+        return "; ".join(map(str, kept))
 
 
 def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
@@ -214,20 +214,20 @@ class DriftWatch:
         """
         watch = cls.__new__(cls)
         try:
-            told = json.loads(state)
-            if told["format"] != FORMAT:
-                raise ValueError(f"format {told['format']!r}")
-            watch._known = Known(**{name: _array(value) for name, value in told["known"].items()})
-            limits = {name: _array(value) for name, value in told["limits"].items()}
+            kept = json.loads(state)
+            if kept["format"] != FORMAT:
+                raise ValueError(f"format {kept['format']!r}")
+            watch._known = Known(**{name: _array(value) for name, value in kept["known"].items()})
+            limits = {name: _array(value) for name, value in kept["limits"].items()}
             watch._limits = Limits(
                 limits["middle_w"],
                 limits["scatter_w"],
                 float(limits["most"]),
                 float(limits["threshold"]),
             )
-            watch._recent = deque((_array(one) for one in told["recent"]), maxlen=WINDOW)
-            watch.seen, watch.score = int(told["seen"]), float(told["score"])
-            watch.is_drifted = bool(told["is_drifted"])
+            watch._recent = deque((_array(one) for one in kept["recent"]), maxlen=WINDOW)
+            watch.seen, watch.score = int(kept["seen"]), float(kept["score"])
+            watch.is_drifted = bool(kept["is_drifted"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Corrupt(
                 f"no state of a drift watch: {error}",

@@ -1,4 +1,4 @@
-"""What an ensemble's rehearsal taught, kept in the zoo: its reference table and people's picks."""
+"""What a version's calibration set and people's preferences teach about its performance."""
 
 import logging
 from collections.abc import Mapping
@@ -22,11 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
-    """Return what an ensemble's rehearsal and the picks on it teach; None if never rehearsed.
+    """Return the performance predictor of a version; None if it was never calibrated.
 
-    Of one member (`graphene@3/07`) what the version's rehearsal teaches about it alone. A table
-    of other members than the version's teaches nothing: that is logged, and None returned. What
-    was learnt is kept in this process until the table or the picks change.
+    It learns from the calibration set and from the picks of people. For one member
+    (`graphene@3/07`) it knows that member alone. A calibration set of other members than the
+    version's teaches nothing: that is logged, and None returned. What was learned stays in this
+    process until the set or the picks change.
 
     Raises:
         UnknownRef: nothing is called that.
@@ -38,16 +39,16 @@ def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
         return None
     made = [one for one in picks(record.name) if one.version == record.version]
     ids = tuple(pick.id for pick in made)
-    known = _learnt(_Lesson(sha256_of(content), record.selected, ids, content, tuple(made)))
+    known = _learnt(_Learned(sha256_of(content), record.selected, ids, content, tuple(made)))
     if set(known.table.members) != {member.index for member in record.members}:
-        logger.warning("rehearsed with other members", extra={"ref": record.ref})
+        logger.warning("calibrated with other members", extra={"ref": record.ref})
         return None
     return known
 
 
 @dataclass(frozen=True)
-class _Lesson:
-    """What is learnt from; two are the same if the digest of the table and the picks are."""
+class _Learned:
+    """What was learned from; two are equal if digest of the set, member and picks are."""
 
     digest: str
     member: int | None
@@ -57,16 +58,16 @@ class _Lesson:
 
 
 @lru_cache(maxsize=8)
-def _learnt(lesson: _Lesson) -> PerformancePredictor:
-    table = CalibrationSet.from_bytes(lesson.content)
-    if lesson.member in table.members:
-        table = table.only(lesson.member)
-    taught = [_picked(pick, table) for pick in lesson.picks]
+def _learnt(source: _Learned) -> PerformancePredictor:
+    table = CalibrationSet.from_bytes(source.content)
+    if source.member in table.members:
+        table = table.only(source.member)
+    taught = [_picked(pick, table) for pick in source.picks]
     return PerformancePredictor(table, [one for one in taught if one is not None])
 
 
 def _picked(pick: Pick, table: CalibrationSet) -> Picked | None:
-    """Return a pick as the forecaster learns it; None if it says nothing of these members."""
+    """Return a pick as the predictor learns it; None if it does not concern these members."""
     here = set(table.members)
     if len(pick.summary) != table.summary_ns.shape[1] or not here <= set(pick.features):
         return None

@@ -1,10 +1,10 @@
 """Forecasts: the F1 a member or a sub-ensemble will have on a frame, with its interval.
 
 Learnt from a reference table alone. Two kernel regressions say what each member scored on frames
-that looked like this one (`rehearsed`: the frame's summaries and all members' label-free scores;
-`resembled`: those scores only). A monotone index of both, of `forward` and of `lattice`, made F1 by
-isotonic regression, is the forecast; its interval is conformal. A frame unlike any in the table is
-judged by its label-free scores alone, and its interval is wider.
+that looked like this one (`simulated`: the frame's summaries and all members' label-free scores;
+`resembled`: those scores only). A monotone index of both, of `forward` and of `lattice`, becomes
+the predicted F1 by isotonic regression; its interval is conformal. The predicted F1 of a frame
+unlike any in the set rests on its label-free scores alone, and its interval is wider.
 Axis letters: n frame of the table, m member, f score, q answerer (a member or a sub-ensemble),
 i part of the index.
 
@@ -29,14 +29,14 @@ from manybeam.learn.analysis.regress import Kernels, Regression, Scatter, square
 Weights = Mapping[int, float]  # index of a member -> its share in an answer
 
 TAIL = 0.05  # on either side of a 90 % interval
-BINS = 12  # of forecasts at most, each with its own errors
-LEAST_BIN = 40  # errors; the tails of fewer cannot be told
+BINS = 12  # of predictions at most, each with its own errors
+LEAST_BIN = 40  # errors; the tails of fewer cannot be estimated
 FOLDS = 5  # an error is that of a fit without the frame it was made on
 USUAL = 0.95  # share of the table's own frames that lie within distance 1 of another
 POOR_F1 = 0.6  # an answer below is of no use
 WRONGLY_POOR = 0.02  # share of frames that some member does fit and that are called poor
-PARTS = ("rehearsed", "resembled", *SCORES)
-INDEX = [PARTS.index(name) for name in ("rehearsed", "resembled", "forward", "lattice")]
+PARTS = ("simulated", "resembled", *SCORES)
+INDEX = [PARTS.index(name) for name in ("simulated", "resembled", "forward", "lattice")]
 HAIR = 1e-6  # F1; below what anybody reads
 PICK_MARGIN = 0.02  # F1 by which a member that was not picked is taken to be worse
 
@@ -49,7 +49,7 @@ class PredictedF1:
         f1: expected F1, 0 to 1.
         low: lower end of the 90 % interval.
         high: upper end of the 90 % interval.
-        parts: what it was told by, by name: those of `SCORES` that apply, `rehearsed`,
+        parts: what it was predicted from, by name: those of `SCORES` that apply, `simulated`,
             `resembled`.
     """
 
@@ -91,7 +91,7 @@ class PerformancePredictor:
         if picks:
             self._learn_picks(picks)
 
-    def forecast(self, seen: FrameAnalysis, answerers: Sequence[Weights]) -> list[PredictedF1]:
+    def predict_f1(self, seen: FrameAnalysis, answerers: Sequence[Weights]) -> list[PredictedF1]:
         """Return what to expect of each answerer on a frame.
 
         Args:
@@ -103,16 +103,16 @@ class PerformancePredictor:
         """
         distance = self.distance(seen)
         row = self._row(seen)
-        told_qi = np.column_stack([*self._told(row, answerers), self._own(seen, answerers)])
-        near, far = self._near.forecast(told_qi[:, INDEX]), self._far.forecast(told_qi[:, 2:])
+        part_qi = np.column_stack([*self._by_views(row, answerers), self._own(seen, answerers)])
+        near, far = self._near.predict_f1(part_qi[:, INDEX]), self._far.predict_f1(part_qi[:, 2:])
         share = float(np.clip(2 - distance, 0, 1))
         mixed_q3 = share * near + (1 - share) * far
         if share < 1:  # whatever either allows
             mixed_q3[:, 1] = np.minimum(near[:, 1], far[:, 1])
             mixed_q3[:, 2] = np.maximum(near[:, 2], far[:, 2])
         return [
-            PredictedF1(float(f1), float(low), float(high), _named(told_i))
-            for (f1, low, high), told_i in zip(mixed_q3, told_qi, strict=True)
+            PredictedF1(float(f1), float(low), float(high), _named(part_i))
+            for (f1, low, high), part_i in zip(mixed_q3, part_qi, strict=True)
         ]
 
     def distance(self, seen: FrameAnalysis) -> float:
@@ -121,7 +121,7 @@ class PerformancePredictor:
 
     @cached_property
     def poor_f1(self) -> float:
-        """Greatest best forecast of a frame that is said to be fitted by no member.
+        """Greatest best prediction of a frame that is called out of distribution.
 
         So low that of the table's frames that a member does fit at most 2 % are refused.
         """
@@ -166,15 +166,15 @@ class PerformancePredictor:
         here, known = seen.prediction.members, self.table.members
         if set(here) != set(known):
             raise InvalidInput(
-                f"members {', '.join(map(str, here))} of an ensemble that was rehearsed with "
+                f"members {', '.join(map(str, here))} of an ensemble that was calibrated with "
                 f"members {', '.join(map(str, known))}",
-                "what is promised was learnt from what exactly those did",
-                "manybeam rehearse REF again",
+                "predicted F1 was learned from exactly those members",
+                "manybeam calibrate REF again",
             )
         order = [here.index(member) for member in known]
         return _Row(seen.summary_cs.mean(axis=0), seen.score_mf[order])
 
-    def _told(self, row: "_Row", answerers: Sequence[Weights]) -> list[np.ndarray]:
+    def _by_views(self, row: "_Row", answerers: Sequence[Weights]) -> list[np.ndarray]:
         """Return what each view says of each answerer."""
         known_nq = np.stack([self._known(one) for one in answerers], axis=1)
         return [
@@ -197,9 +197,8 @@ class PerformancePredictor:
             if len(weights) == 1:
                 rows.append(seen.score_mf[members.index(next(iter(weights)))])
                 continue
-            share = np.array(list(weights.values()))
-            part = seen.prediction.subset(list(weights), (share / share.sum()).tolist())
-            rows.append(seen.score_of(part))
+            total = sum(weights.values())
+            rows.append(seen.score_of({one: share / total for one, share in weights.items()}))
         return np.stack(rows)
 
     @cached_property
@@ -207,8 +206,8 @@ class PerformancePredictor:
         count = len(self.table)
         left_out = [view.kernels.fit(self._f1_nm).fitted_nq[:count] for view in self._views]
         views = [np.clip(one, 0, 1)[..., None] for one in left_out]
-        told_ni = np.concatenate([*views, self.table.score_nmf], axis=2).reshape(-1, len(PARTS))
-        return _Index(told_ni[:, INDEX], self._f1_nm[:count].ravel(), self._frame_n)
+        part_ni = np.concatenate([*views, self.table.score_nmf], axis=2).reshape(-1, len(PARTS))
+        return _Index(part_ni[:, INDEX], self._f1_nm[:count].ravel(), self._frame_n)
 
     @cached_property
     def _far(self) -> "_Index":
@@ -224,7 +223,7 @@ class PerformancePredictor:
         """Add the frames people picked on: there, no member did better than those picked."""
         rows = [_Row(pick.summary_s, pick.score_mf) for pick in picks]
         alone = [{member: 1.0} for member in self.table.members]
-        f1_pm = np.stack([np.mean(self._told(row, alone), axis=0) for row in rows])
+        f1_pm = np.stack([np.mean(self._by_views(row, alone), axis=0) for row in rows])
         best_p1 = f1_pm.max(axis=1, keepdims=True)
         is_picked = np.stack([np.isin(self.table.members, pick.members) for pick in picks])
         taught_pm = np.where(is_picked, best_p1, np.minimum(f1_pm, best_p1 - PICK_MARGIN).clip(0))
@@ -315,7 +314,7 @@ class _Index:
             left_out_n[out_n] = np.interp(total_n[out_n], *rest)
         self._middle_b, self._error_b2 = _errors(left_out_n, f1_n - left_out_n)
 
-    def forecast(self, part_qi: np.ndarray) -> np.ndarray:
+    def predict_f1(self, part_qi: np.ndarray) -> np.ndarray:
         """Return F1 and both ends of its 90 % interval, (q, 3)."""
         total_q = np.nan_to_num(part_qi) @ self.weight_i
         f1_q = np.interp(total_q, self._total_n, self._f1_n)
@@ -326,9 +325,9 @@ class _Index:
         return np.column_stack([f1_q, np.minimum(low_q, f1_q), np.maximum(high_q, f1_q)])
 
 
-def _named(told_i: np.ndarray) -> dict[str, float]:
+def _named(part_i: np.ndarray) -> dict[str, float]:
     return {
-        name: float(value) for name, value in zip(PARTS, told_i, strict=True) if np.isfinite(value)
+        name: float(value) for name, value in zip(PARTS, part_i, strict=True) if np.isfinite(value)
     }
 
 
@@ -339,7 +338,7 @@ def _monotone(total_n: np.ndarray, f1_n: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _errors(fitted_n: np.ndarray, error_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return forecasts in equal bins and both ends of the errors made there, conformal."""
+    """Return predictions in equal bins and both ends of the errors made there, conformal."""
     count = int(np.clip(len(fitted_n) // LEAST_BIN, 1, BINS))
     bins = np.array_split(np.argsort(fitted_n, kind="stable"), count)
     middle_b = np.array([np.median(fitted_n[one]) for one in bins])

@@ -1,10 +1,11 @@
 """The reasons of a selection, in words a microscopist uses at the instrument."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from manybeam.predictor.condition_distance import Near
+from manybeam.predictor.performance import PredictedF1
 from manybeam.spec import Policy, Range
 
 # Quantities worth a word when a policy never saw them: path -> (name, unit).
@@ -36,45 +37,62 @@ class Outlook:
 def candidate_reason(
     one: Outlook,
     policies: Mapping[int, tuple[str, Policy | None]],
-    told: Mapping[str, float],
-) -> str:
-    """Return why one member is expected to do as it is predicted to."""
+    stated: Mapping[str, float],
+) -> list[str]:
+    """Return why one member is expected to do as it is predicted to, a short sentence each."""
     said = []
     if "matrix" in one.components:
         is_placed = "distance" in one.components  # else it is the mean over all conditions
-        where = "conditions like this" if is_placed else "all conditions, not on those like this"
+        where = "conditions like this" if is_placed else "all conditions"
         said.append(f"measured F1 {one.components['matrix']:.2f} on {where}")
-    if "rehearsed" in one.components:
-        said.append(f"F1 {one.components['rehearsed']:.2f} on simulated frames that look like it")
-    said.append(f"re-rendered atoms explain {100 * one.explained:.0f} % of the frame")
+    if "simulated" in one.components:
+        said.append(f"F1 {one.components['simulated']:.2f} on simulated frames that look like it")
+    said.append(f"its atoms, drawn again, explain {100 * one.explained:.0f} % of the frame")
     if "lattice" in one.components:
         said.append(f"lattice {100 * one.components['lattice']:.0f} % regular")
-    said.extend(_outside(policies.get(one.member), told))
-    return "; ".join(said)
+    said.extend(_outside(policies.get(one.member), stated))
+    return said
 
 
-def selection_reason(
-    ranked: list[Outlook],
+def selection_reasons(
+    ranked: Sequence[Outlook],
     chosen: tuple[int, ...],
     policies: Mapping[int, tuple[str, Policy | None]],
     near: Near,
-    told: Mapping[str, float],
+    stated: Mapping[str, float],
 ) -> list[str]:
-    """Return why these members were chosen and what speaks against others, a clause each."""
+    """Return why these members were chosen and what speaks against others, a sentence each."""
     best = ranked[0]
     said = [
-        f"{_called(best.member, policies)} should reach F1 {best.predicted_f1:.2f} "
+        f"best: {_called(best.member, policies)}, predicted F1 {best.predicted_f1:.2f} "
         f"({best.low:.2f} to {best.high:.2f})"
     ]
     if len(chosen) > 1:
         peers = ", ".join(_called(member, policies) for member in chosen[1:4])
         more = f" and {len(chosen) - 4} more" if len(chosen) > 4 else ""
-        is_told = "rehearsed" in best.components  # a sub-ensemble is chosen for what it promises
+        is_calibrated = "simulated" in best.components
+        said.append(f"{'with' if is_calibrated else 'equal within noise:'} {peers}{more}")
+    said.extend(_contrast(ranked, policies, stated))
+    said.append(f"its atoms, drawn again, explain {100 * best.explained:.0f} % of the frame")
+    said.append(_place(near))
+    return said
+
+
+def answer_reason(
+    members: Sequence[int],
+    policies: Mapping[int, tuple[str, Policy | None]],
+    near: Near,
+    predicted: PredictedF1 | None,
+) -> list[str]:
+    """Return what is known of an answer whose members the caller named, a sentence each."""
+    who = "all members answer, as asked"
+    if len(members) < len(policies):
+        who = f"{', '.join(_called(member, policies) for member in members[:4])} answer, as asked"
+    said = [who]
+    if predicted is not None:
         said.append(
-            f"{'it answers with' if is_told else 'as good as it within noise:'} {peers}{more}"
+            f"predicted F1 {predicted.f1:.2f} ({predicted.low:.2f} to {predicted.high:.2f})"
         )
-    said.extend(_contrast(ranked, policies, told))
-    said.append(f"its re-rendered atoms explain {100 * best.explained:.0f} % of the frame")
     said.append(_place(near))
     return said
 
@@ -85,47 +103,47 @@ def _called(member: int, policies: Mapping[int, tuple[str, Policy | None]]) -> s
 
 
 def _contrast(
-    ranked: list[Outlook],
+    ranked: Sequence[Outlook],
     policies: Mapping[int, tuple[str, Policy | None]],
-    told: Mapping[str, float],
+    stated: Mapping[str, float],
 ) -> list[str]:
     """Return what the best member's policy saw of this frame that the lower ones' did not."""
     best_name, best_policy = policies.get(ranked[0].member, ("", None))
     if best_policy is None:
         return []
-    ours = _outside((best_name, best_policy), told)
+    ours = _outside((best_name, best_policy), stated)
     for one in reversed(ranked[1:]):
         name, policy = policies.get(one.member, ("", None))
-        theirs = _outside((name, policy), told)
+        theirs = _outside((name, policy), stated)
         if theirs and name != best_name and len(theirs) > len(ours):
             return [theirs[0], f"{best_name!r} was trained there" if not ours else ours[0]]
     return ours[:1]
 
 
-def _outside(named: tuple[str, Policy | None] | None, told: Mapping[str, float]) -> list[str]:
+def _outside(named: tuple[str, Policy | None] | None, stated: Mapping[str, float]) -> list[str]:
     """Return one sentence for each known quantity that a policy's range does not reach."""
     name, policy = named or ("", None)
     if policy is None:
         return []
     said = []
     for path, value in policy.quantities():
-        if path not in WORDS or path not in told or value is None:
+        if path not in WORDS or path not in stated or value is None:
             continue
         ends = (value.low, value.high) if isinstance(value, Range) else (value, value)
-        if not ends[0] * 0.98 - 1e-9 <= told[path] <= ends[1] * 1.02 + 1e-9:
+        if not ends[0] * 0.98 - 1e-9 <= stated[path] <= ends[1] * 1.02 + 1e-9:
             word, unit = WORDS[path]
             seen = f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g} to {ends[1]:g}"
-            said.append(f"{word} {told[path]:.3g} {unit} is outside what {name!r} saw ({seen})")
+            said.append(f"{word} {stated[path]:.3g} {unit} is outside what {name!r} saw ({seen})")
     return said
 
 
 def _place(near: Near) -> str:
     """Return where the frame lies among the measured conditions."""
     if math.isinf(near.distance):
-        return "no measured condition is known to compare the frame with" + (
+        return "no measured condition can be compared with the frame" + (
             ": set MANYBEAM_ZOO to the library that holds them" if near.weights else ""
         )
     return (
-        f"nearest measured condition: {near.ranked[0][0]!r}, {near.distance:.1f} times as far as "
-        "frames of one condition lie apart"
+        f"nearest measured condition: {near.ranked[0][0]!r}, distance {near.distance:.1f} "
+        "(1 is the scatter within one condition)"
     )

@@ -1,10 +1,9 @@
 """Selection: which members of an ensemble suit this frame, how well they will do, and why.
 
-One ranking for the command line, the service, the pages and the demo. Where the ensemble has been
-rehearsed (`manybeam rehearse`), what it promises is learnt from its reference table
-(`predictor.performance`): calibrated, for every member, for sub-ensembles and for the whole. Where
-it has not, the members x conditions matrix and the label-free scores are weighed by rule of thumb
-(`predictor.uncalibrated`), and the answer says so. The nearness of conditions lives in
+Where the version was calibrated (`manybeam calibrate`), predicted F1 comes from its calibration
+set (`predictor.performance`): for every member, for sub-ensembles and for all together. Where it
+was not, the members x conditions matrix and the label-free scores are weighed by a rule of thumb
+(`predictor.uncalibrated`), and the answer says so. Distances of conditions are in
 `predictor.condition_distance`, the words in `predictor.reasons`.
 Axis letters: m member, y row, x column.
 """
@@ -15,34 +14,46 @@ from typing import Literal
 
 import numpy as np
 
+from manybeam.data.io.frame import Frame
 from manybeam.errors import InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES
 from manybeam.learn.analysis.frame_analysis import FrameAnalysis, analyse, check_size
-from manybeam.learn.nets.ensemble import Ensemble, Prediction
-from manybeam.predictor.condition_distance import Near, comparable, nearest_conditions, structure_of
+from manybeam.learn.nets.ensemble import Prediction
+from manybeam.predictor.condition_distance import (
+    Near,
+    comparable,
+    nearest_conditions,
+    structure_of,
+)
 from manybeam.predictor.performance import PerformancePredictor, PredictedF1, Weights
-from manybeam.predictor.reasons import Outlook, candidate_reason, selection_reason
+from manybeam.predictor.reasons import Outlook, answer_reason, candidate_reason, selection_reasons
 from manybeam.predictor.transferred_calibration import (
     NEIGHBOURS,
     TransferredCalibration,
     frames_needed,
     transfer_calibration,
 )
-from manybeam.predictor.uncalibrated import POOR_F1, matrix_estimate, rule_of_thumb, within_noise
+from manybeam.predictor.uncalibrated import (
+    POOR_F1,
+    matrix_estimate,
+    rule_of_thumb,
+    within_noise,
+)
+from manybeam.predictor.versions import LoadedVersion
 from manybeam.spec import Condition, Library, Policy
 from manybeam.spec.facility import facility_library
 from manybeam.zoo.matrix import Matrix
-from manybeam.zoo.records import Record
 
 # A frame is out of distribution when it lies more than this many times as far from every frame of
-# the reference table as those lie apart; without a table, from every measured condition.
+# the calibration set as those lie apart; without a set, from every measured condition.
 FAR_FROM_TABLE = 2.0
 FAR = 2.5
 SUBSETS = (2, 3, 5)  # sizes of sub-ensembles that are tried, of the best members
-SHARPNESS = 0.02  # a member's share falls e-fold for each of this that it promises less
-# Several members tell their spread, and cost little: they are chosen over a single one that
-# promises no more than this beyond them.
+SHARPNESS = 0.02  # a member's share falls e-fold for each of this that its predicted F1 is lower
+# Several members give a spread, and cost little: they are chosen over a single one whose predicted
+# F1 is no more than this above theirs.
 WORTH_A_SPREAD = 0.002
+ASKED = "asked"  # name of the answer of members that the caller named
 
 Verdict = Literal["ok", "out-of-distribution"]
 
@@ -58,7 +69,7 @@ class Candidate:
         high: upper end of the 90 % interval.
         components: every score that is known, by name: `matrix` (absent where nothing was
             measured), `forward`, `lattice`, `agreement`, `consistency`, `confidence`, `distance`;
-            `rehearsed` and `resembled` with a reference table, `fitness` without.
+            `simulated` and `resembled` with a calibration set, `fitness` without.
         why: the reason in words.
     """
 
@@ -72,10 +83,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answerer:
-    """A member or sub-ensemble that could answer, with what it promises.
+    """A member or sub-ensemble that could answer, with its predicted F1.
 
     Attributes:
-        name: `best`, `best 3`, `weighted`, `all`.
+        name: `best`, `best 3`, `weighted`, `all`; `asked` of members that the caller named.
         weights: member -> share of the answer.
         predicted_f1: expected F1, 0 to 1.
         low: lower end of the 90 % interval.
@@ -91,129 +102,158 @@ class Answerer:
 
 @dataclass(frozen=True)
 class Selection:
-    """The members ranked for one frame.
+    """The members ranked for one frame, and who answers it.
 
     Attributes:
         verdict: `ok`, or `out-of-distribution`; the latter is a flag and never blocks an answer.
         candidates: every member, best first.
-        chosen: the members that should answer, the best first.
-        why: the reason in words.
+        chosen: the members that suit the frame, the best first.
+        reasons: why these, a short sentence each.
         nearest: the nearest measured conditions with their distance, nearest first.
         answerers: single members and sub-ensembles that were compared, the chosen one first;
-            empty without a reference table.
-        is_calibrated: whether the promises come from a reference table.
-        distance: of the frame from that table, 1 being usual; NaN without one.
-        carried: calibration of the chosen answer; None without a table.
+            empty without a calibration set.
+        is_calibrated: whether predicted F1 comes from a calibration set.
+        distance: of the frame from that set, 1 being usual; NaN without one.
+        transferred: calibration of the answer; None without a set.
         summary: what the frame looks like, as `learn.analysis.summaries` has it.
+        asked: who answers because the caller named them; None if those chosen do.
     """
 
     verdict: Verdict
     candidates: tuple[Candidate, ...]
     chosen: tuple[int, ...]
-    why: str
+    reasons: tuple[str, ...]
     nearest: tuple[tuple[str, float], ...] = ()
     answerers: tuple[Answerer, ...] = ()
     is_calibrated: bool = False
     distance: float = float("nan")
     transferred: TransferredCalibration | None = None
     summary: tuple[float, ...] = field(default=(), repr=False)
-
-    def answer(self, prediction: Prediction, weights: Weights | None = None) -> Prediction:
-        """Return what those chosen say, calibrated where the ensemble was rehearsed.
-
-        Args:
-            prediction: what all members said, or at least those chosen, with their maps.
-            weights: who answers instead of those chosen.
-        """
-        weights = weights or self.weights
-        share = np.array(list(weights.values()))
-        part = prediction.subset(list(weights), (share / share.sum()).tolist())
-        if self.transferred is None:
-            return part
-        return replace(part, atoms=self.transferred.apply(part.atoms))
-
-    def promised(self, members: Sequence[int]) -> tuple[float, float, float] | None:
-        """Return the F1 an answer of these members promises, and its interval; None if unknown.
-
-        Sub-ensembles are known where the ensemble was rehearsed; by rule of thumb those chosen
-        promise what the best of them does.
-        """
-        for one in self.answerers:
-            if set(one.weights) == set(members):
-                return one.predicted_f1, one.low, one.high
-        is_thumb = not self.answerers and set(members) == set(self.chosen)
-        for candidate in self.candidates:
-            if is_thumb or tuple(members) == (candidate.member,):
-                return candidate.predicted_f1, candidate.low, candidate.high
-        return None
+    asked: Weights | None = None
 
     @property
-    def standing(self) -> tuple[bool, bool, float]:
-        """Which of several ensembles answers a frame, the greatest: fits, calibrated, promise."""
-        promise = self.promised(self.chosen) or (0.0,)
-        return self.verdict == "ok", self.is_calibrated, promise[0]
+    def why(self) -> str:
+        """The reasons in one line."""
+        return "; ".join(self.reasons)
 
     @property
     def weights(self) -> Weights:
-        """Share of each chosen member in the answer."""
+        """Share of each member in the answer."""
+        if self.asked is not None:
+            return self.asked
         if self.answerers:
             return self.answerers[0].weights
         return dict.fromkeys(self.chosen, 1 / len(self.chosen))
 
+    @property
+    def drift_score(self) -> float | None:
+        """How far the frame is from what is known, 1 being usual; None if that is unknown."""
+        if self.is_calibrated:
+            return self.distance
+        return self.candidates[0].components.get("distance")
+
+    def answer(self, prediction: Prediction) -> Prediction:
+        """Return what those say who answer, calibrated where the version was calibrated.
+
+        Args:
+            prediction: what all members said, with their maps.
+        """
+        part = part_of(prediction, self.weights)
+        if self.transferred is None:
+            return part
+        return replace(part, atoms=self.transferred.apply(part.atoms))
+
+    def predicted(self, members: Sequence[int]) -> PredictedF1 | None:
+        """Return the predicted F1 of an answer of these members; None if it is unknown.
+
+        By rule of thumb those chosen are as good as the best of them, and any others as good as
+        their mean.
+        """
+        for one in self.answerers:
+            if set(one.weights) == set(members):
+                return PredictedF1(one.predicted_f1, one.low, one.high, {})
+        mine = [one for one in self.candidates if one.member in set(members)]
+        if len(mine) < len(set(members)) or (self.answerers and len(mine) > 1):
+            return None
+        if set(members) == set(self.chosen):
+            mine = mine[:1]
+        rows = [(one.predicted_f1, one.low, one.high) for one in mine]
+        f1, low, high = np.mean(rows, axis=0).tolist()
+        return PredictedF1(f1, low, high, {})
+
+    @property
+    def rank_key(self) -> tuple[bool, bool, float]:
+        """Which of several ensembles answers a frame, the greatest: fits, calibrated, F1."""
+        known = self.predicted(list(self.weights))
+        return self.verdict == "ok", self.is_calibrated, known.f1 if known else 0.0
+
+
+def part_of(prediction: Prediction, weights: Weights) -> Prediction:
+    """Return what these members say; all of them alike is the prediction itself."""
+    share = np.array(list(weights.values()))
+    if set(weights) == set(prediction.members) and np.ptp(share) == 0:
+        return prediction
+    return prediction.subset(list(weights), (share / share.sum()).tolist())
+
 
 def select(
-    record: Record,
-    matrix: Matrix,
-    ensemble: Ensemble,
-    frame_yx: np.ndarray,
-    pixel_size_pm: float | None,
-    condition: Condition | None = None,
+    version: LoadedVersion,
+    frame: Frame,
     *,
-    known: PerformancePredictor | None = None,
-    answering: Weights | None = None,
+    prediction: Prediction | None = None,
+    asked: Weights | None = None,
     false_atoms: float = 0.0,
     library: Library | None = None,
 ) -> Selection:
-    """Return the members of an ensemble ranked for one frame.
+    """Return the members of a version ranked for one frame.
 
     Args:
-        record: the ensemble's record; its members' policies enter the reason.
-        matrix: its members x conditions scores; may be empty.
-        ensemble: the members.
-        frame_yx: the frame; of a large one the middle is looked at.
-        pixel_size_pm: edge of a pixel, or None.
-        condition: what is known of how the frame was recorded; unknown fields do not count.
-        known: what the ensemble's reference table teaches, `predictor.learned.forecaster`.
-        answering: who will answer, if that is settled already: its answer is calibrated then.
+        version: the members, their scores, and what their calibration set shows.
+        frame: the frame; of a large one the middle is looked at.
+        prediction: what all members say about it, if they were asked already.
+        asked: who will answer, if the caller named them: their answer is calibrated then.
         false_atoms: bound on the share of false atoms that is asked for, 0 for none.
         library: conditions and policies by id; the facility's (`MANYBEAM_ZOO`) if left out.
 
     Raises:
-        InvalidInput: a bound is asked for and the ensemble was never rehearsed.
+        InvalidInput: a bound is asked for and the version was never calibrated.
         InvalidFrame: too small to tell what it looks like.
     """
-    if false_atoms and known is None:
-        raise InvalidInput(
-            f"no bound on false atoms can be promised for {record.ref}",
-            "it was not rehearsed with these members, so nobody knows how often they are wrong",
-            f"manybeam rehearse {record.ref}",
-        )
-    check_size(frame_yx)
+    check_bound(version, false_atoms)
+    check_size(frame.pixels_yx)
     library = library or facility_library()
-    policies = _policies(record, library)
+    policies = _policies(version, library)
+    matrix, known = version.matrix, version.performance
     measured = comparable(matrix, library)
-    near = nearest_conditions(frame_yx, pixel_size_pm, condition, measured)
+    near = nearest_conditions(frame.pixels_yx, frame.pixel_size_pm, frame.condition, measured)
     if not measured:  # but where is not known here: then everywhere alike
         near = Near(np.inf, dict.fromkeys(matrix.conditions, 1 / max(len(matrix.conditions), 1)))
     trained = [policy for _, policy in policies.values() if policy is not None]
     # By the lattice of the table, or its scores are not those that the table's rows have.
-    rehearsed = known.table.structure if known else ""
-    structure = structure_of(condition, [*measured, *trained], rehearsed)
-    seen = analyse(ensemble, frame_yx, pixel_size_pm, LATTICES.get(structure))
-    words = _Words(policies, near, _told(condition, pixel_size_pm), structure)
+    structure = structure_of(
+        frame.condition, [*measured, *trained], known.table.structure if known else ""
+    )
+    seen = analyse(
+        version.ensemble,
+        frame.pixels_yx,
+        frame.pixel_size_pm,
+        LATTICES.get(structure),
+        prediction=prediction,
+    )
+    words = _Words(policies, near, _stated(frame), structure)
     if known is None:
-        return _unrehearsed(seen, matrix, words)
-    return _rehearsed(seen, matrix, known, words, answering, false_atoms)
+        return _by_rule(seen, matrix, words, asked)
+    return _calibrated(seen, matrix, known, words, asked, false_atoms)
+
+
+def check_bound(version: LoadedVersion, false_atoms: float) -> None:
+    """Refuse a bound on false atoms from a version that was never calibrated."""
+    if false_atoms and version.performance is None:
+        raise InvalidInput(
+            f"{version.ref} cannot keep a bound on false atoms",
+            "it was not calibrated with these members, so their error rate is unknown",
+            f"manybeam calibrate {version.ref}",
+        )
 
 
 @dataclass(frozen=True)
@@ -222,7 +262,7 @@ class _Words:
 
     policies: Mapping[int, tuple[str, Policy | None]]
     near: Near
-    told: Mapping[str, float]
+    stated: Mapping[str, float]
     structure: str
 
     def candidates(self, ranked: Sequence[Outlook]) -> tuple[Candidate, ...]:
@@ -233,94 +273,119 @@ class _Words:
                 low=one.low,
                 high=one.high,
                 components=one.components,
-                why=candidate_reason(one, self.policies, self.told),
+                why="; ".join(candidate_reason(one, self.policies, self.stated)),
             )
             for one in ranked
         )
 
+    def selection(self, ranked: Sequence[Outlook], chosen: tuple[int, ...]) -> list[str]:
+        return selection_reasons(ranked, chosen, self.policies, self.near, self.stated)
 
-def _unrehearsed(seen: FrameAnalysis, matrix: Matrix, words: _Words) -> Selection:
+
+def _by_rule(
+    seen: FrameAnalysis, matrix: Matrix, words: _Words, asked: Weights | None
+) -> Selection:
     """Return the ranking by rule of thumb."""
     ranked = rule_of_thumb(seen, matrix, words.near)
     chosen = within_noise(ranked)
     # Where there is nothing to compare with, far is not known to be far.
     is_far = bool(np.isfinite(words.near.distance)) and words.near.distance > FAR
-    place = f"out of distribution past {FAR:g}"
-    said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
-    notes = ["not calibrated: manybeam rehearse it"]
-    notes += [f"no member promises F1 {POOR_F1:.2f}"] if ranked[0].predicted_f1 < POOR_F1 else []
-    notes += [place] if is_far else []
-    return Selection(
-        verdict="out-of-distribution" if is_far or ranked[0].predicted_f1 < POOR_F1 else "ok",
+    is_poor = ranked[0].predicted_f1 < POOR_F1
+    notes = ["not calibrated: run manybeam calibrate for this ensemble"]
+    notes += [f"no member has a predicted F1 of {POOR_F1:.2f} or more"] if is_poor else []
+    notes += [f"out of distribution: the distance is above {FAR:g}"] if is_far else []
+    selection = Selection(
+        verdict="out-of-distribution" if is_far or is_poor else "ok",
         candidates=words.candidates(ranked),
         chosen=chosen,
-        why="; ".join([*said, *notes]),
+        reasons=(),
         nearest=words.near.ranked,
         summary=tuple(seen.summary_cs.mean(axis=0).tolist()),
+        asked=asked,
     )
+    return _with_reasons(selection, ranked, words, notes)
 
 
-def _rehearsed(
+def _calibrated(
     seen: FrameAnalysis,
     matrix: Matrix,
     known: PerformancePredictor,
     words: _Words,
-    answering: Weights | None,
+    asked: Weights | None,
     false_atoms: float,
 ) -> Selection:
-    """Return the ranking that the reference table teaches."""
+    """Return the ranking by the calibration set."""
     members = seen.prediction.members
-    promised = known.forecast(seen, [{member: 1.0} for member in members])
+    predicted = known.predict_f1(seen, [{member: 1.0} for member in members])
     ranked = sorted(
         (
             _outlook(member, one, matrix, words.near)
-            for member, one in zip(members, promised, strict=True)
+            for member, one in zip(members, predicted, strict=True)
         ),
         key=lambda one: (-one.predicted_f1, one.member),
     )
-    answerers = _answerers(seen, known, ranked)
+    answerers = _answerers(seen, known, ranked, asked)
     distance, best = known.distance(seen), answerers[0]
-    calibrated = answering or best.weights
+    weights = asked or best.weights
     count = frames_needed(false_atoms) if false_atoms else NEIGHBOURS
     transferred = transfer_calibration(
         known.table,
-        known.alike(seen, calibrated, count),
-        calibrated,
+        known.alike(seen, weights, count),
+        weights,
         distance=distance,
         false_atoms=false_atoms,
         nearest_n=known.nearest(seen, NEIGHBOURS // 2),
     )
-    chosen = tuple(sorted(best.weights, key=lambda member: -best.weights[member]))
-    said = selection_reason(ranked, chosen, words.policies, words.near, words.told)
-    if len(chosen) > 1:
-        said.append(f"together they should reach {best.predicted_f1:.2f}")
     warned = _warnings(distance, best, known, words.structure)
-    return Selection(
+    selection = Selection(
         verdict="out-of-distribution" if warned else "ok",
         candidates=words.candidates(ranked),
-        chosen=chosen,
-        why="; ".join([*said, *warned]),
+        chosen=tuple(sorted(best.weights, key=lambda member: -best.weights[member])),
+        reasons=(),
         nearest=words.near.ranked,
         answerers=answerers,
         is_calibrated=True,
         distance=distance,
         transferred=transferred,
         summary=tuple(seen.summary_cs.mean(axis=0).tolist()),
+        asked=asked,
     )
+    return _with_reasons(selection, ranked, words, warned)
 
 
-def _warnings(distance: float, best: Answerer, known: PerformancePredictor, told: str) -> list[str]:
+def _with_reasons(
+    selection: Selection, ranked: Sequence[Outlook], words: _Words, notes: Sequence[str]
+) -> Selection:
+    """Return the selection with the reasons of the answer that it leads to."""
+    own = words.selection(ranked, selection.chosen)
+    if selection.asked is not None:
+        known = selection.predicted(list(selection.asked))
+        own = answer_reason(list(selection.asked), words.policies, words.near, known)
+    elif selection.is_calibrated and len(selection.chosen) > 1:
+        together = selection.answerers[0]
+        f1, low, high = together.predicted_f1, together.low, together.high
+        own.insert(2, f"predicted F1 of them together: {f1:.2f} ({low:.2f} to {high:.2f})")
+    return replace(selection, reasons=(*own, *notes))
+
+
+def _warnings(
+    distance: float, best: Answerer, known: PerformancePredictor, structure: str
+) -> list[str]:
     """Return why a frame is called out of distribution; nothing if it is not."""
-    said, rehearsed = [], known.table.structure
-    if rehearsed and told != rehearsed:
-        said.append(f"the frame is said to be of {told}, rehearsed were frames of {rehearsed}")
+    said, calibrated = [], known.table.structure
+    if calibrated and structure != calibrated:
+        said.append(
+            f"out of distribution: the frame shows {structure}, the calibration set {calibrated}"
+        )
     if distance > FAR_FROM_TABLE:
         said.append(
-            f"the frame is {distance:.1f} times as far from every rehearsed one as those lie "
-            f"apart (out of distribution past {FAR_FROM_TABLE:g})"
+            f"out of distribution: the frame is {distance:.1f} times as far from the calibration "
+            f"set as its frames lie apart (limit {FAR_FROM_TABLE:g})"
         )
     if best.predicted_f1 < known.poor_f1:
-        said.append(f"none fits: no answer promises F1 {known.poor_f1:.2f}")
+        said.append(
+            f"out of distribution: no answer has a predicted F1 of {known.poor_f1:.2f} or more"
+        )
     return said
 
 
@@ -335,25 +400,34 @@ def _outlook(member: int, one: PredictedF1, matrix: Matrix, near: Near) -> Outlo
 
 
 def _answerers(
-    seen: FrameAnalysis, known: PerformancePredictor, ranked: Sequence[Outlook]
+    seen: FrameAnalysis,
+    known: PerformancePredictor,
+    ranked: Sequence[Outlook],
+    asked: Weights | None,
 ) -> tuple[Answerer, ...]:
     """Return the answers that could be given, the one to give first."""
     best = ranked[0]
     single = Answerer("best", {best.member: 1.0}, best.predicted_f1, best.low, best.high)
     tried = _sub_ensembles(ranked)
-    promised = known.forecast(seen, list(tried.values())) if tried else []
+    if asked and len(asked) > 1 and not any(set(one) == set(asked) for one in tried.values()):
+        tried[ASKED] = asked
+    predicted = known.predict_f1(seen, list(tried.values())) if tried else []
     several = [
         Answerer(name, weights, one.f1, one.low, one.high)
-        for (name, weights), one in zip(tried.items(), promised, strict=True)
+        for (name, weights), one in zip(tried.items(), predicted, strict=True)
     ]
-    several.sort(key=lambda one: -one.predicted_f1)
-    if several and several[0].predicted_f1 >= single.predicted_f1 - WORTH_A_SPREAD:
+    several.sort(key=lambda one: (one.name == ASKED, -one.predicted_f1))
+    if (
+        several
+        and several[0].name != ASKED
+        and several[0].predicted_f1 >= single.predicted_f1 - WORTH_A_SPREAD
+    ):
         return several[0], single, *several[1:]
     return single, *several
 
 
 def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
-    """Return the sub-ensembles that are tried: of the best, weighted by promise, and all."""
+    """Return the sub-ensembles that are tried: of the best, weighted by predicted F1, and all."""
     order = [one.member for one in ranked]
     tried: dict[str, Weights] = {
         f"best {size}": dict.fromkeys(order[:size], 1 / size)
@@ -371,16 +445,19 @@ def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
     return tried
 
 
-def _policies(record: Record, library: Library) -> dict[int, tuple[str, Policy | None]]:
+def _policies(version: LoadedVersion, library: Library) -> dict[int, tuple[str, Policy | None]]:
     """Return each member's policy: its id, and its ranges where the library still has them."""
     return {
         member.index: (member.policy, library.policies.get(member.policy))
-        for member in record.members
+        for member in version.ensemble.members
     }
 
 
-def _told(condition: Condition | None, pixel_size_pm: float | None) -> dict[str, float]:
+def _stated(frame: Frame) -> dict[str, float]:
     """Return every number known of how the frame was recorded, by dotted path."""
-    known = {} if condition is None else condition.quantities()
-    told = {path: float(value) for path, value in known if isinstance(value, (int, float))}
-    return told | ({} if pixel_size_pm is None else {"scan.pixel_size_pm": pixel_size_pm})
+    known: Sequence[tuple[str, object]] = ()
+    if isinstance(frame.condition, Condition):
+        known = tuple(frame.condition.quantities())
+    stated = {path: float(value) for path, value in known if isinstance(value, (int, float))}
+    size_pm = frame.pixel_size_pm
+    return stated | ({} if size_pm is None else {"scan.pixel_size_pm": size_pm})

@@ -1,4 +1,4 @@
-"""Calibration carried over to a chosen sub-ensemble, from frames of known truth most like a frame.
+"""Calibration transferred to an answer from the frames of known truth that are most like a frame.
 
 A calibration holds for one condition (`learn.scoring.calibration`), and a recorded frame has none
 that anybody measured. The frames of a reference table that are most like it stand in: what the
@@ -21,7 +21,7 @@ from manybeam.learn.scoring.calibration import bound, calibrated, fit
 NEIGHBOURS = 96  # frames most like the one asked about
 BELIEVED = 0.5  # least probability of an atom
 LEAST_ATOMS = 100
-FAR = 1.5  # frames of the table farther away than this, times what is usual, promise nothing
+FAR = 1.5  # farther than this, times what is usual, from the calibration set no bound is kept
 CONFIDENCE = 0.9
 FRAMES_PER_SHARE = 2.4  # frames without a fault from which a bound of 1 could be told (0009)
 COSTLY = 0.5  # share of the atoms that a bound keeps, below which it is said
@@ -38,12 +38,12 @@ class TransferredCalibration:
         position_pm: nine in ten of the true atoms lie within this of where they were found, in
             pm; NaN where nothing was learnt.
         threshold: least probability, before calibration, of an atom kept under the bound; None
-            where no bound was asked for or none can be promised.
+            where no bound was asked for or none can be kept.
         false_atoms: the bound that was asked for, a share of a frame's atoms; 0 for none.
         kept: share of the atoms found that stay under the bound, on the frames it was learnt from.
         frame_count: frames it was learnt from.
         atom_count: atoms on them.
-        notes: what cannot be promised, and why.
+        notes: what cannot be kept, and why.
     """
 
     temperature: float = 1.0
@@ -59,7 +59,7 @@ class TransferredCalibration:
     def apply(self, atoms: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return atoms (n, >= 4) with calibrated probabilities, those under the bound alone.
 
-        Where a bound was asked for and cannot be promised, no atom is left out: the notes say so.
+        Where a bound was asked for and cannot be kept, no atom is left out: the notes say so.
         """
         kept = atoms[atoms[:, 3] >= (self.threshold or 0.0)].copy()
         kept[:, 3] = calibrated(kept[:, 3], self.temperature, self.shift)
@@ -102,7 +102,7 @@ def transfer_calibration(
     near_k = found_k if nearest_n is None else seen_k & np.isin(table.frame_k, nearest_n)
     count = int(found_k.sum())
     if count < LEAST_ATOMS:
-        why = f"nothing is promised: the frames most like this one hold {count} atoms"
+        why = f"not calibrated: the frames most like this one hold only {count} atoms"
         return TransferredCalibration(
             false_atoms=false_atoms, frame_count=len(alike_n), notes=(why,)
         )
@@ -151,15 +151,15 @@ def _threshold(
 def _why_not(false_atoms: float, distance: float, frame_count: int) -> str:
     if distance > FAR:
         return (
-            f"at most {false_atoms:g} false atoms cannot be promised: the frame is {distance:.1f} "
-            "times as far from every simulated one as those lie apart"
+            f"the bound of {false_atoms:g} false atoms cannot be kept: the frame is {distance:.1f} "
+            "times as far from the calibration set as its frames lie apart"
         )
     if frame_count < frames_needed(false_atoms):
         return (
-            f"at most {false_atoms:g} false atoms cannot be promised: it needs "
-            f"{frames_needed(false_atoms)} rehearsed frames like this one, {frame_count} are there"
+            f"the bound of {false_atoms:g} false atoms cannot be kept: it needs "
+            f"{frames_needed(false_atoms)} calibration frames like this one, it has {frame_count}"
         )
     return (
-        f"at most {false_atoms:g} false atoms cannot be promised: on the simulated frames most "
-        "like this one no threshold keeps it"
+        f"the bound of {false_atoms:g} false atoms cannot be kept: no threshold keeps it on the "
+        "simulated frames most like this one"
     )

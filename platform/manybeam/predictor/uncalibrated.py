@@ -1,4 +1,4 @@
-"""Selection for an ensemble that was never rehearsed: matrix and label-free scores, by rule.
+"""Selection for a version that was never calibrated: matrix and label-free scores, by rule.
 
 The predicted F1 is the mean of two estimates, each weighted by the inverse of its variance: the
 members x conditions matrix at the measured conditions nearest to the frame, less sure the farther
@@ -34,20 +34,20 @@ def rule_of_thumb(seen: FrameAnalysis, matrix: Matrix, near: Near) -> list[Outlo
     """Return what is expected of each member, the best first."""
     sigma = FITNESS_SIGMA if seen.lattice else FITNESS_SIGMA_NO_LATTICE
     found = [
-        _forecast(member, score_f, matrix, near, sigma)
+        _outlook(member, score_f, matrix, near, sigma)
         for member, score_f in zip(seen.prediction.members, seen.score_mf, strict=True)
     ]
     return sorted(found, key=lambda one: (-one.predicted_f1, one.member))
 
 
-def _forecast(
+def _outlook(
     member: int, score_f: np.ndarray, matrix: Matrix, near: Near, fitness_sigma: float
 ) -> Outlook:
     """Return one member's predicted F1: matrix and fitness, weighted by inverse variance."""
     parts = {k: float(v) for k, v in zip(SCORES, score_f, strict=True) if math.isfinite(v)}
     fitness = combine({name: parts[name] for name in WEIGHTS if name in parts})
-    promised = float(np.clip(FITNESS_SLOPE * fitness + FITNESS_OFFSET, 0.0, 1.0))
-    estimates = [(promised, fitness_sigma)]
+    by_fitness = float(np.clip(FITNESS_SLOPE * fitness + FITNESS_OFFSET, 0.0, 1.0))
+    estimates = [(by_fitness, fitness_sigma)]
     parts["fitness"] = fitness
     if math.isfinite(near.distance):
         parts["distance"] = near.distance
@@ -88,9 +88,9 @@ def _measured_sigma(member: int, condition: str, matrix: Matrix) -> float:
 
 
 def within_noise(ranked: Sequence[Outlook]) -> tuple[int, ...]:
-    """Return the best member and those it cannot be told from.
+    """Return the best member and those it cannot be told apart from.
 
-    All members saw the same frame, so most of what makes a forecast unsure is common to them: two
+    All members saw the same frame, so most of what makes a prediction unsure is common to them: two
     are told apart at a quarter of the interval's half-width, at least by half a per cent of F1.
     """
     best = ranked[0]

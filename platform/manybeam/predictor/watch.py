@@ -1,7 +1,7 @@
-"""What the members know, as frames to watch a stream by, and what to do when it leaves that.
+"""Frames of known conditions to watch a stream by, and what to do when the stream leaves them.
 
-Drift is no failure: frames unlike any that were measured may be served as well as ever. So an alarm
-is answered by what the members promise on the drifted frames themselves, and nothing is blocked.
+Drift is no failure: frames unlike any that were measured may be answered as well as before. An
+alarm is therefore answered by the predicted F1 on the drifted frames, and nothing is blocked.
 Axis letters: n frame, s number of a summary, y row, x column.
 """
 
@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
+from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
 from manybeam.data.simulation.typical import filled, typical
 from manybeam.errors import InvalidInput
 from manybeam.learn.analysis.condition_inference import DRAWS, Inferred, draw, infer
-from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.predictor.condition_distance import (
     DIFFERENCE_STEPS,
     RATIO_STEPS,
@@ -23,18 +23,19 @@ from manybeam.predictor.condition_distance import (
     structure_of,
 )
 from manybeam.predictor.drift import frame_features
-from manybeam.predictor.performance import PerformancePredictor
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.question import Question
 from manybeam.predictor.reasons import WORDS
-from manybeam.predictor.selection import Selection, select
+from manybeam.predictor.selection import Selection
+from manybeam.predictor.versions import LoadedVersion
 from manybeam.spec import Condition, Library, Policy, Range
 from manybeam.zoo.matrix import ENSEMBLE, Matrix
-from manybeam.zoo.records import Record
 
 Action = Literal["go on", "switch members", "adapt", "ask"]
 Progress = Callable[[int, int], None]
 
 KNOWN_F1 = 0.9  # a condition measured below it is not one the members know
-FINE_F1 = 0.8  # promised F1 from which members are left to serve
+FINE_F1 = 0.8  # predicted F1 from which members are left to serve
 # Share of a unit of distance by which a session wanders without harm: 0.9 nm of defocus, 23 % of
 # the dose. A watch that called for half a nanometre would be switched off. Frames to watch by
 # wander a third further, since the few places that are simulated seldom reach the ends.
@@ -67,13 +68,13 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Proposal:
+class Advice:
     """What to do about drifted frames.
 
     Attributes:
         action: `go on`, `switch members`, `adapt` or `ask`.
         members: those to serve with; the serving ones unless the action is to switch.
-        promise: F1 that `members` promise on average, 0 to 1.
+        predicted_f1: mean predicted F1 of `members`, 0 to 1.
         command: the command to run, or nothing.
         why: the reason in words.
         inferred: what the frames tell of their condition, where it was asked for.
@@ -81,7 +82,7 @@ class Proposal:
 
     action: Action
     members: tuple[int, ...]
-    promise: float
+    predicted_f1: float
     command: str
     why: str
     inferred: Inferred | None = None
@@ -143,37 +144,30 @@ def wandering(condition: Condition, share: float = WANDER) -> Policy:
 
 
 def propose(
-    record: Record,
-    matrix: Matrix,
-    ensemble: Ensemble,
-    frames_nyx: np.ndarray,
-    pixel_size_pm: float | None,
+    predictor: Predictor,
+    ref: str,
+    frames: Sequence[Frame],
     *,
-    serving: Sequence[int] | None = None,
+    serving: Sequence[int] = (),
     policy: Policy | None = None,
-    condition: Condition | None = None,
-    known: PerformancePredictor | None = None,
     library: Library,
     frames_url: str = "FRAMES",
     seed: int = 0,
     draws: int = DRAWS,
-) -> Proposal:
+) -> Advice:
     """Return what to do about frames recorded since a stream drifted.
 
-    Switch, where the best members promise more than the serving ones by more than their interval;
-    go on, where the serving ones promise well on frames near a measured condition, or surely well
-    anywhere; else adapt, where a policy makes frames like these; else ask a person.
+    Switch, if the predicted F1 of the best members is above that of the serving ones by more than
+    its interval. Go on, if the serving ones have a good predicted F1 on frames near a measured
+    condition, or surely a good one anywhere. Else adapt, if a policy makes frames like these. Else
+    ask a person.
 
     Args:
-        record: the ensemble's record.
-        matrix: its members x conditions scores.
-        ensemble: the members.
-        frames_nyx: frames since the change, (n, y, x).
-        pixel_size_pm: edge of their pixels, or None.
+        predictor: answers about the frames.
+        ref: the version that serves.
+        frames: frames since the change, all of one shape and pixel size.
         serving: indices of the members that answer now; all if left out.
         policy: where their condition is searched; the broadest of their structure if left out.
-        condition: what is known of how they were recorded.
-        known: what the ensemble's rehearsal teaches, if it was rehearsed.
         library: conditions and policies by id.
         frames_url: the FrameSet that holds these frames, for the command.
         seed: of the draws.
@@ -182,104 +176,106 @@ def propose(
     Raises:
         InvalidInput: no frames.
     """
-    if not len(frames_nyx):
+    if not len(frames):
         raise InvalidInput("no frames to judge drift by", "at least one since the change", "")
-    chosen = np.unique(np.linspace(0, len(frames_nyx) - 1, JUDGED).round().astype(int))
-    asked = [
-        select(
-            record, matrix, ensemble, frame, pixel_size_pm, condition, known=known, library=library
-        )
-        for frame in frames_nyx[chosen]
-    ]
-    now = tuple(serving) if serving is not None else tuple(one.index for one in record.members)
+    version = predictor.versions.get(ref)
+    chosen = np.unique(np.linspace(0, len(frames) - 1, JUDGED).round().astype(int))
+    question = Question(ref, tuple(serving))
+    answers = predictor.answers([frames[place] for place in chosen], question)
+    asked = [one.selection for one in answers if one.selection is not None]
+    now = tuple(serving) or version.ensemble.indices
     outlook = _outlook(asked, now)
     if outlook.is_worth_switching:
-        return _switch(outlook, record)
+        return _switch(outlook, version)
     if outlook.is_fine:
-        return Proposal("go on", now, outlook.promise, "", outlook.words("they may go on"))
-    rehearsed = known.table.structure if known else ""
-    structure = structure_of(condition, comparable(matrix, library), rehearsed)
+        return Advice("go on", now, outlook.f1, "", outlook.words("they may go on"))
+    known = version.performance
+    structure = structure_of(
+        frames[-1].condition,
+        comparable(version.matrix, library),
+        known.table.structure if known else "",
+    )
     policy = policy or _broadest(structure, library)
     if policy is None:
-        words = outlook.words("no policy is known to adapt them in")
-        return Proposal("ask", now, outlook.promise, "", words)
-    inferred = infer(frames_nyx[-INFERRED_FRAMES:], pixel_size_pm, policy, seed=seed, draws=draws)
+        words = outlook.words("there is no policy to adapt them in")
+        return Advice("ask", now, outlook.f1, "", words)
+    last = frames[-INFERRED_FRAMES:]
+    frames_nyx = np.stack([one.pixels_yx for one in last])
+    inferred = infer(frames_nyx, last[-1].pixel_size_pm, policy, seed=seed, draws=draws)
     nearest = library.conditions.get(asked[-1].nearest[0][0]) if asked[-1].nearest else None
-    told = _told(inferred, nearest)
     if inferred.distance > 1:
         why = f"{policy.id!r} makes no frames like these (distance {inferred.distance:.1f} > 1)"
-        return Proposal("ask", now, outlook.promise, "", outlook.words(why), inferred)
-    command = f"manybeam iterate {frames_url} -e {record.ref} --policy {policy.id}"
-    why = f"{policy.id!r} makes frames like these (distance {inferred.distance:.1f}){told}"
-    return Proposal("adapt", now, outlook.promise, command, outlook.words(why), inferred)
+        return Advice("ask", now, outlook.f1, "", outlook.words(why), inferred)
+    command = f"manybeam iterate {frames_url} -e {version.ref} --policy {policy.id}"
+    why = f"{policy.id!r} makes frames like these (distance {inferred.distance:.1f})"
+    why += _moved(inferred, nearest)
+    return Advice("adapt", now, outlook.f1, command, outlook.words(why), inferred)
 
 
 @dataclass(frozen=True)
 class _Outlook:
-    """What members promise on the drifted frames, as means over these.
+    """What to expect of members on the drifted frames, as means over these.
 
     Attributes:
         now: the serving members.
-        promise: mean F1 they promise.
+        f1: their mean predicted F1.
         surely: mean lower end of it.
         best: the members selection chose on most of the frames.
-        best_promise: mean F1 they promise.
+        best_f1: their mean predicted F1.
         best_low: mean lower end of it.
         is_far: most of the frames are out of distribution.
     """
 
     now: tuple[int, ...]
-    promise: float
+    f1: float
     surely: float
     best: tuple[int, ...]
-    best_promise: float
+    best_f1: float
     best_low: float
     is_far: bool
 
     @property
     def is_worth_switching(self) -> bool:
-        return self.best_promise >= FINE_F1 and self.best_low > self.promise
+        return self.best_f1 >= FINE_F1 and self.best_low > self.f1
 
     @property
     def is_fine(self) -> bool:
-        return self.promise >= FINE_F1 and (not self.is_far or self.surely >= FINE_F1)
+        return self.f1 >= FINE_F1 and (not self.is_far or self.surely >= FINE_F1)
 
     def words(self, more: str) -> str:
         place = "out of distribution" if self.is_far else "near what was measured"
-        return f"the serving members promise F1 {self.promise:.2f} on frames {place}; {more}"
+        return f"predicted F1 of the serving members {self.f1:.2f}, on frames {place}; {more}"
 
 
 def _outlook(asked: Sequence[Selection], now: tuple[int, ...]) -> _Outlook:
     votes = [member for selection in asked for member in selection.chosen]
     best = tuple(sorted({one for one in votes if votes.count(one) > len(asked) / 2}))
     best = best or tuple(sorted(asked[-1].chosen))
-    promise, surely = np.mean([_promise(selection, now) for selection in asked], axis=0)
-    best_promise, best_low = np.mean([_promise(selection, best) for selection in asked], axis=0)
+    f1, surely = np.mean([_expected(selection, now) for selection in asked], axis=0)
+    best_f1, best_low = np.mean([_expected(selection, best) for selection in asked], axis=0)
     far = sum(selection.verdict != "ok" for selection in asked)
-    promises = (float(promise), float(surely), best, float(best_promise), float(best_low))
-    return _Outlook(now, *promises, far > len(asked) / 2)
+    numbers = (float(f1), float(surely), best, float(best_f1), float(best_low))
+    return _Outlook(now, *numbers, far > len(asked) / 2)
 
 
-def _promise(selection: Selection, members: Sequence[int]) -> tuple[float, float]:
-    """Return the F1 that an answer of these members promises, and its lower end.
+def _expected(selection: Selection, members: Sequence[int]) -> tuple[float, float]:
+    """Return the predicted F1 of these members, and its lower end.
 
-    Of a sub-ensemble that selection did not look at, the mean over its members stands for it.
+    For a sub-ensemble that selection did not try, the mean over its members stands in.
     """
-    known = selection.promised(members)
+    known = selection.predicted(members)
     if known is not None:
-        return known[0], known[1]
+        return known.f1, known.low
     asked = [one for one in selection.candidates if one.member in members]
     f1, low = np.mean([(one.predicted_f1, one.low) for one in asked], axis=0)
     return float(f1), float(low)
 
 
-def _switch(outlook: _Outlook, record: Record) -> Proposal:
-    policies = {one.index: one.policy for one in record.members}
+def _switch(outlook: _Outlook, version: LoadedVersion) -> Advice:
+    policies = {one.index: one.policy for one in version.ensemble.members}
     named = ", ".join(f"{one:02d} ({policies.get(one, 'unknown')})" for one in outlook.best)
-    why = f"{named} promise {outlook.best_promise:.2f}, at least {outlook.best_low:.2f}"
-    return Proposal(
-        "switch members", outlook.best, outlook.best_promise, "", outlook.words(why)
-    )  # fmt: skip
+    why = f"that of {named} is {outlook.best_f1:.2f}, at least {outlook.best_low:.2f}"
+    return Advice("switch members", outlook.best, outlook.best_f1, "", outlook.words(why))
 
 
 def _f1(matrix: Matrix, condition: str) -> float:
@@ -326,8 +322,8 @@ def _broadest(structure: str, library: Library) -> Policy | None:
     return min(fitting, key=lambda one: (-ranges(one), one.id), default=None)
 
 
-def _told(inferred: Inferred, nearest: Condition | None) -> str:
-    """Return which quantities the frames tell to be elsewhere than at the nearest condition."""
+def _moved(inferred: Inferred, nearest: Condition | None) -> str:
+    """Return which quantities differ from those of the nearest condition, by the frames."""
     if nearest is None:
         return ""
     there = dict(filled(nearest).quantities())

@@ -188,7 +188,7 @@ def service_state() -> ServiceState | None:
 
 
 def _check_refs(refs: Sequence[str]) -> None:
-    """Ask the zoo for every reference before anything starts; all unknown ones are told at once."""
+    """Ask the zoo for every reference before anything starts; name all unknown ones at once."""
     if not refs:
         return
     from manybeam.zoo.registry import Zoo
@@ -227,9 +227,9 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
         ) from error
 
 
-def _reason(told: str) -> str:
+def _reason(text: str) -> str:
     """Return the line that matters of what Ray says: the innermost exception's."""
-    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", told).splitlines() if line.strip()]
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
     errors = [
         line
         for line in lines
@@ -316,6 +316,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica: the one place where its parts are put together."""
     import torch
 
+    from manybeam.predictor.versions import ZooVersions
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import Limits, api
@@ -323,7 +324,7 @@ def replica_api(plan: Plan) -> "FastAPI":
 
     cluster.adopt(plan.variables)
     torch.set_num_threads(plan.cores)
-    service = Service(Zoo(), plan.refs, capacity=plan.capacity)
+    service = Service(ZooVersions(Zoo(), plan.refs, capacity=plan.capacity))
     limits = Limits(
         threads=plan.threads,
         waiting=plan.waiting,

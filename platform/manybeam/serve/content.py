@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.serve.query import MAPS, Question
+from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.wire import Frames, plain
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Prediction
-    from manybeam.predictor.selection import Answerer, Selection
-    from manybeam.serve.predict import Loaded
+    from manybeam.predictor.answer import Answer
+    from manybeam.predictor.performance import PredictedF1
+    from manybeam.predictor.predictor import Ranked
+    from manybeam.predictor.selection import Answerer, Candidate, Selection
+    from manybeam.predictor.transferred_calibration import TransferredCalibration
     from manybeam.zoo.records import Record
 
 CALIBRATION_FIELDS = (
@@ -30,56 +33,124 @@ CALIBRATION_FIELDS = (
 )
 
 
-def doubts(loaded: "Loaded", question: Question) -> Iterator[str]:
-    """Yield what makes the answer worth less than it could be."""
-    if question.pixel_size_pm is None:
-        yield "no pixel_size_pm: the frame is taken at the members' own pixel size"
-    if loaded.record.failed:
-        yield f"{len(loaded.record.failed)} planned member(s) failed in training"
+def answer_meta(found: "Sequence[Answer]", frames: Frames, query: RequestQuery) -> dict[str, Any]:
+    """Return who answered what, why and how surely.
+
+    Of a stack the first frame's facts stand at the top, and each frame's under `per_frame`. The
+    drift is that of the first frame that drifted.
+    """
+    first = found[0]
+    drifted = next((one for one in found if one.is_drifted), first)
+    content = _meta(first.record, first.members, frames, query) | _facts(first)
+    content["drift"] = _drift(drifted)
+    content["degraded"] = [*_notes(found), *_limits(first.record, query)]
+    if frames.is_stack:
+        content["per_frame"] = [_facts(one) for one in found]
+    return content
 
 
-def meta(
-    record: "Record", members: Sequence[int], frames: Frames, question: Question
+def selection_content(
+    ranked: "Sequence[Ranked]", frames: Frames, query: RequestQuery
+) -> tuple[dict[str, Any], bool]:
+    """Return a ranking as JSON holds it, and whether the frame is out of distribution."""
+    best = ranked[0]
+    selection = _selection_of(best)
+    rows = [
+        _candidate_row(one, candidate, is_chosen=one is best)
+        for one in ranked
+        for candidate in _selection_of(one).candidates
+    ]
+    rows.sort(key=lambda row: -row["predicted_f1"])
+    record = best.version.record
+    limits = [*best.notes, *_limits(record, query)]
+    content = {
+        "verdict": selection.verdict,
+        "why": selection.why,
+        "reasons": list(selection.reasons),
+        "ref": best.version.ref,
+        "chosen": list(selection.chosen),
+        "calibrated": selection.is_calibrated,
+        "answerers": [_answerer_row(one) for one in selection.answerers],
+        "candidates": rows,
+        "nearest": [list(pair) for pair in selection.nearest],
+        "meta": _meta(record, selection.chosen, frames, query) | {"degraded": limits},
+    }
+    return plain(content), selection.verdict != "ok"
+
+
+def _selection_of(one: "Ranked") -> "Selection":
+    assert one.selection is not None  # noqa: S101 - `Service.select` refuses frames too small
+    return one.selection
+
+
+def _meta(
+    record: "Record | None", members: Sequence[int], frames: Frames, query: RequestQuery
 ) -> dict[str, Any]:
-    """Return who answered what."""
+    """Return what is true of all frames of a request."""
     return {
-        "ref": record.ref,
-        "ensemble": record.name,
-        "version": record.version,
+        "ref": record.ref if record else "",
+        "ensemble": record.name if record else "",
+        "version": record.version if record else None,
         "members": list(members),
-        "pixel_size_pm": question.pixel_size_pm,
+        "pixel_size_pm": query.pixel_size_pm,
         "frames": len(frames.frames),
         "shape": list(frames.frames[0].shape),
         "notes": list(frames.notes),
-        "instrument": question.instrument,
-        "frame_id": question.frame_id,
+        "instrument": query.instrument,
+        "frame_id": query.frame_id,
     }
 
 
-def by_the_first(frames: Frames, asked: "Sequence[Selection | None]") -> list[str]:
-    """Return that the first frame of a stack spoke for all, if it did."""
-    if asked[0] is None or len(frames.frames) == len(asked):
-        return []
-    count = len(frames.frames)
-    return [f"members, calibration and drift were told by the first of {count} frames"]
+def _facts(one: "Answer") -> dict[str, Any]:
+    """Return what is true of one frame's answer."""
+    return {
+        "ref": one.ref,
+        "members": list(one.members),
+        "verdict": one.verdict or None,
+        "predicted_f1": _predicted(one.predicted_f1),
+        "drift": _drift(one),
+        "calibration": _calibration(one.calibration),
+        "why": one.why,
+        "reasons": list(one.reasons),
+    }
 
 
-def drift(asked: "Sequence[Selection | None]") -> dict[str, Any]:
-    """Return drift score and flag; null where selection was not asked, never a guess.
-
-    Of several frames those of the first that drifted.
-    """
-    known = [one for one in asked if one is not None]
-    if not known:
-        return {"score": None, "flag": None}
-    selection = next((one for one in known if one.verdict != "ok"), known[0])
-    score: float | None = selection.candidates[0].components.get("distance")
-    if selection.is_calibrated:
-        score = selection.distance
-    return {"score": plain(score), "flag": selection.verdict != "ok"}
+def _drift(one: "Answer") -> dict[str, Any]:
+    """Return drift score and flag; null where they are unknown, never a guess."""
+    return {"score": plain(one.drift_score), "flag": one.is_drifted}
 
 
-def answerer_row(one: "Answerer") -> dict[str, Any]:
+def _predicted(known: "PredictedF1 | None") -> dict[str, float] | None:
+    if known is None:
+        return None
+    return {"f1": float(known.f1), "low": float(known.low), "high": float(known.high)}
+
+
+def _calibration(one: "TransferredCalibration | None") -> dict[str, Any] | None:
+    """Return what is behind the probabilities; null if they are the networks' own."""
+    if one is None:
+        return None
+    content = {name: getattr(one, name) for name in CALIBRATION_FIELDS}
+    return {name: plain(value) for name, value in content.items()}
+
+
+def _limits(record: "Record | None", query: RequestQuery) -> Iterator[str]:
+    """Yield what makes any answer of this version worth less than it could be."""
+    if query.pixel_size_pm is None:
+        yield "no pixel_size_pm: the frame is taken at the members' own pixel size"
+    if record and record.failed:
+        yield f"{len(record.failed)} planned member(s) failed in training"
+
+
+def _notes(found: "Sequence[Answer]") -> Iterator[str]:
+    """Yield what limits each answer; of several frames with the frame's number."""
+    shared = set(found[0].notes).intersection(*(one.notes for one in found[1:]))
+    yield from (note for note in found[0].notes if note in shared)
+    for number, one in enumerate(found):
+        yield from (f"frame {number}: {note}" for note in one.notes if note not in shared)
+
+
+def _answerer_row(one: "Answerer") -> dict[str, Any]:
     """Return one answer that was compared, with each member's share in it."""
     return {
         "name": one.name,
@@ -90,32 +161,13 @@ def answerer_row(one: "Answerer") -> dict[str, Any]:
     }
 
 
-def calibration(selection: "Selection | None") -> dict[str, Any] | None:
-    """Return what stands behind the probabilities; null where networks speak for themselves."""
-    if selection is None or selection.transferred is None:
-        return None
-    one = selection.transferred
-    content = {name: getattr(one, name) for name in CALIBRATION_FIELDS}
-    return {name: plain(value) for name, value in content.items()}
-
-
-def unpromised(asked: "Sequence[Selection | None]") -> Iterator[str]:
-    """Yield what cannot be promised, and why; of several frames with the frame's number."""
-    for number, one in enumerate(asked):
-        for note in (
-            one.transferred.notes if one is not None and one.transferred is not None else ()
-        ):
-            yield f"frame {number}: {note}" if len(asked) > 1 else note
-
-
-def candidate_row(
-    loaded: "Loaded", selection: "Selection", candidate: Any, *, is_chosen: bool
-) -> dict[str, Any]:
+def _candidate_row(one: "Ranked", candidate: "Candidate", *, is_chosen: bool) -> dict[str, Any]:
     """Return one row of the ranking."""
+    record = one.version.record
     return {
-        "ref": f"{loaded.record.version_ref}/{candidate.member:02d}",
+        "ref": f"{record.version_ref if record else ''}/{candidate.member:02d}",
         "member": candidate.member,
-        "chosen": is_chosen and candidate.member in selection.chosen,
+        "chosen": is_chosen and candidate.member in _selection_of(one).chosen,
         "predicted_f1": float(candidate.predicted_f1),
         "low": float(candidate.low),
         "high": float(candidate.high),
@@ -125,7 +177,7 @@ def candidate_row(
 
 
 def arrays(
-    found: "Sequence[Prediction]", want: Sequence[str], *, is_stack: bool
+    found: "Sequence[Answer]", want: Sequence[str], *, is_stack: bool
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays wanted; of a stack, rows carry the number of their frame beside them."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -135,7 +187,7 @@ def arrays(
         arrays |= {name: wanted[name] for name in ("atoms", "votes") if name in want}
         arrays |= {"atoms_frame": frame_of} if is_stack else {}
     if "members" in want:
-        arrays["members"], frame_of = _joined([_member_rows(one) for one in found])
+        arrays["members"], frame_of = _joined([_member_rows(one.prediction) for one in found])
         arrays |= {"members_frame": frame_of} if is_stack else {}
     for name in MAPS:
         if name in want:

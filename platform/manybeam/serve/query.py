@@ -17,7 +17,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@-]{0,199}")
 
 
 @dataclass(frozen=True)
-class Question:
+class RequestQuery:
     """What a request asks for beside the frame itself.
 
     Args:
@@ -30,6 +30,8 @@ class Question:
             nothing, so the same frame may be sent any number of times.
         false_atoms: bound on the share of an answer's atoms that may be false; 0 for none.
         ensemble: REF to select from, or `auto`; only `select` reads it from the query.
+        members: indices of the members of REF that answer; all if left out.
+        condition: id of a condition of the facility: what is known of the recording.
     """
 
     pixel_size_pm: float | None = None
@@ -39,6 +41,8 @@ class Question:
     frame_id: str = ""
     false_atoms: float = 0.0
     ensemble: str = "auto"
+    members: tuple[int, ...] = ()
+    condition: str = ""
 
 
 PREDICT_NAMES = (
@@ -48,12 +52,21 @@ PREDICT_NAMES = (
     "instrument",
     "frame_id",
     "false_atoms",
+    "members",
+    "condition",
 )
-SELECT_NAMES = ("pixel_size_pm", "deadline_ms", "instrument", "frame_id", "ensemble")
+SELECT_NAMES = (
+    "pixel_size_pm",
+    "deadline_ms",
+    "instrument",
+    "frame_id",
+    "ensemble",
+    "condition",
+)
 
 
-def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> Question:
-    """Return the question a query string asks; all its faults are told at once.
+def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> RequestQuery:
+    """Return the question a query string asks; all its faults are reported at once.
 
     Args:
         pairs: (name, value) as they stand in the query, in order.
@@ -80,7 +93,7 @@ def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> Ques
                 faults.append(f"{name}: {error}")
     if faults:
         raise InvalidInput("; ".join(faults), f"allowed: {', '.join(allowed)}", "mend the query")
-    return Question(**values)
+    return RequestQuery(**values)
 
 
 def _unknown_name(name: str, allowed: Sequence[str]) -> str:
@@ -140,6 +153,13 @@ def _label(text: str) -> str:
     return text
 
 
+def _members(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(f"{text[:40]!r} are no members; give indices with commas, as 03,05")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "pixel_size_pm": _pixel_size,
     "false_atoms": _share,
@@ -148,4 +168,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "instrument": _label,
     "frame_id": _label,
     "ensemble": _label,
+    "members": _members,
+    "condition": _label,
 }

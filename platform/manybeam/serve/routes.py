@@ -35,10 +35,11 @@ from manybeam.errors import (
     http_status,
     problem,
 )
+from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
 from manybeam.serve.metrics import TEXT, Meter
-from manybeam.serve.predict import Service, Watch
-from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, Question, read_query
+from manybeam.serve.predict import Service
+from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, read_query
 from manybeam.settings import is_loopback
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
         """Tell what can be predicted with; a replica takes requests only once all are loaded."""
-        return {"status": "ready", "ensembles": list(service.refs)}
+        return {"status": "ready", "ensembles": list(service.versions.refs)}
 
 
 _PORT = re.compile(r":\d*$")
@@ -154,7 +155,7 @@ class RequestHandler:
         except Exception:
             # Whatever it was must not take the replica along; it is logged, and counted below.
             logger.exception("request failed", extra={"path": path, "request_id": request_id})
-            fault = WorkFailed("the service failed", "a fault of ours", "tell the request id")
+            fault = WorkFailed("the service failed", "internal error", "report this request id")
             response = self.problem(fault, request_id)
         if self.limits.names_requests:
             response.headers["x-request-id"] = request_id
@@ -163,22 +164,20 @@ class RequestHandler:
 
     async def predict(self, ref: str, request: Request) -> Response:
         """Answer one prediction."""
-        question = read_query(request.query_params.multi_items(), PREDICT_NAMES)
-        form = wire.answer_form(request.headers.get("accept", ""), question.want)
+        query = read_query(request.query_params.multi_items(), PREDICT_NAMES)
+        form = wire.answer_form(request.headers.get("accept", ""), query.want)
         body = await self._body(request)
         headers = dict(request.headers)
         return await self._on_thread(
-            partial(self._predict, ref, body, headers, question, form), question, request
+            partial(self._predict, ref, body, headers, query, form), query, request
         )
 
     async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
-        question = read_query(request.query_params.multi_items(), SELECT_NAMES)
+        query = read_query(request.query_params.multi_items(), SELECT_NAMES)
         body = await self._body(request)
         headers = dict(request.headers)
-        return await self._on_thread(
-            partial(self._select, body, headers, question), question, request
-        )
+        return await self._on_thread(partial(self._select, body, headers, query), query, request)
 
     async def ensembles(self, request: Request) -> Response:
         """List what is held."""
@@ -195,33 +194,33 @@ class RequestHandler:
         ref: str,
         body: bytes,
         headers: dict[str, str],
-        question: Question,
+        query: RequestQuery,
         form: str,
-        watch: Watch,
+        deadline: Deadline,
     ) -> Response:
-        with watch.stage("read"):
+        with deadline.stage("read"):
             frames = wire.read_frames(wire.read_body(body, headers), self.limits.max_frame_px)
-        answer = self.service.predict(ref, frames, question, watch)
-        with watch.stage("write"):
+        answer = self.service.predict(ref, frames, query, deadline)
+        with deadline.stage("write"):
             write = wire.write_json if form == wire.JSON else wire.write_npz
-            timings = {name: round(value * 1000, 2) for name, value in watch.seconds.items()}
+            timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
             content = write(answer.arrays, {**answer.meta, "timings_ms": timings})
-        self._count(answer.meta, watch, is_drifted=bool(answer.is_drifted))
+        self._count(answer.meta, deadline, is_drifted=bool(answer.is_drifted))
         return Response(content, media_type=form)
 
     def _select(
-        self, body: bytes, headers: dict[str, str], question: Question, watch: Watch
+        self, body: bytes, headers: dict[str, str], query: RequestQuery, deadline: Deadline
     ) -> Response:
-        with watch.stage("read"):
+        with deadline.stage("read"):
             frames = wire.read_frames(wire.read_body(body, headers), self.limits.max_frame_px)
-        content, is_drifted = self.service.select(frames, question, watch)
-        timings = {name: round(value * 1000, 2) for name, value in watch.seconds.items()}
+        content, is_drifted = self.service.select(frames, query, deadline)
+        timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
         content["meta"]["timings_ms"] = timings
-        self._count({**content["meta"], "frames": 0}, watch, is_drifted=is_drifted)
+        self._count({**content["meta"], "frames": 0}, deadline, is_drifted=is_drifted)
         return _json(content)
 
-    def _count(self, meta: dict[str, Any], watch: Watch, *, is_drifted: bool) -> None:
-        self.meter.stages(watch.seconds)
+    def _count(self, meta: dict[str, Any], deadline: Deadline, *, is_drifted: bool) -> None:
+        self.meter.stages(deadline.seconds)
         self.meter.held(len(self.service.listing()))
         self.meter.answer(
             meta["ensemble"],
@@ -246,7 +245,7 @@ class RequestHandler:
         return bytes(body)
 
     async def _on_thread(
-        self, work: Callable[[Watch], Response], question: Question, request: Request
+        self, work: Callable[[Deadline], Response], query: RequestQuery, request: Request
     ) -> Response:
         """Return what `work` returns; its place is free again when the thread has ended."""
         if self._inside >= self.limits.waiting:
@@ -256,11 +255,11 @@ class RequestHandler:
                 f"send it again in {self._wait_s()} s",
             )
         due = None
-        if question.deadline_ms is not None:
-            due = request.state.begun + question.deadline_ms / 1000
-        watch = Watch(due)
+        if query.deadline_ms is not None:
+            due = request.state.begun + query.deadline_ms / 1000
+        deadline = Deadline(due)
         self._enter()
-        future = self._pool.submit(self._run, work, watch)
+        future = self._pool.submit(self._run, work, deadline)
         future.add_done_callback(partial(_then, asyncio.get_running_loop(), self._leave))
         answer = asyncio.wrap_future(future)
         answer.add_done_callback(_seen)
@@ -270,15 +269,15 @@ class RequestHandler:
             return answer.result()
         future.cancel()
         raise DeadlineExceeded(
-            f"no answer within {question.deadline_ms} ms",
+            f"no answer within {query.deadline_ms} ms",
             "deadline_ms counts from the request's arrival",
             "raise deadline_ms, want less, or send a smaller frame",
         )
 
-    def _run(self, work: Callable[[Watch], Response], watch: Watch) -> Response:
+    def _run(self, work: Callable[[Deadline], Response], deadline: Deadline) -> Response:
         begun = time.monotonic()
         try:
-            return work(watch)
+            return work(deadline)
         except MemoryError as error:
             raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
         finally:

@@ -205,7 +205,7 @@ def read_frames(array: NDArray[Any], max_frame_px: int) -> Frames:
             "send one channel",
         )
     read = [_frame(frame, f"frame {n}: ") for n, frame in enumerate(array)]
-    notes = tuple(note for _, told in read for note in told)
+    notes = tuple(note for _, more in read for note in more)
     return Frames(tuple(frame for frame, _ in read), is_stack=True, notes=notes)
 
 

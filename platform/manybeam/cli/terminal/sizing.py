@@ -9,13 +9,13 @@ from manybeam.cli.terminal.output import say
 from manybeam.errors import InvalidInput, MissingPixelSize
 
 if TYPE_CHECKING:
-    from manybeam.data.io.reading import Record
+    from manybeam.data.io.reading import FrameFile
     from manybeam.learn.analysis.pixel_size import InferredPixelSize
 
 ERRORS = 2.0  # by which two frames of one pixel size may differ
 
 
-def sized(record: "Record") -> "Record":
+def sized(record: "FrameFile") -> "FrameFile":
     """Return the record, its pixel size told by the lattice of its sample if nothing else tells it.
 
     What was inferred is said with its error and enters the condition, with the dose that follows;
@@ -25,7 +25,7 @@ def sized(record: "Record") -> "Record":
     return all_sized([record])[0]
 
 
-def all_sized(records: "Sequence[Record]") -> "list[Record]":
+def all_sized(records: "Sequence[FrameFile]") -> "list[FrameFile]":
     """Return records of one import: frames alike that lack a pixel size get one for all of them.
 
     Raises:
@@ -46,7 +46,7 @@ def all_sized(records: "Sequence[Record]") -> "list[Record]":
     return done
 
 
-def check_sized(records: "Sequence[Record]") -> None:
+def check_sized(records: "Sequence[FrameFile]") -> None:
     """Raise MissingPixelSize that names every record without a pixel size."""
     lacking = [one.source.name for one in records if one.pixel_size_pm is None]
     if lacking:
@@ -57,7 +57,7 @@ def check_sized(records: "Sequence[Record]") -> None:
         )
 
 
-def _told(record: "Record") -> "InferredPixelSize | None":
+def _told(record: "FrameFile") -> "InferredPixelSize | None":
     """Return what the lattice tells, and say it, or why it tells nothing."""
     from manybeam.learn.analysis.pixel_size import cell_of, infer_pixel_size
 
@@ -96,7 +96,7 @@ def _weighted(told: "dict[str, InferredPixelSize]") -> tuple[float, str]:
     return mean, words
 
 
-def _with(record: "Record", size_pm: float, words: str) -> "Record":
+def _with(record: "FrameFile", size_pm: float, words: str) -> "FrameFile":
     """Return the record with a pixel size, its condition too."""
     from manybeam.data.io.measured import with_inferred_size
 

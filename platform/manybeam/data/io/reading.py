@@ -30,7 +30,7 @@ from manybeam.errors import (
 from manybeam.settings import settings
 from manybeam.spec.imaging import Condition
 
-Frame = NDArray[np.float32]
+Pixels = NDArray[np.float32]
 
 READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".tif": ("TIFF", formats.read_tif),
@@ -79,7 +79,7 @@ _LIBRARY_FAULTS = (
 
 
 @dataclass(frozen=True)
-class Record:
+class FrameFile:
     """What one file holds.
 
     Attributes:
@@ -90,7 +90,7 @@ class Record:
         notes: what was chosen, converted, filled or contradicted, a sentence each.
     """
 
-    frame: Frame
+    frame: Pixels
     pixel_size_pm: float | None
     condition: Condition
     source: Path
@@ -99,7 +99,7 @@ class Record:
 
 def read_frames(
     path: Path | str, *, pixel_size_pm: float | None = None, condition: Condition | None = None
-) -> Record:
+) -> FrameFile:
     """Return the frame, or the stack, that a file holds.
 
     Of several images the recorded one is taken, never a thumbnail; the notes say which. Pixel
@@ -135,10 +135,10 @@ def read_frames(
     notes = list(raw.notes)
     pixel = settle_pixel_size(raw, pixel_size_pm, condition, notes)
     measured = settle_condition(raw, path, frame.shape, pixel, condition, notes)
-    return Record(frame, pixel, measured, path, tuple(notes))
+    return FrameFile(frame, pixel, measured, path, tuple(notes))
 
 
-def check_frame(array: ArrayLike) -> Frame:
+def check_frame(array: ArrayLike) -> Pixels:
     """Return the array as a frame: float32, C-contiguous, finite; the same object if it is one.
 
     Raises:
@@ -148,7 +148,7 @@ def check_frame(array: ArrayLike) -> Frame:
     return inspect_frame(array)[0]
 
 
-def inspect_frame(array: ArrayLike) -> tuple[Frame, tuple[str, ...]]:
+def inspect_frame(array: ArrayLike) -> tuple[Pixels, tuple[str, ...]]:
     """Return `check_frame`'s frame, and what had to be done to it."""
     values = _numbers(array)
     _check_shape(values.shape)
@@ -169,7 +169,7 @@ def inspect_frame(array: ArrayLike) -> tuple[Frame, tuple[str, ...]]:
     return frame, notes
 
 
-def read_truth_csv(path: Path | str) -> Frame:
+def read_truth_csv(path: Path | str) -> Pixels:
     """Return (k, 3) y, x, class from a table with columns X and Y, in pixels.
 
     Other columns, such as an index, are passed over; a column named class or Z gives the atomic
@@ -240,7 +240,7 @@ def _unreadable(path: Path, name: str, why: str, hint: str = "") -> UnreadableFi
     return UnreadableFile(f"{path} cannot be read as {name}", " ".join(why.split())[:300], hint)
 
 
-def _check_images(raw: Raw, path: Path) -> Frame:
+def _check_images(raw: Raw, path: Path) -> Pixels:
     """Return the checked frame or stack of a file."""
     array = raw.array
     if array.ndim == 3 and len(array) == 1:
@@ -314,7 +314,7 @@ def _without_offset(values: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]
     return values - low, (note,)
 
 
-def _filled(frame: Frame, values: NDArray[np.generic]) -> tuple[Frame, tuple[str, ...]]:
+def _filled(frame: Pixels, values: NDArray[np.generic]) -> tuple[Pixels, tuple[str, ...]]:
     """Return the frame with its bad pixels set to the median of the good ones."""
     good = np.isfinite(frame)
     if not good.any():

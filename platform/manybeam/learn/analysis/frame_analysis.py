@@ -5,6 +5,7 @@ and the reference table alike, so that what was learnt on simulated frames holds
 Axis letters: m member, f score, c crop, s number of a summary, y row, x column.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,17 +54,21 @@ class FrameAnalysis:
         """Radius of the members' training masks, in pixels of the frame."""
         return self.prediction.radius_px
 
-    def score_of(self, answer: Prediction) -> np.ndarray:
+    def score_of(self, weights: Mapping[int, float]) -> np.ndarray:
         """Return the scores (f,) of a sub-ensemble's answer on the window.
 
-        Its atoms are judged as one member's are; of what only members have, the mean counts.
+        Its atoms are scored as one member's are; of what only members have, the mean counts.
+
+        Args:
+            weights: member -> share; shares sum to 1.
         """
-        places = [self.prediction.members.index(member) for member in answer.members]
+        atoms = self.prediction.atoms_of(list(weights), list(weights.values()))
+        places = [self.prediction.members.index(member) for member in weights]
         score_f = self.score_mf[places].mean(axis=0)
-        score_f[SCORES.index("forward")] = self.model.score(answer.atoms)
+        score_f[SCORES.index("forward")] = self.model.score(atoms)
         if self.lattice is not None and self.pixel_size_pm is not None:
             score_f[SCORES.index("lattice")] = lattice_score(
-                answer.atoms, self.pixel_size_pm, self.lattice, answer.mean_yx.shape
+                atoms, self.pixel_size_pm, self.lattice, self.prediction.mean_yx.shape
             )
         return np.asarray(score_f)
 
@@ -74,15 +79,19 @@ def analyse(
     pixel_size_pm: float | None,
     lattice: Lattice | None,
     *,
+    prediction: Prediction | None = None,
     window_px: int = WINDOW_PX,
 ) -> FrameAnalysis:
     """Return what the members of an ensemble say of a frame, or of the middle of a large one.
+
+    Each network runs once on the frame, here or before, and once on the turned window.
 
     Args:
         ensemble: the members.
         frame_yx: the frame.
         pixel_size_pm: edge of a pixel, or None.
         lattice: the crystal, or None where there is none.
+        prediction: what all members say about the frame, if they were asked already.
         window_px: side of the window, in the members' pixels.
 
     Raises:
@@ -95,7 +104,8 @@ def analyse(
     if np.ptp(frame_yx[window]) == 0:  # a hole in the middle of a large frame
         window = _middle(frame_yx.shape, max(frame_yx.shape))
     part_yx = np.ascontiguousarray(frame_yx[window])
-    prediction = ensemble.predict(part_yx, pixel_size_pm)
+    whole = prediction or ensemble.predict(frame_yx, pixel_size_pm)
+    prediction = whole if part_yx.shape == frame_yx.shape else whole.inside(window)
     turned = ensemble.predict(np.ascontiguousarray(np.rot90(part_yx)), pixel_size_pm)
     steady = consistency(
         prediction.member_atoms, turned.member_atoms, part_yx.shape, prediction.radius_px

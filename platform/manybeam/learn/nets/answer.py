@@ -3,7 +3,7 @@
 Axis letters: m member, n atom, y row, x column, 2 the pair (y, x).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,33 +21,44 @@ TINY = float(np.finfo(np.float32).tiny)  # 0 ln 0 is 0
 class Answer:
     """What one member says: atoms in the frame's pixels, its map in its own.
 
-    Position p of the frame lies at (p + 0.5) * scale - 0.5 of the map.
+    Position p of the frame lies at (p + start + 0.5) * scale - 0.5 of the map.
 
     Attributes:
         atoms: float32 (atoms, 4): y, x, class, probability.
         prob_yx: probability of an atom.
         scale: pixels of the map for each pixel of the frame.
         radius_px: of the member's training masks, in pixels of the frame.
+        start: first row and column, where only a window of the frame is looked at.
     """
 
     atoms: NDArray[np.float32]
     prob_yx: NDArray[np.floating]
     scale: float
     radius_px: float
+    start: tuple[int, int] = (0, 0)
 
     def on_frame(self, shape: tuple[int, ...]) -> Map:
         """Return the map in the frame's pixels."""
-        if self.scale == 1 and self.prob_yx.shape == shape:
+        if self.scale == 1 and self.prob_yx.shape == shape and self.start == (0, 0):
             return np.asarray(self.prob_yx, np.float32)
         own_yx = np.asarray(self.prob_yx, np.float32)
         rows, columns = (
-            _weights(side, own, self.scale) for side, own in zip(shape, own_yx.shape, strict=True)
+            _weights(side, own, self.scale, start)
+            for side, own, start in zip(shape, own_yx.shape, self.start, strict=True)
         )
         return np.asarray((columns @ (rows @ own_yx).T).T, np.float32)
 
     def at(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the probability at positions of the frame."""
-        return sample(self.prob_yx, (position_n2 + 0.5) * self.scale - 0.5)
+        return sample(self.prob_yx, (position_n2 + self.start + 0.5) * self.scale - 0.5)
+
+    def inside(self, window: tuple[slice, slice]) -> "Answer":
+        """Return it for a window of the frame, in the window's pixels; the map stays whole."""
+        return replace(
+            self,
+            atoms=atoms_inside(self.atoms, window),
+            start=(self.start[0] + window[0].start, self.start[1] + window[1].start),
+        )
 
     def belief(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the probability of the nearest own atom, within a radius; else the map's."""
@@ -59,7 +70,23 @@ class Answer:
 
     def stored(self) -> "Answer":
         """Return it with the map in half precision: all members' are kept until the end."""
-        return Answer(self.atoms, self.prob_yx.astype(np.float16), self.scale, self.radius_px)
+        return replace(self, prob_yx=self.prob_yx.astype(np.float16))
+
+
+def atoms_inside(atoms: NDArray[np.float32], window: tuple[slice, slice]) -> NDArray[np.float32]:
+    """Return the atoms (n, >= 2) in a window of the frame, in the window's pixels.
+
+    Example:
+        >>> atoms_inside(np.array([[1.0, 1.0], [9.0, 9.0]]), (slice(8, 12), slice(8, 12)))
+        array([[1., 1.]])
+    """
+    start_2 = np.array([part.start for part in window])
+    stop_2 = np.array([part.stop for part in window])
+    place_n2 = atoms[:, :2]
+    is_in_n = ((place_n2 >= start_2 - 0.5) & (place_n2 < stop_2 - 0.5)).all(axis=1)
+    kept = atoms[is_in_n].copy()
+    kept[:, :2] -= start_2
+    return kept
 
 
 class Moments:
@@ -113,13 +140,13 @@ def entropy(prob_yx: Map) -> Map:
     return np.asarray(0 - gain_yx, np.float32)  # 0 - x: no minus zero
 
 
-def _weights(side: int, own_side: int, scale: float) -> csr_array:
+def _weights(side: int, own_side: int, scale: float, start: int) -> csr_array:
     """Return the (side, own_side) matrix that reads a map at the frame's pixels.
 
     Linear where the map is coarser than the frame; where it is finer, a triangle as wide as a
     pixel of the frame, so that nothing between is lost.
     """
-    centre = (np.arange(side) + 0.5) * scale - 0.5
+    centre = (np.arange(side) + start + 0.5) * scale - 0.5
     width = max(scale, 1.0)
     reach = int(np.ceil(width))
     column = np.floor(centre).astype(np.int64)[:, None] + np.arange(1 - reach, reach + 1)

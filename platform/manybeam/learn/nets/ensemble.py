@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from manybeam.data.io.reading import check_frame
 from manybeam.data.tiles import normalise, rescale
 from manybeam.errors import InvalidInput, MemberCountError, NotFound
-from manybeam.learn.nets.answer import Answer, Moments
+from manybeam.learn.nets.answer import Answer, Moments, atoms_inside
 from manybeam.learn.nets.atoms import cluster_atoms, find_atoms, sample, strongest
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.tiled import TILE_PX, prepare, probabilities
@@ -80,16 +80,8 @@ class Prediction:
             MemberCountError: no member.
             InvalidInput: weights that cannot be used, or the maps were given up.
         """
-        if not self._answers:
-            raise InvalidInput(
-                "this prediction holds no maps of its members",
-                "`without_maps` and `predict_stack` give them up",
-                "predict the frame by itself",
-            )
-        counting = _counting(members, weights)
-        places = _places(list(counting), self.members)
-        weight_m = list(counting.values())
-        answers = tuple(self._answers[place] for place in places)
+        answers, weight_m = self._share(members, weights)
+        places = [self._answers.index(answer) for answer in answers]
         total = Moments(self.mean_yx.shape)
         for answer, weight in zip(answers, weight_m, strict=True):
             total.add(answer.on_frame(self.mean_yx.shape), weight)
@@ -106,6 +98,30 @@ class Prediction:
             _answers=answers,
         )
 
+    def inside(self, window: tuple[slice, slice]) -> "Prediction":
+        """Return what is said of a window of the frame, in the window's pixels."""
+        answers = tuple(answer.inside(window) for answer in self._answers)
+        return replace(
+            self,
+            atoms=atoms_inside(self.atoms, window),
+            mean_yx=self.mean_yx[window],
+            std_yx=self.std_yx[window],
+            mi_yx=None if self.mi_yx is None else self.mi_yx[window],
+            prob_myx=None if self.prob_myx is None else self.prob_myx[:, *window],
+            member_atoms=[answer.atoms for answer in answers],
+            _answers=answers,
+        )
+
+    def atoms_of(self, members: Sequence[int], weights: Sequence[float]) -> NDArray[np.float32]:
+        """Return the atoms that `subset` gives of these members, without the maps.
+
+        Raises:
+            NotFound: one of them did not answer.
+            InvalidInput: weights that cannot be used, or the maps were given up.
+        """
+        answers, weight_m = self._share(members, weights)
+        return _bring_together(answers, self._threshold, self.mean_yx.shape, weight_m)
+
     def belief(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the probability each member gives an atom at places of the frame, (n, members).
 
@@ -115,6 +131,20 @@ class Prediction:
         if not len(position_n2):
             return np.zeros((0, len(self._answers)))
         return np.stack([answer.belief(position_n2) for answer in self._answers], axis=1)
+
+    def _share(
+        self, members: Sequence[int], weights: Sequence[float] | None
+    ) -> tuple[tuple[Answer, ...], list[float]]:
+        """Return what each member that counts said, and its weight."""
+        if not self._answers:
+            raise InvalidInput(
+                "this prediction holds no maps of its members",
+                "`without_maps` and `predict_stack` give them up",
+                "predict the frame by itself",
+            )
+        counting = _counting(members, weights)
+        places = _places(list(counting), self.members)
+        return tuple(self._answers[place] for place in places), list(counting.values())
 
     @property
     def radius_px(self) -> float:

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from manybeam.errors import UnknownRef, ZooUnreachable
-from manybeam.serve.ttl_cache import TTLCache
+from manybeam.predictor.ttl_cache import TTLCache
 
 
 class Clock:

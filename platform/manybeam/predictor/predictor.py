@@ -1,0 +1,207 @@
+"""The one answer: command line, service, pages, notebook and jobs ask a frame's question here.
+
+A named ensemble and `auto` differ only in who may answer. Every network runs once on the frame;
+what it says serves the ranking, the calibration and the answer.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from manybeam.data.io.frame import Frame
+from manybeam.errors import Corrupt, InvalidFrame, InvalidInput, UnknownRef
+from manybeam.learn.analysis.frame_analysis import check_size
+from manybeam.predictor.answer import Answer
+from manybeam.predictor.deadline import Deadline
+from manybeam.predictor.performance import Weights
+from manybeam.predictor.question import Question
+from manybeam.predictor.selection import Selection, check_bound, part_of, select
+from manybeam.predictor.versions import LoadedVersion, OneVersion, Versions, ZooVersions
+
+if TYPE_CHECKING:
+    from manybeam.learn.nets.ensemble import Ensemble, Prediction
+    from manybeam.spec import Library
+    from manybeam.zoo.registry import Zoo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """One version with what its members said and how they were ranked.
+
+    Attributes:
+        version: who was asked.
+        whole: what all its members said.
+        selection: how they were ranked; None if they were not.
+        notes: what limits its answer.
+    """
+
+    version: LoadedVersion
+    whole: "Prediction"
+    selection: Selection | None
+    notes: tuple[str, ...] = ()
+
+
+class Predictor:
+    """Answers questions about frames; safe to use from several threads.
+
+    Args:
+        versions: who may answer.
+        library: conditions and policies by id; the facility's (`MANYBEAM_ZOO`) if left out.
+    """
+
+    def __init__(self, versions: Versions, library: "Library | None" = None) -> None:
+        self.versions, self._library = versions, library
+
+    @classmethod
+    def of_zoo(cls, zoo: "Zoo") -> "Predictor":
+        """Return a predictor of all versions of a zoo."""
+        return cls(ZooVersions(zoo))
+
+    @classmethod
+    def of_ensemble(cls, ensemble: "Ensemble") -> "Predictor":
+        """Return a predictor of members in memory, of which nothing was measured."""
+        return cls(OneVersion(LoadedVersion(ensemble)))
+
+    def answer(
+        self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
+    ) -> Answer:
+        """Return the answer to a question about a frame.
+
+        Args:
+            frame: what is asked about.
+            question: who may answer, and how; `auto` if left out.
+            deadline: times the stages; no stage begins after it.
+
+        Raises:
+            UnknownRef: no such version or member.
+            NoCapacity: `auto`, and nothing serves.
+            InvalidFrame: too small for `auto`, or for a bound on false atoms.
+            InvalidInput: a bound that no version which may answer can keep.
+            Corrupt: the weights differ from those registered.
+            DeadlineExceeded: the time is up.
+        """
+        question, deadline = question or Question(), deadline or Deadline()
+        best = self.rank(frame, question, deadline)[0]
+        if best.selection is not None:
+            prediction = best.selection.answer(best.whole)
+        else:
+            prediction = part_of(best.whole, _named(best.version, question))
+        return Answer(
+            frame,
+            question,
+            best.version.record,
+            prediction.without_maps(),
+            best.selection,
+            best.whole,
+            best.notes,
+            dict(deadline.seconds),
+        )
+
+    def answers(
+        self,
+        frames: Sequence[Frame],
+        question: Question | None = None,
+        deadline: Deadline | None = None,
+    ) -> Iterator[Answer]:
+        """Yield the answer about each frame: the same as asked one at a time."""
+        for frame in frames:
+            yield self.answer(frame, question, deadline)
+
+    def rank(
+        self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
+    ) -> list[Ranked]:
+        """Return every version that may answer with its ranking, the one that answers first.
+
+        For `auto`, one whose files are damaged is left out, and the notes name it. Raises as
+        `answer` does.
+        """
+        question, deadline = question or Question(), deadline or Deadline()
+        if not question.is_auto:
+            with deadline.stage("load"):
+                version = self.versions.get(question.ref)
+            return [self._ranked(version, frame, question, deadline)]
+        return self._best_of(self.versions.serving(), frame, question, deadline)
+
+    def _best_of(
+        self, refs: Sequence[str], frame: Frame, question: Question, deadline: Deadline
+    ) -> list[Ranked]:
+        ranked, damaged = [], {}
+        for ref in refs:
+            try:
+                with deadline.stage("load"):
+                    version = self.versions.get(ref)
+            except Corrupt as error:
+                logger.warning("%s is left out: %s", ref, error)
+                damaged[ref] = error
+                continue
+            if question.false_atoms and version.performance is None and len(refs) > 1:
+                continue  # it can keep no bound; another may
+            ranked.append(self._ranked(version, frame, question, deadline))
+        if damaged and not ranked:
+            raise next(iter(damaged.values()))
+        if not ranked:
+            raise InvalidInput(
+                "no ensemble that serves can keep a bound on false atoms",
+                "none of them was calibrated",
+                f"manybeam calibrate {refs[0]}",
+            )
+        ranked.sort(key=_rank_key, reverse=True)
+        left_out = [f"{ref} is left out: {error.what}" for ref, error in damaged.items()]
+        return [
+            Ranked(one.version, one.whole, one.selection, (*one.notes, *left_out)) for one in ranked
+        ]
+
+    def _ranked(
+        self, version: LoadedVersion, frame: Frame, question: Question, deadline: Deadline
+    ) -> Ranked:
+        """Return what a version's members say, and how they are ranked."""
+        asked = None if question.is_auto else _named(version, question)
+        check_bound(version, question.false_atoms)
+        too_small = _too_small(frame, question)
+        with deadline.stage("predict"):
+            whole = version.ensemble.predict(frame.pixels_yx, frame.pixel_size_pm)
+        if question.is_raw or too_small:
+            return Ranked(version, whole, None, (*version.notes, *too_small))
+        with deadline.stage("select"):
+            selection = select(
+                version,
+                frame,
+                prediction=whole,
+                asked=asked,
+                false_atoms=question.false_atoms,
+                library=self._library,
+            )
+        limits = selection.transferred.notes if selection.transferred else ()
+        return Ranked(version, whole, selection, (*version.notes, *limits))
+
+
+def _rank_key(one: Ranked) -> tuple[bool, bool, float]:
+    return one.selection.rank_key if one.selection else (False, False, 0.0)
+
+
+def _named(version: LoadedVersion, question: Question) -> Weights:
+    """Return the members that were named, alike; raises UnknownRef for one that is not there."""
+    there = version.ensemble.indices
+    members = question.members or there
+    if missing := [one for one in members if one not in there]:
+        raise UnknownRef(
+            f"{version.ref or 'this ensemble'} has no member "
+            f"{', '.join(f'{one:02d}' for one in missing)}",
+            f"it has {', '.join(f'{one:02d}' for one in there)}",
+            f"manybeam zoo show {version.ref}",
+        )
+    return dict.fromkeys(members, 1 / len(members))
+
+
+def _too_small(frame: Frame, question: Question) -> tuple[str, ...]:
+    """Return why a frame cannot be ranked for; raises if the question cannot do without that."""
+    try:
+        check_size(frame.pixels_yx)
+    except InvalidFrame as error:
+        if question.is_auto or question.false_atoms:
+            raise
+        return (f"no drift, calibration or predicted F1: {error.what}",)
+    return ()

@@ -1,0 +1,180 @@
+"""Versions of ensembles held ready to answer, with what is known of how well they do."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from manybeam.errors import NoCapacity
+from manybeam.predictor.learned import performance_predictor
+from manybeam.predictor.ttl_cache import TTLCache
+from manybeam.zoo.matrix import Matrix
+
+if TYPE_CHECKING:
+    from manybeam.learn.nets.ensemble import Ensemble
+    from manybeam.predictor.performance import PerformancePredictor
+    from manybeam.zoo.records import Record
+    from manybeam.zoo.registry import Zoo
+
+logger = logging.getLogger(__name__)
+
+FRESH_S = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedVersion:
+    """One version that can answer.
+
+    Attributes:
+        ensemble: its members.
+        matrix: its members x conditions scores; may be empty.
+        performance: what its calibration set shows; None if it was never calibrated.
+        record: what the zoo keeps of it; None of members that are in no zoo.
+        notes: what is out of date in it, because the zoo did not answer.
+    """
+
+    ensemble: "Ensemble"
+    matrix: Matrix = field(default_factory=Matrix)
+    performance: "PerformancePredictor | None" = None
+    record: "Record | None" = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> str:
+        """The reference that always means it; "" of members that are in no zoo."""
+        return self.record.ref if self.record else ""
+
+
+class Versions(Protocol):
+    """Where a predictor takes versions from."""
+
+    def serving(self) -> Sequence[str]:
+        """Return the references that `auto` selects among; raises NoCapacity if there are none."""
+
+    def get(self, ref: str) -> LoadedVersion:
+        """Return a version by its reference; raises UnknownRef or Corrupt."""
+
+
+@dataclass(frozen=True)
+class OneVersion:
+    """A single version, by whatever name it is asked for."""
+
+    version: LoadedVersion
+
+    def serving(self) -> Sequence[str]:
+        """Return its reference."""
+        return (self.version.ref,)
+
+    def get(self, ref: str) -> LoadedVersion:  # noqa: ARG002 - there is no other
+        """Return it."""
+        return self.version
+
+
+class ZooVersions:
+    """Versions of one zoo, loaded when named and kept until others are asked for more.
+
+    Safe to call from several threads: loading is done by one at a time, answering by all.
+
+    Args:
+        zoo: where they come from.
+        refs: loaded now; what `auto` selects among. If empty, `auto` selects among all that the
+            zoo serves.
+        capacity: how many further ensembles are kept, those used last.
+        fresh_s: how long an alias is trusted before the zoo is asked again.
+        clock: monotonic seconds.
+
+    Raises:
+        UnknownRef: one of `refs` is not in the zoo.
+        Corrupt: weights differ from those registered.
+    """
+
+    def __init__(
+        self,
+        zoo: "Zoo",
+        refs: Sequence[str] = (),
+        *,
+        capacity: int = 4,
+        fresh_s: float = FRESH_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._zoo, self._clock, self._capacity = zoo, clock, capacity + len(refs)
+        self._records = TTLCache(zoo.resolve, fresh_s, clock)
+        self._matrices = TTLCache(zoo.matrix, fresh_s, clock)
+        self._performances = TTLCache(self._performance, fresh_s, clock)
+        self._loading, self._lock = threading.Lock(), threading.Lock()
+        self._held: OrderedDict[str, tuple[Record, Ensemble]] = OrderedDict()
+        self.refs = tuple(refs)
+        for ref in self.refs:
+            self.load(ref)
+
+    def serving(self) -> Sequence[str]:
+        """Return the references that `auto` selects among.
+
+        Raises:
+            NoCapacity: there is none.
+        """
+        refs = self.refs or tuple(
+            one.ref for one in self._zoo.listing() if "serving" in one.aliases
+        )
+        if not refs:
+            raise NoCapacity(
+                "the zoo serves no ensemble yet",
+                "auto selects among those that serve",
+                "manybeam train jobs/quickstart.yaml, or manybeam zoo promote REF",
+            )
+        return refs
+
+    def get(self, ref: str) -> LoadedVersion:
+        """Return a version ready to answer.
+
+        Raises:
+            UnknownRef: nothing has this name; the nearest names are in the hint.
+            Corrupt: its weights differ from those registered.
+            ZooUnreachable: the zoo does not answer and the reference was never seen.
+        """
+        loaded = self.load(ref)
+        assert loaded.record is not None  # noqa: S101 - the zoo knows it
+        matrix, stale = self._matrices.get(loaded.record.ref)
+        known, more = self._performances.get(loaded.record.ref)
+        notes = tuple(dict.fromkeys((*loaded.notes, *stale, *more)))
+        return replace(loaded, matrix=matrix, performance=known, notes=notes)
+
+    def load(self, ref: str) -> LoadedVersion:
+        """Return a version with its networks alone; raises as `get` does."""
+        record, notes = self._records.get(ref)
+        ensemble = self._take(record)
+        if ensemble is None:
+            with self._loading:
+                ensemble = self._take(record) or self._fetch(record)
+        return LoadedVersion(ensemble, record=record, notes=notes)
+
+    def held(self) -> "list[tuple[Record, Ensemble]]":
+        """Return the ensembles that are in memory, the one used last at the end."""
+        with self._lock:
+            return list(self._held.values())
+
+    def _performance(self, ref: str) -> "PerformancePredictor | None":
+        return performance_predictor(self._zoo, ref)
+
+    def _take(self, record: "Record") -> "Ensemble | None":
+        with self._lock:
+            found = self._held.get(record.ref)
+            if found is None:
+                return None
+            self._held[record.ref] = (record, found[1])
+            self._held.move_to_end(record.ref)
+        return found[1]
+
+    def _fetch(self, record: "Record") -> "Ensemble":
+        begun = self._clock()
+        ensemble = self._zoo.ensemble(record.ref)
+        took = {"ref": record.ref, "wall_s": round(self._clock() - begun, 3)}
+        logger.info("ensemble loaded", extra=took)
+        with self._lock:
+            self._held[record.ref] = (record, ensemble)
+            while len(self._held) > self._capacity:
+                self._held.popitem(last=False)
+        return ensemble

@@ -1,0 +1,229 @@
+"""One answer: the same question gets the same arrays on every road, bit by bit.
+
+Roads: the predictor itself, the command line, the service over HTTP, and Python. The version was
+calibrated; frames differ in condition, size, pixel size and number; questions in who may answer,
+in the members named and in the bound on false atoms.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import manybeam as mb
+from manybeam.cli import main
+from manybeam.data.io.frame import frame_of, frames_of
+from manybeam.data.io.reading import read_frames
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.question import Question
+from manybeam.predictor.versions import ZooVersions
+from manybeam.serve.metrics import Meter
+from manybeam.serve.predict import Service
+from manybeam.serve.query import WANTS
+from manybeam.serve.routes import Limits, api
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = ("nominal", "dirty", "coarse", "defocus", "lowdose")
+ARRAYS = ("atoms", "mean", "std", "mi")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, as every road asks it."""
+
+    ref: str = "graphene"
+    members: str = ""
+    false_atoms: float = 0.0
+
+    @property
+    def question(self) -> Question:
+        members = tuple(int(one) for one in self.members.split(",") if one)
+        return Question(self.ref, members, self.false_atoms)
+
+    def words(self) -> list[str]:
+        more = ["--members", self.members] if self.members else []
+        more += ["--false-atoms", str(self.false_atoms)] if self.false_atoms else []
+        return ["-e", self.ref, *more]
+
+    def query(self, size_pm: float) -> str:
+        more = {"members": self.members, "false_atoms": self.false_atoms}
+        given = {name: value for name, value in more.items() if value}
+        given |= {"pixel_size_pm": size_pm, "want": ",".join(WANTS)}
+        return "&".join(f"{name}={value}" for name, value in given.items())
+
+
+QUESTIONS = [
+    pytest.param(Asked(), id="named"),
+    pytest.param(Asked("auto"), id="auto"),
+    pytest.param(Asked("graphene@2/01"), id="one member"),
+    pytest.param(Asked(members="2,0"), id="members"),
+    pytest.param(Asked(false_atoms=0.2), id="bound"),
+    pytest.param(Asked("auto", false_atoms=0.2), id="auto, bound"),
+    pytest.param(Asked("graphene@1"), id="never calibrated"),
+]
+
+
+@pytest.fixture
+def home(rehearsed_home: Path, use_settings: Callable[[dict[str, str]], None]) -> Iterator[Path]:
+    zoo = Path(__file__).parents[1] / "zoo"
+    use_settings({"MANYBEAM_HOME": str(rehearsed_home), "MANYBEAM_ZOO": str(zoo)})
+    return rehearsed_home
+
+
+@pytest.fixture(scope="module")
+def stacks(rehearsed: Any) -> list[tuple[np.ndarray, float]]:
+    """Twenty frames: alone and in stacks, square and not, of five pixel sizes."""
+    made = [rehearsed.drawn(number) for number in range(8)]
+    alone = [(one.frames_nyx[0], float(one.pixel_size_pm[0])) for one in made]
+    frame, size = alone[0]
+    wide = [
+        (np.ascontiguousarray(frame[:96, :]), size),
+        (np.ascontiguousarray(frame[:, :80]), size),
+    ]
+    scaled = [(frame, size * factor) for factor in (0.8, 1.3)]
+    twins = [(np.stack([one, one.T.copy()]), size_pm) for one, size_pm in alone[1:5]]
+    return [*alone, *wide, *scaled, *twins]
+
+
+def by_predictor(array: np.ndarray, size_pm: float, asked: Asked) -> list[dict[str, Any]]:
+    predictor = Predictor.of_zoo(mb.zoo())
+    frames = array if array.ndim == 3 else array[None]
+    answers = [predictor.answer(frame_of(one, size_pm), asked.question) for one in frames]
+    return [
+        {"atoms": one.atoms, "mean": one.mean_yx, "std": one.std_yx, "mi": one.mi_yx}
+        for one in answers
+    ]
+
+
+def by_command_line(
+    array: np.ndarray, size_pm: float, asked: Asked, folder: Path
+) -> list[dict[str, Any]]:
+    np.save(folder / "frame.npy", array)
+    words = [str(folder / "frame.npy"), "--pixel-size-pm", str(size_pm), *asked.words()]
+    assert main(["predict", *words, "--zarr", str(folder / "answer.zarr"), "-o", "id"]) == 0
+    root = zarr.open_group(folder / "answer.zarr", mode="r")
+    return [
+        {name: root[f"{key}/{name}"][:] for name in ARRAYS} for key in sorted(root.group_keys())
+    ]
+
+
+def by_service(
+    service: Any, array: np.ndarray, size_pm: float, asked: Asked
+) -> list[dict[str, Any]]:
+    body = io.BytesIO()
+    np.save(body, array)
+    answer = service.post(
+        f"/v1/predict/{asked.ref}?{asked.query(size_pm)}",
+        content=body.getvalue(),
+        headers={"content-type": "application/x-npy"},
+    )
+    assert answer.status_code == 200, answer.text
+    found = np.load(io.BytesIO(answer.content), allow_pickle=False)
+    if array.ndim == 2:
+        return [{name: found[name] for name in ARRAYS}]
+    return [
+        {name: found[name][n] for name in ARRAYS[1:]}
+        | {"atoms": found["atoms"][found["atoms_frame"] == n]}
+        for n in range(len(array))
+    ]
+
+
+@pytest.fixture(scope="module")
+def service(rehearsed_zoo: Any) -> Iterator[Any]:
+    from starlette.testclient import TestClient
+
+    app = api(Service(ZooVersions(rehearsed_zoo)), Limits(), Meter(), lambda: "")
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def same(one: dict[str, Any], other: dict[str, Any], dtype: type = np.float32) -> None:
+    np.testing.assert_array_equal(one["atoms"], other["atoms"])
+    for name in ARRAYS[1:]:
+        np.testing.assert_array_equal(one[name].astype(dtype), other[name].astype(dtype))
+
+
+@pytest.mark.parametrize("asked", QUESTIONS)
+def test_every_road_gives_the_same_arrays(
+    home: Path, stacks: list[Any], service: Any, tmp_path: Path, asked: Asked
+) -> None:
+    for number, (array, size_pm) in enumerate(stacks):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        expected = by_predictor(array, size_pm, asked)
+        roads = (
+            (by_command_line(array, size_pm, asked, folder), np.float32),
+            (by_service(service, array, size_pm, asked), np.float16),  # maps travel halved
+        )
+        for answers, dtype in roads:
+            assert len(answers) == len(expected)
+            for one, other in zip(answers, expected, strict=True):
+                same(one, other, dtype)
+
+
+def test_python_gives_the_same_arrays(home: Path, stacks: list[Any]) -> None:
+    for array, size_pm in stacks[:6]:
+        for asked in (Asked(), Asked("auto"), Asked(false_atoms=0.2)):
+            answer = mb.predict(
+                array, asked.ref, pixel_size_pm=size_pm, false_atoms=asked.false_atoms
+            )
+            own = {"atoms": answer.atoms, "mean": answer.mean_yx, "std": answer.std_yx}
+            same(own | {"mi": answer.mi_yx}, by_predictor(array, size_pm, asked)[0])
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_what_is_known_of_the_recording_counts_alike_on_every_road(
+    home: Path, stacks: list[Any], service: Any, tmp_path: Path, name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    array, size_pm = stacks[0]
+    np.save(tmp_path / "frame.npy", array)
+    words = ["-e", "graphene@1", "--pixel-size-pm", str(size_pm)]
+    condition = f"graphene-60kv-{name}"
+    said = [str(tmp_path / "frame.npy"), *words, "--condition", condition, "-o", "json"]
+    assert main(["predict", *said]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    body = io.BytesIO()
+    np.save(body, array)
+    answer = service.post(
+        f"/v1/predict/graphene@1?pixel_size_pm={size_pm}&condition={condition}",
+        content=body.getvalue(),
+        headers={"content-type": "application/x-npy", "accept": "application/json"},
+    ).json()["meta"]
+    python = mb.predict(array, "graphene@1", pixel_size_pm=size_pm, condition=condition)
+    assert row["why"] == answer["why"] == python.why
+    assert row["verdict"] == answer["verdict"] == python.verdict
+    assert row["predicted_f1"] == answer["predicted_f1"]["f1"] == python.predicted_f1.f1
+
+
+def test_each_network_runs_once_on_the_frame_and_once_on_its_turned_view(
+    home: Path, stacks: list[Any], rehearsed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manybeam.learn.nets.ensemble import Ensemble
+
+    asked: list[int] = []
+    ask = Ensemble._ask
+    monkeypatch.setattr(
+        Ensemble, "_ask", lambda self, place, *more: asked.append(place) or ask(self, place, *more)
+    )
+    array, size_pm = stacks[0]
+    Predictor.of_zoo(mb.zoo()).answer(frame_of(array, size_pm), Question("auto"))
+    assert sorted(asked) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_file_and_its_array_are_one_frame(home: Path, stacks: list[Any], tmp_path: Path) -> None:
+    array, size_pm = stacks[-1]
+    np.save(tmp_path / "frame.npy", array)
+    read = frames_of(read_frames(tmp_path / "frame.npy", pixel_size_pm=size_pm))
+    for number, frame in enumerate(read):
+        own = frame_of(array[number], size_pm)
+        np.testing.assert_array_equal(frame.pixels_yx, own.pixels_yx)
+        assert frame.index == number
+        assert dict(frame.condition.quantities()) == dict(own.condition.quantities())
