@@ -7,6 +7,8 @@ in the members named and in the bound on false atoms.
 
 import io
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import urllib3
+import uvicorn
 import zarr
 
 import manybeam as mb
@@ -114,18 +118,18 @@ def by_command_line(
     ]
 
 
-def by_service(
-    service: Any, array: np.ndarray, size_pm: float, asked: Asked
-) -> list[dict[str, Any]]:
+def post(url: str, path: str, array: np.ndarray, accept: str = "application/x-npz") -> bytes:
     body = io.BytesIO()
     np.save(body, array)
-    answer = service.post(
-        f"/v1/predict/{asked.ref}?{asked.query(size_pm)}",
-        content=body.getvalue(),
-        headers={"content-type": "application/x-npy"},
-    )
-    assert answer.status_code == 200, answer.text
-    found = np.load(io.BytesIO(answer.content), allow_pickle=False)
+    headers = {"content-type": "application/x-npy", "accept": accept}
+    answer = urllib3.request("POST", url + path, body=body.getvalue(), headers=headers)
+    assert answer.status == 200, answer.data
+    return answer.data
+
+
+def by_service(url: str, array: np.ndarray, size_pm: float, asked: Asked) -> list[dict[str, Any]]:
+    content = post(url, f"/v1/predict/{asked.ref}?{asked.query(size_pm)}", array)
+    found = np.load(io.BytesIO(content), allow_pickle=False)
     if array.ndim == 2:
         return [{name: found[name] for name in ARRAYS}]
     return [
@@ -136,12 +140,17 @@ def by_service(
 
 
 @pytest.fixture(scope="module")
-def service(rehearsed_zoo: Any) -> Iterator[Any]:
-    from starlette.testclient import TestClient
-
+def service(rehearsed_zoo: Any) -> Iterator[str]:
+    """The service's application, served on a free port of this machine."""
     app = api(Service(ZooVersions(rehearsed_zoo)), Limits(), Meter(), lambda: "")
-    with TestClient(app, base_url="http://127.0.0.1") as client:
-        yield client
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 def same(one: dict[str, Any], other: dict[str, Any], dtype: type = np.float32) -> None:
@@ -152,7 +161,7 @@ def same(one: dict[str, Any], other: dict[str, Any], dtype: type = np.float32) -
 
 @pytest.mark.parametrize("asked", QUESTIONS)
 def test_every_road_gives_the_same_arrays(
-    home: Path, stacks: list[Any], service: Any, tmp_path: Path, asked: Asked
+    home: Path, stacks: list[Any], service: str, tmp_path: Path, asked: Asked
 ) -> None:
     for number, (array, size_pm) in enumerate(stacks):
         folder = tmp_path / str(number)
@@ -180,7 +189,7 @@ def test_python_gives_the_same_arrays(home: Path, stacks: list[Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_what_is_known_of_the_recording_counts_alike_on_every_road(
-    home: Path, stacks: list[Any], service: Any, tmp_path: Path, name: str,
+    home: Path, stacks: list[Any], service: str, tmp_path: Path, name: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     array, size_pm = stacks[0]
@@ -190,13 +199,9 @@ def test_what_is_known_of_the_recording_counts_alike_on_every_road(
     said = [str(tmp_path / "frame.npy"), *words, "--condition", condition, "-o", "json"]
     assert main(["predict", *said]) == 0
     row = json.loads(capsys.readouterr().out)[0]
-    body = io.BytesIO()
-    np.save(body, array)
-    answer = service.post(
-        f"/v1/predict/graphene@1?pixel_size_pm={size_pm}&condition={condition}",
-        content=body.getvalue(),
-        headers={"content-type": "application/x-npy", "accept": "application/json"},
-    ).json()["meta"]
+    query = f"pixel_size_pm={size_pm}&condition={condition}"
+    content = post(service, f"/v1/predict/graphene@1?{query}", array, "application/json")
+    answer = json.loads(content)["meta"]
     python = mb.predict(array, "graphene@1", pixel_size_pm=size_pm, condition=condition)
     assert row["why"] == answer["why"] == python.why
     assert row["verdict"] == answer["verdict"] == python.verdict

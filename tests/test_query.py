@@ -7,9 +7,9 @@ from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, read
 
 
 def test_an_empty_query_asks_for_atoms_and_waits() -> None:
-    assert read_query([], PREDICT_NAMES) == RequestQuery(
-        None, ("atoms",), None, "", "", 0.0, "auto"
-    )
+    empty = read_query([], PREDICT_NAMES)
+    assert empty == RequestQuery()
+    assert (empty.want, empty.deadline_ms, empty.pixel_size_pm) == (("atoms",), None, None)
 
 
 def test_every_name_is_read_with_its_unit() -> None:

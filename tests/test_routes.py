@@ -18,6 +18,7 @@ from manybeam.errors import MemberDiverged
 from manybeam.predictor.versions import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
+from manybeam.serve.query import PREDICT_NAMES, WANTS
 from manybeam.serve.routes import Limits, api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
@@ -222,6 +223,16 @@ def test_an_answer_that_comes_too_late_is_a_problem(ask: Callable[..., Any]) -> 
     answer = ask("POST", "/v1/predict/graphene?deadline_ms=1", big)
     assert answer.status == 504
     assert "deadline" in answer.json()["detail"]
+
+
+def test_openapi_describes_every_parameter_and_form(ask: Callable[..., Any]) -> None:
+    told = ask("GET", "/openapi.json").json()["paths"]["/v1/predict/{ref}"]["post"]
+    named = {one["name"]: one for one in told["parameters"]}
+    assert set(named) == {"ref", *PREDICT_NAMES}
+    assert all(one.get("description") for name, one in named.items() if name != "ref")
+    assert named["want"]["schema"]["items"]["enum"] == list(WANTS)
+    assert set(told["requestBody"]["content"]) == {"application/x-npy", "application/octet-stream"}
+    assert {"application/x-npz", "application/json"} <= set(told["responses"]["200"]["content"])
 
 
 class Slow:

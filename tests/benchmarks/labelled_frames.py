@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from manybeam.data.frames import FrameSet
+from manybeam.data.io.frame import Frame
 from manybeam.learn.scoring import classical
 from manybeam.learn.scoring.scores import Scores, score_frames
-from manybeam.predictor.selection import select
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.question import Question
 from manybeam.zoo.registry import Zoo
 
 Found = list[np.ndarray[Any, Any]]
@@ -41,7 +43,7 @@ def main() -> None:
 
 def _rows(ref: str, frames: FrameSet, radius_pm: float | None) -> list[tuple[str, Scores]]:
     zoo = Zoo()
-    record, ensemble, matrix = zoo.resolve(ref), zoo.ensemble(ref), zoo.matrix(ref)
+    record, ensemble, predictor = zoo.resolve(ref), zoo.ensemble(ref), Predictor.of_zoo(zoo)
     places = range(len(frames))
     truth = [frames.truth(i) for i in places]
     sizes = [frames.pixel_size_pm(i) for i in places]
@@ -60,8 +62,9 @@ def _rows(ref: str, frames: FrameSet, radius_pm: float | None) -> list[tuple[str
     picked: Found = []
     for i in places:
         frame, size = frames.frame(i), sizes[i]
-        chosen = select(record, matrix, ensemble, frame, size, prediction=answers[i]).chosen
-        picked.append(ensemble.predict(frame, size, members=chosen).atoms)
+        selection = predictor.rank(Frame(frame, size), Question(record.ref))[0].selection
+        assert selection is not None
+        picked.append(ensemble.predict(frame, size, members=selection.chosen).atoms)
     whole = [frames.frame(i) for i in places]
     blob, _ = classical.tune(whole, truth, sizes, radius_pm)
     print(f"mean of members: F1 {np.mean([s.f1 for _, s in alone]):.3f}\n")

@@ -153,7 +153,7 @@ def _chosen(known: Any, seen: Any, frame: Any, pool: str) -> dict[str, Any]:
     """Return the forecasts of one pool on one frame, and what each answer was worth."""
     from manybeam.learn.analysis.fitness import SCORES
     from manybeam.predictor.condition_distance import Near
-    from manybeam.predictor.selection import _rehearsed, _Words
+    from manybeam.predictor.selection import _calibrated, _Words
     from manybeam.zoo.matrix import Matrix
 
     members = list(POOLS[pool])
@@ -162,7 +162,7 @@ def _chosen(known: Any, seen: Any, frame: Any, pool: str) -> dict[str, Any]:
     )
     words = _Words({}, Near(np.inf), {}, known.table.structure)
     begun = time.perf_counter()
-    selection = _rehearsed(seen, Matrix((), members), known, words, None, FALSE_ATOMS)
+    selection = _calibrated(seen, Matrix((), members), known, words, None, FALSE_ATOMS)
     took = time.perf_counter() - begun
     by_member = {one.member: one for one in selection.candidates}
     whole = seen.prediction
@@ -176,7 +176,7 @@ def _chosen(known: Any, seen: Any, frame: Any, pool: str) -> dict[str, Any]:
         "members": [_worth(atoms, frame) for atoms in whole.member_atoms],
         "predicted": [_interval(by_member[m]) for m in members],
         "scores": {n: seen.score_mf[:, i].tolist() for i, n in enumerate(SCORES)},
-        "rehearsed": [by_member[m].components["rehearsed"] for m in members],
+        "rehearsed": [by_member[m].components["simulated"] for m in members],
         "resembled": [by_member[m].components["resembled"] for m in members],
         "entropy": entropy,
         "answers": {name: _worth(one.atoms, frame) for name, one in answers.items()},

@@ -83,7 +83,7 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
     from manybeam.learn.analysis.frame_analysis import analyse
     from manybeam.learn.scoring.scores import judge
     from manybeam.predictor.condition_distance import Near
-    from manybeam.predictor.selection import _rehearsed, _Words
+    from manybeam.predictor.selection import _calibrated, _Words
     from manybeam.zoo.matrix import Matrix
 
     frames = FrameSet.open(str(url))
@@ -94,7 +94,7 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
         whole = ensemble.predict(frame, size)
         seen = analyse(ensemble, frame, size, None)
         words = _Words({}, Near(np.inf), {}, known.table.structure)
-        chosen = _rehearsed(seen, Matrix((), ensemble.indices), known, words, None, 0.0)
+        chosen = _calibrated(seen, Matrix((), ensemble.indices), known, words, None, 0.0)
         answers = {
             f"member {m:02d}": a for m, a in zip(whole.members, whole.member_atoms, strict=True)
         }

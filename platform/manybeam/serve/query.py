@@ -1,11 +1,17 @@
-"""What a request asks for beside its frame: the query string, read with all its faults at once."""
+"""What a request asks for beside its frame: the query string, as one model.
+
+The model reads the query, with all its faults at once, and describes it in `/openapi.json`.
+"""
 
 import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from manybeam.errors import InvalidInput
 
@@ -14,91 +20,6 @@ WANTS = ("atoms", *MAPS, "members", "votes")
 MAX_DEADLINE_MS = 600_000
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@-]{0,199}")
-
-
-@dataclass(frozen=True)
-class RequestQuery:
-    """What a request asks for beside the frame itself.
-
-    Args:
-        pixel_size_pm: edge of a pixel, in pm; None if the caller does not know it.
-        want: which arrays the answer holds, of `WANTS`: `atoms` (one row each), the maps `mean`,
-            `std` and `mi` (mutual information in nats), `members` (what each one found), `votes`.
-        deadline_ms: how long the caller waits, in ms; None for as long as it takes.
-        instrument: name of the instrument, repeated in the answer.
-        frame_id: the caller's name of the frame, repeated in the answer. A prediction changes
-            nothing, so the same frame may be sent any number of times.
-        false_atoms: bound on the share of an answer's atoms that may be false; 0 for none.
-        ensemble: REF to select from, or `auto`; only `select` reads it from the query.
-        members: indices of the members of REF that answer; all if left out.
-        condition: id of a condition of the facility: what is known of the recording.
-    """
-
-    pixel_size_pm: float | None = None
-    want: tuple[str, ...] = ("atoms",)
-    deadline_ms: int | None = None
-    instrument: str = ""
-    frame_id: str = ""
-    false_atoms: float = 0.0
-    ensemble: str = "auto"
-    members: tuple[int, ...] = ()
-    condition: str = ""
-
-
-PREDICT_NAMES = (
-    "pixel_size_pm",
-    "want",
-    "deadline_ms",
-    "instrument",
-    "frame_id",
-    "false_atoms",
-    "members",
-    "condition",
-)
-SELECT_NAMES = (
-    "pixel_size_pm",
-    "deadline_ms",
-    "instrument",
-    "frame_id",
-    "ensemble",
-    "condition",
-)
-
-
-def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> RequestQuery:
-    """Return the question a query string asks; all its faults are reported at once.
-
-    Args:
-        pairs: (name, value) as they stand in the query, in order.
-        allowed: names this path takes.
-
-    Raises:
-        InvalidInput: a name is unknown or given twice, or a value cannot be used.
-
-    Example:
-        >>> read_query([("want", "atoms,std"), ("pixel_size_pm", "7.8")], PREDICT_NAMES).want
-        ('atoms', 'std')
-    """
-    faults: list[str] = []
-    values: dict[str, Any] = {}
-    for name, text in pairs:
-        if name not in allowed:
-            faults.append(_unknown_name(name, allowed))
-        elif name in values:
-            faults.append(f"{name}: given twice; give it once")
-        else:
-            try:
-                values[name] = _READERS[name](text)
-            except ValueError as error:
-                faults.append(f"{name}: {error}")
-    if faults:
-        raise InvalidInput("; ".join(faults), f"allowed: {', '.join(allowed)}", "mend the query")
-    return RequestQuery(**values)
-
-
-def _unknown_name(name: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f"{name[:80]!r}: no such name" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _pixel_size(text: str) -> float:
@@ -135,7 +56,7 @@ def _number(text: str) -> float:
     return value
 
 
-def _wanted(text: str) -> tuple[str, ...]:
+def _want(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in WANTS:
@@ -160,14 +81,139 @@ def _members(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in words))
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
-    "pixel_size_pm": _pixel_size,
-    "false_atoms": _share,
-    "want": _wanted,
-    "deadline_ms": _deadline,
-    "instrument": _label,
-    "frame_id": _label,
-    "ensemble": _label,
-    "members": _members,
-    "condition": _label,
-}
+def _text(read: Callable[[str], Any]) -> BeforeValidator:
+    """Return a validator that reads text from a query; values of Python pass through."""
+    return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
+
+
+def _name(description: str) -> Any:
+    return Field(description=description, json_schema_extra={"pattern": f"^{_LABEL.pattern}$"})
+
+
+@dataclass(frozen=True)
+class RequestQuery:
+    """What a request asks for beside the frame itself."""
+
+    pixel_size_pm: Annotated[
+        Annotated[float, Field(ge=1, le=500)] | None,
+        _text(_pixel_size),
+        Field(description="Edge of a pixel [pm]; left out if unknown."),
+    ] = None
+    want: Annotated[
+        tuple[str, ...],
+        _text(_want),
+        Field(
+            description="What the answer holds, with commas: atoms (one row each), the maps mean, "
+            "std and mi (mutual information in nats), members (what each found), votes.",
+            json_schema_extra={"items": {"enum": list(WANTS)}},
+        ),
+    ] = ("atoms",)
+    deadline_ms: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None,
+        _text(_deadline),
+        Field(description="How long the caller waits [ms]."),
+    ] = None
+    instrument: Annotated[
+        str, _text(_label), _name("Name of the instrument, repeated in the answer.")
+    ] = ""
+    frame_id: Annotated[
+        str, _text(_label), _name("The caller's name of the frame, repeated in the answer.")
+    ] = ""
+    false_atoms: Annotated[
+        float,
+        _text(_share),
+        Field(ge=0, lt=1, description="Bound on the share of false atoms; left out for none."),
+    ] = 0.0
+    ensemble: Annotated[str, _text(_label), _name("REF to select from, or auto.")] = "auto"
+    members: Annotated[
+        tuple[int, ...],
+        _text(_members),
+        Field(description="Indices of the members of REF that answer, with commas; all if empty."),
+    ] = ()
+    condition: Annotated[
+        str,
+        _text(_label),
+        _name("Id of a condition of the facility: what is known of the recording."),
+    ] = ""
+
+
+_MODEL: TypeAdapter[RequestQuery] = TypeAdapter(RequestQuery)
+
+PREDICT_NAMES = (
+    "pixel_size_pm",
+    "want",
+    "deadline_ms",
+    "instrument",
+    "frame_id",
+    "false_atoms",
+    "members",
+    "condition",
+)
+SELECT_NAMES = (
+    "pixel_size_pm",
+    "deadline_ms",
+    "instrument",
+    "frame_id",
+    "ensemble",
+    "condition",
+)
+
+
+def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> RequestQuery:
+    """Return the question a query string asks; all its faults are reported at once.
+
+    Args:
+        pairs: (name, value) as they stand in the query, in order.
+        allowed: names this path takes.
+
+    Raises:
+        InvalidInput: a name is unknown or given twice, or a value cannot be used.
+
+    Example:
+        >>> read_query([("want", "atoms,std"), ("pixel_size_pm", "7.8")], PREDICT_NAMES).want
+        ('atoms', 'std')
+    """
+    faults: list[str] = []
+    values: dict[str, str] = {}
+    for name, text in pairs:
+        if name not in allowed:
+            faults.append(_unknown_name(name, allowed))
+        elif name in values:
+            faults.append(f"{name}: given twice; give it once")
+        else:
+            values[name] = text
+    try:
+        query = _MODEL.validate_python(values)
+    except ValidationError as error:
+        faults += [_fault(one) for one in error.errors()]
+    if faults:
+        raise InvalidInput("; ".join(faults), f"allowed: {', '.join(allowed)}", "mend the query")
+    return query
+
+
+def parameters(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what `/openapi.json` says of the query that takes these names."""
+    known = _MODEL.json_schema()["properties"]
+    assert set(names) <= {one.name for one in fields(RequestQuery)}  # noqa: S101 - of this module
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": known[name].pop("description"),
+            "schema": known[name],
+            **({"style": "form", "explode": False} if known[name].get("type") == "array" else {}),
+        }
+        for name in names
+    ]
+
+
+def _fault(error: Any) -> str:
+    """Return one fault that the model found, with the name it is about."""
+    cause = error.get("ctx", {}).get("error")
+    return f"{'.'.join(map(str, error['loc']))}: {cause or error['msg']}"
+
+
+def _unknown_name(name: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"{name[:80]!r}: no such name" + (f"; did you mean {near[0]!r}?" if near else "")

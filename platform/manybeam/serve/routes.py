@@ -11,7 +11,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, read_query
+from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, parameters, read_query
 from manybeam.settings import is_loopback
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
     handler = RequestHandler(service, limits, meter)
     app.add_exception_handler(HTTPException, partial(_unrouted, handler))
 
-    @app.post("/v1/predict/{ref:path}")
+    @app.post("/v1/predict/{ref:path}", openapi_extra=_described(PREDICT_NAMES, wire.NPZ))
     async def predict(ref: str, request: Request) -> Response:
         """Find the atoms in one frame or a stack."""
         return await handler.answered("predict", request, partial(handler.predict, ref))
 
-    @app.post("/v1/select")
+    @app.post("/v1/select", openapi_extra=_described(SELECT_NAMES, wire.JSON))
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
         return await handler.answered("select", request, handler.select)
@@ -115,6 +115,28 @@ def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[
 
     _add_health(app, service)
     return app
+
+
+def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
+    """Return what `/openapi.json` says of a path that takes a frame; FastAPI adds the rest."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    forms = dict.fromkeys((answer, wire.JSON), binary) | {wire.JSON: {"schema": {"type": "object"}}}
+    return {
+        "parameters": parameters(names),
+        "requestBody": {
+            "required": True,
+            "description": "One frame (y, x) or a stack (n, y, x): .npy, or raw values in C order "
+            "with the headers X-Dtype and X-Shape.",
+            "content": {wire.NPY: binary, wire.RAW: binary},
+        },
+        "responses": {
+            "200": {"description": "the answer", "content": forms},
+            "4XX": {
+                "description": "what is wrong, why, and what to do",
+                "content": {wire.PROBLEM: {"schema": {"type": "object"}}},
+            },
+        },
+    }
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
