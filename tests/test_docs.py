@@ -19,6 +19,7 @@ PAGES = sorted(
     if ".venv" not in page.parts
 )
 COMMAND = re.compile(r"\bmanybeam ((?:[a-z]+)(?: [a-z]+)?)([^\n`|&]*)")
+MOST_README_LINES = 150
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!http|#)([^)#]+)")
 
@@ -81,3 +82,22 @@ def test_a_file_named_in_the_docs_exists(page: Path) -> None:
 def test_every_top_level_folder_has_a_readme() -> None:
     folders = ("platform", "zoo", "jobs", "tests", "infra", "dashboards")
     assert not [folder for folder in folders if not (ROOT / folder / "README.md").is_file()]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_README_LINES
+
+
+def test_the_readme_has_one_table_of_measurements_and_each_row_links_to_its_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    section = text.split("## What is measured")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert rows
+    assert not [row for row in rows if "](platform/decisions/" not in row]
+
+
+def test_the_readme_activates_the_environment_before_its_first_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    blocks = [body for kind, body in FENCE.findall(text) if kind == "sh"]
+    first = next(body for body in blocks if re.search(r"^manybeam ", body, re.MULTILINE))
+    assert first.startswith(". .venv/bin/activate")
