@@ -149,7 +149,7 @@ def test_nothing_is_learnt_from_a_handful_of_atoms(false_atoms: float) -> None:
     one = learnt(table, false_atoms=false_atoms)
     assert (one.temperature, one.shift, one.threshold) == (1.0, 0.0, None)
     assert np.isnan(one.position_pm)
-    assert "hold 80 atoms" in one.notes[0]
+    assert "hold only 80 atoms" in one.notes[0]
 
 
 def test_only_the_frames_alike_are_learnt_from() -> None:

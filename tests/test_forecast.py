@@ -147,14 +147,14 @@ def test_members_that_were_never_wrong_are_promised_no_more_than_all(
 
 
 def test_no_part_of_the_index_weighs_less_than_nothing(known: PerformancePredictor) -> None:
-    assert set(known.weights) == {"rehearsed", "resembled", "forward", "lattice"}
+    assert set(known.weights) == {"simulated", "resembled", "forward", "lattice"}
     assert min(known.weights.values()) >= 0
     assert max(known.weights.values()) > 0
 
 
 def test_every_part_is_named_where_it_applies(known: PerformancePredictor, asked: Asked) -> None:
     parts = known.predict_f1(asked.looks[0], ALONE)[0].parts
-    assert set(parts) == {"rehearsed", "resembled", *SCORES}
+    assert set(parts) == {"simulated", "resembled", *SCORES}
     assert np.isfinite(list(parts.values())).all()
 
 
@@ -263,7 +263,7 @@ def test_a_table_of_other_members_is_refused_in_words(
         lambda: fewer.nearest(asked.looks[0], 5),
         lambda: fewer.alike(asked.looks[0], {1: 1.0}, 5),
     ):
-        with pytest.raises(InvalidInput, match="rehearsed with members 1;"):
+        with pytest.raises(InvalidInput, match="calibrated with members 1;"):
             ask()
 
 

@@ -122,7 +122,8 @@ def post(url: str, path: str, array: np.ndarray, accept: str = "application/x-np
     body = io.BytesIO()
     np.save(body, array)
     headers = {"content-type": "application/x-npy", "accept": accept}
-    answer = urllib3.request("POST", url + path, body=body.getvalue(), headers=headers)
+    content = body.getvalue()
+    answer = urllib3.request("POST", url + path, body=content, headers=headers, timeout=120)
     assert answer.status == 200, answer.data
     return answer.data
 
