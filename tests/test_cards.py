@@ -126,14 +126,17 @@ def test_both_forms_of_a_card_say(matrix: Matrix, fact: str) -> None:
     "limit",
     [
         pytest.param("F1 is below 0.8 on graphene-dirty: 0.520", id="weak"),
-        pytest.param("does better on graphene-dirty: 0.610 against 0.520", id="beaten by hand"),
-        pytest.param("ECE) on graphene-dirty: 0.31", id="sure without reason"),
-        pytest.param("an uncertain score, on graphene-dirty.", id="few frames"),
+        pytest.param("has a higher F1 on graphene-dirty: 0.610, not 0.520", id="beaten by hand"),
         pytest.param(
-            "Not measured, though its members or rivals were, on graphene-tilted", id="gap"
+            "(ECE) of its probabilities is above 0.1 on graphene-dirty: 0.31",
+            id="sure without reason",
+        ),
+        pytest.param("so the score is uncertain, on graphene-dirty.", id="few frames"),
+        pytest.param(
+            "not measured, but other rows of the table were, on graphene-tilted", id="gap"
         ),
         pytest.param("02: loss is NaN", id="a member failed"),
-        pytest.param("not named in this card was not measured", id="all else"),
+        pytest.param("not in this card were not measured", id="all else"),
     ],
 )
 def test_a_card_says_where_it_fails(matrix: Matrix, limit: str) -> None:
@@ -142,13 +145,13 @@ def test_a_card_says_where_it_fails(matrix: Matrix, limit: str) -> None:
 
 def test_a_version_that_does_well_has_only_the_last_limit() -> None:
     assert limits(record_of(failed=()), Matrix(SCORES[:4])) == [
-        "Any condition that is not named in this card was not measured."
+        "Conditions that are not in this card were not measured."
     ]
 
 
 def test_nothing_measured_is_said_and_shown_without_a_picture() -> None:
     card = card_html(record_of(), Matrix(members=(0, 1)))
-    assert "nobody knows how good it is" in card
+    assert "its F1 is unknown under all conditions" in card
     assert "img" not in Page(card).tags
 
 

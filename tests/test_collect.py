@@ -16,7 +16,7 @@ from manybeam.errors import Conflict, Corrupt, InvalidInput, ManybeamError, Unkn
 from manybeam.zoo import claims
 from manybeam.zoo.audit import AuditLog
 from manybeam.zoo.lifecycle import collect
-from manybeam.zoo.lifecycle.collect import KEPT, REMOVABLE, REMOVED, Find
+from manybeam.zoo.lifecycle.collect import KEPT, REMOVABLE, REMOVED, CollectItem
 from manybeam.zoo.lifecycle.life import archive, promote, unarchive
 from manybeam.zoo.lifecycle.orphans import Orphans
 from manybeam.zoo.lineage import lineage, note_prediction
@@ -29,7 +29,7 @@ TOMORROW = timedelta(hours=25)
 RECORDED = TestSet(frame_sets=(FrameSetUse("s3://lab/frames/a", "1" * 32),))
 
 
-def collected(zoo: Zoo, name: str, **more: Any) -> list[Find]:
+def collected(zoo: Zoo, name: str, **more: Any) -> list[CollectItem]:
     """Collect as if it were tomorrow, and return what concerns one ensemble."""
     now = datetime.now(UTC) + TOMORROW
     found = collect.collect(zoo, who="ada", now=now, **more)
@@ -232,10 +232,12 @@ def by_alias(zoo: Zoo, name: str, members: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("need", "why"),
     [
-        pytest.param(by_parent, "another version was made from it", id="a child"),
-        pytest.param(by_member, "another version was made from it", id="a child's member"),
-        pytest.param(by_job, "another version was made from it", id="a job"),
-        pytest.param(by_answers, "answers of it are kept, as s3://lab/answers.zarr", id="answers"),
+        pytest.param(by_parent, "another version was adapted from it", id="a child"),
+        pytest.param(by_member, "another version was adapted from it", id="a child's member"),
+        pytest.param(by_job, "another version was adapted from it", id="a job"),
+        pytest.param(
+            by_answers, "its predictions are recorded, such as s3://lab/answers.zarr", id="answers"
+        ),
         pytest.param(by_alias, "it is candidate", id="an alias"),
     ],
 )

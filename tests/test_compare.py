@@ -136,10 +136,10 @@ def test_the_same_frames_tell_more_than_other_frames() -> None:
 @pytest.mark.parametrize(
     ("test_set", "told"),
     [
-        pytest.param(TestSet(seed=7), "other frames: seed 0 against 7", id="seed"),
+        pytest.param(TestSet(seed=7), "other frames: seed 0 and seed 7", id="seed"),
         pytest.param(
             TestSet(frame_sets=(FrameSetUse("lab", "1" * 32),)),
-            "other frames: of other FrameSets",
+            "other frames: other FrameSets",
             id="recorded",
         ),
     ],

@@ -146,7 +146,7 @@ def test_a_frame_set_that_was_replaced_is_not_taken_for_the_one_measured(
 def test_test_frames_that_cannot_be_are_refused(test_set: Any) -> None:
     sheet = json.loads(write_report([Score(0, "dim", "d", {"f1": 0.5})]))
     sheet["rows"][0]["trial"] = test_set
-    with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
+    with pytest.raises(Corrupt, match="score report cannot be read"):
         read_report(json.dumps(sheet).encode())
 
 
@@ -186,7 +186,7 @@ CHANGED = {LOWDOSE: LIBRARY.conditions["graphene-60kv-nominal"]}
     ("condition", "change", "conditions", "told"),
     [
         pytest.param(LOWDOSE, {}, CHANGED, "numbers of this condition changed", id="numbers"),
-        pytest.param(LOWDOSE, {}, {}, "does not describe it", id="no such condition"),
+        pytest.param(LOWDOSE, {}, {}, "not in this library", id="no such condition"),
         pytest.param(
             LOWDOSE,
             {"condition_digest": f"{LIBRARY.conditions[LOWDOSE].digest}-0"},
@@ -194,16 +194,16 @@ CHANGED = {LOWDOSE: LIBRARY.conditions["graphene-60kv-nominal"]}
             "simulator has changed",
             id="another simulator",
         ),
-        pytest.param(RECORDED, {}, LIBRARY.conditions, "not known here", id="no FrameSet"),
+        pytest.param(RECORDED, {}, LIBRARY.conditions, "are not found", id="no FrameSet"),
         pytest.param(
             LOWDOSE,
             {"member": CLASSICAL},
             LIBRARY.conditions,
-            "what the classical detector was tuned to",
+            "parameters of the classical detector are unknown",
             id="classical, from before",
         ),
         pytest.param(
-            RECORDED, {"test_set": None}, LIBRARY.conditions, "not known here", id="from before"
+            RECORDED, {"test_set": None}, LIBRARY.conditions, "are not found", id="from before"
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_frames_of_another_set_are_not_taken_for_those_measured(
     tiny_zoo: Any, matrix: Matrix, tmp_path: Path
 ) -> None:
     other = simulate_into(str(tmp_path / "other"), LIBRARY.conditions[LOWDOSE], 3, seed=1)
-    with pytest.raises(NotFound, match="not known here"):
+    with pytest.raises(NotFound, match="are not found"):
         make_example(tiny_zoo, "graphene@2", scored(matrix, ENSEMBLE, RECORDED), 0, {}, [other.url])
 
 

@@ -39,7 +39,7 @@ from manybeam.learn.scoring.scores import score_frames
 from manybeam.predictor.learned import performance_predictor
 from manybeam.predictor.performance import PerformancePredictor
 from manybeam.spec.recipe import Recipe
-from manybeam.zoo.exchange import Credit, Limits, export, import_
+from manybeam.zoo.exchange import Credit, UnpackLimits, export, import_
 from manybeam.zoo.exchange.bioimageio import seen
 from manybeam.zoo.exchange.onnx_graph import run_graph, view_of, write_graph
 from manybeam.zoo.integrity.imported import signatures
@@ -114,9 +114,12 @@ def test_an_import_is_signed_by_a_person_not_by_the_key_at_hand(
     use_settings(keys)
     said: list[str] = []
     with pytest.raises(RefusedByGate, match=f"{name}@1 is registered but has no alias") as caught:
-        import_(zoo, folder, name, alias="serving", said=said.append)
+        import_(zoo, folder, name, alias="serving", say=said.append)
     assert caught.value.hint.startswith(f"manybeam zoo sign {name}@1 first")
-    assert said == [f"{name}@1 is not signed: others made it; manybeam zoo sign {name}@1 does"]
+    assert said == [
+        f"{name}@1 is not signed, because it was imported; if you trust it, run "
+        f"manybeam zoo sign {name}@1"
+    ]
     assert (zoo.resolve(f"{name}@1").signature, zoo.resolve(f"{name}@1").aliases) == ("", ())
     zoo.sign(f"{name}@1")
     assert promote(zoo, f"{name}@1", who="ada").ref == f"{name}@1"
@@ -252,7 +255,7 @@ def test_what_a_graph_sees_is_what_a_member_sees() -> None:
 
 def test_an_export_replaces_nothing_unless_asked(tiny_zoo: Any, tmp_path: Path) -> None:
     (tmp_path / "g").write_text("precious")
-    with pytest.raises(Conflict, match="there already"):
+    with pytest.raises(Conflict, match="exists already"):
         export(tiny_zoo, "graphene@1", tmp_path / "g", form="safetensors")
     assert (tmp_path / "g").read_text() == "precious"
     for version in (1, 2):
@@ -304,7 +307,7 @@ def test_a_file_never_replaces_a_folder(
     folder: Path, tiny_zoo: Any, tmp_path: Path, form: Any
 ) -> None:
     shutil.copytree(folder, tmp_path / "g")
-    with pytest.raises(Conflict, match="a file does not replace it"):
+    with pytest.raises(Conflict, match="a file cannot replace a folder"):
         export(tiny_zoo, "graphene@2", tmp_path / "g", form=form, overwrite=True)
     assert _holds(tmp_path / "g") == _holds(folder)
 
@@ -318,7 +321,7 @@ def test_a_folder_made_while_an_export_is_written_is_not_replaced(tmp_path: Path
             path.mkdir()
             (path / "thesis.md").write_text("precious")
 
-    with pytest.raises(Conflict, match="is a folder that stays"):
+    with pytest.raises(Conflict, match="is not replaced"):
         write(tmp_path / "g")
     assert _holds(tmp_path) == {"g/thesis.md": b"precious"}
 
@@ -439,17 +442,17 @@ REFUSED = [
         lambda f: (f / "extra.pkl").write_bytes(b"\x80\x05"), UnreadableFile, "pickle", id="pickle"
     ),
     pytest.param(_pickle_as_weights, UnreadableFile, "no safetensors", id="pickle-as-weights"),
-    pytest.param(_foreign, UnreadableFile, "another maker", id="foreign"),
+    pytest.param(_foreign, UnreadableFile, "another program", id="foreign"),
     pytest.param(
         _card(lambda c: c["recipe"]["network"].update(filters=4)),
         UnreadableFile,
-        "not those of the network",
+        "do not fit the network",
         id="other-architecture",
     ),
     pytest.param(
         _card(lambda c: c["recipe"]["network"].update(filters=256, levels=6)),
         UnreadableFile,
-        "not those of the network",
+        "do not fit the network",
         id="a-network-of-gigabytes",
     ),
     pytest.param(
@@ -468,7 +471,7 @@ REFUSED = [
     pytest.param(
         _manifest(lambda m: m["members"][0]["weights"].update(path="../../etc/passwd")),
         UnreadableFile,
-        "not inside the package",
+        "outside the package",
         id="traversal-in-manifest",
     ),
     pytest.param(
@@ -480,7 +483,7 @@ REFUSED = [
     pytest.param(
         _manifest(lambda m: m["members"].append(m["members"][0])),
         InvalidInput,
-        "given once",
+        "occurs once",
         id="member-twice",
     ),
     pytest.param(_scores("[]"), UnreadableFile, "scores", id="no-scores"),
@@ -601,7 +604,7 @@ def test_a_path_that_cannot_be_read_is_refused(embedded: Any, tmp_path: Path, pl
 
 def test_the_limits_hold_for_a_package(folder: Path, embedded: Any, tmp_path: Path) -> None:
     path = Path(shutil.make_archive(str(tmp_path / "g"), "zip", folder))
-    for limits in (Limits(total_bytes=1000), Limits(entries=2)):
+    for limits in (UnpackLimits(total_bytes=1000), UnpackLimits(entries=2)):
         with pytest.raises(TooLarge):
             import_(embedded, path, "guest", limits=limits)
 
@@ -627,7 +630,7 @@ def test_a_rehearsal_travels_and_teaches_the_same_elsewhere(
     package: Path, embedded: Any, rehearsed: Any
 ) -> None:
     said: list[str] = []
-    got = import_(embedded, package, "guest", said=said.append)
+    got = import_(embedded, package, "guest", say=said.append)
     known = performance_predictor(embedded, got.ref)
     assert said == []
     assert known is not None
@@ -689,31 +692,33 @@ def _huge(folder: Path) -> None:
         pytest.param(
             _manifest(lambda m: m["rehearsal"]["weights"].pop("2")), "other weights", id="of two"
         ),
-        pytest.param(_huge, "not the array it says", id="an array of terabytes"),
+        pytest.param(_huge, "another size than declared", id="an array of terabytes"),
         pytest.param(
             _table(lambda a: a.update(truth_n=np.array([{}], dtype=object))),
-            "not the array it says",
+            "another size than declared",
             id="a pickle in it",
         ),
         pytest.param(
             _table(lambda a: a.update(frame_k=a["frame_k"] + 1000)),
-            "frames that it does not have",
+            "frames that do not exist",
             id="atoms of no frame",
         ),
         pytest.param(
             _table(lambda a: a.update(belief_km=a["belief_km"][:, :2])),
-            "belief_km has another form",
+            "belief_km has another shape or type",
             id="beliefs of two members",
         ),
         pytest.param(
-            _table(lambda a: a.update(source_n=np.array("x"))), "another form", id="no list"
+            _table(lambda a: a.update(source_n=np.array("x"))),
+            "another shape or type",
+            id="no list",
         ),
         pytest.param(
             _table(lambda a: a.update(members=a["members"] + 1)), "members 1, 2, 3", id="others"
         ),
         pytest.param(
             _table(lambda a: a.update(structure=np.array("<b>"))),
-            "its structure has a name that none can have",
+            "its structure has a name that is not allowed",
             id="a structure that is markup",
         ),
         pytest.param(
@@ -727,7 +732,7 @@ def test_a_rehearsal_that_is_not_of_these_weights_or_not_sound_is_left_out(
     shutil.copytree(rehearsed_folder, tmp_path / "odd")
     change(tmp_path / "odd")
     said: list[str] = []
-    got = import_(embedded, tmp_path / "odd", "guest", said=said.append)
+    got = import_(embedded, tmp_path / "odd", "guest", say=said.append)
     assert performance_predictor(embedded, got.ref) is None
     (told,) = said
     assert told.startswith(f"{got.ref}: its rehearsal is left out: ")
@@ -740,7 +745,7 @@ def test_where_keys_are_set_a_rehearsal_counts_once_the_owner_has_signed(
     private, public = make_keys(tmp_path / "keys")
     use_settings({"MANYBEAM_SIGNING_KEY": str(private), "MANYBEAM_TRUSTED_KEYS": str(public)})
     got = import_(embedded, rehearsed_folder, "guest")
-    with pytest.raises(NotAllowed, match="nobody who is trusted here vouches"):
+    with pytest.raises(NotAllowed, match="no trusted key has signed"):
         performance_predictor(embedded, got.ref)
     embedded.sign(got.ref)
     assert performance_predictor(embedded, got.ref) is not None
@@ -773,18 +778,20 @@ def _signed(zoo: Any, members: list[Any], folder: Path, use_settings: Any) -> tu
 @pytest.mark.parametrize(
     ("is_trusted", "change", "told"),
     [
-        pytest.param(False, None, "which is not trusted here: nobody has checked it", id="unknown"),
-        pytest.param(True, None, "of these weights, was signed by the key", id="trusted"),
+        pytest.param(
+            False, None, "which is not trusted here: the signature was not checked", id="unknown"
+        ),
+        pytest.param(True, None, "with the same weights, was signed by the key", id="trusted"),
         pytest.param(
             True,
             _manifest(lambda m: m.update(signature=m["seal"][:20] + "AAAA" + m["seal"][24:])),
-            "but the signature is not that key's",
+            "but the signature is wrong",
             id="forged",
         ),
         pytest.param(
             True,
             _manifest(lambda m: m.update(digest="0" * 64)),
-            "not one that is shown to be of these weights",
+            "this signature does not belong to these weights",
             id="of another manifest",
         ),
     ],
@@ -807,7 +814,7 @@ def test_a_foreign_signature_is_a_statement_and_never_trust_in_the_import(
     use_settings({"MANYBEAM_SIGNING_KEY": "", "MANYBEAM_TRUSTED_KEYS": str(trusted)})
     got = import_(embedded, path, "guest")
     first, second = signatures(got)
-    assert first == "guest@1 is not signed: others made it"
+    assert first == "guest@1 is not signed: it was imported"
     assert told in second
     assert got.signature == ""
     with pytest.raises(NotAllowed, match="it is not signed"):
@@ -826,7 +833,10 @@ def test_a_signature_of_other_weights_is_not_told_as_one_of_these(
     shutil.copy(path / "original.json", other / "original.json")
     kept = {key: theirs[key] for key in ("seal", "digest", "original", "ensemble", "version")}
     _manifest(lambda m: m.update(kept))(other)
-    assert "not one that is shown" in list(signatures(import_(embedded, other, "guest")))[-1]
+    assert (
+        "does not belong to these weights"
+        in list(signatures(import_(embedded, other, "guest")))[-1]
+    )
 
 
 def test_a_package_of_before_these_travelled_comes_in(
@@ -837,4 +847,4 @@ def test_a_package_of_before_these_travelled_comes_in(
     _manifest(lambda m: [m.pop(key) for key in late])(tmp_path / "old")
     got = import_(embedded, tmp_path / "old", "guest")
     assert (got.inputs, performance_predictor(embedded, got.ref), got.member_count) == ((), None, 3)
-    assert list(signatures(got)) == ["guest@1 is not signed: others made it"]
+    assert list(signatures(got)) == ["guest@1 is not signed: it was imported"]

@@ -49,9 +49,10 @@ def test_show_tells_who_signed_what_was_imported_and_that_it_is_not_trusted_here
     assert main(["zoo", "show", "guest@1"]) == 0
     told = capsys.readouterr().err
     key = signed.signature.partition(":")[0]
-    assert "guest@1 is not signed: others made it" in told
-    assert f"original graphene@1, of these weights, was signed by the key {key}, which is not" in (
-        " ".join(told.split())
+    assert "guest@1 is not signed: it was imported" in told
+    assert (
+        f"original graphene@1, with the same weights, was signed by the key {key}, which is not"
+        in (" ".join(told.split()))
     )
 
 

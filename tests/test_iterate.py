@@ -363,7 +363,7 @@ def library(tmp_path) -> Library:
 def test_truth_is_held_out_for_every_simulated_condition_of_the_matrix(library):
     scores = Matrix([Score(0, "nominal", "d", {"f1": 1.0}), Score(0, "gone", "d", {"f1": 1.0})])
     assert list(held_out_truth(scores, library)) == ["nominal"]
-    with pytest.raises(InvalidInput, match="no condition to hold truth out for"):
+    with pytest.raises(InvalidInput, match="no simulated condition to test"):
         held_out_truth(Matrix(), library)
 
 

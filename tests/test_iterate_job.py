@@ -1,4 +1,4 @@
-"""Jobs of kind iterate: from YAML to a candidate, stopped and gone on with, and the report."""
+"""Jobs of kind adapt: from YAML to a candidate, stopped and continued, and the report."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ DIRTY = Condition(
     dose_e_per_a2=2e5,
 )
 MOS2 = {"structure": "mos2"}
-ASKED = {"teacher": "pseudo", "steps": 40, "max_regression": 0.5}
+ASKED = {"labels": "pseudo", "steps": 40, "max_regression": 0.5}
 CHILD = """
 import sys
 from manybeam.jobs.adapt import iterate
@@ -66,7 +66,7 @@ from manybeam.spec import Library
 from manybeam.zoo.registry import Zoo
 library = Library(settings().zoo)
 iterate(Zoo(), "graphene", sys.argv[1], library.policy("careful"), library,
-        members=[0, 1], teacher="pseudo", steps=40, max_regression=0.5)
+        members=[0, 1], labels="pseudo", steps=40, max_regression=0.5)
 """
 
 
@@ -146,11 +146,11 @@ def test_a_damaged_step_is_done_anew(tmp_path, use_settings):
 
 
 JOB = {
-    "kind": "iterate",
+    "kind": "adapt",
     "name": "graphene",
     "ensemble": "graphene@serving",
     "frames": ["new.zarr"],
-    "adapt": {"policy": "careful", "teacher": "pseudo", "steps": 40, "members": [1]},
+    "adapt": {"policy": "careful", "labels": "pseudo", "steps": 40, "members": [1]},
     "gates": {"max_regression": 0.5},
 }
 
@@ -163,7 +163,7 @@ def write_job(folder: Path, **change) -> Path:
     return path
 
 
-def test_a_job_of_kind_iterate_makes_a_candidate_that_tells_its_rounds(facility_folder, capsys):
+def test_a_job_of_kind_adapt_makes_a_candidate_that_records_its_rounds(facility_folder, capsys):
     more = {"rounds": 2, "beside": True}
     path = write_job(
         facility_folder,
@@ -184,16 +184,19 @@ def test_a_job_of_kind_iterate_makes_a_candidate_that_tells_its_rounds(facility_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        pytest.param({"ensemble": None}, "kind iterate needs ensemble", id="no ensemble"),
+        pytest.param({"ensemble": None}, "kind adapt needs ensemble", id="no ensemble"),
         pytest.param({"adapt": None}, "needs adapt.policy", id="no adapt"),
-        pytest.param({"recipe": "small"}, "kind iterate takes no recipe", id="recipe"),
+        pytest.param({"recipe": "small"}, "kind adapt takes no recipe", id="recipe"),
         pytest.param({"kind": "train"}, "kind train needs recipe", id="train without recipe"),
         pytest.param({"frames": ["a", "b"]}, "adapts to one FrameSet", id="two sets"),
         pytest.param({"frames": None}, "adapts to one FrameSet", id="no set"),
         pytest.param({"alias": "serving"}, "only a candidate", id="serving"),
         pytest.param({"name": "other"}, "are two ensembles", id="other name"),
         pytest.param(
-            {"adapt": {"policy": "careful", "teacher": "oracle"}}, "adapt.teacher", id="teacher"
+            {"adapt": {"policy": "careful", "labels": "oracle"}}, "adapt.labels", id="labels"
+        ),
+        pytest.param(
+            {"adapt": {"policy": "careful", "teacher": "oracle"}}, "adapt.teacher", id="old name"
         ),
         pytest.param(
             {"adapt": {"policy": "careful", "roundz": 2}}, "did you mean 'rounds'", id="typo"
@@ -259,7 +262,7 @@ def test_the_report_shows_before_and_after_and_says_what_was_decided(facility_fo
 def test_the_command_writes_its_report_whatever_the_gate_says(facility_folder, capsys):
     folder = facility_folder / "report"
     words = ["iterate", str(facility_folder / "new.zarr"), "-e", "graphene", "--policy", "careful"]
-    words += ["--teacher", "pseudo", "--steps", "1", "--member", "0", "--frame", "0"]
+    words += ["--labels", "pseudo", "--steps", "1", "--member", "0", "--frame", "0"]
     code = main([*words, "--max-regression", "0", "--report", str(folder), "-o", "json"])
     assert code in (0, 6)
     verdict = "Refused" if code == 6 else "Registered"

@@ -161,9 +161,11 @@ def promote_and_move(zoo: Zoo) -> None:
 @pytest.mark.parametrize(
     ("before", "told_why"),
     [
-        pytest.param(lambda zoo: zoo.set_alias("graphene", "serving", 1), "no move", id="no log"),
+        pytest.param(
+            lambda zoo: zoo.set_alias("graphene", "serving", 1), "no record of a move", id="no log"
+        ),
         pytest.param(lambda zoo: promote(zoo, "graphene@1", who="a"), "no version", id="first"),
-        pytest.param(promote_and_move, "something else moved it on", id="moved beside the log"),
+        pytest.param(promote_and_move, "a later move is not recorded", id="moved beside the log"),
     ],
 )
 def test_a_rollback_the_log_knows_no_way_for_is_refused(
@@ -189,7 +191,7 @@ def test_a_rollback_to_an_archived_version_is_refused(zoo: Zoo, versions: str) -
 
 @pytest.mark.parametrize("text", ["graphene@3", "graphene@candidate", "graphene@serving/01"])
 def test_a_rollback_takes_an_ensemble_only(embedded_versions: tuple[Zoo, str], text: str) -> None:
-    with pytest.raises(InvalidInput, match="names more than an ensemble"):
+    with pytest.raises(InvalidInput, match="is not only the name of an ensemble"):
         rollback(embedded_versions[0], text, who="ada")
 
 
@@ -202,10 +204,10 @@ def test_nothing_serves_so_nothing_is_rolled_back(embedded_versions: tuple[Zoo, 
 def test_a_version_just_made_that_may_not_serve_is_the_candidate(zoo: Zoo, versions: str) -> None:
     promote(zoo, f"{versions}@2", who="ada")
     said: list[str] = []
-    settled = settle(zoo, zoo.resolve(f"{versions}@1"), "serving", said=said.append)
+    settled = settle(zoo, zoo.resolve(f"{versions}@1"), "serving", say=said.append)
     assert settled.aliases == ("candidate",)
     assert "F1 on low, nominal" in said[0]
-    assert said[0].endswith("it is the candidate")
+    assert said[0].endswith("it is now the candidate")
 
 
 @pytest.mark.parametrize("to", ["serving", "candidate"])

@@ -141,7 +141,7 @@ def test_scores_under_other_numbers_of_a_condition_are_kept_apart(
     [b"", b"[]", b'{"format": "x", "rows": []}', b'{"format": "manybeam-scores-1", "rows": [1]}'],
 )
 def test_bytes_that_are_no_sheet_are_told(content: bytes) -> None:
-    with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
+    with pytest.raises(Corrupt, match="score report cannot be read"):
         read_report(content)
 
 
@@ -166,7 +166,7 @@ def test_a_sheet_of_impossible_values_is_refused(changed: str, to: str) -> None:
     sheet = write_report([Score(0, "dim", "d", {"f1": 0.5})]).decode()
     row = json.loads(sheet)["rows"][0]
     before = json.dumps(row[changed], separators=(",", ":"))
-    with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
+    with pytest.raises(Corrupt, match="score report cannot be read"):
         read_report(sheet.replace(f'"{changed}":{before}', f'"{changed}":{to}').encode())
 
 

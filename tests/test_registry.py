@@ -158,7 +158,7 @@ def test_an_unknown_reference_is_told_with_what_is_near(
 
 
 def test_an_empty_zoo_knows_no_reference(embedded: Zoo) -> None:
-    with pytest.raises(UnknownRef, match="ensembles in it: 0"):
+    with pytest.raises(UnknownRef, match="number of ensembles in the zoo: 0"):
         embedded.resolve("graphene")
     assert embedded.ls() == []
 
@@ -380,7 +380,7 @@ def test_weights_changed_in_the_store_are_refused_at_load(embedded: Zoo, tmp_pat
 def test_weights_gone_from_the_store_are_told(embedded: Zoo, tmp_path: Path) -> None:
     embedded.register("graphene", [member_of(0)], job=JOB)
     weights_file(tmp_path).unlink()
-    with pytest.raises(Corrupt, match="is gone from the artifact store"):
+    with pytest.raises(Corrupt, match="is missing in the artifact store"):
         embedded.members("graphene@1")
 
 

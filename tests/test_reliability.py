@@ -93,7 +93,7 @@ def test_a_sheet_gives_the_curve_back_and_an_older_one_has_none() -> None:
 def test_a_curve_that_cannot_be_is_told(bins: Any) -> None:
     sheet = json.loads(write_report(ROWS[:1]))
     sheet["rows"][0]["reliability"] = bins
-    with pytest.raises(Corrupt, match="sheet of scores cannot be read"):
+    with pytest.raises(Corrupt, match="score report cannot be read"):
         read_report(json.dumps(sheet).encode())
 
 

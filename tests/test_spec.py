@@ -158,7 +158,42 @@ def test_a_job_we_ship_names_a_recipe_policies_and_conditions_we_ship(path: Path
         assert library.matching(job.measure.conditions)
     if job.adapt.policy:
         assert library.policy(job.adapt.policy)
-    assert all(library.policy(name) for name in job.rehearsal.policies)
+    assert all(library.policy(name) for name in job.calibrate.policies)
+
+
+CALIBRATION = {"name": "graphene", "ensemble": "graphene@serving"}
+ADAPTATION = {**CALIBRATION, "frames": ["frames/today"]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(
+            {"kind": "rehearse", **CALIBRATION, "rehearsal": {"frame_count": 300}},
+            {"kind": "calibrate", **CALIBRATION, "calibrate": {"frame_count": 300}},
+            id="rehearse",
+        ),
+        pytest.param(
+            {"kind": "iterate", **ADAPTATION, "adapt": {"policy": "p", "teacher": "both"}},
+            {"kind": "adapt", **ADAPTATION, "adapt": {"policy": "p", "labels": "both"}},
+            id="iterate",
+        ),
+    ],
+)
+def test_a_job_in_old_words_is_read_as_the_same_job(
+    old: dict[str, object], new: dict[str, object]
+) -> None:
+    job = Job.model_validate(old)
+    assert job == Job.model_validate(new)
+    assert job.kind == new["kind"]
+    kept = job.model_dump(mode="json", exclude_defaults=True)
+    assert kept.keys() == new.keys()
+    assert Job.model_validate(kept) == job
+
+
+def test_a_section_given_under_its_old_and_its_new_name_is_refused(tmp_path: Path) -> None:
+    text = "kind: calibrate\nname: a\nensemble: a\ncalibrate: {}\nrehearsal: {}\n"
+    assert "faulty.yaml:5: rehearsal" in _faults(tmp_path, text, load_job)
 
 
 @pytest.mark.parametrize(

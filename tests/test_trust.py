@@ -37,11 +37,11 @@ def other_keys(tmp_path: Path) -> dict[str, str]:
 def test_a_seal_is_of_one_thing_and_one_digest(keys: Any, use_settings: Use) -> None:
     use_settings(signing(keys))
     signature = trust.sign("manifest of a", "1" * 64)
-    assert trust.is_vouched_for("manifest of a", "1" * 64, signature)
-    assert not trust.is_vouched_for("manifest of b", "1" * 64, signature)
-    assert not trust.is_vouched_for("manifest of a", "2" * 64, signature)
-    assert not trust.is_vouched_for("manifest of a", "1" * 64, signature[:-8] + "AAAAAAA=")
-    assert not trust.is_vouched_for("manifest of a", "1" * 64, "nonsense")
+    assert trust.is_trusted("manifest of a", "1" * 64, signature)
+    assert not trust.is_trusted("manifest of b", "1" * 64, signature)
+    assert not trust.is_trusted("manifest of a", "2" * 64, signature)
+    assert not trust.is_trusted("manifest of a", "1" * 64, signature[:-8] + "AAAAAAA=")
+    assert not trust.is_trusted("manifest of a", "1" * 64, "nonsense")
 
 
 def test_without_trusted_keys_nothing_is_refused_and_without_a_key_nothing_is_signed() -> None:
@@ -52,14 +52,14 @@ def test_without_trusted_keys_nothing_is_refused_and_without_a_key_nothing_is_si
 def test_the_private_key_is_its_owners_and_never_overwritten(keys: tuple[Path, Path]) -> None:
     assert keys[0].stat().st_mode & 0o777 == 0o600
     before = keys[0].read_bytes()
-    with pytest.raises(Conflict, match="is there already"):
+    with pytest.raises(Conflict, match="exists already"):
         trust.make_keys(keys[0].parent)
     assert keys[0].read_bytes() == before
 
 
 def test_a_public_key_that_is_there_stays_and_no_private_one_is_left(tmp_path: Path) -> None:
     (tmp_path / trust.PUBLIC_FILE).write_text("of somebody else")
-    with pytest.raises(Conflict, match="is there already"):
+    with pytest.raises(Conflict, match="exists already"):
         trust.make_keys(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [trust.PUBLIC_FILE]
     assert (tmp_path / trust.PUBLIC_FILE).read_text() == "of somebody else"
@@ -158,7 +158,7 @@ def test_a_file_swapped_cut_short_or_gone_is_named(
         damage()
         (bad,) = [one for one in verify(embedded, "graphene@1") if not one.passed]
         assert not bad.is_whole
-        assert bad.told
+        assert bad.problem
 
 
 def test_weights_of_another_member_are_refused_by_name(
@@ -245,7 +245,7 @@ def test_what_a_stranger_made_is_not_signed(
     embedded: Zoo, tiny_members: Any, keys: Any, use_settings: Use
 ) -> None:
     use_settings(signing(keys))
-    made = embedded.register("guest", tiny_members(1), job={}, scores=ROWS, vouch=False)
+    made = embedded.register("guest", tiny_members(1), job={}, scores=ROWS, sign=False)
     assert not made.signature
     assert {one.what for one in verify(embedded, "guest@1") if not one.passed} == {
         "manifest",

@@ -35,7 +35,7 @@ from manybeam.web.app import (
 from manybeam.web.auth import SESSION_S, Gatekeeper, admin_token, own_address
 from manybeam.web.pages import exports
 from manybeam.web.pages.framesets import LIST_S
-from manybeam.web.pages.listing import read_question
+from manybeam.web.pages.listing import read_query
 from manybeam.web.render import STATIC
 from manybeam.web.state import AppState
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
@@ -172,7 +172,7 @@ def test_a_condition_whose_numbers_changed_is_kept_apart_on_the_page(
     zoo.record_scores(f"{name}@1", [score(NOMINAL, 50, digest="other-numbers")])
     client.post(f"/api/v1/zoo/{name}@2/promote", json={"to": "candidate"}, headers=bearer())
     page = client.get(f"/zoo/{name}@1").text
-    assert "Measured under numbers the condition no longer has" in page
+    assert "Scores with old numbers of a condition" in page
     told = client.get(f"/api/v1/zoo/{name}@1/matrix").json()
     assert [pair[0] for pair in told["superseded"]] == [NOMINAL]
 
@@ -185,7 +185,7 @@ def test_a_condition_whose_numbers_changed_is_kept_apart_on_the_page(
         pytest.param("/api/v1/zoo/" + "é" * 300, 404, "no reference", id="300 letters"),
         pytest.param("/api/v1/zoo?page=0", 422, "page: 0", id="page"),
         pytest.param("/api/v1/zoo?page=99", 200, "rows", id="past the end"),
-        pytest.param("/api/v1/zoo?colour=red", 422, "colour: no such field", id="field"),
+        pytest.param("/api/v1/zoo?colour=red", 422, "colour: there is no such field", id="field"),
         pytest.param("/api/v1/zoo?dose_e_per_a2_min=low", 422, "is not a number", id="number"),
         pytest.param('/api/v1/zoo?q="*)( OR NEAR', 200, "rows", id="signs of a query language"),
         pytest.param("/api/v1/nothing", 404, "no page", id="path"),
@@ -320,7 +320,7 @@ def test_what_was_done_is_told_to_who_did_it_and_not_by_an_address(
     log_in(client)
     fields = {**form_of(client, f"{name}@1"), "to": "candidate"}
     done = client.post(f"/zoo/{name}@1/promote", data=fields, headers=own(client))
-    assert "Promoted; the audit log has it." in done.text
+    assert "Promoted. The audit log has a record of it." in done.text
     assert (done.url.path, done.url.query) == (f"/zoo/{name}@1", b"")
     cookie = done.history[0].headers["set-cookie"].lower()
     assert "httponly" in cookie
@@ -541,7 +541,7 @@ def test_an_address_that_asks_for_nonsense_is_refused(
     query: list[tuple[str, str]], told: str
 ) -> None:
     with pytest.raises(InvalidInput, match=told):
-        read_question(query)
+        read_query(query)
 
 
 def test_an_address_holds_only_what_differs_from_the_default() -> None:
@@ -552,7 +552,7 @@ def test_an_address_holds_only_what_differs_from_the_default() -> None:
         ("page", "1"),
         ("status", "serving"),
     ]
-    assert read_question(asked).address(page="2") == "/zoo?q=a&status=serving&page=2"
+    assert read_query(asked).address(page="2") == "/zoo?q=a&status=serving&page=2"
 
 
 @pytest.mark.parametrize(
@@ -619,7 +619,10 @@ def test_an_address_others_can_reach_is_refused_without_being_asked_for() -> Non
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with listen("127.0.0.1", 0) as first, pytest.raises(PortInUse, match="is held"):
+    with (
+        listen("127.0.0.1", 0) as first,
+        pytest.raises(PortInUse, match="another process uses port"),
+    ):
         listen("127.0.0.1", first.getsockname()[1])
 
 

@@ -93,8 +93,8 @@ def test_the_page_of_a_version_has_its_curve_as_picture_and_table(
 ) -> None:
     page = reader.get(f"/zoo/graphene@1{query}").text
     address, told = picture_of(page)
-    assert "The table has the numbers" in told["alt"]
-    assert "Share that were atoms" in page
+    assert "The numbers are in the table" in told["alt"]
+    assert "Share that are right" in page
     answer = reader.get(address)
     assert answer.headers["content-type"] == "image/svg+xml"
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
@@ -103,7 +103,7 @@ def test_the_page_of_a_version_has_its_curve_as_picture_and_table(
 
 def test_a_curve_that_was_not_measured_is_said_to_be_so(reader: httpx.Client) -> None:
     page = reader.get("/zoo/graphene@2").text
-    assert "These scores were taken before the curve was kept" in page
+    assert "These scores have no curve" in page
     assert "mb-drawing" not in page
 
 
@@ -140,9 +140,9 @@ def test_an_example_shows_the_frame_its_counts_and_its_f1(
     right, missed, false = map(int, re.findall(r"(\d+) (?:right|missed|false)", told["alt"]))
     f1 = 2 * right / max(2 * right + missed + false, 1)
     assert f'F1 of this frame</th><td class="num">{f1:.3f}' in page
-    assert "It is one of the frames the score was measured on, and the counts are those" in page
-    assert "is unknown" not in page
-    assert ("What the classical detector beside" in page) is ("-2" in query)
+    assert "The score was measured on this frame, and the counts are equal" in page
+    assert "are unknown" not in page
+    assert ("Atoms found by the classical detector, measured with" in page) is ("-2" in query)
     drawn_there = reader.get(address)
     assert drawn_there.headers["content-type"] == "image/png"
     assert drawn_there.content.startswith(PNG)
@@ -161,16 +161,16 @@ def test_a_frame_is_followed_by_the_next_until_the_last(reader: httpx.Client) ->
 
 def test_the_page_of_a_member_leads_to_its_own_frames(reader: httpx.Client) -> None:
     page = reader.get(f"/zoo/graphene@1/01/example/{NOMINAL}").text
-    assert "What member 01 of graphene@1 found" in page
+    assert "Atoms found by member 01 of graphene@1" in page
 
 
 def test_a_score_without_counts_says_that_the_frame_cannot_be_checked(
     reader: httpx.Client,
 ) -> None:
     page = reader.get(f"/zoo/graphene@2/example/{NOMINAL}").text
-    assert "On which frames this score was measured is unknown" in page
-    assert "The score keeps no counts by frame to compare with" in page
-    assert "It is one of the frames" not in page
+    assert "The frames of this score are unknown" in page
+    assert "The score has no counts for single frames to compare with" in page
+    assert "The score was measured on this frame" not in page
     assert picture_of(page)
 
 
@@ -179,7 +179,7 @@ def test_frames_outside_the_store_are_not_read(reader: httpx.Client, version: in
     address = f"/zoo/graphene@{version}/example/{RECORDED}"
     page = reader.get(address)
     assert page.status_code == 200
-    assert "they lie outside the store" in page.text
+    assert "they are outside the store" in page.text
     assert "<img" not in page.text.partition("<main")[2]
     assert reader.get(f"{address}/picture.png").status_code == 404
 

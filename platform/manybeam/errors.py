@@ -1,8 +1,8 @@
-"""Every exception Manybeam raises, drawn as a tree, and what each means to a shell and to HTTP.
+"""All exceptions of Manybeam, with the exit code and the HTTP status of each.
 
-A message has three parts: what is wrong with the value seen; what is allowed; what to do now.
-`ManybeamError` keeps them apart (`what`, `why`, `hint`) so that the command line can print three
-lines and the service can fill a problem+json document from the same exception.
+A message has three parts: what is wrong with the value; what is allowed; what to do now.
+`ManybeamError` stores them separately (`what`, `why`, `hint`). The command line prints three lines
+and the service fills a problem+json document from the same exception.
 """
 
 import re
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class ManybeamError(Exception):
-    """The root of all errors we raise on purpose.
+    """The base class of all errors that Manybeam raises on purpose.
 
     Args:
-        what: what is wrong, naming the value seen.
+        what: what is wrong, with the value.
         why: what is allowed, or why it cannot be done; may be empty.
-        hint: what to do now, an exact command where there is one; may be empty.
+        hint: what to do now, as a command if there is one; may be empty.
     """
 
     def __init__(self, what: str, why: str = "", hint: str = "") -> None:
@@ -23,17 +23,17 @@ class ManybeamError(Exception):
         super().__init__("; ".join(part for part in (what, why, hint) if part))
 
     def __reduce__(self) -> tuple[type["ManybeamError"], tuple[str, str, str]]:
-        """Pickle the three parts apart: errors cross process borders on a Ray cluster."""
+        """Pickle the three parts separately: on a Ray cluster, errors go to other processes."""
         return type(self), (self.what, self.why, self.hint)
 
 
-# -- what the caller gave us is wrong ---------------------------------------------------------
+# -- a value from the caller is wrong ---------------------------------------------------------
 class InvalidInput(ManybeamError, ValueError):
-    """A value a caller gave is not usable."""
+    """A value from the caller cannot be used."""
 
 
 class InvalidSpec(InvalidInput):
-    """A YAML file, or a value meant for one, breaks the rules of `manybeam.spec`."""
+    """A YAML file, or a value for one, breaks the rules of `manybeam.spec`."""
 
 
 class InvalidSetting(InvalidInput):
@@ -41,61 +41,61 @@ class InvalidSetting(InvalidInput):
 
 
 class InvalidFrame(InvalidInput):
-    """An array is not a frame: wrong axes, empty, complex, or nothing but NaN."""
+    """An array is not a frame: wrong axes, empty, complex, or only NaN."""
 
 
 class UnreadableFile(InvalidInput):
-    """A file is not what its name promises, is cut short or holds no image."""
+    """A file is not of the type in its name, is cut short, or holds no image."""
 
 
 class UnsupportedMedia(InvalidInput):
-    """A body or file in a form we do not read."""
+    """The format of a request body or file cannot be read."""
 
 
 class MissingPixelSize(InvalidInput):
-    """The edge of a pixel is needed and neither the file nor the caller gives it."""
+    """The pixel size is needed; neither the file nor the caller gives it."""
 
 
 class WrongMethod(InvalidInput):
-    """A path of the service was asked with a method it does not take."""
+    """A path of the service does not accept this HTTP method."""
 
 
 class TooLarge(InvalidInput):
-    """A body, file or array above the set limit."""
+    """A request body, file or array is above the limit."""
 
 
 class MemberCountError(InvalidInput):
-    """Fewer members than the answer asked for can be made from."""
+    """The requested answer needs more members."""
 
 
-# -- what was asked for is not there ----------------------------------------------------------
+# -- a name does not exist --------------------------------------------------------------------
 class NotFound(ManybeamError, LookupError):
     """Something named by the caller does not exist."""
 
 
 class UnknownRef(NotFound):
-    """No ensemble, version, alias or member of that name; the nearest names are in the hint."""
+    """There is no ensemble, version, alias or member of that name; the hint gives similar names."""
 
 
 class UnknownCondition(NotFound):
-    """No imaging condition of that id."""
+    """There is no imaging condition of that id."""
 
 
 class UnknownFrameSet(NotFound):
-    """No FrameSet at that URL."""
+    """There is no FrameSet at that URL."""
 
 
-# -- it clashes with what is there ------------------------------------------------------------
+# -- a conflict with the present state --------------------------------------------------------
 class Conflict(ManybeamError, RuntimeError):
-    """Somebody else wrote first, or the name is taken."""
+    """Another person or process made a change first, or the name is in use."""
 
 
 class RefusedByGate(Conflict):
-    """A gate said no: the parent is kept."""
+    """A gate refused the version; the present version is kept."""
 
 
 class PortInUse(Conflict):
-    """A port that a server needs is held by another process."""
+    """Another process uses a port that a server needs."""
 
 
 # -- parts of the platform that cannot be reached ---------------------------------------------
@@ -104,7 +104,7 @@ class Unreachable(ManybeamError, ConnectionError):
 
 
 class StoreUnreachable(Unreachable):
-    """The object store does not answer, or refuses our credentials."""
+    """The object store does not answer, or refuses the credentials."""
 
 
 class ZooUnreachable(Unreachable):
@@ -112,15 +112,15 @@ class ZooUnreachable(Unreachable):
 
 
 class NoCapacity(Unreachable):
-    """The service answers but cannot take this request now."""
+    """The service answers but cannot accept this request now."""
 
 
 class Busy(NoCapacity):
-    """As many requests wait as the service takes; the same request may be sent again soon."""
+    """Too many requests are waiting; send the same request again soon."""
 
 
 class DeadlineExceeded(Unreachable, TimeoutError):
-    """The answer would come after the deadline the caller set."""
+    """The answer would come after the deadline of the caller."""
 
 
 # -- the work itself failed -------------------------------------------------------------------
@@ -129,15 +129,15 @@ class WorkFailed(ManybeamError, RuntimeError):
 
 
 class MemberDiverged(WorkFailed):
-    """The loss of a member became NaN or infinite; the other members go on."""
+    """The loss of a member became NaN or infinite; the other members continue."""
 
 
 class WriteFailed(WorkFailed, OSError):
-    """A write could not be finished; what was there before is untouched."""
+    """A write could not be finished; the data from before is unchanged."""
 
 
 class Corrupt(WorkFailed):
-    """Stored bytes do not have the digest that was recorded for them."""
+    """Stored bytes do not have the recorded digest."""
 
 
 class NotAllowed(ManybeamError, PermissionError):
@@ -145,14 +145,14 @@ class NotAllowed(ManybeamError, PermissionError):
 
 
 class OutOfDistribution(ManybeamError, RuntimeError):
-    """No member fits the frame and the caller asked to fail then (`--fail-on-drift`)."""
+    """The frame is out of distribution and the caller passed `--fail-on-drift`."""
 
 
 class MissingPackage(ManybeamError, ImportError):
-    """An optional package is needed; the hint names the pip line."""
+    """An optional package is needed; the hint gives the pip command."""
 
 
-# One row per kind: class -> (HTTP status, exit code). The first match along the MRO counts.
+# One row for each class: (HTTP status, exit code). The first match along the MRO counts.
 _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     UnreadableFile: (400, 2),
     UnsupportedMedia: (415, 2),
@@ -179,17 +179,17 @@ def _outcome(error: BaseException) -> tuple[int, int]:
 
 
 def http_status(error: BaseException) -> int:
-    """Return the HTTP status that tells this error; 500 for one that is not ours."""
+    """Return the HTTP status of an error; 500 for errors of other packages."""
     return _outcome(error)[0]
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code that tells this error; 1 for one that is not ours."""
+    """Return the exit code of an error; 1 for errors of other packages."""
     return 130 if isinstance(error, KeyboardInterrupt) else _outcome(error)[1]
 
 
 def problem(error: ManybeamError, request_id: str) -> dict[str, Any]:
-    """Return the problem+json document (RFC 9457) of an error of ours."""
+    """Return the problem+json document (RFC 9457) of an error."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(error).__name__).lower()
     return {
         "type": f"urn:manybeam:{name}",

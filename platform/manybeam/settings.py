@@ -1,7 +1,7 @@
-"""Where things are: URLs, addresses and secrets, read once from the environment.
+"""Settings: URLs, addresses and secrets, read once from the environment.
 
-Science lives in YAML (`manybeam.spec`), flags only say which; this is the third home, and a value
-never has two. Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > default.
+Science is in YAML (`manybeam.spec`) and flags select among it. Each value has one place only.
+Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > default.
 """
 
 import os
@@ -30,24 +30,28 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(".manybeam"), description="folder of the embedded platform: frames, zoo, runs, logs"
     )
-    store: str = Field("", description="where frames live: a folder or s3://bucket/prefix")
-    tracking_uri: str = Field("", description="MLflow tracking URI; sqlite file in home if empty")
-    artifacts: str = Field("", description="where weights live; a folder in home if empty")
-    ray_address: str = Field("", description="Ray cluster to join; a local one if empty")
-    service_url: str = Field("http://127.0.0.1:8100", description="prediction service")
+    store: str = Field("", description="store of the frames: a folder or s3://bucket/prefix")
+    tracking_uri: str = Field(
+        "", description="MLflow tracking URI; if empty, a SQLite file in home"
+    )
+    artifacts: str = Field("", description="store of the weights; if empty, a folder in home")
+    ray_address: str = Field("", description="Ray cluster to join; if empty, a local one")
+    service_url: str = Field("http://127.0.0.1:8100", description="URL of the prediction service")
     zoo: Path = Field(Path("zoo"), description="folder of recipes, conditions and policies")
     signing_key: str = Field(
-        "", description="Ed25519 private key (PEM) that signs what is registered; none if empty"
+        "", description="Ed25519 private key (PEM) that signs new versions; if empty, none"
     )
     trusted_keys: str = Field(
-        "", description="public key, or folder of *.pub; if set, what none signed is refused"
+        "",
+        description="public key, or folder of *.pub; if set, versions that none of these keys "
+        "signed are refused",
     )
-    control_url: str = Field("http://127.0.0.1:8000", description="control plane: pages and API")
+    control_url: str = Field("http://127.0.0.1:8000", description="URL of the pages and their API")
     s3_endpoint: str = Field("", description="S3 endpoint URL, for servers other than AWS")
     s3_access_key: str = Field("", description="S3 access key")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="S3 secret key")
     s3_region: str = Field("us-east-1", description="S3 region")
-    s3_timeout_s: float = Field(20.0, gt=0, le=600, description="longest wait on the store")
+    s3_timeout_s: float = Field(20.0, gt=0, le=600, description="longest wait for the store [s]")
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
 
     @classmethod
@@ -59,24 +63,24 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - never a .env
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the two TOML files below the environment and never read a `.env`."""
+        """Rank the two TOML files below the environment, and never read a `.env`."""
         here = TomlConfigSettingsSource(settings_cls, Path("manybeam.toml"))
         user = TomlConfigSettingsSource(settings_cls, USER_CONFIG)
         return init_settings, env_settings, here, user
 
     @property
     def store_url(self) -> str:
-        """The root under which FrameSets and checkpoints lie."""
+        """The root of all FrameSets and checkpoints."""
         return self.store or str((self.home / "store").resolve())
 
     @property
     def tracking_url(self) -> str:
-        """What MLflow is given: a server's address, or the embedded SQLite file."""
+        """The tracking URI for MLflow: the address of a server, or the embedded SQLite file."""
         return self.tracking_uri or f"sqlite:///{(self.home / 'zoo.db').resolve()}"
 
     @property
     def artifacts_url(self) -> str:
-        """Where the zoo keeps weights when MLflow has no server of its own."""
+        """The store of the weights if MLflow runs without a server."""
         return self.artifacts or (self.home / "weights").resolve().as_uri()
 
 
@@ -96,13 +100,13 @@ def settings() -> Settings:
         )
         raise InvalidSetting(
             f"settings cannot be read: {faults}",
-            "each is a MANYBEAM_ environment variable or a line of manybeam.toml",
-            "mend it, or unset it to use the default",
+            "a setting is a MANYBEAM_ environment variable or a line of manybeam.toml",
+            "correct it, or remove it to use the default",
         ) from error
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name means this machine and nothing else.
+    """Return whether a host name means this machine only.
 
     Example:
         >>> is_loopback("127.0.0.1"), is_loopback("lab.example.org"), is_loopback("0.0.0.0")

@@ -301,9 +301,9 @@ def _frames(name: str) -> list[Any]:
 
 
 def _alien(pictures: Sequence[Array]) -> list[Any]:
-    from manybeam.jobs.test_sets import Labelled
+    from manybeam.jobs.test_sets import LabelledFrame
 
-    return [Labelled(np.asarray(one, np.float32), None, 16.0) for one in pictures]  # type: ignore[arg-type]
+    return [LabelledFrame(np.asarray(one, np.float32), None, 16.0) for one in pictures]  # type: ignore[arg-type]
 
 
 def _noise() -> list[Any]:

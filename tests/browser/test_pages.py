@@ -146,9 +146,9 @@ def test_everything_can_be_browsed_without_a_script(server: Server, new_page: Ma
     assert rows(page) == ["weak@1"]
     assert "condition=" not in page.url, "what is empty does not stand in the address"
     page.get_by_role("link", name="Clear").click()
-    page.get_by_label("Choose graphene@1").check()
-    page.get_by_label("Choose graphene@2").check()
-    page.get_by_role("button", name="Compare chosen").click()
+    page.get_by_label("Select graphene@1").check()
+    page.get_by_label("Select graphene@2").check()
+    page.get_by_role("button", name="Compare selected").click()
     expect(page.locator("table")).to_contain_text("better")
     page.get_by_role("link", name="graphene@2").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("graphene@2")
@@ -174,7 +174,7 @@ def test_the_matrix_is_a_table_with_its_best_members_and_what_was_not_measured(
     assert table.locator(".mb-best").count() >= 12
     expect(page.locator(".mb-plot canvas")).to_be_visible()
     page.goto(f"{server.url}/zoo/weak@1")
-    expect(page.get_by_text("Planned but failed: 02: loss is NaN")).to_be_visible()
+    expect(page.get_by_text("Members that failed in training: 02: loss is NaN")).to_be_visible()
 
 
 def test_keys_search_walk_choose_and_explain(server: Server, new_page: MakePage) -> None:
@@ -205,17 +205,17 @@ def test_what_is_chosen_to_be_compared_outlasts_the_page_it_was_chosen_on(
 ) -> None:
     page = new_page()
     page.goto(f"{server.url}/zoo?q=weak")
-    page.get_by_label("Choose weak@1").check()
+    page.get_by_label("Select weak@1").check()
     page.get_by_role("link", name="Clear").click()
-    expect(page.get_by_label("Choose weak@1")).to_be_checked()
+    expect(page.get_by_label("Select weak@1")).to_be_checked()
     page.goto(f"{server.url}/zoo?name=graphene")
-    page.get_by_label("Choose graphene@1").check()
-    page.get_by_role("button", name="Compare chosen (2)").click()
+    page.get_by_label("Select graphene@1").check()
+    page.get_by_role("button", name="Compare selected (2)").click()
     assert page.get_by_label("Compare", exact=True).input_value() == "graphene@1, weak@1"
     page.go_back()
-    page.get_by_role("button", name="Choose none").click()
-    expect(page.get_by_role("button", name="Compare chosen", exact=True)).to_be_visible()
-    expect(page.get_by_label("Choose graphene@1")).not_to_be_checked()
+    page.get_by_role("button", name="Clear selection").click()
+    expect(page.get_by_role("button", name="Compare selected", exact=True)).to_be_visible()
+    expect(page.get_by_label("Select graphene@1")).not_to_be_checked()
 
 
 def test_a_choice_of_light_or_dark_is_kept(server: Server, new_page: MakePage) -> None:
@@ -249,7 +249,7 @@ def test_story_3_a_promotion_is_refused_with_its_reasons_and_forced_with_one(
         assert not Axe().run(page).response["violations"]
         refused.get_by_label("Reason").fill("the microscope runs at high dose this week")
         refused.get_by_role("button", name="Promote to serving against the gates").click()
-        expect(page.get_by_text("Promoted; the audit log has it.")).to_be_visible()
+        expect(page.get_by_text("Promoted. The audit log has a record of it.")).to_be_visible()
         expect(page.locator("h1")).to_contain_text("serving")
         audit = page.request.get(f"{server.url}/api/v1/audit?subject=graphene").json()["entries"]
         assert any(one["reason"].startswith("the microscope") for one in audit)
@@ -268,12 +268,12 @@ def test_a_new_version_shows_up_by_itself_and_says_so(
         page = new_page()
         page.goto(f"{server.url}/zoo")
         expect(page.locator("tr[data-row]")).to_have_count(3)
-        page.get_by_label("Choose graphene@1").check()
+        page.get_by_label("Select graphene@1").check()
         zoo = Zoo(f"sqlite:///{home}/zoo.db", (home / "weights").as_uri(), home / "cache" / "zoo")
         zoo.register("fresh", tiny_members(1), job={"kind": "train"})
         expect(page.locator("tr[data-row]")).to_have_count(4, timeout=20_000)
         expect(page.get_by_role("status")).to_contain_text("fresh@1 is new or changed")
-        expect(page.get_by_label("Choose graphene@1")).to_be_checked()
+        expect(page.get_by_label("Select graphene@1")).to_be_checked()
         page.goto(f"{server.url}/zoo/fresh@1")
         expect(page.get_by_text("Not measured yet")).to_be_visible()
         zoo.record_scores("fresh@1", [drawn(0.5, LOWDOSE, 0, seed=1)])

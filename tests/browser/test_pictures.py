@@ -39,7 +39,7 @@ def test_a_cell_of_the_matrix_leads_to_a_frame_with_its_errors(
     expect(page.get_by_role("heading", level=1)).to_have_text(f"{LOWDOSE}, frame 1 of 16")
     expect(page.get_by_alt_text("circles")).to_be_visible()
     # Its scores were invented: no frame can have those counts, and the page must not claim it.
-    expect(page.get_by_role("note")).to_contain_text("not one of the score's")
+    expect(page.get_by_role("note")).to_contain_text("not a frame of the score")
     page.get_by_role("link", name="Next frame").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("frame 2 of 16")
     page.get_by_role("link", name="ensemble").click()

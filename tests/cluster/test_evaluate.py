@@ -9,7 +9,7 @@ from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.simulate import SIMULATOR
 from manybeam.errors import InvalidInput, UnknownCondition, UnknownFrameSet
 from manybeam.jobs.evaluate import evaluate
-from manybeam.jobs.test_sets import BLOCK, Block, labelled_frames, plan_blocks
+from manybeam.jobs.test_sets import BLOCK, FrameBlock, labelled_frames, plan_blocks
 from manybeam.jobs.train import train
 from manybeam.learn.nets.member import Member
 from manybeam.spec import Condition, Job, Library
@@ -133,7 +133,7 @@ def test_the_detector_is_tuned_on_half_of_all_frames_not_of_a_block(
 
 def test_asking_for_more_frames_keeps_those_asked_for_before() -> None:
     few, many = (
-        list(labelled_frames(Block("c", CONDITION.digest, CONDITION, 0, stop, 0)))
+        list(labelled_frames(FrameBlock("c", CONDITION.digest, CONDITION, 0, stop, 0)))
         for stop in (3, BLOCK)
     )
     assert len(many) == BLOCK
@@ -145,7 +145,9 @@ def test_asking_for_more_frames_keeps_those_asked_for_before() -> None:
 
 def test_blocks_of_one_condition_hold_other_frames() -> None:
     first, second = (
-        next(iter(labelled_frames(Block("c", CONDITION.digest, CONDITION, start, start + 1, 0))))
+        next(
+            iter(labelled_frames(FrameBlock("c", CONDITION.digest, CONDITION, start, start + 1, 0)))
+        )
         for start in (0, BLOCK)
     )
     assert not np.array_equal(first.frame_yx, second.frame_yx)
@@ -164,7 +166,7 @@ def test_recorded_frames_of_a_simulated_condition_are_a_column_of_their_own(
 @pytest.mark.parametrize(
     ("measure", "error", "said"),
     [
-        pytest.param({}, InvalidInput, "nothing to measure on", id="nothing"),
+        pytest.param({}, InvalidInput, "no conditions and no frames", id="nothing"),
         pytest.param({"conditions": ["moon-*"]}, UnknownCondition, "moon", id="condition"),
         pytest.param({"frames": ["nowhere"]}, UnknownFrameSet, "nowhere", id="frames"),
     ],
@@ -179,5 +181,5 @@ def test_a_measurement_of_nothing_is_refused(
 def test_frames_that_nobody_marked_are_refused(library: Library, tmp_path: Path) -> None:
     bare = FrameSet.create(tmp_path / "bare", CONDITION, (64, 64))
     bare.append(np.eye(64, dtype=np.float32)[None], None, None)
-    with pytest.raises(InvalidInput, match="nobody has marked"):
+    with pytest.raises(InvalidInput, match="its frames have no marked atoms"):
         plan_blocks(Measure(frames=(bare.url,)), library, 0)

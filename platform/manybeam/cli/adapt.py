@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
-from manybeam.errors import RefusedByGate
 
 
-class LabelSource(StrEnum):
-    """Who labels the new frames: simulated twins of them, the ensemble itself, or both."""
+class LabelChoice(StrEnum):
+    """Where labels come from: simulated twins of the frames, pseudo-labels, or both."""
 
     twin = "twin"
     pseudo = "pseudo"
@@ -22,39 +21,53 @@ def iterate(
     frames: Annotated[str, typer.Argument(help="FrameSet of unlabelled frames of one condition.")],
     *,
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF to start from.")],
-    policy: Annotated[str, typer.Option(help="Policy the condition is inferred in.")],
-    teacher: Annotated[
-        LabelSource, typer.Option(help="Who labels the new frames.")
-    ] = LabelSource.twin,
+    policy: Annotated[
+        str, typer.Option(help="Policy in which the condition of the frames is inferred.")
+    ],
+    labels: Annotated[
+        LabelChoice,
+        typer.Option(
+            "--labels",
+            "--teacher",
+            help="Where labels come from: frames simulated like the new ones (twin), atoms on "
+            "which the members agree (pseudo), or both. --teacher is the old name.",
+        ),
+    ] = LabelChoice.twin,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps for each member.")] = 100,
-    rounds: Annotated[int, typer.Option(min=1, help="Most rounds; they end with the gain.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Largest number of rounds; no gain ends them earlier.")
+    ] = 1,
     member: Annotated[
-        list[int] | None, typer.Option(min=0, help="Adapt this one; selection chooses if none.")
+        list[int] | None,
+        typer.Option(min=0, help="Member to adapt; if left out, selection chooses."),
     ] = None,
     frame: Annotated[
-        list[int] | None, typer.Option(min=0, help="Index of a frame to adapt to; else 16.")
+        list[int] | None,
+        typer.Option(min=0, help="Index of a frame to adapt to; if left out, the first 16."),
     ] = None,
     beside: Annotated[
-        bool, typer.Option("--beside", help="Add adapted members, keep their parents.")
+        bool, typer.Option("--beside", help="Add adapted members and keep their parents.")
     ] = False,
     max_regression: Annotated[
-        float, typer.Option(min=0, max=1, help="Loss of F1 on held-out truth that still passes.")
+        float,
+        typer.Option(min=0, max=1, help="Largest loss of F1 on held-out truth that is accepted."),
     ] = 0.005,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
     report: Annotated[
         Path | None, typer.Option(help="Folder for pictures and tables, before and after.")
     ] = None,
     form: FormOption = Form.auto,
 ) -> None:
-    """Adapt members to frames nobody labelled; register a candidate only if the gate agrees.
+    """Adapt members to unlabelled frames; register a candidate if the gate accepts them.
 
-    Interrupted, the same command goes on where it was. Refused by the gate it exits 6 and the zoo
-    is as it was.
+    If the command is interrupted, run it again: it continues with the finished steps. If the
+    acceptance gate refuses the adapted members, the exit code is 6 and the zoo is unchanged.
 
     Example: manybeam iterate frames/today -e graphene --policy graphene-general
     """
-    from manybeam.cli.adapt_report import iterate_report, standing_rows
+    from manybeam.cli.adapt_report import assessment_rows, iterate_report
     from manybeam.jobs.adapt import iterate as run_rounds
+    from manybeam.jobs.kinds import refused_by_gate
     from manybeam.settings import settings
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo
@@ -68,19 +81,17 @@ def iterate(
         library,
         members=member,
         frames=frame or (),
-        teacher=teacher.value,
+        labels=labels.value,
         steps=steps,
         rounds=rounds,
         beside=beside,
         max_regression=max_regression,
         seed=seed,
     )
-    emit(standing_rows(done.round.steps), form, title="Rounds")
+    emit(assessment_rows(done.round.steps), form, title="Rounds")
     if report is not None:
         say(f"report: {iterate_report(done, report)}")
     if done.record is None:
-        raise RefusedByGate(
-            "no member passed the gate", done.round.why, "the parent stays as it is"
-        )
+        raise refused_by_gate(done.round.why)
     say(f"registered {done.record.ref} as candidate in {done.round.wall_s:.0f} s")
-    say(f"selection knows it by rule of thumb until: manybeam rehearse {done.record.ref}")
+    say(f"not calibrated yet; run: manybeam calibrate {done.record.ref}")

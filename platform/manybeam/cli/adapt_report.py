@@ -1,4 +1,4 @@
-"""The report of an adaptation: the new frames before and after, where members stand, and why."""
+"""The report of an adaptation: the new frames before and after, the scores, the decision."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from manybeam.data.disk import write_files
 from manybeam.zoo.reports.plots import png
 
 if TYPE_CHECKING:
-    from manybeam.jobs.adapt import IterateOutcome
+    from manybeam.jobs.adapt import AdaptOutcome
     from manybeam.learn.adaptation.step_checkpoint import Step
     from manybeam.learn.analysis.condition_inference import Inferred
     from manybeam.learn.nets.ensemble import Ensemble
@@ -22,14 +22,14 @@ MOST_FRAMES = 4
 Row = Mapping[str, Any]
 
 
-def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
-    """Write `before.png`, `after.png` and, last, `report.md`; return the page.
+def iterate_report(done: "AdaptOutcome", folder: Path) -> Path:
+    """Write `before.png`, `after.png` and, last, `report.md`; return the path of the page.
 
-    They appear together, when all are whole.
+    The files appear together, when all are complete.
 
     Args:
-        done: what came of an adaptation, accepted or refused.
-        folder: where the files go; made if it is not there.
+        done: the result of an adaptation, accepted or refused.
+        folder: folder of the files; created if it does not exist.
     """
     from manybeam.learn.nets.ensemble import Ensemble
 
@@ -42,7 +42,7 @@ def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
         ("after", Ensemble(after or done.round.tuned or done.parents)),
     ):
         answers = [ensemble.predict(frame, done.pixel_size_pm) for frame in frames_nyx]
-        title = f"{name}: {_told(ensemble)}"
+        title = f"{name}: {_members_of(ensemble)}"
         figure = _atoms_figure(frames_nyx, [one.atoms for one in answers], title)
         files[folder / f"{name}.png"] = png(figure, 100)
     page = folder / "report.md"
@@ -50,8 +50,8 @@ def iterate_report(done: "IterateOutcome", folder: Path) -> Path:
     return page
 
 
-def standing_rows(steps: "Sequence[Step]") -> list[dict[str, Any]]:
-    """Return one row a step: what a member scored before and after, and what was decided."""
+def assessment_rows(steps: "Sequence[Step]") -> list[dict[str, Any]]:
+    """Return one row for each step: the scores before and after, and the decision."""
     return [
         {
             "member": f"{step.member:02d}",
@@ -70,7 +70,7 @@ def standing_rows(steps: "Sequence[Step]") -> list[dict[str, Any]]:
     ]
 
 
-def _page(done: "IterateOutcome") -> Iterator[str]:
+def _page(done: "AdaptOutcome") -> Iterator[str]:
     from manybeam.learn.adaptation.acceptance import USELESS_F1
 
     found, count = done.round, len(done.frames_nyx)
@@ -87,22 +87,24 @@ def _page(done: "IterateOutcome") -> Iterator[str]:
     yield "| ![before](before.png) | ![after](after.png) |"
     if not found.accepted and found.tuned:
         yield ""
-        yield "After shows the members as tuned; the gate refused them."
-    yield from _section("Where the members stand", standing_rows(found.steps))
+        yield "The picture `after` shows the adapted members. The gate refused them."
+    yield from _section("Scores of the members", assessment_rows(found.steps))
     yield ""
     yield (
-        "Fitness is the label-free score on the new frames, noise the same score on noise of their "
-        "spectrum; F1 is the mean over held-out truth, twin F1 on labelled twins of the new "
-        f"frames. The gate, and the words, leave out conditions below F1 {USELESS_F1:g} before."
+        "`fitness` is a score on the new frames that needs no labels. `noise` is the same score "
+        "on noise with the spectrum of the new frames. `f1` is the mean F1 over held-out truth: "
+        "1 if every atom is found and nothing else is. `twin_f1` is F1 on labelled simulated "
+        "frames that resemble the new ones. The gate ignores conditions on which F1 was below "
+        f"{USELESS_F1:g} before the adaptation."
     )
     yield from _section("Held-out truth by condition", _held_rows(found.steps))
     if found.inferred:
-        yield from _section("The condition inferred", _condition_rows(found.inferred))
+        yield from _section("Inferred condition", _condition_rows(found.inferred))
 
 
-def _verdict(done: "IterateOutcome") -> str:
+def _verdict(done: "AdaptOutcome") -> str:
     if done.record is None:
-        return f"**Refused: the parents are kept.** {done.round.why}."
+        return f"**Refused: the version is unchanged.** {done.round.why}."
     names = ", ".join(f"{index:02d}" for index in sorted(done.round.parents))
     return f"**Registered as candidate `{done.record.ref}`, adapted: {names}.** {done.round.why}."
 
@@ -130,14 +132,14 @@ def _condition_rows(inferred: "Inferred") -> list[Row]:
             "median": one.median,
             "low (5 %)": one.low,
             "high (95 %)": one.high,
-            "told by the frames": "yes" if one.is_told else "hardly",
+            "determined by the frames": "yes" if one.is_told else "hardly",
         }
         for path, one in inferred.posterior.items()
     ]
 
 
 def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a heading and a table; nothing where there are no rows."""
+    """Yield a heading and a table; yield nothing if there are no rows."""
     if not rows:
         return
     yield from ("", f"## {title}", "")
@@ -148,7 +150,7 @@ def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _atoms_figure(frames_nyx: np.ndarray, atoms: Sequence[np.ndarray], title: str) -> Figure:
-    """Return the frames one below the other, atoms coloured by probability."""
+    """Return the frames one below the other; atoms are coloured by probability."""
     figure = Figure(figsize=(4.2, 0.5 + 4.2 * len(frames_nyx)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(frames_nyx), 1))
     for axis, frame_yx, found in zip(axes, frames_nyx, atoms, strict=True):
@@ -161,5 +163,5 @@ def _atoms_figure(frames_nyx: np.ndarray, atoms: Sequence[np.ndarray], title: st
     return figure
 
 
-def _told(ensemble: "Ensemble") -> str:
+def _members_of(ensemble: "Ensemble") -> str:
     return "members " + ", ".join(f"{index:02d}" for index in ensemble.indices)

@@ -16,12 +16,12 @@ from manybeam.errors import ManybeamError, WorkFailed
 
 def up(
     *,
-    cpus: Annotated[int, typer.Option(min=0, help="Cores Ray may use; all if 0.")] = 0,
+    cpus: Annotated[int, typer.Option(min=0, help="Cores for Ray; 0 for all.")] = 0,
     form: FormOption = Form.auto,
 ) -> None:
     """Start the platform on this machine: Ray on loopback, the zoo, the frame store.
 
-    With MANYBEAM_RAY_ADDRESS set it attaches to a facility's cluster and starts nothing.
+    If MANYBEAM_RAY_ADDRESS is set, it joins that cluster and starts no Ray.
 
     Example: manybeam up && manybeam serve up graphene
     """
@@ -39,7 +39,7 @@ def up(
 
 
 def down() -> None:
-    """Stop what `up` and `serve up` started here; frames and zoo stay.
+    """Stop the processes that `up` and `serve up` started on this machine; frames and zoo stay.
 
     Example: manybeam down
     """
@@ -51,7 +51,7 @@ def down() -> None:
 
 
 def status(*, form: FormOption = Form.auto) -> None:
-    """Say what runs, and where; exit 3 if the store or the zoo does not answer.
+    """Show which parts run, and where. The exit code is 3 if the store or the zoo does not answer.
 
     Example: manybeam status -o json
     """
@@ -62,7 +62,7 @@ def status(*, form: FormOption = Form.auto) -> None:
 
 
 def doctor(*, form: FormOption = Form.auto) -> None:
-    """Check this machine: versions, disk, shared memory, store, zoo; say how to mend.
+    """Check this machine: versions, disk, shared memory, store, zoo; list remedies.
 
     Example: manybeam doctor
     """
@@ -70,7 +70,11 @@ def doctor(*, form: FormOption = Form.auto) -> None:
     emit(rows, form, title="Doctor")
     failed = [str(row["check"]) for row in rows if row["state"] == "failed"]
     if failed:
-        raise WorkFailed(f"failed: {', '.join(failed)}", "the table says why", "")
+        raise WorkFailed(
+            f"failed checks: {', '.join(failed)}",
+            "the column `found` gives the reason",
+            "the column `try` gives the remedy",
+        )
 
 
 def _parts() -> Iterator[dict[str, object]]:
@@ -127,7 +131,11 @@ def _packages() -> str:
     try:
         found = [f"{name} {importlib.metadata.version(name)}" for name in names]
     except importlib.metadata.PackageNotFoundError as error:
-        raise WorkFailed(f"{error.name} is missing", "", "pip install manybeam") from error
+        raise WorkFailed(
+            f"the package {error.name} is not installed",
+            "Manybeam needs it",
+            "pip install manybeam",
+        ) from error
     return ", ".join([f"python {python}", *found])
 
 
@@ -135,11 +143,15 @@ def _disk() -> str:
     from manybeam.settings import settings
 
     home = settings().home.resolve()
-    there = next(path for path in (home, *home.parents) if path.exists())
-    free_gb = shutil.disk_usage(there).free / 1e9
+    folder = next(path for path in (home, *home.parents) if path.exists())
+    free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < 2:
-        raise WorkFailed(f"{free_gb:.1f} GB free at {there}", "2 GB are needed", "free some space")
-    return f"{free_gb:.0f} GB free at {there}"
+        raise WorkFailed(
+            f"only {free_gb:.1f} GB free at {folder}",
+            "at least 2 GB are needed",
+            "delete files, or set MANYBEAM_HOME to another disk",
+        )
+    return f"{free_gb:.0f} GB free at {folder}"
 
 
 def _shared_memory() -> str:
@@ -147,7 +159,9 @@ def _shared_memory() -> str:
     free_gb = shutil.disk_usage(folder).free / 1e9 if folder.is_dir() else float("inf")
     if free_gb < 0.2:
         raise WorkFailed(
-            f"{free_gb:.2f} GB of shared memory", "Ray keeps objects there", "enlarge it"
+            f"only {free_gb:.2f} GB of shared memory are free",
+            "Ray keeps objects there and needs at least 0.2 GB",
+            "make /dev/shm larger",
         )
     return f"{free_gb:.1f} GB"
 
@@ -178,9 +192,9 @@ def _library() -> str:
     conditions, policies, recipes = (len(kind) for kind in found)
     if not recipes:
         raise WorkFailed(
-            f"no recipe in {settings().zoo}",
-            "a zoo folder holds conditions, policies, recipes",
-            "run this beside the zoo folder, or set MANYBEAM_ZOO",
+            f"there is no recipe in {settings().zoo}",
+            "a zoo folder holds conditions, policies and recipes",
+            "run this in the folder that contains the zoo folder, or set MANYBEAM_ZOO",
         )
     return f"{conditions} conditions, {policies} policies, {recipes} recipes"
 

@@ -1,7 +1,7 @@
-"""The root of the command line: which nouns there are, and how an error reaches a person.
+"""The root of the command line: the list of commands, and the output of errors.
 
-stdout carries data, stderr talk. An error is three lines (what, why, what to try) and an exit
-code from `errors.exit_code`; a traceback only with `--debug`.
+Data go to stdout, messages to stderr. An error is three lines (what, why, what to try) and an exit
+code from `errors.exit_code`. A traceback is printed only with `--debug`.
 """
 
 import logging
@@ -29,9 +29,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Train ensembles of networks for microscopes, keep them in one zoo, serve them with "
-    "honest uncertainty.\n\nExample: manybeam demo",
-    epilog="Options of every command: --debug shows a traceback. Settings: MANYBEAM_* variables.",
+    help="Train ensembles of networks that find atoms in microscope frames, keep them in one zoo, "
+    "and use them with calibrated uncertainty.\n\nExample: manybeam demo",
+    epilog="All commands: --debug shows a traceback. Settings: MANYBEAM_* variables.",
 )
 app.command("demo")(demo.run)
 app.command("up")(admin.up)
@@ -41,7 +41,8 @@ app.command("doctor")(admin.doctor)
 app.add_typer(data.app, name="data")
 app.command("train")(jobs.train)
 app.command("evaluate")(jobs.evaluate)
-app.command("rehearse")(calibrate.rehearse)
+app.command("calibrate")(calibrate.calibrate)
+app.command("rehearse", hidden=True, help=calibrate.OLD_NAME)(calibrate.calibrate)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(serve.app, name="serve")
 app.command("predict")(predict.predict)
@@ -65,7 +66,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print version."),
     ] = False,
 ) -> None:
-    """Hold the options that stand before a noun."""
+    """Hold the options before a command."""
     del version
 
 
@@ -73,15 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        arguments: what stands after `manybeam`; the process's own when left out.
+        arguments: the words after `manybeam`; if left out, those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    # It logs what it finds in a damaged file; the error we raise says it once, and with a remedy.
+    # It logs faults of a damaged file; our error reports them once, with a remedy.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         code = app([word for word in words if word != "--debug"], standalone_mode=False)
-        # typer turns Ctrl-C into this code by itself.
+        # typer translates Ctrl-C into this code.
         return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
@@ -93,25 +94,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except Exception as error:  # noqa: BLE001 - the last edge: every error becomes three lines
+    except Exception as error:  # noqa: BLE001 - the outermost call: every error becomes three lines
         if debug:
             traceback.print_exc()
-        _tell(error)
+        _print_error(error)
         return exit_code(error)
 
 
 def _interrupted() -> int:
-    typer.echo("interrupted: what was finished is kept; run the same command to go on", err=True)
+    typer.echo("interrupted: finished work is kept; run the same command to continue", err=True)
     return INTERRUPTED
 
 
-def _tell(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     """Print what, why and what to try, one line each."""
     if isinstance(error, ManybeamError):
         what, why, hint = error.what, error.why, error.hint
     else:
         what = f"{type(error).__name__}: {error}"
-        why = "Manybeam did not foresee this"
+        why = "Manybeam did not foresee this error"
         hint = "run the same command with --debug and report the traceback"
     typer.echo(f"error: {what}", err=True)
     if why:

@@ -1,4 +1,4 @@
-"""`manybeam rehearse`: teach selection what an ensemble's members do under which conditions."""
+"""`manybeam calibrate`: measure a version on simulated frames of many conditions."""
 
 from typing import Annotated
 
@@ -6,8 +6,10 @@ import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 
+OLD_NAME = "The old name of `manybeam calibrate`.\n\nExample: manybeam calibrate graphene"
 
-def rehearse(
+
+def calibrate(
     ref: Annotated[str, typer.Argument(help="Which version: name, name@serving, name@3.")],
     *,
     policy: Annotated[
@@ -17,13 +19,16 @@ def rehearse(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     form: FormOption = Form.auto,
 ) -> None:
-    """Simulate labelled frames under many conditions and note what every member makes of them.
+    """Measure every member of a version on simulated frames of many conditions.
 
-    From then on predicted F1, its interval, sub-ensembles, `none fits` and calibrated
-    probabilities are learnt from it, and from every pick that people make (at once). The last
-    rehearsal counts. Interrupted, the same command goes on where it was.
+    The result is the calibration set. Selection uses it, and the preferences that people record,
+    to predict F1 with an interval, to choose sub-ensembles, to recognise frames out of
+    distribution and to calibrate probabilities. A new calibration replaces the one before. If
+    the command is interrupted, run it again: it continues with the finished frames.
 
-    Example: manybeam rehearse graphene --frames 600
+    F1 is 1 if every atom is found and nothing else is, and 0 if no atom is found.
+
+    Example: manybeam calibrate graphene --frames 600
     """
     from manybeam.cli.terminal.progress import Progress
     from manybeam.jobs.calibrate import calibrate_ensemble
@@ -41,12 +46,12 @@ def rehearse(
             policies=policy or (),
             frame_count=frames,
             seed=seed,
-            progress=lambda done, total: bars.update("rehearse", done, total, ""),
+            progress=lambda done, total: bars.update("calibrate", done, total, ""),
         )
     known = performance_predictor(zoo, record.ref)
-    assert known is not None  # noqa: S101 - it was kept a moment ago
+    assert known is not None  # noqa: S101 - it was stored a moment ago
     f1_nm = known.table.f1_nm
-    is_best_nm = f1_nm == f1_nm.max(axis=1, keepdims=True)  # a tie is shared
+    is_best_nm = f1_nm == f1_nm.max(axis=1, keepdims=True)  # equal members share a frame
     rows = [
         {"member": f"{member:02d}", "policy": one.policy, "mean_f1": f1, "best_on": best}
         for member, one, f1, best in zip(
@@ -57,6 +62,7 @@ def rehearse(
             strict=True,
         )
     ]
-    emit(rows, form, title=f"{record.ref} on {len(known.table)} rehearsed frames")
+    emit(rows, form, title=f"{record.ref} on {len(known.table)} simulated frames")
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in known.weights.items())
-    say(f"the forecast weighs {weights}; none fits below F1 {known.poor_f1:.2f}")
+    say(f"weights of the predicted F1: {weights}")
+    say(f"a frame is out of distribution if every predicted F1 is below {known.poor_f1:.2f}")

@@ -1,4 +1,4 @@
-"""`manybeam train` runs a job of any kind here and now; `manybeam evaluate` measures a version."""
+"""`manybeam train` runs a job of any kind; `manybeam evaluate` measures a version."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,9 +25,9 @@ def train(
     *,
     form: FormOption = Form.auto,
 ) -> None:
-    """Run a job here: train and register ONE version, measure one, or adapt one.
+    """Run a job on this machine: train, evaluate, calibrate or adapt one version.
 
-    Interrupted, it goes on where it was when started again.
+    If the command is interrupted, run it again: it continues with the finished work.
 
     Example: manybeam train jobs/quickstart.yaml
     """
@@ -50,7 +50,8 @@ def evaluate(
     frames: Annotated[list[str] | None, typer.Option(help="URLs of labelled FrameSets.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Frames simulated for each condition.")] = 8,
     radius_pm: Annotated[
-        float, typer.Option(min=0, help="Match radius; 0.35 of the neighbour distance if 0 [pm].")
+        float,
+        typer.Option(min=0, help="Match radius [pm]; if 0, 0.35 of the neighbour distance."),
     ] = 0.0,
     score: Annotated[str, typer.Option(help="Score to print.")] = "f1",
     form: FormOption = Form.auto,
@@ -72,7 +73,7 @@ def evaluate(
         match_radius_pm=radius_pm or None,
     )
     zoo = Zoo()
-    # Measuring takes minutes, in which an alias may move: from here on this very version.
+    # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.
     record = zoo.resolve(ref)
     if not conditions and not frames:
         measure = _as_first_measured(record, measure)
@@ -85,15 +86,15 @@ def evaluate(
 
 
 def _as_first_measured(record: "Record", asked: "Measure") -> "Measure":
-    """Return what the version was measured on when it was made, with the flags of now."""
-    there = record.job.get("measure")
-    if not there:
+    """Return the conditions of the first measurement of a version, with the present flags."""
+    first = record.job.get("measure")
+    if not first:
         raise InvalidInput(
-            f"{record.ref} does not say what it was measured on",
-            "name conditions or labelled frames",
+            f"the job of {record.ref} has no conditions to measure on",
+            "conditions or labelled frames are needed",
             f"manybeam evaluate {record.ref} --conditions 'graphene-*'",
         )
-    kept = {"conditions": there["conditions"], "frames": there["frames"]}
+    kept = {"conditions": first["conditions"], "frames": first["frames"]}
     return type(asked).model_validate({**asked.model_dump(), **kept})
 
 
@@ -112,7 +113,7 @@ def measured(
 
 
 def _warn_of_policies(job: "Job", library: "Library") -> None:
-    """Say what is physically doubtful about the frames that members are to learn from."""
+    """Print warnings about training frames that are physically doubtful."""
     from manybeam.data.simulation.physics import warnings_for
     from manybeam.data.simulation.typical import filled
 
@@ -122,7 +123,7 @@ def _warn_of_policies(job: "Job", library: "Library") -> None:
 
 
 def run_job(job: "Job", library: "Library", progress: Progress) -> "Record":
-    """Run a job of any kind and return the version it made, or measured."""
+    """Run a job of any kind and return the version that it made or measured."""
     from manybeam.jobs.kinds import Callbacks, run
 
     if job.kind == "train":

@@ -18,16 +18,18 @@ app = typer.Typer(
 @app.command()
 def up(
     refs: Annotated[
-        list[str] | None, typer.Argument(help="Ensembles to load first; others load on first use.")
+        list[str] | None,
+        typer.Argument(help="Ensembles to load now; others are loaded at their first use."),
     ] = None,
     *,
-    cpus: Annotated[int, typer.Option(min=0, help="Cores Ray may use; all if 0.")] = 0,
+    cpus: Annotated[int, typer.Option(min=0, help="Cores for Ray; 0 for all.")] = 0,
     expose: Annotated[
-        bool, typer.Option("--expose", help="Answer other machines too; there are no tokens yet.")
+        bool,
+        typer.Option("--expose", help="Answer other machines too; there is no access control yet."),
     ] = False,
     form: FormOption = Form.auto,
 ) -> None:
-    """Start the service where MANYBEAM_SERVICE_URL says; starts the platform if it is down.
+    """Start the service at MANYBEAM_SERVICE_URL; start the platform too if it does not run.
 
     Example: manybeam serve up graphene
     """
@@ -41,8 +43,8 @@ def up(
     url = urlsplit(where.service_url)
     if not url.hostname or not url.port:
         raise InvalidSetting(
-            f"service_url: {where.service_url!r} names no host and port",
-            "for example http://127.0.0.1:8100",
+            f"service_url: {where.service_url!r} has no host and port",
+            "a URL such as http://127.0.0.1:8100 is needed",
             "set MANYBEAM_SERVICE_URL",
         )
     if not where.ray_address:
@@ -55,7 +57,7 @@ def up(
 
 @app.command("ls")
 def list_served(*, form: FormOption = Form.auto) -> None:
-    """List the ensembles the service answers with.
+    """List the ensembles of the service.
 
     Example: manybeam serve ls
     """
@@ -68,7 +70,7 @@ def list_served(*, form: FormOption = Form.auto) -> None:
         answer = urllib3.request("GET", f"{url}/v1/ensembles", timeout=10.0, retries=False)
     except urllib3.exceptions.HTTPError as error:
         raise Unreachable(
-            f"no service at {url}", type(error).__name__, "manybeam serve up"
+            f"no service answers at {url}", type(error).__name__, "manybeam serve up"
         ) from error
     emit(answer.json()["ensembles"], form, title=url)
 

@@ -9,16 +9,16 @@ from manybeam.cli.terminal.output import say
 
 def web(
     *,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; any free one if 0.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     expose: Annotated[
-        bool, typer.Option("--expose", help="Allow an address other machines can reach.")
+        bool, typer.Option("--expose", help="Allow an address that other machines can reach.")
     ] = False,
     refresh: Annotated[
-        float, typer.Option(min=0.2, max=3600, help="Seconds between two looks at the zoo.")
+        float, typer.Option(min=0.2, max=3600, help="Seconds between two refreshes of the zoo.")
     ] = 3.0,
 ) -> None:
-    """Serve the pages to browse the zoo, until Ctrl-C. Changing needs the admin token.
+    """Serve the pages of the zoo until Ctrl-C. Changes need the admin token.
 
     Example: manybeam web --port 8000
     """
@@ -31,6 +31,6 @@ def web(
 
     def ready(url: str) -> None:
         typer.echo(url)
-        say(f"{'made' if is_new else 'uses'} the admin token in {path}; Ctrl-C stops")
+        say(f"{'new' if is_new else 'present'} admin token in {path}; Ctrl-C stops the server")
 
     run(host, port, expose=expose, refresh_s=refresh, ready=ready)

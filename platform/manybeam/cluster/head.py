@@ -1,7 +1,8 @@
-"""The platform's own process on one machine: a Ray head on loopback that outlives a command.
+"""A Ray head on loopback, in a process that continues after the command that started it.
 
-`manybeam up` starts it, `manybeam down` ends it and everything below it, by process id. Its state
-is one JSON file in the platform's home, written when Ray answers and removed when it has gone.
+`manybeam up` starts it. `manybeam down` ends it and all its child processes, by process id. Its
+state is one JSON file in the home of the platform. The file is written when Ray answers and
+removed when the head ends.
 """
 
 import json
@@ -20,27 +21,27 @@ from manybeam.data.disk import alone, write_files
 from manybeam.errors import WorkFailed
 
 START_S = 90.0
-# Python warns of a child that is forgotten while it runs, which is what this one is for.
+# Python warns about a child process that is dropped while it runs; so the head is kept here.
 _started: list[subprocess.Popen[bytes]] = []
 STOP_S = 30.0
 
 
 def start_head(home: Path, cpus: int | None = None) -> Head:
-    """Start a head, or return the one that runs.
+    """Start a head, or return the running one.
 
     Args:
-        home: folder of the platform; state and log are kept there.
-        cpus: cores Ray may use; all of the machine's if None.
+        home: folder of the platform, for state and log.
+        cpus: cores for Ray; None for all cores of the machine.
 
     Raises:
-        WorkFailed: Ray did not come up; the log is named.
+        WorkFailed: Ray did not start; the error names the log.
     """
-    with alone(home / "head.lock"):  # two starts at once: the second finds the first's
+    with alone(home / "head.lock"):  # of two starts at once, the second finds the first head
         return head(home) or _start(home, cpus)
 
 
 def stop_head(home: Path) -> bool:
-    """End the head and every process below it; return whether there was one."""
+    """End the head and all its child processes; return whether there was one."""
     running = head(home)
     if running is None:
         return False
@@ -61,16 +62,16 @@ def _start(home: Path, cpus: int | None) -> Head:
             running = head(home)
             if running:
                 return running
-            time.sleep(0.1)  # the child tells by a file; there is nothing to wait on
+            time.sleep(0.1)  # the child writes a file when it is ready
     except KeyboardInterrupt:
         _end(child.pid)
         raise
     _end(child.pid)
-    raise WorkFailed("Ray did not start", f"its log ends: {_tail(log)}", f"less {log}")
+    raise WorkFailed("Ray did not start", f"end of its log: {_tail(log)}", f"see {log}")
 
 
 def _end(pid: int) -> None:
-    """End a process and all below it: asked first, made to after a while."""
+    """End a process and all its children: first by a request, after a wait by force."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):
@@ -89,27 +90,29 @@ def _tail(log: Path) -> str:
     return " | ".join(log.read_text(errors="replace").splitlines()[-5:])
 
 
-def _serve_until_told(home: Path, cpus: int | None) -> None:
+def _serve_until_stopped(home: Path, cpus: int | None) -> None:
     """Run the head in this process until SIGTERM or SIGINT."""
     import psutil
 
     from manybeam.cluster.joining import start_local
 
-    told = threading.Event()
+    stop = threading.Event()
     address = start_local(cpus)
-    import ray  # not before: Ray reads its environment when it is imported
+    import ray  # not earlier: Ray reads its environment at import
 
-    # Ray installs its own handlers while it starts, so ours come after.
+    # Ray installs signal handlers while it starts, so ours are installed later.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda *_: stop.set())
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
     born = psutil.Process().create_time()
     state = Head(os.getpid(), born, address, resources.get("CPU", 0.0))
     write_files({state_file(home): json.dumps(asdict(state)).encode()})
-    told.wait()
+    stop.wait()
     state_file(home).unlink(missing_ok=True)
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    _serve_until_told(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] and sys.argv[2] else None)
+    _serve_until_stopped(
+        Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] and sys.argv[2] else None
+    )

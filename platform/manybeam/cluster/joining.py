@@ -1,7 +1,7 @@
-"""The one place that starts a Ray cluster or joins one.
+"""The only module that starts a Ray cluster or joins one.
 
-A process is on at most one cluster. Which: the facility's (`MANYBEAM_RAY_ADDRESS`), else the head
-that `manybeam up` started, else one of its own on loopback that ends with the process.
+A process is on at most one cluster: the facility's (`MANYBEAM_RAY_ADDRESS`), else the head that
+`manybeam up` started, else a new cluster on loopback that ends with the process.
 """
 
 import logging
@@ -20,21 +20,21 @@ from manybeam.settings import Settings, settings
 
 logger = logging.getLogger(__name__)
 
-# Read by Ray when it is imported or started; what the caller has set already stays.
+# Ray reads these when it is imported or started. Values that the caller has set are kept.
 ENVIRONMENT = {
-    # Ray Train looks after its workers this often; at its own 2 s short trainings wait for it.
+    # Pause between two checks of the workers; with Ray's 2 s, short trainings have to wait.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.15",
-    # Workers import torch while they start; at Ray's own 60 s a busy machine is given up.
+    # Workers import torch while they start; Ray's 60 s are too short on a busy machine.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Without it Ray warns that a later version will hide GPUs from tasks that ask for none.
+    # Without it, Ray warns that a later version will hide GPUs from tasks that request none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # The service's counters reach a scrape this late.
+    # Delay of the service's counters in a Prometheus scrape.
     "RAY_metrics_report_interval_ms": "2000",
 }
-# Off, Ray listens on loopback; on, on the machine's own address. Its name tells half of what it
-# does: on Linux too it decides which address a node goes by.
+# If off, Ray listens on loopback; if on, on the address of the machine. Despite its name, it also
+# decides the address of a node on Linux.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 KNOCK_S = 5.0
@@ -45,13 +45,13 @@ Result = TypeVar("Result")
 
 
 def connect(cpus: int | None = None) -> str:
-    """Join or start the cluster this process works on and return its address.
+    """Join or start the cluster of this process and return its address.
 
     Args:
-        cpus: cores of a cluster that has to be started; all of the machine's if None.
+        cpus: cores of a new cluster; None for all cores of the machine.
 
     Raises:
-        Unreachable: `ray_address` is set and nothing answers there.
+        Unreachable: `ray_address` is set, and no cluster answers there.
     """
     ray = _quiet_ray()
     if ray.is_initialized():
@@ -64,7 +64,7 @@ def connect(cpus: int | None = None) -> str:
 def start_local(cpus: int | None = None) -> str:
     """Start a cluster on this machine that ends with this process; return its address.
 
-    It listens on loopback only, prints nothing and sends nothing home.
+    It listens on loopback only, prints nothing and sends no usage data.
     """
     ray = _quiet_ray()
     started = ray.init(
@@ -80,22 +80,22 @@ def start_local(cpus: int | None = None) -> str:
 
 
 def disconnect() -> None:
-    """Leave the cluster, and end it if this process started it."""
+    """Leave the cluster; end it if this process started it."""
     _quiet_ray().shutdown()
 
 
 def each(work: Sequence[Callable[[], Result]], cpus: float = 1) -> Iterator[tuple[int, Result]]:
-    """Do every piece of work on the cluster; yield (place, result) in the order they end.
+    """Run all tasks on the cluster; yield (place, result) in the order in which they end.
 
-    Left early, by an error or by its caller, it cancels what has not ended.
+    If the iteration is left early, by an error or by its caller, unfinished tasks are cancelled.
 
     Args:
-        work: what to do; large things that pieces share should be in the object store already.
-        cpus: cores each piece is given.
+        work: the tasks; large values that tasks share should be in the object store (`share`).
+        cpus: cores for each task.
 
     Raises:
-        ManybeamError: as a piece raised it.
-        WorkFailed: a piece failed with anything else, or its worker was lost four times.
+        ManybeamError: the error of a task.
+        WorkFailed: a task failed with another error, or its worker was lost four times.
     """
     ray = _quiet_ray()
     task = ray.remote(_do)
@@ -113,7 +113,7 @@ def each(work: Sequence[Callable[[], Result]], cpus: float = 1) -> Iterator[tupl
 
 
 def _cancel(waiting: list[Any]) -> None:
-    """Cancel tasks; asked again, because Ray loses it for a task that is just being started."""
+    """Cancel tasks, several times, because Ray ignores it for a task that is being started."""
     ray, tries = _quiet_ray(), 0
     while waiting and tries < CANCEL_TRIES:
         for reference in waiting:
@@ -124,25 +124,25 @@ def _cancel(waiting: list[Any]) -> None:
 
 @dataclass(frozen=True)
 class Shared:
-    """Something large that lies in the object store once, however many pieces of work use it."""
+    """A large value that is once in the object store, for any number of tasks."""
 
     reference: Any
 
     def value(self) -> Any:
-        """Return it, on any node."""
+        """Return the value, on any node."""
         return _get(self.reference)
 
 
 def share(value: object) -> Shared:
-    """Put something into the object store for pieces of work to share."""
+    """Put a value into the object store, for all tasks."""
     return Shared(_quiet_ray().put(value))
 
 
 def environment() -> dict[str, str]:
-    """Return this process's settings as variables, for workers to work with the same ones.
+    """Return the settings of this process as environment variables for workers.
 
-    Secrets are among them: they travel as arguments, which Ray does not show, never as a runtime
-    environment, which it does.
+    They include secrets. So they are sent as arguments, which Ray does not show, and never as a
+    runtime environment, which Ray shows.
     """
     found = {}
     for name in Settings.model_fields:
@@ -158,7 +158,7 @@ def environment() -> dict[str, str]:
 
 
 def adopt(variables: dict[str, str]) -> None:
-    """Work with the settings of the process that sent these variables."""
+    """Use the settings of the process that sent these variables."""
     os.environ.update(variables)
     settings.cache_clear()
 
@@ -177,10 +177,14 @@ def _get(reference: object) -> Any:
         if isinstance(error.cause, ManybeamError):
             raise error.cause from None
         raise WorkFailed(
-            f"a task failed: {error.cause!r}", "", "see the log of its worker"
+            f"a task failed: {error.cause!r}",
+            "Manybeam did not foresee this error",
+            "see the log of the worker",
         ) from error
     except RayError as error:
-        raise WorkFailed("a task's worker was lost", str(error).splitlines()[0], "") from error
+        raise WorkFailed(
+            "the worker of a task was lost", str(error).splitlines()[0], "run the command again"
+        ) from error
 
 
 def _attach(address: str) -> str:
@@ -194,7 +198,7 @@ def _attach(address: str) -> str:
 
 
 def _knock(address: str) -> None:
-    """Raise Unreachable where nothing listens: Ray itself would try for most of a minute."""
+    """Raise Unreachable if no process listens; Ray alone would try for almost a minute."""
     place = urlsplit(address if "://" in address else f"ray://{address}")
     if place.port is None:  # "auto": Ray looks for a cluster on this machine
         return
@@ -205,7 +209,7 @@ def _knock(address: str) -> None:
 
 
 def _unreachable(address: str, why: str) -> Unreachable:
-    hint = "start it, or unset MANYBEAM_RAY_ADDRESS to use this machine alone"
+    hint = "start the cluster, or unset MANYBEAM_RAY_ADDRESS to use this machine only"
     return Unreachable(f"no Ray cluster answers at {address!r}", why, hint)
 
 
@@ -215,14 +219,14 @@ def _quiet_ray() -> ModuleType:
     alone, was = not settings().ray_address, os.environ.get("RAY_AUTH_MODE")
     if alone:
         os.environ.setdefault(LOOPBACK, "0")
-        # Nobody takes this machine away from under us; the watcher is one process more to start.
+        # A single machine is not preempted, so the process that watches for it is not needed.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Ray would turn it on for who starts a cluster and not for who joins it.
+        # Ray would enable it for the process that starts a cluster, but not for those that join.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if alone:
-        # Both are read at import, which somebody may have done before us.
+        # Ray reads both at import, and it may be imported already.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
         if was is None:
             ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # as Ray does itself

@@ -1,4 +1,4 @@
-"""Which head runs on this machine, as its home folder tells."""
+"""The head that runs on this machine, according to a file in the home folder."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: its process, when that started (ids are used again), and its address."""
+    """A running head: process id, start time (ids are used again), address and cores."""
 
     pid: int
     started: float
@@ -16,7 +16,7 @@ class Head:
 
 
 def head(home: Path) -> Head | None:
-    """Return the head of a platform's home if its process lives, else None."""
+    """Return the head of a home folder if its process runs, else None."""
     import psutil
 
     try:
@@ -29,5 +29,5 @@ def head(home: Path) -> Head | None:
 
 
 def state_file(home: Path) -> Path:
-    """Return where a head writes its state."""
+    """Return the path of the state file of a head."""
     return home / "head.json"

@@ -1,1 +1,1 @@
-"""The functions of `learn` on a Ray cluster: training, evaluation, one round of adaptation."""
+"""Jobs on a Ray cluster: training, evaluation, calibration, adaptation."""

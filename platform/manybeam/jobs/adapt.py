@@ -1,8 +1,8 @@
-"""Gated rounds of iterative training on a FrameSet that nobody labelled, and their registration.
+"""Rounds of iterative training on a FrameSet without labels, and registration of their result.
 
-The rounds themselves are `learn.adaptation.rounds`; here they are given an ensemble of the zoo,
-held-out truth for every condition the ensemble was measured on, and a folder that finished steps
-are kept in until all is done; what passed the gate becomes a candidate.
+`learn.adaptation.rounds` holds the rounds themselves. This module gives them an ensemble of the
+zoo, held-out truth for every condition the ensemble was measured on, and a folder for finished
+steps. If the acceptance gate accepts adapted members, they are registered as a candidate.
 """
 
 import dataclasses
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HELD_OUT_FRAMES = 3  # simulated for each condition the ensemble was measured on
-HELD_OUT_SEED = 90_001  # far from the seeds that training frames are drawn with
+HELD_OUT_SEED = 90_001  # far from the seeds of training frames
 HELD_OUT_SHAPE = (128, 128)
-FRAME_LIMIT = 16  # frames of the set that are looked at, where none are named
+FRAME_LIMIT = 16  # frames of the set that are used if none is named
 
 
 @dataclass(frozen=True)
-class IterateOutcome:
-    """What the rounds came to.
+class AdaptOutcome:
+    """The result of all rounds.
 
     Attributes:
-        round: what was decided, and the members as they are now.
-        record: the version registered; None if the gate refused all.
-        parents: the members tried, as they were before.
+        round: the decision of the gate, and the members as they are now.
+        record: the registered version; None if the gate refused all members.
+        parents: the members before adaptation.
         frames_nyx: the frames adapted to, (n, y, x).
         pixel_size_pm: edge of their pixels, in pm, or None.
     """
@@ -75,52 +75,53 @@ def iterate(
     *,
     members: Sequence[int] | None = None,
     frames: Sequence[int] = (),
-    teacher: LabelSource = "twin",
+    labels: LabelSource = "twin",
     steps: int = 100,
     rounds: int = 1,
     beside: bool = False,
     max_regression: float = 0.005,
     seed: int = 0,
     executor: Literal["ray", "local"] = "ray",
-) -> IterateOutcome:
+) -> AdaptOutcome:
     """Adapt members of an ensemble to the frames of one set; register them if the gate agrees.
 
-    The new version holds the adapted members and, unchanged, the others; it gets the alias
-    `candidate`, never `serving`, and its parent is the version it came from. A call that was
-    stopped leaves nothing in the zoo; the same call goes on with its finished steps.
+    The new version holds the adapted members and, unchanged, the others. It gets the alias
+    `candidate`, never `serving`. Its parent is the version it came from. A call that was
+    stopped leaves nothing in the zoo; the same call continues with its finished steps.
 
     Args:
-        zoo: where the ensemble is and the new version goes.
-        ref: the ensemble to start from; of `graphene@3/07` member 07 is adapted, and the others
-            go unchanged into the new version as they always do.
-        frames_url: FrameSet of unlabelled frames of one condition; truth in it is not looked at.
+        zoo: zoo of the ensemble and of the new version.
+        ref: the ensemble to start from; `graphene@3/07` adapts member 07 only, and the other
+            members go unchanged into the new version.
+        frames_url: FrameSet of unlabelled frames of one condition; truth in it is not used.
         imaging: policy in which the condition is inferred.
-        library: conditions to hold truth out for.
-        members: indices of members to adapt; those that selection chooses if left out.
-        frames: indices of the frames to adapt to; the first 16 if none is named.
-        teacher: see `learn.adaptation.rounds.adapt`, as for the next three.
+        library: conditions that held-out truth is simulated for.
+        members: indices of members to adapt; if left out, selection chooses them.
+        frames: indices of the frames to adapt to; if left out, the first 16.
+        labels: where labels come from; see `learn.adaptation.rounds.adapt`.
         steps: optimiser steps for each member and round.
-        rounds: most rounds.
+        rounds: largest number of rounds.
         beside: add adapted members to the ensemble and keep their parents.
-        max_regression: largest loss of F1 on held-out truth that passes the gate.
-        seed: of everything drawn.
+        max_regression: largest loss of F1 on held-out truth that the gate accepts.
+        seed: seed of all random draws.
         executor: where a new version is measured, on the conditions its parent was measured on.
 
     Raises:
-        UnknownRef: no such ensemble, or no such member of it.
-        UnknownFrameSet: no FrameSet at that URL.
-        InvalidInput: the set is empty or of several conditions, a frame is not in it, no condition
-            is known to hold truth out for, or the policy is of a structure no member was taught.
+        UnknownRef: there is no such ensemble, or it has no such member.
+        UnknownFrameSet: there is no FrameSet at that URL.
+        InvalidInput: the set is empty or has several conditions, a frame is not in it, there is
+            no condition to simulate held-out truth for, or the policy is of a structure that no
+            member was trained on.
     """
     record, members = _start(zoo, ref, members)
     _check_structure(record, imaging, library)
-    # By its version: an alias may move while frames are read.
+    # By its version, because an alias may move while frames are read.
     ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
     if not members:
         members = _chosen(zoo, record, Frame(frames_nyx[0], pixel_size_pm), library)
     asked = Adapt(
-        policy=imaging.id, teacher=teacher, steps=steps, rounds=rounds, beside=beside,
+        policy=imaging.id, labels=labels, steps=steps, rounds=rounds, beside=beside,
         members=tuple(members), frames=tuple(frames),
     )  # fmt: skip
     held_out = held_out_truth(matrix, library)
@@ -134,7 +135,7 @@ def iterate(
         held_out=held_out,
         policies=library.policies,
         members=members,
-        teacher=teacher,
+        teacher=labels,
         steps=steps,
         rounds=rounds,
         beside=beside,
@@ -146,7 +147,7 @@ def iterate(
     made = _register(zoo, record, found, job, library, executor) if found.accepted else None
     scratch.clear()
     parents = ensemble.subset(members).members
-    return IterateOutcome(found, made, parents, frames_nyx, pixel_size_pm)
+    return AdaptOutcome(found, made, parents, frames_nyx, pixel_size_pm)
 
 
 def _chosen(zoo: "Zoo", record: "Record", frame: Frame, library: Library) -> tuple[int, ...]:
@@ -158,28 +159,28 @@ def _chosen(zoo: "Zoo", record: "Record", frame: Frame, library: Library) -> tup
 
 
 def _start(zoo: "Zoo", ref: str, members: Sequence[int] | None) -> "tuple[Record, Sequence[int]]":
-    """Return the whole version that a reference means, and the members it asks for."""
+    """Return the version of a reference, and the members that are to be adapted."""
     record = zoo.resolve(ref)
     if record.selected is None:
         return record, [record.member(index).index for index in members or ()]
     if members and set(members) != {record.selected}:
         raise InvalidInput(
-            f"members {', '.join(map(str, members))} of {ref}",
-            f"that is member {record.selected:02d} alone",
-            f"name {record.name}@{record.version} to adapt others",
+            f"members {', '.join(map(str, members))} cannot be adapted from {ref}",
+            f"this reference means member {record.selected:02d} alone",
+            f"to adapt other members, give {record.name}@{record.version}",
         )
     return zoo.resolve(f"{record.name}@{record.version}"), (record.selected,)
 
 
 def _check_structure(record: "Record", imaging: Policy, library: Library) -> None:
-    """Refuse a policy that draws another structure than those the members were taught."""
-    taught = {one.policy for one in record.members} & set(library.policies)
-    structures = {library.policies[name].sample.structure for name in taught}
+    """Refuse a policy of a structure that no member was trained on."""
+    trained = {one.policy for one in record.members} & set(library.policies)
+    structures = {library.policies[name].sample.structure for name in trained}
     if structures and imaging.sample.structure not in structures:
         raise InvalidInput(
             f"policy {imaging.id} is of {imaging.sample.structure}",
-            f"members of {record.ref} were taught {', '.join(sorted(structures))}",
-            "give a policy of the structure that the frames show",
+            f"members of {record.ref} were trained on {', '.join(sorted(structures))}",
+            "give a policy of the structure in the frames",
         )
 
 
@@ -191,14 +192,14 @@ def _register(
     library: Library,
     executor: Literal["ray", "local"],
 ) -> "Record":
-    """Register the members as a candidate, measured as their parent was."""
+    """Register the members as a candidate, measured on the conditions of their parent."""
     children, measure = _with_parents(found, record), record.job.get("measure")
     asked = Measure.model_validate(measure) if measure else None
     made = zoo.register(
         record.name,
         children,
         scores=evaluate(children, asked, library, executor=executor) if asked else None,
-        job=job | _told(found) | {"measure": measure},
+        job=job | _as_result(found) | {"measure": measure},
         parent=record.version_ref,
         inputs=[_as_input(job["frames"][0])],
     )
@@ -214,7 +215,7 @@ def held_out_truth(matrix: "Matrix", library: Library) -> dict[str, Simulated]:
     """Return a few labelled frames of every simulated condition in the matrix, by its id.
 
     Raises:
-        InvalidInput: the matrix names no condition that can be simulated.
+        InvalidInput: no condition of the matrix can be simulated.
     """
     conditions = [
         library.conditions[name] for name in matrix.conditions if name in library.conditions
@@ -222,9 +223,9 @@ def held_out_truth(matrix: "Matrix", library: Library) -> dict[str, Simulated]:
     conditions = [one for one in conditions if one.origin == "simulated"]
     if not conditions:
         raise InvalidInput(
-            "no condition to hold truth out for",
-            "the gate judges a round on simulated conditions the ensemble was measured on",
-            "manybeam evaluate the ensemble first, with MANYBEAM_ZOO set to its library",
+            "no simulated condition to test the adapted members on",
+            "the gate needs simulated conditions on which the ensemble was measured",
+            "run manybeam evaluate first, with MANYBEAM_ZOO set to the library of the ensemble",
         )
     return {
         one.id: simulate(one, HELD_OUT_FRAMES, seed=HELD_OUT_SEED + rank, shape=HELD_OUT_SHAPE)
@@ -232,32 +233,35 @@ def held_out_truth(matrix: "Matrix", library: Library) -> dict[str, Simulated]:
     }
 
 
-def _unlabelled(frames_url: str, wanted: Sequence[int]) -> tuple[np.ndarray, float | None]:
-    """Return the named frames of a set, or its first, and the pixel size they share."""
+def _unlabelled(frames_url: str, asked: Sequence[int]) -> tuple[np.ndarray, float | None]:
+    """Return the named frames of a set, or its first frames, and their pixel size."""
     frameset = FrameSet.open(frames_url)
-    indices = list(dict.fromkeys(wanted)) or list(range(min(len(frameset), FRAME_LIMIT)))
+    indices = list(dict.fromkeys(asked)) or list(range(min(len(frameset), FRAME_LIMIT)))
     if not indices:
         raise InvalidInput(
-            f"{frames_url} holds no frames", "a round needs at least one", "append some first"
+            f"{frames_url} holds no frames",
+            "a round needs at least one frame",
+            "add frames with manybeam data import",
         )
     absent = [index for index in indices if not 0 <= index < len(frameset)]
     if absent:
         raise InvalidInput(
             f"no frame {', '.join(map(str, absent))} in {frames_url}",
             f"it holds frames 0 to {len(frameset) - 1}",
+            "give indices of frames in the set",
         )
     sizes = {frameset.pixel_size_pm(index) for index in indices}
     if len(sizes) > 1:
         raise InvalidInput(
             f"{frames_url} holds frames of {len(sizes)} pixel sizes",
             "a round adapts to one condition",
-            "put frames of each pixel size in a set of their own",
+            "make one set for each pixel size",
         )
     return np.stack([frameset.frame(index) for index in indices]), sizes.pop()
 
 
 def _digest(job: dict[str, Any], record: "Record", frames: str, library: Library) -> str:
-    """Return the name of all that decides the rounds' outcome."""
+    """Return the digest of all inputs that decide the result of the rounds."""
     imaging = (*library.policies.values(), *library.conditions.values())
     return digest_of(
         {
@@ -271,7 +275,7 @@ def _digest(job: dict[str, Any], record: "Record", frames: str, library: Library
 
 
 def _with_parents(found: Adaptation, record: "Record") -> "list[Member]":
-    """Return the members, each adapted one naming the member it came from."""
+    """Return the members; each adapted member names its parent."""
     return [
         dataclasses.replace(one, parent=f"{record.version_ref}/{found.parents[one.index]:02d}")
         if one.index in found.parents
@@ -288,9 +292,9 @@ def _as_job(
     max_regression: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Return what was asked for as plain data, for the record of the version it makes."""
+    """Return the job as plain data, for the record of the new version."""
     return {
-        "kind": "iterate",
+        "kind": "adapt",
         "name": record.name,
         "ensemble": record.version_ref,
         "frames": [frames_url],
@@ -301,8 +305,8 @@ def _as_job(
     }
 
 
-def _told(found: Adaptation) -> dict[str, Any]:
-    """Return what came of it as plain data: the condition, and each step of each round."""
+def _as_result(found: Adaptation) -> dict[str, Any]:
+    """Return the result as plain data: the inferred condition, and each step of each round."""
     inferred = found.inferred
     return {
         "frames_digest": found.frames_digest,

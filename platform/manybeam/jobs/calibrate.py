@@ -1,9 +1,9 @@
-"""Rehearsing an ensemble: what its members do on frames simulated under many conditions.
+"""Calibrating an ensemble: its members are measured on frames simulated under many conditions.
 
-Out comes the reference table from which selection learns what each member promises on a frame
-(`learn.analysis.calibration_set`, `predictor.performance`). Rows are independent pieces of work for
-the cluster; those finished are kept until all are, so that a rehearsal that was stopped goes on
-where it was.
+The result is the calibration set, from which selection predicts the F1 of each member on a frame
+(`learn.analysis.calibration_set`, `predictor.performance`). Rows are independent tasks for the
+cluster. Finished rows are kept until all are finished, so that a calibration that was stopped
+can be continued.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
 
-BLOCK = 20  # rows in one piece of work
-SEED = 50_007  # added to the job's: far from training's and measuring's frames
+BLOCK = 20  # rows in one task
+SEED = 50_007  # added to the job's seed: far from the seeds of training and test frames
 
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 def calibrate_ensemble(
@@ -39,26 +39,27 @@ def calibrate_ensemble(
     policies: Sequence[str] = (),
     frame_count: int = 600,
     seed: int = 0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     executor: Literal["ray", "local"] = "ray",
 ) -> "Record":
-    """Rehearse a version, keep its reference table beside it in the zoo, and return its record.
+    """Measure the calibration set of a version, attach it to the version, return the record.
 
     Args:
-        zoo: where the version is.
+        zoo: the zoo of the version.
         ref: the version.
         library: where policies are looked up.
-        policies: ids of what conditions are drawn from; if left out, half of the frames come from
-            the policies its members were trained under and half from the broadest of their
-            structure, because selection has to know what lies beyond them too.
-        frame_count: rows of the table; a few hundred.
-        seed: of all rows.
+        policies: ids of policies from which conditions are drawn. If left out, half of the frames
+            come from the policies the members were trained under, and half from the broadest
+            policy of their structure: selection must also know conditions beyond the training.
+        frame_count: rows of the calibration set; a few hundred.
+        seed: seed of all rows.
         progress: called with (rows done, rows).
-        executor: "ray" shares the work over the cluster; "local" does it here.
+        executor: "ray" divides the work over the cluster; "local" does it in this process.
 
     Raises:
-        UnknownRef: no such version.
-        InvalidInput: the library has no policy of its structure, no frames, or one member alone.
+        UnknownRef: there is no such version.
+        InvalidInput: the library has no policy of the structure, `frame_count` is below 1, or
+            the reference means one member.
     """
     from manybeam.zoo.calibration_sets import record_calibration_set
 
@@ -66,7 +67,7 @@ def calibrate_ensemble(
     _check(record, frame_count)
     drawn = [library.policy(name) for name in policies] or usual_policies(record, library)
     spans = [(a, min(a + BLOCK, frame_count)) for a in range(0, frame_count, BLOCK)]
-    scratch = Scratch(_digest(record, drawn, seed), "rehearsals", CalibrationSet.from_bytes)
+    scratch = Scratch(_digest(record, drawn, seed), "calibrations", CalibrationSet.from_bytes)
     kept = {span: scratch.get(_key(span)) for span in spans}
     parts = {span: CalibrationSet.from_bytes(data) for span, data in kept.items() if data}
     missing = [span for span in spans if span not in parts]
@@ -83,7 +84,7 @@ def calibrate_ensemble(
 
 
 def _digest(record: "Record", policies: Sequence[Policy], seed: int) -> str:
-    """Return the name of all that decides the rows."""
+    """Return the digest of all inputs that decide the rows."""
     drawn = [(one.id, one.digest) for one in policies]
     versions = [__version__, SIMULATOR, TRAINING]
     return digest_of({"versions": versions, "of": record.sha256, "from": drawn, "seed": seed})
@@ -96,27 +97,29 @@ def _key(span: tuple[int, int]) -> str:
 def _check(record: "Record", frame_count: int) -> None:
     if record.selected is not None:
         raise InvalidInput(
-            f"member {record.selected:02d} of {record.ref} cannot be rehearsed alone",
-            "its table would stand for the whole version",
-            f"manybeam rehearse {record.version_ref}",
+            f"member {record.selected:02d} of {record.ref} cannot be calibrated alone",
+            "a calibration set belongs to a whole version",
+            f"manybeam calibrate {record.version_ref}",
         )
     if frame_count < 1:
-        raise InvalidInput(f"{frame_count} frames to rehearse with", "1 or more", "--frames 600")
+        raise InvalidInput(
+            f"{frame_count} frames to calibrate with", "at least 1 is needed", "--frames 600"
+        )
 
 
 def usual_policies(record: "Record", library: Library) -> list[Policy]:
     """Return the policies of a version's members, each followed by the broadest of its structure.
 
     Raises:
-        InvalidInput: the library knows none of them.
+        InvalidInput: the library has none of these policies.
     """
     names = dict.fromkeys(member.policy for member in record.members)
     own = [library.policies[name] for name in names if name in library.policies]
     if not own:
         raise InvalidInput(
-            f"no policy to rehearse {record.ref} under",
-            f"its members were trained under {', '.join(names)}, which the library does not hold",
-            "add --policy POLICY, or set MANYBEAM_ZOO to the library they came from",
+            f"no policy to calibrate {record.ref} with",
+            f"its members were trained under {', '.join(names)}; the library has none of these",
+            "add --policy POLICY, or set MANYBEAM_ZOO to the library of these policies",
         )
     structure = own[0].sample.structure
     same = [one for one in library.policies.values() if one.sample.structure == structure]
@@ -125,7 +128,7 @@ def usual_policies(record: "Record", library: Library) -> list[Policy]:
 
 
 def _reach(policy: Policy) -> float:
-    """Return how much a policy leaves open: ranges, each by its width against its ends."""
+    """Return how broad a policy is: the number of its ranges, then their relative widths."""
     ranges = [value for _, value in policy.quantities() if isinstance(value, Range)]
     widths = [(r.high - r.low) / max(abs(r.high), abs(r.low), 1e-9) for r in ranges]
     return len(ranges) + sum(widths) / 1e3
@@ -148,11 +151,11 @@ def _results(
     cluster.connect()
     shared = cluster.share(tuple(members))
     yield from cluster.each(
-        [partial(_rehearse_there, shared, tuple(policies), span, seed) for span in spans]
+        [partial(_measure_on_worker, shared, tuple(policies), span, seed) for span in spans]
     )
 
 
-def _rehearse_there(
+def _measure_on_worker(
     shared: cluster.Shared, policies: Sequence[Policy], span: tuple[int, int], seed: int
 ) -> CalibrationSet:
     return measure_calibration_set(_ensemble(shared), policies, *span, seed=seed)
@@ -160,5 +163,5 @@ def _rehearse_there(
 
 @lru_cache(maxsize=1)
 def _ensemble(shared: cluster.Shared) -> Ensemble:
-    """Return the ensemble, built once in each worker."""
+    """Return the ensemble; each worker builds it once."""
     return Ensemble(shared.value())

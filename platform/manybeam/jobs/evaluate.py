@@ -1,7 +1,7 @@
 """Measuring members on conditions: every member, the ensemble and a classical detector.
 
-A block of test frames (`jobs.test_sets`) is one piece of work for all members, because the
-ensemble's atoms need all their answers. The classical detector is a piece of its own on each
+A block of test frames (`jobs.test_sets`) is one task for all members, because the atoms of the
+ensemble need the answers of all members. The classical detector is a separate task on each
 condition, because it is tuned on all frames.
 """
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from manybeam.cluster import joining as cluster
 from manybeam.data.io.frame import Frame
 from manybeam.jobs.test_sets import (
-    Block,
-    Labelled,
-    Sought,
+    FrameBlock,
+    LabelledFrame,
+    Targets,
     labelled_frames,
     plan_blocks,
     test_set_of,
@@ -48,80 +48,82 @@ from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score, TestSet
 
 Array = NDArray[np.floating]
 Counts = NDArray[np.int64]
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Judgements:
-    """What was found on frames of one condition, by member (or ENSEMBLE, CLASSICAL).
+class Evaluation:
+    """The atoms found on frames of one condition and their scores, by member.
+
+    Members are indices, or ENSEMBLE, or CLASSICAL.
 
     Attributes:
-        judged: frames against their truth.
-        found: their atoms.
-        kinds: for those that tell elements apart, the elements and the confusion over all frames.
-        sought: what was to be found on each frame, where all are of a known lattice.
-        detector: what the classical detector was tuned to for even frames, and for odd ones.
+        judged: the comparison of each frame with its truth.
+        found: the atoms found on each frame.
+        kinds: of members that report elements, the elements and the confusion over all frames.
+        targets: dopants, edges and vacancies of each frame, if all frames are of a known lattice.
+        detector: parameters of the classical detector for even frames, and for odd frames.
     """
 
     judged: dict[int, list[Judged]] = field(default_factory=dict)
     found: dict[int, list[Array]] = field(default_factory=dict)
     kinds: dict[int, tuple[tuple[int, ...], Counts]] = field(default_factory=dict)
-    sought: dict[int, list[Sought | None]] = field(default_factory=dict)
+    targets: dict[int, list[Targets | None]] = field(default_factory=dict)
     detector: tuple[classical.Blob, ...] = ()
 
     def add(
         self,
         member: int,
         atoms: Array,
-        frame: Labelled,
+        frame: LabelledFrame,
         radius_pm: float | None,
         elements: tuple[int, ...] = (),
     ) -> None:
-        """Compare what one of them found on one frame with the truth."""
+        """Compare the atoms that one member found on one frame with the truth."""
         shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
         verdict = judge(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         self.judged.setdefault(member, []).append(verdict)
         self.found.setdefault(member, []).append(atoms)
-        self.sought.setdefault(member, []).append(frame.sought)
+        self.targets.setdefault(member, []).append(frame.targets)
         if elements:
             self._count(member, elements, confusion([verdict], [atoms], [frame.truth], elements))
 
-    def extend(self, other: "Judgements") -> None:
-        """Take over those of later frames."""
+    def extend(self, other: "Evaluation") -> None:
+        """Add the results of later frames."""
         self.detector = self.detector or other.detector
         for member in other.judged:
             self.judged.setdefault(member, []).extend(other.judged[member])
             self.found.setdefault(member, []).extend(other.found[member])
-            self.sought.setdefault(member, []).extend(other.sought[member])
+            self.targets.setdefault(member, []).extend(other.targets[member])
         for member, (elements, table) in other.kinds.items():
             self._count(member, elements, table)
 
     def values(self, member: int) -> dict[str, float]:
-        """Return the scores of one of them by name; those that are NaN are left out.
+        """Return the scores of one member by name, without those that are NaN.
 
-        F1 of each element is called `f1_mo`, by its symbol. On a known lattice there are
-        `recall_dopant`, `recall_edge` and `false_fill`, the share of vacancies filled. The
-        ensemble has `spread_auroc` and `doubt_auroc`: how well the spread of an atom's position,
-        and 1 - its probability, tell wrong atoms from right ones.
+        F1 of each element is named by its symbol, as `f1_mo`. A known lattice adds
+        `recall_dopant`, `recall_edge` and `false_fill`, the share of vacancies that are filled.
+        The ensemble has `spread_auroc` and `doubt_auroc`: how well the spread of an atom's
+        position, and 1 - its probability, separate wrong atoms from right ones.
         """
         scores = summarise(self.judged[member], self.found[member]).values()
         elements, table = self.kinds.get(member, ((), np.zeros((1, 1), np.int64)))
         each = zip(elements, f1_of_kinds(table), strict=True)
-        scores |= self._found_of_sought(member) | self._found_by_doubt(member)
+        scores |= self._target_scores(member) | self._doubt_scores(member)
         return {**scores, **{f"f1_{chemical_symbols[z].lower()}": float(f1) for z, f1 in each}}
 
     def reliability(self, member: int) -> tuple[Bin, ...]:
-        """Return how often the ensemble's atoms were right, by their probability.
+        """Return the share of right atoms of the ensemble, by their probability.
 
-        Empty for anyone else: a curve for every member would make sheets half as large again.
+        It is empty for members: their curves would make score reports 50 % larger.
         """
         if member != ENSEMBLE:
             return ()
         return reliability(*beliefs(self.judged[member], self.found[member])).bins
 
-    def _found_of_sought(self, member: int) -> dict[str, float]:
+    def _target_scores(self, member: int) -> dict[str, float]:
         judged = self.judged[member]
-        known = [one for one in self.sought[member] if one is not None]
+        known = [one for one in self.targets[member] if one is not None]
         if len(known) < len(judged):
             return {}
         frames = zip(self.found[member], judged, known, strict=True)
@@ -134,7 +136,7 @@ class Judgements:
         }
         return {name: value for name, value in values.items() if not isnan(value)}
 
-    def _found_by_doubt(self, member: int) -> dict[str, float]:
+    def _doubt_scores(self, member: int) -> dict[str, float]:
         if member != ENSEMBLE:
             return {}
         frames = list(zip(self.found[member], self.judged[member], strict=True))
@@ -142,7 +144,7 @@ class Judgements:
         is_wrong = np.concatenate([~j.is_true[j.found_counts] for _, j in frames])
         spread_px = np.hypot(atoms[:, 4], atoms[:, 5])
         values = {"doubt_auroc": auroc(1 - atoms[:, 3], is_wrong)}
-        if np.isfinite(spread_px).any():  # one member has no spread to tell by
+        if np.isfinite(spread_px).any():  # one member has no spread
             values["spread_auroc"] = spread_auroc(spread_px, is_wrong)
         return {name: value for name, value in values.items() if not isnan(value)}
 
@@ -157,40 +159,40 @@ def evaluate(
     library: Library,
     *,
     seed: int = 0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     executor: Literal["ray", "local"] = "ray",
 ) -> list[Score]:
     """Return a score for each member, the ensemble and the classical detector on each condition.
 
     Args:
-        members: the ensemble; one is enough.
+        members: the ensemble; one member is enough.
         measure: conditions to simulate, labelled FrameSets to read, and how to match.
         library: where conditions are looked up.
-        seed: of the test frames; equal seeds give every ensemble the same ones.
-        progress: called with (pieces of work done, all of them).
-        executor: "ray" shares the work over the cluster; "local" does it here.
+        seed: seed of the test frames; equal seeds give every ensemble the same frames.
+        progress: called with (tasks done, all tasks).
+        executor: "ray" divides the work over the cluster; "local" does it in this process.
 
     Raises:
         UnknownCondition: a pattern matches no condition.
-        UnknownFrameSet: a URL holds no FrameSet.
-        InvalidInput: there is nothing to measure on, or a FrameSet has no truth.
+        UnknownFrameSet: there is no FrameSet at a URL.
+        InvalidInput: no conditions and no frames are given, or a FrameSet has no truth.
         MissingPixelSize: a frame has no pixel size, so distances have no unit.
     """
-    pieces = _pieces(plan_blocks(measure, library, seed))
-    judgements: dict[int, Judgements] = {}
-    for done, (place, judged) in enumerate(_results(pieces, members, measure, executor), 1):
-        judgements[place] = judged
+    tasks = _plan_tasks(plan_blocks(measure, library, seed))
+    parts: dict[int, Evaluation] = {}
+    for done, (place, part) in enumerate(_results(tasks, members, measure, executor), 1):
+        parts[place] = part
         if progress:
-            progress(done, len(pieces))
-    whole = [judgements[place] for place in range(len(pieces))]
-    return _summarise(pieces, whole, measure.match_radius_pm)
+            progress(done, len(tasks))
+    whole = [parts[place] for place in range(len(tasks))]
+    return _summarise(tasks, whole, measure.match_radius_pm)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A piece of work: the members on one block, or the detector on all of one condition."""
+class _Task:
+    """One task: the members on one block, or the detector on all frames of one condition."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[FrameBlock, ...]
     is_classical: bool
 
     @property
@@ -198,77 +200,77 @@ class _Piece:
         return self.blocks[0].name, self.blocks[0].digest
 
 
-def _pieces(blocks: Sequence[Block]) -> list[_Piece]:
-    """Return the pieces of work, the longest ones first: those of the detector."""
-    conditions: dict[tuple[str, str], list[Block]] = {}
+def _plan_tasks(blocks: Sequence[FrameBlock]) -> list[_Task]:
+    """Return the tasks; the longest ones, those of the detector, come first."""
+    conditions: dict[tuple[str, str], list[FrameBlock]] = {}
     for block in blocks:
         conditions.setdefault((block.name, block.digest), []).append(block)
-    by_hand = [_Piece(tuple(whole), is_classical=True) for whole in conditions.values()]
-    return by_hand + [_Piece((block,), is_classical=False) for block in blocks]
+    by_hand = [_Task(tuple(whole), is_classical=True) for whole in conditions.values()]
+    return by_hand + [_Task((block,), is_classical=False) for block in blocks]
 
 
 def _results(
-    pieces: Sequence[_Piece], members: Sequence[Member], measure: Measure, executor: str
-) -> Iterator[tuple[int, Judgements]]:
+    tasks: Sequence[_Task], members: Sequence[Member], measure: Measure, executor: str
+) -> Iterator[tuple[int, Evaluation]]:
     radius_pm = measure.match_radius_pm
     if executor == "local":
         ensemble = Ensemble(members)
-        for place, piece in enumerate(pieces):
-            yield place, _judge(piece, lambda: ensemble, radius_pm)
+        for place, task in enumerate(tasks):
+            yield place, _evaluate(task, lambda: ensemble, radius_pm)
         return
     cluster.connect()
     shared = cluster.share(tuple(members))
-    yield from cluster.each([partial(_judge_there, one, shared, radius_pm) for one in pieces])
+    yield from cluster.each([partial(_evaluate_on_worker, one, shared, radius_pm) for one in tasks])
 
 
-def _judge_there(piece: _Piece, shared: cluster.Shared, radius_pm: float | None) -> Judgements:
-    return _judge(piece, partial(_ensemble, shared), radius_pm)
+def _evaluate_on_worker(task: _Task, shared: cluster.Shared, radius_pm: float | None) -> Evaluation:
+    return _evaluate(task, partial(_ensemble, shared), radius_pm)
 
 
-def _judge(piece: _Piece, ensemble: Callable[[], Ensemble], radius_pm: float | None) -> Judgements:
-    if piece.is_classical:
-        return judge_detector(piece.blocks, radius_pm)
-    return judge_block(piece.blocks[0], ensemble(), radius_pm)
+def _evaluate(task: _Task, ensemble: Callable[[], Ensemble], radius_pm: float | None) -> Evaluation:
+    if task.is_classical:
+        return evaluate_detector(task.blocks, radius_pm)
+    return evaluate_block(task.blocks[0], ensemble(), radius_pm)
 
 
 @lru_cache(maxsize=1)
 def _ensemble(shared: cluster.Shared) -> Ensemble:
-    """Return the ensemble, built once in each worker."""
+    """Return the ensemble; each worker builds it once."""
     return Ensemble(shared.value())
 
 
-def judge_block(block: Block, ensemble: Ensemble, radius_pm: float | None) -> Judgements:
-    """Return what members and ensemble found on a block's frames."""
-    judgements, predictor = Judgements(), Predictor.of_ensemble(ensemble)
+def evaluate_block(block: FrameBlock, ensemble: Ensemble, radius_pm: float | None) -> Evaluation:
+    """Return the results of the members and the ensemble on the frames of a block."""
+    found, predictor = Evaluation(), Predictor.of_ensemble(ensemble)
     elements = {one.index: one.recipe.tiles.elements for one in ensemble.members}
     for frame in labelled_frames(block):
         answer = predictor.answer(
             Frame(frame.frame_yx, frame.pixel_size_pm), Question(is_raw=True)
         ).prediction
         for member, atoms in zip(answer.members, answer.member_atoms, strict=True):
-            judgements.add(member, atoms, frame, radius_pm, elements[member])
+            found.add(member, atoms, frame, radius_pm, elements[member])
         # Members that number their kinds differently have no common answer about them.
         common = elements[answer.members[0]] if len(set(elements.values())) == 1 else ()
-        judgements.add(ENSEMBLE, answer.atoms, frame, radius_pm, common)
-    return judgements
+        found.add(ENSEMBLE, answer.atoms, frame, radius_pm, common)
+    return found
 
 
-def judge_detector(blocks: Sequence[Block], radius_pm: float | None) -> Judgements:
-    """Return what the classical detector found on all frames of one condition.
+def evaluate_detector(blocks: Sequence[FrameBlock], radius_pm: float | None) -> Evaluation:
+    """Return the results of the classical detector on all frames of one condition.
 
-    It is tuned on the even frames for the odd ones and the other way round: so it knows the
-    condition as well as any specialist, but never the frame it is judged on.
+    It is tuned on the odd frames for the even ones, and on the even frames for the odd ones. So
+    it is tuned to the condition, but never to the frame on which it is measured.
     """
     frames = list(chain.from_iterable(labelled_frames(block) for block in blocks))
     blobs = tuple(_tuned(frames[1 - half :: 2], radius_pm) for half in (0, 1))
-    judgements = Judgements(detector=blobs)
+    found = Evaluation(detector=blobs)
     for place, frame in enumerate(frames):
         atoms = classical.detect(frame.frame_yx, frame.pixel_size_pm, blobs[place % 2])
-        judgements.add(CLASSICAL, atoms, frame, radius_pm)
-    return judgements
+        found.add(CLASSICAL, atoms, frame, radius_pm)
+    return found
 
 
-def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blob:
+def _tuned(frames: Sequence[LabelledFrame], radius_pm: float | None) -> classical.Blob:
     sized = [frame for frame in frames if frame.pixel_size_pm is not None]
     if not sized:
         return classical.Blob()
@@ -282,15 +284,15 @@ def _tuned(frames: Sequence[Labelled], radius_pm: float | None) -> classical.Blo
 
 
 def _summarise(
-    pieces: Sequence[_Piece], judgements: Sequence[Judgements], radius_pm: float | None
+    tasks: Sequence[_Task], parts: Sequence[Evaluation], radius_pm: float | None
 ) -> list[Score]:
-    """Return the scores of each condition over all of its pieces."""
-    together: dict[tuple[str, str], Judgements] = {}
+    """Return the scores of each condition over all of its tasks."""
+    together: dict[tuple[str, str], Evaluation] = {}
     test_sets: dict[tuple[str, str], TestSet] = {}
-    for piece, part in zip(pieces, judgements, strict=True):
-        together.setdefault(piece.condition, Judgements()).extend(part)
-        if piece.is_classical:  # it holds all blocks of its condition
-            test_sets[piece.condition] = test_set_of(piece.blocks, radius_pm)
+    for task, part in zip(tasks, parts, strict=True):
+        together.setdefault(task.condition, Evaluation()).extend(part)
+        if task.is_classical:  # it holds all blocks of its condition
+            test_sets[task.condition] = test_set_of(task.blocks, radius_pm)
     return [
         Score(
             member,

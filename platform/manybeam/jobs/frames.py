@@ -1,7 +1,7 @@
-"""The frames a job trains on: simulated for each policy, or given as URLs; and those it tests on.
+"""The training frames of a job: simulated for each policy, or given as URLs.
 
-Simulated FrameSets lie under a name that holds all that decides them, so that any job that needs
-the same frames finds them.
+The name of a simulated FrameSet contains a digest of all inputs that decide its frames. So any job
+that needs the same frames finds them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ SIMULATE = "simulate:"
 
 @dataclass(frozen=True)
 class _Order:
-    """Frames to simulate: of what, how many, from which seed, and where to."""
+    """Frames to simulate: policy, number, seed and destination."""
 
     policy: Policy
     count: int
@@ -34,13 +34,13 @@ class _Order:
 def prepare_frames(
     job: Job, recipe: Recipe, policies: Sequence[Policy], store_url: str, executor: str
 ) -> dict[str, tuple[str, ...]]:
-    """Return the URLs of the FrameSets that members of each policy learn from.
+    """Return the URLs of the training FrameSets of each policy.
 
-    `simulate:` among the job's frames stands for the policy's own, made here if they are not there;
-    each other entry is a FrameSet that all members learn from.
+    `simulate:` in the frames of the job means frames drawn from the policy; they are simulated if
+    they do not exist. Each other entry is a FrameSet for all members.
 
     Raises:
-        UnknownFrameSet: a URL holds no FrameSet.
+        UnknownFrameSet: there is no FrameSet at a URL.
     """
     given = tuple(FrameSet.open(url).url for url in job.frames if url != SIMULATE)
     if SIMULATE not in job.frames:
@@ -73,7 +73,7 @@ def _is_there(order: _Order) -> bool:
 
 
 def _count(order: _Order) -> int | None:
-    """Return how many frames lie where they should; None where there is no set."""
+    """Return how many frames the set has; None if there is no set."""
     try:
         return len(FrameSet.open(order.url))
     except UnknownFrameSet:
@@ -83,11 +83,11 @@ def _count(order: _Order) -> int | None:
 def _simulate(order: _Order) -> None:
     count = _count(order)
     if (count or 0) >= order.count:
-        return  # made by another job since we looked
-    is_half = count is not None  # frames that were appended one by one, and never finished
+        return  # another job has made them meanwhile
+    is_half = count is not None  # an unfinished set, from a process that was stopped
     try:
         simulate_into(order.url, order.policy, order.count, seed=order.seed, overwrite=is_half)
     except Conflict:
-        # Another job made the same frames at this moment; then they are there.
+        # Another job made the same frames at the same time; then the set is complete.
         if not _is_there(order):
             raise

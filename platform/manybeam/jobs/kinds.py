@@ -1,4 +1,4 @@
-"""What runs a job of each kind: one table, for the command line and whoever else starts jobs."""
+"""The function that runs a job of each kind, in one table for all that start jobs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from manybeam.errors import InvalidInput, InvalidSpec, RefusedByGate
 from manybeam.spec import Job, Library
 
 if TYPE_CHECKING:
-    from manybeam.jobs.adapt import IterateOutcome
+    from manybeam.jobs.adapt import AdaptOutcome
     from manybeam.zoo.records import Record
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Whom a running job tells how it goes.
+    """Functions that a running job calls to report its progress.
 
     Attributes:
-        progress: called with a task's name, what is done of it, all of it, and a note.
-        say: called with a sentence for the person who started it.
+        progress: called with the name of a task, the amount done, the total, and a note.
+        say: called with a sentence for the person who started the job.
     """
 
     progress: Callable[[str, float, float, str], None]
@@ -29,18 +29,20 @@ Runner = Callable[[Job, Library, Callbacks], "Record"]
 
 
 def run(job: Job, library: Library, callbacks: Callbacks) -> "Record":
-    """Run a job here and now and return the version it made, or measured.
+    """Run a job in this process and return the version that it made or measured.
 
     Raises:
-        InvalidSpec: nothing runs jobs of that kind.
-        RefusedByGate: an adaptation was not good enough; the zoo is as it was.
-        ManybeamError: what the kind's own runner raises.
+        InvalidSpec: no function runs jobs of that kind.
+        RefusedByGate: the acceptance gate refused an adaptation; the zoo is unchanged.
+        ManybeamError: see the function of the kind.
     """
     if job.kind not in RUNNERS:
         raise InvalidSpec(
-            f"kind: {job.kind!r} cannot be run here", f"one of {', '.join(RUNNERS)}", ""
+            f"kind: jobs of kind {job.kind!r} cannot be run yet",
+            f"kinds that can be run: {', '.join(RUNNERS)}",
+            "change the field kind",
         )
-    # A typo here should be told before the work, not after it.
+    # A wrong name is reported before the work, not after it.
     library.matching(job.measure.conditions)
     return RUNNERS[job.kind](job, library, callbacks)
 
@@ -78,7 +80,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         failed=outcome.failed,
         inputs=outcome.inputs,
     )
-    return settle(zoo, record, job.alias, said=callbacks.say)
+    return settle(zoo, record, job.alias, say=callbacks.say)
 
 
 def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
@@ -88,9 +90,9 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
 
     if not job.measure.conditions and not job.measure.frames:
         raise InvalidInput(
-            "measure: nothing to measure on",
-            "measure.conditions or measure.frames must name something",
-            "name conditions, such as 'graphene-*', or a labelled FrameSet",
+            "measure: no conditions and no frames",
+            "measure.conditions or measure.frames is needed",
+            "give ids of conditions, such as 'graphene-*', or the URL of a labelled FrameSet",
         )
     zoo = Zoo()
     record = zoo.resolve(job.ensemble)
@@ -105,8 +107,8 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     return record
 
 
-def rehearse(job: Job, library: Library, callbacks: Callbacks) -> "Record":
-    """Rehearse a version, so that selection learns what its members promise."""
+def calibrate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
+    """Measure the calibration set of a version, so that selection can predict F1."""
     from manybeam.jobs.calibrate import calibrate_ensemble
     from manybeam.zoo.registry import Zoo
 
@@ -114,27 +116,32 @@ def rehearse(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         Zoo(),
         job.ensemble,
         library,
-        policies=job.rehearsal.policies,
-        frame_count=job.rehearsal.frame_count,
+        policies=job.calibrate.policies,
+        frame_count=job.calibrate.frame_count,
         seed=job.seed,
-        progress=lambda done, total: callbacks.progress("rehearse", done, total, ""),
+        progress=lambda done, total: callbacks.progress("calibrate", done, total, ""),
     )
 
 
-def iterate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
-    """Adapt members to the job's frames and register a candidate if the gate agrees."""
-    done = iterate_outcome(job, library)
+def adapt(job: Job, library: Library, callbacks: Callbacks) -> "Record":
+    """Adapt members to the job's frames; register a candidate if the gate accepts them."""
+    done = adapt_outcome(job, library)
     for step in done.round.steps:
         callbacks.say(f"round {step.round}, member {step.member:02d}: {step.why}")
     if done.record is None:
-        raise RefusedByGate(
-            "no member passed the gate", done.round.why, "the parent stays as it is"
-        )
+        raise refused_by_gate(done.round.why)
     return done.record
 
 
-def iterate_outcome(job: Job, library: Library) -> "IterateOutcome":
-    """Return all that came of a job of kind iterate, whether or not the gate agreed."""
+def refused_by_gate(why: str) -> RefusedByGate:
+    """Return the error of an adaptation that the acceptance gate refused."""
+    return RefusedByGate(
+        "the acceptance gate accepted no member", why, "nothing to do: the version is unchanged"
+    )
+
+
+def adapt_outcome(job: Job, library: Library) -> "AdaptOutcome":
+    """Return the result of a job of kind adapt, accepted or refused by the gate."""
     from manybeam.jobs.adapt import iterate as run_rounds
     from manybeam.zoo.registry import Zoo
 
@@ -147,7 +154,7 @@ def iterate_outcome(job: Job, library: Library) -> "IterateOutcome":
         library,
         members=asked.members,
         frames=asked.frames,
-        teacher=asked.teacher,
+        labels=asked.labels,
         steps=asked.steps,
         rounds=asked.rounds,
         beside=asked.beside,
@@ -159,6 +166,6 @@ def iterate_outcome(job: Job, library: Library) -> "IterateOutcome":
 RUNNERS: Mapping[str, Runner] = {
     "train": train,
     "evaluate": evaluate,
-    "rehearse": rehearse,
-    "iterate": iterate,
+    "calibrate": calibrate,
+    "adapt": adapt,
 }

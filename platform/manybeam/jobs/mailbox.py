@@ -1,8 +1,8 @@
-"""How workers tell the driver how far they are, and how it tells them to stop.
+"""Messages between workers and driver: workers report progress, the driver can stop them.
 
-One small actor that needs no core. Workers post to it a few times a second, the driver empties it;
-the answer to a post says whether to go on. It is started again if its node dies: what is lost then
-is a moment of progress, never a result.
+The mailbox is one small actor that needs no CPU core. Workers post to it a few times a second and
+the driver empties it. The answer to a post says whether to continue. If the node of the mailbox
+fails, the mailbox is started again: some progress messages are lost, but no results.
 """
 
 import time
@@ -19,7 +19,7 @@ Mailbox = Any  # a handle of the actor `_Mailbox`
 
 
 class Stopped(BaseException):
-    """The driver wants no more work; not an Exception, so that nothing on the way swallows it."""
+    """The driver stops the work. It is no Exception, so that `except Exception` lets it pass."""
 
 
 class _Mailbox:
@@ -29,26 +29,26 @@ class _Mailbox:
         self._stopped = False
 
     def post(self, events: list[Event]) -> bool:
-        """Keep events and return whether the worker should go on."""
+        """Keep events and return whether the worker should continue."""
         self._events += events
         return not (self._stopped or self._faults)
 
     def fault(self, error: ManybeamError) -> None:
-        """Keep what ended a worker's part; the others are stopped by it too."""
+        """Keep the error that ended a worker; the other workers are stopped too."""
         self._faults.append(error)
 
     def take(self) -> tuple[list[Event], list[ManybeamError]]:
-        """Return what has come since the last call."""
+        """Return the messages since the last call."""
         events, self._events = self._events, []
         return events, self._faults
 
     def stop(self) -> None:
-        """Tell every worker, at its next post, to stop."""
+        """Stop every worker at its next post."""
         self._stopped = True
 
 
 def open_mailbox() -> Mailbox:
-    """Return a new mailbox on the cluster this process is on."""
+    """Return a new mailbox on the cluster of this process."""
     import ray
 
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Mailbox)
@@ -56,21 +56,21 @@ def open_mailbox() -> Mailbox:
 
 
 class Sender:
-    """A worker's end of the mailbox."""
+    """The side of the mailbox in a worker."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._kept: dict[int, Event] = {}
         self._last_s = 0.0
 
-    def tell(self, event: Event) -> None:
-        """Post an event soon; raises Stopped if the driver wants no more."""
+    def report(self, event: Event) -> None:
+        """Post an event soon; raises Stopped if the driver stops the work."""
         self._kept[event.member] = event
         if event.step == event.steps or time.monotonic() - self._last_s >= POST_S:
             self.check()
 
     def check(self) -> None:
-        """Post now what is kept; raises Stopped if the driver wants no more."""
+        """Post all kept events now; raises Stopped if the driver stops the work."""
         import ray
 
         events, self._kept = list(self._kept.values()), {}
@@ -81,7 +81,7 @@ class Sender:
 
     @contextmanager
     def reporting_faults(self) -> Iterator[None]:
-        """Post an error of ours and end quietly: Ray would start the worker again in vain."""
+        """Post a ManybeamError and end without it: Ray would start the worker again."""
         import ray
 
         try:

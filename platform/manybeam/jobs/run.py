@@ -1,15 +1,15 @@
-"""One training as it lies in the store: what it was planned from, and how far each member is.
+"""One training in the store: its inputs, and the state of each member.
 
-    <store>/runs/<digest>/member-03.ckpt     part-trained: safetensors, replaced whole
+    <store>/runs/<digest>/member-03.ckpt     partly trained: safetensors, replaced as a whole
                           member-03.done     weights, losses and record: safetensors
                           member-03.failed   the error, as JSON
 
-The digest names recipe, policies, seeds and frames, so the same job finds its own run again and
-another job never does. Each file belongs to one member and is written by the one rank that trains
-it, whole or not at all. So there is nothing to merge and a killed worker costs at most
-`training.checkpoint_every` steps of each member in work. Ray Train's own checkpoints would put all
-members' files into one folder that is complete only when *every* rank has reported, a barrier at
-which ranks wait for each other and which a kill takes back for all of them.
+The digest covers recipe, policies, seeds and frames. So the same job finds its run again, and
+another job never does. Each file belongs to one member. The one rank that trains this member
+writes it, as a whole or not at all. So nothing has to be merged, and a killed worker loses at most
+`training.checkpoint_every` steps of each member in work. The checkpoints of Ray Train would put
+the files of all members into one folder that is complete only when every rank has reported: ranks
+would wait for each other, and a killed rank would undo the checkpoint of all.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ from manybeam.spec import Policy, Recipe
 
 logger = logging.getLogger(__name__)
 
-# Raised whenever the same recipe, seeds and frames come out as other members than before.
+# Increased whenever the same recipe, seeds and frames give other members than before.
 TRAINING = 2
-CENTRING_FRAMES = 32  # simulated anew: one number is fitted on them
+CENTRING_FRAMES = 32  # new simulated frames; one number is fitted on them
 
 
 @dataclass(frozen=True)
 class Event:
-    """How far one member is: steps done of all, and the last loss."""
+    """Progress of one member: steps done, all steps, and the last loss."""
 
     member: int
     step: int
@@ -54,20 +54,21 @@ class Event:
     loss: float
 
 
-Tell = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training that any process with the same store can take up.
+    """A training that any process with the same store can continue.
 
     Args:
-        recipe: what is trained.
-        seed: of the job; decides how tiles are cut.
-        frames: URLs of the FrameSets each policy's members learn from.
-        store_url: the store that holds the run.
+        recipe: the recipe.
+        seed: seed of the job; it decides how tiles are cut.
+        frames: URLs of the training FrameSets, by policy.
+        store_url: the store of the run.
         digest: name of the run; see `name_run`.
-        policies: those whose frames are simulated; the thresholds of others' members stay.
+        policies: policies whose frames are simulated. Thresholds are fitted only for members of
+            these policies.
     """
 
     recipe: Recipe
@@ -78,21 +79,21 @@ class Run:
     policies: dict[str, Policy] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the open store behind: a worker opens its own once it has the settings."""
+        """Leave the open store out: a worker opens it again, with the settings it received."""
         return {name: value for name, value in vars(self).items() if name != "store"}
 
     @property
     def url(self) -> str:
-        """Where the run lies."""
+        """URL of the run in the store."""
         return f"{self.store_url.rstrip('/')}/runs/{self.digest}"
 
     @cached_property
     def store(self) -> Store:
-        """The run's own part of the store."""
+        """The part of the store that belongs to the run."""
         return open_store(self.url)
 
     def started(self) -> dict[int, str]:
-        """Return `done`, `failed` or `ckpt` for each member that has got anywhere."""
+        """Return `done`, `failed` or `ckpt` for each member that was started."""
         found: dict[int, str] = {}
         for key in self.store.list():
             name, _, state = key.partition(".")
@@ -101,7 +102,7 @@ class Run:
         return found
 
     def member(self, index: int) -> Member:
-        """Return a finished member; raises NotFound, or Corrupt where its file is damaged."""
+        """Return a finished member; raises NotFound, or Corrupt if its file is damaged."""
         state = load_weights(self.store.get(_key(index, "done")))
         record = json.loads(bytes(state["record"].numpy()))
         plan = self.recipe.members[index]
@@ -124,15 +125,15 @@ class Run:
         """Return why a member failed; raises NotFound if it did not."""
         return MemberDiverged(*json.loads(self.store.get(_key(index, "failed"))))
 
-    def train(self, index: int, tell: Tell) -> None:
-        """Train one member from where it is to its end, or to the record of its failure.
+    def train(self, index: int, report: OnEvent) -> None:
+        """Train one member from its checkpoint to the end, or record why it failed.
 
         Raises:
-            ManybeamError: anything but divergence: that is a finding about this member, and
-                the same seed would find it again.
+            ManybeamError: any error except divergence. Divergence is recorded: the same seed
+                would diverge again.
         """
         try:
-            member = self._learn(index, tell)
+            member = self._learn(index, report)
         except MemberDiverged as error:
             text = json.dumps([error.what, error.why, error.hint])
             self.store.put(_key(index, "failed"), text.encode())
@@ -144,14 +145,14 @@ class Run:
             logger.info("member trained", extra=extra)
         self.store.delete(_key(index, "ckpt"))
 
-    def _learn(self, index: int, tell: Tell) -> Member:
-        """Return a member trained, or fitted, on its policy's frames."""
+    def _learn(self, index: int, report: OnEvent) -> Member:
+        """Return a member, trained or fitted on the frames of its policy."""
         plan = self.recipe.members[index]
         recipe = self.recipe.of(plan)
         tiles, steps = self.tiles(plan.policy), recipe.training.steps
         if recipe.network.name == BANDPASS:
             member = fit_bandpass(recipe, plan, index, self._labelled(plan.policy), tiles.digest)
-            tell(Event(index, steps, steps, member.losses[-1]))
+            report(Event(index, steps, steps, member.losses[-1]))
             return member
         return train_member(
             recipe,
@@ -160,11 +161,11 @@ class Run:
             tiles,
             checkpoint=self._checkpoint(index),
             on_checkpoint=lambda state: self.store.put(_key(index, "ckpt"), save_weights(state)),
-            on_step=lambda step, loss: tell(Event(index, step, steps, loss)),
+            on_step=lambda step, loss: report(Event(index, step, steps, loss)),
         )
 
     def _labelled(self, policy: str) -> list[Labelled]:
-        """Return the frames that members of a policy learn from, with truth and pixel size."""
+        """Return the training frames of a policy, with truth and pixel size."""
         framesets = [FrameSet.open(url) for url in self.frames[policy]]
         return [
             (one.frame(i), one.truth(i), one.pixel_size_pm(i))
@@ -173,14 +174,14 @@ class Run:
         ]
 
     def tiles(self, policy: str) -> Tiles:
-        """Return the tiles of one policy, staged once on this node however many ranks ask."""
+        """Return the tiles of one policy; all ranks of this node share one copy on disk."""
         framesets = [FrameSet.open(url) for url in self.frames[policy]]
         cache = settings().home / "cache" / "tiles"
         with alone(cache / f"{self.digest}-{policy}.lock"):
             return stage_tiles(framesets, self.recipe.tiles, cache, seed=self.seed)
 
     def _held_out(self, policy: str) -> Iterator[Labelled]:
-        """Yield frames of a policy that are not among those its members learn from."""
+        """Yield frames of a policy that are not training frames."""
         if policy not in self.policies:
             return
         seed = seed_of("centre", self.seed, self.policies[policy].digest)
@@ -195,15 +196,15 @@ class Run:
             return load_weights(self.store.get(key))
         except Corrupt as error:
             extra = {"member": index, "why": str(error)}
-            logger.warning("checkpoint was damaged; member starts anew", extra=extra)
+            logger.warning("checkpoint was damaged; member starts again", extra=extra)
             return None
 
 
 def name_run(recipe: Recipe, seed: int, frames: dict[str, tuple[str, ...]]) -> str:
-    """Return the digest of all that decides a training's outcome, 32 hex digits.
+    """Return the digest of all inputs that decide the result of a training, 32 hex digits.
 
-    Frames enter by their content, not by their place; so do the versions of this package, of its
-    simulator and of its training, as others might train otherwise.
+    It covers the content of the frames, not their URLs. It covers the versions of this package,
+    of the simulator and of the training, because other versions may train differently.
     """
     content = {
         "version": __version__,
@@ -220,12 +221,12 @@ def name_run(recipe: Recipe, seed: int, frames: dict[str, tuple[str, ...]]) -> s
 
 
 def digest_of(content: object) -> str:
-    """Return 32 hex digits that name plain data."""
+    """Return the digest of plain data, 32 hex digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed of 31 bits for one purpose: other purposes get unrelated ones."""
+    """Return a seed of 31 bits for one purpose; seeds of other purposes are independent of it."""
     return int(digest_of([str(part) for part in parts])[:8], 16) >> 1
 
 

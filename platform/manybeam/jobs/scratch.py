@@ -1,4 +1,4 @@
-"""Where finished steps of a job lie until the job is done: a folder below MANYBEAM_HOME."""
+"""Finished steps of a job, kept in a folder below MANYBEAM_HOME until the job is done."""
 
 import logging
 import shutil
@@ -17,12 +17,12 @@ class Scratch:
 
     It is a `learn.adaptation.step_checkpoint.StepStore`.
 
-    Two processes that do the same work share it without harm: they write the same bytes.
+    Two processes that do the same work can share it: they write the same bytes.
 
     Args:
-        digest: names all that decides the outcome; another job gets another folder.
-        kind: of the jobs whose folders lie together.
-        check: raises Corrupt for the bytes of a step that are not whole.
+        digest: digest of all inputs that decide the result; another job gets another folder.
+        kind: name of the folder for all jobs of one kind.
+        check: raises Corrupt if the bytes of a step are damaged.
     """
 
     def __init__(
@@ -32,23 +32,23 @@ class Scratch:
         self._store, self._check = open_store(str(self.folder.resolve())), check
 
     def get(self, key: str) -> bytes | None:
-        """Return a finished step, or None if there is none or it is damaged."""
+        """Return a finished step; None if there is none, or if it is damaged."""
         try:
             data = self._store.get(_name(key))
             self._check(data)
         except NotFound:
             return None
         except Corrupt as error:
-            logger.warning("kept step was damaged; done anew", extra={"why": str(error)})
+            logger.warning("stored step was damaged; it is done again", extra={"why": str(error)})
             return None
         return data
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep a finished step, whole or not at all."""
+        """Store a finished step, as a whole or not at all."""
         self._store.put(_name(key), data)
 
     def clear(self) -> None:
-        """Forget all of it: the job is done."""
+        """Delete all steps, after the job is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

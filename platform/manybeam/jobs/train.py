@@ -1,11 +1,11 @@
-"""Training an ensemble: frames simulated, members shared over the ranks of one Ray Train group.
+"""Training an ensemble: frames are simulated, members are divided among Ray Train workers.
 
-Rank r trains members r, r + W, r + 2W ... by itself: members have nothing to tell each other, so
-no gradients are shared and no network is wrapped. One group for all members is paid for once,
-where a trainer for each would cost ten seconds a member.
+Rank r trains members r, r + W, r + 2W ... alone: members do not depend on each other, so no
+gradients are shared and no network is wrapped. One group of workers trains all members, because a
+trainer for each member would cost ten seconds a member.
 
-What a member has reached lies in the store (`jobs.run`), not in Ray: any later call of the same
-job goes on from there, whatever ended the first one.
+The state of a member is in the store (`jobs.run`), not in Ray. Any later call of the same job
+continues from there, whatever ended the first call.
 """
 
 import logging
@@ -23,7 +23,7 @@ from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
 from manybeam.jobs.frames import SIMULATE, prepare_frames
 from manybeam.jobs.mailbox import Mailbox, Sender, open_mailbox
-from manybeam.jobs.run import Event, Run, Tell, name_run
+from manybeam.jobs.run import Event, OnEvent, Run, name_run
 from manybeam.learn.nets.member import Member
 from manybeam.spec.files import Library
 from manybeam.spec.job import Job, Resources
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-STOP_S = 60.0  # a group that is just starting notices once its workers have imported torch
+STOP_S = 60.0  # a starting group can stop only after its workers have imported torch
 
 Executor = Literal["ray", "local"]
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What became of a training.
+    """The result of a training.
 
     Attributes:
-        members: those that finished, by index.
-        failed: one line for each member that diverged: which, and why.
-        resumed: members an earlier call had finished or begun.
-        run_url: where the run lies in the store.
-        wall_s: how long this call took.
-        inputs: the FrameSets they learnt from.
+        members: finished members, by index.
+        failed: one line for each member that diverged: its index and the reason.
+        resumed: members that an earlier call had started or finished.
+        run_url: URL of the run in the store.
+        wall_s: duration of this call, in seconds.
+        inputs: the training FrameSets.
     """
 
     members: tuple[Member, ...]
@@ -66,43 +66,43 @@ def train(
     library: Library,
     store_url: str,
     *,
-    progress: Tell | None = None,
+    progress: OnEvent | None = None,
     executor: Executor = "ray",
 ) -> TrainOutcome:
-    """Train every member of a job that is not trained yet, and return all of them.
+    """Train every member of a job that is not trained yet, and return all members.
 
     Args:
         job: recipe, seed, frames and resources.
         library: where recipe and policies are looked up.
         store_url: store for simulated frames and for the run; workers must reach it too.
         progress: called in this thread, a few times a second for each member in work.
-        executor: "ray" shares members over workers; "local" trains them here, one by one,
-            to bit-equal weights where the workers have as many cores and the same kind.
+        executor: "ray" divides members among workers; "local" trains them in this process, one by
+            one. The weights are bit-equal if the workers have as many cores of the same kind.
 
     Raises:
-        ManybeamError: a recipe, policy or FrameSet is not there, or the store fails.
-        NoCapacity: no worker of the size asked for fits on the cluster.
+        ManybeamError: a recipe, policy or FrameSet does not exist, or the store fails.
+        NoCapacity: no node of the cluster is large enough for a worker.
         WorkFailed: every member diverged, or workers were lost more often than `retries`.
-        KeyboardInterrupt: passed on once the workers have stopped; call again to go on.
+        KeyboardInterrupt: raised again after the workers have stopped; call again to continue.
     """
     start = time.monotonic()
-    tell = progress or _say_nothing
+    report = progress or _say_nothing
     run = plan_run(job, library, store_url, executor)
     before = run.started()
     members = range(len(run.recipe.members))
     todo = [index for index in members if before.get(index) not in ("done", "failed")]
     if todo and executor == "local":
-        _train_here(run, todo, job.resources, tell)
+        _train_here(run, todo, job.resources, report)
     elif todo:
-        _train_on_ray(run, todo, job.resources, tell)
+        _train_on_ray(run, todo, job.resources, report)
     return _gather(run, tuple(sorted(before)), start)
 
 
 def plan_run(job: Job, library: Library, store_url: str, executor: Executor = "ray") -> Run:
-    """Return the run of a job, its frames simulated where they are not there yet."""
+    """Return the run of a job; its frames are simulated if they do not exist."""
     recipe = library.recipe(job.recipe)
     policies = [library.policy(name) for name in dict.fromkeys(m.policy for m in recipe.members)]
-    # Workers have other working directories: what the store calls itself is absolute.
+    # Workers have other working directories, so the absolute URL of the store is needed.
     store_url = open_store(store_url).url
     frames = prepare_frames(job, recipe, policies, store_url, executor)
     simulated = {policy.id: policy for policy in policies if SIMULATE in job.frames}
@@ -121,7 +121,7 @@ def _gather(run: Run, resumed: tuple[int, ...], start: float) -> TrainOutcome:
         raise WorkFailed(
             f"none of {len(failures)} members could be trained",
             "; ".join(error.what for error in failures),
-            failures[0].hint if failures else "",
+            failures[0].hint if failures else "check the recipe",
         )
     failed = tuple(f"{error.what}; {error.why}" for error in failures)
     urls = dict.fromkeys(chain.from_iterable(run.frames.values()))
@@ -129,28 +129,28 @@ def _gather(run: Run, resumed: tuple[int, ...], start: float) -> TrainOutcome:
     return TrainOutcome(members, failed, resumed, run.url, time.monotonic() - start, inputs)
 
 
-def _train_here(run: Run, todo: Sequence[int], resources: Resources, tell: Tell) -> None:
+def _train_here(run: Run, todo: Sequence[int], resources: Resources, report: OnEvent) -> None:
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(_threads(resources))
     try:
         for index in todo:
-            run.train(index, tell)
+            run.train(index, report)
     finally:
         torch.set_num_threads(threads)
 
 
-def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, tell: Tell) -> None:
+def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, report: OnEvent) -> None:
     cluster.connect()
     mailbox = open_mailbox()
     trainer = _trainer(run, todo, resources, mailbox)
     fitting = _in_background(trainer.fit)
     try:
         while not fitting.done():
-            _pass_on(mailbox, tell)
-            time.sleep(POLL_S)  # the mailbox is an actor: it is asked, it does not call
-        _pass_on(mailbox, tell)
+            _pass_on(mailbox, report)
+            time.sleep(POLL_S)  # the mailbox is an actor and cannot call this process
+        _pass_on(mailbox, report)
         _check(fitting, resources)
     finally:
         _stop(mailbox, fitting)
@@ -163,9 +163,9 @@ def _trainer(
     from ray.train.torch import TorchTrainer
 
     filesystem, path = arrow_filesystem(f"{run.url}/ray")
-    wanted = {"CPU": resources.cpus_per_worker}
+    size = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
-        wanted["GPU"] = resources.gpus_per_worker
+        size["GPU"] = resources.gpus_per_worker
     return TorchTrainer(
         _work_as_rank,
         train_loop_config={
@@ -176,9 +176,9 @@ def _trainer(
             "environment": cluster.environment(),
         },
         scaling_config=ScalingConfig(
-            num_workers=_worker_count(wanted, min(resources.workers, len(todo))),
+            num_workers=_worker_count(size, min(resources.workers, len(todo))),
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=wanted,
+            resources_per_worker=size,
         ),
         run_config=RunConfig(
             name=f"train-{run.digest[:12]}",
@@ -190,9 +190,9 @@ def _trainer(
 
 
 def _work_as_rank(config: dict[str, Any]) -> None:
-    """Train this rank's members; runs in a worker, and again in its successor if it is killed.
+    """Train the members of this rank; runs in a worker, and again in a worker that replaces it.
 
-    Nothing is given to `ray.train.report`: it is a barrier, and no rank has to wait for another.
+    `ray.train.report` is not called: it is a barrier, and no rank has to wait for another.
     """
     import torch
     from ray.train import get_context
@@ -207,24 +207,24 @@ def _work_as_rank(config: dict[str, Any]) -> None:
         for index in config["todo"][rank::world]:
             if index not in settled:
                 sender.check()
-                run.train(index, sender.tell)
+                run.train(index, sender.report)
 
 
 def _threads(resources: Resources) -> int:
     return max(1, int(resources.cpus_per_worker))
 
 
-def _worker_count(wanted: dict[str, float], most: int) -> int:
+def _worker_count(worker: dict[str, float], most: int) -> int:
     """Return how many workers of this size fit on the cluster, at most `most`."""
     import ray
 
     known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in known if node["Alive"]]
     fitting = sum(
-        min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes
+        min(int(node.get(kind, 0) / amount) for kind, amount in worker.items()) for node in nodes
     )
     if not fitting:
-        size = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
+        size = ", ".join(f"{amount:g} {kind}" for kind, amount in worker.items())
         raise NoCapacity(
             f"no node of the cluster has {size} for a worker",
             f"the nodes have {', '.join(_size(node) for node in nodes)}",
@@ -238,31 +238,31 @@ def _size(node: dict[str, float]) -> str:
 
 
 def _in_background(do: Callable[[], object]) -> "Future[object]":
-    """Run it in a thread: there, Ray leaves Ctrl-C to us, and progress is told meanwhile."""
+    """Run a function in a thread: there, Ray does not catch Ctrl-C, and progress is reported."""
     future: Future[object] = Future()
 
     def _run() -> None:
         try:
             future.set_result(do())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks the future
+        except BaseException as error:  # noqa: BLE001 - raised again from the future
             future.set_exception(error)
 
     threading.Thread(target=_run, name="training", daemon=True).start()
     return future
 
 
-def _pass_on(mailbox: Mailbox, tell: Tell) -> None:
+def _pass_on(mailbox: Mailbox, report: OnEvent) -> None:
     import ray
 
     events, faults = ray.get(mailbox.take.remote())
     for event in events:
-        tell(event)
+        report(event)
     if faults:
         raise faults[0]
 
 
 def _check(fitting: "Future[object]", resources: Resources) -> None:
-    """Raise what ended the group early, as an error of ours."""
+    """Raise the error that ended the group early, as a ManybeamError."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError, WorkerGroupError
 
@@ -271,16 +271,16 @@ def _check(fitting: "Future[object]", resources: Resources) -> None:
         times = f"more than {resources.retries} times"
         lost = isinstance(error, WorkerGroupError)
         raise WorkFailed(
-            f"training workers were lost {times}" if lost else "the training group broke down",
+            f"training workers were lost {times}" if lost else "the training group failed",
             " ".join(str(error).split())[-500:],
-            "run the job again: it goes on from its checkpoints",
+            "run the job again: it continues from its checkpoints",
         ) from error
     if error:
         raise error
 
 
 def _stop(mailbox: Mailbox, fitting: "Future[object]") -> None:
-    """End the workers whatever they are at; what they have reached lies in the store."""
+    """Stop the workers at any time; the state of their members is in the store."""
     import ray
 
     ray.get(mailbox.stop.remote())

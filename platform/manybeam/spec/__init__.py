@@ -1,7 +1,7 @@
-"""What a facility writes in YAML: conditions, policies, recipes, jobs, as frozen pydantic models.
+"""The YAML files of a facility, as frozen pydantic models: conditions, policies, recipes, jobs.
 
-`imaging` holds Condition and Policy (one type: numbers, or ranges of them), `recipe` the network
-and how to train it, `job` what to do with them, `files` reads all four and tells every fault.
+`imaging` holds Condition (numbers) and Policy (ranges of numbers). `recipe` holds the network and
+its training. `job` holds what to do with them. `files` reads all four and lists every mistake.
 """
 
 from manybeam.spec.files import (

@@ -1,7 +1,7 @@
-"""Reading YAML: every fault of a file told at once, with file, line, field, value and remedy.
+"""Reading YAML files: all mistakes are listed at once, with line, field, value and remedy.
 
-A `Library` is the folder of conditions, policies and recipes a job draws on (`MANYBEAM_ZOO`, or
-the `zoo` beside the job's own folder).
+A `Library` is the folder of conditions, policies and recipes that a job uses: `MANYBEAM_ZOO`, or
+the folder `zoo` beside the folder of the job.
 """
 
 import difflib
@@ -25,11 +25,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write numbers: 2e5 is a number here, as in YAML 1.2 (not in PyYAML's 1.1)."""
+    """YAML in which 2e5 is a number, as in YAML 1.2; in PyYAML's YAML 1.1 it is text."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """Return a mapping; a field given twice is a fault, where YAML would take the last."""
+    """Return a mapping; a field given twice is an error, although YAML would take the last."""
     names = [key.value for key, _ in node.value]
     for (key, _), name in zip(node.value, names, strict=True):
         if names.count(name) > 1:
@@ -46,7 +46,7 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"),
 )
 
-# What pydantic calls a fault, and what to say is allowed instead.
+# The type of a fault in pydantic, and our text about what is allowed.
 _ALLOWED = {
     "missing": "this field is required",
     "extra_forbidden": "no field of that name",
@@ -55,22 +55,22 @@ _ALLOWED = {
 
 
 def load_condition(path: Path | str) -> Condition:
-    """Read one condition; raises InvalidSpec with every fault in it."""
+    """Read one condition; raises InvalidSpec with all mistakes."""
     return _load(Path(path), Condition)
 
 
 def load_policy(path: Path | str) -> Policy:
-    """Read one policy; raises InvalidSpec with every fault in it."""
+    """Read one policy; raises InvalidSpec with all mistakes."""
     return _load(Path(path), Policy)
 
 
 def load_recipe(path: Path | str) -> Recipe:
-    """Read one recipe; raises InvalidSpec with every fault in it."""
+    """Read one recipe; raises InvalidSpec with all mistakes."""
     return _load(Path(path), Recipe)
 
 
 def load_job(path: Path | str) -> Job:
-    """Read one job; raises InvalidSpec with every fault in it."""
+    """Read one job; raises InvalidSpec with all mistakes."""
     return _load(Path(path), Job)
 
 
@@ -82,7 +82,7 @@ class Library:
 
     @classmethod
     def beside(cls, job_path: Path, fallback: Path) -> "Library":
-        """Return the library a job file means: `zoo` beside its folder, else the fallback."""
+        """Return the library of a job file: `zoo` beside its folder, else the fallback."""
         near = job_path.resolve().parent.parent / "zoo"
         return cls(near if near.is_dir() else fallback)
 
@@ -134,7 +134,7 @@ class Library:
         return self.recipes[name]
 
     def _all(self, kind: str, model: type[M]) -> dict[str, M]:
-        """Read every file of one kind; the faults of all files are told together."""
+        """Read every file of one kind; the mistakes of all files are reported together."""
         found: dict[str, M] = {}
         faults: list[str] = []
         for path in sorted((self.folder / kind).glob("*.yaml")):
@@ -148,7 +148,7 @@ class Library:
                 faults.append(f"{path}: id {name!r} is used by another file of {path.parent}")
             found[name] = item
         if faults:
-            raise InvalidSpec("\n".join(faults), "", "mend the lines named above")
+            raise InvalidSpec("\n".join(faults), "", "correct the lines listed above")
         return found
 
 
@@ -156,31 +156,42 @@ def _unknown(
     kind: str, name: str, folder: Path, known: Mapping[str, object]
 ) -> tuple[str, str, str]:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}" if near else f"there: {', '.join(sorted(known)) or 'none'}"
-    return f"no {kind} {name!r}", f"looked in {folder}", hint
+    names = ", ".join(sorted(known)) or "none"
+    hint = f"similar names: {', '.join(near)}" if near else f"names in the folder: {names}"
+    return f"there is no {kind} {name!r}", f"searched in {folder}", hint
 
 
 def _load(path: Path, model: type[M]) -> M:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSpec(f"{path}: cannot be read: {error}", "a YAML text file", "") from error
+        raise InvalidSpec(
+            f"{path}: cannot be read: {error}",
+            "a YAML text file is needed",
+            "check the path and the permissions of the file",
+        ) from error
     try:
         tree = yaml.compose(text, Loader=_Loader)
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader by inheritance
     except yaml.YAMLError as error:
-        raise InvalidSpec(f"{path}: is not YAML: {error}", "", "mind the indentation") from error
+        raise InvalidSpec(
+            f"{path}: is not YAML: {error}", "a YAML text file is needed", "check the indentation"
+        ) from error
     if not isinstance(content, dict):
-        raise InvalidSpec(f"{path}: holds {type(content).__name__}", "a mapping of fields", "")
+        raise InvalidSpec(
+            f"{path}: holds {type(content).__name__}",
+            "a file holds fields, as name: value",
+            "see the examples in zoo/ and jobs/",
+        )
     try:
         return model.model_validate(content)
     except ValidationError as error:
         faults = [_fault(path, model, fault, tree) for fault in error.errors()]
-        raise InvalidSpec("\n".join(faults), "", "mend the lines named above") from error
+        raise InvalidSpec("\n".join(faults), "", "correct the lines listed above") from error
 
 
 def _fault(path: Path, model: type[BaseModel], fault: Any, tree: yaml.Node | None) -> str:
-    """Return one line: file:line, field path, value seen, what is allowed, what to do."""
+    """Return one line: file:line, path of the field, value, what is allowed, what to do."""
     place = list(fault["loc"])
     field = ".".join(str(part) for part in place) or model.__name__
     seen = "" if fault["type"] == "missing" or not place else f" {fault['input']!r}"
@@ -190,7 +201,7 @@ def _fault(path: Path, model: type[BaseModel], fault: Any, tree: yaml.Node | Non
 
 
 def _nearest_field(model: type[BaseModel], place: list[str | int]) -> str:
-    """Return "; did you mean ..." from the fields of the group the unknown name stands in."""
+    """Return "; did you mean ..." with a similar field of the same group."""
     group: Any = model
     for part in place[:-1]:
         field = getattr(group, "model_fields", {}).get(part)

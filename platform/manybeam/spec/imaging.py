@@ -1,9 +1,9 @@
 """Imaging conditions: instrument settings and state, as numbers (Condition) or ranges (Policy).
 
-One set of fields serves both: a Condition is what a frame was recorded under, so each number is a
-scalar or unknown (None); a Policy is what training draws from, so each may be a range. Unknown is
-not a default: `data.simulation.simulate` fills it with a typical value only where it has to have a
-number.
+Both have the same fields. A Condition describes how a frame was recorded: each value is a number
+or unknown (None). A Policy describes how training frames are drawn: each value may also be a
+range. Unknown is not a default: `data.simulation.simulate` replaces it by a typical value only if
+it needs a number.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ ID_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$"
 
 
 class Model(BaseModel):
-    """What every model of a YAML file shares: frozen, and a name we do not know is a fault."""
+    """The base of all models of YAML files: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Range(Model):
-    """A closed interval a policy draws from; written `[low, high]` in YAML."""
+    """A closed interval of values in a policy; written `[low, high]` in YAML."""
 
     low: float
     high: float
@@ -46,20 +46,20 @@ Quantity = float | Range | None
 
 
 def quantity(low: float, high: float, unit: str, sentence: str) -> Any:
-    """Return a field of one physical quantity, unknown unless given.
+    """Return a field of one physical quantity; its default is unknown (None).
 
     Args:
         low: smallest value allowed, in `unit`.
         high: largest value allowed, in `unit`.
         unit: unit of the number, or "1" for a bare one.
-        sentence: what it is, for the JSON schema and the docs.
+        sentence: the description, for the JSON schema and the docs.
     """
     extra: dict[str, JsonValue] = {"unit": unit, "low": low, "high": high}
     return Field(default=None, description=f"{sentence} [{unit}]", json_schema_extra=extra)
 
 
 class Group(Model):
-    """A group of quantities, each checked against the bounds its field carries."""
+    """A group of quantities; each is checked against the bounds of its field."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -78,12 +78,12 @@ class Group(Model):
         if (is_list and len(ends) != 2) or not all(low <= end <= high for end in ends):
             raise ValueError(f"is out of bounds; give {allowed}")
         if len(ends) == 2 and ends[0] > ends[1]:
-            raise ValueError(f"runs from high to low; give {allowed}")
+            raise ValueError(f"has the high end first; give {allowed}")
         return float(ends[0]) if len(ends) == 1 else Range(low=ends[0], high=ends[1])
 
 
 class Sample(Group):
-    """What lies under the beam: a structure the simulator knows, or a name for a measured one."""
+    """The sample: a structure of the simulator, or the name of a measured material."""
 
     structure: Literal[
         "graphene", "heavy_atoms", "mos2", "lsmo", "grain_boundary", "crystal", "unknown"
@@ -121,7 +121,7 @@ class Sample(Group):
         0, 300, "pm", "how far a heavy atom moves about while the beam passes over it"
     )
     gathered_share: Quantity = quantity(
-        0, 1, "1", "share of heavy atoms that stand 0.25 to 0.7 nm beside another"
+        0, 1, "1", "share of heavy atoms with a neighbour at a distance of 0.25 to 0.7 nm"
     )
     specks_per_nm2: Quantity = quantity(
         0, 30, "1/nm^2", "fainter specks beside the heavy atoms, which are not in the truth"
@@ -166,7 +166,7 @@ class Optics(Group):
 
 
 class Detector(Group):
-    """Annular detector and what its electronics do to the counts."""
+    """Annular detector and its electronics."""
 
     detector_inner_mrad: Quantity = quantity(0, 500, "mrad", "inner collection angle")
     detector_outer_mrad: Quantity = quantity(1, 1000, "mrad", "outer collection angle")
@@ -189,7 +189,7 @@ class Detector(Group):
 
 
 class Scan(Group):
-    """Where the beam went, and when."""
+    """Positions and times of the beam."""
 
     pixel_size_pm: Quantity = quantity(1, 500, "pm", "edge of one square pixel")
     shape: tuple[int, int] | None = Field(None, description="rows and columns of a frame [px]")
@@ -207,7 +207,7 @@ class Scan(Group):
 
 
 class State(Group):
-    """What the day adds: background and dirt, in units of one carbon atom's peak."""
+    """Background and contamination, in units of the peak of one carbon atom."""
 
     background: Quantity = quantity(0, 1e4, "peak", "uniform background")
     contamination: Quantity = quantity(0, 1e4, "peak", "strength of smooth contamination")
@@ -241,7 +241,7 @@ class Imaging(Group):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the physical content, 32 hex digits; the id and title do not enter."""
+        """SHA-256 of the physical content, 32 hex digits; id and title are not included."""
         content = self.model_dump(
             mode="json", exclude_none=True, exclude={"id", "title", "version", "origin"}
         )
@@ -249,10 +249,10 @@ class Imaging(Group):
 
 
 class Condition(Imaging):
-    """What frames were recorded (or simulated) under; every number a scalar or unknown."""
+    """How frames were recorded or simulated; every value is a number or unknown."""
 
     origin: Literal["simulated", "measured", "inferred"] = Field(
-        "simulated", description="where the numbers come from"
+        "simulated", description="source of the numbers"
     )
 
     @model_validator(mode="after")
@@ -267,4 +267,4 @@ class Condition(Imaging):
 
 
 class Policy(Imaging):
-    """What a member's training frames are drawn from; any number may be a range."""
+    """How training frames of a member are drawn; any value may be a range."""

@@ -1,4 +1,4 @@
-"""Recipes: the network, how it is trained, and the members an ensemble is made of."""
+"""Recipes: the network, its training, and the members of an ensemble."""
 
 from typing import Annotated, Literal, Self
 
@@ -13,11 +13,13 @@ class Network(Model):
     name: str = Field(
         "unet",
         pattern=r"^[A-Za-z][A-Za-z0-9]{0,39}$",
-        description="unet, bandpass, a MONAI network's class name, or AtomAI's",
+        description="unet, bandpass, or the class name of a network of MONAI or AtomAI",
     )
     filters: int = Field(12, ge=2, le=256, description="feature maps of the first level")
-    levels: int = Field(3, ge=1, le=6, description="times the resolution is halved, plus one")
-    classes: int = Field(1, ge=1, le=8, description="kinds of atom told apart")
+    levels: int = Field(
+        3, ge=1, le=6, description="levels of resolution; each has half of the one above"
+    )
+    classes: int = Field(1, ge=1, le=8, description="number of kinds of atom")
     dropout: float = Field(0.0, ge=0, le=0.9, description="share of features dropped in training")
 
 
@@ -31,13 +33,13 @@ class Training(Model):
     batch: int = Field(16, ge=1, le=4096, description="tiles in one step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="arithmetic of the forward pass; auto measures nothing and asks the CPU or GPU",
+        description="arithmetic of the forward pass; auto chooses by the type of CPU or GPU",
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
 
 
 class TileSpec(Model):
-    """How frames become the tiles a network sees."""
+    """How tiles, the input of a network, are made from frames."""
 
     tile_px: int = Field(96, ge=16, le=1024, description="edge of a tile [px]")
     pixel_size_pm: float = Field(
@@ -55,7 +57,7 @@ class TileSpec(Model):
     elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = Field(
         (),
         max_length=8,
-        description="atomic numbers told apart, one class each; none for one class of all atoms",
+        description="atomic numbers, one class each; if left out, one class for all atoms",
     )
     frames_per_policy: int = Field(
         128, ge=1, le=1_000_000, description="frames simulated for each policy"
@@ -63,17 +65,17 @@ class TileSpec(Model):
 
 
 class MemberPlan(Model):
-    """One member to train: its seed and the policy its frames are drawn from."""
+    """One member to train: its seed, and the policy of its frames."""
 
     seed: int = Field(ge=0, le=2**31 - 1, description="seed of initialisation, order, augmentation")
     policy: str = Field(pattern=ID_PATTERN, description="id of a policy")
     network: Network | None = Field(
-        None, description="network of this member; the recipe's if left out"
+        None, description="network of this member; if left out, the network of the recipe"
     )
 
 
 class Recipe(Model):
-    """Everything that decides what a training makes of its frames."""
+    """Everything that decides the result of a training, except the frames."""
 
     id: str = Field(pattern=ID_PATTERN, description="name, lower case, unique in the zoo")
     version: int = Field(1, ge=1)
@@ -90,17 +92,17 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _has_a_class_for_each_element(self) -> Self:
-        wanted = len(self.tiles.elements) or 1
+        needed = len(self.tiles.elements) or 1
         own = [member.network for member in self.members if member.network is not None]
-        other = next((one for one in (self.network, *own) if one.classes != wanted), None)
+        other = next((one for one in (self.network, *own) if one.classes != needed), None)
         if other is not None:
             raise ValueError(
                 f"network.classes: {other.classes} classes and "
-                f"{len(self.tiles.elements)} tiles.elements; give as many elements as classes, "
+                f"{len(self.tiles.elements)} tiles.elements; give one element for each class, "
                 "in the order of the classes"
             )
         if len(set(self.tiles.elements)) != len(self.tiles.elements):
-            raise ValueError("tiles.elements: an element given twice; each is one class")
+            raise ValueError("tiles.elements: an element is given twice; give each element once")
         return self
 
     @model_validator(mode="after")
@@ -109,12 +111,13 @@ class Recipe(Model):
         twins = [one for one in seen if seen.count(one) > 1]
         if twins:
             raise ValueError(
-                f"members: seed and policy {twins[0][:2]} given twice; such members would be equal"
+                f"members: seed and policy {twins[0][:2]} are given twice; such members would be "
+                "equal, so change a seed"
             )
         return self
 
     def of(self, member: MemberPlan) -> Self:
-        """Return the recipe as one member follows it: one with a network of its own, alone."""
+        """Return the recipe of one member; it differs if the member has a special network."""
         if member.network is None:
             return self
         return self.model_copy(update={"network": member.network, "members": (member,)})

@@ -1,1 +1,1 @@
-"""The control plane: the pages and the HTTP interface of the zoo, beside Ray, not in it."""
+"""The control plane: the pages and the HTTP interface of the zoo, in a process without Ray."""

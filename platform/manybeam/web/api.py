@@ -1,4 +1,4 @@
-"""The HTTP interface for programs: what the pages show, as JSON."""
+"""The HTTP interface for programs: the content of the pages, as JSON."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from manybeam import __version__
 from manybeam.web.pages.comparing import make_comparison, read_ids
-from manybeam.web.pages.listing import query_parameters, read_question
+from manybeam.web.pages.listing import query_parameters, read_query
 from manybeam.web.state import AppState
 from manybeam.zoo.matrix import Score, member_label
 
@@ -20,14 +20,14 @@ def api_router(app_state: AppState) -> APIRouter:
 
     @router.get("/api/v1/zoo", openapi_extra={"parameters": query_parameters()})
     def find(request: Request) -> dict[str, Any]:
-        """Find ensembles or members; takes the same query as the page `/zoo`."""
-        question = read_question(request.query_params.multi_items(), page_size=PAGE_SIZE)
+        """Find ensembles or members; the query is that of the page `/zoo`."""
+        question = read_query(request.query_params.multi_items(), page_size=PAGE_SIZE)
         found = app_state.catalogue.find(question.shown)
         return {**asdict(found), "page": question.query.page, **_age(app_state)}
 
     @router.get("/api/v1/zoo/{ref:path}/matrix")
     def matrix(ref: str) -> dict[str, Any]:
-        """Give every score of a version: members by conditions, newest last."""
+        """Return every score of a version: members by conditions, newest last."""
         cached = app_state.version_cache.look(ref)
         return {
             "ref": cached.record.ref,
@@ -39,7 +39,7 @@ def api_router(app_state: AppState) -> APIRouter:
 
     @router.get("/api/v1/zoo/{ref:path}")
     def version(ref: str) -> dict[str, Any]:
-        """Give one version or member: members, lineage, aliases, job."""
+        """Return one version or member: members, lineage, aliases, job."""
         cached = app_state.version_cache.look(ref)
         record = cached.record.to_json()
         return {**record, "children": list(cached.children), **_age(app_state)}
@@ -63,7 +63,7 @@ def _add_lists(router: APIRouter, app_state: AppState) -> None:
 
     @router.get("/api/v1/conditions")
     def conditions() -> dict[str, Any]:
-        """List the conditions anything was measured on, and those of the library."""
+        """List the conditions that were measured, and those of the library."""
         return {
             "conditions": [asdict(row) for row in app_state.catalogue.conditions()],
             **_age(app_state),
@@ -84,12 +84,12 @@ def _add_lists(router: APIRouter, app_state: AppState) -> None:
 
     @router.get("/healthz")
     def healthz() -> dict[str, Any]:
-        """Tell that the process answers, and whether what it shows is up to date."""
+        """Say that the process answers, and whether its data is up to date."""
         return {"status": "ok", "version": __version__, **_age(app_state)}
 
 
 def _age(app_state: AppState) -> dict[str, Any]:
-    """Return how old what is shown is: programs may not take an old state for a new one."""
+    """Return the age of the data, so that a program does not take old data for new."""
     news, trouble = app_state.refresher.news, app_state.refresher.trouble
     return {
         "as_of": news.as_of,

@@ -1,6 +1,6 @@
-"""The control plane's application: where its parts are put together, and how it is run.
+"""The application of the control plane: it joins the parts and runs the server.
 
-It is an ASGI process of its own, so that the zoo can be browsed while the cluster is down.
+It is a separate ASGI process, so that the zoo can be browsed while the cluster is down.
 """
 
 import logging
@@ -57,11 +57,11 @@ HEADERS = {
 
 
 def make_app_state(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) -> AppState:
-    """Return the parts of the control plane of the settings' platform.
+    """Return the parts of the control plane.
 
     Args:
-        zoo: the zoo; the settings' if left out.
-        refresh_s: pause between two looks at MLflow, in seconds.
+        zoo: the zoo; if left out, the zoo of the settings.
+        refresh_s: pause between two refreshes from MLflow, in seconds.
     """
     from manybeam.spec import Library
     from manybeam.zoo.catalogue import Catalogue
@@ -82,9 +82,9 @@ def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> F
     """Return the application.
 
     Args:
-        app_state: its parts; those of the settings' platform if left out.
-        is_local: answer only requests addressed to a loopback name: a web page that made its own
-            name point here (DNS rebinding) is refused.
+        app_state: its parts; if left out, they are made from the settings.
+        is_local: answer only requests to a loopback name. This refuses a web page whose own name
+            points to this machine (DNS rebinding).
     """
     parts = app_state or make_app_state()
 
@@ -116,11 +116,11 @@ def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> F
 
 
 class Guard:
-    """What surrounds every answer: its headers, and the refusal of names that are not ours.
+    """Adds headers to every answer, and refuses requests to other host names.
 
     Args:
-        app: what answers.
-        is_local: refuse requests addressed to any but a loopback name.
+        app: the application that answers.
+        is_local: refuse requests to names that are not loopback names.
     """
 
     def __init__(self, app: ASGIApp, *, is_local: bool) -> None:
@@ -132,14 +132,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        told = request_id(request)
+        asked_as = request_id(request)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                headers["x-request-id"] = told
+                headers["x-request-id"] = asked_as
                 is_kept = message["status"] in (200, 304) and bool(request.url.query)
                 if is_kept and request.url.path.startswith("/static/"):
                     headers["cache-control"] = f"public, max-age={KEPT_S}, immutable"
@@ -147,15 +147,15 @@ class Guard:
 
         app = self._app
         if self._is_local and not is_loopback(request.url.hostname or ""):
-            app = JSONResponse(problem(_foreign(request), told), 403, media_type=PROBLEM)
+            app = JSONResponse(problem(_foreign(request), asked_as), 403, media_type=PROBLEM)
         await app(scope, receive, with_headers)
 
 
 def _foreign(request: Request) -> NotAllowed:
     return NotAllowed(
-        f"this is for its own machine, not for {(request.url.hostname or '')[:80]!r}",
-        "a web page of another name may not read it",
-        "ask it as 127.0.0.1, or start it with --expose",
+        f"the host name {(request.url.hostname or '')[:80]!r} is not allowed",
+        "this server answers only on this machine, by a loopback name",
+        "use the address 127.0.0.1, or start the server with --expose",
     )
 
 
@@ -167,25 +167,25 @@ def run(
     refresh_s: float = REFRESH_S,
     ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve the control plane until the process is told to stop.
+    """Serve the control plane until the process is stopped.
 
     Args:
         host: address to listen on.
-        port: port; any free one if 0.
-        expose: allow an address other machines can reach.
-        refresh_s: pause between two looks at MLflow, in seconds.
-        ready: told the address once the socket listens.
+        port: port; if 0, any free port.
+        expose: allow an address that other machines can reach.
+        refresh_s: pause between two refreshes from MLflow, in seconds.
+        ready: called with the URL when the server listens.
 
     Raises:
-        NotAllowed: an address others can reach, without `expose`.
-        PortInUse: another process listens there.
-        InvalidInput: no such address.
+        NotAllowed: other machines can reach the address, and `expose` is not given.
+        PortInUse: another process uses the port.
+        InvalidInput: there is no such address.
     """
     if not expose and not is_loopback(host):
         raise NotAllowed(
-            f"{host!r} can be reached from other machines",
-            "reading needs no log-in",
-            "use 127.0.0.1, or --expose behind something that checks who asks and speaks TLS",
+            f"other machines can reach {host!r}",
+            "reading needs no login",
+            "use 127.0.0.1, or --expose behind a proxy that authenticates users and uses TLS",
         )
     listening = listen(host, port)
     try:
@@ -209,20 +209,22 @@ def listen(host: str, port: int) -> socket.socket:
         bound.close()
         if getattr(error, "errno", None) == 98:
             raise PortInUse(
-                f"port {port} of {host} is held by another process",
-                "the control plane needs one for itself",
-                f"stop that, or manybeam web --port {port + 1}",
+                f"another process uses port {port} of {host}",
+                "the control plane needs a free port",
+                f"stop that process, or run manybeam web --port {port + 1}",
             ) from error
-        raise InvalidInput(f"cannot listen on {host!r}, port {port}", str(error), "") from error
+        raise InvalidInput(
+            f"cannot listen on {host!r}, port {port}", str(error), "give another --host or --port"
+        ) from error
     return bound
 
 
 def make_server(app: FastAPI) -> "uvicorn.Server":
-    """Return the server of an application; it ends soon after it is told to."""
+    """Return the server of an application; it stops soon after a request to stop."""
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Ends the streams of events first: a server waits for those who are connected."""
+        """Ends the event streams first, because a server waits for open connections."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.state.app_state.refresher.close()

@@ -1,7 +1,7 @@
-"""Viridis in 64 classes of a style sheet, each with the text colour that can be read on it.
+"""Viridis in 64 classes of a style sheet, each with a readable text colour.
 
-Pages carry no inline style (their content security policy forbids it), so a score becomes the name
-of a class. `python -m manybeam.web.colours` prints the style sheet.
+The content security policy of the pages forbids inline styles, so a score becomes the name of a
+class. `python -m manybeam.web.colours` prints the style sheet.
 """
 
 import math
@@ -40,7 +40,7 @@ def _rule(index: int, rgb: tuple[float, float, float]) -> str:
     background = "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
     # WCAG contrast is (lighter + 0.05) / (darker + 0.05): black is the better text from here on.
     text = "#000" if (luminance(rgb) + 0.05) ** 2 > 0.05 * 1.05 else "#fff"
-    # The class stands twice, so that it wins over what a table says of its cells.
+    # The class is written twice, so that it has priority over the style of table cells.
     return f".v{index:02d}.v{index:02d}{{background:{background};color:{text}}}\n"
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events: one stream a tab tells when what it shows has changed."""
+"""Server-sent events: one stream for each tab reports changes of the zoo."""
 
 import asyncio
 import json
@@ -9,22 +9,22 @@ from fastapi.responses import StreamingResponse
 
 from manybeam.web.refresher import News, Refresher
 
-LOOK_S = 0.25  # how often a stream looks whether there is news; it costs a comparison
-ALIVE_S = 15.0  # proxies end a stream that says nothing for long
+LOOK_S = 0.25  # pause between two checks for news; a check is one comparison
+ALIVE_S = 15.0  # proxies end a stream that is silent for long
 
 
 def events_router(refresher: Refresher, boot: str) -> APIRouter:
     """Return the route of the stream.
 
     Args:
-        refresher: what knows the news.
-        boot: differs at every start, so that a page knows that it talks to a new process.
+        refresher: the source of the news.
+        boot: differs at every start, so that a page recognises a new process.
     """
     router = APIRouter()
 
     @router.get("/api/v1/events")
     async def events() -> StreamingResponse:
-        """Stream `state` events: what the zoo's state is now, and whenever it changes."""
+        """Stream `state` events: the state of the zoo now, and at every change."""
         return StreamingResponse(
             stream(refresher, boot),
             media_type="text/event-stream",
@@ -51,12 +51,12 @@ async def stream(refresher: Refresher, boot: str) -> AsyncIterator[str]:
 
 
 def event(news: News, boot: str) -> str:
-    """Return one event as it travels."""
-    told = {
+    """Return the text of one event."""
+    content = {
         "state": news.state,
-        "told": news.told,
+        "message": news.message,
         "is_fresh": news.is_fresh,
         "as_of": news.as_of.isoformat() if news.as_of else None,
         "boot": boot,
     }
-    return f"event: state\nid: {news.number}\ndata: {json.dumps(told)}\n\n"
+    return f"event: state\nid: {news.number}\ndata: {json.dumps(content)}\n\n"

@@ -1,6 +1,6 @@
-"""What a failure looks like: problem+json for a program, a page that says what to do for a person.
+"""Answers for errors: problem+json for a program, a page with advice for a person.
 
-The request id stands in both and in the log.
+Both contain the request id; so does the log.
 """
 
 import logging
@@ -27,7 +27,7 @@ PROBLEM = "application/problem+json"
 
 
 def request_id(request: Request) -> str:
-    """Return the id of a request: the caller's, or one made at the first question."""
+    """Return the id of a request: from the caller, or a new one."""
     if not hasattr(request.state, "request_id"):
         given = request.headers.get("x-request-id", "")
         is_plain = given.isascii() and given.isprintable()
@@ -39,11 +39,11 @@ def add_problems(app: FastAPI, pages: Pages) -> None:
     """Answer every error of an application in the form its caller reads."""
 
     def answer(request: Request, error: ManybeamError) -> Response:
-        told = problem(error, request_id(request))
+        found = problem(error, request_id(request))
         if is_program(request):
-            return JSONResponse(told, told["status"], media_type=PROBLEM)
+            return JSONResponse(found, found["status"], media_type=PROBLEM)
         return pages.show(
-            request, "error.html", status=told["status"], error=error, title=told["title"]
+            request, "error.html", status=found["status"], error=error, title=found["title"]
         )
 
     def ours(request: Request, error: Exception) -> Response:
@@ -64,27 +64,40 @@ def add_problems(app: FastAPI, pages: Pages) -> None:
 
 
 def is_program(request: Request) -> bool:
-    """Tell whether a request wants documents for programs, not pages."""
+    """Return whether a request asks for JSON, not for a page."""
     return request.url.path.startswith(("/api/", "/healthz", "/openapi.json"))
 
 
 def _fault(request: Request) -> WorkFailed:
     logger.error("request failed", extra={"request_id": request_id(request)})
     return WorkFailed(
-        "the control plane failed at this", "a fault of ours", "tell the request id below"
+        "internal error", "Manybeam did not foresee this", "report the request id below"
     )
 
 
 def _unrouted(request: Request, error: Exception) -> ManybeamError:
     path, status = request.url.path[:200], getattr(error, "status_code", 404)
     if status == 405:
-        return WrongMethod(f"{request.method[:20]} is not for {path!r}", "", "GET /docs lists all")
+        return WrongMethod(
+            f"{path!r} does not accept {request.method[:20]}",
+            "each path accepts certain HTTP methods",
+            "GET /docs lists all paths and methods",
+        )
     if status == 404:
-        return NotFound(f"no page {path!r}", "", "/zoo lists the ensembles, /docs the HTTP paths")
-    return InvalidInput(f"{path!r} was refused", str(getattr(error, "detail", ""))[:300], "")
+        return NotFound(
+            f"there is no page {path!r}",
+            "the address may have changed",
+            "/zoo lists the ensembles, /docs the HTTP paths",
+        )
+    detail = str(getattr(error, "detail", ""))[:300]
+    return InvalidInput(f"{path!r} was refused", detail, "GET /docs lists all paths")
 
 
 def _invalid(error: Exception) -> InvalidInput:
     faults = error.errors() if isinstance(error, RequestValidationError) else []
-    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in faults)
-    return InvalidInput(f"the request cannot be read: {told}", "", "GET /docs lists what is taken")
+    listed = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in faults)
+    return InvalidInput(
+        f"the request cannot be read: {listed}",
+        "each path accepts certain parameters",
+        "GET /docs lists them",
+    )

@@ -1,7 +1,7 @@
-"""Keeps the catalogue up to date in the background, and knows how old what it shows is.
+"""Keeps the catalogue up to date in the background, and knows the age of its data.
 
-Requests never wait for MLflow: they read the catalogue as it is. When MLflow does not answer, the
-last known state stays, and `trouble` says why it is old.
+Requests never wait for MLflow: they read the catalogue in its present state. If MLflow does not
+answer, the last known state is kept, and `trouble` holds the error.
 """
 
 import logging
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A refresh that hangs tells nothing: what is older than so many pauses and seconds is old.
+# A refresh may hang. Data is old after this number of pauses, plus this number of seconds.
 OLD_PAUSES, OLD_S = 10, 10.0
-FEWEST_NAMES = 3  # named in a message; of more, their number is told
+MOST_NAMES = 3  # names in a message; if there are more, only their number is given
 
 
 @dataclass(frozen=True)
 class News:
-    """What a page is told: the state of the catalogue, and in words what made it so.
+    """The state of the catalogue for a page, and the last change in words.
 
     Attributes:
-        state: changes whenever anything about the zoo did.
-        told: what happened, in words for a person; "" if nothing did yet.
-        is_fresh: whether MLflow confirmed the state to this process, and not long ago.
-        as_of: when it last did; None if never.
-        number: grows when a refresh changed the state, or began or ceased to fail.
+        state: changes whenever anything in the zoo changes.
+        message: the last change, for a person; "" if there was none.
+        is_fresh: whether MLflow confirmed the state to this process a short time ago.
+        as_of: time of the last confirmation; None if there was none.
+        number: grows when a refresh changes the state, starts to fail or stops to fail.
     """
 
     state: str
-    told: str = ""
+    message: str = ""
     is_fresh: bool = False
     as_of: datetime | None = None
     number: int = 0
 
 
 class Refresher:
-    """Refreshes one catalogue every few seconds on a thread of its own.
+    """Refreshes one catalogue every few seconds on a separate thread.
 
     Args:
-        catalogue: what is searched.
-        shelf: what pages of one version are made from.
+        catalogue: the catalogue that lists read.
+        version_cache: the cache that pages of versions read.
         every_s: pause between two refreshes, in seconds.
     """
 
@@ -62,42 +62,42 @@ class Refresher:
         self._asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
         self._turn = threading.Lock()
-        self._told, self._number, self._shelved = "", 0, ""
+        self._message, self._number, self._cached_state = "", 0, ""
         self._last: tuple[str, bool] | None = None
-        self._is_confirmed = False  # what was kept of an earlier run is not known to be true yet
+        self._is_confirmed = False  # data from an earlier run is not confirmed yet
         self._state, self._as_of = catalogue.state, catalogue.as_of
 
     @property
     def news(self) -> News:
-        """What there is to tell now."""
+        """The present state and the last change."""
         age_s = self.age_s
         is_recent = age_s is not None and age_s < OLD_PAUSES * self.every_s + OLD_S
         is_fresh = self._is_confirmed and self.trouble is None and is_recent
-        return News(self._state, self._told, is_fresh, self._as_of, self._number)
+        return News(self._state, self._message, is_fresh, self._as_of, self._number)
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since MLflow confirmed the state; None if it never did."""
+        """Seconds since MLflow confirmed the state; None if it never confirmed it."""
         if self._as_of is None:
             return None
         return max((datetime.now(UTC) - self._as_of).total_seconds(), 0.0)
 
     def start(self) -> None:
-        """Begin; the first refresh starts at once."""
+        """Start; the first refresh begins immediately."""
         self._thread.start()
 
     def close(self) -> None:
-        """Tell streams and the thread to end, without waiting for them."""
+        """Ask streams and the thread to end, without waiting for them."""
         self.is_closed = True
         self._asked.set()
 
     def join(self) -> None:
-        """Wait for the thread to end; a refresh that waits for a dead server is left behind."""
+        """Wait for the thread to end, but not for a refresh that waits for a dead server."""
         if self._thread.is_alive():
             self._thread.join(timeout=2.0)
 
     def refresh(self) -> None:
-        """Refresh once, now; what goes wrong is kept in `trouble`, and the last state stays."""
+        """Refresh once, now; an error is kept in `trouble`, and the last state stays."""
         with self._turn:
             try:
                 self.unreadable = self.catalogue.refresh().unreadable
@@ -106,9 +106,9 @@ class Refresher:
             except ManybeamError as error:
                 self._report(error)
             except Exception as error:
-                # The thread must outlive any failure; it is logged, and pages show it.
+                # The thread must survive any error; the error is logged, and pages show it.
                 logger.exception("the catalogue could not be refreshed")
-                fault = WorkFailed("the zoo could not be read", str(error)[:300], "see the log")
+                fault = WorkFailed("the zoo cannot be read", str(error)[:300], "see the log")
                 self._report(fault)
             self._state, self._as_of = self.catalogue.state, self.catalogue.as_of
             now = (self._state, self.trouble is None)
@@ -116,13 +116,13 @@ class Refresher:
             self._last = now
 
     def _cache_versions(self, state: str) -> None:
-        """Read the listing again if the catalogue changed, whoever refreshed it."""
-        if self.version_cache.is_known and state == self._shelved:
+        """Read the listing again if the catalogue changed."""
+        if self.version_cache.is_known and state == self._cached_state:
             return
-        is_first = not self._shelved
+        is_first = not self._cached_state
         changed, gone = self.version_cache.take()
-        self._shelved = state
-        self._told = "" if is_first else in_words(changed, gone)
+        self._cached_state = state
+        self._message = "" if is_first else in_words(changed, gone)
 
     def _report(self, error: ManybeamError) -> None:
         if self.trouble is None:
@@ -137,21 +137,21 @@ class Refresher:
 
 
 def in_words(changed: tuple[str, ...], gone: tuple[str, ...]) -> str:
-    """Return what a refresh found, for a person.
+    """Return the changes that a refresh found, for a person.
 
     Example:
         >>> in_words(("graphene@3",), ())
         'graphene@3 is new or changed'
         >>> in_words((), ("a@1", "b@1", "c@1", "d@1"))
-        '4 versions are gone'
+        '4 versions were removed'
     """
-    told = []
+    parts = []
     for refs, one, many in (
         (changed, "is new or changed", "are new or changed"),
-        (gone, "is gone", "are gone"),
+        (gone, "was removed", "were removed"),
     ):
-        if len(refs) > FEWEST_NAMES:
-            told.append(f"{len(refs)} versions {many}")
+        if len(refs) > MOST_NAMES:
+            parts.append(f"{len(refs)} versions {many}")
         elif refs:
-            told.append(f"{', '.join(refs)} {many if len(refs) > 1 else one}")
-    return "; ".join(told)
+            parts.append(f"{', '.join(refs)} {many if len(refs) > 1 else one}")
+    return "; ".join(parts)

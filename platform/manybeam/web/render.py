@@ -1,4 +1,4 @@
-"""Pages from templates: what every page needs, and how values are worded."""
+"""Pages from templates: the values of every page, and the format of numbers and dates."""
 
 import hashlib
 from collections.abc import Callable
@@ -30,8 +30,8 @@ class Pages:
     """Renders the templates of this package.
 
     Args:
-        refresher: what knows how old the shown state is.
-        gatekeeper: what knows who asks.
+        refresher: knows the age of the data.
+        gatekeeper: knows who sends a request.
     """
 
     def __init__(self, refresher: "Refresher", gatekeeper: Gatekeeper) -> None:
@@ -75,17 +75,17 @@ class Pages:
 
 
 def theme(request: Request) -> str:
-    """Return `light`, `dark`, or "" where neither a cookie nor the browser says."""
+    """Return `light` or `dark` from a cookie or the browser; "" if neither gives it."""
     chosen = request.cookies.get(THEME_COOKIE, "")
     if chosen in THEMES:
         return chosen
-    told = request.headers.get("sec-ch-prefers-color-scheme", "").strip('"')
-    return told if told in THEMES else ""
+    preferred = request.headers.get("sec-ch-prefers-color-scheme", "").strip('"')
+    return preferred if preferred in THEMES else ""
 
 
 @lru_cache(maxsize=64)
 def asset(path: str) -> str:
-    """Return the address of a static file; it changes with the content, so it may be kept."""
+    """Return the address of a static file; it changes with the content, so it may be cached."""
     digest = hashlib.sha256((STATIC / path).read_bytes()).hexdigest()[:12]
     return f"/static/{path}?{digest}"
 
@@ -103,7 +103,7 @@ def score(value: float | None, key: str = "f1") -> str:
 
 
 def signed(value: float | None, key: str = "f1") -> str:
-    """Return a difference with its sign; a true minus, which lines up with the plus."""
+    """Return a difference with its sign; the minus is as wide as the plus."""
     if value is None:
         return "–"
     text = score(abs(value), key)
@@ -148,7 +148,7 @@ def number(value: float | None) -> str:
 
 
 def score_name(key: str) -> str:
-    """Return what a score is called on a page.
+    """Return the name of a score on a page.
 
     Example:
         >>> score_name("rmse_pm"), score_name("f1"), score_name("best_threshold")

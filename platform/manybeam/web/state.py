@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AppState:
-    """What routes are made of.
+    """The parts that routes use.
 
     Attributes:
-        zoo: asked only to change or test something, and for files not on this machine yet.
-        catalogue: what lists are read from.
-        shelf: what pages of one version are read from.
+        zoo: used only for changes and tests, and for files that are not on this machine yet.
+        catalogue: the source of lists.
+        version_cache: the source of pages of one version.
         refresher: keeps both up to date.
-        framesets: of the store.
-        library: where conditions are described.
-        gatekeeper: knows who may change something.
-        pages: renders.
+        framesets: the FrameSets of the store.
+        library: the descriptions of conditions.
+        gatekeeper: knows who may make changes.
+        pages: renders templates.
     """
 
     zoo: "Zoo"
@@ -42,5 +42,5 @@ class AppState:
     pages: Pages
 
     def described(self) -> "Mapping[str, Condition]":
-        """Return the library's conditions by id as its files are now; none if one is wrong."""
+        """Return the present conditions of the library by id; none if a file is wrong."""
         return conditions_of(self.library)

@@ -1,7 +1,7 @@
-"""Versions as the last listing told them, so that a page of one needs no MLflow.
+"""The versions of the last listing, so that a page of a version needs no MLflow.
 
-A listing is kept in a file too: after a restart, pages still show what was known. Manifests and
-scores never change, so they come from the zoo's cache on this machine.
+The listing is also kept in a file: after a restart, pages still show the last known state.
+Manifests and scores never change, so they come from the cache of the zoo on this machine.
 """
 
 import json
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Place = tuple[str, int]
+VersionKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class CachedVersion:
-    """One version as it is shown.
+    """One version, ready for a page.
 
     Attributes:
-        record: of the version, or of one member of it.
-        matrix: its scores; those of the one member if one is meant.
-        siblings: all versions of that ensemble, newest first.
+        record: record of the version, or of one member.
+        matrix: its scores.
+        siblings: all versions of the ensemble, newest first.
         children: references of versions adapted from it, oldest first.
     """
 
@@ -49,8 +49,8 @@ class CachedVersion:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """An entry that can be looked up: two of the same state are the same."""
+class _EntryKey:
+    """An entry as a key of the cache: two entries of the same state are equal."""
 
     entry: VersionEntry
 
@@ -63,21 +63,21 @@ class VersionCache:
 
     Args:
         zoo: the zoo.
-        path: where the listing is kept.
+        path: file of the listing.
     """
 
     def __init__(self, zoo: "Zoo", path: Path) -> None:
         self.zoo, self._path = zoo, path
-        self._entries: Mapping[Place, VersionEntry] | None = _read(path, zoo.address)
+        self._entries: Mapping[VersionKey, VersionEntry] | None = _read(path, zoo.address)
         self._opened = lru_cache(maxsize=128)(self._open)
 
     @property
     def is_known(self) -> bool:
-        """Whether a listing was ever seen."""
+        """Whether a listing was ever read."""
         return self._entries is not None
 
     def take(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Read the listing anew and return references of (changed, gone) versions.
+        """Read the listing again and return references of (changed, removed) versions.
 
         Raises:
             ZooUnreachable: MLflow does not answer; the last listing stays.
@@ -96,34 +96,34 @@ class VersionCache:
         return _refs(changed), _refs(gone)
 
     def look(self, ref: str) -> CachedVersion:
-        """Return what a reference means.
+        """Return the version of a reference.
 
         Raises:
-            UnknownRef: nothing is called that; the nearest names are in the hint.
+            UnknownRef: there is no such version; similar names are in the hint.
             ZooUnreachable: the zoo was never read, or a file of it is not on this machine.
         """
         from manybeam.zoo.registration import PARENT_TAG
 
-        wanted = Ref.parse(ref)
-        entry = self.entry(wanted)
-        record, matrix = self._opened(_Known(entry))
+        asked = Ref.parse(ref)
+        entry = self.entry(asked)
+        record, matrix = self._opened(_EntryKey(entry))
         children = [one for one in self._all() if one.tags.get(PARENT_TAG) == entry.ref]
-        if wanted.member is not None:
-            record = record.only(wanted.member)
-            rows = [row for row in matrix.rows if row.member == wanted.member]
-            matrix = Matrix(rows, [wanted.member])
+        if asked.member is not None:
+            record = record.only(asked.member)
+            rows = [row for row in matrix.rows if row.member == asked.member]
+            matrix = Matrix(rows, [asked.member])
         return CachedVersion(
             record, matrix, self._siblings(entry.name), _refs(one.place for one in children)
         )
 
-    def entry(self, wanted: Ref) -> VersionEntry:
-        """Return what the listing tells of a reference; raises as `look` does."""
-        for one in self._siblings(wanted.name):
-            if one.version == wanted.version or (wanted.alias and wanted.alias in one.aliases):
+    def entry(self, asked: Ref) -> VersionEntry:
+        """Return the entry of a reference in the listing; raises as `look` does."""
+        for one in self._siblings(asked.name):
+            if one.version == asked.version or (asked.alias and asked.alias in one.aliases):
                 return one
-        raise wanted.unknown(self._all())
+        raise asked.unknown(self._all())
 
-    def _open(self, known: "_Known") -> tuple[Record, Matrix]:
+    def _open(self, known: "_EntryKey") -> tuple[Record, Matrix]:
         record, scores = self.zoo.record(known.entry), self.zoo.scores(known.entry)
         return record, Matrix(scores, [one.index for one in record.members])
 
@@ -134,34 +134,34 @@ class VersionCache:
     def _all(self) -> Iterable[VersionEntry]:
         if self._entries is None:
             raise ZooUnreachable(
-                "the zoo was not read yet",
-                "the first reading is under way, or MLflow does not answer",
-                "wait some seconds; manybeam doctor tells what answers",
+                "the zoo is not read yet",
+                "the first reading takes some seconds, or MLflow does not answer",
+                "wait some seconds, or run manybeam doctor",
             )
         return self._entries.values()
 
 
-def _refs(places: Iterable[Place]) -> tuple[str, ...]:
+def _refs(places: Iterable[VersionKey]) -> tuple[str, ...]:
     return tuple(f"{name}@{version}" for name, version in sorted(places))
 
 
-def _read(path: Path, address: str) -> Mapping[Place, VersionEntry] | None:
-    """Return a kept listing; None if there is none of this zoo that can be read."""
+def _read(path: Path, address: str) -> Mapping[VersionKey, VersionEntry] | None:
+    """Return the stored listing of this zoo; None if there is none that can be read."""
     try:
-        told = json.loads(path.read_text())
-        if told["zoo"] != address:
+        stored = json.loads(path.read_text())
+        if stored["zoo"] != address:
             return None
         kept = [
-            VersionEntry(**{**one, "aliases": tuple(one["aliases"])}) for one in told["versions"]
+            VersionEntry(**{**one, "aliases": tuple(one["aliases"])}) for one in stored["versions"]
         ]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("the kept listing cannot be read: %s", error)
+        logger.warning("the stored listing cannot be read: %s", error)
         return None
     return {one.place: one for one in kept}
 
 
 def _write(path: Path, address: str, entries: Iterable[VersionEntry]) -> None:
-    told = {"zoo": address, "versions": [asdict(one) for one in entries]}
-    write_files({path: json.dumps(told).encode()})
+    content = {"zoo": address, "versions": [asdict(one) for one in entries]}
+    write_files({path: json.dumps(content).encode()})

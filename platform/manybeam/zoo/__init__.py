@@ -1,14 +1,14 @@
-"""The versioned zoo: members, the ensembles made of them, and their scores, kept in MLflow.
+"""The versioned zoo: ensembles, their members and their scores, stored in MLflow.
 
-Kept: `records` of versions and references to them, the `matrix` of members x conditions, found and
-written by the `registry` (`registration`, `checks`, `score_reports`, `calibration_sets`;
-`tracking` speaks to MLflow, `refusals` words what it raises, `cache` holds its files here).
-Searched: `catalogue`. Vouched for: `integrity`, `lineage`. Changed: `lifecycle`, one change at a
-time (`claims`), kept in the `audit` log. Compared and shown: `compare`, `reports`. Out and in:
-`exchange`.
+Storage: `records` of versions and references to them, and the `matrix` of members x conditions.
+The `registry` reads and writes them (`registration`, `checks`, `score_reports`,
+`calibration_sets`); `tracking` calls MLflow, `refusals` translates its errors, `cache` keeps its
+files on this machine. Search: `catalogue`. Checks: `integrity`, `lineage`. Changes: `lifecycle`,
+one change at a time (`claims`), recorded in the `audit` log. Comparison and reports: `compare`,
+`reports`. Export and import: `exchange`.
 
-The registry imports mlflow, which takes a second or two: import it inside the function that needs
-it.
+The registry imports mlflow, which takes a second or two. So import it inside the function that
+needs it.
 """
 
 import sys
@@ -24,9 +24,10 @@ __all__ = ["CLASSICAL", "ENSEMBLE", "Matrix", "Score", "member_label"]
 
 
 class _Package(ModuleType):
-    """This package, which opens the zoo when it is called: `manybeam.zoo()`.
+    """This package. A call, `manybeam.zoo()`, opens the zoo.
 
-    The name stands for both; an attribute of `manybeam` would be lost when the package is loaded.
+    The package and the function have the same name. An attribute of `manybeam` would be replaced
+    when the package is imported.
     """
 
     def __call__(self) -> "OpenZoo":

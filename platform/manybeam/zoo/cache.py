@@ -1,6 +1,6 @@
-"""Files of the zoo kept on this machine under the SHA-256 of their bytes.
+"""A cache of files of the zoo on this machine. The name of a file is the SHA-256 of its bytes.
 
-Nothing in it goes out of date: a name is a digest, so bytes of another digest are never given out.
+The cache never becomes outdated, because bytes with another digest are not used.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ class Cache:
     folder: Path
 
     def get(self, sha256: str, download: Callable[[], bytes], what: str) -> bytes:
-        """Return the bytes of one digest, downloaded only if this machine does not hold them.
+        """Return the bytes of one digest; download them only if they are not in the cache.
 
-        The digest is computed at each call, of kept bytes too: a disk can lie.
+        The digest is computed at each call, also for cached bytes, because a disk can be damaged.
 
         Args:
-            sha256: digest the bytes must have.
-            download: gives the bytes; called at most once.
-            what: what the bytes are, for the message if they are wrong.
+            sha256: digest of the bytes.
+            download: downloads the bytes; called at most once.
+            what: name of the file, for the error message.
 
         Raises:
             Corrupt: the downloaded bytes have another digest.
@@ -47,8 +47,8 @@ class Cache:
         if found != sha256:
             raise Corrupt(
                 f"{what} are not the bytes that were registered: SHA-256 {found[:12]}...",
-                f"recorded: {sha256[:12]}...",
-                "restore the weights from a backup, or train again; manybeam zoo ls",
+                f"recorded SHA-256: {sha256[:12]}...",
+                "restore the artifact store from a backup, or train again",
             )
         self.keep(sha256, content)
         return content
@@ -61,11 +61,11 @@ class Cache:
             return None
         if sha256_of(content) == sha256:
             return content
-        logger.warning("cached file was damaged and is fetched again", extra={"sha256": sha256})
+        logger.warning("cached file was damaged; it is downloaded again", extra={"sha256": sha256})
         return None
 
     def keep(self, sha256: str, content: bytes) -> None:
-        """Write one file whole or not at all; a cache that cannot be written only costs time."""
+        """Write one file, as a whole or not at all; a write error is only logged."""
         try:
             write_files({self.folder / sha256: content})
         except WriteFailed as error:

@@ -1,4 +1,4 @@
-"""Calibration sets kept beside the versions they were measured with."""
+"""Calibration sets, attached to the versions they were measured with."""
 
 from typing import TYPE_CHECKING
 
@@ -8,19 +8,19 @@ if TYPE_CHECKING:
     from manybeam.zoo.registration import Attachment
     from manybeam.zoo.registry import Zoo
 
-KIND = "reference-table"
+KIND = "reference-table"  # the old name; versions of the zoo hold it
 
 
 def record_calibration_set(
     zoo: "Zoo", ref: str, table: CalibrationSet, policies: tuple[str, ...]
 ) -> str:
-    """Keep an ensemble's reference table beside its version; return its digest."""
+    """Attach the calibration set of an ensemble to its version; return its digest."""
     one = attachment_of(table, policies)
     return zoo.attach(ref, one.kind, one.content, one.params)
 
 
 def attachment_of(table: CalibrationSet, policies: tuple[str, ...]) -> "Attachment":
-    """Return a reference table as it is kept beside a version."""
+    """Return a calibration set as an attachment of a version."""
     from manybeam.zoo.registration import Attachment
 
     params = {"frames": str(len(table)), "policies": ", ".join(policies)}

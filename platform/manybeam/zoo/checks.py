@@ -1,4 +1,4 @@
-"""What the registry refuses to keep: names, aliases, members and scores that are not right."""
+"""Checks of the registry: names, aliases, members and scores that it refuses."""
 
 import math
 import re
@@ -23,70 +23,87 @@ _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 
 
 def check_name(name: str) -> None:
-    """Refuse a name no ensemble can have."""
+    """Refuse a name that is not allowed for an ensemble."""
     if not re.fullmatch(ID_PATTERN, name) or name in RESERVED_NAMES:
         raise InvalidInput(
             f"{name!r} cannot name an ensemble",
-            "lower-case letters, digits, dot, dash, underscore; not 'auto'",
-            "set name: in the job",
+            "allowed: lower-case letters, digits, dot, dash, underscore; not 'auto'",
+            "change the field name in the job",
         )
 
 
 def check_alias(alias: str | None) -> None:
-    """Refuse an alias that is not one of ours."""
+    """Refuse an alias that does not exist."""
     if alias is not None and alias not in ALIASES:
-        raise InvalidInput(f"no alias {alias!r}", f"allowed: {', '.join(ALIASES)}", "")
+        raise InvalidInput(
+            f"there is no alias {alias!r}", f"allowed: {', '.join(ALIASES)}", "use one of these"
+        )
 
 
 def check_members(members: Sequence["Member"]) -> None:
-    """Refuse members that are none, share an index or are not finite."""
+    """Refuse an empty list, equal indices, and weights that are not finite."""
     if not members:
         raise MemberCountError(
-            "an ensemble of no members", "at least one has to be trained", "see why all failed"
+            "an ensemble of no members",
+            "at least one trained member is needed",
+            "see why all members failed",
         )
     indices = [member.index for member in members]
     if len(set(indices)) < len(indices) or min(indices) < 0:
         raise InvalidInput(
-            f"member indices {indices}", "each 0 or more and given once", "number them anew"
+            f"member indices {indices} are not allowed",
+            "each index is 0 or more, and occurs once",
+            "number the members again",
         )
     for member in members:
         bad = [name for name, tensor in member.weights.items() if not tensor.isfinite().all()]
         if bad or (member.losses and not math.isfinite(member.losses[-1])):
             raise MemberDiverged(
                 f"member {member.index:02d} is not finite: {', '.join(bad[:3]) or 'its loss'}",
-                "a member that diverged is not registered",
-                "leave it out and name it in failed",
+                "a member that diverged cannot be registered",
+                "remove the member and list it in failed",
             )
 
 
 def check_test_set(test_set: TestSet) -> None:
-    """Refuse test frames that cannot be told: of one seed or of FrameSets, never both or none."""
+    """Refuse a test set that has both a seed and FrameSets, or neither."""
     seed, sets, radius_pm = test_set.seed, test_set.frame_sets, test_set.match_radius_pm
     is_seed = type(seed) is int and 0 <= seed <= LARGEST_SEED
     if not (is_seed and not sets) and not (seed is None and sets):
         raise InvalidInput(
             f"test frames of seed {seed!r} and of {len(sets)} FrameSets",
-            f"a seed from 0 to {LARGEST_SEED}, or FrameSets",
+            f"either a seed from 0 to {LARGEST_SEED}, or FrameSets, is needed",
+            "measure again with manybeam evaluate",
         )
     if radius_pm is not None and not 0 < radius_pm <= LARGEST_PM:
-        raise InvalidInput(f"a match radius of {radius_pm!r} pm", f"at most {LARGEST_PM:g}")
+        raise InvalidInput(
+            f"a match radius of {radius_pm!r} pm is not allowed",
+            f"above 0, at most {LARGEST_PM:g} pm",
+            "change measure.match_radius_pm",
+        )
     for use in sets:
         check_frame_set(use)
 
 
 def check_frame_set(use: FrameSetUse) -> None:
-    """Refuse a FrameSet whose address or digest no listing can tell."""
+    """Refuse a FrameSet with a wrong URL or digest."""
     texts = isinstance(use.url, str) and isinstance(use.digest, str)
     if not texts or not 0 < len(use.url) <= LONGEST_URL or not use.url.isprintable():
         raise InvalidInput(
-            f"{str(use.url)[:100]!r} is no address of a FrameSet", f"1 to {LONGEST_URL} characters"
+            f"{str(use.url)[:100]!r} is no URL of a FrameSet",
+            f"1 to {LONGEST_URL} printable characters",
+            "give the URL of a FrameSet",
         )
     if not _DIGEST.fullmatch(use.digest):
-        raise InvalidInput(f"{use.digest[:100]!r} is no digest of a FrameSet", "32 hex digits")
+        raise InvalidInput(
+            f"{use.digest[:100]!r} is no digest of a FrameSet",
+            "32 hex digits",
+            "take the digest from the FrameSet",
+        )
 
 
 def check_scores(rows: Sequence[Score], members: set[int]) -> None:
-    """Tell every score that cannot be kept, at once."""
+    """Refuse scores that cannot be stored; all mistakes are listed at once."""
     faults = []
     for i, row in enumerate(rows):
         if row.member not in members | {ENSEMBLE, CLASSICAL}:
@@ -109,8 +126,9 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
     if faults:
         raise InvalidInput(
             "\n".join([*faults[:20], *([f"and {len(faults) - 20} more"] if faults[20:] else [])]),
-            f"members of the version, digests of 1 to {DIGEST_LIMIT} characters, snake_case names",
-            "give condition.digest",
+            "allowed: members of the version, condition digests of 1 to "
+            f"{DIGEST_LIMIT} characters, names of scores in snake_case",
+            "correct these scores",
         )
 
 

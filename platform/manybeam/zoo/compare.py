@@ -1,7 +1,7 @@
-"""Which of two versions is better where, and whether the test frames are enough to say so.
+"""The comparison of two versions on each condition, with a significance test.
 
-Two versions measured on the same frames are compared frame by frame: what makes a frame hard, it
-makes hard for both, so the difference is known far better than either score.
+Two versions measured on the same frames are compared frame by frame. A difficult frame is
+difficult for both, so the difference is known much better than either score.
 
 Axis letters: d draw of the bootstrap, n frame, 3 the counts (true positives, false positives, false
 negatives).
@@ -27,10 +27,10 @@ NO_COUNTS = "no counts by frame"
 TOO_FEW = "too few frames"
 
 DRAWS = 2000
-SEED = 20_210  # any number will do; a fixed one gives the same answer twice
-FEWEST_DRAWS = 20  # of which a share can be told
+SEED = 20_210  # any number is possible; a fixed one makes the result reproducible
+FEWEST_DRAWS = 20  # smallest number of draws from which a share can be estimated
 LEVEL = 0.05  # 1 - coverage of the interval
-FEWEST_FRAMES = 6  # below, 2,000 draws do not reach the tail that so few frames ask for
+FEWEST_FRAMES = 6  # with fewer frames, 2,000 draws do not reach the necessary percentile
 
 Array = NDArray[Any]
 Indexed = Mapping[tuple[int, str], Score]
@@ -38,27 +38,27 @@ Indexed = Mapping[tuple[int, str], Score]
 
 @dataclass(frozen=True)
 class Difference:
-    """What one condition says about two versions.
+    """The difference of two versions on one condition.
 
     Attributes:
         condition: id of the condition.
-        condition_digest: of its numbers, as the newer version was measured under them; those of
-            the older one where the newer was not measured.
+        condition_digest: digest of the numbers of the condition in the score of the newer
+            version, or of the older version if the newer was not measured.
         old, new: the score of each; None if it was not measured.
-        difference: new - old; None if one is missing, or was measured under other numbers.
-        low, high: 95 % interval of the difference; None where there is no test.
-        is_significant: whether that interval leaves out 0; None where there is no test.
-        frame_count: frames both were measured on; the fewer of both where frames differ; 0 where
+        difference: new - old; None if one is missing, or if the numbers of the condition differ.
+        low, high: 95 % interval of the difference; None if there is no test.
+        is_significant: whether that interval does not contain 0; None if there is no test.
+        frame_count: frames of both measurements; the smaller number if the frames differ; 0 if
             there is no test.
-        reason: why there is no test, or what is wrong with it; "" if nothing is. `not measured`,
-            `numbers changed`, `no counts by frame` and `too few frames` have no test. What begins
-            with `other frames`, and may go on to say which, has one that is not paired, so its
-            interval is wider. With `frames unknown` the frames were taken for the same because
-            each has as many true atoms: one score was taken before its frames were kept.
-        p_value: two-sided, of no difference; None where there is no test.
-        p_adjusted: the same after Benjamini-Hochberg over all that were tested together.
+        reason: why there is no test, or a limitation of the test; "" if there is none. For
+            `not measured`, `numbers changed`, `no counts by frame` and `too few frames` there is
+            no test. A reason that begins with `other frames` has an unpaired test, with a wider
+            interval. For `frames unknown`, one score is old and does not name its frames; the
+            frames are assumed to be the same, because each has as many true atoms in both.
+        p_value: two-sided p value of no difference; None if there is no test.
+        p_adjusted: the same after Benjamini-Hochberg over all conditions tested together.
         key: name of the score.
-        member: row compared.
+        member: compared row.
     """
 
     condition: str
@@ -78,21 +78,21 @@ class Difference:
 
     @property
     def is_better(self) -> bool | None:
-        """Whether the newer is significantly better; None if neither is, or there is no test."""
+        """Whether the newer version is significantly better; None without a clear difference."""
         if not self.is_significant or not self.difference:
             return None
         return (self.difference < 0) == less_is_better(self.key)
 
     @property
     def holds_together(self) -> bool | None:
-        """Whether it stays significant after Benjamini-Hochberg; None where there is no test."""
+        """Whether it is significant after Benjamini-Hochberg too; None if there is no test."""
         if self.p_adjusted is None:
             return None
         return bool(self.is_significant and self.p_adjusted < LEVEL)
 
     @property
     def words(self) -> str:
-        """The verdict for a person: `better`, `worse`, `no clear difference`, or why none."""
+        """The result for a person: `better`, `worse`, `no clear difference`, or the reason."""
         if self.is_significant is None:
             return self.reason
         word = {None: "no clear difference", True: "better", False: "worse"}[self.is_better]
@@ -110,23 +110,24 @@ def compare(
     member: int = ENSEMBLE,
     new_member: int | None = None,
 ) -> list[Difference]:
-    """Return the difference on every condition either was measured on, in order of id.
+    """Return the difference on every condition that was measured for either, in order of id.
 
-    F1, precision and recall are tested by a bootstrap over frames: 2,000 times as many frames as
-    there are, drawn with replacement, the same for both; counts are pooled before the score is
-    taken, as in the score itself. The percentiles are those that give an interval of few frames
-    the width Student's t has. Of other scores only values are kept, so they have no test.
+    F1, precision and recall are tested by a bootstrap over frames. 2,000 times, as many frames as
+    there are are drawn with replacement, the same frames for both versions. Counts are added
+    before the score is computed, as in the score itself. The percentiles are chosen so that the
+    interval of few frames has the width of Student's t. For other scores only values are stored,
+    so they have no test.
 
-    Frames are the same if the condition's numbers are, they were simulated from the same seed or
-    read from the same FrameSets, there are as many of them, and each has as many true atoms in
-    both. Where a score does not say which its frames were, the true atoms alone decide.
+    Frames are the same if the numbers of the condition are equal, the seed or the FrameSets are
+    equal, and the frames have the same number and the same numbers of true atoms. If a score does
+    not name its frames, only the numbers of true atoms are compared.
 
     Args:
-        old: what is compared with.
-        new: what is compared.
+        old: matrix of the first version.
+        new: matrix of the second version.
         key: name of the score.
         member: row of both: `ENSEMBLE`, `CLASSICAL` or the index of a member.
-        new_member: row of `new`, if it is another one.
+        new_member: row of `new`, if it differs.
 
     Source:
         Hesterberg, The American Statistician 69, 371 (2015), for the percentiles; Benjamini and
@@ -137,7 +138,7 @@ def compare(
 
 
 def compare_members(old: Matrix, new: Matrix, *, key: str = "f1") -> list[Difference]:
-    """Return the differences of every row that both have, tested together: members, then others.
+    """Return the differences of all rows that both have, tested together: members, then others.
 
     Members are matched by index.
     """
@@ -149,8 +150,8 @@ def compare_members(old: Matrix, new: Matrix, *, key: str = "f1") -> list[Differ
 def adjusted(differences: Iterable[Difference]) -> list[Difference]:
     """Return the differences with `p_adjusted` over all of them that were tested.
 
-    Of twelve conditions without any difference, one in two comparisons would call one of them
-    significant; Benjamini-Hochberg bounds the share of false ones among those called so.
+    Without a correction, every second comparison of equal versions on twelve conditions would
+    find a significant condition. Benjamini-Hochberg limits the share of such false results.
     """
     from scipy.stats import false_discovery_control
 
@@ -165,7 +166,7 @@ def adjusted(differences: Iterable[Difference]) -> list[Difference]:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many conditions came out how."""
+    """Numbers of conditions by result."""
 
     better: int
     worse: int
@@ -183,7 +184,7 @@ class Tally:
 
 
 def tally(differences: Sequence[Difference]) -> Tally:
-    """Return how many are significantly better, worse, neither, untested and not measured."""
+    """Return the numbers of better, worse, unclear, untested and unmeasured conditions."""
     tested = [one for one in differences if one.is_significant is not None]
     unmeasured = sum(one.reason == NOT_MEASURED for one in differences)
     return Tally(
@@ -196,7 +197,7 @@ def tally(differences: Sequence[Difference]) -> Tally:
 
 
 def _newest(matrix: Matrix, key: str) -> Indexed:
-    """Return the last score of each row and condition under its present numbers."""
+    """Return the last score of each row and condition with its present numbers."""
     return {
         (row.member, row.condition): row
         for row in matrix.rows
@@ -219,10 +220,10 @@ def _compared(
 def _difference(
     condition: str, old: Score | None, new: Score | None, key: str, row: int
 ) -> Difference:
-    """Return what can be said of one condition."""
+    """Return the difference on one condition."""
     was, now = (None if one is None else float(one.values[key]) for one in (old, new))
-    said = next((one.condition_digest for one in (new, old) if one is not None), "")
-    plain = Difference(condition, said, was, now, None, key=key, member=row)
+    digest = next((one.condition_digest for one in (new, old) if one is not None), "")
+    plain = Difference(condition, digest, was, now, None, key=key, member=row)
     if old is None or new is None:
         return dataclasses.replace(plain, reason=NOT_MEASURED)
     if old.condition_digest != new.condition_digest:
@@ -234,7 +235,7 @@ def _difference(
 
 
 def _tested(plain: Difference, old: Score, new: Score) -> Difference:
-    """Return the difference with its interval and the chance of it without any."""
+    """Return the difference with its interval and p value."""
     old_n3, new_n3 = np.array(old.counts), np.array(new.counts)
     count = min(len(old_n3), len(new_n3))
     if count < FEWEST_FRAMES:
@@ -256,16 +257,16 @@ def _tested(plain: Difference, old: Score, new: Score) -> Difference:
 
 
 def differing_frames(old: Score, new: Score) -> str:
-    """Return why two scores on one condition are not known to be of the same frames; "" if so.
+    """Return "" if two scores on one condition are of the same frames, else the reason.
 
-    It begins with `other frames` if they are of others, and is `frames unknown` if one of them
-    does not say which, and nothing speaks against it.
+    The reason begins with `other frames` if the frames differ. It is `frames unknown` if one score
+    does not name its frames and the counts do not differ.
     """
     if old.test_set and new.test_set and old.test_set.frames != new.test_set.frames:
         if None in (old.test_set.seed, new.test_set.seed):
-            return f"{OTHER_FRAMES}: of other FrameSets"
-        return f"{OTHER_FRAMES}: seed {old.test_set.seed} against {new.test_set.seed}"
-    # Found and missed ones: what was to be found in each frame.
+            return f"{OTHER_FRAMES}: other FrameSets"
+        return f"{OTHER_FRAMES}: seed {old.test_set.seed} and seed {new.test_set.seed}"
+    # Found and missed atoms together: the number of true atoms in each frame.
     old_n, new_n = ([frame[0] + frame[2] for frame in one.counts] for one in (old, new))
     if old.counts and new.counts and old_n != new_n:
         return OTHER_FRAMES
@@ -276,7 +277,7 @@ def _interval(difference_d: Array, frame_count: int) -> tuple[float, float, floa
     """Return low, high and two-sided p of a difference from its bootstrap draws.
 
     The bootstrap of n frames is too narrow by sqrt((n - 1) / n) and has the tails of the normal
-    distribution: both are put right through the level.
+    distribution. Both are corrected by the choice of the percentile.
     """
     from scipy.stats import norm, t
 
@@ -288,9 +289,9 @@ def _interval(difference_d: Array, frame_count: int) -> tuple[float, float, floa
 
 
 def _share_beyond(difference_d: Array) -> float:
-    """Return the share of draws on the other side of 0; where too few are, that of a normal law.
+    """Return the share of draws beyond 0; if there are too few, estimate it by a normal law.
 
-    So many draws end at 1 in 2,000, which would be no proof among thirty conditions.
+    The smallest share of 2,000 draws is 1 in 2,000, which is not enough for thirty conditions.
     """
     from scipy.stats import norm
 
@@ -312,9 +313,9 @@ def _weights(frame_count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _share_of(wrong: int) -> Callable[[Array], Array]:
-    """Return the score that is the true positives over themselves and one kind of error.
+    """Return the score "true positives / (true positives + one kind of error)".
 
-    As in `learn.scoring.scores`: of nothing it is 1 if there was no error at all, else 0.
+    As in `learn.scoring.scores`, 0 / 0 is 1 if there is no error of any kind, else 0.
     """
 
     def share(counts_d3: Array) -> Array:

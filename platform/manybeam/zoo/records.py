@@ -1,8 +1,8 @@
-"""What the zoo keeps of an ensemble: references to it, records of its members, its manifest.
+"""Records of an ensemble in the zoo: references, records of members, and the manifest.
 
-The manifest is one JSON document that names every member and the SHA-256 of its files; a
-registered version names the manifest and its SHA-256. So a version is a chain of digests down to
-the bytes of the weights, and never changes.
+The manifest is one JSON document. It names every member and the SHA-256 of its files. A registered
+version names the manifest and its SHA-256. So a version is a chain of digests down to the bytes of
+the weights, and never changes.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _REF = re.compile(
 
 @dataclass(frozen=True)
 class VersionEntry:
-    """One registered version as MLflow lists it."""
+    """One registered version in the listing of MLflow."""
 
     name: str
     version: int
@@ -40,7 +40,7 @@ class VersionEntry:
 
     @property
     def place(self) -> tuple[str, int]:
-        """Name and number: what tells it from all others."""
+        """Name and number, which identify the version."""
         return self.name, self.version
 
     @property
@@ -50,14 +50,14 @@ class VersionEntry:
 
     @property
     def state(self) -> str:
-        """A digest of all a listing tells: it changes when a score, status or alias does."""
-        told = [self.run_id, sorted(self.tags.items()), self.aliases]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        """A digest of the entry; it changes if a score, a status or an alias changes."""
+        content = [self.run_id, sorted(self.tags.items()), self.aliases]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Ref:
-    """What a person types to mean an ensemble, one version of it, or one member.
+    """A reference to an ensemble, a version, or a member, as a person writes it.
 
     Example:
         >>> Ref.parse("graphene@3/07")
@@ -83,7 +83,7 @@ class Ref:
             raise UnknownRef(
                 f"{text!r} is no reference to an ensemble",
                 "allowed: name, name@serving, name@candidate, name@3, name@3/07",
-                "manybeam zoo ls",
+                "manybeam zoo ls lists all ensembles",
             )
         at, member = match["at"] or ALIASES[0], match["member"]
         return cls(
@@ -95,48 +95,50 @@ class Ref:
 
     @classmethod
     def is_one(cls, text: str) -> bool:
-        """Tell whether a text has a form of a reference."""
+        """Return whether a text has the form of a reference."""
         return _REF.fullmatch(text) is not None
 
     def unknown(self, there: Iterable[VersionEntry]) -> UnknownRef:
-        """Return the error that names what is near: ensembles, or versions of the one meant.
+        """Return the error of a missing reference, with similar names or the versions there are.
 
         Args:
-            there: every version of the zoo, in any order.
+            there: all versions of the zoo, in any order.
         """
         entries = sorted(there, key=lambda one: -one.version)
         own = [one for one in entries if one.name == self.name]
         if own:
             what = f"version {self.version}" if self.alias is None else f"@{self.alias} version"
-            told = ", ".join("@".join((str(one.version), *one.aliases)) for one in own[:20])
+            listed = ", ".join("@".join((str(one.version), *one.aliases)) for one in own[:20])
             return UnknownRef(
                 f"{self.name!r} has no {what}",
-                f"versions: {told}",
+                f"versions: {listed}",
                 f"nearest: {own[0].ref}",
             )
         names = sorted({one.name for one in entries})
         near = difflib.get_close_matches(self.name, names, n=3, cutoff=0.4) or names[:20]
         return UnknownRef(
             f"no ensemble {self.name!r} in the zoo",
-            f"ensembles in it: {len(names)}",
-            f"nearest: {', '.join(near)}" if near else "manybeam train registers the first",
+            f"number of ensembles in the zoo: {len(names)}",
+            f"nearest: {', '.join(near)}"
+            if near
+            else "train a first ensemble: manybeam train jobs/quickstart.yaml",
         )
 
 
 @dataclass(frozen=True)
 class MemberRecord:
-    """One trained network as the zoo lists it, without its weights.
+    """The record of one trained network, without its weights.
 
     Args:
         index: number of the member in its ensemble.
         seed: seed of its initialisation, order and augmentation.
-        policy: id of the policy its frames were drawn from.
+        policy: id of the policy of its training frames.
         recipe: id and version of its recipe, as `unet-small@1`.
-        network: architecture, as the recipe's `network` group.
+        network: architecture, as in the group `network` of the recipe.
         parent: reference of the member it was adapted from; "" if trained from scratch.
-        data_digest: digest of the tiles it was trained on.
-        final_loss: loss of the last step; NaN is never registered, None if unknown.
-        wall_s: time its training took, in seconds.
+        data_digest: digest of its training tiles.
+        final_loss: loss of the last step; None if unknown. NaN is never registered.
+        wall_s: duration of its training, in seconds.
         model_id: id of its LoggedModel in MLflow.
         sha256: digest of the bytes of its weights.
         byte_count: number of those bytes.
@@ -165,22 +167,22 @@ class Record:
     Args:
         name: name of the ensemble.
         version: number of the version, from 1.
-        members: its members, in order of index; only one if the reference named one.
-        created: when it was registered, in UTC.
-        job: the job that made it, resolved, as plain data.
-        failed: members that were planned but failed, each with its reason.
+        members: its members, in order of index; only one if the reference means one member.
+        created: time of registration, in UTC.
+        job: the job that made it, with all defaults, as plain data.
+        failed: members that failed in training, each with the reason.
         parent: reference of the version it was adapted from; "" if none.
         code_version: version of Manybeam that made it.
-        inputs: FrameSets its members were trained on.
-        environment: package -> version, of all that was installed where it was made.
-        self_test: SHA-256 of what its members answer to one tile; "" if none was kept.
-        archived: when it was put aside, in UTC; None if it was not.
-        seal: who vouches for the manifest: id of a key and signature; "" if nobody.
-        aliases: aliases that point at this version now.
-        model_id: id of the manifest's LoggedModel in MLflow.
-        run_id: id of the MLflow run its scores are logged under.
-        experiment_id: id of the MLflow experiment that holds both.
-        sha256: digest of the manifest's bytes: it stands for the whole version.
+        inputs: FrameSets of the training.
+        environment: package -> version, of all packages installed at registration.
+        self_test: SHA-256 of the answers of its members to one tile; "" if none are stored.
+        archived: time when it was archived, in UTC; None if it is not archived.
+        signature: signature of the manifest, with the id of the key; "" if it is not signed.
+        aliases: aliases that point to this version now.
+        model_id: id of the LoggedModel of the manifest in MLflow.
+        run_id: id of the MLflow run of its scores.
+        experiment_id: id of the MLflow experiment of both.
+        sha256: digest of the bytes of the manifest; it identifies the whole version.
     """
 
     name: str
@@ -205,18 +207,18 @@ class Record:
 
     @property
     def ref(self) -> str:
-        """The reference that always means this version: `graphene@3` or `graphene@3/07`."""
+        """The reference with the number of the version: `graphene@3` or `graphene@3/07`."""
         own = self.version_ref
         return own if self.selected is None else f"{own}/{self.selected:02d}"
 
     @property
     def version_ref(self) -> str:
-        """The reference of the whole version, whether or not one member is meant."""
+        """The reference of the whole version, also if this record is of one member."""
         return f"{self.name}@{self.version}"
 
     @property
     def subject(self) -> int:
-        """The row of scores that stands for this record: its ensemble, or the one member meant."""
+        """The row of scores of this record: the ensemble, or the one member."""
         return ENSEMBLE if self.selected is None else self.selected
 
     @property
@@ -233,7 +235,7 @@ class Record:
         """Return the record of one member.
 
         Raises:
-            UnknownRef: no member of that index; says so if it failed.
+            UnknownRef: there is no member of that index; the error lists failed members.
         """
         for member in self.members:
             if member.index == index:
@@ -247,7 +249,7 @@ class Record:
         )
 
     def only(self, index: int) -> "Record":
-        """Return this version with one member left in it."""
+        """Return this version with one member only."""
         return dataclasses.replace(self, members=(self.member(index),), selected=index)
 
     def to_json(self) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def write_manifest(
     inputs: Iterable[FrameSetUse] = (),
     self_test: str = "",
 ) -> bytes:
-    """Return the manifest of an ensemble: all that does not change, as UTF-8 JSON."""
+    """Return the manifest of an ensemble, which never changes, as UTF-8 JSON."""
     content = {
         "format": MANIFEST_FORMAT,
         "name": name,
@@ -295,10 +297,10 @@ def write_manifest(
 
 
 def read_manifest(content: bytes) -> Record:
-    """Return the record a manifest holds; name, version and ids are put in by the caller.
+    """Return the record in a manifest; the caller adds version, aliases and ids.
 
     Raises:
-        Corrupt: the bytes are no manifest of this form.
+        Corrupt: the bytes are no manifest of this format.
     """
     try:
         manifest = json.loads(content)
@@ -320,6 +322,6 @@ def read_manifest(content: bytes) -> Record:
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(
             f"the manifest of an ensemble cannot be read: {error}",
-            f"{MANIFEST_FORMAT} is what this Manybeam reads",
-            "update Manybeam if a newer one registered it",
+            f"this version of Manybeam reads {MANIFEST_FORMAT}",
+            "update Manybeam if a newer version registered it",
         ) from error

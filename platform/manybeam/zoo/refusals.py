@@ -1,7 +1,7 @@
-"""What MLflow and the packages below it raise, said in our errors.
+"""Translation of errors of MLflow and its packages into errors of Manybeam.
 
-It goes by the names of packages and needs none of them: mlflow is slow to import, and which
-database driver or S3 client lies below it is the deployment's choice.
+It uses the names of packages and imports none of them: mlflow is slow to import, and the database
+driver and the S3 client depend on the deployment.
 """
 
 import errno
@@ -19,7 +19,7 @@ from manybeam.errors import (
     ZooUnreachable,
 )
 
-# MLflow's error codes that are an answer; any other means that it could not answer.
+# Error codes that are an answer of MLflow; any other code means that it could not answer.
 _ANSWERS: dict[str, type[ManybeamError]] = {
     "RESOURCE_DOES_NOT_EXIST": NotFound,
     "RESOURCE_ALREADY_EXISTS": Conflict,
@@ -29,7 +29,7 @@ _ANSWERS: dict[str, type[ManybeamError]] = {
     "UNAUTHENTICATED": NotAllowed,
     "CUSTOMER_UNAUTHORIZED": NotAllowed,
 }
-# What a database or server says that is there, but not as this MLflow needs it.
+# Messages of a database or server that answers, but has another version.
 _OTHER_DATABASE = re.compile(
     r"out-of-date database schema|Can't locate revision|no such (table|column)|"
     r"(relation|column|table) .* does not exist"
@@ -40,10 +40,10 @@ _BELOW = ("mlflow", "sqlalchemy", "sqlite3", "psycopg", "boto3", "botocore", "re
 
 @contextmanager
 def speaking() -> Iterator[None]:
-    """Turn what is raised inside into our errors; errors that are ours or nobody's pass.
+    """Translate errors of MLflow; other errors are raised as they are.
 
     Raises:
-        NotFound, Conflict, InvalidInput, NotAllowed: MLflow answered no.
+        NotFound, Conflict, InvalidInput, NotAllowed: MLflow refused.
         WriteFailed: a disk is full.
         ZooUnreachable: there was no answer.
     """
@@ -56,7 +56,11 @@ def speaking() -> Iterator[None]:
             raise _disk_full(error) from error
         answer = _ANSWERS.get(getattr(error, "error_code", ""))
         if answer is not None:
-            raise answer(f"the zoo refused: {_first_line(error)}") from error
+            raise answer(
+                f"the zoo refused: {_first_line(error)}",
+                "MLflow gave this reason",
+                "manybeam doctor checks the zoo",
+            ) from error
         if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _BELOW:
             raise _unreachable(error) from error
         raise
@@ -71,20 +75,20 @@ def _unreachable(error: Exception) -> ZooUnreachable:
     line = _first_line(error)
     if _OTHER_DATABASE.search(line):
         return ZooUnreachable(
-            f"the zoo's database is not one this MLflow can use: {line}",
-            "another MLflow made it, or its migration stopped halfway",
-            "back it up, then: mlflow db upgrade URL, with the MLflow that Manybeam installs",
+            f"this version of MLflow cannot use the database of the zoo: {line}",
+            "another version of MLflow made it, or its migration was interrupted",
+            "back it up, then run mlflow db upgrade URL, with the MLflow that Manybeam installs",
         )
     if _OTHER_SERVER.search(line):
         return ZooUnreachable(
-            f"what answers is no MLflow server, or of another version: {line}",
+            f"the server is no MLflow server, or another version of it: {line}",
             "Manybeam needs the LoggedModels of MLflow 3",
-            "MANYBEAM_TRACKING_URI must name such a server; manybeam doctor",
+            "set MANYBEAM_TRACKING_URI to such a server; manybeam doctor checks it",
         )
     return ZooUnreachable(
         f"the zoo does not answer: {_first_line(error)}",
-        "MLflow, its database and its artifact store all have to be up",
-        "manybeam doctor; MANYBEAM_TRACKING_URI says where it is",
+        "MLflow, its database and its artifact store must run",
+        "run manybeam doctor; check MANYBEAM_TRACKING_URI",
     )
 
 
@@ -92,5 +96,5 @@ def _disk_full(error: OSError) -> WriteFailed:
     return WriteFailed(
         f"weights cannot be written: {error.strerror}",
         "nothing was registered",
-        "free space where MANYBEAM_HOME or MANYBEAM_ARTIFACTS lies, then register again",
+        "free space on the disk of MANYBEAM_HOME or MANYBEAM_ARTIFACTS, then run again",
     )

@@ -1,6 +1,7 @@
-"""Writing one version into MLflow: members first, then what they answer, then the manifest.
+"""Writing one version into MLflow: members, self-test, manifest, scores, and the version last.
 
-Nothing here can be named until the version is added, which is the last call and one transaction.
+No reference leads to these data until the version is added. This is the last call, and one
+transaction.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
 from manybeam.zoo.records import MemberRecord, write_manifest
-from manybeam.zoo.score_reports import HEADLINE, SHEET_FILE, write_report
+from manybeam.zoo.score_reports import HEADLINE, REPORT_FILE, write_report
 from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking
 
 if TYPE_CHECKING:
@@ -29,19 +30,19 @@ MANIFEST_FILE = "manifest.json"
 SHA256_TAG = "manybeam.sha256"
 EXPERIMENT_TAG = "manybeam.experiment"
 CODE_TAG = "manybeam.code_version"
-SEAL_TAG = "manybeam.seal"
+SIGNATURE_TAG = "manybeam.seal"
 PARENT_TAG = "manybeam.parent"
-INPUT_TAG = "manybeam.input."  # and the digest of a FrameSet: its URL
-MEASURED_TAG = "manybeam.measured."  # and digest and address of a FrameSet, cut: its URL
-ATTACHED_TAG = "manybeam.attached."  # and its kind: id of its LoggedModel, SHA-256 and seal
-SCORES_TAG = "manybeam.scores."  # and the id of a sheet's LoggedModel: its SHA-256 and seal
+INPUT_TAG = "manybeam.input."  # + digest of a FrameSet; value: its URL
+MEASURED_TAG = "manybeam.measured."  # + digest and cut hash of the URL of a FrameSet; its URL
+ATTACHED_TAG = "manybeam.attached."  # + kind; id of its LoggedModel, SHA-256 and signature
+SCORES_TAG = "manybeam.scores."  # + id of the LoggedModel of a score report; SHA-256, signature
 
 Keep = Callable[[str, bytes], None]
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What is to become the next version of an ensemble; see `Zoo.register`."""
+    """The content of the next version of an ensemble; see `Zoo.register`."""
 
     name: str
     members: Sequence["Member"]
@@ -50,15 +51,15 @@ class Registration:
     failed: Sequence[str] = ()
     parent: str = ""
     inputs: Sequence[FrameSetUse] = ()
-    vouch: bool = True
+    sign: bool = True
     attachments: Sequence["Attachment"] = ()
 
     def write(self, tracking: Tracking, keep: Keep) -> int:
-        """Write everything and return the number of the version, or leave none behind.
+        """Write everything and return the number of the version; no version remains on an error.
 
         Args:
-            tracking: where to.
-            keep: told of what this machine will read again, with its SHA-256.
+            tracking: the MLflow to write to.
+            keep: called with files that this machine will read again, and their SHA-256.
         """
         experiment_id = tracking.experiment(f"manybeam/{self.name}")
         run_id = tracking.start_run(experiment_id, self.name, {CODE_TAG: __version__})
@@ -76,12 +77,12 @@ class Registration:
                 tags={SHA256_TAG: digest, CODE_TAG: __version__},
                 files={MANIFEST_FILE: manifest, SELF_TEST_FILE: self_test},
             )
-            place = Place(experiment_id, run_id, manifest_id, digest)
+            place = VersionPlace(experiment_id, run_id, manifest_id, digest)
             tags = self._tags(place)
             if self.rows:
-                tags |= add_scores(tracking, place, kept, self.rows, keep, vouch=self.vouch)
+                tags |= add_scores(tracking, place, kept, self.rows, keep, sign=self.sign)
             for one in self.attachments:
-                tags |= add_attachment(tracking, place, self.name, one, vouch=self.vouch)
+                tags |= add_attachment(tracking, place, self.name, one, sign=self.sign)
             tracking.end_run(run_id)
             return tracking.add_version(self.name, manifest_id, run_id, tags)
         except BaseException:
@@ -101,15 +102,15 @@ class Registration:
             self_test=sha256_of(self_test),
         )
 
-    def _tags(self, place: "Place") -> dict[str, str]:
-        """Return what a listing tells of the version without its manifest being read."""
+    def _tags(self, place: "VersionPlace") -> dict[str, str]:
+        """Return the tags of the version, which a listing shows without reading the manifest."""
         what = f"manifest of {self.name}"
         tags = {
             MANIFEST_TAG: place.manifest_id,
             SHA256_TAG: place.sha256,
             EXPERIMENT_TAG: place.experiment_id,
             CODE_TAG: __version__,
-            SEAL_TAG: trust.sign(what, place.sha256) if self.vouch else "",
+            SIGNATURE_TAG: trust.sign(what, place.sha256) if self.sign else "",
             PARENT_TAG: self.parent,
             **{f"{INPUT_TAG}{one.digest}": one.url for one in self.inputs},
         }
@@ -117,8 +118,8 @@ class Registration:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a version lies in MLflow, and the SHA-256 of its manifest."""
+class VersionPlace:
+    """The ids of a version in MLflow, and the SHA-256 of its manifest."""
 
     experiment_id: str
     run_id: str
@@ -128,12 +129,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Attachment:
-    """Bytes kept beside a version.
+    """Bytes that are attached to a version.
 
     Attributes:
-        kind: a word for what it is.
+        kind: name of the kind of attachment.
         content: the bytes.
-        params: how they were made, as text.
+        params: how the bytes were made, as text.
     """
 
     kind: str
@@ -185,16 +186,16 @@ def add_member(
 
 def add_scores(
     tracking: Tracking,
-    place: Place,
+    place: VersionPlace,
     members: Iterable[MemberRecord],
     rows: Sequence[Score],
     keep: Keep,
     *,
-    vouch: bool = True,
+    sign: bool = True,
 ) -> dict[str, str]:
-    """Write a sheet of scores and MLflow's headline of it; return the tags of the version for it.
+    """Write a score report and its main scores for MLflow; return the tags for the version.
 
-    The last tag makes the sheet count; those before it name the FrameSets it was measured on.
+    The last tag makes the report valid. The other tags name the FrameSets of the measurement.
     """
     report = write_report(rows)
     digest = sha256_of(report)
@@ -205,20 +206,20 @@ def add_scores(
         kind="manybeam-scores",
         params={"rows": str(len(rows))},
         tags={SHA256_TAG: digest, CODE_TAG: __version__, KIND_TAG: "scores"},
-        files={SHEET_FILE: report},
+        files={REPORT_FILE: report},
     )
     ids = {member.index: member.model_id for member in members}
     ids |= {ENSEMBLE: place.manifest_id, CLASSICAL: place.manifest_id}
     tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows])
     keep(digest, report)
-    signature = trust.sign(f"scores of {place.sha256}", digest) if vouch else ""
+    signature = trust.sign(f"scores of {place.sha256}", digest) if sign else ""
     return {**_measured(rows), f"{SCORES_TAG}{model_id}": f"{digest} {signature}".strip()}
 
 
 def add_attachment(
-    tracking: Tracking, place: Place, name: str, one: Attachment, *, vouch: bool = True
+    tracking: Tracking, place: VersionPlace, name: str, one: Attachment, *, sign: bool = True
 ) -> dict[str, str]:
-    """Write an attachment as a LoggedModel; return the tag that makes it count."""
+    """Write an attachment as a LoggedModel; return the tag that makes it valid."""
     sha256 = sha256_of(one.content)
     model_id = tracking.add_model(
         place.experiment_id,
@@ -229,12 +230,12 @@ def add_attachment(
         tags={SHA256_TAG: sha256, CODE_TAG: __version__, KIND_TAG: one.kind},
         files={one.kind: one.content},
     )
-    signature = trust.sign(f"{one.kind} of {place.sha256}", sha256) if vouch else ""
+    signature = trust.sign(f"{one.kind} of {place.sha256}", sha256) if sign else ""
     return {ATTACHED_TAG + one.kind: f"{model_id} {sha256} {signature}".strip()}
 
 
 def _measured(rows: Sequence[Score]) -> dict[str, str]:
-    """Return a tag for each FrameSet that was measured on: two copies of one have two tags."""
+    """Return a tag for each FrameSet of the scores; two copies of a FrameSet have two tags."""
     uses = Matrix(rows).frame_sets
     return {f"{MEASURED_TAG}{x.digest}.{sha256_of(x.url.encode())[:8]}": x.url for x in uses}
 
@@ -260,19 +261,19 @@ def read_card(card: bytes, record: MemberRecord, weights: dict[str, Any]) -> "Me
 
 @lru_cache(maxsize=1)
 def environment() -> Mapping[str, str]:
-    """Return every installed package with its version: what made a version, to make it again."""
+    """Return all installed packages with their versions, so that a version can be made again."""
     found = ((one.metadata["Name"], one.version) for one in importlib.metadata.distributions())
     return dict(sorted((name.lower(), version) for name, version in found if name))
 
 
 def _headline(row: Score) -> Score:
-    """Return the scores that MLflow's own pages show; the sheet holds all."""
+    """Return the scores that the pages of MLflow show; the report holds all scores."""
     kept = {key: row.values[key] for key in HEADLINE if key in row.values}
     return dataclasses.replace(row, values=kept)
 
 
 def _write_card(member: "Member") -> bytes:
-    """Return what makes a member again: its recipe, seed and policy; and its losses."""
+    """Return the card of a member: recipe, seed and policy, to train it again; and its losses."""
     card = {
         "index": member.index,
         "seed": member.seed,

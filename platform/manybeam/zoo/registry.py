@@ -1,7 +1,8 @@
-"""The registry: members and ensembles kept for good, found by reference, loaded and scored.
+"""The registry: ensembles and their members are registered, found by reference, and loaded.
 
-A registered version is complete or not there: members first, then the manifest that names them,
-then their scores, and the version last. A crash before that leaves LoggedModels nobody can name.
+A registered version is complete, or it does not exist: members are written first, then the
+manifest that names them, then their scores, and the version last. A crash before the end leaves
+LoggedModels without a version; `manybeam zoo gc` removes them.
 """
 
 import dataclasses
@@ -25,17 +26,17 @@ from manybeam.zoo.registration import (
     EXPERIMENT_TAG,
     MANIFEST_FILE,
     SCORES_TAG,
-    SEAL_TAG,
     SHA256_TAG,
+    SIGNATURE_TAG,
     WEIGHTS_FILE,
     Attachment,
-    Place,
     Registration,
+    VersionPlace,
     add_attachment,
     add_scores,
     read_card,
 )
-from manybeam.zoo.score_reports import SHEET_FILE, read_report
+from manybeam.zoo.score_reports import REPORT_FILE, read_report
 from manybeam.zoo.tracking import MANIFEST_TAG, Tracking
 
 if TYPE_CHECKING:
@@ -44,16 +45,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARCHIVED_TAG = "manybeam.archived"  # when, in UTC
+ARCHIVED_TAG = "manybeam.archived"  # value: the time, in UTC
 
 
 class Zoo:
     """The versioned zoo of one deployment.
 
     Args:
-        tracking_uri: MLflow's server or database; the settings' if left out.
-        artifacts: where weights go if MLflow has no server; the settings' if left out.
-        cache: folder that keeps weights on this machine; in the settings' home if left out.
+        tracking_uri: server or database of MLflow; if left out, from the settings.
+        artifacts: store of weights if MLflow has no server; if left out, from the settings.
+        cache: folder for weights on this machine; if left out, in the home of the settings.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Zoo:
 
     @property
     def address(self) -> str:
-        """URL of the MLflow that keeps it."""
+        """URL of the MLflow of this zoo."""
         return self.tracking.uri
 
     def register(
@@ -83,28 +84,28 @@ class Zoo:
         failed: Sequence[str] = (),
         parent: str = "",
         inputs: Iterable[FrameSetUse] = (),
-        vouch: bool = True,
+        sign: bool = True,
         attachments: Sequence[Attachment] = (),
     ) -> Record:
         """Register trained members as the next version of an ensemble, all or nothing.
 
         Args:
-            name: name of the ensemble; made if it is new.
-            members: at least one, each with its own index.
-            job: the job that made them, resolved, as plain data.
-            alias: `serving` or `candidate`, moved to the new version at the very end, past every
-                gate and the audit log; `zoo.lifecycle.life.settle` asks them.
-            scores: what is already measured; more may follow through `record_scores`.
-            failed: members that were planned but failed, each with its reason.
+            name: name of the ensemble; created if it is new.
+            members: at least one, each with a different index.
+            job: the job that made them, with all defaults, as plain data.
+            alias: `serving` or `candidate`, moved to the new version at the end, without gates
+                and without the audit log; `zoo.lifecycle.life.settle` uses both.
+            scores: scores measured already; `record_scores` adds more.
+            failed: members that failed in training, each with the reason.
             parent: reference of the version these were adapted from.
-            inputs: FrameSets they were trained on.
-            vouch: sign the version, if the settings name a key; not what a stranger made.
-            attachments: bytes to keep beside it, as `attach` does.
+            inputs: FrameSets of the training.
+            sign: sign the version, if the settings name a key; False for imported members.
+            attachments: bytes to attach, as `attach` does.
 
         Raises:
-            InvalidInput: a name, alias, index or score that cannot be kept.
-            MemberCountError: no members.
-            MemberDiverged: weights that are NaN or infinite.
+            InvalidInput: a name, alias, index or score is not allowed.
+            MemberCountError: there are no members.
+            MemberDiverged: weights are NaN or infinite.
             ZooUnreachable: MLflow or its artifact store does not answer.
         """
         rows = list(scores or ())
@@ -113,7 +114,7 @@ class Zoo:
         check_members(members)
         check_scores(rows, {member.index for member in members})
         used = tuple(inputs)
-        asked = Registration(name, members, job, rows, failed, parent, used, vouch, attachments)
+        asked = Registration(name, members, job, rows, failed, parent, used, sign, attachments)
         version = asked.write(self.tracking, self._cache.keep)
         if alias is not None:
             self.tracking.set_alias(name, alias, version)
@@ -121,48 +122,48 @@ class Zoo:
         return self.resolve(f"{name}@{version}")
 
     def resolve(self, ref: str) -> Record:
-        """Return the version a reference means, as its manifest says.
+        """Return the record of a reference, from its manifest.
 
         Raises:
-            UnknownRef: no such ensemble, version, alias or member; the nearest are in the hint.
+            UnknownRef: no such ensemble, version, alias or member; the hint gives similar names.
             Corrupt: the manifest is not the one that was registered.
         """
         return self._resolved(ref)[1]
 
     def ls(self, name: str | None = None) -> list[Record]:
-        """Return every version, by name and newest first; of one ensemble if named."""
+        """Return all versions, or those of one ensemble, by name and newest first."""
         return [self.record(entry) for entry in self.listing(name)]
 
     def listing(self, name: str | None = None) -> list[VersionEntry]:
-        """Return what MLflow lists of every version, without a manifest read: two calls."""
+        """Return the entries of all versions in MLflow, without manifests; it needs two calls."""
         return self.tracking.versions(name)
 
     def entry(self, ref: str) -> VersionEntry:
-        """Return what MLflow lists of one version; raises UnknownRef."""
+        """Return the entry of one version in MLflow; raises UnknownRef."""
         return self._entry(Ref.parse(ref))
 
     def read_anew(self, model_id: str, path: str) -> bytes:
-        """Return a file of the zoo as it lies in the store now, unchecked; raises Corrupt."""
+        """Return a file from the store, without cache and without check; raises Corrupt."""
         return self.tracking.read_file(model_id, path)
 
     def record(self, entry: VersionEntry) -> Record:
-        """Return the version an entry of a listing is of; raises Corrupt as `resolve` does."""
+        """Return the record of an entry of the listing; raises Corrupt as `resolve` does."""
         manifest_id, sha256 = entry.tags[MANIFEST_TAG], entry.tags[SHA256_TAG]
         what = f"manifest of {entry.ref}"
         content = self._file(manifest_id, MANIFEST_FILE, sha256, what)
         archived, found = entry.tags.get(ARCHIVED_TAG), read_manifest(content)
         if found.name != entry.name:
             raise Corrupt(
-                f"the {what} is that of {found.name!r}",
-                "somebody changed the zoo's database by hand",
-                "restore it from its backup",
+                f"the {what} belongs to {found.name!r}",
+                "the database of the zoo was changed by hand",
+                "restore the database from its backup",
             )
         return dataclasses.replace(
             found,
             version=entry.version,
             aliases=entry.aliases,
             archived=datetime.fromisoformat(archived) if archived else None,
-            signature=entry.tags.get(SEAL_TAG, ""),
+            signature=entry.tags.get(SIGNATURE_TAG, ""),
             model_id=manifest_id,
             run_id=entry.run_id,
             experiment_id=entry.tags[EXPERIMENT_TAG],
@@ -175,11 +176,11 @@ class Zoo:
         return self._file(one.model_id, MANIFEST_FILE, one.sha256, f"manifest of {one.ref}")
 
     def members(self, ref: str) -> list["Member"]:
-        """Return the trained members of a version, weights checked against their digests.
+        """Return the trained members of a version; weights are checked against their digests.
 
         Raises:
-            UnknownRef: nothing is called that.
-            Corrupt: bytes differ from those registered, or are gone.
+            UnknownRef: there is no such version.
+            Corrupt: bytes differ from those registered, or are missing.
             NotAllowed: the settings name trusted keys, and none of them signed the version.
         """
         record = self.resolve(ref)
@@ -196,15 +197,15 @@ class Zoo:
         """Add scores to a version; a later score of the same pair replaces the earlier one.
 
         Raises:
-            InvalidInput: a score of a member that the version does not have.
+            InvalidInput: a score belongs to a member that the version does not have.
         """
         record, rows = self.resolve(ref), list(rows)
         check_scores(rows, {member.index for member in record.members})
         if record.selected is not None and any(row.member != record.selected for row in rows):
             raise InvalidInput(
-                f"scores of others than {record.ref}",
-                "a reference to one member takes its scores only",
-                f"name the version: {record.version_ref}",
+                f"some scores belong to other members than {record.ref}",
+                "a reference to one member accepts only the scores of this member",
+                f"use the reference of the version: {record.version_ref}",
             )
         if rows:
             place = _place(record)
@@ -213,13 +214,13 @@ class Zoo:
                 self.tracking.tag_version(record.name, record.version, key, value)
 
     def scores(self, entry: VersionEntry) -> list[Score]:
-        """Return every score of a version, oldest first.
+        """Return all scores of a version, oldest first.
 
-        Where the settings name trusted keys, sheets that none of them signed do not count; one
-        such sheet takes no version away, but it is logged.
+        If the settings name trusted keys, score reports that none of them signed are ignored, and
+        this is logged.
 
         Raises:
-            Corrupt: a sheet of them is not the one that was kept.
+            Corrupt: a score report is not the one that was registered.
         """
         found: list[Score] = []
         for key, value in entry.tags.items():
@@ -230,13 +231,13 @@ class Zoo:
                     value.partition(" "),
                 )
                 if not trust.may_count(f"scores of {entry.tags[SHA256_TAG]}", sha256, signature):
-                    logger.warning("unsigned scores do not count", extra={"of": what})
+                    logger.warning("unsigned scores are ignored", extra={"of": what})
                     continue
-                found += read_report(self._file(model_id, SHEET_FILE, sha256, what))
+                found += read_report(self._file(model_id, REPORT_FILE, sha256, what))
         return sorted(found, key=lambda row: row.taken.timestamp() if row.taken else 0.0)
 
     def matrix(self, ref: str) -> Matrix:
-        """Return members x conditions of a version; a pair not measured is None there."""
+        """Return the matrix of a version; a pair that was not measured is None in it."""
         entry, record = self._resolved(ref)
         rows = self.scores(entry)
         if record.selected is not None:
@@ -244,24 +245,24 @@ class Zoo:
         return Matrix(rows, [member.index for member in record.members])
 
     def set_alias(self, name: str, alias: str, version: int) -> Record:
-        """Point `serving` or `candidate` at a version that exists, and return it."""
+        """Point `serving` or `candidate` to an existing version, and return it."""
         check_alias(alias)
         record = self.resolve(f"{name}@{version}")
         self.tracking.set_alias(name, alias, version)
         return dataclasses.replace(record, aliases=tuple(sorted({*record.aliases, alias})))
 
     def tag(self, ref: str, key: str, value: str) -> None:
-        """Set a tag of a version, which a listing tells; whatever it was before."""
+        """Set or replace a tag of a version; a listing shows it."""
         record = self.resolve(ref)
         self.tracking.tag_version(record.name, record.version, key, value)
 
     def untag(self, ref: str, key: str) -> None:
-        """Take a tag of a version away, if it has it."""
+        """Remove a tag of a version, if it has it."""
         record = self.resolve(ref)
         self.tracking.untag_version(record.name, record.version, key)
 
     def test(self, ref: str) -> list[SelfTest]:
-        """Load every member and return whether it answers as it did when it was registered.
+        """Load every member and return whether it gives the same answer as at registration.
 
         Raises:
             NotFound: the version was registered without a self-test.
@@ -271,18 +272,18 @@ class Zoo:
         if not record.self_test:
             raise NotFound(
                 f"{record.ref} has no self-test",
-                "an older Manybeam registered it",
-                "register its members again to make one",
+                "an older version of Manybeam registered it",
+                "register its members again: manybeam zoo export, then zoo import",
             )
         what = f"self-test of {record.ref}"
         kept = self._file(record.model_id, SELF_TEST_FILE, record.self_test, what)
         return run_self_test(self.members(ref), kept)
 
     def sign(self, ref: str) -> Record:
-        """Sign a version anew with the key in the settings: its manifest, scores, attachments.
+        """Sign the manifest, scores and attachments of a version with the key in the settings.
 
         Raises:
-            InvalidSetting: the settings name no key, or one that cannot be read.
+            InvalidSetting: the settings name no key, or the key cannot be read.
         """
         entry, record = self._resolved(ref)
         for key, value in _signatures(entry, record).items():
@@ -290,15 +291,15 @@ class Zoo:
         return self.resolve(ref)
 
     def attach(self, ref: str, kind: str, content: bytes, params: Mapping[str, str]) -> str:
-        """Keep bytes beside a version and return their digest; the last of a kind counts.
+        """Attach bytes to a version and return their digest; the last of a kind is valid.
 
-        Those attached before stay in MLflow, each a LoggedModel of its own.
+        Earlier attachments stay in MLflow, each as a separate LoggedModel.
 
         Args:
             ref: the version.
-            kind: a word for what it is.
+            kind: name of the kind of attachment.
             content: the bytes.
-            params: how they were made, as text.
+            params: how the bytes were made, as text.
         """
         record = self.resolve(ref)
         one = Attachment(kind, content, params)
@@ -307,7 +308,7 @@ class Zoo:
         return sha256_of(content)
 
     def attached(self, ref: str, kind: str) -> bytes | None:
-        """Return what was last attached to a version, or None.
+        """Return the last attachment of a kind, or None.
 
         Raises:
             Corrupt: the bytes are not those that were attached.
@@ -321,27 +322,27 @@ class Zoo:
         return self._file(model_id, kind, sha256, f"{kind} of {record.ref}")
 
     def _resolved(self, ref: str) -> tuple[VersionEntry, Record]:
-        """Return what MLflow lists of a reference and its record, of one member if it names one."""
-        wanted = Ref.parse(ref)
-        entry = self._entry(wanted)
+        """Return the entry and the record of a reference; the record may be of one member."""
+        asked = Ref.parse(ref)
+        entry = self._entry(asked)
         record = self.record(entry)
-        return entry, record if wanted.member is None else record.only(wanted.member)
+        return entry, record if asked.member is None else record.only(asked.member)
 
-    def _entry(self, wanted: Ref) -> VersionEntry:
-        """Return the version meant, in one call if it is there."""
-        if wanted.alias is not None and wanted.alias not in ALIASES:
-            # MLflow would take `latest` for an alias.
-            raise wanted.unknown(self.tracking.versions())
+    def _entry(self, asked: Ref) -> VersionEntry:
+        """Return the entry of a reference; one call if it exists."""
+        if asked.alias is not None and asked.alias not in ALIASES:
+            # MLflow has a built-in alias `latest`, which we do not use.
+            raise asked.unknown(self.tracking.versions())
         try:
             entry = (
-                self.tracking.version_by_alias(wanted.name, wanted.alias)
-                if wanted.version is None and wanted.alias is not None
-                else self.tracking.version(wanted.name, wanted.version or 0)
+                self.tracking.version_by_alias(asked.name, asked.alias)
+                if asked.version is None and asked.alias is not None
+                else self.tracking.version(asked.name, asked.version or 0)
             )
         except (NotFound, InvalidInput) as error:
-            raise wanted.unknown(self.tracking.versions()) from error
+            raise asked.unknown(self.tracking.versions()) from error
         if MANIFEST_TAG not in entry.tags:
-            raise wanted.unknown(self.tracking.versions())
+            raise asked.unknown(self.tracking.versions())
         return entry
 
     def _load(self, record: MemberRecord) -> "Member":
@@ -353,23 +354,23 @@ class Zoo:
         return read_card(card, record, load_weights(weights))
 
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
-        """Return a file of the zoo, from this machine if it is here, checked either way."""
+        """Return a file from the cache or the store; it is checked in both cases."""
         return self._cache.get(sha256, lambda: self.tracking.read_file(model_id, path), what)
 
 
-def _place(record: Record) -> Place:
-    return Place(record.experiment_id, record.run_id, record.model_id, record.sha256)
+def _place(record: Record) -> VersionPlace:
+    return VersionPlace(record.experiment_id, record.run_id, record.model_id, record.sha256)
 
 
 def _signatures(entry: VersionEntry, record: Record) -> dict[str, str]:
-    """Return every tag of a version that carries a seal, with one of the settings' key."""
+    """Return all tags of a version that contain signatures, with new signatures."""
     if not settings().signing_key:
         raise InvalidSetting(
             "there is no key to sign with",
-            "MANYBEAM_SIGNING_KEY names an Ed25519 private key",
-            "manybeam zoo keygen FOLDER makes a pair",
+            "MANYBEAM_SIGNING_KEY must name an Ed25519 private key",
+            "manybeam zoo keygen FOLDER makes a pair of keys",
         )
-    tags = {SEAL_TAG: trust.sign(f"manifest of {record.name}", record.sha256)}
+    tags = {SIGNATURE_TAG: trust.sign(f"manifest of {record.name}", record.sha256)}
     for key, value in entry.tags.items():
         if key.startswith(SCORES_TAG):
             digest = value.partition(" ")[0]

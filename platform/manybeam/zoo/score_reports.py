@@ -1,8 +1,8 @@
-"""Sheets of scores: what one measurement found, kept whole beside the version it measured.
+"""Score reports: all results of one measurement, stored with the measured version.
 
-A sheet is one JSON document that never changes. It holds every score of every row with the counts
-of each test frame, so that two versions can be compared frame by frame; MLflow's own metrics hold
-only the headline of it, for people who look there.
+A report is one JSON document that never changes. It holds every score of every row with the counts
+of each test frame, so that two versions can be compared frame by frame. The metrics of MLflow hold
+only the main scores, for people who use the pages of MLflow.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from manybeam.errors import Corrupt
 from manybeam.zoo.checks import LARGEST_PM, check_test_set
 from manybeam.zoo.matrix import BIN_COUNT, Bin, FrameSetUse, Score, TestSet
 
-SHEET_FORMAT = "manybeam-scores-1"
-SHEET_FILE = "scores.json"
+REPORT_FORMAT = "manybeam-scores-1"
+REPORT_FILE = "scores.json"
 HEADLINE = ("f1", "rmse_pm", "ece")
-# Of `learn.scoring.classical.Blob`, within what a frame can be answered with in seconds.
+# Bounds of `learn.scoring.classical.Blob`, so that a frame is analysed within seconds.
 DETECTOR = {
     "sigma_pm": (1.0, LARGEST_PM),
     "ratio": (1.001, 10.0),
@@ -30,24 +30,24 @@ DETECTOR = {
 
 
 def write_report(rows: Sequence[Score], now: datetime | None = None) -> bytes:
-    """Return the sheet of some scores as UTF-8 JSON.
+    """Return the report of some scores as UTF-8 JSON.
 
-    Rows that do not say when they were taken, or by which scorer, were taken now and by us.
+    Rows without a time or a scorer get the present time and the present version of Manybeam.
     """
     moment = now or datetime.now(UTC)
-    content = {"format": SHEET_FORMAT, "rows": [_row(score, moment) for score in rows]}
+    content = {"format": REPORT_FORMAT, "rows": [_row(score, moment) for score in rows]}
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
 def read_report(content: bytes) -> list[Score]:
-    """Return the scores of a sheet, in the order they were given.
+    """Return the scores of a report, in their order.
 
     Raises:
-        Corrupt: the bytes are no sheet of this form.
+        Corrupt: the bytes are no report of this format.
     """
     try:
         report = json.loads(content)
-        if report["format"] != SHEET_FORMAT:
+        if report["format"] != REPORT_FORMAT:
             raise ValueError(f"its format is {report['format']!r}")
         return [_score(row) for row in report["rows"]]
     except (
@@ -59,9 +59,9 @@ def read_report(content: bytes) -> list[Score]:
         RecursionError,
     ) as error:
         raise Corrupt(
-            f"a sheet of scores cannot be read: {error}",
-            f"{SHEET_FORMAT} is what this Manybeam reads",
-            "update Manybeam if a newer one measured; otherwise measure again",
+            f"a score report cannot be read: {error}",
+            f"this version of Manybeam reads {REPORT_FORMAT}",
+            "update Manybeam if a newer version measured it; otherwise measure again",
         ) from error
 
 
@@ -105,7 +105,7 @@ def _score(row: dict[str, Any]) -> Score:
 
 
 def _moment(text: str) -> datetime:
-    """Read a date with its zone, near enough to ours that any zone can show it."""
+    """Read a date with its time zone, between the years 2000 and 2200."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None or not 2000 <= moment.year <= 2200:
         raise ValueError(f"it was taken {text!r}")
@@ -113,16 +113,16 @@ def _moment(text: str) -> datetime:
 
 
 def _bins(rows: list[list[Any]]) -> tuple[Bin, ...]:
-    """Return the bins of a curve; none from a sheet of before they were kept."""
-    found = tuple((float(claimed), float(so), int(count)) for claimed, so, count in rows)
-    is_sound = all(0 <= p <= 1 and 0 <= so <= 1 and count >= 0 for p, so, count in found)
+    """Return the bins of a curve; old reports have none."""
+    found = tuple((float(p), float(share), int(count)) for p, share, count in rows)
+    is_sound = all(0 <= p <= 1 and 0 <= share <= 1 and count >= 0 for p, share, count in found)
     if not is_sound or len(found) not in (0, BIN_COUNT):
         raise ValueError(f"reliability must be {BIN_COUNT} bins of two shares and a count")
     return found
 
 
 def _test_set(row: dict[str, Any]) -> TestSet:
-    """Return the test frames that a row names: of one seed, or of FrameSets."""
+    """Return the test set of a row: a seed, or FrameSets."""
     radius_pm = row.get("match_radius_pm")
     sets = tuple(FrameSetUse(**one) for one in row.get("frame_sets", []))
     found = TestSet(row.get("seed"), sets, None if radius_pm is None else float(radius_pm))
@@ -131,11 +131,11 @@ def _test_set(row: dict[str, Any]) -> TestSet:
 
 
 def _detector(row: dict[str, Any]) -> dict[str, float]:
-    """Return what the classical detector was tuned to, bounded: frames are answered with it."""
+    """Return the parameters of the classical detector; they are checked against bounds."""
     found = {str(name): float(value) for name, value in row.items()}
     if set(found) != set(DETECTOR):
-        raise ValueError(f"a detector is told by {', '.join(DETECTOR)}")
+        raise ValueError(f"a detector needs the values {', '.join(DETECTOR)}")
     for name, (low, high) in DETECTOR.items():
         if not low <= found[name] <= high:
-            raise ValueError(f"a detector's {name} is {found[name]}, not from {low:g} to {high:g}")
+            raise ValueError(f"{name} of a detector is {found[name]}, not from {low:g} to {high:g}")
     return found

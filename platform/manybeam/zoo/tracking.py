@@ -1,7 +1,7 @@
-"""MLflow as the zoo uses it: runs, LoggedModels with files, metrics by dataset, versions, aliases.
+"""The calls of MLflow: runs, LoggedModels with files, metrics by dataset, versions, aliases.
 
-Only this module and `leftovers` import mlflow, which takes a second or two. What MLflow raises
-becomes our errors here, and every wait is bounded.
+Only this module and `lifecycle.orphans` import mlflow, which takes a second or two. Errors of
+MLflow are translated here, and every wait is bounded.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-# MLflow reads these when it is imported or asked; an operator's own values win. Its defaults
-# would wait 7 times two minutes on a dead server, send telemetry, and print bars and links.
+# MLflow reads these at import or at a call; values of an operator have priority. With its defaults
+# it would wait 7 times two minutes for a dead server, send telemetry, and print bars and links.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -31,7 +31,7 @@ _ENVIRONMENT = {
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-# The environment above has to stand first, so every import from here on is late (E402).
+# The environment above has to be set first, so every import from here on is late (E402).
 import mlflow.artifacts  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, Metric  # noqa: E402
@@ -49,9 +49,9 @@ for _noisy in ("mlflow", "alembic"):
 
 MEMBER_TAG = "manybeam.member"
 MANIFEST_TAG = "manybeam.manifest"
-KIND_TAG = "manybeam.attachment"  # of a LoggedModel that holds neither a member nor an ensemble
+KIND_TAG = "manybeam.attachment"  # of a LoggedModel that is neither a member nor an ensemble
 _CLASSICAL_PREFIX = "classical."
-_METRICS_PER_CALL = 1000  # MLflow's own limit
+_METRICS_PER_CALL = 1000  # the limit of MLflow
 _PAGE = 1000
 _SQLITE = "sqlite:///"
 
@@ -59,11 +59,11 @@ T = TypeVar("T")
 
 
 class Tracking:
-    """One MLflow: its server or its database, and where it keeps files.
+    """One MLflow: its server or its database, and its store of files.
 
     Args:
         uri: http(s) address of a server, or URL of a database (`sqlite:///...`).
-        artifacts: where files go if MLflow has no server to decide that.
+        artifacts: store of files if MLflow has no server.
     """
 
     def __init__(self, uri: str, artifacts: str) -> None:
@@ -71,7 +71,7 @@ class Tracking:
             raise InvalidSetting(
                 f"tracking_uri: {uri!r} is no URL of MLflow",
                 "allowed: http://host:port of a server, sqlite:///file, postgresql+psycopg://...",
-                "set MANYBEAM_TRACKING_URI, or leave it away for the embedded zoo",
+                "correct MANYBEAM_TRACKING_URI, or remove it to use the embedded zoo",
             )
         self.uri, self.artifacts = uri, artifacts
         self.is_server = uri.startswith(("http://", "https://"))
@@ -79,14 +79,14 @@ class Tracking:
 
     @property
     def client(self) -> MlflowClient:
-        """The client, made at first use: that already asks the database."""
+        """The client, made at its first use, because this already connects to the database."""
         if self._client is None:
             self._client = self._connect()
         return self._client
 
     @speaking()
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, made if need be; two makers get the same one."""
+        """Return the id of an experiment; create it if needed. Two processes get the same one."""
         location = None if self.is_server else f"{self.artifacts.rstrip('/')}/{name}"
         found = self.client.get_experiment_by_name(name)
         if found is None:
@@ -95,25 +95,25 @@ class Tracking:
             found = self.client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
             raise Conflict(
-                f"MLflow's experiment {name!r} was deleted",
-                "the zoo keeps the runs of an ensemble there",
+                f"the experiment {name!r} of MLflow was deleted",
+                "the zoo needs it for the runs of an ensemble",
                 "restore it in MLflow, or give the ensemble another name",
             )
         return str(found.experiment_id)
 
     @speaking()
     def start_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        """Return the id of a new run: MLflow keeps metrics and datasets by run."""
+        """Return the id of a new run; MLflow stores metrics and datasets by run."""
         run = self.client.create_run(experiment_id, run_name=name, tags=dict(tags))
         return str(run.info.run_id)
 
     @speaking()
     def end_run(self, run_id: str) -> None:
-        """Mark a run as done."""
+        """Mark a run as finished."""
         self.client.set_terminated(run_id, "FINISHED")
 
     def abandon_run(self, run_id: str) -> None:
-        """Mark a run as failed if MLflow still answers; it is only a note for people."""
+        """Mark a run as failed if MLflow still answers; the mark is only information."""
         with suppress(ManybeamError), speaking():
             self.client.set_terminated(run_id, "FAILED")
 
@@ -131,8 +131,8 @@ class Tracking:
     ) -> str:
         """Return the id of a new LoggedModel that holds `files`.
 
-        It is what `mlflow.create_external_model` makes, with our own client instead of the
-        process-wide one, and one upload instead of two.
+        It is the same as `mlflow.create_external_model`, but with the client of this object
+        instead of the global one, and with one upload instead of two.
         """
         model = self.client.create_logged_model(
             experiment_id,
@@ -153,8 +153,8 @@ class Tracking:
         """Return one file of a LoggedModel.
 
         Raises:
-            Corrupt: the files can be listed and this one is not among them.
-            ZooUnreachable: they cannot be listed.
+            Corrupt: the files can be listed, and this file is missing.
+            ZooUnreachable: the files cannot be listed.
         """
         try:
             with speaking(), tempfile.TemporaryDirectory() as folder:
@@ -169,18 +169,18 @@ class Tracking:
             if any(file.path == path for file in listed):
                 raise
             raise Corrupt(
-                f"{path} of {model_id} is gone from the artifact store",
-                "the zoo recorded it when the version was registered",
+                f"{path} of {model_id} is missing in the artifact store",
+                "it was there when the version was registered",
                 "restore the store from its backup, or train again",
             ) from None
 
     @speaking()
     def log_scores(self, run_id: str, model_ids: Mapping[int, str], rows: Sequence[Score]) -> None:
-        """Log scores, each against its condition's dataset, in as few calls as MLflow allows.
+        """Log scores, each with the dataset of its condition, in as few calls as possible.
 
-        MLflow's key of a metric is (model, name, time, step, run) without the dataset, and that
-        of a run's metric lacks the model: so each condition has its own step, and each member
-        its own millisecond.
+        MLflow identifies a metric by (model, name, time, step, run), without the dataset, and a
+        metric of a run also without the model. So each condition has a different step, and each
+        member a different millisecond.
         """
         conditions = {(row.condition, row.condition_digest): None for row in rows}
         datasets = [
@@ -211,10 +211,10 @@ class Tracking:
 
     @speaking()
     def add_version(self, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> int:
-        """Return the number of a new version that points at a LoggedModel."""
+        """Return the number of a new version of a LoggedModel."""
         with suppress(Conflict), speaking():
             self.client.create_registered_model(name)
-        # A database client would look `models:/...` up in the process-wide MLflow, not in ours.
+        # With a database, the client would search `models:/...` in the global MLflow, not in this.
         source = (
             f"models:/{model_id}"
             if self.is_server
@@ -230,15 +230,15 @@ class Tracking:
 
     @speaking()
     def version_by_alias(self, name: str, alias: str) -> VersionEntry:
-        """Return the version an alias points at; raises NotFound or InvalidInput."""
+        """Return the version of an alias; raises NotFound or InvalidInput."""
         return _entry(self.client.get_model_version_by_alias(name, alias))
 
     @speaking()
     def versions(self, name: str | None = None) -> list[VersionEntry]:
-        """Return every version of the zoo, or of one ensemble, with its aliases: two calls."""
-        wanted = None if name is None else f"name = '{name}'"
+        """Return all versions of the zoo, or of one ensemble, with aliases; it needs two calls."""
+        condition = None if name is None else f"name = '{name}'"
         models = _all_pages(
-            lambda token: self.client.search_registered_models(wanted, _PAGE, page_token=token)
+            lambda token: self.client.search_registered_models(condition, _PAGE, page_token=token)
         )
         aliases: dict[tuple[str, int], tuple[str, ...]] = {}
         for model in models:
@@ -246,32 +246,32 @@ class Tracking:
                 place = (model.name, int(number))
                 aliases[place] = (*aliases.get(place, ()), alias)
         found = _all_pages(
-            lambda token: self.client.search_model_versions(wanted, _PAGE, page_token=token)
+            lambda token: self.client.search_model_versions(condition, _PAGE, page_token=token)
         )
         entries = [_entry(one, aliases) for one in found if MANIFEST_TAG in one.tags]
         return sorted(entries, key=lambda entry: (entry.name, -entry.version))
 
     @speaking()
     def tag_version(self, name: str, number: int, key: str, value: str) -> None:
-        """Set a tag of a version, whatever it was before."""
+        """Set or replace a tag of a version."""
         self.client.set_model_version_tag(name, str(number), key, value)
 
     @speaking()
     def untag_version(self, name: str, number: int, key: str) -> None:
-        """Take a tag of a version away, if it has it."""
+        """Remove a tag of a version, if it has it."""
         with suppress(NotFound), speaking():
             self.client.delete_model_version_tag(name, str(number), key)
 
     @speaking()
     def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Point an alias at a version, whatever it pointed at before."""
+        """Point an alias to a version, also if it points to another one."""
         self.client.set_registered_model_alias(name, alias, str(version))
 
     @speaking()
     def _connect(self) -> MlflowClient:
         _lend_s3_credentials(self.artifacts)
         with warnings.catch_warnings():
-            # MLflow's mappers use an SQLAlchemy option that 2.1 deprecates; not ours to change.
+            # MLflow uses an option of SQLAlchemy that 2.1 deprecates.
             warnings.filterwarnings("ignore", message="The ``noload``", category=DeprecationWarning)
             if not self.is_server:
                 _prepare_database(self.uri)
@@ -279,10 +279,11 @@ class Tracking:
 
 
 def _prepare_database(uri: str) -> None:
-    """Bound the wait for a database, and make the file of the embedded zoo if it is new.
+    """Limit the wait for a database, and create the file of the embedded zoo if it is new.
 
-    MLflow makes its tables one by one: two processes that both begin, or one that is killed,
-    leave a file nobody can open again. Ours appears whole under its name, or not at all.
+    MLflow creates its tables one by one. Two processes at the same time, or a killed process,
+    would leave a file that cannot be opened. So the file is created under another name, and gets
+    its name when it is complete.
     """
     import mlflow.store.db.utils as database
 
@@ -299,13 +300,13 @@ def _prepare_database(uri: str) -> None:
 
 
 def condition_step(condition: str, digest: str) -> int:
-    """Return the step that stands for a condition in MLflow: 48 bits of its digest."""
+    """Return the step of a condition in MLflow: 48 bits of its digest."""
     text = f"{condition} {digest}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:6])
 
 
 def _all_pages(page_at: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
-    """Yield what every page of a search holds."""
+    """Yield the results of all pages of a search."""
     token: str | None = None
     while True:
         page = page_at(token)
@@ -324,7 +325,7 @@ def _entry(
 
 
 def _lend_s3_credentials(artifacts: str) -> None:
-    """MLflow's S3 client reads the environment only; ours are in the settings."""
+    """Copy credentials to the environment, because the S3 client of MLflow reads only it."""
     if not artifacts.startswith("s3://"):
         return
     known = settings()

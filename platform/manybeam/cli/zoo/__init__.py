@@ -1,1 +1,1 @@
-"""`manybeam zoo`: which ensembles there are, how good they are, and what is done with them."""
+"""`manybeam zoo`: list ensembles, show their scores, change and exchange them."""

@@ -1,4 +1,4 @@
-"""`manybeam zoo diff` and `card`: where one version is better than another, and what one is."""
+"""`manybeam zoo diff` compares two versions; `manybeam zoo card` writes a model card."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,10 +24,10 @@ def diff(
     new: RefArgument,
     *,
     score: Annotated[
-        str, typer.Option(help="f1, precision or recall are tested; others compared.")
+        str, typer.Option(help="Score; f1, precision and recall have a significance test.")
     ] = "f1",
     members: Annotated[
-        bool, typer.Option("--members", help="Compare members of one index, too.")
+        bool, typer.Option("--members", help="Also compare members of the same index.")
     ] = False,
     png: Annotated[
         Path | None, typer.Option(help="Draw the differences of the ensembles: .png, .svg, .pdf.")
@@ -37,8 +37,8 @@ def diff(
     """Show on which conditions the second version is better or worse than the first.
 
     Versions measured on the same frames are compared frame by frame. A difference is significant
-    if its 95 % interval leaves out 0; "taken alone" means that it would not be after allowing for
-    the number of conditions (Benjamini-Hochberg).
+    if its 95 % interval does not contain 0. "taken alone" means: it is not significant after a
+    correction for the number of conditions (Benjamini-Hochberg).
 
     Example: manybeam zoo diff graphene@serving graphene@candidate
     """
@@ -68,11 +68,12 @@ def card(
     ref: RefArgument,
     *,
     out: Annotated[
-        Path | None, typer.Option(help="FILE.html or FILE.md; Markdown to stdout if left out.")
+        Path | None,
+        typer.Option(help="FILE.html or FILE.md; if left out, Markdown to the screen."),
     ] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the weights, as it shall be said.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weights, for the card.")] = "",
 ) -> None:
-    """Write the model card of a version: what it is, how good it is where, and where it fails.
+    """Write the model card of a version: its members, its scores, and where it fails.
 
     Example: manybeam zoo card graphene@serving --out graphene.html
     """
@@ -95,8 +96,8 @@ def card(
     else:
         picture = out.with_name(f"{out.stem}-matrix.png")
         pictures = {picture: card_picture(matrix)} if len(matrix) else {}
-        beside = quote(picture.name) if pictures else ""
-        text = card_markdown(record, matrix, note=note, licence=licence, picture=beside)
+        link = quote(picture.name) if pictures else ""
+        text = card_markdown(record, matrix, note=note, licence=licence, picture=link)
         write_files({**pictures, out: text.encode()})
     say(f"card of {record.ref}: {out}")
 
@@ -134,7 +135,7 @@ def _as_row(one: "Difference") -> dict[str, object]:
 
 
 def _say_gaps(found: "list[Difference]", old: str, new: str) -> None:
-    """Say which command closes the gaps."""
+    """Print the commands that measure the missing scores."""
     from manybeam.zoo.compare import NUMBERS_CHANGED
 
     gaps = {
@@ -144,13 +145,18 @@ def _say_gaps(found: "list[Difference]", old: str, new: str) -> None:
     for ref, missing in gaps.items():
         if missing:
             command = f"manybeam evaluate {ref} --conditions '{missing[0].condition}'"
-            say(f"{ref} lacks comparable scores on {len(missing)} of {len(found)}; try: {command}")
+            count = f"{len(missing)} of {len(found)} conditions"
+            say(f"{ref} has no comparable scores on {count}; try: {command}")
 
 
 def _check_score(score: str, matrices: "tuple[Matrix, Matrix]") -> None:
     known = sorted({key for matrix in matrices for key in matrix.keys})
     if known and score not in known:
-        raise NotFound(f"no score {score!r}", "", f"recorded: {', '.join(known)}")
+        raise NotFound(
+            f"there is no score {score!r}",
+            "a recorded score is needed",
+            f"recorded: {', '.join(known)}",
+        )
 
 
 def _draw(found: "list[Difference]", names: tuple[str, str], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`manybeam zoo export` and `zoo import`: ensembles as files that others read."""
+"""`manybeam zoo export` and `zoo import`: ensembles as files for other programs and zoos."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +10,7 @@ from manybeam.cli.terminal.output import Form, FormOption, emit, say
 
 
 class PackageForm(StrEnum):
-    """Forms of a package."""
+    """Formats of a package."""
 
     bioimageio = "bioimageio"
     onnx = "onnx"
@@ -28,20 +28,21 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file, or the folder of an export.")
     ] = False,
-    author: Annotated[list[str] | None, typer.Option(help="Who made it; may be repeated.")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="Name; may be repeated.")] = None,
     licence: Annotated[
         str, typer.Option(help="SPDX identifier of the licence of weights and card.")
     ] = "CC-BY-4.0",
     tag: Annotated[
-        list[str] | None, typer.Option(help="Word to find it by; may be repeated.")
+        list[str] | None, typer.Option(help="Keyword for searches; may be repeated.")
     ] = None,
     form: FormOption = Form.auto,
 ) -> None:
-    """Write an ensemble to a file or folder: whole, checked, or not at all.
+    """Write an ensemble to a file or folder. The result is checked.
 
-    A bioimage.io package holds the ensemble as one ONNX graph that others run, and its members,
-    recipes, scores and rehearsal, so that another zoo imports the very same. ONNX is the graph
-    alone. A safetensors folder needs no package that Manybeam itself does not.
+    A bioimage.io package holds the ensemble as one ONNX graph, which other programs can run. It
+    also holds the members, recipes, scores and the calibration set, so that another zoo can
+    import exactly the same ensemble. The format onnx writes only the graph. The format
+    safetensors writes a folder and needs no additional Python packages.
 
     Example: manybeam zoo export graphene@serving --author "Ada Lovelace" --out graphene.zip
     """
@@ -59,7 +60,8 @@ def export(
     path = write(Zoo(), ref, out, form=package.value, overwrite=overwrite, credit=credit)
     if package is PackageForm.bioimageio:
         say(
-            f"by {', '.join(credit.authors)}, under {licence}: --author and --licence say otherwise"
+            f"author: {', '.join(credit.authors)}; licence: {licence}; to change them, give "
+            "--author and --licence"
         )
     digest = sha256_of_file(path) if path.is_file() else ""
     emit([{"path": str(path), "format": package.value, "ref": ref, "sha256": digest}], form)
@@ -68,25 +70,26 @@ def export(
 def import_(
     path: Annotated[Path, typer.Argument(help="Package, folder, or AtomAI .tar.")],
     *,
-    name: Annotated[str, typer.Option(help="Name of the ensemble here.")],
+    name: Annotated[str, typer.Option(help="Name of the ensemble in this zoo.")],
     alias: Annotated[str | None, typer.Option(help="serving or candidate.")] = None,
     pixel_size_pm: Annotated[
-        float | None, typer.Option(help="Of an AtomAI file: pixel size it was trained at [pm].")
+        float | None, typer.Option(help="For an AtomAI file: pixel size in its training [pm].")
     ] = None,
     mask_radius_pm: Annotated[
-        float, typer.Option(help="Of an AtomAI file: radius of an atom in its masks [pm].")
+        float, typer.Option(help="For an AtomAI file: radius of an atom in its masks [pm].")
     ] = 42.0,
     elements: Annotated[
-        str, typer.Option(help="Of an AtomAI file: atomic number of each channel, as 6,14.")
+        str, typer.Option(help="For an AtomAI file: atomic number of each channel, as 6,14.")
     ] = "",
     form: FormOption = Form.auto,
 ) -> None:
-    """Register what a package holds as the next version of an ensemble, all or nothing.
+    """Register the ensemble of a package as the next version of a name.
 
-    Every file is checked against its digest, nothing in it is run, and a pickle is never opened.
-    Scores keep the dates they were taken at. A rehearsal is kept if it is of exactly these weights.
+    Every file is checked against its digest. No code in the package is run, and pickles are never
+    opened. Scores keep their dates. The calibration set is kept if it belongs to exactly these
+    weights.
 
-    Example: manybeam zoo import graphene.zip --name graphene-guest --alias candidate
+    Example: manybeam zoo import graphene.zip --name graphene-imported --alias candidate
     """
     from manybeam.zoo.exchange import AtomAIFrames
     from manybeam.zoo.exchange import import_ as read
@@ -97,7 +100,7 @@ def import_(
         if pixel_size_pm is not None
         else None
     )
-    record = read(Zoo(), path, name, alias=alias, frames=frames, said=say)
+    record = read(Zoo(), path, name, alias=alias, frames=frames, say=say)
     row = {
         "ref": record.ref,
         "aliases": list(record.aliases),
@@ -116,5 +119,7 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise InvalidInput(
-            f"elements: {text!r}", "atomic numbers with commas between, as 6,14", ""
+            f"elements: {text!r} is no list of atomic numbers",
+            "atomic numbers, separated by commas",
+            "--elements 6,14",
         ) from error

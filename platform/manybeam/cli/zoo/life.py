@@ -1,4 +1,4 @@
-"""`manybeam zoo promote` and its kin: the life of a version, its gates and the log of all of it."""
+"""`manybeam zoo promote | rollback | archive | unarchive | gc | audit`."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -9,14 +9,14 @@ import typer
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 
 if TYPE_CHECKING:
-    from manybeam.zoo.lifecycle.proposals import Promotion, Proposal
+    from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the audit log.")]
 RefArgument = Annotated[str, typer.Argument(help="name@candidate or name@3.")]
 
 
 class Alias(StrEnum):
-    """What a version can be promoted to."""
+    """Aliases to which a version can be promoted."""
 
     serving = "serving"
     candidate = "candidate"
@@ -26,14 +26,20 @@ def promote(
     ref: RefArgument,
     *,
     to: Annotated[Alias, typer.Option(help="serving or candidate.")] = Alias.serving,
-    force: Annotated[bool, typer.Option("--force", help="Override the gates.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Override the gates; needs --reason.")
+    ] = False,
     reason: ReasonOption = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only judge.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the result of the gates.")
+    ] = False,
     form: FormOption = Form.auto,
 ) -> None:
-    """Let a version serve if every gate agrees: it is whole, and nowhere worse than what serves.
+    """Let a version serve if every gate accepts it.
 
-    A gate that says no is exit 6, with each condition that regresses.
+    The gates check that the version is complete and unchanged, and that it is not worse than the
+    serving version on any condition. If a gate refuses, the exit code is 6 and the failed checks
+    are listed.
 
     Example: manybeam zoo promote graphene@candidate
     """
@@ -44,7 +50,8 @@ def promote(
     if dry_run:
         proposal = life.propose(Zoo(), ref, to=to.value)
         _show(proposal, form)
-        say(f"nothing was changed; it would be {'refused' if proposal.refusals else 'promoted'}")
+        result = "refused" if proposal.refusals else "promoted"
+        say(f"nothing was changed; the version would be {result}")
         return
     done = life.promote(
         Zoo(),
@@ -53,15 +60,15 @@ def promote(
         who=whoami(),
         force=force,
         reason=reason,
-        heard=lambda proposal: _show(proposal, form),
+        on_proposal=lambda proposal: _show(proposal, form),
     )
-    _tell(done)
+    _report(done)
 
 
 def rollback(
     name: Annotated[str, typer.Argument(help="Name of the ensemble.")], *, reason: ReasonOption = ""
 ) -> None:
-    """Let the version serve again that served before; once more undoes it.
+    """Let the version before serve again. A second rollback undoes the first.
 
     Example: manybeam zoo rollback graphene --reason "misses the dopants"
     """
@@ -69,11 +76,11 @@ def rollback(
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    _tell(life.rollback(Zoo(), name, who=whoami(), reason=reason))
+    _report(life.rollback(Zoo(), name, who=whoami(), reason=reason))
 
 
 def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
-    """Put a version aside: lists leave it out and it cannot be promoted. Nothing is deleted.
+    """Archive a version: lists do not show it, and it cannot be promoted. Nothing is deleted.
 
     Example: manybeam zoo archive graphene@2
     """
@@ -82,11 +89,11 @@ def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
     from manybeam.zoo.registry import Zoo
 
     record = life.archive(Zoo(), ref, who=whoami(), reason=reason)
-    say(f"{record.ref} is archived; manybeam zoo unarchive {record.ref} takes it up again")
+    say(f"{record.ref} is archived; to undo: manybeam zoo unarchive {record.ref}")
 
 
 def unarchive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
-    """Take an archived version up again.
+    """Unarchive an archived version.
 
     Example: manybeam zoo unarchive graphene@2
     """
@@ -95,7 +102,7 @@ def unarchive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
     from manybeam.zoo.registry import Zoo
 
     record = life.unarchive(Zoo(), ref, who=whoami(), reason=reason)
-    say(f"{record.ref} is not archived")
+    say(f"{record.ref} is no longer archived")
 
 
 def gc(
@@ -103,17 +110,18 @@ def gc(
     older_than_hours: Annotated[
         int,
         typer.Option(
-            min=1, max=876_000, help="For how long a cut-off registration has been silent."
+            min=1, max=876_000, help="Hours without activity after a registration that stopped."
         ),
     ] = 24,
     archived_days: Annotated[
-        int | None, typer.Option(min=0, max=36_500, help="Also versions archived so long ago.")
+        int | None,
+        typer.Option(min=0, max=36_500, help="Also versions archived at least so long ago."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the listed data.")] = False,
     reason: ReasonOption = "",
     form: FormOption = Form.auto,
 ) -> None:
-    """List what no version, alias or lineage needs, and remove it with --yes.
+    """List data that no version, alias or lineage needs. Remove it with --yes.
 
     Example: manybeam zoo gc --archived-days 90
     """
@@ -131,10 +139,10 @@ def gc(
         archived_for=None if archived_days is None else timedelta(days=archived_days),
         remove=yes,
     )
-    emit([asdict(one) for one in found], form, title="What is not needed", columns=_GC_COLUMNS)
+    emit([asdict(one) for one in found], form, title="Data that is not needed", columns=_GC_COLUMNS)
     gone = [one for one in found if one.state == (REMOVED if yes else REMOVABLE)]
     models = sum(one.models for one in gone)
-    what = f"{len(gone)} with {models} models and their files"
+    what = f"{len(gone)} entries with {models} models and their files"
     say(f"removed: {what}" if yes else f"nothing was removed; --yes removes {what}")
 
 
@@ -142,15 +150,19 @@ _GC_COLUMNS = ("what", "name", "models", "since", "state", "why")
 
 
 def audit(
-    subject: Annotated[str | None, typer.Argument(help="Ensemble or version; all if left out.")] = (
-        None
-    ),
+    subject: Annotated[
+        str | None, typer.Argument(help="Ensemble or version; if left out, all records.")
+    ] = None,
     *,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every link.")] = False,
-    anchor: Annotated[str, typer.Option(help="What --verify once told; checked as well.")] = "",
+    verify: Annotated[bool, typer.Option("--verify", help="Check the hash of every record.")] = (
+        False
+    ),
+    anchor: Annotated[
+        str, typer.Option(help="Anchor that --verify printed before; it is checked too.")
+    ] = "",
     form: FormOption = Form.auto,
 ) -> None:
-    """Show who did what and why, newest first; --verify finds a record that was tampered with.
+    """Show who changed what and why, newest first. --verify finds records that were altered.
 
     Example: manybeam zoo audit graphene
     """
@@ -161,8 +173,8 @@ def audit(
     log = AuditLog()
     if verify or anchor:
         chain = log.verify(anchor)
-        say(f"{chain.count} records, each follows the one before")
-        say("keep this elsewhere, and give it to --anchor later, to see that none was cut off:")
+        say(f"{chain.count} records, all unchanged and in order")
+        say("keep this anchor elsewhere; give it to --anchor later to find removed records:")
         emit([{"anchor": chain.anchor}], Form.id if form is Form.auto else form)
         return
     rows = [asdict(one) for one in log.entries(subject)]
@@ -172,12 +184,12 @@ def audit(
 _AUDIT_COLUMNS = ("number", "when", "action", "subject", "who", "reason")
 
 
-def _show(proposal: "Proposal", form: Form) -> None:
+def _show(proposal: "PromotionProposal", form: Form) -> None:
     rows = [
         {
             "gate": one.gate,
             "condition": one.condition or "all",
-            "verdict": "passes" if one.passed else "refuses",
+            "verdict": "accepts" if one.passed else "refuses",
             "what": one.what,
         }
         for one in proposal.verdicts
@@ -186,12 +198,12 @@ def _show(proposal: "Proposal", form: Form) -> None:
     emit(rows, form, title=f"{proposal.new.ref}{versus}")
 
 
-def _tell(done: "Promotion") -> None:
+def _report(done: "Promotion") -> None:
     if not done.number:
-        say(f"{done.ref} is {done.alias} already")
+        say(f"{done.ref} is already {done.alias}")
         return
-    before = f", {done.previous} before" if done.previous else ""
+    before = f", before it {done.previous}" if done.previous else ""
     forced = " (gates overridden)" if done.is_forced else ""
-    say(f"{done.ref} is {done.alias} now{before}{forced}; audit record {done.number}")
+    say(f"{done.ref} is now {done.alias}{before}{forced}; audit record {done.number}")
     if done.alias == "serving" and done.previous:
         say(f"to undo: manybeam zoo rollback {done.ref.partition('@')[0]}")

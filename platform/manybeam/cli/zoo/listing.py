@@ -1,4 +1,4 @@
-"""`manybeam zoo`: which ensembles there are, what they are made of, how well each member does."""
+"""`manybeam zoo ls | show | matrix`: list ensembles, their members and their scores."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from manybeam.cli.zoo import trust as zoo_trust
 from manybeam.errors import InvalidInput, NotFound, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from manybeam.zoo.catalogue import Catalogue, Row
     from manybeam.zoo.records import Record
@@ -46,31 +46,35 @@ RefArgument = Annotated[
 @app.command("ls")
 def list_all(
     text: Annotated[
-        list[str] | None, typer.Argument(help="Words to find: name, structure, microscope, ...")
+        list[str] | None, typer.Argument(help="Search words: name, structure, microscope, ...")
     ] = None,
     *,
     condition: Annotated[
-        str, typer.Option("--condition", "-c", help="Rank by the score on it: an id or a glob.")
+        str,
+        typer.Option("--condition", "-c", help="Rank by the score on a condition: id or glob."),
     ] = "",
     where: Annotated[
         list[str] | None,
         typer.Option(help="Rank by conditions in a range: dose_e_per_a2<=200000, or NAME:1..5."),
     ] = None,
-    members: Annotated[bool, typer.Option(help="One row a member, not one a version.")] = False,
+    members: Annotated[
+        bool, typer.Option(help="One row for each member, not for each version.")
+    ] = False,
     status: Annotated[
         list[str] | None, typer.Option(help="serving, candidate, archived or none.")
     ] = None,
-    score: Annotated[str, typer.Option(help="Any score recorded: f1, rmse_pm, ece, ...")] = "f1",
+    score: Annotated[str, typer.Option(help="A recorded score: f1, rmse_pm, ece, ...")] = "f1",
     order: Annotated[
-        str, typer.Option(help="score, name or created; a minus before it is best or newest first.")
+        str,
+        typer.Option(help="score, name or created; with a minus, the best or newest is first."),
     ] = "-score",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most rows.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Largest number of rows.")] = 50,
     form: FormOption = Form.auto,
 ) -> None:
     """Find ensembles, best first: by words, by imaging condition, by a range of conditions.
 
-    Archived versions are shown with --status archived. With the zoo away the last state that
-    this machine saw is shown, and its age.
+    Archived versions are shown with --status archived. If the zoo does not answer, the last
+    state on this machine is shown, with its age.
 
     Example: manybeam zoo ls graphene HAADF "60 kV" --where "dose_e_per_a2<=200000"
     """
@@ -92,27 +96,35 @@ def list_all(
     page = catalogue.find(query)
     if condition and page.conditions and not page.asked:
         raise NotFound(
-            f"no condition {condition!r} was measured on",
-            "an id or a glob over ids",
+            f"no version was measured on the condition {condition!r}",
+            "an id or a glob over ids is needed",
             f"measured: {', '.join(dict.fromkeys(page.conditions))}",
         )
     known = catalogue.score_names()
     if known and score not in known:
-        raise NotFound(f"no score {score!r}", "", f"recorded: {', '.join(known)}")
+        raise _no_score(score, known)
     rows = [_found(row, score) for row in page.rows]
     emit(rows, form, title="Zoo", columns=_shown(rows, score))
     if page.total > len(page.rows):
         say(f"{len(page.rows)} of {page.total}; --limit shows more")
 
 
+def _no_score(score: str, known: "Iterable[str]") -> NotFound:
+    return NotFound(
+        f"there is no score {score!r}",
+        "a recorded score is needed",
+        f"recorded: {', '.join(known)}",
+    )
+
+
 def _shown(rows: "Sequence[dict[str, object]]", score: str) -> tuple[str, ...]:
-    """Return the columns of a table: a mean over conditions has no interval to show."""
+    """Return the columns of a table; a mean over conditions has no interval."""
     ends = ("low", "high") if any(row["low"] is not None for row in rows) else ()
     return ("ref", "status", score, *ends, "frames", "conditions", "taken")
 
 
 def _refresh(catalogue: "Catalogue") -> None:
-    """Take over what changed; with the zoo away say how old the last state is."""
+    """Read the changes of the zoo; if it does not answer, print the age of the last state."""
     from datetime import UTC, datetime
 
     try:
@@ -121,11 +133,11 @@ def _refresh(catalogue: "Catalogue") -> None:
         if catalogue.as_of is None:
             raise
         age_s = (datetime.now(UTC) - catalogue.as_of).total_seconds()
-        say(f"{error.what}; this is what it held {age_s / 60:.0f} minutes ago")
+        say(f"{error.what}; this is the state of {age_s / 60:.0f} minutes ago")
 
 
 def _ranges(texts: "Sequence[str]") -> "dict[str, tuple[float | None, float | None]]":
-    """Return the ranges of quantities; several of one quantity all hold."""
+    """Return the ranges of quantities; ranges of the same quantity are intersected."""
     found: dict[str, tuple[float | None, float | None]] = {}
     for name, (low, high) in map(_range, texts):
         ends = found.get(name, (None, None))
@@ -177,7 +189,7 @@ def _found(row: "Row", score: str) -> dict[str, object]:
 
 @app.command()
 def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
-    """Show the members of one version: seed, policy, digest of the weights; and who signed it.
+    """Show the members of one version (seed, policy, digest of the weights) and its signatures.
 
     Example: manybeam zoo show graphene@serving
     """
@@ -209,17 +221,16 @@ def matrix(
     ] = "f1",
     form: FormOption = Form.auto,
 ) -> None:
-    """Show how well each member does on each imaging condition it was measured on.
+    """Show the score of each member on each measured imaging condition.
 
     Example: manybeam zoo matrix graphene --score rmse_pm
     """
-    from manybeam.errors import NotFound
     from manybeam.zoo.matrix import member_label
     from manybeam.zoo.registry import Zoo
 
     table = Zoo().matrix(ref)
     if table.keys and score not in table.keys:
-        raise NotFound(f"no score {score!r}", "", f"recorded: {', '.join(table.keys)}")
+        raise _no_score(score, table.keys)
     rows = [
         {
             "condition": condition,

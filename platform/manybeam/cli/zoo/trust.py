@@ -1,4 +1,4 @@
-"""`manybeam zoo test | verify | sign | keygen | lineage`: whether a version is what it says."""
+"""`manybeam zoo test | verify | sign | keygen | lineage`: check and sign versions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,9 @@ RefArgument = Annotated[
 
 
 def self_test(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
-    """Load every member and see whether it answers as it did when it was registered.
+    """Load every member and check that it gives the same answer as at registration.
 
-    Exit 1 if one does not.
+    The exit code is 1 if a member gives another answer.
 
     Example: manybeam zoo test graphene@serving
     """
@@ -37,17 +37,18 @@ def self_test(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
     failed = [f"{one.member:02d}" for one in results if not one.reproduces]
     if failed:
         raise Corrupt(
-            f"{ref} does not answer as it did: member {', '.join(failed)}",
-            "its weights, or the torch that runs them, are not those it was registered with",
-            f"manybeam zoo verify {ref} tells whether the weights are",
+            f"members of {ref} give other answers than at registration: {', '.join(failed)}",
+            "the weights, or the version of torch, have changed since",
+            f"manybeam zoo verify {ref} checks the weights",
         )
-    say(f"{len(results)} members answer as they did")
+    say(f"{len(results)} members give the same answers as at registration")
 
 
 def verify(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
     """Read every file of a version from the store and check its digest and its signature.
 
-    Exit 1 if one is damaged, 5 if one is not signed by a key in MANYBEAM_TRUSTED_KEYS.
+    The exit code is 1 if a file is damaged, and 5 if a file is not signed by a key in
+    MANYBEAM_TRUSTED_KEYS.
 
     Example: manybeam zoo verify graphene@serving
     """
@@ -59,9 +60,9 @@ def verify(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
         {
             "file": one.what,
             "passed": one.passed,
-            "seal": one.signature or "by the manifest",
+            "signature": one.signature or "by the manifest",
             "sha256": one.sha256[:12],
-            "told": one.told,
+            "problem": one.problem,
         }
         for one in checks
     ]
@@ -71,17 +72,18 @@ def verify(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
         kind = NotAllowed if all(one.is_whole for one in bad) else Corrupt
         raise kind(
             f"{ref} is not what was registered: {', '.join(one.what for one in bad)}",
-            "; ".join(dict.fromkeys(one.told for one in bad)),
-            "restore the store from its backup, or sign what you vouch for: manybeam zoo sign",
+            "; ".join(dict.fromkeys(one.problem for one in bad)),
+            "restore the store from its backup; if only a signature is missing and you trust the "
+            f"version, run manybeam zoo sign {ref}",
         )
-    say(f"{len(checks)} files are those that were registered")
+    say(f"{len(checks)} files are as they were registered")
 
 
 def sign(ref: RefArgument) -> None:
     """Sign a version with the key in MANYBEAM_SIGNING_KEY: manifest, scores and attachments.
 
-    What is registered while that key is set is signed at once; this is for what was
-    before, and for what was imported.
+    While that key is set, new versions are signed at registration. Use this command for older
+    versions and for imported ones.
 
     Example: manybeam zoo sign graphene@3
     """
@@ -95,25 +97,25 @@ def sign(ref: RefArgument) -> None:
 def keygen(
     folder: Annotated[Path, typer.Argument(help="Folder for the two files.")],
 ) -> None:
-    """Make a pair of Ed25519 keys: one signs what is registered, the other checks it.
+    """Make a pair of Ed25519 keys: the private key signs versions, the public key checks them.
 
     Example: manybeam zoo keygen ~/.config/manybeam
     """
     from manybeam.zoo.integrity.trust import make_keys
 
     private, public = make_keys(folder)
-    say(f"private, readable by you alone; it signs:      MANYBEAM_SIGNING_KEY={private}")
+    say(f"private, readable only by you; it signs:       MANYBEAM_SIGNING_KEY={private}")
     say(f"public, for every machine that loads members:  MANYBEAM_TRUSTED_KEYS={public}")
 
 
 def lineage(
-    what: Annotated[str, typer.Argument(help="A reference, or URL, digest of a FrameSet.")],
+    what: Annotated[str, typer.Argument(help="A reference, or the URL or digest of a FrameSet.")],
     *,
     form: FormOption = Form.auto,
 ) -> None:
-    """Show what a version came from and what came of it; of a FrameSet, who used it.
+    """Show the origin and the uses of a version; of a FrameSet, the versions that use it.
 
-    A version uses FrameSets that its members were trained on, and that its scores were measured on.
+    A version uses the FrameSets of its training and of its scores.
 
     Example: manybeam zoo lineage graphene@candidate
     """

@@ -1,1 +1,1 @@
-"""The pages one reads: the list, one version, comparisons, examples, exports."""
+"""The pages: the list, one version, comparisons, examples, exports."""

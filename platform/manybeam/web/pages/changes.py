@@ -1,7 +1,7 @@
-"""What changes the zoo: promote, roll back, put aside; and checks that take a while.
+"""Changes of the zoo: promote, roll back, archive; and checks that take some seconds.
 
-One piece of work serves the form of a page and the HTTP interface. Each needs the scope
-`zoo:promote`; who did it and why goes to the audit log.
+The form of a page and the HTTP interface use the same functions. Each change needs the scope
+`zoo:promote`. The audit log records the person and the reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ OUTCOME_S = 10
 
 
 def changes_router(app_state: AppState) -> APIRouter:
-    """Return the routes that change something, for programs and for the forms of pages."""
+    """Return the routes that make changes, for programs and for the forms of pages."""
     router = APIRouter()
     for verb, work in WORK.items():
         _add(router, app_state, verb, work)
@@ -76,7 +76,7 @@ def _add_check(router: APIRouter, app_state: AppState, verb: str) -> None:
 
 
 def _add_way_back(router: APIRouter, verb: str) -> None:
-    """Lead who asks for the address of an answer to a form, by reloading it, to the version."""
+    """Redirect a reload of the answer to a form to the page of the version."""
 
     @router.get(f"/zoo/{{ref:path}}/{verb}", include_in_schema=False)
     def back(request: Request, ref: str) -> Response:
@@ -85,7 +85,7 @@ def _add_way_back(router: APIRouter, verb: str) -> None:
 
 
 def promote(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
-    """Point an alias at a version, if every gate agrees or a reason overrides them."""
+    """Point an alias at a version if every gate accepts it, or if a reason overrides the gates."""
     from manybeam.zoo.lifecycle import life
 
     done = life.promote(
@@ -96,38 +96,38 @@ def promote(app_state: AppState, ref: str, fields: Fields, person: Person) -> di
         force=fields.get("force", "") in ("1", "on", "true"),
         reason=fields.get("reason", "").strip(),
     )
-    forced = ", against its gates" if done.is_forced else ""
-    return {**asdict(done), "told": f"{done.ref} is {done.alias} now{forced}"}
+    forced = "; gates were overridden" if done.is_forced else ""
+    return {**asdict(done), "message": f"{done.ref} is now {done.alias}{forced}"}
 
 
 def rollback(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
-    """Point serving back at the version that served before; refused if another serves now."""
+    """Point serving back to the version before; refused if another version serves now."""
     from manybeam.zoo.lifecycle import life
 
     reason, asked = fields.get("reason", "").strip(), Ref.parse(ref)
     name = ref if asked.version is None or asked.member is not None else asked.name
     done = life.rollback(app_state.zoo, name, who=person.name, reason=reason, expect=asked.version)
-    return {**asdict(done), "told": f"{done.ref} serves again, in place of {done.previous}"}
+    return {**asdict(done), "message": f"{done.ref} serves again, instead of {done.previous}"}
 
 
 def archive(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
-    """Put a version aside: lists leave it out and nothing may promote it."""
+    """Archive a version: lists do not show it, and it cannot be promoted."""
     from manybeam.zoo.lifecycle import life
 
     done = life.archive(
         app_state.zoo, ref, who=person.name, reason=fields.get("reason", "").strip()
     )
-    return {"ref": done.ref, "archived": done.archived, "told": f"{done.ref} is archived"}
+    return {"ref": done.ref, "archived": done.archived, "message": f"{done.ref} is archived"}
 
 
 def unarchive(app_state: AppState, ref: str, fields: Fields, person: Person) -> dict[str, Any]:
-    """Take an archived version up again."""
+    """Unarchive an archived version."""
     from manybeam.zoo.lifecycle import life
 
     done = life.unarchive(
         app_state.zoo, ref, who=person.name, reason=fields.get("reason", "").strip()
     )
-    return {"ref": done.ref, "archived": None, "told": f"{done.ref} is no longer archived"}
+    return {"ref": done.ref, "archived": None, "message": f"{done.ref} is no longer archived"}
 
 
 WORK: dict[str, Work] = {
@@ -143,33 +143,37 @@ async def read_fields(request: Request) -> dict[str, str]:
     """Return the fields of a form or of a JSON object.
 
     Raises:
-        InvalidInput: neither, or longer than any of ours.
+        InvalidInput: the body is neither, or too long.
     """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > FORM_BYTES:
-            raise InvalidInput(f"more than {FORM_BYTES} bytes of fields", "", "shorten the reason")
+            raise InvalidInput(
+                "the request is too long", f"at most {FORM_BYTES} bytes", "shorten the reason"
+            )
     text, kind = bytes(body), request.headers.get("content-type", "")
     try:
         return _from_json(text) if "json" in kind else _from_form(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput("the fields cannot be read", str(error)[:200], "") from error
+        raise InvalidInput(
+            "the fields cannot be read", str(error)[:200], "send a form or a JSON object"
+        ) from error
 
 
 def _from_json(text: bytes) -> dict[str, str]:
     import json
 
-    told = json.loads(text) if text else {}
-    if not isinstance(told, dict):
+    fields = json.loads(text) if text else {}
+    if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
-    wrong = [key for key, value in told.items() if not isinstance(value, str | bool | None)]
+    wrong = [key for key, value in fields.items() if not isinstance(value, str | bool | None)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: neither a text nor true or false")
-    said = {True: "true", False: "false"}
+    words = {True: "true", False: "false"}
     return {
-        key: said[value] if isinstance(value, bool) else value
-        for key, value in told.items()
+        key: words[value] if isinstance(value, bool) else value
+        for key, value in fields.items()
         if value is not None
     }
 
@@ -181,18 +185,18 @@ def _from_form(text: bytes) -> dict[str, str]:
 
 
 def _taken(verb: str) -> dict[str, Any]:
-    """Return what openapi.json tells of the body of a change."""
+    """Return the description of the body of a change for openapi.json."""
     fields: dict[str, Any] = {"reason": {"type": "string", "description": "for the audit log"}}
     if verb == "promote":
         fields["to"] = {"type": "string", "enum": ["serving", "candidate"], "default": "serving"}
-        told = "override the gates; needs a reason"
-        fields["force"] = {"type": "boolean", "default": False, "description": told}
+        words = "override the gates; needs a reason"
+        fields["force"] = {"type": "boolean", "default": False, "description": words}
     content = {"application/json": {"schema": {"type": "object", "properties": fields}}}
     return {"requestBody": {"required": False, "content": content}}
 
 
 def _done(ref: str, verb: str) -> Response:
-    """Lead to the version, which says once what was done: not to whoever is sent the address."""
+    """Redirect to the version; a cookie makes its page show the result once, to this person."""
     response, page = RedirectResponse(page_of(ref), 303), page_of(ref)
     response.set_cookie(
         OUTCOME_COOKIE, verb, max_age=OUTCOME_S, path=page, httponly=True, samesite="strict"
@@ -203,14 +207,14 @@ def _done(ref: str, verb: str) -> Response:
 def _refused(
     app_state: AppState, request: Request, ref: str, verb: str, error: ManybeamError, to: str = ""
 ) -> Response:
-    """Show the version's page with the refusal on top, and what could be done about it."""
+    """Show the page of the version with the refusal and its remedy at the top."""
     app_state.refresher.refresh()
     refused = {"verb": verb, "error": error, "to": to or "serving"}
     return version_page(app_state, request, ref, refused=refused, status=http_status(error))
 
 
 def _checked(app_state: AppState, request: Request, ref: str, verb: str) -> Response:
-    """Show the version's page with what its bytes, or its members' answers, are worth now."""
+    """Show the page of the version with the result of a check of its files or its members."""
     from manybeam.zoo.integrity.verify import verify
 
     try:

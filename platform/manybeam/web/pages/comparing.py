@@ -1,4 +1,4 @@
-"""Up to eight versions or members side by side: conditions down, differences to the first."""
+"""Up to eight versions or members in one table, with differences from the first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ MOST = 8
 
 @dataclass(frozen=True)
 class Side:
-    """What one version or member does on one condition.
+    """The score of one version or member on one condition.
 
     Attributes:
         value, low, high: the score and its interval; None if it was not measured.
-        frame_count: test frames; None if that is unknown.
-        difference: to the first; None for the first itself.
+        frame_count: number of test frames; None if it is unknown.
+        difference: difference from the first; None for the first itself.
     """
 
     value: float | None
@@ -30,7 +30,7 @@ class Side:
 
     @property
     def mark(self) -> str:
-        """A class for the style: `better` or `worse` if significant, else nothing."""
+        """A class of the style sheet: `better` or `worse` if significant, else ""."""
         if self.difference is None or self.difference.is_better is None:
             return ""
         return "better" if self.difference.is_better else "worse"
@@ -41,13 +41,13 @@ class Comparison:
     """A table of conditions by versions.
 
     Attributes:
-        key: the score compared.
-        keys: those that can be.
-        refs: what is compared, the baseline first.
-        aliases: of each.
+        key: the compared score.
+        keys: scores that can be compared.
+        refs: references of the versions; the first is the baseline.
+        aliases: aliases of each version.
         rows: condition -> one side for each reference.
-        tallies: of each but the first.
-        hidden_count: conditions left out because nothing clearly differs there.
+        tallies: tallies of all versions except the first.
+        hidden_count: conditions that are hidden because they have no clear difference.
     """
 
     key: str
@@ -73,13 +73,15 @@ def read_ids(values: Sequence[str]) -> list[str]:
     """Return the references of an address, given as `ids=a,b` or `ids=a&ids=b`, each once.
 
     Raises:
-        InvalidInput: more than eight.
+        InvalidInput: there are more than eight.
     """
     refs = [ref.strip() for value in values for ref in value.split(",")]
     found = list(dict.fromkeys(ref for ref in refs if ref))
     if len(found) > MOST:
         raise InvalidInput(
-            f"{len(found)} versions to compare", f"at most {MOST}", "choose fewer in the list"
+            f"{len(found)} versions are too many to compare",
+            f"at most {MOST}",
+            "select fewer in the list",
         )
     return found
 
@@ -91,16 +93,18 @@ def make_comparison(
     *,
     only_differences: bool = False,
 ) -> Comparison:
-    """Return versions or members side by side.
+    """Return the comparison of versions or members.
 
     Raises:
-        UnknownRef: nothing is called one of them.
-        InvalidInput: none of them has that score.
+        UnknownRef: one of them does not exist.
+        InvalidInput: none of them has this score.
     """
     cached_versions = [version_cache.look(ref) for ref in refs]
     keys = choosable(sorted({key for cached in cached_versions for key in cached.matrix.keys}))
     if keys and key not in keys:
-        raise InvalidInput(f"no score {key!r} was recorded", f"recorded: {', '.join(keys)}", "")
+        raise InvalidInput(
+            f"there is no score {key!r}", f"recorded: {', '.join(keys)}", "choose one of these"
+        )
     first = cached_versions[0]
     found = [
         compare(
@@ -133,9 +137,9 @@ def _row(
     name: str,
     key: str,
 ) -> list[Side]:
-    beside = [None, *(column.get(name) for column in differences)]
+    found = [None, *(column.get(name) for column in differences)]
     return [
-        _side(cached, name, key, one) for cached, one in zip(cached_versions, beside, strict=True)
+        _side(cached, name, key, one) for cached, one in zip(cached_versions, found, strict=True)
     ]
 
 
@@ -149,7 +153,7 @@ def _side(cached: CachedVersion, name: str, key: str, difference: Difference | N
 
 
 def _differs(row: Sequence[Side]) -> bool:
-    """Tell whether one of a row is significantly other than the first, or cannot be told equal."""
+    """Return whether a version of a row differs from the first, or cannot be compared with it."""
     found = [side.difference for side in row if side.difference is not None]
     return any(
         one.is_significant
@@ -161,10 +165,10 @@ def _differs(row: Sequence[Side]) -> bool:
 
 def _plain(side: Side) -> dict[str, Any]:
     one = side.difference
-    told: dict[str, Any] = {"value": side.value, "low": side.low, "high": side.high}
-    told["frame_count"] = side.frame_count
+    plain: dict[str, Any] = {"value": side.value, "low": side.low, "high": side.high}
+    plain["frame_count"] = side.frame_count
     if one is not None:
-        told |= {"difference": one.difference, "difference_low": one.low}
-        told |= {"difference_high": one.high, "is_significant": one.is_significant}
-        told["words"] = one.words
-    return told
+        plain |= {"difference": one.difference, "difference_low": one.low}
+        plain |= {"difference_high": one.high, "is_significant": one.is_significant}
+        plain["words"] = one.words
+    return plain

@@ -1,4 +1,4 @@
-"""Drawn example frames, kept in a folder of this machine, and the few that are drawn at once."""
+"""Pictures of example frames: a cache on this machine, and a limit on parallel drawing."""
 
 import json
 import logging
@@ -27,16 +27,16 @@ _turns, _places = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphor
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is told of a picture that was drawn.
+    """The description of a picture.
 
     Attributes:
-        digest: its name in the cache.
+        digest: name of the picture in the cache.
         counts: right, false and missed atoms.
         is_measured, is_recorded: see `jobs.examples.Example`.
         shape: rows and columns of the frame.
         size: width and height of the picture.
         pixel_size_pm: edge of a pixel of the frame, in pm; None if unknown.
-        is_simulated: made again from its seed; else read from a FrameSet.
+        is_simulated: simulated again from its seed; else read from a FrameSet.
     """
 
     digest: str
@@ -51,10 +51,10 @@ class Drawn:
 
 @contextmanager
 def turn() -> Iterator[None]:
-    """Let two at a time compute and a few wait: threads are needed for other pages.
+    """Let two threads draw and a few wait, so that threads are left for other pages.
 
     Raises:
-        Busy: too many wait, or it took too long.
+        Busy: too many threads wait, or the wait was too long.
     """
     if not _places.acquire(blocking=False):
         raise _busy()
@@ -70,7 +70,7 @@ def turn() -> Iterator[None]:
 
 
 def keep(digest: str, made: "Example") -> Drawn:
-    """Draw an example, keep the picture under a name, and return what is told of it."""
+    """Draw an example, store the picture in the cache, and return its description."""
     from manybeam.zoo.reports.error_overlay import errors_figure
     from manybeam.zoo.reports.plots import png
 
@@ -90,41 +90,41 @@ def keep(digest: str, made: "Example") -> Drawn:
         frame.pixel_size_pm,
         made.is_simulated,
     )
-    picture, told = folder() / f"{digest}.png", folder() / f"{digest}.json"
-    # The words last: where they lie, the picture does too.
-    write_files({picture: png(figure, DPI), told: json.dumps(asdict(drawn)).encode()})
+    picture, text = folder() / f"{digest}.png", folder() / f"{digest}.json"
+    # The description is written last: if it exists, the picture does too.
+    write_files({picture: png(figure, DPI), text: json.dumps(asdict(drawn)).encode()})
     _prune()
     return drawn
 
 
 def kept(digest: str) -> Drawn | None:
-    """Return what is told of a picture in the cache; None if there is none that can be read."""
+    """Return the description of a picture in the cache; None if there is none."""
     path = folder() / f"{digest}.json"
     try:
-        told = json.loads(path.read_bytes())
-        lists = {name: tuple(told[name]) for name in ("counts", "shape", "size")}
-        return Drawn(**{**told, **lists}) if path.with_suffix(".png").is_file() else None
+        stored = json.loads(path.read_bytes())
+        lists = {name: tuple(stored[name]) for name in ("counts", "shape", "size")}
+        return Drawn(**{**stored, **lists}) if path.with_suffix(".png").is_file() else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("a kept example cannot be read: %s", error)
+        logger.warning("a stored example cannot be read: %s", error)
         return None
 
 
 def folder() -> Path:
-    """Return where the pictures lie."""
+    """Return the folder of the pictures."""
     return settings().home / "cache" / "examples"
 
 
 def _busy() -> Busy:
-    return Busy("other example frames are being made", f"{AT_ONCE} at a time", "try again soon")
+    return Busy("other example frames are being drawn", f"{AT_ONCE} at a time", "try again soon")
 
 
 def _prune() -> None:
-    """Take away the oldest pictures when there are too many, so that a quarter is free."""
+    """Delete the oldest pictures if there are too many; a quarter becomes free."""
     if len(list(folder().glob("*.json"))) <= MOST_KEPT:
         return
-    with suppress(FileNotFoundError):  # somebody else takes them away too
+    with suppress(FileNotFoundError):  # another process may delete them too
         oldest = sorted(folder().glob("*.json"), key=lambda one: one.stat().st_mtime)
         for path in oldest[: len(oldest) - 3 * MOST_KEPT // 4]:
             path.unlink()

@@ -1,6 +1,6 @@
-"""Example frames: the page behind a cell of the matrix, with the errors its score stands for.
+"""Example frames: the page of a cell of the matrix, with the errors behind its score.
 
-A frame is made and answered when somebody first looks at it, then its picture lies in the cache.
+A frame is made and analysed at the first request. Later its picture comes from the cache.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from manybeam.web.state import AppState
 from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
 
-PICTURE = 2  # raised whenever the same frame is drawn otherwise than before
+PICTURE = 2  # increased whenever the same frame is drawn differently
 
 
 def add_examples(router: APIRouter, app_state: AppState) -> None:
-    """Add the routes of example frames; they compute, so they run in the pool of threads."""
+    """Add the routes of example frames; they compute, so they run in the thread pool."""
 
     @router.get("/zoo/{ref:path}/example/{condition}/picture.png")
     def picture(ref: str, condition: str, member: int | None = None, frame: int = 0) -> Response:
@@ -40,13 +40,13 @@ def add_examples(router: APIRouter, app_state: AppState) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One frame of one score of a version, and the addresses around it.
+class ExamplePlace:
+    """One frame of one score of a version, and the addresses of its neighbours.
 
     Attributes:
-        sight: the whole version.
-        score: of the ensemble, one member or the classical detector on the condition.
-        number: of the frame, from 0.
+        cached: the whole version.
+        score: score of the ensemble, a member or the classical detector on the condition.
+        number: number of the frame, from 0.
     """
 
     cached: CachedVersion
@@ -55,17 +55,17 @@ class Place:
 
     @property
     def frame_count(self) -> int:
-        """How many frames the score was taken on."""
+        """How many frames the score was measured on."""
         return _frame_count(self.score)
 
     @property
     def label(self) -> str:
-        """How the row of the matrix is called."""
+        """The name of the row in the matrix."""
         return member_label(self.score.member)
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """What was measured on the condition and can be looked at, the ensemble first."""
+        """All scores on the condition; the ensemble is first."""
         matrix = self.cached.matrix
         rows = [
             matrix.score(m, self.score.condition) for m in (ENSEMBLE, *matrix.members, CLASSICAL)
@@ -78,7 +78,7 @@ class Place:
         return base + self._query(member, number)
 
     def picture(self, drawn: Drawn) -> str:
-        """Return the address of the picture; it changes with what is drawn."""
+        """Return the address of the picture; it changes with the picture."""
         base = self.address().partition("?")[0]
         query = self._query(None, self.number)
         return f"{base}/picture.png{query}{'&' if query else '?'}state={drawn.digest[:12]}"
@@ -93,11 +93,11 @@ class Place:
 
 def find_place(
     app_state: AppState, ref: str, condition: str, member: int | None, number: int
-) -> Place:
-    """Return which frame is meant.
+) -> ExamplePlace:
+    """Return the frame of a request.
 
     Raises:
-        NotFound: nothing was measured there, or there are fewer frames.
+        NotFound: there is no such score, or there are fewer frames.
     """
     cached = app_state.version_cache.look(ref)
     if cached.record.selected is not None:
@@ -110,19 +110,21 @@ def find_place(
     if score is None:
         who = f"member {row:02d}" if row >= 0 else f"the {member_label(row)}"
         raise NotFound(
-            f"no score of {who} of {cached.record.version_ref} on {condition[:100]!r}",
-            f"measured on: {', '.join(cached.matrix.conditions) or 'nothing'}",
-            f"/zoo/{cached.record.version_ref} shows what was measured",
+            f"there is no score of {who} of {cached.record.version_ref} on {condition[:100]!r}",
+            f"measured conditions: {', '.join(cached.matrix.conditions) or 'none'}",
+            f"/zoo/{cached.record.version_ref} shows all scores",
         )
     if not 0 <= number < _frame_count(score):
         raise NotFound(
-            f"no frame {number} of {condition}", f"measured on {_frame_count(score)}", "frame=0"
+            f"there is no frame {number} of {condition}",
+            f"the score has {_frame_count(score)} frames, from 0",
+            "frame=0",
         )
-    return Place(cached, score, number)
+    return ExamplePlace(cached, score, number)
 
 
-def example_page(app_state: AppState, request: Request, place: Place) -> Response:
-    """Return the page of one frame, or why the frame cannot be shown."""
+def example_page(app_state: AppState, request: Request, place: ExamplePlace) -> Response:
+    """Return the page of one frame, or the reason why it cannot be shown."""
     from manybeam.learn.scoring.scores import f1_of
 
     drawn: Drawn | None = None
@@ -138,21 +140,21 @@ def example_page(app_state: AppState, request: Request, place: Place) -> Respons
     )
 
 
-def example_picture(app_state: AppState, place: Place) -> Response:
+def example_picture(app_state: AppState, place: ExamplePlace) -> Response:
     """Return the picture of one frame as PNG; raises as `draw` does."""
     drawn = draw(app_state, place)
     content = (folder() / f"{drawn.digest}.png").read_bytes()
     return Response(content, media_type="image/png", headers={"cache-control": "max-age=3600"})
 
 
-def draw(app_state: AppState, place: Place) -> Drawn:
-    """Return what the picture of a frame shows; it lies in the cache then.
+def draw(app_state: AppState, place: ExamplePlace) -> Drawn:
+    """Return the description of the picture of a frame; the picture is in the cache then.
 
     Raises:
         NotFound: the frame cannot be made again.
-        Busy: more are being made than the machine should make at once.
+        Busy: too many frames are being drawn.
         Corrupt: the weights are not those registered.
-        Unreachable: the zoo does not answer, and the frame was never drawn here.
+        Unreachable: the zoo does not answer, and the picture is not in the cache.
     """
     from manybeam.jobs.examples import make_example
 
@@ -160,7 +162,7 @@ def draw(app_state: AppState, place: Place) -> Drawn:
     if (known := kept(digest)) is not None:
         return known
     with turn():
-        if (known := kept(digest)) is not None:  # somebody else asked for it too
+        if (known := kept(digest)) is not None:  # another request has drawn it meanwhile
             return known
         urls = _own_urls(app_state, place)
         ref, score = place.cached.record.version_ref, place.score
@@ -168,10 +170,10 @@ def draw(app_state: AppState, place: Place) -> Drawn:
         return keep(digest, made)
 
 
-def _own_urls(app_state: AppState, place: Place) -> list[str]:
-    """Return the FrameSets of our store that the score was measured on, or its version's job.
+def _own_urls(app_state: AppState, place: ExamplePlace) -> list[str]:
+    """Return the FrameSets in our store that the score, or the job of its version, names.
 
-    Others are never read: a record may come from elsewhere, and reading pages needs no log-in.
+    Other URLs are never read: a record may come from outside, and reading pages needs no login.
     """
     test_set, measure = place.score.test_set, place.cached.record.job.get("measure")
     given = measure.get("frames") if isinstance(measure, dict) else None
@@ -189,7 +191,7 @@ def _resolved(url: str) -> str:
     return str(Path(url.removeprefix("file://")).resolve())
 
 
-def _digest(place: Place) -> str:
+def _digest(place: ExamplePlace) -> str:
     score, number = place.score, place.number
     decides = [
         PICTURE,

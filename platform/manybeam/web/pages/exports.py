@@ -1,4 +1,4 @@
-"""Files of a version to take away: its model card, and packages, which are forgotten when sent."""
+"""Downloads of a version: its model card, and packages, which are deleted after sending."""
 
 import tempfile
 import threading
@@ -24,8 +24,8 @@ _turn = threading.Lock()
 
 
 @dataclass(frozen=True)
-class _Card:
-    """All that a card is made from; two that are equal but for `sight` have the same text."""
+class _CardKey:
+    """The inputs of a card as a key of the cache; `cached` is not part of the comparison."""
 
     zoo: str
     ref: str
@@ -39,19 +39,23 @@ def card_file(app_state: AppState, ref: str, form: str) -> Response:
     """Return the model card of a version as a file.
 
     Raises:
-        InvalidInput: no such form.
+        InvalidInput: there is no such format.
     """
     from manybeam.zoo.reports.cards import note_for
 
     if form not in CARDS:
-        raise InvalidInput(f"no card as {form!r}", f"there are: {', '.join(CARDS)}", "")
+        raise InvalidInput(
+            f"there is no card in the format {form!r}",
+            f"formats: {', '.join(CARDS)}",
+            "use one of these",
+        )
     cached, state = (
         app_state.version_cache.look(ref),
         app_state.version_cache.entry(Ref.parse(ref)).state,
     )
     note = note_for(cached.record, app_state.library.folder, cached.matrix.conditions)
-    text = _card_text(_Card(app_state.zoo.address, cached.record.ref, state, note, form, cached))
-    # The card carries its own style and picture, and nothing that could run.
+    text = _card_text(_CardKey(app_state.zoo.address, cached.record.ref, state, note, form, cached))
+    # The card contains its style and picture, and no script.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     headers = {"content-security-policy": policy}
     if form == "md":
@@ -61,8 +65,8 @@ def card_file(app_state: AppState, ref: str, form: str) -> Response:
 
 
 @lru_cache(maxsize=64)
-def _card_text(card: _Card) -> str:
-    """Write a card once for each state of its version: the picture in it takes a second."""
+def _card_text(card: _CardKey) -> str:
+    """Write a card once for each state of its version, because its picture takes a second."""
     from manybeam.zoo.reports.cards import card_html, card_markdown
 
     write = card_html if card.form == "html" else card_markdown
@@ -73,20 +77,22 @@ def export_file(app_state: AppState, ref: str, form: str) -> FileResponse:
     """Return a package of a version or member as a file.
 
     Raises:
-        InvalidInput: no such form, or members that the form cannot hold.
-        Busy: another package is being made; one takes all cores for some seconds.
-        MissingPackage: what writes the form is not installed.
+        InvalidInput: there is no such format, or it cannot hold these members.
+        Busy: another package is being made; each needs all cores for some seconds.
+        MissingPackage: a package for this format is not installed.
     """
     from manybeam.zoo.exchange import FORMS as ENDINGS
     from manybeam.zoo.exchange import export
 
     if form not in FORMS:
-        raise InvalidInput(f"no form {form!r}", f"there are: {', '.join(FORMS)}", "")
+        raise InvalidInput(
+            f"there is no format {form!r}", f"formats: {', '.join(FORMS)}", "use one of these"
+        )
     name = (
         app_state.version_cache.look(ref).record.ref.replace("@", "-").replace("/", "-")
         + ENDINGS[form]
     )
-    # Who waited here would hold one of the threads that answer everybody else.
+    # A request that waits here would block a thread that other requests need.
     if not _turn.acquire(blocking=False):
         raise Busy("another package is being made", "one at a time", "try again in a minute")
     folder = tempfile.TemporaryDirectory(prefix="manybeam-export-")

@@ -1,4 +1,4 @@
-"""The FrameSets of the store, and a small picture of each one's first frame."""
+"""The FrameSets of the store, with a small picture of the first frame of each."""
 
 import threading
 import time
@@ -11,19 +11,19 @@ from manybeam.data.store import open_store
 from manybeam.errors import ManybeamError, NotFound, TooLarge
 
 PAGE_SIZE = 50
-LIST_S = 5.0  # how long a listing of the store is good for
+LIST_S = 5.0  # for so long a listing of the store is used again
 PREVIEW_PX = 160
-MOST_PX = 20_000_000  # of a frame that a picture is made of
+MOST_PX = 20_000_000  # of a frame that is shown as a small picture
 _READERS = 8
 
 
 @dataclass(frozen=True)
 class FrameSetRow:
-    """One FrameSet as the page lists it.
+    """One FrameSet in the list.
 
     Attributes:
-        path: where it lies below the store.
-        fault: why it cannot be read; "" if it can, and then the rest is known.
+        path: path below the root of the store.
+        fault: why it cannot be read; "" if it can be read. The other fields are empty then.
     """
 
     path: str
@@ -48,10 +48,10 @@ class FrameSetPage:
 
 
 class FrameSets:
-    """What lies in one store.
+    """The FrameSets in one store.
 
     Args:
-        url: of the store.
+        url: URL of the store.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,24 +60,26 @@ class FrameSets:
         self._turn = threading.Lock()
 
     def find(self, text: str = "", page: int = 1) -> FrameSetPage:
-        """Return one page of the FrameSets whose path holds a text.
+        """Return one page of the FrameSets whose path contains a text.
 
         Raises:
             StoreUnreachable: the store does not answer.
-            NotFound: the page is past the last one.
+            NotFound: there is no such page.
         """
         begun = time.monotonic()
         paths = [path for path in self.paths() if text.casefold() in path.casefold()]
         page_count = max(-(-len(paths) // PAGE_SIZE), 1)
         if page > page_count:
-            raise NotFound(f"there is no page {page}", f"the last is {page_count}", "/datasets")
+            raise NotFound(
+                f"there is no page {page}", f"the last page is {page_count}", "go to /datasets"
+            )
         shown = paths[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
         with ThreadPoolExecutor(_READERS) as readers:
             rows = tuple(readers.map(self._row, shown))
         return FrameSetPage(rows, len(paths), page, page_count, time.monotonic() - begun)
 
     def paths(self) -> list[str]:
-        """Return where FrameSets lie below the store, listed at most some seconds ago."""
+        """Return the paths of all FrameSets, from a listing of the last seconds."""
         with self._turn:
             when, found = self._listed
             if time.monotonic() - when > LIST_S:
@@ -90,16 +92,24 @@ class FrameSets:
         """Return a small PNG of the first frame.
 
         Raises:
-            NotFound: no FrameSet lies there, or it is empty.
-            TooLarge: its frames are too large to be read for a picture.
+            NotFound: there is no FrameSet at this path, or it is empty.
+            TooLarge: its frames are too large for a preview.
         """
         if path not in self.paths():
-            raise NotFound(f"no FrameSet at {path!r}", "", "/datasets lists them")
+            raise NotFound(
+                f"there is no FrameSet at {path!r}",
+                "a path below the store is needed",
+                "/datasets lists all",
+            )
         frames = self._open(path)
         if not len(frames):
-            raise NotFound(f"{path} holds no frame", "", "")
+            raise NotFound(f"{path} holds no frame", "a preview shows the first frame", "/datasets")
         if frames.shape[0] * frames.shape[1] > MOST_PX:
-            raise TooLarge(f"frames of {path} are {frames.shape}", f"at most {MOST_PX} px", "")
+            raise TooLarge(
+                f"frames of {path} have {frames.shape} px",
+                f"previews show frames of at most {MOST_PX} px",
+                "/datasets",
+            )
         return small_png(frames.frame(0), PREVIEW_PX)
 
     def _open(self, path: str) -> FrameSet:

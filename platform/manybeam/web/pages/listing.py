@@ -1,4 +1,4 @@
-"""The list of the zoo as addresses: every filter stands in the query, so a page can be sent on."""
+"""The list of the zoo. All filters are in the address, so that a page can be shared."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +26,8 @@ from manybeam.zoo.records import Ref
 Pairs = Sequence[tuple[str, str]]
 
 PAGE_SIZE = 50
-LONGEST_NUMBER = 9  # digits of a page's number
-# Ranges the page offers: quantity, what it is called there, its unit. An address may name any.
+LONGEST_NUMBER = 9  # digits of the number of a page
+# Ranges in the form of the page: quantity, label, unit. An address may use any quantity.
 OFFERED = (
     ("dose_e_per_a2", "Dose", "e/Å²"),
     ("beam_kv", "Beam", "kV"),
@@ -40,13 +40,13 @@ _SHOWN_FACETS = ("status", "network", "recipe", "policy")
 
 
 @dataclass(frozen=True)
-class Question:
-    """What an address asks of the zoo.
+class ListingQuery:
+    """The query of an address.
 
     Attributes:
-        query: for the catalogue.
-        baseline: reference every row is compared with; "" for none.
-        pairs: the query, without what is empty or as it is when left out.
+        query: the query for the catalogue.
+        baseline: reference with which every row is compared; "" for none.
+        pairs: the fields of the address, without empty and default ones.
     """
 
     query: Query
@@ -54,9 +54,9 @@ class Question:
     pairs: tuple[tuple[str, str], ...]
 
     def address(self, path: str = "/zoo", **changes: str | None) -> str:
-        """Return the address with some single fields changed, None to take one away.
+        """Return the address with some fields changed; None removes a field.
 
-        A change of anything but the page goes back to the first page.
+        Any change except that of the page goes back to the first page.
         """
         gone = {*changes} | ({"page"} if "page" not in changes else set())
         kept = [pair for pair in self.pairs if pair[0] not in gone]
@@ -68,45 +68,45 @@ class Question:
         return f"/zoo?{urlencode(kept)}" if kept else "/zoo"
 
     def without(self, key: str, value: str) -> str:
-        """Return the address with one value of a field taken away."""
+        """Return the address without one value of a field."""
         kept = [pair for pair in self.pairs if pair != (key, value) and pair[0] != "page"]
         return f"/zoo?{urlencode(kept)}" if kept else "/zoo"
 
     @property
     def filters(self) -> list[tuple[str, str]]:
-        """What is asked for, each in words with the address that takes it away."""
-        told = [
+        """The filters in words, each with the address that removes it."""
+        found = [
             (f"{key}: {value}" if key != "q" else f"“{value}”", self.without(key, value))
             for key, value in self.pairs
             if key in ("q", "condition", *FACETS)
         ]
         for name, (low, high) in self.query.ranges.items():
             ends = (f"{name}_min", f"{name}_max")
-            told.append((range_in_words(name, low, high), self._dropping(*ends)))
-        return told
+            found.append((range_in_words(name, low, high), self._dropping(*ends)))
+        return found
 
     @property
     def shown(self) -> Query:
-        """What the list shows: archived versions only where they are asked for."""
+        """The query of the list: archived versions are shown only on request."""
         present = tuple(one for one in STATUSES if one != "archived")
         return self.query if self.query.status else replace(self.query, status=present)
 
     def facets(self, catalogue: Catalogue) -> dict[str, list[Facet]]:
-        """Return what one can filter by, with counts of what the list shows."""
+        """Return the values of each filter, with their counts in the list."""
         found = catalogue.facets(self.shown)
         chosen = self.query.status
-        told = [replace(one, is_chosen=one.value in chosen) for one in found["status"]]
-        found["status"] = [one for one in told if one.count or one.is_chosen]
+        marked = [replace(one, is_chosen=one.value in chosen) for one in found["status"]]
+        found["status"] = [one for one in marked if one.count or one.is_chosen]
         return found
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether scores are asked for on some conditions only."""
+        """Whether scores of some conditions only are asked for."""
         return bool(self.query.condition or self.query.ranges)
 
     @property
     def form_ranges(self) -> dict[str, tuple[str, str]]:
-        """The ranges as they stand in the form's fields."""
+        """The ranges as texts, for the fields of the form."""
         given = dict(self.pairs)
         return {n: (given.get(f"{n}_min", ""), given.get(f"{n}_max", "")) for n, _, _ in OFFERED}
 
@@ -125,21 +125,21 @@ def range_in_words(name: str, low: float | None, high: float | None) -> str:
 
 
 def query_parameters() -> list[dict[str, Any]]:
-    """Return what openapi.json tells of the query that `read_question` reads."""
-    told: dict[str, dict[str, Any]] = {name: {"type": "string"} for name in _SINGLE}
-    told["page"] = {"type": "integer", "minimum": 1}
-    told |= {name: {"type": "array", "items": {"type": "string"}} for name in FACETS}
-    told["status"]["items"] = {"type": "string", "enum": list(STATUSES)}
+    """Return the parameters of `read_query` for openapi.json."""
+    found: dict[str, dict[str, Any]] = {name: {"type": "string"} for name in _SINGLE}
+    found["page"] = {"type": "integer", "minimum": 1}
+    found |= {name: {"type": "array", "items": {"type": "string"}} for name in FACETS}
+    found["status"]["items"] = {"type": "string", "enum": list(STATUSES)}
     for name in quantity_names():
-        told |= {f"{name}_min": {"type": "number"}, f"{name}_max": {"type": "number"}}
-    return [{"name": name, "in": "query", "schema": schema} for name, schema in told.items()]
+        found |= {f"{name}_min": {"type": "number"}, f"{name}_max": {"type": "number"}}
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in found.items()]
 
 
-def read_question(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZE) -> Question:
+def read_query(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZE) -> ListingQuery:
     """Read the query of an address.
 
     Raises:
-        InvalidInput: a field nobody knows, or a value that is not allowed; all at once.
+        InvalidInput: a field is unknown or a value is not allowed; all are reported at once.
     """
     given = ((key, value.strip()) for key, value in pairs)
     kept = tuple(pair for pair in given if pair[1] and pair not in _LEFT_OUT)
@@ -147,7 +147,7 @@ def read_question(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZ
     faults: list[str] = []
     ranges = _ranges(kept, faults)
     known = {*_SINGLE, *FACETS} | {f"{n}_{end}" for n in quantity_names() for end in ("min", "max")}
-    faults += [f"{key}: no such field" for key, _ in kept if key not in known]
+    faults += [f"{key}: there is no such field" for key, _ in kept if key not in known]
     page = single.get("page", "1")
     if not page.isascii() or not page.isdigit() or len(page) > LONGEST_NUMBER:
         faults.append(f"page: {page[:30]!r} is not a whole number")
@@ -165,7 +165,7 @@ def read_question(pairs: Iterable[tuple[str, str]], *, page_size: int = PAGE_SIZ
         page_size=page_size,
         **chosen,
     )
-    return Question(query, single.get("baseline", ""), kept)
+    return ListingQuery(query, single.get("baseline", ""), kept)
 
 
 def _ranges(pairs: Pairs, faults: list[str]) -> Bounds:
@@ -187,17 +187,17 @@ def _ranges(pairs: Pairs, faults: list[str]) -> Bounds:
 
 @dataclass(frozen=True)
 class Listing:
-    """One page of the list, with all that stands around it.
+    """One page of the list, with its filters.
 
     Attributes:
-        question: what was asked.
-        page: what was found.
-        facets: what one can filter by.
-        baseline: the row all others are compared with; None if none is pinned.
-        columns: conditions the filter names, of those the strip shows.
+        question: the query of the address.
+        page: the rows found.
+        facets: values of the filters.
+        baseline: the row with which all others are compared; None if none is pinned.
+        conditions: the conditions that can be chosen.
     """
 
-    question: Question
+    question: ListingQuery
     page: Page
     facets: Mapping[str, Sequence[Facet]]
     baseline: Row | None
@@ -215,59 +215,59 @@ class Listing:
 
     @property
     def where(self) -> str:
-        """In words, where the score shown was taken."""
+        """The conditions of the shown score, in words."""
         asked, query = self.page.asked, self.question.query
         if len(asked) == 1:
-            return f"at {asked[0]}"
+            return f"on {asked[0]}"
         if not self.question.is_narrowed:
-            return "mean over the conditions measured"
+            return "mean over the measured conditions"
         if not asked:
-            return "on no condition that was measured"
+            return "no measured condition"
         named = f"like {query.condition}" if query.condition else "in these ranges"
         return f"mean over {len(asked)} conditions {named}"
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Values of the darkest and the lightest colour of the strips: the lightest is best."""
+        """Values of the darkest and the lightest colour of the strips; the lightest is best."""
         if not less_is_better(self.question.query.score):
             return 0.0, 1.0
         seen = [v for row in self.page.rows for v in row.strip if v is not None]
         return (max(seen), min(seen)) if seen else (1.0, 0.0)
 
     def shown_facets(self) -> list[tuple[str, Sequence[Facet]]]:
-        """Return the facets of the page's form, each with its values."""
+        """Return the filters in the form of the page, each with its values."""
         return [(name, self.facets.get(name, ())) for name in _SHOWN_FACETS]
 
     def difference(self, row: Row) -> float | None:
-        """Return how much a row's score lies above the baseline's; None if either is missing."""
+        """Return the score of a row minus that of the baseline; None if either is missing."""
         if self.baseline is None or row.value is None or self.baseline.value is None:
             return None
         return row.value - self.baseline.value
 
     def is_asked(self, condition: str) -> bool:
-        """Tell whether a condition is one the filter names, and not all are."""
+        """Return whether a filter selects some conditions, and this is one of them."""
         return self.question.is_narrowed and condition in self.page.asked
 
 
-def make_listing(catalogue: Catalogue, question: Question) -> Listing:
+def make_listing(catalogue: Catalogue, question: ListingQuery) -> Listing:
     """Return one page of the list.
 
     Raises:
         InvalidInput: the text cannot be searched for.
-        NotFound: the page is past the last one, or there is no such baseline.
+        NotFound: there is no such page, or no such baseline.
     """
     page = catalogue.find(question.shown)
     if not page.rows and page.total and question.query.page > 1:
         raise NotFound(
-            f"there is no page {question.query.page}", f"rows: {page.total}", "go to the first"
+            f"there is no page {question.query.page}", f"rows: {page.total}", "go to the first page"
         )
     facets = question.facets(catalogue)
     baseline = _baseline(catalogue, question) if question.baseline else None
     return Listing(question, page, facets, baseline, facets.get("condition", ()))
 
 
-def _baseline(catalogue: Catalogue, question: Question) -> Row:
-    """Return the pinned row, with the score asked of all others."""
+def _baseline(catalogue: Catalogue, question: ListingQuery) -> Row:
+    """Return the pinned row, with the same score as the other rows."""
     ref = Ref.parse(question.baseline)
     kind: Kind = "ensembles" if ref.member is None else "members"
     asked = replace(
@@ -286,4 +286,8 @@ def _baseline(catalogue: Catalogue, question: Question) -> Row:
         is_version = row.version == ref.version or (ref.alias or "") in row.aliases
         if is_version and row.member == ref.member:
             return row
-    raise NotFound(f"no baseline {question.baseline!r}", "", "unpin it, or pin a row of the list")
+    raise NotFound(
+        f"there is no baseline {question.baseline!r}",
+        "a baseline is a row of the list",
+        "remove it, or pin a row of the list",
+    )

@@ -1,4 +1,4 @@
-"""Logging in with the admin token, and out again."""
+"""Login with the admin token, and logout."""
 
 import logging
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def login_router(app_state: AppState) -> APIRouter:
-    """Return the routes of the log-in."""
+    """Return the routes of login and logout."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/login")
@@ -26,8 +26,9 @@ def login_router(app_state: AppState) -> APIRouter:
         fields = await read_fields(request)
         back = own_address(fields.get("back", ""))
         if not app_state.gatekeeper.is_token(fields.get("token", "").strip()):
-            logger.warning("log-in refused")
-            return _form(app_state, request, back, fault=f"this is not the token in {TOKEN_FILE}")
+            logger.warning("login refused")
+            fault = f"this token differs from the token in {TOKEN_FILE}"
+            return _form(app_state, request, back, fault=fault)
         response = RedirectResponse(back, 303)
         response.set_cookie(
             SESSION_COOKIE,

@@ -1,4 +1,4 @@
-"""How far the probabilities of an ensemble can be believed: its curve, as picture and table."""
+"""The reliability of the probabilities of an ensemble: its curve, as picture and table."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from manybeam.web.state import AppState
 from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.matrix import Bin, calibration_error
 
-# A drawing carries its own style, and nothing that could run.
+# A drawing contains its style, and no script.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The curve of one condition, or of all that were measured.
+    """The curve of one condition, or of all measured conditions.
 
     Attributes:
-        condition: "" for all of them together.
-        conditions: those one can choose.
-        bins: mean probability, share of true atoms and count, the empty ones left out.
+        condition: the condition; "" for all together.
+        conditions: conditions that can be chosen.
+        bins: mean probability, share of true atoms and count, without empty bins.
         error: expected calibration error; None if it was not measured.
-        picture: address of the drawing; it changes with the numbers, so that it may be kept.
+        picture: address of the drawing; it changes with the numbers, so that it may be cached.
     """
 
     condition: str
@@ -36,22 +36,22 @@ class Curve:
 
     @property
     def atom_count(self) -> int:
-        """How many atoms were found and judged."""
+        """How many atoms were found and compared with the truth."""
         return sum(count for _, _, count in self.bins)
 
 
 def make_curve(cached: CachedVersion, condition: str = "") -> Curve:
-    """Return the curve of a version's ensemble.
+    """Return the curve of the ensemble of a version.
 
     Raises:
-        NotFound: nothing was measured on that condition.
+        NotFound: the version was not measured on this condition.
     """
     matrix = cached.matrix
     if condition and condition not in matrix.conditions:
         raise NotFound(
             f"{cached.record.ref} was not measured on {condition[:100]!r}",
-            f"measured: {', '.join(matrix.conditions) or 'nothing'}",
-            "",
+            f"measured conditions: {', '.join(matrix.conditions) or 'none'}",
+            "choose one of these",
         )
     bins = matrix.reliability(condition or None)
     state = hashlib.sha256(repr(bins).encode()).hexdigest()[:12]
@@ -64,7 +64,7 @@ def make_curve(cached: CachedVersion, condition: str = "") -> Curve:
 
 
 def reliability_picture(app_state: AppState, ref: str, condition: str = "") -> Response:
-    """Return the drawing of a curve as SVG; of one that was not measured it says so."""
+    """Return the drawing of a curve as SVG; without a curve it says "not measured"."""
     from manybeam.zoo.reports.plots import drawn, reliability_figure
 
     cached = app_state.version_cache.look(ref)

@@ -1,7 +1,7 @@
-"""The pages one reads: the list, one version, comparisons, conditions and FrameSets.
+"""The pages: the list, one version, comparisons, conditions and FrameSets.
 
-Each is whole HTML at an address of its own. The page's script asks for the same address and takes
-the part that changed, so nothing here knows whether a script runs.
+Each page is complete HTML at its own address. The script of a page requests the same address and
+uses the part that changed, so these routes do not depend on the script.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from manybeam.web.auth import check_asker, own_address
 from manybeam.web.pages.comparing import make_comparison, read_ids
 from manybeam.web.pages.examples import add_examples
 from manybeam.web.pages.exports import FORMS, card_file, export_file
-from manybeam.web.pages.listing import OFFERED, make_listing, read_question
+from manybeam.web.pages.listing import OFFERED, make_listing, read_query
 from manybeam.web.pages.reliability import make_curve, reliability_picture
 from manybeam.web.pages.version import describe_version
 from manybeam.web.render import THEME_COOKIE, THEMES
@@ -26,12 +26,12 @@ from manybeam.zoo.catalogue import Query
 SCORES = ("f1", "precision", "recall", "rmse_pm", "ece")
 YEAR_S = 365 * 86400
 OUTCOME_COOKIE = "manybeam-outcome"
-# What a form that came through is answered with, by its verb.
+# The message after a change, by its verb.
 OUTCOMES = {
-    "promote": "Promoted; the audit log has it.",
-    "rollback": "Serving was rolled back; the audit log has it.",
-    "archive": "Archived: lists leave it out, and nothing may promote it.",
-    "unarchive": "Taken up again.",
+    "promote": "Promoted. The audit log has a record of it.",
+    "rollback": "Serving was rolled back. The audit log has a record of it.",
+    "archive": "Archived. Lists do not show it, and it cannot be promoted.",
+    "unarchive": "Unarchived. Lists show it again.",
 }
 
 
@@ -116,8 +116,8 @@ def _add_places(router: APIRouter, app_state: AppState) -> None:
 def zoo_page(app_state: AppState, request: Request) -> Response:
     """Return the list of ensembles or members."""
     given = request.query_params.multi_items()
-    question = read_question(given)
-    if len(question.pairs) < len(given):  # a form sends its empty fields too
+    question = read_query(given)
+    if len(question.pairs) < len(given):  # a form also sends its empty fields
         query = dict.fromkeys(question.pairs)
         return RedirectResponse(f"/zoo?{urlencode(list(query))}" if query else "/zoo", 303)
     listing = make_listing(app_state.catalogue, question)
@@ -126,7 +126,7 @@ def zoo_page(app_state: AppState, request: Request) -> Response:
         request,
         "zoo.html",
         listing=listing,
-        question=question,
+        listing_query=question,
         query=question.query,
         described=described,
         offered=OFFERED,
@@ -142,10 +142,10 @@ def version_page(
 
     Args:
         app_state: the parts of the control plane.
-        request: what was asked.
+        request: the request.
         ref: the version or member.
-        score: the score its matrix shows.
-        more: what came of something that was just tried: `refused`, `checks`, `tests`.
+        score: the score in its matrix.
+        more: the result of a change or check: `refused`, `checks`, `tests`.
     """
     from manybeam.zoo.reports.cards import describe
 
@@ -160,7 +160,7 @@ def version_page(
         status=status,
         cached=cached,
         record=cached.record,
-        sheet=describe_version(cached, score),
+        details=describe_version(cached, score),
         curve=make_curve(cached, request.query_params.get("reliability", "")),
         described=app_state.described(),
         use=described.use,
@@ -171,7 +171,7 @@ def version_page(
 
 
 def compare_page(app_state: AppState, request: Request) -> Response:
-    """Return versions or members side by side."""
+    """Return the comparison of versions or members."""
     query = request.query_params
     refs, score = read_ids(query.getlist("ids")), query.get("score", "f1")
     only = query.get("only") == "differences"
@@ -184,11 +184,15 @@ def compare_page(app_state: AppState, request: Request) -> Response:
 
 
 def condition_page(app_state: AppState, request: Request, name: str) -> Response:
-    """Return one condition: its numbers, who is best there, who was not measured."""
+    """Return one condition: its numbers, the best versions, the number of unmeasured versions."""
     rows = [row for row in app_state.catalogue.conditions() if row.condition == name]
     condition = app_state.described().get(name)
     if not rows and condition is None:
-        raise UnknownCondition(f"no condition {name!r}", "", "/conditions lists them")
+        raise UnknownCondition(
+            f"there is no condition {name!r}",
+            "it is neither measured nor in the library",
+            "/conditions lists all",
+        )
     is_measured = any(row.version_count or row.member_count for row in rows)
     best = {
         kind: app_state.catalogue.best(name, kind=kind) if is_measured else ()
@@ -221,7 +225,7 @@ def _quantities(condition: Any) -> list[tuple[str, str, float, str, str]]:
 
 
 def theme_change(query: str, back: str) -> Response:
-    """Keep a choice of light or dark in a cookie and go back; anything else forgets the choice."""
+    """Store light or dark in a cookie and go back; any other value deletes the cookie."""
     response = RedirectResponse(own_address(back), 303)
     if query in THEMES:
         response.set_cookie(THEME_COOKIE, query, max_age=YEAR_S, samesite="lax")

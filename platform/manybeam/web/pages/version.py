@@ -1,4 +1,4 @@
-"""One version as its page shows it: members x conditions, and what the ensemble does where."""
+"""The content of the page of a version: members x conditions, and scores by condition."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ from manybeam.web.render import page_of
 from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, less_is_better, member_label
 
-# Scores that only say more about another one; they are shown with it, not chosen by themselves.
-_BESIDE = ("_low", "_high")
+# Ends of intervals; they are shown with their score and cannot be chosen.
+_ENDS = ("_low", "_high")
 _COUNTS = ("frames", "atoms", "seconds")
 _BETWEEN_0_AND_1 = ("f1", "precision", "recall", "ece", "brier")
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """One score of the matrix.
 
     Attributes:
-        value: None if it was not measured.
+        value: the score; None if it was not measured.
         shade: class of its colour.
-        is_best: whether no member did better on the condition.
-        told: value, interval, frames and date in words.
-        example: address of a frame with its errors; "" if there is none to show.
+        is_best: whether no member is better on the condition.
+        text: value, interval, frames and date in words.
+        example: address of an example frame with its errors; "" if there is none.
     """
 
     value: float | None
     shade: str
     is_best: bool
-    told: str
+    text: str
     example: str = ""
 
 
@@ -45,13 +45,13 @@ class Line:
     ref: str
     seed: int | None
     policy: str
-    cells: tuple[Cell, ...]
+    cells: tuple[MatrixCell, ...]
     mean: float | None
 
 
 @dataclass(frozen=True)
 class Spot:
-    """What the ensemble (or the one member shown) does on one condition."""
+    """The scores of the ensemble, or of the one member shown, on one condition."""
 
     condition: str
     digest: str
@@ -62,7 +62,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Superseded:
-    """What was measured on a condition under numbers it no longer has."""
+    """Scores on a condition from before its numbers changed."""
 
     condition: str
     digest: str
@@ -74,15 +74,15 @@ class Superseded:
 
 @dataclass(frozen=True)
 class VersionPage:
-    """All of a version's scores, ready to be shown.
+    """All scores of a version, ready for its page.
 
     Attributes:
-        key: the score chosen.
-        keys: those one can choose.
-        conditions: columns.
-        lines: the ensemble on top, then members, the classical detector last.
-        spots: what the ensemble does, by condition.
-        superseded: kept apart, as they cannot be compared.
+        key: the chosen score.
+        keys: scores that can be chosen.
+        conditions: columns of the matrix.
+        lines: rows: the ensemble, then the members, then the classical detector.
+        spots: scores of the ensemble, by condition.
+        superseded: old scores, which cannot be compared with the others.
     """
 
     key: str
@@ -94,10 +94,8 @@ class VersionPage:
 
     @property
     def plot(self) -> dict[str, Any]:
-        """What the plot draws: the score of each line on each condition, and the interval."""
-        low, high = (
-            [spot.values.get(f"{self.key}{end}") for spot in self.spots] for end in _BESIDE
-        )
+        """Data of the plot: the score of each row on each condition, and the interval."""
+        low, high = ([spot.values.get(f"{self.key}{end}") for spot in self.spots] for end in _ENDS)
         named = [line for line in self.lines if line.seed is None]
         members = [line for line in self.lines if line.seed is not None]
         return {
@@ -113,15 +111,19 @@ class VersionPage:
 
 
 def describe_version(cached: CachedVersion, key: str = "f1") -> VersionPage:
-    """Return the sheet of a version.
+    """Return the content of the page of a version.
 
     Raises:
-        NotFound: no score of that name was recorded.
+        NotFound: there is no score of that name.
     """
     matrix = cached.matrix
     keys = choosable(matrix.keys)
     if keys and key not in keys:
-        raise NotFound(f"no score {key!r} was recorded", "", f"recorded: {', '.join(keys)}")
+        raise NotFound(
+            f"there is no score {key!r}",
+            "a recorded score is needed",
+            f"recorded: {', '.join(keys)}",
+        )
     lines = tuple(_line(cached, member, key) for member in _order(cached))
     subject = cached.record.subject
     spots = tuple(_spot(matrix, subject, condition) for condition in matrix.conditions)
@@ -129,13 +131,13 @@ def describe_version(cached: CachedVersion, key: str = "f1") -> VersionPage:
 
 
 def choosable(keys: Iterable[str]) -> tuple[str, ...]:
-    """Return the scores one can choose: F1 first, without ends of intervals and counts."""
-    found = [key for key in keys if not key.endswith(_BESIDE) and key not in _COUNTS]
+    """Return the scores that can be chosen: F1 first, without ends of intervals and counts."""
+    found = [key for key in keys if not key.endswith(_ENDS) and key not in _COUNTS]
     return tuple(sorted(found, key=lambda key: (key != "f1", key)))
 
 
 def _order(cached: CachedVersion) -> tuple[int, ...]:
-    """Return the rows from top to bottom; the ensemble's even if it was never measured."""
+    """Return the rows from top to bottom; the ensemble is included even if not measured."""
     if cached.record.selected is not None:
         return (cached.record.selected,)
     classical = (CLASSICAL,) if CLASSICAL in cached.matrix.scored else ()
@@ -146,11 +148,11 @@ def _line(cached: CachedVersion, member: int, key: str) -> Line:
     matrix = cached.matrix
     low, high = scale(matrix, key)
     cells = tuple(
-        Cell(
+        MatrixCell(
             value := matrix.value(member, condition, key),
             shade(value, low, high),
             is_best=_is_best(matrix, member, condition, key),
-            told=_told(matrix, member, condition, key),
+            text=_text(matrix, member, condition, key),
             example=_example(cached, member, condition),
         )
         for condition in matrix.conditions
@@ -162,7 +164,7 @@ def _line(cached: CachedVersion, member: int, key: str) -> Line:
 
 
 def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:
-    """Tell whether no other member did better; of equals all are best."""
+    """Return whether no other member is better; equal members are all best."""
     best = matrix.best(condition, key)
     if len(matrix.members) < 2 or best is None or member not in matrix.members:
         return False
@@ -170,7 +172,7 @@ def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:
 
 
 def _example(cached: CachedVersion, member: int, condition: str) -> str:
-    """Return the page of a frame; "" where none can be shown."""
+    """Return the address of an example frame; "" if there is none."""
     score = cached.matrix.score(member, condition)
     if score is None or not (score.counts or score.values.get("frames")):
         return ""
@@ -190,16 +192,16 @@ def scale(matrix: Matrix, key: str) -> tuple[float, float]:
     return (max(seen), min(seen)) if less_is_better(key) else (min(seen), max(seen))
 
 
-def _told(matrix: Matrix, member: int, condition: str, key: str) -> str:
+def _text(matrix: Matrix, member: int, condition: str, key: str) -> str:
     values, score = matrix.values(member, condition), matrix.score(member, condition)
     if key not in values:
         return f"{condition}: not measured"
-    told = f"{condition}: {values[key]:.3f}"
+    text = f"{condition}: {values[key]:.3f}"
     if f"{key}_low" in values and f"{key}_high" in values:
-        told += f", 95 % interval {values[f'{key}_low']:.3f} to {values[f'{key}_high']:.3f}"
+        text += f", 95 % interval {values[f'{key}_low']:.3f} to {values[f'{key}_high']:.3f}"
     if "frames" in values:
-        told += f", {values['frames']:.0f} frames"
-    return told + (f", {score.taken:%Y-%m-%d}" if score and score.taken else "")
+        text += f", {values['frames']:.0f} frames"
+    return text + (f", {score.taken:%Y-%m-%d}" if score and score.taken else "")
 
 
 def _spot(matrix: Matrix, member: int, condition: str) -> Spot:
@@ -220,5 +222,5 @@ def _superseded(matrix: Matrix, key: str) -> Iterable[Superseded]:
 
 
 def _subject(scored: Sequence[int]) -> int:
-    """Return the row that stands for a version: the ensemble if it was measured."""
+    """Return the row that represents a version: the ensemble if it was measured."""
     return ENSEMBLE if ENSEMBLE in scored else scored[0]

@@ -30,9 +30,9 @@
     if (news === null) return;
     const { state, fresh } = byId("main").dataset;
     const isNew = news.state !== state || news.is_fresh !== (fresh === "1") || (last && last.boot !== news.boot);
-    const told = last && news.told && news.state !== last.state ? news.told + ". The page is up to date." : "";
+    const message = last && news.message && news.state !== last.state ? news.message + ". The page is up to date." : "";
     last = news;
-    if (isNew) refresh().then(() => { if (told) say(told); }).catch(() => {});
+    if (isNew) refresh().then(() => { if (message) say(message); }).catch(() => {});
   }
 
   // A tab nobody sees listens to nothing.
@@ -105,7 +105,7 @@
       field.dataset.chosen = "";
       return field;
     }));
-    byId("compare-button").textContent = refs.length ? `Compare chosen (${refs.length})` : "Compare chosen";
+    byId("compare-button").textContent = refs.length ? `Compare selected (${refs.length})` : "Compare selected";
     byId("unchoose").hidden = !refs.length;
   }
 

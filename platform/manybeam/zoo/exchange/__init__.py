@@ -1,8 +1,8 @@
-"""Ensembles brought out of a zoo and into another: packages that are whole, checked and bounded.
+"""Export and import of ensembles: packages are complete, checked and limited in size.
 
-Out: a bioimage.io package, an ONNX graph or a folder of safetensors. In: a package or folder of
-ours, and AtomAI's `.tar`. Of what is refused, nothing is registered; of what cannot be written,
-nothing is left.
+Export writes a bioimage.io package, an ONNX graph or a folder of safetensors. Import reads a
+package or folder of Manybeam, and `.tar` files of AtomAI. If an import is refused, nothing is
+registered. If an export fails, no file remains.
 """
 
 import logging
@@ -28,7 +28,6 @@ from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.checks import check_alias, check_name
 from manybeam.zoo.exchange import folder as ours
 from manybeam.zoo.exchange.atomai import LEGACY, AtomAIFrames, read_atomai
-from manybeam.zoo.exchange.beside import table_of
 from manybeam.zoo.exchange.bioimageio import (
     GRAPH_FILE,
     RDF_FILE,
@@ -36,8 +35,9 @@ from manybeam.zoo.exchange.bioimageio import (
     Credit,
     write_package,
 )
+from manybeam.zoo.exchange.extras import table_of
 from manybeam.zoo.exchange.onnx_graph import require, write_graph
-from manybeam.zoo.exchange.unpack import Limits, files_of, names_in, sha256_of_file, unpack
+from manybeam.zoo.exchange.unpack import UnpackLimits, files_of, names_in, sha256_of_file, unpack
 from manybeam.zoo.lifecycle.life import settle
 
 if TYPE_CHECKING:
@@ -65,27 +65,30 @@ def export(
     overwrite: bool = False,
     credit: Credit | None = None,
 ) -> Path:
-    """Write a version to a file or folder and return where; it is there whole or not at all.
+    """Write a version to a file or folder and return its path.
 
     Args:
-        zoo: where it is registered.
+        zoo: zoo of the version.
         ref: the version, or one member of it.
-        path: what to write; `name-version` with the ending of the form, here, if left out.
-        form: `bioimageio`, a .zip others can run and another zoo can import; `onnx`, the graph
-            alone; `safetensors`, a folder of members, scores and card that can be imported.
-        overwrite: replace the file, or the folder of an export, that is there.
+        path: file or folder to write; if left out, `name-version` with the ending of the format,
+            in the present folder.
+        form: `bioimageio`: a .zip that other programs can run and another zoo can import; `onnx`:
+            the graph only; `safetensors`: a folder of members, scores and card for another zoo.
+        overwrite: replace an existing file, or the folder of an export.
         credit: authors, licence and citations of a package.
 
     Raises:
-        UnknownRef: nothing is called that.
-        Conflict: the path is taken, or is a folder of anything else than one export.
-        InvalidInput: members that one graph cannot hold, or a credit the format does not take.
+        UnknownRef: there is no such version.
+        Conflict: the path exists, or is a folder that is not exactly one export.
+        InvalidInput: one graph cannot hold the members, or the format refuses the credit.
         MissingPackage: `pip install 'manybeam[exchange]'` is needed.
-        WorkFailed: what was made does not answer as the members do, or is not valid.
-        WriteFailed: the disk refused.
+        WorkFailed: the result is not valid, or its answers differ from those of the members.
+        WriteFailed: the disk cannot be written to.
     """
     if form not in FORMS:
-        raise InvalidInput(f"no form {form!r}", f"allowed: {', '.join(FORMS)}", "")
+        raise InvalidInput(
+            f"there is no format {form!r}", f"allowed: {', '.join(FORMS)}", "use one of these"
+        )
     record = zoo.resolve(ref)
     place = path or Path(record.ref.replace("@", "-").replace("/", "-") + FORMS[form])
     with _writing(place):
@@ -95,15 +98,15 @@ def export(
     if form == "bioimageio":
         require("bioimageio.spec")
     members, matrix = zoo.members(record.ref), zoo.matrix(record.ref)
-    has_more = form != "onnx"  # a graph is all that an .onnx holds
-    beside = ours.Beside(table_of(zoo, record), zoo.manifest(record.ref)) if has_more else None
-    with _whole(place, overwrite=overwrite) as (work, target):
+    has_more = form != "onnx"  # an .onnx holds only the graph
+    extras = ours.Extras(table_of(zoo, record), zoo.manifest(record.ref)) if has_more else None
+    with _complete(place, overwrite=overwrite) as (work, target):
         if form == "onnx":
             write_graph(members, target)
         elif form == "safetensors":
-            _write_folder(target, _Goods(record, members, matrix, beside))
+            _write_folder(target, _ExportContent(record, members, matrix, extras))
         else:
-            _write_package(work, target, _Goods(record, members, matrix, beside), credit)
+            _write_package(work, target, _ExportContent(record, members, matrix, extras), credit)
     logger.info("ensemble exported", extra={"ref": record.ref, "form": form, "path": str(place)})
     return place
 
@@ -115,74 +118,78 @@ def import_(
     *,
     alias: str | None = None,
     frames: AtomAIFrames | None = None,
-    limits: Limits | None = None,
+    limits: UnpackLimits | None = None,
     source: str = "",
-    said: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> "Record":
-    """Register what a package, a folder or an AtomAI file holds as the next version of a name.
+    """Register the ensemble in a package, a folder or an AtomAI file as the next version.
 
     Args:
-        zoo: where to.
+        zoo: zoo of the new version.
         path: a .zip or folder that `export` wrote, or an AtomAI `.tar`.
-        name: name of the ensemble here.
-        alias: `serving` or `candidate`, given through the gates: what they refuse is a candidate.
-        frames: what an AtomAI file does not say about its frames.
-        limits: how large it may be.
-        source: what to record as its origin, if the path is not what it was called.
-        said: told why the version does not serve, if the gates refuse that; that it is not signed,
-            if the settings name a key: who signed the original vouches for nothing here; and what
-            of the package was left out.
+        name: name of the ensemble in this zoo.
+        alias: `serving` or `candidate`, through the gates; if they refuse, it is the candidate.
+        frames: information about the frames that an AtomAI file does not contain.
+        limits: limits of the size.
+        source: name of the source for the record, if it is not the name of the path.
+        say: called with notes: why the version does not serve; that it is not signed, if the
+            settings name a key, because the signature of a package is not trusted; and which
+            parts of the package were not imported.
 
     Raises:
-        NotFound: no such file.
-        UnreadableFile: it is none of those, a file is missing, changed or not to be read, weights
-            do not fit, names leave the package, or something in it may be a pickle.
-        TooLarge: more than the limits allow, declared or met.
-        InvalidSpec: a recipe that is unknown or breaks the rules.
-        InvalidInput: a name or alias that cannot be kept, or frames that were not described.
-        RefusedByGate: it is registered, and may not even be a candidate: nobody trusted signed it.
+        NotFound: there is no such file.
+        UnreadableFile: the file is none of these; a file in it is missing, changed or unreadable;
+            weights do not fit the network; names lead out of the package; or it may contain a
+            pickle.
+        TooLarge: it is larger than the limits.
+        InvalidSpec: a recipe is unknown or breaks the rules.
+        InvalidInput: a name or alias is not allowed, or information about frames is missing.
+        RefusedByGate: it is registered, but it cannot be a candidate: no trusted key signed it.
         ZooUnreachable: MLflow does not answer.
     """
     check_name(name)
     check_alias(alias)
-    form, digest, parcel = _received(path, frames, limits or Limits())
+    form, digest, package = _received(path, frames, limits or UnpackLimits())
     record = zoo.register(
         name,
-        parcel.members,
+        package.members,
         job={
             "kind": "import",
             "form": form,
             "source": source or path.name,
             "sha256": digest,
-            "origin": dict(parcel.origin),
+            "origin": dict(package.origin),
         },
-        scores=parcel.rows,
-        failed=parcel.failed,
-        inputs=parcel.inputs,
-        vouch=False,
-        attachments=[parcel.rehearsal] if parcel.rehearsal else [],
+        scores=package.rows,
+        failed=package.failed,
+        inputs=package.inputs,
+        sign=False,
+        attachments=[package.calibration_set] if package.calibration_set else [],
     )
-    for note in parcel.notes:
-        said(f"{record.ref}: {note}")
+    for note in package.notes:
+        say(f"{record.ref}: {note}")
     logger.info("ensemble imported", extra={"ref": record.ref, "form": form, "source": path.name})
     if settings().signing_key:
-        said(f"{record.ref} is not signed: others made it; manybeam zoo sign {record.ref} does")
-    return settle(zoo, record, alias, said=said)
+        say(
+            f"{record.ref} is not signed, because it was imported; if you trust it, run "
+            f"manybeam zoo sign {record.ref}"
+        )
+    return settle(zoo, record, alias, say=say)
 
 
 def _received(
-    path: Path, frames: AtomAIFrames | None, limits: Limits
-) -> tuple[str, str, ours.Parcel]:
-    """Return the form of what was given, its digest, and what it holds."""
+    path: Path, frames: AtomAIFrames | None, limits: UnpackLimits
+) -> tuple[str, str, ours.ImportedPackage]:
+    """Return the format of a file or folder, its digest, and its content."""
     with _readable(path):
         if path.is_dir():
             files_of(path, limits)
             manifest = path / ours.MANIFEST_FILE
-            parcel = ours.read(path, path.name)
-            return "safetensors", sha256_of(manifest.read_bytes()), parcel
+            package = ours.read(path, path.name)
+            return "safetensors", sha256_of(manifest.read_bytes()), package
         if not path.is_file():
             hint = "give the path of a package, folder or AtomAI file"
-            raise NotFound(f"no file {path}", "", hint)
+            raise NotFound(f"there is no file {path}", "an import needs a file or folder", hint)
         is_atomai, digest = _is_atomai(path, limits), sha256_of_file(path)
     if is_atomai:
         return "atomai", digest, read_atomai(path, frames)
@@ -195,7 +202,7 @@ def _received(
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn a fault of the disk, met while a path is read, into an error of ours."""
+    """Turn an error of the disk during reading into an UnreadableFile."""
     try:
         yield
     except ManybeamError:
@@ -204,24 +211,24 @@ def _readable(path: Path) -> Iterator[None]:
         place = error.filename or path
         raise UnreadableFile(
             f"{place} cannot be read: {error.strerror or error}",
-            f"{path.name} has to be read whole",
-            "mind who owns it, or copy it elsewhere",
+            f"the whole of {path.name} must be readable",
+            "check its permissions, or copy it to another place",
         ) from error
 
 
-def _is_atomai(path: Path, limits: Limits) -> bool:
-    """Tell whether a file is what torch saves, which AtomAI's are; refuse what we know nothing of.
+def _is_atomai(path: Path, limits: UnpackLimits) -> bool:
+    """Return whether a file was saved by torch, as those of AtomAI; refuse unknown files.
 
-    A package of another maker is refused here, before its pickles are: it lacks more than that.
+    A package from another program is refused here, with a more helpful error than for its pickles.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             if file.read(len(LEGACY)) == LEGACY:
                 return True
         raise UnreadableFile(
-            f"{path.name} is nothing that can be imported",
-            "a package or folder that `manybeam zoo export` wrote, or an AtomAI .tar",
-            "an .onnx or a bare .safetensors lacks the recipe: ask for the package",
+            f"{path.name} cannot be imported",
+            "allowed: a package or folder that `manybeam zoo export` wrote, or an AtomAI .tar",
+            "an .onnx or a single .safetensors has no recipe; ask for the whole package",
         )
     names = names_in(path, limits)
     if f"{_root(names)}{ours.MANIFEST_FILE}" in names:
@@ -232,38 +239,40 @@ def _is_atomai(path: Path, limits: Limits) -> bool:
 
 
 def _root(names: list[str]) -> str:
-    """Return the one folder all files lie in, as when a folder was zipped, or ""."""
+    """Return the one folder that contains all files, as in a zipped folder, or ""."""
     tops = {name.partition("/")[0] for name in names if "/" in name}
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
 
 @dataclass(frozen=True)
-class _Goods:
-    """What an export writes."""
+class _ExportContent:
+    """The content of an export."""
 
     record: "Record"
     members: list["Member"]
     matrix: "Matrix"
-    beside: ours.Beside | None
+    extras: ours.Extras | None
 
     def write(self, folder: Path, naming: ours.Naming = ours.nested) -> None:
-        ours.write(folder, self.record, self.members, self.matrix.rows, naming, self.beside)
+        ours.write(folder, self.record, self.members, self.matrix.rows, naming, self.extras)
 
 
-def _write_folder(target: Path, goods: _Goods) -> None:
+def _write_folder(target: Path, content: _ExportContent) -> None:
     target.mkdir()
-    goods.write(target)
-    _write_card(target, goods.record, goods.matrix, "")
+    content.write(target)
+    _write_card(target, content.record, content.matrix, "")
 
 
-def _write_package(work: Path, target: Path, goods: _Goods, credit: Credit | None) -> None:
-    content, named = work / "content", credit or Credit()
-    content.mkdir()
-    goods.write(content, ours.flat)
-    _write_card(content, goods.record, goods.matrix, named.licence)
-    view = write_graph(goods.members, content / GRAPH_FILE)
-    imaging = _imaging(goods.matrix)
-    write_package(content, goods.record, goods.members, view, named, imaging).replace(target)
+def _write_package(
+    work: Path, target: Path, content: _ExportContent, credit: Credit | None
+) -> None:
+    folder, named = work / "content", credit or Credit()
+    folder.mkdir()
+    content.write(folder, ours.flat)
+    _write_card(folder, content.record, content.matrix, named.licence)
+    view = write_graph(content.members, folder / GRAPH_FILE)
+    imaging = _imaging(content.matrix)
+    write_package(folder, content.record, content.members, view, named, imaging).replace(target)
 
 
 def _write_card(target: Path, record: "Record", matrix: "Matrix", licence: str) -> None:
@@ -278,7 +287,7 @@ def _write_card(target: Path, record: "Record", matrix: "Matrix", licence: str) 
 
 
 def _imaging(matrix: "Matrix") -> "Condition":
-    """Return what to simulate a test frame under: a condition it was measured on, or graphene."""
+    """Return the condition of the test frame: a measured condition, or graphene."""
     from manybeam.spec import Condition, Library
 
     known = Library(settings().zoo).conditions
@@ -289,27 +298,33 @@ def _imaging(matrix: "Matrix") -> "Condition":
 
 
 def _keep_free(path: Path, *, is_folder: bool, overwrite: bool) -> None:
-    """Refuse a path that is taken; of folders only that of an export may be replaced, by one."""
+    """Refuse a path that exists; only the folder of an export may be replaced, by a folder."""
     if not path.parent.is_dir():
-        raise NotFound(f"no folder {path.parent}", "", f"mkdir -p {path.parent}")
+        raise NotFound(
+            f"there is no folder {path.parent}",
+            "an export is written into an existing folder",
+            f"mkdir -p {path.parent}",
+        )
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise Conflict(f"{path} is there already", "an export replaces nothing", "give --overwrite")
+        raise Conflict(
+            f"{path} exists already", "an export does not replace files", "give --overwrite"
+        )
     if path.is_dir() and not path.is_symlink():
         own = (README_FILE, PICTURE_FILE)
-        stray = ours.stray_in(path, own) if is_folder else "a file does not replace it"
+        stray = ours.stray_in(path, own) if is_folder else "a file cannot replace a folder"
         if stray:
             raise Conflict(
-                f"{path} is a folder that stays: {stray}",
-                "only a folder that an export wrote, with nothing else in it, is replaced",
-                "name another path",
+                f"the folder {path} is not replaced: {stray}",
+                "only a folder that contains one export and nothing else is replaced",
+                "give another path",
             )
 
 
 @contextmanager
-def _whole(path: Path, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """Give a folder to work in and a name in it; what is there at the end appears as `path`."""
+def _complete(path: Path, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
+    """Yield a working folder and a target in it; at the end the target is moved to `path`."""
     with (
         _writing(path),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as work,
@@ -320,19 +335,21 @@ def _whole(path: Path, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn a fault of the disk, met while a path is written, into an error of ours."""
+    """Turn an error of the disk during writing into a WriteFailed."""
     try:
         yield
     except ManybeamError:
         raise
     except OSError as error:
         raise WriteFailed(
-            f"{path} cannot be written: {error}", "what was there is untouched", "make room there"
+            f"{path} cannot be written: {error}",
+            "existing files are unchanged",
+            "free space there, or give another path",
         ) from error
 
 
 def _appear(work: Path, path: Path, *, overwrite: bool) -> None:
-    """Move what was made to its path; two folders cannot change places in one step."""
+    """Move the result to its path; a folder cannot be replaced in one step."""
     made, before = work / path.name, work / ".before"
     _keep_free(path, is_folder=made.is_dir(), overwrite=overwrite)
     has_to_go = made.is_dir() or (path.is_dir() and not path.is_symlink())

@@ -1,11 +1,11 @@
-"""AtomAI's `.tar` files, read without running anything in them, as members of ours.
+"""Import of `.tar` files of AtomAI as members, without running code in them.
 
-They are pickles of torch: only tensors, numbers, texts and lists are let through. An optimiser
-that was saved with the weights is let fall unread; anything else is named and refused.
+The files are pickles of torch. Only tensors, numbers, texts and lists are read. A saved optimiser
+is skipped. Anything else is refused, with its name.
 
-The file says neither its pixel size nor what its channels stand for: who imports it does.
-AtomAI scales a whole stack of frames to 0..1 and pads odd sides with zeros before that; here each
-frame is scaled by itself and reflected at its far edges, which is the same for single frames whose
+The file contains neither the pixel size nor the meaning of its channels, so the user has to give
+them. AtomAI scales a whole stack of frames to 0..1, and before that pads odd sides with zeros. Here
+each frame is scaled alone and reflected at its far edges. This is the same for single frames whose
 sides are multiples of 8.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam.errors import InvalidInput, InvalidSpec, UnreadableFile
-from manybeam.zoo.exchange.folder import Parcel, check_fit
+from manybeam.zoo.exchange.folder import ImportedPackage, check_fit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 POLICY = "atomai"
 LEGACY = (
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before they were .zip
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # beginning of old torch files that are no .zip
 )
 _OPTIMISER = re.compile(r"torch\.optim\.\w+\.\w+")
 _BLOCKS = {
@@ -47,12 +47,12 @@ _ENLARGED = re.compile(r"upsample_block([123])\.conv\.(weight|bias)")
 
 @dataclass(frozen=True)
 class AtomAIFrames:
-    """What an AtomAI file does not say about the frames its networks were trained on.
+    """Information about the training frames that an AtomAI file does not contain.
 
     Attributes:
         pixel_size_pm: edge of a pixel, in pm.
         mask_radius_pm: radius of an atom in the masks, in pm.
-        elements: atomic number of each channel but the background, if there are several.
+        elements: atomic number of each channel except the background, if there are several.
     """
 
     pixel_size_pm: float
@@ -60,14 +60,14 @@ class AtomAIFrames:
     elements: tuple[int, ...] = ()
 
 
-def read_atomai(path: Path, frames: AtomAIFrames | None) -> Parcel:
-    """Return the members of an AtomAI `.tar`: an ensemble's, or the one of a single model.
+def read_atomai(path: Path, frames: AtomAIFrames | None) -> ImportedPackage:
+    """Return the members of an AtomAI `.tar`: those of an ensemble, or one single model.
 
     Raises:
-        UnreadableFile: the file holds more than weights, is cut short, or its weights are not
-            those of the network it names.
-        InvalidInput: nobody said the pixel size, or the elements of several channels.
-        InvalidSpec: a network other than AtomAI's Unet, or one of a size we do not take.
+        UnreadableFile: the file contains more than weights, is cut short, or its weights do not
+            fit its network.
+        InvalidInput: the pixel size is not given, or the elements of several channels.
+        InvalidSpec: the network is not the Unet of AtomAI, or its size is not supported.
     """
     content = _loaded(path)
     shape = _shape(content, path)
@@ -75,11 +75,11 @@ def read_atomai(path: Path, frames: AtomAIFrames | None) -> Parcel:
     recipe = _recipe(content, shape, len(sets), path, frames)
     members = [_member(recipe, shape, index, found, path) for index, found in enumerate(sets)]
     settings = {key: value for key, value in content.items() if key not in ("weights", "optimizer")}
-    return Parcel(members, origin={"made_by": "atomai", "settings": settings})
+    return ImportedPackage(members, origin={"made_by": "atomai", "settings": settings})
 
 
 class _Unread:
-    """Stands for an optimiser: whatever is put into it is let fall."""
+    """Replaces an optimiser; its content is skipped."""
 
     def __new__(cls, *_: object) -> "_Unread":
         return object.__new__(cls)
@@ -89,7 +89,7 @@ class _Unread:
 
 
 def _empty(*_: object) -> dict[object, object]:
-    """Return an empty mapping in place of the one an optimiser keeps its moments in."""
+    """Return an empty mapping instead of the moments of an optimiser."""
     return {}
 
 
@@ -99,15 +99,15 @@ def _loaded(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_stand_ins(path)):
             content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a stranger's file may break torch's reader anywhere
+    except Exception as error:  # an unknown file can cause any error in the reader of torch
         raise _unreadable(path, _reason(error)) from error
     if not isinstance(content, dict) or content.get("model_type") != "seg":
-        raise _unreadable(path, "it does not say that it is an AtomAI segmentation model")
+        raise _unreadable(path, "it is not marked as a segmentation model of AtomAI")
     return content
 
 
 def _stand_ins(path: Path) -> list[Any]:
-    """Return harmless stand-ins for the parts of an optimiser, by the names in the file."""
+    """Return harmless replacements for the parts of an optimiser, by the names in the file."""
     import torch
 
     if not zipfile.is_zipfile(path):
@@ -120,11 +120,11 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what torch would not open, out of the advice around it."""
+    """Return the reason in an error of torch, without the advice around it."""
     text = str(error)
     named = re.search(r"(?:GLOBAL|global) ([\w.]+)", text)
     if named:
-        return f"it would run {named[1]} when opened"
+        return f"it would run {named[1]} when it is opened"
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__
 
 
@@ -164,8 +164,8 @@ def _recipe(
         )
     except (ValidationError, KeyError, TypeError) as error:
         raise InvalidSpec(
-            f"{path.name}: no recipe of ours describes it: {error}",
-            "2 to 256 filters, 1 to 8 channels, pixels of at most 500 pm",
+            f"{path.name}: its network does not fit a recipe: {error}",
+            "allowed: 2 to 256 filters, 1 to 8 channels, pixels of at most 500 pm",
             "train members on the same frames instead",
         ) from error
 
@@ -176,8 +176,8 @@ def _shape(content: Mapping[str, Any], path: Path) -> "Shape":
     name = content.get("model")
     if name != "Unet":
         raise InvalidSpec(
-            f"{path.name}: AtomAI's {name!r} is not read here",
-            "only its 'Unet' is",
+            f"{path.name}: the network {name!r} of AtomAI cannot be imported",
+            "only its 'Unet' can",
             "train members on the same frames instead",
         )
     try:
@@ -191,11 +191,12 @@ def _shape(content: Mapping[str, Any], path: Path) -> "Shape":
             has_background=int(content["nb_classes"]) > 1,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _unreadable(path, f"it does not describe its network: {error!r}") from error
+        raise _unreadable(path, f"it has no description of its network: {error!r}") from error
     if Shape.of(shape.name) != shape:
         raise InvalidSpec(
-            f"{path.name}: a Unet of layers {list(shape.layers)}, {shape.enlarging!r} enlarging",
-            "four blocks of 1 to 9 layers, 'bilinear' or 'nearest'",
+            f"{path.name}: a Unet with layers {list(shape.layers)} and {shape.enlarging!r} "
+            "upsampling cannot be imported",
+            "allowed: four blocks of 1 to 9 layers, upsampling 'bilinear' or 'nearest'",
             "train members on the same frames instead",
         )
     return shape
@@ -204,23 +205,28 @@ def _shape(content: Mapping[str, Any], path: Path) -> "Shape":
 def _frames_given(path: Path, frames: AtomAIFrames | None, kinds: int) -> AtomAIFrames:
     if frames is None:
         raise InvalidInput(
-            f"{path.name} does not say the pixel size its networks were trained at",
-            "members see a frame rescaled to it",
+            f"{path.name} does not contain the pixel size of its training",
+            "frames are rescaled to this pixel size",
             "give --pixel-size-pm",
         )
     if kinds > 1 and len(frames.elements) != kinds:
         raise InvalidInput(
-            f"{path.name} tells {kinds} kinds of atom apart, and {len(frames.elements)} are named",
-            "the atomic number of each, in the order of its channels; the last is the background",
+            f"{path.name} has {kinds} kinds of atom, but {len(frames.elements)} elements are given",
+            "the atomic number of each kind is needed, in the order of the channels; the last "
+            "channel is the background",
             "give --elements, such as --elements 6,14",
         )
     if kinds == 1 and frames.elements:
-        raise InvalidInput(f"{path.name} knows one kind of atom", "", "leave --elements away")
+        raise InvalidInput(
+            f"{path.name} has one kind of atom",
+            "elements are needed only for several kinds",
+            "remove --elements",
+        )
     return frames
 
 
 def _weight_sets(weights: object, path: Path) -> "list[dict[str, Tensor]]":
-    """Return the weights of each member, checked to be nothing but named tensors."""
+    """Return the weights of each member, after a check that they are only named tensors."""
     import torch
 
     sets = (
@@ -257,7 +263,7 @@ def _member(
         wall_s=0.0,
         data_digest="",
     )
-    check_fit(member, path.name)  # before a stride of 0 can become gigabytes
+    check_fit(member, path.name)  # before memory is used: a stride of 0 could need gigabytes
     for name, tensor in weights.items():
         weights[name] = (
             tensor.float().contiguous() if tensor.is_floating_point() else tensor.clone()
@@ -266,7 +272,7 @@ def _member(
 
 
 def _our_name(name: str, shape: "Shape", *, has_dropout: bool) -> str:
-    """Return what a tensor of AtomAI's is called in our network; an unknown one as it is."""
+    """Return the name of an AtomAI tensor in our network; an unknown name is not changed."""
     if match := _ENLARGED.fullmatch(name):
         return f"narrow.{int(match[1]) - 1}.{match[2]}"
     if name in ("px.weight", "px.bias"):
@@ -283,6 +289,6 @@ def _our_name(name: str, shape: "Shape", *, has_dropout: bool) -> str:
 def _unreadable(path: Path, why: str) -> UnreadableFile:
     return UnreadableFile(
         f"{path.name} cannot be read as an AtomAI file: {why}",
-        "allowed: weights and settings that AtomAI's save_ensemble_metadict or save_model wrote",
-        "save it with AtomAI again, or ask its maker for the weights as .safetensors",
+        "allowed: weights and settings that save_ensemble_metadict or save_model of AtomAI wrote",
+        "save it with AtomAI again, or ask its author for the weights as .safetensors",
     )

@@ -1,7 +1,7 @@
-"""An ensemble as a bioimage.io package: a .zip that others can run, and another zoo can import.
+"""An ensemble as a bioimage.io package: a .zip for other programs and for other zoos.
 
-The ONNX graph, test tensors, model card and cover are what the format asks for; the members, their
-recipes and scores travel as attachments. Axis letters: n tile, c channel, y, x.
+The format needs the ONNX graph, test tensors, model card and cover. Members, recipes and scores
+are attachments. Axis letters: n tile, c channel, y, x.
 """
 
 import zipfile
@@ -38,16 +38,16 @@ RDF_FILE = "rdf.yaml"
 GRAPH_FILE = "ensemble.onnx"
 README_FILE = "README.md"
 COVER_FILE = "cover.png"
-TEST_PX = 128  # side of the test tile, or the next multiple the networks take
-SHARE = 0.005  # of a map's largest value: the format takes no tolerance above 0.01 of it
-EPSILON = 1e-12  # ours divides by the deviation itself; the format wants a number > 0
+TEST_PX = 128  # side of the test tile, or the next multiple that the networks accept
+SHARE = 0.005  # of the largest value of a map: the format allows tolerances up to 0.01 of it
+EPSILON = 1e-12  # our normalisation has no epsilon; the format needs a number > 0
 _METHOD = (
     "Ghosh et al., npj Comput. Mater. 7, 100 (2021), Ensemble learning-iterative training",
     "10.1038/s41524-021-00569-7",
 )
 _SAYS = {
-    MEAN: "mean over members of the probability that an atom is there",
-    SPREAD: "standard deviation of that probability over members (n - 1): where they disagree",
+    MEAN: "mean over members of the probability of an atom",
+    SPREAD: "standard deviation of that probability over members (n - 1): their disagreement",
     KINDS: "mean over members of the probability of each kind of atom",
 }
 
@@ -56,13 +56,13 @@ Map = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Credit:
-    """Who made an ensemble, and what others may do with it.
+    """Authors, licence and citations of an ensemble.
 
     Attributes:
-        authors: their names.
+        authors: names of the authors.
         licence: SPDX identifier of the licence of weights and card.
-        cite: texts and DOIs of what to cite; the method if left out.
-        tags: words to find it by, besides ours.
+        cite: texts and DOIs of citations; if left out, the citation of the method.
+        tags: keywords, in addition to the default ones.
     """
 
     authors: tuple[str, ...] = ("unnamed",)
@@ -79,21 +79,20 @@ def write_package(
     credit: Credit,
     imaging: Condition,
 ) -> Path:
-    """Turn a folder that holds graph, card and attachments into a package; return the .zip.
+    """Make a package from a folder with graph, card and attachments; return the .zip.
 
     Args:
-        folder: holds `ensemble.onnx`, `README.md` and every file to attach, nothing else.
+        folder: folder with `ensemble.onnx`, `README.md` and all files to attach, nothing else.
         record: the version.
         members: its members.
-        view: how they see a frame.
-        credit: authors, licence and what to cite.
-        imaging: what the test frame is simulated under.
+        view: the input that the members expect.
+        credit: authors, licence and citations.
+        imaging: condition of the simulated test frame.
 
     Raises:
         MissingPackage: bioimageio.spec is not installed.
-        InvalidInput: a name, licence or DOI the format does not take.
-        WorkFailed: the format's own validator refuses what was made, or the graph answers its own
-            test otherwise.
+        InvalidInput: the format refuses a name, licence or DOI.
+        WorkFailed: the validator of the format refuses the package, or the graph fails the test.
     """
     require("bioimageio.spec")
     attached = sorted(
@@ -106,25 +105,25 @@ def write_package(
     _draw_cover(folder / COVER_FILE, frame_yx, outputs[MEAN][0, 0])
     least = min(float(output_ncyx.max()) for output_ncyx in outputs.values())
     config = _config(record, view, min(TOLERANCE, SHARE * least))
-    model = _describe(folder, _Words(record, members, view, credit), attached, config)
+    model = _describe(folder, _PackageTexts(record, members, view, credit), attached, config)
     return _package(folder, model)
 
 
 def validation_section(view: View) -> str:
-    """Return what the format wants said of how its answers were checked, as Markdown."""
+    """Return the section about validation that the format requires, as Markdown."""
     return (
         "## Validation\n\n"
-        "The tables above are what was measured: each member and the ensemble, on frames of known "
-        f"truth. `{GRAPH_FILE}` answers as the networks do, within {TOLERANCE:g} in probability, "
-        f"checked at three sizes when this package was written; `{_test_file(INPUT)}` and its "
-        "answers let anybody check it again. The frame in it is simulated, at "
-        f"{view.tiles.pixel_size_pm:g} pm a pixel. A frame of another pixel size has to be "
-        "rescaled first: the networks know no other.\n"
+        "The tables above show the measured scores of each member and of the ensemble, on frames "
+        f"of known truth. `{GRAPH_FILE}` gives the same probabilities as the networks, within "
+        f"{TOLERANCE:g}; this was checked at three sizes when this package was written. "
+        f"`{_test_file(INPUT)}` and the other test files allow the same check again. The test "
+        f"frame is simulated, with {view.tiles.pixel_size_pm:g} pm per pixel. The networks need "
+        "this pixel size, so rescale frames of other pixel sizes first.\n"
     )
 
 
 def sample_frame(imaging: Condition, view: View) -> Map:
-    """Return one simulated frame at the networks' pixel size, of sides they take."""
+    """Return one simulated frame with the pixel size and the sides that the networks need."""
     from manybeam.data.simulation.simulate import simulate
     from manybeam.data.tiles import rescale
 
@@ -132,14 +131,14 @@ def sample_frame(imaging: Condition, view: View) -> Map:
     own_pm = view.tiles.pixel_size_pm
     first = simulate(imaging, 1, seed=1, shape=(64, 64))
     found_pm = float(first.pixel_size_pm[0])
-    wanted = int(np.ceil(side * own_pm / found_pm)) + 2
-    frames = simulate(imaging, 1, seed=1, shape=(wanted, wanted))
+    drawn_px = int(np.ceil(side * own_pm / found_pm)) + 2
+    frames = simulate(imaging, 1, seed=1, shape=(drawn_px, drawn_px))
     frame_yx, _ = rescale(frames.frames_nyx[0], float(frames.pixel_size_pm[0]), own_pm)
     return np.ascontiguousarray(frame_yx[:side, :side])
 
 
 def seen(frame_yx: Map, view: View) -> Map:
-    """Return a frame at the networks' pixel size as they see it, (1, 1, y, x)."""
+    """Return a frame as input of the networks, normalised, (1, 1, y, x)."""
     from manybeam.data.tiles import normalise
 
     local_px = view.tiles.local_nm * 1000 / view.tiles.pixel_size_pm
@@ -147,7 +146,7 @@ def seen(frame_yx: Map, view: View) -> Map:
 
 
 def _write_tests(folder: Path, frame_yx: Map, view: View) -> dict[str, Map]:
-    """Write test tensors and return the outputs: what the graph says of the frame."""
+    """Write test tensors and return the outputs of the graph for the frame."""
     is_local = view.tiles.normalise == "local"
     given = seen(frame_yx, view) if is_local else frame_yx[None, None]
     outputs = run_graph(folder / GRAPH_FILE, seen(frame_yx, view))
@@ -173,8 +172,8 @@ def _draw_cover(path: Path, frame_yx: Map, mean_yx: Map) -> None:
 
 
 @dataclass(frozen=True)
-class _Words:
-    """What the description is made from."""
+class _PackageTexts:
+    """The inputs of the description."""
 
     record: "Record"
     members: Sequence["Member"]
@@ -183,12 +182,12 @@ class _Words:
 
 
 def _describe(
-    folder: Path, words: _Words, attached: Sequence[str], config: Mapping[str, Any]
+    folder: Path, words: _PackageTexts, attached: Sequence[str], config: Mapping[str, Any]
 ) -> "ModelDescr":
     from bioimageio.spec.model.v0_5 import ModelDescr
     from pydantic import ValidationError
 
-    file, record, view, credit = _File(folder), words.record, words.view, words.credit
+    file, record, view, credit = _PackageFile(folder), words.record, words.view, words.credit
     content = {
         "format_version": ModelDescr.implemented_format_version,
         "type": "model",
@@ -215,17 +214,17 @@ def _describe(
             return ModelDescr.model_validate(content)
     except ValidationError as error:
         raise InvalidInput(
-            f"bioimage.io's format does not take this: {_faults(error)}",
-            "names, an SPDX licence, DOIs as 10.1000/xyz",
-            "mend the option named above",
+            f"the format of bioimage.io refuses this: {_faults(error)}",
+            "allowed: names, an SPDX licence, DOIs as 10.1000/xyz",
+            "correct the option listed above",
         ) from error
 
 
 _TAGS = ("manybeam", "ensemble", "uncertainty", "stem", "electron-microscopy", "atom-detection")
 
 
-class _File:
-    """Names a file of the package as the format does: source and digest."""
+class _PackageFile:
+    """Describes a file of the package as the format requires: source and digest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -243,14 +242,14 @@ def _faults(error: Any) -> str:
 
 def _description(record: "Record", members: Sequence["Member"], view: View) -> str:
     return (
-        f"{len(members)} networks that find atoms in frames of {view.tiles.pixel_size_pm:g} pm "
-        f"pixels, answering together: the mean of their probabilities and how far they disagree. "
-        f"Ensemble {record.ref} of a Manybeam zoo."
+        f"{len(members)} networks that find atoms in frames with pixels of "
+        f"{view.tiles.pixel_size_pm:g} pm. Outputs: the mean of their probabilities, and their "
+        f"disagreement. Ensemble {record.ref} of a Manybeam zoo."
     )
 
 
 def _config(record: "Record", view: View, tolerance: float) -> dict[str, Any]:
-    """Return how nearly the test has to be met, and what no field of the format says."""
+    """Return the tolerance of the test, and data for which the format has no field."""
     return {
         "bioimageio": {"reproducibility_tolerance": [{"absolute_tolerance": tolerance}]},
         "manybeam": {
@@ -263,7 +262,7 @@ def _config(record: "Record", view: View, tolerance: float) -> dict[str, Any]:
     }
 
 
-def _input(file: _File, view: View) -> Mapping[str, Any]:
+def _input(file: _PackageFile, view: View) -> Mapping[str, Any]:
     size = {"min": view.least, "step": view.multiple}
     scale = {"unit": "picometer", "scale": view.tiles.pixel_size_pm}
     return {
@@ -283,14 +282,14 @@ def _input(file: _File, view: View) -> Mapping[str, Any]:
 _INPUT_SAYS = {
     "frame": "one frame as recorded, rescaled to {pm:g} pm a pixel",
     "range": "one frame as recorded, rescaled to {pm:g} pm a pixel",
-    # For which this format has no word, and few for words.
+    # The format has no such preprocessing.
     "local": "one frame rescaled to {pm:g} pm a pixel, ALREADY normalised by its local mean and "
     "deviation (see the card)",
 }
 
 
 def _preprocessing(how: str) -> list[dict[str, Any]]:
-    """Return what the format must do to a frame before the graph: as `data.tiles.normalise`."""
+    """Return the preprocessing of a frame in the terms of the format; as `data.tiles.normalise`."""
     from manybeam.data.tiles import CLIP
 
     float32 = {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}
@@ -305,7 +304,7 @@ def _preprocessing(how: str) -> list[dict[str, Any]]:
     return [float32]
 
 
-def _output(file: _File, name: str, view: View) -> Mapping[str, Any]:
+def _output(file: _PackageFile, name: str, view: View) -> Mapping[str, Any]:
     scale = {"unit": "picometer", "scale": view.tiles.pixel_size_pm}
     kinds = [f"element {number}" for number in view.tiles.elements]
     return {
@@ -329,14 +328,14 @@ def _output(file: _File, name: str, view: View) -> Mapping[str, Any]:
     }
 
 
-# What its validator says of a good package before, and after, somebody has run the graph.
+# Results of the validator for a good package, without and with a run of the graph.
 _PASSED = ("valid-format", "passed")
 
 
 def _package(folder: Path, model: "ModelDescr") -> Path:
-    """Return the .zip of a description, once the format's own validator passed it.
+    """Return the .zip of a description, after the validator of the format has accepted it.
 
-    Its own packer leaves the files it packed open; a .zip of these files is all it makes.
+    The packer of bioimageio.spec leaves files open, so the .zip is written here.
     """
     import yaml
     from bioimageio.spec import dump_description, load_description
@@ -350,7 +349,7 @@ def _package(folder: Path, model: "ModelDescr") -> Path:
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in (RDF_FILE, *names):
             archive.write(folder / name, name)
-    with zipfile.ZipFile(made) as archive:  # given its path, it would leave it open
+    with zipfile.ZipFile(made) as archive:  # with a path, the reader would leave the file open
         found = load_description(archive, format_version="latest", perform_io_checks=True)
     summary = found.validation_summary
     if summary.status not in _PASSED:
@@ -358,8 +357,8 @@ def _package(folder: Path, model: "ModelDescr") -> Path:
             f"{'.'.join(map(str, e.loc))}: {e.msg}" for one in summary.details for e in one.errors
         ]
         raise WorkFailed(
-            f"bioimage.io's validator says {summary.status}: {'; '.join(faults[:5])}",
-            f"one of {', '.join(_PASSED)}",
-            f"export --format safetensors; the graph answers to {TOLERANCE:g}",
+            f"the validator of bioimage.io refuses the package: {'; '.join(faults[:5])}",
+            f"its result is {summary.status}, not one of {', '.join(_PASSED)}",
+            "use --format safetensors instead, and report this error",
         )
     return made

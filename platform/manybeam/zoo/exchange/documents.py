@@ -1,9 +1,9 @@
-"""The documents of our packages: what the manifest and a member's card have to say, and no more."""
+"""The documents of a package: the manifest and the card of a member, with all allowed fields."""
 
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from manybeam.spec.imaging import Model
 from manybeam.spec.recipe import Recipe
@@ -33,13 +33,17 @@ class FrameSetEntry(Model):
 
 
 class CalibrationSetEntry(FileEntry):
-    """A reference table, and the SHA-256 of the weights of each member it was made with."""
+    """A calibration set, and the SHA-256 of the weights of each member it was measured with."""
 
     weights: dict[str, str] = Field(max_length=10_000)
 
 
 class Manifest(Model):
-    """What a package holds and where it comes from."""
+    """The content and the origin of a package.
+
+    In the file, `calibration_set` is called `rehearsal` and `signature` is called `seal`, as in
+    packages of older versions, so that all versions read all packages.
+    """
 
     format: Literal["manybeam-exchange-1"]
     ensemble: str = Field(max_length=100)
@@ -55,16 +59,25 @@ class Manifest(Model):
     members: tuple[MemberEntry, ...] = Field(min_length=1, max_length=10_000)
     scores: FileEntry
     inputs: tuple[FrameSetEntry, ...] = Field((), max_length=1000)
-    rehearsal: CalibrationSetEntry | None = None
+    calibration_set: CalibrationSetEntry | None = Field(
+        None,
+        validation_alias=AliasChoices("rehearsal", "calibration_set"),
+        serialization_alias="rehearsal",
+    )
     original: FileEntry | None = None
-    signature: str = Field("", max_length=400)
+    signature: str = Field(
+        "",
+        max_length=400,
+        validation_alias=AliasChoices("seal", "signature"),
+        serialization_alias="seal",
+    )
 
     @property
     def files(self) -> list[FileEntry]:
-        """Every file it names."""
+        """All files that it names."""
         of_members = [file for one in self.members for file in (one.weights, one.card)]
-        beside = [one for one in (self.rehearsal, self.original) if one is not None]
-        return [*of_members, self.scores, *beside]
+        extras = [one for one in (self.calibration_set, self.original) if one is not None]
+        return [*of_members, self.scores, *extras]
 
     @property
     def weights(self) -> dict[int, str]:
@@ -72,8 +85,8 @@ class Manifest(Model):
         return {one.index: one.weights.sha256 for one in self.members}
 
 
-class Card(Model):
-    """What makes a member again: its recipe, seed and policy; and its losses."""
+class MemberCard(Model):
+    """The card of a member: recipe, seed and policy, to train it again; and its losses."""
 
     index: int = Field(ge=0, le=999_999)
     seed: int

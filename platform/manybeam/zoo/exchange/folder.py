@@ -1,7 +1,7 @@
-"""The form all our packages share: members as safetensors, a manifest of digests, the scores.
+"""The common content of all packages: members as safetensors, a manifest of digests, scores.
 
-A folder of ours is that and a model card; a bioimage.io package holds the same files as
-attachments, beside what others read.
+A folder contains these and a model card. A bioimage.io package contains the same files as
+attachments, in addition to the files for other programs.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,15 +16,15 @@ from manybeam import __version__
 from manybeam.errors import Corrupt, InvalidInput, InvalidSpec, TooLarge, UnreadableFile
 from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.checks import check_frame_set
-from manybeam.zoo.exchange.beside import ORIGINAL_FILE, TABLE_FILE, is_signed_with, read_table
 from manybeam.zoo.exchange.documents import (
     CalibrationSetEntry,
-    Card,
     FileEntry,
     FrameSetEntry,
     Manifest,
+    MemberCard,
     MemberEntry,
 )
+from manybeam.zoo.exchange.extras import ORIGINAL_FILE, TABLE_FILE, is_signed_with, read_table
 from manybeam.zoo.exchange.unpack import below, is_safe_path, sha256_of_file
 from manybeam.zoo.matrix import FrameSetUse, Score
 from manybeam.zoo.score_reports import read_report, write_report
@@ -38,23 +38,23 @@ FORMAT = "manybeam-exchange-1"
 MANIFEST_FILE = "manifest.json"
 DOCUMENT_BYTES = 64_000_000  # of one JSON document: a million scores
 
-# Of a manifest: what is kept elsewhere in the version, or was used up in reading it.
-_OWN = {"format", "members", "scores", "failed", "inputs", "rehearsal", "original"}
+# Fields of a manifest that are not part of the origin: the record has them in other places.
+_OWN = {"format", "members", "scores", "failed", "inputs", "calibration_set", "original"}
 Naming = Callable[[int, str], str]
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """An ensemble on its way between two zoos.
+class ImportedPackage:
+    """The content of a package.
 
     Attributes:
-        members: with their weights.
-        rows: their scores, as they were taken.
-        failed: members that were planned but failed, each with its reason.
-        origin: where it comes from, as plain data.
-        inputs: FrameSets the members were trained on, where they were.
-        rehearsal: their reference table, if it is of these very weights.
-        notes: sentences for who imports it: what was left out, and why.
+        members: the members with their weights.
+        rows: their scores, as they were measured.
+        failed: members that failed in training, each with the reason.
+        origin: the origin, as plain data.
+        inputs: FrameSets of the training, with their URLs at that time.
+        calibration_set: their calibration set, if it belongs to exactly these weights.
+        notes: sentences for the user: parts that were not imported, and why.
     """
 
     members: Sequence["Member"]
@@ -62,30 +62,30 @@ class Parcel:
     failed: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[FrameSetUse, ...] = ()
-    rehearsal: "Attachment | None" = None
+    calibration_set: "Attachment | None" = None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What leaves with the members of a version.
+class Extras:
+    """Files of a version that are exported with its members.
 
     Attributes:
-        rehearsal: its reference table, as bytes; None if it has none.
-        original: its manifest as it was registered; a signature of it is of these bytes.
+        calibration_set: its calibration set, as bytes; None if it has none.
+        original: its manifest as it was registered; its signature is of these bytes.
     """
 
-    rehearsal: bytes | None = None
+    calibration_set: bytes | None = None
     original: bytes | None = None
 
 
 def nested(index: int, file: str) -> str:
-    """Return where a member's file lies in a folder of ours."""
+    """Return the path of a file of a member in a folder."""
     return f"members/{index:02d}/{file}"
 
 
 def flat(index: int, file: str) -> str:
-    """Return what a member's file is called in a package that knows no folders."""
+    """Return the name of a file of a member in a package without folders."""
     return f"member-{index:02d}-{file}"
 
 
@@ -95,9 +95,9 @@ def write(
     members: Sequence["Member"],
     rows: Sequence[Score],
     naming: Naming = nested,
-    beside: Beside | None = None,
+    extras: Extras | None = None,
 ) -> list[str]:
-    """Write members, scores, what leaves beside them and manifest; return the files' names."""
+    """Write members, scores, extras and the manifest; return the names of the files."""
     entries = [_write_member(folder, member, naming) for member in members]
     manifest = Manifest(
         format=FORMAT,
@@ -114,27 +114,27 @@ def write(
         members=tuple(entries),
         scores=_put(folder, "scores.json", write_report(rows)),
         inputs=tuple(FrameSetEntry(url=one.url, digest=one.digest) for one in record.inputs),
-        rehearsal=_put_rehearsal(folder, record, beside),
-        original=_put(folder, ORIGINAL_FILE, beside.original)
-        if beside and beside.original
+        calibration_set=_put_calibration_set(folder, record, extras),
+        original=_put(folder, ORIGINAL_FILE, extras.original)
+        if extras and extras.original
         else None,
         signature=record.signature,
     )
-    _put(folder, MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+    _put(folder, MANIFEST_FILE, manifest.model_dump_json(indent=1, by_alias=True).encode())
     return [MANIFEST_FILE, *(one.path for one in manifest.files)]
 
 
-def read(folder: Path, source: str) -> Parcel:
-    """Return what a folder of ours holds, every file checked against its digest.
+def read(folder: Path, source: str) -> ImportedPackage:
+    """Return the content of a folder; every file is checked against its digest.
 
     Args:
         folder: an unpacked package.
-        source: what to call it in a message.
+        source: name of the package in messages.
 
     Raises:
-        UnreadableFile: no manifest, a file that is missing, changed or no safetensors, or weights
-            that are not those of their recipe.
-        InvalidSpec: a manifest or recipe that breaks the rules, or is unknown here.
+        UnreadableFile: there is no manifest; a file is missing, changed or no safetensors; or
+            weights do not fit their recipe.
+        InvalidSpec: a manifest or recipe breaks the rules, or is unknown.
     """
     if not (folder / MANIFEST_FILE).is_file():
         raise foreign(source, [path.name for path in folder.iterdir()])
@@ -142,28 +142,28 @@ def read(folder: Path, source: str) -> Parcel:
     _check_files(folder, manifest, source)
     cards = [_read_card(folder, entry, source) for entry in manifest.members]
     pairs = zip(manifest.members, cards, strict=True)
-    rehearsal, note = _read_rehearsal(folder, manifest)
-    return Parcel(
+    calibration_set, note = _read_calibration_set(folder, manifest)
+    return ImportedPackage(
         members=[_read_member(folder, entry, card, source) for entry, card in pairs],
         rows=_read_scores(folder, manifest, source),
         failed=manifest.failed,
         origin={
-            **manifest.model_dump(mode="json", exclude=_OWN),
+            **manifest.model_dump(mode="json", exclude=_OWN, by_alias=True),
             "parents": {str(c.index): c.parent for c in cards if c.parent},
             **_signed(folder, manifest, source),
         },
         inputs=_read_inputs(manifest, source),
-        rehearsal=rehearsal,
+        calibration_set=calibration_set,
         notes=(note,) if note else (),
     )
 
 
 def stray_in(folder: Path, own: Collection[str] = ()) -> str:
-    """Return what a folder holds that is not of one export of ours, in words; "" if nothing.
+    """Return why a folder is not exactly one export; "" if it is.
 
     Args:
-        folder: what may be an export.
-        own: names of files that are of it and not in its manifest.
+        folder: the folder.
+        own: names of files of an export that are not in its manifest.
     """
     try:
         manifest: Manifest = _parsed(Manifest, folder / MANIFEST_FILE, folder.name)
@@ -178,18 +178,20 @@ def stray_in(folder: Path, own: Collection[str] = ()) -> str:
 
 
 def foreign(source: str, names: Sequence[str]) -> UnreadableFile:
-    """Return the refusal of a package that is not ours, saying what it lacks."""
+    """Return the error for a package from another program."""
     is_bioimageio = {"rdf.yaml", "bioimageio.yaml"} & set(names)
-    what = "a bioimage.io package of another maker" if is_bioimageio else "no package of ours"
+    what = (
+        "a bioimage.io package from another program" if is_bioimageio else "no package of Manybeam"
+    )
     return UnreadableFile(
         f"{source} is {what}: it has no {MANIFEST_FILE}",
-        "an import needs each member's recipe and weights as .safetensors, which Manybeam attaches",
-        "export it with `manybeam zoo export`, or train members and register them",
+        "an import needs the recipe and the weights of each member, as Manybeam exports them",
+        "export it with `manybeam zoo export`, or train members with Manybeam",
     )
 
 
 def check_fit(member: "Member", source: str) -> None:
-    """Refuse weights that are not those of the recipe's network, before any memory is taken."""
+    """Refuse weights that do not fit the network of the recipe, before memory is used."""
     import torch
 
     from manybeam.learn.nets.networks import build
@@ -202,17 +204,17 @@ def check_fit(member: "Member", source: str) -> None:
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if wrong:
         raise UnreadableFile(
-            f"{source}: weights of member {member.index:02d} are not those of the network "
+            f"{source}: weights of member {member.index:02d} do not fit the network "
             f"{member.recipe.network.name!r} of its recipe {member.recipe.id!r}",
             f"{len(wrong)} of {len(expected)} tensors differ, such as {', '.join(wrong[:3])}",
-            "ask its maker for recipe and weights that belong together",
+            "ask its author for recipe and weights that belong together",
         )
 
 
 def _write_member(folder: Path, member: "Member", naming: Naming) -> MemberEntry:
     from manybeam.learn.nets.member import save_weights
 
-    card = Card(
+    card = MemberCard(
         index=member.index,
         seed=member.seed,
         policy=member.policy,
@@ -231,12 +233,12 @@ def _write_member(folder: Path, member: "Member", naming: Naming) -> MemberEntry
     )
 
 
-def _put_rehearsal(
-    folder: Path, record: "Record", beside: Beside | None
+def _put_calibration_set(
+    folder: Path, record: "Record", extras: Extras | None
 ) -> CalibrationSetEntry | None:
-    if beside is None or beside.rehearsal is None:
+    if extras is None or extras.calibration_set is None:
         return None
-    file = _put(folder, TABLE_FILE, beside.rehearsal)
+    file = _put(folder, TABLE_FILE, extras.calibration_set)
     weights = {str(one.index): one.sha256 for one in record.members}
     return CalibrationSetEntry(path=file.path, sha256=file.sha256, weights=weights)
 
@@ -249,19 +251,19 @@ def _put(folder: Path, name: str, content: bytes) -> FileEntry:
 
 
 def _check_files(folder: Path, manifest: Manifest, source: str) -> None:
-    """Tell every file that is missing or changed, at once."""
+    """Refuse a package with missing or changed files; all are listed at once."""
     faults = [fault for one in manifest.files if (fault := _file_fault(folder, one))]
     if faults:
         raise UnreadableFile(
             f"{source}: {'; '.join(faults[:10])}",
-            f"{len(faults)} of {len(manifest.files)} files are not those of its manifest",
-            "ask its maker for the file again",
+            f"{len(faults)} of {len(manifest.files)} files differ from its manifest",
+            "ask its author for the package again",
         )
 
 
 def _file_fault(folder: Path, entry: FileEntry) -> str:
     if not is_safe_path(entry.path):
-        return f"the manifest names {entry.path[:80]!r}, which is not inside the package"
+        return f"the manifest names {entry.path[:80]!r}, which is outside the package"
     path = folder / entry.path
     if path.is_symlink() or not path.is_file():
         return f"{entry.path} is missing"
@@ -271,19 +273,19 @@ def _file_fault(folder: Path, entry: FileEntry) -> str:
     return ""
 
 
-def _read_card(folder: Path, entry: MemberEntry, source: str) -> Card:
-    card: Card = _parsed(Card, folder / entry.card.path, source)
+def _read_card(folder: Path, entry: MemberEntry, source: str) -> MemberCard:
+    card: MemberCard = _parsed(MemberCard, folder / entry.card.path, source)
     if card.index != entry.index:
         raise InvalidSpec(
             f"{source}: {entry.card.path} is of member {card.index}, not {entry.index}",
-            "the manifest and the cards name the same members",
-            "ask its maker for the file again",
+            "the manifest and the cards must name the same members",
+            "ask its author for the package again",
         )
     return card
 
 
-def _read_member(folder: Path, entry: MemberEntry, card: Card, source: str) -> "Member":
-    """Return a member without its parent: that is the name of one in another zoo."""
+def _read_member(folder: Path, entry: MemberEntry, card: MemberCard, source: str) -> "Member":
+    """Return a member without its parent, because the parent is in another zoo."""
     from manybeam.learn.nets.member import Member, load_weights
 
     try:
@@ -291,8 +293,8 @@ def _read_member(folder: Path, entry: MemberEntry, card: Card, source: str) -> "
     except Corrupt as error:
         raise UnreadableFile(
             f"{source}: {entry.weights.path} is no safetensors file",
-            "weights are read in that form only",
-            "ask its maker for the file again",
+            "weights are read in this format only",
+            "ask its author for the package again",
         ) from error
     member = Member(
         index=entry.index,
@@ -319,19 +321,19 @@ def _read_scores(folder: Path, manifest: Manifest, source: str) -> list[Score]:
         if not all(isinstance(x, str) for x in (row.condition, row.condition_digest, row.scorer)):
             raise UnreadableFile(
                 f"{source}: {path.name} names a condition that is no text",
-                "ids of conditions and their digests",
-                "ask its maker for the file again",
+                "ids of conditions and their digests must be texts",
+                "ask its author for the package again",
             )
     return rows
 
 
-def _read_rehearsal(folder: Path, manifest: Manifest) -> "tuple[Attachment | None, str]":
-    """Return the reference table, or a sentence that says why it is left out."""
-    entry = manifest.rehearsal
+def _read_calibration_set(folder: Path, manifest: Manifest) -> "tuple[Attachment | None, str]":
+    """Return the calibration set, or a sentence that says why it is not imported."""
+    entry = manifest.calibration_set
     if entry is None:
         return None, ""
     found, why = read_table(folder / entry.path, entry.weights, manifest.weights)
-    return found, f"its rehearsal is left out: {why}" if why else ""
+    return found, f"its calibration set was not imported: {why}" if why else ""
 
 
 def _read_inputs(manifest: Manifest, source: str) -> tuple[FrameSetUse, ...]:
@@ -345,7 +347,7 @@ def _read_inputs(manifest: Manifest, source: str) -> tuple[FrameSetUse, ...]:
 
 
 def _signed(folder: Path, manifest: Manifest, source: str) -> dict[str, Any]:
-    """Return whether the signature of the original is of these weights, if it names one."""
+    """Return whether the signature in the package belongs to these weights, if it has one."""
     if not manifest.signature or manifest.original is None:
         return {}
     path = folder / manifest.original.path
@@ -358,7 +360,9 @@ def _keep_short(path: Path, source: str) -> None:
     size = path.stat().st_size
     if size > DOCUMENT_BYTES:
         raise TooLarge(
-            f"{source}: {path.name} has {size:,} bytes", f"at most {DOCUMENT_BYTES:,}", ""
+            f"{source}: {path.name} has {size:,} bytes",
+            f"at most {DOCUMENT_BYTES:,} bytes",
+            "import the members in smaller ensembles",
         )
 
 
@@ -374,6 +378,6 @@ def _parsed(model: type[Any], path: Path, source: str) -> Any:
         ]
         raise InvalidSpec(
             f"{source}: {'; '.join(faults[:5])}",
-            f"{FORMAT}, as this Manybeam writes it",
-            "update Manybeam if a newer one exported it",
+            f"this version of Manybeam reads {FORMAT}",
+            "update Manybeam if a newer version exported it",
         ) from error

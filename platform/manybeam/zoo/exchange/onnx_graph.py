@@ -1,4 +1,4 @@
-"""An ensemble as one ONNX graph: a tile as networks see it in, mean and spread maps out.
+"""An ensemble as one ONNX graph. Its input is a normalised tile, its outputs are maps.
 
 Axis letters: m member, n tile, c kind of atom or channel, y, x.
 """
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from manybeam.learn.nets.member import Member
 
 OPSET = 18
-TOLERANCE = 1e-4  # in probability, between this graph and the networks it was made of
+TOLERANCE = 1e-4  # in probability, between the graph and the networks
 INPUT, MEAN, SPREAD, KINDS = "frame", "mean", "spread", "kinds"
-LEAST_PX = 32  # what the smallest tile is in prediction, too
+LEAST_PX = 32  # smallest tile, as in prediction
 MOST_PX = 4096
 
 Map = NDArray[np.float32]
@@ -35,11 +35,11 @@ Map = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class View:
-    """How every member of one graph sees a frame.
+    """The input that all members of one graph expect.
 
     Attributes:
-        tiles: pixel size, normalisation and elements they share.
-        multiple: what the sides of a tile are multiples of, in pixels.
+        tiles: their common pixel size, normalisation and elements.
+        multiple: the sides of a tile are multiples of this, in pixels.
         least: the smallest side, in pixels.
         outputs: names of the maps, in order.
     """
@@ -51,16 +51,16 @@ class View:
 
 
 def require(*packages: str) -> None:
-    """Refuse to go on without the packages of an exchange.
+    """Check that Python packages for the exchange are installed.
 
     Raises:
-        MissingPackage: one is not installed; the hint names the pip line.
+        MissingPackage: one is not installed; the hint gives the pip command.
     """
     missing = [package for package in packages if not _is_there(package)]
     if missing:
         raise MissingPackage(
             f"{', '.join(missing)} is not installed",
-            "ONNX graphs and bioimage.io packages are made with it",
+            "it is needed for ONNX graphs and bioimage.io packages",
             "pip install 'manybeam[exchange]'",
         )
 
@@ -73,7 +73,7 @@ def _is_there(package: str) -> bool:
 
 
 def view_of(members: Sequence["Member"]) -> View:
-    """Return how these members see a frame, if they all see it alike.
+    """Return the input that these members expect, if it is the same for all.
 
     Raises:
         InvalidInput: they differ in pixel size, normalisation or kinds of atom.
@@ -87,9 +87,9 @@ def view_of(members: Sequence["Member"]) -> View:
     if len(seen) > 1:
         sizes = ", ".join(f"{size:g} pm {how}" for size, how, *_ in sorted(seen))
         raise InvalidInput(
-            f"these members see a frame in {len(seen)} ways: {sizes}",
-            "one graph has one input: one pixel size, one normalisation, the same elements",
-            "export a single member as name@version/07, or --format safetensors",
+            f"these members expect {len(seen)} different inputs: {sizes}",
+            "one graph has one pixel size, one normalisation and the same elements",
+            "export a single member as name@version/07, or use --format safetensors",
         )
     multiple = math.lcm(*(side_multiple(member.recipe.network) for member in members))
     spread = (SPREAD,) if len(members) > 1 else ()
@@ -103,18 +103,18 @@ def view_of(members: Sequence["Member"]) -> View:
 
 
 def write_graph(members: Sequence["Member"], path: Path) -> View:
-    """Write an ensemble as one ONNX file that answers as its networks do, and return its view.
+    """Write an ensemble as one ONNX file with the same answers, and return its view.
 
-    Input `frame`, float32 (n, 1, y, x): tiles at the members' pixel size, normalised; any number
-    of any sides that are multiples of the view's. Outputs: `mean`, the mean over members of the
-    probability of an atom; from several members `spread`, its standard deviation over them (n - 1
-    divisor); from members that tell kinds of atom apart `kinds`, (n, c, y, x), the mean probability
-    of each.
+    Input `frame`, float32 (n, 1, y, x): normalised tiles with the pixel size of the members; any
+    number of tiles, with sides that are multiples of `View.multiple`. Outputs: `mean`, the mean
+    over members of the probability of an atom; for several members `spread`, its standard
+    deviation over members (n - 1 divisor); for several kinds of atom `kinds`, (n, c, y, x), the
+    mean probability of each kind.
 
     Raises:
         MissingPackage: onnx, onnxscript or onnxruntime is not installed.
-        InvalidInput: the members do not see a frame alike.
-        WorkFailed: a network cannot be written so, or the graph answers otherwise than it.
+        InvalidInput: the members expect different inputs.
+        WorkFailed: a network cannot be written as ONNX, or the graph gives other answers.
     """
     require("onnx", "onnxscript", "onnxruntime")
     import torch
@@ -136,14 +136,14 @@ def write_graph(members: Sequence["Member"], path: Path) -> View:
                 verbose=False,
             )
             program.save(path, external_data=False)  # type: ignore[union-attr]  # dynamo makes one
-        except Exception as error:  # torch's exporter has errors of a dozen kinds
+        except Exception as error:  # the exporter of torch raises errors of many kinds
             raise _cannot(members, error) from error
         _check(ensemble, path, view)
     return view
 
 
 def run_graph(path: Path, input_ncyx: Map) -> dict[str, Map]:
-    """Return what an ONNX file says of tiles, by name of the output."""
+    """Return the outputs of an ONNX file for tiles, by name."""
     require("onnxruntime")
     import onnxruntime  # type: ignore[import-untyped]  # published without types
 
@@ -158,7 +158,7 @@ def run_graph(path: Path, input_ncyx: Map) -> dict[str, Map]:
 
 
 def _together(networks: Sequence["torch.nn.Module"], view: View) -> "torch.nn.Module":
-    """Return one network of all: its outputs are what `Ensemble.predict` makes of the maps."""
+    """Return one network of all members, with the same outputs as `Ensemble.predict`."""
     import torch
     from torch import Tensor, nn
 
@@ -181,7 +181,7 @@ def _together(networks: Sequence["torch.nn.Module"], view: View) -> "torch.nn.Mo
 
 
 def _sides(view: View) -> dict[int, Any]:
-    """Return the axes of the input that may have any length, and which."""
+    """Return the axes of the input with variable length, and their lengths."""
     from torch.export import Dim
 
     least, most = view.least // view.multiple, MOST_PX // view.multiple
@@ -190,7 +190,7 @@ def _sides(view: View) -> dict[int, Any]:
 
 
 def _check(ensemble: "torch.nn.Module", path: Path, view: View) -> None:
-    """Refuse a graph that is not valid, or answers otherwise than the networks at some size."""
+    """Refuse a graph that is not valid, or that differs from the networks at some size."""
     import onnx
     import torch
 
@@ -209,7 +209,7 @@ def _check(ensemble: "torch.nn.Module", path: Path, view: View) -> None:
             raise WorkFailed(
                 f"the ONNX graph differs from its networks by {far:.2g} at {shape[2:]} px",
                 f"at most {TOLERANCE:g} in probability",
-                "export --format safetensors, and tell which torch and onnx are installed",
+                "use --format safetensors, and report the versions of torch and onnx",
             )
 
 
@@ -217,14 +217,14 @@ def _cannot(members: Sequence["Member"], error: Exception) -> WorkFailed:
     names = ", ".join(sorted({member.recipe.network.name for member in members}))
     return WorkFailed(
         f"the network {names} cannot be written as ONNX: {str(error).strip().splitlines()[0]}",
-        "some networks do what ONNX has no word for at every size",
-        "export --format safetensors",
+        "some networks use operations that ONNX does not have for variable sizes",
+        "use --format safetensors",
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch's exporter says about itself from who asked for an export."""
+    """Hide messages of the exporter of torch."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

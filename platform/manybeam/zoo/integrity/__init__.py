@@ -1,1 +1,1 @@
-"""Whether a version is what was registered: digests, self-tests, signatures."""
+"""Checks that a version is unchanged since its registration: digests, self-tests, signatures."""

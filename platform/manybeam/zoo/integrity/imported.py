@@ -1,7 +1,7 @@
-"""Who vouches for a version: its own signature, and the one its original had before an import.
+"""Signatures of a version: its signature in this zoo, and the signature of an imported package.
 
-A signature that came with a package is kept as a statement about the original. It never makes the
-import trusted: the owner of this zoo signs it, or nobody does.
+The signature of a package is stored as information about the source version. It does not make the
+imported version trusted; only a signature in this zoo does.
 """
 
 from collections.abc import Iterator
@@ -13,33 +13,33 @@ from manybeam.zoo.records import Record
 
 
 def signatures(record: Record) -> Iterator[str]:
-    """Yield a sentence for each signature of a version and of the one it was imported from."""
+    """Yield a sentence for each signature of a version and of its source version."""
     if own := Signature.parse(record.signature):
         what = f"manifest of {record.name}"
-        yield f"{record.ref} is signed by the key {_told(own, what, record.sha256)}"
+        yield f"{record.ref} is signed by the key {_key_status(own, what, record.sha256)}"
     elif record.job.get("kind") == "import":
-        yield f"{record.ref} is not signed: others made it"
+        yield f"{record.ref} is not signed: it was imported"
     origin = record.job.get("origin")
     if isinstance(origin, dict) and (signature := Signature.parse(str(origin.get("seal", "")))):
-        yield _of_original(origin, signature)
+        yield _of_source(origin, signature)
 
 
-def _of_original(origin: dict[str, Any], signature: Signature) -> str:
+def _of_source(origin: dict[str, Any], signature: Signature) -> str:
     name, digest = str(origin.get("ensemble", "")), str(origin.get("digest", ""))
     ref = f"{name}@{origin.get('version', '')}"
     if origin.get("is_signed_with") is not True:
         return (
-            f"its package names a signature of the original {ref} by the key {signature.key_id}, "
-            "but not one that is shown to be of these weights"
+            f"its package has a signature of the source version {ref} by the key "
+            f"{signature.key_id}, but this signature does not belong to these weights"
         )
-    told = _told(signature, f"manifest of {name}", digest)
-    return f"the original {ref}, of these weights, was signed by the key {told}"
+    key = _key_status(signature, f"manifest of {name}", digest)
+    return f"the source version {ref}, with the same weights, was signed by the key {key}"
 
 
-def _told(signature: Signature, what: str, digest: str) -> str:
-    """Return a key's id and what its signature is worth here."""
-    if trust.is_vouched_for(what, digest, str(signature)):
+def _key_status(signature: Signature, what: str, digest: str) -> str:
+    """Return the id of a key, and whether it is trusted here."""
+    if trust.is_trusted(what, digest, str(signature)):
         return f"{signature.key_id}, which is trusted here"
     if signature.key_id in trust.key_ids():
-        return f"{signature.key_id}, which is trusted here, but the signature is not that key's"
-    return f"{signature.key_id}, which is not trusted here: nobody has checked it"
+        return f"{signature.key_id}, which is trusted here, but the signature is wrong"
+    return f"{signature.key_id}, which is not trusted here: the signature was not checked"

@@ -1,6 +1,6 @@
-"""Self-tests: what every member answers to one tile, kept beside the version it belongs to.
+"""Self-tests: the answer of every member to one tile, stored with its version.
 
-A member that is loaded later, elsewhere, on another build of torch, must answer the same. Axis
+A member must give the same answer later, on other machines and with other versions of torch. Axis
 letters: n tile, c class, y, x.
 """
 
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from manybeam.learn.nets.member import Member
 
 SELF_TEST_FILE = "selftest.safetensors"
-SIDE_PX = 64  # every network takes it: 2^5 is the most any halves its sides
-TOLERANCE = 1e-4  # in probability; other hardware differs by 1e-6, wrong weights by 1e-1
+SIDE_PX = 64  # a multiple of 2^5, which every network accepts
+TOLERANCE = 1e-4  # in probability; other hardware gives 1e-6, wrong weights give 1e-1
 _SEED = 20211107
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Whether one member still answers as it did.
+    """Whether one member gives the same answer as at registration.
 
     Attributes:
-        member: its index.
-        difference: largest difference of a probability; NaN where shapes differ or none is kept.
-        reproduces: whether that is within the tolerance.
+        member: index of the member.
+        difference: largest difference of a probability; NaN if shapes differ or no answer is
+            stored.
+        reproduces: whether the difference is within the tolerance.
     """
 
     member: int
@@ -37,7 +38,7 @@ class SelfTest:
 
 
 def write_self_test(members: Sequence["Member"]) -> bytes:
-    """Return what members answer to a tile drawn once for all, as the bytes of safetensors."""
+    """Return the answers of members to a fixed tile, as the bytes of safetensors."""
     from safetensors.numpy import save
 
     tile_ncyx = _tile()
@@ -46,7 +47,7 @@ def write_self_test(members: Sequence["Member"]) -> bytes:
 
 
 def run_self_test(members: Sequence["Member"], kept: bytes) -> list[SelfTest]:
-    """Return, for each member, how far its answer is from the one that was kept.
+    """Return, for each member, the difference of its answer from the stored answer.
 
     Raises:
         Corrupt: the bytes hold no self-test.
@@ -65,7 +66,7 @@ def _compared(member: "Member", tensors: Mapping[str, np.ndarray]) -> SelfTest:
 
 
 def _answer(member: "Member", tile_ncyx: np.ndarray) -> np.ndarray:
-    """Return a member's probabilities of one tile, float32 (c, y, x)."""
+    """Return the probabilities of a member for one tile, float32 (c, y, x)."""
     import torch
 
     with torch.inference_mode():
@@ -74,7 +75,7 @@ def _answer(member: "Member", tile_ncyx: np.ndarray) -> np.ndarray:
 
 
 def _tile() -> np.ndarray:
-    """Return one tile as networks see them, (1, 1, y, x): noise about 0 with bright spots."""
+    """Return one tile as input of a network, (1, 1, y, x): noise around 0 with bright spots."""
     rng = np.random.default_rng(_SEED)
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
     tile_yx = rng.normal(0, 0.5, (SIDE_PX, SIDE_PX))

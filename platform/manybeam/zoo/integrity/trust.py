@@ -1,7 +1,7 @@
-"""Signatures: who vouches for a version, by Ed25519 keys that need no network.
+"""Signatures of versions by Ed25519 keys; they need no network.
 
-What is signed is a digest and what it is the digest of. A version's manifest holds the digests of
-its members, so one signature vouches for all of them.
+A signature is of a digest and a description of the signed document. The manifest of a version
+contains the digests of its members, so one signature covers all of them.
 """
 
 import base64
@@ -27,10 +27,10 @@ PUBLIC_FILE = "manybeam-signing.pub"
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature as it is kept: the id of the key and what it made of the digest.
+    """A signature as it is stored: the id of the key, and the signature of the digest.
 
     Example:
-        >>> str(Seal.parse("1a2b3c4d5e6f7081:c2ln"))
+        >>> str(Signature.parse("1a2b3c4d5e6f7081:c2ln"))
         '1a2b3c4d5e6f7081:c2ln'
     """
 
@@ -39,7 +39,7 @@ class Signature:
 
     @classmethod
     def parse(cls, text: str) -> "Signature | None":
-        """Read what `str` of one gave; None of anything else."""
+        """Read the text form of a signature; return None for any other text."""
         key_id, colon, signature = text.partition(":")
         return cls(key_id, signature) if colon and key_id and signature else None
 
@@ -48,11 +48,11 @@ class Signature:
 
 
 def sign(what: str, digest: str) -> str:
-    """Return a seal of a digest by the key in the settings; "" if there is none.
+    """Return a signature of a digest by the key in the settings; "" if there is no key.
 
     Args:
-        what: what the digest is of, as `manifest of graphene`: a seal of one thing is none of
-            another.
+        what: description of the signed document, as `manifest of graphene`, so that a signature
+            cannot be used for another document.
         digest: SHA-256 of its bytes.
 
     Raises:
@@ -67,10 +67,10 @@ def sign(what: str, digest: str) -> str:
 
 
 def check(what: str, digest: str, signature: str) -> None:
-    """Refuse a digest nobody we trust has signed, if the settings name whom we trust.
+    """Refuse a digest that no trusted key has signed, if the settings name trusted keys.
 
     Raises:
-        NotAllowed: it is not signed, or not by one of those keys, or the seal is of other bytes.
+        NotAllowed: it is not signed by one of those keys, or the signature is of other bytes.
         InvalidSetting: a key cannot be read.
     """
     folder = settings().trusted_keys
@@ -78,24 +78,24 @@ def check(what: str, digest: str, signature: str) -> None:
         found = Signature.parse(signature)
         by = f"it is signed by the key {found.key_id}" if found else "it is not signed"
         raise NotAllowed(
-            f"nobody who is trusted here vouches for the {what}",
-            f"{by}; trusted: {', '.join(_trusted()) or 'no key at all'}",
-            f"sign it with a key whose public half lies in {folder}: manybeam zoo sign",
+            f"no trusted key has signed the {what}",
+            f"{by}; trusted keys: {', '.join(_trusted()) or 'none'}",
+            f"sign it with manybeam zoo sign, by a key whose public key is in {folder}",
         )
 
 
 def may_count(what: str, digest: str, signature: str) -> bool:
-    """Tell whether a digest may be used: a trusted key signed it, or the settings name none."""
-    return not settings().trusted_keys or is_vouched_for(what, digest, signature)
+    """Return whether a digest may be used: a trusted key signed it, or no keys are set."""
+    return not settings().trusted_keys or is_trusted(what, digest, signature)
 
 
 def key_ids() -> tuple[str, ...]:
-    """Return the ids of the keys that are trusted here."""
+    """Return the ids of the trusted keys."""
     return tuple(sorted(_trusted()))
 
 
-def is_vouched_for(what: str, digest: str, signature: str) -> bool:
-    """Tell whether a seal is a trusted key's, and of this digest."""
+def is_trusted(what: str, digest: str, signature: str) -> bool:
+    """Return whether a signature is of this digest and by a trusted key."""
     from cryptography.exceptions import InvalidSignature
 
     found = Signature.parse(signature)
@@ -110,11 +110,13 @@ def is_vouched_for(what: str, digest: str, signature: str) -> bool:
 
 
 def make_keys(folder: Path) -> tuple[Path, Path]:
-    """Write a new pair of keys into a folder and return where: the private one, for its owner only.
+    """Write a new pair of keys into a folder and return the paths of private and public key.
+
+    Only the owner can read the private key.
 
     Raises:
-        Conflict: there is one already; it is not overwritten.
-        WriteFailed: the folder cannot be made or written to; nothing is left in it.
+        Conflict: there is a key already; it is not overwritten.
+        WriteFailed: the folder cannot be created or written to; no file remains in it.
     """
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -137,14 +139,14 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
 
 
 def _create(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that is not there yet, whole or not at all."""
+    """Write a new file, as a whole or not at all."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
         raise Conflict(
-            f"{path} is there already",
-            "what was signed with its pair would be refused with another key in its place",
-            "name another folder",
+            f"{path} exists already",
+            "a key is not overwritten, because its signatures would no longer be accepted",
+            "give another folder",
         ) from error
     except OSError as error:
         raise _unwritten(path, error) from error
@@ -160,7 +162,7 @@ def _unwritten(path: Path, error: OSError) -> WriteFailed:
     return WriteFailed(
         f"{path} cannot be written: {error.strerror or error}",
         "no key was made",
-        "name a folder that you may write to",
+        "give a folder that you may write to",
     )
 
 
@@ -169,7 +171,7 @@ def _message(what: str, digest: str) -> bytes:
 
 
 def _trusted() -> "dict[str, Ed25519PublicKey]":
-    """Return the public keys of the settings by id: a file, or every `*.pub` of a folder."""
+    """Return the trusted public keys by id, from a file or from all `*.pub` of a folder."""
     if not settings().trusted_keys:
         return {}
     place = Path(settings().trusted_keys)
@@ -179,7 +181,7 @@ def _trusted() -> "dict[str, Ed25519PublicKey]":
 
 
 def _stamp(path: Path) -> float:
-    """Return when a key was written: one that is replaced is read again."""
+    """Return the time of the last change of a key file, so that a new key is read again."""
     try:
         return path.stat().st_mtime
     except OSError as error:
@@ -221,6 +223,6 @@ def _key_id(key: "Ed25519PublicKey") -> str:
 def _no_key(path: Path, why: object) -> InvalidSetting:
     return InvalidSetting(
         f"{path} is no Ed25519 key: {why}",
-        "MANYBEAM_SIGNING_KEY names a private key, MANYBEAM_TRUSTED_KEYS public ones, as PEM",
-        "manybeam zoo keygen FOLDER makes a pair",
+        "MANYBEAM_SIGNING_KEY needs a private key and MANYBEAM_TRUSTED_KEYS public keys, as PEM",
+        "manybeam zoo keygen FOLDER makes a pair of keys",
     )

@@ -1,8 +1,8 @@
-"""Collection: what nobody can name any more is removed, and nothing else.
+"""Collection: data of the zoo that is not needed is found and removed.
 
-Two things can go: what a registration left that never became a version, and versions that were
-archived long ago. A version is kept as long as an alias points at it, a rollback would go to it,
-a version was adapted from it, or answers of it were kept.
+Two kinds of data can be removed: orphans, from a registration that did not finish, and versions
+that were archived long ago. A version is kept if an alias points to it, if a rollback would go to
+it, if another version was adapted from it, or if its predictions are recorded.
 """
 
 import logging
@@ -24,23 +24,23 @@ from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 logger = logging.getLogger(__name__)
 
 GRACE = timedelta(hours=24)
-LEAST_GRACE = timedelta(hours=1)  # a registration at work shows a sign of life far more often
-MOST = timedelta(days=36_500)  # a calendar ends somewhere
+LEAST_GRACE = timedelta(hours=1)  # a running registration is active far more often
+MOST = timedelta(days=36_500)  # the range of dates is limited
 REMOVABLE, KEPT, REMOVED = "removable", "kept", "removed"
 
 
 @dataclass(frozen=True)
-class Find:
-    """One thing that was looked at.
+class CollectItem:
+    """One archived version or one orphan.
 
     Attributes:
-        what: reference of an archived version, or the run of a registration that was cut off.
-        name: of the ensemble.
-        models: LoggedModels that go with it; 0 for a version that is kept.
-        since: when it was archived, or showed its last sign of life, in UTC.
+        what: reference of an archived version, or the run of a registration that stopped.
+        name: name of the ensemble.
+        models: LoggedModels that are removed with it; 0 for a version that is kept.
+        since: time of archiving, or of the last activity, in UTC.
         state: `removable`, `kept` or `removed`.
-        why: why it can go, or has to stay.
-        is_version: which of the two it is.
+        why: why it can be removed, or must be kept.
+        is_version: True for an archived version, False for an orphan.
     """
 
     what: str
@@ -61,29 +61,29 @@ def collect(
     archived_for: timedelta | None = None,
     remove: bool = False,
     now: datetime | None = None,
-) -> list[Find]:
-    """Return what can be removed and what has to stay, and remove it if asked to.
+) -> list[CollectItem]:
+    """Return data that can be removed and data that must be kept; remove the former if asked.
 
-    It may be stopped anywhere and run again: what was begun is found again.
+    It can be stopped at any time and run again: it finds unfinished removals.
 
     Args:
         zoo: the zoo.
-        who: who does it, for the audit log.
-        reason: why.
-        grace: for how long a registration that was cut off shows no sign of life before it goes;
-            an hour at least.
-        archived_for: how long ago a version was archived before it goes; None keeps them all.
-        remove: whether to remove it; otherwise nothing is changed.
-        now: the time, in UTC; by the clock if left out.
+        who: the person, for the audit log.
+        reason: the reason, for the audit log.
+        grace: time without activity after which an unfinished registration is removed; at least
+            one hour.
+        archived_for: time after archiving after which a version is removed; None keeps all.
+        remove: whether to remove the data; otherwise nothing is changed.
+        now: the time, in UTC; if left out, the present time.
 
     Raises:
-        InvalidInput: a grace below an hour, a negative time, or more than a century.
-        Corrupt: a manifest cannot be read, so that nobody knows what it needs; nothing is removed.
+        InvalidInput: a grace below one hour, a negative time, or more than a century.
+        Corrupt: a manifest cannot be read, so it is unknown what it needs; nothing is removed.
         ZooUnreachable, StoreUnreachable: the zoo or the log does not answer.
     """
     who, reason, now = checked_who(who), checked_reason(reason), now or datetime.now(UTC)
     _check(grace, archived_for)
-    found: list[Find] = []
+    found: list[CollectItem] = []
     if archived_for is not None:
         found += _archived(zoo, now - archived_for, who, reason, remove=remove)
     orphans = Orphans(zoo.tracking)
@@ -96,26 +96,32 @@ def collect(
         state = REMOVABLE
         if remove:
             state = REMOVED if _remove(orphans, orphan, AuditLog(), who, reason) else KEPT
-        found.append(_told(orphan, state))
+        found.append(_item_of(orphan, state))
     return found
 
 
 def _check(grace: timedelta, archived_for: timedelta | None) -> None:
     if grace < LEAST_GRACE:
         raise InvalidInput(
-            f"a grace of {grace}",
-            "a registration at work must not be taken for one that was cut off",
-            "an hour at least",
+            f"a grace of {grace} is too short",
+            "a running registration could be removed",
+            "give at least one hour",
         )
     if archived_for is not None and archived_for < timedelta(0):
-        raise InvalidInput(f"archived for {archived_for}", "0 days or more", "")
+        raise InvalidInput(
+            f"archived for {archived_for} is not allowed", "0 days or more", "--archived-days 90"
+        )
     longest = max(grace, archived_for or timedelta(0))
     if longest > MOST:
-        raise InvalidInput(f"{longest.days} days back", f"at most {MOST.days} days", "")
+        raise InvalidInput(
+            f"{longest.days} days are too many", f"at most {MOST.days} days", "give fewer days"
+        )
 
 
-def _archived(zoo: Zoo, before: datetime, who: str, reason: str, *, remove: bool) -> Iterator[Find]:
-    """Yield the versions archived before some time, and what became of each."""
+def _archived(
+    zoo: Zoo, before: datetime, who: str, reason: str, *, remove: bool
+) -> Iterator[CollectItem]:
+    """Yield the versions archived before a time; remove those that are not needed if asked."""
     records, log = zoo.ls(), AuditLog()
     parents = {
         parent.partition("/")[0]
@@ -132,24 +138,26 @@ def _archived(zoo: Zoo, before: datetime, who: str, reason: str, *, remove: bool
             why = _remove_version(zoo, log, record, who, reason)
             state = KEPT if why else REMOVED
         models = 0 if state == KEPT else 1 + record.member_count
-        why = why or "archived, and nothing needs it"
-        yield Find(record.ref, record.name, models, record.archived, state, why, is_version=True)
+        why = why or "it is archived and not needed"
+        yield CollectItem(
+            record.ref, record.name, models, record.archived, state, why, is_version=True
+        )
 
 
 def _needed(zoo: Zoo, seen: Standing, record: Record, parents: set[str]) -> str:
-    """Return what still needs a version; "" if nothing does."""
+    """Return why a version is needed; "" if it is not."""
     if record.ref in parents:
-        return "another version was made from it"
+        return "another version was adapted from it"
     if answers := lineage(zoo, record.ref).predictions:
-        return f"answers of it are kept, as {answers[0]}"
+        return f"its predictions are recorded, such as {answers[0]}"
     return _in_use(seen, record.version)
 
 
 def _in_use(seen: Standing, version: int) -> str:
-    """Return what points at a version, or would after a rollback; "" if nothing does."""
+    """Return which alias points to a version, or would after a rollback; "" if none does."""
     own = next((one for one in seen.versions if one.version == version), None)
     if own is None or ARCHIVED_TAG not in own.tags:
-        return "it was taken up again, or removed, meanwhile"
+        return "it was unarchived or removed meanwhile"
     if own.aliases:
         return f"it is {' and '.join(own.aliases)}"
     serving = seen.version_at(SERVING)
@@ -160,7 +168,7 @@ def _in_use(seen: Standing, version: int) -> str:
 
 
 def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: str) -> str:
-    """Remove one version as one change of its ensemble; return what kept it, "" if nothing did."""
+    """Remove one version as one change of its ensemble; return why it was kept, or ""."""
     orphans = Orphans(zoo.tracking)
     try:
         seen = standing(zoo, log, record.name)
@@ -174,7 +182,7 @@ def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: s
             lambda: orphans.remove_version(record.name, record.version),
             who=who,
             reason=reason,
-            details=_last_words(seen, record),
+            details=_log_details(seen, record),
         )
     except Conflict as error:
         return error.what
@@ -182,8 +190,8 @@ def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: s
     return ""
 
 
-def _last_words(seen: Standing, record: Record) -> dict[str, Any]:
-    """Return what the log keeps of a version that goes: who used some frames stays known."""
+def _log_details(seen: Standing, record: Record) -> dict[str, Any]:
+    """Return the audit record of a removed version, with the FrameSets that it used."""
     own = next(one for one in seen.versions if one.version == record.version)
     used = {"trained_on": record.inputs, "measured_on": measured_on(own)}
     named = {how: [f"{one.digest} {one.url}" for one in uses] for how, uses in used.items()}
@@ -191,7 +199,7 @@ def _last_words(seen: Standing, record: Record) -> dict[str, Any]:
 
 
 def _remove(orphans: Orphans, orphan: Orphan, log: AuditLog, who: str, reason: str) -> bool:
-    """Remove what a run left, and say whether it could be: it is none if it became a version."""
+    """Remove an orphan; return False if it has become a version meanwhile."""
     if not orphans.close(orphan):
         return False
     log.append(
@@ -203,17 +211,17 @@ def _remove(orphans: Orphans, orphan: Orphan, log: AuditLog, who: str, reason: s
     )
     for model_id in orphan.model_ids:
         orphans.remove_model(model_id)
-    logger.info("leftover removed", extra={"ensemble": orphan.name, "run": orphan.run_id})
+    logger.info("orphan removed", extra={"ensemble": orphan.name, "run": orphan.run_id})
     return True
 
 
-def _told(orphan: Orphan, state: str) -> Find:
-    return Find(
+def _item_of(orphan: Orphan, state: str) -> CollectItem:
+    return CollectItem(
         f"run {orphan.run_id}",
         orphan.name,
         len(orphan.model_ids),
         orphan.last_sign,
         state,
-        "it never became a version, or the version is removed",
+        "its registration did not finish, or its version was removed",
         is_version=False,
     )

@@ -1,9 +1,10 @@
-"""Gates: what a version must show before an alias may point at it.
+"""Gates: checks of a version before an alias may point to it.
 
-A version must be what was registered and answer as it did then. One that is to replace a serving
-version must also not be worse: on no condition by more F1 than is allowed and beyond noise, and
-not worse calibrated. What the old version was measured on and the new one was not counts against
-the new one: nobody knows what instruments there would get.
+The files of a version must be unchanged, and its members must give the same answers as at
+registration. A version that replaces the serving version must also not be worse: its F1 must not
+be lower than allowed, beyond noise, on any condition, and its calibration must not be worse. A
+condition that was measured for the old version only is a refusal, because the F1 of the new
+version on it is unknown.
 """
 
 import math
@@ -29,18 +30,18 @@ from manybeam.zoo.registry import Zoo
 
 BYTES, ANSWERS, STATUS = "bytes", "self-test", "status"
 REGRESSION, CALIBRATION = "regression", "calibration"
-NEVER_FORCED = (BYTES, STATUS)  # what is damaged or put aside cannot serve, whoever insists
+NEVER_FORCED = (BYTES, STATUS)  # a damaged or archived version can never serve
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one gate says.
+    """The result of one gate.
 
     Attributes:
         gate: `bytes`, `self-test`, `status`, `regression` or `calibration`.
-        passed: whether it lets the version through.
-        what: in words, with the numbers.
-        condition: the condition it speaks of; "" if of the whole version.
+        passed: whether the gate accepts the version.
+        what: the result in words, with numbers.
+        condition: the condition of the check; "" for the whole version.
     """
 
     gate: str
@@ -50,18 +51,18 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """The gate, the condition if there is one, and what it says."""
+        """The gate, the condition if there is one, and the result."""
         return f"{' on '.join(filter(None, (self.gate, self.condition)))}: {self.what}"
 
 
 def judge(zoo: Zoo, old: str, new: Record, gates: Gates | None = None) -> tuple[Verdict, ...]:
-    """Return what every gate says of a version.
+    """Return the results of all gates for a version.
 
     Args:
-        zoo: where both are.
-        old: reference of the version it would replace; "" to ask only whether it is whole.
-        new: the version.
-        gates: the limits; those of the job that made the version if left out.
+        zoo: the zoo of both versions.
+        old: reference of the version that would be replaced; "" to check only the new version.
+        new: the new version.
+        gates: the limits; if left out, those of the job that made the version.
 
     Raises:
         ZooUnreachable: the zoo does not answer.
@@ -70,7 +71,7 @@ def judge(zoo: Zoo, old: str, new: Record, gates: Gates | None = None) -> tuple[
     bytes_ = _bytes(zoo, new)
     verdicts = [_status(new), bytes_]
     if not bytes_.passed:
-        return tuple(verdicts)  # the others would read what is damaged
+        return tuple(verdicts)  # the other gates would read damaged files
     verdicts.append(_answers(zoo, new))
     if old:
         verdicts += _compared(zoo, old, new, limits)
@@ -78,7 +79,7 @@ def judge(zoo: Zoo, old: str, new: Record, gates: Gates | None = None) -> tuple[
 
 
 def gates_of(record: Record) -> Gates:
-    """Return the gates that the job of a version set; the defaults if it set none we can read."""
+    """Return the gates in the job of a version; the defaults if it has none that can be read."""
     try:
         return Gates.model_validate(record.job.get("gates") or {})
     except ValidationError:
@@ -93,9 +94,9 @@ def _status(new: Record) -> Verdict:
 
 
 def _bytes(zoo: Zoo, new: Record) -> Verdict:
-    """Read every file of a version from the store: what this machine keeps of it does not count."""
+    """Check every file of a version in the store, without the cache."""
     checks = verify(zoo, new.ref)
-    bad = [f"{one.what}: {one.told or one.signature}" for one in checks if not one.passed]
+    bad = [f"{one.what}: {one.problem or one.signature}" for one in checks if not one.passed]
     fine = f"{len(checks)} files are as they were registered"
     return Verdict(BYTES, passed=not bad, what=", ".join(bad) or fine)
 
@@ -103,24 +104,24 @@ def _bytes(zoo: Zoo, new: Record) -> Verdict:
 def _answers(zoo: Zoo, new: Record) -> Verdict:
     try:
         tests = zoo.test(new.ref)
-    except NotFound as error:  # none was kept
+    except NotFound as error:  # there is no self-test
         return Verdict(ANSWERS, passed=False, what=error.what)
     bad = [one for one in tests if not one.reproduces]
-    told = ", ".join(f"member {one.member:02d} is off by {one.difference:.2g}" for one in bad)
-    fine = f"{len(tests)} members answer as they did when they were registered"
-    return Verdict(ANSWERS, passed=not bad, what=told or fine)
+    faults = ", ".join(f"member {one.member:02d} differs by {one.difference:.2g}" for one in bad)
+    fine = f"{len(tests)} members give the same answers as at registration"
+    return Verdict(ANSWERS, passed=not bad, what=faults or fine)
 
 
 def _compared(zoo: Zoo, old: str, new: Record, gates: Gates) -> list[Verdict]:
     try:
         before = zoo.matrix(old)
-    except Corrupt as error:  # the way to replace it has to stay open, for whoever gives a reason
+    except Corrupt as error:  # with a reason, a damaged version can still be replaced
         return [Verdict(REGRESSION, passed=False, what=f"{old} cannot be read: {error.what}")]
     after = zoo.matrix(new.ref)
     known = [one for one in compare(before, after) if one.old is not None]
     verdicts = [_regression(one, before, after, gates.max_regression) for one in known]
     if not known:
-        what = f"{old} was measured on nothing, so there is nothing to lose"
+        what = f"{old} has no scores, so there is nothing to compare with"
         verdicts = [Verdict(REGRESSION, passed=True, what=what)]
     verdicts += _changed(old, before)
     return [*verdicts, *_calibration(before, after, gates.max_ece_increase)]
@@ -130,29 +131,30 @@ def _regression(one: Difference, before: Matrix, after: Matrix, allowed: float) 
     if one.reason in (NOT_MEASURED, NUMBERS_CHANGED) or one.difference is None:
         why = {
             NOT_MEASURED: "not measured on it",
-            NUMBERS_CHANGED: "the condition's numbers changed between the two measurements",
+            NUMBERS_CHANGED: "the numbers of the condition changed between the two measurements",
         }.get(one.reason, one.reason)
-        what = f"{why}; F1 was {one.old:.3f}; manybeam evaluate measures it"
+        what = f"{why}; F1 of the old version was {one.old:.3f}; manybeam evaluate measures it"
         return Verdict(REGRESSION, passed=False, what=what, condition=one.condition)
     if one.is_significant is None:
         noise = _noise(one.condition, before, after)
-        is_beyond_noise, told = one.difference + noise < 0, f"noise {noise:.3f}, {one.reason}"
+        is_beyond_noise, details = one.difference + noise < 0, f"noise {noise:.3f}, {one.reason}"
     else:
         is_beyond_noise = one.is_significant
-        told = f"95 % {one.low:+.3f} to {one.high:+.3f}, {one.frame_count} frames"
-        told += f", {one.reason}" if one.reason else ""
+        details = f"95 % {one.low:+.3f} to {one.high:+.3f}, {one.frame_count} frames"
+        details += f", {one.reason}" if one.reason else ""
     return Verdict(
         REGRESSION,
         passed=not (one.difference < -allowed and is_beyond_noise),
-        what=f"F1 {one.old:.3f} -> {one.new:.3f}, {one.difference:+.3f} ({told})",
+        what=f"F1 {one.old:.3f} -> {one.new:.3f}, {one.difference:+.3f} ({details})",
         condition=one.condition,
     )
 
 
 def _noise(condition: str, before: Matrix, after: Matrix) -> float:
-    """Return the half width of the difference's interval, from those of both scores; 0 if none.
+    """Return the half width of the interval of the difference; 0 if there are no intervals.
 
-    Only without counts by frame: the two are taken for independent, so that it is too wide.
+    It is used only if there are no counts by frame. Both scores are assumed to be independent, so
+    the interval is too wide.
     """
     parts = []
     for matrix, end in ((before, "f1_low"), (after, "f1_high")):
@@ -162,16 +164,19 @@ def _noise(condition: str, before: Matrix, after: Matrix) -> float:
 
 
 def _changed(old: str, before: Matrix) -> Iterator[Verdict]:
-    """Refuse where the old version's score is of numbers that its condition no longer has."""
+    """Refuse conditions whose numbers changed after the measurement of the old version."""
     for condition, digest in before.superseded:
         was = before.at(condition, digest).value(ENSEMBLE, condition)
         if was is not None and before.value(ENSEMBLE, condition) is None:
-            told = f"the condition's numbers changed; F1 of {old} was {was:.3f}; measure both again"
-            yield Verdict(REGRESSION, passed=False, what=told, condition=condition)
+            what = (
+                f"the numbers of the condition changed; F1 of {old} was {was:.3f}; measure both "
+                "versions again"
+            )
+            yield Verdict(REGRESSION, passed=False, what=what, condition=condition)
 
 
 def _calibration(before: Matrix, after: Matrix, limit: float) -> Iterator[Verdict]:
-    """Compare the ensemble's mean calibration error over what both were measured on."""
+    """Compare the mean calibration error of the ensembles over their common conditions."""
     increases = {
         condition: new - old
         for condition in before.conditions
@@ -182,18 +187,18 @@ def _calibration(before: Matrix, after: Matrix, limit: float) -> Iterator[Verdic
     if not increases:
         return
     elsewhere = [one for one in increases if _is_elsewhere(one, before, after)]
-    told = f"; {len(elsewhere)} of them on other frames" if elsewhere else ""
+    note = f"; {len(elsewhere)} of them on other frames" if elsewhere else ""
     mean, worst = math.fsum(increases.values()) / len(increases), max(increases, key=increases.get)  # type: ignore[arg-type]
     yield Verdict(
         CALIBRATION,
         passed=mean <= limit,
-        what=f"calibration error {mean:+.3f} over {len(increases)} conditions, allowed "
-        f"{limit:+.3f}; most on {worst}, {increases[worst]:+.3f}{told}",
+        what=f"change of the calibration error {mean:+.3f} over {len(increases)} conditions, "
+        f"allowed {limit:+.3f}; largest on {worst}, {increases[worst]:+.3f}{note}",
     )
 
 
 def _is_elsewhere(condition: str, before: Matrix, after: Matrix) -> bool:
-    """Tell whether the ensemble's two scores on a condition are of different frames."""
+    """Return whether the scores of the two ensembles on a condition are of different frames."""
     old, new = before.score(ENSEMBLE, condition), after.score(ENSEMBLE, condition)
     if old is None or new is None:
         return False

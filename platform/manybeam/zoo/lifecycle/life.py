@@ -1,7 +1,7 @@
-"""The life of a version: promoted behind gates, rolled back, put aside and taken up again.
+"""Changes of a version: promotion behind gates, rollback, archive, unarchive.
 
-Each is one change at a time of an ensemble (`zoo.claims`), and each is in the audit log. A process
-that is killed anywhere leaves the alias where it was or where it was to go, never between.
+An ensemble has one change at a time (`zoo.claims`). The audit log records each change. If a process
+is killed, the alias points to the old or to the new version.
 """
 
 import logging
@@ -23,7 +23,7 @@ from manybeam.zoo.audit import AuditLog, checked_reason, checked_who, whoami
 from manybeam.zoo.checks import check_alias
 from manybeam.zoo.claims import Standing, carry_out, open_claim, standing, version_at
 from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, judge
-from manybeam.zoo.lifecycle.proposals import Promotion, Proposal
+from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
 from manybeam.zoo.records import Record, Ref
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 
@@ -32,17 +32,19 @@ logger = logging.getLogger(__name__)
 SERVING, CANDIDATE = "serving", "candidate"
 
 
-def propose(zoo: Zoo, ref: str, *, to: str = SERVING, gates: Gates | None = None) -> Proposal:
-    """Return what the gates say of a version, and change nothing.
+def propose(
+    zoo: Zoo, ref: str, *, to: str = SERVING, gates: Gates | None = None
+) -> PromotionProposal:
+    """Return the results of the gates for a version, and change nothing.
 
     Args:
         zoo: the zoo.
         ref: the version.
-        to: the alias; a candidate need only be whole, not better.
-        gates: the limits; those of the version's job if left out.
+        to: the alias; a candidate is not compared with other versions.
+        gates: the limits; if left out, those of the job of the version.
 
     Raises:
-        UnknownRef: nothing is called that.
+        UnknownRef: there is no such version.
         InvalidInput: the reference is of one member, or there is no such alias.
     """
     new = _version(zoo, ref)
@@ -59,34 +61,34 @@ def promote(
     force: bool = False,
     reason: str = "",
     gates: Gates | None = None,
-    heard: Callable[[Proposal], None] = lambda _: None,
+    on_proposal: Callable[[PromotionProposal], None] = lambda _: None,
 ) -> Promotion:
-    """Point an alias at a version if every gate agrees, and record it.
+    """Point an alias to a version if every gate accepts it, and record the change.
 
     Args:
         zoo: the zoo.
         ref: the version.
         to: `serving` or `candidate`.
-        who: who does it, for the audit log.
-        force: override the gates; never those for damaged or archived versions.
-        reason: why; needed to force.
-        gates: the limits; those of the version's job if left out.
-        heard: told of the proposal once it is judged, before it is refused or done.
+        who: the person, for the audit log.
+        force: override the gates, except those for damaged and archived versions.
+        reason: the reason, for the audit log; needed to force.
+        gates: the limits; if left out, those of the job of the version.
+        on_proposal: called with the results of the gates, before the alias is moved.
 
     Raises:
-        RefusedByGate: names what stands against it; the alias stays where it was.
-        Conflict: somebody else changed the ensemble meanwhile, or is doing so.
-        InvalidInput: forced without a reason, or no such alias.
-        UnknownRef: nothing is called that.
-        ZooUnreachable, StoreUnreachable: the zoo or the log does not answer. If that happens in
-            the middle, the alias is old or new, and the next command records which.
+        RefusedByGate: lists the failed checks; the alias is not moved.
+        Conflict: another process changed the ensemble meanwhile, or is changing it.
+        InvalidInput: `force` without a reason, or no such alias.
+        UnknownRef: there is no such version.
+        ZooUnreachable, StoreUnreachable: the zoo or the log does not answer. If this happens
+            during the change, the alias is old or new, and the next command records which.
     """
     who, reason = checked_who(who), _checked_force(ref, checked_reason(reason), force=force)
     new, log = _version(zoo, ref), AuditLog()
     seen = standing(zoo, log, new.name)
-    new = _version(zoo, new.ref)  # as it is now that what was left open is closed
+    new = _version(zoo, new.ref)  # read again, after unfinished changes are closed
     proposal = _proposal(zoo, new, seen.version_at(to), to, gates)
-    heard(proposal)
+    on_proposal(proposal)
     _refuse(proposal, force=force)
     if proposal.is_there:
         return Promotion(new.ref, to, new.ref)
@@ -95,22 +97,22 @@ def promote(
 
 
 def settle(
-    zoo: Zoo, record: Record, to: str | None, *, said: Callable[[str], None] = lambda _: None
+    zoo: Zoo, record: Record, to: str | None, *, say: Callable[[str], None] = lambda _: None
 ) -> Record:
-    """Give a version just made its alias, through the gates; one they refuse is the candidate.
+    """Give a new version its alias, through the gates; if they refuse, it becomes the candidate.
 
     Args:
         zoo: the zoo.
         record: the version.
         to: `serving` or `candidate`; None for no alias.
-        said: told why it does not serve.
+        say: called with the reason if the version does not serve.
 
     Raises:
-        RefusedByGate: it may not even be a candidate.
-        Conflict: somebody else changes the ensemble.
+        RefusedByGate: it cannot be a candidate either.
+        Conflict: another process changes the ensemble.
         ZooUnreachable, StoreUnreachable: the zoo or the log does not answer.
 
-        Each of them says that the version is registered all the same, and what is left to do.
+        Each error says that the version is registered, and what to do next.
     """
     if to is None:
         return record
@@ -122,7 +124,7 @@ def settle(
                 raise
             to = CANDIDATE
             promote(zoo, record.ref, to=to, who=whoami())
-            said(f"{error.what}: {error.why}; it is the candidate")
+            say(f"{error.what}: {error.why}; it is now the candidate")
         return zoo.resolve(record.ref)
     except ManybeamError as error:
         raise _unsettled(record, to, error) from error
@@ -130,7 +132,7 @@ def settle(
 
 def _unsettled(record: Record, to: str, error: ManybeamError) -> ManybeamError:
     """Return an error of the same kind that also says that the version is registered."""
-    # What is cut off in the middle of a move may have been moved.
+    # If the zoo stopped to answer during the move, the alias may have been moved.
     state = "may have no alias" if isinstance(error, Unreachable) else "has no alias"
     what = f"{record.ref} is registered but {state}: {error.what}"
     hint = f"manybeam zoo promote {record.ref} --to {to}"
@@ -143,55 +145,59 @@ def _unsettled(record: Record, to: str, error: ManybeamError) -> ManybeamError:
 def rollback(
     zoo: Zoo, name: str, *, who: str, reason: str = "", expect: int | None = None
 ) -> Promotion:
-    """Point `serving` back at the version that served before; once more undoes it.
+    """Point `serving` back to the version before; a second rollback undoes the first.
 
-    Nothing is judged: it is for when something is wrong now. Weights are checked when they are
-    loaded, as ever.
+    The gates are not used, so that a rollback is always possible. Weights are checked when they
+    are loaded.
 
     Args:
         zoo: the zoo.
         name: the ensemble.
-        who: who does it, for the audit log.
-        reason: why.
-        expect: the version that is to be taken back; whichever serves if left out.
+        who: the person, for the audit log.
+        reason: the reason, for the audit log.
+        expect: the version that should serve now; if left out, any version.
 
     Raises:
-        NotFound: nothing serves, or the log does not tell what served before.
-        Conflict: that version is archived or gone, another than `expect` serves, or somebody else
-            changes the ensemble.
+        NotFound: no version serves, or the log does not name the version before.
+        Conflict: the version before is archived or removed, another version than `expect`
+            serves, or another process changes the ensemble.
         InvalidInput: a reference to one version instead of a name.
     """
     who, reason = checked_who(who), checked_reason(reason)
     asked = Ref.parse(name)
     if (asked.alias, asked.member) != (SERVING, None):
         raise InvalidInput(
-            f"{name!r} names more than an ensemble",
-            "rollback goes to what served before",
+            f"{name!r} is not only the name of an ensemble",
+            "a rollback goes to the version that served before",
             f"manybeam zoo rollback {asked.name}, or manybeam zoo promote {name}",
         )
     log = AuditLog()
     seen = standing(zoo, log, asked.name)
     now = seen.version_at(SERVING)
     if now is None:
-        zoo.resolve(asked.name)  # tells that there is no such ensemble, or that none serves
-        raise Conflict(f"{asked.name} has been changed at this moment", "", "look again")
+        zoo.resolve(asked.name)  # raises if there is no such ensemble, or if none serves
+        raise Conflict(
+            f"{asked.name} was changed at this moment",
+            "another process changes the same ensemble",
+            f"check with manybeam zoo ls {asked.name}, then try again",
+        )
     if expect not in (None, now):
         raise Conflict(
-            f"{asked.name}@{expect} does not serve, {asked.name}@{now} does",
-            "it changed since you looked",
-            "look again, or reload the page",
+            f"{asked.name}@{expect} does not serve; {asked.name}@{now} serves",
+            "the ensemble was changed meanwhile",
+            "reload the page, or check with manybeam zoo ls",
         )
     before = _restorable(zoo, asked.name, served_before(seen, now))
-    proposal = Proposal(before, f"{asked.name}@{now}", SERVING)
+    proposal = PromotionProposal(before, f"{asked.name}@{now}", SERVING)
     return _move(zoo, log, seen, "rollback", proposal, who=who, reason=reason, overridden=[])
 
 
 def archive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
-    """Put a version aside: lists leave it out and nothing may promote it. Nothing is deleted.
+    """Archive a version: lists do not show it, and it cannot be promoted. Nothing is deleted.
 
     Raises:
-        Conflict: an alias points at it, or somebody else changes the ensemble.
-        UnknownRef: nothing is called that.
+        Conflict: an alias points to it, or another process changes the ensemble.
+        UnknownRef: there is no such version.
     """
     who, reason, log = checked_who(who), checked_reason(reason), AuditLog()
     record = _version(zoo, ref)
@@ -200,7 +206,7 @@ def archive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
     if record.aliases:
         raise Conflict(
             f"{record.ref} is {' and '.join(record.aliases)}",
-            "what an alias points at is in use",
+            "a version with an alias is in use and cannot be archived",
             f"promote another version of {record.name} first",
         )
     if record.archived is None:
@@ -220,7 +226,7 @@ def archive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
 
 
 def unarchive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
-    """Take an archived version up again; raises as `archive` does."""
+    """Unarchive an archived version; raises as `archive` does."""
     who, reason, log = checked_who(who), checked_reason(reason), AuditLog()
     record = _version(zoo, ref)
     seen = standing(zoo, log, record.name)
@@ -239,57 +245,62 @@ def unarchive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
 
 
 def served_before(seen: Standing, now: int) -> int:
-    """Return the version that served before the one that does now.
+    """Return the version that served before the present one.
 
     Raises:
-        NotFound: the log does not tell.
+        NotFound: the audit log does not name it.
     """
     moves = seen.moves(SERVING)
     last = moves[-1].details if moves else {}
     if last.get("to") == now and last.get("from") is not None:
         return int(last["from"])
-    why = "the audit log tells of no move of serving"
+    why = "the audit log has no record of a move of serving"
     if moves and last.get("to") != now:
-        why = f"the log moved serving to {seen.name}@{last.get('to')}; something else moved it on"
+        to = f"{seen.name}@{last.get('to')}"
+        why = f"the last recorded move of serving was to {to}; a later move is not recorded"
     elif moves:
         why = "no version served before it"
     others = [one.version for one in seen.versions if one.version != now]
     hint = (
         f"manybeam zoo promote {seen.name}@{others[0]}" if others else "there is no other version"
     )
-    raise NotFound(f"nothing to go back to from {seen.name}@{now}", why, hint)
+    raise NotFound(f"there is no version to go back to from {seen.name}@{now}", why, hint)
 
 
 def _version(zoo: Zoo, ref: str) -> Record:
     record = zoo.resolve(ref)
     if record.selected is not None:
         raise InvalidInput(
-            f"{ref} is one member", "this is done to whole versions", f"name {record.name}@..."
+            f"{ref} is one member",
+            "only whole versions can be changed",
+            f"give {record.name}@{record.version}",
         )
     return record
 
 
-def _proposal(zoo: Zoo, new: Record, now: int | None, to: str, gates: Gates | None) -> Proposal:
+def _proposal(
+    zoo: Zoo, new: Record, now: int | None, to: str, gates: Gates | None
+) -> PromotionProposal:
     check_alias(to)
     old = "" if now is None else f"{new.name}@{now}"
     if old == new.ref:
-        return Proposal(new, old, to)
+        return PromotionProposal(new, old, to)
     verdicts = judge(zoo, old if to == SERVING else "", new, gates)
-    return Proposal(new, old, to, verdicts)
+    return PromotionProposal(new, old, to, verdicts)
 
 
 def _checked_force(ref: str, reason: str, *, force: bool) -> str:
     if force and not reason:
         raise InvalidInput(
             f"{ref} cannot be forced without a reason",
-            "who overrides a gate says why, for the audit log",
+            "the audit log needs the reason for which gates are overridden",
             f'manybeam zoo promote {ref} --force --reason "..."',
         )
     return reason
 
 
-def _refuse(proposal: Proposal, *, force: bool) -> None:
-    """Raise RefusedByGate if anything stands against it that may not, or is not, overridden."""
+def _refuse(proposal: PromotionProposal, *, force: bool) -> None:
+    """Raise RefusedByGate if a check failed and is not overridden."""
     final = [one for one in proposal.refusals if one.gate in NEVER_FORCED]
     against = final if force else proposal.refusals
     if not against:
@@ -302,9 +313,9 @@ def _refuse(proposal: Proposal, *, force: bool) -> None:
     raise RefusedByGate(
         f"{new.ref} may not be {proposal.alias}: {'; '.join(parts)}",
         "; ".join(one.words for one in against),
-        f'{see}--force --reason "..." overrides and is audited'
+        f'{see}--force --reason "..." overrides the gates and is recorded in the audit log'
         if not final
-        else "mend that; it cannot be forced",
+        else "correct this; it cannot be forced",
     )
 
 
@@ -313,7 +324,7 @@ def _move(
     log: AuditLog,
     seen: Standing,
     verb: str,
-    proposal: Proposal,
+    proposal: PromotionProposal,
     *,
     who: str,
     reason: str,
@@ -328,7 +339,11 @@ def _move(
 
     def act() -> None:
         if version_at(zoo.listing(new.name), alias) != was:
-            raise Conflict(f"{alias} of {new.name} was moved meanwhile", "", "look again")
+            raise Conflict(
+                f"{alias} of {new.name} was moved meanwhile",
+                "another process changed the same ensemble",
+                f"check with manybeam zoo ls {new.name}, then try again",
+            )
         zoo.set_alias(new.name, alias, new.version)
 
     done = carry_out(
@@ -349,14 +364,17 @@ def _move(
 
 
 def _as_logged(zoo: Zoo, log: AuditLog, name: str, alias: str, was: int | None) -> None:
-    """Put an alias that was moved too late where the log says it is; who changes it now, will."""
+    """Point an alias that was moved too late to the version in the log.
+
+    If another change is open, it will set the alias, so nothing is done.
+    """
     entries = log.entries(name)[::-1]
     if open_claim(entries) is not None:
         return
     moves = Standing(name, 0, entries, ()).moves(alias)
-    wanted = int(moves[-1].details["to"]) if moves else was
-    if wanted is not None:
-        zoo.set_alias(name, alias, wanted)
+    logged = int(moves[-1].details["to"]) if moves else was
+    if logged is not None:
+        zoo.set_alias(name, alias, logged)
 
 
 def _restorable(zoo: Zoo, name: str, version: int) -> Record:
@@ -364,7 +382,15 @@ def _restorable(zoo: Zoo, name: str, version: int) -> Record:
     try:
         record = zoo.resolve(ref)
     except NotFound as error:
-        raise Conflict(f"{ref} served before and is gone", "", f"promote another {name}") from error
+        raise Conflict(
+            f"{ref} served before and was removed",
+            "a removed version cannot serve",
+            f"promote another version of {name}",
+        ) from error
     if record.archived is not None:
-        raise Conflict(f"{ref} served before and is archived", "", f"manybeam zoo unarchive {ref}")
+        raise Conflict(
+            f"{ref} served before and is archived",
+            "an archived version cannot serve",
+            f"manybeam zoo unarchive {ref}",
+        )
     return record

@@ -1,4 +1,4 @@
-"""What MLflow and its artifact store hold that no version names, and how it is taken away."""
+"""Orphans: data in MLflow and its artifact store that no version names, and their removal."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from manybeam.zoo.refusals import speaking
 from manybeam.zoo.registration import CODE_TAG
 from manybeam.zoo.tracking import Tracking
 
-PREFIX = "manybeam/"  # of our experiments' names; the ensemble's name follows
+PREFIX = "manybeam/"  # beginning of the name of an experiment; the name of the ensemble follows
 _PAGE = 1000
 _all_of: Callable[..., list[Any]] = get_results_from_paginated_fn
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A run of ours that no version points at: a registration that was cut off, or was removed.
+    """A run without a version: its registration did not finish, or its version was removed.
 
     Attributes:
-        name: of the ensemble it was to be a version of.
-        run_id: of the run.
-        last_sign: when it last did anything, in UTC.
-        model_ids: LoggedModels it made that are still there, with their files.
+        name: name of the ensemble.
+        run_id: id of the run.
+        last_sign: time of its last activity, in UTC.
+        model_ids: its LoggedModels that still exist, with their files.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Orphan:
 
 
 class Orphans:
-    """What one MLflow holds that no version of it names.
+    """The orphans of one MLflow.
 
     Args:
         tracking: the MLflow.
@@ -48,9 +48,9 @@ class Orphans:
 
     @speaking()
     def find(self) -> list[Orphan]:
-        """Return every run of ours that no version points at, and has anything left to remove.
+        """Return all orphans that still have data to remove.
 
-        The versions are read last: what is registered while this looks is none.
+        The versions are read last, so that a version registered meanwhile is no orphan.
         """
         client = self._tracking.client
         found = _all_of(
@@ -60,7 +60,7 @@ class Orphans:
             _PAGE,
         )
         names = {one.experiment_id: one.name.removeprefix(PREFIX) for one in found}
-        if not names:  # MLflow's server takes no search of no experiments
+        if not names:  # the server of MLflow refuses a search in an empty list
             return []
         runs = [run for run in self._runs(list(names)) if CODE_TAG in run.data.tags]
         models = _by_run(self._models(list(names)))
@@ -77,17 +77,17 @@ class Orphans:
 
     @speaking()
     def of_run(self, name: str, run_id: str) -> Orphan:
-        """Return what one run of an ensemble holds."""
+        """Return one run of an ensemble as an orphan."""
         run = self._tracking.client.get_run(run_id)
         models = _by_run(self._models([run.info.experiment_id], run_id))
         return _orphan(name, run, models.get(run_id, []))
 
     @speaking()
     def close(self, orphan: Orphan) -> bool:
-        """Close a run, so that it can become no version any more; False if it has become one.
+        """Close a run, so that it cannot become a version; return False if it has become one.
 
-        A registration ends its run before it adds the version, and MLflow lets nobody end a run
-        that is deleted: so a registration that slept all this time fails, and leaves none.
+        A registration ends its run before it adds the version, and a deleted run cannot be ended
+        in MLflow. So a registration that continues after a long pause fails.
         """
         client, run_id = self._tracking.client, orphan.run_id
         if client.get_run(run_id).info.lifecycle_stage == "active":
@@ -99,18 +99,18 @@ class Orphans:
 
     @speaking()
     def remove_model(self, model_id: str) -> None:
-        """Remove the files of a LoggedModel, then its entry; a second time does no harm.
+        """Remove the files of a LoggedModel, then its entry; it may be called again.
 
         Raises:
-            Corrupt: its files lie where other files may lie too; nothing was removed.
+            Corrupt: its files are not in a separate folder; nothing was removed.
         """
         client = self._tracking.client
         location = client.get_logged_model(model_id).artifact_location
         if model_id not in location.split("/"):
             raise Corrupt(
-                f"the files of {model_id} lie at {location}",
-                "not in a folder of their own, so none is removed",
-                "somebody changed the zoo's database by hand",
+                f"the files of {model_id} are in {location}",
+                "this is not a separate folder of the model, so no file is removed",
+                "check the database of the zoo; it was probably changed by hand",
             )
         files: Any = get_artifact_repository(location, tracking_uri=self._tracking.uri)
         files.delete_artifacts()
@@ -118,7 +118,7 @@ class Orphans:
 
     @speaking()
     def remove_version(self, name: str, version: int) -> None:
-        """Remove a version from the registry; its files stay, named by nothing."""
+        """Remove a version from the registry; its files stay, as an orphan."""
         self._tracking.client.delete_model_version(name, str(version))
 
     def _runs(self, experiment_ids: list[str]) -> list[Run]:
@@ -133,10 +133,10 @@ class Orphans:
 
     def _models(self, experiment_ids: list[str], run_id: str = "") -> list[LoggedModel]:
         client = self._tracking.client
-        wanted = f"source_run_id = '{run_id}'" if run_id else None
+        condition = f"source_run_id = '{run_id}'" if run_id else None
         found: list[LoggedModel] = _all_of(
             lambda count, token: client.search_logged_models(
-                experiment_ids, wanted, max_results=count, page_token=token
+                experiment_ids, condition, max_results=count, page_token=token
             ),
             _PAGE,
         )

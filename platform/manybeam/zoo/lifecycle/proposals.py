@@ -1,4 +1,4 @@
-"""A version that is to take an alias: what the gates say of it, and what came of it."""
+"""The proposal to give a version an alias, with the results of the gates; and its outcome."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from manybeam.zoo.records import Record
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A version, the one it would replace, and what the gates say.
+class PromotionProposal:
+    """A version, the version it would replace, and the results of the gates.
 
     Attributes:
         new: the version.
-        old: reference of the version the alias points at now; "" if at none.
+        old: reference of the version of the alias now; "" if there is none.
         alias: `serving` or `candidate`.
-        verdicts: of every gate; empty if the alias points at the version already.
+        verdicts: results of all gates; empty if the version has the alias already.
     """
 
     new: Record
@@ -24,12 +24,12 @@ class Proposal:
 
     @property
     def refusals(self) -> tuple[Verdict, ...]:
-        """The verdicts that stand against it."""
+        """The results of the gates that refuse it."""
         return tuple(one for one in self.verdicts if not one.passed)
 
     @property
     def is_there(self) -> bool:
-        """Whether the alias points at the version already."""
+        """Whether the version has the alias already."""
         return self.old == self.new.ref
 
 
@@ -38,12 +38,12 @@ class Promotion:
     """An alias that was moved.
 
     Attributes:
-        ref: the version it points at now, as `graphene@3`.
+        ref: the version of the alias now, as `graphene@3`.
         alias: `serving` or `candidate`.
-        previous: the version it pointed at before; "" if at none.
-        verdicts: what the gates said.
-        is_forced: whether any of them was overridden.
-        number: of its record in the audit log; 0 if the alias was there already.
+        previous: the version of the alias before; "" if there was none.
+        verdicts: results of the gates.
+        is_forced: whether a gate was overridden.
+        number: number of the record in the audit log; 0 if the alias was not moved.
     """
 
     ref: str

@@ -1,1 +1,1 @@
-"""What people read of a version: model cards, plots, notebook views, error overlays."""
+"""Reports about versions: model cards, plots, notebook views, error overlays."""

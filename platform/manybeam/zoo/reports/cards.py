@@ -1,7 +1,7 @@
-"""Model cards: what a version is, what it was made from, how good it is where, and where it fails.
+"""Model cards: the content of a version, its origin, its scores, and where it fails.
 
-Made from the record and the matrix alone, so that a card never says what was not measured. A note a
-person wrote about the structure (`cards/*.md` of the zoo folder) is put in as it stands.
+A card is made from the record and the matrix only, so that it contains only measured facts. A note
+about the structure (`cards/*.md` of the zoo folder) is included without changes.
 """
 
 import base64
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from manybeam.zoo.matrix import FrameSetUse
     from manybeam.zoo.records import MemberRecord, Record
 
-POOR_F1 = 0.8  # below, every fifth atom or so is wrong: a card says so in words
+POOR_F1 = 0.8  # below it, about every fifth atom is wrong, and the card lists the condition
 POOR_ECE = 0.1
 FEW_FRAMES = 16
-MOST_COLUMNS = 12  # members beyond which the numbers of each are left to the picture
+MOST_COLUMNS = 12  # with more members, their scores are only in the picture
 PACKAGES = ("manybeam", "torch", "numpy", "scipy", "mlflow", "ray", "zarr", "safetensors")
 _TEMPLATE = Path(__file__).with_name("card.html.jinja")
 
@@ -31,7 +31,7 @@ Cells = Sequence[str]
 
 
 @dataclass(frozen=True)
-class Table:
+class CardTable:
     """A heading, the names of the columns and the rows below them."""
 
     title: str
@@ -41,25 +41,25 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a card says, before it is Markdown or HTML.
+class ModelCard:
+    """The content of a card, before it is Markdown or HTML.
 
     Attributes:
         title: the reference.
-        lead: what it is, in a sentence.
-        facts: name and value of what there is one of.
-        limits: where it fails, in words.
+        lead: the first sentence.
+        facts: names and values of single facts.
+        limits: sentences about conditions where it fails.
         tables: scores by condition, by member, members, inputs, environment.
         use: name and text of each way to use it.
         job: the job that made it, as JSON.
-        note: what a person wrote about the structure, as Markdown; "" if nobody did.
+        note: a note about the structure, as Markdown; "" if there is none.
     """
 
     title: str
     lead: str
     facts: Sequence[tuple[str, str]]
     limits: Cells
-    tables: Sequence[Table]
+    tables: Sequence[CardTable]
     use: Sequence[tuple[str, str]]
     job: str
     note: str = field(default="")
@@ -71,11 +71,11 @@ def card_markdown(
     """Return the card of a version as Markdown.
 
     Args:
-        record: the version, as the zoo resolves it.
+        record: the version.
         matrix: its scores.
-        note: what a person wrote about the structure; see `note_for`.
-        licence: of the weights; said to be unknown if left out.
-        picture: where the picture of the matrix lies, beside the card; left out if "".
+        note: a note about the structure; see `note_for`.
+        licence: licence of the weights; if left out, the card says "not stated".
+        picture: link to the picture of the matrix; "" for no picture.
     """
     card = describe(record, matrix, note=note, licence=licence)
     parts = [f"# {_line(card.title)}", _line(card.lead)]
@@ -96,17 +96,17 @@ def card_markdown(
 def card_html(
     record: "Record", matrix: Matrix, *, note: str = "", licence: str = "", picture: bool = True
 ) -> str:
-    """Return the card of a version as one HTML page that asks for nothing outside itself.
+    """Return the card of a version as one HTML page without external files.
 
-    All text is escaped. Style and picture are inside the page: served under a strict policy it
+    All text is escaped. Style and picture are inside the page. Under a content security policy it
     needs `style-src 'unsafe-inline'; img-src data:`.
 
     Args:
-        record: the version, as the zoo resolves it.
+        record: the version.
         matrix: its scores.
-        note: what a person wrote about the structure; see `note_for`.
-        licence: of the weights; said to be unknown if left out.
-        picture: whether to put in the picture of the matrix; the numbers are there either way.
+        note: a note about the structure; see `note_for`.
+        licence: licence of the weights; if left out, the card says "not stated".
+        picture: whether to include the picture of the matrix; the tables have the numbers too.
     """
     from jinja2 import Environment
 
@@ -126,15 +126,15 @@ def card_picture(matrix: Matrix, key: str = "f1") -> bytes:
 
 
 def note_for(record: "Record", folder: Path, conditions: Iterable[str] = ()) -> str:
-    """Return what a person wrote about the structure of a version; "" if nobody did.
+    """Return the note about the structure of a version; "" if there is none.
 
-    It is the file of `folder/cards` that is called as the ensemble, its policies or the conditions
-    it was measured on begin: `graphene.md` for `graphene-60kv`.
+    It is the file of `folder/cards` with the first word of the name of the ensemble, its policies
+    or its measured conditions: `graphene.md` for `graphene-60kv`.
 
     Args:
         record: the version.
         folder: the zoo folder (`Library.folder`).
-        conditions: ids of the conditions it was measured on.
+        conditions: ids of the measured conditions.
     """
     names = [record.name, *(member.policy for member in record.members), *conditions]
     for stem in dict.fromkeys(re.split(r"[-._]", name)[0] for name in names):
@@ -144,17 +144,17 @@ def note_for(record: "Record", folder: Path, conditions: Iterable[str] = ()) -> 
     return ""
 
 
-def describe(record: "Record", matrix: Matrix, *, note: str = "", licence: str = "") -> Card:
-    """Return what the card of a version says."""
+def describe(record: "Record", matrix: Matrix, *, note: str = "", licence: str = "") -> ModelCard:
+    """Return the content of the card of a version."""
     tables = [
         _by_condition(record, matrix),
         *_by_member(matrix),
         _members(record, matrix),
-        *_frame_sets("Frames it was trained on", record.inputs),
-        *_frame_sets("Recorded frames it was measured on", matrix.frame_sets),
+        *_frame_sets("Training frames", record.inputs),
+        *_frame_sets("Recorded test frames", matrix.frame_sets),
         *_environment(record),
     ]
-    return Card(
+    return ModelCard(
         title=record.ref,
         lead=_lead(record),
         facts=_facts(record, licence),
@@ -167,14 +167,14 @@ def describe(record: "Record", matrix: Matrix, *, note: str = "", licence: str =
 
 
 def limits(record: "Record", matrix: Matrix) -> list[str]:
-    """Return in words where a version fails, and what nobody knows about it.
+    """Return sentences about conditions where a version fails or was not measured.
 
     Args:
         record: the version, or one member of it.
         matrix: its scores.
     """
     if not len(matrix):
-        return ["Nothing was measured: nobody knows how good it is under any condition."]
+        return ["It was not measured, so its F1 is unknown under all conditions."]
     row = record.subject
     weak, blurred, few, beaten, unknown = [], [], [], [], []
     for condition in matrix.conditions:
@@ -184,23 +184,23 @@ def limits(record: "Record", matrix: Matrix) -> list[str]:
             unknown.append(condition)
             continue
         weak += [f"{condition}: {_interval(values)}"] if f1 < POOR_F1 else []
-        beaten += [f"{condition}: {by_hand:.3f} against {f1:.3f}"] if (by_hand or 0) > f1 else []
+        beaten += [f"{condition}: {by_hand:.3f}, not {f1:.3f}"] if (by_hand or 0) > f1 else []
         off = values.get("ece", 0.0)
         blurred += [f"{condition}: {off:.2f}"] if off > POOR_ECE else []
         few += [condition] if 0 < values.get("frames", FEW_FRAMES) < FEW_FRAMES else []
-    told = [
+    listed = [
         (f"F1 is below {POOR_F1:g} on", weak),
-        ("A classical detector tuned to the condition does better on", beaten),
-        (f"Its probabilities are off by more than {POOR_ECE:g} (ECE) on", blurred),
-        (f"Fewer than {FEW_FRAMES} test frames, so an uncertain score, on", few),
-        ("Not measured, though its members or rivals were, on", unknown),
-        ("Older scores, under numbers the condition no longer has, do not count for",
+        ("A classical detector that is tuned to the condition has a higher F1 on", beaten),
+        (f"The calibration error (ECE) of its probabilities is above {POOR_ECE:g} on", blurred),
+        (f"There are fewer than {FEW_FRAMES} test frames, so the score is uncertain, on", few),
+        ("It was not measured, but other rows of the table were, on", unknown),
+        ("Old scores are not used, because the numbers of the condition changed, for",
          sorted({condition for condition, _ in matrix.superseded})),
-        ("Members that were planned and failed:", list(record.failed)),
+        ("Members that failed in training:", list(record.failed)),
     ]  # fmt: skip
-    said = [f"{words} {'; '.join(which)}." for words, which in told if which]
-    said.append("Any condition that is not named in this card was not measured.")
-    return said
+    sentences = [f"{words} {'; '.join(which)}." for words, which in listed if which]
+    sentences.append("Conditions that are not in this card were not measured.")
+    return sentences
 
 
 def _lead(record: "Record") -> str:
@@ -209,7 +209,7 @@ def _lead(record: "Record") -> str:
         return f"{record.ref} is one network ({networks}) that finds atoms in microscope frames."
     return (
         f"{record.ref} is an ensemble of {record.member_count} networks ({networks}) that find "
-        "atoms in microscope frames and say how far they disagree."
+        "atoms in microscope frames. Their disagreement is a measure of uncertainty."
     )
 
 
@@ -240,16 +240,20 @@ def _facts(record: "Record", licence: str) -> list[tuple[str, str]]:
 def _self_test(record: "Record") -> str:
     version = record.version_ref
     if not record.self_test:
-        return "no answers were kept to compare with"
-    return f"answers kept, SHA-256 {record.self_test}; compare with: manybeam zoo test {version}"
+        return "none is stored"
+    return f"stored, SHA-256 {record.self_test}; run it with: manybeam zoo test {version}"
 
 
-def _by_condition(record: "Record", matrix: Matrix) -> Table:
-    """Return the table a reader wants first: one line a condition, with interval and date."""
+def _by_condition(record: "Record", matrix: Matrix) -> CardTable:
+    """Return the main table: one row for each condition, with interval and date."""
     columns = ("condition", "F1 (95 %)", "position error (pm)", "ECE", "best member", "classical",
                "frames", "measured", "scorer", "digest")  # fmt: skip
     rows = [_condition_row(matrix, condition, record.subject) for condition in matrix.conditions]
-    return Table("Scores by condition", columns, rows)
+    note = (
+        "F1 is 1 if every atom is found and nothing else is. ECE, the calibration error, is the "
+        "mean gap between the probability of an atom and the share of such atoms that are right."
+    )
+    return CardTable("Scores by condition", columns, rows, note)
 
 
 def _condition_row(matrix: Matrix, condition: str, row: int) -> Cells:
@@ -275,7 +279,7 @@ def _condition_row(matrix: Matrix, condition: str, row: int) -> Cells:
     )
 
 
-def _by_member(matrix: Matrix) -> list[Table]:
+def _by_member(matrix: Matrix) -> list[CardTable]:
     if not len(matrix) or len(matrix.scored) > MOST_COLUMNS:
         return []
     columns = ("condition", *(member_label(row) for row in matrix.scored))
@@ -283,10 +287,10 @@ def _by_member(matrix: Matrix) -> list[Table]:
         (condition, *(_number(matrix.value(row, condition)) for row in matrix.scored))
         for condition in matrix.conditions
     ]
-    return [Table("F1 of each member", columns, rows)]
+    return [CardTable("F1 of each member", columns, rows)]
 
 
-def _members(record: "Record", matrix: Matrix) -> Table:
+def _members(record: "Record", matrix: Matrix) -> CardTable:
     columns = ("member", "seed", "policy", "recipe", "parent", "mean F1", "SHA-256 of the weights")
     rows = [
         (
@@ -300,27 +304,27 @@ def _members(record: "Record", matrix: Matrix) -> Table:
         )
         for one in record.members
     ]
-    return Table("Members", columns, rows)
+    return CardTable("Members", columns, rows)
 
 
-def _frame_sets(title: str, uses: "Iterable[FrameSetUse]") -> list[Table]:
+def _frame_sets(title: str, uses: "Iterable[FrameSetUse]") -> list[CardTable]:
     rows = [(one.url, one.digest) for one in uses]
-    return [Table(title, ("FrameSet", "digest"), rows)] if rows else []
+    return [CardTable(title, ("FrameSet", "digest"), rows)] if rows else []
 
 
-def _environment(record: "Record") -> list[Table]:
+def _environment(record: "Record") -> list[CardTable]:
     named = [(name, record.environment[name]) for name in PACKAGES if name in record.environment]
     if not named:
         return []
-    note = f"{len(record.environment)} packages are recorded; these decide what it answers."
-    return [Table("Environment", ("package", "version"), named, note)]
+    note = f"{len(record.environment)} packages are recorded. These have an effect on its answers."
+    return [CardTable("Environment", ("package", "version"), named, note)]
 
 
 def _use(record: "Record") -> list[tuple[str, str]]:
     ref, service = record.ref, settings().service_url.rstrip("/")
     python = (
         "import manybeam as mb\n\n"
-        f'answer = mb.predict(frame, "{ref}", pixel_size_pm=7.8)  # edge of a pixel of your frame\n'
+        f'answer = mb.predict(frame, "{ref}", pixel_size_pm=7.8)  # pixel size of your frame\n'
         "answer.atoms  # y, x, class, probability, spread_y_px, spread_x_px, votes"
     )
     curl = (
@@ -344,12 +348,12 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _line(text: str) -> str:
-    """Return text that stays on its line and in its cell, and is no HTML."""
+    """Return text on one line, without HTML and without signs of Markdown tables."""
     flat = " ".join(text.split())
     return re.sub(r"([|\[\]])", r"\\\1", flat).replace("<", "&lt;")
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: CardTable) -> str:
     if not table.rows:
         return "none"
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
@@ -357,14 +361,14 @@ def _markdown_table(table: Table) -> str:
 
 
 def _fenced(text: str) -> str:
-    """Return text as a block of code, whatever backticks are in it."""
+    """Return text as a block of code; it may contain backticks."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
 
 
 def _note_html(note: str) -> str:
-    """Return a note as HTML: headings, paragraphs, bold and code; anything else as it stands."""
+    """Return a note as HTML: headings, paragraphs, bold and code; other text is not changed."""
     parts: list[Any] = []
     for block in re.split(r"\n\s*\n", note) if note else ():
         text = html.escape(" ".join(block.split()))

@@ -1,4 +1,4 @@
-"""A frame with what was found on it, right and wrong: what an F1 stands for, to be looked at.
+"""A picture of a frame with its right, false and missed atoms, to illustrate an F1.
 
 Axis letters: n atom, 2 the pair (y, x).
 """
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 
     from manybeam.learn.scoring.scores import Judged
 
-# Of Okabe and Ito: told apart by those who see fewer colours, and each has a shape of its own.
-RIGHT, FALSE, MISSED, BESIDE = "#56b4e9", "#ff8c42", "#f0e442", "#d0d0d0"
-MARKS = {RIGHT: "o", FALSE: "x", MISSED: "s", BESIDE: "."}
+# Colours of Okabe and Ito for people with colour blindness; each also has a different shape.
+RIGHT, FALSE, MISSED, AT_EDGE = "#56b4e9", "#ff8c42", "#f0e442", "#d0d0d0"
+MARKS = {RIGHT: "o", FALSE: "x", MISSED: "s", AT_EDGE: "."}
 PICTURE_IN = (6.4, 9.6)  # sides of the smallest and the largest picture
 LEGEND_IN = 0.42
 GROUND = "#14181d"
-SMALL_PX = 256  # side of a frame that the smallest picture is large enough for
+SMALL_PX = 256  # side of a frame for which the smallest picture is large enough
 Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorOverlay:
-    """Where one answer was right and wrong on one frame, (atoms, 2) y, x in pixels.
+    """Right and wrong atoms of one answer on one frame, (atoms, 2) y, x in pixels.
 
     Attributes:
-        right: found atoms that are there.
-        false: found atoms that are not.
-        missed: true atoms that were not found, where they are.
-        beside: atoms at the edge, found or true, that do not count.
+        right: found atoms that exist.
+        false: found atoms that do not exist.
+        missed: true atoms that were not found.
+        at_edge: found or true atoms at the edge, which are not counted.
     """
 
     right: Array
     false: Array
     missed: Array
-    beside: Array
+    at_edge: Array
 
     @classmethod
     def of(cls, found: Array, truth: Array, judged: "Judged") -> "ErrorOverlay":
-        """Return them of atoms judged already (`learn.scoring.scores.judge`)."""
+        """Return the overlay of atoms after their comparison (`learn.scoring.scores.judge`)."""
         from manybeam.learn.scoring.matching import positions
 
         found_n2, truth_n2 = positions(found), positions(truth)
@@ -58,7 +58,7 @@ class ErrorOverlay:
             right=found_n2[is_true & counts],
             false=found_n2[~is_true & counts],
             missed=truth_n2[judged.truth_counts & ~is_met],
-            beside=np.concatenate(uncounted),
+            at_edge=np.concatenate(uncounted),
         )
 
 
@@ -75,8 +75,8 @@ def errors_figure(
         frame_yx: the frame.
         found: (atoms, >= 2) y, x in pixels.
         truth: (atoms, >= 2) y, x in pixels.
-        judged: what `learn.scoring.scores.judge` says of these.
-        pixel_size_pm: edge of a pixel, in pm, for a bar of known length; none if unknown.
+        judged: their comparison, by `learn.scoring.scores.judge`.
+        pixel_size_pm: edge of a pixel, in pm, for the scale bar; None if unknown.
     """
     seen = ErrorOverlay.of(found, truth, judged)
     least, most = PICTURE_IN
@@ -111,26 +111,26 @@ def scale_bar(axis: "Axes", shape: tuple[int, ...], pixel_size_pm: float) -> Non
 def _size_pt(
     shape: tuple[int, ...], judged: "Judged", pixel_size_pm: float | None, side_in: float
 ) -> float:
-    """Return how wide a mark is, in points: as the match radius is, where it can be seen."""
+    """Return the width of a mark, in points: the match diameter, within limits."""
     radius_px = judged.radius_pm / pixel_size_pm if pixel_size_pm else math.nan
     across = 2 * radius_px / max(shape) * side_in * 72
     return float(np.clip(across, 4, 16)) if across > 0 else 8.0
 
 
 def _mark(axis: "Axes", seen: ErrorOverlay, size_pt: float) -> None:
-    told = (
+    groups = (
         (seen.right, RIGHT, "right"),
         (seen.missed, MISSED, "missed"),
         (seen.false, FALSE, "false"),
-        (seen.beside, BESIDE, "at the edge, not counted"),
+        (seen.at_edge, AT_EDGE, "at the edge, not counted"),
     )
-    for place_n2, colour, word in told:
+    for place_n2, colour, word in groups:
         mark = MARKS[colour]
         drawn = {"color": colour} if mark in "x." else {"facecolors": "none", "edgecolors": colour}
         width = 1.3 if colour == RIGHT else 2.0
         style: dict[str, Any] = {"marker": mark, "linewidths": width, **drawn}
-        style["s"] = (0.5 * size_pt if colour == BESIDE else size_pt) ** 2
-        # A dark rim: the marks must be seen on bright atoms too.
+        style["s"] = (0.5 * size_pt if colour == AT_EDGE else size_pt) ** 2
+        # A dark rim makes the marks visible on bright atoms too.
         style["path_effects"] = [withStroke(linewidth=width + 1.6, foreground="#000000")]
         label = f"{len(place_n2)} {word}"
         axis.scatter(place_n2[:, 1], place_n2[:, 0], label=label, **style)

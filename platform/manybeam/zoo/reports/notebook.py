@@ -1,4 +1,4 @@
-"""How matrices and records look in a notebook: HTML without script, numbers on their colours."""
+"""Matrices and records in a notebook: HTML tables without script, with coloured cells."""
 
 import html
 from collections.abc import Callable
@@ -14,12 +14,12 @@ MOST_ROWS = 60
 
 
 def matrix_html(matrix: Matrix, key: str = "f1") -> str:
-    """Return how a matrix shows itself: a table with numbers on their colours, the best bold.
+    """Return a matrix as an HTML table with coloured cells; the best members are bold.
 
-    At most sixty rows; `to_pandas` has all.
+    It has at most sixty rows; `to_pandas` has all.
     """
     if not len(matrix):
-        return "<div>Nothing was measured yet: <code>manybeam evaluate</code> does it.</div>"
+        return "<div>Not measured yet. Run <code>manybeam evaluate</code>.</div>"
     shown = (*matrix.scored[: MOST_ROWS - 2], *matrix.scored[MOST_ROWS - 2 :][-2:])
     head = "".join(
         f'<th scope="col" style="{CELL_STYLE}">{html.escape(c)}</th>' for c in matrix.conditions
@@ -43,7 +43,7 @@ def matrix_html(matrix: Matrix, key: str = "f1") -> str:
 
 
 def record_html(record: "Record") -> str:
-    """Return how a record shows itself: what it is and which members it has."""
+    """Return a record as HTML: its facts and its members."""
     facts: list[tuple[str, object]] = [
         ("aliases", ", ".join(record.aliases) or "none"),
         ("registered", f"{record.created:%Y-%m-%d %H:%M} UTC"),
@@ -62,7 +62,7 @@ def record_html(record: "Record") -> str:
 
 
 def _painter(matrix: Matrix, key: str) -> "Callable[..., str]":
-    """Return what makes a cell of a score: its number on its colour, or "not measured"."""
+    """Return a function that makes the cell of a score: a coloured number, or "not measured"."""
     from matplotlib import colormaps
 
     from manybeam.zoo.reports.plots import ink_on, scale_of

@@ -1,6 +1,6 @@
-"""Pictures of scores: matplotlib Figures, never pyplot's global state.
+"""Pictures of scores, as matplotlib Figures, without the global state of pyplot.
 
-Colour never stands alone: numbers, marks or words say the same.
+Numbers, marks or words show the same as each colour.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from manybeam.zoo.compare import Difference
 
-MOST_NUMBERED = 40  # rows or columns beyond which numbers would not be legible
-MOST_NAMED = 60  # rows or columns beyond which only every so many are named
+MOST_NUMBERED = 40  # with more rows or columns, numbers would not be legible
+MOST_NAMED = 60  # with more rows or columns, only some are named
 SHARES = ("f1", "precision", "recall", "ece", "doubt_auroc", "spread_auroc", "false_fill", "aurc")
 NAMES = {"f1": "F1", "rmse_pm": "position error RMSE (pm)", "ece": "calibration error (ECE)"}
 BETTER, WORSE, UNCLEAR = "#0072b2", "#d55e00", "#6b6b6b"  # blue and vermilion of Okabe and Ito
@@ -36,18 +36,18 @@ Array = NDArray[Any]
 
 
 def matrix_figure(matrix: Matrix, key: str = "f1") -> Figure:
-    """Return members x conditions as a picture with its numbers.
+    """Return members x conditions as a picture with numbers.
 
-    The best member of each condition is outlined; a pair that was not measured is hatched. Past 40
-    rows or columns only colours are drawn, and past 60 only some are named.
+    The best member of each condition is outlined. A pair that was not measured is hatched. With
+    more than 40 rows or columns only colours are drawn; with more than 60 only some are named.
 
     Args:
-        matrix: what was measured.
+        matrix: the scores.
         key: name of the score.
     """
     rows, columns = matrix.scored, matrix.conditions
     if not rows or not columns:
-        return _nothing("nothing was measured yet")
+        return _nothing("not measured yet")
     found = [[matrix.value(row, column, key) for column in columns] for row in rows]
     value_rc = np.array([[np.nan if v is None else v for v in line] for line in found], float)
     if np.isnan(value_rc).all():
@@ -71,14 +71,14 @@ def matrix_figure(matrix: Matrix, key: str = "f1") -> Figure:
 
 
 def difference_figure(differences: Sequence["Difference"], names: tuple[str, str]) -> Figure:
-    """Return the difference on each condition with its 95 % interval, and what it means.
+    """Return a picture of the difference on each condition, with its 95 % interval.
 
     Args:
-        differences: of one row, as `compare` gives them.
-        names: what the older and the newer are called.
+        differences: differences of one row, from `compare`.
+        names: names of the older and the newer version.
     """
     if not differences:
-        return _nothing("nothing was measured on either")
+        return _nothing("neither version was measured")
     count, key = len(differences), differences[0].key
     figure = Figure(figsize=(8.4, 1.9 + 0.3 * count), layout="constrained")
     axis = figure.subplots()
@@ -91,7 +91,7 @@ def difference_figure(differences: Sequence["Difference"], names: tuple[str, str
     words = "less is better" if less_is_better(key) else "more is better"
     axis.set_xlabel(f"{NAMES.get(key, key)}: {names[1]} - {names[0]}   ({words})", fontsize=9)
     right = axis.secondary_yaxis("right")
-    right.set_yticks(range(count), [_beside(one) for one in differences], fontsize=8)
+    right.set_yticks(range(count), [_verdict(one) for one in differences], fontsize=8)
     right.tick_params(length=0)
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
@@ -100,14 +100,14 @@ def difference_figure(differences: Sequence["Difference"], names: tuple[str, str
 
 
 def reliability_figure(matrix: Matrix, condition: str | None = None) -> Figure:
-    """Return how often the ensemble's atoms were right, by the probability it gave them.
+    """Return the share of right atoms of the ensemble, by their probability.
 
-    On the diagonal, of all atoms called 70 % probable 70 % are there; below it, it is surer than
-    it should be. Bars below tell how many atoms each point stands for.
+    On the diagonal, 70 % of all atoms with a probability of 70 % exist. Below the diagonal the
+    probabilities are too high. Bars show the number of atoms of each point.
 
     Args:
-        matrix: what was measured.
-        condition: one to look at; all that were measured, pooled atom by atom, if left out.
+        matrix: the scores.
+        condition: one condition; if left out, the atoms of all measured conditions together.
     """
     bins = matrix.reliability(condition)
     error = calibration_error(bins)
@@ -117,14 +117,14 @@ def reliability_figure(matrix: Matrix, condition: str | None = None) -> Figure:
     top, below = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
     top.plot([0, 1], [0, 1], color="#6b6b6b", linewidth=1, linestyle="--")
     slanted: dict[str, Any] = {"rotation": 45, "transform_rotates_text": True}
-    top.text(0.05, 0.08, "as claimed", fontsize=8, color="#555555", **slanted)
+    top.text(0.05, 0.08, "perfect calibration", fontsize=8, color="#555555", **slanted)
     filled = np.array([one for one in bins if one[2]])
     top.plot(filled[:, 0], filled[:, 1], color=BETTER, marker="o", markersize=5, linewidth=1.6)
     top.set_ylim(-0.02, 1.04)
-    top.set_ylabel("share that were atoms", fontsize=9)
+    top.set_ylabel("share that are right", fontsize=9)
     words = condition or "all conditions"
-    told = f"{words}: ECE {error:.3f}, {int(filled[:, 2].sum()):,} atoms found"
-    top.set_title(told, fontsize=9, loc="left")
+    title = f"{words}: ECE {error:.3f}, {int(filled[:, 2].sum()):,} atoms found"
+    top.set_title(title, fontsize=9, loc="left")
     _count_bins(below, [count for _, _, count in bins])
     for axis in (top, below):
         axis.tick_params(labelsize=8)
@@ -134,7 +134,7 @@ def reliability_figure(matrix: Matrix, condition: str | None = None) -> Figure:
 
 
 def drawn(figure: Figure, form: str = "png", dpi: int = 110) -> bytes:
-    """Return a figure as a file: `png`, `svg` or `pdf`; an SVG of it differs in its ids only."""
+    """Return a figure as the bytes of a file: `png`, `svg` or `pdf`; two SVGs differ in ids."""
     import io
 
     buffer = io.BytesIO()
@@ -149,7 +149,7 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def ink_on(colour: Sequence[float]) -> str:
-    """Return the colour of text that contrasts more with a background, by WCAG's luminance.
+    """Return the colour of text with the higher contrast to a background (WCAG luminance).
 
     Args:
         colour: red, green, blue from 0 to 1.
@@ -165,7 +165,7 @@ def ink_on(colour: Sequence[float]) -> str:
 
 
 def scale_of(matrix: Matrix, key: str) -> Normalize:
-    """Return how a score becomes a colour: 0 to 1 for a share, else least to most measured."""
+    """Return the colour scale of a score: 0 to 1 for a share, else smallest to largest value."""
     if key.startswith(SHARES):
         return Normalize(0, 1)
     values = [matrix.value(row, c, key) for row in matrix.scored for c in matrix.conditions]
@@ -175,14 +175,14 @@ def scale_of(matrix: Matrix, key: str) -> Normalize:
 
 
 def _count_bins(axis: "Axes", counts: Sequence[int]) -> None:
-    """Draw how many atoms each bin holds, on a scale that shows a few beside thousands."""
+    """Draw the number of atoms in each bin, on a scale that shows small and large numbers."""
     middles = (np.arange(BIN_COUNT) + 0.5) / BIN_COUNT
     axis.bar(middles, counts, width=0.9 / BIN_COUNT, color="#8fb8d9", edgecolor=BETTER)
     axis.set_yscale("symlog", linthresh=10)
     axis.set_ylim(0)
     axis.set_xlim(0, 1)
     axis.set_ylabel("atoms", fontsize=9)
-    axis.set_xlabel("probability the ensemble gave", fontsize=9)
+    axis.set_xlabel("probability of the ensemble", fontsize=9)
 
 
 def _number(axis: "Axes", value_rc: Array, scale: Normalize) -> None:
@@ -202,13 +202,13 @@ def _outline_best(axis: "Axes", matrix: Matrix, key: str) -> None:
         best = matrix.best(condition, key)
         if best is not None:
             corner = (x - 0.46, matrix.scored.index(best) - 0.44)
-            for colour, width in ((LIGHT_INK, 4.0), (DARK_INK, 1.8)):  # one shows on any ground
+            for colour, width in ((LIGHT_INK, 4.0), (DARK_INK, 1.8)):  # visible on any colour
                 style: dict[str, Any] = {"edgecolor": colour, "linewidth": width}
                 axis.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, **style))
 
 
 def _hatched(shape: tuple[int, ...]) -> Rectangle:
-    """Return what shows through where nothing was measured: NaN is drawn transparent."""
+    """Return the hatched background; it is visible for NaN, which is drawn transparent."""
     style: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": "#b0b0b0", "linewidth": 0}
     return Rectangle((-0.5, -0.5), shape[1], shape[0], zorder=0, **style)
 
@@ -221,7 +221,7 @@ def _name_axes(axis: "Axes", rows: Sequence[str], columns: Sequence[str]) -> Non
 
 
 def _interval(axis: "Axes", y: int, one: "Difference") -> None:
-    """Draw one condition: filled where significant, open where not, nothing where not measured."""
+    """Draw one condition: filled if significant, else open; nothing if not measured."""
     if one.difference is None:
         return
     colour = {True: BETTER, False: WORSE, None: UNCLEAR}[one.is_better]
@@ -233,14 +233,14 @@ def _interval(axis: "Axes", y: int, one: "Difference") -> None:
     axis.plot([one.difference], [y], marker=mark, linestyle="none", **style)
 
 
-def _beside(one: "Difference") -> str:
+def _verdict(one: "Difference") -> str:
     if one.difference is None:
         return one.words
     return f"{one.difference:+.3f}  {one.words}"
 
 
 def _nothing(words: str) -> Figure:
-    """Return a figure that says that there is nothing to show."""
+    """Return a figure with a text only, if there are no data."""
     figure = Figure(figsize=(4, 1.2), layout="constrained")
     figure.text(0.5, 0.5, words, ha="center", va="center", fontsize=10)
     return figure

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manybeam.jobs.evaluate import Judgements
-from manybeam.jobs.test_sets import Labelled
+from manybeam.jobs.evaluate import Evaluation
+from manybeam.jobs.test_sets import LabelledFrame
 from manybeam.learn.nets.member import Member
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
 TRUTH = np.array([[20.0, 20.0, 42], [20.0, 40.0, 16], [40.0, 20.0, 16]])
-FRAME = Labelled(np.zeros((64, 64), np.float32), TRUTH, 16.0)
+FRAME = LabelledFrame(np.zeros((64, 64), np.float32), TRUTH, 16.0)
 
 
 def found(classes: tuple[int, int, int]) -> np.ndarray:
@@ -21,16 +21,16 @@ def found(classes: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_kinds_told_apart_have_a_score_each() -> None:
-    judgements = Judgements()
-    judgements.add(0, found((1, 2, 1)), FRAME, None, (42, 16))
-    values = judgements.values(0)
+    evaluation = Evaluation()
+    evaluation.add(0, found((1, 2, 1)), FRAME, None, (42, 16))
+    values = evaluation.values(0)
     assert values["f1"] == 1.0
     assert values["f1_mo"] == pytest.approx(2 / 3)
     assert values["f1_s"] == pytest.approx(2 / 3)
 
 
 def test_kinds_are_counted_over_all_blocks() -> None:
-    first, second = Judgements(), Judgements()
+    first, second = Evaluation(), Evaluation()
     first.add(0, found((1, 2, 2)), FRAME, None, (42, 16))
     second.add(0, found((2, 2, 2)), FRAME, None, (42, 16))
     first.extend(second)
@@ -38,19 +38,19 @@ def test_kinds_are_counted_over_all_blocks() -> None:
 
 
 def test_a_network_of_one_kind_has_no_such_scores() -> None:
-    judgements = Judgements()
-    judgements.add(0, found((0, 0, 0)), FRAME, None)
-    of_f1 = {name for name in judgements.values(0) if name.startswith("f1_")}
+    evaluation = Evaluation()
+    evaluation.add(0, found((0, 0, 0)), FRAME, None)
+    of_f1 = {name for name in evaluation.values(0) if name.startswith("f1_")}
     assert of_f1 == {"f1_low", "f1_high"}
 
 
 def test_the_zoo_keeps_the_score_of_an_element(
     tmp_path: Path, tiny_members: Callable[[int], list[Member]]
 ) -> None:
-    judgements = Judgements()
-    judgements.add(0, found((1, 2, 2)), FRAME, None, (42, 16))
+    evaluation = Evaluation()
+    evaluation.add(0, found((1, 2, 2)), FRAME, None, (42, 16))
     zoo = Zoo(f"sqlite:///{tmp_path}/zoo.db", (tmp_path / "w").as_uri(), tmp_path / "cache")
-    scores = [Score(0, "sheet", "digest", judgements.values(0))]
+    scores = [Score(0, "sheet", "digest", evaluation.values(0))]
     record = zoo.register("mos2", tiny_members(1), job={}, scores=scores)
     assert zoo.matrix(record.ref).value(0, "sheet", "f1_mo") == 1.0
 
@@ -79,12 +79,12 @@ def test_vacancies_dopants_and_edges_are_counted_over_all_frames(
     *, is_filled: bool, share: float
 ) -> None:
     truth, missing = lacking(sheet(), 90)
-    frame = Labelled(np.zeros((128, 128), np.float32), truth, 20.0, "graphene")
+    frame = LabelledFrame(np.zeros((128, 128), np.float32), truth, 20.0, "graphene")
     silicon = truth[:, 2] == 14
-    judgements = Judgements()
-    judgements.add(0, np.concatenate([truth, missing] if is_filled else [truth]), frame, None)
-    judgements.add(0, truth[~silicon], frame, None)
-    values = judgements.values(0)
+    evaluation = Evaluation()
+    evaluation.add(0, np.concatenate([truth, missing] if is_filled else [truth]), frame, None)
+    evaluation.add(0, truth[~silicon], frame, None)
+    values = evaluation.values(0)
     assert (values["false_fill"], values["recall_dopant"]) == (share, 0.5)
     assert values["recall_edge"] == 1.0
 
@@ -97,18 +97,18 @@ def test_vacancies_dopants_and_edges_are_counted_over_all_frames(
 def test_where_no_lattice_is_known_there_are_no_such_scores(
     structure: str | None, pixel_size_pm: float | None
 ) -> None:
-    frame = Labelled(np.zeros((128, 128), np.float32), sheet(), pixel_size_pm, structure)
-    judgements = Judgements()
-    judgements.add(0, sheet(), frame, None)
-    assert not {"false_fill", "recall_dopant", "recall_edge"} & judgements.values(0).keys()
+    frame = LabelledFrame(np.zeros((128, 128), np.float32), sheet(), pixel_size_pm, structure)
+    evaluation = Evaluation()
+    evaluation.add(0, sheet(), frame, None)
+    assert not {"false_fill", "recall_dopant", "recall_edge"} & evaluation.values(0).keys()
 
 
 def test_a_frame_without_dopants_or_vacancies_has_no_score_of_them() -> None:
     whole = sheet()
     whole[:, 2] = 6
-    judgements = Judgements()
-    judgements.add(0, whole, Labelled(np.zeros((128, 128)), whole, 20.0, "graphene"), None)
-    assert not {"false_fill", "recall_dopant"} & judgements.values(0).keys()
+    evaluation = Evaluation()
+    evaluation.add(0, whole, LabelledFrame(np.zeros((128, 128)), whole, 20.0, "graphene"), None)
+    assert not {"false_fill", "recall_dopant"} & evaluation.values(0).keys()
 
 
 def ensemble_atoms(spread_px: tuple[float, ...], probability: tuple[float, ...]) -> np.ndarray:
@@ -118,18 +118,18 @@ def ensemble_atoms(spread_px: tuple[float, ...], probability: tuple[float, ...])
 
 
 def test_what_spread_and_doubt_tell_of_wrong_atoms_is_scored_for_the_ensemble() -> None:
-    judgements = Judgements()
+    evaluation = Evaluation()
     atoms = ensemble_atoms((0.1, 0.4, 0.2, 0.3), (0.9, 0.8, 0.7, 0.6))
     for member in (ENSEMBLE, 0):
-        judgements.add(member, atoms, FRAME, None)
-    values = judgements.values(ENSEMBLE)
+        evaluation.add(member, atoms, FRAME, None)
+    values = evaluation.values(ENSEMBLE)
     assert values["spread_auroc"] == pytest.approx(2 / 3)
     assert values["doubt_auroc"] == 1.0
-    assert not {"spread_auroc", "doubt_auroc"} & judgements.values(0).keys()
+    assert not {"spread_auroc", "doubt_auroc"} & evaluation.values(0).keys()
 
 
 def test_without_a_wrong_atom_or_a_spread_there_is_nothing_to_tell() -> None:
-    alone, right = Judgements(), Judgements()
+    alone, right = Evaluation(), Evaluation()
     alone.add(ENSEMBLE, ensemble_atoms((np.nan,) * 4, (0.9, 0.8, 0.7, 0.6)), FRAME, None)
     right.add(ENSEMBLE, ensemble_atoms((0.1,) * 4, (0.9,) * 4)[:3], FRAME, None)
     assert "spread_auroc" not in alone.values(ENSEMBLE)

@@ -1,8 +1,8 @@
-"""What travels beside the members of a package: their rehearsal, and who signed the original.
+"""Extras of a package: the calibration set of the members, and the signed manifest.
 
-A rehearsal is worth something only with the very weights that were rehearsed, so a package says
-which those are. It comes from a stranger: nothing of it is read before its size and form are known.
-Axis letters: n frame, m member, s number of a summary, k atom, as in
+A calibration set is valid only for the weights it was measured with, so the package names their
+digests. The package may come from an unknown person, so its size and format are checked before it
+is read. Axis letters: n frame, m member, s number of a summary, k atom, as in
 `learn.analysis.calibration_set`.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from manybeam.errors import Corrupt, ManybeamError
 from manybeam.spec.imaging import ID_PATTERN
 from manybeam.zoo.cache import sha256_of
-from manybeam.zoo.exchange.unpack import Limits, names_in
+from manybeam.zoo.exchange.unpack import UnpackLimits, names_in
 from manybeam.zoo.records import Record, read_manifest
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo
 
 TABLE_FILE = "reference-table.npz"
-ORIGINAL_FILE = "original.json"  # the version's manifest as it was registered: what was signed
-_LIMITS = Limits(total_bytes=1_000_000_000, entries=64)
+ORIGINAL_FILE = "original.json"  # the manifest of the version; its signature is of these bytes
+_LIMITS = UnpackLimits(total_bytes=1_000_000_000, entries=64)
 _FAULTS = (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, SyntaxError)
 
 
 def table_of(zoo: "Zoo", record: Record) -> bytes | None:
-    """Return the rehearsal of a version, cut to the members the record holds; None if it has none.
+    """Return the calibration set of a version, for the members of the record; None if none.
 
     Raises:
-        Corrupt: the table is not the one that was kept.
+        Corrupt: the calibration set is not the one that was attached.
         NotAllowed: the settings name trusted keys, and none of them signed it.
     """
     from manybeam.learn.analysis.calibration_set import CalibrationSet
@@ -54,20 +54,20 @@ def table_of(zoo: "Zoo", record: Record) -> bytes | None:
 
 
 def read_table(
-    path: Path, said: Mapping[str, str], weights: Mapping[int, str]
+    path: Path, measured_with: Mapping[str, str], weights: Mapping[int, str]
 ) -> "tuple[Attachment | None, str]":
-    """Return the rehearsal of a package to be kept beside its members, or why it is left out.
+    """Return the calibration set of a package as an attachment, or why it is not imported.
 
     Args:
-        path: the table, its digest checked.
-        said: index of each member it was made with -> SHA-256 of its weights.
-        weights: the same of the members of the package.
+        path: file of the calibration set; its digest is checked already.
+        measured_with: index of each member of the calibration set -> SHA-256 of its weights.
+        weights: the same for the members of the package.
     """
     from manybeam.learn.analysis.calibration_set import CalibrationSet
     from manybeam.zoo.calibration_sets import attachment_of
 
-    if dict(said) != {str(index): digest for index, digest in weights.items()}:
-        return None, "it is of other weights"
+    if dict(measured_with) != {str(index): digest for index, digest in weights.items()}:
+        return None, "it was measured with other weights"
     try:
         names_in(path, _LIMITS)
         content = path.read_bytes()
@@ -82,7 +82,7 @@ def read_table(
 
 
 def is_signed_with(original: bytes, digest: str, weights: Mapping[int, str]) -> bool:
-    """Tell whether a version's manifest is of a digest, and names these very weights."""
+    """Return whether a manifest has a certain digest and names exactly these weights."""
     if sha256_of(original) != digest:
         return False
     try:
@@ -93,7 +93,7 @@ def is_signed_with(original: bytes, digest: str, weights: Mapping[int, str]) -> 
 
 
 def _check_arrays(content: bytes) -> None:
-    """Refuse arrays that say they are larger than they are, before memory is taken for them."""
+    """Refuse arrays whose declared size is wrong, before memory is used for them."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for entry in archive.infolist():
@@ -104,22 +104,24 @@ def _check_arrays(content: bytes) -> None:
                     long = version == (2, 0)
                     read = _HEADERS[long]
                     shape, _, dtype = read(file)
-                    told = file.tell() + math.prod(shape) * dtype.itemsize
-                if dtype.hasobject or told != entry.file_size or min(shape, default=0) < 0:
-                    raise ValueError(f"{entry.filename} is not the array it says")
+                    declared = file.tell() + math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or declared != entry.file_size or min(shape, default=0) < 0:
+                    raise ValueError(f"{entry.filename} has another size than declared")
     except _FAULTS as error:
-        raise Corrupt("a reference table cannot be read", str(error)) from error
+        raise Corrupt(
+            "the calibration set cannot be read", str(error), "manybeam calibrate makes a new one"
+        ) from error
 
 
 _HEADERS = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)
 
 
 def _faults(table: "CalibrationSet", members: set[int]) -> Iterator[str]:
-    """Yield what makes a table one that nothing can be learnt from."""
+    """Yield the faults of a calibration set that cannot be used."""
     from manybeam.learn.analysis.fitness import SCORES
 
     n, m, k = table.source_n.size, len(table.members), table.frame_k.size
-    wanted = {
+    expected = {
         "source_n": ("U", (n,)),
         "summary_ns": ("f", (n, _summary_count())),
         "score_nmf": ("f", (n, m, len(SCORES))),
@@ -132,22 +134,22 @@ def _faults(table: "CalibrationSet", members: set[int]) -> Iterator[str]:
         "error_k": ("f", (k,)),
     }
     if n == 0 or len(members) != m or set(table.members) != members:
-        yield f"it has {n} frames of members {', '.join(map(str, table.members[:20]))}"
+        yield f"it has {n} frames with the members {', '.join(map(str, table.members[:20]))}"
     wrong = [
         name
-        for name, (kind, shape) in wanted.items()
+        for name, (kind, shape) in expected.items()
         if (found := getattr(table, name)).dtype.kind != kind or found.shape != shape
     ]
-    yield from (f"its {name} has another form" for name in wrong)
+    yield from (f"its array {name} has another shape or type" for name in wrong)
     if not wrong:
         yield from _impossible(table)
 
 
 def _impossible(table: "CalibrationSet") -> Iterator[str]:
-    """Yield what no rehearsal gives, in a table of the right form."""
+    """Yield impossible values in a calibration set of the right shape."""
     frame_k, belief_km = table.frame_k, table.belief_km
     if frame_k.size and not (0 <= frame_k.min() <= frame_k.max() < len(table)):
-        yield "it has atoms of frames that it does not have"
+        yield "it has atoms of frames that do not exist"
     if belief_km.size and not (0 <= belief_km.min() <= belief_km.max() <= 1):
         yield "its probabilities are not from 0 to 1"
     if np.isinf(table.summary_ns).any() or np.isinf(table.score_nmf).any():
@@ -155,13 +157,13 @@ def _impossible(table: "CalibrationSet") -> Iterator[str]:
     if min(table.count_nm3.min(initial=0), table.truth_n.min(initial=0)) < 0:
         yield "its counts are below 0"
     if not all(re.fullmatch(ID_PATTERN, str(one)) for one in np.unique(table.source_n)):
-        yield "its policies have names that none can have"
+        yield "its policies have names that are not allowed"
     if table.structure and not re.fullmatch(ID_PATTERN, table.structure):
-        yield "its structure has a name that none can have"
+        yield "its structure has a name that is not allowed"
 
 
 def _summary_count() -> int:
-    """Return how many numbers a summary is, by making one."""
+    """Return the number of values in a summary, from an example."""
     from manybeam.learn.analysis.summaries import summaries
 
     return int(summaries(np.random.default_rng(0).random((1, 64, 64)), 20.0).shape[1])

@@ -1,4 +1,4 @@
-"""Rehearsing a version: its policies found, its table kept beside it, in this process."""
+"""Calibrating a version: its policies are found, its calibration set is attached to it."""
 
 import shutil
 from collections.abc import Callable
@@ -32,21 +32,21 @@ def zoo(
     return Zoo()
 
 
-def test_a_rehearsal_keeps_a_table_of_as_many_frames_as_asked_for(zoo: Zoo) -> None:
-    told: list[tuple[int, int]] = []
+def test_a_calibration_attaches_a_set_of_as_many_frames_as_asked_for(zoo: Zoo) -> None:
+    seen: list[tuple[int, int]] = []
     calibrate_ensemble(
         zoo, "graphene@1", LIBRARY, policies=["graphene-nominal", "graphene-hard"],
-        frame_count=BLOCK + 3, progress=lambda *one: told.append(one), executor="local",
+        frame_count=BLOCK + 3, progress=lambda *one: seen.append(one), executor="local",
     )  # fmt: skip
     known = performance_predictor(zoo, "graphene@1")
     assert known is not None
     assert known.table.members == (0, 1)
     assert len(known.table) == BLOCK + 3
     assert set(known.table.source_n) == {"graphene-nominal", "graphene-hard"}
-    assert told == [(BLOCK, BLOCK + 3), (BLOCK + 3, BLOCK + 3)]
+    assert seen == [(BLOCK, BLOCK + 3), (BLOCK + 3, BLOCK + 3)]
 
 
-def test_the_last_rehearsal_counts_and_a_seed_gives_the_same_again(zoo: Zoo) -> None:
+def test_the_last_calibration_replaces_others_and_a_seed_gives_the_same_again(zoo: Zoo) -> None:
     tables = []
     for seed in (1, 2, 1):
         calibrate_ensemble(
@@ -58,7 +58,7 @@ def test_the_last_rehearsal_counts_and_a_seed_gives_the_same_again(zoo: Zoo) -> 
     assert not np.array_equal(tables[0].summary_ns, tables[1].summary_ns)
 
 
-def test_a_rehearsal_that_was_stopped_goes_on_with_the_rows_it_had_and_comes_out_the_same(
+def test_a_calibration_that_was_stopped_continues_with_its_rows_and_gives_the_same_set(
     zoo: Zoo, tmp_path: Path
 ) -> None:
     def table(**more: Any) -> CalibrationSet:
@@ -69,13 +69,13 @@ def test_a_rehearsal_that_was_stopped_goes_on_with_the_rows_it_had_and_comes_out
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    kept, told = tmp_path / "home" / "rehearsals", []
+    kept, seen = tmp_path / "home" / "calibrations", []
     with pytest.raises(KeyboardInterrupt):
         table(progress=stop)
     assert len(list(kept.rglob("rows-*"))) == 1
     assert zoo.attached("graphene@1", KIND) is None
-    went_on = table(progress=lambda *one: told.append(one))
-    assert told == [(BLOCK + 2, BLOCK + 2)]
+    went_on = table(progress=lambda *one: seen.append(one))
+    assert seen == [(BLOCK + 2, BLOCK + 2)]
     assert not list(kept.rglob("rows-*"))
     at_once = table()
     for name in ("summary_ns", "belief_km", "error_k"):
@@ -91,10 +91,10 @@ def test_the_usual_policies_are_the_members_own_each_beside_the_broadest(zoo: Zo
 
 
 @pytest.mark.parametrize(
-    ("ref", "more", "error", "told"),
+    ("ref", "more", "error", "said"),
     [
         pytest.param("graphene@9", {}, UnknownRef, "version 9", id="no version"),
-        pytest.param("graphene@2/01", {}, InvalidInput, "rehearsed alone", id="one member"),
+        pytest.param("graphene@2/01", {}, InvalidInput, "calibrated alone", id="one member"),
         pytest.param("graphene@2", {"policies": ["x"]}, NotFound, "x", id="no policy"),
         pytest.param("graphene@2", {"frame_count": 0}, InvalidInput, "0 frames", id="no frames"),
         pytest.param(
@@ -103,16 +103,16 @@ def test_the_usual_policies_are_the_members_own_each_beside_the_broadest(zoo: Zo
         ),
     ],
 )  # fmt: skip
-def test_a_rehearsal_that_cannot_be_is_refused_and_the_table_kept(
-    zoo: Zoo, ref: str, more: dict[str, Any], error: type[Exception], told: str
+def test_an_impossible_calibration_is_refused_and_the_set_before_is_kept(
+    zoo: Zoo, ref: str, more: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     before = zoo.attached("graphene@2", KIND)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=said):
         calibrate_ensemble(zoo, ref, LIBRARY, **{"frame_count": 2, "executor": "local", **more})
     assert zoo.attached("graphene@2", KIND) == before
 
 
-def test_members_whose_policies_the_library_lost_have_to_be_told_theirs(
+def test_if_the_library_lost_the_policies_of_the_members_a_policy_has_to_be_given(
     zoo: Zoo, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput, match="add --policy"):
@@ -123,7 +123,7 @@ def test_members_whose_policies_the_library_lost_have_to_be_told_theirs(
     ("words", "code", "said"),
     [
         pytest.param(["graphene@9"], 4, "version 9", id="no version"),
-        pytest.param(["graphene@2/01"], 2, "manybeam rehearse graphene@2", id="one member"),
+        pytest.param(["graphene@2/01"], 2, "manybeam calibrate graphene@2", id="one member"),
         pytest.param(["graphene", "--frames", "20"], 2, "--frames", id="too few frames"),
         pytest.param(["graphene", "--policy", "x"], 4, "x", id="no policy"),
     ],
@@ -131,5 +131,16 @@ def test_members_whose_policies_the_library_lost_have_to_be_told_theirs(
 def test_the_command_refuses_in_words_before_any_work(
     zoo: Zoo, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["rehearse", *words]) == code
+    assert main(["calibrate", *words]) == code
     assert said in capsys.readouterr().err
+
+
+def test_the_old_verb_still_works_but_help_does_not_list_it(
+    zoo: Zoo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rehearse", "graphene@9"]) == 4
+    assert "version 9" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert "calibrate" in listed
+    assert "rehearse" not in listed
