@@ -5,13 +5,12 @@ about the structure (`cards/*.md` of the zoo folder) is included without changes
 """
 
 import base64
-import html
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from manybeam.settings import settings
 from manybeam.zoo.matrix import CLASSICAL, Matrix, member_label
@@ -368,12 +367,13 @@ def _fenced(text: str) -> str:
 
 
 def _note_html(note: str) -> str:
-    """Return a note as HTML: headings, paragraphs, bold and code; other text is not changed."""
-    parts: list[Any] = []
-    for block in re.split(r"\n\s*\n", note) if note else ():
-        text = html.escape(" ".join(block.split()))
-        text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-        text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
-        heading = re.fullmatch(r"#+ (.*)", text)
-        parts.append(f"<h3>{heading[1]}</h3>" if heading else f"<p>{text}</p>")
-    return "\n".join(parts)
+    """Return a note as HTML; HTML in it is shown, not obeyed, and headings go below the card's."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False})
+    tokens = parser.parse(note)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = "h3"
+    rendered: str = parser.renderer.render(tokens, parser.options, {})
+    return rendered
