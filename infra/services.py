@@ -109,6 +109,8 @@ def start_mlflow(folder: Path, port: int) -> Running:
             "AWS_SECRET_ACCESS_KEY": store.settings["MANYBEAM_S3_SECRET_KEY"],
             "AWS_DEFAULT_REGION": "us-east-1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # Seven more processes of 250 MB each, for jobs of MLflow's that nobody here starts.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
         settings={"MANYBEAM_TRACKING_URI": f"http://127.0.0.1:{port}"},
         timeout_s=300.0,

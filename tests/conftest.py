@@ -7,14 +7,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import hypothesis
+import psutil
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from manybeam.settings import settings
 
@@ -28,6 +35,78 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVICES = Path(__file__).parents[1] / "infra" / "services.py"
 
+# What takes long to start: the fixture that starts it, and the marks of a test that asks for it.
+STACKS: dict[str, tuple[str, ...]] = {
+    "frail_facility": ("s3", "postgres"),
+    "cluster": ("cluster",),
+    "facility": ("s3", "postgres"),
+    "browser": ("browser",),
+    "rehearsed": (),
+    "frail_s3": ("s3",),
+    "s3_server": ("s3",),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by what they ask for, and run those that share something expensive in a row.
+
+    Rows of what takes longest come first. A file's other tests stay together too; otherwise
+    everything keeps the order of the shuffle.
+    """
+    places = {stack: place for place, stack in enumerate(STACKS)}
+    rows = {}
+    for item in items:
+        stacks = _stacks(item)
+        for mark in {mark for stack in stacks for mark in STACKS[stack]}:
+            item.add_marker(mark)
+        rows[item.nodeid] = row = (*stacks, item.nodeid.partition("::")[0])[0]
+        places.setdefault(row, len(places))
+    items.sort(key=lambda item: places[rows[item.nodeid]])
+    if getattr(config, "workerinput", {}).get("workerid") == "gw0":
+        Path(config.workerinput["rows"]).write_text(json.dumps(rows))
+
+
+def _stacks(item: pytest.Item) -> list[str]:
+    """Return the stacks that a test asks for, by its fixtures or by a mark of its parameter."""
+    names = {mark.args[0] for mark in item.iter_markers("needs")}
+    names.update(getattr(item, "fixturenames", ()))
+    return [stack for stack in STACKS if stack in names]
+
+
+class Rows(LoadScopeScheduling):
+    """Gives a process of pytest-xdist whole rows, so that a stack is started in one process only.
+
+    `--dist=loadgroup` would do so, but pytest 9.2 does not let it write its groups into names.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return self._rows[nodeid]
+
+    @cached_property
+    def _rows(self) -> dict[str, str]:
+        return dict(json.loads(self.config.stash[ROWS].read_text()))
+
+
+ROWS = pytest.StashKey[Path]()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rows:
+    config.option.loadscopereorder = False
+    return Rows(config, log)
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process where to write which row each test is in; the first process does."""
+    if ROWS not in node.config.stash:
+        node.config.stash[ROWS] = Path(tempfile.mkdtemp(prefix="manybeam-rows-")) / "rows.json"
+    node.workerinput["rows"] = str(node.config.stash[ROWS])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if ROWS in config.stash:
+        shutil.rmtree(config.stash[ROWS].parent)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -37,15 +116,53 @@ def shared_data() -> Path:
     return folder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
-    """Real services of `infra/services.py` in a folder of their own, on free ports."""
+    """Real services of `infra/services.py` in a folder of their own, on free ports.
+
+    Attributes:
+        folder: where they keep their data, logs and secrets.
+        ports: those of the services that were started; they come back on them.
+    """
 
     folder: Path
+    ports: dict[str, int] = field(default_factory=dict)
 
     def start(self, *names: str, port: int = 0) -> None:
         """Start services; the reason is told if one does not come up. 0 is any free port."""
         self._run("start", *names, *(f"--port={name}={port}" for name in names))
+        for name in names:
+            url = json.loads((self.folder / f"{name}.json").read_text())["url"]
+            self.ports[name] = urlsplit(url).port or 0
+
+    def mend(self) -> None:
+        """Let what was frozen go on, and start what has ended, on the ports they had."""
+        gone = [name for name in self.ports if not self._goes_on(name)]
+        ports = [f"--port={name}={self.ports[name]}" for name in gone]
+        if gone:
+            self._run("start", *gone, *ports)
+        if "mlflow" in self.ports:
+            self._wait_for_mlflow()
+
+    def _wait_for_mlflow(self) -> None:
+        """Wait until it has got over the loss of its database."""
+        search = "/api/2.0/mlflow/experiments/search?max_results=1"
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(OSError):
+                urllib.request.urlopen(self.settings()["MANYBEAM_TRACKING_URI"] + search).close()
+                return
+            assert time.monotonic() < deadline, "MLflow never came back"
+            time.sleep(0.2)
+
+    def _goes_on(self, name: str) -> bool:
+        """Let a service go on if it was frozen; say whether it runs at all."""
+        try:
+            process = psutil.Process(self.pid(name))
+            process.resume()
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            return False
+        return process.status() != psutil.STATUS_ZOMBIE
 
     def stop(self, *names: str) -> None:
         """Stop services by the pids they were started with; nobody needs their data."""
@@ -107,6 +224,36 @@ def facility(new_services: Callable[[], Services]) -> Services:
     services = new_services()
     services.start("seaweedfs", "postgres", "mlflow")
     return services
+
+
+@pytest.fixture(scope="session")
+def frail_services(new_services: Callable[[], Services]) -> Services:
+    """The services of `frail_facility`."""
+    services = new_services()
+    services.start("seaweedfs", "postgres", "mlflow")
+    return services
+
+
+@pytest.fixture
+def frail_facility(frail_services: Services) -> Iterator[Services]:
+    """Those three, to be stopped, killed and frozen; after the test they all run again."""
+    yield frail_services
+    frail_services.mend()
+
+
+@pytest.fixture(scope="session")
+def frail_s3_services(new_services: Callable[[], Services]) -> Services:
+    """The server of `frail_s3`."""
+    services = new_services()
+    services.start("seaweedfs")
+    return services
+
+
+@pytest.fixture
+def frail_s3(frail_s3_services: Services) -> Iterator[Services]:
+    """A SeaweedFS to be killed and frozen; after the test it runs again. Take names of your own."""
+    yield frail_s3_services
+    frail_s3_services.mend()
 
 
 @pytest.fixture
@@ -310,26 +457,38 @@ def embedded(tmp_path: Path, empty_database: Path) -> Any:
     return zoo_of(tmp_path)
 
 
-@pytest.fixture(
-    params=["embedded", pytest.param("server", marks=[pytest.mark.s3, pytest.mark.postgres])]
-)
-def zoo(
+@pytest.fixture
+def zoo_on(
     request: pytest.FixtureRequest, tmp_path: Path, use_settings: Callable[[dict[str, str]], None]
-) -> Any:
+) -> Callable[[str], Any]:
+    """Make the zoo of a stack, or the `embedded` one, that of the settings."""
+    from manybeam.zoo.registry import Zoo
+
+    def make(stack: str) -> Any:
+        if stack == "embedded":
+            use_settings({"MANYBEAM_HOME": str(tmp_path)})
+            return request.getfixturevalue("embedded")
+        found = request.getfixturevalue(stack).settings()
+        store = f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
+        use_settings({**found, "MANYBEAM_HOME": str(tmp_path), "MANYBEAM_STORE": store})
+        return Zoo(found["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache" / "zoo")
+
+    return make
+
+
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("facility", marks=pytest.mark.needs("facility"), id="server"),
+    ]
+)
+def zoo(request: pytest.FixtureRequest, zoo_on: Callable[[str], Any]) -> Any:
     """A zoo on SQLite and a folder, and one on MLflow's server, PostgreSQL and S3.
 
     The settings point at it, so that what opens `Zoo()` or the store finds the same. The server's
     zoo outlives a test: take `name` for ensembles.
     """
-    from manybeam.zoo.registry import Zoo
-
-    if request.param == "embedded":
-        use_settings({"MANYBEAM_HOME": str(tmp_path)})
-        return request.getfixturevalue("embedded")
-    found = request.getfixturevalue("facility").settings()
-    store = f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
-    use_settings({**found, "MANYBEAM_HOME": str(tmp_path), "MANYBEAM_STORE": store})
-    return Zoo(found["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache" / "zoo")
+    return zoo_on(request.param)
 
 
 @pytest.fixture

@@ -118,6 +118,7 @@ def test_the_order_of_atoms_changes_no_fit(seed: int) -> None:
     assert fit(claimed[order], so[order]) == pytest.approx(fit(claimed, so), rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_bound_holds_as_often_as_it_promises() -> None:
     """120 calibrations of 80 frames; what each comes to is measured on 3,000 further frames."""
     further = draw_dirty(10**6, 3000)

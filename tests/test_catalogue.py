@@ -233,6 +233,7 @@ def test_every_quantity_has_a_name_of_its_own() -> None:
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(text=st.text(max_size=60))
+@pytest.mark.slow
 def test_no_text_breaks_the_search(filled: Catalogue, text: str) -> None:
     assert filled.find(Query(text=text)).total <= 4
 
@@ -456,6 +457,7 @@ for generation in range(10**6):
 
 
 @pytest.mark.parametrize("wait_s", [0.2, 0.47, 0.83])
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_writing_leaves_a_whole_state(
     tmp_path: Path, wait_s: float
 ) -> None:

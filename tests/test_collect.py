@@ -24,6 +24,8 @@ from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
 
+pytestmark = pytest.mark.slow
+
 Members = Callable[[int], list[Any]]
 TOMORROW = timedelta(hours=25)
 RECORDED = TestSet(frame_sets=(FrameSetUse("s3://lab/frames/a", "1" * 32),))
@@ -36,9 +38,18 @@ def collected(zoo: Zoo, name: str, **more: Any) -> list[CollectItem]:
     return [one for one in found if one.name == name]
 
 
-@pytest.fixture
-def zoo(zoo: Zoo) -> Zoo:
-    """The zoo without what other tests left in it: a collection looks at all there is."""
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("frail_facility", marks=pytest.mark.needs("frail_facility"), id="server"),
+    ]
+)
+def zoo(request: pytest.FixtureRequest, zoo_on: Callable[[str], Zoo]) -> Zoo:
+    """The zoo without what other tests left in it: a collection looks at all there is.
+
+    Hence on the server of tests that register little.
+    """
+    zoo: Zoo = zoo_on(request.param)
     collected(zoo, "", remove=True, archived_for=timedelta(0))
     return zoo
 
@@ -298,25 +309,26 @@ def test_times_that_make_no_sense_are_refused(embedded: Zoo, times: dict[str, An
 CHILD = """
 import os, signal, sys
 from datetime import timedelta
-from manybeam.zoo.lifecycle.collect import Leftovers, collect
+from manybeam.zoo.lifecycle.collect import collect
+from manybeam.zoo.lifecycle.orphans import Orphans
 from manybeam.zoo.registry import Zoo
 
 where, name = sys.argv[1:]
-remove_version = Leftovers.remove_version
+remove_version = Orphans.remove_version
 
-def removed(leftovers, ensemble, version):
+def removed(orphans, ensemble, version):
     if ensemble != name:  # another test left it in the zoo they share
-        return remove_version(leftovers, ensemble, version)
+        return remove_version(orphans, ensemble, version)
     if where == "killed before":
         os.kill(os.getpid(), signal.SIGKILL)
     if where == "slow":
         print("removing", flush=True)
         sys.stdin.readline()
-    remove_version(leftovers, ensemble, version)
+    remove_version(orphans, ensemble, version)
     if where == "killed after":
         os.kill(os.getpid(), signal.SIGKILL)
 
-Leftovers.remove_version = removed
+Orphans.remove_version = removed
 found = collect(Zoo(), who="bob", archived_for=timedelta(0), remove=True)
 print([one.state for one in found if one.name == name], flush=True)
 """

@@ -406,6 +406,7 @@ def test_the_differences_can_be_drawn(two_here: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_versions_really_measured_are_compared_on_the_same_frames(
     zoo: Zoo, name: str, tiny_members: Callable[[int], list[Any]]
 ) -> None:

@@ -200,6 +200,7 @@ def test_the_extended_header_of_an_mrc_is_held_against_the_main_one():
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_berkeley_file_states_its_microscope_with_units(attributes, path, expected, tmp_path):
     with h5py.File(tmp_path / "a.emd", "w") as file:
         group = file.create_group("data/scan")

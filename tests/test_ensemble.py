@@ -502,6 +502,7 @@ def test_a_frame_that_would_grow_past_the_limit_is_refused() -> None:
         Ensemble([drawn(0)]).predict(noise((2000, 2000)), 500.0)
 
 
+@pytest.mark.slow
 def test_a_frame_of_5000_x_3000_is_answered_whole() -> None:
     truth = 20.0 + 120 * np.argwhere(np.ones((41, 24)))
     frame = np.zeros((5000, 3000), np.float32)

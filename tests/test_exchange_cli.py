@@ -11,6 +11,8 @@ import pytest
 from manybeam.cli import main
 from manybeam.zoo.integrity.trust import make_keys
 
+pytestmark = pytest.mark.slow
+
 ATOMAI = Path(__file__).parent / "data" / "atomai" / "three.tar"
 Use = Callable[[dict[str, str]], None]
 

@@ -140,6 +140,7 @@ def test_what_was_learnt_is_kept_until_somebody_picks_or_takes_a_pick_back(
     assert performance_predictor(zoo, "graphene") is before
 
 
+@pytest.mark.slow
 def test_selection_goes_on_after_picks_and_heeds_them(
     zoo: Zoo, dirty: Callable[[int, int], Pick]
 ) -> None:

@@ -610,6 +610,7 @@ def _path() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("how", ["at the record", "in the frames", "in the frames, later"])
+@pytest.mark.slow
 def test_a_killed_writer_leaves_the_set_and_the_next_append_works(folder: str, how: str) -> None:
     made = _made(folder)
     with _start_writer(folder, how) as writer:
@@ -694,12 +695,14 @@ def _run_full_disk(parts: dict[str, str], *, before: list[str], folder: Path) ->
     return done.stdout
 
 
+@pytest.mark.slow
 def test_an_append_that_meets_a_file_limit_leaves_the_set_as_it_was(tmp_path: Path) -> None:
     said = _run_full_disk(BY_LIMIT, before=[], folder=tmp_path)
     assert "refused: cannot write" in said
     assert said.endswith("mended\n")
 
 
+@pytest.mark.slow
 def test_an_append_on_a_full_disk_leaves_the_set_as_it_was(tmp_path: Path) -> None:
     mount = f'mount -t tmpfs -o size=2m tmpfs "{tmp_path}" && exec "$@"'
     own = ["unshare", "--user", "--map-root-user", "--mount"]

@@ -216,7 +216,6 @@ def test_a_jpeg_is_read_and_its_loss_told(tmp_path: Path) -> None:
         ("b.emd", lambda path: write_berkeley(path, STACK, "nm")),
         ("a_1.ser", lambda path: write_ser(path, STACK)),
     ],
-    ids=str,
 )
 def test_a_movie_is_a_stack_of_frames(
     name: str, write: Callable[[Path], Path], tmp_path: Path
@@ -554,7 +553,6 @@ def test_a_wrong_name_is_answered_with_the_right_one(tmp_path: Path) -> None:
         ("a.dm3", lambda path: write_dm(path, dm_image(np.arange(50, dtype="f4"), 2, 1.0, "eV"))),
         ("a.emd", lambda path: write_berkeley(path, np.arange(50.0), "nm")),
     ],
-    ids=str,
 )
 def test_a_file_of_spectra_only_holds_no_frame(
     name: str, write: Callable[[Path], Path], tmp_path: Path

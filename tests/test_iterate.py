@@ -24,6 +24,8 @@ from manybeam.spec import Condition, Library, Policy, Recipe
 from manybeam.zoo.matrix import Matrix, Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 GRAPHENE = {"structure": "graphene"}
 RECIPE = Recipe(
     id="small",

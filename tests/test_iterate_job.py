@@ -30,6 +30,8 @@ from manybeam.spec import Condition, Library, Policy, Recipe, load_job
 from manybeam.zoo.matrix import Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(
     id="small",
     network={"filters": 8, "levels": 3},

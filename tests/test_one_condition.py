@@ -16,6 +16,8 @@ from manybeam.learn.analysis.one_condition import (
 )
 from manybeam.spec import Library, Policy
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 GENERAL = fixed_pixel_size(LIBRARY.policy("graphene-general"), 16.0)
 NOMINAL = fixed_pixel_size(LIBRARY.policy("graphene-nominal"), 16.0)

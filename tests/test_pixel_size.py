@@ -66,6 +66,7 @@ def test_simulated_graphene_tells_its_pixel_size_within_two_errors(size_pm):
     assert told.error_pm < 0.05 * size_pm
 
 
+@pytest.mark.slow
 def test_the_error_covers_what_strain_hides():
     seen = [infer_pixel_size(graphene(16.0, seed, strain=0.01), GRAPHENE) for seed in range(12)]
     inside = [abs(one.pixel_size_pm - 16.0) < 2 * one.error_pm for one in seen]

@@ -8,12 +8,11 @@ import stat
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from manybeam.data.store import open_store
 
@@ -27,59 +26,45 @@ def _run(*argv: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.fixture
-def own_server(new_services: Callable[[], Any]) -> Iterator[Any]:
-    services = new_services()
-    services.start("seaweedfs")
-    yield services
-    services.stop()
-
-
-@pytest.mark.s3
 def test_data_and_secret_outlive_a_server_that_was_killed(
-    own_server: Any, use_settings: UseSettings
+    frail_s3: Any, use_settings: UseSettings
 ) -> None:
-    use_settings(own_server.settings())
-    open_store("s3://frames").put("a", b"kept")
-    os.kill(own_server.pid("seaweedfs"), signal.SIGKILL)
-    own_server.start("seaweedfs")
-    use_settings(own_server.settings())
-    assert open_store("s3://frames").get("a") == b"kept"
+    use_settings(frail_s3.settings())
+    open_store("s3://frames").put("kept", b"kept")
+    os.kill(frail_s3.pid("seaweedfs"), signal.SIGKILL)
+    frail_s3.start("seaweedfs")
+    use_settings(frail_s3.settings())
+    assert open_store("s3://frames").get("kept") == b"kept"
 
 
-@pytest.mark.s3
-def test_a_server_that_runs_is_kept(own_server: Any) -> None:
-    before = own_server.pid("seaweedfs")
-    own_server.start("seaweedfs")
-    assert own_server.pid("seaweedfs") == before
+def test_a_server_that_runs_is_kept(frail_s3: Any) -> None:
+    before = frail_s3.pid("seaweedfs")
+    frail_s3.start("seaweedfs")
+    assert frail_s3.pid("seaweedfs") == before
 
 
-@pytest.mark.s3
-def test_servers_listen_on_the_loopback_only(own_server: Any) -> None:
-    server = psutil.Process(own_server.pid("seaweedfs"))
+def test_servers_listen_on_the_loopback_only(frail_s3: Any) -> None:
+    server = psutil.Process(frail_s3.pid("seaweedfs"))
     listening = [c for c in server.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
 
 
-@pytest.mark.s3
-def test_secrets_are_for_the_owners_eyes_only(own_server: Any) -> None:
+def test_secrets_are_for_the_owners_eyes_only(frail_s3: Any) -> None:
     for name in ("seaweedfs.json", "seaweedfs.key"):
-        assert stat.S_IMODE((own_server.folder / name).stat().st_mode) == 0o600
+        assert stat.S_IMODE((frail_s3.folder / name).stat().st_mode) == 0o600
 
 
-@pytest.mark.s3
-def test_env_prints_what_points_manybeam_at_the_servers(own_server: Any) -> None:
-    lines = _run("env", "--dir", str(own_server.folder)).stdout.splitlines()
-    assert f"export MANYBEAM_S3_ENDPOINT={own_server.settings()['MANYBEAM_S3_ENDPOINT']}" in lines
+def test_env_prints_what_points_manybeam_at_the_servers(frail_s3: Any) -> None:
+    lines = _run("env", "--dir", str(frail_s3.folder)).stdout.splitlines()
+    assert f"export MANYBEAM_S3_ENDPOINT={frail_s3.settings()['MANYBEAM_S3_ENDPOINT']}" in lines
     assert "export MANYBEAM_STORE=s3://frames" in lines
 
 
-@pytest.mark.s3
-def test_a_stopped_server_is_gone(own_server: Any) -> None:
-    pid = own_server.pid("seaweedfs")
-    own_server.stop("seaweedfs")
+def test_a_stopped_server_is_gone(frail_s3: Any) -> None:
+    pid = frail_s3.pid("seaweedfs")
+    frail_s3.stop("seaweedfs")
     assert not psutil.pid_exists(pid)
-    assert _run("status", "--dir", str(own_server.folder)).stdout == ""
+    assert _run("status", "--dir", str(frail_s3.folder)).stdout == ""
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
@@ -107,8 +92,6 @@ def test_mlflow_alone_says_what_it_needs(tmp_path: Path) -> None:
     assert "mlflow needs seaweedfs and postgres" in done.stderr
 
 
-@pytest.mark.postgres
-@pytest.mark.s3
 def test_all_three_come_up_together(facility: Any) -> None:
     with urllib.request.urlopen(
         facility.settings()["MANYBEAM_TRACKING_URI"] + "/version"

@@ -28,7 +28,7 @@ from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score
 from manybeam.zoo.records import Record
 from manybeam.zoo.registry import Zoo
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GRAPHENE = {"structure": "graphene"}
 RECIPE = Recipe(

@@ -219,9 +219,9 @@ def fill_catalogue() -> Callable[[Path, int], None]:
     return fill
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Chromium for one module: Playwright's event loop, while it runs, forbids others here."""
+    """Chromium for this folder: Playwright's event loop, while it runs, forbids others here."""
     with sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield started

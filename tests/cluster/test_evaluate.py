@@ -16,8 +16,6 @@ from manybeam.spec import Condition, Job, Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
 
-pytestmark = pytest.mark.cluster
-
 CONDITION = Condition.model_validate(
     {
         "id": "test-graphene",
@@ -65,6 +63,7 @@ def test_there_is_a_row_for_each_member_the_ensemble_and_the_classical_detector(
     assert {"f1", "f1_low", "f1_high", "precision", "recall", "rmse_pm"} <= rows[-1].values.keys()
 
 
+@pytest.mark.slow
 def test_members_score_well_on_what_they_were_trained_on(
     job: Job, library: Library, home: Path, tmp_path: Path, on_frames: Measure
 ) -> None:

@@ -28,11 +28,8 @@ from manybeam.learn.nets.member import Member, save_weights
 from manybeam.learn.training.member import Checkpoint, train_member
 from manybeam.spec import Condition, Job, Library
 
-pytestmark = [
-    pytest.mark.cluster,
-    # Ray Train builds settings of Ray Data, which calls some of its own deprecated.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
-]
+# Ray Train builds settings of Ray Data, which calls some of its own deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
 
 def are_equal(first: Sequence[Member], second: Sequence[Member]) -> bool:

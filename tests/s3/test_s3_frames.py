@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -23,8 +23,6 @@ from manybeam.data.frames import FrameSet, list_framesets
 from manybeam.data.store import open_store
 from manybeam.errors import Conflict, NotFound, StoreUnreachable
 from manybeam.spec import Condition
-
-pytestmark = pytest.mark.s3
 
 TIMEOUT_S = 3.0
 UseSettings = Callable[[dict[str, str]], None]
@@ -41,13 +39,16 @@ def _made(url: str) -> FrameSet:
 
 
 @pytest.fixture
-def own_server(new_services: Callable[[], Any], use_settings: UseSettings) -> Iterator[Any]:
-    """A server that this test may freeze and kill."""
-    services = new_services()
-    services.start("seaweedfs")
-    use_settings({**services.settings(), "MANYBEAM_S3_TIMEOUT_S": str(TIMEOUT_S)})
-    yield services
-    services.stop()
+def own_server(frail_s3: Any, use_settings: UseSettings) -> Any:
+    """A server that a test may freeze and kill."""
+    use_settings({**frail_s3.settings(), "MANYBEAM_S3_TIMEOUT_S": str(TIMEOUT_S)})
+    return frail_s3
+
+
+@pytest.fixture
+def own_url(own_server: Any) -> str:
+    """Where a test may keep a FrameSet on that server."""
+    return f"s3://frames/{uuid.uuid4().hex}"
 
 
 def test_a_wrong_secret_is_told_at_once(s3_url: str, use_settings: UseSettings) -> None:
@@ -66,28 +67,27 @@ def test_a_bucket_that_is_not_there_is_told(s3_url: str) -> None:
 
 
 def test_a_server_that_dies_in_an_append_leaves_the_set_as_it_was(
-    own_server: Any, monkeypatch: pytest.MonkeyPatch
+    own_server: Any, own_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = _made("s3://frames/a")
+    made = _made(own_url)
     monkeypatch.setattr(frames, "BATCH_BYTES", 1)
     _at_check(monkeypatch, 3, lambda: os.kill(own_server.pid("seaweedfs"), signal.SIGKILL))
-    port = urlsplit(own_server.settings()["MANYBEAM_S3_ENDPOINT"]).port
     begin = time.monotonic()
     with pytest.raises(StoreUnreachable):
         made.append(_frames(8, seed=1), None, 20.0)
     assert time.monotonic() - begin < 3 * TIMEOUT_S
-    own_server.start("seaweedfs", port=port)
-    assert (FrameSet.open("s3://frames/a").frames() == _frames(4)).all()
+    own_server.mend()
+    assert (FrameSet.open(own_url).frames() == _frames(4)).all()
     made.append(_frames(2, seed=2), None, 20.0)
-    assert (FrameSet.open("s3://frames/a").frames([4, 5]) == _frames(2, seed=2)).all()
-    FrameSet.open("s3://frames/a").verify()
+    assert (FrameSet.open(own_url).frames([4, 5]) == _frames(2, seed=2)).all()
+    FrameSet.open(own_url).verify()
 
 
 @pytest.mark.parametrize("at", ["frames", "record"])
 def test_a_server_that_freezes_in_an_append_tears_nothing(
-    own_server: Any, monkeypatch: pytest.MonkeyPatch, at: str
+    own_server: Any, own_url: str, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    made, pid = _made("s3://frames/a"), own_server.pid("seaweedfs")
+    made, pid = _made(own_url), own_server.pid("seaweedfs")
     monkeypatch.setattr(frames, "BATCH_BYTES", 1)
     with monkeypatch.context() as patch:
         if at == "frames":
@@ -100,19 +100,19 @@ def test_a_server_that_freezes_in_an_append_tears_nothing(
         assert time.monotonic() - begin < 3 * TIMEOUT_S
     os.kill(pid, signal.SIGCONT)
     # A record that was on its way when the server froze may have arrived after all: then whole.
-    seen = FrameSet.open("s3://frames/a")
+    seen = FrameSet.open(own_url)
     assert len(seen) in ((4,) if at == "frames" else (4, 12))
     seen.verify()
-    _append_after_all(_frames(2, seed=2))
-    assert (FrameSet.open("s3://frames/a").frames([-2, -1]) == _frames(2, seed=2)).all()
-    FrameSet.open("s3://frames/a").verify()
+    _append_after_all(own_url, _frames(2, seed=2))
+    assert (FrameSet.open(own_url).frames([-2, -1]) == _frames(2, seed=2)).all()
+    FrameSet.open(own_url).verify()
 
 
-def test_a_frozen_server_is_told_to_a_reader_in_time(own_server: Any) -> None:
-    made, pid = _made("s3://frames/a"), own_server.pid("seaweedfs")
+def test_a_frozen_server_is_told_to_a_reader_in_time(own_server: Any, own_url: str) -> None:
+    made, pid = _made(own_url), own_server.pid("seaweedfs")
     _freeze(pid)
     try:
-        for read in (made.frames, lambda: FrameSet.open("s3://frames/a"), made.verify):
+        for read in (made.frames, lambda: FrameSet.open(own_url), made.verify):
             begin = time.monotonic()
             with pytest.raises(StoreUnreachable):
                 read()
@@ -176,12 +176,12 @@ def _freeze(pid: int) -> None:
             time.sleep(0.001)
 
 
-def _append_after_all(shown: ndarray) -> None:
+def _append_after_all(url: str, shown: ndarray) -> None:
     """Append; the record under way may arrive between opening and that, which is a Conflict."""
     try:
-        FrameSet.open("s3://frames/a").append(shown, None, 20.0)
+        FrameSet.open(url).append(shown, None, 20.0)
     except Conflict:
-        FrameSet.open("s3://frames/a").append(shown, None, 20.0)
+        FrameSet.open(url).append(shown, None, 20.0)
 
 
 def _at_check(patch: pytest.MonkeyPatch, number: int, fault: Callable[[], None]) -> None:

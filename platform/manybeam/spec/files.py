@@ -24,7 +24,7 @@ from manybeam.spec.recipe import Recipe
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """YAML in which 2e5 is a number, as in YAML 1.2; in PyYAML's YAML 1.1 it is text."""
 
 
@@ -171,8 +171,9 @@ def _load(path: Path, model: type[M]) -> M:
             "check the path and the permissions of the file",
         ) from error
     try:
-        tree = yaml.compose(text, Loader=_Loader)
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader by inheritance
+        loader = _Loader(text)
+        tree = loader.get_single_node()
+        content = loader.construct_document(tree) if tree else None
     except yaml.YAMLError as error:
         raise InvalidSpec(
             f"{path}: is not YAML: {error}", "a YAML text file is needed", "check the indentation"
