@@ -74,6 +74,7 @@ def start_postgres(folder: Path, port: int) -> Running:
     password = _secret(folder / "postgres.key")[1]
     if not (data / "PG_VERSION").exists():
         _make_cluster(binaries, data, password, user)
+    url = f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres"
     running = process.start(
         "postgres",
         folder,
@@ -81,9 +82,10 @@ def start_postgres(folder: Path, port: int) -> Running:
             *(str(binaries / "postgres"), "-D", str(data), "-p", str(port)),
             *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
         ],
-        url=f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres",
+        url=url,
         port=port,
         user=user,
+        settings={"MANYBEAM_DATABASE_URL": url},
     )
     check = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
     return _once(running, lambda: subprocess.run(check, check=False).returncode == 0)

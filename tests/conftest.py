@@ -44,6 +44,7 @@ STACKS: dict[str, tuple[str, ...]] = {
     "rehearsed": (),
     "frail_s3": ("s3",),
     "s3_server": ("s3",),
+    "postgres_server": ("postgres",),
 }
 
 
@@ -224,6 +225,68 @@ def facility(new_services: Callable[[], Services]) -> Services:
     services = new_services()
     services.start("seaweedfs", "postgres", "mlflow")
     return services
+
+
+@pytest.fixture(scope="session")
+def postgres_server(new_services: Callable[[], Services]) -> Services:
+    """One PostgreSQL for the session, started at the first use."""
+    services = new_services()
+    services.start("postgres")
+    return services
+
+
+def own_schema(services: Services) -> str:
+    """Return the URL of a part of PostgreSQL that nobody has used."""
+    url = services.settings()["MANYBEAM_DATABASE_URL"]
+    return f"{url}?options=-csearch_path%3Dt{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def new_schema(postgres_server: Services) -> Callable[[], str]:
+    """Make URLs of parts of a real PostgreSQL that nobody has used."""
+    return lambda: own_schema(postgres_server)
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.needs("postgres_server")),
+    ]
+)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: a SQLite file, and a schema of a real PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/manybeam.db"
+    return own_schema(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture
+def database(database_url: str) -> Any:
+    """A database of its own with the newest tables."""
+    from manybeam.db.deployment import open_database
+
+    found = open_database(database_url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def lapse() -> Callable[[], None]:
+    """Let every lease in the settings' database end, as time does."""
+    from datetime import timedelta
+
+    from sqlalchemy import update
+
+    from manybeam.db.database import now
+    from manybeam.db.deployment import open_database
+    from manybeam.db.tables import LockRow
+
+    def end() -> None:
+        with open_database().writing() as connection:
+            over = now(connection) - timedelta(seconds=1)
+            connection.execute(update(LockRow).values(expires=over))
+
+    return end
 
 
 @pytest.fixture(scope="session")
@@ -468,9 +531,11 @@ def zoo_on(
         if stack == "embedded":
             use_settings({"MANYBEAM_HOME": str(tmp_path)})
             return request.getfixturevalue("embedded")
-        found = request.getfixturevalue(stack).settings()
-        store = f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
-        use_settings({**found, "MANYBEAM_HOME": str(tmp_path), "MANYBEAM_STORE": store})
+        services = request.getfixturevalue(stack)
+        found = services.settings()
+        own = {"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_DATABASE_URL": own_schema(services)}
+        own["MANYBEAM_STORE"] = f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
+        use_settings({**found, **own})
         return Zoo(found["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache" / "zoo")
 
     return make

@@ -9,8 +9,8 @@ import pytest
 
 from manybeam.cli import main
 from manybeam.data.store import open_store
+from manybeam.db.owner import whoami
 from manybeam.settings import settings
-from manybeam.zoo.audit import whoami
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 

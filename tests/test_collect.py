@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from manybeam.data.store import open_store
+from manybeam.db.audit import AuditLog
 from manybeam.errors import Conflict, Corrupt, InvalidInput, ManybeamError, UnknownRef
-from manybeam.zoo import claims
-from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.lifecycle import collect
+from manybeam.zoo.lifecycle import changes, collect
 from manybeam.zoo.lifecycle.collect import KEPT, REMOVABLE, REMOVED, CollectItem
 from manybeam.zoo.lifecycle.life import archive, promote, unarchive
 from manybeam.zoo.lifecycle.orphans import Orphans
 from manybeam.zoo.lineage import lineage, note_prediction
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
 
@@ -145,7 +145,7 @@ def test_a_collection_stopped_half_way_is_finished_by_the_next(
 
 def test_every_removal_is_in_the_audit_log(zoo: Zoo, cut_off: str) -> None:
     collected(zoo, cut_off, remove=True, reason="disk is full")
-    (entry,) = AuditLog().entries(cut_off)
+    (entry,) = audit_log().entries(cut_off)
     assert (entry.action, entry.who, entry.reason) == ("files removed", "ada", "disk is full")
     assert len(entry.details["models"]) == 4
 
@@ -173,7 +173,7 @@ def test_the_log_says_which_frames_a_version_that_is_gone_was_trained_and_measur
     (found,) = collected(zoo, name, remove=True, archived_for=timedelta(0))
     assert found.state == REMOVED
     (told,) = [
-        one.details for one in AuditLog().entries(name) if one.action.startswith("collect asked")
+        one.details for one in audit_log().entries(name) if one.action.startswith("collect asked")
     ]
     assert told["trained_on"] == told["measured_on"] == [f"{use.digest} {use.url}"]
 
@@ -203,7 +203,7 @@ def test_an_archived_version_that_nothing_needs_goes_with_all_its_files(zoo: Zoo
     assert [one.version for one in zoo.ls(two)] == [2]
     assert collected(zoo, two) == []
     assert files_of(zoo, models) == 0
-    assert [one.action for one in AuditLog().entries(two)[:3]] == [
+    assert [one.action for one in audit_log().entries(two)[:3]] == [
         "files removed", "collect done", "collect asked",
     ]  # fmt: skip
 
@@ -288,7 +288,7 @@ def test_an_empty_zoo_has_nothing_to_collect(
 ) -> None:
     use_settings({"MANYBEAM_HOME": str(tmp_path)})
     found = collect.collect(embedded, who="ada", archived_for=timedelta(0), remove=True)
-    assert (found, AuditLog().head()) == ([], 0)
+    assert (found, audit_log().head()) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -344,9 +344,9 @@ def test_of_a_promotion_and_a_collection_at_once_the_second_is_told(zoo: Zoo, tw
         assert child.stdout is not None
         assert child.stdin is not None
         assert child.stdout.readline() == "removing\n"
-        with pytest.raises(Conflict, match=f"bob is changing {two}: collect asked"):
+        with pytest.raises(Conflict, match=f"bob holds the lock on ensemble {two}: collect asked"):
             unarchive(zoo, f"{two}@1", who="ada")
-        with pytest.raises(Conflict, match="bob is changing"):
+        with pytest.raises(Conflict, match="bob holds the lock"):
             promote(zoo, f"{two}@1", who="ada", force=True, reason="now")
         child.stdin.write("\n")
         child.stdin.flush()
@@ -358,18 +358,18 @@ def test_of_a_promotion_and_a_collection_at_once_the_second_is_told(zoo: Zoo, tw
 def test_a_version_taken_up_while_a_collection_looks_is_kept(
     zoo: Zoo, two: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standing = claims.standing
+    settled_state = changes.settled_state
 
     def seen(zoo: Zoo, log: AuditLog, ensemble: str) -> Any:
-        found = standing(zoo, log, ensemble)
+        found = settled_state(zoo, log, ensemble)
         if ensemble != two:  # another test left it in the zoo they share
             return found
-        monkeypatch.setattr(collect, "standing", standing)
+        monkeypatch.setattr(collect, "settled_state", settled_state)
         unarchive(zoo, f"{two}@1", who="bob")
         promote(zoo, f"{two}@1", who="bob")
         return found
 
-    monkeypatch.setattr(collect, "standing", seen)
+    monkeypatch.setattr(collect, "settled_state", seen)
     (found,) = collected(zoo, two, remove=True, archived_for=timedelta(0))
     assert found.state == KEPT
     assert "bob came first with" in found.why
@@ -392,7 +392,7 @@ def test_a_collection_killed_in_the_middle_is_finished_by_the_next(
         assert child.wait(120) == -signal.SIGKILL
     assert [one.version for one in zoo.ls(two)] == left
     archive(zoo, f"{two}@1", who="ada") if 1 in left else promote(zoo, f"{two}@2", who="ada")
-    assert AuditLog().entries(two)[0].action == outcome
+    assert audit_log().entries(two)[0].action == outcome
     assert REMOVED in {
         one.state for one in collected(zoo, two, remove=True, archived_for=timedelta(0))
     }

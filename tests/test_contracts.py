@@ -25,6 +25,9 @@ BREAKS = [
     pytest.param("cli/app.py", "import ray", "only cluster, jobs and serve speak Ray", id="ray"),
     pytest.param("zoo/matrix.py", "import manybeam.predictor", "layers point", id="predictor"),
     pytest.param("learn/nets/atoms.py", "import sqlalchemy", "science knows no", id="sql"),
+    pytest.param("zoo/records.py", "import sqlalchemy", "only db speaks SQL", id="sql-zoo"),
+    pytest.param("web/api.py", "import alembic", "only db speaks SQL", id="migrations"),
+    pytest.param("db/audit.py", "import manybeam.data.store", "layers point", id="db-data"),
     pytest.param(
         "serve/wire.py",
         "import manybeam.jobs.train",

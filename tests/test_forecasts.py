@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from manybeam.data.simulation.simulate import simulate
+from manybeam.db.preferences import Preference
 from manybeam.errors import Corrupt, UnknownRef
 from manybeam.predictor.learned import performance_predictor
-from manybeam.predictor.preferences import Pick, record_pick, retract
+from manybeam.predictor.preferences import record_preference, retract
 from manybeam.predictor.selection import select
 from manybeam.spec import Library
 from manybeam.zoo.calibration_sets import KIND, record_calibration_set
@@ -109,18 +110,18 @@ def test_bytes_that_are_no_table_are_told(zoo: Zoo) -> None:
 
 
 @pytest.fixture
-def dirty(zoo: Zoo) -> Callable[[int, int], Pick]:
+def dirty(zoo: Zoo) -> Callable[[int, int], Preference]:
     """Pick one member on a dirty frame."""
     made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
     record, ensemble = zoo.resolve("graphene"), zoo.ensemble("graphene")
 
-    def pick(member: int, number: int) -> Pick:
+    def pick(member: int, number: int) -> Preference:
         frame, size = made.frames_nyx[number], float(made.pixel_size_pm[number])
         known = performance_predictor(zoo, "graphene")
         found = select(
             record, zoo.matrix("graphene"), ensemble, frame, size, known=known, library=LIBRARY
         )
-        return record_pick(
+        return record_preference(
             record, found, [member], frame_yx=frame, file="a.tif", pixel_size_pm=size, who="Ada"
         )
 
@@ -128,7 +129,7 @@ def dirty(zoo: Zoo) -> Callable[[int, int], Pick]:
 
 
 def test_what_was_learnt_is_kept_until_somebody_picks_or_takes_a_pick_back(
-    zoo: Zoo, dirty: Callable[[int, int], Pick]
+    zoo: Zoo, dirty: Callable[[int, int], Preference]
 ) -> None:
     before = performance_predictor(zoo, "graphene")
     assert performance_predictor(zoo, "graphene@2") is before
@@ -142,7 +143,7 @@ def test_what_was_learnt_is_kept_until_somebody_picks_or_takes_a_pick_back(
 
 @pytest.mark.slow
 def test_selection_goes_on_after_picks_and_heeds_them(
-    zoo: Zoo, dirty: Callable[[int, int], Pick]
+    zoo: Zoo, dirty: Callable[[int, int], Preference]
 ) -> None:
     made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
     frame, size = made.frames_nyx[2], float(made.pixel_size_pm[2])
@@ -166,12 +167,14 @@ def test_selection_goes_on_after_picks_and_heeds_them(
 
 
 def test_a_pick_of_another_version_teaches_nothing_here(
-    zoo: Zoo, dirty: Callable[[int, int], Pick]
+    zoo: Zoo, dirty: Callable[[int, int], Preference]
 ) -> None:
     before = performance_predictor(zoo, "graphene@2")
     known = performance_predictor(zoo, "graphene@2")
     frame = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     record, ensemble = zoo.resolve("graphene@1"), zoo.ensemble("graphene@1")
     found = select(record, zoo.matrix("graphene@1"), ensemble, frame, 16.0, library=LIBRARY)
-    record_pick(record, found, [0], frame_yx=frame, file="a.tif", pixel_size_pm=16.0, who="Ada")
+    record_preference(
+        record, found, [0], frame_yx=frame, file="a.tif", pixel_size_pm=16.0, who="Ada"
+    )
     assert known is before is performance_predictor(zoo, "graphene@2")

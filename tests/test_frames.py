@@ -17,11 +17,12 @@ import pytest
 import zarr
 from numpy import ndarray
 
-from manybeam.data import commits, frames
-from manybeam.data.commits import Claim, CommitLog
+from manybeam.data import frames
+from manybeam.data.commits import AppendLock, CommitLog
 from manybeam.data.frames import FrameSet, list_framesets
 from manybeam.data.making import Part
 from manybeam.data.store import open_store
+from manybeam.db.owner import Owner
 from manybeam.errors import (
     Conflict,
     Corrupt,
@@ -518,11 +519,11 @@ def test_an_interrupted_append_leaves_the_set_and_the_next_works(
 ) -> None:
     made = _made(url)
 
-    def interrupt(_claim: Claim, _record: Any) -> None:
+    def interrupt(_lock: AppendLock, _record: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Claim, "commit", interrupt)
+        patch.setattr(AppendLock, "commit", interrupt)
         with pytest.raises(KeyboardInterrupt):
             made.append(_frames(3, seed=1), _truth(3), 20.0)
     assert len(open_store(url).list("0/c")) == 4
@@ -534,13 +535,13 @@ def test_an_interrupted_append_leaves_the_set_and_the_next_works(
 def test_an_interrupt_just_after_the_record_loses_nothing(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, real = _made(url), Claim.commit
+    made, real = _made(url), AppendLock.commit
 
-    def commit_and_interrupt(claim: Claim, record: Any) -> None:
-        real(claim, record)
+    def commit_and_interrupt(lock: AppendLock, record: Any) -> None:
+        real(lock, record)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Claim, "commit", commit_and_interrupt)
+    monkeypatch.setattr(AppendLock, "commit", commit_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         made.append(_frames(3, seed=1), _truth(3), 20.0)
     assert (FrameSet.open(url).frames(slice(4, 7)) == _frames(3, seed=1)).all()
@@ -551,11 +552,11 @@ def test_a_writer_that_was_taken_for_dead_cannot_commit(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _made(url)
-    monkeypatch.setattr(commits, "_is_alive", lambda owner: False)
+    monkeypatch.setattr(Owner, "is_gone", lambda owner: True)
     log = CommitLog(open_store(url))
-    with log.claim(log.head()) as claim:
+    with log.lock(log.head()) as lock:
         FrameSet.open(url).append(_frames(2, seed=2), _truth(2), 20.0)
-        for step in (claim.check, lambda: claim.commit(claim.head.following(count=99))):
+        for step in (lock.check, lambda: lock.commit(lock.head.following(count=99))):
             with pytest.raises(Conflict, match="since it was opened"):
                 step()
     assert (FrameSet.open(url).frames([4, 5]) == _frames(2, seed=2)).all()
@@ -581,7 +582,7 @@ def test_a_claim_from_another_machine_gives_way_when_it_is_old(
 def test_a_living_writer_is_not_pushed_aside(url: str) -> None:
     made = _made(url)
     log = CommitLog(open_store(url))
-    with log.claim(log.head()), pytest.raises(Conflict, match="another writer is appending"):
+    with log.lock(log.head()), pytest.raises(Conflict, match="another writer is appending"):
         made.append(_frames(2), _truth(2), 20.0)
     made.append(_frames(2), _truth(2), 20.0)
 
@@ -590,11 +591,11 @@ WRITER = """
 import os, signal, sys
 import numpy as np
 from manybeam.data import frames
-from manybeam.data.commits import Claim
+from manybeam.data.commits import AppendLock
 frames.BATCH_BYTES = 1
 made = frames.FrameSet.open(sys.argv[1])
 if sys.argv[2] == "at the record":
-    Claim.commit = lambda self, record: os.kill(os.getpid(), signal.SIGKILL)
+    AppendLock.commit = lambda self, record: os.kill(os.getpid(), signal.SIGKILL)
 print("ready", flush=True)
 made.append(np.ones((4000, 24, 20), np.float32), [np.ones((1, 3))] * 4000, 20.0)
 """
@@ -718,11 +719,11 @@ def test_a_disk_that_fills_at_the_record_leaves_the_set_as_it_was(
 ) -> None:
     made = _made(folder)
 
-    def fill(_claim: Claim, _record: Any) -> None:
+    def fill(_lock: AppendLock, _record: Any) -> None:
         raise WriteFailed("no space left", "", "")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Claim, "commit", fill)
+        patch.setattr(AppendLock, "commit", fill)
         with pytest.raises(WriteFailed):
             made.append(_frames(2), _truth(2), 20.0)
     assert (len(made), len(FrameSet.open(folder))) == (4, 4)

@@ -5,7 +5,18 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "ray", "mlflow", "zarr", "scipy", "matplotlib", "fastapi", "numpy", "pydantic")
+HEAVY = (
+    "torch",
+    "ray",
+    "mlflow",
+    "zarr",
+    "scipy",
+    "matplotlib",
+    "fastapi",
+    "numpy",
+    "pydantic",
+    "sqlalchemy",
+)
 
 
 def _loaded_after(statement: str) -> set[str]:

@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 
+from manybeam.db.locks import Locks
 from manybeam.errors import (
     Conflict,
+    DatabaseUnreachable,
     InvalidInput,
     NotFound,
     RefusedByGate,
-    StoreUnreachable,
     UnknownRef,
 )
-from manybeam.zoo.audit import AuditLog
 from manybeam.zoo.lifecycle.life import archive, promote, propose, rollback, settle, unarchive
 from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
 Members = Callable[[int], list[Any]]
@@ -41,7 +42,7 @@ def serving(zoo: Zoo, name: str) -> int:
 
 
 def told(name: str) -> list[tuple[str, str]]:
-    return [(one.action, one.subject.partition("@")[2]) for one in AuditLog().entries(name)[::-1]]
+    return [(one.action, one.subject.partition("@")[2]) for one in audit_log().entries(name)[::-1]]
 
 
 # -- promotion ----------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ def test_a_version_that_passes_serves_and_the_log_tells(zoo: Zoo, versions: str)
     done = promote(zoo, f"{versions}@2", who="ada", reason="finds more")
     assert serving(zoo, versions) == 2
     assert (done.previous, done.is_forced) == (f"{versions}@1", False)
-    asked = AuditLog().entries(versions)[1]
+    asked = audit_log().entries(versions)[1]
     assert (asked.who, asked.reason) == ("ada", "finds more")
     assert asked.details == {"alias": "serving", "from": 1, "to": 2}
 
@@ -70,7 +71,7 @@ def test_force_overrides_and_the_log_keeps_what_was_overridden(zoo: Zoo, version
     promote(zoo, f"{versions}@2", who="ada")
     done = promote(zoo, f"{versions}@1", who="bob", force=True, reason="2 misses silicon")
     assert (done.is_forced, serving(zoo, versions)) == (True, 1)
-    asked = AuditLog().entries(versions)[1]
+    asked = audit_log().entries(versions)[1]
     assert asked.reason == "2 misses silicon"
     assert [words.partition(":")[0] for words in asked.details["overridden"]] == [
         "regression on low", "regression on nominal",
@@ -82,7 +83,7 @@ def test_force_without_a_reason_is_refused(embedded_versions: tuple[Zoo, str], r
     zoo, name = embedded_versions
     with pytest.raises(InvalidInput, match="without a reason"):
         promote(zoo, f"{name}@1", who="ada", force=True, reason=reason)
-    assert AuditLog().head() == 0
+    assert audit_log().head() == 0
 
 
 def test_force_does_not_make_an_archived_version_serve(zoo: Zoo, versions: str) -> None:
@@ -137,7 +138,7 @@ def test_what_cannot_be_promoted_is_told_and_not_recorded(
 ) -> None:
     with pytest.raises(refusal):
         promote(embedded_versions[0], ref, **{"who": "ada", **more})
-    assert AuditLog().head() == 0
+    assert audit_log().head() == 0
 
 
 # -- rollback -----------------------------------------------------------------------------------
@@ -214,10 +215,13 @@ def test_a_version_just_made_that_may_not_serve_is_the_candidate(zoo: Zoo, versi
 def test_an_alias_somebody_else_is_changing_leaves_a_version_that_says_so(
     zoo: Zoo, versions: str, to: str
 ) -> None:
-    claim = {"alias": to, "from": None, "to": 3}
-    AuditLog().append("promote asked", f"{versions}@3", who="bob", details=claim)
-    with pytest.raises(Conflict, match=f"{versions}@1 is registered but has no alias: bob is") as e:
-        settle(zoo, zoo.resolve(f"{versions}@1"), to)
+    log, own = audit_log(), {"who": "bob", "purpose": f"promote of {versions}@3"}
+    move = {"alias": to, "from": None, "to": 3}
+    found = f"{versions}@1 is registered but has no alias: bob holds the lock on ensemble"
+    with Locks(log.database).holding(f"ensemble {versions}", lease_s=30.0, **own):
+        log.append("promote asked", f"{versions}@3", who="bob", details=move)
+        with pytest.raises(Conflict, match=found) as e:
+            settle(zoo, zoo.resolve(f"{versions}@1"), to)
     assert e.value.hint == f"manybeam zoo promote {versions}@1 --to {to}"
     assert zoo.resolve(f"{versions}@1").aliases == ()
 
@@ -226,14 +230,10 @@ def test_a_log_that_does_not_answer_leaves_a_version_that_says_so(
     embedded_versions: tuple[Zoo, str], use_settings: Callable[[dict[str, str]], None]
 ) -> None:
     zoo, name = embedded_versions
-    use_settings(
-        {
-            "MANYBEAM_STORE": "s3://nobody/store",
-            "MANYBEAM_S3_ENDPOINT": "http://127.0.0.1:9",
-            "MANYBEAM_S3_TIMEOUT_S": "1",
-        }
-    )
-    with pytest.raises(StoreUnreachable, match=f"{name}@1 is registered but may have no") as caught:
+    use_settings({"MANYBEAM_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/manybeam"})
+    with pytest.raises(
+        DatabaseUnreachable, match=f"{name}@1 is registered but may have no"
+    ) as caught:
         settle(zoo, zoo.resolve(f"{name}@1"), "serving")
     assert caught.value.hint == f"manybeam zoo promote {name}@1 --to serving"
 
@@ -260,4 +260,4 @@ def test_archiving_twice_is_once(embedded_versions: tuple[Zoo, str]) -> None:
     first = archive(zoo, "graphene@1", who="ada").archived
     assert archive(zoo, "graphene@1", who="bob").archived == first
     unarchive(zoo, "graphene@2", who="ada")
-    assert AuditLog().head() == 2
+    assert audit_log().head() == 2

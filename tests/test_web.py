@@ -21,6 +21,8 @@ from typer.main import get_command
 from manybeam.cli.app import app as commands
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.simulate import SIMULATOR, simulate
+from manybeam.db.deployment import open_database
+from manybeam.db.tokens import Tokens
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse
 from manybeam.settings import is_loopback, settings
 from manybeam.spec import Library
@@ -598,6 +600,37 @@ def test_a_session_ends_with_its_time_and_with_its_token() -> None:
 @pytest.mark.parametrize("cookie", ["", "manybeam-session=", "manybeam-session=9999999999.a.b"])
 def test_a_session_cannot_be_made_up(cookie: str) -> None:
     assert Gatekeeper("a" * 40).who(_request(cookie=cookie)).name == "nobody"
+
+
+def test_a_token_of_the_database_opens_what_it_was_made_for(reader: httpx.Client) -> None:
+    tokens = Tokens(open_database())
+    text, made = tokens.create("scan", ["predict"])
+    asked = {"authorization": f"Bearer {text}"}
+    refused = reader.post("/zoo/graphene@1/promote", headers=asked)
+    assert (refused.status_code, "zoo:promote" in refused.text) == (403, True)
+    tokens.revoke(made.id)
+    assert "opens nothing" in reader.post("/zoo/graphene@1/promote", headers=asked).text
+
+
+def test_the_admin_token_is_registered_and_one_that_is_replaced_opens_nothing(
+    tmp_path: Path, use_settings: Any
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    make_app_state(Zoo())
+    old = admin_token(tmp_path)[0]
+    (tmp_path / "admin-token").unlink()
+    state = make_app_state(Zoo())
+    assert [one.revoked is None for one in Tokens(open_database()).list()].count(True) == 1
+    with pytest.raises(NotAllowed, match="opens nothing"):
+        state.gatekeeper.who(_request(authorization=f"Bearer {old}"))
+
+
+def test_pages_are_shown_while_the_database_is_down(tmp_path: Path, use_settings: Any) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:9/manybeam"
+    use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_DATABASE_URL": nowhere})
+    state = make_app_state(Zoo())
+    token = admin_token(tmp_path)[0]
+    assert state.gatekeeper.who(_request(authorization=f"Bearer {token}")).name == "admin-token"
 
 
 def _request(**headers: str) -> Any:

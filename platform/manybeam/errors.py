@@ -111,6 +111,10 @@ class ZooUnreachable(Unreachable):
     """The MLflow server or its database does not answer."""
 
 
+class DatabaseUnreachable(Unreachable):
+    """The database of our own does not answer."""
+
+
 class NoCapacity(Unreachable):
     """The service answers but cannot accept this request now."""
 

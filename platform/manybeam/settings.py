@@ -8,6 +8,7 @@ import os
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
@@ -35,6 +36,11 @@ class Settings(BaseSettings):
         "", description="MLflow tracking URI; if empty, a SQLite file in home"
     )
     artifacts: str = Field("", description="store of the weights; if empty, a folder in home")
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="database: postgresql+psycopg://user:password@host/name or sqlite:///file; "
+        "if empty, a SQLite file in home",
+    )
     ray_address: str = Field("", description="Ray cluster to join; if empty, a local one")
     service_url: str = Field("http://127.0.0.1:8100", description="URL of the prediction service")
     zoo: Path = Field(Path("zoo"), description="folder of recipes, conditions and policies")
@@ -77,6 +83,26 @@ class Settings(BaseSettings):
     def tracking_url(self) -> str:
         """The tracking URI for MLflow: the address of a server, or the embedded SQLite file."""
         return self.tracking_uri or f"sqlite:///{(self.home / 'zoo.db').resolve()}"
+
+    @property
+    def database_address(self) -> str:
+        """The address of the database, with its password: PostgreSQL, or a SQLite file.
+
+        Raises:
+            InvalidSetting: none is set, and other machines use the same zoo. Locks and the audit
+                log in a file of this machine would not protect it.
+        """
+        if given := self.database_url.get_secret_value():
+            return given
+        host = urlsplit(self.tracking_uri).hostname or ""
+        if self.tracking_uri.startswith(("http", "postgresql", "mysql")) and not is_loopback(host):
+            raise InvalidSetting(
+                "database_url is not set, and the zoo is shared with other machines",
+                "they must share one database: locks, audit log, preferences and tokens",
+                "export MANYBEAM_DATABASE_URL=postgresql+psycopg://user:password@host/name; "
+                "if only this machine changes the zoo: sqlite:////folder/manybeam.db",
+            )
+        return f"sqlite:///{(self.home / 'manybeam.db').resolve()}"
 
     @property
     def artifacts_url(self) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.claims import standing
+from manybeam.zoo.lifecycle.changes import settled_state
 from manybeam.zoo.lifecycle.life import promote
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
 from .conftest import Server, serving
@@ -57,8 +57,8 @@ def killed_while(server: Server, is_time: Callable[[], bool]) -> list[int]:
     return answers
 
 
-def records(home: Path) -> int:
-    return len(list((home / "store" / "audit").glob("*.json")))
+def records() -> int:
+    return audit_log().head()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2], ids=["judging", "asked", "done"])
@@ -71,16 +71,16 @@ def test_a_server_killed_while_it_promotes_leaves_the_alias_old_or_new(
         # `judging` is a moment after the question, before anything is in the log.
         start = time.monotonic()
         answers = killed_while(
-            server, lambda: records(home) >= count and time.monotonic() > start + 0.05
+            server, lambda: records() >= count and time.monotonic() > start + 0.05
         )
-    zoo, log = zoo_in(home), AuditLog()
+    zoo, log = zoo_in(home), audit_log()
     serves = zoo.resolve("graphene@serving").version
     assert serves in (1, 2)
     assert answers in ([], [200])
     assert not answers or serves == 2
     log.verify()
     # The next who comes closes what was left open, by what MLflow says, and goes on.
-    after = standing(zoo, log, "graphene")
+    after = settled_state(zoo, log, "graphene")
     asked = [one for one in after.entries if one.action == "promote asked"]
     ended = [one for one in after.entries if one.action in ("promote done", "promote dropped")]
     assert len(asked) == len(ended) <= 1

@@ -18,7 +18,7 @@ import pytest
 from numpy import ndarray
 
 from manybeam.data import frames
-from manybeam.data.commits import Claim
+from manybeam.data.commits import AppendLock
 from manybeam.data.frames import FrameSet, list_framesets
 from manybeam.data.store import open_store
 from manybeam.errors import Conflict, NotFound, StoreUnreachable
@@ -186,22 +186,22 @@ def _append_after_all(url: str, shown: ndarray) -> None:
 
 def _at_check(patch: pytest.MonkeyPatch, number: int, fault: Callable[[], None]) -> None:
     """Let a fault happen at the n-th look a writer takes between two batches."""
-    real, seen = Claim.check, []
+    real, seen = AppendLock.check, []
 
-    def check(claim: Claim) -> None:
-        seen.append(claim)
-        real(claim)
+    def check(lock: AppendLock) -> None:
+        seen.append(lock)
+        real(lock)
         if len(seen) == number:
             fault()
 
-    patch.setattr(Claim, "check", check)
+    patch.setattr(AppendLock, "check", check)
 
 
 def _before_commit(patch: pytest.MonkeyPatch, fault: Callable[[], None]) -> None:
-    real = Claim.commit
+    real = AppendLock.commit
 
-    def commit(claim: Claim, record: Any) -> None:
+    def commit(lock: AppendLock, record: Any) -> None:
         fault()
-        real(claim, record)
+        real(lock, record)
 
-    patch.setattr(Claim, "commit", commit)
+    patch.setattr(AppendLock, "commit", commit)

@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from manybeam.errors import Conflict, ManybeamError, Unreachable, ZooUnreachable
-from manybeam.zoo import claims
-from manybeam.zoo.audit import AuditLog
 from manybeam.zoo.integrity.verify import verify
 from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.tracking import Tracking
 
@@ -110,7 +109,7 @@ def test_a_promotion_whose_database_is_killed_leaves_the_alias_where_it_was(
     tiny_members: Any,
     tmp_path: Path,
     name: str,
-    monkeypatch: pytest.MonkeyPatch,
+    lapse: Callable[[], None],
 ) -> None:
     zoo = zoo_at(own_facility, tmp_path)
     for _ in range(2):
@@ -123,12 +122,12 @@ def test_a_promotion_whose_database_is_killed_leaves_the_alias_where_it_was(
     own_facility.mend()
     assert zoo.resolve(name).version == 1
     # Whoever lost the answer may still be heard, so the next one is told to wait.
-    with pytest.raises(Conflict, match="not closed yet"):
+    with pytest.raises(Conflict, match="not given back yet"):
         promote(zoo, f"{name}@2", who="test")
-    monkeypatch.setattr(claims, "CLAIM_S", 1.0)
+    lapse()
     promote(zoo, f"{name}@2", who="test")
     assert zoo.resolve(name).version == 2
-    actions = [one.action for one in AuditLog().entries(name)]
+    actions = [one.action for one in audit_log().entries(name)]
     assert actions.count("promote dropped") == 1
     assert actions.count("promote done") == 2
 

@@ -103,12 +103,12 @@ def select(
 
     Example: manybeam select scan_0142.dm4 -e graphene --show
     """
-    from manybeam.cli.preferences import list_picks, picture_path, undo
+    from manybeam.cli.preferences import list_preferences, picture_path, undo
 
     if retract:
         undo(retract, who)
     if picks:
-        list_picks(ensemble, form)
+        list_preferences(ensemble, form)
     if file is None:
         if not retract and not picks:
             raise InvalidInput(

@@ -1,4 +1,4 @@
-"""What `manybeam select` does with a person's eye: members side by side, picks made and undone."""
+"""What `manybeam select` does for a person's eye: members side by side, preferences kept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from manybeam.data.disk import write_files
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
+    from manybeam.db.preferences import Preference
     from manybeam.predictor.predictor import Ranked
-    from manybeam.predictor.preferences import Pick
 
 PICTURE_DPI = 120
 
@@ -46,13 +46,13 @@ def draw(frame: "Frame", best: "Ranked", path: Path, picked: Sequence[int]) -> N
 
 def keep(
     frame: "Frame", best: "Ranked", members: Sequence[int], who: str | None, note: str
-) -> "Pick":
-    """Record a pick, and say how to undo it."""
-    from manybeam.predictor.preferences import record_pick
+) -> "Preference":
+    """Record a preference, and say how to undo it."""
+    from manybeam.predictor.preferences import record_preference
 
     record, selection = best.version.record, best.selection
     assert record is not None and selection is not None  # noqa: S101, PT018 - ranked, of a zoo
-    pick = record_pick(
+    made = record_preference(
         record,
         selection,
         members,
@@ -63,42 +63,42 @@ def keep(
         who=who,
         note=note,
     )
-    names = ", ".join(f"{member:02d}" for member in pick.members)
-    agreed = "as proposed" if pick.is_as_proposed else "not as proposed"
-    say(f"{pick.who} picked {names} of {pick.ref} ({agreed}); recorded as {pick.id}")
-    say(f"to undo: manybeam select --retract {pick.id}")
-    return pick
+    names = ", ".join(f"{member:02d}" for member in made.members)
+    agreed = "as proposed" if made.is_as_proposed else "not as proposed"
+    say(f"{made.who} prefers {names} of {made.ref} ({agreed}); recorded as {made.id}")
+    say(f"to undo: manybeam select --retract {made.id}")
+    return made
 
 
-def list_picks(ref: str, form: Form) -> None:
-    """Print the picks of one ensemble or version, or of all for `auto`."""
-    from manybeam.predictor.preferences import picks
+def list_preferences(ref: str, form: Form) -> None:
+    """Print the preferences of one ensemble or version, or of all for `auto`."""
+    from manybeam.predictor.preferences import preferences
     from manybeam.zoo.records import Ref
 
     wanted = None if ref == "auto" else Ref.parse(ref)
-    found = picks(wanted.name if wanted else None)
+    found = preferences(wanted.name if wanted else None)
     if wanted is not None and wanted.version is not None:
-        found = [pick for pick in found if pick.version == wanted.version]
-    emit([_row(pick) for pick in found], form, title="Picks")
+        found = [one for one in found if one.version == wanted.version]
+    emit([_row(one) for one in found], form, title="Preferences")
 
 
-def undo(pick_id: str, who: str | None) -> None:
-    """Take a pick back, and say so."""
+def undo(preference_id: str, who: str | None) -> None:
+    """Take a preference back, and say so."""
     from manybeam.predictor.preferences import retract
 
-    retract(pick_id, who)
-    say(f"pick {pick_id} is taken back; it stays in the store but counts no more")
+    retract(preference_id, who)
+    say(f"preference {preference_id} is taken back; it is kept but counts no more")
 
 
-def _row(pick: "Pick") -> dict[str, object]:
+def _row(made: "Preference") -> dict[str, object]:
     return {
-        "pick": pick.id,
-        "who": pick.who,
-        "when": pick.when,
-        "ref": pick.ref,
-        "members": [f"{member:02d}" for member in pick.members],
-        "proposed": [f"{member:02d}" for member in pick.proposed],
-        "file": pick.file,
-        "frame": pick.frame_digest[:12],
-        "note": pick.note,
+        "preference": made.id,
+        "who": made.who,
+        "when": made.when,
+        "ref": made.ref,
+        "members": [f"{member:02d}" for member in made.members],
+        "proposed": [f"{member:02d}" for member in made.proposed],
+        "file": made.file,
+        "frame": made.frame_digest[:12],
+        "note": made.note,
     }

@@ -1,34 +1,32 @@
 """Which frames of a set count: numbered records, each one object that is created exclusively.
 
 Readers trust the newest record and nothing else, so an append is all or nothing. Writers take
-turns by a claim, an object that is also created exclusively. A claim whose writer is gone is
-never just removed: a void record is written where that writer's record would go, so that it can
+turns by a lock, an object that is also created exclusively. It lies beside the frames and not in
+the database, as frames are also written where there is none; who holds it, and whether that owner
+is gone, is decided as for the database's locks. A lock whose owner is gone is never just removed: a
+void record is written where that writer's record would go, so that it can
 no longer commit should it wake up, and only then does the next writer touch the frames.
 """
 
 import contextlib
-import json
 import logging
-import os
-import platform
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from manybeam.data.store import Store
+from manybeam.db.owner import Owner
 from manybeam.errors import Conflict, Corrupt, ManybeamError, NotFound, UnknownFrameSet
 from manybeam.settings import settings
 
 logger = logging.getLogger(__name__)
 FOLDER = "commits"
-STALE_S = 120.0  # a claim is renewed every 15 s; one this old has no writer any more
-_held: set[str] = set()  # claims of this process whose writer is still at work
+STALE_S = 120.0  # a lock is renewed every 15 s; one this old has no writer any more
+_AS_OWNER = TypeAdapter(Owner)
 
 
 class Commit(BaseModel):
@@ -68,7 +66,7 @@ class Commit(BaseModel):
 
 
 class CommitLog:
-    """The records and claims of one FrameSet.
+    """The records and the lock of one FrameSet.
 
     Args:
         store: where the set lies.
@@ -143,56 +141,55 @@ class CommitLog:
                 return record, head
 
     @contextlib.contextmanager
-    def claim(self, head: Commit) -> Iterator["Claim"]:
+    def lock(self, head: Commit) -> Iterator["AppendLock"]:
         """Hold the right to write the record after `head`.
 
-        A claim is given back at the end, except when the store stopped answering: then nobody
+        The lock is given back at the end, except when the store stopped answering: then nobody
         knows what arrived, and the next writer shuts this one out instead.
 
         Raises:
             Conflict: somebody else is writing, or has written since `head` was read.
         """
-        claim = self._take(head)
+        lock = self._take(head)
         try:
-            yield claim
+            yield lock
         except BaseException as error:
             if not isinstance(error, ConnectionError):
-                claim.give_back()
+                lock.give_back()
             raise
         else:
-            claim.give_back()
+            lock.give_back()
         finally:
-            _held.discard(claim.token)
+            lock.owner.end()
 
-    def _take(self, head: Commit) -> "Claim":
-        claim = Claim(self._store, head)
-        _held.add(claim.token)
+    def _take(self, head: Commit) -> "AppendLock":
+        lock = AppendLock(self._store, head)
         try:
-            self._store.create(claim.key, json.dumps(claim.owner).encode())
+            self._store.create(lock.key, _AS_OWNER.dump_json(lock.owner))
         except Conflict as error:
-            _held.discard(claim.token)
-            if not self._is_abandoned(claim.key):
+            lock.owner.end()
+            if not self._is_abandoned(lock.key):
                 raise self._busy() from error
             return self._take(self._shut_out(head))
         except BaseException:
-            _held.discard(claim.token)
+            lock.owner.end()
             raise
-        self._check_newest(claim)
-        return claim
+        self._check_newest(lock)
+        return lock
 
-    def _check_newest(self, claim: "Claim") -> None:
-        """Look only after the claim is ours: before, a finished writer could slip between."""
+    def _check_newest(self, lock: "AppendLock") -> None:
+        """Look only after the lock is ours: before, a finished writer could slip between."""
         try:
-            claim.check()
-            newest_writer = self.read(claim.head.key).writer
+            lock.check()
+            newest_writer = self.read(lock.head.key).writer
         except (Conflict, NotFound):
             newest_writer = ""
         except BaseException:
-            _held.discard(claim.token)
+            lock.owner.end()
             raise
-        if newest_writer != claim.head.writer:
-            _held.discard(claim.token)
-            claim.give_back()
+        if newest_writer != lock.head.writer:
+            lock.owner.end()
+            lock.give_back()
             raise _overtaken(self._store.url)
 
     def _shut_out(self, head: Commit) -> Commit:
@@ -202,15 +199,15 @@ class CommitLog:
             self._store.create(void.key, _bytes(void))
         except Conflict as error:
             raise _overtaken(self._store.url) from error
-        self._store.delete_keys([_claim(void.number)])
+        self._store.delete_keys([_lock(void.number)])
         logger.warning("abandoned append was shut out", extra={"url": self._store.url})
         return void
 
     def _is_abandoned(self, key: str) -> bool:
         try:
-            owner = json.loads(self._store.get(key))
-            if owner.get("machine") == _machine() and not _is_alive(owner):
-                return True
+            with contextlib.suppress(ValidationError):  # what cannot be read is left to its age
+                if _AS_OWNER.validate_json(self._store.get(key)).is_gone():
+                    return True
             return self._store.age_s(key) > max(STALE_S, 6 * settings().s3_timeout_s)
         except NotFound:
             return False
@@ -223,7 +220,7 @@ class CommitLog:
         )
 
 
-class Claim:
+class AppendLock:
     """The right to write one record.
 
     Args:
@@ -233,14 +230,7 @@ class Claim:
 
     def __init__(self, store: Store, head: Commit) -> None:
         self._store, self.head = store, head
-        self.key, self.token = _claim(head.number + 1), uuid.uuid4().hex
-        me = psutil.Process()
-        self.owner = {
-            "token": self.token,
-            "machine": _machine(),
-            "pid": me.pid,
-            "started": me.create_time(),
-        }
+        self.key, self.owner = _lock(head.number + 1), Owner.new()
         self._renewed = time.monotonic()
 
     def check(self) -> None:
@@ -248,7 +238,7 @@ class Claim:
         if self._store.exists(_record(self.head.number + 1)):
             raise _overtaken(self._store.url)
         if time.monotonic() - self._renewed > 15.0:
-            self._store.put(self.key, json.dumps(self.owner).encode())
+            self._store.put(self.key, _AS_OWNER.dump_json(self.owner))
             self._renewed = time.monotonic()
 
     def commit(self, record: Commit) -> None:
@@ -256,11 +246,13 @@ class Claim:
         create(self._store, record)
 
     def give_back(self) -> None:
-        """Let the next writer in; if the store does not answer, it will find this claim stale."""
+        """Let the next writer in; if the store does not answer, it will find this lock stale."""
         try:
             self._store.delete_keys([self.key])
         except ManybeamError as error:
-            logger.warning("claim was not given back", extra={"key": self.key, "why": str(error)})
+            logger.warning(
+                "append lock was not given back", extra={"key": self.key, "why": str(error)}
+            )
 
 
 def create(store: Store, record: Commit) -> None:
@@ -280,8 +272,8 @@ def _record(number: int) -> str:
     return f"{FOLDER}/{number:08d}.json"
 
 
-def _claim(number: int) -> str:
-    return f"claims/{number:08d}.json"
+def _lock(number: int) -> str:
+    return f"claims/{number:08d}.json"  # so called since the first version
 
 
 def _bytes(record: Commit) -> bytes:
@@ -294,22 +286,3 @@ def _overtaken(url: str) -> Conflict:
         "nothing of yours was written and nothing of theirs was lost",
         "open it again and append",
     )
-
-
-def _machine() -> str:
-    """Return what tells this kernel and process namespace from all others."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if boot.exists() and namespace.exists():
-        return f"{boot.read_text().strip()} {namespace.readlink()}"
-    return platform.node()
-
-
-def _is_alive(owner: dict[str, Any]) -> bool:
-    """Say whether the writer of a claim of this machine is still at it."""
-    if owner["pid"] == os.getpid():
-        return owner["token"] in _held
-    try:
-        started = float(psutil.Process(owner["pid"]).create_time())
-    except psutil.NoSuchProcess:
-        return False
-    return abs(started - float(owner["started"])) < 1.0

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from manybeam.data import layout
 from manybeam.data.batch import Batch, chain, seed
-from manybeam.data.commits import Claim, Commit, CommitLog
+from manybeam.data.commits import AppendLock, Commit, CommitLog
 from manybeam.data.making import Part, write_whole
 from manybeam.data.store import Store, open_store
 from manybeam.errors import (
@@ -199,15 +199,15 @@ class FrameSet:
         batch = Batch(self._commit, frames_nyx, truth, pixel_size_pm)
         if not len(batch.frames_nyx):
             return
-        with self._log.claim(self._commit) as claim:
-            after = batch.commit_after(claim.head)
+        with self._log.lock(self._commit) as lock:
+            after = batch.commit_after(lock.head)
             try:
-                self._write(claim, after, batch)
-                claim.commit(after)
+                self._write(lock, after, batch)
+                lock.commit(after)
             except (ConnectionError, Conflict):
                 raise  # what lies there may be another writer's by now
             except BaseException:
-                self._discard(claim.head, after)
+                self._discard(lock.head, after)
                 raise
         self._commit, self._truth_rows, self._sizes = after, None, None
         self._describe()
@@ -319,19 +319,19 @@ class FrameSet:
         why = why or "the bytes stored are not those that were appended"
         return Corrupt(f"{part} of {self.url} is corrupt", why, "restore it, or make the set again")
 
-    def _write(self, claim: Claim, after: Commit, batch: Batch) -> None:
+    def _write(self, lock: AppendLock, after: Commit, batch: Batch) -> None:
         """Write what an append adds; nothing of it counts yet."""
-        start = claim.head.count
+        start = lock.head.count
         with self._store.writing() as place, zarr.config.set({"array.write_empty_chunks": True}):
             frames_array = layout.frames_array(place, after)
             for low in range(0, len(batch.frames_nyx), self._batch_count):
                 part_nyx = batch.frames_nyx[low : low + self._batch_count]
-                claim.check()
+                lock.check()
                 frames_array[start + low : start + low + len(part_nyx)] = part_nyx
-            claim.check()
+            lock.check()
             layout.sizes_array(place, after)[start:] = batch.sizes_n
             if batch.rows is not None and len(batch.rows):
-                layout.truth_array(place, after)[claim.head.truth_rows or 0 :] = batch.rows
+                layout.truth_array(place, after)[lock.head.truth_rows or 0 :] = batch.rows
 
     def _discard(self, head: Commit, after: Commit) -> None:
         """Give back the space of frames that will never count; they are overwritten anyway.

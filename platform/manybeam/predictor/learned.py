@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from manybeam.db.preferences import Preference
 from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.analysis.fitness import SCORES
 from manybeam.predictor.performance import PerformancePredictor, Picked
-from manybeam.predictor.preferences import Pick, picks
+from manybeam.predictor.preferences import preferences
 from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.calibration_sets import KIND
 
@@ -24,10 +25,10 @@ logger = logging.getLogger(__name__)
 def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
     """Return the performance predictor of a version; None if it was never calibrated.
 
-    It learns from the calibration set and from the picks of people. For one member
+    It learns from the calibration set and from the preferences of people. For one member
     (`graphene@3/07`) it knows that member alone. A calibration set of other members than the
     version's teaches nothing: that is logged, and None returned. What was learned stays in this
-    process until the set or the picks change.
+    process until the set or the preferences change.
 
     Raises:
         UnknownRef: nothing is called that.
@@ -37,8 +38,8 @@ def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
     content = zoo.attached(ref, KIND)
     if content is None:
         return None
-    made = [one for one in picks(record.name) if one.version == record.version]
-    ids = tuple(pick.id for pick in made)
+    made = [one for one in preferences(record.name) if one.version == record.version]
+    ids = tuple(one.id for one in made)
     known = _learnt(_Learned(sha256_of(content), record.selected, ids, content, tuple(made)))
     if set(known.table.members) != {member.index for member in record.members}:
         logger.warning("calibrated with other members", extra={"ref": record.ref})
@@ -48,13 +49,13 @@ def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
 
 @dataclass(frozen=True)
 class _Learned:
-    """What was learned from; two are equal if digest of the set, member and picks are."""
+    """What was learned from; two are equal if digest of the set, member and preferences are."""
 
     digest: str
     member: int | None
-    pick_ids: tuple[str, ...]
+    preference_ids: tuple[str, ...]
     content: bytes = field(compare=False)
-    picks: tuple[Pick, ...] = field(compare=False)
+    preferences: tuple[Preference, ...] = field(compare=False)
 
 
 @lru_cache(maxsize=8)
@@ -62,20 +63,20 @@ def _learnt(source: _Learned) -> PerformancePredictor:
     table = CalibrationSet.from_bytes(source.content)
     if source.member in table.members:
         table = table.only(source.member)
-    taught = [_picked(pick, table) for pick in source.picks]
+    taught = [_picked(one, table) for one in source.preferences]
     return PerformancePredictor(table, [one for one in taught if one is not None])
 
 
-def _picked(pick: Pick, table: CalibrationSet) -> Picked | None:
-    """Return a pick as the predictor learns it; None if it does not concern these members."""
+def _picked(one: Preference, table: CalibrationSet) -> Picked | None:
+    """Return a preference as the predictor learns it; None if it does not concern these members."""
     here = set(table.members)
-    if len(pick.summary) != table.summary_ns.shape[1] or not here <= set(pick.features):
+    if len(one.summary) != table.summary_ns.shape[1] or not here <= set(one.features):
         return None
-    if not here & set(pick.members):
+    if not here & set(one.members):
         return None
-    summary_s = np.array([np.nan if one is None else one for one in pick.summary])
-    score_mf = np.array([_scores(pick.features[member]) for member in table.members])
-    return Picked(summary_s, score_mf, pick.members)
+    summary_s = np.array([np.nan if value is None else value for value in one.summary])
+    score_mf = np.array([_scores(one.features[member]) for member in table.members])
+    return Picked(summary_s, score_mf, one.members)
 
 
 def _scores(features: Mapping[str, float]) -> list[float]:

@@ -1,9 +1,6 @@
-"""Picks: members that a person chose for a frame, kept with who, when and what was known then.
+"""A person's choice of members for a frame, built from what selection said of them.
 
-A person who looks at the members side by side knows what no score does. Each pick is one object
-below the facility's store; taking one back writes a second object beside it, and nothing is ever
-deleted. So picks can be made by many at once, and what selection proposed, what was measured of
-every member and what was picked instead can teach the next combined model.
+What a preference holds and where it is kept: `manybeam.db.preferences`.
 """
 
 import getpass
@@ -11,18 +8,16 @@ import hashlib
 import logging
 import math
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from manybeam.data.store import Store, open_store
-from manybeam.errors import Conflict, InvalidInput, MemberCountError, NotAllowed, NotFound
-from manybeam.settings import settings
+from manybeam.db.preferences import Preference
+from manybeam.errors import InvalidInput, MemberCountError
 from manybeam.spec import Condition
+from manybeam.zoo.older_objects import preferences_kept
 from manybeam.zoo.records import Record
 
 if TYPE_CHECKING:
@@ -30,76 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "picks"
 MAX_WHO, MAX_NOTE = 100, 2000  # characters
-_PICK, _RETRACTED = ".json", ".retracted.json"
 
 
-@dataclass(frozen=True)
-class Pick:
-    """One choice of members for one frame, by a person.
-
-    Attributes:
-        id: names it; begins with the time.
-        who: who picked.
-        when: UTC, ISO 8601.
-        ensemble: name of the ensemble.
-        version: of the ensemble.
-        members: indices of the members picked, in order.
-        proposed: those that selection had chosen.
-        frame_digest: see `frame_digest`.
-        file: name of the frame's file, without its folder.
-        pixel_size_pm: edge of a pixel, in pm; None if unknown.
-        condition: numbers known of how the frame was recorded, by dotted path; None if nothing is.
-        features: for each member that selection ranked, the components of its score and
-            `predicted_f1` as they were then; what was not finite is left out.
-        summary: what the frame looks like, `learn.analysis.summaries`; None for what it is too
-            small to tell. With `features` it is what the next combined model learns from.
-        note: free words.
-        format: of the stored object.
-    """
-
-    id: str
-    who: str
-    when: str
-    ensemble: str
-    version: int
-    members: tuple[int, ...]
-    proposed: tuple[int, ...]
-    frame_digest: str
-    file: str
-    pixel_size_pm: float | None
-    condition: Mapping[str, float] | None
-    features: Mapping[int, Mapping[str, float]]
-    summary: tuple[float | None, ...] = ()
-    note: str = ""
-    format: Literal["manybeam-pick-1"] = "manybeam-pick-1"
-
-    @property
-    def ref(self) -> str:
-        """The version picked from: `graphene@3`."""
-        return f"{self.ensemble}@{self.version}"
-
-    @property
-    def is_as_proposed(self) -> bool:
-        """Whether exactly those that selection had chosen were picked."""
-        return set(self.members) == set(self.proposed)
-
-
-@dataclass(frozen=True)
-class Retraction:
-    """What stands beside a pick that was taken back."""
-
-    id: str
-    who: str
-    when: str
-    format: Literal["manybeam-retraction-1"] = "manybeam-retraction-1"
-
-
-_AS_PICK, _AS_RETRACTION = TypeAdapter(Pick), TypeAdapter(Retraction)
-
-
-def record_pick(
+def record_preference(
     record: Record,
     selection: "Selection",
     members: Sequence[int],
@@ -110,30 +39,30 @@ def record_pick(
     condition: Condition | None = None,
     who: str | None = None,
     note: str = "",
-) -> Pick:
-    """Record that a person picked these members for a frame, and return what was recorded.
+) -> Preference:
+    """Record that a person chose these members for a frame, and return what was recorded.
 
     Args:
-        record: the version picked from.
+        record: the version chosen from.
         selection: what selection said of its members on this frame.
-        members: indices of those picked, at least one.
+        members: indices of those chosen, at least one.
         frame_yx: the frame.
         file: its file; the folder is left out.
         pixel_size_pm: edge of a pixel, in pm, or None.
         condition: what is known of how it was recorded.
-        who: who picked; the login name if left out.
+        who: who chose; the login name if left out.
         note: free words, at most 2000 characters.
 
     Raises:
         MemberCountError: no member.
         UnknownRef: a member that the version does not have.
         InvalidInput: no name or too long a one, or too long a note.
-        StoreUnreachable, WriteFailed: it could not be kept.
+        DatabaseUnreachable, WriteFailed: it could not be kept.
     """
     if not members:
-        raise MemberCountError("no member was picked", "a pick names at least one", "--pick 03,05")
+        raise MemberCountError("no member was chosen", "at least one is needed", "--pick 03,05")
     name, now = _checked_who(who), datetime.now(UTC)
-    pick = Pick(
+    preference = Preference(
         id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
         who=name,
         when=now.isoformat(timespec="milliseconds"),
@@ -149,53 +78,31 @@ def record_pick(
         summary=tuple(one if math.isfinite(one) else None for one in selection.summary),
         note=_checked_note(note),
     )
-    _store().create(f"{pick.ensemble}/{pick.id}{_PICK}", _AS_PICK.dump_json(pick, indent=1))
-    logger.info("members picked", extra={"ref": pick.ref, "who": name, "pick": pick.id})
-    return pick
+    preferences_kept().add(preference)
+    logger.info("preference recorded", extra={"ref": preference.ref, "who": name})
+    return preference
 
 
-def picks(name: str | None = None) -> list[Pick]:
-    """Return the picks that stand, oldest first: of one ensemble, or of all.
-
-    An object that cannot be read is named in a warning and passed over: one bad file must not
-    hide the others.
+def preferences(name: str | None = None) -> Sequence[Preference]:
+    """Return the preferences that were not taken back, oldest first: of one ensemble, or of all.
 
     Raises:
-        StoreUnreachable: the store does not answer.
+        DatabaseUnreachable: the database does not answer.
     """
-    store = _store()
-    keys = store.list(name or "")
-    gone = {key.removesuffix(_RETRACTED) for key in keys if key.endswith(_RETRACTED)}
-    wanted = [
-        key
-        for key in keys
-        if key.endswith(_PICK) and not key.endswith(_RETRACTED) and key[: -len(_PICK)] not in gone
-    ]
-    found = [pick for key in wanted if (pick := _read(store, key)) is not None]
-    return sorted(found, key=lambda pick: (pick.when, pick.id))
+    return preferences_kept().list(name)
 
 
-def retract(pick_id: str, who: str | None = None) -> None:
-    """Take a pick back: from now on `picks` leaves it out. It stays in the store, with who did it.
-
-    Taking back twice is once.
+def retract(preference_id: str, who: str | None = None) -> None:
+    """Take a preference back: it counts no more, and stays in the database with who did it.
 
     Raises:
-        NotFound: no pick has that id.
+        NotFound: no preference has that id.
         InvalidInput: no name, or too long a one.
-        StoreUnreachable, WriteFailed: it could not be kept.
+        DatabaseUnreachable, WriteFailed: it could not be kept.
     """
-    store, name = _store(), _checked_who(who)
-    keys = [key for key in store.list() if key.endswith(f"/{pick_id}{_PICK}")]
-    if not keys or "/" in pick_id:
-        raise NotFound(f"no pick {pick_id!r}", "", "manybeam select --picks lists them")
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    content = _AS_RETRACTION.dump_json(Retraction(pick_id, name, now), indent=1)
-    try:
-        store.create(keys[0].removesuffix(_PICK) + _RETRACTED, content)
-    except Conflict:
-        return  # somebody else was first; theirs stands
-    logger.info("pick retracted", extra={"pick": pick_id, "who": name})
+    name = _checked_who(who)
+    preferences_kept().retract(preference_id, name)
+    logger.info("preference taken back", extra={"preference": preference_id, "who": name})
 
 
 def frame_digest(frame_yx: np.ndarray) -> str:
@@ -209,19 +116,6 @@ def frame_digest(frame_yx: np.ndarray) -> str:
     return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()[:32]
 
 
-def _store() -> Store:
-    return open_store(settings().store_url).child(FOLDER)
-
-
-def _read(store: Store, key: str) -> Pick | None:
-    try:
-        return _AS_PICK.validate_json(store.get(key))
-    except (ValidationError, NotFound, NotAllowed) as error:
-        why = str(error).replace("\n", " ")[:200]
-        logger.warning("pick %s/%s cannot be read and is passed over: %s", store.url, key, why)
-        return None
-
-
 def _checked_who(who: str | None) -> str:
     """Return a name on one line; that of the login if none is given."""
     if who is None:
@@ -232,7 +126,7 @@ def _checked_who(who: str | None) -> str:
     name = " ".join(who.split())
     if not 0 < len(name) <= MAX_WHO:
         raise InvalidInput(
-            f"{name[:40]!r} does not tell who picked",
+            f"{name[:40]!r} does not say who chose",
             f"1 to {MAX_WHO} characters",
             "add --who NAME",
         )

@@ -77,10 +77,11 @@ def _add_lists(router: APIRouter, app_state: AppState) -> None:
     @router.get("/api/v1/audit")
     def audit(subject: str = "", limit: int = 100) -> dict[str, Any]:
         """List who changed what and why, newest first."""
-        from manybeam.zoo.audit import AuditLog
+        from manybeam.zoo.older_objects import audit_log
 
-        entries = AuditLog().entries(subject or None)
-        return {"total": len(entries), "entries": [asdict(one) for one in entries[: max(limit, 0)]]}
+        log, wanted = audit_log(), subject or None
+        entries = log.entries(wanted, limit=max(limit, 0))
+        return {"total": log.count(wanted), "entries": [asdict(one) for one in entries]}
 
     @router.get("/healthz")
     def healthz() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -18,10 +19,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manybeam import __version__
-from manybeam.errors import InvalidInput, NotAllowed, PortInUse, problem
+from manybeam.db.deployment import open_database
+from manybeam.db.tokens import SCOPES, Tokens
+from manybeam.errors import InvalidInput, NotAllowed, PortInUse, Unreachable, problem
 from manybeam.settings import is_loopback, settings
 from manybeam.web.api import api_router
-from manybeam.web.auth import Gatekeeper, admin_token
+from manybeam.web.auth import TOKEN_FILE, Gatekeeper, admin_token
 from manybeam.web.events import events_router
 from manybeam.web.pages.changes import changes_router
 from manybeam.web.pages.framesets import FrameSets
@@ -72,10 +75,22 @@ def make_app_state(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) ->
     catalogue = Catalogue(zoo, library=library)
     version_cache = VersionCache(zoo, here.home / "cache" / "listing.json")
     refresher = Refresher(catalogue, version_cache, refresh_s)
-    gatekeeper = Gatekeeper(admin_token(here.home)[0])
+    gatekeeper = _gatekeeper(here.home)
     pages = Pages(refresher, gatekeeper)
     frames = FrameSets(here.store_url)
     return AppState(zoo, catalogue, version_cache, refresher, frames, library, gatekeeper, pages)
+
+
+def _gatekeeper(home: Path) -> Gatekeeper:
+    """Return what knows who asks. Pages are shown while the database is down, so it may be."""
+    token = admin_token(home)[0]
+    try:
+        tokens = Tokens(open_database())
+        tokens.register(token, f"{socket.gethostname()}:{(home / TOKEN_FILE).resolve()}", SCOPES)
+    except Unreachable as error:
+        logger.warning("only the admin token opens anything: %s", error.what)
+        return Gatekeeper(token)
+    return Gatekeeper(token, tokens=tokens)
 
 
 def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> FastAPI:

@@ -1,8 +1,9 @@
-"""Who may change the zoo: one admin token, sessions made from it, and requests from our own pages.
+"""Who may change the zoo: tokens, sessions made from the admin's, and requests from our own pages.
 
 Reading is open on loopback. A change needs a scope, which a program shows with
-`Authorization: Bearer`, and a browser with a session that `/login` gave it. A session is a signed
-note: it outlives a restart, and ends when the token is replaced.
+`Authorization: Bearer`, and a browser with a session that `/login` gave it. The admin token lies in
+a file, all others in the database. A session is a signed note: it outlives a restart, and ends when
+the admin token is replaced.
 """
 
 import base64
@@ -18,12 +19,12 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 
+from manybeam.db.tokens import SCOPES, Tokens
 from manybeam.errors import InvalidInput, NotAllowed, WriteFailed
 
 TOKEN_FILE = "admin-token"  # noqa: S105 - the name of a file
 SESSION_COOKIE = "manybeam-session"
 SESSION_S = 12 * 3600
-SCOPES = ("predict", "select", "ingest", "zoo:read", "zoo:promote", "jobs:submit", "admin")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,13 @@ class Gatekeeper:
     Args:
         token: the admin token.
         clock: seconds since 1970, for the end of sessions.
+        tokens: all other tokens; none are known if left out.
     """
 
-    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, token: str, clock: Callable[[], float] = time.time, tokens: Tokens | None = None
+    ) -> None:
+        self._tokens = tokens
         self._hash = hashlib.sha256(token.encode()).digest()
         self._key = hashlib.sha256(b"manybeam session " + token.encode()).digest()
         self._now = clock
@@ -82,12 +87,16 @@ class Gatekeeper:
         """Return who asks; `NOBODY` for one who shows nothing.
 
         Raises:
-            NotAllowed: a token was shown that is not the one.
+            NotAllowed: a token was shown that is not known, expired or was revoked.
+            DatabaseUnreachable: nobody can say whether a token is known.
         """
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             if self.is_token(text.strip()):
                 return Person("admin-token", frozenset(SCOPES))
+            if self._tokens and (found := self._tokens.verify(text.strip())):
+                name = found.person or found.instrument or found.name
+                return Person(f"{name} ({found.id})", frozenset(found.scopes))
             raise NotAllowed(
                 "this token opens nothing", "it may have been replaced", f"see {TOKEN_FILE}"
             )

@@ -6,15 +6,13 @@ listing of the zoo: each version is tagged with its parent and with both kinds o
 """
 
 import json
-import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from manybeam.data.store import open_store
 from manybeam.errors import InvalidInput, ManybeamError, NotFound, UnknownRef
-from manybeam.settings import settings
 from manybeam.zoo.matrix import FrameSetUse
+from manybeam.zoo.older_objects import predictions_kept
 from manybeam.zoo.records import Ref
 from manybeam.zoo.registration import INPUT_TAG, MEASURED_TAG, PARENT_TAG
 
@@ -91,7 +89,9 @@ def lineage(zoo: "Zoo", ref: str) -> Lineage:
     own, listing = record.version_ref, zoo.listing()
     children = _refs(one for one in listing if one.tags.get(PARENT_TAG) == own)
     measured = tuple(use for one in listing if one.ref == own for use in measured_on(one))
-    return Lineage(record, tuple(parents), tuple(missing), children, _predictions(own), measured)
+    return Lineage(
+        record, tuple(parents), tuple(missing), children, predictions_kept().of(own), measured
+    )
 
 
 def note_prediction(ref: str, url: str) -> None:
@@ -101,10 +101,7 @@ def note_prediction(ref: str, url: str) -> None:
         ref: `name@version`.
         url: where the answers were written.
     """
-    made = datetime.now(UTC)
-    note = {"url": url, "made": made.isoformat(timespec="milliseconds")}
-    key = f"{made:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.json"
-    _notes(ref).create(key, json.dumps(note).encode())
+    predictions_kept().note(ref, url)
 
 
 def prediction_of(url: str) -> str:
@@ -140,15 +137,6 @@ def _answered_by(store: "Store", key: str) -> str:
     except (NotFound, ValueError, KeyError, TypeError, RecursionError):
         return ""
     return ref if isinstance(ref, str) and Ref.is_one(ref) else ""
-
-
-def _predictions(ref: str) -> tuple[str, ...]:
-    notes = _notes(ref)
-    return tuple(json.loads(notes.get(key))["url"] for key in notes.list(""))
-
-
-def _notes(ref: str) -> "Store":
-    return open_store(settings().store_url).child(f"predictions/{ref}")
 
 
 def uses_of(zoo: "Zoo", frames: str) -> tuple[tuple[str, str], ...]:

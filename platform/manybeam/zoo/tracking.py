@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ for _name, _value in _ENVIRONMENT.items():
 # The environment above has to be set first, so every import from here on is late (E402).
 import mlflow.artifacts  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, Metric  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric, ViewType  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.store.entities import PagedList  # noqa: E402
 
@@ -53,9 +54,19 @@ KIND_TAG = "manybeam.attachment"  # of a LoggedModel that is neither a member no
 _CLASSICAL_PREFIX = "classical."
 _METRICS_PER_CALL = 1000  # the limit of MLflow
 _PAGE = 1000
-_SQLITE = "sqlite:///"
+_MODELS = 50  # of one page: MLflow allows no more
+_EXPERIMENTS = 100  # asked about at once
+SQLITE = "sqlite:///"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The id of a LoggedModel and the address of its files, as MLflow wrote it down."""
+
+    id: str
+    place: str
 
 
 class Tracking:
@@ -148,6 +159,29 @@ class Tracking:
             self.client.log_model_artifacts(model.model_id, folder)
         self.client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
+
+    @speaking()
+    def models(self) -> list[ModelFiles]:
+        """Return where the files of every LoggedModel lie, in whatever state it is."""
+        experiments = _all_pages(
+            lambda token: self.client.search_experiments(
+                ViewType.ALL, max_results=_PAGE, page_token=token
+            )
+        )
+        ids = [one.experiment_id for one in experiments]
+        found = [
+            one
+            for start in range(0, len(ids), _EXPERIMENTS)
+            for one in self._models_of(ids[start : start + _EXPERIMENTS])
+        ]
+        return [ModelFiles(str(one.model_id), str(one.artifact_location)) for one in found]
+
+    def _models_of(self, experiments: Sequence[str]) -> Iterator[LoggedModel]:
+        return _all_pages(
+            lambda token: self.client.search_logged_models(
+                list(experiments), max_results=_MODELS, page_token=token
+            )
+        )
 
     def read_file(self, model_id: str, path: str) -> bytes:
         """Return one file of a LoggedModel.
@@ -288,13 +322,13 @@ def _prepare_database(uri: str) -> None:
     import mlflow.store.db.utils as database
 
     database.MAX_RETRY_COUNT = 2  # ten tries with doubling pauses would be 100 s
-    path = Path(uri.removeprefix(_SQLITE))
-    if not uri.startswith(_SQLITE) or path.exists():
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
         fresh = Path(folder) / path.name
-        MlflowClient(f"{_SQLITE}{fresh}", f"{_SQLITE}{fresh}")
+        MlflowClient(f"{SQLITE}{fresh}", f"{SQLITE}{fresh}")
         with suppress(FileExistsError):
             path.hardlink_to(fresh)
 

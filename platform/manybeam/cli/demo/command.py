@@ -20,7 +20,7 @@ from manybeam.data.disk import write_files
 from manybeam.errors import InvalidInput
 
 # Settings of a facility would send a demo's members to the facility's zoo.
-FACILITY = ("STORE", "TRACKING_URI", "ARTIFACTS", "RAY_ADDRESS")
+FACILITY = ("STORE", "TRACKING_URI", "ARTIFACTS", "DATABASE_URL", "RAY_ADDRESS")
 
 
 def run(

@@ -46,7 +46,7 @@ def export(
 
     Example: manybeam zoo export graphene@serving --author "Ada Lovelace" --out graphene.zip
     """
-    from manybeam.zoo.audit import whoami
+    from manybeam.db.owner import whoami
     from manybeam.zoo.exchange import Credit
     from manybeam.zoo.exchange import export as write
     from manybeam.zoo.exchange.unpack import sha256_of_file

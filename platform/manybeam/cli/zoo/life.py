@@ -43,7 +43,7 @@ def promote(
 
     Example: manybeam zoo promote graphene@candidate
     """
-    from manybeam.zoo.audit import whoami
+    from manybeam.db.owner import whoami
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
@@ -72,7 +72,7 @@ def rollback(
 
     Example: manybeam zoo rollback graphene --reason "misses the dopants"
     """
-    from manybeam.zoo.audit import whoami
+    from manybeam.db.owner import whoami
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
@@ -84,7 +84,7 @@ def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
 
     Example: manybeam zoo archive graphene@2
     """
-    from manybeam.zoo.audit import whoami
+    from manybeam.db.owner import whoami
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
@@ -97,7 +97,7 @@ def unarchive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
 
     Example: manybeam zoo unarchive graphene@2
     """
-    from manybeam.zoo.audit import whoami
+    from manybeam.db.owner import whoami
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
@@ -127,7 +127,7 @@ def gc(
     """
     from dataclasses import asdict
 
-    from manybeam.zoo.audit import whoami
+    from manybeam.db.owner import whoami
     from manybeam.zoo.lifecycle.collect import REMOVABLE, REMOVED, collect
     from manybeam.zoo.registry import Zoo
 
@@ -168,9 +168,9 @@ def audit(
     """
     from dataclasses import asdict
 
-    from manybeam.zoo.audit import AuditLog
+    from manybeam.zoo.older_objects import audit_log
 
-    log = AuditLog()
+    log = audit_log()
     if verify or anchor:
         chain = log.verify(anchor)
         say(f"{chain.count} records, all unchanged and in order")

@@ -7,17 +7,20 @@ it, if another version was adapted from it, or if its predictions are recorded.
 
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from manybeam.db.audit import AuditLog, checked_reason, checked_who
+from manybeam.db.deployment import open_database
+from manybeam.db.locks import FILES_LOCK, Locks
 from manybeam.errors import Conflict, InvalidInput, NotFound
-from manybeam.zoo.audit import AuditLog, checked_reason, checked_who
-from manybeam.zoo.claims import Standing, carry_out, look, standing
+from manybeam.zoo.lifecycle.changes import EnsembleState, carry_out, read_state, settled_state
 from manybeam.zoo.lifecycle.life import SERVING, served_before
 from manybeam.zoo.lifecycle.orphans import Orphan, Orphans
 from manybeam.zoo.lineage import lineage, measured_on
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.records import Record
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 
@@ -78,11 +81,31 @@ def collect(
 
     Raises:
         InvalidInput: a grace below one hour, a negative time, or more than a century.
+        Conflict: a backup is running.
         Corrupt: a manifest cannot be read, so it is unknown what it needs; nothing is removed.
         ZooUnreachable, StoreUnreachable: the zoo or the log does not answer.
     """
     who, reason, now = checked_who(who), checked_reason(reason), now or datetime.now(UTC)
     _check(grace, archived_for)
+    with _alone(who) if remove else nullcontext():
+        return _collected(zoo, who, reason, grace, archived_for, now, remove=remove)
+
+
+def _alone(who: str) -> AbstractContextManager[object]:
+    """Remove files only while no backup copies them."""
+    return Locks(open_database()).keeping(FILES_LOCK, who=who, purpose="gc")
+
+
+def _collected(
+    zoo: Zoo,
+    who: str,
+    reason: str,
+    grace: timedelta,
+    archived_for: timedelta | None,
+    now: datetime,
+    *,
+    remove: bool,
+) -> list[CollectItem]:
     found: list[CollectItem] = []
     if archived_for is not None:
         found += _archived(zoo, now - archived_for, who, reason, remove=remove)
@@ -95,7 +118,7 @@ def collect(
             continue
         state = REMOVABLE
         if remove:
-            state = REMOVED if _remove(orphans, orphan, AuditLog(), who, reason) else KEPT
+            state = REMOVED if _remove(orphans, orphan, audit_log(), who, reason) else KEPT
         found.append(_item_of(orphan, state))
     return found
 
@@ -122,7 +145,7 @@ def _archived(
     zoo: Zoo, before: datetime, who: str, reason: str, *, remove: bool
 ) -> Iterator[CollectItem]:
     """Yield the versions archived before a time; remove those that are not needed if asked."""
-    records, log = zoo.ls(), AuditLog()
+    records, log = zoo.ls(), audit_log()
     parents = {
         parent.partition("/")[0]
         for record in records
@@ -132,7 +155,7 @@ def _archived(
     for record in records:
         if record.archived is None or record.archived > before:
             continue
-        why = _needed(zoo, look(zoo, log, record.name), record, parents)
+        why = _needed(zoo, read_state(zoo, log, record.name), record, parents)
         state = KEPT if why else REMOVABLE
         if remove and not why:
             why = _remove_version(zoo, log, record, who, reason)
@@ -144,7 +167,7 @@ def _archived(
         )
 
 
-def _needed(zoo: Zoo, seen: Standing, record: Record, parents: set[str]) -> str:
+def _needed(zoo: Zoo, seen: EnsembleState, record: Record, parents: set[str]) -> str:
     """Return why a version is needed; "" if it is not."""
     if record.ref in parents:
         return "another version was adapted from it"
@@ -153,7 +176,7 @@ def _needed(zoo: Zoo, seen: Standing, record: Record, parents: set[str]) -> str:
     return _in_use(seen, record.version)
 
 
-def _in_use(seen: Standing, version: int) -> str:
+def _in_use(seen: EnsembleState, version: int) -> str:
     """Return which alias points to a version, or would after a rollback; "" if none does."""
     own = next((one for one in seen.versions if one.version == version), None)
     if own is None or ARCHIVED_TAG not in own.tags:
@@ -171,7 +194,7 @@ def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: s
     """Remove one version as one change of its ensemble; return why it was kept, or ""."""
     orphans = Orphans(zoo.tracking)
     try:
-        seen = standing(zoo, log, record.name)
+        seen = settled_state(zoo, log, record.name)
         if why := _in_use(seen, record.version):
             return why
         carry_out(
@@ -190,7 +213,7 @@ def _remove_version(zoo: Zoo, log: AuditLog, record: Record, who: str, reason: s
     return ""
 
 
-def _log_details(seen: Standing, record: Record) -> dict[str, Any]:
+def _log_details(seen: EnsembleState, record: Record) -> dict[str, Any]:
     """Return the audit record of a removed version, with the FrameSets that it used."""
     own = next(one for one in seen.versions if one.version == record.version)
     used = {"trained_on": record.inputs, "measured_on": measured_on(own)}

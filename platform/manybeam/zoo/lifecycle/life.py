@@ -1,6 +1,6 @@
 """Changes of a version: promotion behind gates, rollback, archive, unarchive.
 
-An ensemble has one change at a time (`zoo.claims`). The audit log records each change. If a process
+An ensemble has one change at a time (`changes`). The audit log records each change. If a process
 is killed, the alias points to the old or to the new version.
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from manybeam.db.audit import AuditLog, checked_reason, checked_who
+from manybeam.db.owner import whoami
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -19,11 +21,17 @@ from manybeam.errors import (
 )
 from manybeam.settings import settings
 from manybeam.spec.job import Gates
-from manybeam.zoo.audit import AuditLog, checked_reason, checked_who, whoami
 from manybeam.zoo.checks import check_alias
-from manybeam.zoo.claims import Standing, carry_out, open_claim, standing, version_at
+from manybeam.zoo.lifecycle.changes import (
+    EnsembleState,
+    carry_out,
+    open_change,
+    settled_state,
+    version_at,
+)
 from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, judge
 from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.records import Record, Ref
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 
@@ -84,8 +92,8 @@ def promote(
             during the change, the alias is old or new, and the next command records which.
     """
     who, reason = checked_who(who), _checked_force(ref, checked_reason(reason), force=force)
-    new, log = _version(zoo, ref), AuditLog()
-    seen = standing(zoo, log, new.name)
+    new, log = _version(zoo, ref), audit_log()
+    seen = settled_state(zoo, log, new.name)
     new = _version(zoo, new.ref)  # read again, after unfinished changes are closed
     proposal = _proposal(zoo, new, seen.version_at(to), to, gates)
     on_proposal(proposal)
@@ -171,8 +179,8 @@ def rollback(
             "a rollback goes to the version that served before",
             f"manybeam zoo rollback {asked.name}, or manybeam zoo promote {name}",
         )
-    log = AuditLog()
-    seen = standing(zoo, log, asked.name)
+    log = audit_log()
+    seen = settled_state(zoo, log, asked.name)
     now = seen.version_at(SERVING)
     if now is None:
         zoo.resolve(asked.name)  # raises if there is no such ensemble, or if none serves
@@ -199,9 +207,9 @@ def archive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
         Conflict: an alias points to it, or another process changes the ensemble.
         UnknownRef: there is no such version.
     """
-    who, reason, log = checked_who(who), checked_reason(reason), AuditLog()
+    who, reason, log = checked_who(who), checked_reason(reason), audit_log()
     record = _version(zoo, ref)
-    seen = standing(zoo, log, record.name)
+    seen = settled_state(zoo, log, record.name)
     record = _version(zoo, record.ref)
     if record.aliases:
         raise Conflict(
@@ -227,9 +235,9 @@ def archive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
 
 def unarchive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
     """Unarchive an archived version; raises as `archive` does."""
-    who, reason, log = checked_who(who), checked_reason(reason), AuditLog()
+    who, reason, log = checked_who(who), checked_reason(reason), audit_log()
     record = _version(zoo, ref)
-    seen = standing(zoo, log, record.name)
+    seen = settled_state(zoo, log, record.name)
     if _version(zoo, record.ref).archived is not None:
         carry_out(
             log,
@@ -244,7 +252,7 @@ def unarchive(zoo: Zoo, ref: str, *, who: str, reason: str = "") -> Record:
     return zoo.resolve(record.ref)
 
 
-def served_before(seen: Standing, now: int) -> int:
+def served_before(seen: EnsembleState, now: int) -> int:
     """Return the version that served before the present one.
 
     Raises:
@@ -322,7 +330,7 @@ def _refuse(proposal: PromotionProposal, *, force: bool) -> None:
 def _move(
     zoo: Zoo,
     log: AuditLog,
-    seen: Standing,
+    seen: EnsembleState,
     verb: str,
     proposal: PromotionProposal,
     *,
@@ -369,9 +377,9 @@ def _as_logged(zoo: Zoo, log: AuditLog, name: str, alias: str, was: int | None) 
     If another change is open, it will set the alias, so nothing is done.
     """
     entries = log.entries(name)[::-1]
-    if open_claim(entries) is not None:
+    if open_change(entries) is not None:
         return
-    moves = Standing(name, 0, entries, ()).moves(alias)
+    moves = EnsembleState(name, 0, entries, ()).moves(alias)
     logged = int(moves[-1].details["to"]) if moves else was
     if logged is not None:
         zoo.set_alias(name, alias, logged)

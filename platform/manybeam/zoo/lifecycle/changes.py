@@ -1,33 +1,35 @@
-"""Claims: one change of an ensemble at a time, whoever asks and whoever dies in between.
+"""Changes of an ensemble: one at a time, whoever asks and whoever dies in between.
 
-The audit log is the lock. A change is announced (`promote asked`), made in one transaction of
-MLflow, and closed (`promote done`, or `promote dropped`). An announcement is refused if anything
-about the same ensemble was recorded since its writer looked. A change that was never closed, as
-its writer was killed, is closed by the next one who comes: what MLflow says is what became of it.
+A change is made under the ensemble's lock. It is announced in the audit log (`promote asked`), made
+in one transaction of MLflow, and closed (`promote done`, or `promote dropped`). An announcement is
+refused if anything about the same ensemble was recorded since its writer looked. A change that was
+never closed, as its writer was killed, is closed by the next one who gets the lock: MLflow shows
+what became of it.
 """
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from manybeam.db.audit import AuditLog, Entry
+from manybeam.db.locks import Lock, Locks
+from manybeam.db.owner import whoami
 from manybeam.errors import Conflict, ManybeamError, Unreachable
-from manybeam.zoo.audit import AuditLog, Entry, is_gone, whoami
 from manybeam.zoo.records import VersionEntry
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 
 logger = logging.getLogger(__name__)
 
 ASKED, DONE, DROPPED = "asked", "done", "dropped"
-CLAIM_S = 30.0  # an unclosed change of a writer that may live is waited for so long
-_START_S = CLAIM_S / 3  # a change that has not begun by then is not made any more
+LEASE_S = 30.0  # a change takes a second or two; a writer that may live is waited for so long
+_NEED_S = LEASE_S * 2 / 3  # a change that has less time left than this is not begun
 _TRIES = 20
 
 
 @dataclass(frozen=True)
-class Standing:
+class EnsembleState:
     """What was recorded of one ensemble, all of it closed, and what MLflow lists of it now.
 
     Attributes:
@@ -53,37 +55,31 @@ class Standing:
         return [asked[n] for one in closed if (n := one.details.get("claim")) in asked]
 
 
-def standing(zoo: Zoo, log: AuditLog, name: str) -> Standing:
-    """Return how an ensemble stands, after closing what a writer that died left open.
+def settled_state(zoo: Zoo, log: AuditLog, name: str) -> EnsembleState:
+    """Return the state of an ensemble, after closing what a writer that died left open.
 
     Raises:
         Conflict: somebody is changing it at this moment.
     """
     for _ in range(_TRIES):
-        seen = look(zoo, log, name)
-        pending = open_claim(seen.entries)
-        if pending is None:
+        seen = read_state(zoo, log, name)
+        if open_change(seen.entries) is None:
             return seen
-        if not is_gone(pending.writer) and (age_s := log.age_s(pending)) < CLAIM_S:
-            raise Conflict(
-                f"{pending.who} is changing {name}: {pending.action} of {pending.subject}",
-                f"announced {age_s:.0f} s ago, not closed yet",
-                f"wait {CLAIM_S - age_s:.0f} s and try again; manybeam zoo audit {name} tells",
-            )
-        _close_for(zoo, log, pending, seen.head)
+        with _locked(log, name, whoami(), "closing a change that was left open"):
+            _close_for(zoo, log, name)
     raise Conflict(f"{name} is changed by many at once", "", "try again")
 
 
-def look(zoo: Zoo, log: AuditLog, name: str) -> Standing:
-    """Return how an ensemble stands, whether or not something is open."""
+def read_state(zoo: Zoo, log: AuditLog, name: str) -> EnsembleState:
+    """Return the state of an ensemble, whether or not a change is open."""
     head = log.head()
     entries = [one for one in reversed(log.entries(name)) if one.number <= head]
-    return Standing(name, head, entries, zoo.listing(name))
+    return EnsembleState(name, head, entries, zoo.listing(name))
 
 
 def carry_out(
     log: AuditLog,
-    seen: Standing,
+    seen: EnsembleState,
     verb: str,
     subject: str,
     act: Callable[[], object],
@@ -97,7 +93,7 @@ def carry_out(
 
     Args:
         log: the audit log.
-        seen: how the ensemble stood when this was decided.
+        seen: the state of the ensemble when this was decided.
         verb: what is done.
         subject: the version it is done to.
         act: makes the change, in one transaction.
@@ -109,36 +105,27 @@ def carry_out(
     Raises:
         Conflict: somebody was faster, or this writer was too slow; nothing was changed.
     """
-    begun = time.monotonic()
-    asked = log.append(
-        f"{verb} {ASKED}",
-        subject,
-        who=who,
-        reason=reason,
-        details=details,
-        since=seen.head,
-        unless=lambda one: _is_change(one, seen.name),
-    )
-    try:
-        if time.monotonic() - begun > _START_S:
-            raise Conflict(f"{verb} of {subject} took too long to begin", "", "try again")
-        act()
-    except Unreachable:
-        raise  # it may still come true: the next one who comes looks
-    except ManybeamError:
-        with suppress(Unreachable, Conflict):  # the next one who comes closes it, or did
-            _close(log, asked, DROPPED, who, "", since=asked.number)
-        raise
-    try:
-        _close(log, asked, DONE, who, "", since=asked.number)
-    except Conflict:
-        if not _is_done(log, asked):
-            undo()
-            raise
+    with _locked(log, seen.name, who, f"{verb} {ASKED} of {subject}") as lock:
+        asked = log.append(
+            f"{verb} {ASKED}",
+            subject,
+            who=who,
+            reason=reason,
+            details=details,
+            since=seen.head,
+            unless=lambda one: _is_change(one, seen.name),
+        )
+        _act(log, lock, asked, act, who)
+        try:
+            _close(log, asked, DONE, who, "", since=asked.number)
+        except Conflict:
+            if not _is_done(log, asked):
+                undo()
+                raise
     return asked
 
 
-def open_claim(entries: Sequence[Entry]) -> Entry | None:
+def open_change(entries: Sequence[Entry]) -> Entry | None:
     """Return the last change that was announced and never closed; None if all are.
 
     Args:
@@ -154,13 +141,48 @@ def version_at(versions: Sequence[VersionEntry], alias: str) -> int | None:
     return next((one.version for one in versions if alias in one.aliases), None)
 
 
-def _close_for(zoo: Zoo, log: AuditLog, pending: Entry, head: int) -> None:
-    """Close what another writer left open as MLflow says it ended."""
+@contextmanager
+def _locked(log: AuditLog, name: str, who: str, purpose: str) -> Iterator[Lock]:
+    """Hold the lock of an ensemble for the block.
+
+    If something in it does not answer, nobody knows what it will still do: the lock is kept until
+    its lease ends.
+    """
+    locks = Locks(log.database)
+    lock = locks.take(f"ensemble {name}", who=who, purpose=purpose, lease_s=LEASE_S)
+    try:
+        yield lock
+    except ManybeamError as error:
+        if not isinstance(error, Unreachable):
+            lock.release()
+        raise
+    lock.release()
+
+
+def _act(log: AuditLog, lock: Lock, asked: Entry, act: Callable[[], object], who: str) -> None:
+    """Make a change that was announced; one that is refused is closed."""
+    try:
+        lock.check(_NEED_S)
+        act()
+    except Unreachable:
+        raise  # it may still come true: the next one who comes looks
+    except ManybeamError:
+        with suppress(Unreachable, Conflict):  # the next one who comes closes it, or did
+            _close(log, asked, DROPPED, who, "", since=asked.number)
+        raise
+
+
+def _close_for(zoo: Zoo, log: AuditLog, name: str) -> None:
+    """Close what another writer left open as MLflow shows it ended; the lock is ours."""
+    seen = read_state(zoo, log, name)
+    pending = open_change(seen.entries)
+    if pending is None:
+        return  # somebody else closed it before we got the lock
     outcome = DONE if _came_true(zoo, pending) else DROPPED
     logger.warning("closed a change its writer left open: %s, %s", pending.action, outcome)
     why = f"{pending.writer} ended, or was too slow, before it said so"
-    with suppress(Conflict):  # somebody else closed it at the same time
-        _close(log, pending, outcome, whoami(), why, since=head)
+    with suppress(Conflict):  # its writer was not gone, and closed it now
+        _close(log, pending, outcome, whoami(), why, since=seen.head)
 
 
 def _close(log: AuditLog, asked: Entry, outcome: str, who: str, why: str, *, since: int) -> None:
@@ -171,7 +193,7 @@ def _close(log: AuditLog, asked: Entry, outcome: str, who: str, why: str, *, sin
         asked.subject,
         who=who,
         reason=why,
-        details={"claim": asked.number},
+        details={"claim": asked.number},  # so called in records of all versions
         since=since,
         unless=lambda one: _is_change(one, name),
     )
@@ -182,7 +204,7 @@ def _is_change(entry: Entry, name: str) -> bool:
 
 
 def _is_done(log: AuditLog, asked: Entry) -> bool:
-    """Tell whether somebody else found the change made, and closed it."""
+    """Return whether somebody else found the change made, and closed it."""
     later = log.since(asked.number)
     return any(
         one.details.get("claim") == asked.number and one.action.endswith(f" {DONE}")
@@ -191,7 +213,7 @@ def _is_done(log: AuditLog, asked: Entry) -> bool:
 
 
 def _came_true(zoo: Zoo, asked: Entry) -> bool:
-    """Tell whether MLflow shows the change that was announced."""
+    """Return whether MLflow shows the change that was announced."""
     name, _, version = asked.subject.partition("@")
     versions = zoo.listing(name)
     if alias := asked.details.get("alias"):

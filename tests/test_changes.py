@@ -1,4 +1,4 @@
-"""zoo.claims: one change of an ensemble at a time, whoever asks and whoever is killed in between.
+"""lifecycle.changes: one change of an ensemble at a time, whoever asks and whoever is killed.
 
 Processes that promote at once, or are killed, are real ones.
 """
@@ -6,18 +6,20 @@ Processes that promote at once, or are killed, are real ones.
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
-from manybeam.errors import Conflict, StoreUnreachable, ZooUnreachable
-from manybeam.settings import settings
-from manybeam.zoo import claims
-from manybeam.zoo.audit import AuditLog
-from manybeam.zoo.lifecycle import gates, life
+from manybeam.db.deployment import open_database
+from manybeam.db.tables import LockRow
+from manybeam.errors import Conflict, DatabaseUnreachable, ZooUnreachable
+from manybeam.zoo.lifecycle import changes, gates, life
 from manybeam.zoo.lifecycle.life import promote, rollback
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
 Members = Callable[[int], list[Any]]
@@ -36,7 +38,7 @@ def serving(zoo: Zoo, name: str) -> int:
 
 
 def told(name: str) -> list[tuple[str, str]]:
-    return [(one.action, one.subject.partition("@")[2]) for one in AuditLog().entries(name)[::-1]]
+    return [(one.action, one.subject.partition("@")[2]) for one in audit_log().entries(name)[::-1]]
 
 
 @pytest.fixture
@@ -146,14 +148,14 @@ def test_a_promotion_killed_in_the_middle_is_closed_by_the_next_as_it_ended(
 
 
 def test_a_promotion_under_way_is_waited_for_and_one_too_slow_changes_nothing(
-    zoo: Zoo, versions: str, monkeypatch: pytest.MonkeyPatch
+    zoo: Zoo, versions: str, lapse: Callable[[], None]
 ) -> None:
     promote(zoo, f"{versions}@1", who="ada")
     with promoting("slow", f"{versions}@2", "bob") as bob:
         assert heard(bob) == "moving"  # it has announced, and hangs before it moves the alias
-        with pytest.raises(Conflict, match=f"bob is changing {versions}"):
+        with pytest.raises(Conflict, match=f"bob holds the lock on ensemble {versions}"):
             promote(zoo, f"{versions}@3", who="cyd")
-        monkeypatch.setattr(claims, "CLAIM_S", -5.0)  # as if it had been hanging for long
+        lapse()  # as if it had been hanging for long
         promote(zoo, f"{versions}@3", who="cyd")
         let_go(bob)
         assert heard(bob).startswith("Conflict")
@@ -164,13 +166,13 @@ def test_a_promotion_under_way_is_waited_for_and_one_too_slow_changes_nothing(
     ]  # fmt: skip
 
 
-def test_a_claim_that_took_too_long_to_write_is_not_acted_upon(
+def test_a_lock_that_ends_soon_is_not_acted_upon(
     embedded_versions: tuple[Zoo, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, name = embedded_versions
     promote(zoo, f"{name}@1", who="ada")
-    monkeypatch.setattr(claims, "_START_S", -1.0)
-    with pytest.raises(Conflict, match="took too long to begin"):
+    monkeypatch.setattr(changes, "_NEED_S", changes.LEASE_S + 1)
+    with pytest.raises(Conflict, match="took longer than the lease"):
         promote(zoo, f"{name}@2", who="ada")
     assert serving(zoo, name) == 1
     assert told(name)[-1] == ("promote dropped", "2")
@@ -193,7 +195,9 @@ def test_an_alias_moved_beside_the_log_meanwhile_is_not_overwritten(
 
 
 def test_an_answer_of_mlflow_that_was_lost_leaves_the_next_to_look(
-    embedded_versions: tuple[Zoo, str], monkeypatch: pytest.MonkeyPatch
+    embedded_versions: tuple[Zoo, str],
+    monkeypatch: pytest.MonkeyPatch,
+    lapse: Callable[[], None],
 ) -> None:
     zoo, name = embedded_versions
     promote(zoo, f"{name}@1", who="ada")
@@ -208,42 +212,57 @@ def test_an_answer_of_mlflow_that_was_lost_leaves_the_next_to_look(
         with pytest.raises(ZooUnreachable):
             promote(zoo, f"{name}@2", who="ada")
     assert told(name)[-1] == ("promote asked", "2")
-    monkeypatch.setattr(claims, "CLAIM_S", -5.0)  # this process lives, so the claim is waited for
+    with pytest.raises(Conflict, match="not given back yet"):  # this process lives
+        rollback(zoo, name, who="ada")
+    lapse()
     assert rollback(zoo, name, who="ada").ref == f"{name}@1"
     assert told(name)[3] == ("promote done", "2")
 
 
-@pytest.mark.s3
-def test_a_store_that_dies_in_the_middle_leaves_the_alias_old_or_new(
+def test_a_database_that_dies_in_the_middle_leaves_the_alias_old_or_new(
     embedded_versions: tuple[Zoo, str],
     monkeypatch: pytest.MonkeyPatch,
-    new_services: Any,
+    frail_facility: Any,
     use_settings: Any,
+    lapse: Callable[[], None],
 ) -> None:
     zoo, name = embedded_versions
-    services = new_services()
-    services.start("seaweedfs")
-    found = services.settings()
-    port = int(found["MANYBEAM_S3_ENDPOINT"].rpartition(":")[2])
-    use_settings({**found, "MANYBEAM_S3_TIMEOUT_S": "2"})
+    url = frail_facility.settings()["MANYBEAM_DATABASE_URL"]
+    use_settings({"MANYBEAM_DATABASE_URL": f"{url}?options=-csearch_path%3Dt{uuid.uuid4().hex}"})
     promote(zoo, f"{name}@1", who="ada")
     set_alias = Zoo.set_alias
 
     def moved(*given: Any) -> Any:
         record = set_alias(*given)
-        services.stop("seaweedfs")
+        frail_facility.stop("postgres")
         return record
 
     monkeypatch.setattr(Zoo, "set_alias", moved)
-    with pytest.raises(StoreUnreachable):
+    with pytest.raises(DatabaseUnreachable):
         promote(zoo, f"{name}@2", who="ada")  # announced and moved, not closed
     monkeypatch.setattr(Zoo, "set_alias", set_alias)
     assert serving(zoo, name) == 2
-    with pytest.raises(StoreUnreachable):
+    with pytest.raises(DatabaseUnreachable):
         promote(zoo, f"{name}@3", who="ada")  # nothing is changed that cannot be recorded
     assert serving(zoo, name) == 2
-    services.start("seaweedfs", port=port)
-    monkeypatch.setattr(claims, "CLAIM_S", -5.0)  # this process lives, so the claim is waited for
+    frail_facility.mend()
+    lapse()  # this process lives, so its lock is waited for
     promote(zoo, f"{name}@3", who="ada")
     assert told(name)[2:4] == [("promote asked", "2"), ("promote done", "2")]
-    assert settings().store_url == found["MANYBEAM_STORE"]
+
+
+def test_of_two_machines_of_one_name_neither_closes_the_others_promotion(
+    embedded_versions: tuple[Zoo, str], lapse: Callable[[], None]
+) -> None:
+    zoo, name = embedded_versions
+    with promoting("slow", f"{name}@2", "bob") as bob:
+        assert heard(bob) == "moving"
+        with open_database().writing() as connection:  # as written by a host of the same name
+            connection.execute(update(LockRow).values(machine="another boot"))
+        bob.kill()
+        bob.wait(10)
+        with pytest.raises(Conflict, match=f"bob holds the lock on ensemble {name}"):
+            promote(zoo, f"{name}@3", who="cyd")
+        lapse()
+        promote(zoo, f"{name}@3", who="cyd")
+    assert ("promote dropped", "2") in told(name)

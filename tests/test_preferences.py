@@ -1,7 +1,6 @@
-"""Picks of a person: recorded with what was known, listed, taken back; and members drawn."""
+"""Preferences of a person: recorded with what was known, listed, taken back; and members drawn."""
 
 import json
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,13 +11,14 @@ import numpy as np
 import pytest
 
 from manybeam.cli import main
-from manybeam.cli.preferences import read_members
+from manybeam.cli.predict import read_members
 from manybeam.cli.terminal.figures import ACROSS, _window, members_figure
 from manybeam.data.simulation.simulate import simulate
-from manybeam.data.store import open_store
+from manybeam.db.deployment import open_database
+from manybeam.db.preferences import Preference, Preferences
 from manybeam.errors import InvalidInput, MemberCountError, NotFound, UnknownRef
 from manybeam.learn.nets.ensemble import Ensemble
-from manybeam.predictor.preferences import Pick, frame_digest, picks, record_pick, retract
+from manybeam.predictor.preferences import frame_digest, preferences, record_preference, retract
 from manybeam.predictor.selection import Candidate, Selection, select
 from manybeam.settings import settings
 from manybeam.spec import Library
@@ -43,22 +43,22 @@ def selection(tiny_zoo: Zoo) -> Selection:
 
 
 @pytest.fixture
-def pick(tiny_zoo: Zoo, selection: Selection) -> Callable[..., Pick]:
-    """Pick as Ada, unless told otherwise."""
+def prefer(tiny_zoo: Zoo, selection: Selection) -> Callable[..., Preference]:
+    """Choose as Ada, unless told otherwise."""
     record = tiny_zoo.resolve("graphene")
 
-    def make(*members: int, **more: Any) -> Pick:
+    def make(*members: int, **more: Any) -> Preference:
         given = {**FACTS, "pixel_size_pm": 16.0, "condition": CONDITION, "who": "Ada", **more}
-        return record_pick(record, selection, members, **given)
+        return record_preference(record, selection, members, **given)
 
     return make
 
 
-def test_a_pick_reads_back_as_it_was_recorded(
-    pick: Callable[..., Pick], selection: Selection
+def test_a_preference_reads_back_as_it_was_recorded(
+    prefer: Callable[..., Preference], selection: Selection
 ) -> None:
-    made = pick(2, 0, note="keeps the silicon")
-    assert picks("graphene") == [made]
+    made = prefer(2, 0, note="keeps the silicon")
+    assert preferences("graphene") == [made]
     assert (made.who, made.ref, made.file) == ("Ada", "graphene@2", "scan_0142.npy")
     assert (made.members, made.proposed) == ((2, 0), selection.chosen)
     assert made.when.endswith("+00:00")
@@ -68,94 +68,70 @@ def test_a_pick_reads_back_as_it_was_recorded(
     assert made.features[best.member] == {**best.components, "predicted_f1": best.predicted_f1}
 
 
-def test_a_pick_is_as_proposed_whatever_the_order(pick: Callable[..., Pick]) -> None:
-    made = replace(pick(0), proposed=(1, 2))
+def test_a_preference_is_as_proposed_whatever_the_order(prefer: Callable[..., Preference]) -> None:
+    made = replace(prefer(0), proposed=(1, 2))
     picked = {members: replace(made, members=members) for members in ((2, 1), (1,), (0, 1, 2))}
     agreed = [members for members, one in picked.items() if one.is_as_proposed]
     assert agreed == [(2, 1)]
 
 
-def test_picks_are_listed_by_ensemble_oldest_first(pick: Callable[..., Pick]) -> None:
-    made = {pick(0).id, pick(1).id}
-    times = [one.when for one in picks("graphene") if one.id in made]
+def test_preferences_are_listed_by_ensemble_oldest_first(prefer: Callable[..., Preference]) -> None:
+    made = {prefer(0).id, prefer(1).id}
+    times = [one.when for one in preferences("graphene") if one.id in made]
     assert len(times) == 2
     assert times == sorted(times)
-    assert picks("mos2") == []
+    assert preferences("mos2") == []
 
 
-def test_writers_at_the_same_time_all_get_by(pick: Callable[..., Pick]) -> None:
+def test_writers_at_the_same_time_all_get_by(prefer: Callable[..., Preference]) -> None:
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda n: pick(n % 3, note=str(n)), range(24)))
-    assert {one.id for one in picks("graphene")} == {one.id for one in made}
+        made = list(pool.map(lambda n: prefer(n % 3, note=str(n)), range(24)))
+    assert {one.id for one in preferences("graphene")} == {one.id for one in made}
     assert len({one.id for one in made}) == 24
 
 
-def test_a_pick_taken_back_is_listed_no_more_but_stays_in_the_store(
-    pick: Callable[..., Pick],
-) -> None:
-    first, second = pick(0), pick(1)
+def test_a_preference_taken_back_is_listed_no_more(prefer: Callable[..., Preference]) -> None:
+    first, second = prefer(0), prefer(1)
     retract(first.id, "Grace")
-    retract(first.id, "Ada")
-    assert picks() == [second]
-    store = open_store(settings().store_url).child("picks/graphene")
-    assert json.loads(store.get(f"{first.id}.json"))["who"] == "Ada"
-    assert json.loads(store.get(f"{first.id}.retracted.json"))["who"] == "Grace"
+    assert preferences() == [second]
+    back = Preferences(open_database()).retraction(first.id)
+    assert back is not None
+    assert back.who == "Grace"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"{", id="cut short"),
-        pytest.param(b"\xff\xfe", id="no text"),
-        pytest.param(b'{"id": "x"}', id="fields are missing"),
-        pytest.param(None, id="a later format"),
-    ],
-)
-def test_an_object_that_cannot_be_read_is_named_and_hides_no_other(
-    content: bytes | None, pick: Callable[..., Pick], caplog: pytest.LogCaptureFixture
-) -> None:
-    made = pick(0)
-    store = open_store(settings().store_url).child("picks/graphene")
-    later = json.dumps({**json.loads(store.get(f"{made.id}.json")), "format": "manybeam-pick-9"})
-    store.put("strange.json", content or later.encode())
-    with caplog.at_level(logging.WARNING):
-        assert picks() == [made]
-    assert "picks/graphene/strange.json" in caplog.text
-
-
-def test_a_pick_needs_members_that_are_there(pick: Callable[..., Pick]) -> None:
+def test_a_preference_needs_members_that_are_there(prefer: Callable[..., Preference]) -> None:
     with pytest.raises(UnknownRef, match="has no member 07"):
-        pick(0, 7)
+        prefer(0, 7)
     with pytest.raises(MemberCountError):
-        pick()
-    assert picks() == []
+        prefer()
+    assert preferences() == []
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        pytest.param({"who": " \n"}, "does not tell who", id="blank"),
-        pytest.param({"who": "x" * 101}, "does not tell who", id="long name"),
+        pytest.param({"who": " \n"}, "does not say who", id="blank"),
+        pytest.param({"who": "x" * 101}, "does not say who", id="long name"),
         pytest.param({"note": "x" * 2001}, "at most 2000", id="long note"),
     ],
 )
-def test_a_pick_says_who_in_few_words(
-    more: dict[str, str], told: str, pick: Callable[..., Pick]
+def test_a_preference_says_who_in_few_words(
+    more: dict[str, str], told: str, prefer: Callable[..., Preference]
 ) -> None:
     with pytest.raises(InvalidInput, match=told):
-        pick(0, **more)
+        prefer(0, **more)
 
 
 def test_who_is_the_login_name_unless_told(
-    pick: Callable[..., Pick], monkeypatch: pytest.MonkeyPatch
+    prefer: Callable[..., Preference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "grace")
-    assert pick(0, who=None).who == "grace"
+    assert prefer(0, who=None).who == "grace"
 
 
 @pytest.mark.parametrize("name", ["absent", "", "a/b", "graphene/x"])
-def test_what_was_never_picked_cannot_be_taken_back(name: str) -> None:
-    with pytest.raises(NotFound, match="no pick"):
+def test_what_was_never_chosen_cannot_be_taken_back(name: str) -> None:
+    with pytest.raises(NotFound, match="no preference"):
         retract(name, "Ada")
 
 
@@ -167,13 +143,13 @@ def test_the_digest_of_a_frame_is_of_its_shape_and_values() -> None:
 
 @pytest.mark.parametrize(("text", "indices"), [("", ()), ("03", (3,)), ("3, 05,3", (3, 5))])
 def test_members_are_told_by_their_numbers(text: str, indices: tuple[int, ...]) -> None:
-    assert read_members(text) == indices
+    assert read_members("--pick", text) == indices
 
 
 @pytest.mark.parametrize("text", ["a", "1,,2", "-1", "1.5", "²"])
 def test_what_is_no_number_of_a_member_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="is no member"):
-        read_members(text)
+        read_members("--pick", text)
 
 
 @pytest.fixture
@@ -185,7 +161,7 @@ def platform(tmp_path: Path, tiny_members: Callable[[int], list[Any]]) -> Path:
     return tmp_path
 
 
-def test_members_are_shown_picked_listed_and_the_pick_taken_back(
+def test_members_are_shown_chosen_listed_and_the_choice_taken_back(
     platform: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(platform)
@@ -199,8 +175,8 @@ def test_members_are_shown_picked_listed_and_the_pick_taken_back(
     assert main(["select", "--picks", "-e", "graphene", "-o", "json"]) == 0
     row = json.loads(capsys.readouterr().out)[0]
     assert (row["who"], row["members"], row["note"]) == ("Ada", ["02", "00"], "Si")
-    assert f"--retract {row['pick']}" in told.err
-    assert main(["select", "--retract", row["pick"]]) == 0
+    assert f"--retract {row['preference']}" in told.err
+    assert main(["select", "--retract", row["preference"]]) == 0
     capsys.readouterr()
     assert main(["select", "--picks", "-e", "graphene@1", "-o", "id"]) == 0
     assert capsys.readouterr().out == ""
@@ -213,11 +189,11 @@ def test_members_are_shown_picked_listed_and_the_pick_taken_back(
         pytest.param(["scan.npy", "--pick", "x"], 2, "is no member", id="no member"),
         pytest.param(["scan.npy", "--png", "gone/a.png"], 2, "no folder gone", id="no folder"),
         pytest.param(["scan.npy", "--png", "a.txt"], 2, ".png, .svg, .pdf", id="no picture"),
-        pytest.param(["--retract", "x"], 4, "no pick 'x'", id="no pick"),
+        pytest.param(["--retract", "x"], 4, "no preference 'x'", id="no pick"),
         pytest.param(["--picks", "-e", "A b"], 4, "no reference", id="no reference"),
     ],
 )
-def test_what_cannot_be_shown_or_picked_is_told_before_any_work(
+def test_what_cannot_be_shown_or_chosen_is_told_before_any_work(
     words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["select", *words]) == code

@@ -1,0 +1,60 @@
+"""`manybeam backup | restore`: all that a platform must not lose, out and back in."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
+
+ZooDatabaseOption = Annotated[
+    str, typer.Option(help="URL of the PostgreSQL that an MLflow server uses, if it is not ours.")
+]
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new folder, or a new file ending in .tar.")],
+    *,
+    arrays: Annotated[
+        bool, typer.Option("--arrays/--no-arrays", help="Copy frames, or only their records.")
+    ] = True,
+    zoo_database: ZooDatabaseOption = "",
+    form: FormOption = Form.auto,
+) -> None:
+    """Copy database, zoo, FrameSets, keys and admin token; others may work meanwhile.
+
+    Left out: checkpoints of training, and FrameSets outside of the store. It holds keys: keep it
+    where only you can read it.
+
+    Example: manybeam backup /backups/2026-11-29
+    """
+    from manybeam.db.owner import whoami
+    from manybeam.zoo.backup import back_up
+
+    made = back_up(target, who=whoami(), arrays=arrays, zoo_database=zoo_database, progress=say)
+    emit(made.rows(), form, title=f"Backup in {target}")
+    say(f"to restore on an empty platform: manybeam restore {target}")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="The folder or file of a backup.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Lose what database and zoo hold.")] = False,
+    zoo_database: ZooDatabaseOption = "",
+    form: FormOption = Form.auto,
+) -> None:
+    """Check a backup and put everything in it back. Stop the platform's programs first.
+
+    Exit 1 if a file of it is damaged, 6 if the platform is not empty; nothing is changed then.
+
+    Example: manybeam restore /backups/2026-11-29
+    """
+    from manybeam.db.owner import whoami
+    from manybeam.zoo.backup import restore as put_back
+
+    done = put_back(source, who=whoami(), replace=yes, zoo_database=zoo_database, progress=say)
+    emit(done.manifest.rows(), form, title=f"Restored from {source}")
+    if not done.manifest.has_arrays:
+        say("the backup holds no frames: put their objects back into the store yourself")
+    for path in done.keys:
+        say(f"a key is in {path}: MANYBEAM_SIGNING_KEY and MANYBEAM_TRUSTED_KEYS name keys")

@@ -1,0 +1,355 @@
+"""The audit log: who did what to which version and why, each record chained to the one before.
+
+A record is kept as the bytes that were written, numbered from 1 without a gap. Each holds the
+SHA-256 of the bytes of the one before: none can be changed, taken out or put in without `verify`
+naming the place. Writers take turns on one row that names the last record.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Connection, Row, func, insert, or_, select, update
+
+from manybeam.db.database import Database, now
+from manybeam.db.imports import is_marked, mark
+from manybeam.db.owner import process_name
+from manybeam.db.tables import AuditHead, AuditRecord
+from manybeam.errors import Conflict, Corrupt, InvalidInput
+
+logger = logging.getLogger(__name__)
+
+KIND = "audit"
+UNREADABLE = "unreadable"  # action of a record that cannot be read
+MAX_WHO, MAX_REASON = 100, 2000  # characters
+_EMPTY = (0, "")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record of the log.
+
+    Attributes:
+        number: its place, from 1.
+        when: UTC, ISO 8601, by the writer's clock.
+        action: what was done, as `promote asked`; `unreadable` if the record is damaged.
+        subject: to what, as `graphene@3`.
+        who: by whom, as `ada@node7`.
+        reason: why, in their words.
+        details: what else is worth keeping, as plain data.
+        previous: SHA-256 of the bytes of the record before; "" of the first.
+        writer: host and process that wrote it.
+        id: drawn, so that no two records have the same bytes.
+        format: of the stored bytes.
+    """
+
+    number: int
+    when: str
+    action: str
+    subject: str
+    who: str
+    reason: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    previous: str = ""
+    writer: str = ""
+    id: str = ""
+    format: Literal["manybeam-audit-1"] = "manybeam-audit-1"
+
+    def is_about(self, subject: str) -> bool:
+        """Whether this is about a version, or about any version of an ensemble.
+
+        Example:
+            >>> Entry(1, "", "archive", "graphene@3", "ada").is_about("graphene")
+            True
+        """
+        return self.subject == subject or self.subject.startswith((f"{subject}@", f"{subject}/"))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A log whose every link holds: how many records, and the SHA-256 of the last one's bytes.
+
+    Whoever can write to the database can cut records off the end and the row that names the
+    last one. Whoever keeps `anchor` elsewhere and gives it to a later `verify` finds that out.
+    """
+
+    count: int
+    sha256: str
+
+    @property
+    def anchor(self) -> str:
+        """The last record in one word: `17:9f86d0...`."""
+        return f"{self.count}:{self.sha256}"
+
+
+_AS_ENTRY = TypeAdapter(Entry)
+_COLUMNS = (AuditRecord.number, AuditRecord.content, AuditRecord.sha256, AuditRecord.ensemble)
+
+
+class AuditLog:
+    """The log of one database.
+
+    Args:
+        database: where it is kept.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def database(self) -> Database:
+        """Where it is kept."""
+        return self._database
+
+    def head(self) -> int:
+        """Return the number of the last record; 0 if there is none."""
+        with self._database.reading() as connection:
+            return _head(connection)[0]
+
+    def entries(self, subject: str | None = None, *, limit: int | None = None) -> list[Entry]:
+        """Return the records about a version or an ensemble, or all, newest first.
+
+        One that cannot be read is among all of them, with the action `unreadable`.
+
+        Args:
+            subject: an ensemble, or a version of it.
+            limit: the most to return.
+        """
+        wanted = select(*_COLUMNS).order_by(AuditRecord.number.desc()).limit(limit)
+        with self._database.reading() as connection:
+            return [_entry(row) for row in connection.execute(wanted.where(*_about(subject)))]
+
+    def count(self, subject: str | None = None) -> int:
+        """Return how many records there are about a version or an ensemble, or in all."""
+        with self._database.reading() as connection:
+            counted = select(func.count()).select_from(AuditRecord).where(*_about(subject))
+            return int(connection.execute(counted).scalar_one())
+
+    def since(self, number: int) -> list[Entry]:
+        """Return the records after a number, oldest first."""
+        with self._database.reading() as connection:
+            return _since(connection, number)
+
+    def append(
+        self,
+        action: str,
+        subject: str,
+        *,
+        who: str,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
+        since: int | None = None,
+        unless: Callable[[Entry], bool] = lambda _: False,
+    ) -> Entry:
+        """Write the next record and return it.
+
+        Args:
+            action: what is done.
+            subject: to what.
+            who: by whom.
+            reason: why.
+            details: plain data.
+            since: number of the last record the caller has seen; the present last if left out.
+            unless: gets a record after `since` and says whether it forbids this one. It is asked
+                about all records that come before the new one.
+
+        Raises:
+            Conflict: `unless` forbade it; the record that did is named.
+            InvalidInput: no name, or words that are too long.
+            DatabaseUnreachable, WriteFailed: it could not be kept.
+        """
+        who, reason = checked_who(who), checked_reason(reason)
+        with self._database.writing() as connection:
+            last, before = _head(connection, is_locked=True)
+            for one in _since(connection, last if since is None else since):
+                if unless(one):
+                    raise _forbidden(one)
+            entry = Entry(
+                last + 1,
+                datetime.now(UTC).isoformat(timespec="milliseconds"),
+                action,
+                subject,
+                who,
+                reason,
+                dict(details or {}),
+                before,
+                process_name(),
+                uuid.uuid4().hex,
+            )
+            _write(connection, [(entry.number, _bytes(entry))])
+        logger.info("audited", extra={"action": action, "subject": subject, "who": who})
+        return entry
+
+    def verify(self, anchor: str = "") -> Chain:
+        """Read every record and return the chain if each link holds.
+
+        Args:
+            anchor: what `Chain.anchor` was once; that record has to be the same today.
+
+        Raises:
+            Corrupt: names the first record that is missing, unreadable or does not follow.
+            InvalidInput: the anchor is none.
+        """
+        number, sha256 = _read_anchor(anchor)
+        last, before, anchored = 0, "", number == 0
+        with self._database.reading() as connection:
+            told = _head(connection)
+            for row in connection.execute(select(*_COLUMNS).order_by(AuditRecord.number)):
+                if fault := _fault(row, last, before):
+                    raise _broken(last + 1, fault)
+                last, before = row.number, hashlib.sha256(row.content).hexdigest()
+                anchored = anchored or (last, before) == (number, sha256)
+        if told != (last, before):
+            raise _broken(last + 1, "it is missing, or the row that names the last is not true")
+        if not anchored:
+            raise _broken(number, "it is not the record the anchor was taken of, or it is gone")
+        return Chain(last, before)
+
+    def take_over(self, contents: Mapping[int, bytes], place: str) -> int:
+        """Take the records of an older version's log over as they are; return how many.
+
+        Their bytes are kept, so that every link that held still does; one that cannot be read is
+        kept too. Nothing is done if they were taken over before.
+
+        Args:
+            contents: the bytes of each record, by its number.
+            place: where they lay.
+        """
+        with self._database.writing() as connection:
+            _head(connection, is_locked=True)
+            if is_marked(connection, KIND):
+                return 0
+            _write(connection, sorted(contents.items()))
+            bad = sum(_read(number, one).action == UNREADABLE for number, one in contents.items())
+            mark(connection, KIND, place, count=len(contents), unreadable=bad)
+        return len(contents)
+
+
+def checked_who(who: str) -> str:
+    """Return a name on one line; raises InvalidInput."""
+    name = " ".join(who.split())
+    if not 0 < len(name) <= MAX_WHO:
+        raise InvalidInput(
+            f"{name[:40]!r} does not tell who does it", f"1 to {MAX_WHO} characters", ""
+        )
+    return name
+
+
+def checked_reason(reason: str) -> str:
+    """Return a reason without blanks around it; raises InvalidInput."""
+    reason = reason.strip()
+    if len(reason) > MAX_REASON:
+        raise InvalidInput(f"a reason of {len(reason)} characters", f"at most {MAX_REASON}", "")
+    return reason
+
+
+def _head(connection: Connection, *, is_locked: bool = False) -> tuple[int, str]:
+    """Return number and SHA-256 of the last record; if locked, nobody else appends meanwhile."""
+    wanted = select(AuditHead.number, AuditHead.sha256)
+    found = connection.execute(wanted.with_for_update() if is_locked else wanted).first()
+    if found is None:
+        raise Corrupt(
+            "the audit log does not name its last record", "", "manybeam restore a backup"
+        )
+    return found.number, found.sha256
+
+
+def _since(connection: Connection, number: int) -> list[Entry]:
+    wanted = select(*_COLUMNS).where(AuditRecord.number > number).order_by(AuditRecord.number)
+    return [_entry(row) for row in connection.execute(wanted)]
+
+
+def _about(subject: str | None) -> Sequence[Any]:
+    """Return the conditions of records about a version, or about any version of an ensemble."""
+    if subject is None:
+        return ()
+    own = AuditRecord.subject
+    starts = [func.substr(own, 1, len(subject) + 1) == f"{subject}{mark}" for mark in "@/"]
+    return (AuditRecord.ensemble == _ensemble(subject), or_(own == subject, *starts))
+
+
+def _ensemble(subject: str) -> str:
+    return re.split("[@/]", subject, maxsplit=1)[0]
+
+
+def _write(connection: Connection, contents: Iterable[tuple[int, bytes]]) -> None:
+    """Write records and the row that names the last of them."""
+    rows, at = [], now(connection)
+    for number, content in contents:
+        subject, sha256 = _read(number, content).subject, hashlib.sha256(content).hexdigest()
+        row = {"number": number, "content": content, "sha256": sha256, "written": at}
+        rows.append(row | {"subject": subject, "ensemble": _ensemble(subject)})
+    if rows:
+        connection.execute(insert(AuditRecord), rows)
+        last = {"number": rows[-1]["number"], "sha256": rows[-1]["sha256"]}
+        connection.execute(update(AuditHead).values(last))
+
+
+def _bytes(entry: Entry) -> bytes:
+    return json.dumps(_AS_ENTRY.dump_python(entry, mode="json"), indent=1).encode()
+
+
+def _entry(row: Row[int, bytes, str, str]) -> Entry:
+    return _read(row.number, row.content)
+
+
+def _read(number: int, content: bytes) -> Entry:
+    """Return one record; a damaged one must not hide the others."""
+    try:
+        return _AS_ENTRY.validate_json(content)
+    except ValidationError as error:
+        why = f"it cannot be read: {str(error).splitlines()[0]}"
+        return Entry(number, "", UNREADABLE, "", "", details={"why": why})
+
+
+def _fault(row: Row[int, bytes, str, str], last: int, before: str) -> str:
+    """Return what is wrong with the link to one record; "" if nothing is."""
+    if row.number != last + 1:
+        return "it is missing"
+    entry = _entry(row)
+    if entry.action == UNREADABLE:
+        return str(entry.details["why"])
+    if entry.number != row.number:
+        return f"it says that it is record {entry.number}"
+    if entry.previous != before:
+        return f"record {last} is not the one that was there when it was written"
+    if (row.sha256, row.ensemble) != (
+        hashlib.sha256(row.content).hexdigest(),
+        _ensemble(entry.subject),
+    ):
+        return "the columns beside it were changed"
+    return ""
+
+
+def _read_anchor(anchor: str) -> tuple[int, str]:
+    if not anchor:
+        return _EMPTY
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9a-f]{64})", anchor)
+    if match is None:
+        raise InvalidInput(
+            f"{anchor!r} is no anchor", "number:sha256, as `zoo audit --verify` printed it", ""
+        )
+    return int(match[1]), match[2]
+
+
+def _forbidden(entry: Entry) -> Conflict:
+    return Conflict(
+        f"{entry.subject}: {entry.who} came first with {entry.action!r}",
+        f"record {entry.number} of the audit log, written while this was judged",
+        f"manybeam zoo audit {_ensemble(entry.subject)}, then decide again",
+    )
+
+
+def _broken(number: int, fault: str) -> Corrupt:
+    return Corrupt(
+        f"the audit log is broken at record {number}: {fault}",
+        "records are never changed: somebody wrote to the database, or it lost a row",
+        f"compare records {max(number - 1, 1)} and {number} with a backup",
+    )

@@ -1,0 +1,30 @@
+"""The database of this deployment, opened once a process, with the newest tables."""
+
+import threading
+
+from manybeam.db import migrate
+from manybeam.db.database import Database
+from manybeam.settings import settings
+
+_opened: dict[str, Database] = {}
+_opening = threading.Lock()
+
+
+def open_database(url: str = "") -> Database:
+    """Return the database of a URL; an older one is brought up to date first.
+
+    Args:
+        url: the settings' if left out.
+
+    Raises:
+        InvalidSetting: the URL cannot be used, or a shared zoo has no database of its own.
+        Conflict: a newer Manybeam made its tables.
+        DatabaseUnreachable, WriteFailed: it cannot be opened or brought up to date.
+    """
+    url = url or settings().database_address
+    with _opening:
+        if url not in _opened:
+            database = Database(url)
+            migrate.bring_up_to_date(database)
+            _opened[url] = database
+        return _opened[url]

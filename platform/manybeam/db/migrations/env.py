@@ -1,0 +1,22 @@
+"""What Alembic runs a step in; `manybeam.db.migrate` hands it the connection."""
+
+from alembic import context
+
+from manybeam.db.migrate import TABLE
+from manybeam.db.tables import Table
+
+
+def run() -> None:
+    """Run the steps that were asked for, on the connection and in the transaction of the caller."""
+    context.configure(
+        connection=context.config.attributes["connection"],
+        target_metadata=Table.metadata,
+        version_table=TABLE,
+        render_as_batch=True,  # SQLite changes a table by making it anew
+        compare_type=True,
+    )
+    context.run_migrations()
+
+
+if __name__ == "env_py":  # so Alembic calls it; anybody else only imports it
+    run()

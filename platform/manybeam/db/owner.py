@@ -1,0 +1,85 @@
+"""Which process holds something, and whether it is gone: one answer for locks and for appends.
+
+A host name and a process id are not enough: two hosts can have one name, and a process id is used
+again. An owner is the boot of a machine (and its process namespace), the process, its start time
+and a drawn token; the token tells two owners of one process apart.
+"""
+
+import getpass
+import os
+import platform
+import socket
+import uuid
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+
+_at_work: set[str] = set()  # tokens of this process whose work has not ended
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One holder of a lock; `Owner.new()` makes one for this process.
+
+    Attributes:
+        machine: what tells this kernel and process namespace from all others.
+        pid: the process.
+        started: when that process started, in seconds since 1970.
+        token: drawn; tells owners of one process apart.
+    """
+
+    machine: str
+    pid: int
+    started: float
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def new(cls) -> "Owner":
+        """Return an owner for this process, at work until `end`."""
+        owner = cls(_machine(), os.getpid(), psutil.Process().create_time())
+        _at_work.add(owner.token)
+        return owner
+
+    def end(self) -> None:
+        """Say that the work of this owner has ended, even if that could not be recorded."""
+        _at_work.discard(self.token)
+
+    def is_gone(self) -> bool:
+        """Whether this owner cannot go on with its work; False if that is unknown.
+
+        Only an owner of this machine can be known to be gone. For any other, a lease decides.
+        """
+        if self.machine != _machine():
+            return False
+        if self.pid == os.getpid():
+            return self.token not in _at_work
+        try:
+            started = float(psutil.Process(self.pid).create_time())
+        except psutil.NoSuchProcess:
+            return True
+        return abs(started - self.started) >= 1.0
+
+
+def whoami() -> str:
+    """Return the login and the host of this process: `ada@node7`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no such user, or none at all
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def process_name() -> str:
+    """Return the host and the number of this process, for people: `node7 4711`."""
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """Return what tells this kernel and process namespace from all others."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if boot.exists() and namespace.exists():
+        return f"{boot.read_text().strip()} {namespace.readlink()}"
+    return f"{platform.node()} {uuid.getnode():x} {psutil.boot_time():.0f}"

@@ -1,0 +1,191 @@
+"""Preferences: members that a person chose for a frame, kept with who, when and what was known.
+
+A person who looks at the members side by side knows what no score does. What selection proposed,
+what was measured of every member and what was chosen instead can teach the next combined model.
+One that is taken back keeps its row, with who did it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import insert, select, update
+
+from manybeam.db.database import Database, now
+from manybeam.db.imports import is_marked, mark
+from manybeam.db.tables import PreferenceRow
+from manybeam.errors import NotFound
+
+logger = logging.getLogger(__name__)
+
+KIND = "preferences"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One choice of members for one frame, by a person.
+
+    Attributes:
+        id: names it; begins with the time.
+        who: who chose.
+        when: UTC, ISO 8601.
+        ensemble: name of the ensemble.
+        version: of the ensemble.
+        members: indices of the members chosen, in order.
+        proposed: those that selection had chosen.
+        frame_digest: of the frame's shape and values.
+        file: name of the frame's file, without its folder.
+        pixel_size_pm: edge of a pixel, in pm; None if unknown.
+        condition: numbers known of how the frame was recorded, by dotted path; None if nothing is.
+        features: for each member that selection ranked, the components of its score and
+            `predicted_f1` as they were then; what was not finite is left out.
+        summary: what the frame looks like, `learn.summaries`; None for what it is too small to
+            show. With `features` it is what the next combined model learns from.
+        note: free words.
+        format: of the stored text.
+    """
+
+    id: str
+    who: str
+    when: str
+    ensemble: str
+    version: int
+    members: tuple[int, ...]
+    proposed: tuple[int, ...]
+    frame_digest: str
+    file: str
+    pixel_size_pm: float | None
+    condition: Mapping[str, float] | None
+    features: Mapping[int, Mapping[str, float]]
+    summary: tuple[float | None, ...] = ()
+    note: str = ""
+    format: Literal["manybeam-pick-1"] = "manybeam-pick-1"
+
+    @property
+    def ref(self) -> str:
+        """The version chosen from: `graphene@3`."""
+        return f"{self.ensemble}@{self.version}"
+
+    @property
+    def is_as_proposed(self) -> bool:
+        """Whether exactly those that selection had chosen were chosen."""
+        return set(self.members) == set(self.proposed)
+
+
+@dataclass(frozen=True)
+class Retraction:
+    """Who took a preference back, and when."""
+
+    who: str
+    when: datetime
+
+
+_AS_PREFERENCE = TypeAdapter(Preference)
+
+
+class Preferences:
+    """The preferences of one database.
+
+    Args:
+        database: where they are kept.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, preference: Preference) -> None:
+        """Keep a preference; raises Conflict if its id is taken."""
+        with self._database.writing() as connection:
+            connection.execute(insert(PreferenceRow).values(_row(preference)))
+
+    def list(self, ensemble: str | None = None) -> Sequence[Preference]:
+        """Return those that were not taken back, oldest first: of one ensemble, or of all.
+
+        A row that cannot be read is named in a warning and passed over: one bad row must not
+        hide the others.
+        """
+        wanted = select(PreferenceRow.id, PreferenceRow.content).where(
+            PreferenceRow.retracted.is_(None)
+        )
+        if ensemble is not None:
+            wanted = wanted.where(PreferenceRow.ensemble == ensemble)
+        with self._database.reading() as connection:
+            rows = connection.execute(wanted.order_by(PreferenceRow.made, PreferenceRow.id)).all()
+        read = [read_preference(row.content, f"preference {row.id}") for row in rows]
+        return [one for one in read if one is not None]
+
+    def retract(self, preference_id: str, who: str) -> None:
+        """Take a preference back: from now on `list` leaves it out. Taking back twice is once.
+
+        Raises:
+            NotFound: no preference has that id.
+        """
+        own = PreferenceRow.id == preference_id
+        with self._database.writing() as connection:
+            if connection.execute(select(PreferenceRow.id).where(own)).first() is None:
+                hint = "manybeam select --picks lists them"
+                raise NotFound(f"no preference {preference_id!r}", "", hint)
+            values = {"retracted_by": who, "retracted": now(connection)}
+            still = own & PreferenceRow.retracted.is_(None)
+            connection.execute(update(PreferenceRow).where(still).values(values))
+
+    def retraction(self, preference_id: str) -> Retraction | None:
+        """Return who took a preference back; None if nobody did."""
+        wanted = select(PreferenceRow.retracted_by, PreferenceRow.retracted)
+        with self._database.reading() as connection:
+            found = connection.execute(wanted.where(PreferenceRow.id == preference_id)).first()
+        if found is None or found.retracted is None:
+            return None
+        return Retraction(found.retracted_by or "", found.retracted)
+
+    def take_over(
+        self,
+        found: Sequence[Preference],
+        retracted: Mapping[str, Retraction],
+        place: str,
+        *,
+        unreadable: int,
+    ) -> int:
+        """Take what an older version kept over, once; return how many.
+
+        Args:
+            found: the preferences.
+            retracted: who took which back, by id.
+            place: where they lay.
+            unreadable: how many could not be read; they stay there.
+        """
+        rows = []
+        for one in found:
+            back = retracted.get(one.id)
+            gone = {"retracted_by": back.who, "retracted": back.when} if back else {}
+            rows.append({"retracted_by": None, "retracted": None, **_row(one), **gone})
+        with self._database.writing() as connection:
+            if is_marked(connection, KIND):
+                return 0
+            if rows:
+                connection.execute(insert(PreferenceRow), rows)
+            mark(connection, KIND, place, count=len(rows), unreadable=unreadable)
+        return len(rows)
+
+
+def read_preference(text: str | bytes, name: str) -> Preference | None:
+    """Return a stored preference; None, and a warning that names it, if it cannot be read."""
+    try:
+        return _AS_PREFERENCE.validate_json(text)
+    except ValidationError as error:
+        why = str(error).replace("\n", " ")[:200]
+        logger.warning("%s cannot be read and is passed over: %s", name, why)
+        return None
+
+
+def _row(preference: Preference) -> dict[str, object]:
+    return {
+        "id": preference.id,
+        "ensemble": preference.ensemble,
+        "version": preference.version,
+        "made": preference.when,
+        "content": _AS_PREFERENCE.dump_json(preference).decode(),
+    }

@@ -1,0 +1,236 @@
+"""Tokens: what instruments and programs show to be let in; only their SHA-256 is kept.
+
+A token is 256 drawn bits, so that a plain hash of it cannot be guessed back. It expires, can be
+revoked at any time, and belongs to a person, an instrument or, as the first one, to nobody.
+"""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, select, update
+
+from manybeam.db.database import Database, insert_if_new, now
+from manybeam.db.tables import InstrumentRow, PersonRow, TokenRow
+from manybeam.errors import InvalidInput, NotFound
+
+logger = logging.getLogger(__name__)
+
+SCOPES = ("predict", "select", "ingest", "zoo:read", "zoo:promote", "jobs:submit", "admin")
+MAX_NAME = 300  # characters; a path fits
+_SEEN_S = 60.0  # `last_used` is written at most so often: a check should only read
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token without its text.
+
+    Attributes:
+        id: names it, in lists and in the audit log.
+        name: what it is for.
+        scopes: of `SCOPES`.
+        person: the name of its owner; "" if it has none.
+        instrument: the id of its instrument; "" if it has none.
+        created: when.
+        expires: when it ends by itself; None if never.
+        revoked: when it was revoked; None if it was not.
+        last_used: when it was last shown, to the minute; None if never.
+    """
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    person: str
+    instrument: str
+    created: datetime
+    expires: datetime | None
+    revoked: datetime | None
+    last_used: datetime | None
+
+
+class Tokens:
+    """The tokens of one database.
+
+    Args:
+        database: where they are kept.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self,
+        name: str,
+        scopes: Iterable[str],
+        *,
+        person: str = "",
+        instrument: str = "",
+        lifetime: timedelta | None = None,
+    ) -> tuple[str, Token]:
+        """Return a new token's text, which nobody can read again, and the token.
+
+        Args:
+            name: what it is for.
+            scopes: what it may do, of `SCOPES`.
+            person: whose it is, by name.
+            instrument: which instrument's it is, by id.
+            lifetime: after what time it expires; never if None.
+
+        Raises:
+            InvalidInput: an unknown scope, no name, or a lifetime that is over at once.
+            NotFound: there is no such person or instrument.
+        """
+        text = f"mb-{secrets.token_urlsafe(32)}"
+        if lifetime is not None and lifetime <= timedelta(0):
+            raise InvalidInput(f"a lifetime of {lifetime}", "more than nothing", "")
+        with self._database.writing() as connection:
+            made = self._add(
+                connection,
+                text,
+                name,
+                scopes,
+                person_id=_person_id(connection, person),
+                instrument_id=_instrument_id(connection, instrument),
+                lifetime=lifetime,
+            )
+        logger.info("token created", extra={"token": made.id, "token_name": made.name})
+        return text, made
+
+    def register(self, text: str, place: str, scopes: Iterable[str]) -> Token:
+        """Return the token that lies in a file; one that lay there before is revoked.
+
+        Args:
+            text: of the token.
+            place: of the file; the token is named after it.
+            scopes: what it may do.
+        """
+        earlier = (TokenRow.name == place) & (TokenRow.sha256 != _hash(text))
+        with self._database.writing() as connection:
+            still = earlier & TokenRow.revoked.is_(None)
+            connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
+            return self._add(connection, text, place, scopes)
+
+    def verify(self, text: str) -> Token | None:
+        """Return the token of a text; None if there is none, it expired or was revoked."""
+        with self._database.reading() as connection:
+            found, at = _find(connection, TokenRow.sha256 == _hash(text)), now(connection)
+        if found is None or found.revoked or (found.expires and found.expires <= at):
+            return None
+        if found.last_used is None or (at - found.last_used).total_seconds() > _SEEN_S:
+            with self._database.writing() as connection:
+                seen = update(TokenRow).where(TokenRow.id == found.id).values(last_used=at)
+                connection.execute(seen)
+        return found
+
+    def revoke(self, token_id: str) -> Token:
+        """Let a token open nothing any more; raises NotFound. Revoking twice is once."""
+        own = TokenRow.id == token_id
+        with self._database.writing() as connection:
+            still = own & TokenRow.revoked.is_(None)
+            connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
+            found = _find(connection, own)
+        if found is None:
+            raise NotFound(f"no token {token_id!r}", "", "")
+        logger.info("token revoked", extra={"token": token_id})
+        return found
+
+    def list(self) -> Sequence[Token]:
+        """Return all tokens, the newest first; the expired and revoked ones too."""
+        with self._database.reading() as connection:
+            rows = connection.execute(_wanted().order_by(TokenRow.created.desc(), TokenRow.id))
+            return [_as_token(row) for row in rows]
+
+    def _add(
+        self,
+        connection: Connection,
+        text: str,
+        name: str,
+        scopes: Iterable[str],
+        *,
+        person_id: int | None = None,
+        instrument_id: str | None = None,
+        lifetime: timedelta | None = None,
+    ) -> Token:
+        at, token_id = now(connection), f"t-{secrets.token_hex(4)}"
+        row = {
+            "id": token_id,
+            "name": _checked_name(name),
+            "sha256": _hash(text),
+            "scopes": _checked_scopes(scopes),
+            "person_id": person_id,
+            "instrument_id": instrument_id,
+            "created": at,
+            "expires": at + lifetime if lifetime else None,
+        }
+        insert_if_new(connection, TokenRow, row)
+        own = _wanted().where(TokenRow.sha256 == row["sha256"])
+        return _as_token(connection.execute(own).one())
+
+
+def _wanted() -> Select[*tuple[Any, ...]]:
+    columns = [one for one in TokenRow.__table__.columns if one.name != "sha256"]
+    return select(*columns, PersonRow.name.label("person")).outerjoin(
+        PersonRow, PersonRow.id == TokenRow.person_id
+    )
+
+
+def _find(connection: Connection, which: ColumnElement[bool]) -> Token | None:
+    found = connection.execute(_wanted().where(which)).first()
+    return None if found is None else _as_token(found)
+
+
+def _as_token(row: Row[*tuple[Any, ...]]) -> Token:
+    return Token(
+        row.id,
+        row.name,
+        tuple(row.scopes),
+        row.person or "",
+        row.instrument_id or "",
+        row.created,
+        row.expires,
+        row.revoked,
+        row.last_used,
+    )
+
+
+def _person_id(connection: Connection, name: str) -> int | None:
+    if not name:
+        return None
+    found = connection.execute(select(PersonRow.id).where(PersonRow.name == name)).scalar()
+    if found is None:
+        raise NotFound(f"no person {name!r}", "a token belongs to somebody who is known", "")
+    return found
+
+
+def _instrument_id(connection: Connection, instrument: str) -> str | None:
+    if not instrument:
+        return None
+    own = InstrumentRow.id == instrument
+    if connection.execute(select(InstrumentRow.id).where(own)).first() is None:
+        raise NotFound(f"no instrument {instrument!r}", "a token belongs to a known one", "")
+    return instrument
+
+
+def _checked_name(name: str) -> str:
+    name = " ".join(name.split())
+    if not 0 < len(name) <= MAX_NAME:
+        raise InvalidInput(f"{name[:40]!r} names no token", f"1 to {MAX_NAME} characters", "")
+    return name
+
+
+def _checked_scopes(scopes: Iterable[str]) -> list[str]:
+    chosen = list(dict.fromkeys(scopes))
+    strange = [one for one in chosen if one not in SCOPES]
+    if strange or not chosen:
+        raise InvalidInput(
+            f"scopes {', '.join(strange) or 'none'} cannot be given", ", ".join(SCOPES), ""
+        )
+    return chosen
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

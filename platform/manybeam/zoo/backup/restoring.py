@@ -1,0 +1,120 @@
+"""Restoring a backup: everything back to an empty platform, or over one that is there."""
+
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from manybeam.data.store import open_store
+from manybeam.db import copies
+from manybeam.db.audit import AuditLog
+from manybeam.db.deployment import open_database
+from manybeam.errors import Conflict, Corrupt, NotFound
+from manybeam.settings import settings
+from manybeam.zoo.backup import parts
+from manybeam.zoo.backup.manifest import Manifest, read_manifest
+from manybeam.zoo.tracking import SQLITE, Tracking
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was restored.
+
+    Attributes:
+        manifest: of the backup.
+        keys: where keys for signing and trusted keys are now; settings have to name them.
+    """
+
+    manifest: Manifest
+    keys: tuple[Path, ...]
+
+
+def restore(
+    source: Path,
+    *,
+    who: str,
+    replace: bool = False,
+    zoo_database: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Restored:
+    """Put all that a backup holds back to the platform of the settings.
+
+    Every file is checked before anything is written. If it is cut off, run it again with `replace`.
+    Programs of the platform are to be stopped first: they would go on with what they remember.
+
+    Args:
+        source: the folder or file that `back_up` made.
+        who: who does it, for the audit log.
+        replace: whether database and zoo may hold something, which is lost then. Objects of the
+            store and files that the backup does not know stay.
+        zoo_database: URL of MLflow's database, where MLflow is a server.
+        progress: gets the name of each part when it begins.
+
+    Raises:
+        NotFound: there is no backup.
+        Corrupt: it is damaged; nothing was written.
+        Conflict: the platform is not empty; or a newer Manybeam made the backup.
+        InvalidInput: it is of a platform of another kind.
+    """
+    with _unpacked(source) as folder:
+        progress("check of every file")
+        manifest = read_manifest(folder)
+        database, zoo_url = open_database(), parts.zoo_database_url(zoo_database)
+        if not replace:
+            _check_empty()
+        progress("zoo")
+        parts.put_back_zoo(folder, zoo_url, manifest.artifacts_url)
+        if any((folder / "weights").iterdir()):
+            progress("weights")
+            tracking = Tracking(settings().tracking_url, settings().artifacts_url)
+            parts.put_back_weights(tracking, folder / "weights")
+        progress("store")
+        parts.put_back_store(folder / "store")
+        progress("database")
+        copies.read_rows(database, folder / "database", manifest.step)
+        keys = parts.put_back_keys(folder / "keys")
+        shutil.rmtree(settings().home / "cache", ignore_errors=True)  # copies of another zoo
+    made = f"backup of {manifest.made:%Y-%m-%d %H:%M} UTC by version {manifest.version}"
+    AuditLog(database).append("restore done", "platform", who=who, reason=made)
+    return Restored(manifest, tuple(keys))
+
+
+def _check_empty() -> None:
+    """Raise Conflict if anything of a platform is there."""
+    here, held = settings(), []
+    if not copies.is_unused(open_database()):
+        held.append("the database")
+    is_embedded = here.tracking_url.startswith(SQLITE)
+    is_new = is_embedded and not Path(here.tracking_url.removeprefix(SQLITE)).exists()
+    if not is_new and Tracking(here.tracking_url, here.artifacts_url).versions():
+        held.append("the zoo")
+    if open_store(here.store_url).folders():
+        held.append("the store")
+    if held:
+        raise Conflict(
+            f"{' and '.join(held)} hold something already",
+            "a restore replaces database and zoo; nothing was changed",
+            "restore to an empty platform, or add --yes to lose what is there",
+        )
+
+
+@contextmanager
+def _unpacked(source: Path) -> Iterator[Path]:
+    """Give the folder of a backup, unpacked beside home if it is one file."""
+    if source.is_dir():
+        yield source
+        return
+    if not source.is_file():
+        raise NotFound(f"no backup at {source}", "", "name the folder or file of a backup")
+    home = settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=home) as folder:
+        try:
+            with tarfile.open(source) as tar:
+                tar.extractall(folder, filter="data")
+        except tarfile.TarError as error:
+            raise Corrupt(f"{source} cannot be unpacked", str(error), "") from error
+        yield Path(folder)

@@ -1,0 +1,51 @@
+"""db.owner: which process holds something, and whether it is gone."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from manybeam.db.owner import Owner, process_name, whoami
+
+
+@pytest.fixture
+def ended() -> int:
+    """The number of a process that ended."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
+        child.wait()
+    return child.pid
+
+
+def test_an_owner_is_at_work_until_it_ends() -> None:
+    one, other = Owner.new(), Owner.new()
+    one.end()
+    assert (one.is_gone(), other.is_gone()) == (True, False)
+    other.end()
+
+
+def test_a_process_of_this_machine_that_ended_is_gone(ended: int) -> None:
+    assert replace(Owner.new(), pid=ended).is_gone()
+
+
+def test_a_process_that_runs_is_not_gone() -> None:
+    parent = psutil.Process(os.getppid())
+    assert not replace(Owner.new(), pid=parent.pid, started=parent.create_time()).is_gone()
+
+
+def test_a_process_number_that_is_used_again_is_not_its_first_owner() -> None:
+    parent = psutil.Process(os.getppid())
+    assert replace(Owner.new(), pid=parent.pid, started=parent.create_time() - 60).is_gone()
+
+
+def test_of_another_machine_nothing_is_known_even_if_it_has_our_name(ended: int) -> None:
+    assert not replace(Owner.new(), machine="another boot", pid=ended).is_gone()
+
+
+def test_people_read_names_and_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    host = process_name().rpartition(" ")[0]
+    assert whoami() == f"ada@{host}"
+    assert process_name() == f"{host} {os.getpid()}"
