@@ -15,7 +15,7 @@ from manybeam.errors import InvalidInput, InvalidSpec
 from manybeam.jobs.train import train
 from manybeam.learn.nets.bandpass import BandPass
 from manybeam.learn.nets.ensemble import Ensemble
-from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.learn.scoring.scores import f1_of, match_frame
 from manybeam.learn.training.fitted import fit_bandpass
 from manybeam.learn.training.threshold import Labelled, centred
 from manybeam.spec import Library
@@ -44,7 +44,9 @@ def f1(members: Any, frames: list[Labelled], radius_pm: float | None = None) -> 
     ensemble, counts = Ensemble(members), np.zeros(3, int)
     for frame, truth, size in frames:
         atoms = ensemble.predict(frame, size).atoms
-        counts += judge(atoms, truth, size, (frame.shape[0], frame.shape[1]), radius_pm).counts
+        counts += match_frame(
+            atoms, truth, size, (frame.shape[0], frame.shape[1]), radius_pm
+        ).counts
     return float(f1_of(counts))
 
 
@@ -95,14 +97,14 @@ def test_the_seed_draws_the_frames_that_are_looked_at() -> None:
 
 
 def test_empty_frames_teach_nothing_and_say_so() -> None:
-    with pytest.raises(InvalidInput, match="nothing stands out"):
+    with pytest.raises(InvalidInput, match="show no maxima"):
         fit_bandpass(
             recipe().of(PLAN), PLAN, 0, [(np.zeros((64, 64)), np.zeros((0, 3)), 16.0)], "0" * 32
         )
 
 
 def test_kinds_of_atom_are_not_told_apart() -> None:
-    with pytest.raises(InvalidSpec, match="bandpass with 2 classes"):
+    with pytest.raises(InvalidSpec, match="'bandpass' with 2 classes"):
         BandPass(Network(name="bandpass", classes=2))
 
 

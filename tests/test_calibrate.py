@@ -16,7 +16,13 @@ from manybeam.errors import Corrupt, InvalidInput
 from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.scoring.calibration import Calibration, bound, calibrate, false_share, fit
-from manybeam.learn.scoring.scores import Judged, judge, reliability, score_frames, summarise
+from manybeam.learn.scoring.scores import (
+    MatchedFrame,
+    match_frame,
+    reliability,
+    score_frames,
+    summarise,
+)
 from manybeam.learn.training.member import train_member
 from manybeam.spec import Condition
 from manybeam.spec.files import load_condition, load_policy
@@ -47,11 +53,11 @@ def draw_dirty(seed: int, frames: int) -> Drawn:
     return list(claimed), list(so)
 
 
-def judged(drawn: Drawn) -> tuple[list[Judged], list[Array]]:
+def judged(drawn: Drawn) -> tuple[list[MatchedFrame], list[Array]]:
     found = [np.column_stack([PLACES, np.zeros(len(PLACES)), claimed]) for claimed in drawn[0]]
     truth = [PLACES[so] for so in drawn[1]]
     frames = zip(found, truth, strict=True)
-    return [judge(atoms, true, 10.0, SHAPE, 50.0) for atoms, true in frames], found
+    return [match_frame(atoms, true, 10.0, SHAPE, 50.0) for atoms, true in frames], found
 
 
 def calibrated(drawn: Drawn, **limits: float) -> Calibration:
@@ -107,7 +113,7 @@ def test_too_few_atoms_leave_probabilities_as_they_are_and_it_is_said() -> None:
     fitted = calibrated(draw(4, 1, temperature=5.0))
     raw = np.array([0.5, 0.7, 0.99])
     assert fitted.probability(raw) == pytest.approx(raw)
-    assert "64 atoms, 100 needed" in fitted.notes[0]
+    assert "64 atoms, 100 are needed" in fitted.notes[0]
 
 
 @settings(max_examples=10, deadline=None)
@@ -160,8 +166,10 @@ def test_atoms_wrong_at_every_probability_have_no_bound() -> None:
     claimed = [np.full_like(one, 0.9999) for one in claimed]
     fitted = calibrated((claimed, so))
     assert fitted.threshold is None
-    assert "false atoms even at probability 0.999" in fitted.notes[0]
-    with pytest.raises(InvalidInput, match=r"no threshold keeps 0\.05 false atoms on drawn"):
+    assert "even at probability 0.999" in fitted.notes[0]
+    with pytest.raises(
+        InvalidInput, match=r"no threshold keeps the share of false atoms below 0\.05"
+    ):
         fitted.apply(np.ones((3, 7), np.float32), DRAWN.digest, bounded=True)
 
 
@@ -179,7 +187,7 @@ def test_a_calibration_is_for_one_condition_whatever_its_name(*, bounded: bool) 
     fitted = calibrated(draw(1, 100))
     assert (fitted.condition, fitted.digest) == (DRAWN.id, DRAWN.digest)
     other = Condition.model_validate({"id": "drawn", "dose_e_per_a2": 80})
-    with pytest.raises(InvalidInput, match="a calibration of drawn for a frame of another"):
+    with pytest.raises(InvalidInput, match="the calibration of drawn is not valid"):
         fitted.apply(np.ones((3, 7), np.float32), other.digest, bounded=bounded)
 
 
@@ -210,7 +218,7 @@ def test_what_is_no_calibration_is_refused(text: str) -> None:
     ids=str,
 )
 def test_shares_that_are_none_are_refused(limits: dict[str, float]) -> None:
-    with pytest.raises(InvalidInput, match="is no share"):
+    with pytest.raises(InvalidInput, match="is out of bounds"):
         calibrated(draw(12, 3), **limits)
 
 
@@ -246,9 +254,9 @@ def test_on_simulated_frames_never_seen_it_calibrates_and_bounds(ensemble: Ensem
     pairs = zip(made.frames_nyx, sizes, strict=True)
     found = [ensemble.predict(frame, size).atoms for frame, size in pairs]
 
-    def against_truth(atoms: list[Array], start: int) -> list[Judged]:
+    def against_truth(atoms: list[Array], start: int) -> list[MatchedFrame]:
         rows = zip(atoms, made.truth[start:], sizes[start:], strict=False)
-        return [judge(*row, (96, 96)) for row in rows]
+        return [match_frame(*row, (96, 96)) for row in rows]
 
     first = against_truth(found[:80], 0)
     fitted = calibrate(first, found[:80], drift, false_atoms=0.1)
@@ -262,6 +270,6 @@ def test_on_simulated_frames_never_seen_it_calibrates_and_bounds(ensemble: Ensem
     assert np.mean(shares) <= 0.1 < np.mean(unbounded)
 
 
-def _precision(frame: Judged) -> float:
+def _precision(frame: MatchedFrame) -> float:
     hits, false, _ = frame.counts
     return hits / (hits + false) if hits + false else 1.0

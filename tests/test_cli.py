@@ -267,7 +267,7 @@ def test_frames_are_simulated_from_a_yaml_file(kind: str, tmp_path: Path) -> Non
     [
         pytest.param(None, 4, "no file", id="absent"),
         pytest.param("id: mine\nbeam_kv: 60\n", 2, "mine.yaml:2: beam_kv", id="no condition"),
-        pytest.param("- 1\n", 2, "a condition or a policy is wanted", id="a list"),
+        pytest.param("- 1\n", 2, "a condition or a policy is needed", id="a list"),
     ],
 )
 def test_a_file_that_holds_no_condition_is_told(

@@ -84,7 +84,7 @@ def test_import_takes_the_inferred_pixel_size_and_says_so(graphene, tmp_path, ca
 def test_import_still_asks_where_no_lattice_is_known(graphene, tmp_path, capsys):
     named(graphene, material="dust")
     assert main(["data", "import", str(graphene), "--out", str(tmp_path / "set")]) == 2
-    assert "add --pixel-size-pm" in capsys.readouterr().err
+    assert "pass --pixel-size-pm" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 
@@ -95,8 +95,8 @@ def test_infer_tells_each_quantity_with_its_interval(graphene, capsys):
     out, err = capsys.readouterr()
     rows = {row["quantity"]: row for row in json.loads(out)}
     assert rows["dose_e_per_a2"]["low"] < 1.2e6 < rows["dose_e_per_a2"]["high"]
-    assert rows["dose_e_per_a2"]["told"]
-    assert not rows["optics.beam_kv"]["told"]
+    assert rows["dose_e_per_a2"]["determined"]
+    assert not rows["optics.beam_kv"]["determined"]
     assert "optics.defocus_nm (magnitude)" in rows
     assert "96 draws" in err
 
@@ -106,7 +106,7 @@ def test_infer_refuses_files_of_two_conditions(graphene, tmp_path, capsys):
     np.save(tmp_path / "small.npy", np.random.default_rng(0).random((64, 64)))
     words = ["data", "infer", str(graphene), str(tmp_path / "small.npy")]
     assert main([*words, "--policy", "graphene-general"]) == 2
-    assert "infer the condition of each kind by itself" in capsys.readouterr().err
+    assert "infer the condition of each kind separately" in capsys.readouterr().err
 
 
 def written(folder: Path, name: str, **words: object) -> Path:
@@ -132,7 +132,7 @@ def test_an_import_beside_a_set_leaves_that_set(tmp_path, capsys):
     assert main(["data", "import", str(file), "--out", str(out)]) == 0
     digest = FrameSet.open(out).digest
     assert main(["data", "import", str(file), "--out", str(out)]) != 0
-    assert "there is a frame set" in capsys.readouterr().err
+    assert "there is already a FrameSet" in capsys.readouterr().err
     FrameSet.open(out).verify()
     assert FrameSet.open(out).digest == digest
 

@@ -134,7 +134,7 @@ def test_zero_in_a_json_is_unknown_and_strange_units_are_told(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[1, 2", "\x00"])
 def test_a_broken_json_beside_a_frame_is_passed_over_with_a_word(text, tmp_path):
     record = with_sidecar(tmp_path, text)
-    assert "a.json was passed over" in record.notes[0]
+    assert "a.json was ignored" in record.notes[0]
     assert record.pixel_size_pm is None
 
 

@@ -14,7 +14,7 @@ from manybeam.errors import Corrupt, NotFound, TooLarge, UnknownFrameSet
 from manybeam.jobs import examples
 from manybeam.jobs.evaluate import evaluate
 from manybeam.jobs.examples import make_example
-from manybeam.learn.scoring.scores import judge
+from manybeam.learn.scoring.scores import match_frame
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, TestSet
@@ -237,7 +237,7 @@ def test_a_frame_too_large_to_be_answered_soon_is_refused(
 TRUTH = np.array([[20.0, 20.0], [20.0, 40.0], [40.0, 20.0], [1.0, 1.0]])
 FOUND = np.array([[20.5, 20.0, 0, 0.9], [20.0, 41.0, 0, 0.8], [50.0, 50.0, 0, 0.7], [1, 62, 0, 1]])
 FRAME = np.random.default_rng(0).random((64, 64), np.float32)
-JUDGED = judge(FOUND, TRUTH, 20.0, (64, 64))
+JUDGED = match_frame(FOUND, TRUTH, 20.0, (64, 64))
 
 
 def test_each_atom_is_right_false_missed_or_beside() -> None:
@@ -252,7 +252,7 @@ def test_each_atom_is_right_false_missed_or_beside() -> None:
 def test_there_are_as_many_of_each_as_were_counted(seed: int) -> None:
     rng = np.random.default_rng(seed)
     found, truth = rng.random((60, 4)) * 128, rng.random((50, 3)) * 128
-    judged = judge(found, truth, 20.0, (128, 128))
+    judged = match_frame(found, truth, 20.0, (128, 128))
     seen = ErrorOverlay.of(found, truth, judged)
     assert (len(seen.right), len(seen.false), len(seen.missed)) == judged.counts
     drawn = sum(len(one) for one in (seen.right, seen.false, seen.missed, seen.beside))
@@ -283,7 +283,7 @@ def test_kinds_of_atoms_differ_in_shape_and_colour_and_are_explained_with_their_
 def test_a_picture_of_any_frame_has_a_bounded_size(
     shape: tuple[int, int], pixel_size_pm: float | None
 ) -> None:
-    judged = judge(FOUND, TRUTH, pixel_size_pm, shape)
+    judged = match_frame(FOUND, TRUTH, pixel_size_pm, shape)
     figure = errors_figure(np.zeros(shape), FOUND, TRUTH, judged, pixel_size_pm)
     assert png(figure)
     assert max(figure.get_size_inches()) < 21
@@ -292,5 +292,7 @@ def test_a_picture_of_any_frame_has_a_bounded_size(
 
 def test_a_frame_where_nothing_is_and_nothing_was_found_can_be_drawn() -> None:
     nothing = np.zeros((0, 4))
-    figure = errors_figure(FRAME, nothing, nothing, judge(nothing, nothing, 20.0, (64, 64)), 20.0)
+    figure = errors_figure(
+        FRAME, nothing, nothing, match_frame(nothing, nothing, 20.0, (64, 64)), 20.0
+    )
     assert figure.legends[0].get_texts()[0].get_text() == "0 right"

@@ -18,7 +18,7 @@ from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
 from manybeam.learn.analysis.frame_analysis import WINDOW_PX, FrameAnalysis, analyse
-from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.learn.scoring.scores import f1_of, match_frame
 from manybeam.predictor.performance import PerformancePredictor, Picked, PredictedF1, _Index
 from manybeam.spec import Library
 
@@ -59,7 +59,7 @@ def asked(rehearsed: Any, known: PerformancePredictor) -> Asked:
         frame, size = made.frames_nyx[0], float(made.pixel_size_pm[0])
         seen = analyse(rehearsed.ensemble, frame, size, GRAPHENE)
         found = [*seen.prediction.member_atoms, seen.prediction.atoms]
-        counts = [judge(atoms, made.truth[0], size, frame.shape).counts for atoms in found]
+        counts = [match_frame(atoms, made.truth[0], size, frame.shape).counts for atoms in found]
         looks.append(seen)
         told.append([(f.f1, f.low, f.high) for f in known.predict_f1(seen, [*ALONE, ALL])])
         true.append(f1_of(np.array(counts)))
@@ -232,7 +232,7 @@ def test_one_member_alone_is_forecast_too(rehearsed: Any) -> None:
     seen = analyse(rehearsed.ensemble.subset([2]), frame, size, GRAPHENE)
     found = PerformancePredictor(rehearsed.table.only(2)).predict_f1(seen, [{2: 1.0}])[0]
     atoms = seen.prediction.member_atoms[0]
-    true = f1_of(np.array([judge(atoms, made.truth[0], size, frame.shape).counts]))[0]
+    true = f1_of(np.array([match_frame(atoms, made.truth[0], size, frame.shape).counts]))[0]
     assert found.f1 == pytest.approx(true, abs=0.15)
     assert "agreement" not in found.parts
 

@@ -295,7 +295,7 @@ def test_a_set_is_lost_only_when_the_one_that_replaces_it_is_whole(
 
 def test_a_set_that_is_there_is_written_over_only_if_asked(url: str) -> None:
     old = _made(url)
-    with pytest.raises(Conflict, match="there is a frame set"):
+    with pytest.raises(Conflict, match="there is already a FrameSet"):
         FrameSet.write(url, CONDITION, SHAPE, _parts(6))
     assert FrameSet.open(url).digest == old.digest
 
@@ -303,7 +303,7 @@ def test_a_set_that_is_there_is_written_over_only_if_asked(url: str) -> None:
 def test_who_appends_to_a_set_that_was_replaced_is_told(url: str) -> None:
     old = _made(url)
     FrameSet.write(url, CONDITION, SHAPE, _parts(6), overwrite=True)
-    with pytest.raises(Conflict, match="somebody else"):
+    with pytest.raises(Conflict, match="another writer"):
         old.append(_frames(1), _truth(1), 20.0)
     FrameSet.open(url).verify()
 
@@ -327,7 +327,7 @@ def test_a_set_that_is_being_written_is_not_listed(tmp_path: Path) -> None:
 
 # -- what is refused ---------------------------------------------------------------------------
 def test_a_url_without_a_set_is_unknown(url: str) -> None:
-    with pytest.raises(UnknownFrameSet, match="no frame set at"):
+    with pytest.raises(UnknownFrameSet, match="no FrameSet at"):
         FrameSet.open(f"{url}/none")
 
 
@@ -340,7 +340,7 @@ def test_an_instrument_file_in_place_of_a_set_is_told_how_it_becomes_one(tmp_pat
 def test_a_set_is_not_made_twice_unless_overwritten(url: str) -> None:
     _made(url)
     open_store(url).put("notes.txt", b"mine")
-    with pytest.raises(Conflict, match="there is a frame set"):
+    with pytest.raises(Conflict, match="there is already a FrameSet"):
         FrameSet.create(url, CONDITION, SHAPE)
     assert len(FrameSet.create(url, CONDITION, (8, 8), overwrite=True)) == 0
     assert (FrameSet.open(url).shape, open_store(url).get("notes.txt")) == ((8, 8), b"mine")
@@ -368,7 +368,7 @@ REFUSALS = [
     pytest.param(_frames(2), _truth(3), None, InvalidInput, "truth of 3", id="truth of three"),
     pytest.param(_frames(2), [np.ones((1, 2))] * 2, None, InvalidInput, "truth.0.", id="pairs"),
     pytest.param(
-        _frames(2), [np.full((1, 3), np.nan)] * 2, None, InvalidInput, "no list", id="NaNs"
+        _frames(2), [np.full((1, 3), np.nan)] * 2, None, InvalidInput, "not a list", id="NaNs"
     ),
     pytest.param(_frames(2), None, None, InvalidInput, "has truth", id="no truth on these"),
     pytest.param(_frames(2), _truth(2), 0.0, InvalidInput, "is not > 0", id="pixel size 0"),
@@ -390,7 +390,7 @@ def test_a_refused_append_changes_nothing(
 
 def test_a_fraction_is_not_rounded_away(folder: str) -> None:
     made = FrameSet.create(folder, CONDITION, SHAPE, "uint16")
-    with pytest.raises(InvalidFrame, match="lose value as uint16"):
+    with pytest.raises(InvalidFrame, match="lose values as uint16"):
         made.append(_frames(1), None, None)
 
 
@@ -462,7 +462,7 @@ def test_lost_truth_or_sizes_are_corrupt(folder: str, key: str) -> None:
 def test_a_record_that_cannot_be_read_is_corrupt(url: str) -> None:
     _made(url)
     open_store(url).put("commits/00000001.json", b'{"format": 1,')
-    with pytest.raises(Corrupt, match="is no commit record"):
+    with pytest.raises(Corrupt, match="is not a commit record"):
         FrameSet.open(url)
 
 
@@ -471,7 +471,7 @@ def test_of_two_writers_the_later_is_told_and_loses_nothing(url: str) -> None:
     _made(url)
     first, second = FrameSet.open(url), FrameSet.open(url)
     first.append(_frames(2, seed=5), _truth(2), 20.0)
-    with pytest.raises(Conflict, match="written by somebody else since it was opened"):
+    with pytest.raises(Conflict, match="another writer has changed"):
         second.append(_frames(3, seed=6), _truth(3), 20.0)
     again = FrameSet.open(url)
     assert len(again) == 6

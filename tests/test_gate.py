@@ -32,7 +32,7 @@ def test_a_shut_gate_lets_no_write_begin() -> None:
     gate = GatedStore(MemoryStore())
     gate.shut(1.0)
     data = default_buffer_prototype().buffer.from_bytes(b"1")
-    with pytest.raises(WriteFailed, match="was given up"):
+    with pytest.raises(WriteFailed, match="was stopped"):
         asyncio.run(gate.set("a", data))
 
 
@@ -52,7 +52,7 @@ def test_shutting_waits_for_the_writes_under_way(
     time.sleep(0.1)
     gate.shut(5.0)
     assert [meta["path"] for meta in memory.list().collect()] == ["zarr.json"]
-    with pytest.raises(WriteFailed, match="was given up"):
+    with pytest.raises(WriteFailed, match="was stopped"):
         writing.result()
 
 

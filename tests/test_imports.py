@@ -1,8 +1,9 @@
-"""What an import costs: nothing heavy is loaded before it is used."""
+"""What an import costs: nothing heavy is loaded before it is used, and no circle is closed."""
 
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 HEAVY = (
@@ -45,3 +46,43 @@ def test_help_is_shown_without_loading_anything_heavy() -> None:
         "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
     )
     assert not _loaded_after(shown) & set(HEAVY)
+
+
+# -- circles ------------------------------------------------------------------------------------
+# The root names what `public` holds for type checkers only; it loads it late.
+LATE = ("manybeam", "manybeam.public")
+# The predictor takes the place of both.
+LEFT = {frozenset({"manybeam.serve.content", "manybeam.serve.predict"})}
+
+
+@pytest.fixture
+def imports() -> grimp.ImportGraph:
+    """Who imports whom, also for type checkers only and also inside of functions."""
+    graph = grimp.build_graph("manybeam", cache_dir=None)
+    graph.remove_import(importer=LATE[0], imported=LATE[1])
+    return graph
+
+
+def _circles(graph: grimp.ImportGraph) -> set[frozenset[str]]:
+    """Return the sets of modules that reach each other."""
+    found = {
+        frozenset({name, *graph.find_upstream_modules(name) & graph.find_downstream_modules(name)})
+        for name in graph.modules
+    }
+    return {circle for circle in found if len(circle) > 1}
+
+
+def test_no_modules_import_each_other(imports: grimp.ImportGraph) -> None:
+    assert _circles(imports) <= LEFT
+
+
+def test_a_circle_is_seen_through_other_modules(imports: grimp.ImportGraph) -> None:
+    ends = {"importer": "manybeam.data.frames", "imported": "manybeam.learn.nets.notebook"}
+    imports.add_import(**ends)
+    (made,) = _circles(imports) - LEFT
+    assert {*ends.values(), "manybeam.learn.nets.ensemble"} <= made
+
+
+def test_an_import_for_type_checkers_counts(imports: grimp.ImportGraph) -> None:
+    ends = {"importer": "manybeam.zoo.catalogue.catalogue", "imported": "manybeam.zoo.registry"}
+    assert imports.direct_import_exists(**ends)

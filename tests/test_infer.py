@@ -72,7 +72,7 @@ def test_what_frames_cannot_tell_stays_as_wide_as_the_prior():
     blind = WIDE.model_copy(update={"optics": optics})  # the simulator makes nothing of a current
     told = infer(frames_at(1e5), 16.0, blind, seed=0, draws=128).posterior["optics.beam_current_pa"]
     assert told.width > 0.85
-    assert not told.is_told
+    assert not told.is_determined
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_fixing_the_pixel_size_leaves_all_else():
     [
         (np.empty((0, 64, 64)), InvalidInput, "no frames"),
         (np.ones((1, 40, 200)), InvalidFrame, "at least 48 px"),
-        (np.ones((64, 64)), InvalidFrame, "tell nothing"),
+        (np.ones((64, 64)), InvalidFrame, "too small to infer"),
     ],
     ids=["none", "small", "two axes"],
 )

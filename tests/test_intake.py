@@ -628,7 +628,7 @@ def test_a_bad_frame_in_a_stack_is_named(tmp_path: Path) -> None:
 def test_an_offset_that_would_swallow_the_contrast_is_taken_off_and_told(dtype: str) -> None:
     frame, notes = inspect_frame(IMAGE.astype(dtype) + np.array(3_000_000_000, dtype))
     assert np.array_equal(frame, IMAGE - IMAGE.min())
-    assert "was taken off every pixel" in notes[0]
+    assert "was subtracted from every pixel" in notes[0]
 
 
 # -- what makes an array a frame --------------------------------------------------------------
@@ -698,7 +698,7 @@ def test_single_bad_pixels_get_the_median_and_are_told() -> None:
     frame, notes = inspect_frame(bad)
     assert frame[2, 3] == frame[4, 5] == np.median(IMAGE[good])
     assert np.array_equal(frame[good], IMAGE[good])
-    assert notes == ("2 pixels were NaN or infinite and got the median",)
+    assert notes == ("2 pixels were NaN or infinite and were set to the median",)
     assert np.isnan(bad[2, 3])
 
 

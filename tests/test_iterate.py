@@ -288,7 +288,7 @@ def test_frames_of_several_conditions_are_refused_and_named(ensemble, drifted, h
     mixed = np.concatenate([simulate(NOMINAL, 2, seed=3, shape=(96, 96)).frames_nyx,
                             drifted.frames_nyx])  # fmt: skip
     made = dataclasses.replace(drifted, frames_nyx=mixed)
-    with pytest.raises(InvalidInput, match=r"of 2 conditions, by their index: 0, 1 \| 2, 3"):
+    with pytest.raises(InvalidInput, match=r"of 2 conditions; their indices: 0, 1 \| 2, 3"):
         round_on(ensemble, made, held_out)
 
 

@@ -16,7 +16,7 @@ from manybeam.learn.scoring.kinds import (
     recall_of,
     vacancies,
 )
-from manybeam.learn.scoring.scores import Judged, false_fill, judge
+from manybeam.learn.scoring.scores import MatchedFrame, false_fill, match_frame
 
 Array = NDArray[np.floating]
 SHAPE = (240, 240)
@@ -43,8 +43,8 @@ def without(sheet: Array, *places: tuple[float, float]) -> tuple[Array, Array]:
     return np.delete(sheet, gone, axis=0), sheet[gone]
 
 
-def one_frame(found: Array, truth: Array) -> list[Judged]:
-    return [judge(found, truth, SIZE_PM, SHAPE, 50.0)]
+def one_frame(found: Array, truth: Array) -> list[MatchedFrame]:
+    return [match_frame(found, truth, SIZE_PM, SHAPE, 50.0)]
 
 
 def rows(*atoms: tuple[float, float, float]) -> Array:

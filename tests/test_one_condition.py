@@ -61,7 +61,7 @@ def test_the_refusal_names_the_frames_that_go_together():
     nominal = draw(NOMINAL, np.random.default_rng(1))
     dirty = frames_of(changed(nominal, "dirt"), 1, 6)
     frames = np.concatenate([frames_of(nominal, 2, 5), dirty])
-    with pytest.raises(InvalidInput, match=r"of 2 conditions, by their index: 0, 1 \| 2;"):
+    with pytest.raises(InvalidInput, match=r"of 2 conditions; their indices: 0, 1 \| 2;"):
         check_one_condition(frames, 16.0, GENERAL)
 
 
@@ -82,7 +82,7 @@ def test_one_frame_and_frames_too_small_to_compare_pass():
     ("value", "said"),
     [
         pytest.param(7.0, "frame 1 is constant", id="empty"),
-        pytest.param(np.nan, "frame 1 holds values that are no numbers", id="nan"),
+        pytest.param(np.nan, "frame 1 has values that are not numbers", id="nan"),
     ],
 )
 def test_a_frame_without_content_is_refused_and_named(value, said):

@@ -53,7 +53,7 @@ def test_a_usual_condition_and_one_that_says_nothing_are_not_doubted():
         pytest.param({"optics": {"defocus_nm": -40}}, r"defocus_nm -40 is 7\.4 depths", id="focus"),
         pytest.param(
             {"sample": {"thickness_nm": 5}},
-            "sample.thickness_nm 5 changes nothing: graphene has none",
+            "sample.thickness_nm 5 has no effect: graphene does not use it",
             id="a quantity of another structure",
         ),
         pytest.param(

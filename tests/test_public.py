@@ -12,10 +12,11 @@ import pytest
 
 import manybeam as mb
 from manybeam.data.frames import FrameSet
-from manybeam.data.notebook import facts_html, frameset_html
+from manybeam.data.markup import facts_html
+from manybeam.data.notebook import frameset_html
 from manybeam.errors import Conflict, InvalidInput, UnknownCondition, UnknownRef, Unreachable
 from manybeam.learn.nets.ensemble import Ensemble
-from manybeam.learn.notebook import ensemble_html, prediction_html
+from manybeam.learn.nets.notebook import ensemble_html, prediction_html
 from manybeam.public import OpenZoo, Version
 from manybeam.spec import Condition
 from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score

@@ -19,7 +19,7 @@ from manybeam.errors import Corrupt, InvalidInput, NotFound
 from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
 from manybeam.learn.analysis.fitness import SCORES
 from manybeam.learn.nets.ensemble import Ensemble
-from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.learn.scoring.scores import f1_of, match_frame
 from manybeam.predictor.performance import PerformancePredictor
 from manybeam.spec import Library
 
@@ -136,7 +136,7 @@ def test_the_f1_of_all_is_the_ensembles_own_on_the_same_frames(rehearsed: Any) -
         made = rehearsed.drawn(number, seed=3)
         size = float(made.pixel_size_pm[0])
         found = rehearsed.ensemble.predict(made.frames_nyx[0], size)
-        counts = judge(found.atoms, made.truth[0], size, found.mean_yx.shape).counts
+        counts = match_frame(found.atoms, made.truth[0], size, found.mean_yx.shape).counts
         away.append(told - f1_of(np.array([counts]))[0])
     assert np.abs(away).max() < 0.05
     assert abs(np.mean(away)) < 0.01

@@ -15,7 +15,7 @@ from manybeam.learn.adaptation.rounds import tune
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring.kinds import confusion, f1_of_kinds
-from manybeam.learn.scoring.scores import judge, match
+from manybeam.learn.scoring.scores import match, match_frame
 from manybeam.learn.training.loss import pixel_loss
 from manybeam.learn.training.member import train_member
 from manybeam.spec import Condition
@@ -161,7 +161,7 @@ def test_two_kinds_of_atom_are_trained_and_told_apart(tmp_path: Path) -> None:
     ensemble = Ensemble([train(recipe, tiles)])
     frame, truth = draw_frame(900, (96, 96))
     atoms = ensemble.predict(frame, 16.0).atoms
-    judged = judge(atoms, truth, 16.0, frame.shape)
+    judged = match_frame(atoms, truth, 16.0, frame.shape)
     table = confusion([judged], [atoms], [truth], (CARBON, SILICON))
     assert f1_of_kinds(table).min() > 0.9
     assert table[:2, :2].sum() >= 30

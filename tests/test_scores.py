@@ -16,9 +16,9 @@ from manybeam.learn.scoring.scores import (
     auroc,
     f1_of,
     false_fill,
-    judge,
     mask_iou,
     match,
+    match_frame,
     neighbour_distance_px,
     regret,
     reliability,
@@ -75,7 +75,7 @@ def scored(
 def test_hits_false_alarms_and_misses_are_counted(
     found: Array, truth: Array, counts: tuple[int, int, int]
 ) -> None:
-    assert judge(found, truth, 10.0, SHAPE, 50.0).counts == counts
+    assert match_frame(found, truth, 10.0, SHAPE, 50.0).counts == counts
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_a_frame_of_ten_thousand_atoms_is_scored_in_a_fifth_of_a_second(copies: 
 def test_the_radius_is_a_share_of_the_neighbour_distance() -> None:
     truth = 20.0 + 20 * np.argwhere(np.ones((3, 3)))
     assert neighbour_distance_px(truth) == 20
-    assert judge(truth, truth, 10.0, SHAPE).radius_pm == pytest.approx(70.0)
+    assert match_frame(truth, truth, 10.0, SHAPE).radius_pm == pytest.approx(70.0)
 
 
 @pytest.mark.parametrize("truth", [at(), at((50, 50))], ids=["no atom", "one atom"])
 def test_without_neighbours_the_radius_is_half_an_angstrom(truth: Array) -> None:
-    assert judge(at((50, 50)), truth, 10.0, SHAPE).radius_pm == 50.0
+    assert match_frame(at((50, 50)), truth, 10.0, SHAPE).radius_pm == 50.0
 
 
 def test_a_frame_of_unknown_pixel_size_is_scored_by_its_neighbours() -> None:

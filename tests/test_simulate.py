@@ -170,7 +170,7 @@ def test_each_frame_of_a_policy_has_the_dose_of_its_own_current_and_pixel() -> N
 def test_more_pixels_than_the_memory_is_meant_for_are_refused(
     scan: dict[str, float], shape: tuple[int, int]
 ) -> None:
-    with pytest.raises(TooLarge, match="px with the ground around"):
+    with pytest.raises(TooLarge, match="px with margins"):
         simulate(_condition(scan=scan), 1, seed=0, shape=shape)
 
 
@@ -409,7 +409,7 @@ def test_a_set_that_was_replaced_is_the_new_one_and_nothing_of_the_old(tmp_path:
 def test_a_set_that_must_not_be_replaced_is_kept(tmp_path: Path) -> None:
     url = str(tmp_path / "set")
     old = simulate_into(url, NOMINAL, 2, seed=1)
-    with pytest.raises(Conflict, match="there is a frame set"):
+    with pytest.raises(Conflict, match="there is already a FrameSet"):
         simulate_into(url, NOMINAL, 2, seed=2)
     assert FrameSet.open(url).digest == old.digest
 

@@ -174,7 +174,7 @@ def test_arrow_is_given_a_folder_as_it_is(tmp_path: Path) -> None:
 
 
 def test_arrow_cannot_be_given_a_memory() -> None:
-    with pytest.raises(InvalidInput, match="workers are other processes"):
+    with pytest.raises(InvalidInput, match="cannot be shared with workers"):
         arrow_filesystem("memory://a")
 
 

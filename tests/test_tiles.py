@@ -101,7 +101,7 @@ def test_odd_sides_lose_less_than_a_pixel(shape: tuple[int, int]) -> None:
 
 
 def test_a_frame_that_would_vanish_is_refused() -> None:
-    with pytest.raises(InvalidFrame, match="less than one pixel would be left"):
+    with pytest.raises(InvalidFrame, match="less than one pixel would remain"):
         rescale(np.ones((3, 3), np.float32), 1.0, 16.0)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from manybeam.data.notebook import table_html
+from manybeam.data.markup import table_html
 from manybeam.errors import Unreachable
 from manybeam.settings import settings
 from manybeam.zoo.matrix import Matrix, less_is_better, member_label

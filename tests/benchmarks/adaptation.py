@@ -205,13 +205,13 @@ def _everywhere(member: Any, drift: str) -> float:
 def _f1(ensemble: Any, frames: list[Any]) -> float:
     from selection_table import f1
 
-    from manybeam.learn.scoring.scores import judge
+    from manybeam.learn.scoring.scores import match_frame
 
     counts = []
     for frame in frames:
         atoms = ensemble.predict(frame.frame_yx, frame.pixel_size_pm).atoms
         shape = frame.frame_yx.shape
-        counts.append(judge(atoms, frame.truth, frame.pixel_size_pm, shape).counts)
+        counts.append(match_frame(atoms, frame.truth, frame.pixel_size_pm, shape).counts)
     return f1(np.array(counts))
 
 

@@ -19,7 +19,7 @@ from manybeam.data.tiles import Tiles
 from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.scoring.calibration import Calibration, bound, false_share, fit
-from manybeam.learn.scoring.scores import judge, reliability
+from manybeam.learn.scoring.scores import match_frame, reliability
 from manybeam.learn.training.member import train_member
 from manybeam.spec.files import load_condition, load_policy
 from manybeam.spec.recipe import MemberPlan, Recipe, TileSpec, Training
@@ -73,7 +73,7 @@ def _answered(ensemble: Ensemble, name: str, count: int) -> Frames:
     probability, is_true = [], []
     for frame, size, truth in zip(made.frames_nyx, made.pixel_size_pm, made.truth, strict=True):
         atoms = ensemble.predict(frame, float(size)).atoms
-        judged = judge(atoms, truth, float(size), SHAPE)
+        judged = match_frame(atoms, truth, float(size), SHAPE)
         probability.append(atoms[judged.found_counts, 3])
         is_true.append(judged.is_true[judged.found_counts])
     return probability, is_true

@@ -123,7 +123,7 @@ def _best_threshold(maps_nyx: Array, held_out: Sequence[tuple[Array, Array]], sp
 
     from manybeam.learn.nets.atoms import find_atoms
     from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE
-    from manybeam.learn.scoring.scores import f1_of, judge
+    from manybeam.learn.scoring.scores import f1_of, match_frame
     from manybeam.learn.training.threshold import LOGITS
 
     gap_px = NEIGHBOUR_SHARE * spec.mask_radius_pm / spec.pixel_size_pm
@@ -133,7 +133,7 @@ def _best_threshold(maps_nyx: Array, held_out: Sequence[tuple[Array, Array]], sp
         for place, least in enumerate(expit(LOGITS)):
             likely = atoms[atoms[:, 3] >= least]
             shape = (map_yx.shape[0], map_yx.shape[1])
-            counts_t3[place] += judge(
+            counts_t3[place] += match_frame(
                 likely, truth, spec.pixel_size_pm, shape, spec.mask_radius_pm
             ).counts
     return float(expit(LOGITS[f1_of(counts_t3).argmax()]))
@@ -150,13 +150,13 @@ def _judged(
     """Return the scores of the rival's maps, its atoms found as ours are."""
     from manybeam.learn.nets.atoms import find_atoms
     from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE
-    from manybeam.learn.scoring.scores import judge, summarise
+    from manybeam.learn.scoring.scores import match_frame, summarise
 
     judged, found = [], []
     for prob_yx, frame in zip(prob_nyx, labelled, strict=True):
         atoms = find_atoms(prob_yx.astype(np.float32), least, max(NEIGHBOUR_SHARE * radius_px, 1.0))
         atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
         shape = frame.frame_yx.shape
-        judged.append(judge(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm))
+        judged.append(match_frame(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm))
         found.append(atoms)
     return summarise(judged, found).values()

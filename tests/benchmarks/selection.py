@@ -193,12 +193,12 @@ def _chosen(known: Any, seen: Any, frame: Any, pool: str) -> dict[str, Any]:
 
 def _worth(atoms: Array, frame: Any) -> dict[str, Any]:
     """Return counts, and what F1 does not show: vacancies filled, dopants and edges found."""
-    from manybeam.learn.scoring.scores import judge
+    from manybeam.learn.scoring.scores import match_frame
 
     if frame.truth is None:
         return {"counts": [0, len(atoms), 0]}
     shape, size = frame.frame_yx.shape, frame.pixel_size_pm
-    verdict = judge(atoms, frame.truth, size, shape)
+    verdict = match_frame(atoms, frame.truth, size, shape)
     worth: dict[str, Any] = {"counts": list(verdict.counts)}
     sought = frame.sought
     if sought is not None:
@@ -217,12 +217,12 @@ def _worth(atoms: Array, frame: Any) -> dict[str, Any]:
 
 def _calibration(selection: Any, answer: Any, frame: Any) -> dict[str, Any]:
     """Return probabilities before and after, the bound, and the errors of positions."""
-    from manybeam.learn.scoring.scores import judge
+    from manybeam.learn.scoring.scores import match_frame
 
     if frame.truth is None:
         return {}
     one, shape, size = selection.transferred, frame.frame_yx.shape, frame.pixel_size_pm
-    verdict = judge(answer.atoms, frame.truth, size, shape)
+    verdict = match_frame(answer.atoms, frame.truth, size, shape)
     counted = verdict.found_counts
     free = replace(one, threshold=None)
     error_pm = np.sqrt(verdict.square_pm)

@@ -81,7 +81,7 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
 
     from manybeam.data.frames import FrameSet
     from manybeam.learn.analysis.frame_analysis import analyse
-    from manybeam.learn.scoring.scores import judge
+    from manybeam.learn.scoring.scores import match_frame
     from manybeam.predictor.condition_distance import Near
     from manybeam.predictor.selection import _calibrated, _Words
     from manybeam.zoo.matrix import Matrix
@@ -102,7 +102,7 @@ def _on(url: Path, radius_pm: float, ensemble: Any, known: Any) -> dict[str, flo
         answers["selected, one member"] = whole.member_atoms[chosen.candidates[0].member]
         answers["selected"] = chosen.answer(whole).atoms
         worth = {
-            name: judge(a, truth, size, frame.shape, radius_pm).counts
+            name: match_frame(a, truth, size, frame.shape, radius_pm).counts
             for name, a in answers.items()
         }
         for name, one in worth.items():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from manybeam.learn.analysis.fitness import Lattice
 from manybeam.learn.scoring.kinds import confusion, vacancies
-from manybeam.learn.scoring.scores import judge, reliability, score_frames
+from manybeam.learn.scoring.scores import match_frame, reliability, score_frames
 
 RANDOM = np.random.default_rng(0)
 SHAPE = (1040, 1040)
@@ -42,7 +42,7 @@ def test_score_a_frame_of_10_000_atoms(benchmark: Any, truth: Any, found: Any) -
 def test_kinds_of_a_frame_of_10_000_atoms(benchmark: Any) -> None:
     found = found_of(LATTICE, 1.0)
     truth = np.column_stack([LATTICE, np.full(10_000, 6)])
-    judged = judge(found, truth, 10.0, SHAPE)
+    judged = match_frame(found, truth, 10.0, SHAPE)
     benchmark(confusion, [judged], [found], [truth], (6, 14))
 
 

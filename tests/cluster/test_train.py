@@ -322,7 +322,7 @@ def test_what_is_not_there_is_told_before_anything_starts(
 def test_a_memory_is_refused_because_workers_could_not_see_it(
     cluster: str, job: Job, library: Library, home: Path
 ) -> None:
-    with pytest.raises(InvalidInput, match="workers are other processes"):
+    with pytest.raises(InvalidInput, match="cannot be shared with workers"):
         train(job, library, "memory://train")
 
 

@@ -56,7 +56,7 @@ def test_a_wrong_secret_is_told_at_once(s3_url: str, use_settings: UseSettings) 
     use_settings({"MANYBEAM_S3_SECRET_KEY": "wrong"})
     begin = time.monotonic()
     for refused in (FrameSet.open, open_store, list_framesets):
-        with pytest.raises(StoreUnreachable, match="refuses our credentials"):
+        with pytest.raises(StoreUnreachable, match="refuses the credentials"):
             refused(s3_url)
     assert time.monotonic() - begin < 5
 

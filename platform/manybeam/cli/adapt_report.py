@@ -132,7 +132,7 @@ def _condition_rows(inferred: "Inferred") -> list[Row]:
             "median": one.median,
             "low (5 %)": one.low,
             "high (95 %)": one.high,
-            "determined by the frames": "yes" if one.is_told else "hardly",
+            "determined by the frames": "yes" if one.is_determined else "hardly",
         }
         for path, one in inferred.posterior.items()
     ]

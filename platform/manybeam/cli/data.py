@@ -1,4 +1,4 @@
-"""`manybeam data`: instrument files or simulated frames into FrameSets, and what lies in them."""
+"""`manybeam data`: make FrameSets of instrument files or simulated frames, and show them."""
 
 import contextlib
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Frames: simulate them, import them, see what is there.\n\n"
+    help="Frames: simulate them, import them, list them.\n\n"
     "Example: manybeam data simulate graphene-60kv-nominal --count 32 --out frames/nominal",
 )
 
 
 class Truth(StrEnum):
-    """Where the truth of imported frames stands."""
+    """Where the truth of imported frames is."""
 
     none = "none"
     csv = "csv"
@@ -47,8 +47,12 @@ def simulate(
     out: Annotated[str, typer.Option(help="FrameSet to write: a folder or s3:// URL.")],
     count: Annotated[int, typer.Option(min=1, help="Frames to simulate.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same frames.")] = 0,
-    side_px: Annotated[int, typer.Option(min=0, help="Edge of a frame; the condition's if 0.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    side_px: Annotated[
+        int, typer.Option(min=0, help="Edge of a frame; 0: that of the condition.")
+    ] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the FrameSet that is there.")
+    ] = False,
     form: FormOption = Form.auto,
 ) -> None:
     """Simulate frames with known truth.
@@ -69,7 +73,9 @@ def simulate(
             pass
         else:
             raise InvalidInput(
-                f"{out} holds a FrameSet already", "", "choose another --out, or add --overwrite"
+                f"there is already a FrameSet at {out}",
+                "",
+                "choose another --out, or add --overwrite",
             )
     shape = (side_px, side_px) if side_px else None
     with Progress() as progress:
@@ -94,16 +100,17 @@ def import_files(
         Truth.none
     ),
     pixel_size_pm: Annotated[
-        float | None, typer.Option(min=0.01, help="Edge of a pixel, where the files lack it [pm].")
+        float | None, typer.Option(min=0.01, help="Edge of a pixel if the files have none [pm].")
     ] = None,
-    condition: Annotated[str, typer.Option(help="Id of the condition they were taken under.")] = "",
-    append: Annotated[bool, typer.Option("--append", help="Add to the FrameSet there.")] = False,
+    condition: Annotated[str, typer.Option(help="Id of the condition of the recording.")] = "",
+    append: Annotated[bool, typer.Option("--append", help="Add to the FrameSet at --out.")] = False,
     form: FormOption = Form.auto,
 ) -> None:
-    """Read instrument files into a FrameSet; nothing is written unless every file can be read.
+    """Read instrument files into a FrameSet. If one file cannot be read, nothing is written.
 
-    A pixel size that neither files, option nor condition tell is inferred from the lattice of the
-    condition's sample, and said with its error; without a lattice it is asked for.
+    If the pixel size is not in the files, the option or the condition, it is inferred from the
+    lattice of the sample and printed with its error. Without a known lattice, pass
+    --pixel-size-pm.
 
     Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
     """
@@ -131,7 +138,7 @@ def import_files(
 @app.command("ls")
 def list_all(
     url: Annotated[
-        str, typer.Argument(help="Where to look; the platform's store if left out.")
+        str, typer.Argument(help="Where to search; if left out, the store of the platform.")
     ] = "",
     *,
     form: FormOption = Form.auto,
@@ -151,13 +158,15 @@ def list_all(
 def show(
     url: Annotated[str, typer.Argument(help="A FrameSet, or an instrument file.")],
     *,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all and check digests.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all frames and check their digests.")
+    ] = False,
     form: FormOption = Form.auto,
 ) -> None:
-    """Show what a FrameSet or an instrument file holds, its condition included.
+    """Show the contents and the condition of a FrameSet or an instrument file.
 
-    Of a file: what it tells of the microscope, what in it contradicts itself, and the pixel size
-    that a known lattice tells where the file has none.
+    For a file, this shows the settings of the microscope and contradictions in the file. If the
+    file has no pixel size, it is inferred from a known lattice.
 
     Example: manybeam data show frames/nominal
     """
@@ -172,7 +181,7 @@ def show(
         frames = FrameSet.open(url)
         if verify:
             frames.verify()
-            say("every frame has the digest recorded for it")
+            say("every frame has its recorded digest")
         row, imaging = _facts(frames), frames.condition
     _warn(imaging)
     known = {name: value for name, value in imaging.quantities() if value is not None}
@@ -184,17 +193,18 @@ def show(
 def infer(
     files: Annotated[list[Path], typer.Argument(help="Instrument files of one condition.")],
     *,
-    policy: Annotated[str, typer.Option(help="Id of the policy to search in: what is possible.")],
+    policy: Annotated[str, typer.Option(help="Id of the policy to search in.")],
     pixel_size_pm: Annotated[
-        float | None, typer.Option(min=0.01, help="Edge of a pixel, where the files lack it [pm].")
+        float | None, typer.Option(min=0.01, help="Edge of a pixel if the files have none [pm].")
     ] = None,
-    draws: Annotated[int, typer.Option(min=64, help="Frames simulated to compare with.")] = 448,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same answer.")] = 0,
+    draws: Annotated[int, typer.Option(min=64, help="Number of frames to simulate.")] = 448,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
     form: FormOption = Form.auto,
 ) -> None:
-    """Infer from frames alone under which condition they were recorded, with 90 % intervals.
+    """Infer the condition of frames from the frames alone, with 90 % intervals.
 
-    A width near 1 says that the frames tell nothing of the quantity: what the policy allows.
+    If the width is near 1, the frames do not determine the quantity. Its interval is then that of
+    the policy.
 
     Example: manybeam data infer scan_0142.dm4 --policy graphene-general -o json
     """
@@ -210,8 +220,8 @@ def infer(
         say(note)
     found = infer_condition(frames_nyx, size, imaging, seed=seed, draws=draws)
     say(
-        f"{found.draw_count} draws; the nearest is {found.distance:.2f} times as far as is usual"
-        + (f": {policy} hardly makes frames like these" if found.distance > 1 else "")
+        f"{found.draw_count} draws; the nearest has {found.distance:.2f} times the usual distance"
+        + (f". The policy {policy} rarely produces such frames." if found.distance > 1 else "")
     )
     rows = [
         {
@@ -220,7 +230,7 @@ def infer(
             "low": one.low,
             "high": one.high,
             "width": round(one.width, 3),
-            "told": one.is_told,
+            "determined": one.is_determined,
         }
         for path, one in found.posterior.items()
     ]
@@ -228,7 +238,7 @@ def infer(
 
 
 def _imaging(name: str) -> "Condition | Policy":
-    """Return the condition or policy of an id, or of a YAML file; else tell its faults as one."""
+    """Return the condition or policy of an id or of a YAML file."""
     from manybeam.settings import settings
     from manybeam.spec import Library, load_condition, load_policy
 
@@ -243,11 +253,11 @@ def _imaging(name: str) -> "Condition | Policy":
     except InvalidSpec as error:
         with contextlib.suppress(InvalidSpec):
             return load_policy(path)
-        raise InvalidSpec(error.what, "a condition or a policy is wanted", error.hint) from error
+        raise InvalidSpec(error.what, "a condition or a policy is needed", error.hint) from error
 
 
 def _warn(imaging: "Imaging") -> None:
-    """Say what is physically doubtful."""
+    """Print warnings about values that are physically doubtful."""
     from manybeam.data.simulation.physics import warnings_for
 
     for sentence in warnings_for(imaging):
@@ -259,7 +269,7 @@ def _conditions(records: "Sequence[FrameFile]") -> "dict[str, Imaging]":
 
 
 def _stated(records: "Sequence[FrameFile]") -> dict[str, float]:
-    """Return every quantity that the files state, by its dotted path; they must not differ."""
+    """Return every quantity in the files, by its dotted path; files must not differ."""
     from manybeam.data.io.measured import check_one_condition
 
     check_one_condition(_conditions(records))
@@ -268,7 +278,7 @@ def _stated(records: "Sequence[FrameFile]") -> dict[str, float]:
 
 
 def _alike(records: "Sequence[FrameFile]") -> "tuple[Array, float | None]":
-    """Return the frames of all files as one stack, and their pixel size if the files tell one."""
+    """Return the frames of all files as one stack, and their pixel size if the files have one."""
     import numpy as np
 
     stacks = [one.frame if one.frame.ndim == 3 else one.frame[None] for one in records]
@@ -277,7 +287,7 @@ def _alike(records: "Sequence[FrameFile]") -> "tuple[Array, float | None]":
         raise InvalidInput(
             f"frames of shapes {sorted(shapes)} and pixel sizes {sorted(map(str, sizes))} pm",
             "one condition has one shape and one pixel size",
-            "infer the condition of each kind by itself",
+            "infer the condition of each kind separately",
         )
     return np.concatenate(stacks), sizes.pop()
 
@@ -307,7 +317,7 @@ def _facts(frames: "FrameSet") -> dict[str, object]:
 def _read_all(
     files: Sequence[Path], pixel_size_pm: float | None, condition: "Condition | None"
 ) -> "list[FrameFile]":
-    """Read every file, or tell every file that cannot be used."""
+    """Read every file, or raise one error that lists every file that cannot be used."""
     from manybeam.data.io.reading import read_frames
     from manybeam.errors import ManybeamError
 
@@ -324,7 +334,7 @@ def _read_all(
         raise InvalidInput(
             "\n".join(str(fault) for fault in faults),
             f"{len(faults)} of {len(files)} files cannot be used; nothing was written",
-            "leave them out",
+            "leave these files out",
         )
     for record in records:
         for note in record.notes:
@@ -343,10 +353,10 @@ def _truths(files: Sequence[Path]) -> "list[Array]":
     if missing:
         raise NotFound(
             f"no truth file {', '.join(missing)}",
-            "--truth csv expects FILE.csv beside each file",
-            "",
+            "--truth csv needs FILE.csv beside each file",
+            "add these files, or leave --truth out",
         )
-    with np.errstate(over="ignore"):  # what a float32 does not hold is refused with its file
+    with np.errstate(over="ignore"):  # a number too large for float32 is refused with its file
         return [read_truth_csv(path.with_suffix(".csv")) for path in files]
 
 
@@ -362,11 +372,11 @@ def _stacked(
         raise InvalidInput(
             f"frames of different shapes: {sorted(shapes)}",
             "a FrameSet holds frames of one shape",
-            "import each shape into a FrameSet of its own",
+            "import each shape into another FrameSet",
         )
     if truths is not None and any(len(stack) > 1 for stack in stacks):
         raise InvalidInput(
-            "a stack of frames with one truth file", "one CSV belongs to one frame", ""
+            "a stack of several frames has one truth file", "one CSV belongs to one frame", ""
         )
     for one, truth in zip(records, truths or [], strict=False):
         _check_truth(truth, one.frame.shape[-2:], one.source)
@@ -378,12 +388,12 @@ def _stacked(
 
 
 def _check_truth(truth: "Array", shape: tuple[int, ...], source: Path) -> None:
-    """Refuse atoms that lie outside the frame: swapped columns, or another frame's file."""
+    """Refuse atoms outside the frame: columns are swapped, or the file is of another frame."""
     import numpy as np
 
     if not np.isfinite(truth).all():
         raise InvalidInput(
-            f"{source.with_suffix('.csv')}: holds a number too large for a float32",
+            f"{source.with_suffix('.csv')}: has a number too large for float32",
             "X and Y in pixels, class an atomic number",
             "correct the file",
         )

@@ -1,11 +1,11 @@
-"""Which frames of a set count: numbered records, each one object that is created exclusively.
+"""Which frames of a set count: numbered records, each an object that is created exclusively.
 
-Readers trust the newest record and nothing else, so an append is all or nothing. Writers take
-turns by a lock, an object that is also created exclusively. It lies beside the frames and not in
-the database, as frames are also written where there is none; who holds it, and whether that owner
-is gone, is decided as for the database's locks. A lock whose owner is gone is never just removed: a
-void record is written where that writer's record would go, so that it can
-no longer commit should it wake up, and only then does the next writer touch the frames.
+Readers use only the newest record, so an append is all or nothing. Writers take turns with a lock,
+which is also an object that is created exclusively. It lies beside the frames and not in the
+database, because frames are also written where there is no database; whether its owner is gone is
+decided as for the database's locks. A lock whose owner is gone is not just removed: first a void
+record is written in place of that writer's record. So the old writer can no longer commit if it
+wakes up, and only then the next writer changes the frames.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ _AS_OWNER = TypeAdapter(Owner)
 
 
 class Commit(BaseModel):
-    """What a FrameSet holds from this record on; each repeats the whole state, none is read twice.
+    """The whole state of a FrameSet from this record on.
 
-    `truth_rows` is None as long as no frame with truth was appended; `pixel_size_pm` is the size
-    all frames share, if they do; `folder` is where in the set the arrays lie. A record of another
-    folder than the one before it replaces the set.
+    `truth_rows` is None as long as no frame with truth was appended. `pixel_size_pm` is the size of
+    all frames, if they share one. `folder` is the place of the arrays in the set. If a record has
+    another folder than the one before it, it replaces the set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,11 +56,11 @@ class Commit(BaseModel):
 
     @property
     def key(self) -> str:
-        """Where the record lies in the set."""
+        """Key of the record in the set."""
         return _record(self.number)
 
     def following(self, **changes: Any) -> "Commit":
-        """Return the record after this one, with what changes."""
+        """Return the record after this one, with changes."""
         fresh = {"number": self.number + 1, "is_void": False, "writer": uuid.uuid4().hex}
         return self.model_copy(update=fresh | {"written": datetime.now(UTC)} | changes)
 
@@ -69,7 +69,7 @@ class CommitLog:
     """The records and the lock of one FrameSet.
 
     Args:
-        store: where the set lies.
+        store: store of the set.
     """
 
     def __init__(self, store: Store) -> None:
@@ -85,7 +85,7 @@ class CommitLog:
         keys = self._store.list(FOLDER)
         if not keys:
             raise UnknownFrameSet(
-                f"no frame set at {self._store.url}", "", "manybeam data ls shows those there are"
+                f"there is no FrameSet at {self._store.url}", "", "manybeam data ls lists FrameSets"
             )
         return self.read(keys[-1])
 
@@ -94,27 +94,29 @@ class CommitLog:
         return [self.read(key) for key in self._store.list(FOLDER)]
 
     def before(self, head: Commit, digest: str) -> Commit:
-        """Return the record of a digest whose frames `head` still holds.
+        """Return the record with a digest, if its frames are still part of the set.
 
         Raises:
-            UnknownFrameSet: the set never had that digest, or was replaced since.
+            UnknownFrameSet: the set never had that digest, or was replaced.
         """
         for commit in self.history():
             if (commit.digest, commit.folder) == (digest, head.folder):
                 return commit
         raise UnknownFrameSet(
             f"{self._store.url} does not hold the frames of digest {digest}",
-            f"now it has {head.digest}: it was replaced, or is another set",
+            f"its digest is {head.digest}: it was replaced, or it is another set",
             "",
         )
 
     def read(self, key: str) -> Commit:
-        """Return one record; raises Corrupt if it is not one."""
+        """Return one record; raises Corrupt if the object is no record."""
         try:
             return Commit.model_validate_json(self._store.get(key))
         except ValidationError as error:
             raise Corrupt(
-                f"{self._store.url}/{key}: is no commit record", str(error), "restore it"
+                f"{self._store.url}/{key} is not a commit record",
+                str(error),
+                "restore it from a backup",
             ) from error
 
     def begin(self, first: Commit) -> None:
@@ -122,9 +124,9 @@ class CommitLog:
         self._store.create(first.key, _bytes(first))
 
     def replace(self, made: Commit, *, overwrite: bool) -> tuple[Commit, Commit | None]:
-        """Make `made` the newest record, whatever is there; return it and the one it replaces.
+        """Make `made` the newest record; return it and the record that it replaces.
 
-        Whoever is appending meanwhile is told that somebody else wrote first.
+        A writer that appends at the same time gets a Conflict.
 
         Raises:
             Conflict: there is a set, and it must not be overwritten.
@@ -132,8 +134,8 @@ class CommitLog:
         while True:
             keys = self._store.list(FOLDER)
             if keys and not overwrite:
-                hint = "give another URL, or overwrite it"
-                raise Conflict(f"there is a frame set at {self._store.url}", "", hint)
+                hint = "choose another URL, or overwrite it"
+                raise Conflict(f"there is already a FrameSet at {self._store.url}", "", hint)
             head = self.read(keys[-1]) if keys else None
             record = made.model_copy(update={"number": head.number + 1 if head else 0})
             with contextlib.suppress(Conflict):
@@ -148,17 +150,17 @@ class CommitLog:
         knows what arrived, and the next writer shuts this one out instead.
 
         Raises:
-            Conflict: somebody else is writing, or has written since `head` was read.
+            Conflict: another writer is writing, or has written since `head` was read.
         """
         lock = self._take(head)
         try:
             yield lock
         except BaseException as error:
             if not isinstance(error, ConnectionError):
-                lock.give_back()
+                lock.release()
             raise
         else:
-            lock.give_back()
+            lock.release()
         finally:
             lock.owner.end()
 
@@ -189,11 +191,11 @@ class CommitLog:
             raise
         if newest_writer != lock.head.writer:
             lock.owner.end()
-            lock.give_back()
+            lock.release()
             raise _overtaken(self._store.url)
 
     def _shut_out(self, head: Commit) -> Commit:
-        """Put a void record where the writer that is gone would have put its own."""
+        """Write a void record in place of the record of the writer that is gone."""
         void = head.following(is_void=True)
         try:
             self._store.create(void.key, _bytes(void))
@@ -215,8 +217,8 @@ class CommitLog:
     def _busy(self) -> Conflict:
         return Conflict(
             f"another writer is appending to {self._store.url}",
-            "one append at a time; nothing of yours was written",
-            "append again when it is done",
+            "only one append at a time is possible; your frames were not written",
+            "append again when the other append is finished",
         )
 
 
@@ -224,8 +226,8 @@ class AppendLock:
     """The right to write one record.
 
     Args:
-        store: where the set lies.
-        head: the record to build on.
+        store: store of the set.
+        head: the record before it.
     """
 
     def __init__(self, store: Store, head: Commit) -> None:
@@ -234,7 +236,7 @@ class AppendLock:
         self._renewed = time.monotonic()
 
     def check(self) -> None:
-        """Say that we are still at work; raises Conflict if we were shut out."""
+        """Renew the lock if needed; raises Conflict if another writer has shut this one out."""
         if self._store.exists(_record(self.head.number + 1)):
             raise _overtaken(self._store.url)
         if time.monotonic() - self._renewed > 15.0:
@@ -242,10 +244,10 @@ class AppendLock:
             self._renewed = time.monotonic()
 
     def commit(self, record: Commit) -> None:
-        """Make `record` the newest; raises Conflict if somebody else did."""
+        """Make `record` the newest one; raises Conflict if another writer was first."""
         create(self._store, record)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Let the next writer in; if the store does not answer, it will find this lock stale."""
         try:
             self._store.delete_keys([self.key])
@@ -256,10 +258,10 @@ class AppendLock:
 
 
 def create(store: Store, record: Commit) -> None:
-    """Write a record that must not exist yet; raises Conflict if somebody else wrote it.
+    """Write a record that must not exist yet; raises Conflict if another writer wrote it.
 
-    A conditional write whose answer was lost is tried again by obstore and then finds itself, so
-    a record that exists is ours if it names us.
+    If the response to a conditional write is lost, obstore writes again and finds the record of its
+    first try. So an existing record is ours if it has our writer id.
     """
     try:
         store.create(record.key, _bytes(record))
@@ -282,7 +284,7 @@ def _bytes(record: Commit) -> bytes:
 
 def _overtaken(url: str) -> Conflict:
     return Conflict(
-        f"{url} was written by somebody else since it was opened",
-        "nothing of yours was written and nothing of theirs was lost",
-        "open it again and append",
+        f"another writer has changed {url} since it was opened",
+        "your frames were not written, and no other frames were lost",
+        "open the FrameSet again and append",
     )

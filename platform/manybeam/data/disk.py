@@ -1,4 +1,4 @@
-"""Files on this machine's disk: written whole or not at all, by one process at a time."""
+"""Files on the disk of this machine: written whole or not at all, by one process at a time."""
 
 import os
 import secrets
@@ -10,18 +10,18 @@ from manybeam.errors import WriteFailed
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together; whoever reads one finds the old one or the new one.
+    """Write files that belong together; a reader finds the old file or the new one, never a part.
 
-    What was there stays until every new file is whole. They then appear in their order, so the
-    one that is looked for comes last. Missing folders are made.
+    Old files stay until every new file is whole. The new files then appear in their order, so put
+    the one that readers look for last. Missing folders are made.
 
     Args:
-        files: what each path is to hold.
+        files: content by path.
 
     Raises:
-        WriteFailed: one of them cannot be written; nothing is left behind.
+        WriteFailed: one of them cannot be written; no part of it stays.
     """
-    # Short, so that it fits wherever the path does; hidden, so that no list shows it.
+    # The name is short, so that it fits in any folder, and hidden, so that no list shows it.
     drafts = {path: path.with_name(f".{secrets.token_hex(8)}.part") for path in files}
     try:
         for path, draft in drafts.items():
@@ -39,17 +39,17 @@ def write_files(files: Mapping[Path, bytes]) -> None:
 
 
 def unwritten(path: Path, error: OSError) -> WriteFailed:
-    """Return the error that tells why a file is not there."""
+    """Return the error that says why a file was not written."""
     return WriteFailed(
         f"{path} cannot be written: {error.strerror or error}",
-        "what was there is untouched",
-        "name a file in a folder that you may write to, on a disk with room",
+        "an older file there is unchanged",
+        "choose a file in a folder that you may write to, on a disk with free space",
     )
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Let one process of this machine in at a time; the lock of one that dies is free again."""
+    """Let one process of this machine in at a time; if a process dies, its lock is free again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         if os.name == "posix":

@@ -16,6 +16,7 @@ from manybeam.data import layout
 from manybeam.data.batch import Batch, chain, seed
 from manybeam.data.commits import AppendLock, Commit, CommitLog
 from manybeam.data.making import Part, write_whole
+from manybeam.data.representation import Drawable
 from manybeam.data.store import Store, open_store
 from manybeam.errors import (
     Conflict,
@@ -31,14 +32,14 @@ logger = logging.getLogger(__name__)
 BATCH_BYTES = 64 * 2**20
 
 
-class FrameSet:
+class FrameSet(Drawable, html="manybeam.data.notebook:frameset_html"):
     """Frames, their truth and pixel sizes, and the condition (or policy) they came from.
 
-    A FrameSet shows one commit: what was there when it was opened or last appended to through
-    it. `FrameSet.open` again to see what others have appended since.
+    A FrameSet shows one commit: its content when it was opened or last appended to through this
+    object. Call `FrameSet.open` again to see what others have appended since.
 
     Args:
-        store: where it lies.
+        store: store of the set.
         commit: the commit to show.
     """
 
@@ -62,15 +63,15 @@ class FrameSet:
         """Make an empty FrameSet.
 
         Args:
-            url: where; see `open_store`.
-            condition: what the frames were recorded under, or drawn from.
+            url: place of the set; see `open_store`.
+            condition: condition or policy of the frames.
             shape: rows and columns of each frame.
-            dtype: `float32`, `uint8` or `uint16`, as stored; frames are read back as float32.
-            overwrite: put it in place of a set that is there, at once: at no moment is there none.
+            dtype: stored type: `float32`, `uint8` or `uint16`; frames are read back as float32.
+            overwrite: replace a set that is there, in one step.
 
         Raises:
-            Conflict: there is a set already.
-            InvalidInput: a shape or type that cannot be kept.
+            Conflict: there is already a set.
+            InvalidInput: the shape or type cannot be stored.
         """
         commit = _first(condition, shape, dtype)
         store = open_store(url)
@@ -81,8 +82,8 @@ class FrameSet:
             try:
                 made._log.begin(commit)
             except Conflict as error:
-                hint = "give another URL, or overwrite it"
-                raise Conflict(f"there is a frame set at {store.url}", "", hint) from error
+                hint = "choose another URL, or overwrite it"
+                raise Conflict(f"there is already a FrameSet at {store.url}", "", hint) from error
         made._describe()
         return made
 
@@ -96,18 +97,18 @@ class FrameSet:
         *,
         overwrite: bool = False,
     ) -> "FrameSet":
-        """Make a FrameSet of frames that come part by part; nobody sees it before the last one.
+        """Make a FrameSet of frames that come part by part; readers see it after the last part.
 
         Args:
-            url: where; see `open_store`.
-            condition: what the frames were recorded under, or drawn from.
+            url: place of the set; see `open_store`.
+            condition: condition or policy of the frames.
             shape: rows and columns of each frame.
             parts: (frames, truth, pixel sizes) of each part, as `append` takes them.
-            overwrite: replace a set that is there; it stays whole until the new one is.
+            overwrite: replace a set that is there, when the new one is whole.
 
         Raises:
-            Conflict: there is a set already.
-            InvalidInput: a shape that cannot be kept; or what `append` raises.
+            Conflict: there is already a set.
+            InvalidInput: the shape cannot be stored; or what `append` raises.
         """
         store = open_store(url)
         first = _first(condition, shape, "float32")
@@ -120,21 +121,21 @@ class FrameSet:
         """Return the FrameSet of a URL: one listing and one read.
 
         Args:
-            url: where it lies.
-            digest: show it as it was when it had this digest, whatever was appended since.
+            url: place of the set.
+            digest: show the set as it was when it had this digest.
 
         Raises:
-            UnknownFrameSet: there is none, or it never had that digest, or was replaced since.
+            UnknownFrameSet: there is no set, it never had that digest, or it was replaced.
             Corrupt: its commit record cannot be read.
             StoreUnreachable: the store does not answer in time.
         """
         try:
             store = open_store(url, create=False)
         except NotFound as error:
-            why, hint = error.what, "manybeam data ls shows those there are"
+            why, hint = error.what, "manybeam data ls lists FrameSets"
             if Path(url).is_file():
                 why, hint = "it is a file", f"manybeam data import {url} --out frames/today"
-            raise UnknownFrameSet(f"no frame set at {url}", why, hint) from error
+            raise UnknownFrameSet(f"there is no FrameSet at {url}", why, hint) from error
         log = CommitLog(store)
         head = log.head()
         return cls(store, head if digest in ("", head.digest) else log.before(head, digest))
@@ -145,19 +146,14 @@ class FrameSet:
     def __repr__(self) -> str:
         return f"FrameSet({self.url!r}, {len(self)} frames of {self.shape})"
 
-    def _repr_html_(self) -> str:
-        from manybeam.data.notebook import frameset_html
-
-        return frameset_html(self)
-
     @property
     def url(self) -> str:
-        """Where the set lies."""
+        """URL of the set."""
         return self._store.url
 
     @property
     def condition(self) -> Condition | Policy:
-        """What the frames were recorded under, or drawn from."""
+        """Condition or policy of the frames."""
         return self._condition
 
     @property
@@ -167,12 +163,12 @@ class FrameSet:
 
     @property
     def has_truth(self) -> bool:
-        """Whether the frames came with the atoms on them."""
+        """Whether the atoms of the frames are known."""
         return self._commit.truth_rows is not None
 
     @property
     def digest(self) -> str:
-        """32 hex digits of frames, truth, pixel sizes and condition, whatever the appends were."""
+        """32 hex digits of frames, truth, pixel sizes and condition, for any series of appends."""
         return self._commit.digest
 
     def append(
@@ -184,17 +180,19 @@ class FrameSet:
         """Add frames; readers see all of them or none.
 
         Args:
-            frames_nyx: the frames, finite, of the set's shape.
-            truth: (K, 3) = y, x, class of each frame's atoms; None if unknown. A set has truth on
-                all frames or on none.
-            pixel_size_pm: edge of a pixel, one for all or one a frame; None or NaN if unknown.
+            frames_nyx: finite frames of the shape of the set.
+            truth: (K, 3) = y, x, class of the atoms of each frame; None if unknown. A set has
+                truth for all frames or for none.
+            pixel_size_pm: edge of a pixel, one for all or one for each frame; None or NaN if
+                unknown.
 
         Raises:
-            InvalidFrame: frames of another shape, not finite, or that lose value in the set's type.
-            InvalidInput: truth or pixel sizes that do not fit the frames.
-            Conflict: somebody else is appending, or has appended since this set was opened.
-            WriteFailed: the disk is full; the set is as it was.
-            StoreUnreachable: the store stopped answering; open the set again to see what counts.
+            InvalidFrame: frames have another shape, are not finite, or lose values in the type of
+                the set.
+            InvalidInput: truth or pixel sizes do not fit the frames.
+            Conflict: another writer is appending, or has appended since this set was opened.
+            WriteFailed: the disk is full; the set is unchanged.
+            StoreUnreachable: the store stopped answering; open the set again to see its content.
         """
         batch = Batch(self._commit, frames_nyx, truth, pixel_size_pm)
         if not len(batch.frames_nyx):
@@ -205,7 +203,7 @@ class FrameSet:
                 self._write(lock, after, batch)
                 lock.commit(after)
             except (ConnectionError, Conflict):
-                raise  # what lies there may be another writer's by now
+                raise  # another writer may have written there by now
             except BaseException:
                 self._discard(lock.head, after)
                 raise
@@ -216,7 +214,7 @@ class FrameSet:
         """Return frames as float32: all, a slice, or those of the given numbers in that order.
 
         Raises:
-            NotFound: a number beyond the last frame.
+            NotFound: a number is beyond the last frame.
             Corrupt: a chunk is lost or was changed.
         """
         numbers = range(len(self))[which] if isinstance(which, slice) else which
@@ -235,14 +233,14 @@ class FrameSet:
         """Return y, x, class of the atoms of one frame; raises NotFound if the set has no truth."""
         number = self._number(i)
         if not self.has_truth:
-            raise NotFound(f"{self.url} has no truth", "", "append frames with the atoms on them")
+            raise NotFound(f"{self.url} has no truth", "", "append frames with their atoms")
         if self._truth_rows is None:
             self._truth_rows = self._load(layout.truth_array(self._store.zarr(), self._commit))
         low, high = np.searchsorted(self._truth_rows[:, 0], [number, number + 1])
         return self._truth_rows[low:high, 1:].copy()
 
     def pixel_size_pm(self, i: int) -> float | None:
-        """Return the edge of a pixel of one frame: its own, else the condition's, else None."""
+        """Return the edge of a pixel of one frame, else that of the condition, else None."""
         number = self._number(i)
         if self._sizes is None:
             self._sizes = self._load(layout.sizes_array(self._store.zarr(), self._commit))
@@ -252,10 +250,10 @@ class FrameSet:
         return known if isinstance(known, float) else None
 
     def verify(self) -> None:
-        """Read everything and compare with what was recorded at each append.
+        """Read everything and compare it with the record of each append.
 
         Raises:
-            Corrupt: names the first frames that are not what was appended.
+            Corrupt: some frames differ from what was appended; the message names the first.
         """
         history = [c for c in self._log.history() if c.number <= self._commit.number]
         digest, count = seed(self._commit.dtype, self.shape, self.condition), 0
@@ -281,7 +279,7 @@ class FrameSet:
     def _number(self, i: int) -> int:
         number = int(i) + len(self) if i < 0 else int(i)
         if not 0 <= number < len(self):
-            raise NotFound(f"no frame {i} in {self.url}", f"it has {len(self)}", "")
+            raise NotFound(f"there is no frame {i} in {self.url}", f"it has {len(self)} frames", "")
         return number
 
     def _read(self, numbers: range | Sequence[int]) -> ndarray:
@@ -295,7 +293,7 @@ class FrameSet:
             frames_nyx = self._load(array, where, f"frame {numbers[0]}")
         except Corrupt:
             for number in numbers if len(numbers) > 1 else ():
-                self._read([number])  # raises for the one it is, and says so
+                self._read([number])  # raises for the damaged one, with its number
             raise
         step_y, step_x = layout.chunk_shape(self.shape)
         lost_n = np.isnan(frames_nyx[:, ::step_y, ::step_x]).any(axis=(1, 2))
@@ -316,11 +314,12 @@ class FrameSet:
             raise self._corrupt(part or array.basename, str(error)) from error
 
     def _corrupt(self, part: str, why: str = "") -> Corrupt:
-        why = why or "the bytes stored are not those that were appended"
-        return Corrupt(f"{part} of {self.url} is corrupt", why, "restore it, or make the set again")
+        why = why or "the stored bytes are not those that were appended"
+        hint = "restore it from a backup, or make the set again"
+        return Corrupt(f"{part} of {self.url} is corrupt", why, hint)
 
     def _write(self, lock: AppendLock, after: Commit, batch: Batch) -> None:
-        """Write what an append adds; nothing of it counts yet."""
+        """Write the arrays of an append; they count only after the commit."""
         start = lock.head.count
         with self._store.writing() as place, zarr.config.set({"array.write_empty_chunks": True}):
             frames_array = layout.frames_array(place, after)
@@ -334,9 +333,9 @@ class FrameSet:
                 layout.truth_array(place, after)[lock.head.truth_rows or 0 :] = batch.rows
 
     def _discard(self, head: Commit, after: Commit) -> None:
-        """Give back the space of frames that will never count; they are overwritten anyway.
+        """Free the space of frames that will never count.
 
-        An interrupt may come when the record is written already: then they count.
+        If an interrupt comes after the record was written, the frames count.
         """
         try:
             if not self._store.exists(after.key):
@@ -345,22 +344,24 @@ class FrameSet:
             logger.warning("frames of a failed append stay", extra={"why": str(error)})
 
     def _describe(self) -> None:
-        """Write what other readers go by; ours goes by the commit, which stands already."""
+        """Write the metadata for other readers; ours use only the commit."""
         name = self.url.rstrip("/").rsplit("/", 1)[-1]
         try:
             for key, document in layout.documents(self._commit, name).items():
                 self._store.put(key, document)
         except ManybeamError as error:
             extra = {"url": self.url, "why": str(error)}
-            logger.warning("metadata lags behind; the next append mends it", extra=extra)
+            logger.warning("metadata was not written; the next append writes it", extra=extra)
 
 
 def _first(condition: Condition | Policy, shape: tuple[int, int], dtype: str) -> Commit:
     """Return the record of a set without frames."""
     if dtype not in layout.DTYPES:
-        raise InvalidInput(f"dtype {dtype!r} is not kept", f"one of {layout.DTYPES}", "")
+        raise InvalidInput(f"dtype {dtype!r} cannot be stored", f"one of {layout.DTYPES}", "")
     if len(shape) != 2 or min(shape) < 1:
-        raise InvalidInput(f"{shape} is not the shape of a frame", "rows, columns, >= 1", "")
+        raise InvalidInput(
+            f"{shape} is not the shape of a frame", "rows and columns, each >= 1", ""
+        )
     rows, columns = int(shape[0]), int(shape[1])
     return Commit(
         number=0,

@@ -1,9 +1,9 @@
-"""How a FrameSet lies in Zarr v3: three arrays in one group, and the documents that describe them.
+"""The layout of a FrameSet in Zarr v3: three arrays in one group, and their documents.
 
 `0` (n, y, x) frames, one a chunk · `truth` (row, 4) = frame, y, x, class · `pixel_size_pm` (n),
-NaN where unknown. A set that was written in one go has them in a folder of its own below `made`.
-Documents are made from the commit record, never read back: what other readers see may lag behind a
-writer that was killed, ours cannot.
+NaN if unknown. A set that was written at once has them in a folder below `made`.
+Documents are made from the commit record and never read back. If a writer is killed, other readers
+may see an older state; ours do not.
 """
 
 import json
@@ -103,7 +103,7 @@ def _sizes(commit: Commit) -> dict[str, Any]:
 
 
 def _array(shape: list[int], chunk: list[int], dtype: str) -> dict[str, Any]:
-    """Return the document of an array; a chunk that is lost reads as NaN where the type has one."""
+    """Return the document of an array; a lost chunk reads as NaN, if the type has NaN."""
     size = {"uint8": 1, "uint16": 2, "float32": 4, "float64": 8}[dtype]
     blosc = {"typesize": size, "cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
     return {

@@ -1,7 +1,7 @@
-"""A whole FrameSet written in one go, batch by batch, and seen by nobody before the last one.
+"""Writing a whole FrameSet batch by batch; readers see it after the last one.
 
-The arrays lie in a folder of their own, so that writers do not meet and a set that is there stays
-as it is until the one record that replaces it is written. Axis letters: n frame, y row, x column.
+The arrays are in a new folder, so writers do not disturb each other. A set that is there does not
+change until the record that replaces it is written. Axis letters: n frame, y row, x column.
 """
 
 import logging
@@ -25,10 +25,10 @@ def write_whole(store: Store, first: Commit, parts: Iterable[Part], *, overwrite
     """Write frames part by part and return the record that shows them all.
 
     Args:
-        store: where the set lies.
+        store: store of the set.
         first: the record of the set without frames.
         parts: (frames, truth, pixel sizes) of each part, as `FrameSet.append` takes them.
-        overwrite: replace a set that is there; it is lost only when the new one is whole.
+        overwrite: replace a set that is there, when the new one is whole.
 
     Raises:
         Conflict: there is a set, and it must not be overwritten.
@@ -60,10 +60,10 @@ def _added(store: Store, before: Commit, batch: Batch) -> Commit:
 
 
 def _delete(store: Store, parts: Sequence[str]) -> None:
-    """Give back space; what stays is no fault, as no record names it."""
+    """Free space; if something stays, no record refers to it."""
     try:
         for part in parts:
             store.delete(part)
     except ManybeamError as error:
         extra = {"url": store.url, "why": str(error)}
-        logger.warning("frames that nobody sees stay", extra=extra)
+        logger.warning("unused frames were not deleted", extra=extra)

@@ -12,13 +12,13 @@ AXES = ("n", "y", "x")
 def multiscales(name: str, pixel_size_pm: float | None) -> dict[str, Any]:
     """Return the value of the group attribute `ome`.
 
-    A frame set is one resolution of a stack of frames, whose first axis is none of space, time
-    or channel. OME-Zarr has one scale for all frames: where pixel sizes differ or are unknown it
-    is 1.0 without a unit, and the array `pixel_size_pm` beside the frames has each frame's.
+    A FrameSet is one resolution of a stack of frames. Its first axis is neither space, time nor
+    channel. OME-Zarr has one scale for all frames. If pixel sizes differ or are unknown, it is 1.0
+    without a unit; the array `pixel_size_pm` beside the frames has the size of each frame.
 
     Args:
         name: name of the set.
-        pixel_size_pm: edge of a pixel all frames share, in picometres; None if they do not.
+        pixel_size_pm: edge of a pixel of all frames, in picometres; None if they differ.
 
     Example:
         >>> multiscales("a", 20.0)["multiscales"][0]["datasets"][0]["coordinateTransformations"]

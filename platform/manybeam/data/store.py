@@ -1,6 +1,6 @@
-"""Where bytes lie: a folder, this process's memory or an S3 bucket behind one small interface.
+"""Object storage: a folder, the memory of this process or an S3 bucket, with one small interface.
 
-The only module that knows object storage. Every fault leaves it as an error of ours, within
+This is the only module that uses object storage. Every fault becomes an error of ours, within
 `s3_timeout_s`, and every object is written whole or not at all.
 """
 
@@ -45,13 +45,13 @@ _answered: set[tuple[object, ...]] = set()  # buckets, with endpoint and credent
 
 
 class Store:
-    """One prefix of a folder, a memory or a bucket; built by `open_store`.
+    """One prefix of a folder, a memory or a bucket; made by `open_store`.
 
     Keys are relative to the prefix and use `/`. A Store is cheap, may be shared by threads, and
     is pickled as its URL.
 
     Args:
-        url: what the prefix is called from outside.
+        url: URL of the prefix.
         root: the obstore store that holds it.
         prefix: the prefix inside that store, without a slash at either end.
     """
@@ -71,12 +71,12 @@ class Store:
             return bytes(obstore.get(self._root, self._at(key)).bytes())
 
     def put(self, key: str, data: bytes) -> None:
-        """Write one object, whole or not at all, over what was there."""
+        """Write one object, whole or not at all; an older object is replaced."""
         with self.guard("write", key):
             obstore.put(self._root, self._at(key), data)
 
     def create(self, key: str, data: bytes) -> None:
-        """Write one object that must not exist yet; of many writers at once exactly one gets by.
+        """Write one object that must not exist yet; of several writers only one succeeds.
 
         Raises:
             Conflict: the key exists.
@@ -85,7 +85,7 @@ class Store:
             obstore.put(self._root, self._at(key), data, mode="create")
 
     def exists(self, key: str) -> bool:
-        """Say whether there is an object of exactly this key."""
+        """Return whether there is an object with exactly this key."""
         try:
             with self.guard("read", key):
                 obstore.head(self._root, self._at(key))
@@ -94,7 +94,7 @@ class Store:
         return True
 
     def list(self, prefix: str = "", *, after: str = "") -> Keys:
-        """Return the keys under a prefix (a whole path segment), sorted; those past `after`."""
+        """Return the sorted keys under a prefix (a whole path segment), those past `after`."""
         offset = self._at(after) if after else None
         with self.guard("list", prefix):
             found = obstore.list(self._root, self._at(prefix), offset=offset, chunk_size=1000)
@@ -107,12 +107,12 @@ class Store:
             return sorted(self._inside(path) for path in level["common_prefixes"])
 
     def delete(self, prefix: str) -> None:
-        """Delete the object of this key and all under it; nothing there is no fault."""
+        """Delete the object with this key and all under it, if there are any."""
         itself = {prefix} if prefix and self.exists(prefix) else set()
         self.delete_keys(sorted(itself.union(self.list(prefix))))
 
     def delete_keys(self, keys: Sequence[str]) -> None:
-        """Delete these objects; those that are not there are passed over."""
+        """Delete these objects; missing ones are ignored."""
         for key in keys if isinstance(self._root, LocalStore) else ():
             with contextlib.suppress(NotFound), self.guard("delete", key):
                 obstore.delete(self._root, self._at(key))
@@ -121,9 +121,9 @@ class Store:
                 obstore.delete(self._root, [self._at(key) for key in keys])
 
     def age_s(self, key: str) -> float:
-        """Return how long ago an object was written, by the store's own clock.
+        """Return the age of an object, by the clock of the store.
 
-        A probe is written and compared, as the clocks of two writers need not agree.
+        A probe is written and compared, because the clocks of two writers may differ.
         """
         probe = f"{key}.{uuid.uuid4().hex}.probe"
         self.put(probe, b"")
@@ -141,17 +141,17 @@ class Store:
         return Store(f"{self.url.rstrip('/')}/{path}", self._root, self._at(path)) if path else self
 
     def zarr(self, path: str = "", *, read_only: bool = False) -> "StorePath":
-        """Return this prefix as what `zarr.open` and its kin take for a store."""
+        """Return this prefix as a store for `zarr.open` and similar functions."""
         from zarr.storage import ObjectStore, StorePath
 
         return StorePath(ObjectStore(self._root, read_only=read_only), self._at(path))
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["StorePath"]:
-        """Give this prefix to Zarr for the block, and let no write of it outlive the block.
+        """Give this prefix to Zarr for the block; all its writes end with the block.
 
-        Zarr writes chunks in the background; when one fails, or at Ctrl-C, it leaves the others
-        running, and they would land on whatever is written there next.
+        Zarr writes chunks in the background. When one fails, or at Ctrl-C, the others would go on
+        and could overwrite what is written there next.
         """
         from zarr.storage import StorePath
 
@@ -166,7 +166,7 @@ class Store:
 
     @contextlib.contextmanager
     def guard(self, verb: str, key: str = "") -> Iterator[None]:
-        """Turn what obstore raises inside the block, through Zarr too, into an error of ours."""
+        """Turn errors of obstore inside the block, also through Zarr, into errors of ours."""
         try:
             yield
         except (BaseError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -175,27 +175,27 @@ class Store:
             raise self._ours(error, verb, f"{self.url.rstrip('/')}/{key}".rstrip("/")) from error
 
     def _ours(self, error: Exception, verb: str, place: str) -> ManybeamError:
-        said = str(error).split("\n", 1)[0][:300]
+        reason = str(error).split("\n", 1)[0][:300]
         if isinstance(error, AlreadyExistsError):
-            return Conflict(f"{place} exists already", "it was written by somebody else first", "")
+            return Conflict(f"{place} exists already", "another writer wrote it first", "")
         if isinstance(error, InvalidPathError):
-            return InvalidInput(f"{place}: is not a key: {said}", "segments joined by /", "")
+            return InvalidInput(f"{place} is not a key: {reason}", "segments joined by /", "")
         if isinstance(error, OSError) or "NoSuchBucket" in str(error):
-            return NotFound(f"nothing at {place}", said, "")
+            return NotFound(f"there is nothing at {place}", reason, "")
         if not isinstance(self._root, S3Store):
             if isinstance(error, PermissionDeniedError):
-                return NotAllowed(f"cannot {verb} {place}", said, "mind the folder's owner")
+                return NotAllowed(f"cannot {verb} {place}", reason, "check the owner of the folder")
             hint = "free some space, or set MANYBEAM_STORE to another folder"
             failed = WriteFailed if verb == "write" else StoreUnreachable
-            return failed(f"cannot {verb} {place}", said, hint)
+            return failed(f"cannot {verb} {place}", reason, hint)
         # A listing that is refused comes as a GenericError with the status in its text.
-        is_refused = "status code: 403" in said or "status code: 401" in said
+        is_refused = "status code: 403" in reason or "status code: 401" in reason
         if is_refused or isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
-            why = "the store refuses our credentials"
+            why = "the store refuses the credentials"
             hint = "set MANYBEAM_S3_ACCESS_KEY and MANYBEAM_S3_SECRET_KEY"
             return StoreUnreachable(f"cannot {verb} {place}", why, hint)
         hint = "check MANYBEAM_S3_ENDPOINT and that the server runs; then try again"
-        return StoreUnreachable(f"cannot {verb} {place}", said, hint)
+        return StoreUnreachable(f"cannot {verb} {place}", reason, hint)
 
     def _at(self, key: str) -> str:
         return "/".join(part for part in (self._prefix, key.strip("/")) if part)
@@ -205,15 +205,15 @@ class Store:
 
 
 def open_store(url: str | Path, *, create: bool = True) -> Store:
-    """Return the store a URL names.
+    """Return the store of a URL.
 
     Args:
         url: a folder, `file:///folder`, `memory://name` (shared within this process) or
             `s3://bucket/prefix` (endpoint and credentials from the settings).
-        create: make a folder that is not there; if False such a folder is NotFound.
+        create: make a missing folder; if False, a missing folder is NotFound.
 
     Raises:
-        InvalidInput: another scheme, or no bucket or name.
+        InvalidInput: the scheme is another one, or bucket or name is missing.
         NotFound: the folder is missing and must not be made, or the bucket is missing.
         StoreUnreachable: the S3 server does not answer in time or refuses the credentials.
         WriteFailed: the folder cannot be made.
@@ -230,19 +230,21 @@ def open_store(url: str | Path, *, create: bool = True) -> Store:
 
 
 def arrow_filesystem(url: str | Path) -> tuple[Any, str]:
-    """Return (filesystem, path) of a URL as Ray Train takes them: storage_filesystem, storage_path.
+    """Return (filesystem, path) of a URL for Ray Train: storage_filesystem, storage_path.
 
     A folder needs no filesystem (None). A memory cannot be shared with workers.
 
     Raises:
-        InvalidInput: a memory:// URL, or one we do not read.
+        InvalidInput: a memory:// URL, or an unknown scheme.
     """
     scheme, rest = _split(url)
     if scheme == "file":
         return None, rest
     if scheme == "memory":
         raise InvalidInput(
-            f"{url}: workers are other processes", "a folder or s3://bucket/prefix", ""
+            f"{url} cannot be shared with workers, which are other processes",
+            "a folder or s3://bucket/prefix",
+            "",
         )
     from pyarrow.fs import S3FileSystem
 
@@ -278,7 +280,7 @@ def _split(url: str | Path) -> tuple[str, str]:
 
 def _folder(path: Path, *, create: bool) -> LocalStore:
     if not path.is_dir() and not create:
-        raise NotFound(f"no folder {path}", "", "")
+        raise NotFound(f"there is no folder {path}", "", "")
     try:
         path.mkdir(parents=True, exist_ok=True)
         return LocalStore(prefix=path)
@@ -296,7 +298,7 @@ def _s3_settings() -> tuple[str, str, str, str, float]:
 def _bucket(
     name: str, endpoint: str, access_key: str, secret_key: str, region: str, timeout_s: float
 ) -> S3Store:
-    """Return the store of a bucket; half of the longest wait goes to tries, half to the last."""
+    """Return the store of a bucket; half of the timeout is for retries, half for the last one."""
     half = timedelta(seconds=timeout_s / 2)
     given = {"endpoint": endpoint, "access_key_id": access_key, "secret_access_key": secret_key}
     config = {key: value for key, value in given.items() if value} | {"region": region}
@@ -321,7 +323,7 @@ def _bucket(
 
 
 def _knock(store: Store, *place: object) -> None:
-    """Ask the server once for each bucket and credentials, so that a wrong one is told at once."""
+    """Call the server once for each bucket and credentials, so that wrong ones fail at once."""
     if place not in _answered:
         store.folders("manybeam-knocks")
         _answered.add(place)

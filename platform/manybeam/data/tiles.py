@@ -1,8 +1,8 @@
-"""Frames made ready for a network: one pixel size, one scale of brightness, tiles of one edge.
+"""Frames prepared for a network: one pixel size, one scale of brightness, tiles of one edge.
 
-`rescale` and `normalise` are what a member sees in training and in prediction alike; `stage_tiles`
-writes the tiles of whole frame sets once to local memory maps, because cropping out of Zarr inside
-the training loop is ten to fifty times slower.
+`rescale` and `normalise` are the same in training and in prediction. `stage_tiles` writes the tiles
+of whole FrameSets once to local memory maps, because cropping out of Zarr inside the training loop
+is ten to fifty times slower.
 
 Axis letters: n frame or tile, y row, x column, k atom, w pixel of the window around an atom.
 """
@@ -34,10 +34,10 @@ from manybeam.errors import (
 from manybeam.settings import settings
 from manybeam.spec.recipe import TileSpec
 
-LAYOUT = 1  # raised when the same frames and spec would give other tiles
-CLIP = (-4.0, 6.0)  # in standard deviations; atoms are bright, so more room above
-READ_PX = 8_000_000  # read at a time, in pixels
-FLAT = 0.1  # least local deviation, as a share of its root mean square: empty areas stay dark
+LAYOUT = 1  # raised if the same frames and spec give other tiles than before
+CLIP = (-4.0, 6.0)  # in standard deviations; the upper limit is higher because atoms are bright
+READ_PX = 8_000_000  # pixels that are read at a time
+FLAT = 0.1  # least local deviation, per root mean square, so that empty areas stay dark
 
 T = TypeVar("T", np.float32, np.uint8)
 Frame = NDArray[np.float32]
@@ -52,7 +52,7 @@ class Tiles:
         input_nyx: float32, rescaled to the spec's pixel size and normalised.
         target_nyx: uint8 mask; 0 no atom, 1 atom, or 1 + index of its element if some were named.
         source: digests of the frame sets the tiles were cut from, in order.
-        digest: 32 hex digits that name content, spec and seed.
+        digest: 32 hex digits of content, spec and seed.
     """
 
     input_nyx: Frame
@@ -71,23 +71,23 @@ def stage_tiles(
     *,
     seed: int,
 ) -> Tiles:
-    """Return the tiles of these frame sets, cut once and kept under `cache`.
+    """Return the tiles of these FrameSets, cut once and stored under `cache`.
 
-    Every frame is rescaled and normalised whole, then covered by as few tiles as can cover it;
-    where they overlap is drawn from the seed. So no pixel is wasted, and a frame counts in
-    training by its area. A frame smaller than a tile is reflected at its far edges, mask and all.
+    Every frame is rescaled and normalised as a whole, then covered with as few tiles as possible.
+    The seed decides where they overlap. So every pixel is used, and a frame counts in training by
+    its area. A frame smaller than a tile is reflected at its far edges, with its mask.
 
     Args:
         framesets: labelled frames; each needs its pixel size.
-        spec: edge and pixel size of a tile, radius of an atom's mask, elements told apart in it,
-            how to normalise.
-        cache: local folder; tiles of the same digest are reused, never made twice.
+        spec: edge and pixel size of a tile, radius of the mask of an atom, elements that are
+            distinguished in it, how to normalise.
+        cache: local folder; tiles of the same digest are reused.
         seed: decides where tiles overlap.
 
     Raises:
-        InvalidInput: no frame at all, or a frame set without truth.
-        MissingPixelSize: a frame whose pixel size is unknown.
-        WriteFailed: the cache's disk refused; nothing half-written stays behind.
+        InvalidInput: there is no frame, or a FrameSet has no truth.
+        MissingPixelSize: the pixel size of a frame is unknown.
+        WriteFailed: the disk of the cache refused; no part of the tiles stays.
     """
     _check_framesets(framesets)
     digest = _digest(framesets, spec, seed)
@@ -105,21 +105,21 @@ def stage_tiles(
 
 
 def rescale(frame: Frame, pixel_size_pm: float, target_pm: float) -> tuple[Frame, float]:
-    """Return the frame at another pixel size, and the scale it was changed by.
+    """Return the frame at another pixel size, and the scale of the change.
 
-    Bicubic, with the kernel widened when shrinking so that nothing aliases. Positions map exactly,
-    whatever the rounding of the shape: y_out = (y_in + 0.5) * scale - 0.5.
+    Interpolation is bicubic, with a wider kernel for shrinking to avoid aliasing. Positions map
+    exactly, also if the shape is rounded: y_out = (y_in + 0.5) * scale - 0.5.
 
     Args:
         frame: (y, x), or (n, y, x) with one pixel size.
-        pixel_size_pm: edge of a pixel now, in pm.
-        target_pm: edge of a pixel wanted, in pm.
+        pixel_size_pm: edge of a pixel before, in pm.
+        target_pm: edge of a pixel after, in pm.
 
     Returns:
         float32 frame of floor(side * scale) pixels a side, and scale = pixels out per pixel in.
 
     Raises:
-        InvalidFrame: less than one pixel would be left.
+        InvalidFrame: less than one pixel would remain.
         TooLarge: the frame would grow past `max_frame_px`.
     """
     scale = pixel_size_pm / target_pm
@@ -138,25 +138,25 @@ def rescale(frame: Frame, pixel_size_pm: float, target_pm: float) -> tuple[Frame
 
 
 def rescale_truth(truth: Frame, scale: float) -> Frame:
-    """Return (k, >= 2) positions moved as `rescale` moves what they point at."""
+    """Return (k, >= 2) positions, moved as `rescale` moves the frame."""
     moved = np.array(truth, np.float32)
     moved[:, :2] = (moved[:, :2] + 0.5) * scale - 0.5
     return moved
 
 
 def normalise(frames: Frame, how: str, local_px: float) -> Frame:
-    """Return frames of comparable brightness, each by its own numbers; but for "range" in [-4, 6].
+    """Return frames of comparable brightness, in [-4, 6] except for "range".
 
     Args:
-        frames: (y, x), or (n, y, x); a bright neighbour in the stack changes nothing.
-        how: "frame" for the frame's mean and standard deviation; "local" for those in a Gaussian
-            window (three boxes, which cost the same at any width), where the deviation is at
-            least a tenth of its own mean, so that noise in a hole is not blown up into atoms;
-            "range" from 0, the darkest pixel, to 1, the brightest, as AtomAI's networks see it.
+        frames: (y, x), or (n, y, x); each frame is normalised separately.
+        how: "frame" uses mean and standard deviation of the frame. "local" uses those in a
+            Gaussian window (three box filters, which cost the same at any width); the deviation is
+            at least a tenth of its mean, so that noise in a hole does not look like atoms. "range"
+            goes from 0, the darkest pixel, to 1, the brightest, as for networks of AtomAI.
         local_px: standard deviation of that window, in pixels.
     """
     if how not in ("frame", "local", "range"):
-        raise InvalidInput(f"normalise {how!r} is not known", "frame, local or range")
+        raise InvalidInput(f"normalise: {how!r} is unknown", "frame, local or range")
     frames = np.asarray(frames, np.float32)
     if how == "range":
         return _of_range(frames)
@@ -175,16 +175,17 @@ def normalise(frames: Frame, how: str, local_px: float) -> Frame:
 def draw_mask(
     truth: Frame, shape: tuple[int, int], radius_px: float, elements: Sequence[int] = ()
 ) -> Mask:
-    """Return the mask of the atoms: discs, the nearest atom winning where two overlap.
+    """Return the mask of the atoms: discs; where two overlap, the nearest atom counts.
 
-    An atom always marks the pixel it lies in, however small the radius; one outside the frame
-    marks what of its disc lies inside.
+    An atom always marks the pixel that it lies in, also with a small radius. An atom outside the
+    frame marks the part of its disc that lies inside.
 
     Args:
         truth: (k, 3) y, x, atomic number.
         shape: rows and columns of the mask.
         radius_px: radius of a disc, in pixels.
-        elements: atomic numbers told apart; an atom of another one marks nothing. None: all are 1.
+        elements: atomic numbers to distinguish; atoms of other elements mark nothing. If empty,
+            all atoms are 1.
     """
     mask = np.zeros(shape, np.uint8)
     values = _mask_values(truth, elements)
@@ -198,7 +199,7 @@ def draw_mask(
 
 
 def _mask_values(truth: Frame, elements: Sequence[int]) -> Mask:
-    """Return what each atom writes into the mask; 0 for one that is not asked for."""
+    """Return the value of each atom in the mask; 0 for other elements."""
     if not elements:
         return np.ones(len(truth), np.uint8)
     value_of = np.zeros(256, np.uint8)
@@ -243,9 +244,9 @@ def _window_mean(frames: Frame, local_px: float) -> Frame:
 def _check_framesets(framesets: Sequence[FrameSet]) -> None:
     if not any(len(frameset) for frameset in framesets):
         raise InvalidInput(
-            "no frames to cut tiles from",
+            "there are no frames to cut tiles from",
             "training needs at least one labelled frame",
-            "manybeam data simulate, or name frames that hold something",
+            "simulate frames with `manybeam data simulate`, or choose a FrameSet that has frames",
         )
     for frameset in framesets:
         if not frameset.has_truth:
@@ -261,20 +262,20 @@ def _check_sides(shape: tuple[int, ...], scale: float, pixel_size_pm: float, to_
     change = f"{shape[0]} x {shape[1]} px of {pixel_size_pm:g} pm rescaled to {to_pm:g} pm"
     if not (np.isfinite(scale) and min(rows, columns) >= 1):
         raise InvalidFrame(
-            f"{change}: less than one pixel would be left",
+            f"{change}: less than one pixel would remain",
             "a frame must be wider than one pixel of the network",
-            "give the right --pixel-size-pm, or a member trained at a finer pixel size",
+            "correct --pixel-size-pm, or use a member that was trained at a finer pixel size",
         )
     if rows * columns > settings().max_frame_px:
         raise TooLarge(
             f"{change}: {rows * columns:.3g} px",
             f"at most {settings().max_frame_px} px (max_frame_px)",
-            "give the right --pixel-size-pm, or crop the frame",
+            "correct --pixel-size-pm, or crop the frame",
         )
 
 
 def _digest(framesets: Sequence[FrameSet], spec: TileSpec, seed: int) -> str:
-    """Return the name of these tiles; how many frames were to be simulated does not enter."""
+    """Return the name of these tiles; the number of frames to simulate has no effect."""
     content = {
         "layout": LAYOUT,
         "frames": [frameset.digest for frameset in framesets],
@@ -286,7 +287,7 @@ def _digest(framesets: Sequence[FrameSet], spec: TileSpec, seed: int) -> str:
 
 @dataclass(frozen=True)
 class _Cut:
-    """One frame to cut: which, its pixel size, and where its tiles start."""
+    """One frame to cut: its index, its pixel size, and the starts of its tiles."""
 
     index: int
     pixel_size_pm: float
@@ -294,15 +295,15 @@ class _Cut:
 
 
 def _plan(frameset: FrameSet, spec: TileSpec, seed: int, rank: int) -> list[_Cut]:
-    """Return what to cut, known before any frame is read so that the files have their size."""
+    """Return the tiles to cut, before any frame is read, so that the size of files is known."""
     generator = np.random.default_rng((seed, rank))
     cuts = []
     for index in range(len(frameset)):
         pixel_size_pm = frameset.pixel_size_pm(index)
         if pixel_size_pm is None:
             raise MissingPixelSize(
-                f"frame {index} of {frameset.url} has no pixel size",
-                "tiles are cut at one pixel size, so each frame's own must be known",
+                f"the pixel size of frame {index} of {frameset.url} is unknown",
+                "tiles are cut at one pixel size, so that of each frame is needed",
                 "import the frames again with --pixel-size-pm",
             )
         scale = pixel_size_pm / spec.pixel_size_pm
@@ -326,7 +327,7 @@ def _starts(side: int, tile: int, generator: np.random.Generator) -> NDArray[np.
 
 @contextmanager
 def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill that appears under its name only when it is whole."""
+    """Yield a folder to fill; it appears under its name only when it is whole."""
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
         partial.mkdir(parents=True)
@@ -337,7 +338,7 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
         if not folder.is_dir():  # else another process staged the same tiles first
             raise WriteFailed(
                 f"tiles could not be written to {folder}: {error.strerror or error}",
-                "the cache needs room for every tile",
+                "the cache needs space for every tile",
                 "free space, or move MANYBEAM_HOME",
             ) from error
     finally:
@@ -350,7 +351,7 @@ def _write(
     plans: list[list[_Cut]],
     spec: TileSpec,
 ) -> None:
-    """Stream the tiles to two .npy files; plain writes, since a full disk kills a memory map."""
+    """Write the tiles to two .npy files; plain writes, because a full disk kills a memory map."""
     shape = (sum(len(cut.starts_n2) for cuts in plans for cut in cuts), spec.tile_px, spec.tile_px)
     with (folder / "input.npy").open("wb") as inputs, (folder / "target.npy").open("wb") as targets:
         for file, descr in ((inputs, "<f4"), (targets, "|u1")):
@@ -364,7 +365,7 @@ def _write(
 
 
 def _frames(frameset: FrameSet) -> Iterator[Frame]:
-    """Yield the frames, read some at a time: one by one, the way to the store takes longest."""
+    """Yield the frames; several are read at a time, because each read takes time to begin."""
     step = max(1, READ_PX // (frameset.shape[0] * frameset.shape[1]))
     for start in range(0, len(frameset), step):
         yield from frameset.frames(slice(start, start + step))
@@ -374,9 +375,9 @@ def _cut_frame(frameset: FrameSet, cut: _Cut, frame: Frame, spec: TileSpec) -> t
     """Return the tiles of one frame and their masks."""
     if not np.isfinite(frame).all():
         raise InvalidFrame(
-            f"frame {cut.index} of {frameset.url} holds NaN or inf",
+            f"frame {cut.index} of {frameset.url} has NaN or infinite values",
             "one such pixel would make the loss NaN",
-            "import the frame again; data.intake fills single bad pixels",
+            "import the frame again; the import fills single bad pixels",
         )
     frame, scale = rescale(frame, cut.pixel_size_pm, spec.pixel_size_pm)
     frame = normalise(frame, spec.normalise, spec.local_nm * 1000 / spec.pixel_size_pm)
@@ -387,7 +388,7 @@ def _cut_frame(frameset: FrameSet, cut: _Cut, frame: Frame, spec: TileSpec) -> t
 
 
 def _crop(array: NDArray[T], starts_n2: NDArray[np.int64], tile: int) -> NDArray[T]:
-    """Return tiles at the starts, the array reflected at its far edges where it is too small."""
+    """Return tiles at the starts; an array that is too small is reflected at its far edges."""
     missing = [(0, max(0, tile - side)) for side in array.shape]
     if any(after for _, after in missing):
         array = np.pad(array, missing, mode="reflect")

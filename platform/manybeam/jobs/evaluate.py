@@ -31,11 +31,11 @@ from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring import classical
 from manybeam.learn.scoring.kinds import confusion, f1_of_kinds, recall_of
 from manybeam.learn.scoring.scores import (
-    Judged,
+    MatchedFrame,
     auroc,
     beliefs,
     false_fill,
-    judge,
+    match_frame,
     reliability,
     spread_auroc,
     summarise,
@@ -65,7 +65,7 @@ class Evaluation:
         detector: parameters of the classical detector for even frames, and for odd frames.
     """
 
-    judged: dict[int, list[Judged]] = field(default_factory=dict)
+    judged: dict[int, list[MatchedFrame]] = field(default_factory=dict)
     found: dict[int, list[Array]] = field(default_factory=dict)
     kinds: dict[int, tuple[tuple[int, ...], Counts]] = field(default_factory=dict)
     targets: dict[int, list[Targets | None]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Evaluation:
     ) -> None:
         """Compare the atoms that one member found on one frame with the truth."""
         shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
-        verdict = judge(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm)
+        verdict = match_frame(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         self.judged.setdefault(member, []).append(verdict)
         self.found.setdefault(member, []).append(atoms)
         self.targets.setdefault(member, []).append(frame.targets)

@@ -16,7 +16,7 @@ from manybeam.data.simulation.simulate import SIMULATOR
 from manybeam.errors import NotFound, TooLarge
 from manybeam.jobs.test_sets import BLOCK, Array, FrameBlock, LabelledFrame, labelled_frames
 from manybeam.learn.scoring.classical import Blob, detect
-from manybeam.learn.scoring.scores import Judged, judge
+from manybeam.learn.scoring.scores import MatchedFrame, match_frame
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.question import Question
 from manybeam.spec.imaging import Condition
@@ -49,7 +49,7 @@ class Example:
 
     frame: LabelledFrame
     found: Array
-    judged: Judged
+    judged: MatchedFrame
     is_measured: bool
     is_recorded: bool | None
     is_simulated: bool
@@ -167,15 +167,15 @@ def _raw(zoo: "Zoo", ref: str, frame: LabelledFrame) -> "Prediction":
 
 def _judged(
     score: Score, number: int, frame: LabelledFrame, found: Array
-) -> tuple[Judged, bool | None]:
+) -> tuple[MatchedFrame, bool | None]:
     """Compare as the score did; an old score does not say whether its match radius was given."""
     recorded = score.counts[number] if number < len(score.counts) else None
     shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
     given_pm = score.test_set.match_radius_pm if score.test_set is not None else None
-    verdict = judge(found, frame.truth, frame.pixel_size_pm, shape, given_pm)
+    verdict = match_frame(found, frame.truth, frame.pixel_size_pm, shape, given_pm)
     radius_pm = score.values.get("radius_pm") if score.test_set is None else None
     if recorded not in (None, verdict.counts) and radius_pm and frame.pixel_size_pm:
-        other = judge(found, frame.truth, frame.pixel_size_pm, shape, radius_pm)
+        other = match_frame(found, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         if other.counts == recorded:
             verdict = other
     return verdict, None if recorded is None else verdict.counts == recorded

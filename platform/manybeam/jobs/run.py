@@ -1,7 +1,7 @@
 """One training in the store: its inputs, and the state of each member.
 
     <store>/runs/<digest>/member-03.ckpt     partly trained: safetensors, replaced as a whole
-                          member-03.done     weights, losses and record: safetensors
+                          member-03.done     weights and card: safetensors
                           member-03.failed   the error, as JSON
 
 The digest covers recipe, policies, seeds and frames. So the same job finds its run again, and
@@ -30,6 +30,7 @@ from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged
 from manybeam.learn.nets.bandpass import NAME as BANDPASS
+from manybeam.learn.nets.card import MemberCard
 from manybeam.learn.nets.member import Member, load_weights, save_weights
 from manybeam.learn.training.fitted import fit_bandpass
 from manybeam.learn.training.member import Checkpoint, train_member
@@ -104,22 +105,17 @@ class Run:
     def member(self, index: int) -> Member:
         """Return a finished member; raises NotFound, or Corrupt if its file is damaged."""
         state = load_weights(self.store.get(_key(index, "done")))
-        record = json.loads(bytes(state["record"].numpy()))
-        plan = self.recipe.members[index]
-        return Member(
-            index=index,
-            seed=plan.seed,
-            policy=plan.policy,
-            recipe=self.recipe.of(plan),
-            weights={
-                key.removeprefix("weights."): value
-                for key, value in state.items()
-                if key.startswith("weights.")
-            },
-            losses=tuple(state["losses"].tolist()),
-            wall_s=record["wall_s"],
-            data_digest=record["data_digest"],
-        )
+        card = json.loads(bytes(state["record"].numpy()))
+        if "losses" in state:  # Versions before cards stored only what the plan does not say.
+            plan = self.recipe.members[index]
+            planned = {"seed": plan.seed, "policy": plan.policy, "recipe": self.recipe.of(plan)}
+            card = {"index": index, **planned, **card, "losses": state["losses"].tolist()}
+        weights = {
+            key.removeprefix("weights."): value
+            for key, value in state.items()
+            if key.startswith("weights.")
+        }
+        return MemberCard.read(card).to_member(weights)
 
     def failure(self, index: int) -> MemberDiverged:
         """Return why a member failed; raises NotFound if it did not."""
@@ -235,8 +231,7 @@ def _key(index: int, state: str) -> str:
 
 
 def _pack(member: Member) -> bytes:
-    record = json.dumps({"wall_s": member.wall_s, "data_digest": member.data_digest}).encode()
+    card = MemberCard.of(member).to_json()
     state = {f"weights.{key}": value for key, value in member.weights.items()}
-    state["losses"] = torch.tensor(member.losses, dtype=torch.float64)
-    state["record"] = torch.from_numpy(np.frombuffer(record, np.uint8).copy())
+    state["record"] = torch.from_numpy(np.frombuffer(card, np.uint8).copy())
     return save_weights(state)

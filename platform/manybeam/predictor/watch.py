@@ -330,7 +330,7 @@ def _moved(inferred: Inferred, nearest: Condition | None) -> str:
     said = []
     for path, one in inferred.posterior.items():
         value = there.get(path)
-        if path not in WORDS or not one.is_told or not isinstance(value, (int, float)):
+        if path not in WORDS or not one.is_determined or not isinstance(value, (int, float)):
             continue
         value = abs(value) if one.is_magnitude else value
         if not one.low <= value <= one.high:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from manybeam.data.representation import Drawable, renderer
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -136,7 +138,11 @@ class Score:
         object.__setattr__(self, "values", finite)
 
 
-class Matrix:
+class Matrix(
+    Drawable,
+    html="manybeam.zoo.reports.notebook:matrix_html",
+    figure="manybeam.zoo.reports.plots:matrix_figure",
+):
     """The scores of the members of one ensemble on all measured conditions.
 
     Args:
@@ -255,14 +261,8 @@ class Matrix:
 
     def plot(self, key: str = "f1") -> "Figure":
         """Return a picture with the numbers; the best member of each condition is outlined."""
-        from manybeam.zoo.reports.plots import matrix_figure
-
-        return matrix_figure(self, key)
-
-    def _repr_html_(self) -> str:
-        from manybeam.zoo.reports.notebook import matrix_html
-
-        return matrix_html(self)
+        figure: Figure = renderer(type(self), "figure")(self, key)
+        return figure
 
     def with_rows(self, rows: Iterable[Score]) -> "Matrix":
         """Return this matrix with later scores added."""

@@ -13,10 +13,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from manybeam.data.representation import Drawable
 from manybeam.errors import Corrupt, InvalidInput, UnknownRef
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse
+
+if TYPE_CHECKING:
+    from manybeam.learn.nets.card import MemberCard
 
 ALIASES = ("serving", "candidate")
 RESERVED_NAMES = ("auto",)
@@ -159,9 +163,29 @@ class MemberRecord:
     byte_count: int
     card_sha256: str
 
+    @classmethod
+    def of(cls, card: "MemberCard") -> Self:
+        """Return the record of a member whose files have no place and no digest yet."""
+        recipe = card.recipe
+        return cls(
+            index=card.index,
+            seed=card.seed,
+            policy=card.policy,
+            recipe=f"{recipe.id}@{recipe.version}",
+            network=recipe.network.model_dump(mode="json"),
+            parent=card.parent,
+            data_digest=card.data_digest,
+            final_loss=card.losses[-1] if card.losses else None,
+            wall_s=round(card.wall_s, 3),
+            model_id="",
+            sha256="",
+            byte_count=0,
+            card_sha256="",
+        )
+
 
 @dataclass(frozen=True)
-class Record:
+class Record(Drawable, html="manybeam.zoo.reports.notebook:record_html"):
     """One registered version of an ensemble.
 
     Args:
@@ -225,11 +249,6 @@ class Record:
     def member_count(self) -> int:
         """The number of members this record holds."""
         return len(self.members)
-
-    def _repr_html_(self) -> str:
-        from manybeam.zoo.reports.notebook import record_html
-
-        return record_html(self)
 
     def member(self, index: int) -> MemberRecord:
         """Return the record of one member.

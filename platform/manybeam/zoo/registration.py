@@ -146,25 +146,16 @@ def add_member(
     tracking: Tracking, experiment_id: str, run_id: str, member: "Member"
 ) -> MemberRecord:
     """Write one member as a LoggedModel and return its record."""
+    from manybeam.learn.nets.card import MemberCard
     from manybeam.learn.nets.member import save_weights
 
-    weights = save_weights(member.weights)
-    card = _write_card(member)
-    recipe = member.recipe
-    record = MemberRecord(
-        index=member.index,
-        seed=member.seed,
-        policy=member.policy,
-        recipe=f"{recipe.id}@{recipe.version}",
-        network=recipe.network.model_dump(mode="json"),
-        parent=member.parent,
-        data_digest=member.data_digest,
-        final_loss=float(member.losses[-1]) if member.losses else None,
-        wall_s=round(member.wall_s, 3),
-        model_id="",
+    weights, card = save_weights(member.weights), MemberCard.of(member)
+    document = card.to_json()
+    record = dataclasses.replace(
+        MemberRecord.of(card),
         sha256=sha256_of(weights),
         byte_count=len(weights),
-        card_sha256=sha256_of(card),
+        card_sha256=sha256_of(document),
     )
     params = {key: str(getattr(record, key)) for key in ("seed", "policy", "recipe", "parent")}
     model_id = tracking.add_model(
@@ -179,7 +170,7 @@ def add_member(
             SHA256_TAG: record.sha256,
             CODE_TAG: __version__,
         },
-        files={WEIGHTS_FILE: weights, CARD_FILE: card},
+        files={WEIGHTS_FILE: weights, CARD_FILE: document},
     )
     return dataclasses.replace(record, model_id=model_id)
 
@@ -240,25 +231,6 @@ def _measured(rows: Sequence[Score]) -> dict[str, str]:
     return {f"{MEASURED_TAG}{x.digest}.{sha256_of(x.url.encode())[:8]}": x.url for x in uses}
 
 
-def read_card(card: bytes, record: MemberRecord, weights: dict[str, Any]) -> "Member":
-    """Return a member from its card, its record and its weights."""
-    from manybeam.learn.nets.member import Member
-    from manybeam.spec.recipe import Recipe
-
-    content = json.loads(card)
-    return Member(
-        index=record.index,
-        seed=record.seed,
-        policy=record.policy,
-        recipe=Recipe.model_validate(content["recipe"]),
-        weights=weights,
-        losses=tuple(content["losses"]),
-        wall_s=content["wall_s"],
-        data_digest=record.data_digest,
-        parent=record.parent,
-    )
-
-
 @lru_cache(maxsize=1)
 def environment() -> Mapping[str, str]:
     """Return all installed packages with their versions, so that a version can be made again."""
@@ -270,19 +242,3 @@ def _headline(row: Score) -> Score:
     """Return the scores that the pages of MLflow show; the report holds all scores."""
     kept = {key: row.values[key] for key in HEADLINE if key in row.values}
     return dataclasses.replace(row, values=kept)
-
-
-def _write_card(member: "Member") -> bytes:
-    """Return the card of a member: recipe, seed and policy, to train it again; and its losses."""
-    card = {
-        "index": member.index,
-        "seed": member.seed,
-        "policy": member.policy,
-        "parent": member.parent,
-        "data_digest": member.data_digest,
-        "wall_s": member.wall_s,
-        "losses": [float(loss) for loss in member.losses],
-        "code_version": __version__,
-        "recipe": member.recipe.model_dump(mode="json"),
-    }
-    return json.dumps(card, indent=1).encode()

@@ -34,7 +34,6 @@ from manybeam.zoo.registration import (
     VersionPlace,
     add_attachment,
     add_scores,
-    read_card,
 )
 from manybeam.zoo.score_reports import REPORT_FILE, read_report
 from manybeam.zoo.tracking import MANIFEST_TAG, Tracking
@@ -346,12 +345,13 @@ class Zoo:
         return entry
 
     def _load(self, record: MemberRecord) -> "Member":
+        from manybeam.learn.nets.card import MemberCard
         from manybeam.learn.nets.member import load_weights
 
         who, model_id = f"member {record.index:02d}", record.model_id
         weights = self._file(model_id, WEIGHTS_FILE, record.sha256, f"weights of {who}")
         card = self._file(model_id, CARD_FILE, record.card_sha256, f"recipe of {who}")
-        return read_card(card, record, load_weights(weights))
+        return MemberCard.read(card).to_member(load_weights(weights))
 
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
         """Return a file from the cache or the store; it is checked in both cases."""

@@ -1,22 +1,21 @@
 """The report a demo leaves: its sections, each with the pictures and tables behind one claim."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from manybeam.cli.demo.report import Report
+from manybeam.cli.demo.story import Story
 from manybeam.cli.terminal.figures import answer_figure, reliability_figure, truth_figure
 from manybeam.zoo.reports.plots import matrix_figure
-
-if TYPE_CHECKING:
-    from manybeam.cli.demo.story import Story
 
 Array = np.ndarray[Any, Any]
 
 
-def write_report(story: "Story", path: Path) -> None:
-    """Write the page of a finished story."""
+def write_report(story: Story, path: Path) -> Iterator[str]:
+    """Write the page of a finished story and yield the line that says where it is."""
     record = story.record
     report = Report(
         f"Manybeam demo: {record.ref}",
@@ -31,9 +30,10 @@ def write_report(story: "Story", path: Path) -> None:
     _round(story, report)
     _seconds(story, report)
     report.write(path)
+    yield f"{path}, {path.stat().st_size / 1e6:.1f} MB, opens without a network"
 
 
-def _answer(story: "Story", report: Report) -> None:
+def _answer(story: Story, report: Report) -> None:
     frame, size = story.unseen.frame(0), story.unseen.pixel_size_pm(0)
     report.section(
         "One answer",
@@ -43,7 +43,7 @@ def _answer(story: "Story", report: Report) -> None:
     report.picture(answer_figure(frame, prediction), f"Unseen frame, {size} pm a pixel")
 
 
-def _matrix(story: "Story", report: Report) -> None:
+def _matrix(story: Story, report: Report) -> None:
     from manybeam.zoo.matrix import member_label
 
     matrix = story.zoo.matrix(story.record.ref)
@@ -60,7 +60,7 @@ def _matrix(story: "Story", report: Report) -> None:
     report.numbers("matrix", rows)
 
 
-def _selection(story: "Story", report: Report) -> None:
+def _selection(story: Story, report: Report) -> None:
     answer = story.facts["selection"]
     report.section("Selection", f"Verdict {answer['verdict']}: {answer['why']}")
     rows = [
@@ -81,12 +81,12 @@ def _selection(story: "Story", report: Report) -> None:
     report.table("rivals", story.facts["rivals"])
 
 
-def _reliability(story: "Story", report: Report) -> None:
-    from manybeam.learn.scoring.scores import judge, reliability
+def _reliability(story: Story, report: Report) -> None:
+    from manybeam.learn.scoring.scores import match_frame, reliability
 
     found, shape = story.atoms_of(story.ensemble), story.unseen.shape
     true = [
-        judge(atoms, story.unseen.truth(i), story.unseen.pixel_size_pm(i), shape)
+        match_frame(atoms, story.unseen.truth(i), story.unseen.pixel_size_pm(i), shape)
         for i, atoms in enumerate(found)
     ]
     probability = np.concatenate([atoms[:, 3] for atoms in found])
@@ -100,7 +100,7 @@ def _reliability(story: "Story", report: Report) -> None:
     report.picture(reliability_figure([line]), "Atoms of the unseen frames")
 
 
-def _round(story: "Story", report: Report) -> None:
+def _round(story: Story, report: Report) -> None:
     from manybeam.learn.nets.ensemble import Ensemble
 
     told = story.facts["round"]
@@ -118,7 +118,7 @@ def _round(story: "Story", report: Report) -> None:
     report.picture(truth_figure(frame, truth, answers, radius_px), "Atoms against the truth")
 
 
-def _seconds(story: "Story", report: Report) -> None:
+def _seconds(story: Story, report: Report) -> None:
     report.section("Where the time went")
     rows = [{"step": name, "seconds": s} for name, s in story.facts.get("seconds", {}).items()]
     report.table("seconds", rows)

@@ -48,12 +48,15 @@ def run(
     _check_port(port, out)
     out.mkdir(parents=True, exist_ok=True)
     _point_settings_at(out, port)
+    from manybeam.cli.demo.chapters import write_report
     from manybeam.cli.demo.story import Story
 
     steps = Steps(out / "demo.json")
-    story = Story(job, drift, out, steps.facts)
+    story = Story(job, drift, steps.facts)
+    page = out / "report.html"
+    chapters = [*story.steps(), ("write the report", lambda: write_report(story, page))]
     try:
-        for title, step in story.steps():
+        for title, step in chapters:
             with steps.step(title) as tell:
                 for line in step():
                     tell(line)
@@ -65,7 +68,7 @@ def run(
             )
         else:
             story.stop()
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {page}")
 
 
 def _check_port(port: int, out: Path) -> None:

@@ -39,20 +39,19 @@ class Story:
     Args:
         job: file of the training job.
         drift: id of the condition the unseen frames are simulated under.
-        out: folder of the report.
         facts: what earlier runs found out, and what this one adds; the caller keeps it.
     """
 
-    def __init__(self, job: Path, drift: str, out: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, job: Path, drift: str, facts: dict[str, Any]) -> None:
         self.job = load_job(job)
         self.library = Library.beside(job, settings().zoo)
         self.drift = self.library.condition(drift)
         self.recipe = self.library.recipe(self.job.recipe)
-        self.out, self.facts = out, facts
+        self.facts = facts
         self._forget_other_stories()
 
     def steps(self) -> list[tuple[str, Callable[[], Lines]]]:
-        """Return the chapters: title and what to run."""
+        """Return the chapters before the report: title and what to run."""
         return [
             ("start Ray on this machine", self.start),
             (f"simulate unseen frames under {self.drift.id}", self.simulate),
@@ -62,7 +61,6 @@ class Story:
             ("predict an unseen frame through HTTP", self.predict),
             ("select members for it", self.select),
             ("adapt to unlabelled frames, one gated round", self.adapt),
-            ("write the report", self.report),
         ]
 
     def start(self) -> Lines:
@@ -170,14 +168,6 @@ class Story:
         yield f"candidate: {made}; {told['wall_s']:.0f} s"
         for row in told["rows"]:
             yield f"  {row['answer']:24s} F1 {row['f1']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-    def report(self) -> Lines:
-        """Write the page."""
-        from manybeam.cli.demo.chapters import write_report
-
-        path = self.out / "report.html"
-        write_report(self, path)
-        yield f"{path}, {path.stat().st_size / 1e6:.1f} MB, opens without a network"
 
     @cached_property
     def zoo(self) -> "Zoo":

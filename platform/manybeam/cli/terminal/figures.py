@@ -1,4 +1,4 @@
-"""Pictures a person judges an answer by: matplotlib Figures, never pyplot's global state."""
+"""Pictures of answers: matplotlib Figures, without the global state of pyplot."""
 
 import math
 import textwrap
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 FOUND, MISSED, FALSE = "#1fa774", "#e8a11c", "#d1495b"
 CHOSEN = "#1f6feb"
 SHOWN_MEMBERS = 12
-# Distances of neighbours across a panel, beyond which atoms cannot be told apart by eye, and how
-# many are shown instead.
+# Width of a panel in distances of neighbours: with more than the first, the eye cannot separate
+# atoms, and the second is shown instead.
 MOST_ACROSS, ACROSS = 32, 18
 PANEL_IN = 3.1
 Array = np.ndarray[Any, Any]
@@ -33,7 +33,7 @@ def answer_figure(frame_yx: Array, prediction: "Prediction", title: str = "") ->
 
     Args:
         frame_yx: the frame as it was recorded.
-        prediction: the ensemble's answer to it.
+        prediction: the answer of the ensemble.
         title: one line above the pictures.
     """
     figure = Figure(figsize=(14, 3.9), layout="constrained")
@@ -55,7 +55,7 @@ def answer_figure(frame_yx: Array, prediction: "Prediction", title: str = "") ->
 def truth_figure(
     frame_yx: Array, truth_k3: Array, answers: Sequence[tuple[str, Array]], radius_px: float
 ) -> Figure:
-    """Return one picture an answer: atoms found, missed and false against the truth."""
+    """Return one picture for each answer: found, missed and false atoms against the truth."""
     from manybeam.learn.scoring.scores import match
 
     figure = Figure(figsize=(4.2 * len(answers), 4.6), layout="constrained")
@@ -82,18 +82,17 @@ def members_figure(
     picked: Sequence[int] = (),
     title: str = "",
 ) -> Figure:
-    """Return frame | mean of the chosen | each member's atoms, best first, at most twelve of them.
+    """Return frame | mean of the chosen | atoms of each member, best first, at most twelve members.
 
-    Atoms are coloured by what the chosen members say together, so that the eye goes to where a
-    member says something else. Of a frame with too many atoms to be told apart by eye, the part
-    is shown in which the members differ most.
+    Colours show where the atoms of a member differ from those of the chosen members together. If a
+    frame has too many atoms to separate by eye, the part where members differ most is shown.
 
     Args:
         frame_yx: the frame as it was recorded.
         prediction: the answer of all members, with their maps.
         selection: how they were ranked.
-        picked: members a person picked; the chosen ones stand for them if left out.
-        title: words before the verdict.
+        picked: members that a person preferred; the chosen ones if left out.
+        title: text before the verdict.
     """
     chosen = tuple(picked) or selection.chosen
     together = prediction.subset(picked) if picked else selection.answer(prediction)
@@ -117,7 +116,7 @@ def members_figure(
 
 
 def reliability_figure(curves: Sequence[tuple[str, Array, Array, Array]]) -> Figure:
-    """Return how often atoms of a given probability were true.
+    """Return the share of true atoms over their probability.
 
     Args:
         curves: (name, mean probability of each bin, share of true ones, atoms in the bin).
@@ -128,7 +127,7 @@ def reliability_figure(curves: Sequence[tuple[str, Array, Array, Array]]) -> Fig
     for name, probability, share, count in curves:
         used = count > 0
         axis.plot(probability[used], share[used], marker="o", label=name)
-    axis.set(xlabel="probability said", ylabel="share that was true", xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlabel="predicted probability", ylabel="share of true atoms", xlim=(0, 1), ylim=(0, 1))
     axis.legend(fontsize=8)
     return figure
 
@@ -210,7 +209,7 @@ def _together(
 def _atoms_against(
     axis: "Axes", frame_yx: Array, atoms: Array, together: Array, window: tuple[slice, slice]
 ) -> None:
-    """Draw a member's atoms: those the chosen see too, those only it sees, those it misses."""
+    """Draw atoms of a member: shared with the chosen, only its own, and missed."""
     from manybeam.learn.scoring.scores import match, neighbour_distance_px
 
     step_px = neighbour_distance_px(together)
@@ -230,7 +229,7 @@ def _atoms_against(
 
 
 def _name(axis: "Axes", candidate: "Candidate", atom_count: int, *, is_chosen: bool) -> None:
-    """Write above a member's panel what is expected of it, and mark it if it is chosen."""
+    """Write the predicted F1 above the panel of a member, and mark it if it is chosen."""
     forward = candidate.components.get("forward")
     explained = "" if forward is None else f", explain {100 * forward**2:.0f} % of the frame"
     interval = f"{candidate.low:.2f} to {candidate.high:.2f}"
@@ -241,7 +240,7 @@ def _name(axis: "Axes", candidate: "Candidate", atom_count: int, *, is_chosen: b
 
 
 def _frame_panel(axis: "Axes", window: tuple[slice, slice], colour: str, width: float = 1) -> None:
-    """Show only the window, in a coloured frame."""
+    """Show only the window, with a coloured border."""
     axis.set_axis_on()
     axis.set(xticks=[], yticks=[])
     axis.set_xlim(window[1].start - 0.5, window[1].stop - 0.5)
@@ -251,19 +250,26 @@ def _frame_panel(axis: "Axes", window: tuple[slice, slice], colour: str, width: 
 
 
 def _explain(figure: Figure, word: str) -> None:
-    """Say what the colours mean."""
+    """Add a legend of the colours."""
     style: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "none", "markersize": 8}
     handles = [
-        Line2D([], [], marker="o", color=FOUND, label=f"seen by the {word} together too", **style),
         Line2D(
-            [], [], marker="o", color=FALSE, label=f"seen here, not by the {word} together", **style
+            [], [], marker="o", color=FOUND, label=f"also found by the {word} together", **style
+        ),
+        Line2D(
+            [],
+            [],
+            marker="o",
+            color=FALSE,
+            label=f"found here, not by the {word} together",
+            **style,
         ),
         Line2D(
             [],
             [],
             marker="x",
             color=MISSED,
-            label=f"seen by the {word} together, missed here",
+            label=f"found by the {word} together, missed here",
             **style,
         ),
         Patch(edgecolor=CHOSEN, fill=False, linewidth=2, label=word),

@@ -1,4 +1,4 @@
-"""How a command prints its rows: a table for a person, JSON lines for a pipe, or as asked."""
+"""Output of a command: a table on a terminal, JSON lines in a pipe, or the chosen form."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[
         rows: mappings with the same keys, in the order of the columns; the first is the id.
         form: how to print them.
         title: heading of a table; other forms leave it out.
-        columns: keys that a table shows, where all would not fit on a screen.
+        columns: keys that a table shows, if not all fit on a screen.
     """
     listed = list(rows)
     if form is Form.auto:
@@ -56,12 +56,12 @@ def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[
 
 
 def say(text: str) -> None:
-    """Print one line of talk to stderr."""
+    """Print one line to stderr."""
     typer.echo(text, err=True)
 
 
 def cell(value: Any) -> str:
-    """Return a value as a cell of a table; what was never measured says so."""
+    """Return a value as a cell of a table; None is "not measured"."""
     if value is None:
         return "not measured"
     if isinstance(value, float):
@@ -72,13 +72,13 @@ def cell(value: Any) -> str:
 
 
 def _table(rows: Sequence[Row], title: str) -> None:
-    """Print a table without frames, as wide as it needs to be where no terminal ends its lines."""
+    """Print a table without borders; without a terminal, it is as wide as needed."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # What it shows may come from a package: as text, never as rich's own markup.
+    # Values may come from a package: they are shown as text, never as markup of rich.
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
@@ -86,7 +86,7 @@ def _table(rows: Sequence[Row], title: str) -> None:
         padding=(0, 1, 0, 0),
     )
     for place, name in enumerate(rows[0] if rows else ("nothing here",)):
-        table.add_column(Text(str(name)), no_wrap=place == 0)  # an id cut short names nothing
+        table.add_column(Text(str(name)), no_wrap=place == 0)  # an id must not be cut
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)

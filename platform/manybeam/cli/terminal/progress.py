@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars on a terminal, else a line for every tenth."""
+"""Progress of long work on stderr: bars on a terminal, else a line for each tenth."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Named tasks with a total each; use it as a context.
+    """Tasks with a name and a total; used as a context.
 
-    On a terminal every task is a bar with its ETA; elsewhere a task prints a line each time it
-    passes another tenth, so that a log stays short.
+    On a terminal every task is a bar with its ETA. Elsewhere a task prints a line for each tenth,
+    so that a log stays short.
 
     Args:
-        lines: lines a task prints where there is no terminal; 1 prints only its end.
+        lines: lines of a task without a terminal; 1 prints only its end.
     """
 
     def __init__(self, lines: int = 10) -> None:
@@ -48,7 +48,7 @@ class Progress:
             self._bars.stop()
 
     def update(self, task: str, done: float, total: float, note: str = "") -> None:
-        """Say that `done` of `total` of a task is finished."""
+        """Show that `done` of `total` of a task is finished."""
         if self._bars:
             self._draw(self._bars, task, done, total, note)
             return

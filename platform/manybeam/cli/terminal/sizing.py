@@ -1,4 +1,4 @@
-"""The pixel size of frames whose file has none: told by their crystal and said, or asked for."""
+"""The pixel size of frames whose file has none, inferred from the lattice of their crystal."""
 
 import math
 from collections.abc import Sequence
@@ -12,31 +12,30 @@ if TYPE_CHECKING:
     from manybeam.data.io.reading import FrameFile
     from manybeam.learn.analysis.pixel_size import InferredPixelSize
 
-ERRORS = 2.0  # by which two frames of one pixel size may differ
+ERRORS = 2.0  # standard errors by which two frames of one pixel size may differ
 
 
 def sized(record: "FrameFile") -> "FrameFile":
-    """Return the record, its pixel size told by the lattice of its sample if nothing else tells it.
+    """Return the record; a missing pixel size is inferred from the lattice of its sample.
 
-    What was inferred is said with its error and enters the condition, with the dose that follows;
-    where nothing could be, that is said, and the size stays open (None): whoever needs one asks
-    for it.
+    An inferred size is printed with its error. It enters the condition, with the dose that follows
+    from it. If nothing can be inferred, the reason is printed and the size stays None.
     """
     return all_sized([record])[0]
 
 
 def all_sized(records: "Sequence[FrameFile]") -> "list[FrameFile]":
-    """Return records of one import: frames alike that lack a pixel size get one for all of them.
+    """Return the records of one import; frames of one shape without a pixel size get the same one.
 
     Raises:
-        InvalidInput: their lattices tell sizes that differ by more than two errors.
+        InvalidInput: sizes inferred from their lattices differ by more than two errors.
     """
-    told = [_told(one) if one.pixel_size_pm is None else None for one in records]
+    inferred = [_inferred(one) if one.pixel_size_pm is None else None for one in records]
     done = list(records)
     for shape in dict.fromkeys(one.frame.shape[-2:] for one in records):
         mine = {
             place: size
-            for place, size in enumerate(told)
+            for place, size in enumerate(inferred)
             if size is not None and records[place].frame.shape[-2:] == shape
         }
         if mine:
@@ -47,57 +46,56 @@ def all_sized(records: "Sequence[FrameFile]") -> "list[FrameFile]":
 
 
 def check_sized(records: "Sequence[FrameFile]") -> None:
-    """Raise MissingPixelSize that names every record without a pixel size."""
+    """Raise MissingPixelSize with the name of every file without a pixel size."""
     lacking = [one.source.name for one in records if one.pixel_size_pm is None]
     if lacking:
         raise MissingPixelSize(
             f"no pixel size in {', '.join(lacking)}",
-            "without one atoms cannot be measured, nor seen at the scale the members learnt",
-            "add --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8)",
+            "positions in picometres and the scale of the members depend on it",
+            "pass --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8)",
         )
 
 
-def _told(record: "FrameFile") -> "InferredPixelSize | None":
-    """Return what the lattice tells, and say it, or why it tells nothing."""
+def _inferred(record: "FrameFile") -> "InferredPixelSize | None":
+    """Return the pixel size of the lattice and print it, or print why there is none."""
     from manybeam.learn.analysis.pixel_size import cell_of, infer_pixel_size
 
     try:
         frame_yx = record.frame if record.frame.ndim == 2 else record.frame[0]
-        told = infer_pixel_size(frame_yx, cell_of(record.condition.sample))
+        size = infer_pixel_size(frame_yx, cell_of(record.condition.sample))
     except MissingPixelSize as error:
         say(f"{record.source.name}: {error.what}")
         return None
-    say(f"{record.source.name}: {told}")
-    return told
+    say(f"{record.source.name}: {size}")
+    return size
 
 
-def _weighted(told: "dict[str, InferredPixelSize]") -> tuple[float, str]:
-    """Return the mean (pm) weighted by the errors, and words for it with its own error.
+def _weighted(found: "dict[str, InferredPixelSize]") -> tuple[float, str]:
+    """Return the mean (pm) weighted by the errors, and a text of it with its error.
 
-    The error is not below that of the surest frame: what strain leaves open, frames of one sheet
-    share.
+    The error is not below that of the best frame, because frames of one sheet share its strain.
     """
-    small, large = (pick(told, key=lambda name: told[name].pixel_size_pm) for pick in (min, max))
-    one, two = told[small], told[large]
+    small, large = (pick(found, key=lambda name: found[name].pixel_size_pm) for pick in (min, max))
+    one, two = found[small], found[large]
     if two.pixel_size_pm - one.pixel_size_pm > ERRORS * math.hypot(one.error_pm, two.error_pm):
         raise InvalidInput(
             f"{small} has {one}; {large} has {two}: they differ by more than two errors",
-            "files of one import are of one condition, with one pixel size",
-            "import each kind by itself, or give --pixel-size-pm",
+            "files of one import have one condition and one pixel size",
+            "import each kind separately, or pass --pixel-size-pm",
         )
-    weights = [one.error_pm**-2 for one in told.values()]
-    sizes = [one.pixel_size_pm for one in told.values()]
+    weights = [one.error_pm**-2 for one in found.values()]
+    sizes = [one.pixel_size_pm for one in found.values()]
     mean = sum(w * size for w, size in zip(weights, sizes, strict=True)) / sum(weights)
-    error = min(one.error_pm for one in told.values())
+    error = min(one.error_pm for one in found.values())
     words = f"{mean:.3g} +- {error:.2g} pm"
-    if len(told) > 1:
-        words += f", the mean of {len(told)} frames"
+    if len(found) > 1:
+        words += f", the mean of {len(found)} frames"
         say(f"pixel size {words}")
     return mean, words
 
 
 def _with(record: "FrameFile", size_pm: float, words: str) -> "FrameFile":
-    """Return the record with a pixel size, its condition too."""
+    """Return the record with a pixel size, also in its condition."""
     from manybeam.data.io.measured import with_inferred_size
 
     notes: list[str] = []

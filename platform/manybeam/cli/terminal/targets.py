@@ -1,4 +1,4 @@
-"""Files a command is told to write: what cannot be is refused before the work begins."""
+"""Output files of a command: a path that cannot be written is refused before the work begins."""
 
 from pathlib import Path
 
@@ -12,22 +12,26 @@ def check_target(path: Path | None, forms: tuple[str, ...] = ()) -> None:
     """Refuse a path that no file can be written to.
 
     Args:
-        path: where the file is to go; None if none is written.
-        forms: suffixes it may have; any if none are given.
+        path: of the file; None if no file is written.
+        forms: allowed suffixes; any if left out.
 
     Raises:
-        InvalidInput: it has another suffix, is a folder, or its folder is not there.
-        WriteFailed: the disk takes no such name, or nobody may look there.
+        InvalidInput: the suffix is not allowed, it is a folder, or its folder does not exist.
+        WriteFailed: the disk refuses the name or the access.
     """
     if path is None:
         return
     if forms and path.suffix.lower() not in forms:
-        raise InvalidInput(f"{path} has no form we write", f"allowed: {', '.join(forms)}", "")
+        raise InvalidInput(
+            f"{path} has a suffix that cannot be written", f"allowed: {', '.join(forms)}", ""
+        )
     try:
         is_folder, has_folder = path.is_dir(), path.resolve().parent.is_dir()
-    except OSError as error:  # a name that no disk takes, or folders nobody may look into
+    except OSError as error:  # the disk refuses the name, or the folder cannot be read
         raise unwritten(path, error) from error
     if is_folder:
-        raise InvalidInput(f"{path} is a folder", "what is written is a file", "name a file in it")
+        raise InvalidInput(
+            f"{path} is a folder", "the output is one file", "give the name of a file in it"
+        )
     if not has_folder:
-        raise InvalidInput(f"no folder {path.parent}", "", f"mkdir -p {path.parent}")
+        raise InvalidInput(f"there is no folder {path.parent}", "", f"mkdir -p {path.parent}")

@@ -1,7 +1,7 @@
-"""The tree of tags in a DigitalMicrograph file (DM3, DM4), pixels left where they are.
+"""The tree of tags in a DigitalMicrograph file (DM3, DM4), without its pixels.
 
-Nothing is believed: each length is held against the end of the file, depth against a limit, so a
-damaged tree ends in ValueError after at most one pass over the file.
+Each length is compared with the end of the file and the depth with a limit. So a damaged tree
+causes a ValueError after at most one pass over the file.
 """
 
 import mmap
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 DEPTH = 64  # the deepest tree seen has 12 levels
-TEXT_CHARS = 20_000  # longer arrays of 16-bit numbers are no text
+TEXT_CHARS = 20_000  # longer arrays of 16-bit numbers are not text
 
 # Code of a number -> struct's letter.
 _NUMBERS = {
@@ -34,8 +34,8 @@ Order = Literal["<", ">"]  # little or big end first
 
 
 @dataclass(frozen=True)
-class Block:
-    """An array left in the file: where it starts, how many bytes, how many items, byte order."""
+class TagArray:
+    """An array in the file: offset, number of bytes, number of items, byte order."""
 
     offset: int
     byte_count: int
@@ -47,25 +47,25 @@ def read_tags(path: Path) -> dict[str, Any]:
     """Return the tree: a group is a dict, an unnamed entry has its number as name.
 
     Raises:
-        ValueError: not a DM3 or DM4 file, or one that is cut short or damaged.
+        ValueError: it is not a DM3 or DM4 file, or it is cut short or damaged.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         return _Reader(memory).tree()
 
 
 class _Reader:
-    """One pass over the tags; `at` is the byte reached."""
+    """One pass over the tags; `at` is the current byte."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self.memory, self.at = memory, 0
         self.order: Order = ">"
         self.version = self._take(">I")
         if self.version not in (3, 4):
-            raise ValueError("it does not start as a DM3 or DM4 file does")
+            raise ValueError("it does not start like a DM3 or DM4 file")
         self.wide = ">Q" if self.version == 4 else ">I"
 
     def tree(self) -> dict[str, Any]:
-        self._take(self.wide)  # size of the tree, which no program keeps right
+        self._take(self.wide)  # size of the tree, which is often wrong
         self.order = "<" if self._take(">I") == 1 else ">"
         return self._group(0)
 
@@ -74,7 +74,9 @@ class _Reader:
         try:
             (value,) = struct.unpack_from(form, self.memory, self.at)
         except struct.error as error:
-            raise ValueError("its tags run past the end of the file: cut short") from error
+            raise ValueError(
+                "its tags run past the end of the file: the file is cut short"
+            ) from error
         self.at += struct.calcsize(form)
         return value
 
@@ -126,14 +128,14 @@ class _Reader:
         return "".join(_NUMBERS[code] for code in codes[4::2])
 
     def _array(self, name: str, item: list[int], count: int) -> Any:
-        """Return text, or where an array lies; only the name tells 16-bit pixels from text."""
+        """Return text, or the place of an array; the name tells 16-bit pixels from text."""
         if item[0] != _STRUCT and item[0] not in _NUMBERS:
             raise ValueError(f"an array of unknown type {item[0]}: damaged")
         letters = self._letters(item) if item[0] == _STRUCT else _NUMBERS[item[0]]
         if letters == "H" and name != "Data" and count <= TEXT_CHARS:
             return self._text(count)
         byte_count = count * struct.calcsize("=" + letters)
-        block = Block(self.at, byte_count, count, self.order)
+        block = TagArray(self.at, byte_count, count, self.order)
         self._skip(byte_count)
         return block
 

@@ -1,7 +1,7 @@
-"""Velox and Berkeley EMD, both HDF5, read in a process of their own.
+"""Velox and Berkeley EMD, both HDF5, read in a child process.
 
-libhdf5 can walk in circles or crash where a file is damaged, and neither can be caught: so a child
-reads, and what becomes of it is told as a fault of the file. The child answers on its standard
+If a file is damaged, libhdf5 may crash or never return, and neither can be caught. So a child
+process reads, and its end is reported as a fault of the file. The child writes to its standard
 output: a line of JSON, then the array as .npy.
 
 Axis letters: n frame, y row, x column.
@@ -24,7 +24,7 @@ from manybeam.data.io.formats import (
     Raw,
     as_number,
     as_values,
-    check_claim,
+    check_declared,
     detector_named,
     length_pm,
     square_pm,
@@ -34,14 +34,14 @@ from manybeam.errors import TooLarge
 
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
 PATIENCE_S = 60.0  # for the smallest file, on a busy machine
-BYTES_PER_S = 5e6  # the slowest disk worth waiting for
+BYTES_PER_S = 5e6  # of the slowest disk
 
 
 def read_emd(path: Path) -> Raw:
     """Read an EMD file of either kind.
 
     Raises:
-        ValueError: no image in it, damaged, or reading it crashed or did not end.
+        ValueError: there is no image, the file is damaged, or reading crashed or did not end.
         TooLarge: more pixels than `max_frame_px`.
     """
     code = "from manybeam.data.io.emd import answer; answer()"
@@ -54,10 +54,10 @@ def read_emd(path: Path) -> Raw:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ValueError("reading it does not come to an end: damaged") from error
+        raise ValueError("reading does not end: the file is damaged") from error
     head, _, content = child.stdout.partition(b"\n")
     if child.returncode != 0 or not head:
-        raise ValueError(f"HDF5 broke down on it (exit {child.returncode}): damaged")
+        raise ValueError(f"HDF5 crashed (exit {child.returncode}): the file is damaged")
     fields = json.loads(head)
     if "too_large" in fields:
         raise TooLarge(*fields["too_large"])
@@ -67,7 +67,7 @@ def read_emd(path: Path) -> Raw:
 
 
 def answer() -> None:
-    """Read the file named on the command line and write what `read_emd` waits for."""
+    """Read the file of the command line and write the output for `read_emd`."""
     out = sys.stdout.buffer
     try:
         raw = _read_here(Path(sys.argv[1]))
@@ -82,25 +82,25 @@ def answer() -> None:
 
 
 def _read_here(path: Path) -> Raw:
-    """Read an HDF5 file of either kind called EMD, in this process."""
+    """Read an EMD file of either kind in this process."""
     import h5py
 
     with h5py.File(path, "r", locking=False) as file:
         if "Data/Image" in file:
             return _read_velox(file)
         if "Data" in file and ("Data/Spectrum" in file or "Data/SpectrumStream" in file):
-            raise ValueError("it is a Velox file of spectra, without any image")
+            raise ValueError("it is a Velox file with spectra only, without any image")
         found: list[Any] = []
         file.visititems(lambda _, group: found.append(group) if _is_berkeley(group) else None)
         images = [group for group in found if group["data"].ndim in (2, 3)]
         if not images:
             shapes = [group["data"].shape for group in found]
-            raise ValueError(f"it holds no image: EMD groups of shapes {shapes}")
+            raise ValueError(f"it has no image: EMD groups of shapes {shapes}")
         return _read_berkeley(file, max(images, key=lambda group: group["data"].size), len(images))
 
 
 def _read_velox(file: Any) -> Raw:
-    """Read the image of a Velox file: HAADF first, then what a detector recorded, by its label."""
+    """Read the image of a Velox file: HAADF first, then recorded images, by label."""
     labels = _velox_labels(file)
     images = {}
     for name, group in file["Data/Image"].items():
@@ -112,7 +112,7 @@ def _read_velox(file: Any) -> Raw:
             rank = ("HAADF" not in (label, detector), not is_recorded, label, name)
             images[rank] = (group["Data"], info, label)
     if not images:
-        raise ValueError("it holds no image of real numbers (complex or none at all)")
+        raise ValueError("it has no image of real numbers (only complex ones, or none)")
     data, info, label = images[min(images)]
     _check_hdf(data)
     raw = Raw(np.moveaxis(data[()], 2, 0))  # Velox puts the frames last
@@ -123,9 +123,9 @@ def _read_velox(file: Any) -> Raw:
 
 
 def _velox_json(dataset: Any) -> dict[str, Any]:
-    """Return the metadata of the first frame: JSON in a column of bytes, filled up with zeros."""
+    """Return the metadata of the first frame: JSON in a column of bytes, padded with zeros."""
     if dataset.ndim != 2 or dataset.shape[0] > METADATA_BYTES:
-        raise ValueError(f"its metadata has shape {dataset.shape}: damaged")
+        raise ValueError(f"its metadata has shape {dataset.shape}: the file is damaged")
     text = np.asarray(dataset[:, 0]).tobytes().split(b"\0", 1)[0]
     found = json.loads(text)
     if not isinstance(found, dict):
@@ -134,7 +134,7 @@ def _velox_json(dataset: Any) -> dict[str, Any]:
 
 
 def _velox_labels(file: Any) -> dict[str, str]:
-    """Return what Velox calls each image on screen, by the image's key; none if it does not say."""
+    """Return the label of each image in Velox, by the key of the image."""
     labels = {}
     for dataset in file.get("Presentation/Displays/ImageDisplay", {}).values():
         shown = json.loads(dataset[0])
@@ -144,7 +144,7 @@ def _velox_labels(file: Any) -> dict[str, str]:
 
 
 def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
-    """Map Velox's tree; zero means that the microscope did not report it."""
+    """Map the tree of Velox; zero means that the microscope did not report a value."""
     result, optics, scan = (info.get(key) or {} for key in ("BinaryResult", "Optics", "Scan"))
     size = result.get("PixelSize") or {}
     edges = [
@@ -162,7 +162,7 @@ def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
     found = {
         "optics.beam_kv": (optics.get("AccelerationVoltage"), 1e-3),
         "optics.convergence_mrad": (optics.get("BeamConvergence"), 1e3),
-        # Thermo Fisher counts overfocus positive, we underfocus.
+        # Overfocus is positive in files of Thermo Fisher, negative here.
         "optics.defocus_nm": (optics.get("Defocus"), -1e9),
         "optics.beam_current_pa": (optics.get("ScreenCurrent"), 1e12),
         "detector.detector_inner_mrad": (angles.get("begin"), 1e3),
@@ -178,14 +178,14 @@ def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
 
 
 def _velox_field_of_view(raw: Raw, optics: Mapping[str, Any], scan: Mapping[str, Any]) -> None:
-    """Claim the pixel size that field of view, scanned area and scan size imply."""
+    """Add the pixel size that field of view, scanned area and scan size imply."""
     area, size = scan.get("ScanArea") or {}, scan.get("ScanSize") or {}
     field = as_number((optics.get("FullScanFieldOfView") or {}).get("x"))
     ends = [as_number(area.get(side)) for side in ("left", "right")]
     share = ends[1] - ends[0] if ends[0] is not None and ends[1] is not None else 1.0
     columns = as_number(size.get("width"))
-    if field and columns and (claim := length_pm(field * share / columns, "m")):
-        raw.claims["the field of view"] = claim
+    if field and columns and (edge_pm := length_pm(field * share / columns, "m")):
+        raw.implied["the field of view"] = edge_pm
 
 
 def _is_berkeley(group: Any) -> bool:
@@ -214,9 +214,10 @@ def _read_berkeley(file: Any, group: Any, image_count: int) -> Raw:
 
 
 def _berkeley_microscope(raw: Raw, attributes: Mapping[str, Any]) -> None:
-    """Map the microscope's attributes, by their units where a neighbour NAME_units states them.
+    """Map the attributes of the microscope, with the units of NAME_units if there are any.
 
-    A bare voltage above 1000 is in volts: the format does not say, and programs differ.
+    A voltage above 1000 without a unit is in volts: the format does not define it, and programs
+    differ.
     """
     tree = {key: _plain(value) for key, value in attributes.items()}
     voltage = as_number(tree.get("voltage"))
@@ -244,6 +245,6 @@ def _plain(value: Any) -> str:
 
 
 def _check_hdf(data: Any) -> None:
-    """Refuse a dataset whose stored bytes cannot make what it declares; only chunks are packed."""
+    """Refuse a dataset with too few stored bytes for its shape; only chunks are compressed."""
     ratio = 1 if data.chunks is None else RATIO
-    check_claim(data.shape, data.dtype.itemsize, data.id.get_storage_size(), ratio)
+    check_declared(data.shape, data.dtype.itemsize, data.id.get_storage_size(), ratio)

@@ -1,7 +1,7 @@
 """Open formats: TIFF, NumPy, PNG and JPEG, MRC, each read into one `Raw`.
 
-Each reader checks what the header declares against the size of the file before it asks for memory,
-and tells a fault as ValueError in plain words; `data.io.reading` adds which file and what to do.
+Each reader compares the header with the size of the file before it allocates memory. A fault is a
+ValueError in plain words; `data.io.reading` adds the name of the file and what to do.
 
 Axis letters: n frame, y row, x column.
 """
@@ -25,15 +25,15 @@ from manybeam.settings import settings
 
 Array = NDArray[Any]
 
-STACK_FRAMES = 16  # a stack may hold this many of the largest frames, in pixels
-RATIO = 1100  # deflate, the best packer among these formats, gains at most about 1030
+STACK_FRAMES = 16  # most pixels of a stack, in largest frames
+RATIO = 1100  # deflate, the best compression of these formats, reaches about 1030 at most
 
 FAULTS = (
     struct.error,
     zlib.error,
     tokenize.TokenError,
     BufferError,
-)  # of the libraries, outside Python's own tree
+)  # of the libraries, not derived from errors of Python
 
 _PM = {
     "m": 1e12,
@@ -59,16 +59,16 @@ _NOT_LENGTH = {
 
 @dataclass
 class Raw:
-    """What a file holds, in our units, before anything is checked.
+    """The content of a file, in our units, before it is checked.
 
     Attributes:
         array: (y, x) or (n, y, x), any dtype.
-        pixel_size_pm: edge of a pixel; None if the file does not say.
-        values: dotted path of a Condition's quantity -> number in that quantity's unit.
-        modality: kind of imaging, as the file says it.
-        material: name of the sample, as the file says it.
-        notes: what the reader had to choose, convert or leave out.
-        claims: pixel sizes that other parts of the file imply, in pm, by who says so.
+        pixel_size_pm: edge of a pixel; None if the file has none.
+        values: dotted path of a quantity of a Condition -> number in the unit of that quantity.
+        modality: kind of imaging, as in the file.
+        material: name of the sample, as in the file.
+        notes: what the reader chose, converted or left out.
+        implied: pixel sizes that other parts of the file imply, in pm, by the name of the part.
     """
 
     array: Array
@@ -77,14 +77,14 @@ class Raw:
     modality: str = "unknown"
     material: str = ""
     notes: list[str] = field(default_factory=list)
-    claims: dict[str, float] = field(default_factory=dict)
+    implied: dict[str, float] = field(default_factory=dict)
 
 
 def length_pm(scale: object, unit: str) -> float | None:
-    """Return a length in pm; None where the file leaves number or unit open.
+    """Return a length in pm; None if the file does not give number or unit.
 
     Raises:
-        ValueError: the unit is of reciprocal space, of angle or of energy: this is no image.
+        ValueError: the unit is of reciprocal space, of angle or of energy: this is not an image.
     """
     name = re.sub(r"[\[\]_\s\x00]", "", unit).lower()
     name = name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
@@ -97,17 +97,19 @@ def length_pm(scale: object, unit: str) -> float | None:
 
 
 def square_pm(y_pm: float | None, x_pm: float | None, notes: list[str]) -> float | None:
-    """Return the edge of a pixel, or None with a note where the two edges differ."""
+    """Return the edge of a pixel, or None with a note if the two edges differ."""
     if y_pm is None or x_pm is None:
         return y_pm if x_pm is None else x_pm
     if abs(y_pm - x_pm) > 0.01 * max(y_pm, x_pm):
-        notes.append(f"pixels are not square ({y_pm:.4g} x {x_pm:.4g} pm): resample, or give one")
+        notes.append(
+            f"pixels are not square ({y_pm:.4g} x {x_pm:.4g} pm): resample it, or give one size"
+        )
         return None
     return (y_pm + x_pm) / 2
 
 
 def as_number(value: object) -> float | None:
-    """Return a finite number, whatever the file wrote it as; None if it is none."""
+    """Return a value of a file as a finite number; None if it is not a number."""
     try:
         number = float(str(value))
     except ValueError:
@@ -116,21 +118,23 @@ def as_number(value: object) -> float | None:
 
 
 def as_values(found: Mapping[str, tuple[object, float]]) -> dict[str, float]:
-    """Return the numbers times their factors; zero is how instruments write "not set"."""
+    """Return the numbers times their factors; instruments write zero for "not set"."""
     numbers = {
         field: (as_number(value) or 0.0) * factor for field, (value, factor) in found.items()
     }
     return {field: number for field, number in numbers.items() if number}
 
 
-def check_claim(shape: tuple[int, ...], itemsize: int, stored_bytes: int, ratio: int = 1) -> None:
-    """Refuse an array that its file cannot hold, before memory is asked for.
+def check_declared(
+    shape: tuple[int, ...], itemsize: int, stored_bytes: int, ratio: int = 1
+) -> None:
+    """Refuse an array that its file cannot hold, before memory is allocated.
 
     Args:
-        shape: what the header declares.
+        shape: shape in the header.
         itemsize: bytes of one pixel.
-        stored_bytes: bytes there are to read it from.
-        ratio: how much the file's packing can gain at most.
+        stored_bytes: bytes of the array in the file.
+        ratio: greatest possible ratio of compression.
     """
     if not shape or min(shape) < 1:
         raise ValueError(f"it declares an empty image of shape {tuple(shape)}")
@@ -143,24 +147,26 @@ def check_claim(shape: tuple[int, ...], itemsize: int, stored_bytes: int, ratio:
     if math.prod(shape[-2:]) > most or math.prod(shape) > STACK_FRAMES * most:
         raise TooLarge(
             f"{' x '.join(map(str, shape))} pixels",
-            f"at most {most} px a frame and {STACK_FRAMES} times that a stack (max_frame_px)",
+            f"at most {most} px in a frame and {STACK_FRAMES} times that in a stack (max_frame_px)",
             "crop the frame, split the stack, or raise MANYBEAM_MAX_FRAME_PX",
         )
 
 
 def grey(array: Array, notes: list[str]) -> Array:
-    """Return (..., channel) colours as grey; told only where colours were really there."""
+    """Return (..., channel) colours as grey, with a note if there are real colours."""
     if array.shape[-1] in (2, 4):  # the last channel is opacity
         array = array[..., :-1]
     if (array == array[..., :1]).all():
         return array[..., 0]
-    notes.append("colours turned to grey by luminance: use the instrument's own file if you can")
+    notes.append(
+        "colours were converted to grey by luminance: use the file of the instrument if you can"
+    )
     weights = np.array([0.299, 0.587, 0.114])
     return np.asarray(array @ weights, np.float32)
 
 
 def detector_named(name: str) -> str:
-    """Return the annular detector a channel's name speaks of; empty if none."""
+    """Return the detector in the name of a channel; empty if there is none."""
     match = re.search(r"HAADF|MAADF|LAADF|ADF|ABF|DF\d?|BF", name, re.IGNORECASE)
     return match[0].lower() if match else ""
 
@@ -168,18 +174,18 @@ def detector_named(name: str) -> str:
 def read_npy(path: Path) -> Raw:
     """Read a .npy file; a pickle or a .npz is refused, never opened."""
     mapped = np.lib.format.open_memmap(path, mode="r")
-    check_claim(mapped.shape, mapped.itemsize, path.stat().st_size)
+    check_declared(mapped.shape, mapped.itemsize, path.stat().st_size)
     return Raw(np.array(mapped))
 
 
 def read_png(path: Path) -> Raw:
-    """Read a PNG or JPEG; neither holds a pixel size that means anything."""
+    """Read a PNG or JPEG; neither has a pixel size of the sample."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            check_claim((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
+            check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
             raw = Raw(np.empty(0))
             if image.format == "JPEG":
                 raw.notes.append("JPEG loses detail: counts and positions are approximate")
@@ -199,11 +205,11 @@ def read_tif(path: Path) -> Raw:
         first = series.keyframe
         packed = first.compression != tifffile.COMPRESSION.NONE
         stored = path.stat().st_size
-        check_claim(_frame_axes(series.shape, series.axes), series.dtype.itemsize, stored,
+        check_declared(_frame_axes(series.shape, series.axes), series.dtype.itemsize, stored,
                     RATIO if packed else 1)  # fmt: skip
         segments = zip(first.dataoffsets, first.databytecounts, strict=False)
         if any(offset + count > stored for offset, count in segments):
-            raise ValueError("its pixels lie beyond the end of the file: cut short")
+            raise ValueError("its pixels lie beyond the end of the file: the file is cut short")
         raw = Raw(series.asarray(), notes=_tif_notes(tif, series))
         if "S" in series.axes:
             raw.array = grey(np.moveaxis(raw.array, series.axes.index("S"), -1), raw.notes)
@@ -219,7 +225,7 @@ def _frame_px(series: Any) -> int:
 
 
 def _frame_axes(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
-    """Return a shape whose last two sides are rows and columns, colours counted before them."""
+    """Return the shape with rows and columns last, and colours before them."""
     if "S" not in axes:
         return tuple(shape)
     channel = axes.index("S")
@@ -227,21 +233,21 @@ def _frame_axes(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
 
 
 def _tif_notes(tif: Any, series: Any) -> list[str]:
-    """Return what of a TIFF was chosen, or may mean something else."""
+    """Return notes on what was chosen in a TIFF, or may mean something else."""
     notes = []
     if len(tif.series) > 1:
         shape = " x ".join(map(str, series.shape))
         notes.append(f"{len(tif.series)} images; the largest was taken, {shape}")
     if "C" in series.axes and series.shape[series.axes.index("C")] > 1:
         count = series.shape[series.axes.index("C")]
-        notes.append(f"{count} channels, each taken as a frame: export one detector's by itself")
+        notes.append(f"{count} channels, each taken as a frame: export the channel of one detector")
     if series.keyframe.photometric == 0:
         notes.append("it declares 0 to be white: if atoms are dark, invert it")
     return notes
 
 
 def _tif_pixel_pm(raw: Raw, tif: Any, page: Any) -> None:
-    """Take the first of four conventions that states a pixel size; the others are claims."""
+    """Take the pixel size of the first of four conventions, and note the others."""
     tags = {tag.code: tag.value for tag in page.tags}
     stated: dict[str, float | None] = {}
     if 65009 in tags:  # Gatan's private tags, which HyperSpy writes too
@@ -254,18 +260,20 @@ def _tif_pixel_pm(raw: Raw, tif: Any, page: Any) -> None:
     name = "ImageJ" if unit else "the resolution tags"
     unit = unit or {2: "inch", 3: "cm"}.get(int(tags.get(296, 2)), "")
     edges = [length_pm(1 / n, unit) if n else None for n in per_unit]
-    if name == "the resolution tags" and edges[0] and edges[0] > 1e6:  # above 1 um: a printer's
+    if name == "the resolution tags" and edges[0] and edges[0] > 1e6:  # above 1 um: of a printer
         if not any(stated.values()):
-            raw.notes.append("its resolution tag is a printer's and was not taken as a pixel size")
+            raw.notes.append(
+                "its resolution tag is for a printer and was not taken as a pixel size"
+            )
     else:
         stated[name] = square_pm(edges[0], edges[1], raw.notes)
     known = {who: size for who, size in stated.items() if size}
     raw.pixel_size_pm = next(iter(known.values()), None)
-    raw.claims |= dict(list(known.items())[1:])
+    raw.implied |= dict(list(known.items())[1:])
 
 
 def _tif_fei(raw: Raw, tree: Mapping[str, Any]) -> None:
-    """Map what microscopes of FEI write into a tag of their own."""
+    """Map the tag of FEI microscopes."""
     beam, scan = (tree.get(key) or {} for key in ("Beam", "Scan"))
     found = {
         "optics.beam_kv": (beam.get("HV"), 1e-3),
@@ -276,7 +284,7 @@ def _tif_fei(raw: Raw, tree: Mapping[str, Any]) -> None:
     if raw.pixel_size_pm is None:
         raw.pixel_size_pm = size
     elif size:
-        raw.claims["FEI's tag"] = size
+        raw.implied["FEI's tag"] = size
 
 
 def _ome_pixel_pm(xml: str, notes: list[str]) -> float | None:
@@ -289,7 +297,7 @@ def _ome_pixel_pm(xml: str, notes: list[str]) -> float | None:
 
 
 def _per_unit(value: Any) -> float:
-    """Return pixels per unit from TIFF's fraction; 0 if there is none."""
+    """Return pixels per unit from a fraction of TIFF; 0 if there is none."""
     return value[0] / value[1] if isinstance(value, tuple) and len(value) == 2 and value[1] else 0.0
 
 
@@ -297,7 +305,7 @@ _MRC_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
 
 def read_mrc(path: Path) -> Raw:
-    """Read an MRC file, and Thermo Fisher's extended header where there is one."""
+    """Read an MRC file, and the extended header of Thermo Fisher if there is one."""
     import mrcfile.mrcfile
 
     with path.open("rb") as file:
@@ -308,9 +316,9 @@ def read_mrc(path: Path) -> Raw:
     if mode not in _MRC_BYTES or extended < 0:
         raise ValueError(f"mode {mode} in its header is not one of {sorted(_MRC_BYTES)}")
     stored = path.stat().st_size - 1024 - extended
-    check_claim((sections, rows, columns), _MRC_BYTES[mode], max(stored, 0))
+    check_declared((sections, rows, columns), _MRC_BYTES[mode], max(stored, 0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # permissive mode warns of every oddity; we check ourselves
+        warnings.simplefilter("ignore")  # permissive mode warns often; the checks are ours
         with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
             raw = Raw(np.array(mrc.data))
             edges = [length_pm(mrc.voxel_size[axis], "A") for axis in "yx"]
@@ -322,18 +330,18 @@ def read_mrc(path: Path) -> Raw:
     return raw
 
 
-def _claim_fei(raw: Raw, number: Mapping[str, float]) -> None:
-    """Claim the pixel sizes that the extended header states beside the main one's."""
+def _implied_by_fei(raw: Raw, number: Mapping[str, float]) -> None:
+    """Add the pixel sizes that the extended header implies."""
     size = length_pm(number.get("Pixel size X"), "m")
     if raw.pixel_size_pm is None:
         raw.pixel_size_pm = size
     elif size:
-        raw.claims["the extended header"] = size
+        raw.implied["the extended header"] = size
     width = number.get("Scan size right", 0.0) - number.get("Scan size left", 0.0)
     is_whole = not number.get("Scan size left") and not number.get("Scan size top")
     field = number.get("Full scan FOV X", 0.0)
-    if is_whole and width > 0 and (claim := length_pm(field / width, "m")):
-        raw.claims["the field of view"] = claim
+    if is_whole and width > 0 and (size := length_pm(field / width, "m")):
+        raw.implied["the field of view"] = size
 
 
 def _read_fei(raw: Raw, fields: Mapping[str, Any]) -> None:
@@ -342,11 +350,11 @@ def _read_fei(raw: Raw, fields: Mapping[str, Any]) -> None:
     is_scanning = number.get("Instrument mode") == 2
     detector = bytes(fields.get("STEM Detector name" if is_scanning else "Camera name", b""))
     raw.modality = detector.decode("ascii", "replace").strip("\0 ") if is_scanning else "tem"
-    _claim_fei(raw, number)
+    _implied_by_fei(raw, number)
     found = {
         "optics.beam_kv": (number.get("HT"), 1e-3),
         "optics.convergence_mrad": (number.get("Convergence angle"), 1e3),
-        # Thermo Fisher counts overfocus positive, we underfocus.
+        # Overfocus is positive in files of Thermo Fisher, negative here.
         "optics.defocus_nm": (number.get("STEM Defocus" if is_scanning else "Defocus"), -1e9),
         "scan.dwell_us": (number.get("Dwell time") if is_scanning else None, 1e6),
     }

@@ -1,6 +1,7 @@
-"""What a file and its reader's caller say of the condition, brought together; never averaged.
+"""The condition of a frame, from its file and from the caller.
 
-One number is taken, in a fixed order, and every other that differs is told beside it.
+Of several numbers one is taken, in a fixed order; numbers are never averaged. A note says which
+other numbers differ.
 """
 
 import re
@@ -13,9 +14,9 @@ from manybeam.data.io.formats import Raw
 from manybeam.errors import InvalidInput
 from manybeam.spec.imaging import Condition, Imaging
 
-SAME = 0.01  # relative difference of two numbers that say the same
-SAME_CLAIM = 0.02  # and of two pixel sizes in one file, one of them often rounded
-SAME_DOSE = 0.2  # and of two doses: currents are known to a few per cent
+SAME = 0.01  # largest relative difference of two equal numbers
+SAME_SIZE = 0.02  # the same for two pixel sizes in one file, because one is often rounded
+SAME_DOSE = 0.2  # the same for two doses: currents are known to a few per cent
 LOOSELY = {"dose_e_per_a2": SAME_DOSE, "optics.beam_current_pa": SAME_DOSE}
 ELECTRON_PA_US = 0.1602176634  # charge of the electron in pA us: 1.602e-19 C
 
@@ -36,18 +37,18 @@ def settle_pixel_size(
 ) -> float | None:
     """Return the pixel size that counts (pm), and note every contradiction.
 
-    The caller's counts before the file's, the file's calibration before what else the file
-    implies (field of view, a second header), that before the condition's.
+    The order is: size of the caller, calibration of the file, sizes that other parts of the file
+    imply (field of view, a second header), size of the condition.
 
     Raises:
-        InvalidInput: the caller's is no size that a condition may have.
+        InvalidInput: the size of the caller is out of bounds.
     """
     low, high, unit = _bounds()["scan.pixel_size_pm"]
     if given is not None and not low <= given <= high:
         raise InvalidInput(
             f"pixel size {given!r} pm is not from {low:g} to {high:g} {unit}",
             "it is the edge of a pixel in picometres",
-            "a 1024 px frame 8 nm wide has 7.8",
+            "correct it (a 1024 px frame 8 nm wide has 7.8)",
         )
     filed = _filed(raw, notes)
     if filed is not None and not low <= filed <= high:
@@ -73,16 +74,16 @@ def _outside(path: str, value: float) -> str:
 
 
 def _filed(raw: Raw, notes: list[str]) -> float | None:
-    """Return the file's own pixel size, and tell what else in the file contradicts it."""
-    claims = {who: size for who, size in raw.claims.items() if size > 0}
+    """Return the pixel size of the file, and note what else in the file contradicts it."""
+    implied = {who: size for who, size in raw.implied.items() if size > 0}
     if raw.pixel_size_pm is None and any("not square" in note for note in notes):
         return None
     size, source = raw.pixel_size_pm, "its calibration"
-    if size is None and claims:
-        source, size = next(iter(claims.items()))
+    if size is None and implied:
+        source, size = next(iter(implied.items()))
         notes.append(f"the pixel size, {size:.6g} pm, is from {source}")
-    for who, other in claims.items():
-        if size is not None and abs(other - size) > SAME_CLAIM * size:
+    for who, other in implied.items():
+        if size is not None and abs(other - size) > SAME_SIZE * size:
             notes.append(
                 f"two pixel sizes: {source} says {size:.6g} pm, {who} {other:.6g} pm: "
                 f"{size:.6g} was taken"
@@ -98,7 +99,7 @@ def settle_condition(
     given: Condition | None,
     notes: list[str],
 ) -> Condition:
-    """Return the measured condition: the caller's words first, the file's where they are silent."""
+    """Return the measured condition: values of the caller, and of the file for the others."""
     known: dict[str, Any] = given.model_dump(exclude_none=True) if given else _named(raw, path)
     bounds = _bounds()
     found = dict(raw.values) | ({"scan.pixel_size_pm": pixel_size_pm} if pixel_size_pm else {})
@@ -120,32 +121,32 @@ def settle_condition(
 
 
 def with_inferred_size(
-    condition: Condition, told: str, pixel_size_pm: float, notes: list[str]
+    condition: Condition, inferred: str, pixel_size_pm: float, notes: list[str]
 ) -> Condition:
     """Return a measured condition whose pixel size was inferred, and the dose that follows.
 
     Args:
         condition: without a pixel size.
-        told: what was inferred, with its error, for the title.
+        inferred: the inferred size with its error, as text for the title.
         pixel_size_pm: edge of a pixel.
-        notes: gets where the dose is from.
+        notes: receives the origin of the dose.
     """
     known = condition.model_dump(exclude_none=True)
     known["scan"]["pixel_size_pm"] = pixel_size_pm
     _settle_dose(known, _bounds()["dose_e_per_a2"][:2], notes)
-    trace = f"pixel size inferred: {told}"
+    trace = f"pixel size inferred: {inferred}"
     title = f"{condition.title[: 198 - len(trace)]}; {trace}" if condition.title else trace
     return Condition.model_validate(known | {"origin": "inferred", "title": title})
 
 
 def check_one_condition(known: Mapping[str, Imaging]) -> None:
-    """Refuse conditions that state one quantity differently; what one leaves open is no fault.
+    """Refuse conditions with different values of one quantity; unknown values are allowed.
 
     Args:
-        known: a condition by the name of the file that states it.
+        known: conditions by the name of their file.
 
     Raises:
-        InvalidInput: two differ, which names the quantity and both numbers.
+        InvalidInput: two differ; the message has the quantity and both numbers.
     """
     first: dict[str, tuple[str, float]] = {}
     for who, imaging in known.items():
@@ -157,12 +158,12 @@ def check_one_condition(known: Mapping[str, Imaging]) -> None:
                 raise InvalidInput(
                     f"{path}: {its:.6g} of {other}, {value:.6g} of {who}",
                     "one set of frames has one condition",
-                    "take each kind by itself, or say with --condition which one counts",
+                    "use the files of each condition separately, or pass --condition",
                 )
 
 
 def _settle_detector(known: dict[str, Any], given: Condition | None, notes: list[str]) -> None:
-    """Leave open what makes no ring: the file's angle beside one of the caller's, else both."""
+    """Drop angles that make no ring: that of the file if the caller gave the other, else both."""
     ring = known.get("detector", {})
     names = ("detector_inner_mrad", "detector_outer_mrad")
     inner, outer = (ring.get(name) for name in names)
@@ -170,17 +171,17 @@ def _settle_detector(known: dict[str, Any], given: Condition | None, notes: list
         return
     filed = [name for name in names if given is None or getattr(given.detector, name) is None]
     dropped = filed if len(filed) == 1 else list(names)
-    told = "both" if len(dropped) == 2 else dropped[0]
+    which = "both" if len(dropped) == 2 else dropped[0]
     notes.append(
         f"detector_inner_mrad {inner:.6g} is not below detector_outer_mrad {outer:.6g}: "
-        f"{told} left unknown"
+        f"{which} left unknown"
     )
     for name in dropped:
         del ring[name]
 
 
 def _settle_dose(known: dict[str, Any], limits: tuple[float, float], notes: list[str]) -> None:
-    """Derive the dose from current, dwell time and pixel size, or hold a stated one against it."""
+    """Derive the dose from current, dwell time and pixel size, or check the stated one."""
     current = known.get("optics", {}).get("beam_current_pa")
     dwell, size = (known["scan"].get(name) for name in ("dwell_us", "pixel_size_pm"))
     if not (current and dwell and size):
@@ -210,7 +211,7 @@ def _named(raw: Raw, path: Path) -> dict[str, Any]:
 
 
 def _bounds() -> dict[str, tuple[float, float, str]]:
-    """Return what each quantity of a condition may be, by its dotted path."""
+    """Return the bounds and the unit of each quantity of a condition, by its dotted path."""
     found = {}
     groups = {name: info.annotation for name, info in Condition.model_fields.items()}
     for group, kind in {"": Condition, **groups}.items():

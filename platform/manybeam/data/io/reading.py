@@ -1,7 +1,7 @@
-"""Frames that come from an instrument's file, and what makes an array a frame at all.
+"""Frames from files of instruments, and the checks of an array that is to be a frame.
 
-`read_frames` turns any file we know into frames, pixel size in pm and a measured Condition;
-`check_frame` is the one gate every frame passes, from a file or through the service.
+`read_frames` reads frames, pixel size in pm and a measured Condition from a file. Every frame, from
+a file or through the service, passes `check_frame`.
 
 Axis letters: n frame, y row, x column.
 """
@@ -47,8 +47,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".emi": ("TIA experiment", vendors.read_emi),
 }
 
-LEAST_STEP = 1e-3  # of a frame's contrast, which float32 has to resolve
-# First bytes -> suffix, to say what a wrongly named file really is.
+LEAST_STEP = 1e-3  # share of the contrast of a frame that float32 must resolve
+# First bytes -> suffix, to recognise a file with a wrong name.
 _MAGIC = {
     b"\x93NUMPY": ".npy",
     b"\x89PNG": ".png",
@@ -61,7 +61,7 @@ _MAGIC = {
     b"II\x97\x01": ".ser",
 }
 
-# What the libraries raise on damaged files; anything else is a fault of ours and must be seen.
+# Errors of the libraries on damaged files; any other is a fault of ours and is not caught.
 _LIBRARY_FAULTS = (
     ArithmeticError,
     AssertionError,
@@ -71,7 +71,7 @@ _LIBRARY_FAULTS = (
     MemoryError,
     OSError,
     RuntimeError,
-    SyntaxError,  # Pillow's word for a broken PNG
+    SyntaxError,  # of Pillow, for a damaged PNG
     TypeError,
     ValueError,
     *formats.FAULTS,
@@ -80,14 +80,14 @@ _LIBRARY_FAULTS = (
 
 @dataclass(frozen=True)
 class FrameFile:
-    """What one file holds.
+    """The content of one file.
 
     Attributes:
         frame: float32 (y, x), or a stack (n, y, x).
-        pixel_size_pm: edge of a pixel; None if neither file nor caller says.
-        condition: what the instrument recorded; what it did not is unknown (None).
+        pixel_size_pm: edge of a pixel; None if neither file nor caller gives it.
+        condition: settings that the instrument recorded; others are unknown (None).
         source: the file.
-        notes: what was chosen, converted, filled or contradicted, a sentence each.
+        notes: sentences on what was chosen, converted or filled, and on contradictions.
     """
 
     frame: Pixels
@@ -100,12 +100,12 @@ class FrameFile:
 def read_frames(
     path: Path | str, *, pixel_size_pm: float | None = None, condition: Condition | None = None
 ) -> FrameFile:
-    """Return the frame, or the stack, that a file holds.
+    """Return the frame, or the stack, of a file.
 
-    Of several images the recorded one is taken, never a thumbnail; the notes say which. Pixel
-    size: the caller's, else the file's, else the condition's; a contradiction is noted with both
-    numbers, never averaged. A dose is derived from current, dwell time and pixel size where none
-    is stated. Which format tells what:
+    Of several images the recorded one is taken, never a thumbnail; the notes say which. The pixel
+    size is that of the caller, else of the file, else of the condition. Contradictions are noted
+    with both numbers; numbers are never averaged. If no dose is given, it is derived from current,
+    dwell time and pixel size. What is read from each format:
 
     | format | read |
     |---|---|
@@ -119,15 +119,15 @@ def read_frames(
 
     Args:
         path: tif, npy, png, jpg, mrc, dm3, dm4, emd, ser or emi; the suffix decides.
-        pixel_size_pm: edge of a pixel, where the caller knows better than the file.
-        condition: what the caller knows of the instrument; the file fills in what it leaves open.
+        pixel_size_pm: edge of a pixel; it replaces that of the file.
+        condition: known settings of the instrument; unknown ones are taken from the file.
 
     Raises:
-        NotFound: no such file.
-        UnsupportedMedia: a suffix we do not read.
-        UnreadableFile: not what its name promises, cut short, or it holds no image.
-        InvalidFrame: an image, but empty of information: constant, or nothing but NaN.
-        TooLarge: more pixels than `max_frame_px`.
+        NotFound: there is no such file.
+        UnsupportedMedia: the suffix is not supported.
+        UnreadableFile: the file is of another format, is cut short, or has no image.
+        InvalidFrame: the image is constant, or all its pixels are NaN.
+        TooLarge: it has more pixels than `max_frame_px`.
     """
     path = Path(path)
     raw = _read(path)
@@ -142,14 +142,14 @@ def check_frame(array: ArrayLike) -> Pixels:
     """Return the array as a frame: float32, C-contiguous, finite; the same object if it is one.
 
     Raises:
-        InvalidFrame: not two axes, empty, complex, constant, or without a single finite pixel.
-        TooLarge: more pixels than `max_frame_px`.
+        InvalidFrame: it has not two axes, is empty, complex or constant, or has no finite pixel.
+        TooLarge: it has more pixels than `max_frame_px`.
     """
     return inspect_frame(array)[0]
 
 
 def inspect_frame(array: ArrayLike) -> tuple[Pixels, tuple[str, ...]]:
-    """Return `check_frame`'s frame, and what had to be done to it."""
+    """Return the frame as `check_frame` does, and notes on its changes."""
     values = _numbers(array)
     _check_shape(values.shape)
     values, notes = _without_offset(values)
@@ -163,8 +163,8 @@ def inspect_frame(array: ArrayLike) -> tuple[Pixels, tuple[str, ...]]:
     if low == high:
         raise InvalidFrame(
             f"every pixel of the {_sides(frame.shape)} frame is {low:g}",
-            "a frame needs contrast to hold atoms",
-            "check detector, shutter and the file's right channel",
+            "a frame needs contrast",
+            "check detector, shutter and the channel of the file",
         )
     return frame, notes
 
@@ -172,12 +172,12 @@ def inspect_frame(array: ArrayLike) -> tuple[Pixels, tuple[str, ...]]:
 def read_truth_csv(path: Path | str) -> Pixels:
     """Return (k, 3) y, x, class from a table with columns X and Y, in pixels.
 
-    Other columns, such as an index, are passed over; a column named class or Z gives the atomic
-    number, else it is 0, not determined. A table without rows is a frame without atoms.
+    Other columns, such as an index, are ignored. A column named class or Z gives the atomic number;
+    without it the class is 0, unknown. A table without rows is a frame without atoms.
 
     Raises:
-        NotFound: no such file.
-        UnreadableFile: no such columns, or a cell that is no number; the line is named.
+        NotFound: there is no such file.
+        UnreadableFile: columns are missing, or a cell is not a number; the message names the line.
     """
     path = _existing(Path(path))
     try:
@@ -196,12 +196,12 @@ def read_truth_csv(path: Path | str) -> Pixels:
 
 
 def _read(path: Path) -> Raw:
-    """Return what the reader of this suffix finds, every fault told as one of ours."""
+    """Return the content that the reader of this suffix finds; every fault becomes one of ours."""
     _existing(path)
     if path.suffix.lower() not in READERS:
         raise UnsupportedMedia(
-            f"{path}: files named {path.suffix or 'without suffix'} are not read",
-            f"read are {', '.join(READERS)}",
+            f"{path}: files {path.suffix or 'without suffix'} cannot be read",
+            f"supported are {', '.join(READERS)}",
             "export the frame as .tif or .npy",
         )
     name, reader = READERS[path.suffix.lower()]
@@ -220,21 +220,21 @@ def _read(path: Path) -> Raw:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise NotFound(f"no file {path}", "", f"ls {path.parent}")
+        raise NotFound(f"there is no file {path}", "", f"ls {path.parent}")
     if not path.is_file():
-        raise _unreadable(path, "a file", "it is a folder", "name the files in it")
+        raise _unreadable(path, "a file", "it is a folder", "give the files in it")
     if path.stat().st_size == 0:
         raise _unreadable(path, "a frame", "it is empty", "copy it again from the instrument")
     return path
 
 
 def _unreadable(path: Path, name: str, why: str, hint: str = "") -> UnreadableFile:
-    """Return the error, naming what the content looks like if that is something else."""
+    """Return the error; if the content looks like another format, the hint says so."""
     if not hint:
         with path.open("rb") as file:
             start = file.read(8)
         looks = next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), "")
-        hint = "copy it again, or open it where it was recorded and export it as .tif"
+        hint = "copy it again, or open it in the program that recorded it and export it as .tif"
         if looks and looks != path.suffix.lower():
             hint = f"its content looks like {looks}: rename it"
     return UnreadableFile(f"{path} cannot be read as {name}", " ".join(why.split())[:300], hint)
@@ -248,7 +248,7 @@ def _check_images(raw: Raw, path: Path) -> Pixels:
     if array.ndim not in (2, 3):
         kind = "a spectrum or a profile" if array.ndim < 2 else "a scan of patterns or spectra"
         raise _unreadable(
-            path, "a frame", f"it holds {kind} of shape {array.shape}", "give an image or a stack"
+            path, "a frame", f"it has {kind} of shape {array.shape}", "give an image or a stack"
         )
     frames = []
     for index, image in enumerate(array if array.ndim == 3 else [array]):
@@ -271,12 +271,12 @@ def _numbers(array: ArrayLike) -> NDArray[np.generic]:
     if values.dtype.kind == "c":
         raise InvalidFrame(
             f"a frame of complex numbers ({values.dtype})",
-            "a frame holds what a detector counted: real numbers",
-            "give its modulus, or the frame it was transformed from",
+            "a frame has real numbers, as counted by a detector",
+            "give its modulus, or the frame before its transform",
         )
     if values.dtype.kind not in "buif":
         raise InvalidFrame(
-            f"a frame of {values.dtype}", "a frame holds bool, integer or floating-point numbers"
+            f"a frame of {values.dtype}", "a frame has bool, integer or floating-point numbers"
         )
     return values
 
@@ -301,7 +301,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 
 def _without_offset(values: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Return the pixels without an offset in which a float32 would lose their contrast."""
+    """Return the pixels without an offset that is too large for float32."""
     if values.dtype.itemsize <= 2 or values.dtype == np.float32:
         return values, ()
     low, high = values.min(), values.max()
@@ -310,7 +310,7 @@ def _without_offset(values: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]
     largest, spread = max(abs(float(low)), abs(float(high))), float(high) - float(low)
     if not spread or largest * float(np.finfo(np.float32).eps) <= LEAST_STEP * spread:
         return values, ()
-    note = f"{float(low):.9g} was taken off every pixel: a float32 does not hold their contrast"
+    note = f"{float(low):.9g} was subtracted from every pixel: float32 cannot hold their contrast"
     return values - low, (note,)
 
 
@@ -320,12 +320,12 @@ def _filled(frame: Pixels, values: NDArray[np.generic]) -> tuple[Pixels, tuple[s
     if not good.any():
         raise InvalidFrame(
             f"no finite pixel in the {_sides(frame.shape)} frame of {values.dtype}",
-            "a frame may miss single pixels, not all of them",
+            "single pixels may be missing, but not all",
             "record or export it again",
         )
     bad_count = int(good.size - good.sum())
     filled = np.where(good, frame, np.median(frame[good]))
-    return filled, (f"{bad_count} pixels were NaN or infinite and got the median",)
+    return filled, (f"{bad_count} pixels were NaN or infinite and were set to the median",)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

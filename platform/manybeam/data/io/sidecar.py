@@ -1,7 +1,7 @@
-"""A JSON file beside a frame, FRAME.json beside FRAME.npy: what was written down of the microscope.
+"""A JSON file beside a frame (FRAME.json beside FRAME.npy) with settings of the microscope.
 
-Everybody's tree differs, so it is names that are looked for, at any depth, and units that decide:
-"voltage": "60 kV" and "EHT": 60000 mean the same. A name stated twice with two values is told.
+The trees of such files differ. So names are searched at any depth, and units decide: "voltage":
+"60 kV" and "EHT": 60000 mean the same. If a name occurs twice with two values, a note says so.
 """
 
 import json
@@ -47,17 +47,17 @@ NAMES: dict[str, tuple[str, str, float]] = {
     **dict.fromkeys(("fov", "fieldofview", "fovx", "fieldofviewx"), (FIELD_OF_VIEW, "", 1)),
     **dict.fromkeys(("fovy", "fieldofviewy"), (FIELD_OF_VIEW + " y", "", 1)),
 }  # fmt: skip
-# HyperSpy's tree states no units; its manual does, and two differ from what others mean.
+# The tree of HyperSpy has no units. They are in its manual, and two differ from those of others.
 _HYPERSPY = "Acquisition_instrument"
 _HYPERSPY_UNITS = {"beam_current": "nA", "dwell_time": "s"}
-_KINDS = ("experimenttype", "modality", "detector", "detectorname")  # what names the imaging
+_KINDS = ("experimenttype", "modality", "detector", "detectorname")  # names of the kind of imaging
 _SUFFIX = re.compile(r"[_ (\[]+(kv|v|kev|mrad|rad|pa|na|nm|pm|um|us|ms|ns|s|m|a)[)\]]?$", re.I)
 
 
 def add_sidecar(raw: Raw, path: Path) -> None:
-    """Add what FRAME.json says; what the frame's own file says counts first, a difference is told.
+    """Add the values of FRAME.json; those of the file of the frame come first, with a note.
 
-    A sidecar that is no JSON is passed over with a note: the frame is whole without it.
+    If the sidecar is not JSON, it is ignored with a note, because the frame is whole without it.
     """
     beside = path.with_suffix(".json")
     if beside == path or not beside.is_file():
@@ -67,13 +67,13 @@ def add_sidecar(raw: Raw, path: Path) -> None:
             raise ValueError(f"larger than {MOST_BYTES} bytes")
         tree = json.loads(beside.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raw.notes.append(f"{beside.name} was passed over: {error}")
+        raw.notes.append(f"{beside.name} was ignored: {error}")
         return
     add_tree(raw, tree, beside.name)
 
 
 def add_tree(raw: Raw, tree: object, source: str) -> None:
-    """Add what a tree of names and values says; `source` is named where it is contradicted."""
+    """Add the values of a tree of names; notes on contradictions name the `source`."""
     found: dict[str, float] = {}
     for leaf in _leaves(tree):
         _take(found, raw, source, leaf)
@@ -83,9 +83,9 @@ def add_tree(raw: Raw, tree: object, source: str) -> None:
 def _leaves(
     tree: Any, depth: int = 0, usual: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[str, Any, str]]:
-    """Yield (name, value, unit) of every number and text, the unit where a neighbour states it.
+    """Yield (name, value, unit) of every number and text; the unit may be in another entry.
 
-    `usual` has the units of the program whose tree this is, by name.
+    `usual` has the units of the program that wrote the tree, by name.
     """
     if isinstance(tree, dict) and depth < 20:
         for key, value in tree.items():
@@ -96,7 +96,7 @@ def _leaves(
             elif isinstance(value, dict | list):
                 inside = list(_leaves(value, depth + 1, units))
                 yield from inside
-                # A known name over nothing known is not understood, which must be told.
+                # A known name without a known entry is not understood; a note must say so.
                 if _plain(key) in NAMES and not any(_plain(name) in NAMES for name, *_ in inside):
                     yield str(key), value, ""
             else:
@@ -107,21 +107,21 @@ def _leaves(
 
 
 def _plain(key: object) -> str:
-    """Return a name as `NAMES` has it: without unit, case, sign and blank."""
+    """Return a name in the form of `NAMES`: without unit, case, sign and blank."""
     name = str(key)
     suffix = _SUFFIX.search(name)
     return re.sub(r"[^a-z0-9]", "", (name[: suffix.start()] if suffix else name).lower())
 
 
 def _unit_beside(group: dict[str, Any], key: str) -> str:
-    """Return what KEY_unit(s) says, or the unit of a pair KEY_x and KEY_y."""
+    """Return the value of KEY_unit or KEY_units, also for a pair KEY_x and KEY_y."""
     stems = [key, re.sub(r"_[xy]$", "", key)]
     names = [f"{stem}_{word}" for stem in stems for word in ("units", "unit")]
     return next((str(group[name]) for name in names if name in group), "")
 
 
 def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, str]) -> None:
-    """Read one name; of two statements the first counts and the difference is told."""
+    """Read one entry; of two values the first counts, and a note gives both."""
     key, value, unit = leaf
     suffix, name = _SUFFIX.search(key), _plain(key)
     if name in ("materialtype", "material", "specimen") and isinstance(value, str):
@@ -145,16 +145,16 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
 
 
 def _add(raw: Raw, found: dict[str, float], file: str) -> None:
-    """Put the numbers where the file's own left room, and its pixel sizes among the claims."""
+    """Add numbers that the file of the frame does not have, and implied pixel sizes."""
     rows, columns = raw.array.shape[-2:] if raw.array.ndim >= 2 else (0, 0)
     edge_pm = square_pm(found.pop(PIXEL_SIZE + " y", None), found.pop(PIXEL_SIZE, None), raw.notes)
     if edge_pm is not None:
-        raw.claims[file] = edge_pm
+        raw.implied[file] = edge_pm
     for field, number in found.items():
         if field == FIELD_OF_VIEW and columns:
-            raw.claims[f"the field of view in {file}"] = number / columns
+            raw.implied[f"the field of view in {file}"] = number / columns
         elif field.startswith(FIELD_OF_VIEW) and rows:
-            raw.claims[f"the field of view along y in {file}"] = number / rows
+            raw.implied[f"the field of view along y in {file}"] = number / rows
         elif field in OURS and number:
             known = raw.values.setdefault(field, number)
             if abs(known - number) > 0.01 * abs(known):

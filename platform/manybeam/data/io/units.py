@@ -1,7 +1,7 @@
-"""Numbers with the unit a file wrote them in, turned into ours.
+"""Numbers with the unit of a file, converted to ours.
 
-A letter means what the quantity makes of it: A is an ångström of a length and an ampere of a
-current. A unit that does not belong to the quantity is a fault, not a guess.
+The meaning of a letter depends on the quantity: A is an ångström for a length and an ampere for a
+current. A unit that does not belong to the quantity is a fault; it is not guessed.
 """
 
 import re
@@ -26,8 +26,8 @@ _OF: Mapping[str, Mapping[str, float]] = {
     "px": {"px": 1.0, "pixel": 1.0, "pixels": 1.0},
     "1": {"1": 1.0},
 }
-FIELD_OF_VIEW = "field of view"  # no quantity of a condition, but told in files
-# Quantities that files state -> the unit a condition has them in.
+FIELD_OF_VIEW = "field of view"  # not a quantity of a condition, but in files
+# Quantities in files -> their unit in a condition.
 OURS = {
     "optics.beam_kv": "kV", "optics.convergence_mrad": "mrad", "optics.beam_current_pa": "pA",
     "optics.defocus_nm": "nm", "optics.cs_um": "um", "optics.astigmatism_nm": "nm",
@@ -39,7 +39,7 @@ _MEASURE = re.compile(r"\s*([-+]?[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
 
 
 def plain_unit(unit: str) -> str:
-    """Return a unit as our tables write it.
+    """Return a unit in the form of our tables.
 
     Example:
         >>> plain_unit("[_n_m]"), plain_unit("Å"), plain_unit("e-/Å²")
@@ -54,7 +54,7 @@ def plain_unit(unit: str) -> str:
 
 
 def factor(unit: str, ours: str) -> float | None:
-    """Return what a number in `unit` is multiplied by to be in ours; None if it does not fit.
+    """Return the factor from `unit` to our unit; None if it does not belong to the quantity.
 
     Example:
         >>> factor("A", "pm"), factor("A", "pA"), factor("s", "kV")
@@ -64,7 +64,7 @@ def factor(unit: str, ours: str) -> float | None:
 
 
 def measure(value: object, unit: str, ours: str) -> float | None:
-    """Return a number in our unit; None where the file leaves number or unit open.
+    """Return a number in our unit; None if the file does not give number or unit.
 
     Args:
         value: a number, or a number with its unit in one text: "60 kV".

@@ -1,7 +1,7 @@
 """Instrument formats: DigitalMicrograph (dm3, dm4) and TIA (ser, emi).
 
-They are read here, byte by byte against the size of the file, because a header that lies
-must end in a sentence and not in a full memory. Each reader returns a `formats.Raw`.
+They are read here, and every length is compared with the size of the file: a wrong header must
+cause an error message, not a full memory. Each reader returns a `formats.Raw`.
 
 Axis letters: n frame, y row, x column.
 """
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from manybeam.data.io.dmtags import Block, read_tags
+from manybeam.data.io.dmtags import TagArray, read_tags
 from manybeam.data.io.formats import (
     Array,
     Raw,
     as_number,
     as_values,
-    check_claim,
+    check_declared,
     detector_named,
     grey,
     length_pm,
@@ -30,20 +30,20 @@ from manybeam.data.io.formats import (
 )
 from manybeam.data.io.units import OURS, measure
 
-# DigitalMicrograph's image types -> NumPy; 23 is colour, packed; 3 and 13 are complex.
+# Image types of DigitalMicrograph -> NumPy; 23 is packed colour; 3 and 13 are complex.
 _DM_TYPES = {1: "i2", 2: "f4", 6: "u1", 7: "i4", 9: "i1", 10: "u2", 11: "u4", 12: "f8", 14: "u1"}
 _DM_COLOUR = 23
 
 
 def read_dm(path: Path) -> Raw:
-    """Read the recorded image of a DM3 or DM4 file: the largest that is no thumbnail."""
+    """Read the recorded image of a DM3 or DM4 file: the largest that is not a thumbnail."""
     tags = read_tags(path)
     entries = [entry for entry in tags.get("ImageList", {}).values() if "ImageData" in entry]
     if len(entries) > 1 and entries[0]["ImageData"].get("DataType") == _DM_COLOUR:
         entries = entries[1:]  # the thumbnail
     usable = [entry for entry in entries if _dm_is_image(entry["ImageData"])]
     if not usable:
-        raise ValueError("it holds no image of real numbers (tags, spectra or a transform only)")
+        raise ValueError("it has no image of real numbers (only tags, spectra or a transform)")
     entry = max(usable, key=lambda entry: entry["ImageData"]["Data"].count)
     data = entry["ImageData"]
     sides = [int(side) for side in data["Dimensions"].values()]
@@ -63,23 +63,25 @@ def read_dm(path: Path) -> Raw:
 def _dm_is_image(data: Mapping[str, Any]) -> bool:
     known = data.get("DataType") in _DM_TYPES or data.get("DataType") == _DM_COLOUR
     sides = list(data.get("Dimensions", {}).values())
-    return known and isinstance(data.get("Data"), Block) and len(sides) > 1 and min(sides[:2]) > 1
+    return (
+        known and isinstance(data.get("Data"), TagArray) and len(sides) > 1 and min(sides[:2]) > 1
+    )
 
 
 def _dm_array(path: Path, data: Mapping[str, Any], shape: list[int]) -> Array:
     """Return the pixels of one image; colours get a last axis of blue, green, red, opacity."""
-    block: Block = data["Data"]
+    block: TagArray = data["Data"]
     colour = data["DataType"] == _DM_COLOUR
     dtype = np.dtype("u1" if colour else _DM_TYPES[data["DataType"]]).newbyteorder(block.order)
     if colour:
         shape = [*shape, 4]
-    check_claim(tuple(shape[:-1] if colour else shape), dtype.itemsize, block.byte_count)
+    check_declared(tuple(shape[:-1] if colour else shape), dtype.itemsize, block.byte_count)
     pixels = np.fromfile(path, dtype, count=int(np.prod(shape)), offset=block.offset)
     return pixels.reshape(shape)[..., [2, 1, 0, 3]] if colour else pixels.reshape(shape)
 
 
 def _dm_metadata(raw: Raw, tags: Mapping[str, Any]) -> None:
-    """Map Gatan's tags; zero means that nobody told the program."""
+    """Map the tags of Gatan; zero means that a value was not entered."""
     scope, scan = _deep(tags, "Microscope Info"), _deep(tags, "DigiScan")
     spectrum = _deep(tags, "Experimental Conditions") or _deep(tags, "EELS")
     found = {
@@ -101,16 +103,17 @@ def _dm_metadata(raw: Raw, tags: Mapping[str, Any]) -> None:
 
 
 def _dm_field_of_view(raw: Raw, scope: Mapping[str, Any], scan: Mapping[str, Any]) -> None:
-    """Claim the pixel size that the field of view implies, of the whole scan or of what is left.
+    """Add the pixel size that the field of view implies.
 
-    A frame may have been cropped since (the scan's width counts) or binned (the frame's does).
+    If the frame was cropped, the width of the scan counts; if it was binned, that of the frame. The
+    nearer of both is taken.
     """
     width = next((v for k, v in scope.items() if k.startswith("Field of View")), 0.0)
     sides = [as_number(scan.get("Image Width")), raw.array.shape[-1]]
     sizes = [size for side in sides if side and (size := length_pm(width / side, "um"))]
     if sizes:
         near = raw.pixel_size_pm or sizes[0]
-        raw.claims["the field of view"] = min(sizes, key=lambda size: abs(size - near))
+        raw.implied["the field of view"] = min(sizes, key=lambda size: abs(size - near))
 
 
 def _deep(tags: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -127,7 +130,7 @@ _SER_TYPES = ["", "u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8", "c8", "c16"]
 
 
 def read_ser(path: Path) -> Raw:
-    """Read a TIA series, and the experiment file (.emi) beside it where there is one."""
+    """Read a TIA series, and the experiment file (.emi) beside it if there is one."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         raw = _ser_images(memory)
     emi = path.with_name(re.sub(r"_\d+$", "", path.stem) + ".emi")
@@ -137,14 +140,14 @@ def read_ser(path: Path) -> Raw:
 
 
 def read_emi(path: Path) -> Raw:
-    """Read the frames that belong to a TIA experiment: they lie in the .ser files beside it."""
+    """Read the frames of a TIA experiment, which are in the .ser files beside it."""
     with path.open("rb") as file:
         if file.read(2) != b"JK":
-            raise ValueError("it does not start as a TIA experiment does")
+            raise ValueError("it does not start like a TIA experiment")
     _emi_text(path)
     beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}_*.ser"))
     if not beside:
-        raise ValueError(f"its frames belong into {path.stem}_1.ser beside it, which is missing")
+        raise ValueError(f"its frames are in {path.stem}_1.ser beside it, which is missing")
     raw = read_ser(beside[0])
     if len(beside) > 1:
         raw.notes.append(f"{len(beside)} series beside it; {beside[0].name} was taken")
@@ -152,12 +155,12 @@ def read_emi(path: Path) -> Raw:
 
 
 def _ser_images(memory: mmap.mmap) -> Raw:
-    """Return every image of a series, which must be alike."""
+    """Return all images of a series, which must have one shape."""
     order, series, version, kind = struct.unpack_from("<3Hi", memory)
     if (order, series) != (0x4949, 0x0197) or version not in (0x0210, 0x0220):
-        raise ValueError("it does not start as a TIA series does")
+        raise ValueError("it does not start like a TIA series")
     if kind != 0x4122:
-        raise ValueError("it holds spectra or profiles, no images")
+        raise ValueError("it has spectra or profiles, but no images")
     wide = version == 0x0220
     count = struct.unpack_from("<i", memory, 18)[0]
     table = struct.unpack_from("<q" if wide else "<i", memory, 22)[0]
@@ -166,7 +169,7 @@ def _ser_images(memory: mmap.mmap) -> Raw:
     offsets = struct.unpack_from(f"<{count}{'q' if wide else 'i'}", memory, table)
     images = [_ser_image(memory, offset) for offset in offsets]
     if len({image.array.shape for image in images}) > 1:
-        raise ValueError("its images differ in shape: export them one by one")
+        raise ValueError("its images have different shapes: export them one by one")
     raw = images[0]
     raw.array = np.stack([image.array for image in images])
     return raw
@@ -179,7 +182,7 @@ def _ser_image(memory: mmap.mmap, offset: int) -> Raw:
     if not 0 < code < len(_SER_TYPES):
         raise ValueError(f"data type {code} in its header is not one of 1 to {len(_SER_TYPES) - 1}")
     dtype = np.dtype(f"<{_SER_TYPES[code]}")
-    check_claim((rows, columns), dtype.itemsize, len(memory) - offset - 50)
+    check_declared((rows, columns), dtype.itemsize, len(memory) - offset - 50)
     start = offset + 50
     pixels = np.frombuffer(memory[start : start + rows * columns * dtype.itemsize], dtype)
     raw = Raw(pixels.reshape(rows, columns)[::-1])
@@ -188,20 +191,22 @@ def _ser_image(memory: mmap.mmap, offset: int) -> Raw:
 
 
 def _emi_text(path: Path) -> str:
-    """Return the description in a .emi: XML amid bytes that nobody has described."""
+    """Return the description in a .emi: XML between bytes of unknown meaning."""
     content = path.read_bytes()
     start, stop = content.find(b"<ObjectInfo>"), content.rfind(b"</ObjectInfo>")
     if start < 0 or stop < start:
-        raise ValueError("its description is missing: cut short; the .ser beside it may be whole")
+        raise ValueError(
+            "its description is missing: the file is cut short; the .ser beside it may be whole"
+        )
     return content[start:stop].decode("utf-8", "replace")
 
 
 def _emi_metadata(raw: Raw, path: Path) -> None:
-    """Map TIA's labelled values; fields are matched by text, as no XML parser is safe here."""
+    """Map the labelled values of TIA; they are matched as text, because no XML parser is safe."""
     try:
         text = _emi_text(path)
     except ValueError as error:
-        raw.notes.append(f"{path.name} was passed over: {error}")
+        raw.notes.append(f"{path.name} was ignored: {error}")
         return
     entry = r"<Label>([^<]{1,80})</Label><Value>([^<]{0,200})</Value>(?:<Unit>([^<]{0,20})</Unit>)?"
     labels = {
@@ -214,7 +219,7 @@ def _emi_metadata(raw: Raw, path: Path) -> None:
     usual = {
         "optics.beam_kv": ("High tension", "kV", 1),
         "optics.convergence_mrad": ("Convergence angle", "mrad", 1),
-        # Thermo Fisher counts overfocus positive, we underfocus.
+        # Overfocus is positive in files of Thermo Fisher, negative here.
         "optics.defocus_nm": ("Defocus", "um", -1),
         "scan.dwell_us": ("Dwell time", "s", 1),
     }

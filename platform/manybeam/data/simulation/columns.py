@@ -1,9 +1,9 @@
-"""Columns of atoms in one frame: a crystal grown over it, what stands in each column, boundaries.
+"""Columns of atoms in one frame: a crystal over the frame, its atoms, and grain boundaries.
 
 One row of truth is one column. Its class is the heaviest element in it: Mo or V, S for the one or
-two of a sulphur column, La wherever a column of La and Sr holds any La, Mn for the column it shares
+two of a sulphur column, La if a column of La and Sr has any La, Mn for the column that it shares
 with oxygen. Its signal is the sum over its atoms, so that a lost sulphur atom halves it and a
-column grows with thickness in proportion; channelling and the spread of the beam are not in it.
+column grows in proportion to the thickness. Channelling and beam spread are not part of it.
 Axis letters: n column of the frame, c column of the plane cell.
 """
 
@@ -18,16 +18,16 @@ from scipy.spatial import cKDTree
 from manybeam.data.simulation.crystals import Columns, Shares
 from manybeam.data.simulation.structures import EXPONENT, MARGIN_PM, RIPPLE_PM, Structure
 
-FAINTEST = 0.1  # share of the strongest kind of column below which one is in no truth
-CROWDED = 0.7  # share of the nearest distance in a grain below which a boundary keeps one column
+FAINTEST = 0.1  # least signal in the truth, as a share of the strongest kind of column
+CROWDED = 0.7  # least distance of columns at a boundary, as a share of that in a grain
 Array = NDArray[np.floating]
 
 
 def grown(columns: Columns, strain: float, side_pm: tuple[float, float], rng: Generator) -> "Grown":
-    """Return a crystal over frame and margin, turned, moved and strained at random.
+    """Return a crystal over frame and margin, with random rotation, shift and strain.
 
     Args:
-        columns: the crystal as the beam sees it.
+        columns: view of the crystal along the beam.
         strain: standard deviation of the strain of the lattice.
         side_pm: height and width of the frame, in pm.
         rng: of this frame.
@@ -40,10 +40,10 @@ def grown(columns: Columns, strain: float, side_pm: tuple[float, float], rng: Ge
 def grown_boundary(
     columns: Columns, draw: Mapping[str, float], side_pm: tuple[float, float], rng: Generator
 ) -> "Grown":
-    """Return two grains that meet near the middle of the frame, turned by `tilt_deg`.
+    """Return two grains that meet near the middle of the frame, rotated by `tilt_deg`.
 
-    The boundary is symmetric: it halves the angle between the grains. Where two columns of the two
-    would stand nearer than 0.7 of their distance in a grain, one of them is left out.
+    The boundary is symmetric: it halves the angle between the grains. If columns of both grains
+    are nearer than 0.7 of their distance in a grain, one of them is left out.
 
     Args:
         columns: the crystal of both grains.
@@ -74,11 +74,11 @@ def laid(
     side_pm: tuple[float, float],
     stretch: Array | float = 1.0,
 ) -> "Grown":
-    """Return the places (y, x) of all columns over frame and margin, and which each is.
+    """Return the positions (y, x) of all columns over frame and margin, and the kind of each.
 
     Args:
-        columns: the crystal as the beam sees it.
-        angle: by which it is turned, in radians.
+        columns: view of the crystal along the beam.
+        angle: of the rotation, in radians.
         origin_pm: (y, x) of the corner of one cell.
         side_pm: height and width of the frame, in pm.
         stretch: factor of y and x.
@@ -102,16 +102,16 @@ def laid(
 def occupied(
     grown_n: "Grown", columns: Columns, shares: Sequence[Shares], repeats: int, rng: Generator
 ) -> Structure:
-    """Return columns with their atoms drawn: heaviest element, signal, and whether it is told.
+    """Return columns with their atoms drawn: heaviest element, signal, membership in the truth.
 
-    Which atom stands on a site is drawn anew for each site of each column in each repeat, so that
-    mixed columns scatter about their mean, the less the thicker the crystal. Kinds of columns that
-    would show a tenth of the strongest or less, such as pure oxygen beside La, are in the frame but
-    not in the truth. A column without atoms is gone.
+    The atom of a site is drawn anew for each site of each column in each period. So mixed columns
+    scatter about their mean, less in thicker crystals. Kinds of columns with a tenth of the
+    strongest signal or less, such as pure oxygen beside La, are in the frame but not in the truth.
+    A column without atoms is left out.
 
     Args:
-        grown_n: places, and the kind of each.
-        columns: the crystal as the beam sees it.
+        grown_n: positions, and the kind of each.
+        columns: view of the crystal along the beam.
         shares: of each site of the crystal.
         repeats: cells along the beam.
         rng: of this frame.
@@ -134,7 +134,7 @@ def occupied(
 
 
 def thinned(shares: Sequence[Shares], vacancy_fraction: float) -> list[Shares]:
-    """Return the shares of sites from each of which atoms are missing."""
+    """Return the shares of sites after atoms are removed."""
     return [{z: p * (1 - vacancy_fraction) for z, p in one.items()} for one in shares]
 
 
@@ -156,7 +156,7 @@ def _nearest(columns: Columns) -> float:
 def _drawn(
     shares: Shares, repeats: int, count: int, rng: Generator
 ) -> list[tuple[int, NDArray[np.int_]]]:
-    """Return how many atoms of each element stand on one site of each column."""
+    """Return the number of atoms of each element on one site of each column."""
     numbers, chances = list(shares), list(shares.values())
     if len(numbers) == 1 and chances[0] >= 1:
         return [(numbers[0], np.full(count, repeats))]

@@ -1,7 +1,7 @@
-"""Crystals: what their cells hold, where that comes from, and what one looks like along a beam.
+"""Crystals: the contents of their cells, their files, and their views along a beam.
 
-A view along a zone axis is a plane lattice of columns. Only this is kept of a crystal, because
-incoherent imaging sees nothing else. Axis letters: s site of a cell, c column of a plane cell.
+A view along a zone axis is a plane lattice of columns. Nothing else of a crystal is used, because
+incoherent imaging does not show more. Axis letters: s site of a cell, c column of a plane cell.
 """
 
 import hashlib
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 COLUMN_PM = 35.0  # sites whose projections are nearer than this are one column
-LEAST_SIDE_PM = 70.0  # of the square that each column has to itself
+LEAST_SIDE_PM = 70.0  # of the square around each column
 CLASH_PM = 50.0  # no two atoms of a real crystal are nearer
 LARGEST_CELL = 5000
-VACUUM_PM = 700.0  # no layers of a crystal are so far apart: graphite's are 335, MoS2's 350
-MOST_OCCUPIED = 1.01  # of one site: files round thirds
-Shares = Mapping[int, float]  # atomic number -> probability; what is missing to 1 is a vacancy
+VACUUM_PM = 700.0  # more than between layers of a crystal: 335 in graphite, 350 in MoS2
+MOST_OCCUPIED = 1.01  # of one site, because files round thirds
+Shares = Mapping[int, float]  # atomic number -> probability; the rest to 1 is vacancies
 Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
 class Crystal:
-    """The cell of a crystal; each is equal to itself alone, so that its views can be kept.
+    """The cell of a crystal; compared by identity, so that its views can be cached.
 
     Attributes:
-        cell_pm: (3, 3), its edges as rows.
+        cell_pm: (3, 3), the edges as rows.
         place_s3: each site, as fractions of the edges.
-        shares: what may stand on each site, and how probably.
+        shares: elements of each site and their probabilities.
     """
 
     cell_pm: Array
@@ -61,8 +61,8 @@ class Columns:
         plane_pm: (2, 2), the edges (y, x) of the cell of the projection, as rows.
         place_c2: (y, x) of each column in it, in pm.
         sites: numbers of the sites that fall into each column.
-        repeat_pm: length along the beam after which all repeats.
-        is_sheet: whether vacuum parts the repeats: a cell drawn around one layer.
+        repeat_pm: period along the beam.
+        is_sheet: whether there is vacuum between periods, as in a cell of one layer.
     """
 
     plane_pm: Array
@@ -73,7 +73,7 @@ class Columns:
 
 
 # One layer of 2H-MoS2: a of Wakabayashi et al., Phys. Rev. B 12, 659 (1975), sulphur 158 pm above
-# and below the metal. The third edge is only as long as to hold the layer.
+# and below the metal. The third edge only has to be longer than the layer is thick.
 MOS2 = Crystal(
     np.array([[316.0, 0, 0], [-158.0, 316.0 * math.sqrt(0.75), 0], [0, 0, 650.0]]),
     np.array(
@@ -94,7 +94,7 @@ def bulk(symbol: str) -> Crystal:
     """Return the cubic crystal of an element: fcc, bcc or diamond.
 
     Raises:
-        InvalidInput: no such element, or one whose crystal is not cubic.
+        InvalidInput: there is no such element, or its crystal is not cubic.
     """
     from ase.build import bulk as build
 
@@ -106,38 +106,38 @@ def bulk(symbol: str) -> Crystal:
 
 
 def read_crystal(file: str, sha256: str | None = None) -> Crystal:
-    """Return the crystal of a structure file: CIF, POSCAR and all else that ase reads with a cell.
+    """Return the crystal of a structure file: CIF, POSCAR and others that ase reads with a cell.
 
-    Sites that a CIF says are partly occupied, or shared by elements, keep their shares: which atom
-    stands on each is drawn at random for every atom of every frame.
+    A CIF may have sites that are partly occupied or shared by elements. Their atoms are drawn at
+    random with these shares, anew for every atom of every frame.
 
     Args:
-        file: path from the current folder, else from `structures` of the zoo folder.
-        sha256: first hex digits of the digest the file must have; None takes any.
+        file: path in the current folder, else in `structures` of the zoo folder.
+        sha256: first hex digits of the digest of the file; None allows any.
 
     Raises:
         NotFound: there is no such file.
         UnreadableFile: ase cannot read it.
-        InvalidInput: it is another file, or has no cell of volume, no atoms, too many, or atoms on
-            top of each other.
+        InvalidInput: it is another file, its cell has no volume, it has no or too many atoms, or
+            atoms lie on each other.
     """
     path = _found(file)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is not None and not digest.startswith(sha256):
         raise InvalidInput(
-            f"{path}: is not the file whose digest begins with {sha256}",
-            f"its own begins with {digest[:12]}",
-            "restore the file, or set sample.file_sha256 anew",
+            f"the digest of {path} does not begin with {sha256}",
+            f"it begins with {digest[:12]}",
+            "restore the file, or correct sample.file_sha256",
         )
     return _read(str(path), digest)
 
 
 @lru_cache(maxsize=16)
 def view(crystal: Crystal, zone_axis: tuple[int, int, int]) -> Columns:
-    """Return what a crystal looks like along a direction [u, v, w] of its cell.
+    """Return the view of a crystal along a direction [u, v, w] of its cell.
 
     Raises:
-        InvalidInput: along this direction columns run into each other.
+        InvalidInput: columns overlap along this direction.
     """
     cell = crystal.cell_pm
     divisor = math.gcd(*zone_axis)
@@ -152,10 +152,10 @@ def view(crystal: Crystal, zone_axis: tuple[int, int, int]) -> Columns:
     area_pm2 = abs(np.linalg.det(plane_pm)) / len(groups)
     if extent_pm > 2 * COLUMN_PM or area_pm2 < LEAST_SIDE_PM**2:
         raise InvalidInput(
-            f"along {list(zone_axis)} columns run into each other: one to "
-            f"{math.sqrt(area_pm2):.0f} pm squared",
-            f"a zone axis with columns apart, {LEAST_SIDE_PM:.0f} pm squared for each",
-            "give one of low indices, such as [0, 0, 1]",
+            f"columns overlap along {list(zone_axis)}: each has a square of "
+            f"{math.sqrt(area_pm2):.0f} pm",
+            f"each column needs a square of at least {LEAST_SIDE_PM:.0f} pm",
+            "give a zone axis of low indices, such as [0, 0, 1]",
         )
     place_c2 = np.array([anchored_s2[group].mean(axis=0) for group in groups])
     sites = tuple(tuple(int(s) for s in group) for group in groups)
@@ -165,10 +165,10 @@ def view(crystal: Crystal, zone_axis: tuple[int, int, int]) -> Columns:
 
 
 def _is_sheet(crystal: Crystal, beam_pm: Array, across_pm: Array) -> bool:
-    """Return whether a plane across the beam meets no atom for longer than a crystal allows."""
+    """Return whether there is a gap along the beam that is too wide for a crystal."""
     repeat_pm = float(np.linalg.norm(beam_pm))
     beam = beam_pm / repeat_pm
-    if np.abs(across_pm @ beam).max() > 1:  # the repeats do not lie in planes across the beam
+    if np.abs(across_pm @ beam).max() > 1:  # the periods are not in planes across the beam
         return False
     height_s = np.sort(crystal.place_s3 @ crystal.cell_pm @ beam % repeat_pm)
     return bool(np.diff(height_s, append=height_s[0] + repeat_pm).max() > VACUUM_PM)
@@ -179,74 +179,76 @@ def _found(file: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    looked = " and ".join(str(place) for place in places)
+    searched = " and ".join(str(place) for place in places)
     hint = "put it there, or give sample.file another path"
-    raise NotFound(f"no structure file {file!r}", f"looked for {looked}", hint)
+    raise NotFound(f"there is no structure file {file!r}", f"searched: {searched}", hint)
 
 
 @lru_cache(maxsize=16)
 def _read(path: str, _digest: str) -> Crystal:
-    """Return the crystal of a file; one that was written again is read again."""
+    """Return the crystal of a file; a changed file is read again."""
     from ase import Atoms
     from ase.io import read
 
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             atoms = read(path)
-    except Exception as error:  # ase has forty readers, each with errors of its own
+    except Exception as error:  # ase has forty readers with different errors
         why = _reason(error)
         hint = "give a CIF or another structure file with a cell that ase reads"
-        raise UnreadableFile(f"{path}: is no structure file", why, hint) from error
-    for text in dict.fromkeys(str(one.message) for one in said):
-        logger.warning("structure file was read with a doubt", extra={"path": path, "why": text})
+        raise UnreadableFile(f"{path} is not a structure file", why, hint) from error
+    for text in dict.fromkeys(str(one.message) for one in caught):
+        logger.warning("structure file was read with a warning", extra={"path": path, "why": text})
     if not isinstance(atoms, Atoms) or not len(atoms):
-        raise UnreadableFile(f"{path}: holds no atoms", "one structure", "")
+        raise UnreadableFile(f"{path} has no atoms", "it needs one structure", "")
     return _crystal(atoms, path)
 
 
 def _crystal(atoms: "Atoms", name: str) -> Crystal:
-    """Return a crystal of what ase read or built."""
+    """Return the crystal of atoms that ase read or built."""
     if abs(atoms.cell.volume) < 1.0:
         raise InvalidInput(
-            f"{name}: has no cell", "a crystal with three edges", "give the cell in the file"
+            f"{name} has no cell", "a crystal needs three edges", "give the cell in the file"
         )
     if len(atoms) > LARGEST_CELL:
-        raise InvalidInput(f"{name}: {len(atoms)} atoms", f"at most {LARGEST_CELL} in a cell", "")
+        raise InvalidInput(
+            f"{name} has {len(atoms)} atoms", f"at most {LARGEST_CELL} in a cell", ""
+        )
     shares = _shares(atoms, name)
     _refuse_clashes(atoms, name)
     return Crystal(np.asarray(atoms.cell) * 100, atoms.get_scaled_positions(), shares)
 
 
 def _reason(error: Exception) -> str:
-    """Return why ase gave up, in words also where its exception has none."""
-    said = f"{type(error).__name__}: {error}"[:300]
+    """Return why ase failed, also if its exception has no text."""
+    text = f"{type(error).__name__}: {error}"[:300]
     if str(error):
-        return said
+        return text
     if isinstance(error, StopIteration):
-        return "it holds no structure"
+        return "it has no structure"
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    return f"ase found otherwise: {line.removeprefix('assert ')}"[:300] if line else said
+    return f"this check of ase failed: {line.removeprefix('assert ')}"[:300] if line else text
 
 
 def _shares(atoms: "Atoms", name: str) -> tuple[Shares, ...]:
-    """Return what stands on each site: the file's occupancies, else the one element there."""
+    """Return the shares of each site: the occupancies in the file, else its one element."""
     from ase.data import atomic_numbers
 
-    told = atoms.info.get("occupancy") or {}
-    if not told:
+    given = atoms.info.get("occupancy") or {}
+    if not given:
         return tuple({int(number): 1.0} for number in atoms.numbers)
-    _check_occupancies(told, name)
+    _check_occupancies(given, name)
     kinds = {
         str(kind): {atomic_numbers[symbol]: float(share) for symbol, share in mix.items()}
-        for kind, mix in told.items()
+        for kind, mix in given.items()
     }
     return tuple(kinds[str(kind)] for kind in atoms.arrays["spacegroup_kinds"])
 
 
-def _check_occupancies(told: Mapping[str, Mapping[str, float]], name: str) -> None:
-    """Refuse shares that no site can have: below none, above whole, or nothing anywhere."""
-    for kind, mix in told.items():
+def _check_occupancies(given: Mapping[str, Mapping[str, float]], name: str) -> None:
+    """Refuse impossible shares: below 0, above 1 in total, or 0 on all sites."""
+    for kind, mix in given.items():
         total = math.fsum(float(share) for share in mix.values())
         least = min((float(share) for share in mix.values()), default=0.0)
         if not (least >= 0 and total <= MOST_OCCUPIED):
@@ -254,11 +256,11 @@ def _check_occupancies(told: Mapping[str, Mapping[str, float]], name: str) -> No
             each = ", ".join(f"{symbol} {share:g}" for symbol, share in mix.items())
             raise InvalidInput(
                 f"{name}: occupancy {number:g} on site {kind} ({each})",
-                "each share from 0, together at most 1",
+                "each share at least 0, together at most 1",
                 "correct the occupancies in the file",
             )
-    if not any(float(share) for mix in told.values() for share in mix.values()):
-        raise InvalidInput(f"{name}: nothing stands on any site", "an occupancy above 0", "")
+    if not any(float(share) for mix in given.values() for share in mix.values()):
+        raise InvalidInput(f"all sites of {name} are empty", "one needs an occupancy above 0", "")
 
 
 def _refuse_clashes(atoms: "Atoms", name: str) -> None:
@@ -272,13 +274,13 @@ def _refuse_clashes(atoms: "Atoms", name: str) -> None:
         raise InvalidInput(
             f"{name}: atoms {i} ({atoms.symbols[i]}) and {j} ({atoms.symbols[j]}) are "
             f"{100 * far_n[0]:.0f} pm apart",
-            f"at least {CLASH_PM:.0f} pm",
-            "give sites that elements share as one site with occupancies",
+            f"the least distance is {CLASH_PM:.0f} pm",
+            "if elements share a site, give one site with occupancies",
         )
 
 
 def _screen(beam_pm: Array, cell_pm: Array) -> Array:
-    """Return (2, 3), the directions y and x across the beam; x lies along an edge seen long."""
+    """Return (2, 3), the directions y and x across the beam; x lies along the longest edge."""
     beam = beam_pm / np.linalg.norm(beam_pm)
     across = cell_pm - np.outer(cell_pm @ beam, beam)
     x = across[int(np.argmax(np.linalg.norm(across, axis=1)))]
@@ -287,7 +289,7 @@ def _screen(beam_pm: Array, cell_pm: Array) -> Array:
 
 
 def _completed(u: int, v: int, w: int) -> list[list[int]]:
-    """Return two whole vectors that span all places of a lattice together with [u, v, w]."""
+    """Return two integer vectors that span the lattice together with [u, v, w]."""
     g, p, q = _bezout(u, v)
     if g == 0:
         return [[1, 0, 0], [0, 1, 0]]
@@ -314,7 +316,7 @@ def _reduced(plane_pm: Array) -> Array:
 
 
 def _grouped(place_s2: Array, plane_pm: Array) -> tuple[list[NDArray[np.int_]], Array]:
-    """Return the sites of each column, and all sites moved beside the first of their column."""
+    """Return the sites of each column, and all sites moved next to the first of their column."""
     steps = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]) @ plane_pm
     count = len(place_s2)
     images = (place_s2[:, None] + steps).reshape(-1, 2)

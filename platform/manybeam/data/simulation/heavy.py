@@ -1,7 +1,7 @@
-"""Single heavy atoms on an amorphous support, and which of them anybody could see.
+"""Single heavy atoms on an amorphous support, and which of them are visible.
 
-The beam moves them and they gather on defects; around them lie fainter specks, lighter atoms and
-small clusters, that belong to the picture and not to the truth.
+The beam moves the atoms, and they gather at defects. Around them there are fainter specks, lighter
+atoms and small clusters; these are in the frame but not in the truth.
 Axis letters: k atom, p part of an atom, y row, x column of the canvas, 2 the pair (y, x).
 """
 
@@ -18,11 +18,11 @@ from scipy.ndimage import gaussian_filter
 from manybeam.data.simulation.optics import FWHM_PER_SIGMA, collected, wavelength_pm
 from manybeam.data.simulation.structures import CARBON_A2, EXPONENT, PEAK_PER_A2, Structure
 
-BESIDE_PM = (250.0, 700.0)  # between an atom and the one it has gathered beside
-PARTS = 4  # places an atom is seen at while the beam passes over it
-SPECK_SIGNAL = (0.1, 0.5)  # of a heavy atom's
-INNER_PM, OUTER_PM = 60.0, 150.0  # of the difference of Gaussians that visibility is judged by
-AROUND_PM = 450.0  # as far around an atom the support's texture counts
+BESIDE_PM = (250.0, 700.0)  # distance of an atom from the one that it has gathered at
+PARTS = 4  # positions of an atom while the beam passes over it
+SPECK_SIGNAL = (0.1, 0.5)  # of that of a heavy atom
+INNER_PM, OUTER_PM = 60.0, 150.0  # of the difference of Gaussians for visibility
+AROUND_PM = 450.0  # distance around an atom within which the texture of the support counts
 BACKGROUND_A2 = PEAK_PER_A2 * CARBON_A2  # of a background of one carbon peak, per A^2 of the frame
 
 Array = NDArray[np.floating]
@@ -30,10 +30,10 @@ Draw = Mapping[str, float]
 
 
 def heavy_atoms(draw: Draw, support_yx: Array, pixel_size_pm: float, rng: Generator) -> Structure:
-    """Return heavy atoms and specks scattered over a support; none where there is vacuum.
+    """Return heavy atoms and specks at random places of a support; none in vacuum.
 
-    Told are the atoms whose visibility is at least `least_visibility`: an atom drowned in the
-    texture of a thick support is there, but no label would have it.
+    The truth has the atoms whose visibility is at least `least_visibility`. An atom that is hidden
+    in the texture of a thick support is in the frame, but a person would not label it.
 
     Args:
         draw: quantities of this frame, by name and in their units.
@@ -53,18 +53,19 @@ def heavy_atoms(draw: Draw, support_yx: Array, pixel_size_pm: float, rng: Genera
     drawn = _joined(atoms, replace(specks, signal_n=faint_k))
     if draw["atom_motion_pm"] > 0:
         drawn = _moving(drawn, draw["atom_motion_pm"], rng)
-    # The truth has each atom once, where it is on average; what is drawn is seen, and not told.
+    # The truth has the mean position of each atom; the drawn parts are not in the truth.
     return _joined(
-        replace(drawn, is_told_n=np.zeros(len(drawn.number_n), bool)),
-        replace(atoms, signal_n=np.zeros(len(seen_k)), is_told_n=seen_k),
+        replace(drawn, is_in_truth_n=np.zeros(len(drawn.number_n), bool)),
+        replace(atoms, signal_n=np.zeros(len(seen_k)), is_in_truth_n=seen_k),
     )
 
 
 def visibility(atoms: Structure, draw: Draw, support_yx: Array, pixel_size_pm: float) -> Array:
-    """Return for each atom its signal over what scatters around it, both band-passed alike.
+    """Return the visibility of each atom: its signal over the scatter around it, both band-passed.
 
-    The band is a difference of Gaussians as wide as an atom. The scatter is that of the electrons
-    counted and of the support's own texture: on a thick, rough support the same atom is less seen.
+    The band is a difference of Gaussians as wide as an atom. The scatter is that of the counted
+    electrons and of the texture of the support: on a thick, rough support the same atom is less
+    visible.
 
     Args:
         atoms: their positions on the canvas, in pm.
@@ -73,7 +74,7 @@ def visibility(atoms: Structure, draw: Draw, support_yx: Array, pixel_size_pm: f
         pixel_size_pm: edge of a pixel.
 
     Returns:
-        A ratio for each atom; about 3 is what a person marks.
+        A ratio for each atom; a person marks atoms with about 3 or more.
     """
     electrons = draw["dose_e_per_a2"] * float(collected(_tensors(draw)))
     inner, outer = INNER_PM / pixel_size_pm, OUTER_PM / pixel_size_pm
@@ -118,9 +119,9 @@ def _gathered(
     step_k2: Array,
     covered_yx: NDArray[np.bool_],
 ) -> Array:
-    """Return places, some of them beside an earlier one, which may be gathered itself: clumps.
+    """Return positions; some are beside an earlier one, so that clumps form.
 
-    In plain numbers, as each place needs the one before it.
+    It is a loop, because each position needs the one before it.
     """
     place, step, beside = pixel_k2.tolist(), step_k2.tolist(), beside_k.tolist()
     rows, columns = covered_yx.shape
@@ -132,7 +133,7 @@ def _gathered(
 
 
 def _moving(atoms: Structure, motion_pm: float, rng: Generator) -> Structure:
-    """Return atoms seen at several places each, around their mean; some move more than others."""
+    """Return atoms with several positions around their mean; some move more than others."""
     count = len(atoms.number_n)
     reach_k = motion_pm * np.exp(rng.normal(0, 0.5, count))
     step_kp2 = rng.normal(0, 1, (count, PARTS, 2)) * reach_k[:, None, None]
@@ -147,15 +148,15 @@ def _moving(atoms: Structure, motion_pm: float, rng: Generator) -> Structure:
 def _joined(one: Structure, other: Structure) -> Structure:
     counts = len(one.number_n), len(other.number_n)
     pairs = zip((one, other), counts, strict=True)
-    signal, told = zip(
-        *((np.broadcast_to(s.signal_n, n), np.broadcast_to(s.is_told_n, n)) for s, n in pairs),
+    signal, in_truth = zip(
+        *((np.broadcast_to(s.signal_n, n), np.broadcast_to(s.is_in_truth_n, n)) for s, n in pairs),
         strict=True,
     )
     return Structure(
         np.concatenate([one.position_n2, other.position_n2]),
         np.concatenate([one.number_n, other.number_n]),
         np.concatenate(signal),
-        np.concatenate(told),
+        np.concatenate(in_truth),
     )
 
 
@@ -178,7 +179,7 @@ def _height(width: float, filtered: float) -> float:
 
 
 def _passed(inner: float, outer: float) -> float:
-    """Return the share of white noise's variance that a difference of Gaussians passes."""
+    """Return the share of the variance of white noise that a difference of Gaussians passes."""
     both = 1 / (math.pi * (inner**2 + outer**2))
     return 1 / (4 * math.pi * inner**2) + 1 / (4 * math.pi * outer**2) - both
 

@@ -1,10 +1,10 @@
-"""The probe: how far a point is smeared by lens, energy spread, source and thermal motion.
+"""The probe: blur by lens, energy spread, source and thermal motion.
 
 Axis letters: b frame of a batch, y and x spatial frequency of the canvas.
 
 Source: E. J. Kirkland, Advanced Computing in Electron Microscopy, 2nd ed. (2010), chapters 2 and
 3, for the wavelength and the aberration function; incoherent imaging as I = object * probe.
-Measured against multislice images: decision 0008.
+Compared with multislice images in decision 0008.
 """
 
 import functools
@@ -20,9 +20,9 @@ THERMAL_PM = 8.0  # rms displacement in projection
 BOHR_PM = 52.9
 REST_KV = 511.0  # rest energy of the electron
 CARBON = 6
-# An atom's own response falls off as exp(-share * frequency * wavelength / inner angle): what is
-# left of a multislice image of C and Pt, 60 to 200 kV, 40 to 90 mrad, once probe and thermal motion
-# are divided out, gives 0.16 to 0.35. A Gaussian falls off too fast at the second ring of graphene.
+# The response of an atom falls off as exp(-share * frequency * wavelength / inner angle). The share
+# is 0.16 to 0.35 in multislice images of C and Pt, 60 to 200 kV, 40 to 90 mrad, without probe and
+# thermal motion. A Gaussian falls off too fast at the second ring of graphene.
 ATOM_SHARE = 0.25
 FWHM_PER_SIGMA = 2.354820045
 MOST_FOCI = 61
@@ -78,8 +78,8 @@ def transfer(draw: Mapping[str, Tensor], angle_b3: Tensor, canvas: tuple[int, in
 def lens(draw: Mapping[str, Tensor], angle_b3: Tensor, canvas: tuple[int, int]) -> Tensor:
     """Return the transfer function of each frame's probe alone, (b, y, x // 2 + 1).
 
-    It is 1 at frequency 0 and ends at twice the aperture, whatever the canvas; what a pixel is too
-    coarse to hold is left out, not folded back.
+    It is 1 at frequency 0 and ends at twice the aperture, for any canvas. Frequencies that are too
+    high for the pixels are left out, not folded back.
 
     Args:
         draw: quantities of each frame, (b,) each, by name and in their units.
@@ -92,10 +92,10 @@ def lens(draw: Mapping[str, Tensor], angle_b3: Tensor, canvas: tuple[int, int]) 
 
 
 def foci(phase_spread: float) -> tuple[tuple[float, float], ...]:
-    """Return (defocus in standard deviations, weight) that stand for a normal spread of focus.
+    """Return (defocus in standard deviations, weight) for a normal spread of focus.
 
-    Gauss-Hermite quadrature; three foci do at 60 kV, 30 mrad and a spread of 4 nm, but leave an
-    error of .13 at 300 kV, 35 mrad and 6 nm, where eleven are taken.
+    It is a Gauss-Hermite quadrature. Three foci are enough at 60 kV, 30 mrad and a spread of 4 nm,
+    but have an error of .13 at 300 kV, 35 mrad and 6 nm, where eleven are used.
 
     Args:
         phase_spread: standard deviation of the phase at the edge of the aperture, in radians.
@@ -116,9 +116,9 @@ def atom_blur(draw: Mapping[str, Tensor], canvas: tuple[int, int]) -> Tensor:
 def _lens(q: Mapping[str, Tensor], angle_3: Tensor, canvas: tuple[int, int]) -> Tensor:
     """Return one probe's transfer function, computed on a grid just large enough for it.
 
-    The edge of the aperture is a ramp one step wide, whose squared amplitudes sum to less than the
-    area they stand for: the total is therefore taken from the amplitudes. Taken from their squares
-    it made contrast 1.06 times too high on a canvas of 2.9 nm, and another one on each canvas.
+    The edge of the aperture is a ramp one step wide. Its squared amplitudes sum to less than its
+    area, so the total is the sum of the amplitudes. With the sum of squares, contrast was 1.06
+    times too high on a canvas of 2.9 nm, and different on each canvas.
     """
     lam, pixel = wavelength_pm(q["beam_kv"]), float(q["pixel_size_pm"])
     edge = float(q["convergence_mrad"] * 1e-3 / lam)
@@ -145,7 +145,7 @@ def _intensity(
     total = torch.zeros_like(aperture)
     for node, weight in foci(float(sigma_pm * at_edge)):
         defocus_pm = q["defocus_nm"] * 1e3 + node * sigma_pm
-        # Underfocus is C10 < 0, so chi holds minus defocus.
+        # Underfocus is C10 < 0, so chi has minus defocus.
         wave = torch.fft.ifft2(torch.polar(aperture, per_defocus * defocus_pm - fixed))
         total = total + weight * (wave.real**2 + wave.imag**2)
     return total
@@ -158,7 +158,7 @@ def _gauss_hermite(count: int) -> tuple[tuple[float, float], ...]:
 
 
 def _placed(spectrum: Tensor, reach: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
-    """Return a spectrum's frequencies up to `reach` where they belong on the canvas."""
+    """Return the frequencies of a spectrum up to `reach` at their places on the canvas."""
     placed = torch.zeros(canvas[0], canvas[1] // 2 + 1, dtype=spectrum.dtype)
     rows, columns = min(reach[0], (canvas[0] - 1) // 2), min(reach[1], canvas[1] // 2) + 1
     placed[: rows + 1, :columns] = spectrum[: rows + 1, :columns]
@@ -191,7 +191,7 @@ def _fixed_phase(
 
 
 def _centred(spectrum: Tensor) -> Tensor:
-    """Return the probe moved so that its centroid is at the origin: coma shifts what is seen.
+    """Return the probe moved so that its centroid is at the origin, because coma shifts it.
 
     The phase of the lowest frequencies is the centroid, in units of the canvas.
     """
@@ -205,7 +205,7 @@ def _centred(spectrum: Tensor) -> Tensor:
 
 
 def _blur(q: Mapping[str, Tensor], k: Tensor) -> Tensor:
-    """Return what source, thermal motion and the atoms' own response leave of a frequency."""
+    """Return the transfer of source, thermal motion and the response of atoms."""
     inner_rad = q["detector_inner_mrad"].clamp_min(10) * 1e-3
     atom_pm = ATOM_SHARE * wavelength_pm(q["beam_kv"]) / inner_rad
     variance = (q["source_fwhm_pm"] / FWHM_PER_SIGMA) ** 2 + THERMAL_PM**2

@@ -1,7 +1,7 @@
-"""Conditions that can be written down but hardly be had: each told in a sentence with its number.
+"""Warnings about conditions that are hardly possible, each a sentence with the number.
 
-What no microscope can be set to at all (a negative dose) `spec` refuses; what is here simulates,
-but whoever set it may have meant another number. Of a range the end that is worse counts.
+`spec` refuses impossible values, such as a negative dose. The values here can be simulated, but may
+be mistakes. Of a range, the worse end counts.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from manybeam.data.io.measured import SAME_DOSE, dose_e_per_a2
 from manybeam.spec.imaging import Imaging, Quantity, Range
 
-# Quantities of a sample that only some structures have, and which those are.
+# Quantities of a sample that only some structures have.
 _CRYSTAL = {"vacancy_fraction", "hole_probability", "strain"}
 _SLAB = _CRYSTAL | {"thickness_nm", "zone_axis"}
 DRAWN: dict[str, set[str]] = {
@@ -30,16 +30,16 @@ OF_SOME = sorted(set().union(*DRAWN.values()) - {"file", "zone_axis", "element"}
 # Source: graphene: Meyer et al., Phys. Rev. Lett. 108, 196102 (2012); MoS2 (sulphur): Komsa et
 # al., Phys. Rev. Lett. 109, 035503 (2012).
 KNOCK_ON_KV = {"graphene": 86.0, "mos2": 80.0}
-DEEP = 4.0  # depths of field: a probe further out of focus shows rings, not atoms
-COARSE_PM = 200.0  # a probe no finer than this blurs neighbours of any crystal together
-SHEARED = 0.5  # pixels of drift a row: a lattice leans by 27 degrees
-FEW_ELECTRONS = 1.0  # in a pixel: below, most pixels of a dark-field frame count nothing
+DEEP = 4.0  # depths of field; with more defocus, atoms are rings
+COARSE_PM = 200.0  # a probe of this radius cannot separate neighbours in any crystal
+SHEARED = 0.5  # pixels of drift per row, which shears a lattice by 27 degrees
+FEW_ELECTRONS = 1.0  # in a pixel; with less, most pixels of a dark-field frame are empty
 
 
 def warnings_for(imaging: Imaging) -> list[str]:
-    """Return what is doubtful about a condition or policy, a sentence each, numbers included.
+    """Return a sentence with numbers on each doubtful value of a condition or policy.
 
-    Unknown quantities are not doubted.
+    Unknown quantities cause no warning.
 
     Example:
         >>> from manybeam.spec import Condition
@@ -96,26 +96,28 @@ def _nyquist(imaging: Imaging) -> Iterator[str]:
 
 
 def _unused(imaging: Imaging) -> Iterator[str]:
-    """What is said of a sample whose structure has no such thing changes nothing."""
+    """Values that the structure of the sample does not use have no effect."""
     sample, drawn = imaging.sample, DRAWN.get(imaging.sample.structure)
     if drawn is None:
         return
     for name in (*OF_SOME, "file", "zone_axis", "element"):
         value = getattr(sample, name)
         if value is not None and name not in drawn and _magnitude(value):
-            yield f"sample.{name} {_told(value)} changes nothing: {sample.structure} has none"
+            yield (
+                f"sample.{name} {_written(value)} has no effect: {sample.structure} does not use it"
+            )
     amorphous = imaging.state.amorphous
     if sample.structure == "heavy_atoms" and amorphous is not None and _magnitude(amorphous):
-        yield f"state.amorphous {_told(amorphous)} changes nothing: heavy_atoms has support_nm"
+        yield f"state.amorphous {_written(amorphous)} has no effect: heavy_atoms uses support_nm"
 
 
 def _magnitude(value: object) -> float:
-    """Return how far a quantity is from 0, at most; 1 for what is no number."""
+    """Return the largest magnitude of a quantity; 1 if it is not a number."""
     ends = (value.low, value.high) if isinstance(value, Range) else (value,)
     return max(abs(end) if isinstance(end, int | float) else 1.0 for end in ends)
 
 
-def _told(value: object) -> str:
+def _written(value: object) -> str:
     if isinstance(value, Range):
         return f"{value.low:g} to {value.high:g}"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -144,9 +146,10 @@ def _dose(imaging: Imaging) -> Iterator[str]:
     low, high = _end(stated, min) or 0, _end(stated, max) or 0
     if high < least * (1 - SAME_DOSE) or low > most * (1 + SAME_DOSE):
         made = f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
-        told = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        stated_text = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         yield (
-            f"dose_e_per_a2 {told} is not what beam current, dwell time and pixel size make: {made}"
+            f"dose_e_per_a2 {stated_text} contradicts beam current, dwell time and pixel size, "
+            f"which make {made}"
         )
 
 
@@ -187,9 +190,9 @@ def _focus(imaging: Imaging) -> Iterator[str]:
 
 
 def _aberrations(imaging: Imaging) -> Iterator[str]:
-    """The phase at the aperture's edge, held against what `_focus` allows a defocus to make.
+    """The phase at the edge of the aperture, compared with the limit of `_focus`.
 
-    A spherical aberration counts as its best defocus leaves it, a quarter of itself.
+    A spherical aberration counts a quarter, because the best defocus cancels the rest.
     """
     alpha, kv = _end(imaging.optics.convergence_mrad, max), _end(imaging.optics.beam_kv, min)
     if not alpha or kv is None:
@@ -206,8 +209,8 @@ def _aberrations(imaging: Imaging) -> Iterator[str]:
         waves = per_unit * _magnitude(value) / wave_nm if value is not None else 0.0
         if waves > most:
             yield (
-                f"{name} {_told(value)} is {waves:.3g} wavelengths at the edge of an aperture of "
-                f"{alpha:g} mrad (at most {most:g} leave a probe): atoms are not there"
+                f"{name} {_written(value)} is {waves:.3g} wavelengths at the edge of an aperture "
+                f"of {alpha:g} mrad (at most {most:g} leave a probe): atoms are not there"
             )
 
 
@@ -215,6 +218,6 @@ def _shear(imaging: Imaging) -> Iterator[str]:
     drift, size = imaging.scan.drift_pm_per_row, _end(imaging.scan.pixel_size_pm, min)
     if drift is not None and size and _magnitude(drift) > SHEARED * size:
         yield (
-            f"drift_pm_per_row {_told(drift)} is {_magnitude(drift) / size:.2g} pixels of "
+            f"drift_pm_per_row {_written(drift)} is {_magnitude(drift) / size:.2g} pixels of "
             f"{size:g} pm a row: the lattice is sheared beyond recognition"
         )

@@ -19,8 +19,8 @@ from manybeam.data.simulation.structures import PEAK_PER_A2, Structure, smooth_n
 DIRT_PM = 350.0  # over which contamination is smooth
 FLYBACK_SHARE = 0.08  # of a row, over which the distortion at its start decays
 SLOW_STEP = 0.05  # of the random walk of rows, in deviations of their white jitter
-SIGMAS = 4.0  # of jitter that the ground beside a frame has room for
-SETTLING = 1.5  # at least so many times its size: the beam never runs backwards into a row
+SIGMAS = 4.0  # of jitter that fit into the margin
+SETTLING = 1.5  # least decay length per size, so that the beam never runs backwards in a row
 
 Draw = Mapping[str, float]
 
@@ -39,11 +39,11 @@ def record(
     Args:
         image_byx: scattered share of the beam on the canvas.
         q: quantities of each frame, (b,) each.
-        draws: the same as plain numbers, one mapping a frame.
+        draws: the same as plain numbers, one mapping for each frame.
         shape: rows and columns of a frame.
         margin_px: rows and columns of the canvas before the frame.
         atom_a2: scattering power of one carbon atom, in A^2.
-        streams: one generator a frame.
+        streams: one generator for each frame.
     """
     noise = _noise_maker(streams, shape)
     scanned = _scan(image_byx, q, shape, margin_px, streams).clamp_min(0)
@@ -51,7 +51,7 @@ def record(
     if q["row_gain"].any():
         rows = torch.stack([_normal(rng, (shape[0], 1)) for rng in streams])
         scanned = scanned * (1 + _wide(q["row_gain"]) * rows).clamp_min(0)
-    # No more electrons arrive than came: a thick crystal or a wide support saturates.
+    # At most all electrons are scattered: a thick crystal or a wide support saturates.
     arriving = -torch.expm1(-scanned * _wide(collected(q)))
     sent = _wide(q["dose_e_per_a2"]) * (_wide(q["pixel_size_pm"]) / 100) ** 2
     counts = noise(arriving * sent, _wide(q["readout_e"]))
@@ -60,10 +60,10 @@ def record(
 
 
 def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return (y, x, atomic number) of the atoms seen in the frame, where the frame shows them.
+    """Return (y, x, atomic number) of the atoms in the frame, at their positions in the frame.
 
-    Drift and fly-back move what is seen; row jitter is noise and does not enter the truth. The
-    sample drifts through its place at the middle of the scan.
+    Drift and fly-back move these positions. Row jitter is noise and does not enter the truth. The
+    sample is at its nominal position at the middle of the scan.
     """
     y_px, x_px = (structure.position_n2 / draw["pixel_size_pm"]).T
     drift_px = draw["drift_pm_per_row"] / draw["pixel_size_pm"]
@@ -74,13 +74,13 @@ def true_places(structure: Structure, draw: Draw, shape: tuple[int, int]) -> NDA
     seen_x = _before_flyback(x_px - drift_x * (seen_y - middle), draw, shape[1])
     inside = (
         (seen_y > -0.5) & (seen_y < shape[0] - 0.5) & (seen_x > -0.5) & (seen_x < shape[1] - 0.5)
-    ) & structure.is_told_n
+    ) & structure.is_in_truth_n
     seen = np.stack([seen_y, seen_x, structure.number_n], axis=1)
     return np.asarray(seen[inside], np.float32)
 
 
 def reach_pm(most: Draw, shape: tuple[int, int]) -> float:
-    """Return how far beyond the frame's edges the beam may go: drift, jitter, late fly-back.
+    """Return how far the beam may go beyond the edges of the frame: drift, jitter, fly-back.
 
     Args:
         most: the largest magnitude of each quantity, and the least pixel size.
@@ -94,9 +94,9 @@ def reach_pm(most: Draw, shape: tuple[int, int]) -> float:
 
 
 def _before_flyback(x_px: NDArray[np.floating], draw: Draw, columns: int) -> NDArray[np.floating]:
-    """Return the columns at which the beam stands at `x_px`, by Newton's method.
+    """Return the columns at which the beam is at `x_px`, by the method of Newton.
 
-    The distorted column is convex and rising, so that the steps converge from the right.
+    The distorted column is convex and rising, so the steps converge from the right.
     """
     flyback_px = draw["flyback_pm"] / draw["pixel_size_pm"]
     length = max(FLYBACK_SHARE * columns, SETTLING * flyback_px)
@@ -168,7 +168,7 @@ def _noise_maker(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function that counts electrons, and adds readout noise, frame by frame.
 
-    Its random streams are drawn here, before anything else may draw from a frame's generator.
+    Its random streams are drawn here, before anything else draws from the generator of a frame.
     """
     seeds = [int(rng.integers(2**62)) for rng in streams]
 
@@ -186,8 +186,8 @@ def _noise_maker(
 def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
     """Return counts with the tail of a scintillator: causal, exponential, along each row.
 
-    The beam waits beside the row before it starts, where the sample is like the row's first
-    pixels: the scintillator glows already. Without that every row began dark.
+    The beam waits beside the row before it starts. The sample there is like the first pixels of the
+    row, so the scintillator already glows. Otherwise every row would begin dark.
     """
     if not length_b.any():
         return counts_byx
@@ -204,13 +204,13 @@ def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
 
 
 def _electronics(counts_byx: Tensor, q: Mapping[str, Tensor]) -> Tensor:
-    """Return counts after saturation and gamma, over each frame's own range."""
-    gamma, kept = _wide(q["gamma"]), _wide(q["saturation"])
-    if bool((gamma == 1).all()) and bool((kept == 1).all()):
+    """Return counts after saturation and gamma, over the range of each frame."""
+    gamma, range_share = _wide(q["gamma"]), _wide(q["saturation"])
+    if bool((gamma == 1).all()) and bool((range_share == 1).all()):
         return counts_byx
     low, high = counts_byx.amin((1, 2), keepdim=True), counts_byx.amax((1, 2), keepdim=True)
     span = (high - low).clamp_min(1e-9)
-    return ((counts_byx - low) / span / kept).clamp(0, 1) ** gamma * span + low
+    return ((counts_byx - low) / span / range_share).clamp(0, 1) ** gamma * span + low
 
 
 def _normal(rng: Generator, shape: tuple[int, ...]) -> Tensor:

@@ -1,8 +1,8 @@
 """From atoms to an image: the object summed in Fourier space, seen through the probe.
 
-An atom may lie anywhere between pixels: it is spread over a finer grid as a Gaussian, which is
-divided out again after the transform. A canvas larger than a tiling allows is made in tiles, so
-that memory does not grow with the atoms, and with the canvas only by the image itself.
+An atom may lie between pixels. It is spread over a finer grid as a Gaussian, which is divided out
+again after the transform. A large canvas is made in tiles, so that memory does not grow with the
+atoms, and with the canvas only by the image.
 Axis letters: b frame of a batch, k atom, y row, x column of the canvas.
 
 Source: fast Gaussian gridding after Greengard and Lee, SIAM Review 46, 443 (2004).
@@ -23,7 +23,7 @@ from manybeam.data.simulation.optics import atom_blur, transfer
 from manybeam.data.simulation.scenes import Ground, Scene
 from manybeam.data.simulation.structures import CARBON_A2, EXPONENT, Structure
 
-FINER = 1.5  # of the grid that atoms are spread over; SPREAD points to a side lose 1e-5
+FINER = 1.5  # of the grid that atoms are spread over; the error of SPREAD points a side is 1e-5
 SPREAD = 8
 CHUNK = 20_000  # atoms spread at once
 
@@ -34,12 +34,12 @@ Patch = tuple[range, range]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How large canvases are made.
+    """How large canvases are divided.
 
     Attributes:
         whole_px: side of the largest square that is made in one piece.
-        core_px: longest side of what a tile gives to the image.
-        reach_px: how far the probe is carried, in tiles and on canvases of more than twice that.
+        core_px: longest side of the part of a tile that goes into the image.
+        reach_px: radius of the probe, in tiles and on canvases of more than twice that size.
     """
 
     whole_px: int = 1400
@@ -57,7 +57,7 @@ def image(
     """Return the share of the beam that is scattered, times the area of a pixel, (b, y, x).
 
     Args:
-        scenes: what lies under the beam in each frame.
+        scenes: the sample in each frame.
         grounds: canvas and pixel of each; all of one canvas.
         q: quantities of each frame, (b,) each, by name and in their units.
         angle: azimuths of astigmatism, coma and trefoil, (b, 3), in radians.
@@ -80,8 +80,8 @@ def image(
 def structure_factor(place_k2: Array, power_k: Array, canvas: tuple[int, int]) -> Tensor:
     """Return sum_k power_k exp(-2 pi i f r_k), (y, x // 2 + 1).
 
-    Each atom is spread as a Gaussian over a finer grid; the width balances what the grid cuts off
-    against what it folds back.
+    Each atom is spread as a Gaussian over a finer grid. Its width balances the two errors of the
+    grid: what it cuts off and what it folds back.
 
     Args:
         place_k2: (y, x) of each atom on the canvas, in pixels; it wraps around.
@@ -124,9 +124,9 @@ def _carried(frequency: Tensor, variance: float) -> Tensor:
 
 
 def _object(one: Scene, ground: Ground, q: Quantities, patch: Patch) -> Tensor:
-    """Return the spectrum of what lies in a patch of a canvas that repeats beyond its edges.
+    """Return the spectrum of the sample in a patch of a canvas that repeats beyond its edges.
 
-    Only told atoms move or lie out of focus: loose ones and the support stay sharp.
+    Only atoms of the truth move or lie out of focus; loose atoms and the support stay sharp.
     """
     sides = len(patch[0]), len(patch[1])
     spectrum = structure_factor(*_near(one.atoms, ground, patch), sides)
@@ -156,7 +156,7 @@ def _near(atoms: Structure, ground: Ground, patch: Patch) -> tuple[Array, Array]
 
 
 def _repeats(part: range, side: int) -> range:
-    """Return by how many sides the canvas has to be moved to fill a part."""
+    """Return the shifts of the canvas, in sides, that fill a part."""
     return range(math.floor(part.start / side), math.ceil(part.stop / side))
 
 
@@ -167,7 +167,7 @@ def _probe(q: Quantities, angle: Tensor, canvas: tuple[int, int], tiling: Tiling
 
 
 def _kernel(q: Quantities, angle: Tensor, tiling: Tiling) -> Tensor:
-    """Return the probe in space, (b, y, x), on a canvas of its own; its centre is at the origin."""
+    """Return the probe in space, (b, y, x), on a small canvas; its centre is at the origin."""
     sides = (2 * tiling.reach_px, 2 * tiling.reach_px)
     return torch.as_tensor(torch.fft.irfft2(transfer(q, angle, sides), s=sides))
 
@@ -181,7 +181,7 @@ def _widened(kernel_byx: Tensor, canvas: tuple[int, int]) -> Tensor:
 
 
 def _in_tiles(one: Scene, ground: Ground, q: Quantities, angle: Tensor, tiling: Tiling) -> Tensor:
-    """Return the image of one frame, each tile from all that lies within reach of its core."""
+    """Return the image of one frame; each tile uses everything within reach of its core."""
     made, kernel = torch.zeros(ground.canvas), _kernel(q, angle, tiling)
     reach = tiling.reach_px
     for rows in _cores(ground.canvas[0], tiling.core_px):

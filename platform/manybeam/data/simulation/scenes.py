@@ -1,4 +1,4 @@
-"""What lies under the beam in one frame, whatever the structure: told atoms, loose ones, a support.
+"""The sample in one frame: atoms of the truth, loose atoms, and a support.
 
 Axis letters: y row, x column of the canvas; k atom.
 """
@@ -25,10 +25,10 @@ from manybeam.data.simulation.structures import (
 from manybeam.spec.imaging import Sample
 
 CARBON_PER_NM3 = 100.0  # amorphous carbon, 2.0 g/cm3
-DISORDER = 0.15  # variance of atoms in a pixel over that of a gas: atoms keep their distance
+DISORDER = 0.15  # variance of the number of atoms in a pixel, relative to a gas
 SHEET_PER_NM2 = 38.2  # atoms of one graphene layer
 BOUNDARY_ELEMENT = "Au"
-BEAM = (0, 0, 1)  # along which a crystal is seen unless the sample says
+BEAM = (0, 0, 1)  # zone axis if the sample has none
 BOUNDARY_BEAM = (1, 1, 0)
 LSMO_BEAMS = ((1, 0, 0), (1, 1, 0))
 
@@ -37,14 +37,14 @@ Draw = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Ground:
-    """The ground a scene is made on.
+    """The canvas of a scene.
 
     Attributes:
         shape: rows and columns of the frame.
         canvas: rows and columns of the frame and the margins around it.
         margin_px: rows and columns of the canvas before the frame.
         pixel_size_pm: edge of a pixel.
-        beyond_pm: how far the scan sweeps beyond the frame's edges: there the sample goes on.
+        beyond_pm: how far the scan goes beyond the edges of the frame, where the sample continues.
     """
 
     shape: tuple[int, int]
@@ -55,18 +55,18 @@ class Ground:
 
     @property
     def side_pm(self) -> tuple[float, float]:
-        """Height and width of what the scan sweeps: the frame, and `beyond_pm` on each side."""
+        """Height and width of the scanned area: the frame, and `beyond_pm` on each side."""
         height, width = (side * self.pixel_size_pm + 2 * self.beyond_pm for side in self.shape)
         return height, width
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What scatters in one frame.
+    """Everything that scatters in one frame.
 
     Attributes:
-        atoms: those the truth tells of, and others of their kind.
-        loose: carbon atoms without order; None where there are none.
+        atoms: those of the truth, and others of their kind.
+        loose: carbon atoms without order; None if there are none.
         support_yx: scattering power of an amorphous support in each pixel of the canvas, in A^2.
     """
 
@@ -76,16 +76,16 @@ class Scene:
 
 
 def scene(sample: Sample, draw: Draw, ground: Ground, rng: Generator) -> Scene:
-    """Return what lies under the beam in one frame.
+    """Return the sample in one frame.
 
     Args:
         sample: its structure, and the names and directions that go with it.
         draw: quantities of this frame, by name and in their units.
-        ground: where the scene is made.
+        ground: canvas of the scene.
         rng: of this frame.
 
     Raises:
-        InvalidInput: the crystal cannot be drawn as asked.
+        InvalidInput: the crystal cannot be drawn.
         NotFound: there is no such structure file.
     """
     if sample.structure == "heavy_atoms":
@@ -106,7 +106,7 @@ def _graphene(
 
 
 def _mos2(sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generator) -> Structure:
-    """Return one layer of MoS2: sulphur is missing atom by atom, V stands where Mo was."""
+    """Return one layer of MoS2: single sulphur atoms are missing, and V replaces Mo."""
     del sample
     columns = view(MOS2, BEAM)
     vanadium, vacancy = draw["vanadium_fraction"], draw["vacancy_fraction"]
@@ -119,7 +119,7 @@ def _mos2(sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generat
 
 
 def _lsmo(sample: Sample, draw: Draw, side_pm: tuple[float, float], rng: Generator) -> Structure:
-    """Return LSMO along its zone axis; where none is given, each frame draws one of the usual."""
+    """Return LSMO along its zone axis; without one, each frame draws one of the usual axes."""
     zone_axis = sample.zone_axis or LSMO_BEAMS[rng.integers(len(LSMO_BEAMS))]
     return _slab(LSMO, zone_axis, draw, side_pm, rng, is_thickness_known=True)
 
@@ -147,7 +147,7 @@ def _slab(
     if rng.random() < draw["hole_probability"]:
         kept_n = cut(place_n2, side_pm, rng)
         place_n2, kind_n = place_n2[kept_n], kind_n[kept_n]
-    # A sheet in a cell of its own is one sheet, unless somebody wants it thicker.
+    # A cell with one sheet gives one sheet, unless the sample is thicker.
     alone = columns.is_sheet and not is_thickness_known
     repeats = 1 if alone else _repeats(draw, columns.repeat_pm)
     shares = thinned(crystal.shares, draw["vacancy_fraction"])
@@ -185,8 +185,9 @@ def _repeats(draw: Draw, repeat_pm: float) -> int:
 def _heavy(draw: Draw, ground: Ground, rng: Generator) -> Scene:
     """Return heavy atoms, and the carbon below them.
 
-    The support's atoms get no position: their number in each pixel scatters around its mean, less
-    than a gas would, as the structure factor of an amorphous solid is small at low frequency.
+    The atoms of the support have no positions. Their number in each pixel scatters around its mean,
+    less than in a gas, because the structure factor of an amorphous solid is small at low
+    frequency.
     """
     size = ground.pixel_size_pm
     thickness_yx = support_thickness(draw, ground.canvas, size, rng)

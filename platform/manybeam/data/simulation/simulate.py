@@ -1,7 +1,7 @@
 """Simulated dark-field frames with exact truth, of every structure a sample may have.
 
-Incoherent imaging: every atom adds its scattering power times the probe at its place; then scan,
-detector and electronics do to the image what they do to a real one.
+Imaging is incoherent: every atom adds its scattering power times the probe at its position. Then
+scan, detector and electronics change the image as in a microscope.
 
 Axis letters: n frame, y row, x column.
 
@@ -32,11 +32,11 @@ from manybeam.settings import settings
 from manybeam.spec import Condition, Policy, Range
 from manybeam.spec.imaging import Sample
 
-# Raised whenever frames of one condition and seed come out otherwise than before: it is part of the
-# names of frames, runs and scores, so that what an older simulator made is never taken for new.
+# Raised whenever frames of one condition and seed change. It is part of the names of frames, runs
+# and scores, so that results of an older simulator are not taken for new ones.
 SIMULATOR = 3
-LEAST_MARGIN_PM = 150.0  # of sample beyond the farthest place the beam goes to
-BATCH_PIXELS = 300_000  # of one batch's canvas: bounds memory and stays in the caches
+LEAST_MARGIN_PM = 150.0  # of sample beyond the farthest position of the beam
+BATCH_PIXELS = 300_000  # of the canvas of one batch; limits memory and fits into caches
 DEFAULT_SHAPE = (128, 128)
 
 Progress = Callable[[int, int], None]
@@ -44,11 +44,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Simulated:
-    """Simulated frames and all that is known of them.
+    """Simulated frames with their truth.
 
     Attributes:
         frames_nyx: counts, float32.
-        truth: one (atoms, 3) array a frame: y, x in pixels, atomic number.
+        truth: one (atoms, 3) array for each frame: y, x in pixels, atomic number.
         pixel_size_pm: of each frame.
     """
 
@@ -64,19 +64,19 @@ def simulate(
     seed: int,
     shape: tuple[int, int] | None = None,
 ) -> Simulated:
-    """Return frames simulated under a condition, or each under its own draw from a policy.
+    """Return frames simulated under a condition, or under random conditions of a policy.
 
-    Frame i depends on (seed, i) alone: more frames do not change the first ones.
+    Frame i depends on (seed, i) only: more frames do not change the first ones.
 
     Args:
-        imaging: what to simulate; quantities it does not know are typical of its structure.
+        imaging: what to simulate; unknown quantities are typical of its structure.
         count: frames, at least 1.
         seed: same seed, same frames.
         shape: rows and columns; those of `imaging.scan`, or 128 x 128.
 
     Raises:
-        InvalidInput: no structure to draw, or a count or shape that makes no frame.
-        TooLarge: more pixels than `max_frame_px`, or twice that with the ground around.
+        InvalidInput: the structure is unknown, or count or shape give no frame.
+        TooLarge: more pixels than `max_frame_px`, or twice that with the margins.
     """
     batches = list(_batches(imaging, count, seed, shape))
     return Simulated(
@@ -96,12 +96,12 @@ def simulate_into(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> FrameSet:
-    """Simulate frames straight into a new FrameSet, batch by batch.
+    """Simulate frames into a new FrameSet, batch by batch.
 
-    Nobody sees half of the frames, and a set that is there stays whole until the new one is.
+    Readers see all frames or none, and an old set stays until the new one is whole.
 
     Args:
-        url: where the FrameSet is written.
+        url: place of the FrameSet.
         imaging: what to simulate.
         count: frames.
         seed: same seed, same frames.
@@ -152,17 +152,17 @@ def _check_size(shape: tuple[int, int], margin_px: int) -> None:
     most = settings().max_frame_px
     if shape[0] * shape[1] > most or rows * columns > 2 * most:
         raise TooLarge(
-            f"frames of {shape[0]} x {shape[1]} px, {rows} x {columns} px with the ground around",
-            f"at most {most} px a frame, twice that with its ground (max_frame_px)",
-            "take a smaller frame, larger pixels or less drift, or raise MANYBEAM_MAX_FRAME_PX",
+            f"frames of {shape[0]} x {shape[1]} px, {rows} x {columns} px with margins",
+            f"at most {most} px in a frame, twice that with its margins (max_frame_px)",
+            "use smaller frames, larger pixels or less drift, or raise MANYBEAM_MAX_FRAME_PX",
         )
 
 
 def _around(quantities: Mapping[str, float | Range], shape: tuple[int, int]) -> tuple[int, float]:
-    """Return the margin of a canvas, in pixels, and how far the sample goes on beyond a frame.
+    """Return the margin of a canvas, in pixels, and how far the sample continues beyond a frame.
 
-    The same for every frame of a policy: a frame must not depend on others of its batch. Where
-    the beam ran past the margin it would see the sample mirrored, atoms that no truth knows.
+    It is the same for every frame of a policy, because a frame must not depend on others of its
+    batch. Beyond the margin the beam would see mirrored atoms, which are not in the truth.
     """
     ends = {
         path.rpartition(".")[2]: (value.low, value.high) if isinstance(value, Range) else (value,)
@@ -178,7 +178,7 @@ def _around(quantities: Mapping[str, float | Range], shape: tuple[int, int]) -> 
 def _draw(
     imaging: Condition | Policy, quantities: Mapping[str, float | Range], rng: Generator
 ) -> dict[str, float]:
-    """Return one value of each quantity by its own name, ranges drawn."""
+    """Return one value of each quantity by its name; ranges are drawn."""
     drawn = {}
     for path, value in quantities.items():
         name = path.rpartition(".")[2]
@@ -192,7 +192,7 @@ def _draw(
     if imaging.dose_e_per_a2 is None and current and dwell:
         drawn["dose_e_per_a2"] = dose_e_per_a2(current, dwell, drawn["pixel_size_pm"])
     drawn["atomic_number"] = float(round(drawn["atomic_number"]))
-    # The sample drifts any way it likes; a frame without drift draws nothing for it.
+    # The direction of drift is random; a frame without drift draws no direction.
     drifts = drawn["drift_pm_per_row"] != 0
     drawn["drift_angle"] = rng.uniform(0, 2 * math.pi) if drifts else 0.0
     return drawn
@@ -205,7 +205,7 @@ def _simulate_batch(
     around: tuple[int, float],
     streams: Sequence[Generator],
 ) -> Simulated:
-    """Return one batch: what lies under the beam, its image, the recorded frames, the truth."""
+    """Return one batch: samples, their images, the recorded frames and the truth."""
     margin_px, beyond_pm = around
     rows, columns = (scipy.fft.next_fast_len(side + 2 * margin_px, real=True) for side in shape)
     q = {name: torch.tensor([draw[name] for draw in draws]) for name in draws[0]}

@@ -1,9 +1,9 @@
-"""Where the atoms are before a beam sees them: graphene, and the support of heavy atoms.
+"""Positions of atoms in the sample: graphene, and the support of heavy atoms.
 
 Crystals of columns are in `columns`, heavy atoms in `heavy`.
 
-A structure is drawn larger than the frame by a margin, so that atoms outside it still lend their
-tails to its edge. Positions are (y, x) in picometres from the centre of pixel (0, 0).
+A structure is larger than the frame by a margin, because atoms outside of the frame still add
+intensity at its edge. Positions are (y, x) in picometres from the centre of pixel (0, 0).
 """
 
 import math
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 # 1.03e-3 alone. `optics.collected` scales it.
 CARBON_A2 = 1.0e-3
 # The unit of background and contamination, per scattering power of a carbon atom: about the height
-# of its peak, which is .65 under graphene's typical probe. Fixed, so that a background stays the
-# same whatever the probe.
+# of its peak, which is .65 with the typical probe of graphene. It is fixed, so that a background
+# does not depend on the probe.
 PEAK_PER_A2 = 0.55
 EXPONENT = 1.64  # of the atomic number in an atom's scattering power
 LATTICE_PM = 246.0  # graphene
@@ -27,7 +27,7 @@ MARGIN_PM = 400.0
 RIPPLE_PM = 4.0  # static displacement of each atom, standard deviation
 ROUGHNESS = 3.0  # a support's power spectrum falls as frequency to the minus this
 OVERLAP_PROBABILITY = 0.35  # of a second grain over the first, about four in eleven frames
-LEAST_ATOMS = 30  # a hole that would leave fewer is not cut
+LEAST_ATOMS = 30  # if a hole would leave fewer, it is not cut
 
 Array = NDArray[np.floating]
 
@@ -39,15 +39,15 @@ class Structure:
     Attributes:
         position_n2: (y, x), in pm.
         number_n: atomic number.
-        signal_n: its signal over that of one atom of its number: less for an atom in the depth,
+        signal_n: signal, relative to one atom of this number: less for an atom deep in the sample,
             more for a column.
-        is_told_n: whether it enters the truth.
+        is_in_truth_n: whether it is part of the truth.
     """
 
     position_n2: Array
     number_n: Array
     signal_n: Array | float = 1.0
-    is_told_n: NDArray[np.bool_] | bool = True
+    is_in_truth_n: NDArray[np.bool_] | bool = True
 
 
 def graphene(draw: Mapping[str, float], side_pm: tuple[float, float], rng: Generator) -> Structure:
@@ -73,7 +73,7 @@ def graphene(draw: Mapping[str, float], side_pm: tuple[float, float], rng: Gener
 
 
 def cut(position_n2: Array, side_pm: tuple[float, float], rng: Generator) -> NDArray[np.bool_]:
-    """Return which atoms of a sheet a round hole or a straight edge, both ragged, leaves.
+    """Return which atoms of a sheet remain beside a ragged round hole or straight edge.
 
     Args:
         position_n2: (y, x) of the atoms, in pm.
@@ -84,13 +84,13 @@ def cut(position_n2: Array, side_pm: tuple[float, float], rng: Generator) -> NDA
     if rng.random() < 0.5:
         centre, radius = rng.uniform(0, side), rng.uniform(250, widest)
         from_centre = np.hypot(*(position_n2 - centre).T)
-        kept = from_centre > radius + rng.normal(0, 30, len(position_n2))
+        remains = from_centre > radius + rng.normal(0, 30, len(position_n2))
     else:
         angle = rng.uniform(0, 2 * math.pi)
         outward = (position_n2 - side / 2) @ np.array([math.cos(angle), math.sin(angle)])
         limit = rng.uniform(0, min(side_pm) * 0.45)
-        kept = outward < limit + rng.normal(0, 20, len(position_n2))
-    return np.asarray(kept if kept.sum() > LEAST_ATOMS else np.ones_like(kept))
+        remains = outward < limit + rng.normal(0, 20, len(position_n2))
+    return np.asarray(remains if remains.sum() > LEAST_ATOMS else np.ones_like(remains))
 
 
 def support_thickness(
@@ -98,8 +98,8 @@ def support_thickness(
 ) -> Array:
     """Return the relative thickness of an amorphous support: 0 in vacuum, 1 on average inside.
 
-    Relief is rough on every scale below `support_grain_nm`. A wavy edge to vacuum crosses some
-    frames, from which the support grows thicker inward; a second grain lies over part of others.
+    The relief is rough on every scale below `support_grain_nm`. Some frames have a wavy edge to
+    vacuum, from which the support becomes thicker; in others a second grain covers a part.
     """
     grain_px = max(draw["support_grain_nm"], 0.05) * 1000 / pixel_size_pm
     thickness_yx = np.exp(draw["support_relief"] * rough_noise(shape, grain_px, rng))
@@ -123,7 +123,7 @@ def rough_noise(shape: tuple[int, int], grain_px: float, rng: Generator) -> Arra
     """Return Gaussian noise of unit variance, rough like a porous support; it wraps around.
 
     Its power falls as frequency to the -3 beyond 1 / `grain_px`: measured on eleven frames of Pt
-    on N-doped carbon, where it holds from 0.3 to 3 nm.
+    on N-doped carbon, where it is so from 0.3 to 3 nm.
     """
     fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]
     amplitude = (fy**2 + fx**2 + grain_px**-2) ** (-ROUGHNESS / 4)

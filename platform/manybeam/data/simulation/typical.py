@@ -1,4 +1,4 @@
-"""What is typical of each structure: numbers in place of those that a condition leaves open."""
+"""Typical numbers of each structure, used for unknown quantities of a condition."""
 
 from typing import TypeVar
 
@@ -81,9 +81,9 @@ Written = TypeVar("Written", bound=Imaging)
 
 
 def filled(imaging: Written) -> Written:
-    """Return a condition or policy with typical numbers where it leaves quantities open.
+    """Return a condition or policy with typical numbers for unknown quantities.
 
-    What is never simulated has nothing typical, and stays as it is.
+    Structures that cannot be simulated have no typical numbers and are returned unchanged.
 
     Raises:
         InvalidInput: see `typical`.
@@ -100,14 +100,14 @@ def filled(imaging: Written) -> Written:
 
 
 def typical(imaging: Imaging) -> dict[str, float | Range]:
-    """Return every quantity by its dotted path, the unknown ones typical of the structure.
+    """Return every quantity by its dotted path; unknown ones are typical of the structure.
 
-    An unknown dose is the one that beam current, dwell time and pixel size make, where they are
-    known; of ranges, between the least and the most.
+    An unknown dose follows from beam current, dwell time and pixel size, if they are known; from
+    ranges of these it is a range.
 
     Raises:
-        InvalidInput: the structure is unknown, so there is nothing to draw; or the detector, its
-            open angle filled in, is no ring.
+        InvalidInput: the structure is unknown; or the detector is no ring, also with typical
+            angles.
     """
     structure = imaging.sample.structure
     if structure not in TYPICAL:
@@ -128,7 +128,7 @@ def typical(imaging: Imaging) -> dict[str, float | Range]:
 
 
 def _made_dose(numbers: dict[str, float | Range]) -> float | Range | None:
-    """Return the dose that current, dwell time and pixel size make; None if one is unknown."""
+    """Return the dose from current, dwell time and pixel size; None if one is unknown."""
     parts = [numbers[path] for path in ("optics.beam_current_pa", "scan.dwell_us")]
     if not all(parts):
         return None
@@ -141,7 +141,7 @@ def _made_dose(numbers: dict[str, float | Range]) -> float | Range | None:
 
 
 def _check_ring(imaging: Imaging, numbers: dict[str, float | Range]) -> None:
-    """Refuse a detector that sees nothing: its frames would hold readout noise, and a truth."""
+    """Refuse a detector without area: its frames would have only readout noise."""
     inner, outer = (numbers[f"detector.detector_{side}_mrad"] for side in ("inner", "outer"))
     most = inner.high if isinstance(inner, Range) else inner
     least = outer.low if isinstance(outer, Range) else outer
@@ -152,6 +152,8 @@ def _check_ring(imaging: Imaging, numbers: dict[str, float | Range]) -> None:
     left_open = [name for name, value in zip(names, stated, strict=True) if value is None]
     raise InvalidInput(
         f"{imaging.id!r}: detector_inner_mrad {most:g} is not below detector_outer_mrad {least:g}",
-        f"a ring; typical numbers stand for {', '.join(left_open)}" if left_open else "a ring",
-        "state both angles, every inner one below every outer one",
+        f"the detector is a ring; typical: {', '.join(left_open)}"
+        if left_open
+        else "the detector is a ring",
+        "give both angles, every inner one below every outer one",
     )

@@ -1,8 +1,9 @@
-"""The court of a round: what a member is judged by before and after, and the gate.
+"""The acceptance gate of a round: a member's scores before and after, and whether it passes.
 
-A member is replaced only if its atoms fit the new frames better, better than they would fit noise,
-AND its F1 on held-out truth did not fall. The gate is not a formality: tuning can destroy a
-network. Axis letters: n frame, y row, x column.
+A member is replaced only if three things hold: its atoms fit the new frames better than before,
+they fit the frames better than noise, and its F1 on held-out truth did not fall. The gate is
+necessary because fine-tuning can destroy a network.
+Axis letters: n frame, y row, x column.
 """
 
 import math
@@ -20,17 +21,17 @@ from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring.scores import score_frames
 from manybeam.spec import Policy
 
-USELESS_F1 = 0.5  # below this on a condition nobody would use the member there: nothing to lose
+USELESS_F1 = 0.5  # below this, the member is of no use on a condition and cannot get worse there
 LEAST_GAIN = 0.002  # rise of the label-free score below which nothing was gained
 NOISE_LEAD = 0.05  # by which atoms must fit the frames better than noise of the same spectrum
 NOISE_FRAMES = 4  # frames that noise is made after
-TWIN_TESTS = 6  # labelled twins a member is judged on
-SHAPE = (128, 128)  # of frames simulated to judge and to centre on
+TWIN_TESTS = 6  # labelled twins that a member is scored on
+SHAPE = (128, 128)  # of frames simulated for scoring and for centring
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """Where one member stands.
+    """The scores of one member before or after a step.
 
     Attributes:
         fitness: label-free score on the new frames, 0 to 1.
@@ -49,17 +50,19 @@ class Assessment:
 
 
 class AcceptanceGate:
-    """Everything a member is judged by in one round, the same before and after tuning.
+    """The scores that a member has to keep or raise in one round of adaptation.
+
+    They are computed on the same frames before and after fine-tuning.
 
     Args:
         frames_nyx: the new frames.
         pixel_size_pm: edge of their pixels, in pm, or None.
         held_out: frames with truth that no member was trained on, by condition.
-        imaging: policy the condition was inferred in; its structure tells the lattice.
+        imaging: policy the condition was inferred in; its structure gives the lattice.
         inferred: the condition inferred, if it was.
         seed: of what is simulated here.
-        among: the ensemble that the member is added to. Held-out truth is then judged for all of
-            them together, as nobody will ask the new member alone there.
+        among: the ensemble that the member is added to. F1 on held-out truth is then that of the
+            whole ensemble, because the new member will never answer alone.
     """
 
     def __init__(
@@ -84,14 +87,14 @@ class AcceptanceGate:
             self._without = self.with_held(Assessment(math.nan, math.nan))
 
     def before(self, parent: Member) -> Assessment:
-        """Return where a member stands before the first round."""
+        """Return the scores of a member before the first round."""
         assessment = self.on_new_frames(parent)
         if self.among is None:
             return self.with_held(assessment, parent)
         return replace(assessment, f1=self._without.f1, held=self._without.held)
 
     def on_new_frames(self, member: Member) -> Assessment:
-        """Return where a member stands on the new frames; nothing yet on held-out truth."""
+        """Return the scores of a member on the new frames; those on held-out truth are NaN."""
         alone = Ensemble([member])
         size, lattice = self.pixel_size_pm, self.lattice
         return Assessment(
@@ -102,13 +105,16 @@ class AcceptanceGate:
         )
 
     def with_held(self, assessment: Assessment, *members: Member) -> Assessment:
-        """Return a standing with the F1 on held-out truth of a member, or of all with newcomers."""
-        judged = list(members)
+        """Return an assessment with F1 on held-out truth added.
+
+        F1 is that of the member, or of `among` and the new members together.
+        """
+        scored = list(members)
         if self.among is not None:
             free = max(self.among.indices) + 1
             named = [replace(one, index=free + place) for place, one in enumerate(members)]
-            judged = [*self.among.members, *named]
-        ensemble = Ensemble(judged)
+            scored = [*self.among.members, *named]
+        ensemble = Ensemble(scored)
         f1 = {name: f1_on(ensemble, made) for name, made in self.held_out.items()}
         atoms = {name: sum(map(len, made.truth)) for name, made in self.held_out.items()}
         held = {name: (one, _standard_error(one, atoms[name])) for name, one in f1.items()}
@@ -123,8 +129,8 @@ def label_free_score(
 ) -> float:
     """Return how well one member's atoms fit frames without truth, 0 to 1, mean over frames.
 
-    Of the fitness only what the member cannot raise by itself counts: rendered atoms against the
-    frame, and the lattice. Its own confidence rises with any training, however wrong.
+    Only two parts of the fitness count: rendered atoms against the frame, and the lattice. The
+    member cannot raise these by itself. Its own confidence rises with any training, right or wrong.
     """
     scores = []
     for frame_yx in frames_nyx:
@@ -137,8 +143,8 @@ def label_free_score(
 def noise_like(frames_nyx: np.ndarray, seed: int) -> np.ndarray:
     """Return Gaussian noise with each frame's mean, deviation and power by spatial frequency.
 
-    The power is averaged over rings, so that a lattice's peaks are gone while grain, blur and
-    slow changes of brightness are kept: a frame without atoms cannot be told from it.
+    The power is averaged over rings. So the peaks of a lattice are gone, while grain, blur and slow
+    changes of brightness stay. The result looks like a frame without atoms.
     """
     rng = np.random.default_rng(seed)
     return np.stack([_noise_like(frame.astype(np.float64), rng) for frame in frames_nyx])
@@ -169,15 +175,15 @@ def f1_on(ensemble: Ensemble, made: Simulated) -> float:
 
 
 def _standard_error(f1: float, atoms: int) -> float:
-    """Return the standard error of a share of so many atoms; not 0 where none was missed."""
+    """Return the standard error of F1 by the number of atoms; above 0 even at F1 = 1."""
     share = (f1 * atoms + 1) / (atoms + 2)
     return math.sqrt(share * (1 - share) / max(atoms, 1))
 
 
 def gate(before: Assessment, after: Assessment, max_regression: float) -> str:
-    """Return why the gate refuses; empty if it lets the member pass.
+    """Return why the gate refuses a member; empty if the member passes.
 
-    Asked as "is it not good enough", so that NaN, which is not good enough, never passes.
+    The tests are written as `not after >= before`, so that NaN never passes.
     """
     return loss_refusal(before, after, max_regression) or gain_refusal(before, after)
 
@@ -185,9 +191,9 @@ def gate(before: Assessment, after: Assessment, max_regression: float) -> str:
 def loss_refusal(before: Assessment, after: Assessment, max_regression: float) -> str:
     """Return which loss on held-out truth is too great; empty if none is.
 
-    A single condition may fall by what its few atoms cannot resolve (two standard errors) and no
-    more: a gain on a bad condition does not buy a loss on a good one. Where the parent was of no
-    use, it has nothing to lose.
+    F1 of a single condition may fall by two standard errors, as its few atoms resolve no more. A
+    gain on a bad condition does not balance a loss on a good one. Conditions where the parent was
+    of no use do not count.
     """
     for name in _useful(before):
         (was, error), now = before.held[name], after.held.get(name, (math.nan, 0.0))[0]
@@ -204,14 +210,14 @@ def loss_refusal(before: Assessment, after: Assessment, max_regression: float) -
 def held_means(before: Assessment, after: Assessment) -> tuple[float, float]:
     """Return the mean F1 on held-out truth before and after, where the member was of use before.
 
-    It is what the gate counts: a gain on a condition that stays useless hides a loss elsewhere.
+    Other conditions do not count: a gain where the member stays useless could hide a loss.
     """
     useful = _useful(before)
     return _mean_f1(before, useful), _mean_f1(after, useful)
 
 
 def gain_refusal(before: Assessment, after: Assessment) -> str:
-    """Return what was not gained on the new frames; empty if all that is asked for was."""
+    """Return which gain on the new frames is missing; empty if none is."""
     if not after.fitness >= before.fitness + LEAST_GAIN:
         return f"label-free score went from {before.fitness:.3f} to {after.fitness:.3f}"
     if not after.fitness >= after.on_noise + NOISE_LEAD:

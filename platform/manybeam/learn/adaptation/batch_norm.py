@@ -1,8 +1,8 @@
-"""A member whose batch norms know new frames: the cheapest adaptation, without truth or training.
+"""Batch norms re-estimated on new frames: the cheapest adaptation, without truth or training.
 
 Only the running mean and variance of each batch norm change, no trained weight. Frames of another
-dose or contrast reach a network's inner layers shifted and scaled; measuring the shift on the
-frames themselves takes most of that back.
+dose or contrast reach the inner layers of a network shifted and scaled. Measuring this shift on the
+new frames removes most of it.
 Axis letters: n frame or view of one, c feature map, y row, x column.
 """
 
@@ -20,9 +20,9 @@ from manybeam.errors import InvalidInput
 from manybeam.learn.nets.member import Member
 from manybeam.spec.recipe import TileSpec
 
-SHARE = 0.5  # of the new statistics; the rest stays as trained, as a frame is few pixels
-MOST_SIDE_PX = 256  # of the middle of a frame that is looked at
-MOST_PIXELS = 2**19  # looked at in one pass, views included: bounds memory and time
+SHARE = 0.5  # of the new statistics; the rest stays as trained, because a frame has few pixels
+MOST_SIDE_PX = 256  # of the middle of a frame that is used
+MOST_PIXELS = 2**19  # used in one pass, all views together: limits memory and time
 
 _Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -36,22 +36,22 @@ def re_estimated(
 ) -> Member:
     """Return the member with the statistics of its batch norms re-estimated on unlabelled frames.
 
-    Each norm is measured after those before it have changed, so that in the end every layer sees
-    what its statistics say. A frame counts in all its rotations and mirror images. Takes less than
-    half a second of one core for one frame of 128 x 128 px and a network of 100,000 weights.
+    Each norm is measured after those before it have changed, so that the input of every layer fits
+    its statistics. Each frame is used in all its rotations and mirror images. One frame of
+    128 x 128 px and a network of 100,000 weights take less than half a second on one core.
 
     Args:
-        member: stays as it is.
+        member: is not changed.
         frames_nyx: new frames, (n, y, x), of one condition.
         pixel_size_pm: edge of their pixels, in pm; None takes them as they are.
-        share: of the new statistics in the blend, 0 to 1; 0 changes nothing.
+        share: weight of the new statistics, 0 to 1; 0 changes nothing.
 
     Returns:
         A member with equal trained weights; the member itself if it has no batch norm.
 
     Raises:
         InvalidInput: no frames, or a share out of bounds.
-        InvalidFrame: an array that is no frame.
+        InvalidFrame: an array is not a frame.
 
     Source:
         Schneider et al., NeurIPS 2020, "Improving robustness against common corruptions by
@@ -85,7 +85,7 @@ def re_estimated(
 
 
 def _blend(share: float, norm: Any, inputs: tuple[Tensor, ...]) -> None:
-    """Move a norm's statistics towards those of what it is about to normalise."""
+    """Move the statistics of a norm towards those of its input."""
     axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
     variance_c, mean_c = torch.var_mean(inputs[0], dim=axes)
     norm.running_mean.lerp_(mean_c, share)
@@ -93,7 +93,7 @@ def _blend(share: float, norm: Any, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _views(frames_nyx: np.ndarray, pixel_size_pm: float | None, spec: TileSpec) -> Tensor:
-    """Return frames as the network sees them, square, with as many views as are affordable."""
+    """Return frames as the network sees them, square, with as many views as the limit allows."""
     seen = [_seen(frame_yx, pixel_size_pm, spec) for frame_yx in frames_nyx]
     side = min(MOST_SIDE_PX, *(edge for one in seen for edge in one.shape))
     most = max(1, MOST_PIXELS // side**2)

@@ -1,4 +1,4 @@
-"""What rounds of iterative training came to: the new ensemble, and why it is as it is."""
+"""The result of rounds of adaptation: the new ensemble, and the reason for each decision."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,21 +14,21 @@ from manybeam.learn.nets.member import Member
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What one or more rounds came to.
+    """The result of one or more rounds of adaptation.
 
     Attributes:
         accepted: whether any member was adapted.
-        before: mean standing of the members tried, before the first round.
-        after: and as the last step left them, whether accepted or not.
-        members: the whole ensemble, in order of index: adapted members in their parents' places
-            or, beside them, at the end.
+        before: mean scores of the adapted members, before the first round.
+        after: their mean scores after the last step, accepted or not.
+        members: the whole ensemble, in order of index. Adapted members take their parents' places;
+            with `beside` they follow at the end.
         parents: for each adapted member its parent's index.
-        steps: what happened to each member tried, round by round.
-        tuned: the tuned members of the first round, also those the gate refused; for inspection.
-        frames_digest: names the unlabelled frames; each adapted member's data digest follows it.
+        steps: what happened to each member, round by round.
+        tuned: the fine-tuned members of the first round, also those that the gate refused.
+        frames_digest: digest of the unlabelled frames; those of adapted members depend on it.
         inferred: the condition inferred, for the teachers `twin` and `both`.
-        wall_s: how long it took.
-        why: the decision in words.
+        wall_s: time it took, in seconds.
+        why: the reasons of all decisions, as text.
     """
 
     accepted: bool
@@ -45,7 +45,7 @@ class Adaptation:
 
     @property
     def round_count(self) -> int:
-        """How many rounds were begun."""
+        """Number of rounds that began."""
         return max(step.round for step in self.steps)
 
 
@@ -55,18 +55,18 @@ def outcome(
     history: Sequence[Sequence[Attempt]],
     max_regression: float,
 ) -> Adaptation:
-    """Return the new ensemble and all that was decided; digest and time are left to fill in.
+    """Return the new ensemble and all decisions; the caller fills in digest and time.
 
     Args:
         ensemble: the parents.
-        acceptance: what members were judged by.
-        history: for each round what became of each member.
+        acceptance: the gate that scored the members.
+        history: for each round the attempt of each member.
         max_regression: largest loss of F1 on held-out truth that passes.
     """
     adapted = {one.step.member: one.child for attempt in history for one in attempt if one.child}
     steps = [one.step for attempt in history for one in attempt]
     if acceptance.among is not None and len(adapted) > 1:
-        adapted, steps = _bearable(adapted, steps, acceptance, max_regression)
+        adapted, steps = _passing_together(adapted, steps, acceptance, max_regression)
     parents: dict[int, int] = {}
     members = list(ensemble.members)
     for place, (index, child) in enumerate(sorted(adapted.items())):
@@ -93,15 +93,15 @@ def outcome(
     )
 
 
-def _bearable(
+def _passing_together(
     adapted: Mapping[int, Member],
     steps: Sequence[Step],
     acceptance: AcceptanceGate,
     max_regression: float,
 ) -> tuple[dict[int, Member], list[Step]]:
-    """Return all adapted members if the ensemble bears them together, else the best of them.
+    """Return all adapted members if they pass together, else only the best of them.
 
-    Each was judged as the only newcomer, and small losses add up.
+    Each was scored as the only new member, and small losses add up.
     """
     first = next(step.before for step in steps)
     together = acceptance.with_held(first, *adapted.values())
@@ -114,13 +114,13 @@ def _bearable(
         if step.accepted and step.after
     }
     best = max(gain, key=lambda index: gain[index])
-    told = [
+    decided = [
         step
         if step.member == best or not step.accepted
         else replace(step, accepted=False, why=f"left out beside member {best:02d}: {refusal}")
         for step in steps
     ]
-    return {best: adapted[best]}, told
+    return {best: adapted[best]}, decided
 
 
 def _mean(assessments: Sequence[Assessment]) -> Assessment:

@@ -1,8 +1,8 @@
-"""Labelled tiles made out of frames that nobody labelled.
+"""Labelled tiles made from unlabelled frames.
 
-`twin_tiles` simulates frames like them, with truth; `pseudo_labelled_tiles` takes as truth what
-the ensemble agrees on and leaves doubtful places out; `mixed_tiles` takes half of each. All add as
-many tiles of what the member already knows, so that it does not forget that.
+`twin_tiles` simulates frames like them, with truth. `pseudo_labelled_tiles` takes as truth what the
+ensemble agrees on and leaves doubtful places out. `mixed_tiles` takes half of each. All add as many
+tiles like those that the member was trained on, so that the member does not forget them.
 Axis letters: n tile or frame, k atom, y row, x column.
 """
 
@@ -21,7 +21,7 @@ from manybeam.spec import Policy
 from manybeam.spec.recipe import TileSpec
 
 LabelSource = Literal["twin", "pseudo", "both"]
-TEACHERS: tuple[LabelSource, ...] = ("twin", "pseudo", "both")
+LABEL_SOURCES: tuple[LabelSource, ...] = ("twin", "pseudo", "both")
 
 Parts = tuple[np.ndarray, ...]  # inputs, masks and weights of some tiles
 
@@ -38,7 +38,7 @@ class LabelledTiles:
     """What a member is fine-tuned on.
 
     Attributes:
-        tiles: inputs and masks; `tiles.source` names the unlabelled frames they were made from.
+        tiles: inputs and masks; `tiles.source` is the digest of the unlabelled frames.
         weight_nyx: how much each pixel counts.
     """
 
@@ -49,10 +49,10 @@ class LabelledTiles:
 def twin_tiles(
     frames_digest: str, twin: Policy, known: Policy, spec: TileSpec, *, count: int, seed: int
 ) -> LabelledTiles:
-    """Return labelled tiles, half simulated under the inferred condition and half well known.
+    """Return labelled tiles, half simulated under the inferred condition and half already known.
 
     Args:
-        frames_digest: names the frames the condition was inferred from.
+        frames_digest: digest of the frames that the condition was inferred from.
         twin: the condition inferred from the unlabelled frames.
         known: what the member was trained on.
         spec: edge and pixel size of a tile, radius of a mask, how to normalise.
@@ -75,14 +75,14 @@ def pseudo_labelled_tiles(
     """Return tiles of the unlabelled frames themselves, masked where the ensemble agrees.
 
     Args:
-        frames_digest: names the unlabelled frames.
+        frames_digest: digest of the unlabelled frames.
         seen: what `ask` returned for them.
         known: what the member was trained on, for the other half.
         spec: edge and pixel size of a tile, radius of a mask.
         seed: of the simulation.
 
     Raises:
-        InvalidInput: the members agree on no atom, so there is nothing to teach.
+        InvalidInput: the members agree on no atom, so there is no label.
 
     Source:
         Ghosh et al., npj Comput. Mater. 7, 100 (2021), ensemble learning-iterative training;
@@ -93,7 +93,7 @@ def pseudo_labelled_tiles(
         raise InvalidInput(
             "the members agree on no atom of these frames",
             f"pseudo-labels need atoms with votes of at least {SURE_VOTES:g}",
-            "adapt with the teacher 'twin', which needs no agreement",
+            "choose the teacher 'twin', which needs no agreement",
         )
     old = _weighted(simulated_tiles(known, spec, count=len(new[0]), seed=seed))
     return _joined([new, old], frames_digest)
@@ -109,14 +109,14 @@ def mixed_tiles(
     count: int,
     seed: int,
 ) -> LabelledTiles:
-    """Return a lesson of twins, of the unlabelled frames themselves, and of what is well known.
+    """Return tiles of twins, tiles of the unlabelled frames, and tiles that are already known.
 
-    A quarter are twins, which are right about the atoms and may be wrong about the frames; a
-    quarter are the frames, which are what they are and may be marked wrongly. Where the members
-    agree on nothing, all that is new are twins.
+    A quarter are twins: their atoms are certain, but they may differ from the frames. A quarter are
+    the frames themselves: their labels may be wrong. If the members agree on no atom, twins take
+    the place of the frames.
 
     Args:
-        frames_digest: names the unlabelled frames.
+        frames_digest: digest of the unlabelled frames.
         twin: the condition inferred from them.
         seen: what `ask` returned for them.
         known: what the member was trained on.
@@ -139,7 +139,7 @@ def ask(
 ) -> list[tuple[np.ndarray, Prediction]]:
     """Return each frame as the networks see it, with the ensemble's answer in those pixels.
 
-    Asked at the networks' own pixel size, so that maps, masks and tiles fall on the same pixels.
+    Prediction is at the networks' pixel size, so that maps, masks and tiles have the same pixels.
     """
     seen = []
     for frame_yx in frames_nyx:
@@ -214,7 +214,7 @@ def _cut(
 
 
 def _pseudo_tiles(seen: Sequence[tuple[np.ndarray, Prediction]], spec: TileSpec) -> Parts | None:
-    """Return tiles of the frames with mask and weight; None where nothing was agreed on."""
+    """Return tiles of the frames with mask and weight; None if the members agree on no atom."""
     labelled = [(frame, *_labels(prediction, spec)) for frame, prediction in seen]
     if not any(target.any() for _, target, _ in labelled):
         return None
@@ -239,7 +239,7 @@ def _labels(prediction: Prediction, spec: TileSpec) -> tuple[np.ndarray, np.ndar
 
 
 def _lonely(prediction: Prediction, radius_px: float) -> list[np.ndarray]:
-    """Return each member's atoms that are none of the ensemble's: somebody saw something there."""
+    """Return the atoms of each member that are not among those of the ensemble."""
     lonely = []
     for atoms in prediction.member_atoms:
         gaps = atoms[:, None, :2] - prediction.atoms[None, :, :2]
@@ -249,7 +249,7 @@ def _lonely(prediction: Prediction, radius_px: float) -> list[np.ndarray]:
 
 
 def _covering(part: Sequence[np.ndarray], tile_px: int) -> list[np.ndarray]:
-    """Return the tiles that cover a frame; one smaller than a tile is reflected, at no weight."""
+    """Return the tiles that cover a frame; a smaller frame is reflected, with weight 0 there."""
     frame_yx = part[0]
     missing = [(0, max(0, tile_px - side)) for side in frame_yx.shape]
     padded = [

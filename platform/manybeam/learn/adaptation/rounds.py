@@ -1,9 +1,11 @@
-"""Gated rounds of iterative training: members adapted to frames that nobody labelled.
+"""Rounds of adaptation: members are fine-tuned on unlabelled frames and must pass a gate.
 
-Unlabelled frames -> batch norms re-estimated on them, the cheap first step -> a lesson made by a
-teacher -> a short fine-tuning from the members' own weights -> its threshold moved to 0.5 again.
-After each of the two stands the gate of `learn.adaptation.acceptance`: what does not pass is thrown
-away. Tuning measures its own batch norms anew, so the cheap step counts where tuning is refused.
+One round does this with each member:
+1. It re-estimates the batch norms on the unlabelled frames, which is cheap.
+2. It makes labelled tiles (`learn.adaptation.pseudo_labels`), fine-tunes the member on them for a
+   short time, and moves the threshold back to 0.5.
+The gate of `learn.adaptation.acceptance` follows each of the two steps. A result that does not pass
+is dropped. Fine-tuning measures the batch norms anew, so step 1 counts only if step 2 is refused.
 Axis letters: n frame, y row, x column.
 """
 
@@ -28,7 +30,7 @@ from manybeam.learn.adaptation.acceptance import (
 from manybeam.learn.adaptation.batch_norm import re_estimated
 from manybeam.learn.adaptation.outcome import Adaptation, outcome
 from manybeam.learn.adaptation.pseudo_labels import (
-    TEACHERS,
+    LABEL_SOURCES,
     LabelledTiles,
     LabelSource,
     ask,
@@ -49,8 +51,8 @@ from manybeam.spec import MemberPlan, Policy
 from manybeam.spec.recipe import TileSpec
 
 TUNING_RATE = 0.4  # peak learning rate, as a share of the recipe's
-NEW_TILES = 48  # new tiles a member is tuned on, beside as many general ones
-CENTRING_FRAMES = 16  # simulated anew, to find a tuned member's threshold on
+NEW_TILES = 48  # new tiles that a member is fine-tuned on, and as many known ones
+CENTRING_FRAMES = 16  # simulated anew, to find the threshold of a fine-tuned member
 
 Seen = list[tuple[np.ndarray, Prediction]]
 
@@ -73,9 +75,9 @@ def adapt(
     draws: int = DRAWS,
     step_store: StepStore | None = None,
 ) -> Adaptation:
-    """Return what gated rounds on unlabelled frames of one condition came to.
+    """Adapt members to unlabelled frames of one condition and return the new ensemble.
 
-    The members of a round are worked on side by side, one on each core.
+    The members of a round are adapted side by side, one on each core.
 
     Args:
         ensemble: the members to start from.
@@ -83,20 +85,19 @@ def adapt(
         pixel_size_pm: edge of their pixels, in pm, or None.
         imaging: the policy a condition is inferred in.
         held_out: simulated frames with truth that no member was trained on, by condition.
-        policies: by id, what members were trained on: half of each lesson is drawn from a
-            member's own, so that it does not forget; from `imaging` where it is not given.
+        policies: the policies that members were trained on, by id. Half of the tiles are drawn
+            from the member's policy, so that it does not forget; from `imaging` if it is missing.
         members: indices of the members to adapt; all if left out.
-        teacher: `twin` simulates labelled frames under the inferred condition, `pseudo` believes
-            what the members agree on, `both` takes half of each.
+        teacher: where labels come from. `twin` simulates labelled frames under the inferred
+            condition, `pseudo` uses what the members agree on, `both` takes half of each.
         steps: optimiser steps for each member and round.
-        rounds: most rounds; a later one goes on with the members that the one before accepted.
-        beside: add an adapted member to the ensemble and keep its parent. Held-out truth is then
-            judged for the whole ensemble, with and without it.
-        max_regression: largest loss of F1 on `held_out` that the gate lets pass, of all rounds
-            together.
+        rounds: largest number of rounds; each continues with the members that the last accepted.
+        beside: add an adapted member to the ensemble and keep its parent. F1 on held-out truth is
+            then that of the whole ensemble, with and without the new member.
+        max_regression: largest loss of F1 on `held_out` that passes the gate, over all rounds.
         seed: of everything drawn.
         draws: frames simulated to infer the condition.
-        step_store: keeps each finished step, so that a call that was stopped goes on where it was.
+        step_store: stores each finished step, so that a stopped call continues where it was.
 
     Raises:
         InvalidInput: no frames or frames of several conditions, no held-out truth, an unknown
@@ -111,22 +112,22 @@ def adapt(
         inferred = infer(frames_nyx, pixel_size_pm, imaging, seed=seed, draws=draws)
     among = ensemble if beside else None
     acceptance = AcceptanceGate(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed, among)
-    school = _Rounds(
+    adaptation = _Rounds(
         ensemble, acceptance, policies or {}, teacher, steps, max_regression, step_store
     )
     chosen = ensemble.subset(members) if members is not None else ensemble
-    history = [school.round(1, chosen.members, {})]
+    history = [adaptation.round(1, chosen.members, {})]
     while history[-1] and len(history) < rounds and any(one.child for one in history[-1]):
-        history.append(school.round(len(history) + 1, *_going_on(history)))
+        history.append(adaptation.round(len(history) + 1, *_going_on(history)))
     made = outcome(ensemble, acceptance, history, max_regression)
-    return replace(made, frames_digest=school.digest, wall_s=time.perf_counter() - start)
+    return replace(made, frames_digest=adaptation.digest, wall_s=time.perf_counter() - start)
 
 
 def _going_on(history: Sequence[Sequence[Attempt]]) -> tuple[list[Member], dict[int, Assessment]]:
-    """Return the members the last round accepted, and where each stands.
+    """Return the members that the last round accepted, and the scores of each.
 
-    On held-out truth they answer for all rounds together: there they are compared with the parent
-    that the first round began with.
+    F1 on held-out truth is that of the parent before the first round, so that the losses of all
+    rounds count together.
     """
     first = {one.step.member: one.step.before for one in history[0]}
     members, assessments = [], {}
@@ -139,7 +140,7 @@ def _going_on(history: Sequence[Sequence[Attempt]]) -> tuple[list[Member], dict[
 
 
 class _Rounds:
-    """What every member of a round goes through: batch norms, lesson, fine-tuning and gate."""
+    """The steps of a round for each member: batch norms, labelled tiles, fine-tuning and gate."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class _Rounds:
     def round(
         self, number: int, starts: Sequence[Member], assessments: Mapping[int, Assessment]
     ) -> list[Attempt]:
-        """Return what became of each member in one round."""
+        """Return the attempt of each member in one round."""
         if self.teacher != "twin":
             now = {one.index: one for one in starts}
             asked = Ensemble([now.get(one.index, one) for one in self.ensemble.members])
@@ -168,10 +169,12 @@ class _Rounds:
                 self.seen[spec] = ask(
                     asked, self.acceptance.frames_nyx, self.acceptance.pixel_size_pm, spec
                 )
-        return each_abreast(lambda one: self._kept(number, one, assessments.get(one.index)), starts)
+        return each_abreast(
+            lambda one: self._stored(number, one, assessments.get(one.index)), starts
+        )
 
-    def _kept(self, number: int, start: Member, before: Assessment | None) -> Attempt:
-        """Return what became of a member, from what an earlier call kept if it got so far."""
+    def _stored(self, number: int, start: Member, before: Assessment | None) -> Attempt:
+        """Return the attempt of a member, from the store if an earlier call finished it."""
         key = f"round-{number:02d}-member-{start.index:02d}"
         if self.step_store is not None and (data := self.step_store.get(key)) is not None:
             return unpack(data, start)
@@ -181,9 +184,9 @@ class _Rounds:
         return attempt
 
     def _try(self, number: int, parent: Member, before: Assessment) -> Attempt:
-        """Return what became of one member: tuned, with new batch norms only, or as it was."""
+        """Return the attempt of a member: fine-tuned, with new batch norms only, or unchanged."""
         start, assessment = (parent, before) if number > 1 else self._renormed(parent, before)
-        # On held-out truth both stages together answer to the parent.
+        # On held-out truth the result of both stages is compared with the parent.
         bar = replace(assessment, f1=before.f1, held=before.held)
         child, after, refusal = self._tuned(number, start, bar)
         passed, tuned, why = None, child, f"parent kept: {refusal}"
@@ -196,13 +199,13 @@ class _Rounds:
         return Attempt(step, passed, tuned)
 
     def _renormed(self, parent: Member, before: Assessment) -> tuple[Member, Assessment]:
-        """Return the member with batch norms re-estimated on the frames, if that passes."""
+        """Return the member with batch norms re-estimated on the frames, if it passes the gate."""
         acceptance = self.acceptance
         child = re_estimated(parent, acceptance.frames_nyx, acceptance.pixel_size_pm)
         if child is parent:
             return parent, before
         after = acceptance.on_new_frames(child)
-        if gain_refusal(before, after):  # the cheaper half of the gate is asked first
+        if gain_refusal(before, after):  # the cheaper half of the gate comes first
             return parent, before
         after = acceptance.with_held(after, child)
         if loss_refusal(before, after, self.max_regression):
@@ -213,7 +216,7 @@ class _Rounds:
     def _tuned(
         self, number: int, start: Member, before: Assessment
     ) -> tuple[Member | None, Assessment | None, str]:
-        """Return the tuned member, where it stands, and why the gate refuses it."""
+        """Return the fine-tuned member, its scores, and why the gate refuses it."""
         known = self.policies.get(start.policy, self.acceptance.imaging)
         seed = self.acceptance.seed + 1000 * (number - 1)
         labelled = self._labelled_tiles(known, start.recipe.tiles, seed)
@@ -221,7 +224,7 @@ class _Rounds:
             child = tune(start, labelled, steps=self.steps, seed=seed)
         except MemberDiverged as error:
             return None, None, error.what
-        child = centred(child, _rehearsal(known, self.acceptance))
+        child = centred(child, _centring_frames(known, self.acceptance))
         after = self.acceptance.with_held(self.acceptance.on_new_frames(child), child)
         return child, after, gate(before, after, self.max_regression)
 
@@ -256,21 +259,23 @@ def _check(
         )
     if not held_out or not all(len(made.frames_nyx) for made in held_out.values()):
         raise InvalidInput(
-            "no held-out truth to judge the round by",
+            "there is no held-out truth to score the round with",
             "the gate needs simulated frames that no member was trained on",
             "simulate a few for each condition the ensemble is measured on",
         )
-    if teacher not in TEACHERS:
-        raise InvalidInput(f"teacher {teacher!r} is not known", f"one of {', '.join(TEACHERS)}", "")
+    if teacher not in LABEL_SOURCES:
+        raise InvalidInput(
+            f"teacher {teacher!r} is not known", f"one of {', '.join(LABEL_SOURCES)}", ""
+        )
     if rounds < 1:
         raise InvalidInput(f"{rounds} rounds", "at least one", "")
 
 
-def _rehearsal(known: Policy, acceptance: AcceptanceGate) -> list[Labelled]:
-    """Return frames like those of the lesson, none of them in it or in court.
+def _centring_frames(known: Policy, acceptance: AcceptanceGate) -> list[Labelled]:
+    """Return labelled frames like those of fine-tuning and of the gate, but other ones.
 
-    Tuning drives the last bias back to where the loss wants it, so the threshold that centring
-    found for the parent does not hold for the child.
+    Fine-tuning moves the last bias to where the loss is smallest. So the threshold that was found
+    for the parent does not hold for the child.
     """
     imaging = [acceptance.inferred.policy, known] if acceptance.inferred else [known]
     labelled: list[Labelled] = []

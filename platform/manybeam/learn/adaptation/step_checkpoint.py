@@ -1,11 +1,11 @@
-"""A finished step of a round as bytes, so that a round that was stopped goes on where it was.
+"""A finished step of a round as bytes, so that a stopped round continues where it was.
 
-One safetensors file holds the decision and the networks it left: nothing in it is ever unpickled.
+One safetensors file holds the decision and the networks. Nothing in it is ever unpickled.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from manybeam.learn.adaptation.acceptance import Assessment
+from manybeam.learn.nets.card import MemberCard
 from manybeam.learn.nets.member import Member, load_weights, save_weights
-from manybeam.spec.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Step:
 
     Attributes:
         member: index of the member.
-        accepted: whether what came out passed the gate.
-        before: where it stood when the round began.
-        after: where it stands; None where tuning diverged and nothing else passed.
-        why: the decision in words.
+        accepted: whether the result passed the gate.
+        before: its scores when the round began.
+        after: its scores at the end; None if fine-tuning diverged and nothing else passed.
+        why: the reason of the decision, as text.
         round: number of the round, from 1.
     """
 
@@ -40,12 +40,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A step and the networks it left.
+    """A step and its networks.
 
     Attributes:
         step: what was decided.
-        child: the adapted member, if one passed.
-        tuned: the tuned member, passed or not; None where it diverged.
+        child: the adapted member; None if none passed.
+        tuned: the fine-tuned member, passed or not; None if it diverged.
     """
 
     step: Step
@@ -54,13 +54,13 @@ class Attempt:
 
 
 class StepStore(Protocol):
-    """Where finished steps are kept under a name."""
+    """Where finished steps are stored by name."""
 
     def get(self, key: str) -> bytes | None:
-        """Return what was put there, whole, or None."""
+        """Return what was stored there, whole, or None."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep data, whole or not at all."""
+        """Store data, whole or not at all."""
 
 
 def pack(attempt: Attempt) -> bytes:
@@ -71,23 +71,22 @@ def pack(attempt: Attempt) -> bytes:
     record["is_same"] = is_same
     for role, member in (("child", attempt.child), ("tuned", None if is_same else attempt.tuned)):
         if member is not None:
-            record[role] = _card(member)
+            record[role] = MemberCard.of(member).model_dump(mode="json")
             state |= {f"{role}.{name}": value for name, value in member.weights.items()}
-            state[f"{role} losses"] = torch.tensor(member.losses, dtype=torch.float64)
     text = json.dumps(record).encode()
     state["record"] = torch.from_numpy(np.frombuffer(text, np.uint8).copy())
     return save_weights(state)
 
 
 def unpack(data: bytes, start: Member) -> Attempt:
-    """Return the step that `pack` was given.
+    """Return the step that `pack` made bytes of.
 
     Args:
-        data: what it returned.
-        start: the member the step began with.
+        data: the bytes.
+        start: the member that the step began with.
 
     Raises:
-        Corrupt: the bytes are not that.
+        Corrupt: the bytes are no step.
     """
     state = load_weights(data)
     record = json.loads(bytes(state["record"].numpy()))
@@ -96,41 +95,28 @@ def unpack(data: bytes, start: Member) -> Attempt:
     return Attempt(_step(record["step"]), child, tuned)
 
 
-def _card(member: Member) -> dict[str, Any]:
-    return {
-        "recipe": member.recipe.model_dump(mode="json"),
-        "wall_s": member.wall_s,
-        "data_digest": member.data_digest,
-    }
-
-
 def _member(
     role: str, record: Mapping[str, Any], state: Mapping[str, Tensor], start: Member
 ) -> Member | None:
     if role not in record:
         return None
     card, prefix = record[role], f"{role}."
-    return replace(
-        start,
-        recipe=Recipe.model_validate(card["recipe"]),
-        weights={
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        },
-        losses=tuple(state[f"{role} losses"].tolist()),
-        wall_s=card["wall_s"],
-        data_digest=card["data_digest"],
-    )
+    if "losses" not in card:  # Versions before cards stored only what the step had changed.
+        losses = state[f"{role} losses"].tolist()
+        card = {**MemberCard.of(start).model_dump(), **card, "losses": losses}
+    weights = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+    return MemberCard.read(card).to_member(weights)
 
 
 def _step(plain: Mapping[str, Any]) -> Step:
     after = plain["after"]
-    assessments = {"before": _standing(plain["before"]), "after": after and _standing(after)}
+    assessments = {"before": _assessment(plain["before"]), "after": after and _assessment(after)}
     return Step(**{**plain, **assessments})
 
 
-def _standing(plain: Mapping[str, Any]) -> Assessment:
-    """Return a standing; JSON has made lists of the pairs."""
+def _assessment(plain: Mapping[str, Any]) -> Assessment:
+    """Return an assessment from JSON, which has made lists of the pairs."""
     held = {name: (pair[0], pair[1]) for name, pair in plain["held"].items()}
     return Assessment(**{**plain, "held": held})

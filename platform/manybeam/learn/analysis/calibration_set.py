@@ -1,13 +1,13 @@
-"""The reference table: what the members of one ensemble do on frames whose truth is known.
+"""The calibration set: the answers of all members of an ensemble on frames with known truth.
 
-Frames are simulated under many conditions drawn from policies; each is kept as its summaries, what
-every member scores there, and what every member believes of every atom that anybody saw. So the
-answer of any sub-ensemble on these frames can be worked out later without a network: which is what
-selection, its predicted F1 and the calibration of a chosen sub-ensemble are learnt from.
+Frames are simulated under many conditions that are drawn from policies. Of each frame its summaries
+are stored, the scores of every member, and the probability that every member gives to every atom
+that any member found. The answer of any sub-ensemble on these frames can then be computed without a
+network. Selection, predicted F1 and calibration of a sub-ensemble are learnt from it.
 Axis letters: n frame, m member, f score, s number of a summary, k atom that any member saw.
 
 Source: "reference table" is the term of approximate Bayesian computation (Marin et al., Stat.
-Comput. 22, 1167 (2012)); keeping the members' beliefs in it is ours.
+Comput. 22, 1167 (2012)); storing the probabilities of the members in it is ours.
 """
 
 import io
@@ -25,13 +25,13 @@ from manybeam.learn.analysis.fitness import LATTICES, SCORES
 from manybeam.learn.analysis.frame_analysis import FrameAnalysis, analyse
 from manybeam.learn.nets.atoms import cluster_atoms, strongest
 from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE, Ensemble
-from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.learn.scoring.scores import f1_of, match_frame
 from manybeam.spec import Policy
 
 VERSION = 2
-UNSTRUCTURED = 1  # tables that did not yet say of which structure their samples were
-SHAPE = (128, 128)  # of a frame whose policy names none
-_UNREADABLE = (  # what reading a damaged npz raises
+UNSTRUCTURED = 1  # tables without the structure of their samples
+SHAPE = (128, 128)  # of a frame if the policy has none
+_UNREADABLE = (  # raised by reading a damaged npz
     ValueError,
     LookupError,
     TypeError,
@@ -46,22 +46,22 @@ _UNREADABLE = (  # what reading a damaged npz raises
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSet:
-    """Simulated frames, and what each member did on them.
+    """Simulated frames, and the answers of each member on them.
 
     Attributes:
         members: indices of the members, in the order of every axis m.
-        source_n: id of the policy each frame's condition was drawn from.
-        summary_ns: what the frame looks like, `learn.analysis.summaries`.
-        score_nmf: label-free scores by `fitness.SCORES`, NaN where one does not apply.
+        source_n: id of the policy that the condition of each frame was drawn from.
+        summary_ns: summaries of each frame, `learn.analysis.summaries`.
+        score_nmf: label-free scores by `fitness.SCORES`; NaN if one does not apply.
         count_nm3: true positives, false positives and false negatives of each member.
-        truth_n: true atoms that count, of each frame.
-        frame_k: frame of each atom that any member saw.
-        belief_km: probability each member gives it, half precision.
-        is_true_k: whether it is one.
-        counts_k: whether it enters the counts (atoms at the border do not).
-        error_k: distance from the true atom, in pm; NaN where there is none.
-        structure: of the samples, `spec.Sample`; it says by which lattice frames have to be
-            judged that are compared with these. "" in tables kept before it was noted.
+        truth_n: number of true atoms of each frame that count.
+        frame_k: frame of each atom that any member found.
+        belief_km: probability that each member gives it, half precision.
+        is_true_k: whether it is a true atom.
+        counts_k: whether it counts (atoms at the border do not).
+        error_k: distance from the true atom, in pm; NaN if there is none.
+        structure: structure of the samples, `spec.Sample`. Frames that are compared with these
+            have to be scored with its lattice. "" in tables of older versions.
     """
 
     members: tuple[int, ...]
@@ -86,21 +86,21 @@ class CalibrationSet:
         return f1_of(self.count_nm3)
 
     def belief(self, weights: Mapping[int, float]) -> np.ndarray:
-        """Return the weighted mean belief in each atom, (k,)."""
+        """Return the weighted mean probability of each atom, (k,)."""
         places = [self.members.index(member) for member in weights]
         weight_m = np.array(list(weights.values()))
         mean_k = self.belief_km[:, places].astype(np.float32) @ (weight_m / weight_m.sum())
         return np.asarray(mean_k)
 
     def f1(self, weights: Mapping[int, float], threshold: float = 0.5) -> np.ndarray:
-        """Return the F1 of a sub-ensemble on each frame, (n,); exact but for atoms that merge."""
+        """Return the F1 of a sub-ensemble on each frame, (n,); exact unless atoms merge."""
         hits_n, false_n = self.found(weights, threshold)
         return f1_of(np.stack([hits_n, false_n, self.truth_n - hits_n], axis=1))
 
     def found(
         self, weights: Mapping[int, float], threshold: float = 0.5
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many true and how many false atoms a sub-ensemble finds on each frame."""
+        """Return the numbers of true and of false atoms that a sub-ensemble finds on each frame."""
         found_k = (self.belief(weights) >= threshold) & self.counts_k
         hits_n, false_n = (
             np.bincount(self.frame_k[found_k & one_k], minlength=len(self))
@@ -109,15 +109,15 @@ class CalibrationSet:
         return hits_n, false_n
 
     def only(self, member: int) -> "CalibrationSet":
-        """Return the table of one member alone, which nobody is there to agree with.
+        """Return the table of one member alone, without scores of agreement.
 
         Raises:
-            NotFound: the table is of other members.
+            NotFound: the member is not in the table.
         """
         if member not in self.members:
             raise NotFound(
                 f"member {member:02d} is not in the reference table",
-                f"it is of members {', '.join(map(str, self.members))}",
+                f"its members: {', '.join(map(str, self.members))}",
                 "manybeam rehearse REF again",
             )
         place = self.members.index(member)
@@ -133,13 +133,16 @@ class CalibrationSet:
 
     @classmethod
     def joined(cls, parts: "Sequence[CalibrationSet]") -> "CalibrationSet":
-        """Return one table of the frames of several, in their order.
+        """Return one table with the frames of several, in their order.
 
         Raises:
-            InvalidInput: they are of different members.
+            InvalidInput: their members differ.
         """
         if len({(part.members, part.structure) for part in parts}) != 1:
-            raise InvalidInput("reference tables of different members", "all must be of the same")
+            raise InvalidInput(
+                "calibration sets of different members cannot be joined",
+                "all need the same members",
+            )
         starts = np.cumsum([0, *(len(part) for part in parts)])
         columns = {
             one.name: np.concatenate([getattr(part, one.name) for part in parts])
@@ -155,7 +158,7 @@ class CalibrationSet:
         )
 
     def to_bytes(self) -> bytes:
-        """Return it as the bytes of an npz file that holds no Python objects."""
+        """Return the bytes of an npz file without Python objects."""
         arrays = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
         arrays |= {"version": np.array([VERSION, SIMULATOR]), "scores": np.array(SCORES)}
         file = io.BytesIO()
@@ -164,7 +167,7 @@ class CalibrationSet:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CalibrationSet":
-        """Return what `to_bytes` gave.
+        """Return the table of the bytes that `to_bytes` made.
 
         Raises:
             Corrupt: the bytes are no such table, or one of another version.
@@ -177,7 +180,7 @@ class CalibrationSet:
             if not is_known or tuple(arrays.pop("scores")) != SCORES:
                 raise ValueError("it is of another version of the software")
             members = tuple(int(member) for member in arrays.pop("members"))
-            # Of a newer table it must not be lost without a word.
+            # A newer table without a structure is damaged.
             structure = "" if version == UNSTRUCTURED else str(arrays.pop("structure"))
             return cls(members=members, structure=structure, **arrays)
         except _UNREADABLE as error:
@@ -208,9 +211,9 @@ def measure_calibration_set(
     """
     if len({policy.sample.structure for policy in policies}) != 1 or stop <= start:
         raise InvalidInput(
-            "a reference table needs frames of one structure",
+            "a calibration set needs frames of one structure",
             ", ".join(f"{one.id}: {one.sample.structure}" for one in policies) or "no policy",
-            "give policies of the structure the ensemble was trained for",
+            "give policies of the structure that the ensemble was trained for",
         )
     rows = [_row(ensemble, policies[n % len(policies)], (seed, n)) for n in range(start, stop)]
     return CalibrationSet.joined(rows)
@@ -230,13 +233,13 @@ def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> Calibrati
 
 
 def _of_frame(seen: FrameAnalysis, truth: np.ndarray, policy: Policy) -> CalibrationSet:
-    """Return the one row of a frame that was looked at and whose truth is known."""
+    """Return the row of an analysed frame whose truth is known."""
     prediction, size_pm = seen.prediction, seen.pixel_size_pm
     shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
     truth = _inside(truth, seen.window)
-    counts = [judge(a, truth, size_pm, shape).counts for a in prediction.member_atoms]
-    place_k2 = _seen_by_any(seen)
-    union = judge(place_k2, truth, size_pm, shape)
+    counts = [match_frame(a, truth, size_pm, shape).counts for a in prediction.member_atoms]
+    place_k2 = _found_by_any(seen)
+    union = match_frame(place_k2, truth, size_pm, shape)
     error_k = np.full(len(place_k2), np.nan)
     error_k[union.match.found_index] = union.match.distance_px * (size_pm or np.nan)
     return CalibrationSet(
@@ -256,14 +259,14 @@ def _of_frame(seen: FrameAnalysis, truth: np.ndarray, policy: Policy) -> Calibra
 
 
 def _inside(truth: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
-    """Return the true atoms in the pixels of the window that was looked at."""
+    """Return the true atoms in the pixels of the analysed window."""
     moved = truth.copy()
     moved[:, :2] -= [part.start for part in window]
     return np.asarray(moved)
 
 
-def _seen_by_any(seen: FrameAnalysis) -> np.ndarray:
-    """Return (k, 2) places of atoms that any member saw, brought together as an answer's are."""
+def _found_by_any(seen: FrameAnalysis) -> np.ndarray:
+    """Return positions (k, 2) of atoms that any member found, clustered as in an answer."""
     radius_px = seen.radius_px
     atoms = cluster_atoms(seen.prediction.member_atoms, radius_px)
     kept = np.sort(strongest(atoms[:, :2], atoms[:, 3], NEIGHBOUR_SHARE * radius_px))

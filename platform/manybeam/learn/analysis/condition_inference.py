@@ -1,9 +1,9 @@
-"""Under which condition were these frames recorded? Answered from the frames alone.
+"""The condition of frames, inferred from the frames alone.
 
-Approximate Bayesian computation: conditions are drawn from a policy (the prior), one frame is
-simulated under each, and what tells the draws apart is learnt by a regression from the frames'
-summaries to the quantities. Draws that the regression takes for the frames' neighbours are
-accepted, each moved by the error it made there. Axis letters: n draw, c crop of a frame,
+The method is approximate Bayesian computation. Conditions are drawn from a policy (the prior) and
+one frame is simulated under each. A regression learns the quantities from the summaries of these
+frames. The draws whose predicted quantities are nearest to those of the new frames are accepted,
+each moved by the error of the regression there. Axis letters: n draw, c crop of a frame,
 s number of a summary, q varied quantity, a accepted draw, y row, x column.
 
 Source: Blum and Francois, Stat. Comput. 20, 63 (2010), regression adjustment; Fearnhead and
@@ -28,26 +28,26 @@ SHAPE = (128, 128)  # of the frames simulated to compare with
 LEAST_SIDE_PX = 48
 MOST_CROPS = 24
 DRAWS = 448
-ACCEPTED_SHARE = 0.3  # of the draws: few enough to be local, enough for a 5 % tail
+ACCEPTED_SHARE = 0.3  # of the draws: few enough to be local, enough for a tail of 5 %
 LEAST_ACCEPTED = 20
-NARROWED = 0.75  # width below which frames are said to tell a quantity
+NARROWED = 0.75  # width below which the frames determine a quantity
 TAIL = 0.05  # on either side of a 90 % interval
 GROUPS = ("sample", "optics", "detector", "scan", "state")
-# Frames do not tell the sign of these: the posterior is of the magnitude.
+# Frames do not show the sign of these: the posterior is that of the magnitude.
 MAGNITUDES = frozenset({"optics.defocus_nm", "scan.drift_pm_per_row"})
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """What frames tell of one quantity, in its own unit.
+    """One quantity as inferred from frames, in its unit.
 
     Attributes:
         median: half of the accepted draws lie below.
-        low: 5 % of them lie below.
-        high: 5 % of them lie above.
-        width: of the 90 % interval, as a share of the same interval of the prior: 1 says that
-            the frames tell nothing, on the scale (linear or logarithmic) of the draws.
-        is_magnitude: the sign is not told; median, low and high are of the magnitude.
+        low: 5 % of the accepted draws lie below.
+        high: 5 % of the accepted draws lie above.
+        width: width of the 90 % interval, divided by that of the prior, on the scale (linear or
+            logarithmic) of the draws; 1 means that the frames say nothing about the quantity.
+        is_magnitude: the sign is unknown; median, low and high are those of the magnitude.
     """
 
     median: float
@@ -57,8 +57,8 @@ class Posterior:
     is_magnitude: bool = False
 
     @property
-    def is_told(self) -> bool:
-        """Whether the frames narrow it by a quarter at least."""
+    def is_determined(self) -> bool:
+        """Whether the frames narrow the interval of the prior by at least a quarter."""
         return self.width < NARROWED
 
 
@@ -68,10 +68,10 @@ class Inferred:
 
     Attributes:
         policy: the policy with each range narrowed to the 90 % interval of the posterior.
-        distance: of the frames from the nearest draw, over the distance that 95 % of the draws
-            keep from theirs; above 1 the policy hardly makes frames like these.
-        draw_count: frames simulated for it.
-        posterior: of each quantity that was a range, by its dotted path.
+        distance: distance of the frames from the nearest draw, divided by the distance that 95 %
+            of the draws have from theirs; above 1, the policy rarely produces such frames.
+        draw_count: number of simulated frames.
+        posterior: that of each quantity that was a range, by its dotted path.
     """
 
     policy: Policy
@@ -95,19 +95,20 @@ def infer(
     seed: int,
     draws: int = DRAWS,
 ) -> Inferred:
-    """Return what frames tell of their condition, within a policy.
+    """Return the condition that frames were recorded under, within a policy.
 
     Args:
         frames_nyx: frames of one unknown condition, at least 48 px a side.
-        pixel_size_pm: edge of their pixels, in pm; None leaves it to be told by a lattice,
-            or the policy's range to be searched.
+        pixel_size_pm: edge of their pixels, in pm; if None, it is inferred from a lattice, or
+            searched within the policy's range.
         imaging: the policy to search in; its ranges are the prior.
         seed: of the draws.
-        draws: frames simulated; 448 take 4 s of one core for graphene, 7 for heavy atoms.
+        draws: number of simulated frames; 448 take 4 s on one core for graphene, 7 s for heavy
+            atoms.
 
     Raises:
         InvalidInput: no frames.
-        InvalidFrame: frames too small to tell anything.
+        InvalidFrame: the frames are too small.
     """
     crops_cyx = crops(frames_nyx)
     rng = np.random.default_rng(seed)
@@ -145,8 +146,8 @@ def as_stated(policy: Policy, known: Mapping[str, float]) -> tuple[Policy, list[
         known: stated quantities by their dotted path.
 
     Returns:
-        The policy, and a sentence for each quantity: that it is fixed, or that the policy does
-        not hold it and is searched as it stands.
+        The policy, and a sentence for each quantity: that it is fixed, or that it lies outside of
+        the policy, which is then searched without it.
     """
     fixed, notes = dict(policy.quantities()), []
     for path in sorted(known):
@@ -221,15 +222,15 @@ def _value(drawn: Policy, path: str) -> float:
 
 
 def _sized(policy: Policy, frames_nyx: np.ndarray, pixel_size_pm: float | None) -> Policy:
-    """Return the policy at the known pixel size, or within three errors of what a lattice tells."""
+    """Return the policy at the known pixel size, or within three errors of that of a lattice."""
     if pixel_size_pm is not None:
         return fixed_pixel_size(policy, pixel_size_pm)
     searched = policy.scan.pixel_size_pm
     try:
-        told = infer_pixel_size(frames_nyx[0], cell_of(policy.sample))
+        inferred = infer_pixel_size(frames_nyx[0], cell_of(policy.sample))
     except MissingPixelSize:
         return policy
-    low, high = (told.pixel_size_pm + side * told.error_pm for side in (-3, 3))
+    low, high = (inferred.pixel_size_pm + side * inferred.error_pm for side in (-3, 3))
     if not isinstance(searched, Range) or high <= searched.low or low >= searched.high:
         return policy
     near = Range(low=max(low, searched.low), high=min(high, searched.high))
@@ -245,7 +246,7 @@ def _posterior(
     made_ns: np.ndarray,
     seen_cs: np.ndarray,
 ) -> dict[str, Posterior]:
-    """Return what the draws that look like the frames tell of each range."""
+    """Return the posterior of each range, from the draws that look like the frames."""
     scales, priors = _scales(policy), _scales(prior)
     if not scales:
         return {}
@@ -258,18 +259,18 @@ def _posterior(
 
 
 def _accepted(known: Regression, seen_cs: np.ndarray) -> np.ndarray:
-    """Return the accepted draws, each the frames' prediction plus that draw's own error, (a, q).
+    """Return the accepted draws (a, q): the prediction for the frames plus the error of each draw.
 
-    Several crops are predicted one by one and averaged. The error stays that of one crop: crops of
-    a frame share its dirt and its scan, and a crop is not quite a small frame.
+    Several crops are predicted one by one and averaged. The error is that of one crop, because the
+    crops of a frame share its dirt and its scan.
     """
     guess_q = known.predict(seen_cs).mean(axis=0)
-    weight_q = np.sqrt(known.told_q) / np.maximum(known.fitted_nq.std(axis=0), 1e-9)
+    weight_q = np.sqrt(known.explained_q) / np.maximum(known.fitted_nq.std(axis=0), 1e-9)
     step_nq = ((known.fitted_nq - guess_q) * weight_q) ** 2
     count = min(len(step_nq), max(LEAST_ACCEPTED, round(ACCEPTED_SHARE * len(step_nq))))
     found = []
     for q in range(len(guess_q)):
-        # A quantity's own neighbours count more: errors grow towards the ends of its range.
+        # Neighbours in this quantity count more: errors grow towards the ends of its range.
         far_n = step_nq.sum(axis=1) + 3 * step_nq[:, q]
         near_a = np.argsort(far_n, kind="stable")[:count]
         found.append(np.clip(guess_q[q] + known.error_nq[near_a, q], 0, 1))
@@ -277,10 +278,10 @@ def _accepted(known: Regression, seen_cs: np.ndarray) -> np.ndarray:
 
 
 def _distance(seen_cs: np.ndarray, made_ns: np.ndarray) -> float:
-    """Return how far the frames are from the nearest draw, over what is usual among the draws.
+    """Return the distance of the frames from the nearest draw, divided by the usual distance.
 
-    Usual is the distance that 95 % of the draws keep from their own nearest neighbour. Of several
-    crops the median distance counts.
+    Usual is the distance that 95 % of the draws have from their nearest neighbour. If there are
+    several crops, their median distance counts.
     """
     near_c = np.sqrt(square_distances(seen_cs, made_ns).min(axis=1))
     square_nn = square_distances(made_ns, made_ns)
@@ -319,12 +320,12 @@ def _mapped(policy: Policy, change: Callable[[str, Any], Any]) -> Policy:
 
 
 def crops(frames_nyx: np.ndarray) -> np.ndarray:
-    """Return crops as large as the simulated frames, evenly chosen: size must not tell."""
+    """Return evenly chosen crops as large as the simulated frames, so that size has no effect."""
     if not len(frames_nyx):
         raise InvalidInput("no frames to infer a condition from", "at least one", "")
     if frames_nyx.ndim != 3 or min(frames_nyx.shape[1:]) < LEAST_SIDE_PX:
         raise InvalidFrame(
-            f"frames of shape {frames_nyx.shape} tell nothing of their condition",
+            f"frames of shape {frames_nyx.shape} are too small to infer a condition from",
             f"(frames, rows, columns), at least {LEAST_SIDE_PX} px a side",
             "give larger frames",
         )

@@ -1,10 +1,9 @@
-"""Fitness: how well a member's atoms fit a frame, told without any truth.
+"""Fitness: how well the atoms of a member fit a frame, computed without any truth.
 
-Five scores, each 0 to 1: `forward` (do the atoms, rendered again, look like the frame?), `lattice`
-(do they stand as this crystal's atoms do?), `agreement` (do the other members see them too?),
-`consistency` (are they found again on the frame turned round?) and `confidence`. What they are
-worth together is learnt in `predictor.performance`; where nothing was learnt, `combine` weighs
-them.
+There are five scores, each 0 to 1: `forward` (the atoms, rendered again, look like the frame),
+`lattice` (they lie as in this crystal), `agreement` (the other members find them too),
+`consistency` (they are found again on the turned frame) and `confidence`. `predictor.performance`
+learns how to weigh them; `combine` has fixed weights for ensembles without calibration.
 Axis letters: y row, x column, k atom, r ring of spatial frequency.
 """
 
@@ -21,22 +20,22 @@ from scipy.spatial import cKDTree
 from manybeam.learn.scoring.matching import match
 
 # Band of the frame that atoms live in: an atom is drawn as wide as 50 pm (standard deviation), and
-# everything wider than 170 pm (contamination, thickness of the support) is taken out. Both were
-# chosen on simulated frames by the regret of selecting by this score alone.
+# everything wider than 170 pm (contamination, thickness of the support) is removed. Both were
+# chosen on simulated frames by the regret of selection by this score alone.
 FINE_PM = 50.0
 COARSE_PM = 170.0
-CLIP_QUANTILE = 0.98  # of the band-passed frame; brighter pixels are held there
-# Where no pixel size is known, the members' own neighbour distance stands for a bond of carbon.
+CLIP_QUANTILE = 0.98  # of the band-passed frame; brighter pixels are set to it
+# If the pixel size is unknown, the neighbour distance of the members' atoms is taken as this bond.
 BOND_PM = 142.0
 SCORES = ("forward", "lattice", "agreement", "consistency", "confidence")
 # Weight of each score in the geometric mean; a score that does not apply leaves its weight to the
-# others. Confidence is told but not weighed: a network is sure of its mistakes.
+# others. Confidence has no weight: a network is confident of its errors too.
 WEIGHTS: Mapping[str, float] = {"lattice": 0.5, "forward": 0.4, "agreement": 0.1}
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """The crystal the atoms should stand in: bond length and bonds per atom, seen along the beam.
+    """The lattice of a crystal seen along the beam: bond length and bonds per atom.
 
     Attributes:
         bond_pm: distance of nearest neighbours in projection.
@@ -47,7 +46,7 @@ class Lattice:
     bond_count: int
 
 
-# Structures of `spec.Sample` that have a lattice; the others have none to be judged by.
+# Structures of `spec.Sample` that have a lattice to score atoms with.
 LATTICES: Mapping[str, Lattice] = {
     "graphene": Lattice(bond_pm=142.0, bond_count=3),
     "mos2": Lattice(bond_pm=182.4, bond_count=3),
@@ -56,7 +55,7 @@ LATTICES: Mapping[str, Lattice] = {
 
 @dataclass(frozen=True)
 class Fitness:
-    """What one member's atoms are worth on one frame.
+    """How well the atoms of one member fit one frame.
 
     Attributes:
         score: weighted mean of the parts that apply, 0 to 1.
@@ -78,13 +77,14 @@ def fitness(
     pixel_size_pm: float | None,
     lattice: Lattice | None = None,
 ) -> list[Fitness]:
-    """Return the fitness of each member on one frame, from the atoms each found.
+    """Return the fitness of each member on one frame, from the atoms it found.
 
     Args:
         frame_yx: the frame.
         member_atoms: per member (K, >= 2) y, x, class, probability, in pixels of the frame.
-        pixel_size_pm: edge of a pixel; None measures lengths by the members' own neighbours.
-        lattice: the crystal, or None where there is none (single atoms on a support).
+        pixel_size_pm: edge of a pixel; if None, lengths come from the neighbour distance of the
+            members' atoms.
+        lattice: the crystal, or None if there is none (single atoms on a support).
     """
     scale_pm = pixel_size_pm or _assumed_pixel_pm(member_atoms)
     model = ForwardModel(frame_yx, scale_pm)
@@ -108,17 +108,18 @@ def scores(
     lattice: Lattice | None,
     steady: Sequence[float],
 ) -> tuple["ForwardModel", np.ndarray]:
-    """Return the frame ready to be compared with further atoms, and all scores of each member.
+    """Return the forward model of the frame, and all scores of each member.
 
     Args:
         frame_yx: the frame.
         member_atoms: per member (K, 4) y, x, class, probability, in pixels of the frame.
-        pixel_size_pm: edge of a pixel; None measures lengths by the members' own neighbours.
+        pixel_size_pm: edge of a pixel; if None, lengths come from the neighbour distance of the
+            members' atoms.
         lattice: the crystal, or None.
-        steady: each member's `consistency`.
+        steady: the `consistency` of each member.
 
     Returns:
-        The model, and (members, scores) in the order of `SCORES`; NaN where one does not apply.
+        The model, and (members, scores) in the order of `SCORES`; NaN if a score does not apply.
     """
     scale_pm = pixel_size_pm or _assumed_pixel_pm(member_atoms)
     model = ForwardModel(frame_yx, scale_pm)
@@ -142,16 +143,16 @@ def consistency(
     shape: tuple[int, ...],
     radius_px: float,
 ) -> list[float]:
-    """Return each member's F1 between its atoms and those it finds on the frame turned by 90 deg.
+    """Return the F1 between each member's atoms on the frame and on the frame turned by 90 deg.
 
-    A network that sees atoms sees them whichever way the frame lies; what it makes of noise does
-    not turn with the frame. A member that finds nothing scores 0.
+    A network finds real atoms in every orientation of the frame. What it finds in noise changes
+    with the orientation. A member that finds nothing scores 0.
 
     Args:
         member_atoms: per member (K, >= 2) y, x.
         turned_atoms: the same on `numpy.rot90(frame)`, in that frame's pixels.
-        shape: rows and columns of the frame as it was.
-        radius_px: how far two of one atom may lie apart.
+        shape: rows and columns of the frame before it was turned.
+        radius_px: largest distance of two positions of one atom.
     """
     found = []
     for atoms, turned in zip(member_atoms, turned_atoms, strict=True):
@@ -164,8 +165,8 @@ def consistency(
 def combine(parts: Mapping[str, float]) -> float:
     """Return the weighted geometric mean of the parts; one part at zero makes the whole zero.
 
-    The geometric mean is asked for because the parts are independent doubts: atoms that stand
-    in a perfect lattice where the frame shows none are not half right.
+    The mean is geometric because each part can refute the atoms alone: atoms in a perfect lattice
+    where the frame shows none are not half right.
     """
     weight = sum(WEIGHTS.get(name, 0.0) for name in parts)
     logs = sum(WEIGHTS.get(key, 0.0) * math.log(max(value, 1e-6)) for key, value in parts.items())
@@ -173,23 +174,22 @@ def combine(parts: Mapping[str, float]) -> float:
 
 
 class ForwardModel:
-    """One frame, ready to be compared with atoms rendered again.
+    """One frame, prepared for comparison with rendered atoms.
 
-    Every atom is drawn with the same brightness and the same point spread, and the picture is
-    correlated with the band-passed frame ring by ring of spatial frequency (Fourier ring
-    correlation). A ring's correlation does not depend on how strongly the probe carries that
-    frequency, so the point spread need not be known: the best one is fitted by construction. Rings
-    count by the power that the drawn atoms have in them, so that contamination, which fills other
-    rings, does not drown the answer. The common brightness is the penalty on complexity: a false
-    atom adds to every ring what the frame lacks, and none can be dimmed to explain noise.
+    Every atom is drawn with the same brightness and the same point spread. The picture is
+    correlated with the band-passed frame in each ring of spatial frequency (Fourier ring
+    correlation). The correlation of a ring does not depend on how strongly the probe transfers that
+    frequency, so the point spread need not be known. Rings are weighted by the power of the drawn
+    atoms, because contamination fills other rings. The common brightness penalises false atoms:
+    each adds power to every ring that the frame does not have.
 
     Args:
         frame_yx: the frame.
         pixel_size_pm: edge of a pixel, in picometres; > 0.
 
     Source:
-        Saxton & Baumeister, J. Microsc. 127, 127 (1982), for the correlation; weighing it by the
-        drawn atoms, to judge detections by it, is ours.
+        Saxton & Baumeister, J. Microsc. 127, 127 (1982), for the correlation. Weighting it by the
+        drawn atoms and scoring detections with it is ours.
     """
 
     def __init__(self, frame_yx: np.ndarray, pixel_size_pm: float) -> None:
@@ -198,7 +198,7 @@ class ForwardModel:
         self._fine_px = max(FINE_PM / pixel_size_pm, 0.6)
         self._coarse_px = max(COARSE_PM / pixel_size_pm, 2.5)
         flat_yx = self._without_mean(np.nan_to_num(frame_yx.astype(np.float64)))
-        # One silicon atom is as bright as four carbon atoms: held back, or it would outweigh them.
+        # One silicon atom is as bright as four carbon atoms; without a limit it outweighs them.
         low, high = np.quantile(flat_yx, [1 - CLIP_QUANTILE, CLIP_QUANTILE])
         self._spectrum_yx = self._spectrum(np.clip(flat_yx, low, high))
         self._power_r = self._ring_sum(np.abs(self._spectrum_yx) ** 2)
@@ -206,8 +206,8 @@ class ForwardModel:
     def score(self, atoms: np.ndarray) -> float:
         """Return the weighted ring correlation of the drawn atoms with the frame, 0 to 1.
 
-        Its square is the share of the frame that the atoms explain, noise included, where atoms
-        show at all; so a noisy frame leaves less of it to the best of members, too.
+        Its square is the share of the frame that the atoms explain, noise included. So even the
+        best member has a lower value on a noisy frame.
         """
         if not len(atoms):
             return 0.0
@@ -228,7 +228,7 @@ class ForwardModel:
 
     @cached_property
     def _multiplicity_yx(self) -> np.ndarray:
-        """How often each frequency of a real transform stands in the full one."""
+        """How often each frequency of a real transform occurs in the full one."""
         count_x = np.full(self.shape[1] // 2 + 1, 2.0)
         count_x[0] = 1.0
         if self.shape[1] % 2 == 0:
@@ -246,9 +246,9 @@ class ForwardModel:
         return np.bincount(self._ring_yx.ravel(), weighted_yx.ravel())
 
     def _without_mean(self, picture_yx: np.ndarray) -> np.ndarray:
-        """Return what is finer than the band's coarse end.
+        """Return what is finer than the coarse end of the band.
 
-        Three boxes make a near Gaussian at a price that does not grow with its width.
+        Three box filters are nearly a Gaussian, and their cost does not grow with its width.
         """
         width = max(3, 2 * round(math.sqrt(self._coarse_px**2 + 0.25)) + 1)
         mean_yx = picture_yx
@@ -257,11 +257,11 @@ class ForwardModel:
         return np.asarray(picture_yx - mean_yx)
 
     def _spectrum(self, flat_yx: np.ndarray) -> np.ndarray:
-        """Return the transform; local means are gone, or the taper would make structure of them."""
+        """Return the transform of a picture whose local means are already removed."""
         return np.asarray(fft.rfft2(flat_yx * self._taper_y[:, None] * self._taper_x[None, :]))
 
     def _splat(self, atoms: np.ndarray) -> np.ndarray:
-        """Return a frame with each atom's unit shared over the four pixels around it."""
+        """Return a frame where each atom adds 1, shared over the four pixels around it."""
         rows, columns = self.shape
         y, x = np.clip(atoms[:, 0], 0, rows - 1), np.clip(atoms[:, 1], 0, columns - 1)
         top, left = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
@@ -278,12 +278,11 @@ class ForwardModel:
 def lattice_score(
     atoms: np.ndarray, pixel_size_pm: float, lattice: Lattice, shape: tuple[int, ...]
 ) -> float:
-    """Return how lattice-like the atoms stand, 0 to 1; atoms near the border do not count.
+    """Return how well the atoms lie on a lattice, 0 to 1; atoms near the border do not count.
 
-    Each atom is asked for its bonds: neighbours at the bond's length (within about 15 %), and
-    nobody nearer than that or in between the first and the second shell. One bond may be missing
-    without loss, so that the rim of a vacancy or of an edge costs nothing and a filled vacancy
-    earns nothing: people look for exactly those.
+    Each atom should have its neighbours at the bond length (within about 15 %), and none nearer or
+    between the first and the second shell. One missing bond costs nothing. So atoms at a vacancy or
+    at an edge lose nothing, and filling a vacancy gains nothing.
 
     Args:
         atoms: (K, >= 2) y, x in pixels.
@@ -300,19 +299,19 @@ def lattice_score(
         return 0.0
     near = cKDTree(points).query(points[inner], k=lattice.bond_count + 2)[0][:, 1:]
     bonds, beyond = near[:, : lattice.bond_count] / bond_px, near[:, -1] / bond_px
-    # Log ratio: a scale that is off by a few per cent (strain, a wrong pixel size) is forgiven.
+    # Log ratio: an error of a few per cent in scale (strain, pixel size) costs little.
     quality = np.exp(-0.5 * (np.log(np.maximum(bonds, 1e-3)) / 0.15) ** 2)
-    asked = max(lattice.bond_count - 1, 1)
-    held = np.sort(quality, axis=1)[:, ::-1][:, :asked].mean(axis=1)
+    needed = max(lattice.bond_count - 1, 1)
+    bonded = np.sort(quality, axis=1)[:, ::-1][:, :needed].mean(axis=1)
     crowded = np.clip((beyond - 1.1) / 0.35, 0.0, 1.0)
-    return float(np.mean(held * crowded))
+    return float(np.mean(bonded * crowded))
 
 
 def agreement_scores(member_atoms: Sequence[np.ndarray], radius_px: float) -> list[float]:
-    """Return each member's F1 against the atoms that at least half of the OTHER members share.
+    """Return the F1 of each member against the atoms that at least half of the OTHER members share.
 
-    A member that finds nothing scores 0, as does one alone. Twins would vouch for one another, so
-    this has a small weight.
+    A member that finds nothing scores 0, as does a single member. Similar members confirm each
+    other's errors, so this score has a small weight.
     """
     member_count = len(member_atoms)
     if member_count < 2:
@@ -323,15 +322,15 @@ def agreement_scores(member_atoms: Sequence[np.ndarray], radius_px: float) -> li
     for index in range(member_count):
         others = [other for other in range(member_count) if other != index]
         hits, found = _support(near, index, others)
-        # What the others share and this member lacks; a shared atom is seen by every sharer, so
-        # each counts as one part of it.
+        # Atoms that the others share and this member lacks. Each sharer counts as one part of such
+        # an atom.
         missed = sum(_missed_by(near, other, index, others) for other in others)
         scores.append(2 * hits / max(found + hits + missed, 1e-9) if found else 0.0)
     return scores
 
 
 def _support(near: list[list[np.ndarray]], index: int, others: list[int]) -> tuple[float, float]:
-    """Return how many of one member's atoms half of the others share, and how many it has."""
+    """Return how many atoms of a member half of the others share, and how many it has."""
     votes = np.sum([near[index][other] for other in others], axis=0)
     return float(np.sum(votes >= len(others) / 2)), float(len(votes))
 
@@ -350,14 +349,14 @@ def _has_near(one: np.ndarray, other: np.ndarray, radius_px: float) -> np.ndarra
 
 
 def _confidence(atoms: np.ndarray) -> float:
-    """Return the mean probability of the atoms; 0 without atoms, 1 where none is given."""
+    """Return the mean probability of the atoms; 0 without atoms, 1 without probabilities."""
     if not len(atoms):
         return 0.0
     return float(np.clip(np.mean(atoms[:, 3]), 0, 1)) if atoms.shape[1] > 3 else 1.0
 
 
 def _assumed_pixel_pm(member_atoms: Sequence[np.ndarray]) -> float:
-    """Return the pixel size at which the members' median neighbour distance is one bond."""
+    """Return the pixel size at which the median neighbour distance of the atoms is one bond."""
     gaps = [
         cKDTree(atoms[:, :2]).query(atoms[:, :2], k=2)[0][:, 1]
         for atoms in member_atoms
@@ -367,7 +366,7 @@ def _assumed_pixel_pm(member_atoms: Sequence[np.ndarray]) -> float:
 
 
 def _taper(side: int) -> np.ndarray:
-    """Return a window that is flat but for an eighth of the side at both ends."""
+    """Return a window that falls to 0 over an eighth of the side at both ends."""
     edge = max(side // 8, 1)
     window = np.ones(side)
     ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(edge) + 0.5) / edge)

@@ -1,7 +1,7 @@
-"""Fingerprints: about forty numbers that tell under which condition a frame was recorded.
+"""Frame features: about forty numbers that depend on the condition a frame was recorded under.
 
-Two frames of one condition have near fingerprints whatever atoms they show, and no number of the
-frame's file is needed but the pixel size. Axis letters: n frame, f feature, y row, x column.
+Two frames of one condition have similar features, whatever atoms they show. From the file of a
+frame only the pixel size is needed. Axis letters: n frame, f feature, y row, x column.
 """
 
 import math
@@ -16,33 +16,33 @@ from manybeam.errors import InvalidFrame
 # structure that counts, 20 per nm lies past the resolution of any probe.
 RING_EDGES_PER_NM = np.geomspace(0.9, 20.0, 25)
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-# What stands for the pixel size where nobody knows it; then only such frames are comparable.
+# Used if the pixel size is unknown; such frames can only be compared with each other.
 TYPICAL_PIXEL_PM = 16.0
 
 
 def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
-    """Return the fingerprint of one frame.
+    """Return the features of one frame.
 
-    It holds the log radial power spectrum in rings of physical frequency, the same for the
-    frequencies along rows and along columns (scan distortions and afterglow part them), quantiles
-    of the standardised frame and the correlation of neighbouring pixels. Gain and offset of the
-    detector cancel.
+    They are the log radial power spectrum in rings of physical frequency, the ratio of the power
+    along rows and along columns (scan distortions and afterglow change it), quantiles of the
+    standardised frame, and the correlation of neighbouring pixels. Gain and offset of the detector
+    have no effect.
 
     Args:
         frame_yx: the frame, finite, at least 16 px a side.
-        pixel_size_pm: edge of a pixel; None takes a typical one, and the answer is then only
-            comparable with others made so.
+        pixel_size_pm: edge of a pixel, in pm; if None, a typical one is used, and the features can
+            only be compared with others made so.
 
     Returns:
-        float64 vector of `feature_names()`; rings past the frame's own limits hold NaN.
+        float64 vector of `feature_names()`; rings past the limits of the frame hold NaN.
 
     Raises:
         InvalidFrame: the frame is too small to have a spectrum.
     """
     if frame_yx.ndim != 2 or min(frame_yx.shape) < 16:
         raise InvalidFrame(
-            f"a frame of shape {frame_yx.shape} has no fingerprint",
-            "at least 16 x 16 px are needed",
+            f"a frame of shape {frame_yx.shape} is too small for frame features",
+            "at least 16 x 16 px",
             "give a larger frame",
         )
     flat_yx = _standardised(frame_yx)
@@ -62,7 +62,7 @@ def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndar
 def stack_features(
     frames_nyx: np.ndarray, pixel_size_pm: float | Sequence[float] | np.ndarray | None
 ) -> np.ndarray:
-    """Return the fingerprints of several frames, (n, f); one pixel size, or one a frame."""
+    """Return the features of several frames, (n, f); one pixel size, or one for each frame."""
     sizes: list[float | None] = (
         [None] * len(frames_nyx)
         if pixel_size_pm is None
@@ -73,7 +73,7 @@ def stack_features(
 
 
 def feature_names() -> tuple[str, ...]:
-    """Return what each number of a fingerprint is, in order."""
+    """Return the names of the features, in order."""
     rings = [f"power at {q:.2g}/nm" for q in _ring_centres()]
     sides = [f"row/column power at {band}" for band in ("0.9-4/nm", "4-9/nm", "9-20/nm")]
     quantiles = [f"quantile {q:g}" for q in QUANTILES]
@@ -81,11 +81,11 @@ def feature_names() -> tuple[str, ...]:
 
 
 def distances(one_f: np.ndarray, many_nf: np.ndarray, scale_f: np.ndarray) -> np.ndarray:
-    """Return how far each of many fingerprints is from one, in units of `scale_f`.
+    """Return the distance of each of many features from one, in units of `scale_f`.
 
-    It is the root mean square over the features both sides have, so 1 is the scatter of frames of
-    one condition where `scale_f` is that scatter. Each feature counts for at most 10 of its
-    scales, so that no single one decides.
+    It is the root mean square over the features that both sides have. If `scale_f` is the scatter
+    of frames of one condition, such frames have a distance of 1. Each feature counts at most 10 of
+    its scales, so that no single one decides.
     """
     steps_nf = np.minimum(np.abs(many_nf - one_f) / scale_f, 10.0)
     known_nf = np.isfinite(steps_nf)

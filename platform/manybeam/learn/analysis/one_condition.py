@@ -1,8 +1,8 @@
-"""Were these frames recorded under one condition? Answered before members are adapted to them.
+"""Whether frames were recorded under one condition; checked before members are adapted to them.
 
-Pairs of frames are simulated, each pair under a condition of its own drawn from the policy. The
-directions in which pairs lie far apart, measured by how far the frames of a pair lie apart, are
-those that tell conditions and not atoms; along these the new frames are compared.
+Pairs of frames are simulated, each pair under another condition of the policy. Directions are
+looked for in which pairs differ much while the two frames of a pair differ little: these depend on
+the condition and not on the atoms. The new frames are compared along them.
 Axis letters: n frame, s number of a summary, k direction, p pair.
 
 Source: R. A. Fisher, Ann. Eugen. 7, 179 (1936), discriminant analysis, with a within-class scatter
@@ -23,19 +23,19 @@ from manybeam.learn.analysis.condition_inference import LEAST_SIDE_PX, SHAPE, dr
 from manybeam.learn.analysis.summaries import summaries
 from manybeam.spec import Policy
 
-PAIRS = 128  # simulated; about two seconds of one core, once for a policy and a pixel size
+PAIRS = 128  # simulated; about two seconds on one core, once for a policy and a pixel size
 DIRECTIONS = 4
 SHRINKAGE = 0.1  # of the within-pair scatter towards its diagonal
-CLIP = 6.0  # deviations; a summary further out counts as that far
-# Distance at which frames fall apart. In sets of 2 to 16 frames of one simulated condition 98 % of
-# the largest gaps are below 4.5; between conditions a person would tell apart they start at 12.
+CLIP = 6.0  # deviations; larger values are set to this
+# Least distance between groups. In sets of 2 to 16 frames of one simulated condition 98 % of the
+# largest gaps are below 4.5. Between conditions that a person can distinguish they start at 12.
 FAR = 7.0
 
 
 def check_one_condition(
     frames_nyx: np.ndarray, pixel_size_pm: float | None, imaging: Policy
 ) -> None:
-    """Return if frames hold something and are of one condition, as far as frames can tell.
+    """Check that frames have contrast and seem to be of one condition.
 
     Args:
         frames_nyx: the frames; those smaller than 48 px a side are not compared.
@@ -43,24 +43,24 @@ def check_one_condition(
         imaging: policy that conditions are drawn from.
 
     Raises:
-        InvalidFrame: frames of one constant value, or with values that are no numbers.
-        InvalidInput: the frames fall into groups; each is named by the indices of its frames.
+        InvalidFrame: a frame is constant, or has values that are not numbers.
+        InvalidInput: the frames form several groups; the message lists their indices.
     """
     _check_content(frames_nyx)
     found = groups(frames_nyx, pixel_size_pm, imaging)
     if len(found) > 1:
-        told = " | ".join(", ".join(map(str, group)) for group in found)
+        listed = " | ".join(", ".join(map(str, group)) for group in found)
         raise InvalidInput(
-            f"the frames are of {len(found)} conditions, by their index: {told}",
+            f"the frames are of {len(found)} conditions; their indices: {listed}",
             "a round adapts to one condition",
-            "put each group in a set of its own, or name the frames of one group (--frame)",
+            "put each group into another FrameSet, or pass the frames of one group with --frame",
         )
 
 
 def groups(
     frames_nyx: np.ndarray, pixel_size_pm: float | None, imaging: Policy
 ) -> list[tuple[int, ...]]:
-    """Return the indices of frames that go together, largest group first.
+    """Return the indices of the frames of each group, largest group first.
 
     Args:
         frames_nyx: frames of one shape.
@@ -79,36 +79,36 @@ def groups(
 def distances_between(
     frames_nyx: np.ndarray, pixel_size_pm: float | None, imaging: Policy
 ) -> np.ndarray:
-    """Return (n, n): how far frames lie apart; 1 is usual for two of one simulated condition."""
+    """Return the distances between frames, (n, n); 1 is usual within one simulated condition."""
     shape = (min(frames_nyx.shape[1], SHAPE[0]), min(frames_nyx.shape[2], SHAPE[1]))
     top, left = ((side - part) // 2 for side, part in zip(frames_nyx.shape[1:], shape, strict=True))
     middle_nyx = frames_nyx[:, top : top + shape[0], left : left + shape[1]]
-    scale = _scale(imaging, pixel_size_pm, shape)
-    place_nk = scale.places(summaries(middle_nyx, pixel_size_pm))
+    place_nk = _discriminant(imaging, pixel_size_pm, shape).places(
+        summaries(middle_nyx, pixel_size_pm)
+    )
     step_nnk = place_nk[:, None] - place_nk[None]
     return np.asarray(np.sqrt(np.mean(step_nnk**2, axis=2) / 2))
 
 
 @dataclass(frozen=True, eq=False)
-class _Scale:
-    """What summaries are measured by: their middle and deviation, then the directions."""
+class _Discriminant:
+    """Middle and deviation of summaries, and the directions that separate conditions."""
 
     middle_s: np.ndarray
     deviation_s: np.ndarray
     direction_sk: np.ndarray
 
     def places(self, summary_ns: np.ndarray) -> np.ndarray:
-        """Return where frames lie, in scatters within a pair; what is not known is in the middle.
-
-        A summary that frames of this shape never have is the middle's too.
-        """
+        """Return the coordinates of frames, in scatters within a pair; NaN becomes the middle."""
         unit_ns = (np.nan_to_num(summary_ns - self.middle_s)) / self.deviation_s
         return np.asarray(np.clip(unit_ns, -CLIP, CLIP) @ self.direction_sk)
 
 
 @lru_cache(maxsize=8)
-def _scale(imaging: Policy, pixel_size_pm: float | None, shape: tuple[int, int]) -> _Scale:
-    """Return the scale of a policy, from pairs of frames simulated under it."""
+def _discriminant(
+    imaging: Policy, pixel_size_pm: float | None, shape: tuple[int, int]
+) -> _Discriminant:
+    """Return the discriminant of a policy, from pairs of frames simulated under it."""
     policy = fixed_pixel_size(imaging, pixel_size_pm) if pixel_size_pm else imaging
     rng = np.random.default_rng(0)
     made_nyx = np.concatenate(
@@ -119,14 +119,14 @@ def _scale(imaging: Policy, pixel_size_pm: float | None, shape: tuple[int, int])
     )
     summary_ns = np.nan_to_num(summaries(made_nyx, pixel_size_pm))
     deviation_s = summary_ns.std(axis=0)
-    deviation_s[deviation_s < 1e-6] = 1.0  # it tells nothing
+    deviation_s[deviation_s < 1e-6] = 1.0  # constant: no information
     unit_ns = (summary_ns - summary_ns.mean(axis=0)) / deviation_s
     direction_sk = _directions(unit_ns)
-    return _Scale(summary_ns.mean(axis=0), deviation_s, direction_sk)
+    return _Discriminant(summary_ns.mean(axis=0), deviation_s, direction_sk)
 
 
 def _directions(unit_ns: np.ndarray) -> np.ndarray:
-    """Return the directions that tell pairs apart best, one scatter within a pair long."""
+    """Return the directions that separate pairs best, in units of the scatter within a pair."""
     apart_ps = (unit_ns[::2] - unit_ns[1::2]) / np.sqrt(2)
     within_ss = apart_ps.T @ apart_ps / len(apart_ps)
     diagonal_ss = np.diag(np.diag(within_ss))
@@ -140,12 +140,12 @@ def _directions(unit_ns: np.ndarray) -> np.ndarray:
 def _check_content(frames_nyx: np.ndarray) -> None:
     broken = [i for i, frame in enumerate(frames_nyx) if not np.isfinite(frame).all()]
     empty = [i for i, frame in enumerate(frames_nyx) if i not in broken and not np.ptp(frame)]
-    for which, what in ((broken, "holds values that are no numbers"), (empty, "is constant")):
+    for which, what in ((broken, "has values that are not numbers"), (empty, "is constant")):
         if which:
             raise InvalidFrame(
                 f"frame {_listed(which)} {what}",
-                "a frame to adapt to shows atoms",
-                "leave it out: name the others (--frame), or put them in a set of their own",
+                "members are adapted to frames that show atoms",
+                "leave it out: pass the others with --frame, or put them into another FrameSet",
             )
 
 

@@ -1,4 +1,4 @@
-"""The edge of a pixel, told by a crystal whose lattice is known: spots of the power spectrum.
+"""The pixel size of a frame, inferred from the power spectrum of a crystal with a known lattice.
 
 Axis letters: y row, x column, r radius, t angle, s spot of the reciprocal lattice.
 """
@@ -15,29 +15,29 @@ from scipy.ndimage import map_coordinates, maximum_filter
 from manybeam.errors import MissingPixelSize
 from manybeam.spec.imaging import Sample
 
-TILE_PX, LARGE_TILE_PX = 256, 512  # spectra of tiles are averaged: calmer, and forgiving
+TILE_PX, LARGE_TILE_PX = 256, 512  # spectra of tiles are averaged, which reduces noise
 SMALLEST_PM, LARGEST_PM = 3.0, 80.0  # pixel sizes searched
-LEAST_PERIODS = 3.0  # of the longest spacing that a tile must hold
+LEAST_PERIODS = 3.0  # of the longest spacing, in a tile
 HIGHEST = 0.46  # cycles per pixel; beyond lie the corners and the aliases
 STEP = 0.008  # of the sizes searched, relative
 ANGLE_COUNT = 360  # over half a turn
-REACH = 0.12  # share of its frequency by which a spot may stand off the undistorted lattice
-CLEAR = 1.8  # natural logarithm: a spot this far above its ring counts
+REACH = 0.12  # largest distance of a spot from the undistorted lattice, per frequency
+CLEAR = 1.8  # least height of a spot above its ring, natural logarithm
 LEAST_CONTRAST = 8.0
-STRAIN = 0.012  # to which a real sheet's spacing is known: strain, temperature, tilt
+STRAIN = 0.012  # relative error of the spacing of a real sheet: strain, temperature, tilt
 QUARTER_TO_MEDIAN = 2.41  # of speckle, whose power is distributed exponentially
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A crystal seen along the beam: its two-dimensional cell.
+    """The two-dimensional cell of a crystal seen along the beam.
 
     Attributes:
-        name: in plain words.
+        name: of the crystal.
         a_pm: first edge.
         b_pm: second edge.
-        angle_deg: between them.
-        shells: families of reflections that are strong enough to look for.
+        angle_deg: angle between the edges.
+        shells: number of families of reflections that are strong enough.
     """
 
     name: str
@@ -69,19 +69,19 @@ CELLS: Mapping[str, Cell] = {
     "mos2": Cell("MoS2", 316.0, 316.0, 120.0),
 }
 SEEN_ALONG = (0, 0, 1)  # the direction of their crystals along which these cells are seen
-LATTICES = frozenset({"lsmo", "grain_boundary", "crystal"})  # structures with spots of their own
+LATTICES = frozenset({"lsmo", "grain_boundary", "crystal"})  # structures with other spots
 
 
 @dataclass(frozen=True)
 class InferredPixelSize:
-    """A pixel size told by a lattice.
+    """A pixel size inferred from a lattice.
 
     Attributes:
         pixel_size_pm: edge of a pixel.
-        error_pm: its standard error; what strain, scan and drift leave open is in it.
-        contrast: how far the spots stand above the rest of the search; 8 is the least.
-        spot_count: spots it was measured on.
-        lattice: which crystal was taken.
+        error_pm: its standard error, with those of strain, scan and drift.
+        contrast: height of the spots above the rest of the search; at least 8.
+        spot_count: number of spots that were measured.
+        lattice: name of the crystal.
     """
 
     pixel_size_pm: float
@@ -98,11 +98,11 @@ class InferredPixelSize:
 
 
 def cell_of(sample: Sample) -> Cell | None:
-    """Return the lattice that a sample's structure or material names.
+    """Return the cell that the structure or the material of a sample names.
 
-    None if it names none or two, or a direction of the beam along which the lattice looks
-    otherwise. A perovskite has no cell here: its columns differ, so that the spots of {110} are
-    the strong ones and pass for {100}, sqrt 2 too large.
+    None if it names none or two, or if the lattice looks different along its zone axis. A
+    perovskite has no cell here: its columns differ, so that the spots of {110} are the strong ones.
+    Taken for {100}, they would give a size that is sqrt 2 too large.
     """
     u, v, w = sample.zone_axis or SEEN_ALONG
     if sample.structure in LATTICES or not (u == v == 0 and w != 0):
@@ -113,22 +113,22 @@ def cell_of(sample: Sample) -> Cell | None:
 
 
 def infer_pixel_size(frame_yx: np.ndarray, cell: Cell | None) -> InferredPixelSize:
-    """Return the pixel size at which a lattice's spots fall on those of the power spectrum.
+    """Return the pixel size at which the spots of a lattice fall on those of the power spectrum.
 
-    Size and direction are searched together, all reflections at once, so that a second order is
-    not taken for a first. Each spot is then placed between the points of the spectrum, and a map
-    with size, turn and stretch is fitted to all of them.
+    Size and direction are searched together with all reflections, so that a second order is not
+    taken for a first. Each spot is then located between the points of the spectrum, and a map with
+    size, rotation and stretch is fitted to all of them.
 
     Args:
         frame_yx: one frame, at least 32 px a side; below about seven periods of the longest
             spacing (in the frame, or in 512 px) orders can be confused.
-        cell: the crystal's lattice, or None if nobody knows it.
+        cell: the lattice of the crystal, or None if it is unknown.
 
     Raises:
         MissingPixelSize: no lattice is known, or none shows in the frame.
     """
     if cell is None or min(frame_yx.shape) < 32:
-        raise _missing("no lattice is known that its spectrum could be held against")
+        raise _missing("no lattice is known for its crystal")
     power_yx = _flat_log_power(np.asarray(frame_yx, np.float64))
     size_pm, angle, contrast = _search(power_yx, cell)
     if contrast < LEAST_CONTRAST:
@@ -143,9 +143,9 @@ def infer_pixel_size(frame_yx: np.ndarray, cell: Cell | None) -> InferredPixelSi
 
 def _missing(what: str) -> MissingPixelSize:
     return MissingPixelSize(
-        f"the frame has no pixel size, and {what}",
-        "atoms are measured in picometres",
-        "give the edge of a pixel with --pixel-size-pm, or name a condition of a known crystal",
+        f"the pixel size is unknown and cannot be inferred: {what}",
+        "positions and distances of atoms are in picometres",
+        "pass --pixel-size-pm, or a condition whose sample is a known crystal",
     )
 
 
@@ -167,17 +167,17 @@ def _flat_log_power(frame_yx: np.ndarray) -> np.ndarray:
     # The lower quartile: at low frequency the spots themselves fill half of a ring.
     quarters = np.array([np.quantile(values[a:b], 0.25) for a, b in pairwise(edges)])
     level_yx = QUARTER_TO_MEDIAN * quarters[ring_yx] + 1e-300
-    # log(1 + p): the deep valleys of a speckled spectrum say nothing.
+    # log(1 + p): the deep valleys of a speckled spectrum carry no information.
     return np.asarray(np.log1p(seen_yx / level_yx))
 
 
 def _starts(length: int, side: int) -> np.ndarray:
-    """Return where tiles that overlap by half begin."""
+    """Return the starts of tiles that overlap by half."""
     return np.unique(np.linspace(0, length - side, max(1, 2 * length // side - 1)).astype(int))
 
 
 def _power(tile_yx: np.ndarray) -> np.ndarray:
-    """Return the power of one tile, its mean slope taken off."""
+    """Return the power of one tile without its mean slope."""
     side = tile_yx.shape[0]
     window, ramp = np.hanning(side + 2)[1:-1], np.linspace(-1, 1, side)
     slope_y, slope_x = (tile_yx.mean(axis) @ ramp / (ramp @ ramp) for axis in (1, 0))
@@ -198,7 +198,7 @@ def _search(power_yx: np.ndarray, cell: Cell) -> tuple[float, float, float]:
     broad_yx = maximum_filter(power_yx, 3)
     for spacing, direction in spots:
         seen_r = sizes_r / spacing <= HIGHEST
-        # The first order counts most: alone, it must not pass for a second one.
+        # The first order counts most, so that it is not taken for a second one.
         weight = spacing / longest
         heights_rt = _at(broad_yx, sizes_r[seen_r] / spacing, angles_t + direction)
         total_rt[seen_r] += weight * heights_rt
@@ -221,7 +221,7 @@ def _at(power_yx: np.ndarray, frequency_r: np.ndarray, angle_t: np.ndarray) -> n
 def _placed(
     power_yx: np.ndarray, cell: Cell, size_pm: float, angle: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where spots should be and where they are, (s, 2) in points, and how surely, (s,)."""
+    """Return expected and found positions of spots, (s, 2) in points, and their errors, (s,)."""
     side, expected, found, error = power_yx.shape[0], [], [], []
     for spacing, direction in cell.spots():
         radius, turn = size_pm / spacing * side, angle + direction
@@ -235,7 +235,7 @@ def _placed(
 
 
 def _peak(power_yx: np.ndarray, place_2: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Return where the nearest summit is, from the middle, and its height; None if not clear."""
+    """Return position from the middle and height of the nearest peak; None if it is not clear."""
     reach = max(3, round(REACH * float(np.hypot(*place_2))))
     corner = np.rint(place_2 + power_yx.shape[0] // 2).astype(int) - reach
     near_yx = power_yx[corner[0] :, corner[1] :][: 2 * reach + 1, : 2 * reach + 1]
@@ -249,7 +249,7 @@ def _peak(power_yx: np.ndarray, place_2: np.ndarray) -> tuple[np.ndarray, float]
 
 
 def _summit(three: np.ndarray) -> float:
-    """Return where the parabola through three points peaks, from the middle one."""
+    """Return the position of the peak of a parabola through three points, from the middle one."""
     curve = three[0] - 2 * three[1] + three[2]
     return float(0.5 * (three[0] - three[2]) / curve) if curve < 0 else 0.0
 
@@ -257,9 +257,9 @@ def _summit(three: np.ndarray) -> float:
 def _fit(expected_s2: np.ndarray, found_s2: np.ndarray, error_s: np.ndarray) -> tuple[float, float]:
     """Return the relative change of the pixel size, and its standard error.
 
-    The linear map that takes the expected spots to those found is a turn, a size, and a stretch
-    that scan, drift or strain made. The size is the root of its determinant, which a shear leaves
-    alone; half the stretch counts as an error, as nobody knows which of the two axes is right.
+    The linear map from the expected spots to the found ones is a rotation, a size, and a stretch by
+    scan, drift or strain. The size is the root of its determinant, which a shear does not change.
+    Half of the stretch counts as an error, because it is unknown which of the two axes is right.
     """
     root_s = 1 / error_s[:, None]
     normal = np.linalg.inv((expected_s2 * root_s).T @ (expected_s2 * root_s))

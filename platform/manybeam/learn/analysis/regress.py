@@ -1,4 +1,4 @@
-"""Kernel ridge regression with the error each example has when it is left out of the fit.
+"""Kernel ridge regression, with the error of each example when it is left out of the fit.
 
 Axis letters: n example, s number of its summary, q quantity, m new example, r ridge.
 
@@ -13,21 +13,21 @@ from scipy import linalg
 
 WIDTHS = (1.0, 2.0, 4.0)  # of the kernel, in scatters of one summary
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-CLIP = 4.0  # scatters; a summary further out counts as that far
+CLIP = 4.0  # scatters; larger values are set to this
 
 
 @dataclass(frozen=True)
 class Regression:
-    """A fit of several quantities, each with its own width and ridge.
+    """A fit of several quantities, each with a width and a ridge.
 
     Attributes:
-        known_ns: standardised summaries it was fitted to.
+        known_ns: standardised summaries of the examples.
         middle_q: mean of each quantity.
         weight_nq: weight of each example.
         width_q: of each quantity's kernel.
-        error_nq: quantity minus what the fit without this example says of it.
-        fitted_nq: what the fit without this example says of it.
-        told_q: share of each quantity's variance that the left-out fit explains, 0 to 1.
+        error_nq: quantity minus its prediction by the fit without this example.
+        fitted_nq: prediction by the fit without this example.
+        explained_q: share of each quantity's variance that the left-out fit explains, 0 to 1.
     """
 
     known_ns: np.ndarray
@@ -36,7 +36,7 @@ class Regression:
     width_q: np.ndarray
     error_nq: np.ndarray
     fitted_nq: np.ndarray
-    told_q: np.ndarray
+    explained_q: np.ndarray
 
     def predict(self, new_ms: np.ndarray) -> np.ndarray:
         """Return the quantities of new examples, (m, q)."""
@@ -49,7 +49,7 @@ class Regression:
 
 
 class Kernels:
-    """Examples ready to be fitted to: what is costly is done once for any number of quantities.
+    """Examples with their decomposed kernels, which serve fits of any number of quantities.
 
     Args:
         known_ns: standardised summaries of the examples.
@@ -63,7 +63,7 @@ class Kernels:
         ]
 
     def fit(self, value_nq: np.ndarray) -> Regression:
-        """Return the fit whose left-out error is least, chosen for each quantity by itself.
+        """Return the fit with the least left-out error, chosen separately for each quantity.
 
         Args:
             value_nq: quantities of the examples.
@@ -85,9 +85,11 @@ class Kernels:
                 best_q[better_q], width_q[better_q] = mean_q[better_q], width
                 weight_nq[:, better_q] = solved_nq[:, better_q]
                 error_nq[:, better_q] = left_out_nq[:, better_q]
-        told_q = np.clip(1 - best_q / np.maximum(centred_nq.var(axis=0), 1e-12), 0, 1)
+        explained_q = np.clip(1 - best_q / np.maximum(centred_nq.var(axis=0), 1e-12), 0, 1)
         fitted_nq = value_nq - error_nq
-        return Regression(self.known_ns, middle_q, weight_nq, width_q, error_nq, fitted_nq, told_q)
+        return Regression(
+            self.known_ns, middle_q, weight_nq, width_q, error_nq, fitted_nq, explained_q
+        )
 
 
 def fit(known_ns: np.ndarray, value_nq: np.ndarray) -> Regression:
@@ -96,10 +98,10 @@ def fit(known_ns: np.ndarray, value_nq: np.ndarray) -> Regression:
 
 
 class Scatter:
-    """Units to measure rows in: the known examples' scatter about their median.
+    """Units for rows: the scatter of the known examples about their median.
 
     Args:
-        known_ns: summaries of the examples; one that no example has is left out of every row.
+        known_ns: summaries of the examples; a summary that no example has is left out.
     """
 
     def __init__(self, known_ns: np.ndarray) -> None:
@@ -110,13 +112,13 @@ class Scatter:
         self._scatter_s = np.where(scatter_s > 1e-6, scatter_s, 1.0)
 
     def measured(self, row_ms: np.ndarray) -> np.ndarray:
-        """Return rows in these units, held in at 4, NaN as 0."""
+        """Return rows in these units, between -4 and 4; NaN becomes 0."""
         away_ms = (row_ms[:, self._known_s] - self._middle_s) / self._scatter_s
         return np.asarray(np.nan_to_num(np.clip(away_ms, -CLIP, CLIP)))
 
 
 def standardised(seen_ms: np.ndarray, known_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both in units of the known examples' scatter about their median, NaN as 0."""
+    """Return both in units of the scatter of the known examples about their median; NaN as 0."""
     scatter = Scatter(known_ns)
     return scatter.measured(seen_ms), scatter.measured(known_ns)
 

@@ -1,8 +1,8 @@
-"""Summaries: what a frame tells of dose, blur, dirt and detector, for inference of its condition.
+"""Summaries: numbers of a frame from which its dose, blur, dirt and detector are inferred.
 
-A fingerprint says whether two frames are alike; a summary also holds what changes in a known way
-with one quantity: how noise grows with brightness (dose, gamma), how neighbours along a row and
-along a column agree (afterglow, jitter), how much lies below the lattice (dirt).
+Frame features show whether two frames are alike. A summary also holds numbers that change in a
+known way with one quantity: how noise grows with brightness (dose, gamma), how neighbours along a
+row and along a column agree (afterglow, jitter), how much lies below the lattice (dirt).
 Axis letters: n frame, s number of a summary, y row, x column, k ring of the spectrum.
 
 Source: semi-automatic summary statistics after Fearnhead and Prangle, J. R. Stat. Soc. B 74, 419
@@ -17,7 +17,7 @@ from scipy import fft
 from manybeam.learn.analysis.frame_features import stack_features
 
 LAGS_PX = (1, 2, 3, 4)
-DIRT_PX = (6, 12, 24)  # widths over which brightness without atoms is looked for
+DIRT_PX = (6, 12, 24)  # widths over which brightness without atoms is measured
 RING_EDGES = np.geomspace(0.03, 0.5, 17)  # cycles per pixel
 BANDS = ((3, 8), (8, 14), (14, 22), (22, 34))  # periods per 128 px, between neighbouring rows
 AT_ONCE = 32  # frames, so that their spectra stay in the caches
@@ -25,24 +25,25 @@ TINY = 1e-9
 
 
 def summaries(frames_nyx: np.ndarray, pixel_size_pm: float | np.ndarray | None) -> np.ndarray:
-    """Return (n, s): the fingerprint of each frame, then what its noise and its texture tell.
+    """Return (n, s): the features of each frame, then numbers of its noise and its texture.
 
     Args:
         frames_nyx: frames of one shape, at least 48 px a side.
-        pixel_size_pm: one, or one a frame; None if unknown: then only frames without are alike.
+        pixel_size_pm: one, or one for each frame; None if unknown. Summaries with and without a
+            pixel size cannot be compared.
 
     Returns:
-        float64; NaN where a frame is too coarse for a ring of the fingerprint, or too small for
-        one of the spectrum.
+        float64; NaN where a frame is too coarse for a ring of the features, or too small for a
+        ring of the spectrum.
     """
-    prints = stack_features(frames_nyx, pixel_size_pm)
+    features = stack_features(frames_nyx, pixel_size_pm)
     parts = [frames_nyx[i : i + AT_ONCE] for i in range(0, len(frames_nyx), AT_ONCE)]
     textures = [np.stack(list(_texture(part)), axis=1) for part in parts]
-    return np.hstack([prints, np.concatenate(textures).astype(np.float64)])
+    return np.hstack([features, np.concatenate(textures).astype(np.float64)])
 
 
 def _texture(frames_nyx: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield one number a frame after the other, (n,) each."""
+    """Yield the numbers one after the other, each for all frames, (n,)."""
     frames = np.asarray(frames_nyx, np.float64)
     level = frames.mean(axis=(1, 2), keepdims=True)
     flat = ((frames - level) / np.maximum(_deviation(frames), TINY)).astype(np.float32)
@@ -95,7 +96,7 @@ def _neighbours(flat: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _noise(flat: np.ndarray, smooth: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the noise's power, and how it is shared between dark and bright (photon transfer)."""
+    """Yield the power of the noise, and its shares in dark and bright parts (photon transfer)."""
     along_x = np.diff(flat, 2, axis=2)
     yield _log(_mean(along_x**2))
     yield _log(_mean(np.diff(flat, 2, axis=1) ** 2))
@@ -136,7 +137,7 @@ def _dirt(filtered: _Filter, smooth: np.ndarray, low: np.ndarray) -> Iterator[np
 
 
 def _coherence(smooth: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield how alike neighbouring rows are, by the fineness of what they show."""
+    """Yield how alike neighbouring rows are, in bands of spatial frequency."""
     spectrum = fft.rfft(smooth, axis=2)
     shared = np.abs(np.mean(spectrum[:, 1:] * np.conj(spectrum[:, :-1]), axis=1))
     alike = shared / (np.mean(np.abs(spectrum) ** 2, axis=1) + TINY)
@@ -146,7 +147,7 @@ def _coherence(smooth: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _rings(flat: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield what stands out of each ring of the spectrum, and the level it stands out of."""
+    """Yield the height of the peaks in each ring of the spectrum, and the level of the ring."""
     rows, columns = flat.shape[1:]
     window = (np.hanning(rows)[:, None] * np.hanning(columns)[None]).astype(np.float32)
     power = np.abs(fft.rfft2(flat * window)) ** 2 / np.sum(window**2)

@@ -1,8 +1,8 @@
-"""AtomAI's U-Net, built anew from what it computes, for members that were trained there.
+"""AtomAI's U-Net, written anew, for members that were trained with AtomAI.
 
-What a recipe has no field for (layers of each block, how maps are enlarged, what a block holds) is
-spelled in the network's name, as in `atomai1223bilinearNorm`. Axis letters: n tile, c feature map
-or kind, y row, x column.
+Properties without a field in a recipe (layers of each block, how maps are enlarged, what a block
+holds) are in the name of the network, as in `atomai1223bilinearNorm`.
+Axis letters: n tile, c feature map or kind, y row, x column.
 
 Source:
     Ziatdinov et al., Nat. Mach. Intell. 4, 1101 (2022), "AtomAI framework for deep learning
@@ -25,15 +25,15 @@ _NAME = re.compile(r"atomai([1-9]{4})(bilinear|nearest)(Norm)?(Dilated)?(Backgro
 
 @dataclass(frozen=True)
 class Shape:
-    """What tells one of AtomAI's U-Nets from another, besides its feature maps and kinds.
+    """The properties of a U-Net of AtomAI, besides its feature maps and kinds.
 
     Attributes:
         layers: convolutions of a block on the way down; the same on the way up.
         enlarging: `bilinear` or `nearest`.
         has_norm: whether batch norm follows each activation.
         is_dilated: whether the deepest block is a cascade of dilated convolutions.
-        has_background: whether one more channel, the last, stands for "no atom" and the
-            probabilities of all channels add up to 1.
+        has_background: whether the last channel, one more than there are kinds, means "no atom";
+            the probabilities of all channels then add up to 1.
 
     Example:
         >>> Shape((1, 2, 2, 3), "bilinear", has_norm=True).name
@@ -50,7 +50,7 @@ class Shape:
 
     @classmethod
     def of(cls, name: str) -> "Shape | None":
-        """Return the shape a network's name spells; None if it is no such network."""
+        """Return the shape in the name of a network; None if it is no such network."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
@@ -68,15 +68,15 @@ class Shape:
             "Dilated": self.is_dilated,
             "Background": self.has_background,
         }
-        kept = "".join(word for word, is_set in flags.items() if is_set)
-        return f"atomai{''.join(map(str, self.layers))}{self.enlarging}{kept}"
+        words = "".join(word for word, is_set in flags.items() if is_set)
+        return f"atomai{''.join(map(str, self.layers))}{self.enlarging}{words}"
 
 
 class AtomAIUNet(nn.Module):
     """Encoder and decoder with skips; convolution, activation, batch norm in that order.
 
     Args:
-        shape: what the name spells.
+        shape: properties from the name.
         network: `filters` of the first block, `classes` without the background, and `dropout` of
             the blocks around the deepest, which has twice as much.
     """
@@ -126,9 +126,9 @@ class AtomAIUNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Convolutions, each followed by dropout, activation and batch norm where there are any.
+    """Convolutions, each followed by dropout, activation and batch norm if the network has them.
 
-    A dilated block answers with the sum of all that its parts gave, dropout's repetition too.
+    A dilated block returns the sum of the outputs of all its parts, those of dropout too.
     """
 
     def __init__(

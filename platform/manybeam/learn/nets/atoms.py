@@ -1,4 +1,4 @@
-"""Where the atoms are: found in one map, and brought together over the members of an ensemble.
+"""Positions of atoms: found in one map, and clustered over the members of an ensemble.
 
 Axis letters: n atom, p pair of atoms, m member, w pixel of a window, 2 the pair (y, x).
 """
@@ -17,19 +17,19 @@ Index = NDArray[np.int64]
 Found = NDArray[np.float32]
 Sampler = Callable[[int, Array], Array]
 
-SMOOTHING = 0.25  # width of the smoothing before maxima are sought, per minimum distance
+SMOOTHING = 0.25  # width of the smoothing before the search for maxima, per minimum distance
 WINDOW = 0.75  # radius of the window of a centroid, per minimum distance
-BATCH = 4096  # atoms whose windows are held at once
-LEAST_SHARE = 1e-9  # of all weight: a member of less leaves the others without a spread
-FAINT = 0.05  # a smoothed map below this share of the threshold holds no candidate
+BATCH = 4096  # atoms whose windows are in memory at once
+LEAST_SHARE = 1e-9  # of the whole weight; with less, there is no spread
+FAINT = 0.05  # least height of a candidate in the smoothed map, per threshold
 
 
 def find_atoms(prob_yx: Array, threshold: float = 0.5, min_distance_px: float = 3.0) -> Found:
     """Return the atoms of one probability map: y, x, class 0, probability.
 
-    The map is smoothed a little before maxima are sought, since a network's map is flat on top.
-    Of two maxima nearer than the minimum distance the stronger one stays. Each position is the
-    centroid of the map in a window around it, moved until the window sits on its own centroid.
+    The map is smoothed a little before the search for maxima, because maps of networks are flat on
+    top. Of two maxima nearer than the minimum distance the stronger one stays. Each position is the
+    centroid of the map in a window, which is moved until it is centred on its centroid.
 
     Args:
         prob_yx: probability of an atom in each pixel, 0 to 1.
@@ -64,30 +64,31 @@ def cluster_atoms(
     sample_member: Sampler | None = None,
     weights: Sequence[float] | None = None,
 ) -> Found:
-    """Return the atoms that members see together, from each member's own.
+    """Return the atoms of an ensemble, clustered from the atoms of each member.
 
     Clusters grow around the most probable atoms. A cluster takes at most one atom of each member,
-    the nearest first; what is left over founds clusters of its own. An atom that a member missed
-    counts with that member's probability at the place, so ten members that half believe outweigh
-    one that is sure.
+    the nearest first; atoms that are left start further clusters. If a member missed an atom, its
+    probability at that position counts. So ten members with probability .5 outweigh one member with
+    probability 1.
 
     Args:
         member_atoms: (atoms, 4) y, x, class, probability of each member.
-        radius_px: largest distance from the founder of a cluster to another atom of it, in pixels.
-        member_count: members that answered; those past the list saw nothing. Default: all listed.
-        sample_member: gives member m's probability at (n, 2) positions; 0 is taken if left out.
-        weights: what each member counts, > 0, in place, class, probability and spread; only their
-            ratios matter. All alike if left out.
+        radius_px: largest distance of an atom from the first atom of its cluster, in pixels.
+        member_count: number of members that answered; those past the list found nothing. The
+            length of the list if left out.
+        sample_member: returns the probability of member m at (n, 2) positions; 0 if left out.
+        weights: weight of each member, > 0, in position, class, probability and spread; only their
+            ratios matter. Equal if left out.
 
     Returns:
         float32 (atoms, 7), the most probable first: y, x, class, probability, spread_y_px,
         spread_x_px, votes. The spread is the standard deviation (n - 1 divisor) over the members
-        that saw the atom, NaN where only one did: one position says nothing about agreement.
-        Votes are the share of members that saw it, above 0 to 1.
+        that found the atom; NaN if only one did. Votes are the share of members that found it,
+        above 0 to 1.
 
     Raises:
-        MemberCountError: no member at all, or more lists than members.
-        InvalidInput: not one weight above 0 for each member.
+        MemberCountError: no member, or more lists than members.
+        InvalidInput: there is not one weight above 0 for each member.
 
     Example:
         >>> one, two = np.array([[5.0, 5.0, 0, 0.9]]), np.array([[5.0, 7.0, 0, 0.7]])
@@ -109,10 +110,10 @@ def cluster_atoms(
 
 
 def strongest(position_n2: Array, strength_n: Array, distance_px: float) -> Index:
-    """Return indices of the atoms that stay when each pushes out weaker ones nearer than this.
+    """Return indices of the atoms that stay when each removes weaker ones nearer than this.
 
-    The same as going through them from the strongest down, but a whole front at a time. Among
-    equals the smaller (y, x) comes first, so the order of the rows does not matter.
+    The result is the same as going through the atoms from the strongest down, but many are handled
+    at a time. Among equals the smaller (y, x) comes first, so the order of rows has no effect.
     """
     order = _order(strength_n, position_n2)
     if len(order) < 2:
@@ -162,8 +163,8 @@ def sample(map_yx: Array, position_n2: Array) -> Array:
 def centroids(map_yx: Array, position_n2: Array, radius_px: float, rounds: int = 5) -> Array:
     """Return positions moved to the centroid of the map in a round window, batched.
 
-    The window follows the centroid by whole and part pixels (its edge is one pixel soft) for a
-    few rounds; so the answer does not lean towards the pixel that it started from.
+    The window follows the centroid by whole and part pixels (its edge is one pixel soft) for a few
+    rounds, so that the result is not biased towards the pixel that it started from.
     """
     reach = int(np.ceil(radius_px + 0.5))
     padded_yx = np.pad(np.asarray(map_yx, float), reach)
@@ -177,10 +178,9 @@ def centroids(map_yx: Array, position_n2: Array, radius_px: float, rounds: int =
 
 
 def first_come(atom_p: Index, seat_p: Index) -> Index:
-    """Return the pairs taken, in no order, when atoms and seats are given away once each.
+    """Return the pairs, unordered, in which each atom and each seat is used at most once.
 
-    Pairs come in the order in which they are served; all that nobody before them contests are
-    served at once.
+    Earlier pairs come first. All pairs whose atom and seat no earlier pair needs are taken at once.
     """
     taken: list[Index] = []
     open_p = np.arange(len(atom_p))
@@ -197,7 +197,7 @@ def first_come(atom_p: Index, seat_p: Index) -> Index:
 
 
 def _order(strength_n: Array, position_n2: Array) -> Index:
-    """Return the order strongest first, ties by y and x, whatever the order of the rows."""
+    """Return the order: strongest first, ties by y and x; the order of rows has no effect."""
     return np.lexsort((position_n2[:, 1], position_n2[:, 0], -np.asarray(strength_n)))
 
 
@@ -233,7 +233,7 @@ def _cluster(pooled: Array, member_n: Index, radius_px: float, member_count: int
 
 
 def _member_weights(weights: Sequence[float] | None, count: int) -> Array:
-    """Return what each member counts, the largest 1: equal weights are the same as none."""
+    """Return the weight of each member, the largest 1; equal weights are the same as none."""
     weight_m = np.ones(count) if weights is None else np.asarray(weights, float)
     if weight_m.shape != (count,) or not ((weight_m > 0) & np.isfinite(weight_m)).all():
         raise InvalidInput(
@@ -266,10 +266,10 @@ def _describe(
 def _places_and_spread(
     pooled: Array, weight_n: Array, cluster_n: Index, count: int
 ) -> tuple[Array, Array]:
-    """Return the mean place of each cluster and the standard deviation around it."""
+    """Return the mean position of each cluster and the standard deviation around it."""
     mean_n2, spread_n2 = np.zeros((count, 2)), np.full((count, 2), np.nan)
     total = np.bincount(cluster_n, weight_n, count)
-    # n - 1 of equal weights; of others what keeps the variance unbiased.
+    # For equal weights this is n - 1; for others the variance stays unbiased.
     freedom = total - np.bincount(cluster_n, weight_n**2, count) / total
     several = freedom > LEAST_SHARE * total
     for axis in (0, 1):
@@ -283,7 +283,7 @@ def _places_and_spread(
 def _missed(
     mean_n2: Array, member_n: Index, cluster_n: Index, weight_m: Array, sample_member: Sampler
 ) -> Array:
-    """Return for each cluster the sum of what members that missed it give to its place."""
+    """Return for each cluster the sum of the probabilities of members that missed it."""
     belief = np.zeros(len(mean_n2))
     for member, weight in enumerate(weight_m):
         missed = np.ones(len(mean_n2), bool)

@@ -1,9 +1,9 @@
-"""A network of another kind: it sees what stands out of its surroundings, and nothing else.
+"""The band-pass network: the classical detector (`learn.scoring.classical`) as a network.
 
-A U-Net sees texture, and errs in ways of its own where texture is unlike what it was taught. This
-is the classical detector (`learn.scoring.classical`) as a network: a difference of Gaussians in
-units of its own scatter over the frame, and what such a height is worth. Its five numbers are
-fitted (`learn.training.fitted`), not trained; then it is a member like any other.
+A U-Net uses texture and makes errors where texture differs from that of its training. This network
+makes other errors. It is a difference of Gaussians in units of its scatter over the frame, and a
+linear function from such heights to log-odds. Its five numbers are fitted
+(`learn.training.fitted`), not trained. After that it is a member like any other.
 Axis letters: n tile, y row, x column.
 """
 
@@ -19,18 +19,18 @@ from manybeam.spec.recipe import Network
 
 NAME = "bandpass"  # of the network, in a recipe
 REACH_PX, WINDOW_REACH_PX = 32, 96  # of the kernels: of the band, and of the window
-MIRRORS = 4  # a side of 32 px is mirrored so often before it fills the longest reach
+MIRRORS = 4  # times that a side of 32 px is mirrored to fill the longest reach
 TINY = 1e-12
 
 
 class BandPass(nn.Module):
-    """Logits from the height of a band-passed frame; it knows one kind of atom.
+    """Logits from the height of a band-passed frame, for one kind of atom.
 
     Attributes:
         width_px: of the narrow Gaussian.
-        ratio: width of the wide Gaussian per narrow one.
-        window_px: width of the window in which a frame is evened out first.
-        head: what a height is worth, in log-odds.
+        ratio: width of the wide Gaussian divided by that of the narrow one.
+        window_px: width of the window of local standardisation.
+        head: log-odds of a height, a linear function.
     """
 
     width_px: Tensor
@@ -41,9 +41,9 @@ class BandPass(nn.Module):
         super().__init__()
         if network.classes != 1:
             raise InvalidSpec(
-                f"network.name: {NAME} with {network.classes} classes",
-                "it tells an atom from none, not kinds of atom",
-                "give tiles.elements none, or take another network",
+                f"network.name: {NAME!r} with {network.classes} classes",
+                "this network has one class, because it cannot distinguish kinds of atom",
+                "remove tiles.elements, or use another network",
             )
         self.register_buffer("width_px", torch.tensor(2.0))
         self.register_buffer("ratio", torch.tensor(1.6))
@@ -52,13 +52,13 @@ class BandPass(nn.Module):
 
     def forward(self, frames_ncyx: Tensor) -> Tensor:
         """Return logits (n, 1, y, x) of frames (n, 1, y, x)."""
-        even = _evened(frames_ncyx, self.window_px)
+        even = _locally_standardised(frames_ncyx, self.window_px)
         narrow = _blurred(even, self.width_px, REACH_PX)
         band = narrow - _blurred(even, self.width_px * self.ratio, REACH_PX)
         return cast(Tensor, self.head(band / _scatter(band)))
 
 
-def _evened(frames_ncyx: Tensor, window: Tensor) -> Tensor:
+def _locally_standardised(frames_ncyx: Tensor, window: Tensor) -> Tensor:
     """Return frames in local deviations from their local mean, as the classical detector does."""
     frames_ncyx = frames_ncyx / _scatter(frames_ncyx)
     centred = frames_ncyx - _blurred(frames_ncyx, window, WINDOW_REACH_PX)
@@ -80,9 +80,9 @@ def _blurred(frames_ncyx: Tensor, width: Tensor, reach: int) -> Tensor:
 
 
 def _mirrored(side: int, reach: int, device: torch.device) -> Tensor:
-    """Return which row, or column, stands at each place up to `reach` beyond the edges.
+    """Return the row, or column, at each position up to `reach` beyond the edges.
 
-    Without a remainder, which has no word in ONNX for sides that vary.
+    It uses no remainder, because ONNX cannot express one for sides that vary.
     """
     last = side - 1
     place = torch.arange(-reach, side + reach, device=device)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from manybeam.data.io.reading import check_frame
+from manybeam.data.representation import Drawable
 from manybeam.data.tiles import normalise, rescale
 from manybeam.errors import InvalidInput, MemberCountError, NotFound
 from manybeam.learn.nets.answer import Answer, Moments, atoms_inside
@@ -31,7 +32,7 @@ WEIGHT_SUM_ERROR = 1e-6  # what rounding may do to weights that sum to 1
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
     """What an ensemble says about one frame, in that frame's pixels.
 
     Attributes:
@@ -151,17 +152,12 @@ class Prediction:
         """Radius of the largest of the members' training masks, in pixels of the frame."""
         return max(answer.radius_px for answer in self._answers)
 
-    def _repr_html_(self) -> str:
-        from manybeam.learn.notebook import prediction_html
-
-        return prediction_html(self)
-
     def without_maps(self) -> "Prediction":
         """Return it without each member's own map: 2 bytes a pixel and member less to keep."""
         return replace(self, _answers=())
 
 
-class Ensemble:
+class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
     """Networks held ready to answer; safe to call from several threads.
 
     Args:
@@ -182,11 +178,6 @@ class Ensemble:
         self.tile_px = tile_px
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._networks = [prepare(member.network(), self.device) for member in members]
-
-    def _repr_html_(self) -> str:
-        from manybeam.learn.notebook import ensemble_html
-
-        return ensemble_html(self)
 
     @property
     def member_count(self) -> int:

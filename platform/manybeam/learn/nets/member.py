@@ -51,12 +51,12 @@ def save_weights(weights: Mapping[str, Tensor]) -> bytes:
 
 
 def load_weights(data: bytes) -> dict[str, Tensor]:
-    """Return what `save_weights` was given; raises Corrupt where the bytes are not that."""
+    """Return the weights that `save_weights` wrote; raises Corrupt for any other bytes."""
     try:
         return load(data)
     except safetensors.SafetensorError as error:
         raise Corrupt(
             f"{len(data)} bytes are not a safetensors file: {error}",
-            "weights and checkpoints are kept in that form only",
+            "weights and checkpoints are stored in that form only",
             "restore the object from a backup, or train the member again",
         ) from error

@@ -24,8 +24,8 @@ def build(network: Network) -> nn.Module:
     """Return an untrained network with weights drawn from torch's current generator.
 
     Args:
-        network: what the recipe says; `name` is `unet`, `bandpass`, what
-            `learn.nets.atomai_unet.Shape` spells, or a class of `monai.networks.nets`.
+        network: that of the recipe; `name` is `unet`, `bandpass`, a name of
+            `learn.nets.atomai_unet.Shape`, or a class of `monai.networks.nets`.
 
     Raises:
         InvalidSpec: MONAI has no such class, or it cannot be built from the fields of `network`.
@@ -39,12 +39,12 @@ def build(network: Network) -> nn.Module:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Return how many numbers training changes."""
+    """Return the number of trained parameters."""
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
 
 
 def side_multiple(network: Network) -> int:
-    """Return what the sides of a frame must be multiples of (our U-Net also takes others)."""
+    """Return the number that divides the sides of a frame (our U-Net also accepts others)."""
     if network.name == "unet":
         return int(2 ** (network.levels - 1))
     if network.name == BANDPASS:
@@ -61,10 +61,10 @@ def shifted(weights: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:
 class UNet(nn.Module):
     """Encoder and decoder with skips; convolution, batch norm, activation in that order.
 
-    The order lets batch norm be folded into the convolution exactly, hence no bias there. On the
-    way up a 1x1 convolution halves the feature maps *before* they are enlarged: it commutes with
-    bilinear enlarging and is four times cheaper there. The first level, where a convolution costs
-    most, has one convolution on each side, the others two.
+    In this order batch norm can be folded into the convolution exactly, so the convolution has no
+    bias. On the way up a 1x1 convolution halves the feature maps *before* they are enlarged: the
+    result is the same and it is four times cheaper there. The first level, where a convolution
+    costs most, has one convolution on each side, the others have two.
 
     Source:
         Ronneberger et al., MICCAI 2015, "U-Net"; the changes above are ours.
@@ -110,7 +110,7 @@ def _block(before: int, after: int, count: int, dropout: float) -> nn.Sequential
 
 
 def _enlarge(features: Tensor, like: Tensor) -> Tensor:
-    """Enlarge twofold and cut to the skip's sides, which are odd where the frame's were."""
+    """Enlarge twofold and cut to the sides of the skip, which may be odd."""
     wide = functional.interpolate(features, scale_factor=2.0, mode="bilinear")
     return wide[..., : like.shape[-2], : like.shape[-1]]
 
@@ -119,10 +119,10 @@ def _build_monai(network: Network) -> nn.Module:
     kind = getattr(_monai_nets(), network.name, None)
     if not inspect.isclass(kind) or not issubclass(kind, nn.Module):
         raise InvalidSpec(
-            f"network.name: {network.name!r} is no network",
+            f"network.name: {network.name!r} is not a network",
             "'unet', 'bandpass', or a class of monai.networks.nets such as UNet, AttentionUnet, "
             "SegResNet",
-            "mend network.name in the recipe",
+            "correct network.name in the recipe",
         )
     accepted = inspect.signature(kind).parameters
     given = {name: value for name, value in _monai_words(network).items() if name in accepted}
@@ -134,8 +134,8 @@ def _build_monai(network: Network) -> nn.Module:
     if missing:
         raise InvalidSpec(
             f"network.name: {network.name!r} also needs {', '.join(missing)}",
-            "networks that filters, levels, classes and dropout describe completely",
-            "take 'unet' or MONAI's UNet, AttentionUnet, BasicUNet or SegResNet",
+            "only networks that filters, levels, classes and dropout describe completely",
+            "use 'unet' or MONAI's UNet, AttentionUnet, BasicUNet or SegResNet",
         )
     return _Padded(kind(**given), network.classes)
 
@@ -147,9 +147,9 @@ def _monai_nets() -> object:
 
 
 def _monai_words(network: Network) -> dict[str, object]:
-    """Return our fields under each name MONAI's constructors have for them."""
+    """Return our fields under each name that constructors of MONAI have for them."""
     widths = [network.filters * 2**level for level in range(network.levels)]
-    # BasicUNet always has five levels and names the width of its last layer too.
+    # BasicUNet always has five levels and needs the width of its last layer too.
     five = [network.filters * 2 ** min(level, network.levels - 1) for level in range(5)]
     return {
         "spatial_dims": 2,
@@ -165,7 +165,7 @@ def _monai_words(network: Network) -> dict[str, object]:
 
 
 class _Padded(nn.Module):
-    """A MONAI network, given sides it can halve and cut back to those that came in."""
+    """A MONAI network; its input is padded to sides it can halve, its output is cut back."""
 
     def __init__(self, network: nn.Module, classes: int) -> None:
         super().__init__()

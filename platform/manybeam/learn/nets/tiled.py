@@ -1,4 +1,4 @@
-"""One network over one whole frame of any size, as fast as it gets without changing its answer.
+"""One network on one whole frame of any size, as fast as possible with the same result.
 
 Axis letters: c kind of atom, y row, x column.
 """
@@ -21,14 +21,14 @@ SMALLEST_PX = 32  # smaller frames are reflected out to this
 
 
 def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network as fast as it gets without changing its answer."""
+    """Return the network, made as fast as possible with the same result."""
     network = network.to(device).eval().requires_grad_(requires_grad=False)
     _fold_batch_norm(network)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _fold_batch_norm(network: nn.Module) -> None:
-    """Multiply each batch norm into the convolution right before it, in place."""
+    """Fold each batch norm into the convolution directly before it, in place."""
     for module in network.modules():
         if not isinstance(module, nn.Sequential):
             continue
@@ -42,7 +42,7 @@ def _fold_batch_norm(network: nn.Module) -> None:
 def probabilities(
     network: nn.Module, input_yx: Map, recipe: Recipe, tile_px: int, device: torch.device
 ) -> Stack:
-    """Return probabilities (kinds, y, x) of one whole frame, in tiles if it is large."""
+    """Return probabilities (kinds, y, x) of one whole frame, computed in tiles if it is large."""
     shape = input_yx.shape
     step = max(side_multiple(recipe.network), 2)
     padded_yx = _reflect(input_yx, step)
@@ -66,7 +66,7 @@ def _forward(network: nn.Module, input_yx: Map, device: torch.device) -> Stack:
 
 
 def _reflect(input_yx: Map, step: int) -> Map:
-    """Return the frame reflected at its far edges to sides a network can halve."""
+    """Return the frame reflected at its far edges to sides that a network can halve."""
     sides = [max(SMALLEST_PX, side) for side in input_yx.shape]
     missing = [
         (0, -(-wanted // step) * step - side)
@@ -76,15 +76,16 @@ def _reflect(input_yx: Map, step: int) -> Map:
 
 
 def _margin(recipe: Recipe) -> int:
-    """Return how far a cut edge may be felt, in pixels: about twice as far as in our U-Net."""
+    """Return how far a cut edge has an effect, in pixels: about twice that of our U-Net."""
     return max(32, 16 << (recipe.network.levels - 1))
 
 
 def _spans(side: int, tile: int, margin: int, step: int) -> list[Span]:
     """Return start, end and blending weights of the tiles along one side; weights add up to 1.
 
-    Tiles overlap by three margins: one next to each cut edge is thrown away, and over the middle
-    one tile fades into the next. All start at multiples of `step`, where poolings agree.
+    Tiles overlap by three margins. The margin at each cut edge has weight 0, and over the middle
+    margin the weight moves from one tile to the next. All tiles start at multiples of `step`, so
+    that their poolings agree.
     """
     if side <= tile:
         return [(0, side, np.ones(side, np.float32))]

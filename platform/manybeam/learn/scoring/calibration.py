@@ -1,6 +1,6 @@
-"""Probabilities that mean what they say, and a bound on the share of false atoms.
+"""Calibrated probabilities, and a bound on the share of false atoms.
 
-Both are fitted on labelled frames of one condition, simulated ones as a rule: they cost nothing.
+Both are fitted on labelled frames of one condition. These are usually simulated.
 Axis letters: n frame or atom, t threshold.
 """
 
@@ -16,35 +16,35 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from manybeam.errors import Corrupt, InvalidInput
-from manybeam.learn.scoring.scores import Judged
+from manybeam.learn.scoring.scores import MatchedFrame
 from manybeam.spec import Condition
 
 Array = NDArray[np.floating]
 Atoms = NDArray[np.float32]
 
-LEAST_ATOMS = 100  # fewer tell nothing of rare faults
-SURE = 1e-4  # probabilities are held this far from 0 and 1: log-odds have to be finite
+LEAST_ATOMS = 100  # fewer are not enough to estimate rare errors
+SURE = 1e-4  # least distance of a probability from 0 and 1, so that log-odds are finite
 SUREST = (-30.0, 30.0)  # in log-odds
-TEMPERATURE = (0.05, 20.0)  # beyond, the fit has run away
+TEMPERATURE = (0.05, 20.0)  # limits of the fit
 SHIFT = (-8.0, 8.0)  # in log-odds
-THRESHOLDS = expit(np.linspace(0, 7, 36))  # 0.5 to 0.999, tried from the strictest down
+THRESHOLDS = expit(np.linspace(0, 7, 36))  # 0.5 to 0.999, tested from the strictest down
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one condition teaches about an ensemble's probabilities.
+    """The calibration of the probabilities of an ensemble on one condition.
 
     Attributes:
-        condition: id of the condition the frames were of; it holds there and nowhere else.
-        digest: of that condition's numbers: two of one id may differ.
-        temperature: log-odds are divided by it; above 1 the ensemble was too sure.
-        shift: and this is added, in log-odds: dirt makes false atoms that look like any others.
-        threshold: least probability, before calibration, of an atom that is kept under the bound;
-            None if no threshold keeps it.
-        false_atoms: the bound, a share of a frame's atoms.
-        confidence: how surely it holds: this share of such calibrations keeps it.
-        kept: share of the true atoms found that stay above the threshold; what the bound costs.
-        atom_count, frame_count: what it was fitted on, borders left out.
+        condition: id of the condition of the frames; the calibration is valid there only.
+        digest: digest of the numbers of that condition, because two of one id may differ.
+        temperature: log-odds are divided by it; above 1, the ensemble was overconfident.
+        shift: added to the log-odds after that; it corrects for false atoms on dirt.
+        threshold: least probability, before calibration, of atoms under the bound; None if no
+            threshold satisfies the bound.
+        false_atoms: the bound, a share of the atoms of a frame.
+        confidence: probability that the bound holds, over calibrations on such frames.
+        kept: share of the found true atoms above the threshold; the rest is lost by the bound.
+        atom_count, frame_count: numbers of atoms and frames of the fit, without borders.
         notes: what could not be fitted, and why.
     """
 
@@ -61,33 +61,33 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
     def probability(self, raw: Array) -> Array:
-        """Return calibrated probabilities of the ensemble's own; the order never changes."""
+        """Return the calibrated probabilities; their order does not change."""
         return calibrated(raw, self.temperature, self.shift)
 
     def apply(self, atoms: Atoms, condition_digest: str, *, bounded: bool = False) -> Atoms:
-        """Return the atoms with calibrated probabilities, under the bound if that is asked for.
+        """Return the atoms with calibrated probabilities, and under the bound if `bounded`.
 
         Args:
             atoms: (atoms, >= 4) as an ensemble gave them: y, x, class, probability, ...
-            condition_digest: of the condition that their frame is of, `condition.digest`.
-            bounded: leave out those below the threshold, so that the share of false ones keeps
-                the bound.
+            condition_digest: `condition.digest` of the condition of their frame.
+            bounded: leave out atoms below the threshold, so that the share of false atoms stays
+                below the bound.
 
         Raises:
-            InvalidInput: another condition than the one it was fitted on, or the bound is asked
-                for and could not be fitted.
+            InvalidInput: the condition is another one, or the bound could not be fitted.
         """
         if condition_digest != self.digest:
             raise InvalidInput(
-                f"a calibration of {self.condition} for a frame of another condition",
-                f"its digest is {self.digest!r}, the frame's is {condition_digest!r}",
-                "calibrate on frames of that condition, or take the raw probabilities",
+                f"the calibration of {self.condition} is not valid for frames of other conditions",
+                f"its digest is {self.digest!r}, that of the frame is {condition_digest!r}",
+                "calibrate on frames of that condition, or use the raw probabilities",
             )
         if bounded and self.threshold is None:
             raise InvalidInput(
-                f"no threshold keeps {self.false_atoms:g} false atoms on {self.condition}",
+                f"no threshold keeps the share of false atoms below {self.false_atoms:g} "
+                f"on {self.condition}",
                 "; ".join(self.notes),
-                "allow more false atoms, or ask members that fit the condition",
+                "allow more false atoms, or select members that fit the condition",
             )
         kept = atoms[:, 3] >= (self.threshold or 0.0) if bounded else slice(None)
         calibrated = np.array(atoms[kept])
@@ -95,12 +95,12 @@ class Calibration:
         return calibrated
 
     def to_json(self) -> str:
-        """Return it as JSON; `from_json` gives back the same."""
+        """Return the calibration as JSON; `from_json` reads it."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
-        """Return what `to_json` was called on.
+        """Return the calibration that `to_json` wrote.
 
         Raises:
             Corrupt: the text is no calibration.
@@ -115,34 +115,36 @@ class Calibration:
 
 
 def calibrate(
-    judged: Sequence[Judged],
+    matched: Sequence[MatchedFrame],
     found: Sequence[Array],
     condition: Condition,
     *,
     false_atoms: float = 0.05,
     confidence: float = 0.9,
 ) -> Calibration:
-    """Return the calibration that labelled frames of one condition teach.
+    """Return the calibration fitted on labelled frames of one condition.
 
     Args:
-        judged: the frames, judged against their truth.
-        found: their atoms, (atoms, >= 4), the fourth column the ensemble's probability.
-        condition: theirs; the calibration applies to no other.
-        false_atoms: share of a frame's atoms that may be false, 0 to 1; 0.05 needs 48 frames at
-            least, half the share twice as many.
+        matched: the frames, matched with their truth.
+        found: their atoms, (atoms, >= 4); the fourth column is the probability.
+        condition: of the frames; the calibration is valid for no other.
+        false_atoms: share of the atoms of a frame that may be false, 0 to 1; 0.05 needs at least
+            48 frames, half the share twice as many.
         confidence: see `bound`.
 
     Raises:
-        InvalidInput: no frames, or shares that are none.
+        InvalidInput: no frames, or shares that are not between 0 and 1.
     """
-    _check(judged, found, false_atoms, confidence)
-    probability = [np.asarray(a)[j.found_counts, 3] for a, j in zip(found, judged, strict=True)]
-    is_true = [frame.is_true[frame.found_counts] for frame in judged]
+    _check(matched, found, false_atoms, confidence)
+    probability = [np.asarray(a)[j.found_counts, 3] for a, j in zip(found, matched, strict=True)]
+    is_true = [frame.is_true[frame.found_counts] for frame in matched]
     atom_count = sum(map(len, probability))
     notes = []
     temperature, shift = 1.0, 0.0
     if atom_count < LEAST_ATOMS:
-        notes.append(f"probabilities left as they are: {atom_count} atoms, {LEAST_ATOMS} needed")
+        notes.append(
+            f"probabilities are not calibrated: {atom_count} atoms, {LEAST_ATOMS} are needed"
+        )
     else:
         temperature, shift = fit(np.concatenate(probability), np.concatenate(is_true))
     threshold = bound(probability, is_true, false_atoms, confidence)
@@ -158,7 +160,7 @@ def calibrate(
         confidence=confidence,
         kept=_kept(probability, is_true, threshold),
         atom_count=atom_count,
-        frame_count=len(judged),
+        frame_count=len(matched),
         notes=tuple(notes),
     )
 
@@ -166,16 +168,16 @@ def calibrate(
 def calibrated(raw: Array, temperature: float, shift: float) -> Array:
     """Return probabilities whose log-odds are divided by a temperature and shifted."""
     odds = logit(np.clip(np.asarray(raw, float), SURE, 1 - SURE))
-    # Past these no double is told from 0 or 1, and nobody is that sure.
+    # Beyond these limits a double is 0 or 1.
     return np.asarray(expit(np.clip(odds / temperature + shift, *SUREST)))
 
 
 def fit(probability: Array, is_true: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return temperature and shift of the log-odds that make the facts likeliest.
+    """Return temperature and shift of the log-odds with the greatest likelihood.
 
-    A temperature alone cannot say "less than half of these are atoms" of atoms that were all
-    found with more than .5: the shift can. Facts count as slightly uncertain, so that frames
-    without a single false atom do not make the ensemble certain.
+    All atoms are found with more than .5. A temperature alone cannot express that less than half of
+    them are true; a shift can. The facts count as slightly uncertain, so that frames without a
+    false atom do not make the ensemble certain.
 
     Source:
         Guo et al., ICML 2017 (temperature); Platt, 1999 (shift, and facts softened by count).
@@ -210,15 +212,15 @@ def bound(
     false_atoms: float,
     confidence: float,
 ) -> float | None:
-    """Return the least threshold that keeps the mean share of false atoms in a frame; else None.
+    """Return the least threshold that bounds the mean share of false atoms in a frame; else None.
 
-    The promise: of calibrations on frames drawn alike, a share of at least `confidence` yields a
-    threshold whose expected share of false atoms, in further frames of the same condition, is at
-    most `false_atoms`. It says nothing of other conditions, and frames, not atoms, are drawn.
-    Thresholds are tested from the strictest down, and the first that fails ends it: so the tests
-    need no correction for their number. The share need not fall as the threshold rises, which
-    conformal risk control would ask for: few atoms lie above a strict threshold, and one false
-    one among them is a large share.
+    The guarantee: if the calibration is repeated on frames drawn in the same way, then at least a
+    share `confidence` of the thresholds have an expected share of false atoms of at most
+    `false_atoms` in further frames of the same condition. It does not hold for other conditions.
+    What is drawn are frames, not atoms. Thresholds are tested from the strictest down. The first
+    that fails ends the test, so no correction for the number of tests is needed. Conformal risk
+    control would need a share that falls as the threshold rises. That is not so here: few atoms lie
+    above a strict threshold, and one false atom among them is a large share.
 
     Args:
         probability: of each counted atom, frame by frame.
@@ -242,17 +244,17 @@ def bound(
 def false_share(
     probability: Sequence[Array], is_true: Sequence[NDArray[np.bool_]], threshold: float
 ) -> Array:
-    """Return the share of false atoms among those kept of each frame; 0 where none is kept."""
+    """Return the share of false atoms above the threshold in each frame; 0 without any atom."""
     kept = [values >= threshold for values in probability]
     counts = [(keep.sum(), (keep & ~true).sum()) for keep, true in zip(kept, is_true, strict=True)]
     return np.array([false / max(int(all_of), 1) for all_of, false in counts])
 
 
 def _is_below(share_n: Array, limit: float, error: float) -> bool:
-    """Return whether the mean share is below the limit, wrong with at most that chance.
+    """Return whether the mean share is below the limit; it is wrong with at most that chance.
 
-    A gambler bets on each frame being better than the limit, the stake set by the frames before
-    it. If the mean were at the limit or above, the purse would hardly ever grow 1 / error fold.
+    This is a test by betting: the stake on each frame depends on the frames before it. If the mean
+    were at the limit or above, the capital would grow by 1 / error with at most that chance.
     """
     before = np.arange(1, len(share_n) + 1)
     mean_n = (0.5 + np.cumsum(share_n)) / (before + 1)
@@ -279,19 +281,24 @@ def _why_not(
     confidence: float,
 ) -> str:
     if not _is_below(np.zeros(len(probability)), false_atoms, 1 - confidence):
-        return f"no bound: {len(probability)} frames are too few, were they without a fault"
+        return f"no bound: {len(probability)} frames are too few, even without any false atom"
     share = false_share(probability, is_true, THRESHOLDS[-1]).mean()
-    return f"no bound: {share:.3f} false atoms even at probability {THRESHOLDS[-1]:.3f}"
+    return (
+        f"no bound: the share of false atoms is {share:.3f} "
+        f"even at probability {THRESHOLDS[-1]:.3f}"
+    )
 
 
 def _check(
-    judged: Sequence[Judged], found: Sequence[Array], false_atoms: float, confidence: float
+    matched: Sequence[MatchedFrame], found: Sequence[Array], false_atoms: float, confidence: float
 ) -> None:
-    if len(judged) != len(found) or not judged:
+    if len(matched) != len(found) or not matched:
         raise InvalidInput(
-            f"{len(judged)} frames judged, {len(found)} frames found",
-            "calibration needs both of each frame, and at least one frame",
+            f"{len(matched)} matched frames and atoms of {len(found)} frames",
+            "calibration needs both for each frame, and at least one frame",
         )
     for name, share in (("false_atoms", false_atoms), ("confidence", confidence)):
         if not 0 < share < 1:
-            raise InvalidInput(f"{name} {share!r} is no share", "between 0 and 1, both excluded")
+            raise InvalidInput(
+                f"{name} {share!r} is out of bounds", "between 0 and 1, both excluded"
+            )

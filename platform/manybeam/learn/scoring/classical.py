@@ -1,4 +1,4 @@
-"""The classical detector that every network is measured beside: difference of Gaussians, maxima.
+"""The classical detector: difference of Gaussians and maxima. All networks are compared with it.
 
 Axis letters: n atom, 2 the pair (y, x).
 """
@@ -19,20 +19,20 @@ from manybeam.learn.scoring.scores import BORDER_PM, away_from_edges, match_radi
 Array = NDArray[np.floating]
 
 FLAT = 0.1  # least local deviation, as a share of the frame's
-FAINT = 1e-3  # maxima below this share of the filtered frame's deviation are rounding
+FAINT = 1e-3  # lower maxima, as a share of the filtered frame's deviation, are rounding errors
 
 
 @dataclass(frozen=True)
 class Blob:
-    """What the detector takes for an atom; the defaults suit a lattice such as graphene.
+    """Parameters of the detector; the defaults suit a lattice such as graphene.
 
     Attributes:
         sigma_pm: width of the narrow Gaussian, in pm.
-        ratio: width of the wide Gaussian per narrow one; > 1.
+        ratio: width of the wide Gaussian divided by that of the narrow one; > 1.
         threshold: least height of a maximum, in standard deviations of the filtered frame.
         min_distance_pm: least distance of two atoms, in pm.
-        local_pm: width of the Gaussian window in which the frame is standardised first, in pm;
-            0 for not at all. It evens out a support whose thickness varies.
+        local_pm: width of the Gaussian window of local standardisation, in pm; 0 for none. It
+            removes the effect of a support whose thickness varies.
     """
 
     sigma_pm: float = 35.0
@@ -45,13 +45,13 @@ class Blob:
 def detect(frame_yx: Array, pixel_size_pm: float | None, blob: Blob | None = None) -> Found:
     """Return the atoms of one frame: y, x, class 0, probability.
 
-    The "probability" grows with the height of the maximum and is 0.5 at the threshold: it ranks,
-    it is not calibrated. Positions are refined by a parabola along each axis.
+    The "probability" grows with the height of the maximum and is 0.5 at the threshold. It gives an
+    order and is not calibrated. Positions are refined by a parabola along each axis.
 
     Args:
         frame_yx: one frame, any real dtype and scale of brightness.
         pixel_size_pm: edge of a pixel, in pm.
-        blob: what to look for; the defaults if left out.
+        blob: parameters; the defaults if left out.
 
     Returns:
         float32 (atoms, 4), the most probable first.
@@ -63,8 +63,8 @@ def detect(frame_yx: Array, pixel_size_pm: float | None, blob: Blob | None = Non
     if pixel_size_pm is None:
         raise MissingPixelSize(
             "the classical detector needs the pixel size",
-            "its widths are lengths in picometres",
-            "give --pixel-size-pm",
+            "its widths are in picometres",
+            "pass --pixel-size-pm",
         )
     frame_yx = _standardised(frame_yx, blob.local_pm / pixel_size_pm)
     position_n2, height_n = _candidates(frame_yx, pixel_size_pm, blob)
@@ -87,16 +87,16 @@ def tune(
 ) -> tuple[Blob, float]:
     """Return the parameters with the best micro F1 on labelled frames, and about that F1.
 
-    First widths, ratio and window on a grid, then the least distance; for each the best of all
-    thresholds. Atoms are served their nearest true atom from the highest down, which gives the F1
-    of every threshold at once and comes within a percent of `learn.scoring.scores`. It knows the
-    frames that it is scored on, so the F1 flatters it: score it on others.
+    Widths, ratio and window are searched on a grid, then the least distance; each with the best
+    threshold. From the highest down, each found atom takes the nearest true atom that is free. This
+    gives the F1 of all thresholds at once, within a percent of `learn.scoring.scores`. The F1 is
+    optimistic, because the parameters were chosen on the same frames.
 
     Args:
         frames: labelled frames.
         truths: (atoms, >= 2) y, x of each.
         pixel_sizes: of each, in pm.
-        radius_pm: match radius, in pm; see `learn.scoring.scores.judge`.
+        radius_pm: match radius, in pm; see `learn.scoring.scores.match_frame`.
         sigmas_pm: widths tried, in pm.
         ratios: ratios tried.
         distances_per_sigma: least distances tried, per width.
@@ -131,9 +131,9 @@ def tune(
 def heights(
     frame_yx: Array, truth: Array, pixel_size_pm: float, radius_pm: float | None, blob: Blob
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Return how high each candidate of a labelled frame stands, and whether it is an atom.
+    """Return the height of each candidate of a labelled frame, and whether it is an atom.
 
-    Candidates of any height count, but for those at the border; see `tune` for the matching.
+    Candidates of any height count, except those at the border; see `tune` for the matching.
     """
     frame_yx = _standardised(frame_yx, blob.local_pm / pixel_size_pm)
     height_n, hit_n, false_n = _hits(
@@ -145,7 +145,7 @@ def heights(
 
 @dataclass(frozen=True, eq=False)
 class _Labelled:
-    """One frame, standardised, and what is known about it."""
+    """One standardised frame with its truth."""
 
     frame_yx: Array
     truth_n2: Array
@@ -174,10 +174,10 @@ def _standardised(frame_yx: Array, local_px: float) -> Array:
 
 
 def _candidates(frame_yx: Array, pixel_size_pm: float, blob: Blob) -> tuple[Array, Array]:
-    """Return positions and heights of the maxima, highest first, not two for one atom.
+    """Return positions and heights of the maxima, highest first, one for each atom.
 
-    Heights are in standard deviations of the filtered frame, hence free of its gain and offset.
-    Stronger maxima push out weaker ones, so a threshold may be applied afterwards.
+    Heights are in standard deviations of the filtered frame, so its gain and offset have no effect.
+    Stronger maxima remove weaker ones near them, so a threshold may be applied afterwards.
     """
     sigma_px = blob.sigma_pm / pixel_size_pm
     band_yx = gaussian_filter(frame_yx, sigma_px) - gaussian_filter(frame_yx, sigma_px * blob.ratio)
@@ -207,8 +207,8 @@ def _refine(band_yx: Array, position_n2: Array) -> Array:
 
 def _best_threshold(labelled: Sequence[_Labelled], blob: Blob) -> tuple[float, Blob]:
     """Return the best F1 over all thresholds, and the blob with that threshold."""
-    judged = [_hits(each, blob) for each in labelled]
-    height, hit, false = (np.concatenate(column) for column in zip(*judged, strict=True))
+    candidates = [_hits(each, blob) for each in labelled]
+    height, hit, false = (np.concatenate(column) for column in zip(*candidates, strict=True))
     truth_count = sum(int(_counts(each.truth_n2, each).sum()) for each in labelled)
     if not len(height):
         return 0.0, replace(blob, threshold=1.0)
@@ -221,7 +221,7 @@ def _best_threshold(labelled: Sequence[_Labelled], blob: Blob) -> tuple[float, B
 
 
 def _hits(labelled: _Labelled, blob: Blob) -> tuple[Array, Array, Array]:
-    """Return of each candidate its height, whether it is a hit, and whether a false alarm."""
+    """Return the height of each candidate, whether it is a hit, and whether a false alarm."""
     truth_n2, size = labelled.truth_n2, labelled.pixel_size_pm
     position_n2, height_n = _candidates(labelled.frame_yx, size, blob)
     hit, false = np.zeros(len(height_n)), _counts(position_n2, labelled)
@@ -239,7 +239,7 @@ def _hits(labelled: _Labelled, blob: Blob) -> tuple[Array, Array, Array]:
 
 
 def _counts(position_n2: Array, labelled: _Labelled) -> Array:
-    """Return 1 for positions that enter the counts, 0 for those at the border."""
+    """Return 1 for positions that count, 0 for those at the border."""
     rows, columns = labelled.frame_yx.shape
     border_px = BORDER_PM / labelled.pixel_size_pm
     return away_from_edges(position_n2, (rows, columns), border_px).astype(float)

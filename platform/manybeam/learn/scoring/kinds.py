@@ -1,6 +1,6 @@
-"""Scores of what people look for: each kind of atom, dopants, edges, vacancies.
+"""Scores of rare atoms: each kind of atom, dopants, edges, vacancies.
 
-F1 over all atoms hides them: one dopant in a hundred atoms may be missed at F1 .99.
+F1 over all atoms hides them: an answer that misses the one dopant in a hundred atoms has F1 .99.
 Axis letters: n atom, t kind of truth, k kind found, 2 the pair (y, x).
 """
 
@@ -15,14 +15,14 @@ from scipy.spatial import cKDTree
 from manybeam.errors import InvalidInput
 from manybeam.learn.analysis.fitness import Lattice
 from manybeam.learn.scoring.matching import Array, Flag, Index, away_from_edges, positions
-from manybeam.learn.scoring.scores import Judged, f1_of
+from manybeam.learn.scoring.scores import MatchedFrame, f1_of
 
 REACH = 1.25  # bonds within which an atom is a neighbour; the next ones of graphene lie at 1.73
 ALIKE = 0.35  # bonds within which neighbours must point at one site for it to be a vacancy
 
 
 def confusion(
-    judged: Sequence[Judged],
+    matched: Sequence[MatchedFrame],
     found: Sequence[Array],
     truth: Sequence[Array],
     elements: Sequence[int],
@@ -30,27 +30,27 @@ def confusion(
     """Return how often each true kind was found as each kind, over frames.
 
     Args:
-        judged: the frames, judged.
-        found: their atoms, (atoms, >= 3) y, x, class; class k + 1 stands for `elements[k]`.
+        matched: the matched frames.
+        found: their atoms, (atoms, >= 3) y, x, class; class k + 1 means `elements[k]`.
         truth: true atoms, (atoms, >= 3) y, x, atomic number.
-        elements: atomic numbers the network tells apart, in the order of its classes.
+        elements: atomic numbers that the network distinguishes, in the order of its classes.
 
     Returns:
-        (kinds + 1, kinds + 1) counts, true kind down, found kind across. The last row holds what
-        was found where no atom of these elements is, the last column what was missed.
+        (kinds + 1, kinds + 1) counts, true kind by rows, found kind by columns. The last row holds
+        atoms that were found where no atom of these elements is, the last column missed atoms.
 
     Raises:
-        InvalidInput: a class the elements do not reach, such as 0 from a network of one kind.
+        InvalidInput: a class without an element, such as 0 from a network of one kind.
 
     Example:
         >>> truth = np.array([[50.0, 50.0, 14.0]])
         >>> found = np.array([[50.0, 50.0, 1.0]])
-        >>> from manybeam.learn.scoring.scores import judge
-        >>> frame = judge(found, truth, 10.0, (100, 100))
+        >>> from manybeam.learn.scoring.scores import match_frame
+        >>> frame = match_frame(found, truth, 10.0, (100, 100))
         >>> confusion([frame], [found], [truth], (6, 14)).tolist()
         [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
     """
-    frames = zip(judged, found, truth, strict=True)
+    frames = zip(matched, found, truth, strict=True)
     table_tk = np.zeros((len(elements) + 1,) * 2, np.int64)
     for frame, atoms, true_atoms in frames:
         table_tk += _confusion_of(frame, atoms, true_atoms, elements)
@@ -60,7 +60,7 @@ def confusion(
 def f1_of_kinds(confusion_tk: Index) -> Array:
     """Return F1 of each kind; an atom found as another kind is both a miss and a false alarm.
 
-    1 for a kind that was not there and was never found.
+    F1 is 1 for a kind that was not there and was never found.
     """
     hits = np.diag(confusion_tk)[:-1]
     false = confusion_tk.sum(axis=0)[:-1] - hits
@@ -68,16 +68,16 @@ def f1_of_kinds(confusion_tk: Index) -> Array:
     return f1_of(np.stack([hits, false, missed], axis=-1))
 
 
-def recall_of(judged: Sequence[Judged], is_asked: Sequence[Flag]) -> float:
+def recall_of(matched: Sequence[MatchedFrame], is_asked: Sequence[Flag]) -> float:
     """Return the recall over some true atoms only, such as dopants or edges; NaN without any.
 
     Args:
-        judged: the frames, judged.
-        is_asked: for each true atom of each frame, whether it is one of them; those at the border
-            of the frame are left out here.
+        matched: the matched frames.
+        is_asked: for each true atom of each frame, whether it is one of them. Atoms at the border
+            of the frame are left out.
     """
     hits = total = 0
-    for frame, asked in zip(judged, is_asked, strict=True):
+    for frame, asked in zip(matched, is_asked, strict=True):
         is_found = np.zeros(len(frame.truth_counts), bool)
         is_found[frame.match.truth_index] = True
         counted = frame.truth_counts & asked
@@ -86,14 +86,14 @@ def recall_of(judged: Sequence[Judged], is_asked: Sequence[Flag]) -> float:
 
 
 def is_dopant(truth: Array, host: Sequence[int]) -> Flag:
-    """Return for each true atom whether its element is none of the host's."""
+    """Return for each true atom whether its element is not one of the host."""
     return ~np.isin(_third(truth), host)
 
 
 def is_edge(truth: Array, pixel_size_pm: float, lattice: Lattice, shape: tuple[int, int]) -> Flag:
-    """Return for each true atom whether bonds of it are open: edges of holes, rims of vacancies.
+    """Return for each true atom whether it has open bonds: at edges of holes and at vacancies.
 
-    Atoms nearer to the frame's edge than a bond are none: their neighbours lie outside.
+    Atoms nearer to the edge of the frame than a bond do not count: their neighbours lie outside.
     """
     truth_n2, bond_px = positions(truth), lattice.bond_pm / pixel_size_pm
     inside = away_from_edges(truth_n2, shape, REACH * bond_px)
@@ -103,16 +103,16 @@ def is_edge(truth: Array, pixel_size_pm: float, lattice: Lattice, shape: tuple[i
 def vacancies(
     truth: Array, pixel_size_pm: float, lattice: Lattice, shape: tuple[int, int]
 ) -> Array:
-    """Return where single atoms of the lattice are missing, (sites, 2) y, x in pixels.
+    """Return the sites where single atoms of the lattice are missing, (sites, 2) y, x in pixels.
 
-    Around a whole site the bonds add up to nothing, so an atom with one open bond points at the
-    missing neighbour. A vacancy is a site that all its neighbours point at; sites in holes, where
-    there is no neighbour on one side, are none, nor are those at the frame's edge.
+    The bonds around an atom add up to zero, so the sum of an atom with one open bond points at the
+    missing neighbour. A vacancy is a site that all its neighbours point at. Sites in holes, which
+    lack neighbours on one side, and sites at the edge of the frame are not vacancies.
 
     Args:
         truth: (atoms, >= 2) y, x in pixels.
         pixel_size_pm: edge of a pixel, in pm.
-        lattice: the crystal; its bonds must cancel around an atom, as graphene's do.
+        lattice: the crystal; the bonds around an atom must add up to zero, as in graphene.
         shape: rows and columns of the frame.
     """
     truth_n2, bond_px = positions(truth), lattice.bond_pm / pixel_size_pm
@@ -128,7 +128,7 @@ def vacancies(
 
 
 def _confusion_of(
-    frame: Judged, found: Array, truth: Array, elements: Sequence[int]
+    frame: MatchedFrame, found: Array, truth: Array, elements: Sequence[int]
 ) -> NDArray[np.int64]:
     kinds = len(elements)
     found_kind = _found_kinds(found, kinds)
@@ -141,7 +141,7 @@ def _confusion_of(
     table = np.zeros((kinds + 1, kinds + 1), np.int64)
     np.add.at(table, (claimed[frame.found_counts], found_kind[frame.found_counts]), 1)
     table[:, kinds] = np.bincount(true_kind[is_missed & frame.truth_counts], minlength=kinds + 1)
-    table[kinds, kinds] = 0  # atoms of no kind asked for, missed: as it should be
+    table[kinds, kinds] = 0  # atoms of other elements are rightly missed
     return table
 
 
@@ -152,7 +152,7 @@ def _found_kinds(found: Array, kinds: int) -> Index:
         raise InvalidInput(
             f"class {wrong + 1} of a found atom, and {kinds} elements",
             f"classes 1 to {kinds}, in the order of the elements",
-            "give the elements the masks were drawn with; a network of one kind has no classes",
+            "give the elements of the training masks; a network of one kind has no classes",
         )
     return kind
 
@@ -177,7 +177,7 @@ def _bonds(truth_n2: Array, bond_px: float) -> tuple[Index, Array]:
 
 
 def _groups(position_n2: Array, reach_px: float) -> Index:
-    """Return the number of the group each position is in: chains of steps within reach."""
+    """Return the group of each position; positions within reach are of one group."""
     size = (len(position_n2),) * 2
     if not len(position_n2):
         return np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""Which found atom is which true one: pairs one to one, and the radius within which they may be.
+"""Pairs of found and true atoms, one to one, and the radius within which they may lie.
 
 Axis letters: n atom, p candidate pair, 2 the pair (y, x).
 """
@@ -18,7 +18,7 @@ Index = NDArray[np.int64]
 Flag = NDArray[np.bool_]
 
 NEIGHBOUR_SHARE = 0.35  # match radius per nearest-neighbour distance
-FALLBACK_RADIUS_PM = 50.0  # match radius where there is no neighbour
+FALLBACK_RADIUS_PM = 50.0  # match radius if there is no neighbour
 AT_ONCE = 400  # candidate pairs solved together: the solver's time grows faster than its matrix
 
 
@@ -37,9 +37,9 @@ class Match:
 def match(found: Array, truth: Array, radius_px: float) -> Match:
     """Return the one-to-one pairs within the radius: the most pairs, then the least total distance.
 
-    The Hungarian assignment, exact at any size: only pairs within the radius are candidates, and
-    atoms that share no candidate, even through others, are assigned apart. Where one true atom
-    meets several found ones, or the reverse, the nearest is the answer and nothing is solved.
+    This is the Hungarian assignment, exact at any size. Only pairs within the radius are
+    candidates. Groups of atoms that share no candidate are solved separately. If one true atom has
+    several found ones near it, or the reverse, the nearest is paired without a solver.
 
     Args:
         found: (atoms, >= 2) y, x in pixels.
@@ -77,43 +77,43 @@ def neighbour_distance_px(position: Array) -> float:
 
 
 def match_radius_px(truth_n2: Array, pixel_size_pm: float | None, radius_pm: float | None) -> float:
-    """Return the match radius in pixels: the one given, else what the truth's neighbours say.
+    """Return the match radius in pixels: the given one, else a share of the neighbour distance.
 
     Args:
         truth_n2: (atoms, >= 2) y, x in pixels.
         pixel_size_pm: edge of a pixel, in pm; None if unknown.
-        radius_pm: wanted, in pm; 0.35 of the median neighbour distance if left out, or 50 pm
-            where there are no two atoms.
+        radius_pm: in pm; if left out, 0.35 of the median neighbour distance, or 50 pm if there are
+            fewer than two atoms.
 
     Raises:
-        MissingPixelSize: the radius is given or falls back in pm and the pixel size is unknown.
+        MissingPixelSize: the radius is in pm and the pixel size is unknown.
     """
     neighbour_px = neighbour_distance_px(truth_n2)
     if radius_pm is None and neighbour_px > 0:
         return NEIGHBOUR_SHARE * neighbour_px
     if pixel_size_pm is None:
         raise MissingPixelSize(
-            "the match radius is in picometres and the frame has no pixel size",
-            "without one, a frame needs two true atoms and no fixed radius",
-            "give --pixel-size-pm when importing the frame",
+            "the match radius is in picometres and the pixel size of the frame is unknown",
+            "without a pixel size, the frame needs two true atoms and no fixed radius",
+            "pass --pixel-size-pm when you import the frame",
         )
     return (FALLBACK_RADIUS_PM if radius_pm is None else radius_pm) / pixel_size_pm
 
 
 def away_from_edges(position_n2: Array, shape: tuple[int, int], border_px: float) -> Flag:
-    """Return whether positions are at least a border away from the frame's outer edges."""
+    """Return whether positions are at least a border away from the edges of the frame."""
     low, high = border_px - 0.5, np.array(shape) - 0.5 - border_px
     return np.asarray(((position_n2 >= low) & (position_n2 <= high)).all(axis=1))
 
 
 def positions(atoms: Array) -> Array:
-    """Return (atoms, 2) y, x of rows that may hold more; also of no atom in any shape."""
+    """Return y, x (atoms, 2) of rows with two or more columns, also if there is no row."""
     atoms = np.asarray(atoms, float)
     return atoms.reshape(len(atoms), -1)[:, :2] if atoms.size else np.zeros((0, 2))
 
 
 def _stars(near: NDArray[np.void], found_count: int, truth_count: int) -> tuple[Flag, Index]:
-    """Return for each pair whether all around it share one atom, and the group it belongs to."""
+    """Return for each pair whether all pairs of its group share one atom, and its group."""
     size = found_count + truth_count
     graph = csr_array(
         (np.ones(len(near)), (near["i"], found_count + near["j"])), shape=(size, size)
@@ -138,13 +138,13 @@ def _parts(near: NDArray[np.void], component_p: Index) -> list[NDArray[np.void]]
 def _assign(near: NDArray[np.void], radius_px: float) -> NDArray[np.void]:
     """Return the pairs of the assignment with the most pairs, then the least distance.
 
-    Only pairs within the radius enter a sparse matrix, beside one costly way out for each found
-    atom.
+    The sparse matrix holds the pairs within the radius, and one costly entry for each found atom
+    that stays without a pair.
     """
     found, row_p = np.unique(near["i"], return_inverse=True)
     truth, column_p = np.unique(near["j"], return_inverse=True)
     way_out = np.arange(len(found))
-    # A pair costs 1 to 2; being left alone costs more than all that a chain of swaps could save.
+    # A pair costs 1 to 2. No pair costs more than any chain of swaps could save.
     alone = np.full(len(found), len(found) + 3.0)
     cost = np.concatenate([1 + near["v"] / radius_px, alone])
     rows = np.concatenate([row_p, way_out])

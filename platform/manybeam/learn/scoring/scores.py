@@ -1,4 +1,4 @@
-"""How right an answer is: matching with the truth, F1 with its interval, calibration.
+"""Scores of an answer: matching with the truth, F1 with its interval, calibration.
 
 Axis letters: n frame or atom, 2 the pair (y, x), 3 the counts (true positive, false positive,
 false negative).
@@ -21,11 +21,11 @@ from manybeam.learn.scoring.matching import (
     positions,
 )
 
-# The words of matching are words of scoring too: who scores need not know where they live.
+# The public names of matching are offered here too.
 __all__ = [
     "BORDER_PM",
-    "Judged",
     "Match",
+    "MatchedFrame",
     "Reliability",
     "Scores",
     "aurc",
@@ -34,9 +34,9 @@ __all__ = [
     "beliefs",
     "f1_of",
     "false_fill",
-    "judge",
     "mask_iou",
     "match",
+    "match_frame",
     "match_radius_px",
     "neighbour_distance_px",
     "regret",
@@ -56,17 +56,17 @@ INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """One frame's atoms against its truth.
+class MatchedFrame:
+    """The atoms of one frame matched with its truth.
 
     Attributes:
-        match: pairs, those at the border too.
+        match: the pairs, also those at the border.
         is_true: for each found atom, whether it was matched.
-        found_counts: for each found atom, whether it enters the counts.
-        truth_counts: for each true atom, whether it enters the counts.
+        found_counts: for each found atom, whether it counts.
+        truth_counts: for each true atom, whether it counts.
         counts: true positives, false positives, false negatives.
         square_pm: squared distance of each pair that counts, in pm^2.
-        radius_pm: match radius that was used, in pm; NaN if the pixel size is unknown.
+        radius_pm: match radius, in pm; NaN if the pixel size is unknown.
     """
 
     match: Match
@@ -80,7 +80,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one answerer on some frames, micro-averaged; NaN where nothing could be measured.
+    """Scores of answers on some frames, micro-averaged; NaN if nothing could be measured.
 
     Attributes:
         f1, precision, recall: shares, 0 to 1.
@@ -89,8 +89,8 @@ class Scores:
         rmse_pm: root mean square distance of matched pairs, in pm.
         ece: expected calibration error of the atoms' probability, 10 bins.
         brier: mean squared error of that probability.
-        aurc: area under the risk-coverage curve of the atoms found: risk among the surest.
-        frame_count, found_count, truth_count: what was counted, borders left out.
+        aurc: area under the risk-coverage curve of the found atoms.
+        frame_count, found_count, truth_count: numbers of frames and atoms, without borders.
         radius_pm: median match radius, in pm.
     """
 
@@ -109,7 +109,7 @@ class Scores:
     radius_pm: float
 
     def values(self) -> dict[str, float]:
-        """Return the measured numbers by name; those that are NaN are left out."""
+        """Return the measured numbers by name, without those that are NaN."""
         words = {"frame_count": "frames", "found_count": "found", "truth_count": "atoms"}
         numbers = {words.get(name, name): float(value) for name, value in vars(self).items()}
         return {name: value for name, value in numbers.items() if not np.isnan(value)}
@@ -117,7 +117,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How probabilities compare with facts, in bins of equal width; NaN in an empty bin."""
+    """Probabilities against the share of true atoms, in bins of equal width; NaN if empty."""
 
     edges: Array
     mean_probability: Array
@@ -128,9 +128,9 @@ class Reliability:
 
     @property
     def bins(self) -> tuple[tuple[float, float, int], ...]:
-        """Mean probability, share of true ones and count of each bin, to six digits.
+        """Mean probability, share of true atoms and count of each bin, to six digits.
 
-        An empty bin is (0, 0, 0): bins of several curves can be pooled by count.
+        An empty bin is (0, 0, 0), so that bins of several curves can be pooled by count.
         """
         rows = zip(self.mean_probability, self.share_true, self.count, strict=True)
         return tuple(
@@ -139,29 +139,29 @@ class Reliability:
         )
 
 
-def judge(
+def match_frame(
     found: Array,
     truth: Array,
     pixel_size_pm: float | None,
     shape: tuple[int, int],
     radius_pm: float | None = None,
-) -> Judged:
-    """Return one frame's atoms matched and counted.
+) -> MatchedFrame:
+    """Return the atoms of one frame, matched with the truth and counted.
 
-    An atom within 1 A of an edge may be matched but is not counted: half of it lies outside. A
-    pair counts if its true atom counts; an unmatched atom counts by its own place. Without a
-    pixel size the border is 0 wide.
+    An atom within 1 A of an edge may be matched but does not count: half of it lies outside. A
+    pair counts if its true atom counts. An unmatched atom counts if it is not at the edge. Without
+    a pixel size the border has no width.
 
     Args:
         found: (atoms, >= 2) y, x in pixels.
         truth: (atoms, >= 2) y, x in pixels.
         pixel_size_pm: edge of a pixel, in pm; None if unknown.
         shape: rows and columns of the frame.
-        radius_pm: match radius, in pm; 0.35 of the median neighbour distance if left out, or
-            50 pm where there are no two atoms.
+        radius_pm: match radius, in pm; if left out, 0.35 of the median neighbour distance, or
+            50 pm if there are fewer than two atoms.
 
     Raises:
-        MissingPixelSize: the radius is given or falls back in pm and the pixel size is unknown.
+        MissingPixelSize: the radius is in pm and the pixel size is unknown.
     """
     found_n2, truth_n2 = positions(found), positions(truth)
     radius_px = match_radius_px(truth_n2, pixel_size_pm, radius_pm)
@@ -176,7 +176,9 @@ def judge(
     counts = (hits, int(found_counts.sum()) - hits, int(truth_counts.sum()) - hits)
     to_pm = pixel_size_pm or np.nan
     square_pm = (pairs.distance_px[truth_counts[pairs.truth_index]] * to_pm) ** 2
-    return Judged(pairs, is_true, found_counts, truth_counts, counts, square_pm, radius_px * to_pm)
+    return MatchedFrame(
+        pairs, is_true, found_counts, truth_counts, counts, square_pm, radius_px * to_pm
+    )
 
 
 def score_frames(
@@ -190,17 +192,17 @@ def score_frames(
     """Return the scores over frames: micro F1 with its interval, position error, calibration.
 
     Args:
-        found: atoms of each frame, (atoms, >= 2) y, x; with four columns or more the fourth is
-            taken as probability.
+        found: atoms of each frame, (atoms, >= 2) y, x; the fourth column, if any, is the
+            probability.
         truth: true atoms of each frame, (atoms, >= 2) y, x.
         pixel_size_pm: of each frame, in pm; None if unknown.
-        radius_pm: match radius, in pm; see `judge`.
+        radius_pm: match radius, in pm; see `match_frame`.
         shapes: rows and columns of each frame.
         seed: of the bootstrap.
 
     Raises:
         InvalidInput: the lists differ in length or are empty.
-        MissingPixelSize: see `judge`.
+        MissingPixelSize: see `match_frame`.
     """
     lengths = {len(found), len(truth), len(pixel_size_pm), len(shapes)}
     if len(lengths) > 1 or not found:
@@ -209,19 +211,20 @@ def score_frames(
             f"and {len(shapes)} shapes",
             "scores need one of each per frame, and at least one frame",
         )
-    judged = [
-        judge(*each, radius_pm) for each in zip(found, truth, pixel_size_pm, shapes, strict=True)
+    matched = [
+        match_frame(*each, radius_pm)
+        for each in zip(found, truth, pixel_size_pm, shapes, strict=True)
     ]
-    return summarise(judged, found, seed)
+    return summarise(matched, found, seed)
 
 
-def summarise(judged: Sequence[Judged], found: Sequence[Array], seed: int = 0) -> Scores:
-    """Return the scores of frames judged already; `found` gives the atoms' probabilities."""
-    counts_n3 = np.array([frame.counts for frame in judged])
+def summarise(matched: Sequence[MatchedFrame], found: Sequence[Array], seed: int = 0) -> Scores:
+    """Return the scores of matched frames; `found` gives the probabilities of the atoms."""
+    counts_n3 = np.array([frame.counts for frame in matched])
     hits, false, missed = counts_n3.sum(axis=0)
     low, high = _interval(counts_n3, seed)
-    square_pm = np.concatenate([frame.square_pm for frame in judged])
-    probability, is_true = beliefs(judged, found)
+    square_pm = np.concatenate([frame.square_pm for frame in matched])
+    probability, is_true = beliefs(matched, found)
     curve = reliability(probability, is_true)
     return Scores(
         f1=float(f1_of(counts_n3.sum(axis=0))),
@@ -233,29 +236,29 @@ def summarise(judged: Sequence[Judged], found: Sequence[Array], seed: int = 0) -
         ece=curve.ece,
         brier=curve.brier,
         aurc=aurc(probability, ~is_true),
-        frame_count=len(judged),
+        frame_count=len(matched),
         found_count=int(hits + false),
         truth_count=int(hits + missed),
-        radius_pm=float(np.median([frame.radius_pm for frame in judged])),
+        radius_pm=float(np.median([frame.radius_pm for frame in matched])),
     )
 
 
-def beliefs(judged: Sequence[Judged], found: Sequence[Array]) -> tuple[Array, Flag]:
-    """Return probability and truth of the found atoms that count, over frames judged already.
+def beliefs(matched: Sequence[MatchedFrame], found: Sequence[Array]) -> tuple[Array, Flag]:
+    """Return probability and truth of the found atoms that count, over matched frames.
 
-    Neither has an entry if any frame's atoms carry no probability (a fourth column).
+    Both are empty if the atoms of any frame have no probability (a fourth column).
     """
     if any(np.ndim(atoms) != 2 or np.shape(atoms)[1] < 4 for atoms in found):
         return np.zeros(0), np.zeros(0, bool)
-    probability = [np.asarray(a)[j.found_counts, 3] for a, j in zip(found, judged, strict=True)]
-    is_true = [frame.is_true[frame.found_counts] for frame in judged]
+    probability = [np.asarray(a)[j.found_counts, 3] for a, j in zip(found, matched, strict=True)]
+    is_true = [frame.is_true[frame.found_counts] for frame in matched]
     return np.concatenate(probability), np.concatenate(is_true)
 
 
 def f1_of(counts_n3: NDArray[np.int64]) -> Array:
     """Return F1 of true positives, false positives, false negatives along the last axis.
 
-    1 where there was nothing to find and nothing was found.
+    F1 is 1 if there was nothing to find and nothing was found.
     """
     hits, wrong = counts_n3[..., 0], counts_n3[..., 1] + counts_n3[..., 2]
     return np.asarray(np.where(hits + wrong, 2 * hits / np.maximum(2 * hits + wrong, 1), 1.0))
@@ -264,8 +267,8 @@ def f1_of(counts_n3: NDArray[np.int64]) -> Array:
 def reliability(probability: Array, is_true: Flag, bin_count: int = 10) -> Reliability:
     """Return the reliability curve and its error (ECE), for pixels or for atoms.
 
-    ECE is the mean gap between what was claimed and what was so, weighted by how often it was
-    claimed; NaN, as is the Brier score, without any claim.
+    ECE is the mean gap between probability and share of true ones, weighted by the count of each
+    bin. Without any probability it is NaN, as is the Brier score.
 
     Source:
         Guo et al., ICML 2017, "On calibration of modern neural networks".
@@ -289,10 +292,10 @@ def reliability(probability: Array, is_true: Flag, bin_count: int = 10) -> Relia
 
 
 def auroc(score: Array, is_positive: Flag) -> float:
-    """Return the chance that a positive one has the larger score: 1 perfectly told, 0.5 not at all.
+    """Return the chance that a positive one has the larger score: 1 is perfect, 0.5 is random.
 
     Ties count half. For frames out of distribution, give the distance of each frame and whether
-    it was recorded under another condition. NaN ranks above every number; the answer is NaN if
+    it was recorded under another condition. NaN ranks above every number. The result is NaN if
     all are positive or none is.
 
     Example:
@@ -309,22 +312,22 @@ def auroc(score: Array, is_positive: Flag) -> float:
 
 
 def spread_auroc(spread: Array, is_wrong: Flag) -> float:
-    """Return how well the spread tells wrong atoms from right ones; see `auroc`.
+    """Return how well the spread separates wrong atoms from right ones; see `auroc`.
 
-    NaN spread, an atom that one member alone saw, ranks above every number.
+    A spread of NaN (only one member found the atom) ranks above every number.
     """
     return auroc(spread, is_wrong)
 
 
 def regret(f1_of_member: Mapping[int, float], chosen: int) -> float:
-    """Return what choosing this member cost: the best member's F1 less the chosen one's, >= 0."""
+    """Return the F1 of the best member minus that of the chosen one, >= 0."""
     return max(f1_of_member.values()) - f1_of_member[chosen]
 
 
 def aurc(confidence: Array, is_wrong: Flag) -> float:
-    """Return the area under the risk-coverage curve: the mean error rate of the surest so many.
+    """Return the area under the risk-coverage curve: the mean error rate over all coverages.
 
-    Atoms of equal confidence share their errors evenly, so the order of rows does not matter. NaN
+    Atoms of equal confidence share their errors evenly, so the order of rows has no effect. NaN
     without atoms.
     """
     confidence, wrong = np.ravel(confidence), np.ravel(is_wrong).astype(float)
@@ -344,14 +347,14 @@ def mask_iou(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
 
 
 def false_fill(found: Array, vacancies: Array, radius_px: float) -> float:
-    """Return the share of vacancies that an atom was put into; NaN without vacancies."""
+    """Return the share of vacancies where an atom was found; NaN without vacancies."""
     if not len(vacancies):
         return float("nan")
     return len(match(found, vacancies, radius_px)) / len(vacancies)
 
 
 def _share(hits: int, wrong: int, other_wrong: int) -> float:
-    """Return hits of all claims; with none, 1 if there was nothing to claim and 0 otherwise."""
+    """Return the share of hits; without any, 1 if there was nothing to find, else 0."""
     if hits + wrong:
         return float(hits / (hits + wrong))
     return 0.0 if other_wrong else 1.0

@@ -1,8 +1,8 @@
-"""Augmentation: what is done to a batch of tiles so that no member sees the same tile twice.
+"""Augmentation: changes to a batch of tiles, so that no member sees the same tile twice.
 
-What a *member* draws is decided by its own generator, never by a global seed, so that two members
-differ and one member can be trained again. What the *frames* show (dose, defocus, dirt) is drawn
-earlier, by `data.simulation.simulate` from the member's Policy.
+Each member has its generator; there is no global seed. So two members differ, and one member can be
+trained again. The content of the *frames* (dose, defocus, dirt) is drawn earlier, by
+`data.simulation.simulate` from the policy of the member.
 Axis letters: n tile, y row, x column, k maps that share a tile's geometry (mask, weights).
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Strength:
-    """How far tiles of unit deviation are changed; all zero leaves the values alone."""
+    """How much tiles of unit deviation are changed; with all zero, values do not change."""
 
     gamma: float = 0.3  # the exponent lies between exp(-gamma) and exp(gamma)
     gain: float = 0.2  # and likewise the contrast
@@ -27,16 +27,16 @@ class Strength:
 def augment(
     tiles_nyx: Tensor, maps_knyx: Tensor, generator: Generator, strength: Strength | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the batch turned, mirrored and with its values changed, and its maps moved alike.
+    """Return the batch rotated, mirrored and with changed values, and its maps moved alike.
 
-    Each tile draws its own numbers. Turns and mirrors are the eight of a square, exact on pixels;
-    values change by gamma, blur, noise, gain and offset, in the order a microscope would.
+    Each tile draws other numbers. Rotations and mirrors are the eight of a square, exact on pixels.
+    Values change by gamma, blur, noise, gain and offset, in the order of a microscope.
 
     Args:
         tiles_nyx: square tiles of about zero mean and unit deviation, float32.
         maps_knyx: masks or weights on the same pixels; only moved.
-        generator: the member's own, on the CPU; advances by the same amount for equal shapes.
-        strength: how far values change; the default suits frames from a simulator.
+        generator: that of the member, on the CPU; advances by the same amount for equal shapes.
+        strength: how much values change; the default suits simulated frames.
     """
     strength = strength or Strength()
     tiles_nyx, maps_knyx = turn(tiles_nyx, maps_knyx, generator)
@@ -52,7 +52,7 @@ def augment(
 
 
 def turn(tiles_nyx: Tensor, maps_knyx: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return each tile in one of the eight positions of a square, its maps with it."""
+    """Return each tile, and its maps, in one of the eight orientations of a square."""
     flags = torch.randint(0, 2, (3, len(tiles_nyx), 1, 1), generator=generator).bool()
     stack = torch.cat([tiles_nyx[None], maps_knyx.to(tiles_nyx.dtype)])
     stack = torch.where(flags[0], stack.flip(-1), stack)
@@ -62,7 +62,7 @@ def turn(tiles_nyx: Tensor, maps_knyx: Tensor, generator: Generator) -> tuple[Te
 
 
 def _bend(tiles_nyx: Tensor, exponent: Tensor) -> Tensor:
-    """Apply gamma between each tile's ends, then give back its mean and deviation."""
+    """Apply gamma between the extremes of each tile, then restore its mean and deviation."""
     low, high = tiles_nyx.amin((1, 2), keepdim=True), tiles_nyx.amax((1, 2), keepdim=True)
     bent = ((tiles_nyx - low) / (high - low).clamp_min(1e-6)).clamp_min(1e-6).pow(exponent)
     mean, deviation = _moments(tiles_nyx)

@@ -1,4 +1,4 @@
-"""A member that is fitted, not trained: the band-pass network, on labelled frames, in seconds.
+"""The band-pass network, a member that is fitted on labelled frames in seconds, not trained.
 
 Axis letters: n frame, k candidate.
 """
@@ -21,25 +21,27 @@ from manybeam.learn.training.threshold import Labelled
 from manybeam.spec.recipe import MemberPlan, Recipe, TileSpec
 
 Array = NDArray[np.floating]
-WINDOWS_PM = (400, 800)  # in which brightness and contrast are evened out, as tried
-MOST_FRAMES = 48  # that are looked at; more change the numbers little
+WINDOWS_PM = (400, 800)  # widths of local standardisation that are tried
+MOST_FRAMES = 48  # that are used; more change the numbers little
 
 
 def fit_bandpass(
     recipe: Recipe, plan: MemberPlan, index: int, labelled: Sequence[Labelled], data_digest: str
 ) -> Member:
-    """Return the member that is best on labelled frames: widths by search, worth by likelihood.
+    """Return the member that is best on labelled frames.
+
+    Widths are found by search, temperature and shift by likelihood.
 
     Args:
-        recipe: its `tiles` say how a frame is seen; its `training` means nothing here.
-        plan: the seed draws which frames are looked at, where there are many.
+        recipe: its `tiles` say how frames are scaled; its `training` has no effect here.
+        plan: the seed chooses frames if there are many.
         index: number of the member in its ensemble.
         labelled: frames, true atoms and pixel sizes.
-        data_digest: of the frames, recorded.
+        data_digest: of the frames; it is recorded.
 
     Raises:
-        InvalidInput: no frames, or none on which anything stands out.
-        InvalidSpec: the recipe tells kinds of atom apart.
+        InvalidInput: no frames, or no maximum on any of them.
+        InvalidSpec: the recipe distinguishes kinds of atom.
     """
     start, size_pm = time.monotonic(), recipe.tiles.pixel_size_pm
     network = BandPass(recipe.network)
@@ -52,7 +54,9 @@ def fit_bandpass(
     heights = [classical.heights(*one, size_pm, radius_pm, blob) for one in seen]
     height_k, is_true_k = (np.concatenate(column) for column in zip(*heights, strict=True))
     if not len(height_k):
-        raise InvalidInput("nothing stands out of these frames", "no atom to learn from", "")
+        raise InvalidInput(
+            "these frames show no maxima", "the fit needs atoms", "give frames that show atoms"
+        )
     temperature, shift = fit(expit(height_k - blob.threshold), is_true_k)
     odds_k = (height_k - blob.threshold) / temperature + shift
     weights = {
@@ -77,7 +81,7 @@ def fit_bandpass(
 
 
 def _seen(labelled: Labelled, spec: TileSpec) -> tuple[Array, Array]:
-    """Return a frame as a member sees it, and where its atoms are there."""
+    """Return a frame as a member sees it, and the positions of its atoms there."""
     frame_yx, truth, pixel_size_pm = labelled
     own_yx, scale = frame_yx, 1.0
     if pixel_size_pm is not None:

@@ -6,7 +6,7 @@ Axis letters: n tile, c class, y row, x column.
 from torch import Tensor, ones_like
 from torch.nn import functional
 
-SMOOTH = 1.0  # keeps dice defined, and calm, where a tile holds no atom
+SMOOTH = 1.0  # keeps dice defined and smooth if a tile has no atom
 FOCUS = 2.0  # exponent of the focal loss
 
 
@@ -17,9 +17,9 @@ def pixel_loss(
 
     Args:
         name: `bce`, `focal`, `dice` or `bce+dice`.
-        logits_ncyx: what the network says.
-        target_ncyx: 0 or 1, or between where a label is doubtful.
-        weight_n1yx: how much each pixel counts; all alike if left out.
+        logits_ncyx: output of the network.
+        target_ncyx: 0 or 1, or between if a label is doubtful.
+        weight_n1yx: weight of each pixel; 1 if left out.
     """
     if weight_n1yx is None:
         weight_ncyx = ones_like(logits_ncyx)
@@ -36,7 +36,7 @@ def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def _focal(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy, faded where the network is already right (Lin et al., ICCV 2017)."""
+    """Cross-entropy, smaller where the network is already right (Lin et al., ICCV 2017)."""
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = logits.sigmoid()
     missed = target * (1 - probability) + (1 - target) * probability
@@ -44,7 +44,7 @@ def _focal(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def _dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """One less the overlap of each class over the whole batch (Milletari et al., 3DV 2016)."""
+    """One minus the overlap of each class over the whole batch (Milletari et al., 3DV 2016)."""
     probability = logits.sigmoid() * weight
     target = target * weight
     axes = (0, 2, 3)

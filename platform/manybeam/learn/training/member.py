@@ -1,7 +1,7 @@
-"""One member: trained from its recipe, seed and tiles, bit-equal however often it was stopped.
+"""One member, trained from its recipe, seed and tiles; the result is bit-equal after any stop.
 
-A checkpoint is a flat mapping of names to tensors, which safetensors can hold: weights, moments of
-the optimiser, both generators, the tiles still to be dealt, and whose checkpoint it is.
+A checkpoint is a flat mapping of names to tensors, which safetensors can store: weights, moments of
+the optimiser, both generators, the tiles that are left, and the identity of the member.
 """
 
 import hashlib
@@ -45,17 +45,17 @@ def train_member(
         recipe: network, loss, optimiser and length.
         plan: seed of initialisation, order and augmentation; the policy is only recorded.
         index: number of the member in its ensemble.
-        tiles: normalised tiles and masks; a mask of k marks an atom of kind k, 0 none.
-        checkpoint: what an earlier call gave to `on_checkpoint`; training goes on from there.
+        tiles: normalised tiles and masks; a mask of k marks an atom of kind k, 0 no atom.
+        checkpoint: what an earlier call gave to `on_checkpoint`; training continues from there.
         on_checkpoint: called with a checkpoint every `training.checkpoint_every` steps.
         on_step: called with (steps done, loss) after each step.
         initial: weights to start from instead of drawn ones (fine-tuning).
-        weight_nyx: how much each pixel counts in the loss; 0 leaves it out.
+        weight_nyx: weight of each pixel in the loss; 0 leaves it out.
 
     Raises:
         MemberDiverged: the loss is NaN or infinite.
         InvalidInput: there are no tiles, or the checkpoint is of another member.
-        InvalidSpec: the recipe asks for something this machine or version cannot do.
+        InvalidSpec: this machine or version cannot do what the recipe needs.
     """
     _check_arguments(recipe, tiles, weight_nyx, initial)
     run = _Run(recipe, plan, tiles, initial, weight_nyx)
@@ -88,7 +88,7 @@ def training_device() -> torch.device:
 def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
     """Return whether the forward pass runs in bfloat16.
 
-    `auto` takes it where the hardware multiplies bfloat16: elsewhere it is emulated and slower.
+    `auto` uses it if the hardware multiplies bfloat16; else it would be emulated and slower.
     """
     if precision != "auto":
         return precision == "bfloat16"
@@ -99,9 +99,9 @@ def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate of one step: up to the peak in 0.3 of the steps, down to none.
+    """Return the learning rate of one step: it rises for 0.3 of the steps, then falls to almost 0.
 
-    A closed form, not a scheduler object, so that nothing of it has to be kept in checkpoints.
+    It is a formula, not a scheduler object, so that checkpoints need not store it.
 
     Source:
         Smith & Topin, 2018, "Super-convergence"; cosine arms and end points as in PyTorch.
@@ -177,7 +177,7 @@ class _Run:
         return value
 
     def checkpoint(self) -> Checkpoint:
-        """Return all that is needed to go on from here."""
+        """Return all that is needed to continue from here."""
         state = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimiser.state[parameter].items():
@@ -191,20 +191,20 @@ class _Run:
         return _to_cpu(state)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go back to where a checkpoint was taken."""
+        """Continue from a checkpoint."""
         if not torch.equal(state.get("identity", torch.empty(0)), self.identity):
             raise InvalidInput(
-                "checkpoint is of another member",
-                "recipe, seed, policy and tiles must be those it was taken with",
-                "leave the checkpoint away to train the member from its first step",
+                "the checkpoint is of another member",
+                "recipe, seed, policy and tiles must be those of the checkpoint",
+                "train the member without the checkpoint, from its first step",
             )
         self.network.load_state_dict(_under("network.", state))
         for name, parameter in self.network.named_parameters():
-            kept = _under(f"optimiser.{name}.", state)
-            # Moments take the memory format of their parameter, as AdamW itself makes them.
+            moments = _under(f"optimiser.{name}.", state)
+            # Moments have the memory format of their parameter, as AdamW makes them.
             self.optimiser.state[parameter] = {
                 key: torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
-                for key, value in kept.items()
+                for key, value in moments.items()
             }
         self.deck.left = state["deck.left"].clone()
         self.deck.generator.set_state(state["deck.generator"])
@@ -213,7 +213,7 @@ class _Run:
         self.step, self.wall_s = len(self.losses), float(state["wall_s"])
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return tiles (n, 1, y, x), targets (n, class, y, x) and the pixels' weights, or None."""
+        """Return tiles (n, 1, y, x), targets (n, class, y, x) and weights of pixels, or None."""
         which = self.deck.deal(self.training.batch).numpy()
         maps = [self.tiles.target_nyx[which]]
         if self.weight_nyx is not None:
@@ -230,7 +230,7 @@ class _Run:
 
 
 class _Deck:
-    """Tile numbers, shuffled anew each time all were dealt; batches run across the seams."""
+    """Tile numbers in random order, shuffled anew when all were used."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
@@ -252,7 +252,9 @@ def _check_arguments(
     initial: Mapping[str, Tensor] | None,
 ) -> None:
     if not len(tiles.input_nyx):
-        raise InvalidInput("no tiles to train on", "at least one", "give frames with marked atoms")
+        raise InvalidInput(
+            "there are no tiles to train on", "at least one", "give frames with labelled atoms"
+        )
     if weight_nyx is not None and weight_nyx.shape != tiles.target_nyx.shape:
         raise InvalidInput(
             f"weights of shape {weight_nyx.shape} for masks of {tiles.target_nyx.shape}",
@@ -267,13 +269,13 @@ def _check_arguments(
 
 
 def _stream(seed: int, purpose: str) -> int:
-    """Return the seed of one stream: streams of one member, and of two, are unrelated."""
+    """Return the seed of one stream; streams of one or of several members are independent."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8]) >> 1
 
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    """Seed torch's own generator inside the block and give its state back after it."""
+    """Seed the generator of torch inside the block and restore its state after it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -306,5 +308,5 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies that later steps do not change."""
+    """Return copies on the CPU that later steps do not change."""
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""Members worked on side by side: one on each core, as small networks do not fill two."""
+"""Work on members side by side: one on each core, because small networks do not fill two."""
 
 import os
 import threading
@@ -16,20 +16,20 @@ _here = threading.local()
 
 
 class _Stopped(Exception):
-    """Another member failed, or a person pressed Ctrl-C: nobody waits for this one."""
+    """Another member failed, or a person pressed Ctrl-C: this result is not needed."""
 
 
 def each_abreast(work: Callable[[Member], T], members: Sequence[Member]) -> list[T]:
-    """Return `work(member)` of each member, in order, from as many threads as there are cores.
+    """Return `work(member)` of each member, in order, with one thread for each core.
 
-    torch works outside Python's lock. Each thread gets its share of the cores, the same for the
+    torch releases the lock of Python. Each thread gets its share of the cores, the same for the
     same number of members, because the last digit of a sum depends on it. Networks with dropout
-    draw from a generator that threads share, and a GPU is one: such members take turns.
+    draw from a generator that threads share, and a GPU is shared too: such members take turns.
 
-    At the first error, and at Ctrl-C, the others end where they ask `stop_if_nobody_waits`.
+    At the first error, and at Ctrl-C, the others end where they call `stop_if_nobody_waits`.
 
     Args:
-        work: what is done for one member; its first error is passed on.
+        work: what is done with one member; its first error is raised here.
         members: at least one.
     """
     takes_turns = training_device().type != "cpu" or any(
@@ -40,7 +40,7 @@ def each_abreast(work: Callable[[Member], T], members: Sequence[Member]) -> list
     threads = torch.get_num_threads()
     count = min(len(members), _core_count())
     share, stopped = max(1, threads // count), threading.Event()
-    # Building a network draws weights; the caller's generator must not notice.
+    # Building a network draws weights; this must not change the generator of the caller.
     with (
         torch.random.fork_rng(),
         ThreadPoolExecutor(count, initializer=_begin, initargs=(share, stopped)) as pool,
@@ -55,9 +55,9 @@ def each_abreast(work: Callable[[Member], T], members: Sequence[Member]) -> list
 
 
 def stop_if_nobody_waits() -> None:
-    """End the work of this thread if `each_abreast` has given it up; long work asks now and then.
+    """End the work of this thread if `each_abreast` has stopped it; long work calls this often.
 
-    Nothing happens in a thread of another's.
+    In other threads it does nothing.
     """
     stopped = getattr(_here, "stopped", None)
     if stopped is not None and stopped.is_set():
@@ -70,7 +70,7 @@ def _begin(thread_count: int, stopped: threading.Event) -> None:
 
 
 def _core_count() -> int:
-    """Return the cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

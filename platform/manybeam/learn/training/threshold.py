@@ -1,9 +1,9 @@
-"""A member's threshold, moved to 0.5: where it finds atoms best on frames whose truth is known.
+"""The best threshold of a member, measured on frames with known truth and moved to 0.5.
 
-What a pixel loss calls a probability is not that of an atom: where an atom's place is uncertain no
-pixel of it reaches 0.5, and where classes are weighted every speck does. Which threshold is best
-is a property of loss, mask and policy, so it is measured once, after training, on frames of the
-policy, and put into the network's last bias. Everything after it can take 0.5 for what it says.
+The probability of a pixel is not that of an atom. If the position of an atom is uncertain, none of
+its pixels reaches 0.5; if classes are weighted, every spot does. The best threshold depends on the
+loss, the mask and the policy. It is measured once after training, on frames of the policy, and put
+into the last bias of the network. After that, 0.5 is the threshold everywhere.
 """
 
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ from scipy.special import expit
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import shifted
-from manybeam.learn.scoring.scores import f1_of, judge
+from manybeam.learn.scoring.scores import f1_of, match_frame
 
 Array = NDArray[np.floating]
 Labelled = tuple[Array, Array, float | None]
 
 LOGITS = np.linspace(-3, 3, 25)
-TOLERANCE = 0.003  # thresholds whose F1 is this near the best one's are as good
+TOLERANCE = 0.003  # thresholds with F1 this near to the best are equally good
 
 
 def centred(member: Member, labelled: Iterable[Labelled]) -> Member:
@@ -31,18 +31,18 @@ def centred(member: Member, labelled: Iterable[Labelled]) -> Member:
 
     Args:
         member: as trained.
-        labelled: (frame, truth, pixel size) of frames like those it learned from, but none of
-            them: of those it is surer than of any others.
+        labelled: (frame, truth, pixel size) of frames like those of its training, but other ones,
+            because a member is more confident on the frames of its training.
 
     Returns:
-        The member itself where every threshold is as good, as on clean frames, or none is any.
+        The member itself if all thresholds are equally good, as on clean frames, or all are bad.
     """
     logit = best_logit(member, labelled)
     return replace(member, weights=shifted(member.weights, -logit)) if logit else member
 
 
 def best_logit(member: Member, labelled: Iterable[Labelled]) -> float:
-    """Return the middle, in log-odds, of the run of thresholds around that of greatest F1."""
+    """Return the middle, in log-odds, of the best thresholds around that of greatest F1."""
     ensemble = Ensemble([member])
     radius_pm = member.recipe.tiles.mask_radius_pm
     counts_t3 = np.zeros((len(LOGITS), 3), np.int64)
@@ -51,7 +51,7 @@ def best_logit(member: Member, labelled: Iterable[Labelled]) -> float:
         atoms = ensemble.predict(frame_yx, pixel_size_pm, threshold=float(expit(LOGITS[0]))).atoms
         for place, least in enumerate(expit(LOGITS)):
             likely = atoms[atoms[:, 3] >= least]
-            counts_t3[place] += judge(likely, truth, pixel_size_pm, shape, radius_pm).counts
+            counts_t3[place] += match_frame(likely, truth, pixel_size_pm, shape, radius_pm).counts
     f1_t = f1_of(counts_t3)
     if not f1_t.max(initial=0.0) > 0:
         return 0.0

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from manybeam.data.frames import FrameSet, list_framesets
-from manybeam.data.notebook import small_png
+from manybeam.data.markup import small_png
 from manybeam.data.store import open_store
 from manybeam.errors import ManybeamError, NotFound, TooLarge
 

@@ -1,4 +1,4 @@
-"""The documents of a package: the manifest and the card of a member, with all allowed fields."""
+"""The manifest of a package, with all allowed fields."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -6,7 +6,6 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field
 
 from manybeam.spec.imaging import Model
-from manybeam.spec.recipe import Recipe
 from manybeam.zoo.checks import LONGEST_URL
 
 
@@ -83,17 +82,3 @@ class Manifest(Model):
     def weights(self) -> dict[int, str]:
         """SHA-256 of the weights of each member, by index."""
         return {one.index: one.weights.sha256 for one in self.members}
-
-
-class MemberCard(Model):
-    """The card of a member: recipe, seed and policy, to train it again; and its losses."""
-
-    index: int = Field(ge=0, le=999_999)
-    seed: int
-    policy: str = Field(max_length=100)
-    parent: str = Field("", max_length=400)
-    data_digest: str = Field(max_length=200)
-    wall_s: float = Field(ge=0)
-    losses: tuple[float, ...] = ()
-    code_version: str = Field("", max_length=100)
-    recipe: Recipe

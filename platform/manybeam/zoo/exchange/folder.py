@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from manybeam import __version__
 from manybeam.errors import Corrupt, InvalidInput, InvalidSpec, TooLarge, UnreadableFile
+from manybeam.learn.nets.card import MemberCard
 from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.checks import check_frame_set
 from manybeam.zoo.exchange.documents import (
@@ -21,7 +21,6 @@ from manybeam.zoo.exchange.documents import (
     FileEntry,
     FrameSetEntry,
     Manifest,
-    MemberCard,
     MemberEntry,
 )
 from manybeam.zoo.exchange.extras import ORIGINAL_FILE, TABLE_FILE, is_signed_with, read_table
@@ -214,22 +213,12 @@ def check_fit(member: "Member", source: str) -> None:
 def _write_member(folder: Path, member: "Member", naming: Naming) -> MemberEntry:
     from manybeam.learn.nets.member import save_weights
 
-    card = MemberCard(
-        index=member.index,
-        seed=member.seed,
-        policy=member.policy,
-        parent=member.parent,
-        data_digest=member.data_digest,
-        wall_s=member.wall_s,
-        losses=tuple(float(loss) for loss in member.losses),
-        code_version=__version__,
-        recipe=member.recipe,
-    )
+    card = MemberCard.of(member).to_json()
     weights = naming(member.index, "weights.safetensors")
     return MemberEntry(
         index=member.index,
         weights=_put(folder, weights, save_weights(member.weights)),
-        card=_put(folder, naming(member.index, "member.json"), card.model_dump_json().encode()),
+        card=_put(folder, naming(member.index, "member.json"), card),
     )
 
 
@@ -286,7 +275,7 @@ def _read_card(folder: Path, entry: MemberEntry, source: str) -> MemberCard:
 
 def _read_member(folder: Path, entry: MemberEntry, card: MemberCard, source: str) -> "Member":
     """Return a member without its parent, because the parent is in another zoo."""
-    from manybeam.learn.nets.member import Member, load_weights
+    from manybeam.learn.nets.member import load_weights
 
     try:
         weights = load_weights((folder / entry.weights.path).read_bytes())
@@ -296,16 +285,7 @@ def _read_member(folder: Path, entry: MemberEntry, card: MemberCard, source: str
             "weights are read in this format only",
             "ask its author for the package again",
         ) from error
-    member = Member(
-        index=entry.index,
-        seed=card.seed,
-        policy=card.policy,
-        recipe=card.recipe,
-        weights=weights,
-        losses=card.losses,
-        wall_s=card.wall_s,
-        data_digest=card.data_digest,
-    )
+    member = card.model_copy(update={"parent": ""}).to_member(weights)
     check_fit(member, source)
     return member
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from manybeam.learn.scoring.scores import Judged
+    from manybeam.learn.scoring.scores import MatchedFrame
 
 # Colours of Okabe and Ito for people with colour blindness; each also has a different shape.
 RIGHT, FALSE, MISSED, AT_EDGE = "#56b4e9", "#ff8c42", "#f0e442", "#d0d0d0"
@@ -45,8 +45,8 @@ class ErrorOverlay:
     at_edge: Array
 
     @classmethod
-    def of(cls, found: Array, truth: Array, judged: "Judged") -> "ErrorOverlay":
-        """Return the overlay of atoms after their comparison (`learn.scoring.scores.judge`)."""
+    def of(cls, found: Array, truth: Array, judged: "MatchedFrame") -> "ErrorOverlay":
+        """Return the overlay of atoms that `learn.scoring.scores.match_frame` compared."""
         from manybeam.learn.scoring.matching import positions
 
         found_n2, truth_n2 = positions(found), positions(truth)
@@ -66,7 +66,7 @@ def errors_figure(
     frame_yx: Array,
     found: Array,
     truth: Array,
-    judged: "Judged",
+    judged: "MatchedFrame",
     pixel_size_pm: float | None = None,
 ) -> Figure:
     """Return a frame with its right, false and missed atoms marked by shape and colour.
@@ -75,7 +75,7 @@ def errors_figure(
         frame_yx: the frame.
         found: (atoms, >= 2) y, x in pixels.
         truth: (atoms, >= 2) y, x in pixels.
-        judged: their comparison, by `learn.scoring.scores.judge`.
+        judged: their comparison, by `learn.scoring.scores.match_frame`.
         pixel_size_pm: edge of a pixel, in pm, for the scale bar; None if unknown.
     """
     seen = ErrorOverlay.of(found, truth, judged)
@@ -109,7 +109,7 @@ def scale_bar(axis: "Axes", shape: tuple[int, ...], pixel_size_pm: float) -> Non
 
 
 def _size_pt(
-    shape: tuple[int, ...], judged: "Judged", pixel_size_pm: float | None, side_in: float
+    shape: tuple[int, ...], judged: "MatchedFrame", pixel_size_pm: float | None, side_in: float
 ) -> float:
     """Return the width of a mark, in points: the match diameter, within limits."""
     radius_px = judged.radius_pm / pixel_size_pm if pixel_size_pm else math.nan

@@ -2,13 +2,10 @@
 
 import html
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from manybeam.data.notebook import CELL_STYLE, TABLE_STYLE, facts_html, table_html
+from manybeam.data.markup import CELL_STYLE, TABLE_STYLE, facts_html, table_html
 from manybeam.zoo.matrix import Matrix, member_label
-
-if TYPE_CHECKING:
-    from manybeam.zoo.records import Record
+from manybeam.zoo.records import Record
 
 MOST_ROWS = 60
 
@@ -42,7 +39,7 @@ def matrix_html(matrix: Matrix, key: str = "f1") -> str:
     return f"<div>{table}<tbody>{body}</tbody></table>{more}</div>"
 
 
-def record_html(record: "Record") -> str:
+def record_html(record: Record) -> str:
     """Return a record as HTML: its facts and its members."""
     facts: list[tuple[str, object]] = [
         ("aliases", ", ".join(record.aliases) or "none"),

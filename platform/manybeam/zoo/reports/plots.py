@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from manybeam.zoo.compare import Difference
 from manybeam.zoo.matrix import (
     BIN_COUNT,
     Matrix,
@@ -23,8 +24,6 @@ from manybeam.zoo.matrix import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from manybeam.zoo.compare import Difference
 
 MOST_NUMBERED = 40  # with more rows or columns, numbers would not be legible
 MOST_NAMED = 60  # with more rows or columns, only some are named
@@ -70,7 +69,7 @@ def matrix_figure(matrix: Matrix, key: str = "f1") -> Figure:
     return figure
 
 
-def difference_figure(differences: Sequence["Difference"], names: tuple[str, str]) -> Figure:
+def difference_figure(differences: Sequence[Difference], names: tuple[str, str]) -> Figure:
     """Return a picture of the difference on each condition, with its 95 % interval.
 
     Args:
@@ -220,7 +219,7 @@ def _name_axes(axis: "Axes", rows: Sequence[str], columns: Sequence[str]) -> Non
     axis.set_xticks(list(across), [columns[i] for i in across], fontsize=8, **turned)
 
 
-def _interval(axis: "Axes", y: int, one: "Difference") -> None:
+def _interval(axis: "Axes", y: int, one: Difference) -> None:
     """Draw one condition: filled if significant, else open; nothing if not measured."""
     if one.difference is None:
         return
@@ -233,7 +232,7 @@ def _interval(axis: "Axes", y: int, one: "Difference") -> None:
     axis.plot([one.difference], [y], marker=mark, linestyle="none", **style)
 
 
-def _verdict(one: "Difference") -> str:
+def _verdict(one: Difference) -> str:
     if one.difference is None:
         return one.words
     return f"{one.difference:+.3f}  {one.words}"

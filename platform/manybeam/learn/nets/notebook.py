@@ -1,19 +1,15 @@
 """How ensembles and their answers look in a notebook."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from manybeam.data.notebook import facts_html, picture_html, table_html
-
-if TYPE_CHECKING:
-    from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.data.markup import facts_html, picture_html, table_html
+from manybeam.learn.nets.ensemble import Ensemble, Prediction
 
 MOST_MEMBERS = 40
 
 
-def ensemble_html(ensemble: "Ensemble") -> str:
-    """Return how an ensemble shows itself: its members, at most forty of them."""
+def ensemble_html(ensemble: Ensemble) -> str:
+    """Return an ensemble as a table of its members, at most forty of them."""
     facts = [("members", ensemble.member_count), ("computes on", ensemble.device)]
     rows = [
         (f"{one.index:02d}", str(one.seed), one.policy, f"{one.recipe.id}@{one.recipe.version}")
@@ -25,8 +21,8 @@ def ensemble_html(ensemble: "Ensemble") -> str:
     return facts_html("Ensemble", facts, table)
 
 
-def prediction_html(prediction: "Prediction") -> str:
-    """Return how an answer shows itself: atoms, how far the members disagree, and both maps."""
+def prediction_html(prediction: Prediction) -> str:
+    """Return a prediction as HTML: number of atoms, their spread, and both maps."""
     atoms, size_pm = prediction.atoms, prediction.pixel_size_pm
     facts: list[tuple[str, object]] = [
         ("atoms", len(atoms)),
@@ -41,10 +37,10 @@ def prediction_html(prediction: "Prediction") -> str:
 
 
 def _spread(atoms: np.ndarray, pixel_size_pm: float | None) -> str:
-    """Return the median disagreement on an atom's place: in pm where a pixel has a length."""
+    """Return the median position spread of atoms, in pm if the pixel size is known."""
     spread_n = np.hypot(atoms[:, 4], atoms[:, 5])
     known_n = spread_n[np.isfinite(spread_n)]
     if not len(known_n):
-        return "unknown: no atom was seen by two members"
+        return "unknown: no atom was found by two members"
     median_px = float(np.median(known_n))
     return f"{median_px * pixel_size_pm:.1f} pm" if pixel_size_pm else f"{median_px:.2f} px"
