@@ -12,8 +12,8 @@ from manybeam.data.simulation.typical import filled
 from manybeam.errors import Corrupt, InvalidFrame, InvalidInput
 from manybeam.learn.analysis.condition_inference import draw
 from manybeam.learn.analysis.summaries import summaries
-from manybeam.predictor.drift import CAUSES, LOOKS, DriftWatch, frame_features
-from manybeam.predictor.watch import WANDER, WATCHED_WANDER, wandering
+from manybeam.predictor.stream.advice import WANDER, WATCHED_WANDER, wandering
+from manybeam.predictor.stream.drift import CAUSES, LOOKS, DriftWatch, frame_features
 from manybeam.spec import Condition, Library
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

@@ -22,8 +22,8 @@ from manybeam.data.simulation.simulate import simulate
 from manybeam.data.simulation.typical import filled
 from manybeam.learn.analysis.condition_inference import draw
 from manybeam.predictor.condition_distance import DIFFERENCE_STEPS, RATIO_STEPS
-from manybeam.predictor.drift import Alarm, DriftWatch, frame_features
-from manybeam.predictor.watch import WANDER, WATCHED_WANDER, wandering
+from manybeam.predictor.stream.advice import WANDER, WATCHED_WANDER, wandering
+from manybeam.predictor.stream.drift import Alarm, DriftWatch, frame_features
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy
 

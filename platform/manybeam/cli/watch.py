@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from manybeam.cli.terminal.progress import Progress
     from manybeam.data.frames import FrameSet
     from manybeam.data.io.frame import Frame
-    from manybeam.predictor.drift import Alarm, DriftWatch
-    from manybeam.predictor.watch import Advice
+    from manybeam.predictor.stream.advice import Advice
+    from manybeam.predictor.stream.drift import Alarm, DriftWatch
     from manybeam.spec import Condition, Library, Policy
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
@@ -155,8 +155,8 @@ class _Judge:
 
     def propose(self, numbers: list[int]) -> "Advice":
         from manybeam.predictor.predictor import Predictor
+        from manybeam.predictor.stream.advice import propose
         from manybeam.predictor.versions import ZooVersions
-        from manybeam.predictor.watch import propose
 
         return propose(
             Predictor(ZooVersions(self.zoo), self.library),
@@ -229,7 +229,7 @@ def _begun(state: Path | None, first: int) -> "DriftWatch | None":
         return None
     if first:
         raise InvalidInput(f"--first with {state}", "it holds what is known already", "give one")
-    from manybeam.predictor.drift import DriftWatch
+    from manybeam.predictor.stream.drift import DriftWatch
 
     return DriftWatch.restore(state.read_text())
 
@@ -239,8 +239,8 @@ def _new(
 ) -> "DriftWatch":
     import numpy as np
 
-    from manybeam.predictor.drift import DriftWatch, frame_features
-    from manybeam.predictor.watch import known_frames
+    from manybeam.predictor.stream.advice import known_frames
+    from manybeam.predictor.stream.drift import DriftWatch, frame_features
 
     if first:
         rows = []
@@ -263,7 +263,7 @@ def _rows(
     drift: "DriftWatch", movie: _Movie, start: int, judge: _Judge, bars: "Progress"
 ) -> Iterator[dict[str, Any]]:
     """Yield one row an alarm."""
-    from manybeam.predictor.drift import frame_features
+    from manybeam.predictor.stream.drift import frame_features
 
     before, numbers = drift.seen, []
     for number, frame in movie.frames(start, len(movie)):

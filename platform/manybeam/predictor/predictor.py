@@ -14,10 +14,11 @@ from manybeam.errors import Corrupt, InvalidFrame, InvalidInput, UnknownRef
 from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.predictor.answer import Answer
 from manybeam.predictor.deadline import Deadline
+from manybeam.predictor.loaded import LoadedVersion, OneVersion, Versions
 from manybeam.predictor.performance import Weights
 from manybeam.predictor.question import Question
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
-from manybeam.predictor.versions import LoadedVersion, OneVersion, Versions, ZooVersions
+from manybeam.predictor.versions import ZooVersions
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble, Prediction

@@ -1,17 +1,17 @@
-"""Versions of ensembles held ready to answer, with what is known of how well they do."""
+"""Versions of one zoo, held ready to answer."""
 
 import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from manybeam.errors import NoCapacity
 from manybeam.predictor.learned import performance_predictor
+from manybeam.predictor.loaded import LoadedVersion
 from manybeam.predictor.ttl_cache import TTLCache
-from manybeam.zoo.matrix import Matrix
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble
@@ -22,55 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FRESH_S = 10.0
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedVersion:
-    """One version that can answer.
-
-    Attributes:
-        ensemble: its members.
-        matrix: its members x conditions scores; may be empty.
-        performance: what its calibration set shows; None if it was never calibrated.
-        record: what the zoo keeps of it; None of members that are in no zoo.
-        notes: what is out of date in it, because the zoo did not answer.
-    """
-
-    ensemble: "Ensemble"
-    matrix: Matrix = field(default_factory=Matrix)
-    performance: "PerformancePredictor | None" = None
-    record: "Record | None" = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ref(self) -> str:
-        """The reference that always means it; "" of members that are in no zoo."""
-        return self.record.ref if self.record else ""
-
-
-class Versions(Protocol):
-    """Where a predictor takes versions from."""
-
-    def serving(self) -> Sequence[str]:
-        """Return the references that `auto` selects among; raises NoCapacity if there are none."""
-
-    def get(self, ref: str) -> LoadedVersion:
-        """Return a version by its reference; raises UnknownRef or Corrupt."""
-
-
-@dataclass(frozen=True)
-class OneVersion:
-    """A single version, by whatever name it is asked for."""
-
-    version: LoadedVersion
-
-    def serving(self) -> Sequence[str]:
-        """Return its reference."""
-        return (self.version.ref,)
-
-    def get(self, ref: str) -> LoadedVersion:  # noqa: ARG002 - there is no other
-        """Return it."""
-        return self.version
 
 
 class ZooVersions:

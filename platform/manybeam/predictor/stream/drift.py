@@ -24,7 +24,7 @@ import numpy as np
 from manybeam.errors import Corrupt, InvalidFrame, InvalidInput
 from manybeam.learn.analysis.frame_features import feature_names
 from manybeam.learn.analysis.summaries import summaries
-from manybeam.predictor.in_control import WINDOW, Known, Limits, calibrate, check_known, fit
+from manybeam.predictor.stream.in_control import WINDOW, Known, Limits, calibrate, check_known, fit
 
 FORMAT = "manybeam-drift-1"
 LEAST_SIDE_PX = 48

@@ -22,12 +22,12 @@ from manybeam.predictor.condition_distance import (
     comparable,
     structure_of,
 )
-from manybeam.predictor.drift import frame_features
+from manybeam.predictor.loaded import LoadedVersion
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.question import Question
 from manybeam.predictor.reasons import WORDS
 from manybeam.predictor.selection import Selection
-from manybeam.predictor.versions import LoadedVersion
+from manybeam.predictor.stream.drift import frame_features
 from manybeam.spec import Condition, Library, Policy, Range
 from manybeam.zoo.matrix import ENSEMBLE, Matrix
 
@@ -57,7 +57,7 @@ class Known:
     """In-control frames to watch by.
 
     Attributes:
-        features_ns: of each frame; see `predictor.drift.frame_features`.
+        features_ns: of each frame; see `predictor.stream.drift.frame_features`.
         condition_n: which of `conditions` it is of.
         conditions: ids of the conditions, all measured, with an F1 of 0.9 at least.
     """

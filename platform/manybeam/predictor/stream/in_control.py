@@ -3,7 +3,8 @@
 Axis letters: n in-control frame, m resampled stream, t frame of a stream, s number of a summary,
 g known condition, w length of a window.
 
-Source: see `predictor.drift`; covariance after Ledoit and Wolf, J. Multivar. Anal. 88, 365 (2004);
+Source: see `predictor.stream.drift`; covariance after Ledoit and Wolf, J. Multivar. Anal. 88, 365
+(2004);
 two parts of variance as in Searle, Casella and McCulloch, Variance Components, Wiley (1992);
 resampling by blocks after Kuensch, Ann. Stat. 17, 1217 (1989).
 """
