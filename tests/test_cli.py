@@ -364,7 +364,7 @@ def test_selection_of_a_rehearsed_ensemble_shows_what_was_learnt(
     frame = _good_frame(tmp_path / "scan.tif", rehearsed)
     assert main(["select", *frame, "-e", "graphene", "-o", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"rehearsed", "resembled", "forward"} <= set(rows[0])
+    assert {"simulated", "resembled", "forward"} <= set(rows[0])
     assert any(row["chosen"] for row in rows)
 
 
@@ -372,7 +372,7 @@ def test_selection_of_a_rehearsed_ensemble_shows_what_was_learnt(
 @pytest.mark.parametrize(
     ("share", "said"),
     [
-        pytest.param("0.05", "manybeam rehearse graphene@1", id="never rehearsed"),
+        pytest.param("0.05", "manybeam calibrate graphene@1", id="never rehearsed"),
         pytest.param("1", "--false-atoms", id="whole"),
         pytest.param("-0.1", "--false-atoms", id="below nothing"),
         pytest.param("few", "--false-atoms", id="text"),

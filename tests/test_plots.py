@@ -123,7 +123,7 @@ def test_a_difference_is_told_by_colour_mark_and_words() -> None:
 
 def test_differences_of_nothing_are_said_to_be_none() -> None:
     figure = difference_figure(compare(Matrix(), Matrix()), ("a", "b"))
-    assert "nothing" in figure.texts[0].get_text()
+    assert "neither version was measured" in figure.texts[0].get_text()
 
 
 def test_a_figure_leaves_no_state_behind() -> None:

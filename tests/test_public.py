@@ -191,7 +191,7 @@ def test_one_member_can_be_asked(served: Zoo) -> None:
     assert mb.predict(FRAME, "graphene@1/01", pixel_size_pm=None).members == (1,)
 
 
-@pytest.mark.parametrize("ref", ["auto", "graphene@9", "gold"])
+@pytest.mark.parametrize("ref", ["graphene@9", "gold"])
 def test_what_is_no_ensemble_is_refused(served: Zoo, ref: str) -> None:
     with pytest.raises(UnknownRef):
         mb.predict(FRAME, ref, pixel_size_pm=16.0)
