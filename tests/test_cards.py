@@ -157,7 +157,9 @@ def test_nothing_measured_is_said_and_shown_without_a_picture() -> None:
 
 def test_scores_under_older_numbers_are_said_not_to_count(matrix: Matrix) -> None:
     later = matrix.with_rows([Score(ENSEMBLE, "graphene-dirty", "e" * 32, {"f1": 0.9})])
-    assert "do not count for graphene-dirty" in " ".join(limits(record_of(), later))
+    assert "the numbers of the condition changed, for graphene-dirty" in " ".join(
+        limits(record_of(), later)
+    )
 
 
 def test_the_card_of_one_member_speaks_of_that_member(matrix: Matrix) -> None:

@@ -66,15 +66,15 @@ def test_a_refused_promotion_is_exit_6_and_names_the_conditions(told: Told, home
 def test_a_promotion_tells_what_served_before_and_how_to_go_back(told: Told, home: Zoo) -> None:
     code, rows, err = told("promote", "graphene@3")
     assert (code, {row["verdict"] for row in rows}) == (0, {"passes"})
-    assert "graphene@3 is serving now, graphene@2 before" in err
+    assert "graphene@3 is now serving, before it graphene@2" in err
     assert "to undo: manybeam zoo rollback graphene\n" in err
     assert told("rollback", "graphene")[0] == 0
     assert home.resolve("graphene").version == 2
 
 
 def test_a_dry_run_only_judges(told: Told, home: Zoo) -> None:
-    assert told("promote", "graphene@3", "--dry-run")[2].endswith("it would be promoted\n")
-    assert told("promote", "graphene@1", "--dry-run")[2].endswith("it would be refused\n")
+    assert told("promote", "graphene@3", "--dry-run")[2].endswith("the version would be promoted\n")
+    assert told("promote", "graphene@1", "--dry-run")[2].endswith("the version would be refused\n")
     assert home.resolve("graphene").version == 2
 
 
@@ -120,10 +120,10 @@ def test_gc_lists_and_removes_only_with_yes(told: Told, home: Zoo) -> None:
         0,
         [("graphene@1", "removable")],
     )
-    assert "nothing was removed; --yes removes 1 with 2 models" in err
+    assert "nothing was removed; --yes removes 1 entry with 2 models" in err
     _, rows, err = told("gc", "--archived-days", "0", "--yes")
     assert [row["state"] for row in rows] == ["removed"]
-    assert "removed: 1 with 2 models" in err
+    assert "removed: 1 entry with 2 models" in err
     assert [one.version for one in home.ls()] == [3, 2]
 
 

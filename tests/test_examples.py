@@ -245,7 +245,7 @@ def test_each_atom_is_right_false_missed_or_beside() -> None:
     assert seen.right.tolist() == [[20.5, 20.0], [20.0, 41.0]]
     assert seen.false.tolist() == [[50.0, 50.0]]
     assert seen.missed.tolist() == [[40.0, 20.0]]
-    assert seen.beside.tolist() == [[1.0, 62.0], [1.0, 1.0]]
+    assert seen.at_edge.tolist() == [[1.0, 62.0], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -255,7 +255,7 @@ def test_there_are_as_many_of_each_as_were_counted(seed: int) -> None:
     judged = match_frame(found, truth, 20.0, (128, 128))
     seen = ErrorOverlay.of(found, truth, judged)
     assert (len(seen.right), len(seen.false), len(seen.missed)) == judged.counts
-    drawn = sum(len(one) for one in (seen.right, seen.false, seen.missed, seen.beside))
+    drawn = sum(len(one) for one in (seen.right, seen.false, seen.missed, seen.at_edge))
     assert drawn == len(found) + len(truth) - len(judged.match), "a pair is drawn once"
 
 

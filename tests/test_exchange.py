@@ -343,7 +343,7 @@ def test_an_export_that_fails_leaves_nothing(embedded: Any, tmp_path: Path) -> N
     out = tmp_path / "out"
     out.mkdir()
     embedded.register("two-ways", [member_of(0), member_of(1, tiles={"pixel_size_pm": 20})], job={})
-    with pytest.raises(InvalidInput, match="2 ways"):
+    with pytest.raises(InvalidInput, match="2 different inputs"):
         export(embedded, "two-ways@1", out / "g.onnx", form="onnx")
     assert list(out.iterdir()) == []
 
@@ -740,7 +740,7 @@ def test_a_rehearsal_that_is_not_of_these_weights_or_not_sound_is_left_out(
     got = import_(embedded, tmp_path / "odd", "guest", say=said.append)
     assert performance_predictor(embedded, got.ref) is None
     (told,) = said
-    assert told.startswith(f"{got.ref}: its rehearsal is left out: ")
+    assert told.startswith(f"{got.ref}: its calibration set was not imported: ")
     assert why in told
 
 
@@ -789,7 +789,7 @@ def _signed(zoo: Any, members: list[Any], folder: Path, use_settings: Any) -> tu
         pytest.param(True, None, "with the same weights, was signed by the key", id="trusted"),
         pytest.param(
             True,
-            _manifest(lambda m: m.update(signature=m["seal"][:20] + "AAAA" + m["seal"][24:])),
+            _manifest(lambda m: m.update(seal=m["seal"][:20] + "AAAA" + m["seal"][24:])),
             "but the signature is wrong",
             id="forged",
         ),

@@ -129,9 +129,9 @@ def _changed(tmp_path: Path, **changes: Any) -> Path:
         pytest.param({"nb_classes": float("inf")}, UnreadableFile, "its network", id="channels"),
         pytest.param({"layers": [1, 2, 1, 10]}, InvalidSpec, "1 to 9 layers", id="many-layers"),
         pytest.param({"upsampling": "bicubic"}, InvalidSpec, "bicubic", id="enlarging"),
-        pytest.param({"nb_filters": 4}, UnreadableFile, "not those of", id="other-width"),
+        pytest.param({"nb_filters": 4}, UnreadableFile, "do not fit", id="other-width"),
         pytest.param({"nb_filters": 10**9}, InvalidSpec, "256 filters", id="huge"),
-        pytest.param({"batch_norm": False}, UnreadableFile, "not those of", id="no-norm"),
+        pytest.param({"batch_norm": False}, UnreadableFile, "do not fit", id="no-norm"),
         pytest.param({"weights": {}}, UnreadableFile, "not tensors", id="no-weights"),
         pytest.param({"weights": [1, 2]}, UnreadableFile, "not tensors", id="numbers"),
         pytest.param({"weights": {0: {"x": 1}}}, UnreadableFile, "not tensors", id="no-tensor"),
@@ -157,7 +157,7 @@ def test_a_small_file_cannot_claim_a_large_tensor(tmp_path: Path) -> None:
     [
         pytest.param("ensemble", None, "--pixel-size-pm", id="no-pixel-size"),
         pytest.param("three", FRAMES, "--elements", id="no-elements"),
-        pytest.param("ensemble", AtomAIFrames(16.0, elements=(6,)), "leave", id="one-kind"),
+        pytest.param("ensemble", AtomAIFrames(16.0, elements=(6,)), "remove", id="one-kind"),
     ],
 )
 def test_what_the_file_does_not_say_is_asked_for(

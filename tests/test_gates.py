@@ -99,7 +99,7 @@ def test_scores_on_frames_of_another_seed_are_not_paired_and_the_verdict_says_so
         replace(score("low", 0.9, ece=0.01), test_set=TestSet(seed=seed)) for seed in (0, 7)
     )
     verdicts = {one.gate: one for one in judged([old], [new])}
-    assert "other frames: seed 0 against 7" in verdicts["regression"].what
+    assert "other frames: seed 0 and seed 7" in verdicts["regression"].what
     assert verdicts["calibration"].what.endswith("1 of them on other frames")
     same = {one.gate: one.what for one in judged([old], [replace(new, test_set=old.test_set)])}
     assert "frames)" in same["regression"]

@@ -190,7 +190,9 @@ def test_scores_out_of_range_are_not_kept(embedded: Zoo, tiny_members: Any, row:
 
 def test_a_reference_to_one_member_takes_its_scores_only(embedded: Zoo, tiny_members: Any) -> None:
     embedded.register("graphene", tiny_members(2), job=JOB)
-    with pytest.raises(InvalidInput, match="scores of others than graphene@1/01"):
+    with pytest.raises(
+        InvalidInput, match="some scores belong to other members than graphene@1/01"
+    ):
         embedded.record_scores("graphene@1/01", [Score(ENSEMBLE, "dim", "d", {"f1": 0.5})])
     embedded.record_scores("graphene@1/01", [Score(1, "dim", "d", {"f1": 0.5})])
     assert embedded.matrix("graphene@1").value(1, "dim") == 0.5

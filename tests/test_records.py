@@ -3,6 +3,7 @@
 import pytest
 
 from manybeam.errors import Corrupt, InvalidInput, UnknownRef
+from manybeam.spec import Job
 from manybeam.zoo.records import MemberRecord, Ref, read_manifest, write_manifest
 
 MEMBER = MemberRecord(
@@ -55,6 +56,22 @@ def test_a_manifest_reads_back_as_written() -> None:
     assert (record.name, record.job, record.failed) == (
         "graphene", {"kind": "train"}, ("04: diverged",),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "kind"),
+    [
+        pytest.param({"kind": "rehearse", "rehearsal": {"frame_count": 300}}, "calibrate", id="1"),
+        pytest.param(
+            {"kind": "iterate", "frames": ["a"], "adapt": {"policy": "p", "teacher": "twin"}},
+            "adapt",
+            id="2",
+        ),
+    ],
+)
+def test_a_recorded_job_in_old_words_still_loads(old: dict[str, object], kind: str) -> None:
+    job = read_manifest(manifest_of({**old, "name": "g", "ensemble": "g"})).job
+    assert Job.model_validate(job).kind == kind
 
 
 def test_a_member_that_is_not_there_names_those_that_are() -> None:

@@ -261,5 +261,5 @@ def test_the_manifest_of_another_ensemble_is_refused_under_a_name(
         embedded.register(name, tiny_members(1), job={"kind": "train"})
     for key, value in embedded.entry("other@1").tags.items():
         embedded.tracking.tag_version("graphene", 1, key, value)
-    with pytest.raises(Corrupt, match="is that of 'other'"):
+    with pytest.raises(Corrupt, match="belongs to 'other'"):
         embedded.members("graphene@1")

@@ -263,7 +263,7 @@ def test_a_rollback_that_is_sent_twice_is_done_once(client: httpx.Client, name: 
     path = f"/api/v1/zoo/{name}@2/rollback"
     assert client.post(path, json={"reason": None}, headers=bearer()).json()["ref"] == f"{name}@1"
     again = client.post(path, json={}, headers=bearer())
-    assert (again.status_code, f"{name}@1 does" in again.text) == (409, True)
+    assert (again.status_code, f"{name}@1 serves" in again.text) == (409, True)
     assert client.get(f"/api/v1/zoo/{name}@serving").json()["version"] == 1
     entry = client.get("/api/v1/audit", params={"subject": f"{name}"}).json()["entries"][0]
     assert entry["reason"] == "", "null is no reason, not the word None"
@@ -298,7 +298,7 @@ def test_a_form_of_another_site_or_session_changes_nothing(reader: httpx.Client)
     assert reader.post(path, data={"csrf": "x"}, headers=own(reader)).status_code == 403
     refused = reader.post(path, data=fields, headers=own(reader))
     assert refused.status_code == 409
-    assert "Promote to serving against the gates" in refused.text
+    assert "Override the gates and promote to serving" in refused.text
 
 
 def test_the_bytes_and_the_answers_of_a_version_are_tried_on_its_page(
@@ -307,9 +307,9 @@ def test_the_bytes_and_the_answers_of_a_version_are_tried_on_its_page(
     log_in(client)
     fields = form_of(client, f"{name}@2")
     tested = client.post(f"/zoo/{name}@2/test", data=fields, headers=own(client)).text
-    assert "00: reproduces" in tested
+    assert "00: same answer" in tested
     verified = client.post(f"/zoo/{name}@2/verify", data=fields, headers=own(client)).text
-    assert "weights of member 01: whole" in verified
+    assert "weights of member 01: unchanged" in verified
     again = client.get(f"/zoo/{name}@2/verify?score=ece")  # as a browser does that is told to
     assert (again.status_code, again.url.path) == (200, f"/zoo/{name}@2")
     assert again.url.query == b"score=ece"

@@ -248,7 +248,7 @@ def test_story_3_a_promotion_is_refused_with_its_reasons_and_forced_with_one(
         expect(refused.locator("li").first).to_contain_text(LOWDOSE)
         assert not Axe().run(page).response["violations"]
         refused.get_by_label("Reason").fill("the microscope runs at high dose this week")
-        refused.get_by_role("button", name="Promote to serving against the gates").click()
+        refused.get_by_role("button", name="Override the gates and promote to serving").click()
         expect(page.get_by_text("Promoted. The audit log has a record of it.")).to_be_visible()
         expect(page.locator("h1")).to_contain_text("serving")
         audit = page.request.get(f"{server.url}/api/v1/audit?subject=graphene").json()["entries"]

@@ -302,7 +302,7 @@ def test_frames_checkpoints_and_members_may_lie_in_s3(
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        pytest.param({"recipe": "smal"}, NotFound, "nearest: small", id="unknown recipe"),
+        pytest.param({"recipe": "smal"}, NotFound, "similar names: small", id="unknown recipe"),
         pytest.param({"frames": ("nowhere",)}, UnknownFrameSet, "nowhere", id="unknown frames"),
     ],
 )

@@ -112,11 +112,11 @@ def compare(
 ) -> list[Difference]:
     """Return the difference on every condition that was measured for either, in order of id.
 
-    F1, precision and recall are tested by a bootstrap over frames. 2,000 times, as many frames as
-    there are are drawn with replacement, the same frames for both versions. Counts are added
-    before the score is computed, as in the score itself. The percentiles are chosen so that the
-    interval of few frames has the width of Student's t. For other scores only values are stored,
-    so they have no test.
+    F1, precision and recall are tested by a bootstrap over frames. Each of 2,000 draws takes the
+    same number of frames with replacement, and the same frames for both versions. Counts are
+    added before the score is computed, as in the score itself. The percentiles are chosen so that
+    the interval of few frames has the width of Student's t. For other scores only values are
+    stored, so they have no test.
 
     Frames are the same if the numbers of the condition are equal, the seed or the FrameSets are
     equal, and the frames have the same number and the same numbers of true atoms. If a score does

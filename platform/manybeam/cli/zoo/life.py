@@ -142,7 +142,8 @@ def gc(
     emit([asdict(one) for one in found], form, title="Data that is not needed", columns=_GC_COLUMNS)
     gone = [one for one in found if one.state == (REMOVED if yes else REMOVABLE)]
     models = sum(one.models for one in gone)
-    what = f"{len(gone)} entries with {models} models and their files"
+    entries = "1 entry" if len(gone) == 1 else f"{len(gone)} entries"
+    what = f"{entries} with {models} models and their files"
     say(f"removed: {what}" if yes else f"nothing was removed; --yes removes {what}")
 
 

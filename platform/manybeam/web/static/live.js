@@ -1,9 +1,9 @@
-// The stream of events, one for all tabs of a browser: it allows six connections to a host, and each
-// open tab would hold one. Runs as a shared worker; where there is none, in the page itself.
+// The stream of events, one for all tabs of a browser: a browser allows six connections to a host,
+// and each open tab would use one. It runs as a shared worker, or in the page if there is none.
 (function () {
   "use strict";
 
-  // Tell the news as they come, and null when the server does not answer. Returns what ends it.
+  // Call `tell` with each event, and with null if the server does not answer. Return a function that stops it.
   function listen(tell) {
     let source = null, timer = 0;
     function open() {

@@ -1,4 +1,4 @@
-// What the pages gain from a script: live update, keys, copying, the plot. They read without it.
+// Script of the pages: live update, keys, copying, the plot. The pages can be read without it.
 (function () {
   "use strict";
   const byId = (id) => document.getElementById(id);
@@ -10,7 +10,7 @@
     return htmx.ajax("GET", location.href, { target: "#main", select: "#main", swap: "outerMorph", isLive: true });
   }
 
-  // What is shown stays if the new state cannot be had.
+  // If the new state cannot be loaded, the page stays as it is.
   document.addEventListener("htmx:before:response", (event) => {
     const { isLive, response } = event.detail.ctx;
     if (isLive && response.status >= 400) event.preventDefault();
@@ -35,7 +35,7 @@
     if (isNew) refresh().then(() => { if (message) say(message); }).catch(() => {});
   }
 
-  // A tab nobody sees listens to nothing.
+  // A hidden tab does not listen.
   let leave = null;
   function listen() {
     if (leave || document.hidden) return;
@@ -53,7 +53,7 @@
   window.addEventListener("pageshow", (event) => { if (event.persisted) { choices(); listen(); } });
 
   // -- keys ----------------------------------------------------------------------------------
-  let here = "";  // what the row is called: a morph makes the row anew
+  let here = "";  // name of the row: an update creates the row again
   const rowName = (row) => row.querySelector("th").textContent.trim();
   function mark() {
     document.querySelectorAll("tr[data-row]").forEach((row) => row.classList.toggle("mb-here", rowName(row) === here));
@@ -83,7 +83,7 @@
     if (event.key === "?") byId("keys").showModal();
   });
 
-  // -- what is chosen to be compared, on whatever page of the list ------------------------------
+  // -- rows selected for a comparison, on all pages of the list ---------------------------------
   const CHOSEN = "manybeam-chosen";
   const chosen = () => JSON.parse(sessionStorage.getItem(CHOSEN) || "[]");
   function choose(refs) {
@@ -97,7 +97,7 @@
     boxes.forEach((box) => { box.checked = refs.includes(box.value); });
     document.querySelectorAll("input[data-chosen]").forEach((one) => one.remove());
     const shown = boxes.map((box) => box.value);
-    // Behind the table: what is pinned there comes first in a comparison.
+    // After the table, so that the pinned row is first in a comparison.
     byId("browse").append(...refs.filter((ref) => !shown.includes(ref)).map((ref) => {
       const field = document.createElement("input");
       Object.assign(field, { type: "hidden", name: "ids", value: ref });
@@ -109,7 +109,7 @@
     byId("unchoose").hidden = !refs.length;
   }
 
-  // -- what is on the page ---------------------------------------------------------------------
+  // -- content of the page ---------------------------------------------------------------------
   const drawn = new WeakMap();
   function plot(box) {
     const found = JSON.parse(box.dataset.plot), before = drawn.get(box);

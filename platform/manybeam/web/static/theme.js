@@ -1,4 +1,4 @@
-// Light or dark as the system has it, where no choice is kept: before anything is drawn.
+// Without a stored choice, use the light or dark mode of the system, before the page is drawn.
 (function () {
   "use strict";
   const root = document.documentElement;

@@ -367,7 +367,7 @@ def _fenced(text: str) -> str:
 
 
 def _note_html(note: str) -> str:
-    """Return a note as HTML; HTML in it is shown, not obeyed, and headings go below the card's."""
+    """Return a note as HTML; HTML in the note is shown as text, and headings become h3."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False})
