@@ -12,7 +12,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manybeam.data.io.formats import Raw, _claim_fei
+from manybeam.data.io.formats import Raw, _implied_by_fei
 from manybeam.data.io.measured import check_one_condition, dose_e_per_a2, settle_pixel_size
 from manybeam.data.io.reading import FrameFile, read_frames
 from manybeam.data.io.units import OURS, factor, measure
@@ -180,7 +180,7 @@ def test_a_tiff_and_the_json_beside_it_that_differ_are_told(tmp_path):
 
 def test_the_extended_header_of_an_mrc_is_held_against_the_main_one():
     raw = Raw(IMAGE, pixel_size_pm=10.0)
-    _claim_fei(raw, {"Pixel size X": 2e-11, "Scan size right": 100.0, "Full scan FOV X": 1e-9})
+    _implied_by_fei(raw, {"Pixel size X": 2e-11, "Scan size right": 100.0, "Full scan FOV X": 1e-9})
     notes: list[str] = []
     assert settle_pixel_size(raw, None, None, notes) == 10.0
     assert "the extended header 20 pm" in notes[0]

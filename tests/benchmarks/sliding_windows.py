@@ -29,7 +29,7 @@ from manybeam.learn.nets.card import MemberCard
 from manybeam.learn.nets.member import Member, load_weights, save_weights
 from manybeam.learn.nets.tiled import TILE_PX, prepare, probabilities
 from manybeam.learn.training.member import train_member
-from manybeam.spec import Condition, Library
+from manybeam.spec import Library
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, Training
 
 ROOT = Path(__file__).parents[2]
@@ -115,12 +115,8 @@ def trained(path: Path, steps: int) -> Member:
 
 def drawn(side: int) -> Map:
     """Return a simulated frame as the member sees it."""
-    made = simulate(
-        Condition(id="bench", pixel_size_pm=16.0, dose_e_per_a2=3000.0, beam_kv=60.0),
-        1,
-        seed=5,
-        shape=(side, side),
-    )
+    condition = Library(ROOT / "zoo").condition("graphene-60kv-nominal")
+    made = simulate(condition, 1, seed=5, shape=(side, side))
     return np.ascontiguousarray(normalise(made.frames_nyx[0], "frame", 94.0), np.float32)
 
 
