@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 
 from manybeam.data.simulation.simulate import simulate
 from manybeam.data.tiles import Tiles
-from manybeam.errors import Corrupt, InvalidInput
+from manybeam.errors import InvalidInput
 from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.scoring.calibration import Calibration, bound, calibrate, false_share, fit
@@ -198,18 +198,6 @@ def test_applied_to_the_frames_it_was_fitted_on_the_score_says_so() -> None:
     truth = [PLACES[so] for so in drawn[1]]
     many = ([10.0] * 60, 50.0, [SHAPE] * 60)
     assert score_frames(mended, truth, *many).ece < 0.3 * score_frames(found, truth, *many).ece
-
-
-@pytest.mark.parametrize("threshold", [None, 0.75])
-def test_a_calibration_survives_json(threshold: float | None) -> None:
-    fitted = Calibration("drawn", "d", 1.7, -0.3, threshold, notes=("one", "two"))
-    assert Calibration.from_json(fitted.to_json()) == fitted
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"notes": [], "colour": 1}', "null"])
-def test_what_is_no_calibration_is_refused(text: str) -> None:
-    with pytest.raises(Corrupt, match="is no calibration"):
-        Calibration.from_json(text)
 
 
 @pytest.mark.parametrize(

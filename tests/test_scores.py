@@ -16,11 +16,9 @@ from manybeam.learn.scoring.scores import (
     auroc,
     f1_of,
     false_fill,
-    mask_iou,
     match,
     match_frame,
     neighbour_distance_px,
-    regret,
     reliability,
     score_frames,
     spread_auroc,
@@ -323,19 +321,13 @@ def test_frames_of_another_condition_are_told_by_their_distance() -> None:
     assert auroc(distance, is_other) == pytest.approx(0.961, abs=0.02)  # Phi(0.5 / 0.2 sqrt 2)
 
 
-@pytest.mark.parametrize(("chosen", "cost"), [(2, 0.0), (0, 0.3), (5, 0.05)])
-def test_regret_is_what_the_choice_cost(chosen: int, cost: float) -> None:
-    assert regret({0: 0.65, 2: 0.95, 5: 0.9}, chosen) == pytest.approx(cost)
-
-
 @settings(max_examples=20, deadline=None)
 @given(seed=SEEDS)
-def test_calibration_and_masks_turn_with_the_frame(seed: int) -> None:
+def test_calibration_turns_with_the_frame(seed: int) -> None:
     rng = np.random.default_rng(seed)
     prob_yx, mask_yx = rng.random((9, 14)), rng.random((9, 14)) < 0.4
     curve, turned = reliability(prob_yx, mask_yx), reliability(np.rot90(prob_yx), np.rot90(mask_yx))
     assert (turned.ece, turned.brier) == pytest.approx((curve.ece, curve.brier))
-    assert mask_iou(np.rot90(prob_yx > 0.5), np.rot90(mask_yx)) == mask_iou(prob_yx > 0.5, mask_yx)
 
 
 def test_calibration_of_pixels_by_hand() -> None:
@@ -360,13 +352,6 @@ def test_risk_over_coverage_does_not_know_the_order_of_rows(seed: int) -> None:
     confidence, wrong = rng.integers(0, 4, 30) / 4, rng.random(30) < 0.4
     order = rng.permutation(30)
     assert aurc(confidence[order], wrong[order]) == pytest.approx(aurc(confidence, wrong))
-
-
-def test_masks_overlap_by_their_intersection_over_union() -> None:
-    one, other = np.zeros((4, 4)), np.zeros((4, 4))
-    one[:2], other[1:3] = 1, 1
-    assert mask_iou(one, other) == pytest.approx(1 / 3)
-    assert mask_iou(one * 0, one * 0) == 1.0
 
 
 def test_filled_vacancies_are_told() -> None:

@@ -4,8 +4,6 @@ Both are fitted on labelled frames of one condition. These are usually simulated
 Axis letters: n frame or atom, t threshold.
 """
 
-import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from manybeam.errors import Corrupt, InvalidInput
+from manybeam.errors import InvalidInput
 from manybeam.learn.scoring.scores import MatchedFrame
 from manybeam.spec import Condition
 
@@ -93,25 +91,6 @@ class Calibration:
         calibrated = np.array(atoms[kept])
         calibrated[:, 3] = self.probability(calibrated[:, 3])
         return calibrated
-
-    def to_json(self) -> str:
-        """Return the calibration as JSON; `from_json` reads it."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Calibration":
-        """Return the calibration that `to_json` wrote.
-
-        Raises:
-            Corrupt: the text is no calibration.
-        """
-        try:
-            fields = json.loads(text)
-            return cls(**{**fields, "notes": tuple(fields["notes"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise Corrupt(
-                f"{text[:60]!r} is no calibration", str(error), "calibrate the ensemble again"
-            ) from error
 
 
 def calibrate(

@@ -4,7 +4,7 @@ Axis letters: n frame or atom, 2 the pair (y, x), 3 the counts (true positive, f
 false negative).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +34,10 @@ __all__ = [
     "beliefs",
     "f1_of",
     "false_fill",
-    "mask_iou",
     "match",
     "match_frame",
     "match_radius_px",
     "neighbour_distance_px",
-    "regret",
     "reliability",
     "score_frames",
     "spread_auroc",
@@ -319,11 +317,6 @@ def spread_auroc(spread: Array, is_wrong: Flag) -> float:
     return auroc(spread, is_wrong)
 
 
-def regret(f1_of_member: Mapping[int, float], chosen: int) -> float:
-    """Return the F1 of the best member minus that of the chosen one, >= 0."""
-    return max(f1_of_member.values()) - f1_of_member[chosen]
-
-
 def aurc(confidence: Array, is_wrong: Flag) -> float:
     """Return the area under the risk-coverage curve: the mean error rate over all coverages.
 
@@ -337,13 +330,6 @@ def aurc(confidence: Array, is_wrong: Flag) -> float:
     rate = np.bincount(group_n, wrong) / np.bincount(group_n)
     risk = np.cumsum(rate[np.sort(group_n)]) / np.arange(1, len(wrong) + 1)
     return float(risk.mean())
-
-
-def mask_iou(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
-    """Return the intersection of two masks over their union; 1 if both are empty."""
-    first, second = np.asarray(one, bool), np.asarray(other, bool)
-    union = int((first | second).sum())
-    return float((first & second).sum() / union) if union else 1.0
 
 
 def false_fill(found: Array, vacancies: Array, radius_px: float) -> float:
