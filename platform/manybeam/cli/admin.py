@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
-from manybeam.errors import ManybeamError, WorkFailed
+from manybeam.errors import InvalidSetting, ManybeamError, WorkFailed
 
 
 def up(
@@ -88,6 +88,7 @@ def _parts() -> Iterator[dict[str, object]]:
     yield {"part": "ray", "state": "up" if address else "not started", "where": address}
     yield _checked_part("store", where.store_url, _store_answers)
     yield _checked_part("zoo", where.tracking_url, _zoo_answers)
+    yield _checked_part("database", _database_place(), _database_answers)
     yield {
         "part": "service",
         "state": _service_state(where.service_url),
@@ -183,6 +184,24 @@ def _zoo_answers() -> str:
     return f"{len(Zoo().listing())} versions"
 
 
+def _database_place() -> str:
+    """Return where the database is, without its password; or that nobody said where."""
+    from manybeam.db.database import Database
+    from manybeam.settings import settings
+
+    try:
+        return Database(settings().database_address).place
+    except InvalidSetting as error:
+        return error.what
+
+
+def _database_answers() -> str:
+    from manybeam.db.deployment import open_database
+    from manybeam.db.migrate import REVISION
+
+    return f"{open_database().place}, step {REVISION}"
+
+
 def _library() -> str:
     from manybeam.settings import settings
     from manybeam.spec import Library
@@ -206,4 +225,5 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "zoo folder": _library,
     "frame store": _store_answers,
     "zoo": _zoo_answers,
+    "database": _database_answers,
 }
