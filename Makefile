@@ -4,11 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 .PHONY: demo quick test check bench bench-science bench-selection vendor fresh install
 .DELETE_ON_ERROR:
-# Compile each module once, not at each start of Python.
-unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE # compile a module once, not at each start of Python
 # Two processes of one thread each. A run prints the seed of its shuffle; SEED=... repeats it.
-quick test: export OMP_NUM_THREADS := 1
-PYTEST := $(BIN)/python -m pytest -n 2 $(SEED:%=--randomly-seed=%)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(SEED:%=--randomly-seed=%)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +19,6 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/manybeam demo --out manybeam-demo
 
-# What one runs while writing: no server, no Ray, no browser, nothing that takes seconds.
 quick: install
 	$(PYTEST) --durations=10 -m "not (cluster or s3 or postgres or browser or gpu or slow)"
 
