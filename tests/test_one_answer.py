@@ -30,7 +30,7 @@ from manybeam.predictor.versions import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import WANTS
-from manybeam.serve.routes import Limits, api
+from manybeam.serve.routes import ReplicaLimits, api
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -143,7 +143,7 @@ def by_service(url: str, array: np.ndarray, size_pm: float, asked: Asked) -> lis
 @pytest.fixture(scope="module")
 def service(rehearsed_zoo: Any) -> Iterator[str]:
     """The service's application, served on a free port of this machine."""
-    app = api(Service(ZooVersions(rehearsed_zoo)), Limits(), Meter(), lambda: "")
+    app = api(Service(ZooVersions(rehearsed_zoo)), ReplicaLimits(), Meter(), lambda: "")
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()

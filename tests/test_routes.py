@@ -19,7 +19,7 @@ from manybeam.predictor.versions import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, WANTS
-from manybeam.serve.routes import Limits, api
+from manybeam.serve.routes import ReplicaLimits, api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -35,7 +35,7 @@ def npy(array: Any) -> bytes:
 
 
 @contextmanager
-def running(service: Service, limits: Limits) -> Iterator[str]:
+def running(service: Service, limits: ReplicaLimits) -> Iterator[str]:
     """Serve one replica's application on a free port until the block ends."""
     app = api(service, limits, Meter(), lambda: "manybeam_frames_total 1.0\n")
     config = uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off")
@@ -54,7 +54,7 @@ def running(service: Service, limits: Limits) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url(tiny_zoo: Any) -> Iterator[str]:
-    limits = Limits(max_frame_px=100_000)
+    limits = ReplicaLimits(max_frame_px=100_000)
     with running(Service(ZooVersions(tiny_zoo, ["graphene"])), limits) as address:
         yield address
 
@@ -254,7 +254,7 @@ class Slow:
 
 def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(tiny_zoo: Any) -> None:
     slow = Slow(tiny_zoo)
-    limits = Limits(threads=1, waiting=2)
+    limits = ReplicaLimits(threads=1, waiting=2)
     with (
         running(Service(ZooVersions(slow)), limits) as address,  # type: ignore[arg-type]
         urllib3.PoolManager(retries=False, maxsize=4) as pool,
@@ -286,7 +286,7 @@ def test_a_fault_of_ours_is_told_without_its_inside_and_harms_no_one_else(
     slow = Slow(tiny_zoo)
     slow.go.set()
     with (
-        running(Service(ZooVersions(slow)), Limits()) as address,  # type: ignore[arg-type]
+        running(Service(ZooVersions(slow)), ReplicaLimits()) as address,  # type: ignore[arg-type]
         urllib3.PoolManager(retries=False) as pool,
     ):
         answer = pool.request("POST", f"{address}/v1/predict/{ref}", body=GOOD, headers=NPY)

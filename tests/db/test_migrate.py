@@ -11,7 +11,7 @@ from sqlalchemy import Connection, inspect, text
 
 from manybeam.db import migrate
 from manybeam.db.database import Database
-from manybeam.db.tables import Table
+from manybeam.db.tables import DatabaseTable
 
 STEPS = [one.revision for one in ScriptDirectory(str(migrate.FOLDER)).walk_revisions()][::-1]
 KEPT = "INSERT INTO locks VALUES ('ensemble a', 7, 'm', 1, 2.5, '', 'ada', 'x', :at, :at)"
@@ -33,7 +33,7 @@ def tables(connection: Connection) -> set[str]:
 
 def differences(connection: Connection) -> list[Any]:
     """What differs between the database and `tables`."""
-    given = {"compare_type": True, "target_metadata": Table.metadata}
+    given = {"compare_type": True, "target_metadata": DatabaseTable.metadata}
     context = MigrationContext.configure(
         connection,
         opts={
@@ -41,7 +41,7 @@ def differences(connection: Connection) -> list[Any]:
             "include_name": lambda name, kind, _: (kind, name) != ("table", migrate.TABLE),
         },
     )
-    return list(compare_metadata(context, Table.metadata))
+    return list(compare_metadata(context, DatabaseTable.metadata))
 
 
 def test_the_newest_step_is_the_one_that_is_named() -> None:
@@ -52,7 +52,7 @@ def test_the_newest_step_is_the_one_that_is_named() -> None:
 def test_the_steps_make_the_tables_that_the_code_uses(empty: Database) -> None:
     migrate.move(empty, "head")
     with empty.reading() as connection:
-        assert tables(connection) == set(Table.metadata.tables)
+        assert tables(connection) == set(DatabaseTable.metadata.tables)
         assert differences(connection) == []
 
 

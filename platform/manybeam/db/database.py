@@ -28,7 +28,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from manybeam.db.refusals import answering
-from manybeam.db.tables import Table
+from manybeam.db.tables import DatabaseTable
 from manybeam.errors import InvalidSetting, MissingPackage, WriteFailed
 
 SCHEMA = "manybeam"  # of PostgreSQL, so that MLflow's tables may lie in the same database
@@ -146,7 +146,7 @@ def now(connection: Connection) -> datetime:
     return found.astimezone(UTC)
 
 
-def insert_if_new(connection: Connection, table: type[Table], row: Mapping[str, Any]) -> None:
+def insert_if_new(connection: Connection, table: type[DatabaseTable], row: Mapping[str, Any]) -> None:
     """Insert a row unless one with its key is there; of two who do, one inserts."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())

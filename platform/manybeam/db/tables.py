@@ -41,7 +41,7 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class Table(DeclarativeBase):
+class DatabaseTable(DeclarativeBase):
     """What all tables share."""
 
     metadata = MetaData(naming_convention=NAMES)
@@ -56,7 +56,7 @@ class Table(DeclarativeBase):
 
 
 # -- kept since the first version ---------------------------------------------------------------
-class AuditHead(Table):
+class AuditHead(DatabaseTable):
     """One row: the last record of the audit log. Whoever appends locks it."""
 
     __tablename__ = "audit_head"
@@ -66,7 +66,7 @@ class AuditHead(Table):
     sha256: Mapped[str]
 
 
-class AuditRecord(Table):
+class AuditRecord(DatabaseTable):
     """One record; `content` is what the chain is made of, the other columns find it."""
 
     __tablename__ = "audit_records"
@@ -79,7 +79,7 @@ class AuditRecord(Table):
     written: Mapped[datetime]  # by the database's clock
 
 
-class LockRow(Table):
+class LockRow(DatabaseTable):
     """One lock; free if `token` is empty. The row stays, so that `fence` only grows."""
 
     __tablename__ = "locks"
@@ -96,7 +96,7 @@ class LockRow(Table):
     expires: Mapped[datetime]
 
 
-class PreferenceRow(Table):
+class PreferenceRow(DatabaseTable):
     """Members that a person chose for a frame; one taken back keeps its row."""
 
     __tablename__ = "preferences"
@@ -110,7 +110,7 @@ class PreferenceRow(Table):
     retracted: Mapped[datetime | None]
 
 
-class PredictionRow(Table):
+class PredictionRow(DatabaseTable):
     """Where answers of a version were written."""
 
     __tablename__ = "predictions"
@@ -121,7 +121,7 @@ class PredictionRow(Table):
     made: Mapped[datetime]
 
 
-class ImportRow(Table):
+class ImportRow(DatabaseTable):
     """What was taken over from the objects of an older version, once a kind."""
 
     __tablename__ = "imports"
@@ -134,7 +134,7 @@ class ImportRow(Table):
 
 
 # -- people, instruments and their tokens -------------------------------------------------------
-class PersonRow(Table):
+class PersonRow(DatabaseTable):
     """Somebody who logs in; `issuer` and `subject` are those of their OIDC identity."""
 
     __tablename__ = "people"
@@ -148,7 +148,7 @@ class PersonRow(Table):
     disabled: Mapped[datetime | None]
 
 
-class RoleRow(Table):
+class RoleRow(DatabaseTable):
     """A role of a person: viewer, instrument, trainer, curator or admin."""
 
     __tablename__ = "roles"
@@ -159,7 +159,7 @@ class RoleRow(Table):
     granted: Mapped[datetime]
 
 
-class GroupRow(Table):
+class GroupRow(DatabaseTable):
     """A group of people that shares a quota."""
 
     __tablename__ = "groups"
@@ -169,7 +169,7 @@ class GroupRow(Table):
     created: Mapped[datetime]
 
 
-class MembershipRow(Table):
+class MembershipRow(DatabaseTable):
     """Who belongs to a group."""
 
     __tablename__ = "memberships"
@@ -178,7 +178,7 @@ class MembershipRow(Table):
     person_id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True, index=True)
 
 
-class QuotaRow(Table):
+class QuotaRow(DatabaseTable):
     """How much of a resource (`gpus`, `cpus`, `jobs`, `gpu_hours`) a group may use at once."""
 
     __tablename__ = "quotas"
@@ -190,7 +190,7 @@ class QuotaRow(Table):
     changed: Mapped[datetime]
 
 
-class InstrumentRow(Table):
+class InstrumentRow(DatabaseTable):
     """A microscope that asks for answers."""
 
     __tablename__ = "instruments"
@@ -201,7 +201,7 @@ class InstrumentRow(Table):
     retired: Mapped[datetime | None]
 
 
-class TokenRow(Table):
+class TokenRow(DatabaseTable):
     """A token; of its text only the SHA-256 is kept."""
 
     __tablename__ = "tokens"
@@ -219,7 +219,7 @@ class TokenRow(Table):
 
 
 # -- jobs -----------------------------------------------------------------------------------------
-class JobRow(Table):
+class JobRow(DatabaseTable):
     """One job in the queue, at work or ended; `spec` is the job as it was submitted.
 
     `reason` says why it waits or failed, `engine_ref` names it in the engine that runs it.
@@ -245,7 +245,7 @@ class JobRow(Table):
     ended: Mapped[datetime | None]
 
 
-class JobEventRow(Table):
+class JobEventRow(DatabaseTable):
     """One line of what happened to a job; `member` is None for the whole."""
 
     __tablename__ = "job_events"
@@ -260,7 +260,7 @@ class JobEventRow(Table):
 
 
 # -- instruments at work -------------------------------------------------------------------------
-class SessionRow(Table):
+class SessionRow(DatabaseTable):
     """A session of an instrument: which version and members answer it, chosen by whom."""
 
     __tablename__ = "instrument_sessions"
@@ -275,7 +275,7 @@ class SessionRow(Table):
     ended: Mapped[datetime | None]
 
 
-class SessionEventRow(Table):
+class SessionEventRow(DatabaseTable):
     """A change of a session between two frames, and why."""
 
     __tablename__ = "session_events"
@@ -290,7 +290,7 @@ class SessionEventRow(Table):
     why: Mapped[str]
 
 
-class AlertRow(Table):
+class AlertRow(DatabaseTable):
     """Something that somebody should look at; open until it is acknowledged."""
 
     __tablename__ = "alerts"

@@ -319,13 +319,13 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.predictor.versions import ZooVersions
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
-    from manybeam.serve.routes import Limits, api
+    from manybeam.serve.routes import ReplicaLimits, api
     from manybeam.zoo.registry import Zoo
 
     cluster.adopt(plan.variables)
     torch.set_num_threads(plan.cores)
     service = Service(ZooVersions(Zoo(), plan.refs, capacity=plan.capacity))
-    limits = Limits(
+    limits = ReplicaLimits(
         threads=plan.threads,
         waiting=plan.waiting,
         max_frame_px=settings().max_frame_px,

@@ -55,7 +55,7 @@ PATHS = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class ReplicaLimits:
     """What one replica takes on.
 
     Args:
@@ -74,7 +74,9 @@ class Limits:
     names_requests: bool = True
 
 
-def api(service: Service, limits: Limits, meter: Meter, metrics_text: Callable[[], str]) -> FastAPI:
+def api(
+    service: Service, limits: ReplicaLimits, meter: Meter, metrics_text: Callable[[], str]
+) -> FastAPI:
     """Return the web application of one replica.
 
     Args:
@@ -159,7 +161,7 @@ Work = Callable[[Request], Awaitable[Response]]
 class RequestHandler:
     """Takes requests of one replica in, hands them to threads, and words every failure."""
 
-    def __init__(self, service: Service, limits: Limits, meter: Meter) -> None:
+    def __init__(self, service: Service, limits: ReplicaLimits, meter: Meter) -> None:
         self.service, self.limits, self.meter = service, limits, meter
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
         self._inside = 0

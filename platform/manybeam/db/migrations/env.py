@@ -3,14 +3,14 @@
 from alembic import context
 
 from manybeam.db.migrate import TABLE
-from manybeam.db.tables import Table
+from manybeam.db.tables import DatabaseTable
 
 
 def run() -> None:
     """Run the steps that were asked for, on the connection and in the transaction of the caller."""
     context.configure(
         connection=context.config.attributes["connection"],
-        target_metadata=Table.metadata,
+        target_metadata=DatabaseTable.metadata,
         version_table=TABLE,
         render_as_batch=True,  # SQLite changes a table by making it anew
         compare_type=True,

@@ -118,7 +118,7 @@ class CalibrationSet:
             raise NotFound(
                 f"member {member:02d} is not in the reference table",
                 f"its members: {', '.join(map(str, self.members))}",
-                "manybeam rehearse REF again",
+                "manybeam calibrate REF again",
             )
         place = self.members.index(member)
         score_nmf = self.score_nmf[:, [place]].copy()
@@ -187,7 +187,7 @@ class CalibrationSet:
             raise Corrupt(
                 "a reference table cannot be read",
                 str(error),
-                "manybeam rehearse REF again",
+                "manybeam calibrate REF again",
             ) from error
 
 

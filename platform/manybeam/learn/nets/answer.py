@@ -18,7 +18,7 @@ TINY = float(np.finfo(np.float32).tiny)  # 0 ln 0 is 0
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class MemberAnswer:
     """What one member says: atoms in the frame's pixels, its map in its own.
 
     Position p of the frame lies at (p + start + 0.5) * scale - 0.5 of the map.
@@ -52,7 +52,7 @@ class Answer:
         """Return the probability at positions of the frame."""
         return sample(self.prob_yx, (position_n2 + self.start + 0.5) * self.scale - 0.5)
 
-    def inside(self, window: tuple[slice, slice]) -> "Answer":
+    def inside(self, window: tuple[slice, slice]) -> "MemberAnswer":
         """Return it for a window of the frame, in the window's pixels; the map stays whole."""
         return replace(
             self,
@@ -68,7 +68,7 @@ class Answer:
         gap_n, nearest_n = cKDTree(self.atoms[:, :2]).query(position_n2)
         return np.where(gap_n <= self.radius_px, self.atoms[nearest_n, 3], belief_n)
 
-    def stored(self) -> "Answer":
+    def stored(self) -> "MemberAnswer":
         """Return it with the map in half precision: all members' are kept until the end."""
         return replace(self, prob_yx=self.prob_yx.astype(np.float16))
 

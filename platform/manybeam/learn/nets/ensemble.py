@@ -17,7 +17,7 @@ from manybeam.data.io.reading import check_frame
 from manybeam.data.representation import Drawable
 from manybeam.data.tiles import normalise, rescale
 from manybeam.errors import InvalidInput, MemberCountError, NotFound
-from manybeam.learn.nets.answer import Answer, Moments, atoms_inside
+from manybeam.learn.nets.answer import MemberAnswer, Moments, atoms_inside
 from manybeam.learn.nets.atoms import cluster_atoms, find_atoms, sample, strongest
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.tiled import TILE_PX, prepare, probabilities
@@ -58,7 +58,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
     pixel_size_pm: float | None
     members: tuple[int, ...]
     mi_yx: Map | None = None
-    _answers: tuple[Answer, ...] = field(default=(), repr=False)
+    _answers: tuple[MemberAnswer, ...] = field(default=(), repr=False)
     _threshold: float = field(default=0.5, repr=False)
 
     def subset(
@@ -135,7 +135,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
 
     def _share(
         self, members: Sequence[int], weights: Sequence[float] | None
-    ) -> tuple[tuple[Answer, ...], list[float]]:
+    ) -> tuple[tuple[MemberAnswer, ...], list[float]]:
         """Return what each member that counts said, and its weight."""
         if not self._answers:
             raise InvalidInput(
@@ -283,7 +283,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
             for frame, size in zip(frames_nyx, sizes, strict=True)
         ]
 
-    def _ask(self, place: int, input_yx: Map, scale: float, threshold: float) -> Answer:
+    def _ask(self, place: int, input_yx: Map, scale: float, threshold: float) -> MemberAnswer:
         recipe = self.members[place].recipe
         prob_cyx = probabilities(self._networks[place], input_yx, recipe, self.tile_px, self.device)
         prob_yx = prob_cyx.max(axis=0)
@@ -292,7 +292,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         if len(prob_cyx) > 1:
             atoms[:, 2] = 1 + np.argmax([sample(p_yx, atoms[:, :2]) for p_yx in prob_cyx], axis=0)
         atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
-        return Answer(atoms, prob_yx, scale, radius_px / scale)
+        return MemberAnswer(atoms, prob_yx, scale, radius_px / scale)
 
 
 def _check_members(members: Sequence[Member]) -> None:
@@ -355,7 +355,7 @@ def _counting(members: Sequence[int], weights: Sequence[float] | None) -> dict[i
 
 
 def _bring_together(
-    answers: Sequence[Answer],
+    answers: Sequence[MemberAnswer],
     threshold: float,
     shape: tuple[int, ...],
     weights: Sequence[float] | None = None,

@@ -53,7 +53,7 @@ INFERRED_FRAMES = 4
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownFrames:
     """In-control frames to watch by.
 
     Attributes:
@@ -97,7 +97,7 @@ def known_frames(
     count: int = ALL_FRAMES,
     seed: int = SEED,
     progress: Progress | None = None,
-) -> Known:
+) -> KnownFrames:
     """Return simulated frames of the conditions an ensemble knows: was measured on, and does well.
 
     Each condition wanders as a harmless session does, and a third further.
@@ -129,7 +129,7 @@ def known_frames(
             if progress:
                 progress(len(rows), each * len(found))
     names = tuple(one.id for one in found)
-    return Known(np.stack(rows), np.repeat(np.arange(len(found)), each), names)
+    return KnownFrames(np.stack(rows), np.repeat(np.arange(len(found)), each), names)
 
 
 def wandering(condition: Condition, share: float = WANDER) -> Policy:

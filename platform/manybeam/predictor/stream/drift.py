@@ -24,7 +24,14 @@ import numpy as np
 from manybeam.errors import Corrupt, InvalidFrame, InvalidInput
 from manybeam.learn.analysis.frame_features import feature_names
 from manybeam.learn.analysis.summaries import summaries
-from manybeam.predictor.stream.in_control import WINDOW, Known, Limits, calibrate, check_known, fit
+from manybeam.predictor.stream.in_control import (
+    WINDOW,
+    ControlLimits,
+    InControl,
+    calibrate,
+    check_known,
+    fit,
+)
 
 FORMAT = "manybeam-drift-1"
 LEAST_SIDE_PX = 48
@@ -217,9 +224,11 @@ class DriftWatch:
             kept = json.loads(state)
             if kept["format"] != FORMAT:
                 raise ValueError(f"format {kept['format']!r}")
-            watch._known = Known(**{name: _array(value) for name, value in kept["known"].items()})
+            watch._known = InControl(
+                **{name: _array(value) for name, value in kept["known"].items()}
+            )
             limits = {name: _array(value) for name, value in kept["limits"].items()}
-            watch._limits = Limits(
+            watch._limits = ControlLimits(
                 limits["middle_w"],
                 limits["scatter_w"],
                 float(limits["most"]),

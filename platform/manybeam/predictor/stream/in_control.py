@@ -33,7 +33,7 @@ SEED = 20_151
 
 
 @dataclass(frozen=True)
-class Known:
+class InControl:
     """Where frames of the known conditions lie, and how they scatter there.
 
     Frames scatter by what they show, one by one, and a session wanders, so that neighbours share
@@ -85,7 +85,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ControlLimits:
     """What in-control frames make of each window, and the threshold.
 
     Attributes:
@@ -116,7 +116,7 @@ def check_known(known_ns: np.ndarray, group_n: np.ndarray) -> None:
         raise InvalidInput("an in-control frame has no number at all", "", "leave it out")
 
 
-def fit(known_ns: np.ndarray, group_n: np.ndarray) -> Known:
+def fit(known_ns: np.ndarray, group_n: np.ndarray) -> InControl:
     """Return where in-control frames lie; their correlations are pooled over the conditions."""
     from sklearn.covariance import ledoit_wolf
 
@@ -136,7 +136,7 @@ def fit(known_ns: np.ndarray, group_n: np.ndarray) -> Known:
     value_s, vector_ss = np.linalg.eigh(shared_ss)
     wander_s = np.maximum(value_s - 1 / BLOCK, 0.0)
     middle_gs, scatter_gs = (np.stack(one) for one in zip(*placed, strict=True))
-    return Known(middle_gs, scatter_gs, whiten_ss @ vector_ss, wander_s)
+    return InControl(middle_gs, scatter_gs, whiten_ss @ vector_ss, wander_s)
 
 
 def _place(part_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def _standardised(new_ts: np.ndarray, middle_s: np.ndarray, scatter_s: np.ndarra
     return np.asarray(np.nan_to_num(np.clip((new_ts - middle_s) / scatter_s, -CLIP, CLIP)))
 
 
-def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> Limits:
+def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> ControlLimits:
     """Return the limits that streams resampled from held-out in-control frames keep to."""
     block_n, rng = _blocks(group_n), np.random.default_rng(SEED)
     parts = []
@@ -179,7 +179,7 @@ def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> Limits:
     # Alarms that come as they like at this rate leave this share of the streams without one.
     quiet = math.exp(-FALSE_ALARM_RATE * windows_mtw.shape[1])
     margin = 1 + MARGIN / math.sqrt(len(np.unique(block_n)))
-    return Limits(middle_w, scatter_w, most, margin * float(np.quantile(highest_m, quiet)))
+    return ControlLimits(middle_w, scatter_w, most, margin * float(np.quantile(highest_m, quiet)))
 
 
 def _blocks(group_n: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ in, `making` and `restoring` put them together.
 """
 
 from manybeam.zoo.backup.making import back_up
-from manybeam.zoo.backup.manifest import Manifest
+from manybeam.zoo.backup.manifest import BackupManifest
 from manybeam.zoo.backup.restoring import restore
 
-__all__ = ["Manifest", "back_up", "restore"]
+__all__ = ["BackupManifest", "back_up", "restore"]

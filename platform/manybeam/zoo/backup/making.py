@@ -14,7 +14,7 @@ from manybeam.db.locks import FILES_LOCK, Locks
 from manybeam.errors import Conflict
 from manybeam.settings import settings
 from manybeam.zoo.backup import parts
-from manybeam.zoo.backup.manifest import NAME, PARTS, Manifest, digests
+from manybeam.zoo.backup.manifest import NAME, PARTS, BackupManifest, digests
 from manybeam.zoo.tracking import Tracking
 
 TAR = ".tar"
@@ -27,7 +27,7 @@ def back_up(
     arrays: bool = True,
     zoo_database: str = "",
     progress: Callable[[str], None] = lambda _: None,
-) -> Manifest:
+) -> BackupManifest:
     """Copy the database, the zoo, FrameSets, keys and the admin token; return what was copied.
 
     Others may work meanwhile; only `manybeam zoo gc` waits. What they add after the beginning may
@@ -63,7 +63,7 @@ def back_up(
         parts.copy_keys(folder / "keys")
         files = digests(folder)
         place = "" if tracking.is_server else tracking.artifacts
-        manifest = Manifest(step=step, artifacts_url=place, has_arrays=arrays, files=files)
+        manifest = BackupManifest(step=step, artifacts_url=place, has_arrays=arrays, files=files)
         (folder / NAME).write_text(manifest.model_dump_json(indent=1))
     return manifest
 

@@ -23,7 +23,7 @@ class File(BaseModel):
     bytes: int
 
 
-class Manifest(BaseModel):
+class BackupManifest(BaseModel):
     """What a backup holds; written last, so that a folder without it is no backup.
 
     Attributes:
@@ -61,7 +61,7 @@ def digests(folder: Path) -> dict[str, File]:
     return {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> BackupManifest:
     """Return the manifest of a backup all of whose files are as they were written.
 
     Raises:
@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise NotFound(f"{folder} is no backup", f"it has no {NAME}", "manybeam backup makes one")
     try:
-        manifest = Manifest.model_validate_json(path.read_text())
+        manifest = BackupManifest.model_validate_json(path.read_text())
     except ValidationError as error:
         raise Corrupt(f"{path} cannot be read", str(error), "use another backup") from error
     found = {name: one for name, one in digests(folder).items() if name != NAME}

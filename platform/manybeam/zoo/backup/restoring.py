@@ -15,7 +15,7 @@ from manybeam.db.deployment import open_database
 from manybeam.errors import Conflict, Corrupt, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.backup import parts
-from manybeam.zoo.backup.manifest import Manifest, read_manifest
+from manybeam.zoo.backup.manifest import BackupManifest, read_manifest
 from manybeam.zoo.tracking import SQLITE, Tracking
 
 
@@ -28,7 +28,7 @@ class Restored:
         keys: where keys for signing and trusted keys are now; settings have to name them.
     """
 
-    manifest: Manifest
+    manifest: BackupManifest
     keys: tuple[Path, ...]
 
 
