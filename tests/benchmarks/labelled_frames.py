@@ -60,9 +60,10 @@ def _rows(ref: str, frames: FrameSet, radius_pm: float | None) -> list[tuple[str
         key=lambda row: row[1].f1,
     )
     picked: Found = []
+    question = Question(record.ref, is_selecting=True)
     for i in places:
         frame, size = frames.frame(i), sizes[i]
-        selection = predictor.rank(Frame(frame, size), Question(record.ref))[0].selection
+        selection = predictor.rank(Frame(frame, size), question)[0].selection
         assert selection is not None
         picked.append(ensemble.predict(frame, size, members=selection.chosen).atoms)
     whole = [frames.frame(i) for i in places]

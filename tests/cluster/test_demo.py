@@ -16,7 +16,16 @@ from manybeam.cluster.running import head
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-CHAPTERS = ("One answer", "Members x conditions", "Selection", "Reliability", "One round")
+CHAPTERS = (
+    "The answer",
+    "Good days and bad days",
+    "Members x conditions",
+    "Selection for the frame above",
+    "All ways to answer",
+    "Are the probabilities right?",
+    "One round of adaptation",
+    "What to do next",
+)
 
 
 def _small_job(folder: Path) -> Path:
@@ -100,12 +109,14 @@ def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(
     assert head(out / "platform") is None
     assert "member 00: 100 % loss" in _demo(job, out, free_port())
     page = (out / "report.html").read_text()
-    assert all(f"<h2>{chapter}" in page for chapter in CHAPTERS)
+    places = [page.find(f"<h2>{chapter}") for chapter in CHAPTERS]
+    assert places == sorted(places)
+    assert places[0] > 0
     assert page.count("data:image/png;base64,") >= 4
     assert "http://" not in page.replace("http://127.0.0.1", "")
     assert head(out / "platform") is None
     facts = json.loads((out / "demo.json").read_text())
     again = _demo(job, out, free_port())
     assert "member 00: 100 % loss" not in again
-    assert "rehearse: 100 %" not in again
+    assert "calibrate: 100 %" not in again
     assert json.loads((out / "demo.json").read_text())["ref"] == facts["ref"]

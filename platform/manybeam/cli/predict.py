@@ -133,11 +133,9 @@ def _ranked(
 ) -> tuple[list[dict[str, Any]], str]:
     """Return a row for each member and the verdict; keep the pick and draw, if asked to."""
     from manybeam.cli.preferences import draw, keep
-    from manybeam.learn.analysis.frame_analysis import check_size
     from manybeam.predictor.question import Question
 
-    check_size(frame.pixels_yx)
-    best = _predictor().rank(frame, Question(ref))[0]
+    best = _predictor().rank(frame, Question(ref, is_selecting=True))[0]
     selection, record = best.selection, best.version.record
     assert selection is not None and record is not None  # noqa: S101, PT018 - large enough, of a zoo
     for note_ in best.notes:

@@ -146,7 +146,9 @@ def now(connection: Connection) -> datetime:
     return found.astimezone(UTC)
 
 
-def insert_if_new(connection: Connection, table: type[DatabaseTable], row: Mapping[str, Any]) -> None:
+def insert_if_new(
+    connection: Connection, table: type[DatabaseTable], row: Mapping[str, Any]
+) -> None:
     """Insert a row unless one with its key is there; of two who do, one inserts."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())

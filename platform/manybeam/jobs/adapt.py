@@ -24,7 +24,6 @@ from manybeam.jobs.scratch import Scratch
 from manybeam.learn.adaptation.outcome import Adaptation
 from manybeam.learn.adaptation.pseudo_labels import LabelSource, frames_digest
 from manybeam.learn.adaptation.rounds import adapt
-from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.question import Question
 from manybeam.predictor.versions import ZooVersions
@@ -152,9 +151,8 @@ def iterate(
 
 def _chosen(zoo: "Zoo", record: "Record", frame: Frame, library: Library) -> tuple[int, ...]:
     """Return the members that selection chooses for a frame."""
-    check_size(frame.pixels_yx)
     predictor = Predictor(ZooVersions(zoo), library)
-    selection = predictor.rank(frame, Question(record.ref))[0].selection
+    selection = predictor.rank(frame, Question(record.ref, is_selecting=True))[0].selection
     return selection.chosen if selection is not None else ()
 
 

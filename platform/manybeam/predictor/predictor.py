@@ -159,7 +159,8 @@ class Predictor:
         self, version: LoadedVersion, frame: Frame, question: Question, deadline: Deadline
     ) -> Ranked:
         """Return what a version's members say, and how they are ranked."""
-        asked = None if question.is_auto else _named(version, question)
+        is_free = question.is_auto or question.is_selecting
+        asked = None if is_free else _named(version, question)
         check_bound(version, question.false_atoms)
         too_small = _too_small(frame, question)
         with deadline.stage("predict"):
@@ -202,7 +203,7 @@ def _too_small(frame: Frame, question: Question) -> tuple[str, ...]:
     try:
         check_size(frame.pixels_yx)
     except InvalidFrame as error:
-        if question.is_auto or question.false_atoms:
+        if question.is_auto or question.is_selecting or question.false_atoms:
             raise
         return (f"no drift, calibration or predicted F1: {error.what}",)
     return ()

@@ -14,6 +14,7 @@ class Question:
             that serves, with the members that selection chooses.
         members: indices of the members of REF that answer; all if left out.
         false_atoms: bound on the share of an answer's atoms that may be false; 0 for none.
+        is_selecting: selection decides which members of REF answer; of `auto` it always does.
         is_raw: the members' own answer is wanted: no calibration, predicted F1 or drift. What
             members are measured by is this.
     """
@@ -21,6 +22,7 @@ class Question:
     ref: str = AUTO
     members: tuple[int, ...] = ()
     false_atoms: float = 0.0
+    is_selecting: bool = False
     is_raw: bool = False
 
     @property

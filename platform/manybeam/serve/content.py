@@ -79,7 +79,7 @@ def selection_content(
 
 
 def _selection_of(one: "Ranked") -> "Selection":
-    assert one.selection is not None  # noqa: S101 - `Service.select` refuses frames too small
+    assert one.selection is not None  # noqa: S101 - a frame too small is refused
     return one.selection
 
 

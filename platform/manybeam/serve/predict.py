@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.io.frame import Frame, stack_of
-from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.question import Question
@@ -97,9 +96,8 @@ class Service:
 
         Candidates of all ensembles selected among are in one ranking, best first.
         """
-        question = Question(query.ensemble, query.members, query.false_atoms)
+        question = Question(query.ensemble, is_selecting=True)
         frame = _frames(frames, query)[0]
-        check_size(frame.pixels_yx)
         ranked = self._predictor.rank(frame, question, deadline or Deadline())
         return selection_content(ranked, frames, query)
 

@@ -35,7 +35,9 @@ def run(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8100,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
 ) -> None:
-    """Simulate, train, evaluate, register, serve, predict, select, adapt, report.
+    """Train a small ensemble on simulated frames and report what it does: the main job.
+
+    It simulates, trains, measures, registers, serves, predicts, selects and adapts.
 
     Example: manybeam demo --out manybeam-demo --keep
     """
@@ -52,14 +54,14 @@ def run(
     from manybeam.cli.demo.story import Story
 
     steps = Steps(out / "demo.json")
-    story = Story(job, drift, steps.facts)
-    page = out / "report.html"
-    chapters = [*story.steps(), ("write the report", lambda: write_report(story, page))]
+    story = Story(job, drift, out, steps.facts)
     try:
-        for title, step in chapters:
+        for title, step in story.steps():
             with steps.step(title) as tell:
                 for line in step():
                     tell(line)
+        with steps.step("write the report"):
+            write_report(story, out / "report.html")
     finally:
         if keep:
             say(
@@ -68,7 +70,7 @@ def run(
             )
         else:
             story.stop()
-    say(f"report: {page}")
+    say(f"open {out / 'report.html'} in a browser; it needs no network")
 
 
 def _check_port(port: int, out: Path) -> None:
@@ -94,7 +96,7 @@ def _point_settings_at(out: Path, port: int) -> None:
 
 @dataclass
 class Steps:
-    """Prints each step with its time, and keeps what was found out in one JSON file."""
+    """Prints each step with its time, and keeps the results in one JSON file."""
 
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""The chapters of the demo: what each does, the few lines it says, the facts it leaves behind.
+"""The chapters of the demo: what each does, the few lines it prints, the facts it leaves behind.
 
-The frames the story is judged on are simulated under a condition no member was trained on, with
-seeds of their own; their truth is looked at only for the figures.
+The unseen frames are simulated under a condition that no member was measured on, with seeds of
+their own. Their truth is used for scores and pictures only, never to choose or to train.
 """
 
 import hashlib
@@ -20,17 +20,20 @@ from manybeam.settings import settings
 from manybeam.spec import Library, load_job
 
 if TYPE_CHECKING:
+    from manybeam.cli.demo.comparison import Answered
     from manybeam.data.frames import FrameSet
+    from manybeam.jobs.test_sets import LabelledFrame
     from manybeam.learn.nets.ensemble import Ensemble
-    from manybeam.learn.scoring.scores import Scores
+    from manybeam.spec import Condition
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
 
 Array = np.ndarray[Any, Any]
 Lines = Iterator[str]
-UNSEEN_SEED, ADAPT_SEED = 424_242, 515_151  # apart from the seeds of training and measuring
-UNSEEN_FRAMES, ADAPT_FRAMES = 8, 6
-REHEARSED_FRAMES = 240
+# Apart from the seeds of training and measuring.
+UNSEEN_SEED, ADAPT_SEED, COMPARED_SEED = 424_242, 515_151, 626_262
+UNSEEN_FRAMES, ADAPT_FRAMES, COMPARED_FRAMES = 8, 6, 4
+CALIBRATION_FRAMES = 400
 
 
 class Story:
@@ -39,28 +42,30 @@ class Story:
     Args:
         job: file of the training job.
         drift: id of the condition the unseen frames are simulated under.
+        out: folder of the report.
         facts: what earlier runs found out, and what this one adds; the caller keeps it.
     """
 
-    def __init__(self, job: Path, drift: str, facts: dict[str, Any]) -> None:
+    def __init__(self, job: Path, drift: str, out: Path, facts: dict[str, Any]) -> None:
         self.job = load_job(job)
         self.library = Library.beside(job, settings().zoo)
         self.drift = self.library.condition(drift)
         self.recipe = self.library.recipe(self.job.recipe)
-        self.facts = facts
+        self.out, self.facts = out, facts
         self._forget_other_stories()
 
     def steps(self) -> list[tuple[str, Callable[[], Lines]]]:
-        """Return the chapters before the report: title and what to run."""
+        """Return the chapters: title and what to run."""
         return [
             ("start Ray on this machine", self.start),
-            (f"simulate unseen frames under {self.drift.id}", self.simulate),
+            (f"simulate the unseen frames: {self.drift.title}", self.simulate),
             (f"train {len(self.recipe.members)} members, measure and register them", self.train),
-            ("rehearse them under many conditions", self.rehearse),
-            ("serve the ensemble", self.serve),
-            ("predict an unseen frame through HTTP", self.predict),
-            ("select members for it", self.select),
-            ("adapt to unlabelled frames, one gated round", self.adapt),
+            ("calibrate them on simulated frames of many conditions", self.calibrate),
+            ("serve the ensemble over HTTP", self.serve),
+            ("send an unseen frame to the service", self.predict),
+            ("ask the service which members suit that frame", self.select),
+            ("compare the selected members with all of them on every condition", self.compare),
+            ("adapt members to unlabelled frames", self.adapt),
         ]
 
     def start(self) -> Lines:
@@ -81,10 +86,10 @@ class Story:
         stop_head(settings().home)
 
     def simulate(self) -> Lines:
-        """Simulate the frames that are judged on, and those that are adapted to."""
+        """Simulate the unseen frames, and those to adapt to."""
         unseen, unlabelled = self.unseen, self.unlabelled
         atoms = sum(len(unseen.truth(i)) for i in range(len(unseen)))
-        yield f"{len(unseen)} frames with {atoms} atoms to judge by, {unseen.digest[:12]}"
+        yield f"{len(unseen)} frames with {atoms} atoms to measure F1 on, {unseen.digest[:12]}"
         yield f"{len(unlabelled)} other frames to adapt to; their truth is never read"
 
     def train(self) -> Lines:
@@ -101,34 +106,30 @@ class Story:
         yield f"{record.ref}: {record.member_count} members{failed}, aliases {record.aliases}"
         seconds = [member.wall_s for member in record.members]
         yield f"{np.mean(seconds):.0f} s of one core a member"
-        yield f"F1 on {len(matrix.conditions)} conditions: member mean, best, ensemble, classical"
+        yield "F1 on each condition: mean of the members, best member, ensemble, classical detector"
         for condition in matrix.conditions:
             found = [matrix.value(m, condition) for m in matrix.members]
             of = [value for value in found if value is not None]
             both = [matrix.value(m, condition) for m in (-1, -2)]
-            told = " ".join(f"{value:.3f}" for value in both if value is not None)
-            yield f"  {condition:28s} {np.mean(of):.3f} {max(of):.3f} {told}"
+            others = " ".join(f"{value:.3f}" for value in both if value is not None)
+            yield f"  {condition:28s} {np.mean(of):.3f} {max(of):.3f} {others}"
 
-    def rehearse(self) -> Lines:
-        """Note what every member makes of frames of many conditions, unless an earlier run has."""
+    def calibrate(self) -> Lines:
+        """Measure every member on frames of many conditions, unless an earlier run has."""
         from manybeam.cli.terminal.progress import Progress
         from manybeam.jobs.calibrate import calibrate_ensemble
-        from manybeam.predictor.learned import performance_predictor
 
-        if "rehearsed" not in self.facts:
+        if "calibrated" not in self.facts:
             with Progress(lines=1) as progress:
                 calibrate_ensemble(
                     self.zoo,
                     self.record.ref,
                     self.library,
-                    frame_count=REHEARSED_FRAMES,
-                    progress=lambda done, total: progress.update("rehearse", done, total),
+                    frame_count=CALIBRATION_FRAMES,
+                    progress=lambda done, total: progress.update("calibrate", done, total),
                 )
-            self.facts["rehearsed"] = REHEARSED_FRAMES
-        known = performance_predictor(self.zoo, self.record.ref)
-        if known is not None:
-            weights = ", ".join(f"{name} {weight:.2f}" for name, weight in known.weights.items())
-            yield f"{len(known.table)} frames; what a member promises is told by {weights}"
+            self.facts["calibrated"] = CALIBRATION_FRAMES
+        yield f"{self.facts['calibrated']} frames; F1 can now be predicted for a new frame"
 
     def serve(self) -> Lines:
         """Start the prediction service on the platform."""
@@ -141,32 +142,56 @@ class Story:
         yield f"{settings().service_url}/v1/predict/{self.job.name}"
 
     def predict(self) -> Lines:
-        """Send the first unseen frame to the service and judge the answer."""
+        """Send the first unseen frame to the service and score the answer."""
+        from manybeam.cli.demo.comparison import score
+
         answer = self._ask(f"/v1/predict/{self.record.ref}", "want=atoms,mean,std")
         arrays = np.load(io.BytesIO(answer), allow_pickle=False)
-        scores = self._judge([arrays["atoms"]])
+        scores = score([arrays["atoms"]], self.frames[:1])
         self.facts["predicted"] = scores.values()
         yield f"{len(arrays['atoms'])} atoms, {len(answer) / 1000:.0f} kB"
         yield f"F1 {scores.f1:.3f} against the truth, position error {scores.rmse_pm:.0f} pm"
 
     def select(self) -> Lines:
-        """Ask which members suit the frame; then compare the rivals on all unseen frames."""
+        """Ask the service which members suit the first unseen frame."""
+        from manybeam.cli.demo.comparison import in_words, member_names
+
         answer = json.loads(self._ask("/v1/select", f"ensemble={self.record.ref}"))
         self.facts["selection"] = answer
-        yield f"{answer['verdict']}: {answer['why']}"
-        self.facts["rivals"] = rivals = self._rivals(answer["chosen"])
-        for row in rivals:
-            yield f"  {row['answer']:24s} F1 {row['f1']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        first = (answer["answerers"] or answer["candidates"])[0]
+        yield f"verdict: {in_words(answer['verdict'])}; selected: {member_names(answer['chosen'])}"
+        yield (
+            f"predicted F1 {first['predicted_f1']:.2f} "
+            f"({first['low']:.2f} to {first['high']:.2f}, 90 % interval)"
+        )
+
+    def compare(self) -> Lines:
+        """Compare ways to answer on each condition, unless an earlier run has."""
+        from manybeam.cli.demo.comparison import condition_row, ways_to_answer
+
+        if "compared" not in self.facts:
+            measured = self.zoo.matrix(self.record.ref).conditions
+            known = [one for name, one in self.library.conditions.items() if name in measured]
+            rows = [
+                condition_row(one, self._answers(self._fresh(one)), is_unseen=False)
+                for one in known
+            ]
+            rows.append(condition_row(self.drift, self.answered, is_unseen=True))
+            self.facts |= {"ways": ways_to_answer(self.answered), "compared": rows}
+        yield "F1 of all members, of the selected ones, of the best member"
+        for row in self.facts["compared"]:
+            found = " ".join(f"{row[way]:.3f}" for way in ("everyone", "selected", "best"))
+            yield f"  {row['condition']:28s} {found} (member {row['best_member']:02d})"
 
     def adapt(self) -> Lines:
         """Run one gated round on the unlabelled frames, unless an earlier run has."""
         if "round" not in self.facts:
             self.facts["round"] = self._one_round()
-        told = self.facts["round"]
-        yield told["why"]
-        made = told["ref"] or "none: the parent is kept"
-        yield f"candidate: {made}; {told['wall_s']:.0f} s"
-        for row in told["rows"]:
+        done = self.facts["round"]
+        yield done["why"]
+        made = done["ref"] or "none, the version stays as it is"
+        yield f"candidate: {made}; {done['wall_s']:.0f} s"
+        for row in done["rows"]:
             yield f"  {row['answer']:24s} F1 {row['f1']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
     @cached_property
@@ -188,13 +213,38 @@ class Story:
 
     @cached_property
     def unseen(self) -> "FrameSet":
-        """Frames of the drifted condition, with truth, that nothing is trained or chosen on."""
+        """Frames of the unseen condition, with truth; nothing is trained or chosen on them."""
         return self._simulated("unseen", UNSEEN_FRAMES, UNSEEN_SEED)
 
     @cached_property
     def unlabelled(self) -> "FrameSet":
         """Other frames of that condition; their truth is never read."""
         return self._simulated("unlabelled", ADAPT_FRAMES, ADAPT_SEED)
+
+    @cached_property
+    def frames(self) -> "list[LabelledFrame]":
+        """The unseen frames with their truth."""
+        from manybeam.jobs.test_sets import LabelledFrame
+
+        unseen = self.unseen
+        return [
+            LabelledFrame(unseen.frame(i), unseen.truth(i), unseen.pixel_size_pm(i))
+            for i in range(len(unseen))
+        ]
+
+    @cached_property
+    def answered(self) -> "list[Answered]":
+        """The unseen frames, answered by all members and by those selected for each frame."""
+        return self._answers(self.frames)
+
+    @property
+    def typical(self) -> "Answered":
+        """The unseen frame that is shown: the one with the middle predicted F1.
+
+        It is chosen by the prediction, never by the truth.
+        """
+        ranked = sorted(self.answered, key=lambda one: one.predicted[0])
+        return ranked[len(ranked) // 2]
 
     def atoms_of(self, ensemble: "Ensemble", members: Sequence[int] | None = None) -> list[Array]:
         """Return the atoms that some members find in each unseen frame."""
@@ -242,50 +292,23 @@ class Story:
             raise Unreachable(f"HTTP {answer.status} from {url}", answer.data.decode()[:500], "")
         return answer.data
 
-    def _judge(self, found: Sequence[Array]) -> "Scores":
-        """Return the scores of atoms found in the first unseen frames."""
-        from manybeam.learn.scoring.scores import score_frames
+    def _answers(self, frames: "Sequence[LabelledFrame]") -> "list[Answered]":
+        from manybeam.cli.demo.comparison import answer_each
 
-        count = len(found)
-        truth = [self.unseen.truth(i) for i in range(count)]
-        sizes = [self.unseen.pixel_size_pm(i) for i in range(count)]
-        return score_frames(found, truth, sizes, None, [self.unseen.shape] * count)
+        return list(answer_each(self.zoo, self.facts["ref"], self.library, frames))
 
-    def _row(self, answer: str, found: Sequence[Array]) -> dict[str, Any]:
-        scores = self._judge(found)
-        return {
-            "answer": answer,
-            "f1": scores.f1,
-            "low": scores.f1_low,
-            "high": scores.f1_high,
-            "precision": scores.precision,
-            "recall": scores.recall,
-            "rmse_pm": scores.rmse_pm,
-        }
+    def _fresh(self, condition: "Condition") -> "list[LabelledFrame]":
+        """Simulate a few frames that nothing was trained, calibrated or measured on."""
+        from manybeam.data.simulation.simulate import simulate
+        from manybeam.jobs.test_sets import LabelledFrame
 
-    def _rivals(self, chosen: Sequence[int]) -> list[dict[str, Any]]:
-        """Return what each way to answer is worth on the unseen frames, the oracle last."""
-        from manybeam.learn.scoring.classical import detect
-
-        size = self.unseen.pixel_size_pm(0)
-        answers = [self.ensemble.predict(frame, size) for frame in self.unseen.frames()]
-        alone = [
-            self._row(f"member {m:02d}", [one.member_atoms[place] for one in answers])
-            for place, m in enumerate(self.ensemble.indices)
-        ]
-        classical = [detect(frame, size) for frame in self.unseen.frames()]
-        ranked = sorted(alone, key=lambda row: float(row["f1"]))
-        names = ", ".join(f"{m:02d}" for m in chosen)
-        return [
-            self._row("classical detector", classical),
-            {**ranked[0], "answer": f"worst ({ranked[0]['answer']})"},
-            self._row("ensemble, all members", [one.atoms for one in answers]),
-            self._row(f"selected ({names})", self.atoms_of(self.ensemble, chosen)),
-            {**ranked[-1], "answer": f"oracle ({ranked[-1]['answer']})"},
-        ]
+        made = simulate(condition, COMPARED_FRAMES, seed=COMPARED_SEED)
+        each = zip(made.frames_nyx, made.truth, made.pixel_size_pm, strict=True)
+        return [LabelledFrame(frame_yx, truth, float(size)) for frame_yx, truth, size in each]
 
     def _one_round(self) -> dict[str, Any]:
-        """Run the round and judge the members it touched, before and after, on unseen frames."""
+        """Run one round and score the members it changed, before and after, on unseen frames."""
+        from manybeam.cli.demo.comparison import score_row
         from manybeam.jobs.adapt import iterate
         from manybeam.learn.nets.ensemble import Ensemble
 
@@ -296,7 +319,7 @@ class Story:
         )
         after = [one for one in done.round.members if one.index in chosen]
         tuned = Ensemble(after if done.round.accepted else done.round.tuned or after)
-        verdict = "candidate" if done.round.accepted else "refused"
+        verdict = "accepted" if done.round.accepted else "refused"
         return {
             "why": done.round.why,
             "accepted": done.round.accepted,
@@ -304,7 +327,7 @@ class Story:
             "wall_s": done.round.wall_s,
             "members": chosen,
             "rows": [
-                self._row("before", self.atoms_of(self.ensemble, chosen)),
-                self._row(f"as tuned ({verdict})", self.atoms_of(tuned)),
+                score_row("before", self.atoms_of(self.ensemble, chosen), self.frames),
+                score_row(f"after ({verdict})", self.atoms_of(tuned), self.frames),
             ],
         }

@@ -1,0 +1,166 @@
+"""Frames of known truth answered in several ways: by all members, the selected ones, each member.
+
+The truth is used for scores only, never to choose who answers.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manybeam.jobs.test_sets import LabelledFrame
+
+if TYPE_CHECKING:
+    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.learn.scoring.scores import Scores
+    from manybeam.predictor.selection import Selection
+    from manybeam.spec import Condition, Library
+    from manybeam.zoo.registry import Zoo
+
+Array = np.ndarray[Any, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """One frame, answered by all members and by those selected for it.
+
+    Attributes:
+        frame: the frame and its truth.
+        everyone: the plain mean of all members.
+        selected: the answer of the selected members.
+        selection: who was selected, and why.
+    """
+
+    frame: LabelledFrame
+    everyone: "Prediction"
+    selected: "Prediction"
+    selection: "Selection"
+
+    @property
+    def predicted(self) -> tuple[float, float, float]:
+        """Predicted F1 of the selected answer, with both ends of its 90 % interval."""
+        known = self.selection.predicted(self.selected.members)
+        return (known.f1, known.low, known.high) if known else (float("nan"),) * 3
+
+
+def answer_each(
+    zoo: "Zoo", ref: str, library: "Library", frames: Iterable[LabelledFrame]
+) -> Iterator[Answered]:
+    """Answer each frame with all members, and with those selected for it.
+
+    Args:
+        zoo: where the version, its scores and its calibration set are kept.
+        ref: the version.
+        library: conditions and policies by id.
+        frames: frames with their truth.
+    """
+    from manybeam.data.io.frame import Frame
+    from manybeam.predictor.predictor import Predictor
+    from manybeam.predictor.question import Question
+    from manybeam.predictor.versions import ZooVersions
+
+    predictor = Predictor(ZooVersions(zoo), library)
+    for frame in frames:
+        seen, question = (
+            Frame(frame.frame_yx, frame.pixel_size_pm),
+            Question(ref, is_selecting=True),
+        )
+        answer = predictor.answer(seen, question)
+        assert answer.selection is not None  # noqa: S101 - the frame is large enough
+        yield Answered(frame, answer.whole, answer.prediction, answer.selection)
+
+
+def score(found: Sequence[Array], frames: Sequence[LabelledFrame]) -> "Scores":
+    """Return the scores of the atoms found in each frame."""
+    from manybeam.learn.scoring.scores import score_frames
+
+    truth, sizes = [one.truth for one in frames], [one.pixel_size_pm for one in frames]
+    shapes = [(one.frame_yx.shape[0], one.frame_yx.shape[1]) for one in frames]
+    return score_frames(found, truth, sizes, None, shapes)
+
+
+def score_row(answer: str, found: Sequence[Array], frames: Sequence[LabelledFrame]) -> Row:
+    """Return the scores of one way to answer as a row of a table."""
+    scores = score(found, frames)
+    return {
+        "answer": answer,
+        "f1": scores.f1,
+        "low": scores.f1_low,
+        "high": scores.f1_high,
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "rmse_pm": scores.rmse_pm,
+    }
+
+
+def condition_row(condition: "Condition", answers: Sequence[Answered], *, is_unseen: bool) -> Row:
+    """Return the F1 of all members, of the selected ones and of the best one on a condition.
+
+    The best member is known from the truth alone: it is what a perfect choice of one member for
+    the whole condition reaches. Predicted F1 and its interval are means over the frames.
+    """
+    frames = [one.frame for one in answers]
+    alone = {
+        member: score([one.everyone.member_atoms[place] for one in answers], frames).f1
+        for place, member in enumerate(answers[0].everyone.members)
+    }
+    best = max(alone, key=lambda member: alone[member])
+    predicted = np.array([one.predicted for one in answers])
+    reached = np.array([score([one.selected.atoms], [one.frame]).f1 for one in answers])
+    return {
+        "condition": condition.id,
+        "title": condition.title,
+        "is_unseen": is_unseen,
+        "frames": len(frames),
+        "in_interval": int(((predicted[:, 1] <= reached) & (reached <= predicted[:, 2])).sum()),
+        "everyone": score([one.everyone.atoms for one in answers], frames).f1,
+        "selected": score([one.selected.atoms for one in answers], frames).f1,
+        "best": alone[best],
+        "best_member": best,
+        "predicted_f1": float(predicted[:, 0].mean()),
+        "low": float(predicted[:, 1].mean()),
+        "high": float(predicted[:, 2].mean()),
+    }
+
+
+def ways_to_answer(answers: Sequence[Answered]) -> list[Row]:
+    """Return the scores of each way to answer, the best member last."""
+    from manybeam.learn.scoring.classical import detect
+
+    frames = [one.frame for one in answers]
+    alone = [
+        score_row(f"member {m:02d}", [one.everyone.member_atoms[place] for one in answers], frames)
+        for place, m in enumerate(answers[0].everyone.members)
+    ]
+    classical = [detect(one.frame_yx, one.pixel_size_pm) for one in frames]
+    ranked = sorted(alone, key=lambda row: float(row["f1"]))
+    return [
+        score_row("classical detector", classical, frames),
+        {**ranked[0], "answer": f"worst member ({ranked[0]['answer']})"},
+        score_row("all members", [one.everyone.atoms for one in answers], frames),
+        score_row("selected members", [one.selected.atoms for one in answers], frames),
+        {**ranked[-1], "answer": f"best member ({ranked[-1]['answer']})"},
+    ]
+
+
+def in_words(verdict: str) -> str:
+    """Return a verdict as it is shown to people.
+
+    Example:
+        >>> in_words("out-of-distribution")
+        'out of distribution'
+    """
+    return verdict.replace("-", " ")
+
+
+def member_names(members: Sequence[int]) -> str:
+    """Return members as they are shown to people.
+
+    Example:
+        >>> member_names([4, 5])
+        'members 04, 05'
+    """
+    names = ", ".join(f"{member:02d}" for member in members)
+    return f"member {names}" if len(members) == 1 else f"members {names}"
