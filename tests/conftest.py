@@ -41,7 +41,7 @@ STACKS: dict[str, tuple[str, ...]] = {
     "cluster": ("cluster",),
     "facility": ("s3", "postgres"),
     "browser": ("browser",),
-    "rehearsed": (),
+    "rehearsed": ("slow",),
     "frail_s3": ("s3",),
     "s3_server": ("s3",),
     "postgres_server": ("postgres",),

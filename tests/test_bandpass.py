@@ -82,10 +82,12 @@ def test_frames_of_any_gain_and_size_keep_their_sides(sides: tuple[int, int]) ->
     assert network(torch.zeros(1, 1, *sides)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_it_finds_the_atoms_of_frames_it_has_not_seen(fitted: Any) -> None:
     assert f1([fitted], labelled("graphene-nominal", 4, seed=3)) > 0.97
 
 
+@pytest.mark.slow
 def test_the_seed_draws_the_frames_that_are_looked_at() -> None:
     frames = labelled("graphene-nominal", 50, seed=4, side=48)
     plans = [PLAN.model_copy(update={"seed": seed}) for seed in (1, 1, 2)]
@@ -118,6 +120,7 @@ def test_members_of_one_seed_and_policy_may_differ_in_their_network() -> None:
         recipe(members=(PLAN.model_copy(update={"network": Network(classes=2)}),))
 
 
+@pytest.mark.slow
 def test_a_job_trains_one_and_fits_the_other_and_the_zoo_keeps_both(
     tmp_path: Path, use_settings: Callable[[dict[str, str]], Any], embedded: Zoo
 ) -> None:

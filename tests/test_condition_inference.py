@@ -10,6 +10,8 @@ from manybeam.learn.analysis.regress import fit, standardised
 from manybeam.learn.analysis.summaries import summaries
 from manybeam.spec import Condition, Policy, Range
 
+pytestmark = pytest.mark.slow
+
 GRAPHENE = {"structure": "graphene"}
 WIDE = Policy.model_validate(
     {

@@ -48,7 +48,7 @@ from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.lineage import lineage
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 TAKEN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCORES = [
