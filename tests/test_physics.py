@@ -48,7 +48,9 @@ def test_a_usual_condition_and_one_that_says_nothing_are_not_doubted():
             r"Nyquist limit of 40\.5 pm",
             id="pixel above Nyquist",
         ),
-        pytest.param({"dose_e_per_a2": 1e6}, r"1e\+06 is not what .* make: 2\.34e\+05", id="dose"),
+        pytest.param(
+            {"dose_e_per_a2": 1e6}, r"1e\+06 contradicts .* which make 2\.34e\+05", id="dose"
+        ),
         pytest.param({"optics": {"beam_kv": 120}}, "beam_kv 120 is above 86 kV", id="knock-on"),
         pytest.param({"optics": {"defocus_nm": -40}}, r"defocus_nm -40 is 7\.4 depths", id="focus"),
         pytest.param(

@@ -332,8 +332,8 @@ def test_thinned_sites_lose_their_share() -> None:
     ("name", "text", "kind", "says"),
     [
         pytest.param("none.cif", None, NotFound, "no structure file", id="missing"),
-        pytest.param("bad.cif", "not a cif", UnreadableFile, "no structure file", id="junk"),
-        pytest.param("empty.cif", "", UnreadableFile, "no structure file", id="empty"),
+        pytest.param("bad.cif", "not a cif", UnreadableFile, "is not a structure file", id="junk"),
+        pytest.param("empty.cif", "", UnreadableFile, "is not a structure file", id="empty"),
         pytest.param("a.xyz", "1\n\nAu 0 0 0\n", InvalidInput, "no cell", id="no-cell"),
         pytest.param("a.cif", STO + WHOLE + "O2 O 0.01 0 0 1\n", InvalidInput, "apart", id="clash"),
     ],
