@@ -103,7 +103,6 @@ def test_frames_are_answered_by_all_members_and_by_those_selected(rehearsed_zoo:
         LabelledFrame(frame, truth, 16.0)
         for frame, truth in zip(made.frames_nyx, made.truth, strict=True)
     ]
-    ensemble = rehearsed_zoo.ensemble("graphene@2")
     answers = list(answer_each(rehearsed_zoo, "graphene@2", LIBRARY, frames))
     row, ways = condition_row(condition, answers, is_unseen=True), ways_to_answer(answers)
     assert answers[0].everyone.members == (0, 1, 2)
