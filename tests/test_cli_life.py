@@ -65,7 +65,7 @@ def test_a_refused_promotion_is_exit_6_and_names_the_conditions(told: Told, home
 
 def test_a_promotion_tells_what_served_before_and_how_to_go_back(told: Told, home: Zoo) -> None:
     code, rows, err = told("promote", "graphene@3")
-    assert (code, {row["verdict"] for row in rows}) == (0, {"passes"})
+    assert (code, {row["verdict"] for row in rows}) == (0, {"accepts"})
     assert "graphene@3 is now serving, before it graphene@2" in err
     assert "to undo: manybeam zoo rollback graphene\n" in err
     assert told("rollback", "graphene")[0] == 0

@@ -53,7 +53,7 @@ def test_show_tells_who_signed_what_was_imported_and_that_it_is_not_trusted_here
     key = signed.signature.partition(":")[0]
     assert "guest@1 is not signed: it was imported" in told
     assert (
-        f"original graphene@1, with the same weights, was signed by the key {key}, which is not"
+        f"source version graphene@1, with the same weights, was signed by the key {key}, which is not"
         in (" ".join(told.split()))
     )
 
