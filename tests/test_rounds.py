@@ -83,7 +83,7 @@ def round_on(ensemble: Ensemble, made: Simulated, held_out: dict[str, Simulated]
 
 
 class Memory(dict):
-    """A keeper that holds steps in this process."""
+    """A store that holds steps in this process."""
 
     put = dict.__setitem__
 
@@ -123,19 +123,19 @@ def test_the_adapted_member_names_the_new_frames_it_was_trained_for(drifted, ens
     assert twin_round.inferred.policy.state.contamination.low > BROAD.state.contamination.low
 
 
-@pytest.mark.parametrize("teacher", ["twin", "pseudo", "both"])
+@pytest.mark.parametrize("labels", ["twin", "pseudo", "both"])
 def test_a_second_round_on_other_frames_trains_on_those_and_not_on_the_old_ones(
-    teacher, ensemble, drifted, held_out
+    labels, ensemble, drifted, held_out
 ):
     other = simulate(DIRTY, 2, seed=601, shape=(96, 96))
-    always = {"teacher": teacher, "steps": 2}
+    always = {"labels": labels, "steps": 2}
     first, second = (_tuned(ensemble, made, held_out, **always) for made in (drifted, other))
     assert first.data_digest != second.data_digest
     assert _differ(first, second)
 
 
 def test_a_round_done_again_on_the_same_frames_gives_equal_weights(ensemble, drifted, held_out):
-    always = {"teacher": "pseudo", "steps": 2}
+    always = {"labels": "pseudo", "steps": 2}
     first, again = (_tuned(ensemble, drifted, held_out, **always) for _ in range(2))
     assert first.data_digest == again.data_digest
     assert not _differ(first, again)
@@ -159,7 +159,7 @@ def test_a_tuning_that_destroys_the_member_is_refused_and_its_weights_kept(
         update={"training": RECIPE.training.model_copy(update={"learning_rate": 1.0})}
     )
     reckless = Ensemble([dataclasses.replace(one, recipe=wild) for one in ensemble.members])
-    found = round_on(reckless, drifted, held_out, teacher="pseudo", steps=10)
+    found = round_on(reckless, drifted, held_out, labels="pseudo", steps=10)
     assert "parent kept" in found.why or "not tuned" in found.why
     assert _trained(found.members[0]).keys() == _trained(reckless.members[0]).keys()
     assert not _differ_in(found.members[0], reckless.members[0], _trained(found.members[0]))
@@ -176,7 +176,7 @@ def _differ_in(one: Member, two: Member, names) -> bool:
 
 def test_a_round_on_frames_the_members_know_already_is_refused(ensemble, held_out):
     known = simulate(NOMINAL, 2, seed=700, shape=(96, 96))
-    found = round_on(ensemble, known, held_out, teacher="pseudo", max_regression=0.0)
+    found = round_on(ensemble, known, held_out, labels="pseudo", max_regression=0.0)
     assert not found.accepted
     assert found.members == ensemble.members
 
@@ -270,7 +270,7 @@ def test_the_gate(after, word):
         pytest.param({"frames_nyx": np.zeros((96, 96))}, "shape", id="one bare frame"),
         pytest.param({"frames_nyx": np.ones((2, 96, 96))}, "0, 1 is constant", id="empty frames"),
         pytest.param({"rounds": 0}, "0 rounds", id="no round"),
-        pytest.param({"teacher": "oracle"}, "twin, pseudo, both", id="unknown teacher"),
+        pytest.param({"labels": "oracle"}, "twin, pseudo, both", id="unknown labels"),
         pytest.param(
             {"held_out": {"a": Simulated(np.empty((0, 9, 9)), [], np.empty(0))}},
             "held-out",
@@ -292,10 +292,10 @@ def test_frames_of_several_conditions_are_refused_and_named(ensemble, drifted, h
         round_on(ensemble, made, held_out)
 
 
-@pytest.mark.parametrize(("teacher", "grain"), [("twin", 0), ("twin", 1.5), ("pseudo", 0)], ids=str)
-def test_pure_noise_is_never_accepted(teacher, grain, ensemble, held_out):
+@pytest.mark.parametrize(("labels", "grain"), [("twin", 0), ("twin", 1.5), ("pseudo", 0)], ids=str)
+def test_pure_noise_is_never_accepted(labels, grain, ensemble, held_out):
     with contextlib.suppress(InvalidInput):  # members that agree on nothing there teach nothing
-        found = round_on(ensemble, noise(grain), held_out, teacher=teacher, steps=40)
+        found = round_on(ensemble, noise(grain), held_out, labels=labels, steps=40)
         assert not found.accepted, found.why
         assert found.members == ensemble.members
 
@@ -344,7 +344,7 @@ def test_beside_its_parent_an_adapted_member_is_one_more(ensemble, drifted, held
 
 def test_a_finished_step_is_taken_from_what_was_kept(ensemble, drifted, held_out):
     kept = Memory()
-    both = {"teacher": "pseudo", "steps": 2, "members": (0, 1), "keeper": kept}
+    both = {"labels": "pseudo", "steps": 2, "members": (0, 1), "step_store": kept}
     whole = round_on(ensemble, drifted, held_out, **both)
     assert sorted(kept) == ["round-01-member-00", "round-01-member-01"]
     del kept["round-01-member-01"]
@@ -377,7 +377,7 @@ def test_an_accepted_round_is_registered_as_a_candidate_and_the_serving_version_
     zoo.register("graphene", ensemble.members, job={}, alias="serving", scores=scores)
     frames = FrameSet.create(str(tmp_path / "new.zarr"), DIRTY, shape=(96, 96))
     frames.append(drifted.frames_nyx, None, 20.0)
-    asked = {"members": [0], "teacher": "pseudo", "steps": 40, "max_regression": 0.2}
+    asked = {"members": [0], "labels": "pseudo", "steps": 40, "max_regression": 0.2}
     outcome = iterate(zoo, "graphene", frames.url, BROAD, library, **asked)
     assert outcome.record is not None, outcome.round.why
     assert outcome.record.aliases == ("candidate",)

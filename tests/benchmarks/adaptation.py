@@ -148,7 +148,7 @@ def _adapted(
             held_out=held,
             policies=library.policies,
             members=[member],
-            teacher=teacher,
+            labels=teacher,
             beside=beside,
             seed=repetition,
         )

@@ -134,7 +134,7 @@ def iterate(
         held_out=held_out,
         policies=library.policies,
         members=members,
-        teacher=labels,
+        labels=labels,
         steps=steps,
         rounds=rounds,
         beside=beside,

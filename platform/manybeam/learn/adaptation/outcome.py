@@ -26,7 +26,7 @@ class Adaptation:
         steps: what happened to each member, round by round.
         tuned: the fine-tuned members of the first round, also those that the gate refused.
         frames_digest: digest of the unlabelled frames; those of adapted members depend on it.
-        inferred: the condition inferred, for the teachers `twin` and `both`.
+        inferred: the condition inferred, for labels `twin` and `both`.
         wall_s: time it took, in seconds.
         why: the reasons of all decisions, as text.
     """

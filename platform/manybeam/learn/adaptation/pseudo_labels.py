@@ -93,7 +93,7 @@ def pseudo_labelled_tiles(
         raise InvalidInput(
             "the members agree on no atom of these frames",
             f"pseudo-labels need atoms with votes of at least {SURE_VOTES:g}",
-            "choose the teacher 'twin', which needs no agreement",
+            "choose labels 'twin', which need no agreement",
         )
     old = _weighted(simulated_tiles(known, spec, count=len(new[0]), seed=seed))
     return _joined([new, old], frames_digest)

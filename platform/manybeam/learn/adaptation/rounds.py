@@ -66,7 +66,7 @@ def adapt(
     held_out: Mapping[str, Simulated],
     policies: Mapping[str, Policy] | None = None,
     members: Sequence[int] | None = None,
-    teacher: LabelSource = "twin",
+    labels: LabelSource = "twin",
     steps: int = 100,
     rounds: int = 1,
     beside: bool = False,
@@ -88,7 +88,7 @@ def adapt(
         policies: the policies that members were trained on, by id. Half of the tiles are drawn
             from the member's policy, so that it does not forget; from `imaging` if it is missing.
         members: indices of the members to adapt; all if left out.
-        teacher: where labels come from. `twin` simulates labelled frames under the inferred
+        labels: where labels come from. `twin` simulates labelled frames under the inferred
             condition, `pseudo` uses what the members agree on, `both` takes half of each.
         steps: optimiser steps for each member and round.
         rounds: largest number of rounds; each continues with the members that the last accepted.
@@ -101,19 +101,19 @@ def adapt(
 
     Raises:
         InvalidInput: no frames or frames of several conditions, no held-out truth, an unknown
-            teacher, or with `pseudo` members that agree on nothing.
+            source of labels, or with `pseudo` members that agree on nothing.
         InvalidFrame: constant frames.
     """
     start = time.perf_counter()
-    _check(frames_nyx, held_out, teacher, rounds)
+    _check(frames_nyx, held_out, labels, rounds)
     check_one_condition(frames_nyx, pixel_size_pm, imaging)
     inferred = None
-    if teacher != "pseudo":
+    if labels != "pseudo":
         inferred = infer(frames_nyx, pixel_size_pm, imaging, seed=seed, draws=draws)
     among = ensemble if beside else None
     acceptance = AcceptanceGate(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed, among)
     adaptation = _Rounds(
-        ensemble, acceptance, policies or {}, teacher, steps, max_regression, step_store
+        ensemble, acceptance, policies or {}, labels, steps, max_regression, step_store
     )
     chosen = ensemble.subset(members) if members is not None else ensemble
     history = [adaptation.round(1, chosen.members, {})]
@@ -147,13 +147,13 @@ class _Rounds:
         ensemble: Ensemble,
         acceptance: AcceptanceGate,
         policies: Mapping[str, Policy],
-        teacher: LabelSource,
+        labels: LabelSource,
         steps: int,
         max_regression: float,
         step_store: StepStore | None,
     ) -> None:
         self.ensemble, self.acceptance, self.policies = ensemble, acceptance, policies
-        self.teacher, self.steps, self.max_regression = teacher, steps, max_regression
+        self.labels, self.steps, self.max_regression = labels, steps, max_regression
         self.step_store = step_store
         self.digest = frames_digest(acceptance.frames_nyx, acceptance.pixel_size_pm)
         self.seen: dict[TileSpec, Seen] = {}
@@ -162,7 +162,7 @@ class _Rounds:
         self, number: int, starts: Sequence[Member], assessments: Mapping[int, Assessment]
     ) -> list[Attempt]:
         """Return the attempt of each member in one round."""
-        if self.teacher != "twin":
+        if self.labels != "twin":
             now = {one.index: one for one in starts}
             asked = Ensemble([now.get(one.index, one) for one in self.ensemble.members])
             for spec in {one.recipe.tiles for one in starts}:
@@ -232,7 +232,7 @@ class _Rounds:
         inferred = self.acceptance.inferred
         if inferred is None:
             return pseudo_labelled_tiles(self.digest, self.seen[spec], known, spec, seed=seed)
-        if self.teacher == "twin":
+        if self.labels == "twin":
             return twin_tiles(self.digest, inferred.policy, known, spec, count=NEW_TILES, seed=seed)
         return mixed_tiles(
             self.digest, inferred.policy, self.seen[spec], known, spec, count=NEW_TILES, seed=seed
@@ -249,7 +249,7 @@ def _gain(before: Assessment, after: Assessment | None) -> str:
 
 
 def _check(
-    frames_nyx: np.ndarray, held_out: Mapping[str, Simulated], teacher: str, rounds: int
+    frames_nyx: np.ndarray, held_out: Mapping[str, Simulated], labels: str, rounds: int
 ) -> None:
     if frames_nyx.ndim != 3 or not len(frames_nyx):
         raise InvalidInput(
@@ -263,9 +263,9 @@ def _check(
             "the gate needs simulated frames that no member was trained on",
             "simulate a few for each condition the ensemble is measured on",
         )
-    if teacher not in LABEL_SOURCES:
+    if labels not in LABEL_SOURCES:
         raise InvalidInput(
-            f"teacher {teacher!r} is not known", f"one of {', '.join(LABEL_SOURCES)}", ""
+            f"labels: {labels!r} is unknown", f"one of {', '.join(LABEL_SOURCES)}", ""
         )
     if rounds < 1:
         raise InvalidInput(f"{rounds} rounds", "at least one", "")
