@@ -26,6 +26,7 @@ BREAKS = [
     pytest.param("zoo/matrix.py", "import manybeam.predictor", "layers point", id="predictor"),
     pytest.param("learn/nets/atoms.py", "import sqlalchemy", "science knows no", id="sql"),
     pytest.param("zoo/records.py", "import sqlalchemy", "only db speaks SQL", id="sql-zoo"),
+    pytest.param("zoo/records.py", "import sqlite3", "only db speaks SQL", id="sqlite"),
     pytest.param("web/api.py", "import alembic", "only db speaks SQL", id="migrations"),
     pytest.param("db/audit.py", "import manybeam.data.store", "layers point", id="db-data"),
     pytest.param(

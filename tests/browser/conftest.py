@@ -183,7 +183,6 @@ def server(make_home: Callable[[], Path]) -> Iterator[Server]:
 def fill_catalogue() -> Callable[[Path, int], None]:
     """Write a catalogue of many members, as a refresh leaves it when it has read them."""
     from manybeam.zoo.catalogue import Catalogue
-    from manybeam.zoo.catalogue.file import set_fact
     from manybeam.zoo.records import MemberRecord, Record, VersionEntry
     from manybeam.zoo.registry import Zoo
 
@@ -214,7 +213,7 @@ def fill_catalogue() -> Callable[[Path, int], None]:
         catalogue = Catalogue(zoo, home / "cache" / "catalogue.db", LIBRARY)
         catalogue._write(versions(count))
         now = datetime.now(UTC).isoformat()
-        catalogue._file.write(lambda db: set_fact(db, "as_of", now))
+        catalogue._file.write(lambda db: db.set_fact("as_of", now))
 
     return fill
 

@@ -6,7 +6,6 @@ Axis letters: r row asked for, p place of a condition; s every row of the catalo
 import fnmatch
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy import ndarray
 
+from manybeam.db.catalogue_file import FRAMES, SCORER, TAKEN, CatalogueReader
 from manybeam.spec import Condition
 from manybeam.zoo.catalogue.conditions import KnownConditions
-from manybeam.zoo.catalogue.file import FRAMES, SCORER, TAKEN
 from manybeam.zoo.catalogue.rows import (
     ConditionRow,
     Coverage,
@@ -35,7 +34,7 @@ from manybeam.zoo.matrix import ENSEMBLE
 class Answers:
     """One state of the catalogue, open for reading, and the library that explains it."""
 
-    db: sqlite3.Connection
+    db: CatalogueReader
     table: Table
     known: KnownConditions
 
@@ -142,7 +141,7 @@ class Answers:
             table.strips_sp(self.db, name, rows)[:, places]
             for name in (FRAMES, SCORER, f"{score}_low", f"{score}_high")
         )
-        scorers = dict(self.db.execute("SELECT id, name FROM scorer"))
+        scorers = self.db.scorers()
         current, is_one = _places(table.current), len(asked) == 1
         return [
             Row(

@@ -7,7 +7,6 @@ that is.
 
 import hashlib
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,22 +15,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from manybeam.db.catalogue_file import (
+    CatalogueFile,
+    CatalogueReader,
+    CatalogueWriter,
+    Place,
+    VersionRows,
+)
 from manybeam.errors import Corrupt, NotAllowed, NotFound
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.zoo.catalogue.answers import Answers
 from manybeam.zoo.catalogue.conditions import KnownConditions
-from manybeam.zoo.catalogue.file import (
-    CatalogueFile,
-    Place,
-    VersionRows,
-    drop_versions,
-    fact,
-    forget,
-    known_states,
-    set_fact,
-    write_versions,
-)
 from manybeam.zoo.catalogue.rows import (
     STATUSES,
     Bounds,
@@ -96,7 +91,7 @@ class Catalogue:
         with self._refreshing:
             started, now = time.perf_counter(), datetime.now(UTC)
             self._known = self._known.renewed()
-            known, library = self._read(lambda db: (known_states(db), fact(db, "library")))
+            known, library = self._read(lambda db: (db.known_states(), db.fact("library")))
             is_read_anew = library != self._measure
             entries = {one.place: one for one in self._zoo.listing()}
             changed = [
@@ -120,13 +115,13 @@ class Catalogue:
     @property
     def as_of(self) -> datetime | None:
         """When MLflow last confirmed all this, in UTC; None before the first refresh."""
-        found = self._read(lambda db: fact(db, "as_of"))
+        found = self._read(lambda db: db.fact("as_of"))
         return datetime.fromisoformat(found) if found else None
 
     @property
     def state(self) -> str:
         """A word that changes whenever an answer may; "" for an empty catalogue."""
-        return self._read(lambda db: fact(db, "state"))
+        return self._read(lambda db: db.fact("state"))
 
     def find(self, query: Query = _ALL) -> Page:
         """Return one page of the ensembles or members asked for, in the order asked for."""
@@ -177,8 +172,7 @@ class Catalogue:
 
     def score_names(self) -> tuple[str, ...]:
         """Return the names of all scores that anything has, in alphabetical order."""
-        names = self._read(lambda db: db.execute("SELECT name FROM score").fetchall())
-        return tuple(sorted(name for (name,) in names if not name.startswith(":")))
+        return tuple(self._read(lambda db: db.score_names()))
 
     @property
     def _measure(self) -> str:
@@ -208,14 +202,14 @@ class Catalogue:
     ) -> list[Place]:
         """Write some versions in one transaction; `as_of` says that they are the last ones."""
 
-        def write(db: sqlite3.Connection) -> list[Place]:
-            written = write_versions(db, versions, known)
-            now = known_states(db)
-            drop_versions(db, [place for place in gone if now.get(place) == known[place]])
-            set_fact(db, "zoo", self._address)
+        def write(db: CatalogueWriter) -> list[Place]:
+            written = db.write_versions(versions, known)
+            now = db.known_states()
+            db.drop_versions([place for place in gone if now.get(place) == known[place]])
+            db.set_fact("zoo", self._address)
             if as_of is not None:
-                set_fact(db, "as_of", max(fact(db, "as_of"), as_of.isoformat()))
-                set_fact(db, "library", self._measure)
+                db.set_fact("as_of", max(db.fact("as_of"), as_of.isoformat()))
+                db.set_fact("library", self._measure)
             return written
 
         return self._file.write(write)
@@ -224,23 +218,23 @@ class Catalogue:
         self, versions: Iterable[tuple[VersionEntry, Record, Sequence[Score]]]
     ) -> list[Place]:
         """Write versions that were read already."""
-        known = self._read(known_states)
+        known = self._read(lambda db: db.known_states())
         return self._take_over([rows_of(*one, self._known.words) for one in versions], known)
 
-    def _read(self, action: Callable[[sqlite3.Connection], T]) -> T:
+    def _read(self, action: Callable[[CatalogueReader], T]) -> T:
         """Return what an action reads of this zoo; what another with the same home left is gone."""
         found = self._file.read(
-            lambda db: (action(db),) if fact(db, "zoo") in ("", self._address) else ()
+            lambda db: (action(db),) if db.fact("zoo") in ("", self._address) else ()
         )
         if not found:
-            self._file.write(forget)
+            self._file.write(lambda db: db.forget())
             return self._file.read(action)
         return found[0]
 
-    def _answers(self, db: sqlite3.Connection) -> Answers:
+    def _answers(self, db: CatalogueReader) -> Answers:
         """Return what answers for this state; its rows are read once a state."""
         kept = self._kept
-        if kept is None or kept.state != fact(db, "state"):
+        if kept is None or kept.state != db.fact("state"):
             self._kept = kept = Table(db, self._known.choose)
         return Answers(db, kept, self._known)
 

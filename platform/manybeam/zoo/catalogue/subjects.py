@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from manybeam.zoo.catalogue.file import FRAMES, TAKEN, SubjectRows, VersionRows
+from manybeam.db.catalogue_file import FRAMES, TAKEN, SubjectRows, VersionRows
 from manybeam.zoo.catalogue.words import words_of
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.records import ALIASES, MemberRecord, Record, VersionEntry

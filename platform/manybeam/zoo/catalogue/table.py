@@ -4,14 +4,13 @@ Axis letters: s subject (a row: an ensemble's version or a member), p place of a
 strips.
 """
 
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
 
-from manybeam.zoo.catalogue.file import TAKEN, fact
+from manybeam.db.catalogue_file import TAKEN, CatalogueReader
 from manybeam.zoo.catalogue.rows import FACETS, Facet, Query
 from manybeam.zoo.catalogue.words import query_of
 from manybeam.zoo.matrix import ENSEMBLE, less_is_better
@@ -73,15 +72,9 @@ class Table:
             returns the one that is current.
     """
 
-    def __init__(self, db: sqlite3.Connection, choose: Callable[[str, list[str]], str]) -> None:
-        self.state = fact(db, "state")
-        rows = db.execute(
-            "SELECT s.id, s.member, s.recipes, s.networks, s.policies, "
-            "v.name, v.number, v.status, v.aliases, v.created "
-            "FROM subject s JOIN version v ON v.id = s.version_id "
-            "ORDER BY v.name, v.number DESC, s.member"
-        ).fetchall()
-        columns = list(zip(*rows, strict=True)) or [()] * 10
+    def __init__(self, db: CatalogueReader, choose: Callable[[str, list[str]], str]) -> None:
+        self.state = db.fact("state")
+        columns = list(zip(*db.rows(), strict=True)) or [()] * 10
         self.ids_s = np.array(columns[0], dtype=np.int64)
         self.members_s = np.array(columns[1], dtype=np.int64)
         self.names, self.versions, self.aliases = columns[5], columns[6], columns[8]
@@ -90,8 +83,7 @@ class Table:
         texts = (columns[5], columns[7], columns[3], columns[2], columns[4])
         self.facets = {name: Column.of(text) for name, text in zip(FACETS, texts, strict=True)}
         self._cells: dict[str, ndarray] = {}
-        found = db.execute("SELECT name, digest, place FROM condition ORDER BY place")
-        keys = [Measured(*key) for key in found]
+        keys = [Measured(*key) for key in db.conditions()]
         self._width = len(keys)
         taken_sp = self.cells_sp(db, TAKEN)
         self.conditions = [key for key in keys if not np.isnan(taken_sp[:, key.place]).all()]
@@ -101,7 +93,7 @@ class Table:
         """Return the number of rows."""
         return len(self.ids_s)
 
-    def cells_sp(self, db: sqlite3.Connection, score: str) -> ndarray:
+    def cells_sp(self, db: CatalogueReader, score: str) -> ndarray:
         """Return one score of every row at every place, NaN where it was not measured."""
         found = self._cells.get(score)
         if found is None:
@@ -109,29 +101,22 @@ class Table:
             self._cells = {**dict(list(self._cells.items())[1 - _CELLS_KEPT :]), score: found}
         return found
 
-    def strips_sp(self, db: sqlite3.Connection, score: str, rows: ndarray | None = None) -> ndarray:
+    def strips_sp(self, db: CatalogueReader, score: str, rows: ndarray | None = None) -> ndarray:
         """Read the strips of one score, of some rows or of all."""
         ids = self.ids_s if rows is None else self.ids_s[rows]
-        question = (
-            "SELECT subject_id, cells FROM strip WHERE score_id = "
-            "(SELECT id FROM score WHERE name = ?)"
-        )
-        if rows is None:
-            return _unpacked(db.execute(question, (score,)).fetchall(), ids, self._width)
-        marks = ", ".join("?" * len(ids))
-        found = db.execute(f"{question} AND subject_id IN ({marks})", (score, *ids.tolist()))
-        return _unpacked(found.fetchall(), ids, self._width)
+        found = db.strips(score, None if rows is None else ids.tolist())
+        return _unpacked(found, ids, self._width)
 
     def of_kind(self, kind: str) -> ndarray:
         """Tell which rows are ensembles, or members."""
         return np.asarray((self.members_s == ENSEMBLE) == (kind == "ensembles"))
 
-    def is_asked(self, db: sqlite3.Connection, query: Query) -> ndarray:
+    def is_asked(self, db: CatalogueReader, query: Query) -> ndarray:
         """Tell which rows pass every filter but those on conditions."""
         passed = [self._said(db, query), *self._passed(query).values()]
         return np.asarray(np.logical_and.reduce(passed))
 
-    def facet_values(self, db: sqlite3.Connection, query: Query) -> dict[str, list[Facet]]:
+    def facet_values(self, db: CatalogueReader, query: Query) -> dict[str, list[Facet]]:
         """Return each facet's values with counts under all other filters, commonest first."""
         said_s, passed = self._said(db, query), self._passed(query)
         found = {}
@@ -152,13 +137,12 @@ class Table:
         key = -by if is_reverse else by
         return np.asarray(rows[np.lexsort((key, np.isnan(key)))])
 
-    def _said(self, db: sqlite3.Connection, query: Query) -> ndarray:
+    def _said(self, db: CatalogueReader, query: Query) -> ndarray:
         """Tell which rows are of the kind and hold every word asked for."""
         is_in_s, words = self.of_kind(query.kind), query_of(query.text)
         if not words:
             return is_in_s
-        found = db.execute("SELECT rowid FROM said WHERE said MATCH ?", (words,)).fetchall()
-        return is_in_s & np.isin(self.ids_s, np.array(found, dtype=np.int64).ravel())
+        return is_in_s & np.isin(self.ids_s, np.array(db.holding(words), dtype=np.int64))
 
     def _passed(self, query: Query) -> dict[str, ndarray]:
         chosen = {name: query.chosen(name) for name in self.facets}

@@ -1,4 +1,7 @@
-"""The catalogue's file: one SQLite database on this machine that may be thrown away at any time.
+"""The searchable copy of the zoo: a SQLite file on each machine, thrown away at any time.
+
+It is not a part of the database: it answers while the database is down, it depends on the library
+and the keys of its machine, and nobody backs it up.
 
 A strip is all one row's values of one score, one float64 for each condition (NaN: not measured),
 so that a column of 10,000 rows is read in one go. Conditions get their place in the strips when
@@ -14,11 +17,11 @@ import re
 import sqlite3
 import uuid
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from manybeam.errors import WriteFailed
 
@@ -95,17 +98,17 @@ class CatalogueFile:
 
     path: Path
 
-    def read(self, action: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, action: Callable[["CatalogueReader"], T]) -> T:
         """Return what an action reads; it sees one state, whoever writes meanwhile."""
-        return self._do("BEGIN", action)
+        return self._do("BEGIN", lambda db: action(CatalogueReader(db)))
 
-    def write(self, action: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, action: Callable[["CatalogueWriter"], T]) -> T:
         """Run an action that writes: all of it counts, or nothing.
 
         Raises:
             WriteFailed: the disk is full, or another process has kept the file for 20 s.
         """
-        return self._do("BEGIN IMMEDIATE", action)
+        return self._do("BEGIN IMMEDIATE", lambda db: action(CatalogueWriter(db)))
 
     def _do(self, begin: str, action: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -166,75 +169,137 @@ class CatalogueFile:
             os.close(lock)
 
 
-def fact(db: sqlite3.Connection, name: str) -> str:
-    """Return one fact about the catalogue; "" if it is not known."""
-    found = db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
-    return str(found[0]) if found else ""
+class CatalogueReader:
+    """What a catalogue holds, in one state of it; `CatalogueFile.read` gives one.
 
-
-def set_fact(db: sqlite3.Connection, name: str, value: str) -> None:
-    """Keep one fact about the catalogue."""
-    db.execute("INSERT OR REPLACE INTO fact VALUES(?, ?)", (name, value))
-
-
-def known_states(db: sqlite3.Connection) -> dict[Place, str]:
-    """Return the state of every version as it was when it was last read."""
-    found = db.execute("SELECT name, number, state FROM version")
-    return {(name, number): state for name, number, state in found}
-
-
-def write_versions(
-    db: sqlite3.Connection, versions: Iterable[VersionRows], known: Mapping[Place, str]
-) -> list[Place]:
-    """Write versions and return those written.
-
-    One that another process wrote since `known` was read is left as it is: what that process
-    read is as new as ours, or newer.
+    Args:
+        db: the open file.
     """
-    now = known_states(db)
-    fresh = [one for one in versions if now.get(one.place) == known.get(one.place)]
-    drop_versions(db, [one.place for one in fresh])
-    writer = _Writer(db)
-    for one in fresh:
-        writer.write(one)
-    if fresh:
-        set_fact(db, "state", uuid.uuid4().hex)
-    return [one.place for one in fresh]
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def fact(self, name: str) -> str:
+        """Return one fact about the catalogue; "" if it is not known."""
+        found = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        return str(found[0]) if found else ""
+
+    def known_states(self) -> dict[Place, str]:
+        """Return the state of every version as it was when it was last read."""
+        found = self._db.execute("SELECT name, number, state FROM version")
+        return {(name, number): state for name, number, state in found}
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return every row, by name, newest version first, the ensemble before its members.
+
+        Of each: number, member, recipes, networks, policies; then name, number, status, aliases and
+        time of creation of its version.
+        """
+        return self._db.execute(
+            "SELECT s.id, s.member, s.recipes, s.networks, s.policies, "
+            "v.name, v.number, v.status, v.aliases, v.created "
+            "FROM subject s JOIN version v ON v.id = s.version_id "
+            "ORDER BY v.name, v.number DESC, s.member"
+        ).fetchall()
+
+    def conditions(self) -> list[tuple[str, str, int]]:
+        """Return id, digest and place in the strips of every condition, by place."""
+        return self._db.execute(
+            "SELECT name, digest, place FROM condition ORDER BY place"
+        ).fetchall()
+
+    def strips(self, score: str, rows: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
+        """Return the number of a row and its strip of one score, of some rows or of all."""
+        asked = (
+            "SELECT subject_id, cells FROM strip WHERE score_id = "
+            "(SELECT id FROM score WHERE name = ?)"
+        )
+        if rows is None:
+            return self._db.execute(asked, (score,)).fetchall()
+        marks = ", ".join("?" * len(rows))
+        among = f"{asked} AND subject_id IN ({marks})"
+        return self._db.execute(among, (score, *rows)).fetchall()
+
+    def holding(self, words: str) -> list[int]:
+        """Return the numbers of the rows that hold words, as SQLite's full-text search takes them.
+
+        Args:
+            words: see `zoo.catalogue.words.query_of`.
+        """
+        found = self._db.execute("SELECT rowid FROM said WHERE said MATCH ?", (words,))
+        return [number for (number,) in found]
+
+    def scorers(self) -> dict[int, str]:
+        """Return the version of a scorer by its number in the strip of scorers."""
+        return dict(self._db.execute("SELECT id, name FROM scorer"))
+
+    def score_names(self) -> list[str]:
+        """Return the names of all scores that anything has."""
+        names = [name for (name,) in self._db.execute("SELECT name FROM score")]
+        return sorted(name for name in names if not name.startswith(":"))
 
 
-def drop_versions(db: sqlite3.Connection, places: Iterable[Place]) -> list[Place]:
-    """Take versions out of the catalogue and return those that were there."""
-    dropped = []
-    for place in places:
-        found = db.execute(
+class CatalogueWriter(CatalogueReader):
+    """A catalogue that is being changed; `CatalogueFile.write` gives one."""
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Keep one fact about the catalogue."""
+        self._db.execute("INSERT OR REPLACE INTO fact VALUES(?, ?)", (name, value))
+
+    def write_versions(
+        self, versions: Iterable[VersionRows], known: Mapping[Place, str]
+    ) -> list[Place]:
+        """Write versions and return those written.
+
+        One that another process wrote since `known` was read is left as it is: what that process
+        read is as new as ours, or newer.
+        """
+        now = self.known_states()
+        fresh = [one for one in versions if now.get(one.place) == known.get(one.place)]
+        self.drop_versions([one.place for one in fresh])
+        numbered = _Numbered(self._db)
+        for one in fresh:
+            numbered.write(one)
+        if fresh:
+            self._is_another()
+        return [one.place for one in fresh]
+
+    def drop_versions(self, places: Iterable[Place]) -> None:
+        """Take versions out of the catalogue; those that are not there are passed over."""
+        found = [rows for place in places if (rows := self._drop(place)) is not None]
+        for rows in found:
+            self._db.execute("DELETE FROM subject WHERE id BETWEEN ? AND ?", rows)
+            self._db.execute("DELETE FROM said WHERE rowid BETWEEN ? AND ?", rows)
+            self._db.execute(
+                "DELETE FROM strip WHERE score_id IN (SELECT id FROM score) "
+                "AND subject_id BETWEEN ? AND ?",
+                rows,
+            )
+        if found:
+            self._is_another()
+
+    def forget(self) -> None:
+        """Leave an empty catalogue."""
+        self.drop_versions(list(self.known_states()))
+        for table in ("fact", "condition", "score", "scorer"):
+            self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours, nobody's input
+        self._is_another()
+
+    def _drop(self, place: Place) -> tuple[int, int] | None:
+        """Take one version out; return the first and the last of its rows, if it was there."""
+        found: tuple[int, int] | None = self._db.execute(
             "DELETE FROM version WHERE name = ? AND number = ? "
             "RETURNING first_subject, last_subject",
             place,
         ).fetchone()
-        if found is None:
-            continue
-        db.execute("DELETE FROM subject WHERE id BETWEEN ? AND ?", found)
-        db.execute("DELETE FROM said WHERE rowid BETWEEN ? AND ?", found)
-        db.execute(
-            "DELETE FROM strip WHERE score_id IN (SELECT id FROM score) "
-            "AND subject_id BETWEEN ? AND ?",
-            found,
-        )
-        dropped.append(place)
-    if dropped:
-        set_fact(db, "state", uuid.uuid4().hex)
-    return dropped
+        return found
+
+    def _is_another(self) -> None:
+        """Let everybody see that answers may be others now."""
+        self.set_fact("state", uuid.uuid4().hex)
 
 
-def forget(db: sqlite3.Connection) -> None:
-    """Leave an empty catalogue."""
-    drop_versions(db, list(known_states(db)))
-    for table in ("fact", "condition", "score", "scorer"):
-        db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours, nobody's input
-    set_fact(db, "state", uuid.uuid4().hex)
-
-
-class _Writer:
+class _Numbered:
     """Writes versions in one transaction; numbers conditions, scores and scorers as they come."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
