@@ -160,9 +160,10 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     member = trained(chosen.out / "member", chosen.steps)
     if chosen.one:
+        network = prepare(member.network(), CPU)
+        noise_yx = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
         if chosen.one != "nothing":
-            network = prepare(member.network(), CPU)
-            WAYS[chosen.one](network, drawn(2048), member.recipe, TILE_PX)
+            WAYS[chosen.one](network, noise_yx, member.recipe, TILE_PX)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
         return
     for tile_px in (512, TILE_PX):
