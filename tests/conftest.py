@@ -270,6 +270,14 @@ def database(database_url: str) -> Any:
     found.close()
 
 
+@pytest.fixture(autouse=True)
+def _give_connections_back() -> Iterator[None]:
+    """Leave no connection open after a test: a PostgreSQL has a hundred for all of them."""
+    yield
+    if opened := sys.modules.get("manybeam.db.deployment"):
+        opened.close_databases()
+
+
 @pytest.fixture
 def lapse() -> Callable[[], None]:
     """Let every lease in the settings' database end, as time does."""

@@ -28,3 +28,10 @@ def open_database(url: str = "") -> Database:
             migrate.bring_up_to_date(database)
             _opened[url] = database
         return _opened[url]
+
+
+def close_databases() -> None:
+    """Give back the connections of every database that this process opened; each opens anew."""
+    with _opening:
+        for database in _opened.values():
+            database.close()
