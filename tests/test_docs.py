@@ -20,6 +20,7 @@ PAGES = sorted(
 )
 COMMAND = re.compile(r"\bmanybeam ((?:[a-z]+)(?: [a-z]+)?)([^\n`|&]*)")
 MOST_README_LINES = 150
+MOST_PICTURE_BYTES = 200_000
 FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!http|#)([^)#]+)")
 
@@ -86,6 +87,11 @@ def test_every_top_level_folder_has_a_readme() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_README_LINES
+
+
+def test_the_readme_has_one_picture_that_is_small() -> None:
+    (to,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert (ROOT / to).stat().st_size <= MOST_PICTURE_BYTES
 
 
 def test_the_readme_has_one_table_of_measurements_and_each_row_links_to_its_page() -> None:

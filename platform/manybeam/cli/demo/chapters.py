@@ -33,7 +33,7 @@ def write_report(story: Story, path: Path) -> None:
     )
     report.text(
         f"This demo trained {count} networks on this machine. Each network is a member of one "
-        "ensemble. The frames below were recorded on a bad day: a condition that no member was "
+        "ensemble. The frames below are from a bad day: a condition that no member was "
         "measured on. All frames are simulated, so the true atoms are known."
     )
     _answer(story, report)
@@ -98,7 +98,7 @@ def _conditions(story: Story, report: Report) -> None:
     )
     report.picture(
         conditions_figure(rows, WAYS),
-        f"F1 on each condition, on {rows[0]['frames']} frames each.",
+        f"F1 on each condition: {rows[0]['frames']} frames each, {rows[-1]['frames']} unseen ones.",
         name="demo-conditions",
     )
     report.table(
