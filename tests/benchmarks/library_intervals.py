@@ -112,11 +112,11 @@ def _fresh_examples(known: PerformancePredictor, fresh: CalibrationSet) -> Examp
     alone = [{member: 1.0} for member in known.table.members]
     parts = np.concatenate(
         [
-            np.column_stack([*known._told(_Row(summary_s, score_mf), alone), score_mf])
+            np.column_stack([*known._by_views(_Row(summary_s, score_mf), alone), score_mf])
             for summary_s, score_mf in zip(fresh.summary_ns, fresh.score_nmf, strict=True)
         ]
     )[:, INDEX]
-    f1_n, low_n, high_n = known._near.forecast(parts).T
+    f1_n, low_n, high_n = known._near.predict_f1(parts).T
     frame_n = np.repeat(np.arange(len(fresh)), len(alone))
     index_n = np.nan_to_num(parts) @ known._near.weight_i
     return Examples(index_n, f1_n, fresh.f1_nm.ravel(), frame_n, (low_n, high_n))
@@ -217,8 +217,12 @@ def _print(title: str, fitted: Examples, fresh: Examples) -> None:
     the truth lies outside: less is better.
     """
     print(f"\n{title}, {len(fresh.f1_n)} members on frames:\n")
-    print("| intervals | hold | of low, middle, high predicted F1 | mean width | interval score |")
-    print("|---|---|---|---|---|")
+    print(
+        "| intervals | hold | of low, middle, high predicted F1 | of the best member of each frame "
+        "| mean width | interval score |"
+    )
+    print("|---|---|---|---|---|---|")
+    best_n = _best_of_each(fresh)
     third_n = np.digitize(fresh.predicted_n, np.quantile(fresh.predicted_n, [1 / 3, 2 / 3]))
     for name, method in METHODS.items():
         low_n, high_n = method(fitted, fresh)
@@ -227,7 +231,14 @@ def _print(title: str, fitted: Examples, fresh: Examples) -> None:
         width = float((high_n - low_n).mean())
         worth = width + float(2 / (1 - CONFIDENCE) * outside_n.mean())
         thirds = ", ".join(f"{holds_n[third_n == third].mean():.2f}" for third in range(3))
-        print(f"| {name} | {holds_n.mean():.3f} | {thirds} | {width:.3f} | {worth:.3f} |")
+        cells = [f"{holds_n.mean():.3f}", thirds, f"{holds_n[best_n].mean():.3f}"]
+        print(f"| {name} | {' | '.join(cells)} | {width:.3f} | {worth:.3f} |")
+
+
+def _best_of_each(fresh: Examples) -> Array:
+    """Return the example of each frame with the greatest predicted F1: the one that is selected."""
+    frames = [np.flatnonzero(fresh.frame_n == frame) for frame in np.unique(fresh.frame_n)]
+    return np.array([places[fresh.predicted_n[places].argmax()] for places in frames])
 
 
 if __name__ == "__main__":
