@@ -1,4 +1,4 @@
-"""Drift detectors of a library (river) beside `predictor.drift`, on streams of `drift_watch.py`.
+"""Drift detectors of a library (river) beside `predictor.stream`, on streams of `drift_watch.py`.
 
 river's detectors watch one number. They get the distance of a frame from the frames known to be in
 control, in the same whitened directions as ours, and are told of a change by its rise. Each is run
@@ -26,10 +26,10 @@ from drift_watch import (
     _slow,
     _with,
 )
-from manybeam.predictor.drift import DriftWatch
-from manybeam.predictor.in_control import BLOCK, FALSE_ALARM_RATE, FOLDS, HELD_IN, fit
-from manybeam.predictor.watch import WATCHED_WANDER
 
+from manybeam.predictor.stream.advice import WATCHED_WANDER
+from manybeam.predictor.stream.drift import DriftWatch
+from manybeam.predictor.stream.in_control import BLOCK, FALSE_ALARM_RATE, FOLDS, HELD_IN, fit
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library
 
@@ -46,7 +46,7 @@ class Watcher(Protocol):
 
 
 class Ours:
-    """`predictor.drift.DriftWatch` as it is."""
+    """`predictor.stream.drift.DriftWatch` as it is."""
 
     def __init__(self, state: str) -> None:
         self._watch = DriftWatch.restore(state)

@@ -339,7 +339,7 @@ def test_an_error_in_a_worker_arrives_as_the_error_it_is(
 ) -> None:
     bare = FrameSet.create(tmp_path / "bare", Condition(id="bare"), (64, 64))
     bare.append(np.random.default_rng(0).random((2, 64, 64), np.float32), [NO_ATOMS] * 2, None)
-    with pytest.raises(MissingPixelSize, match="has no pixel size"):
+    with pytest.raises(MissingPixelSize, match="the pixel size of frame 0"):
         train(job.model_copy(update={"frames": (bare.url,)}), library, str(tmp_path / "store"))
 
 
