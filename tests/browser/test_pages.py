@@ -174,7 +174,8 @@ def test_the_matrix_is_a_table_with_its_best_members_and_what_was_not_measured(
     assert table.locator(".mb-best").count() >= 12
     expect(page.locator(".mb-plot canvas")).to_be_visible()
     page.goto(f"{server.url}/zoo/weak@1")
-    expect(page.get_by_text("Members that failed in training: 02: loss is NaN")).to_be_visible()
+    note = page.locator(".mb-note", has_text="Members that failed in training: 02: loss is NaN")
+    expect(note).to_be_visible()
 
 
 def test_keys_search_walk_choose_and_explain(server: Server, new_page: MakePage) -> None:
