@@ -103,7 +103,7 @@ def test_story_1_a_scientist_finds_the_best_ensemble_at_low_dose(
     page.get_by_label("Search").fill("graphene HAADF 60 kV")
     expect(page).to_have_url(re.compile("q=graphene"))
     page.get_by_label("Imaging condition", exact=True).select_option(LOWDOSE)
-    expect(page.locator("#count")).to_contain_text(f"F1 at {LOWDOSE}")
+    expect(page.locator("#count")).to_contain_text(f"F1 on {LOWDOSE}")
     assert rows(page)[:2] == ["graphene@1", "graphene@2"], "sorted by the score there"
     best = page.locator("tr[data-row]").first
     assert re.search(
@@ -339,7 +339,7 @@ def test_10_000_members_are_searched_while_mlflow_is_away(
         expect(page.locator("tr[data-row]")).to_have_count(50)
         begun = time.monotonic()
         page.get_by_label("Imaging condition", exact=True).select_option(LOWDOSE)
-        expect(page.locator("#count")).to_contain_text(f"F1 at {LOWDOSE}")
+        expect(page.locator("#count")).to_contain_text(f"F1 on {LOWDOSE}")
         assert time.monotonic() - begun < 3, "the goal is 300 ms; the test leaves room for others"
         page.get_by_role("link", name="Next").click()
         expect(page.locator(".mb-pager")).to_contain_text("Page 2 of 200")
