@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
 from manybeam.cli import main
-from manybeam.data.store import open_store
+from manybeam.db.deployment import open_database
 from manybeam.db.owner import whoami
-from manybeam.settings import settings
+from manybeam.db.tables import AuditRecord
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
@@ -133,8 +134,11 @@ def test_a_record_that_was_tampered_with_is_exit_1_and_named(
     assert main(["zoo", "audit", "--verify"]) == 0
     anchor = capsys.readouterr().out.strip()
     assert told("audit", "--anchor", anchor, "-o", "jsonl")[1] == [{"anchor": anchor}]
-    store = open_store(settings().store_url).child("audit")
-    store.put("000000001.json", store.get("000000001.json").replace(b"graphene@2", b"graphene@3"))
+    own = AuditRecord.number == 1
+    with open_database().writing() as connection:
+        content = connection.execute(select(AuditRecord.content).where(own)).scalar_one()
+        other = content.replace(b"graphene@2", b"graphene@3")
+        connection.execute(update(AuditRecord).where(own).values(content=other))
     code, _, err = told("audit", "--verify")
     assert code == 1
-    assert "broken at record 2: record 1 is not the one that was there" in err
+    assert "the audit log is broken at record 1" in err

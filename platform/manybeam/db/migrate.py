@@ -42,12 +42,18 @@ def move(database: Database, to: str) -> None:
     """Bring a database's tables to a step, up or down; `head` is the newest, `base` before any.
 
     Raises:
-        Conflict: a newer Manybeam made its tables.
+        Conflict: a newer Manybeam made its tables, or the step is of a newer one.
     """
     from alembic import command
 
     steps = _steps()
     wanted = {"head": REVISION, "base": ""}.get(to, to)
+    if wanted not in ("", *steps):
+        raise Conflict(
+            f"tables of step {wanted} are not known here",
+            f"this Manybeam knows steps up to {REVISION}",
+            "upgrade manybeam on this machine",
+        )
     with database.changing_tables() as connection:
         found = revision(connection)  # once more: another process may just have done it
         if found not in ("", *steps):
