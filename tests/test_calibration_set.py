@@ -91,7 +91,7 @@ def npy() -> bytes:
     ],
 )
 def test_bytes_that_are_no_table_are_corrupt(six: CalibrationSet, damage: Any) -> None:
-    with pytest.raises(Corrupt, match="manybeam rehearse"):
+    with pytest.raises(Corrupt, match="manybeam calibrate"):
         CalibrationSet.from_bytes(damage(six.to_bytes()))
 
 
@@ -210,7 +210,7 @@ def test_frames_without_a_lattice_have_no_score_for_one_and_are_learnt_from(
     assert np.isnan(table.score_nmf[..., SCORES.index("lattice")]).all()
     assert np.isfinite(table.score_nmf[..., SCORES.index("forward")]).all()
     assert set(PerformancePredictor(table).weights) == {
-        "rehearsed",
+        "simulated",
         "resembled",
         "forward",
         "lattice",

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
 from manybeam.db.preferences import Preference
 from manybeam.errors import Corrupt, UnknownRef
 from manybeam.predictor.learned import performance_predictor
+from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.preferences import record_preference, retract
-from manybeam.predictor.selection import select
+from manybeam.predictor.question import Question
+from manybeam.predictor.selection import Selection
+from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library
 from manybeam.zoo.calibration_sets import KIND, record_calibration_set
 from manybeam.zoo.matrix import Score
@@ -100,27 +104,32 @@ def test_a_table_of_other_members_is_passed_over_with_a_warning(
     renamed = dataclasses.replace(rehearsed.table.only(0), members=(5,))
     record_calibration_set(zoo, "graphene@1", renamed, ("graphene-nominal",))
     assert performance_predictor(zoo, "graphene@1") is None
-    assert "rehearsed with other members" in caplog.text
+    assert "calibrated with other members" in caplog.text
 
 
 def test_bytes_that_are_no_table_are_told(zoo: Zoo) -> None:
     zoo.attach("graphene@1", KIND, b"no table", FACTS)
-    with pytest.raises(Corrupt, match="manybeam rehearse"):
+    with pytest.raises(Corrupt, match="manybeam calibrate"):
         performance_predictor(zoo, "graphene@1")
+
+
+def ranked(zoo: Zoo, ref: str, frame: np.ndarray, size_pm: float) -> Selection:
+    """Return the members of a version ranked for a frame."""
+    predictor = Predictor(ZooVersions(zoo), LIBRARY)
+    found = predictor.rank(Frame(frame, size_pm), Question(ref, is_selecting=True))[0].selection
+    assert found is not None
+    return found
 
 
 @pytest.fixture
 def dirty(zoo: Zoo) -> Callable[[int, int], Preference]:
     """Pick one member on a dirty frame."""
     made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
-    record, ensemble = zoo.resolve("graphene"), zoo.ensemble("graphene")
+    record = zoo.resolve("graphene")
 
     def pick(member: int, number: int) -> Preference:
         frame, size = made.frames_nyx[number], float(made.pixel_size_pm[number])
-        known = performance_predictor(zoo, "graphene")
-        found = select(
-            record, zoo.matrix("graphene"), ensemble, frame, size, known=known, library=LIBRARY
-        )
+        found = ranked(zoo, "graphene", frame, size)
         return record_preference(
             record, found, [member], frame_yx=frame, file="a.tif", pixel_size_pm=size, who="Ada"
         )
@@ -147,22 +156,18 @@ def test_selection_goes_on_after_picks_and_heeds_them(
 ) -> None:
     made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
     frame, size = made.frames_nyx[2], float(made.pixel_size_pm[2])
-    record, ensemble = zoo.resolve("graphene"), zoo.ensemble("graphene")
 
-    def promised() -> dict[int, float]:
-        known = performance_predictor(zoo, "graphene")
-        assert known is not None
-        found = select(
-            record, zoo.matrix("graphene"), ensemble, frame, size, known=known, library=LIBRARY
-        )
+    def predicted() -> dict[int, float]:
+        found = ranked(zoo, "graphene", frame, size)
+        assert found.is_calibrated
         return {one.member: one.predicted_f1 for one in found.candidates}
 
-    before = promised()
+    before = predicted()
     best = max(before, key=lambda member: before[member])
     other = (best + 1) % 3
     for number in (0, 1, 2):
         dirty(other, number)
-    after = promised()
+    after = predicted()
     assert after[other] - after[best] > before[other] - before[best]
 
 
@@ -172,8 +177,7 @@ def test_a_pick_of_another_version_teaches_nothing_here(
     before = performance_predictor(zoo, "graphene@2")
     known = performance_predictor(zoo, "graphene@2")
     frame = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
-    record, ensemble = zoo.resolve("graphene@1"), zoo.ensemble("graphene@1")
-    found = select(record, zoo.matrix("graphene@1"), ensemble, frame, 16.0, library=LIBRARY)
+    record, found = zoo.resolve("graphene@1"), ranked(zoo, "graphene@1", frame, 16.0)
     record_preference(
         record, found, [0], frame_yx=frame, file="a.tif", pixel_size_pm=16.0, who="Ada"
     )
