@@ -67,7 +67,7 @@ def _want(text: str) -> tuple[str, ...]:
 
 
 def _label(text: str) -> str:
-    if not _LABEL.fullmatch(text):
+    if text and not _LABEL.fullmatch(text):  # an empty one is one left out
         raise ValueError(
             f"{text[:40]!r} is not a name; 1 to 200 letters, digits, spaces and . _ : / @ -"
         )
