@@ -65,8 +65,8 @@ def test_a_network_of_monai_is_built_by_its_class_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        pytest.param("Unett", "no network", id="no such class"),
-        pytest.param("Sequence", "no network", id="not a network"),
+        pytest.param("Unett", "is not a network", id="no such class"),
+        pytest.param("Sequence", "is not a network", id="not a network"),
         pytest.param("DynUNet", "also needs", id="needs what a recipe does not have"),
     ],
 )
