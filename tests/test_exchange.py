@@ -317,10 +317,10 @@ def test_a_file_never_replaces_a_folder(
 
 
 def test_a_folder_made_while_an_export_is_written_is_not_replaced(tmp_path: Path) -> None:
-    from manybeam.zoo.exchange import _whole
+    from manybeam.zoo.exchange import _complete
 
     def write(path: Path) -> None:
-        with _whole(path, overwrite=True) as (_, target):
+        with _complete(path, overwrite=True) as (_, target):
             target.mkdir()
             path.mkdir()
             (path / "thesis.md").write_text("precious")
@@ -642,7 +642,7 @@ def test_a_rehearsal_travels_and_teaches_the_same_elsewhere(
     drawn = rehearsed.drawn(0)
     seen = analyse(rehearsed.ensemble, drawn.frames_nyx[0], float(drawn.pixel_size_pm[0]), None)
     alone = [{member: 1.0} for member in known.table.members]
-    assert known.forecast(seen, alone) == PerformancePredictor(rehearsed.table).forecast(
+    assert known.predict_f1(seen, alone) == PerformancePredictor(rehearsed.table).predict_f1(
         seen, alone
     )
 

@@ -218,9 +218,9 @@ def fill_catalogue() -> Callable[[Path, int], None]:
     return fill
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium for this folder: Playwright's event loop, while it runs, forbids others here."""
+    """Chromium for one module: Playwright's event loop, while it runs, forbids others here."""
     with sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield started
