@@ -13,6 +13,7 @@ import pytest
 from manybeam.cli import main
 from manybeam.cli.predict import read_members
 from manybeam.cli.terminal.figures import ACROSS, _window, members_figure
+from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
 from manybeam.db.deployment import open_database
 from manybeam.db.preferences import Preference, Preferences
@@ -20,6 +21,7 @@ from manybeam.errors import InvalidInput, MemberCountError, NotFound, UnknownRef
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.predictor.preferences import frame_digest, preferences, record_preference, retract
 from manybeam.predictor.selection import Candidate, Selection, select
+from manybeam.predictor.versions import ZooVersions
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.zoo.registry import Zoo
@@ -38,8 +40,8 @@ def _a_store_of_its_own(tmp_path: Path, use_settings: Callable[[dict[str, str]],
 
 @pytest.fixture(scope="module")
 def selection(tiny_zoo: Zoo) -> Selection:
-    record, ensemble = tiny_zoo.resolve("graphene"), tiny_zoo.ensemble("graphene")
-    return select(record, tiny_zoo.matrix("graphene"), ensemble, FRAME, 16.0, library=LIBRARY)
+    version = ZooVersions(tiny_zoo).get("graphene")
+    return select(version, Frame(FRAME, 16.0), library=LIBRARY)
 
 
 @pytest.fixture
