@@ -9,12 +9,22 @@ river is no dependency of the project: `pip install river`, or a folder of it in
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from manybeam.predictor.stream.advice import WATCHED_WANDER
+from manybeam.predictor.stream.drift import DriftWatch
+from manybeam.predictor.stream.in_control import BLOCK, FALSE_ALARM_RATE, FOLDS, HELD_IN, fit
+from manybeam.settings import settings
+from manybeam.spec import Condition, Library
+
+sys.path.append(str(Path(__file__).parent))  # so that pytest can read this file too
 from drift_watch import (
     GOAL,
     LEAD,
@@ -26,12 +36,6 @@ from drift_watch import (
     _slow,
     _with,
 )
-
-from manybeam.predictor.stream.advice import WATCHED_WANDER
-from manybeam.predictor.stream.drift import DriftWatch
-from manybeam.predictor.stream.in_control import BLOCK, FALSE_ALARM_RATE, FOLDS, HELD_IN, fit
-from manybeam.settings import settings
-from manybeam.spec import Condition, Library
 
 STREAMS, STREAM_FRAMES = 40, 500  # resampled to tune on
 Array = np.ndarray[Any, Any]
