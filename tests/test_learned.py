@@ -13,10 +13,10 @@ from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
 from manybeam.db.preferences import Preference
 from manybeam.errors import Corrupt, UnknownRef
+from manybeam.predictor.answer import Question
 from manybeam.predictor.learned import performance_predictor
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.preferences import record_preference, retract
-from manybeam.predictor.question import Question
 from manybeam.predictor.selection import Selection
 from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library

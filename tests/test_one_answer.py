@@ -24,8 +24,8 @@ import manybeam as mb
 from manybeam.cli import main
 from manybeam.data.io.frame import frame_of, frames_of
 from manybeam.data.io.reading import read_frames
+from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.question import Question
 from manybeam.predictor.versions import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service

@@ -288,7 +288,7 @@ def _answer(
     false_atoms: float = 0.0,
 ) -> "Answer":
     from manybeam.data.io.frame import frame_of
-    from manybeam.predictor.question import Question
+    from manybeam.predictor.answer import Question
     from manybeam.spec.facility import facility_library
 
     known = facility_library().condition(condition) if condition else None

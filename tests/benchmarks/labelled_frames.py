@@ -16,8 +16,8 @@ from manybeam.data.frames import FrameSet
 from manybeam.data.io.frame import Frame
 from manybeam.learn.scoring import classical
 from manybeam.learn.scoring.scores import Scores, score_frames
+from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.question import Question
 from manybeam.zoo.registry import Zoo
 
 Found = list[np.ndarray[Any, Any]]

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from manybeam.data.io.frame import Frame
-    from manybeam.predictor.answer import Answer
+    from manybeam.predictor.answer import Answer, Question
     from manybeam.predictor.predictor import Predictor
-    from manybeam.predictor.question import Question
     from manybeam.predictor.selection import Selection
     from manybeam.predictor.transferred_calibration import TransferredCalibration
     from manybeam.zoo.records import Record
@@ -60,7 +59,7 @@ def predict(
 
     Example: manybeam predict scan_0142.dm4 -e graphene --atoms atoms.csv --png pictures
     """
-    from manybeam.predictor.question import Question
+    from manybeam.predictor.answer import Question
 
     _check_targets(atoms, zarr)
     question = Question(ensemble, read_members("--members", members), false_atoms)
@@ -133,7 +132,7 @@ def _ranked(
 ) -> tuple[list[dict[str, Any]], str]:
     """Return a row for each member and the verdict; keep the pick and draw, if asked to."""
     from manybeam.cli.preferences import draw, keep
-    from manybeam.predictor.question import Question
+    from manybeam.predictor.answer import Question
 
     best = _predictor().rank(frame, Question(ref, is_selecting=True))[0]
     selection, record = best.selection, best.version.record

@@ -24,8 +24,8 @@ from manybeam.jobs.scratch import Scratch
 from manybeam.learn.adaptation.outcome import Adaptation
 from manybeam.learn.adaptation.pseudo_labels import LabelSource, frames_digest
 from manybeam.learn.adaptation.rounds import adapt
+from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.question import Question
 from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure

@@ -40,8 +40,8 @@ from manybeam.learn.scoring.scores import (
     spread_auroc,
     summarise,
 )
+from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.question import Question
 from manybeam.spec.files import Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score, TestSet

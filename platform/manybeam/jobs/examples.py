@@ -17,8 +17,8 @@ from manybeam.errors import NotFound, TooLarge
 from manybeam.jobs.test_sets import BLOCK, Array, FrameBlock, LabelledFrame, labelled_frames
 from manybeam.learn.scoring.classical import Blob, detect
 from manybeam.learn.scoring.scores import MatchedFrame, match_frame
+from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.question import Question
 from manybeam.spec.imaging import Condition
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score
 

@@ -1,4 +1,4 @@
-"""What is said about a frame: atoms and maps, who answered, how sure, and why.
+"""What is asked about a frame, and what is said: atoms and maps, who answered, how sure, and why.
 
 Axis letters: y row, x column.
 """
@@ -14,10 +14,38 @@ if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
     from manybeam.learn.nets.ensemble import Prediction
     from manybeam.predictor.performance import PredictedF1
-    from manybeam.predictor.question import Question
     from manybeam.predictor.selection import Selection
     from manybeam.predictor.transferred_calibration import TransferredCalibration
     from manybeam.zoo.records import Record
+
+
+AUTO = "auto"  # any ensemble that serves
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a frame.
+
+    Attributes:
+        ref: who may answer: a REF, whose members then answer together, or `auto`: any ensemble
+            that serves, with the members that selection chooses.
+        members: indices of the members of REF that answer; all if left out.
+        false_atoms: bound on the share of an answer's atoms that may be false; 0 for none.
+        is_selecting: selection decides which members of REF answer; of `auto` it always does.
+        is_raw: the members' own answer is wanted: no calibration, predicted F1 or drift. What
+            members are measured by is this.
+    """
+
+    ref: str = AUTO
+    members: tuple[int, ...] = ()
+    false_atoms: float = 0.0
+    is_selecting: bool = False
+    is_raw: bool = False
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether selection decides who answers."""
+        return self.ref == AUTO
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +66,7 @@ class Answer:
     """
 
     frame: "Frame"
-    question: "Question"
+    question: Question
     record: "Record | None"
     prediction: "Prediction"
     selection: "Selection | None"

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from manybeam.data.io.frame import Frame
 from manybeam.errors import Corrupt, InvalidFrame, InvalidInput, UnknownRef
 from manybeam.learn.analysis.frame_analysis import check_size
-from manybeam.predictor.answer import Answer
+from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.loaded import LoadedVersion, OneVersion, Versions
 from manybeam.predictor.performance import Weights
-from manybeam.predictor.question import Question
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
 from manybeam.predictor.versions import ZooVersions
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.io.frame import Frame, stack_of
+from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.question import Question
 from manybeam.predictor.versions import ZooVersions
 from manybeam.serve.content import answer_meta, arrays, selection_content
 from manybeam.serve.query import RequestQuery

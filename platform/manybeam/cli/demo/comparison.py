@@ -57,8 +57,8 @@ def answer_each(
         frames: frames with their truth.
     """
     from manybeam.data.io.frame import Frame
+    from manybeam.predictor.answer import Question
     from manybeam.predictor.predictor import Predictor
-    from manybeam.predictor.question import Question
     from manybeam.predictor.versions import ZooVersions
 
     predictor = Predictor(ZooVersions(zoo), library)

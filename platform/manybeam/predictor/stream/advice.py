@@ -16,6 +16,7 @@ from manybeam.data.simulation.simulate import simulate
 from manybeam.data.simulation.typical import filled, typical
 from manybeam.errors import InvalidInput
 from manybeam.learn.analysis.condition_inference import DRAWS, Inferred, draw, infer
+from manybeam.predictor.answer import Question
 from manybeam.predictor.condition_distance import (
     DIFFERENCE_STEPS,
     RATIO_STEPS,
@@ -24,7 +25,6 @@ from manybeam.predictor.condition_distance import (
 )
 from manybeam.predictor.loaded import LoadedVersion
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.question import Question
 from manybeam.predictor.reasons import WORDS
 from manybeam.predictor.selection import Selection
 from manybeam.predictor.stream.drift import frame_features
