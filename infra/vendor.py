@@ -55,8 +55,8 @@ def unpack(name: str, version: str) -> tuple[str, dict[str, bytes]]:
     """Return the version a package has and its files by path, taken with `npm pack`."""
     with tempfile.TemporaryDirectory() as folder:
         asked = ["npm", "pack", "--silent", "--json", f"{name}@{version}"]
-        told = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)
-        described = json.loads(told.stdout)
+        done = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)
+        described = json.loads(done.stdout)
         packed = next(iter(described.values())) if isinstance(described, dict) else described[0]
         archive = next(Path(folder).glob("*.tgz"))
         with tarfile.open(archive) as tar:

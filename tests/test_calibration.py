@@ -53,7 +53,7 @@ def draw_dirty(seed: int, frames: int) -> Drawn:
     return list(claimed), list(so)
 
 
-def judged(drawn: Drawn) -> tuple[list[MatchedFrame], list[Array]]:
+def matched(drawn: Drawn) -> tuple[list[MatchedFrame], list[Array]]:
     found = [np.column_stack([PLACES, np.zeros(len(PLACES)), claimed]) for claimed in drawn[0]]
     truth = [PLACES[so] for so in drawn[1]]
     frames = zip(found, truth, strict=True)
@@ -61,7 +61,7 @@ def judged(drawn: Drawn) -> tuple[list[MatchedFrame], list[Array]]:
 
 
 def calibrated(drawn: Drawn, **limits: float) -> Calibration:
-    return calibrate(*judged(drawn), DRAWN, **limits)
+    return calibrate(*matched(drawn), DRAWN, **limits)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_calibration_is_for_one_condition_whatever_its_name(*, bounded: bool) 
 
 
 def test_applied_to_the_frames_it_was_fitted_on_the_score_says_so() -> None:
-    frames, found = judged(drawn := draw(11, 60, temperature=3.0))
+    frames, found = matched(drawn := draw(11, 60, temperature=3.0))
     fitted = calibrate(frames, found, DRAWN)
     mended = [fitted.apply(atoms.astype(np.float32), DRAWN.digest) for atoms in found]
     truth = [PLACES[so] for so in drawn[1]]

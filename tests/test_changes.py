@@ -59,16 +59,16 @@ from manybeam.zoo.registry import Zoo
 
 where, ref, who = sys.argv[1:]
 waited = []
-judge, set_alias = life.judge, Zoo.set_alias
+check_gates, set_alias = life.check_gates, Zoo.set_alias
 
 def wait(what):
     print(what, flush=True)
     sys.stdin.readline()
 
-def judged(*given):
-    verdicts = judge(*given)
-    if where == "judged":
-        wait("judged")
+def checked(*given):
+    verdicts = check_gates(*given)
+    if where == "checked":
+        wait("checked")
     return verdicts
 
 def moved(*given):
@@ -81,7 +81,7 @@ def moved(*given):
     if where == "killed after":
         os.kill(os.getpid(), signal.SIGKILL)
 
-life.judge, Zoo.set_alias = judged, moved
+life.check_gates, Zoo.set_alias = checked, moved
 try:
     print("done", life.promote(Zoo(), ref, who=who).ref, flush=True)
 except ManybeamError as error:
@@ -111,10 +111,10 @@ def let_go(child: subprocess.Popen[str]) -> None:
 def test_of_two_who_promote_at_once_one_wins_and_the_other_is_told(zoo: Zoo, versions: str) -> None:
     promote(zoo, f"{versions}@1", who="ada")
     with (
-        promoting("judged", f"{versions}@2", "bob") as bob,
-        promoting("judged", f"{versions}@3", "cyd") as cyd,
+        promoting("checked", f"{versions}@2", "bob") as bob,
+        promoting("checked", f"{versions}@3", "cyd") as cyd,
     ):
-        assert [heard(bob), heard(cyd)] == ["judged", "judged"]  # both saw version 1 serve
+        assert [heard(bob), heard(cyd)] == ["checked", "checked"]  # both saw version 1 serve
         let_go(bob)
         let_go(cyd)
         answers = {2: heard(bob), 3: heard(cyd)}
@@ -184,11 +184,11 @@ def test_an_alias_moved_beside_the_log_meanwhile_is_not_overwritten(
     zoo, name = embedded_versions
     promote(zoo, f"{name}@1", who="ada")
 
-    def judged(*given: Any) -> Any:
+    def checked(*given: Any) -> Any:
         zoo.set_alias(name, "serving", 3)  # as a training job does
-        return gates.judge(*given)
+        return gates.check_gates(*given)
 
-    monkeypatch.setattr(life, "judge", judged)
+    monkeypatch.setattr(life, "check_gates", checked)
     with pytest.raises(Conflict, match="was moved meanwhile"):
         promote(zoo, f"{name}@2", who="bob")
     assert serving(zoo, name) == 3

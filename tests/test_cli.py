@@ -299,7 +299,7 @@ def test_a_missing_pixel_size_is_told_alike_wherever_one_is_needed(
 def rehearsed_platform(
     rehearsed_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The records of the rehearsed platform, with picks of its own: none."""
+    """The records of the rehearsed platform, without preferences."""
     (tmp_path / "home").mkdir()
     shutil.copy(rehearsed_home / "zoo.db", tmp_path / "home" / "zoo.db")
     monkeypatch.chdir(tmp_path)

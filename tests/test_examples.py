@@ -62,8 +62,8 @@ def test_an_example_is_the_very_frame_that_was_scored(
     score = scored(matrix, member, condition)
     again = (score, number, LIBRARY.conditions, [frames.url])
     made = make_example(tiny_zoo, "graphene@2", *again)
-    assert made.judged.counts == score.counts[number]
-    assert sum(made.judged.counts) > 0
+    assert made.matched.counts == score.counts[number]
+    assert sum(made.matched.counts) > 0
     assert (made.is_measured, made.is_recorded) == (True, True)
     assert made.is_simulated is (condition == LOWDOSE)
 
@@ -77,7 +77,7 @@ def test_frames_of_a_job_with_a_seed_are_those_of_that_seed(tiny_zoo: Any) -> No
     usual = make_example(
         tiny_zoo, "graphene@2", replace(score, test_set=None), 1, LIBRARY.conditions
     )
-    assert made.judged.counts == score.counts[1]
+    assert made.matched.counts == score.counts[1]
     assert (made.is_measured, usual.is_measured) == (True, False)
     assert not np.array_equal(made.frame.frame_yx, usual.frame.frame_yx)
 
@@ -167,7 +167,7 @@ def test_a_match_radius_that_was_given_is_found_again(tiny_zoo: Any) -> None:
         tiny_zoo, "graphene@2", scored(Matrix(rows), ENSEMBLE, LOWDOSE), 0, LIBRARY.conditions
     )
     assert made.is_recorded
-    assert made.judged.radius_pm == pytest.approx(12)
+    assert made.matched.radius_pm == pytest.approx(12)
 
 
 @pytest.mark.parametrize(("counts", "is_recorded"), [(((1, 1, 1),), False), ((), None)])
@@ -237,11 +237,11 @@ def test_a_frame_too_large_to_be_answered_soon_is_refused(
 TRUTH = np.array([[20.0, 20.0], [20.0, 40.0], [40.0, 20.0], [1.0, 1.0]])
 FOUND = np.array([[20.5, 20.0, 0, 0.9], [20.0, 41.0, 0, 0.8], [50.0, 50.0, 0, 0.7], [1, 62, 0, 1]])
 FRAME = np.random.default_rng(0).random((64, 64), np.float32)
-JUDGED = match_frame(FOUND, TRUTH, 20.0, (64, 64))
+MATCHED = match_frame(FOUND, TRUTH, 20.0, (64, 64))
 
 
 def test_each_atom_is_right_false_missed_or_beside() -> None:
-    seen = ErrorOverlay.of(FOUND, TRUTH, JUDGED)
+    seen = ErrorOverlay.of(FOUND, TRUTH, MATCHED)
     assert seen.right.tolist() == [[20.5, 20.0], [20.0, 41.0]]
     assert seen.false.tolist() == [[50.0, 50.0]]
     assert seen.missed.tolist() == [[40.0, 20.0]]
@@ -252,15 +252,15 @@ def test_each_atom_is_right_false_missed_or_beside() -> None:
 def test_there_are_as_many_of_each_as_were_counted(seed: int) -> None:
     rng = np.random.default_rng(seed)
     found, truth = rng.random((60, 4)) * 128, rng.random((50, 3)) * 128
-    judged = match_frame(found, truth, 20.0, (128, 128))
-    seen = ErrorOverlay.of(found, truth, judged)
-    assert (len(seen.right), len(seen.false), len(seen.missed)) == judged.counts
+    matched = match_frame(found, truth, 20.0, (128, 128))
+    seen = ErrorOverlay.of(found, truth, matched)
+    assert (len(seen.right), len(seen.false), len(seen.missed)) == matched.counts
     drawn = sum(len(one) for one in (seen.right, seen.false, seen.missed, seen.at_edge))
-    assert drawn == len(found) + len(truth) - len(judged.match), "a pair is drawn once"
+    assert drawn == len(found) + len(truth) - len(matched.match), "a pair is drawn once"
 
 
 def test_kinds_of_atoms_differ_in_shape_and_colour_and_are_explained_with_their_counts() -> None:
-    figure = errors_figure(FRAME, FOUND, TRUTH, JUDGED, 20.0)
+    figure = errors_figure(FRAME, FOUND, TRUTH, MATCHED, 20.0)
     png(figure)
     drawn = figure.axes[0].collections
     # Offsets are arrays; matplotlib's types allow what has no length.
@@ -283,8 +283,8 @@ def test_kinds_of_atoms_differ_in_shape_and_colour_and_are_explained_with_their_
 def test_a_picture_of_any_frame_has_a_bounded_size(
     shape: tuple[int, int], pixel_size_pm: float | None
 ) -> None:
-    judged = match_frame(FOUND, TRUTH, pixel_size_pm, shape)
-    figure = errors_figure(np.zeros(shape), FOUND, TRUTH, judged, pixel_size_pm)
+    matched = match_frame(FOUND, TRUTH, pixel_size_pm, shape)
+    figure = errors_figure(np.zeros(shape), FOUND, TRUTH, matched, pixel_size_pm)
     assert png(figure)
     assert max(figure.get_size_inches()) < 21
     assert bool(figure.axes[0].texts) is (pixel_size_pm is not None)

@@ -764,8 +764,8 @@ def test_the_frames_members_were_trained_and_measured_on_travel(
     path = export(zoo, sent.ref, tmp_path / "out", form="safetensors")
     got = import_(zoo, path, f"{name}-guest")
     assert got.inputs == sent.inputs == (FRAMES,)
-    told = [row["told"] for row in lineage(zoo, got.ref).rows() if row["what"] == "frame set"]
-    assert told == [
+    details = [row["details"] for row in lineage(zoo, got.ref).rows() if row["what"] == "frame set"]
+    assert details == [
         f"trained on, before it was imported, digest {FRAMES.digest}",
         f"measured on, digest {FRAMES.digest}",
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from manybeam.spec.job import Gates
 from manybeam.zoo import registration
-from manybeam.zoo.lifecycle.gates import Verdict, judge
+from manybeam.zoo.lifecycle.gates import Verdict, check_gates
 from manybeam.zoo.matrix import ENSEMBLE, Score, TestSet
 from manybeam.zoo.records import write_manifest
 from manybeam.zoo.registry import Zoo
@@ -33,19 +33,19 @@ def score(
 
 
 @pytest.fixture
-def judged(
+def verdicts_of(
     embedded: Zoo, tiny_members: Callable[[int], list[Any]]
 ) -> Callable[..., tuple[Verdict, ...]]:
-    """Judge a version with some scores against one with others."""
+    """Check a version with some scores against one with others."""
 
-    def judge_of(old: Sequence[Score], new: Sequence[Score], gates: Gates | None = None) -> Any:
+    def check(old: Sequence[Score], new: Sequence[Score], gates: Gates | None = None) -> Any:
         members = tiny_members(1)
         before = embedded.register("graphene", members, job={}, scores=old)
         after = embedded.register("graphene", members, job={"gates": {"max_regression": 0.01}})
         embedded.record_scores(after.ref, new)
-        return judge(embedded, before.ref, after, gates)
+        return check_gates(embedded, before.ref, after, gates)
 
-    return judge_of
+    return check
 
 
 def against(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
@@ -75,38 +75,38 @@ def against(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     ],
 )
 def test_a_condition_that_regresses_or_is_not_measured_stands_against_a_version(
-    judged: Callable[..., Any], old: list[Score], new: list[Score], refused: list[str]
+    verdicts_of: Callable[..., Any], old: list[Score], new: list[Score], refused: list[str]
 ) -> None:
-    assert against(judged(old, new)) == [("regression", condition) for condition in refused]
+    assert against(verdicts_of(old, new)) == [("regression", condition) for condition in refused]
 
 
-def test_a_loss_that_is_certain_but_allowed_passes(judged: Callable[..., Any]) -> None:
+def test_a_loss_that_is_certain_but_allowed_passes(verdicts_of: Callable[..., Any]) -> None:
     old, new = [score("low", 0.9)], [score("low", 0.88)]
-    assert against(judged(old, new, Gates(max_regression=0.005))) == [("regression", "low")]
-    assert against(judged(old, new, Gates(max_regression=0.05))) == []
+    assert against(verdicts_of(old, new, Gates(max_regression=0.005))) == [("regression", "low")]
+    assert against(verdicts_of(old, new, Gates(max_regression=0.05))) == []
 
 
-def test_the_job_of_a_version_sets_its_gates(judged: Callable[..., Any]) -> None:
+def test_the_job_of_a_version_sets_its_gates(verdicts_of: Callable[..., Any]) -> None:
     old, new = [score("low", 0.9)], [score("low", 0.884)]  # F1 falls by .0085, for certain
-    assert against(judged(old, new)) == []  # the job allows .01
-    assert against(judged(old, new, Gates())) == [("regression", "low")]
+    assert against(verdicts_of(old, new)) == []  # the job allows .01
+    assert against(verdicts_of(old, new, Gates())) == [("regression", "low")]
 
 
 def test_scores_on_frames_of_another_seed_are_not_paired_and_the_verdict_says_so(
-    judged: Callable[..., Any],
+    verdicts_of: Callable[..., Any],
 ) -> None:
     old, new = (
         replace(score("low", 0.9, ece=0.01), test_set=TestSet(seed=seed)) for seed in (0, 7)
     )
-    verdicts = {one.gate: one for one in judged([old], [new])}
+    verdicts = {one.gate: one for one in verdicts_of([old], [new])}
     assert "other frames: seed 0 and seed 7" in verdicts["regression"].what
     assert verdicts["calibration"].what.endswith("1 of them on other frames")
-    same = {one.gate: one.what for one in judged([old], [replace(new, test_set=old.test_set)])}
+    same = {one.gate: one.what for one in verdicts_of([old], [replace(new, test_set=old.test_set)])}
     assert "frames)" in same["regression"]
     assert "other frames" not in same["calibration"]
 
 
-def test_a_loss_within_noise_passes(judged: Callable[..., Any]) -> None:
+def test_a_loss_within_noise_passes(verdicts_of: Callable[..., Any]) -> None:
     few = score("low", 0.9)
     noisy = tuple((90 + (-1) ** i * 6, 0, 10 - (-1) ** i * 6) for i in range(8))
     rotated = tuple(
@@ -115,7 +115,7 @@ def test_a_loss_within_noise_passes(judged: Callable[..., Any]) -> None:
     )
     old = Score(ENSEMBLE, "low", "d", {"f1": few.values["f1"]}, noisy)
     new = Score(ENSEMBLE, "low", "d", {"f1": few.values["f1"] - 0.02}, rotated)
-    assert against(judged([old], [new], Gates())) == []
+    assert against(verdicts_of([old], [new], Gates())) == []
 
 
 @pytest.mark.parametrize(
@@ -127,18 +127,20 @@ def test_a_loss_within_noise_passes(judged: Callable[..., Any]) -> None:
     ],
 )
 def test_without_counts_by_frame_the_two_intervals_tell_what_is_noise(
-    judged: Callable[..., Any], half: float | None, refused: list[str]
+    verdicts_of: Callable[..., Any], half: float | None, refused: list[str]
 ) -> None:
-    def told(f1: float) -> Score:
+    def score_of(f1: float) -> Score:
         ends = {} if half is None else {"f1_low": f1 - half, "f1_high": f1 + half}
         return Score(ENSEMBLE, "low", "d", {"f1": f1, **ends})
 
-    verdicts = judged([told(0.9)], [told(0.87)])
+    verdicts = verdicts_of([score_of(0.9)], [score_of(0.87)])
     assert against(verdicts) == [("regression", condition) for condition in refused]
 
 
-def test_a_verdict_tells_the_numbers(judged: Callable[..., Any]) -> None:
-    worse = next(one for one in judged([score("low", 0.9)], [score("low", 0.8)]) if not one.passed)
+def test_a_verdict_contains_the_numbers(verdicts_of: Callable[..., Any]) -> None:
+    worse = next(
+        one for one in verdicts_of([score("low", 0.9)], [score("low", 0.8)]) if not one.passed
+    )
     assert worse.words.startswith("regression on low: F1 0.9")
     assert "-0.05" in worse.what
     assert "24 frames" in worse.what
@@ -153,11 +155,11 @@ def test_a_verdict_tells_the_numbers(judged: Callable[..., Any]) -> None:
     ],
 )
 def test_a_worse_calibration_stands_against_a_version(
-    judged: Callable[..., Any], increases: list[float], refused: list[tuple[str, str]]
+    verdicts_of: Callable[..., Any], increases: list[float], refused: list[tuple[str, str]]
 ) -> None:
     old = [score(f"c{i}", 0.9, ece=0.2) for i in range(2)]
     new = [score(f"c{i}", 0.9, ece=0.2 + more) for i, more in enumerate(increases)]
-    assert against(judged(old, new)) == refused
+    assert against(verdicts_of(old, new)) == refused
 
 
 # -- is it what was registered ------------------------------------------------------------------
@@ -165,7 +167,7 @@ def test_a_version_that_replaces_nothing_need_only_be_whole(
     zoo: Zoo, name: str, tiny_members: Callable[[int], list[Any]]
 ) -> None:
     record = zoo.register(name, tiny_members(2), job={})
-    verdicts = judge(zoo, "", record)
+    verdicts = check_gates(zoo, "", record)
     assert [(one.gate, one.passed) for one in verdicts] == [
         ("status", True), ("bytes", True), ("self-test", True),
     ]  # fmt: skip
@@ -177,7 +179,7 @@ def test_weights_gone_from_the_store_are_named_though_this_machine_keeps_them(
     record = embedded.register("graphene", tiny_members(2), job={})
     embedded.members(record.ref)
     shutil.rmtree(next(tmp_path.rglob(f"*{record.member(1).model_id}")))
-    refused = [one for one in judge(embedded, "", record) if not one.passed]
+    refused = [one for one in check_gates(embedded, "", record) if not one.passed]
     assert [one.gate for one in refused] == ["bytes"]
     assert "weights of member 01" in refused[0].what
 
@@ -190,7 +192,7 @@ def test_a_version_of_before_self_tests_is_refused(
 
     monkeypatch.setattr(registration, "write_manifest", as_it_was)
     record = embedded.register("graphene", tiny_members(1), job={})
-    assert against(judge(embedded, "", record)) == [("self-test", "")]
+    assert against(check_gates(embedded, "", record)) == [("self-test", "")]
 
 
 def test_scores_of_the_old_version_that_cannot_be_read_are_named(
@@ -201,11 +203,11 @@ def test_scores_of_the_old_version_that_cannot_be_read_are_named(
     sheet = next(tag for tag in embedded.entry(old.ref).tags if tag.startswith("manybeam.scores."))
     shutil.rmtree(next(tmp_path.rglob(f"*{sheet.removeprefix('manybeam.scores.')}")))
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    assert against(judge(embedded, old.ref, new)) == [("regression", "")]
+    assert against(check_gates(embedded, old.ref, new)) == [("regression", "")]
 
 
 def test_measuring_one_member_under_new_numbers_takes_no_condition_from_the_gate(
-    judged: Callable[..., Any],
+    verdicts_of: Callable[..., Any],
 ) -> None:
     old = [score("low", 0.9), Score(0, "low", "changed", {"f1": 0.9})]
-    assert against(judged(old, [score("low", 0.5)], Gates())) == [("regression", "low")]
+    assert against(verdicts_of(old, [score("low", 0.5)], Gates())) == [("regression", "low")]

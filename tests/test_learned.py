@@ -1,4 +1,4 @@
-"""What a rehearsal taught, kept beside a version of the zoo: bytes checked, picks heeded."""
+"""What a rehearsal taught, kept beside a version of the zoo: bytes checked, preferences heeded."""
 
 import dataclasses
 import shutil
@@ -123,35 +123,35 @@ def ranked(zoo: Zoo, ref: str, frame: np.ndarray, size_pm: float) -> Selection:
 
 @pytest.fixture
 def dirty(zoo: Zoo) -> Callable[[int, int], Preference]:
-    """Pick one member on a dirty frame."""
+    """Prefer one member on a dirty frame."""
     made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
     record = zoo.resolve("graphene")
 
-    def pick(member: int, number: int) -> Preference:
+    def prefer(member: int, number: int) -> Preference:
         frame, size = made.frames_nyx[number], float(made.pixel_size_pm[number])
         found = ranked(zoo, "graphene", frame, size)
         return record_preference(
             record, found, [member], frame_yx=frame, file="a.tif", pixel_size_pm=size, who="Ada"
         )
 
-    return pick
+    return prefer
 
 
-def test_what_was_learnt_is_kept_until_somebody_picks_or_takes_a_pick_back(
+def test_what_was_learnt_is_kept_until_a_preference_is_recorded_or_retracted(
     zoo: Zoo, dirty: Callable[[int, int], Preference]
 ) -> None:
     before = performance_predictor(zoo, "graphene")
     assert performance_predictor(zoo, "graphene@2") is before
     made = dirty(2, 0)
-    with_pick = performance_predictor(zoo, "graphene")
-    assert with_pick is not before
-    assert performance_predictor(zoo, "graphene") is with_pick
+    with_preference = performance_predictor(zoo, "graphene")
+    assert with_preference is not before
+    assert performance_predictor(zoo, "graphene") is with_preference
     retract(made.id, "Ada")
     assert performance_predictor(zoo, "graphene") is before
 
 
 @pytest.mark.slow
-def test_selection_goes_on_after_picks_and_heeds_them(
+def test_selection_goes_on_after_preferences_and_heeds_them(
     zoo: Zoo, dirty: Callable[[int, int], Preference]
 ) -> None:
     made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 3, seed=8, shape=(128, 128))
@@ -171,7 +171,7 @@ def test_selection_goes_on_after_picks_and_heeds_them(
     assert after[other] - after[best] > before[other] - before[best]
 
 
-def test_a_pick_of_another_version_teaches_nothing_here(
+def test_a_preference_of_another_version_teaches_nothing_here(
     zoo: Zoo, dirty: Callable[[int, int], Preference]
 ) -> None:
     before = performance_predictor(zoo, "graphene@2")

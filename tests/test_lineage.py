@@ -64,7 +64,7 @@ def test_frames_that_scores_were_measured_on_are_in_the_lineage_of_a_version(
     zoo.register(name, tiny_members(1), job=JOB, inputs=[FRAMES], scores=[measured_on(FRAMES)])
     zoo.record_scores(f"{name}@1", [measured_on(copy, later)])
     rows = [row for row in lineage(zoo, f"{name}@1").rows() if row["what"] == "frame set"]
-    assert [(row["which"], row["told"]) for row in rows] == [
+    assert [(row["which"], row["details"]) for row in rows] == [
         (FRAMES.url, f"trained on, digest {FRAMES.digest}"),
         (later.url, f"measured on, digest {later.digest}"),
         (copy.url, f"measured on, digest {copy.digest}"),
@@ -140,7 +140,7 @@ def test_scores_under_other_numbers_of_a_condition_are_kept_apart(
     "content",
     [b"", b"[]", b'{"format": "x", "rows": []}', b'{"format": "manybeam-scores-1", "rows": [1]}'],
 )
-def test_bytes_that_are_no_sheet_are_told(content: bytes) -> None:
+def test_bytes_that_are_no_score_report_are_refused(content: bytes) -> None:
     with pytest.raises(Corrupt, match="score report cannot be read"):
         read_report(content)
 

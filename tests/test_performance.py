@@ -19,7 +19,12 @@ from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
 from manybeam.learn.analysis.frame_analysis import WINDOW_PX, FrameAnalysis, analyse
 from manybeam.learn.scoring.scores import f1_of, match_frame
-from manybeam.predictor.performance import PerformancePredictor, Picked, PredictedF1, _Index
+from manybeam.predictor.performance import (
+    PerformancePredictor,
+    PredictedF1,
+    PreferredMembers,
+    _Index,
+)
 from manybeam.spec import Library
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -42,8 +47,8 @@ class Asked:
     true_nq: np.ndarray
 
 
-def picked(seen: FrameAnalysis, member: int) -> Picked:
-    return Picked(seen.summary_cs.mean(axis=0), seen.score_mf, (member,))
+def preferred(seen: FrameAnalysis, member: int) -> PreferredMembers:
+    return PreferredMembers(seen.summary_cs.mean(axis=0), seen.score_mf, (member,))
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +199,7 @@ def gap(told: list[PredictedF1], one: int, other: int) -> float:
     return told[one].f1 - told[other].f1
 
 
-def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
+def test_preferences_raise_the_members_chosen_on_that_frame_and_on_frames_like_it(
     rehearsed: Any, known: PerformancePredictor, seen_as: Callable[..., FrameAnalysis]
 ) -> None:
     """On faint and dirty frames member 1 is best; people who want something else are heard."""
@@ -204,22 +209,22 @@ def test_picks_raise_the_members_picked_on_that_frame_and_on_frames_like_it(
     before = [known.predict_f1(seen, ALONE) for seen in looks]
     best = int(np.argmax([one.f1 for one in before[0]]))
     other = (best + 1) % 3
-    taught = PerformancePredictor(rehearsed.table, [picked(seen, other) for seen in looks[:4]])
+    taught = PerformancePredictor(rehearsed.table, [preferred(seen, other) for seen in looks[:4]])
     after = [taught.predict_f1(seen, ALONE) for seen in looks]
     for was, now in zip(before, after, strict=True):
         assert gap(now, other, best) > gap(was, other, best)
     assert gap(after[0], other, best) > gap(before[0], other, best) + 0.02
 
 
-def test_with_picks_the_threshold_of_none_fits_is_still_the_tables(
+def test_with_preferences_the_threshold_of_none_fits_is_still_the_tables(
     rehearsed: Any, known: PerformancePredictor, asked: Asked
 ) -> None:
-    taught = PerformancePredictor(rehearsed.table, [picked(asked.looks[0], 2)])
+    taught = PerformancePredictor(rehearsed.table, [preferred(asked.looks[0], 2)])
     assert taught.poor_f1 == pytest.approx(known.poor_f1, abs=0.05)
     assert len(taught.nearest(asked.looks[0], 500)) == len(rehearsed.table)
 
 
-def test_without_its_picks_a_forecaster_is_as_before(
+def test_without_preferences_a_performance_predictor_is_as_before(
     rehearsed: Any, known: PerformancePredictor, asked: Asked
 ) -> None:
     again = PerformancePredictor(rehearsed.table, [])

@@ -72,8 +72,8 @@ def test_a_preference_reads_back_as_it_was_recorded(
 
 def test_a_preference_is_as_proposed_whatever_the_order(prefer: Callable[..., Preference]) -> None:
     made = replace(prefer(0), proposed=(1, 2))
-    picked = {members: replace(made, members=members) for members in ((2, 1), (1,), (0, 1, 2))}
-    agreed = [members for members, one in picked.items() if one.is_as_proposed]
+    made_of = {members: replace(made, members=members) for members in ((2, 1), (1,), (0, 1, 2))}
+    agreed = [members for members, one in made_of.items() if one.is_as_proposed]
     assert agreed == [(2, 1)]
 
 
@@ -170,8 +170,8 @@ def test_members_are_shown_chosen_listed_and_the_choice_taken_back(
     words = ["select", "scan.npy", "--pixel-size-pm", "16", "-e", "graphene"]
     assert main([*words, "--show", "--pick", "02,00", "--who", "Ada", "--note", "Si"]) == 0
     told = capsys.readouterr()
-    picked = {row["member"]: row["picked"] for row in map(json.loads, told.out.splitlines())}
-    assert picked == {"graphene@1/00": True, "graphene@1/01": False, "graphene@1/02": True}
+    preferred = {row["member"]: row["preferred"] for row in map(json.loads, told.out.splitlines())}
+    assert preferred == {"graphene@1/00": True, "graphene@1/01": False, "graphene@1/02": True}
     assert "scan-members.png" in told.err
     assert Path("scan-members.png").read_bytes().startswith(b"\x89PNG")
     assert main(["select", "--picks", "-e", "graphene", "-o", "json"]) == 0
@@ -191,7 +191,7 @@ def test_members_are_shown_chosen_listed_and_the_choice_taken_back(
         pytest.param(["scan.npy", "--pick", "x"], 2, "is no member", id="no member"),
         pytest.param(["scan.npy", "--png", "gone/a.png"], 2, "no folder gone", id="no folder"),
         pytest.param(["scan.npy", "--png", "a.txt"], 2, ".png, .svg, .pdf", id="no picture"),
-        pytest.param(["--retract", "x"], 4, "no preference 'x'", id="no pick"),
+        pytest.param(["--retract", "x"], 4, "no preference 'x'", id="no preference"),
         pytest.param(["--picks", "-e", "A b"], 4, "no reference", id="no reference"),
     ],
 )
@@ -207,9 +207,11 @@ def test_twelve_members_at_most_are_drawn_best_first_and_the_chosen_marked(
 ) -> None:
     answer = Ensemble(tiny_members(14)).predict(FRAME, 16.0)
     ranked = tuple(Candidate(m, 0.9 - m / 100, 0.5, 1.0, {"forward": 0.5}, "") for m in range(14))
-    figure = members_figure(FRAME, answer, Selection("ok", ranked, (0, 1), "because"), picked=(3,))
+    selection = Selection("ok", ranked, (0, 1), "because")
+    figure = members_figure(FRAME, answer, selection, preferred=(3,))
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert titles[:2] == ["frame", f"mean of the picked: 03\n{len(answer.member_atoms[3])} atoms"]
+    count = len(answer.member_atoms[3])
+    assert titles[:2] == ["frame", f"mean of the preferred: 03\n{count} atoms"]
     assert [int(title[:2]) for title in titles[2:]] == list(range(12))
     assert "explain 25 % of the frame" in titles[2]
     bold = [axis.title.get_fontweight() == "bold" for axis in figure.axes[2:14]]

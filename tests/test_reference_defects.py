@@ -161,8 +161,8 @@ def test_two_kinds_of_atom_are_trained_and_told_apart(tmp_path: Path) -> None:
     ensemble = Ensemble([train(recipe, tiles)])
     frame, truth = draw_frame(900, (96, 96))
     atoms = ensemble.predict(frame, 16.0).atoms
-    judged = match_frame(atoms, truth, 16.0, frame.shape)
-    table = confusion([judged], [atoms], [truth], (CARBON, SILICON))
+    matched = match_frame(atoms, truth, 16.0, frame.shape)
+    table = confusion([matched], [atoms], [truth], (CARBON, SILICON))
     assert f1_of_kinds(table).min() > 0.9
     assert table[:2, :2].sum() >= 30
 

@@ -115,7 +115,7 @@ BOUND = RequestQuery(pixel_size_pm=16.0, false_atoms=0.3)
 def taught(
     rehearsed_zoo: Any, tmp_path: Path, use_settings: Callable[[dict[str, str]], None]
 ) -> Service:
-    """A service of the rehearsed zoo, where nobody picked anything."""
+    """A service of the rehearsed zoo, without preferences."""
     use_settings({"MANYBEAM_HOME": str(tmp_path / "home")})
     return serve(rehearsed_zoo)
 

@@ -73,9 +73,9 @@ def _answered(ensemble: Ensemble, name: str, count: int) -> Frames:
     probability, is_true = [], []
     for frame, size, truth in zip(made.frames_nyx, made.pixel_size_pm, made.truth, strict=True):
         atoms = ensemble.predict(frame, float(size)).atoms
-        judged = match_frame(atoms, truth, float(size), SHAPE)
-        probability.append(atoms[judged.found_counts, 3])
-        is_true.append(judged.is_true[judged.found_counts])
+        matched = match_frame(atoms, truth, float(size), SHAPE)
+        probability.append(atoms[matched.found_counts, 3])
+        is_true.append(matched.is_true[matched.found_counts])
     return probability, is_true
 
 

@@ -56,7 +56,7 @@ def scores(
     with np.load(made) as maps:
         least = _best_threshold(maps["prob_held-out"], held_out, spec)
         row = {
-            one: _judged(maps[f"prob_{one}"], frames[one], scale[one], radius_px, radii[one], least)
+            one: _scores(maps[f"prob_{one}"], frames[one], scale[one], radius_px, radii[one], least)
             for one in frames
         }
         report = json.loads(str(maps["report"]))
@@ -139,7 +139,7 @@ def _best_threshold(maps_nyx: Array, held_out: Sequence[tuple[Array, Array]], sp
     return float(expit(LOGITS[f1_of(counts_t3).argmax()]))
 
 
-def _judged(
+def _scores(
     prob_nyx: Array,
     labelled: Sequence[Any],
     scale: float,
@@ -152,11 +152,11 @@ def _judged(
     from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE
     from manybeam.learn.scoring.scores import match_frame, summarise
 
-    judged, found = [], []
+    matched, found = [], []
     for prob_yx, frame in zip(prob_nyx, labelled, strict=True):
         atoms = find_atoms(prob_yx.astype(np.float32), least, max(NEIGHBOUR_SHARE * radius_px, 1.0))
         atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
         shape = frame.frame_yx.shape
-        judged.append(match_frame(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm))
+        matched.append(match_frame(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm))
         found.append(atoms)
-    return summarise(judged, found).values()
+    return summarise(matched, found).values()

@@ -59,13 +59,13 @@ def _rows(ref: str, frames: FrameSet, radius_pm: float | None) -> list[tuple[str
         ),
         key=lambda row: row[1].f1,
     )
-    picked: Found = []
+    selected: Found = []
     question = Question(record.ref, is_selecting=True)
     for i in places:
         frame, size = frames.frame(i), sizes[i]
         selection = predictor.rank(Frame(frame, size), question)[0].selection
         assert selection is not None
-        picked.append(ensemble.predict(frame, size, members=selection.chosen).atoms)
+        selected.append(ensemble.predict(frame, size, members=selection.chosen).atoms)
     whole = [frames.frame(i) for i in places]
     blob, _ = classical.tune(whole, truth, sizes, radius_pm)
     print(f"mean of members: F1 {np.mean([s.f1 for _, s in alone]):.3f}\n")
@@ -77,7 +77,7 @@ def _rows(ref: str, frames: FrameSet, radius_pm: float | None) -> list[tuple[str
         (f"worst ({alone[0][0]})", alone[0][1]),
         (f"best ({alone[-1][0]})", alone[-1][1]),
         ("ensemble", scores([one.atoms for one in answers])),
-        ("selected for each frame", scores(picked)),
+        ("selected for each frame", scores(selected)),
     ]
 
 

@@ -58,18 +58,20 @@ def _rows(run: Results, pool: str) -> dict[str, dict[str, float]]:
         here = {"random": float(np.mean(by_member)), "best fixed": by_member[fixed]}
         for score in SCORES:
             told = [f["entropy"] if score == "entropy" else f["scores"][score] for f in frames]
-            here[score] = _picked(counts_nm3, told)
+            here[score] = _chosen_f1(counts_nm3, told)
         for score in LEARNT:
-            here[score] = _picked(counts_nm3, [frame[score] for frame in frames])
+            here[score] = _chosen_f1(counts_nm3, [frame[score] for frame in frames])
         promised = [[one[0] for one in frame["predicted"]] for frame in frames]
-        here["selected, one member"] = _picked(counts_nm3, promised)
+        here["selected, one member"] = _chosen_f1(counts_nm3, promised)
         for row, key in ANSWERS.items():
             here[row] = f1(np.array([_answer(frame, key)["counts"] for frame in frames]))
         here["mean, norms re-estimated"] = f1(
             np.array([frame["normed"]["counts"] for frame in run[name]])
         )
         here["oracle member"] = max(by_member)
-        here["oracle of each frame"] = _picked(counts_nm3, [[f1(c) for c in n] for n in counts_nm3])
+        here["oracle of each frame"] = _chosen_f1(
+            counts_nm3, [[f1(c) for c in n] for n in counts_nm3]
+        )
         table[name] = here
     return table
 
@@ -93,7 +95,7 @@ def _answer(frame: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found
 
 
-def _picked(counts_nm3: Array, told: Sequence[Sequence[float]]) -> float:
+def _chosen_f1(counts_nm3: Array, told: Sequence[Sequence[float]]) -> float:
     """Return F1 if on each frame the member answers of whom most is told."""
     chosen = np.nan_to_num(np.array(told, float), nan=-9).argmax(axis=1)
     return f1(counts_nm3[np.arange(len(chosen)), chosen])

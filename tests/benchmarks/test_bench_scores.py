@@ -42,8 +42,8 @@ def test_score_a_frame_of_10_000_atoms(benchmark: Any, truth: Any, found: Any) -
 def test_kinds_of_a_frame_of_10_000_atoms(benchmark: Any) -> None:
     found = found_of(LATTICE, 1.0)
     truth = np.column_stack([LATTICE, np.full(10_000, 6)])
-    judged = match_frame(found, truth, 10.0, SHAPE)
-    benchmark(confusion, [judged], [found], [truth], (6, 14))
+    matched = match_frame(found, truth, 10.0, SHAPE)
+    benchmark(confusion, [matched], [found], [truth], (6, 14))
 
 
 def test_vacancies_of_a_frame_of_10_000_atoms(benchmark: Any) -> None:

@@ -89,16 +89,16 @@ def select(
         Path | None, typer.Option(help="Where to, in place of FILE-members.png; implies --show.")
     ] = None,
     pick: Annotated[str, typer.Option(help="Record that you chose these members: 03,05.")] = "",
-    who: Annotated[str | None, typer.Option(help="Who picks; the login name if left out.")] = None,
-    note: Annotated[str, typer.Option(help="Why, in your words; kept with the pick.")] = "",
-    picks: Annotated[bool, typer.Option("--picks", help="List what people picked.")] = False,
-    retract: Annotated[str, typer.Option(help="Take back the pick of this id.")] = "",
+    who: Annotated[str | None, typer.Option(help="Your name; if left out, the login name.")] = None,
+    note: Annotated[str, typer.Option(help="Your reason; kept with the preference.")] = "",
+    picks: Annotated[bool, typer.Option("--picks", help="List the preferences.")] = False,
+    retract: Annotated[str, typer.Option(help="Take back the preference of this id.")] = "",
     form: FormOption = Form.auto,
 ) -> None:
     """Rank the members that suit this frame, with predicted F1, its interval and the reason.
 
-    With --show you see what each member found and what it misses. With --pick your own choice is
-    kept as a preference, with who, when, frame and condition. Selection learns from it.
+    --show draws what each member finds and what it misses. --pick records your own choice as a
+    preference, with who, when, frame and condition. Selection learns from it.
 
     Example: manybeam select scan_0142.dm4 -e graphene --show
     """
@@ -114,23 +114,25 @@ def select(
                 "no frame to select for", "", "manybeam select FILE, or manybeam select --picks"
             )
         return
-    picked, path = read_members("--pick", pick), picture_path(file, png)
+    preferred, path = read_members("--pick", pick), picture_path(file, png)
     frames = _frames([file], pixel_size_pm, condition)
     if len(frames) > 1:
         say(f"{file.name}: the first of {len(frames)} frames; predict answers for each")
-    rows, verdict = _ranked(frames[0], ensemble, picked, who, note, path if show or png else None)
+    rows, verdict = _ranked(
+        frames[0], ensemble, preferred, who, note, path if show or png else None
+    )
     emit(rows, form, title=f"{file.name}: {verdict}", columns=TABLE_COLUMNS)
 
 
 def _ranked(
     frame: "Frame",
     ref: str,
-    picked: Sequence[int],
+    preferred: Sequence[int],
     who: str | None,
     note: str,
     picture: Path | None,
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return a row for each member and the verdict; keep the pick and draw, if asked to."""
+    """Return a row for each member and the verdict; record the preference and draw, if asked to."""
     from manybeam.cli.preferences import draw, keep
     from manybeam.predictor.answer import Question
 
@@ -144,15 +146,15 @@ def _ranked(
         say(f" - {reason}")
     for one in selection.answerers:
         say(f"   {one.name}: predicted F1 {one.predicted_f1:.3f} ({one.low:.3f} to {one.high:.3f})")
-    if picked:
-        keep(frame, best, picked, who, note)
+    if preferred:
+        keep(frame, best, preferred, who, note)
     if picture is not None:
-        draw(frame, best, picture, picked)
-    return _candidate_rows(record, selection, picked), selection.verdict
+        draw(frame, best, picture, preferred)
+    return _candidate_rows(record, selection, preferred), selection.verdict
 
 
 def _candidate_rows(
-    record: "Record", selection: "Selection", picked: Sequence[int]
+    record: "Record", selection: "Selection", preferred: Sequence[int]
 ) -> list[dict[str, Any]]:
     rows = [
         {
@@ -167,7 +169,7 @@ def _candidate_rows(
         for candidate in selection.candidates
     ]
     members = [candidate.member for candidate in selection.candidates]
-    marks = [{"picked": member in picked} if picked else {} for member in members]
+    marks = [{"preferred": member in preferred} if preferred else {} for member in members]
     return [{**row, **mark} for row, mark in zip(rows, marks, strict=True)]
 
 

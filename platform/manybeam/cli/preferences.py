@@ -27,7 +27,7 @@ def picture_path(file: Path, path: Path | None) -> Path:
     return path
 
 
-def draw(frame: "Frame", best: "Ranked", path: Path, picked: Sequence[int]) -> None:
+def draw(frame: "Frame", best: "Ranked", path: Path, preferred: Sequence[int]) -> None:
     """Write the picture of all members side by side, and say where."""
     from manybeam.cli.terminal.figures import members_figure
     from manybeam.zoo.reports.plots import drawn
@@ -37,7 +37,7 @@ def draw(frame: "Frame", best: "Ranked", path: Path, picked: Sequence[int]) -> N
         frame.pixels_yx,
         best.whole,
         best.selection,
-        picked=tuple(picked),
+        preferred=tuple(preferred),
         title=f"{Path(frame.origin).name}, {best.version.ref}, ",
     )
     write_files({path: drawn(figure, path.suffix[1:].lower(), PICTURE_DPI)})

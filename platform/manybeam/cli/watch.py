@@ -80,10 +80,10 @@ def watch(
         *(["--first", str(first)] if first else []),
     ]
     with Progress() as bars:
-        judge = _Judge(zoo, record, library, searched, movie, keep, again)
+        advisor = _Advisor(zoo, record, library, searched, movie, keep, again)
         drift = _begun(state, first) or _new(zoo, record, library, movie, first, bars)
         start = 0 if state is not None and state.is_file() else first
-        rows = list(_rows(drift, movie, start, judge, bars))
+        rows = list(_rows(drift, movie, start, advisor, bars))
     _leave(state, drift)
     if rows and keep:
         movie.write(keep, int(rows[-1]["since"]))
@@ -142,7 +142,7 @@ class _Movie:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Advisor:
     """What is needed to answer an alarm; the networks are loaded at the first one."""
 
     zoo: "Zoo"
@@ -260,7 +260,7 @@ def _new(
 
 
 def _rows(
-    drift: "DriftWatch", movie: _Movie, start: int, judge: _Judge, bars: "Progress"
+    drift: "DriftWatch", movie: _Movie, start: int, advisor: _Advisor, bars: "Progress"
 ) -> Iterator[dict[str, Any]]:
     """Yield one row an alarm."""
     from manybeam.predictor.stream.drift import frame_features
@@ -276,13 +276,13 @@ def _rows(
         numbers.append(number)
         alarm = drift.see(features)
         if alarm is not None:
-            yield _row(alarm, numbers[max(alarm.since - before, 0) :], judge)
+            yield _row(alarm, numbers[max(alarm.since - before, 0) :], advisor)
 
 
-def _row(alarm: "Alarm", numbers: list[int], judge: _Judge) -> dict[str, Any]:
+def _row(alarm: "Alarm", numbers: list[int], advisor: _Advisor) -> dict[str, Any]:
     """Return the row of an alarm; `numbers` are the frames since the change."""
     since, found = numbers[0], numbers[-1]
-    proposal = judge.propose(numbers)
+    proposal = advisor.propose(numbers)
     return {
         "frame": found,
         "since": since,
@@ -291,7 +291,7 @@ def _row(alarm: "Alarm", numbers: list[int], judge: _Judge) -> dict[str, Any]:
         "proposal": proposal.action,
         "members": [f"{one:02d}" for one in proposal.members],
         "predicted_f1": proposal.predicted_f1,
-        "command": judge.command(proposal),
+        "command": advisor.command(proposal),
         "why": proposal.why,
     }
 

@@ -200,13 +200,13 @@ class AuditLog:
         number, sha256 = _read_anchor(anchor)
         last, before, anchored = 0, "", number == 0
         with self._database.reading() as connection:
-            told = _head(connection)
+            head = _head(connection)
             for row in connection.execute(select(*_COLUMNS).order_by(AuditRecord.number)):
                 if fault := _fault(row, last, before):
                     raise _broken(last + 1, fault)
                 last, before = row.number, hashlib.sha256(row.content).hexdigest()
                 anchored = anchored or (last, before) == (number, sha256)
-        if told != (last, before):
+        if head != (last, before):
             raise _broken(last + 1, "it is missing, or the row that names the last is not true")
         if not anchored:
             raise _broken(number, "it is not the record the anchor was taken of, or it is gone")

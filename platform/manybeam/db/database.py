@@ -140,8 +140,8 @@ class Database:
 def now(connection: Connection) -> datetime:
     """Return the time by the database's clock: the one clock that all writers share."""
     if connection.dialect.name == "sqlite":
-        told = connection.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
-        return datetime.fromisoformat(str(told)).replace(tzinfo=UTC)
+        utc = connection.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
+        return datetime.fromisoformat(str(utc)).replace(tzinfo=UTC)
     found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return found.astimezone(UTC)
 

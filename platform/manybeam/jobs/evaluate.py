@@ -58,14 +58,14 @@ class Evaluation:
     Members are indices, or ENSEMBLE, or CLASSICAL.
 
     Attributes:
-        judged: the comparison of each frame with its truth.
+        matched: the comparison of each frame with its truth.
         found: the atoms found on each frame.
         kinds: of members that report elements, the elements and the confusion over all frames.
         targets: dopants, edges and vacancies of each frame, if all frames are of a known lattice.
         detector: parameters of the classical detector for even frames, and for odd frames.
     """
 
-    judged: dict[int, list[MatchedFrame]] = field(default_factory=dict)
+    matched: dict[int, list[MatchedFrame]] = field(default_factory=dict)
     found: dict[int, list[Array]] = field(default_factory=dict)
     kinds: dict[int, tuple[tuple[int, ...], Counts]] = field(default_factory=dict)
     targets: dict[int, list[Targets | None]] = field(default_factory=dict)
@@ -81,18 +81,18 @@ class Evaluation:
     ) -> None:
         """Compare the atoms that one member found on one frame with the truth."""
         shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
-        verdict = match_frame(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm)
-        self.judged.setdefault(member, []).append(verdict)
+        matched = match_frame(atoms, frame.truth, frame.pixel_size_pm, shape, radius_pm)
+        self.matched.setdefault(member, []).append(matched)
         self.found.setdefault(member, []).append(atoms)
         self.targets.setdefault(member, []).append(frame.targets)
         if elements:
-            self._count(member, elements, confusion([verdict], [atoms], [frame.truth], elements))
+            self._count(member, elements, confusion([matched], [atoms], [frame.truth], elements))
 
     def extend(self, other: "Evaluation") -> None:
         """Add the results of later frames."""
         self.detector = self.detector or other.detector
-        for member in other.judged:
-            self.judged.setdefault(member, []).extend(other.judged[member])
+        for member in other.matched:
+            self.matched.setdefault(member, []).extend(other.matched[member])
             self.found.setdefault(member, []).extend(other.found[member])
             self.targets.setdefault(member, []).extend(other.targets[member])
         for member, (elements, table) in other.kinds.items():
@@ -106,7 +106,7 @@ class Evaluation:
         The ensemble has `spread_auroc` and `doubt_auroc`: how well the spread of an atom's
         position, and 1 - its probability, separate wrong atoms from right ones.
         """
-        scores = summarise(self.judged[member], self.found[member]).values()
+        scores = summarise(self.matched[member], self.found[member]).values()
         elements, table = self.kinds.get(member, ((), np.zeros((1, 1), np.int64)))
         each = zip(elements, f1_of_kinds(table), strict=True)
         scores |= self._target_scores(member) | self._doubt_scores(member)
@@ -119,19 +119,19 @@ class Evaluation:
         """
         if member != ENSEMBLE:
             return ()
-        return reliability(*beliefs(self.judged[member], self.found[member])).bins
+        return reliability(*beliefs(self.matched[member], self.found[member])).bins
 
     def _target_scores(self, member: int) -> dict[str, float]:
-        judged = self.judged[member]
+        matched = self.matched[member]
         known = [one for one in self.targets[member] if one is not None]
-        if len(known) < len(judged):
+        if len(known) < len(matched):
             return {}
-        frames = zip(self.found[member], judged, known, strict=True)
+        frames = zip(self.found[member], matched, known, strict=True)
         sites = np.array([len(one.vacancies) for one in known])
         filled = [false_fill(a, s.vacancies, j.radius_pm / s.pixel_size_pm) for a, j, s in frames]
         values = {
-            "recall_dopant": recall_of(judged, [one.is_dopant for one in known]),
-            "recall_edge": recall_of(judged, [one.is_edge for one in known]),
+            "recall_dopant": recall_of(matched, [one.is_dopant for one in known]),
+            "recall_edge": recall_of(matched, [one.is_edge for one in known]),
             "false_fill": float(np.nan_to_num(filled) @ sites / sites.sum()) if any(sites) else nan,
         }
         return {name: value for name, value in values.items() if not isnan(value)}
@@ -139,7 +139,7 @@ class Evaluation:
     def _doubt_scores(self, member: int) -> dict[str, float]:
         if member != ENSEMBLE:
             return {}
-        frames = list(zip(self.found[member], self.judged[member], strict=True))
+        frames = list(zip(self.found[member], self.matched[member], strict=True))
         atoms = np.concatenate([np.reshape(a, (-1, 7))[j.found_counts] for a, j in frames])
         is_wrong = np.concatenate([~j.is_true[j.found_counts] for _, j in frames])
         spread_px = np.hypot(atoms[:, 4], atoms[:, 5])
@@ -299,11 +299,11 @@ def _summarise(
             name,
             digest,
             whole.values(member),
-            counts=tuple(frame.counts for frame in whole.judged[member]),
+            counts=tuple(frame.counts for frame in whole.matched[member]),
             reliability=whole.reliability(member),
             test_set=test_sets[name, digest],
             detector=tuple(map(asdict, whole.detector)) if member == CLASSICAL else (),
         )
         for (name, digest), whole in together.items()
-        for member in sorted(whole.judged)
+        for member in sorted(whole.matched)
     ]

@@ -37,7 +37,7 @@ class Example:
     Attributes:
         frame: the frame with its truth.
         found: (atoms, >= 4) y, x, class, probability.
-        judged: the comparison of the found atoms with the truth.
+        matched: the comparison of the found atoms with the truth.
         is_measured: whether this is the frame that was measured. True: the score has its seed,
             or the digest of its FrameSet. False: the frames of the score are unknown, and this
             frame has the usual seed, or is of a FrameSet that may have been measured.
@@ -49,7 +49,7 @@ class Example:
 
     frame: LabelledFrame
     found: Array
-    judged: MatchedFrame
+    matched: MatchedFrame
     is_measured: bool
     is_recorded: bool | None
     is_simulated: bool
@@ -94,9 +94,9 @@ def make_example(
             "choose a condition with smaller frames",
         )
     found = _answer(zoo, version_ref, score, number, frame)
-    verdict, is_recorded = _judged(score, number, frame, found)
+    matched, is_recorded = _matched(score, number, frame, found)
     is_simulated = isinstance(block.source, Condition)
-    return Example(frame, found, verdict, score.test_set is not None, is_recorded, is_simulated)
+    return Example(frame, found, matched, score.test_set is not None, is_recorded, is_simulated)
 
 
 def _block(
@@ -165,17 +165,17 @@ def _raw(zoo: "Zoo", ref: str, frame: LabelledFrame) -> "Prediction":
     return Predictor.of_zoo(zoo).answer(known, asked).prediction
 
 
-def _judged(
+def _matched(
     score: Score, number: int, frame: LabelledFrame, found: Array
 ) -> tuple[MatchedFrame, bool | None]:
     """Compare as the score did; an old score does not say whether its match radius was given."""
     recorded = score.counts[number] if number < len(score.counts) else None
     shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
     given_pm = score.test_set.match_radius_pm if score.test_set is not None else None
-    verdict = match_frame(found, frame.truth, frame.pixel_size_pm, shape, given_pm)
+    matched = match_frame(found, frame.truth, frame.pixel_size_pm, shape, given_pm)
     radius_pm = score.values.get("radius_pm") if score.test_set is None else None
-    if recorded not in (None, verdict.counts) and radius_pm and frame.pixel_size_pm:
+    if recorded not in (None, matched.counts) and radius_pm and frame.pixel_size_pm:
         other = match_frame(found, frame.truth, frame.pixel_size_pm, shape, radius_pm)
         if other.counts == recorded:
-            verdict = other
-    return verdict, None if recorded is None else verdict.counts == recorded
+            matched = other
+    return matched, None if recorded is None else matched.counts == recorded

@@ -11,7 +11,7 @@ import numpy as np
 from manybeam.db.preferences import Preference
 from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.analysis.fitness import SCORES
-from manybeam.predictor.performance import PerformancePredictor, Picked
+from manybeam.predictor.performance import PerformancePredictor, PreferredMembers
 from manybeam.predictor.preferences import preferences
 from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.calibration_sets import KIND
@@ -63,11 +63,11 @@ def _learnt(source: _Learned) -> PerformancePredictor:
     table = CalibrationSet.from_bytes(source.content)
     if source.member in table.members:
         table = table.only(source.member)
-    taught = [_picked(one, table) for one in source.preferences]
+    taught = [_preferred(one, table) for one in source.preferences]
     return PerformancePredictor(table, [one for one in taught if one is not None])
 
 
-def _picked(one: Preference, table: CalibrationSet) -> Picked | None:
+def _preferred(one: Preference, table: CalibrationSet) -> PreferredMembers | None:
     """Return a preference as the predictor learns it; None if it does not concern these members."""
     here = set(table.members)
     if len(one.summary) != table.summary_ns.shape[1] or not here <= set(one.features):
@@ -76,7 +76,7 @@ def _picked(one: Preference, table: CalibrationSet) -> Picked | None:
         return None
     summary_s = np.array([np.nan if value is None else value for value in one.summary])
     score_mf = np.array([_scores(one.features[member]) for member in table.members])
-    return Picked(summary_s, score_mf, one.members)
+    return PreferredMembers(summary_s, score_mf, one.members)
 
 
 def _scores(features: Mapping[str, float]) -> list[float]:

@@ -38,7 +38,7 @@ WRONGLY_POOR = 0.02  # share of frames that some member does fit and that are ca
 PARTS = ("simulated", "resembled", *SCORES)
 INDEX = [PARTS.index(name) for name in ("simulated", "resembled", "forward", "lattice")]
 HAIR = 1e-6  # F1; below what anybody reads
-PICK_MARGIN = 0.02  # F1 by which a member that was not picked is taken to be worse
+PREFERENCE_MARGIN = 0.02  # F1 by which a member that nobody preferred is taken to be worse
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class PredictedF1:
 
 
 @dataclass(frozen=True, eq=False)
-class Picked:
-    """A frame on which a person chose members.
+class PreferredMembers:
+    """The members that a person preferred for one frame.
 
     Attributes:
-        summary_s: what it looks like.
+        summary_s: summary of the frame.
         score_mf: label-free scores of every member of the table.
-        members: those that were picked.
+        members: the preferred members.
     """
 
     summary_s: np.ndarray
@@ -79,17 +79,17 @@ class PerformancePredictor:
 
     Args:
         table: what the members did on simulated frames.
-        picks: frames that people looked at, as they were seen, each with the members picked.
+        preferences: frames for which people chose members.
     """
 
-    def __init__(self, table: CalibrationSet, picks: Sequence[Picked] = ()) -> None:
+    def __init__(self, table: CalibrationSet, preferences: Sequence[PreferredMembers] = ()) -> None:
         self.table = table
         scores_nf = table.score_nmf.reshape(len(table), -1)
         self._f1_nm = table.f1_nm
         self._views = (_View(np.hstack([table.summary_ns, scores_nf])), _View(scores_nf))
         self._frames = _View(table.summary_ns)
-        if picks:
-            self._learn_picks(picks)
+        if preferences:
+            self._learn_preferences(preferences)
 
     def predict_f1(self, seen: FrameAnalysis, answerers: Sequence[Weights]) -> list[PredictedF1]:
         """Return what to expect of each answerer on a frame.
@@ -183,12 +183,12 @@ class PerformancePredictor:
         ]
 
     def _known(self, weights: Weights) -> np.ndarray:
-        """Return the F1 of an answerer on each frame; on one picked on, the mean of its members."""
+        """Return the F1 of an answerer on each frame; of a preference, the mean of its members."""
         places = [self.table.members.index(member) for member in weights]
         if len(places) == 1:
             return np.asarray(self._f1_nm[:, places[0]])
-        picked = self._f1_nm[len(self.table) :, places].mean(axis=1)
-        return np.concatenate([self.table.f1(weights), picked])
+        preferred = self._f1_nm[len(self.table) :, places].mean(axis=1)
+        return np.concatenate([self.table.f1(weights), preferred])
 
     def _own(self, seen: FrameAnalysis, answerers: Sequence[Weights]) -> np.ndarray:
         """Return the label-free scores of each answerer, (q, f)."""
@@ -219,14 +219,16 @@ class PerformancePredictor:
         """The table's frame that each example of an index is of."""
         return np.repeat(np.arange(len(self.table)), len(self.table.members))
 
-    def _learn_picks(self, picks: Sequence[Picked]) -> None:
-        """Add the frames people picked on: there, no member did better than those picked."""
-        rows = [_Row(pick.summary_s, pick.score_mf) for pick in picks]
+    def _learn_preferences(self, preferences: Sequence[PreferredMembers]) -> None:
+        """Add the frames of preferences: on them the preferred members are the best."""
+        rows = [_Row(one.summary_s, one.score_mf) for one in preferences]
         alone = [{member: 1.0} for member in self.table.members]
         f1_pm = np.stack([np.mean(self._by_views(row, alone), axis=0) for row in rows])
         best_p1 = f1_pm.max(axis=1, keepdims=True)
-        is_picked = np.stack([np.isin(self.table.members, pick.members) for pick in picks])
-        taught_pm = np.where(is_picked, best_p1, np.minimum(f1_pm, best_p1 - PICK_MARGIN).clip(0))
+        is_preferred = np.stack([np.isin(self.table.members, one.members) for one in preferences])
+        taught_pm = np.where(
+            is_preferred, best_p1, np.minimum(f1_pm, best_p1 - PREFERENCE_MARGIN).clip(0)
+        )
         self._views = (
             _View(np.vstack([self._views[0].raw_ns, *(row.of_views[0] for row in rows)])),
             _View(np.vstack([self._views[1].raw_ns, *(row.of_views[1] for row in rows)])),

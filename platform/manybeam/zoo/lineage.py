@@ -195,5 +195,5 @@ def _origin(member: Any) -> str:
     return f"{came}, from {member.parent}" if member.parent else came
 
 
-def _row(what: str, which: str, told: str) -> dict[str, Any]:
-    return {"what": what, "which": which, "told": told}
+def _row(what: str, which: str, details: str) -> dict[str, Any]:
+    return {"what": what, "which": which, "details": details}

@@ -91,8 +91,8 @@ def _retracted(key: str) -> str:
 def _retraction(key: str, content: bytes, store: Store) -> Retraction:
     """Return who took a preference back. An object that cannot be read takes it back as well."""
     try:
-        told = json.loads(content)
-        return Retraction(str(told["who"]), datetime.fromisoformat(told["when"]))
+        fields = json.loads(content)
+        return Retraction(str(fields["who"]), datetime.fromisoformat(fields["when"]))
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s/%s does not say who took it back: %s", store.url, key, error)
         return Retraction("", datetime.now(UTC))
@@ -103,8 +103,8 @@ def _take_predictions(database: Database, store: Store) -> int:
     rows = []
     for key, content in found.items():
         try:
-            told = json.loads(content)
-            rows.append((key.split("/")[0], told["url"], datetime.fromisoformat(told["made"])))
+            fields = json.loads(content)
+            rows.append((key.split("/")[0], fields["url"], datetime.fromisoformat(fields["made"])))
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s/%s cannot be read and is passed over: %s", store.url, key, error)
     missing = len(found) - len(rows)

@@ -207,11 +207,11 @@ def _reliability(story: Story, report: Report) -> None:
     lines, errors = [], []
     for name in ("everyone", "selected"):
         found = [getattr(one, name).atoms for one in story.answered]
-        judged = [
+        matched = [
             match_frame(atoms, one.truth, one.pixel_size_pm, one.frame_yx.shape)
             for atoms, one in zip(found, story.frames, strict=True)
         ]
-        curve = reliability(*beliefs(judged, found))
+        curve = reliability(*beliefs(matched, found))
         lines.append((WAYS[name], curve.mean_probability, curve.share_true, curve.count))
         errors.append(f"{curve.ece:.3f} ({WAYS[name]})")
     report.section("Are the probabilities right?")
@@ -271,8 +271,8 @@ def _shown(name: str, atoms: Array, frame: LabelledFrame) -> Shown:
     from manybeam.learn.scoring.scores import match_frame
 
     shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])
-    judged = match_frame(atoms, frame.truth, frame.pixel_size_pm, shape)
-    return Shown(f"{name}: F1 {score([atoms], [frame]).f1:.2f}", atoms, judged)
+    matched = match_frame(atoms, frame.truth, frame.pixel_size_pm, shape)
+    return Shown(f"{name}: F1 {score([atoms], [frame]).f1:.2f}", atoms, matched)
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -57,9 +57,9 @@ def run(
     story = Story(job, drift, out, steps.facts)
     try:
         for title, step in story.steps():
-            with steps.step(title) as tell:
+            with steps.step(title) as show:
                 for line in step():
-                    tell(line)
+                    show(line)
         with steps.step("write the report"):
             write_report(story, out / "report.html")
     finally:

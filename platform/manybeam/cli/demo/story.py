@@ -259,8 +259,8 @@ class Story:
             one.policy: self.library.policy(one.policy).digest for one in self.recipe.members
         }
         parts = [__version__, self.job.model_dump_json(), self.recipe.model_dump_json()]
-        told = json.dumps([*parts, policies, self.drift.digest], sort_keys=True)
-        story = hashlib.sha256(told.encode()).hexdigest()
+        text = json.dumps([*parts, policies, self.drift.digest], sort_keys=True)
+        story = hashlib.sha256(text.encode()).hexdigest()
         if self.facts.get("story") != story or not (settings().home / "zoo.db").exists():
             self.facts.clear()
         self.facts["story"] = story

@@ -66,12 +66,12 @@ class Shown:
     Attributes:
         name: who answered; the title of its pictures.
         atoms: (atoms, >= 4) y, x, class, probability.
-        judged: the atoms against the truth, `learn.scoring.scores.match_frame`.
+        matched: the atoms against the truth, `learn.scoring.scores.match_frame`.
     """
 
     name: str
     atoms: Array
-    judged: "MatchedFrame"
+    matched: "MatchedFrame"
 
 
 def doubt_figure(
@@ -153,7 +153,7 @@ def members_figure(
     prediction: "Prediction",
     selection: "Selection",
     *,
-    picked: Sequence[int] = (),
+    preferred: Sequence[int] = (),
     title: str = "",
 ) -> Figure:
     """Return frame | mean of the chosen | atoms of each member, best first, at most twelve members.
@@ -165,23 +165,23 @@ def members_figure(
         frame_yx: the frame as it was recorded.
         prediction: the answer of all members, with their maps.
         selection: how they were ranked.
-        picked: members that a person preferred; the chosen ones if left out.
+        preferred: members that a person preferred; the chosen ones if left out.
         title: text before the verdict.
     """
-    chosen = tuple(picked) or selection.chosen
-    together = prediction.subset(picked) if picked else selection.answer(prediction)
+    chosen = tuple(preferred) or selection.chosen
+    together = prediction.subset(preferred) if preferred else selection.answer(prediction)
     window = _window(prediction, together.atoms)
     ranked = selection.candidates[:SHOWN_MEMBERS]
     figure, axes = _grid(2 + len(ranked))
     _whole_frame(axes[0], frame_yx, window, prediction.pixel_size_pm)
-    _together(axes[1], together, window, "picked" if picked else "chosen")
+    _together(axes[1], together, window, "preferred" if preferred else "chosen")
     for axis, candidate in zip(axes[2:], ranked, strict=False):
         atoms = prediction.member_atoms[prediction.members.index(candidate.member)]
         _atoms_against(axis, frame_yx, atoms, together.atoms, window)
         is_chosen = candidate.member in chosen
         _frame_panel(axis, window, CHOSEN if is_chosen else "#888888", 3 if is_chosen else 1)
         _name(axis, candidate, len(atoms), is_chosen=is_chosen)
-    _explain(figure, "picked" if picked else "chosen")
+    _explain(figure, "preferred" if preferred else "chosen")
     more = len(selection.candidates) - len(ranked)
     rest = f"; {more} more members are not shown" if more else ""
     words = textwrap.wrap(f"{title}{selection.verdict}: {selection.why}{rest}", 145)
@@ -216,7 +216,7 @@ def _gray(axis: "Axes", frame_yx: Array, title: str, size: float = 9) -> None:
 def _errors(axis: "Axes", frame_yx: Array, truth_k3: Array, shown: Shown, size: float) -> None:
     """Draw the atoms of one answer: found, missed and false, told apart by shape and colour."""
     _gray(axis, frame_yx, shown.name, size=size)
-    seen = ErrorOverlay.of(shown.atoms, truth_k3, shown.judged)
+    seen = ErrorOverlay.of(shown.atoms, truth_k3, shown.matched)
     ring: dict[str, Any] = {"facecolors": "none", "linewidths": 1.2}
     axis.scatter(seen.right[:, 1], seen.right[:, 0], s=34, edgecolors=FOUND, **ring)
     axis.scatter(seen.missed[:, 1], seen.missed[:, 0], s=30, marker="s", edgecolors=MISSED, **ring)

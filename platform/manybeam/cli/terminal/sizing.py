@@ -75,7 +75,7 @@ def _weighted(found: "dict[str, InferredPixelSize]") -> tuple[float, str]:
 
     The error is not below that of the best frame, because frames of one sheet share its strain.
     """
-    small, large = (pick(found, key=lambda name: found[name].pixel_size_pm) for pick in (min, max))
+    small, large = (end(found, key=lambda name: found[name].pixel_size_pm) for end in (min, max))
     one, two = found[small], found[large]
     if two.pixel_size_pm - one.pixel_size_pm > ERRORS * math.hypot(one.error_pm, two.error_pm):
         raise InvalidInput(

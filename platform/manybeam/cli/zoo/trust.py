@@ -130,10 +130,10 @@ def lineage(
     if Ref.is_one(ref):
         rows = traced(zoo, ref).rows()
         if answered:
-            rows.insert(0, {"what": "prediction", "which": what, "told": f"answered by {ref}"})
+            rows.insert(0, {"what": "prediction", "which": what, "details": f"answered by {ref}"})
     else:
         rows = [
-            {"what": "version", "which": one, "told": f"{how} these frames"}
+            {"what": "version", "which": one, "details": f"{how} these frames"}
             for one, how in uses_of(zoo, what)
         ]
     emit(rows, form, title=f"Lineage of {what}")

@@ -126,11 +126,11 @@ def occupied(
                 there_n = np.where(count_n > 0, number, 0)
                 number_n[mine_n] = np.maximum(number_n[mine_n], there_n)
     means_c = np.array([sum(_mean(shares[site]) for site in sites) for sites in columns.sites])
-    told_n = (means_c > FAINTEST * means_c.max())[kind_n]
+    is_in_truth_n = (means_c > FAINTEST * means_c.max())[kind_n]
     place_n2 = place_n2 + rng.normal(0, RIPPLE_PM / math.sqrt(repeats), place_n2.shape)
     there = number_n > 0
     signal_n = power_n[there] / number_n[there] ** EXPONENT
-    return Structure(place_n2[there], number_n[there], signal_n, told_n[there])
+    return Structure(place_n2[there], number_n[there], signal_n, is_in_truth_n[there])
 
 
 def thinned(shares: Sequence[Shares], vacancy_fraction: float) -> list[Shares]:

@@ -65,9 +65,9 @@ def wavelength_pm(beam_kv: float) -> float:
     return 1226.39 / math.sqrt(volt * (1 + 0.97845e-6 * volt))
 
 
-def _end(value: Quantity, pick: Callable[[float, float], float]) -> float | None:
-    """Return a number, or the end of a range that `pick` (min or max) takes."""
-    return pick(value.low, value.high) if isinstance(value, Range) else value
+def _end(value: Quantity, extreme: Callable[[float, float], float]) -> float | None:
+    """Return a number, or the end of a range that `extreme` (min or max) takes."""
+    return extreme(value.low, value.high) if isinstance(value, Range) else value
 
 
 def _convergence(imaging: Imaging) -> Iterator[str]:
@@ -138,7 +138,7 @@ def _diffraction(imaging: Imaging) -> Iterator[str]:
 def _dose(imaging: Imaging) -> Iterator[str]:
     stated = imaging.dose_e_per_a2
     parts = (imaging.optics.beam_current_pa, imaging.scan.dwell_us, imaging.scan.pixel_size_pm)
-    lows, highs = ([_end(part, pick) for part in parts] for pick in (min, max))
+    lows, highs = ([_end(part, extreme) for part in parts] for extreme in (min, max))
     if stated is None or not all(lows) or not all(highs):
         return
     least = dose_e_per_a2(lows[0] or 0, lows[1] or 0, highs[2] or 1)
@@ -176,7 +176,7 @@ def _knock_on(imaging: Imaging) -> Iterator[str]:
 
 
 def _focus(imaging: Imaging) -> Iterator[str]:
-    ends = [_end(imaging.optics.defocus_nm, pick) for pick in (min, max)]
+    ends = [_end(imaging.optics.defocus_nm, extreme) for extreme in (min, max)]
     alpha, kv = _end(imaging.optics.convergence_mrad, max), _end(imaging.optics.beam_kv, max)
     if None in ends or not alpha or kv is None:
         return

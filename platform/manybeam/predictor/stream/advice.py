@@ -47,7 +47,7 @@ LEAST = {"detector.gamma": 0.2}  # of the others: 0
 BLOCK = 10  # frames simulated at one place of that wander, one after the other
 LEAST_FRAMES = 60  # of each condition
 ALL_FRAMES = 400  # over all conditions, where they are few
-JUDGED = 3  # frames since the change that members are ranked on
+RANKED_FRAMES = 3  # frames since the change that members are ranked on
 SEED = 71_003  # far from the seeds that training and held-out frames are drawn with
 INFERRED_FRAMES = 4
 
@@ -179,7 +179,7 @@ def propose(
     if not len(frames):
         raise InvalidInput("no frames to judge drift by", "at least one since the change", "")
     version = predictor.versions.get(ref)
-    chosen = np.unique(np.linspace(0, len(frames) - 1, JUDGED).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(frames) - 1, RANKED_FRAMES).round().astype(int))
     question = Question(ref, tuple(serving))
     answers = predictor.answers([frames[place] for place in chosen], question)
     asked = [one.selection for one in answers if one.selection is not None]

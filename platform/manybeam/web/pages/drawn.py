@@ -76,13 +76,13 @@ def keep(digest: str, made: "Example") -> Drawn:
 
     frame = made.frame
     figure = errors_figure(
-        frame.frame_yx, made.found, frame.truth, made.judged, frame.pixel_size_pm
+        frame.frame_yx, made.found, frame.truth, made.matched, frame.pixel_size_pm
     )
     width, height = (round(side * DPI) for side in figure.get_size_inches())
     rows, columns = frame.frame_yx.shape
     drawn = Drawn(
         digest,
-        made.judged.counts,
+        made.matched.counts,
         made.is_measured,
         made.is_recorded,
         (rows, columns),

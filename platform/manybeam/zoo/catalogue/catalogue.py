@@ -108,8 +108,8 @@ class Catalogue:
             written += self._take_over(batch, known, gone=gone, as_of=now)
         seconds = time.perf_counter() - started
         if written or gone:
-            told = {"changed": len(written), "gone": len(gone), "wall_s": round(seconds, 3)}
-            logger.info("catalogue refreshed", extra=told)
+            counts = {"changed": len(written), "gone": len(gone), "wall_s": round(seconds, 3)}
+            logger.info("catalogue refreshed", extra=counts)
         return Refreshed(_refs(written), _refs(sorted(gone)), unreadable, seconds)
 
     @property

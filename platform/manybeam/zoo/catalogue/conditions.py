@@ -48,8 +48,8 @@ class KnownConditions:
     @cached_property
     def digest(self) -> str:
         """A digest that changes when a condition does."""
-        told = "\n".join(f"{name} {one.digest}" for name, one in sorted(self.by_id.items()))
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        text = "\n".join(f"{name} {one.digest}" for name, one in sorted(self.by_id.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def numbers(self, digest: str) -> dict[str, float]:
         """Return the numbers that have a digest; none if no condition has those."""

@@ -55,7 +55,7 @@ class Verdict:
         return f"{' on '.join(filter(None, (self.gate, self.condition)))}: {self.what}"
 
 
-def judge(zoo: Zoo, old: str, new: Record, gates: Gates | None = None) -> tuple[Verdict, ...]:
+def check_gates(zoo: Zoo, old: str, new: Record, gates: Gates | None = None) -> tuple[Verdict, ...]:
     """Return the results of all gates for a version.
 
     Args:

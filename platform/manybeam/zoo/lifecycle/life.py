@@ -29,7 +29,7 @@ from manybeam.zoo.lifecycle.changes import (
     settled_state,
     version_at,
 )
-from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, judge
+from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, check_gates
 from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.records import Record, Ref
@@ -293,7 +293,7 @@ def _proposal(
     old = "" if now is None else f"{new.name}@{now}"
     if old == new.ref:
         return PromotionProposal(new, old, to)
-    verdicts = judge(zoo, old if to == SERVING else "", new, gates)
+    verdicts = check_gates(zoo, old if to == SERVING else "", new, gates)
     return PromotionProposal(new, old, to, verdicts)
 
 

@@ -45,19 +45,19 @@ class ErrorOverlay:
     at_edge: Array
 
     @classmethod
-    def of(cls, found: Array, truth: Array, judged: "MatchedFrame") -> "ErrorOverlay":
+    def of(cls, found: Array, truth: Array, matched: "MatchedFrame") -> "ErrorOverlay":
         """Return the overlay of atoms that `learn.scoring.scores.match_frame` compared."""
         from manybeam.learn.scoring.matching import positions
 
         found_n2, truth_n2 = positions(found), positions(truth)
         is_met = np.zeros(len(truth_n2), bool)
-        is_met[judged.match.truth_index] = True
-        counts, is_true = judged.found_counts, judged.is_true
-        uncounted = [found_n2[~counts], truth_n2[~judged.truth_counts & ~is_met]]
+        is_met[matched.match.truth_index] = True
+        counts, is_true = matched.found_counts, matched.is_true
+        uncounted = [found_n2[~counts], truth_n2[~matched.truth_counts & ~is_met]]
         return cls(
             right=found_n2[is_true & counts],
             false=found_n2[~is_true & counts],
-            missed=truth_n2[judged.truth_counts & ~is_met],
+            missed=truth_n2[matched.truth_counts & ~is_met],
             at_edge=np.concatenate(uncounted),
         )
 
@@ -66,7 +66,7 @@ def errors_figure(
     frame_yx: Array,
     found: Array,
     truth: Array,
-    judged: "MatchedFrame",
+    matched: "MatchedFrame",
     pixel_size_pm: float | None = None,
 ) -> Figure:
     """Return a frame with its right, false and missed atoms marked by shape and colour.
@@ -75,10 +75,10 @@ def errors_figure(
         frame_yx: the frame.
         found: (atoms, >= 2) y, x in pixels.
         truth: (atoms, >= 2) y, x in pixels.
-        judged: their comparison, by `learn.scoring.scores.match_frame`.
+        matched: their comparison, by `learn.scoring.scores.match_frame`.
         pixel_size_pm: edge of a pixel, in pm, for the scale bar; None if unknown.
     """
-    seen = ErrorOverlay.of(found, truth, judged)
+    seen = ErrorOverlay.of(found, truth, matched)
     least, most = PICTURE_IN
     side = float(np.clip(least * max(frame_yx.shape) / SMALL_PX, least, most))
     share = frame_yx.shape[0] / frame_yx.shape[1]
@@ -88,7 +88,7 @@ def errors_figure(
     low, high = np.nanpercentile(frame_yx, [1, 99.7])
     axis.imshow(frame_yx, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
     axis.set_axis_off()
-    _mark(axis, seen, _size_pt(frame_yx.shape, judged, pixel_size_pm, side))
+    _mark(axis, seen, _size_pt(frame_yx.shape, matched, pixel_size_pm, side))
     if pixel_size_pm:
         scale_bar(axis, frame_yx.shape, pixel_size_pm)
     figure.legend(loc="upper center", ncols=4, fontsize=9, labelcolor="white", frameon=False)
@@ -109,10 +109,10 @@ def scale_bar(axis: "Axes", shape: tuple[int, ...], pixel_size_pm: float) -> Non
 
 
 def _size_pt(
-    shape: tuple[int, ...], judged: "MatchedFrame", pixel_size_pm: float | None, side_in: float
+    shape: tuple[int, ...], matched: "MatchedFrame", pixel_size_pm: float | None, side_in: float
 ) -> float:
     """Return the width of a mark, in points: the match diameter, within limits."""
-    radius_px = judged.radius_pm / pixel_size_pm if pixel_size_pm else math.nan
+    radius_px = matched.radius_pm / pixel_size_pm if pixel_size_pm else math.nan
     across = 2 * radius_px / max(shape) * side_in * 72
     return float(np.clip(across, 4, 16)) if across > 0 else 8.0
 
