@@ -108,7 +108,7 @@ def test_a_changed_pixel_size_is_named_and_its_words_say_by_how_much(state, fine
     other = features(frames_of(BASE, 6, seed=5), 1.4 * SIZE_PM)
     (alarm,) = alarms(DriftWatch.restore(state), np.concatenate([fine[:12], other]))
     assert alarm.changes[0].look == "pixel size"
-    assert alarm.words.startswith("pixel size (as the file tells it) by ")
+    assert alarm.words.startswith("pixel size (as in the file) by ")
     assert {one.look for one in alarm.changes} == set(CAUSES)
 
 
@@ -220,7 +220,7 @@ def test_what_tells_nothing_of_drift_is_refused(frame, word):
         (np.zeros((90, 5)), [0] * 80 + [1] * 10, "10 in-control frames"),
         (np.zeros((90, 5)), [0] * 80, "for 80 frames"),
         (np.zeros(90), None, "features of shape"),
-        (np.full((90, 5), np.nan), None, "no number at all"),
+        (np.full((90, 5), np.nan), None, "has no number"),
     ],
     ids=["few", "few of one", "mismatch", "one axis", "nan"],
 )

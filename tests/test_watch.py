@@ -165,7 +165,7 @@ def test_frames_that_no_policy_makes_are_shown_to_a_person(record, ensemble, lib
 
 
 def test_without_frames_nothing_is_proposed(record, ensemble, library):
-    with pytest.raises(InvalidInput, match="no frames to judge drift by"):
+    with pytest.raises(InvalidInput, match="no frames since the change"):
         propose(record, BOTH, ensemble, np.empty((0, 96, 96)), 20.0, library=library)
 
 
@@ -176,7 +176,7 @@ def test_known_are_the_conditions_the_ensemble_does_well_on(library):
     assert len(found.features_ns) == len(found.condition_n) == 60
     assert np.array_equal(found.features_ns, again.features_ns, equal_nan=True)
     whole = poor.with_rows([Score(ENSEMBLE, "nominal", NOMINAL.digest, {"f1": 0.5})])
-    with pytest.raises(InvalidInput, match="no condition to watch by"):
+    with pytest.raises(InvalidInput, match="has no known condition"):
         known_frames(whole, library, (64, 64))
 
 
@@ -279,5 +279,5 @@ def test_going_to_another_condition_that_was_measured_well_is_no_drift(here, ses
     out = capsys.readouterr()
     assert json.loads(out.out) == []
     assert "known: dirty, nominal" in out.err
-    assert "frame 15: a constant frame tells nothing of drift: left out" in out.err
+    assert "frame 15: a constant frame has no drift features: left out" in out.err
     assert "26 frames watched, 0 alarms" in out.err

@@ -1,4 +1,4 @@
-"""What is asked about a frame, and what is said: atoms and maps, who answered, how sure, and why.
+"""A question about a frame, and its answer: atoms, maps, members, predicted F1 and reasons.
 
 Axis letters: y row, x column.
 """
@@ -24,16 +24,16 @@ AUTO = "auto"  # any ensemble that serves
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a frame.
+    """A question about a frame.
 
     Attributes:
-        ref: who may answer: a REF, whose members then answer together, or `auto`: any ensemble
-            that serves, with the members that selection chooses.
+        ref: a REF, or `auto`. The members of a REF answer together; for `auto`, selection chooses
+            an ensemble that serves, and its members.
         members: indices of the members of REF that answer; all if left out.
-        false_atoms: bound on the share of an answer's atoms that may be false; 0 for none.
-        is_selecting: selection decides which members of REF answer; of `auto` it always does.
-        is_raw: the members' own answer is wanted: no calibration, predicted F1 or drift. What
-            members are measured by is this.
+        false_atoms: bound on the share of false atoms in the answer; 0 for none.
+        is_selecting: selection chooses among the members of REF; for `auto` it always does.
+        is_raw: the answer has no calibration, predicted F1 or drift. Members are measured by
+            raw answers.
     """
 
     ref: str = AUTO
@@ -44,7 +44,7 @@ class Question:
 
     @property
     def is_auto(self) -> bool:
-        """Whether selection decides who answers."""
+        """Whether selection chooses the ensemble."""
         return self.ref == AUTO
 
 
@@ -53,15 +53,15 @@ class Answer:
     """The answer to one question about one frame.
 
     Attributes:
-        frame: what was asked about.
-        question: what was asked.
-        record: the version that answered; None of members that are in no zoo.
-        prediction: what its members say: atoms with calibrated probabilities where the version
+        frame: the frame.
+        question: the question.
+        record: the version that answered; None for members that are in no zoo.
+        prediction: the answer of its members: atoms, with calibrated probabilities if the version
             was calibrated, and maps as the networks give them.
-        selection: the members ranked for this frame; None of a raw answer, or if the frame is too
-            small to tell what it looks like.
-        whole: what all members said, with the map of each.
-        notes: what limits this answer, a sentence each.
+        selection: the members ranked for this frame; None for a raw answer, or if the frame is
+            too small for frame analysis.
+        whole: the answer of all members, with the map of each.
+        notes: the limits of this answer, a sentence each.
         seconds: time spent in each stage.
     """
 
@@ -101,7 +101,7 @@ class Answer:
 
     @property
     def ref(self) -> str:
-        """The reference that always means the version that answered."""
+        """The reference of the version that answered, as `graphene@3`; "" if it is in no zoo."""
         return self.record.ref if self.record else ""
 
     @property
@@ -111,19 +111,19 @@ class Answer:
 
     @property
     def is_drifted(self) -> bool | None:
-        """Whether the frame is out of distribution; None if it was not asked."""
+        """Whether the frame is out of distribution; None if it is unknown."""
         return self.selection.verdict != "ok" if self.selection else None
 
     @property
     def drift_score(self) -> float | None:
-        """Distance of the frame from what is known, 1 being usual; None if unknown."""
+        """Distance of the frame from known frames; 1 is usual, None unknown."""
         return self.selection.drift_score if self.selection else None
 
     @property
     def predicted_f1(self) -> "PredictedF1 | None":
         """Expected F1 of this answer with its 90 % interval; None if unknown.
 
-        Under a bound that leaves atoms out it is unknown: it was learned with all atoms.
+        It was learned with all atoms, so it is unknown if a bound leaves atoms out.
         """
         if self.selection is None:
             return None
@@ -134,7 +134,7 @@ class Answer:
 
     @property
     def calibration(self) -> "TransferredCalibration | None":
-        """What is behind the probabilities; None if they are the networks' own."""
+        """The calibration of the probabilities; None if they are the networks' own."""
         return self.selection.transferred if self.selection else None
 
     @property

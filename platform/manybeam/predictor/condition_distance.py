@@ -1,8 +1,8 @@
-"""How near a frame is to the conditions that members were measured on.
+"""The distance of a frame from the conditions that members were measured on.
 
-Two distances, both in units of how far frames of one condition lie apart: between fingerprints,
-which needs nothing but the frame, and between the quantities both sides know. Each condition's
-fingerprints come from a few frames simulated under it, once a process.
+There are two distances, both in units of the scatter within one condition: between frame features,
+which needs only the frame, and between the quantities that both sides know. The features of a
+condition come from a few frames simulated under it, once a process.
 """
 
 import math
@@ -50,7 +50,7 @@ class Near:
     """The measured conditions around a frame.
 
     Attributes:
-        distance: to the nearest one; infinite where nothing is known of any.
+        distance: to the nearest one; infinite if none can be compared.
         weights: condition id -> share in the frame's neighbourhood; sums to 1.
         ranked: (id, distance), nearest first.
     """
@@ -61,9 +61,9 @@ class Near:
 
 
 def comparable(matrix: Matrix, library: Library) -> list[Condition]:
-    """Return the measured conditions that frames can be compared with: those one can simulate.
+    """Return the measured conditions that can be simulated, so that frames can be compared.
 
-    One that was only recorded may leave its structure open; it has scores and no likeness.
+    A condition that was only recorded may have no structure; it has scores only.
     """
     known = [library.conditions[name] for name in matrix.conditions if name in library.conditions]
     return [one for one in known if one.sample.structure in TYPICAL]
@@ -79,14 +79,14 @@ def nearest_conditions(
 
     Args:
         frame_yx: the frame.
-        pixel_size_pm: edge of a pixel, or None: then fingerprints are compared in pixels.
-        condition: what is known of how the frame was recorded, or None.
+        pixel_size_pm: edge of a pixel; if None, frame features are compared in pixels.
+        condition: the known condition of the frame, or None.
         known: conditions that members were measured on.
     """
     if not known:
         return Near(math.inf)
-    # What is stated adds to what is seen and never takes from it: an instrument's file may be right
-    # about the pixel size and silent about the dirt.
+    # Stated quantities only add distance: a file may be right about the pixel size and have no
+    # value for contamination.
     seen = feature_distances(frame_yx, pixel_size_pm, known)
     stated = [quantity_distance(condition, pixel_size_pm, other) for other in known]
     both = [math.hypot(one, 0.7 * (two or 0.0)) for one, two in zip(seen, stated, strict=True)]
@@ -102,7 +102,7 @@ def nearest_conditions(
 def feature_distances(
     frame_yx: np.ndarray, pixel_size_pm: float | None, known: Sequence[Condition]
 ) -> list[float]:
-    """Return the fingerprint distance to each condition; 1 is the scatter within a condition."""
+    """Return the distance of frame features to each condition; 1 is the scatter within one."""
     references = [_reference(condition, pixel_size_pm is not None) for condition in known]
     scale_f = scatter(references)
     here_f = frame_features(frame_yx, pixel_size_pm)
@@ -113,8 +113,8 @@ def feature_distances(
 def scatter(references: Sequence[np.ndarray]) -> np.ndarray:
     """Return each feature's standard deviation within conditions, pooled over them.
 
-    A feature that never varies within a condition would count without bound; a twentieth of its
-    spread over all conditions is the least that is taken.
+    A feature that never varies within a condition would have infinite weight. So a twentieth of
+    its spread over all conditions is the lower limit.
     """
     within_f = np.sqrt(_known_mean(np.stack([np.var(one, axis=0, ddof=1) for one in references])))
     every_nf = np.concatenate(references)
@@ -169,6 +169,6 @@ def _step(path: str, ours: object, theirs: object) -> float | None:
 
 @lru_cache(maxsize=512)
 def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noqa: FBT001
-    """Return fingerprints (n, f) of frames simulated under one condition."""
+    """Return the frame features (n, f) of frames simulated under one condition."""
     made = simulate(condition, REFERENCE_FRAMES, seed=REFERENCE_SEED, shape=REFERENCE_SHAPE)
     return stack_features(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)

@@ -1,4 +1,4 @@
-"""The time one answer may take, and what it was spent on."""
+"""The deadline of one answer, and the time of its stages."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ class Deadline:
     """Times the stages of one answer and keeps its deadline.
 
     Attributes:
-        due_s: when the answer is worthless, by the same clock; None for never.
+        due_s: the deadline, by the same clock; None for no deadline.
         clock: monotonic seconds.
         seconds: time spent in each stage so far.
     """
@@ -24,7 +24,7 @@ class Deadline:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time one stage; does not begin it after the deadline.
+        """Time one stage; after the deadline it is not begun.
 
         Raises:
             DeadlineExceeded: the time is up.

@@ -1,4 +1,4 @@
-"""What a version's calibration set and people's preferences teach about its performance."""
+"""The performance predictor of a version, from its calibration set and people's preferences."""
 
 import logging
 from collections.abc import Mapping
@@ -25,14 +25,13 @@ logger = logging.getLogger(__name__)
 def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
     """Return the performance predictor of a version; None if it was never calibrated.
 
-    It learns from the calibration set and from the preferences of people. For one member
-    (`graphene@3/07`) it knows that member alone. A calibration set of other members than the
-    version's teaches nothing: that is logged, and None returned. What was learned stays in this
-    process until the set or the preferences change.
+    For one member (`graphene@3/07`) it predicts that member only. If the calibration set has
+    other members than the version, this is logged and None returned. The predictor is cached in
+    this process until the set or the preferences change.
 
     Raises:
-        UnknownRef: nothing is called that.
-        Corrupt: the table is not the one that was kept.
+        UnknownRef: there is no such version.
+        Corrupt: the calibration set is not the one that was recorded.
     """
     record = zoo.resolve(ref)
     content = zoo.attached(ref, KIND)
@@ -49,7 +48,7 @@ def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
 
 @dataclass(frozen=True)
 class _Learned:
-    """What was learned from; two are equal if digest of the set, member and preferences are."""
+    """The data of a predictor; equal if digest of the set, member and preferences are equal."""
 
     digest: str
     member: int | None

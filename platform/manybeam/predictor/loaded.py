@@ -1,4 +1,4 @@
-"""A version ready to answer, and where a predictor takes versions from."""
+"""A version in memory, and the source of versions of a predictor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ class LoadedVersion:
     Attributes:
         ensemble: its members.
         matrix: its members x conditions scores; may be empty.
-        performance: what its calibration set shows; None if it was never calibrated.
-        record: what the zoo keeps of it; None of members that are in no zoo.
-        notes: what is out of date in it, because the zoo did not answer.
+        performance: its performance predictor; None if it was never calibrated.
+        record: its record in the zoo; None for members that are in no zoo.
+        notes: what is out of date, because the zoo did not answer.
     """
 
     ensemble: "Ensemble"
@@ -32,12 +32,12 @@ class LoadedVersion:
 
     @property
     def ref(self) -> str:
-        """The reference that always means it; "" of members that are in no zoo."""
+        """Its reference, as `graphene@3`; "" if it is in no zoo."""
         return self.record.ref if self.record else ""
 
 
 class Versions(Protocol):
-    """Where a predictor takes versions from."""
+    """The source of versions of a predictor."""
 
     def serving(self) -> Sequence[str]:
         """Return the references that `auto` selects among; raises NoCapacity if there are none."""
@@ -48,7 +48,7 @@ class Versions(Protocol):
 
 @dataclass(frozen=True)
 class OneVersion:
-    """A single version, by whatever name it is asked for."""
+    """A single version, for every reference."""
 
     version: LoadedVersion
 

@@ -1,11 +1,12 @@
-"""Forecasts: the F1 a member or a sub-ensemble will have on a frame, with its interval.
+"""Performance prediction: the F1 of a member or a sub-ensemble on a frame, with its interval.
 
-Learnt from a reference table alone. Two kernel regressions say what each member scored on frames
-that looked like this one (`simulated`: the frame's summaries and all members' label-free scores;
-`resembled`: those scores only). A monotone index of both, of `forward` and of `lattice`, becomes
-the predicted F1 by isotonic regression; its interval is conformal. The predicted F1 of a frame
-unlike any in the set rests on its label-free scores alone, and its interval is wider.
-Axis letters: n frame of the table, m member, f score, q answerer (a member or a sub-ensemble),
+It is learned from a calibration set only. Two kernel regressions estimate what each member scores
+on frames like this one: `simulated` uses the summaries of the frame and the label-free scores of
+all members, `resembled` uses the scores only. Isotonic regression turns a weighted sum of both,
+of `forward` and of `lattice`, into the predicted F1; its interval is conformal. If the frame is
+unlike every frame of the set, the prediction uses the label-free scores only and its interval is
+wider.
+Axis letters: n frame of the set, m member, f score, q answerer (a member or a sub-ensemble),
 i part of the index.
 
 Source: Robert et al., Stat. Comput. 27 (2017) survey regressions on reference tables; Barlow et
@@ -29,28 +30,28 @@ from manybeam.learn.analysis.regress import Kernels, Regression, Scatter, square
 Weights = Mapping[int, float]  # index of a member -> its share in an answer
 
 TAIL = 0.05  # on either side of a 90 % interval
-BINS = 12  # of predictions at most, each with its own errors
+BINS = 12  # largest number of bins of predictions, each with its own errors
 LEAST_BIN = 40  # errors; the tails of fewer cannot be estimated
-FOLDS = 5  # an error is that of a fit without the frame it was made on
-USUAL = 0.95  # share of the table's own frames that lie within distance 1 of another
-POOR_F1 = 0.6  # an answer below is of no use
-WRONGLY_POOR = 0.02  # share of frames that some member does fit and that are called poor
+FOLDS = 5  # errors are those of a fit without the frame
+USUAL = 0.95  # share of the frames of the set that have another within distance 1
+POOR_F1 = 0.6  # an answer with a lower F1 is of no use
+WRONGLY_POOR = 0.02  # share of the frames that a member fits, but that are called poor
 PARTS = ("simulated", "resembled", *SCORES)
 INDEX = [PARTS.index(name) for name in ("simulated", "resembled", "forward", "lattice")]
-HAIR = 1e-6  # F1; below what anybody reads
+HAIR = 1e-6  # F1; too small to be printed
 PREFERENCE_MARGIN = 0.02  # F1 by which a member that nobody preferred is taken to be worse
 
 
 @dataclass(frozen=True)
 class PredictedF1:
-    """What to expect of one answerer.
+    """The predicted F1 of one answerer.
 
     Attributes:
         f1: expected F1, 0 to 1.
         low: lower end of the 90 % interval.
         high: upper end of the 90 % interval.
-        parts: what it was predicted from, by name: those of `SCORES` that apply, `simulated`,
-            `resembled`.
+        parts: the values it was predicted from, by name: those of `SCORES` that apply,
+            `simulated`, `resembled`.
     """
 
     f1: float
@@ -65,7 +66,7 @@ class PreferredMembers:
 
     Attributes:
         summary_s: summary of the frame.
-        score_mf: label-free scores of every member of the table.
+        score_mf: label-free scores of every member of the set.
         members: the preferred members.
     """
 
@@ -75,10 +76,10 @@ class PreferredMembers:
 
 
 class PerformancePredictor:
-    """What a reference table teaches; safe to ask from several threads.
+    """Predicts F1 from a calibration set; safe to use from several threads.
 
     Args:
-        table: what the members did on simulated frames.
+        table: the calibration set.
         preferences: frames for which people chose members.
     """
 
@@ -92,14 +93,14 @@ class PerformancePredictor:
             self._learn_preferences(preferences)
 
     def predict_f1(self, seen: FrameAnalysis, answerers: Sequence[Weights]) -> list[PredictedF1]:
-        """Return what to expect of each answerer on a frame.
+        """Return the predicted F1 of each answerer on a frame.
 
         Args:
-            seen: the frame, looked at with the members of the table.
+            seen: analysis of the frame with the members of the set.
             answerers: members and sub-ensembles, each as member -> share.
 
         Raises:
-            InvalidInput: it was looked at with other members than those of the table.
+            InvalidInput: the analysis is of other members than those of the set.
         """
         distance = self.distance(seen)
         row = self._row(seen)
@@ -107,7 +108,7 @@ class PerformancePredictor:
         near, far = self._near.predict_f1(part_qi[:, INDEX]), self._far.predict_f1(part_qi[:, 2:])
         share = float(np.clip(2 - distance, 0, 1))
         mixed_q3 = share * near + (1 - share) * far
-        if share < 1:  # whatever either allows
+        if share < 1:  # the interval covers both
             mixed_q3[:, 1] = np.minimum(near[:, 1], far[:, 1])
             mixed_q3[:, 2] = np.maximum(near[:, 2], far[:, 2])
         return [
@@ -116,14 +117,14 @@ class PerformancePredictor:
         ]
 
     def distance(self, seen: FrameAnalysis) -> float:
-        """Return how far a frame is from the nearest in the table, over what is usual there."""
+        """Return the distance to the nearest frame of the set; 1 is usual within the set."""
         return self._frames.distance(seen.summary_cs.mean(axis=0, keepdims=True))
 
     @cached_property
     def poor_f1(self) -> float:
-        """Greatest best prediction of a frame that is called out of distribution.
+        """If every predicted F1 of a frame is below this, it is called out of distribution.
 
-        So low that of the table's frames that a member does fit at most 2 % are refused.
+        At most 2 % of the frames of the set that a member fits are called so.
         """
         best_n = self._near.fitted.reshape(len(self.table), -1).max(axis=1)
         fits_n = self.table.f1_nm.max(axis=1) >= POOR_F1
@@ -134,15 +135,16 @@ class PerformancePredictor:
         )
 
     def nearest(self, seen: FrameAnalysis, count: int) -> np.ndarray:
-        """Return the table's frames that look most like this one, nearest first."""
+        """Return the frames of the set most like this one, nearest first."""
         near_n = self._views[0].nearest(self._row(seen).whole)
         return np.asarray(near_n[near_n < len(self.table)][:count])
 
     def alike(self, seen: FrameAnalysis, weights: Weights, count: int) -> np.ndarray:
-        """Return the table's frames on which an answerer is as often right as here, likest first.
+        """Return the frames of the set on which an answerer is as often right as here.
 
-        Of the frames that look most like this one (three times as many), those on which the share
-        of true atoms among those it finds was expected to be nearest to what is expected here.
+        Among the frames most like this one (three times as many), these are the ones whose
+        expected share of true atoms among the found atoms is nearest to that of this frame. The
+        nearest is first.
         """
         hits_n, false_n = self.table.found(weights)
         true_n1 = ((hits_n + 1) / (hits_n + false_n + 1))[:, None]  # 1 where nothing is found
@@ -158,24 +160,24 @@ class PerformancePredictor:
 
     @property
     def weights(self) -> dict[str, float]:
-        """What each part of the index weighs; they need not sum to 1."""
+        """The weight of each part of the index; they need not sum to 1."""
         return {PARTS[i]: float(w) for i, w in zip(INDEX, self._near.weight_i, strict=True)}
 
     def _row(self, seen: FrameAnalysis) -> "_Row":
-        """Return a frame as the table has its own: members in the table's order."""
+        """Return a frame as a row, with the members in the order of the set."""
         here, known = seen.prediction.members, self.table.members
         if set(here) != set(known):
             raise InvalidInput(
                 f"members {', '.join(map(str, here))} of an ensemble that was calibrated with "
                 f"members {', '.join(map(str, known))}",
-                "predicted F1 was learned from exactly those members",
+                "predicted F1 was learned with exactly those members",
                 "manybeam calibrate REF again",
             )
         order = [here.index(member) for member in known]
         return _Row(seen.summary_cs.mean(axis=0), seen.score_mf[order])
 
     def _by_views(self, row: "_Row", answerers: Sequence[Weights]) -> list[np.ndarray]:
-        """Return what each view says of each answerer."""
+        """Return the F1 of each answerer by each view."""
         known_nq = np.stack([self._known(one) for one in answerers], axis=1)
         return [
             np.clip(view.kernels.fit(known_nq).predict(view.seen(seen_1s))[0], 0, 1)
@@ -216,7 +218,7 @@ class PerformancePredictor:
 
     @property
     def _frame_n(self) -> np.ndarray:
-        """The table's frame that each example of an index is of."""
+        """The frame of the set for each example of an index."""
         return np.repeat(np.arange(len(self.table)), len(self.table.members))
 
     def _learn_preferences(self, preferences: Sequence[PreferredMembers]) -> None:
@@ -238,14 +240,14 @@ class PerformancePredictor:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """A frame as the two views of the table see it."""
+    """A frame in the two views."""
 
     summary_s: np.ndarray
     score_mf: np.ndarray
 
     @property
     def whole(self) -> np.ndarray:
-        """Everything that is known of it, one row."""
+        """Summaries and scores, one row."""
         return self.of_views[0]
 
     @property
@@ -255,7 +257,7 @@ class _Row:
 
 
 class _View:
-    """Frames as rows of numbers, and what is nearest among them."""
+    """Frames as rows of numbers, with the distances between them."""
 
     def __init__(self, raw_ns: np.ndarray) -> None:
         self.raw_ns, self._scatter = raw_ns, Scatter(raw_ns)
@@ -263,24 +265,24 @@ class _View:
 
     @cached_property
     def kernels(self) -> Kernels:
-        """The rows, ready to be fitted to."""
+        """The rows, prepared for regression."""
         return Kernels(self.known_ns)
 
     def fit_first(self, value_nq: np.ndarray) -> Regression:
-        """Return a fit to the first rows; the mean stands for rows nothing is known of."""
+        """Return a fit to the first rows; rows without a value get the mean."""
         missing = len(self.raw_ns) - len(value_nq)
         rest_nq = np.repeat(value_nq.mean(axis=0, keepdims=True), missing, axis=0)
         return self.kernels.fit(np.vstack([value_nq, rest_nq]))
 
     @cached_property
     def usual(self) -> float:
-        """Distance within which most rows have another."""
+        """Distance within which most rows have another row."""
         square_nn = square_distances(self.known_ns, self.known_ns)
         np.fill_diagonal(square_nn, np.inf)
         return max(float(np.quantile(np.sqrt(square_nn.min(axis=1)), USUAL)), 1e-9)
 
     def seen(self, row_1s: np.ndarray) -> np.ndarray:
-        """Return a new row in units of the scatter of those known."""
+        """Return a new row in units of the scatter of the known rows."""
         return self._scatter.measured(row_1s)
 
     def nearest(self, row_1s: np.ndarray) -> np.ndarray:
@@ -288,18 +290,18 @@ class _View:
         return np.argsort(square_distances(self.seen(row_1s), self.known_ns)[0], kind="stable")
 
     def distance(self, row_1s: np.ndarray) -> float:
-        """Return the distance to the nearest row, 1 being usual."""
+        """Return the distance to the nearest row; 1 is usual."""
         square_1n = square_distances(self.seen(row_1s), self.known_ns)
         return float(np.sqrt(square_1n.min())) / self.usual
 
 
 class _Index:
-    """F1 as a monotone function of a sum of parts, none of which weighs less than nothing.
+    """F1 as a monotone function of a sum of parts with weights >= 0.
 
     Args:
         part_ni: parts of examples; NaN, a part that does not apply, counts as 0.
         f1_n: their F1.
-        frame_n: which frame each is of: errors are those of a fit without it.
+        frame_n: the frame of each example; errors are those of a fit without that frame.
     """
 
     def __init__(self, part_ni: np.ndarray, f1_n: np.ndarray, frame_n: np.ndarray) -> None:
@@ -322,7 +324,7 @@ class _Index:
         f1_q = np.interp(total_q, self._total_n, self._f1_n)
         ends = [np.interp(f1_q, self._middle_b, self._error_b2[:, end]) for end in (0, 1)]
         low_q, high_q = (np.clip(f1_q + end, 0, 1) for end in ends)
-        # Isotonic regression is flat in places: a hair of the sum itself keeps the order there.
+        # Isotonic regression is flat in places; a little of the sum keeps the order there.
         f1_q = (1 - HAIR) * f1_q + HAIR * total_q / (1 + total_q)
         return np.column_stack([f1_q, np.minimum(low_q, f1_q), np.maximum(high_q, f1_q)])
 
@@ -340,13 +342,13 @@ def _monotone(total_n: np.ndarray, f1_n: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _errors(fitted_n: np.ndarray, error_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return predictions in equal bins and both ends of the errors made there, conformal."""
+    """Return the median prediction of each bin and both conformal ends of its errors."""
     count = int(np.clip(len(fitted_n) // LEAST_BIN, 1, BINS))
     bins = np.array_split(np.argsort(fitted_n, kind="stable"), count)
     middle_b = np.array([np.median(fitted_n[one]) for one in bins])
     ends = []
     for one in bins:
-        # The error asked about is one more: it lies below the k-th of n by chance k / (n + 1).
+        # A new error is below the k-th of n known ones with probability k / (n + 1).
         share = max(TAIL * (len(one) + 1) - 1, 0.0) / max(len(one) - 1, 1)
         ends.append(np.quantile(error_n[one], [share, 1 - share]))
     return middle_b, np.array(ends)

@@ -1,7 +1,7 @@
-"""The one answer: command line, service, pages, notebook and jobs ask a frame's question here.
+"""The predictor: command line, service, pages, notebook and jobs get their answers here.
 
-A named ensemble and `auto` differ only in who may answer. Every network runs once on the frame;
-what it says serves the ranking, the calibration and the answer.
+A named ensemble and `auto` differ only in the versions that may answer. Every network runs once on
+the frame; ranking, calibration and answer use the same output.
 """
 
 import logging
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """One version with what its members said and how they were ranked.
+    """One version with the answer of its members and their ranking.
 
     Attributes:
-        version: who was asked.
-        whole: what all its members said.
-        selection: how they were ranked; None if they were not.
-        notes: what limits its answer.
+        version: the version.
+        whole: the answer of all its members.
+        selection: their ranking; None if they were not ranked.
+        notes: the limits of its answer.
     """
 
     version: LoadedVersion
@@ -48,7 +48,7 @@ class Predictor:
     """Answers questions about frames; safe to use from several threads.
 
     Args:
-        versions: who may answer.
+        versions: the versions that may answer.
         library: conditions and policies by id; the facility's (`MANYBEAM_ZOO`) if left out.
     """
 
@@ -62,7 +62,7 @@ class Predictor:
 
     @classmethod
     def of_ensemble(cls, ensemble: "Ensemble") -> "Predictor":
-        """Return a predictor of members in memory, of which nothing was measured."""
+        """Return a predictor of members in memory, without scores."""
         return cls(OneVersion(LoadedVersion(ensemble)))
 
     def answer(
@@ -71,15 +71,15 @@ class Predictor:
         """Return the answer to a question about a frame.
 
         Args:
-            frame: what is asked about.
-            question: who may answer, and how; `auto` if left out.
+            frame: the frame.
+            question: the question; `auto` if left out.
             deadline: times the stages; no stage begins after it.
 
         Raises:
             UnknownRef: no such version or member.
             NoCapacity: `auto`, and nothing serves.
-            InvalidFrame: too small for `auto`, or for a bound on false atoms.
-            InvalidInput: a bound that no version which may answer can keep.
+            InvalidFrame: the frame is too small for `auto`, or for a bound on false atoms.
+            InvalidInput: no version that may answer can keep the bound.
             Corrupt: the weights differ from those registered.
             DeadlineExceeded: the time is up.
         """
@@ -106,16 +106,16 @@ class Predictor:
         question: Question | None = None,
         deadline: Deadline | None = None,
     ) -> Iterator[Answer]:
-        """Yield the answer about each frame: the same as asked one at a time."""
+        """Yield the answer for each frame, as `answer` gives it."""
         for frame in frames:
             yield self.answer(frame, question, deadline)
 
     def rank(
         self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
     ) -> list[Ranked]:
-        """Return every version that may answer with its ranking, the one that answers first.
+        """Return every version that may answer with its ranking; the first one answers.
 
-        For `auto`, one whose files are damaged is left out, and the notes name it. Raises as
+        For `auto`, a version with damaged files is left out, and the notes name it. Raises as
         `answer` does.
         """
         question, deadline = question or Question(), deadline or Deadline()
@@ -138,7 +138,7 @@ class Predictor:
                 damaged[ref] = error
                 continue
             if question.false_atoms and version.performance is None and len(refs) > 1:
-                continue  # it can keep no bound; another may
+                continue  # it cannot keep a bound; another version may
             ranked.append(self._ranked(version, frame, question, deadline))
         if damaged and not ranked:
             raise next(iter(damaged.values()))
@@ -157,7 +157,7 @@ class Predictor:
     def _ranked(
         self, version: LoadedVersion, frame: Frame, question: Question, deadline: Deadline
     ) -> Ranked:
-        """Return what a version's members say, and how they are ranked."""
+        """Return the answer of a version's members, and their ranking."""
         is_free = question.is_auto or question.is_selecting
         asked = None if is_free else _named(version, question)
         check_bound(version, question.false_atoms)
@@ -184,7 +184,7 @@ def _rank_key(one: Ranked) -> tuple[bool, bool, float]:
 
 
 def _named(version: LoadedVersion, question: Question) -> Weights:
-    """Return the members that were named, alike; raises UnknownRef for one that is not there."""
+    """Return the named members with equal weights; raises UnknownRef for an unknown one."""
     there = version.ensemble.indices
     members = question.members or there
     if missing := [one for one in members if one not in there]:
@@ -198,7 +198,7 @@ def _named(version: LoadedVersion, question: Question) -> Weights:
 
 
 def _too_small(frame: Frame, question: Question) -> tuple[str, ...]:
-    """Return why a frame cannot be ranked for; raises if the question cannot do without that."""
+    """Return why members cannot be ranked; raises if the question needs the ranking."""
     try:
         check_size(frame.pixels_yx)
     except InvalidFrame as error:

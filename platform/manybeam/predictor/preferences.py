@@ -1,6 +1,6 @@
-"""A person's choice of members for a frame, built from what selection said of them.
+"""Preferences: a person's choice of members for a frame, with the scores of selection.
 
-What a preference holds and where it is kept: `manybeam.db.preferences`.
+`manybeam.db.preferences` says what a preference holds and stores it.
 """
 
 import getpass
@@ -44,20 +44,20 @@ def record_preference(
 
     Args:
         record: the version chosen from.
-        selection: what selection said of its members on this frame.
-        members: indices of those chosen, at least one.
+        selection: the selection for this frame.
+        members: indices of the chosen members, at least one.
         frame_yx: the frame.
-        file: its file; the folder is left out.
+        file: its file; the folder is not recorded.
         pixel_size_pm: edge of a pixel, in pm, or None.
-        condition: what is known of how it was recorded.
-        who: who chose; the login name if left out.
+        condition: its known condition.
+        who: the person; the login name if left out.
         note: free words, at most 2000 characters.
 
     Raises:
         MemberCountError: no member.
         UnknownRef: a member that the version does not have.
-        InvalidInput: no name or too long a one, or too long a note.
-        DatabaseUnreachable, WriteFailed: it could not be kept.
+        InvalidInput: no name, or a name or a note that is too long.
+        DatabaseUnreachable, WriteFailed: it could not be recorded.
     """
     if not members:
         raise MemberCountError("no member was chosen", "at least one is needed", "--pick 03,05")
@@ -84,7 +84,7 @@ def record_preference(
 
 
 def preferences(name: str | None = None) -> Sequence[Preference]:
-    """Return the preferences that were not taken back, oldest first: of one ensemble, or of all.
+    """Return the preferences that were not taken back, of one ensemble or of all, oldest first.
 
     Raises:
         DatabaseUnreachable: the database does not answer.
@@ -93,12 +93,12 @@ def preferences(name: str | None = None) -> Sequence[Preference]:
 
 
 def retract(preference_id: str, who: str | None = None) -> None:
-    """Take a preference back: it counts no more, and stays in the database with who did it.
+    """Take a preference back: it no longer counts, and its record names who took it back.
 
     Raises:
         NotFound: no preference has that id.
-        InvalidInput: no name, or too long a one.
-        DatabaseUnreachable, WriteFailed: it could not be kept.
+        InvalidInput: no name, or a name that is too long.
+        DatabaseUnreachable, WriteFailed: it could not be recorded.
     """
     name = _checked_who(who)
     preferences_kept().retract(preference_id, name)
@@ -106,7 +106,7 @@ def retract(preference_id: str, who: str | None = None) -> None:
 
 
 def frame_digest(frame_yx: np.ndarray) -> str:
-    """Return 32 hex digits of a frame's shape and values as float32, whatever file held it.
+    """Return 32 hex digits of a frame's shape and values as float32, independent of its file.
 
     Example:
         >>> frame_digest(np.zeros((2, 3), np.uint8)) == frame_digest(np.zeros((2, 3)))
@@ -117,7 +117,7 @@ def frame_digest(frame_yx: np.ndarray) -> str:
 
 
 def _checked_who(who: str | None) -> str:
-    """Return a name on one line; that of the login if none is given."""
+    """Return the name on one line; the login name if it is left out."""
     if who is None:
         try:
             who = getpass.getuser()

@@ -1,4 +1,4 @@
-"""The reasons of a selection, in words a microscopist uses at the instrument."""
+"""The reasons of a selection, in the words of a microscopist."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from manybeam.predictor.condition_distance import Near
 from manybeam.predictor.performance import PredictedF1
 from manybeam.spec import Policy, Range
 
-# Quantities worth a word when a policy never saw them: path -> (name, unit).
+# Quantities that are named when a policy does not cover them: path -> (name, unit).
 WORDS: Mapping[str, tuple[str, str]] = {
     "scan.pixel_size_pm": ("pixel size", "pm"),
     "dose_e_per_a2": ("dose", "e/A^2"),
@@ -24,7 +24,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is expected of one member on a frame, before it is put into words."""
+    """The predicted F1 of one member on a frame, with its parts."""
 
     member: int
     predicted_f1: float
@@ -39,7 +39,7 @@ def candidate_reason(
     policies: Mapping[int, tuple[str, Policy | None]],
     stated: Mapping[str, float],
 ) -> list[str]:
-    """Return why one member is expected to do as it is predicted to, a short sentence each."""
+    """Return the reasons for the predicted F1 of one member, a short sentence each."""
     said = []
     if "matrix" in one.components:
         is_placed = "distance" in one.components  # else it is the mean over all conditions
@@ -61,7 +61,7 @@ def selection_reasons(
     near: Near,
     stated: Mapping[str, float],
 ) -> list[str]:
-    """Return why these members were chosen and what speaks against others, a sentence each."""
+    """Return why these members were chosen and others were not, a sentence each."""
     best = ranked[0]
     said = [
         f"best: {_called(best.member, policies)}, predicted F1 {best.predicted_f1:.2f} "
@@ -84,7 +84,7 @@ def answer_reason(
     near: Near,
     predicted: PredictedF1 | None,
 ) -> list[str]:
-    """Return what is known of an answer whose members the caller named, a sentence each."""
+    """Return the facts of an answer whose members the caller named, a sentence each."""
     who = "all members answer, as asked"
     if len(members) < len(policies):
         who = f"{', '.join(_called(member, policies) for member in members[:4])} answer, as asked"
@@ -107,7 +107,7 @@ def _contrast(
     policies: Mapping[int, tuple[str, Policy | None]],
     stated: Mapping[str, float],
 ) -> list[str]:
-    """Return what the best member's policy saw of this frame that the lower ones' did not."""
+    """Return a quantity that the best member's policy covers and a lower member's does not."""
     best_name, best_policy = policies.get(ranked[0].member, ("", None))
     if best_policy is None:
         return []
@@ -121,7 +121,7 @@ def _contrast(
 
 
 def _outside(named: tuple[str, Policy | None] | None, stated: Mapping[str, float]) -> list[str]:
-    """Return one sentence for each known quantity that a policy's range does not reach."""
+    """Return one sentence for each known quantity outside the range of a policy."""
     name, policy = named or ("", None)
     if policy is None:
         return []

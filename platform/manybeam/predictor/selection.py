@@ -1,10 +1,9 @@
-"""Selection: which members of an ensemble suit this frame, how well they will do, and why.
+"""Selection: which members of an ensemble suit a frame, with their predicted F1 and the reasons.
 
-Where the version was calibrated (`manybeam calibrate`), predicted F1 comes from its calibration
-set (`predictor.performance`): for every member, for sub-ensembles and for all together. Where it
-was not, the members x conditions matrix and the label-free scores are weighed by a rule of thumb
-(`predictor.uncalibrated`), and the answer says so. Distances of conditions are in
-`predictor.condition_distance`, the words in `predictor.reasons`.
+If the version was calibrated (`manybeam calibrate`), predicted F1 comes from its calibration set
+(`predictor.performance`): for every member, for sub-ensembles and for all together. If not, it
+comes from the members x conditions matrix and the label-free scores by a rule of thumb
+(`predictor.uncalibrated`), and the reasons say so.
 Axis letters: m member, y row, x column.
 """
 
@@ -44,32 +43,32 @@ from manybeam.spec import Condition, Library, Policy
 from manybeam.spec.facility import facility_library
 from manybeam.zoo.matrix import Matrix
 
-# A frame is out of distribution when it lies more than this many times as far from every frame of
-# the calibration set as those lie apart; without a set, from every measured condition.
+# A frame is out of distribution if its distance is above the first limit, in units of the distance
+# between frames of the calibration set; without a set, above the second, from every condition.
 FAR_FROM_TABLE = 2.0
 FAR = 2.5
-SUBSETS = (2, 3, 5)  # sizes of sub-ensembles that are tried, of the best members
-SHARPNESS = 0.02  # a member's share falls e-fold for each of this that its predicted F1 is lower
-# Several members give a spread, and cost little: they are chosen over a single one whose predicted
-# F1 is no more than this above theirs.
+SUBSETS = (2, 3, 5)  # sizes of the sub-ensembles of the best members
+SHARPNESS = 0.02  # a member's share falls e-fold for this much less predicted F1
+# Several members give a spread, so they are chosen over a single one unless its predicted F1 is
+# higher by more than this.
 WORTH_A_SPREAD = 0.002
-ASKED = "asked"  # name of the answer of members that the caller named
+ASKED = "asked"  # name of the answerer of members that the caller named
 
 Verdict = Literal["ok", "out-of-distribution"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One member's prospects on a frame.
+    """The predicted F1 of one member on a frame, with the reason.
 
     Attributes:
         member: index of the member.
         predicted_f1: expected F1, 0 to 1.
         low: lower end of the 90 % interval.
         high: upper end of the 90 % interval.
-        components: every score that is known, by name: `matrix` (absent where nothing was
-            measured), `forward`, `lattice`, `agreement`, `consistency`, `confidence`, `distance`;
-            `simulated` and `resembled` with a calibration set, `fitness` without.
+        components: the known scores, by name: `matrix` (if measured), `forward`, `lattice`,
+            `agreement`, `consistency`, `confidence`, `distance`; `simulated` and `resembled` with
+            a calibration set, `fitness` without.
         why: the reason in words.
     """
 
@@ -86,7 +85,7 @@ class Answerer:
     """A member or sub-ensemble that could answer, with its predicted F1.
 
     Attributes:
-        name: `best`, `best 3`, `weighted`, `all`; `asked` of members that the caller named.
+        name: `best`, `best 3`, `weighted`, `all`; `asked` for members that the caller named.
         weights: member -> share of the answer.
         predicted_f1: expected F1, 0 to 1.
         low: lower end of the 90 % interval.
@@ -102,21 +101,21 @@ class Answerer:
 
 @dataclass(frozen=True)
 class Selection:
-    """The members ranked for one frame, and who answers it.
+    """The members ranked for one frame, and the members that answer.
 
     Attributes:
-        verdict: `ok`, or `out-of-distribution`; the latter is a flag and never blocks an answer.
+        verdict: `ok` or `out-of-distribution`; the latter does not block an answer.
         candidates: every member, best first.
-        chosen: the members that suit the frame, the best first.
-        reasons: why these, a short sentence each.
-        nearest: the nearest measured conditions with their distance, nearest first.
-        answerers: single members and sub-ensembles that were compared, the chosen one first;
-            empty without a calibration set.
+        chosen: the members that suit the frame, best first.
+        reasons: the reasons, a short sentence each.
+        nearest: measured conditions with their distance, nearest first.
+        answerers: the members and sub-ensembles that were compared, the chosen one first; empty
+            without a calibration set.
         is_calibrated: whether predicted F1 comes from a calibration set.
-        distance: of the frame from that set, 1 being usual; NaN without one.
+        distance: of the frame from that set, 1 is usual; NaN without a set.
         transferred: calibration of the answer; None without a set.
-        summary: what the frame looks like, as `learn.analysis.summaries` has it.
-        asked: who answers because the caller named them; None if those chosen do.
+        summary: summary of the frame, see `learn.analysis.summaries`.
+        asked: the members that the caller named; None if the chosen members answer.
     """
 
     verdict: Verdict
@@ -147,16 +146,16 @@ class Selection:
 
     @property
     def drift_score(self) -> float | None:
-        """How far the frame is from what is known, 1 being usual; None if that is unknown."""
+        """Distance of the frame from known frames; 1 is usual, None unknown."""
         if self.is_calibrated:
             return self.distance
         return self.candidates[0].components.get("distance")
 
     def answer(self, prediction: Prediction) -> Prediction:
-        """Return what those say who answer, calibrated where the version was calibrated.
+        """Return the answer of these members, calibrated if the version was calibrated.
 
         Args:
-            prediction: what all members said, with their maps.
+            prediction: the answer of all members, with their maps.
         """
         part = part_of(prediction, self.weights)
         if self.transferred is None:
@@ -166,8 +165,8 @@ class Selection:
     def predicted(self, members: Sequence[int]) -> PredictedF1 | None:
         """Return the predicted F1 of an answer of these members; None if it is unknown.
 
-        By rule of thumb those chosen are as good as the best of them, and any others as good as
-        their mean.
+        Without a calibration set, the chosen members together are taken to be as good as the best
+        of them, and others as good as their mean.
         """
         for one in self.answerers:
             if set(one.weights) == set(members):
@@ -183,13 +182,13 @@ class Selection:
 
     @property
     def rank_key(self) -> tuple[bool, bool, float]:
-        """Which of several ensembles answers a frame, the greatest: fits, calibrated, F1."""
+        """The key of an ensemble for `auto`; the greatest answers: fits, is calibrated, F1."""
         known = self.predicted(list(self.weights))
         return self.verdict == "ok", self.is_calibrated, known.f1 if known else 0.0
 
 
 def part_of(prediction: Prediction, weights: Weights) -> Prediction:
-    """Return what these members say; all of them alike is the prediction itself."""
+    """Return the answer of these members; of all with equal weights, the prediction itself."""
     share = np.array(list(weights.values()))
     if set(weights) == set(prediction.members) and np.ptp(share) == 0:
         return prediction
@@ -208,16 +207,16 @@ def select(
     """Return the members of a version ranked for one frame.
 
     Args:
-        version: the members, their scores, and what their calibration set shows.
-        frame: the frame; of a large one the middle is looked at.
-        prediction: what all members say about it, if they were asked already.
-        asked: who will answer, if the caller named them: their answer is calibrated then.
-        false_atoms: bound on the share of false atoms that is asked for, 0 for none.
+        version: the members, their scores and their performance predictor.
+        frame: the frame; of a large one the middle is analysed.
+        prediction: the answer of all members, if it is known.
+        asked: the members that will answer, if the caller named them.
+        false_atoms: bound on the share of false atoms, 0 for none.
         library: conditions and policies by id; the facility's (`MANYBEAM_ZOO`) if left out.
 
     Raises:
-        InvalidInput: a bound is asked for and the version was never calibrated.
-        InvalidFrame: too small to tell what it looks like.
+        InvalidInput: a bound for a version that was never calibrated.
+        InvalidFrame: the frame is too small for frame analysis.
     """
     check_bound(version, false_atoms)
     check_size(frame.pixels_yx)
@@ -226,10 +225,10 @@ def select(
     matrix, known = version.matrix, version.performance
     measured = comparable(matrix, library)
     near = nearest_conditions(frame.pixels_yx, frame.pixel_size_pm, frame.condition, measured)
-    if not measured:  # but where is not known here: then everywhere alike
+    if not measured:  # no condition can be compared: all have the same weight
         near = Near(np.inf, dict.fromkeys(matrix.conditions, 1 / max(len(matrix.conditions), 1)))
     trained = [policy for _, policy in policies.values() if policy is not None]
-    # By the lattice of the table, or its scores are not those that the table's rows have.
+    # With another lattice, the scores could not be compared with those of the calibration set.
     structure = structure_of(
         frame.condition, [*measured, *trained], known.table.structure if known else ""
     )
@@ -258,7 +257,7 @@ def check_bound(version: LoadedVersion, false_atoms: float) -> None:
 
 @dataclass(frozen=True)
 class _Words:
-    """What the reasons are made of."""
+    """The facts that the reasons are made of."""
 
     policies: Mapping[int, tuple[str, Policy | None]]
     near: Near
@@ -288,7 +287,7 @@ def _by_rule(
     """Return the ranking by rule of thumb."""
     ranked = rule_of_thumb(seen, matrix, words.near)
     chosen = within_noise(ranked)
-    # Where there is nothing to compare with, far is not known to be far.
+    # Without a condition to compare with, the frame is not called far.
     is_far = bool(np.isfinite(words.near.distance)) and words.near.distance > FAR
     is_poor = ranked[0].predicted_f1 < POOR_F1
     notes = ["not calibrated: run manybeam calibrate for this ensemble"]
@@ -356,7 +355,7 @@ def _calibrated(
 def _with_reasons(
     selection: Selection, ranked: Sequence[Outlook], words: _Words, notes: Sequence[str]
 ) -> Selection:
-    """Return the selection with the reasons of the answer that it leads to."""
+    """Return the selection with the reasons of its answer."""
     own = words.selection(ranked, selection.chosen)
     if selection.asked is not None:
         known = selection.predicted(list(selection.asked))
@@ -371,7 +370,7 @@ def _with_reasons(
 def _warnings(
     distance: float, best: Answerer, known: PerformancePredictor, structure: str
 ) -> list[str]:
-    """Return why a frame is called out of distribution; nothing if it is not."""
+    """Return why a frame is out of distribution; nothing if it is not."""
     said, calibrated = [], known.table.structure
     if calibrated and structure != calibrated:
         said.append(
@@ -405,7 +404,7 @@ def _answerers(
     ranked: Sequence[Outlook],
     asked: Weights | None,
 ) -> tuple[Answerer, ...]:
-    """Return the answers that could be given, the one to give first."""
+    """Return the possible answerers, the chosen one first."""
     best = ranked[0]
     single = Answerer("best", {best.member: 1.0}, best.predicted_f1, best.low, best.high)
     tried = _sub_ensembles(ranked)
@@ -427,7 +426,7 @@ def _answerers(
 
 
 def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
-    """Return the sub-ensembles that are tried: of the best, weighted by predicted F1, and all."""
+    """Return the sub-ensembles to compare: the best, weighted by predicted F1, and all."""
     order = [one.member for one in ranked]
     tried: dict[str, Weights] = {
         f"best {size}": dict.fromkeys(order[:size], 1 / size)
@@ -446,7 +445,7 @@ def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
 
 
 def _policies(version: LoadedVersion, library: Library) -> dict[int, tuple[str, Policy | None]]:
-    """Return each member's policy: its id, and its ranges where the library still has them."""
+    """Return each member's policy: its id, and its ranges if the library has them."""
     return {
         member.index: (member.policy, library.policies.get(member.policy))
         for member in version.ensemble.members
@@ -454,7 +453,7 @@ def _policies(version: LoadedVersion, library: Library) -> dict[int, tuple[str, 
 
 
 def _stated(frame: Frame) -> dict[str, float]:
-    """Return every number known of how the frame was recorded, by dotted path."""
+    """Return the known numbers of the frame's condition, by dotted path."""
     known: Sequence[tuple[str, object]] = ()
     if isinstance(frame.condition, Condition):
         known = tuple(frame.condition.quantities())

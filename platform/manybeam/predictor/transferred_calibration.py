@@ -1,10 +1,10 @@
-"""Calibration transferred to an answer from the frames of known truth that are most like a frame.
+"""Calibration of an answer, transferred from the calibration frames that are most like a frame.
 
-A calibration holds for one condition (`learn.scoring.calibration`), and a recorded frame has none
-that anybody measured. The frames of a reference table that are most like it stand in: what the
-chosen members believed there, and what was true, gives temperature, a bound on false atoms and the
-error of a position. Frames alike are not frames of one condition, so the bound is approximate: how
-often it holds on conditions never used is measured in decision 0013.
+A calibration holds for one condition (`learn.scoring.calibration`), but the condition of a
+recorded frame was not measured. So temperature, the bound on false atoms and the error of a
+position come from the frames of the calibration set that are most like it. These frames are not of
+one condition, so the bound is approximate. Decision 0013 measures how often it holds on conditions
+that were never used.
 Axis letters: n frame, k atom.
 """
 
@@ -18,32 +18,32 @@ from numpy.typing import NDArray
 from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.scoring.calibration import bound, calibrated, fit
 
-NEIGHBOURS = 96  # frames most like the one asked about
+NEIGHBOURS = 96  # calibration frames most like the frame
 BELIEVED = 0.5  # least probability of an atom
 LEAST_ATOMS = 100
-FAR = 1.5  # farther than this, times what is usual, from the calibration set no bound is kept
+FAR = 1.5  # distance from the calibration set, 1 is usual, above which no bound can be kept
 CONFIDENCE = 0.9
-FRAMES_PER_SHARE = 2.4  # frames without a fault from which a bound of 1 could be told (0009)
-COSTLY = 0.5  # share of the atoms that a bound keeps, below which it is said
+FRAMES_PER_SHARE = 2.4  # frames without a false atom needed for a bound of 1 (decision 0009)
+COSTLY = 0.5  # if a bound keeps a smaller share of the atoms, a note says so
 POSITION_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class TransferredCalibration:
-    """What the frames most like a frame teach about an answer's probabilities.
+    """The calibration of an answer's probabilities.
 
     Attributes:
-        temperature: log-odds are divided by it; 1 where nothing was learnt.
-        shift: and this is added.
-        position_pm: nine in ten of the true atoms lie within this of where they were found, in
-            pm; NaN where nothing was learnt.
-        threshold: least probability, before calibration, of an atom kept under the bound; None
-            where no bound was asked for or none can be kept.
-        false_atoms: the bound that was asked for, a share of a frame's atoms; 0 for none.
-        kept: share of the atoms found that stay under the bound, on the frames it was learnt from.
-        frame_count: frames it was learnt from.
-        atom_count: atoms on them.
-        notes: what cannot be kept, and why.
+        temperature: log-odds are divided by it; 1 if nothing was learned.
+        shift: added to the log-odds afterwards.
+        position_pm: 90 % of the true atoms are within this distance of their found position, in
+            pm; NaN if nothing was learned.
+        threshold: lowest probability, before calibration, of an atom kept under the bound; None
+            if there is no bound, or it cannot be kept.
+        false_atoms: the requested bound, a share of a frame's atoms; 0 for none.
+        kept: share of the found atoms that the bound keeps, on the calibration frames.
+        frame_count: number of these frames.
+        atom_count: number of atoms on them.
+        notes: the limits of the calibration, a sentence each.
     """
 
     temperature: float = 1.0
@@ -57,9 +57,9 @@ class TransferredCalibration:
     notes: tuple[str, ...] = ()
 
     def apply(self, atoms: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return atoms (n, >= 4) with calibrated probabilities, those under the bound alone.
+        """Return atoms (n, >= 4) with calibrated probabilities, without those below the threshold.
 
-        Where a bound was asked for and cannot be kept, no atom is left out: the notes say so.
+        If the requested bound cannot be kept, no atom is left out and the notes say so.
         """
         kept = atoms[atoms[:, 3] >= (self.threshold or 0.0)].copy()
         kept[:, 3] = calibrated(kept[:, 3], self.temperature, self.shift)
@@ -67,7 +67,7 @@ class TransferredCalibration:
 
 
 def frames_needed(false_atoms: float) -> int:
-    """Return how many frames alike a bound is learnt from: a strict one needs more.
+    """Return the number of calibration frames for a bound; a strict bound needs more.
 
     Example:
         >>> frames_needed(0.05), frames_needed(0.01)
@@ -88,13 +88,13 @@ def transfer_calibration(
     """Return the calibration of a sub-ensemble's answer on a frame.
 
     Args:
-        table: what the members did on simulated frames.
-        alike_n: the table's frames on which it is as often right, `PerformancePredictor.alike`.
+        table: the calibration set.
+        alike_n: its frames on which the answer is as often right, `PerformancePredictor.alike`.
         weights: the sub-ensemble, member -> share.
-        distance: of the frame from the table, 1 being usual.
-        false_atoms: bound that is asked for, 0 to 1; 0 for none.
-        nearest_n: the frames that look most like this one, for the error of its positions;
-            `alike_n` if left out.
+        distance: of the frame from the set, 1 is usual.
+        false_atoms: the requested bound, 0 to 1; 0 for none.
+        nearest_n: its frames most like this one, for the error of positions; `alike_n` if left
+            out.
     """
     belief_k = table.belief(weights)
     seen_k = (belief_k >= BELIEVED) & table.counts_k
@@ -130,7 +130,7 @@ def transfer_calibration(
 
 
 def _position_pm(error_k: NDArray[np.floating]) -> float:
-    """Return how far most true atoms lie from where they were found; NaN if none was true."""
+    """Return the 90 % quantile of the errors of position; NaN if no atom was true."""
     known_k = error_k[np.isfinite(error_k)]
     return float(np.quantile(known_k, POSITION_SHARE)) if len(known_k) else float("nan")
 

@@ -1,4 +1,4 @@
-"""What the zoo said lately: asked for again when old, still used while the zoo is silent."""
+"""A cache of what the zoo said: old values are read again, or kept while it does not answer."""
 
 import logging
 import threading
@@ -15,15 +15,15 @@ KEPT = 256
 
 
 class TTLCache(Generic[V]):
-    """Values asked for again when they are old; the old one stands in when the source is silent.
+    """Values with a time to live; if the source does not answer, the old value is used.
 
-    One caller at a time asks; the others go on with the value they have.
+    One caller at a time asks the source; the others use the value in the cache.
 
     Args:
         ask: gives the value of a key; may raise Unreachable.
-        fresh_s: how long a value is trusted.
+        fresh_s: time to live.
         clock: monotonic seconds.
-        capacity: how many values are kept, those used last.
+        capacity: number of values; the most recently used ones are kept.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TTLCache(Generic[V]):
         """Return the value of a key, and a note if it is older than it should be.
 
         Raises:
-            Unreachable: the source is silent and never gave this value.
+            Unreachable: the source does not answer and never gave this value.
         """
         known = self._known.get(key)
         if known is not None and self._clock() - known[1] < self._fresh_s:

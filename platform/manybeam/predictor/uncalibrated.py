@@ -1,8 +1,9 @@
 """Selection for a version that was never calibrated: matrix and label-free scores, by rule.
 
-The predicted F1 is the mean of two estimates, each weighted by the inverse of its variance: the
-members x conditions matrix at the measured conditions nearest to the frame, less sure the farther
-it is from them, and a line through the label-free scores. The interval is NOT calibrated.
+The predicted F1 is the mean of two estimates, each weighted by the inverse of its variance. One is
+the members x conditions matrix at the measured conditions nearest to the frame; its variance grows
+with their distance. The other is a line through the label-free scores. The interval is NOT
+calibrated.
 Axis letters: m member.
 """
 
@@ -17,21 +18,21 @@ from manybeam.predictor.condition_distance import Near
 from manybeam.predictor.reasons import Outlook
 from manybeam.zoo.matrix import Matrix
 
-# F1 that a fitness stands for, a line through 6 members on 16 simulated conditions of graphene; the
-# standard deviation around it, with a lattice to judge by and without; and that of the matrix's F1
-# for each unit of distance to the nearest condition.
+# F1 as a linear function of fitness, fitted to 6 members on 16 simulated conditions of graphene;
+# the standard deviation around it, with and without a known lattice; and the standard deviation of
+# the matrix's F1 for each unit of distance to the nearest condition.
 FITNESS_SLOPE, FITNESS_OFFSET = 1.25, -0.2
 FITNESS_SIGMA = 0.08
 FITNESS_SIGMA_NO_LATTICE = 0.15
 SIGMA_PER_DISTANCE = 0.3
-SCATTER = 1.0  # distance that frames have from their own condition; only what is beyond counts
+SCATTER = 1.0  # distance of frames from their own condition; only the distance beyond it counts
 LEAST_SIGMA = 0.01
-FAR = 2.5  # distance past which a measured condition says no less
+FAR = 2.5  # the standard deviation does not grow beyond this distance
 POOR_F1 = 0.6
 
 
 def rule_of_thumb(seen: FrameAnalysis, matrix: Matrix, near: Near) -> list[Outlook]:
-    """Return what is expected of each member, the best first."""
+    """Return the predicted F1 of each member, the best first."""
     sigma = FITNESS_SIGMA if seen.lattice else FITNESS_SIGMA_NO_LATTICE
     found = [
         _outlook(member, score_f, matrix, near, sigma)
@@ -58,7 +59,7 @@ def _outlook(
     weights = np.array([1 / max(sigma, LEAST_SIGMA) ** 2 for _, sigma in estimates])
     values = np.array([value for value, _ in estimates])
     mean = float(np.average(values, weights=weights))
-    # Two estimates that contradict each other are less sure than their own widths say.
+    # If the two estimates contradict each other, the interval is wider.
     conflict = float(np.average((values - mean) ** 2, weights=weights))
     reach = 1.64 * math.sqrt(1 / float(weights.sum()) + conflict)
     low, high = max(mean - reach, 0.0), min(mean + reach, 1.0)
@@ -88,10 +89,10 @@ def _measured_sigma(member: int, condition: str, matrix: Matrix) -> float:
 
 
 def within_noise(ranked: Sequence[Outlook]) -> tuple[int, ...]:
-    """Return the best member and those it cannot be told apart from.
+    """Return the best member and those that cannot be distinguished from it.
 
-    All members saw the same frame, so most of what makes a prediction unsure is common to them: two
-    are told apart at a quarter of the interval's half-width, at least by half a per cent of F1.
+    All members saw the same frame, so most of the error of a prediction is common to them. Two are
+    distinguished at a quarter of the interval's half-width, within 0.005 to 0.03 of F1.
     """
     best = ranked[0]
     noise = min(max(0.25 * (best.high - best.low) / 2, 0.005), 0.03)

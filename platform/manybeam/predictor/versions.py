@@ -1,4 +1,4 @@
-"""Versions of one zoo, held ready to answer."""
+"""Versions of one zoo, cached in memory."""
 
 import logging
 import threading
@@ -25,16 +25,16 @@ FRESH_S = 10.0
 
 
 class ZooVersions:
-    """Versions of one zoo, loaded when named and kept until others are asked for more.
+    """Versions of one zoo, loaded on demand; the most recently used ones stay in memory.
 
-    Safe to call from several threads: loading is done by one at a time, answering by all.
+    Safe to call from several threads; one thread at a time loads.
 
     Args:
-        zoo: where they come from.
-        refs: loaded now; what `auto` selects among. If empty, `auto` selects among all that the
-            zoo serves.
-        capacity: how many further ensembles are kept, those used last.
-        fresh_s: how long an alias is trusted before the zoo is asked again.
+        zoo: the zoo.
+        refs: versions that are loaded now; `auto` selects among them. If empty, `auto` selects
+            among all that serve.
+        capacity: number of further ensembles in memory.
+        fresh_s: time after which an alias is read from the zoo again.
         clock: monotonic seconds.
 
     Raises:
@@ -82,9 +82,9 @@ class ZooVersions:
         """Return a version ready to answer.
 
         Raises:
-            UnknownRef: nothing has this name; the nearest names are in the hint.
+            UnknownRef: there is no such version; the hint has the nearest names.
             Corrupt: its weights differ from those registered.
-            ZooUnreachable: the zoo does not answer and the reference was never seen.
+            ZooUnreachable: the zoo does not answer, and this version was not read before.
         """
         loaded = self.load(ref)
         assert loaded.record is not None  # noqa: S101 - the zoo knows it
@@ -94,7 +94,7 @@ class ZooVersions:
         return replace(loaded, matrix=matrix, performance=known, notes=notes)
 
     def load(self, ref: str) -> LoadedVersion:
-        """Return a version with its networks alone; raises as `get` does."""
+        """Return a version with its networks only; raises as `get` does."""
         record, notes = self._records.get(ref)
         ensemble = self._take(record)
         if ensemble is None:
@@ -103,7 +103,7 @@ class ZooVersions:
         return LoadedVersion(ensemble, record=record, notes=notes)
 
     def held(self) -> "list[tuple[Record, Ensemble]]":
-        """Return the ensembles that are in memory, the one used last at the end."""
+        """Return the ensembles in memory, the most recently used one last."""
         with self._lock:
             return list(self._held.values())
 

@@ -1,8 +1,8 @@
-"""Lineage: what a version came from, and what came from it.
+"""Lineage: the origin of a version, and what was made from it.
 
-FrameSet -> job -> member -> ensemble -> prediction, upward from any of them and downward from any.
-FrameSets are what members were trained on, and what scores were measured on. Downward needs one
-listing of the zoo: each version is tagged with its parent and with both kinds of FrameSets.
+FrameSet -> job -> member -> ensemble -> prediction, in both directions. FrameSets are those of
+training and of scores. Downward needs one listing of the zoo: each version has tags for its parent
+and for both kinds of FrameSets.
 """
 
 import json
@@ -24,21 +24,20 @@ if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo
 
 
-_GROUP = "zarr.json"  # what makes a folder a Zarr group
+_GROUP = "zarr.json"  # the file of a Zarr group
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a version stands among frames, jobs and other versions.
+    """A version with its frames, job, predictions, parents and children.
 
     Attributes:
         record: the version.
-        parents: versions it was adapted from, the nearest first; those that are gone by reference
-            only, in `missing`.
-        missing: references among its parents that the zoo no longer knows.
+        parents: versions it was adapted from, the nearest first.
+        missing: references of parents that are no longer in the zoo.
         children: references of versions adapted from it, oldest first.
-        predictions: URLs of answers that were kept, oldest first.
-        measured: FrameSets that scores of it were measured on, by URL.
+        predictions: URLs of its recorded answers, oldest first.
+        measured: FrameSets of its scores, by URL.
     """
 
     record: "Record"
@@ -49,7 +48,7 @@ class Lineage:
     measured: tuple[FrameSetUse, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each thing in the lineage: what it is to the version, and which."""
+        """Return one row for each item of the lineage: its kind, its name and details."""
         record = self.record
         rows = [_row("prediction", url, "answered by this version") for url in self.predictions]
         rows += [_row("child", ref, "adapted from this version") for ref in self.children]
@@ -74,7 +73,7 @@ class Lineage:
 
 
 def lineage(zoo: "Zoo", ref: str) -> Lineage:
-    """Return where a version stands; raises UnknownRef."""
+    """Return the lineage of a version; raises UnknownRef."""
     record = zoo.resolve(ref)
     parents: list[Record] = []
     missing: list[str] = []
@@ -95,7 +94,7 @@ def lineage(zoo: "Zoo", ref: str) -> Lineage:
 
 
 def note_prediction(ref: str, url: str) -> None:
-    """Remember that a version answered what lies at a URL, so that its lineage names it.
+    """Record the URL of answers of a version, for its lineage.
 
     Args:
         ref: `name@version`.
@@ -105,13 +104,13 @@ def note_prediction(ref: str, url: str) -> None:
 
 
 def prediction_of(url: str) -> str:
-    """Return the version that answered what lies at a URL; "" if no answer of ours lies there.
+    """Return the version of the answers at a URL; "" if there are none.
 
-    A URL may be of anything: no more than the Zarr group there and the first in it is looked at,
-    where an answer names its version.
+    The URL may be of anything. Only the attributes of the Zarr group and of its first group are
+    read, because answers name their version there.
 
     Raises:
-        StoreUnreachable, NotAllowed: nobody knows what lies there.
+        StoreUnreachable, NotAllowed: the URL cannot be read.
     """
     if Ref.is_one(url):
         return ""
@@ -126,11 +125,11 @@ def prediction_of(url: str) -> str:
     except OSError as error:
         if isinstance(error, ManybeamError):
             raise
-        return ""  # no name that a disk takes, so nothing lies there
+        return ""  # not a valid name on a disk, so nothing is there
 
 
 def _answered_by(store: "Store", key: str) -> str:
-    """Return the version that a Zarr group's attributes name; "" if they are of something else."""
+    """Return the version in the attributes of a Zarr group; "" if there is none."""
     try:
         attributes = json.loads(store.get(key))["attributes"]
         ref = attributes["ensemble"]
@@ -140,13 +139,13 @@ def _answered_by(store: "Store", key: str) -> str:
 
 
 def uses_of(zoo: "Zoo", frames: str) -> tuple[tuple[str, str], ...]:
-    """Return the versions that used a FrameSet, told by its URL or its digest, and what for.
+    """Return the versions that used a FrameSet, given by URL or digest, and their use.
 
     Returns:
-        (reference, `trained on` or `measured on` or both), by name and oldest first.
+        (reference, `trained on` or `measured on` or both), by name, oldest first.
 
     Raises:
-        NotFound: none did.
+        NotFound: no version used it.
     """
     entries = sorted(zoo.listing(), key=lambda one: (one.name, one.version))
     found = [(f"{one.name}@{one.version}", _use(one, frames)) for one in entries]
@@ -160,12 +159,12 @@ def uses_of(zoo: "Zoo", frames: str) -> tuple[tuple[str, str], ...]:
 
 
 def measured_on(entry: "VersionEntry") -> tuple[FrameSetUse, ...]:
-    """Return the FrameSets that scores of a version were measured on, by URL."""
+    """Return the FrameSets of a version's scores, by URL."""
     return _uses(entry, MEASURED_TAG)
 
 
 def _use(entry: "VersionEntry", frames: str) -> str:
-    """Return in words what a version used a FrameSet for; "" if for nothing."""
+    """Return the use of a FrameSet by a version, in words; "" if there is none."""
     kinds = ((INPUT_TAG, "trained on"), (MEASURED_TAG, "measured on"))
     return " and ".join(
         how
@@ -175,7 +174,7 @@ def _use(entry: "VersionEntry", frames: str) -> str:
 
 
 def _uses(entry: "VersionEntry", tag: str) -> tuple[FrameSetUse, ...]:
-    """Return the FrameSets that tags of a version name, by URL; a key may end in more than that."""
+    """Return the FrameSets in the tags of a version, by URL; a key may have a suffix."""
     named = [(url, key) for key, url in entry.tags.items() if key.startswith(tag)]
     return tuple(
         FrameSetUse(url, key.removeprefix(tag).partition(".")[0]) for url, key in sorted(named)

@@ -1,7 +1,7 @@
-"""Frames of known conditions to watch a stream by, and what to do when the stream leaves them.
+"""Frames of known conditions for drift detection, and advice after an alarm.
 
-Drift is no failure: frames unlike any that were measured may be answered as well as before. An
-alarm is therefore answered by the predicted F1 on the drifted frames, and nothing is blocked.
+Drift is not a failure: members may be as good as before on frames unlike all measured ones. So the
+advice is based on the predicted F1 on the drifted frames, and nothing is blocked.
 Axis letters: n frame, s number of a summary, y row, x column.
 """
 
@@ -34,32 +34,32 @@ from manybeam.zoo.matrix import ENSEMBLE, Matrix
 Action = Literal["go on", "switch members", "adapt", "ask"]
 Progress = Callable[[int, int], None]
 
-KNOWN_F1 = 0.9  # a condition measured below it is not one the members know
-FINE_F1 = 0.8  # predicted F1 from which members are left to serve
-# Share of a unit of distance by which a session wanders without harm: 0.9 nm of defocus, 23 % of
-# the dose. A watch that called for half a nanometre would be switched off. Frames to watch by
-# wander a third further, since the few places that are simulated seldom reach the ends.
+KNOWN_F1 = 0.9  # lowest measured F1 of a condition that the members know
+FINE_F1 = 0.8  # lowest predicted F1 with which members go on
+# Share of a unit of distance by which a session may wander without an alarm: 0.9 nm of defocus,
+# 23 % of the dose. Alarms for half a nanometre would be ignored by users. Simulated known frames
+# wander a third further, because their few places seldom reach the ends.
 WANDER = 0.3
 WATCHED_WANDER = 0.4
 WANDERING = frozenset({"dose_e_per_a2", *DIFFERENCE_STEPS})
 SIGNED = frozenset({"optics.defocus_nm", "scan.drift_pm_per_row"})
-LEAST = {"detector.gamma": 0.2}  # of the others: 0
-BLOCK = 10  # frames simulated at one place of that wander, one after the other
-LEAST_FRAMES = 60  # of each condition
-ALL_FRAMES = 400  # over all conditions, where they are few
-RANKED_FRAMES = 3  # frames since the change that members are ranked on
-SEED = 71_003  # far from the seeds that training and held-out frames are drawn with
+LEAST = {"detector.gamma": 0.2}  # lower limits; 0 for others
+BLOCK = 10  # consecutive frames simulated at one place
+LEAST_FRAMES = 60  # for each condition
+ALL_FRAMES = 400  # over all conditions, if they are few
+RANKED_FRAMES = 3  # frames since the change on which members are ranked
+SEED = 71_003  # not a seed of training or held-out frames
 INFERRED_FRAMES = 4
 
 
 @dataclass(frozen=True)
 class KnownFrames:
-    """In-control frames to watch by.
+    """In-control frames for a drift watch.
 
     Attributes:
-        features_ns: of each frame; see `predictor.stream.drift.frame_features`.
-        condition_n: which of `conditions` it is of.
-        conditions: ids of the conditions, all measured, with an F1 of 0.9 at least.
+        features_ns: features of each frame, see `predictor.stream.drift.frame_features`.
+        condition_n: index in `conditions` of each frame.
+        conditions: ids of the conditions, all measured with an F1 of at least 0.9.
     """
 
     features_ns: np.ndarray
@@ -73,11 +73,11 @@ class Advice:
 
     Attributes:
         action: `go on`, `switch members`, `adapt` or `ask`.
-        members: those to serve with; the serving ones unless the action is to switch.
+        members: the members to use; the serving ones unless the action is `switch members`.
         predicted_f1: mean predicted F1 of `members`, 0 to 1.
-        command: the command to run, or nothing.
+        command: the command to run, or "".
         why: the reason in words.
-        inferred: what the frames tell of their condition, where it was asked for.
+        inferred: the condition inferred from the frames, if it was needed.
     """
 
     action: Action
@@ -98,16 +98,16 @@ def known_frames(
     seed: int = SEED,
     progress: Progress | None = None,
 ) -> KnownFrames:
-    """Return simulated frames of the conditions an ensemble knows: was measured on, and does well.
+    """Return simulated frames of the conditions that an ensemble knows: measured, with a good F1.
 
     Each condition wanders as a harmless session does, and a third further.
 
     Args:
         matrix: the ensemble's scores.
-        library: where the conditions are.
-        shape: rows and columns of the frames to be watched; at most a crop of them is simulated.
-        has_pixel_size: whether the frames to be watched have one.
-        count: frames over all conditions; each has 60 at least.
+        library: conditions by id.
+        shape: rows and columns of the watched frames; larger ones are simulated as crops.
+        has_pixel_size: whether the watched frames have a pixel size.
+        count: frames over all conditions; each condition has at least 60.
         seed: same seed, same frames.
         progress: called with (frames done, frames).
 
@@ -117,9 +117,9 @@ def known_frames(
     found = [one for one in comparable(matrix, library) if _f1(matrix, one.id) >= KNOWN_F1]
     if not found:
         raise InvalidInput(
-            "the ensemble was measured on no condition to watch by",
-            f"one that can be simulated, with F1 {KNOWN_F1:g} or more",
-            "manybeam evaluate it, or take the first frames as known with --first 100",
+            "the ensemble has no known condition to compare the frames with",
+            f"it needs one that can be simulated, with a measured F1 of {KNOWN_F1:g} or more",
+            "run manybeam evaluate, or take the first frames as known with --first 100",
         )
     each = max(LEAST_FRAMES, count // len(found)) // BLOCK * BLOCK
     rows: list[np.ndarray] = []
@@ -133,7 +133,7 @@ def known_frames(
 
 
 def wandering(condition: Condition, share: float = WANDER) -> Policy:
-    """Return a condition as a session wanders about it: by a share of a unit of distance."""
+    """Return a policy around a condition: each quantity wanders by a share of a unit."""
     numbers = condition.model_dump(mode="json", exclude={"origin"})
     for path, value in typical(condition).items():
         if path not in WANDERING or isinstance(value, Range):
@@ -157,27 +157,28 @@ def propose(
 ) -> Advice:
     """Return what to do about frames recorded since a stream drifted.
 
-    Switch, if the predicted F1 of the best members is above that of the serving ones by more than
-    its interval. Go on, if the serving ones have a good predicted F1 on frames near a measured
-    condition, or surely a good one anywhere. Else adapt, if a policy makes frames like these. Else
-    ask a person.
+    Switch members, if the lower end of the best members' predicted F1 is above the predicted F1 of
+    the serving ones. Go on, if the serving members have a good predicted F1 near a measured
+    condition, or a good lower end anywhere. Else adapt, if a policy covers these frames. Else ask a
+    person.
 
     Args:
-        predictor: answers about the frames.
+        predictor: answers the frames.
         ref: the version that serves.
         frames: frames since the change, all of one shape and pixel size.
         serving: indices of the members that answer now; all if left out.
-        policy: where their condition is searched; the broadest of their structure if left out.
+        policy: the policy in which the condition is inferred; the broadest of the structure if
+            left out.
         library: conditions and policies by id.
-        frames_url: the FrameSet that holds these frames, for the command.
+        frames_url: the FrameSet of these frames, for the command.
         seed: of the draws.
-        draws: frames simulated to infer their condition from.
+        draws: simulated frames from which the condition is inferred.
 
     Raises:
         InvalidInput: no frames.
     """
     if not len(frames):
-        raise InvalidInput("no frames to judge drift by", "at least one since the change", "")
+        raise InvalidInput("no frames since the change", "at least one is needed", "")
     version = predictor.versions.get(ref)
     chosen = np.unique(np.linspace(0, len(frames) - 1, RANKED_FRAMES).round().astype(int))
     question = Question(ref, tuple(serving))
@@ -214,15 +215,15 @@ def propose(
 
 @dataclass(frozen=True)
 class _Outlook:
-    """What to expect of members on the drifted frames, as means over these.
+    """Predicted F1 of members on the drifted frames, as means over these.
 
     Attributes:
         now: the serving members.
         f1: their mean predicted F1.
-        surely: mean lower end of it.
-        best: the members selection chose on most of the frames.
+        surely: its mean lower end.
+        best: the members that selection chose on most of the frames.
         best_f1: their mean predicted F1.
-        best_low: mean lower end of it.
+        best_low: its mean lower end.
         is_far: most of the frames are out of distribution.
     """
 
@@ -261,7 +262,7 @@ def _outlook(asked: Sequence[Selection], now: tuple[int, ...]) -> _Outlook:
 def _expected(selection: Selection, members: Sequence[int]) -> tuple[float, float]:
     """Return the predicted F1 of these members, and its lower end.
 
-    For a sub-ensemble that selection did not try, the mean over its members stands in.
+    For a sub-ensemble that selection did not compare, it is the mean over its members.
     """
     known = selection.predicted(members)
     if known is not None:
@@ -279,7 +280,7 @@ def _switch(outlook: _Outlook, version: LoadedVersion) -> Advice:
 
 
 def _f1(matrix: Matrix, condition: str) -> float:
-    """Return F1 of the ensemble on a condition; of its best member where that was not measured."""
+    """Return F1 of the ensemble on a condition; if not measured, that of its best member."""
     whole = matrix.value(ENSEMBLE, condition)
     if whole is not None:
         return whole
@@ -313,7 +314,7 @@ def _around(path: str, value: float, share: float) -> tuple[float, float]:
 
 
 def _broadest(structure: str, library: Library) -> Policy | None:
-    """Return the policy of a structure with most quantities left open; the first of equals."""
+    """Return the policy of a structure with most ranges; the first of equals."""
 
     def ranges(policy: Policy) -> int:
         return sum(isinstance(value, Range) for _, value in policy.quantities())
@@ -323,7 +324,7 @@ def _broadest(structure: str, library: Library) -> Policy | None:
 
 
 def _moved(inferred: Inferred, nearest: Condition | None) -> str:
-    """Return which quantities differ from those of the nearest condition, by the frames."""
+    """Return which inferred quantities differ from those of the nearest condition."""
     if nearest is None:
         return ""
     there = dict(filled(nearest).quantities())

@@ -1,15 +1,15 @@
-"""Drift watch: since which frame has a stream left the conditions that are known?
+"""Drift watch: the frame since which a stream has left the known conditions.
 
-Each frame is its summaries' distance, with direction, from the frames known to be in control. The
-sums of these distances over the last frames are held against what in-control frames make of them;
-the longest-standing excess names the frame the change began with. Nothing but the in-control
-frames sets the threshold, and no single odd frame can pass it.
+Each frame becomes a vector: the distance of its summaries from the in-control frames. For each
+number of last frames, the sum of the vectors is compared with that of in-control streams; the
+largest excess gives the frame at which the change began. The threshold comes from the in-control
+frames only, and a single odd frame cannot exceed it.
 Axis letters: n in-control frame or crop, t frame of a stream, s number of a summary, g known
 condition, w length of a window, y row, x column.
 
 Source: window-limited generalised likelihood ratio, Willsky and Jones, IEEE Trans. Autom. Control
-21, 108 (1976), and Lai, IEEE Trans. Inf. Theory 44, 2917 (1998). Distances held in at a quantile,
-and each window in units of its own in-control scatter, are ours.
+21, 108 (1976), and Lai, IEEE Trans. Inf. Theory 44, 2917 (1998). We added the limit of distances
+at a quantile, and the units of each window's own in-control scatter.
 """
 
 import json
@@ -35,10 +35,10 @@ from manybeam.predictor.stream.in_control import (
 
 FORMAT = "manybeam-drift-1"
 LEAST_SIDE_PX = 48
-CROP_PX = 128  # a frame's size must not tell: features are those of crops of at most this side
+CROP_PX = 128  # largest side of a crop; features must not depend on the size of the frame
 MOST_CROPS = 4
 LOG_SIZE = feature_names().index("log pixel size")
-# What a frame shows in each number of its summary, in their order, with how many there are.
+# The visible property behind the numbers of a summary, in their order, with their count.
 LOOKS: tuple[tuple[str, int], ...] = (
     ("smooth brightness", 7),
     ("sharpness", 17),
@@ -54,24 +54,24 @@ LOOKS: tuple[tuple[str, int], ...] = (
     ("rows", 9),
     ("sharpness", 32),
 )
-# What usually makes a frame look so.
+# The usual causes of a change of each property.
 CAUSES = {
     "smooth brightness": "contamination, support",
     "sharpness": "defocus, source, aberrations",
     "rows": "scan jitter, drift, afterglow",
     "grey values": "background, gamma, saturation",
     "noise": "dose, readout",
-    "pixel size": "as the file tells it",
+    "pixel size": "as in the file",
 }
 
 
 @dataclass(frozen=True)
 class Change:
-    """How far one side of the frames' look has moved.
+    """The change of one visible property of the frames.
 
     Attributes:
-        look: one of `CAUSES`.
-        scatters: root mean square, over the numbers that tell of it, of their mean shift since
+        look: the property, a key of `CAUSES`.
+        scatters: root mean square, over the numbers of this property, of their mean shift since
             the change, in standard deviations of a single in-control frame.
     """
 
@@ -85,13 +85,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A stream has left what is known.
+    """A stream has left the known conditions.
 
     Attributes:
         frame: number of the frame that raised it, from 0.
-        since: number of the frame the change is estimated to have begun with.
-        score: what was seen, over the threshold; above 1.
-        changes: how each side of the frames' look has moved, the furthest first.
+        since: number of the frame at which the change is estimated to begin.
+        score: excess over the threshold; above 1.
+        changes: the change of each visible property, the largest first.
     """
 
     frame: int
@@ -101,18 +101,18 @@ class Alarm:
 
     @property
     def words(self) -> str:
-        """What changed, in words: the sides that moved at least half as far as the first."""
+        """The changes in words, if at least half as large as the largest; at most three."""
         kept = [one for one in self.changes[:3] if 2 * one.scatters >= self.changes[0].scatters]
         return "; ".join(map(str, kept))
 
 
 def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
-    """Return what the watch looks at in one frame, (s,): the mean summaries of a few crops.
+    """Return the features of one frame, (s,): the mean summaries of a few crops.
 
     Args:
         frame_yx: the frame, finite, at least 48 px a side.
-        pixel_size_pm: edge of a pixel; None if unknown, and then only frames without one can be
-            compared.
+        pixel_size_pm: edge of a pixel; None if unknown. Frames with and without a pixel size
+            cannot be compared.
 
     Raises:
         InvalidFrame: no frame, too small, not finite, or constant.
@@ -121,7 +121,7 @@ def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndar
     fault = _fault(frame_yx)
     if fault:
         raise InvalidFrame(
-            f"{fault} tells nothing of drift",
+            f"{fault} has no drift features",
             f"(rows, columns), at least {LEAST_SIDE_PX} px a side, finite and not constant",
             "leave such frames out of the stream",
         )
@@ -136,20 +136,19 @@ def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndar
 
 
 class DriftWatch:
-    """Takes frames one at a time and says when they have left the known conditions.
+    """Takes frames one at a time and raises an alarm when they have left the known conditions.
 
-    It raises one alarm a change and is armed again once the frames are back half-way below the
-    threshold. It flags and never blocks: drifted frames may be served as well as ever.
+    Each change raises one alarm; the next one is possible after the score has fallen below half
+    the threshold. An alarm blocks nothing, because members may be good on drifted frames.
 
     Args:
-        known_ns: features (`frame_features`) of in-control frames, in the order they were taken:
-            frames of one session follow one another, and what wanders slowly and harmlessly
-            wanders in them too.
-        condition_n: which known condition each of them is of, if there are several; a frame is
-            held against the condition it is nearest to.
+        known_ns: features (`frame_features`) of in-control frames, in the order they were taken.
+            The order of a session matters, because it contains slow, harmless changes.
+        condition_n: condition of each of them, if there are several; a frame is compared with the
+            nearest condition.
 
     Raises:
-        InvalidInput: fewer than 40 in-control frames, of any condition, or without any number.
+        InvalidInput: a condition has fewer than 40 in-control frames, or a frame has no number.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -175,11 +174,11 @@ class DriftWatch:
         self.is_drifted = False
 
     def see(self, features_s: np.ndarray) -> Alarm | None:
-        """Take the next frame's features; return an alarm if it shows that a change has begun.
+        """Take the features of the next frame; return an alarm if it shows a new change.
 
         Raises:
-            InvalidInput: not the features of a frame, or of one without a pixel size where the
-                known frames have one (or the other way round).
+            InvalidInput: these are not features of a frame, or only the frame or only the known
+                frames have a pixel size.
         """
         features_s = np.asarray(features_s, np.float64)
         self._check(features_s)
@@ -199,7 +198,7 @@ class DriftWatch:
         return Alarm(self.seen - 1, self.seen - length, self.score, changes)
 
     def state(self) -> str:
-        """Return all that is needed to go on later, as JSON."""
+        """Return the state as JSON, for `restore`."""
         return json.dumps(
             {
                 "format": FORMAT,
@@ -214,10 +213,10 @@ class DriftWatch:
 
     @classmethod
     def restore(cls, state: str) -> Self:
-        """Return the watch that `state` was taken from; it goes on exactly as that one would.
+        """Return a watch with this state; it continues exactly as the original would.
 
         Raises:
-            Corrupt: the text is no such state.
+            Corrupt: the text is not such a state.
         """
         watch = cls.__new__(cls)
         try:
@@ -251,7 +250,7 @@ class DriftWatch:
             raise InvalidInput(
                 f"features of shape {features_s.shape} are not those of a frame",
                 f"{wanted} numbers, not all of them missing",
-                "take them from learn.drift.frame_features",
+                "take them from predictor.stream.drift.frame_features",
             )
         if wanted <= LOG_SIZE:
             return
@@ -275,7 +274,7 @@ def _fault(frame_yx: np.ndarray) -> str:
 
 
 def _crops(frame_yx: np.ndarray) -> np.ndarray:
-    """Return up to four crops, evenly chosen."""
+    """Return at most four crops, evenly chosen."""
     rows, columns = (min(side, CROP_PX) for side in frame_yx.shape)
     places = [
         (top, left)
@@ -290,7 +289,7 @@ def _crops(frame_yx: np.ndarray) -> np.ndarray:
 
 
 def _changes(shift_s: np.ndarray) -> tuple[Change, ...]:
-    """Return how far each side of the look has moved, the furthest first."""
+    """Return the change of each visible property, the largest first."""
     looks = np.repeat([name for name, _ in LOOKS], [count for _, count in LOOKS])[: len(shift_s)]
     found = [
         Change(name, float(np.sqrt(np.mean(shift_s[looks == name] ** 2))))

@@ -1,11 +1,10 @@
-"""Frames in control: where they lie, how they scatter, and how far streams of them stray.
+"""In-control frames: their centre and scatter, and the limits of streams of them.
 
 Axis letters: n in-control frame, m resampled stream, t frame of a stream, s number of a summary,
 g known condition, w length of a window.
 
 Source: see `predictor.stream.drift`; covariance after Ledoit and Wolf, J. Multivar. Anal. 88, 365
-(2004);
-two parts of variance as in Searle, Casella and McCulloch, Variance Components, Wiley (1992);
+(2004); two parts of variance after Searle, Casella, McCulloch, Variance Components, Wiley (1992);
 resampling by blocks after Kuensch, Ann. Stat. 17, 1217 (1989).
 """
 
@@ -16,34 +15,34 @@ import numpy as np
 
 from manybeam.errors import InvalidInput
 
-LEAST_KNOWN = 40  # in-control frames; a scatter and a threshold from fewer are guesses
-WINDOW = 10  # frames a change has at most to show itself in: the goal for detection
-BLOCK = 10  # neighbouring frames held out, and resampled, together
+LEAST_KNOWN = 40  # in-control frames; fewer give no reliable scatter and threshold
+WINDOW = 10  # longest window, in frames: the goal for detection
+BLOCK = 10  # neighbouring frames that are held out and resampled together
 FOLDS = 5
-CLIP = 8.0  # scatters; a feature further out counts as that far
-LEAST_SCATTER = 0.02  # of features that do not vary in control, such as a known pixel size
-HELD_IN = 0.9  # quantile of the distances in control that no frame counts for more than
-# The threshold is set for half of the one false alarm in 1,000 frames allowed, and is raised by
-# this over the root of the number of blocks it comes from: few blocks have seen little of what
-# wanders harmlessly. Chosen on seven drawn conditions of graphene, none of them a named one.
+CLIP = 8.0  # largest shift of a feature, in scatters
+LEAST_SCATTER = 0.02  # for features that do not vary in control, such as a known pixel size
+HELD_IN = 0.9  # quantile of the in-control distances that limits the distance of a frame
+# One false alarm in 1,000 frames is allowed; the threshold is set for half of that. It is raised by
+# MARGIN over the root of the number of blocks, because few blocks contain few harmless changes.
+# MARGIN was chosen on seven drawn conditions of graphene, none of them a named one.
 FALSE_ALARM_RATE = 0.5e-3
 MARGIN = 3.0
-STREAMS, STREAM_FRAMES = 120, 500  # resampled to set it
+STREAMS, STREAM_FRAMES = 120, 500  # resampled to set the threshold
 SEED = 20_151
 
 
 @dataclass(frozen=True)
 class InControl:
-    """Where frames of the known conditions lie, and how they scatter there.
+    """Centre and scatter of the frames of the known conditions.
 
-    Frames scatter by what they show, one by one, and a session wanders, so that neighbours share
-    a shift. A mean over more frames has less of the first and as much of the second.
+    There are two parts of variance: each frame scatters by itself, and neighbouring frames share a
+    shift because a session wanders. A mean over more frames reduces the first part only.
 
     Attributes:
-        middle_gs: median of each feature; NaN where a condition's frames lack it.
+        middle_gs: median of each feature; NaN if a condition's frames lack it.
         scatter_gs: standard deviation, from the median deviation.
-        whiten_ss: to directions that vary independently, with variance one from frame to frame.
-        wander_s: variance of what neighbouring frames share, in each of these directions.
+        whiten_ss: transforms to independent directions, with variance one from frame to frame.
+        wander_s: variance of the shared shift, in each of these directions.
     """
 
     middle_gs: np.ndarray
@@ -52,7 +51,7 @@ class InControl:
     wander_s: np.ndarray
 
     def residuals(self, new_ts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return frames' shifts from their nearest condition, in scatters and whitened, (t, s)."""
+        """Return the shifts from the nearest condition, in scatters and whitened, (t, s)."""
         shift_gts = np.stack(
             [
                 _standardised(new_ts, middle_s, scatter_s)
@@ -65,13 +64,13 @@ class InControl:
         return shift_gts[near_t, rank_t], far_gts[near_t, rank_t]
 
     def lengths(self, far_ts: np.ndarray) -> np.ndarray:
-        """Return how far single frames are out, all directions taken together."""
+        """Return the distance of single frames, over all directions."""
         return np.asarray(np.sqrt((far_ts**2 / (1 + self.wander_s)).sum(axis=-1)))
 
     def windows(self, far_ts: np.ndarray, most: float) -> np.ndarray:
-        """Return how far the mean of each window is out, squared, (t, w); NaN before it fits.
+        """Return the squared distance of each window's mean, (t, w); NaN if frames are too few.
 
-        No frame counts as further out than `most`, its direction kept: one odd frame is no drift.
+        The distance of a frame is limited to `most`, because one odd frame is not drift.
         """
         length_t = np.maximum(self.lengths(far_ts), 1e-12)
         far_ts = far_ts * np.minimum(most / length_t, 1.0)[:, None]
@@ -86,13 +85,13 @@ class InControl:
 
 @dataclass(frozen=True)
 class ControlLimits:
-    """What in-control frames make of each window, and the threshold.
+    """The limits of in-control streams.
 
     Attributes:
         middle_w: mean over in-control streams of a window's squared distance.
         scatter_w: its standard deviation.
-        most: distance that no frame counts for more than.
-        threshold: excess, in those deviations, that raises an alarm.
+        most: limit of the distance of a frame.
+        threshold: excess that raises an alarm, in these standard deviations.
     """
 
     middle_w: np.ndarray
@@ -102,22 +101,22 @@ class ControlLimits:
 
 
 def check_known(known_ns: np.ndarray, group_n: np.ndarray) -> None:
-    """Refuse in-control frames that are too few, of no shape, or without a number."""
+    """Refuse in-control frames that are too few, of a wrong shape, or without a number."""
     counts = np.unique(group_n, return_counts=True)[1] if len(group_n) else np.zeros(1, int)
     if known_ns.ndim != 2 or len(group_n) != len(known_ns) or counts.min() < LEAST_KNOWN:
         raise InvalidInput(
-            f"{int(counts.min())} in-control frames of a condition are too few to watch by"
+            f"{int(counts.min())} in-control frames of a condition are too few"
             if known_ns.ndim == 2 and len(group_n) == len(known_ns)
             else f"in-control features of shape {known_ns.shape} for {len(group_n)} frames",
             f"(frames, features), at least {LEAST_KNOWN} frames of each condition",
-            "give more frames that were judged fine",
+            "give more frames without drift",
         )
     if not np.isfinite(known_ns).any(axis=1).all():
-        raise InvalidInput("an in-control frame has no number at all", "", "leave it out")
+        raise InvalidInput("an in-control frame has no number", "", "leave it out")
 
 
 def fit(known_ns: np.ndarray, group_n: np.ndarray) -> InControl:
-    """Return where in-control frames lie; their correlations are pooled over the conditions."""
+    """Return centre and scatter; correlations are pooled over the conditions."""
     from sklearn.covariance import ledoit_wolf
 
     parts = [known_ns[group_n == group] for group in np.unique(group_n)]
@@ -131,7 +130,7 @@ def fit(known_ns: np.ndarray, group_n: np.ndarray) -> InControl:
     within_ss = ledoit_wolf(rest_ns, assume_centered=True)[0] * BLOCK / (BLOCK - 1)
     value_s, vector_ss = np.linalg.eigh(within_ss)
     whiten_ss = vector_ss / np.sqrt(np.maximum(value_s, 1e-6))
-    # A block's mean still holds a tenth of what its frames have each for itself.
+    # The mean of a block still contains a tenth of the variance of its single frames.
     shared_ss = ledoit_wolf(mean_ns @ whiten_ss, assume_centered=True)[0]
     value_s, vector_ss = np.linalg.eigh(shared_ss)
     wander_s = np.maximum(value_s - 1 / BLOCK, 0.0)
@@ -140,7 +139,7 @@ def fit(known_ns: np.ndarray, group_n: np.ndarray) -> InControl:
 
 
 def _place(part_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return median and scatter of each feature; NaN where no frame has it."""
+    """Return median and scatter of each feature; NaN if no frame has it."""
     has_s = np.isfinite(part_ns).any(axis=0)
     middle_s, scatter_s = np.full((2, part_ns.shape[1]), np.nan)
     middle_s[has_s] = np.nanmedian(part_ns[:, has_s], axis=0)
@@ -154,7 +153,7 @@ def _standardised(new_ts: np.ndarray, middle_s: np.ndarray, scatter_s: np.ndarra
 
 
 def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> ControlLimits:
-    """Return the limits that streams resampled from held-out in-control frames keep to."""
+    """Return the limits, from streams resampled from held-out in-control frames."""
     block_n, rng = _blocks(group_n), np.random.default_rng(SEED)
     parts = []
     for fold in range(FOLDS):
@@ -164,7 +163,7 @@ def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> ControlLimits:
             parts.append((rest, rest.residuals(known_ns[held_n])[1], block_n[held_n]))
     length_n = np.concatenate([rest.lengths(far_ns) for rest, far_ns, _ in parts])
     most = float(np.quantile(length_n, HELD_IN))
-    # Each stream is of one fold, whose frames are held against the others'.
+    # Each stream is of one fold, and is compared with the frames of the other folds.
     windows_mtw = np.stack(
         [
             rest.windows(far_ns[_stream(places, rng)], most)[WINDOW - 1 :]
@@ -173,17 +172,17 @@ def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> ControlLimits:
         ]
     )
     middle_w = windows_mtw.mean(axis=(0, 1))
-    # Few long windows are apart and may lie together by chance: none scatters less than a shorter.
+    # Few long windows are independent, so none may have a smaller scatter than a shorter one.
     scatter_w = np.maximum.accumulate(windows_mtw.std(axis=(0, 1))) + 1e-9
     highest_m = ((windows_mtw - middle_w) / scatter_w).max(axis=(1, 2))
-    # Alarms that come as they like at this rate leave this share of the streams without one.
+    # The share of streams without an alarm, if alarms are random with this rate.
     quiet = math.exp(-FALSE_ALARM_RATE * windows_mtw.shape[1])
     margin = 1 + MARGIN / math.sqrt(len(np.unique(block_n)))
     return ControlLimits(middle_w, scatter_w, most, margin * float(np.quantile(highest_m, quiet)))
 
 
 def _blocks(group_n: np.ndarray) -> np.ndarray:
-    """Return the number of the block each frame lies in; no block holds two conditions."""
+    """Return the block number of each frame; no block contains two conditions."""
     found_n, first = np.empty(len(group_n), int), 0
     for group in np.unique(group_n):
         mine = np.flatnonzero(group_n == group)

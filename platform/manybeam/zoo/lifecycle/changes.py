@@ -1,10 +1,10 @@
-"""Changes of an ensemble: one at a time, whoever asks and whoever dies in between.
+"""Changes of an ensemble: one at a time, also if a process is killed during a change.
 
-A change is made under the ensemble's lock. It is announced in the audit log (`promote asked`), made
-in one transaction of MLflow, and closed (`promote done`, or `promote dropped`). An announcement is
-refused if anything about the same ensemble was recorded since its writer looked. A change that was
-never closed, as its writer was killed, is closed by the next one who gets the lock: MLflow shows
-what became of it.
+A change needs the lock of the ensemble. It is announced in the audit log (`promote asked`), made
+in one transaction of MLflow, and closed (`promote done` or `promote dropped`). An announcement is
+refused if another change of the ensemble was recorded since the state was read. If a process is
+killed before it closes its change, the next process with the lock closes it; MLflow shows whether
+the change was made.
 """
 
 import logging
@@ -23,18 +23,18 @@ from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 logger = logging.getLogger(__name__)
 
 ASKED, DONE, DROPPED = "asked", "done", "dropped"
-LEASE_S = 30.0  # a change takes a second or two; a writer that may live is waited for so long
-_NEED_S = LEASE_S * 2 / 3  # a change that has less time left than this is not begun
+LEASE_S = 30.0  # a change takes a second or two; a writer that may be alive gets this time
+_NEED_S = LEASE_S * 2 / 3  # with less time left, a change is not begun
 _TRIES = 20
 
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """What was recorded of one ensemble, all of it closed, and what MLflow lists of it now.
+    """The records of one ensemble in the audit log, and its versions in MLflow.
 
     Attributes:
-        name: of the ensemble.
-        head: number of the log's last record when it was read.
+        name: name of the ensemble.
+        head: number of the last record of the log when it was read.
         entries: records about the ensemble, oldest first.
         versions: its versions in MLflow, newest first, read after the log.
     """
@@ -45,21 +45,21 @@ class EnsembleState:
     versions: Sequence[VersionEntry]
 
     def version_at(self, alias: str) -> int | None:
-        """Return the version an alias points at; None if at none."""
+        """Return the version an alias points to; None if there is none."""
         return version_at(self.versions, alias)
 
     def moves(self, alias: str) -> list[Entry]:
-        """Return the closed moves of an alias that came true, oldest first."""
+        """Return the completed moves of an alias, oldest first."""
         asked = {one.number: one for one in self.entries if one.details.get("alias") == alias}
         closed = [one for one in self.entries if one.action.endswith(f" {DONE}")]
         return [asked[n] for one in closed if (n := one.details.get("claim")) in asked]
 
 
 def settled_state(zoo: Zoo, log: AuditLog, name: str) -> EnsembleState:
-    """Return the state of an ensemble, after closing what a writer that died left open.
+    """Return the state of an ensemble, after closing a change that was left open.
 
     Raises:
-        Conflict: somebody is changing it at this moment.
+        Conflict: another process is changing it at this moment.
     """
     for _ in range(_TRIES):
         seen = read_state(zoo, log, name)
@@ -67,11 +67,11 @@ def settled_state(zoo: Zoo, log: AuditLog, name: str) -> EnsembleState:
             return seen
         with _locked(log, name, whoami(), "closing a change that was left open"):
             _close_for(zoo, log, name)
-    raise Conflict(f"{name} is changed by many at once", "", "try again")
+    raise Conflict(f"{name} is changed by many processes at once", "", "try again")
 
 
 def read_state(zoo: Zoo, log: AuditLog, name: str) -> EnsembleState:
-    """Return the state of an ensemble, whether or not a change is open."""
+    """Return the state of an ensemble, also if a change is open."""
     head = log.head()
     entries = [one for one in reversed(log.entries(name)) if one.number <= head]
     return EnsembleState(name, head, entries, zoo.listing(name))
@@ -93,17 +93,17 @@ def carry_out(
 
     Args:
         log: the audit log.
-        seen: the state of the ensemble when this was decided.
-        verb: what is done.
-        subject: the version it is done to.
+        seen: the state of the ensemble on which the change is based.
+        verb: the kind of change.
+        subject: the version that is changed.
         act: makes the change, in one transaction.
-        undo: puts right what `act` did if it took so long that another change came in between.
+        undo: corrects the effect of `act` if another change was made meanwhile.
         who: for the record.
         reason: for the record.
         details: for the record.
 
     Raises:
-        Conflict: somebody was faster, or this writer was too slow; nothing was changed.
+        Conflict: another process was faster, or this one too slow; nothing was changed.
     """
     with _locked(log, seen.name, who, f"{verb} {ASKED} of {subject}") as lock:
         asked = log.append(
@@ -126,7 +126,7 @@ def carry_out(
 
 
 def open_change(entries: Sequence[Entry]) -> Entry | None:
-    """Return the last change that was announced and never closed; None if all are.
+    """Return the last change that was announced and not closed; None if there is none.
 
     Args:
         entries: records about one ensemble.
@@ -137,7 +137,7 @@ def open_change(entries: Sequence[Entry]) -> Entry | None:
 
 
 def version_at(versions: Sequence[VersionEntry], alias: str) -> int | None:
-    """Return the version an alias points at; None if at none."""
+    """Return the version an alias points to; None if there is none."""
     return next((one.version for one in versions if alias in one.aliases), None)
 
 
@@ -145,8 +145,8 @@ def version_at(versions: Sequence[VersionEntry], alias: str) -> int | None:
 def _locked(log: AuditLog, name: str, who: str, purpose: str) -> Iterator[Lock]:
     """Hold the lock of an ensemble for the block.
 
-    If something in it does not answer, nobody knows what it will still do: the lock is kept until
-    its lease ends.
+    If a server in it does not answer, the change may still be made later. So the lock is then kept
+    until its lease ends.
     """
     locks = Locks(log.database)
     lock = locks.take(f"ensemble {name}", who=who, purpose=purpose, lease_s=LEASE_S)
@@ -160,28 +160,28 @@ def _locked(log: AuditLog, name: str, who: str, purpose: str) -> Iterator[Lock]:
 
 
 def _act(log: AuditLog, lock: Lock, asked: Entry, act: Callable[[], object], who: str) -> None:
-    """Make a change that was announced; one that is refused is closed."""
+    """Make an announced change; close it if it is refused."""
     try:
         lock.check(_NEED_S)
         act()
     except Unreachable:
-        raise  # it may still come true: the next one who comes looks
+        raise  # it may still be made; the next process checks
     except ManybeamError:
-        with suppress(Unreachable, Conflict):  # the next one who comes closes it, or did
+        with suppress(Unreachable, Conflict):  # the next process closes it, or has closed it
             _close(log, asked, DROPPED, who, "", since=asked.number)
         raise
 
 
 def _close_for(zoo: Zoo, log: AuditLog, name: str) -> None:
-    """Close what another writer left open as MLflow shows it ended; the lock is ours."""
+    """Close a change that another process left open; this process has the lock."""
     seen = read_state(zoo, log, name)
     pending = open_change(seen.entries)
     if pending is None:
-        return  # somebody else closed it before we got the lock
-    outcome = DONE if _came_true(zoo, pending) else DROPPED
+        return  # another process has closed it
+    outcome = DONE if _was_made(zoo, pending) else DROPPED
     logger.warning("closed a change its writer left open: %s, %s", pending.action, outcome)
-    why = f"{pending.writer} ended, or was too slow, before it said so"
-    with suppress(Conflict):  # its writer was not gone, and closed it now
+    why = f"{pending.writer} ended, or was too slow, before it closed the change"
+    with suppress(Conflict):  # its writer was alive and has closed it now
         _close(log, pending, outcome, whoami(), why, since=seen.head)
 
 
@@ -193,7 +193,7 @@ def _close(log: AuditLog, asked: Entry, outcome: str, who: str, why: str, *, sin
         asked.subject,
         who=who,
         reason=why,
-        details={"claim": asked.number},  # so called in records of all versions
+        details={"claim": asked.number},  # the key in the records of all versions
         since=since,
         unless=lambda one: _is_change(one, name),
     )
@@ -204,7 +204,7 @@ def _is_change(entry: Entry, name: str) -> bool:
 
 
 def _is_done(log: AuditLog, asked: Entry) -> bool:
-    """Return whether somebody else found the change made, and closed it."""
+    """Return whether another process closed the change as done."""
     later = log.since(asked.number)
     return any(
         one.details.get("claim") == asked.number and one.action.endswith(f" {DONE}")
@@ -212,8 +212,8 @@ def _is_done(log: AuditLog, asked: Entry) -> bool:
     )
 
 
-def _came_true(zoo: Zoo, asked: Entry) -> bool:
-    """Return whether MLflow shows the change that was announced."""
+def _was_made(zoo: Zoo, asked: Entry) -> bool:
+    """Return whether MLflow shows that an announced change was made."""
     name, _, version = asked.subject.partition("@")
     versions = zoo.listing(name)
     if alias := asked.details.get("alias"):
