@@ -1,4 +1,4 @@
-"""The reference table: rows that depend on nothing but their number, and answers worked out of it.
+"""The calibration set: rows that depend on their number only, and answers computed from it.
 
 `rehearsed` is a table of 132 frames and three small members that were really trained.
 """

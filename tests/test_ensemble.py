@@ -322,7 +322,7 @@ def test_only_members_that_answered_can_be_regrouped() -> None:
         answer.subset([5])
     with pytest.raises(MemberCountError):
         answer.subset([])
-    with pytest.raises(InvalidInput, match="holds no maps"):
+    with pytest.raises(InvalidInput, match="has no maps"):
         answer.without_maps().subset([0])
 
 
@@ -456,7 +456,7 @@ def test_an_unknown_pixel_size_means_as_it_is() -> None:
 def test_an_ensemble_needs_a_member() -> None:
     with pytest.raises(MemberCountError, match="no members"):
         Ensemble([])
-    with pytest.raises(MemberCountError, match="no member was asked"):
+    with pytest.raises(MemberCountError, match="no member was given"):
         Ensemble([drawn(0)]).predict(noise((40, 40)), 16.0, members=[])
 
 

@@ -657,7 +657,7 @@ def test_a_rehearsal_of_one_member_travels_with_it(
 
 
 def _table(change: Callable[[dict[str, Any]], Any]) -> Change:
-    """Change arrays of the reference table, and the digest the manifest has of it."""
+    """Change arrays of the calibration set, and the digest the manifest has of it."""
     from manybeam.zoo.exchange.unpack import sha256_of_file
 
     def apply(folder: Path) -> None:

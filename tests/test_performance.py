@@ -309,7 +309,7 @@ def test_a_small_frame_is_answered(
 def test_a_frame_too_small_to_be_told_from_others_is_refused_in_words(
     seen_as: Callable[..., FrameAnalysis], shape: tuple[int, ...]
 ) -> None:
-    with pytest.raises(InvalidFrame, match="too small to tell which members suit it"):
+    with pytest.raises(InvalidFrame, match="too small to select members"):
         seen_as(np.random.default_rng(0).random(shape))
 
 

@@ -152,7 +152,7 @@ GOOD, PREDICT = npy(FRAME), "/v1/predict/graphene"
             "POST", "/v1/predict/graphene?false_atoms=few", GOOD, {}, 422, "number", id="bound-text"
         ),
         pytest.param(
-            "POST", "/v1/select", npy(FRAME[:40]), {}, 422, "too small to tell", id="small-select"
+            "POST", "/v1/select", npy(FRAME[:40]), {}, 422, "too small to select", id="small-select"
         ),
         pytest.param(
             "POST", "/v1/predict/graphene?want=mean", GOOD, {"Accept": "application/json"}, 422,

@@ -1,6 +1,6 @@
 """Selection: which members suit a frame, how well they should do, and why, in words.
 
-By rule of thumb where an ensemble was never rehearsed, by its reference table where it was; the
+By rule of thumb where an ensemble was never rehearsed, by its calibration set where it was; the
 table and its three members, really trained, are of the fixture `rehearsed`.
 """
 
@@ -503,7 +503,7 @@ def test_the_order_of_the_members_does_not_change_the_ranking(
 @pytest.mark.parametrize("side", [8, 40])
 def test_a_frame_too_small_to_select_for_is_refused_in_words(rehearsed: Any, side: int) -> None:
     frame, _, size = frame_of(NOMINAL)
-    with pytest.raises(InvalidFrame, match="too small to tell which members suit it"):
+    with pytest.raises(InvalidFrame, match="too small to select members"):
         select(record(), MEASURED, rehearsed.ensemble, frame[:side], size, library=LIBRARY)
 
 

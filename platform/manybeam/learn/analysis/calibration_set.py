@@ -3,7 +3,7 @@
 Frames are simulated under many conditions that are drawn from policies. Of each frame its summaries
 are stored, the scores of every member, and the probability that every member gives to every atom
 that any member found. The answer of any sub-ensemble on these frames can then be computed without a
-network. Selection, predicted F1 and calibration of a sub-ensemble are learnt from it.
+network. Selection, predicted F1 and calibration of a sub-ensemble are learned from it.
 Axis letters: n frame, m member, f score, s number of a summary, k atom that any member saw.
 
 Source: "reference table" is the term of approximate Bayesian computation (Marin et al., Stat.
@@ -29,7 +29,7 @@ from manybeam.learn.scoring.scores import f1_of, match_frame
 from manybeam.spec import Policy
 
 VERSION = 2
-UNSTRUCTURED = 1  # tables without the structure of their samples
+UNSTRUCTURED = 1  # sets without the structure of their samples
 SHAPE = (128, 128)  # of a frame if the policy has none
 _UNREADABLE = (  # raised by reading a damaged npz
     ValueError,
@@ -61,7 +61,7 @@ class CalibrationSet:
         counts_k: whether it counts (atoms at the border do not).
         error_k: distance from the true atom, in pm; NaN if there is none.
         structure: structure of the samples, `spec.Sample`. Frames that are compared with these
-            have to be scored with its lattice. "" in tables of older versions.
+            have to be scored with its lattice. "" in sets of older versions.
     """
 
     members: tuple[int, ...]
@@ -109,14 +109,14 @@ class CalibrationSet:
         return hits_n, false_n
 
     def only(self, member: int) -> "CalibrationSet":
-        """Return the table of one member alone, without scores of agreement.
+        """Return the set of one member only, without scores of agreement.
 
         Raises:
-            NotFound: the member is not in the table.
+            NotFound: the member is not in the set.
         """
         if member not in self.members:
             raise NotFound(
-                f"member {member:02d} is not in the reference table",
+                f"member {member:02d} is not in the calibration set",
                 f"its members: {', '.join(map(str, self.members))}",
                 "manybeam calibrate REF again",
             )
@@ -133,7 +133,7 @@ class CalibrationSet:
 
     @classmethod
     def joined(cls, parts: "Sequence[CalibrationSet]") -> "CalibrationSet":
-        """Return one table with the frames of several, in their order.
+        """Return one set with the frames of several, in their order.
 
         Raises:
             InvalidInput: their members differ.
@@ -167,10 +167,10 @@ class CalibrationSet:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CalibrationSet":
-        """Return the table of the bytes that `to_bytes` made.
+        """Return the set of the bytes that `to_bytes` made.
 
         Raises:
-            Corrupt: the bytes are no such table, or one of another version.
+            Corrupt: the bytes are no such set, or one of another version.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -180,12 +180,12 @@ class CalibrationSet:
             if not is_known or tuple(arrays.pop("scores")) != SCORES:
                 raise ValueError("it is of another version of the software")
             members = tuple(int(member) for member in arrays.pop("members"))
-            # A newer table without a structure is damaged.
+            # A newer set without a structure is damaged.
             structure = "" if version == UNSTRUCTURED else str(arrays.pop("structure"))
             return cls(members=members, structure=structure, **arrays)
         except _UNREADABLE as error:
             raise Corrupt(
-                "a reference table cannot be read",
+                "a calibration set cannot be read",
                 str(error),
                 "manybeam calibrate REF again",
             ) from error
@@ -194,14 +194,14 @@ class CalibrationSet:
 def measure_calibration_set(
     ensemble: Ensemble, policies: Sequence[Policy], start: int, stop: int, *, seed: int
 ) -> CalibrationSet:
-    """Return the rows `start` to `stop` of an ensemble's reference table.
+    """Return the rows `start` to `stop` of an ensemble's calibration set.
 
-    Row n is of one condition drawn from policy n modulo their number; it depends on the seed and
-    on n alone, so however rows are shared out the table is the same.
+    Row n is of one condition, drawn from the policy n modulo their number. It depends on the seed
+    and on n only, so the distribution of rows over workers has no effect.
 
     Args:
         ensemble: the members.
-        policies: what conditions are drawn from; all of one structure.
+        policies: the policies of the conditions; all of one structure.
         start: first row.
         stop: row after the last.
         seed: of all rows.

@@ -1,7 +1,7 @@
-"""A look at one frame: what an ensemble's members say of it, and how well that fits the frame.
+"""Frame analysis: the answers of all members for a frame, and their scores without truth.
 
-Everything that is told of a frame without truth comes from here, for the command line, the service
-and the reference table alike, so that what was learnt on simulated frames holds for real ones.
+Command line, service and calibration set all use it, so that what is learned on simulated frames
+applies to real ones.
 Axis letters: m member, f score, c crop, s number of a summary, y row, x column.
 """
 
@@ -23,22 +23,21 @@ from manybeam.learn.analysis.fitness import (
 from manybeam.learn.analysis.summaries import summaries
 from manybeam.learn.nets.ensemble import Ensemble, Prediction
 
-# A member has seen enough of a frame on this many of its own pixels to be judged by it.
-WINDOW_PX = 256
+WINDOW_PX = 256  # side of the analysed window, in pixels of the members
 
 
 @dataclass(frozen=True, eq=False)
 class FrameAnalysis:
-    """What was seen of one frame.
+    """The analysis of one frame.
 
     Attributes:
         prediction: the members' answer on the window.
-        score_mf: label-free scores by `fitness.SCORES`, NaN where one does not apply.
+        score_mf: label-free scores by `fitness.SCORES`; NaN if one does not apply.
         summary_cs: summaries of crops of the frame.
-        window: rows and columns of the frame that were looked at.
+        window: rows and columns of the frame that were analysed.
         pixel_size_pm: edge of a pixel, or None.
-        lattice: what the atoms should stand in, or None.
-        model: the window, ready to be compared with atoms rendered again.
+        lattice: the crystal, or None.
+        model: the forward model of the window.
     """
 
     prediction: Prediction
@@ -57,7 +56,7 @@ class FrameAnalysis:
     def score_of(self, weights: Mapping[int, float]) -> np.ndarray:
         """Return the scores (f,) of a sub-ensemble's answer on the window.
 
-        Its atoms are scored as one member's are; of what only members have, the mean counts.
+        `forward` and `lattice` are those of its atoms; the others are means over the members.
 
         Args:
             weights: member -> share; shares sum to 1.
@@ -82,20 +81,21 @@ def analyse(
     prediction: Prediction | None = None,
     window_px: int = WINDOW_PX,
 ) -> FrameAnalysis:
-    """Return what the members of an ensemble say of a frame, or of the middle of a large one.
+    """Return the analysis of a frame, or of the middle of a large one.
 
-    Each network runs once on the frame, here or before, and once on the turned window.
+    Each network runs once on the frame, unless its prediction is given, and once on the turned
+    window.
 
     Args:
         ensemble: the members.
         frame_yx: the frame.
         pixel_size_pm: edge of a pixel, or None.
-        lattice: the crystal, or None where there is none.
-        prediction: what all members say about the frame, if they were asked already.
-        window_px: side of the window, in the members' pixels.
+        lattice: the crystal, or None if there is none.
+        prediction: the answer of all members for the frame, if it is known.
+        window_px: side of the window, in pixels of the members.
 
     Raises:
-        InvalidFrame: too small to tell what it looks like, or not a frame.
+        InvalidFrame: the array is too small for frame analysis, or not a frame.
     """
     check_size(frame_yx)
     own_pm = min(member.recipe.tiles.pixel_size_pm for member in ensemble.members)
@@ -116,18 +116,18 @@ def analyse(
 
 
 def check_size(frame_yx: np.ndarray) -> None:
-    """Refuse what is too small to tell what it looks like, or no frame."""
+    """Refuse an array that is too small for frame analysis, or not a frame."""
     if frame_yx.ndim != 2 or min(frame_yx.shape) < LEAST_SIDE_PX:
         sides = " x ".join(map(str, frame_yx.shape))
         raise InvalidFrame(
-            f"a frame of {sides} px is too small to tell which members suit it",
+            f"a frame of {sides} px is too small to select members for it",
             f"two axes, at least {LEAST_SIDE_PX} px a side",
-            "give a larger frame; the service answers any, if the ensemble is named",
+            "give a larger frame, or name the ensemble",
         )
 
 
 def _middle(shape: tuple[int, ...], side: int) -> tuple[slice, slice]:
-    """Return the middle of a frame, as large as that or as the frame."""
+    """Return the middle of a frame, at most `side` wide and high."""
     starts = [max(0, (length - side) // 2) for length in shape[:2]]
     stops = [min(length, start + side) for length, start in zip(shape, starts, strict=False)]
     return slice(starts[0], stops[0]), slice(starts[1], stops[1])

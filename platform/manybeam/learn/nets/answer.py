@@ -1,4 +1,4 @@
-"""What one member says about a frame, and the statistics of what several say.
+"""The answer of one member for a frame, and statistics of several answers.
 
 Axis letters: m member, n atom, y row, x column, 2 the pair (y, x).
 """
@@ -19,16 +19,16 @@ TINY = float(np.finfo(np.float32).tiny)  # 0 ln 0 is 0
 
 @dataclass(frozen=True, eq=False)
 class MemberAnswer:
-    """What one member says: atoms in the frame's pixels, its map in its own.
+    """The answer of one member: atoms in pixels of the frame, and a map in pixels of the member.
 
-    Position p of the frame lies at (p + start + 0.5) * scale - 0.5 of the map.
+    Position p of the frame is at (p + start + 0.5) * scale - 0.5 of the map.
 
     Attributes:
         atoms: float32 (atoms, 4): y, x, class, probability.
         prob_yx: probability of an atom.
         scale: pixels of the map for each pixel of the frame.
-        radius_px: of the member's training masks, in pixels of the frame.
-        start: first row and column, where only a window of the frame is looked at.
+        radius_px: radius of the member's training masks, in pixels of the frame.
+        start: first row and column of the window, if the answer is for a window.
     """
 
     atoms: NDArray[np.float32]
@@ -53,7 +53,7 @@ class MemberAnswer:
         return sample(self.prob_yx, (position_n2 + self.start + 0.5) * self.scale - 0.5)
 
     def inside(self, window: tuple[slice, slice]) -> "MemberAnswer":
-        """Return it for a window of the frame, in the window's pixels; the map stays whole."""
+        """Return the answer for a window, in pixels of the window; the map stays whole."""
         return replace(
             self,
             atoms=atoms_inside(self.atoms, window),
@@ -61,7 +61,7 @@ class MemberAnswer:
         )
 
     def belief(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return the probability of the nearest own atom, within a radius; else the map's."""
+        """Return the probability of the nearest atom within a radius; else that of the map."""
         belief_n = self.at(position_n2)
         if not len(self.atoms):
             return belief_n
@@ -69,12 +69,12 @@ class MemberAnswer:
         return np.where(gap_n <= self.radius_px, self.atoms[nearest_n, 3], belief_n)
 
     def stored(self) -> "MemberAnswer":
-        """Return it with the map in half precision: all members' are kept until the end."""
+        """Return the answer with its map in half precision, to save memory."""
         return replace(self, prob_yx=self.prob_yx.astype(np.float16))
 
 
 def atoms_inside(atoms: NDArray[np.float32], window: tuple[slice, slice]) -> NDArray[np.float32]:
-    """Return the atoms (n, >= 2) in a window of the frame, in the window's pixels.
+    """Return the atoms (n, >= 2) in a window of the frame, in pixels of the window.
 
     Example:
         >>> atoms_inside(np.array([[1.0, 1.0], [9.0, 9.0]]), (slice(8, 12), slice(8, 12)))
@@ -90,14 +90,14 @@ def atoms_inside(atoms: NDArray[np.float32], window: tuple[slice, slice]) -> NDA
 
 
 class Moments:
-    """Mean, standard deviation and mutual information of maps of probability, added one by one.
+    """Mean, standard deviation and mutual information of probability maps, added one by one.
 
-    Sums of float32 in float64: the order of the members does not show after rounding back.
+    The sums are float64, so the order of the members has no effect on the float32 result.
 
     Source:
         Depeweg et al., ICML 2018, "Decomposition of uncertainty in Bayesian deep learning", for
-        the mutual information: entropy of the mean less the mean entropy. It is what the members
-        do not know together; where all say one half it is 0, and the mean alone shows the doubt.
+        the mutual information: entropy of the mean minus the mean entropy. It measures the
+        disagreement of members. If all members say one half, it is 0.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -105,7 +105,7 @@ class Moments:
         self.sum_yx, self.square_yx, self.entropy_yx = (np.zeros(shape) for _ in range(3))
 
     def add(self, prob_yx: Map, weight: float = 1.0) -> None:
-        """Add one member's map; equal weights of any size count as none."""
+        """Add the map of one member; equal weights give the same result as no weights."""
         self.total += weight
         self.square_total += weight**2
         self.sum_yx += weight * prob_yx.astype(np.float64)
@@ -116,7 +116,7 @@ class Moments:
         """Return mean, standard deviation (n - 1 divisor) and mutual information in nats."""
         mean_yx = self.sum_yx / self.total
         mean_32 = mean_yx.astype(np.float32)
-        # Of equal weights n - 1; of others what keeps the variance unbiased.
+        # n - 1 for equal weights; for others, the divisor of an unbiased variance.
         freedom = self.total - self.square_total / self.total
         if freedom <= LEAST_SHARE * self.total:
             nothing = np.zeros(mean_yx.shape, np.float32)
@@ -128,7 +128,7 @@ class Moments:
 
 
 def entropy(prob_yx: Map) -> Map:
-    """Return the entropy of "an atom or none" in each pixel, in nats: 0 if sure, at most ln 2.
+    """Return the entropy of "an atom or none" in each pixel, in nats, 0 to ln 2.
 
     Example:
         >>> entropy(np.array([0.0, 0.5, 1.0], np.float32)).round(3).tolist()
@@ -141,10 +141,10 @@ def entropy(prob_yx: Map) -> Map:
 
 
 def _weights(side: int, own_side: int, scale: float, start: int) -> csr_array:
-    """Return the (side, own_side) matrix that reads a map at the frame's pixels.
+    """Return the (side, own_side) matrix that samples a map at the pixels of the frame.
 
-    Linear where the map is coarser than the frame; where it is finer, a triangle as wide as a
-    pixel of the frame, so that nothing between is lost.
+    If the map is coarser than the frame, the interpolation is linear. If it is finer, the weights
+    are a triangle as wide as a pixel of the frame, so that every pixel of the map counts.
     """
     centre = (np.arange(side) + start + 0.5) * scale - 0.5
     width = max(scale, 1.0)

@@ -1,7 +1,7 @@
-"""Members that answer together: any number of them, on a frame of any size and pixel size.
+"""Ensembles: members that answer together, for a frame of any size and pixel size.
 
-Every member sees the frame at the pixel size it was trained at, so members of different recipes
-can answer together; all they say is brought back to the frame's own pixels.
+Every member gets the frame at the pixel size of its training, so members of different recipes can
+answer together. The answers are transformed to pixels of the frame.
 
 Axis letters: m member, n frame or atom, c kind of atom, y row, x column, 2 the pair (y, x).
 """
@@ -26,28 +26,28 @@ from manybeam.spec.recipe import TileSpec
 Map = NDArray[np.float32]
 Stack = NDArray[np.float32]
 
-PIXEL_SIZE_PM = (1.0, 500.0)  # beyond, the unit is wrong
+PIXEL_SIZE_PM = (1.0, 500.0)  # other values have a wrong unit
 NEIGHBOUR_SHARE = 1.5  # least distance of two atoms, per radius of the training masks
-WEIGHT_SUM_ERROR = 1e-6  # what rounding may do to weights that sum to 1
+WEIGHT_SUM_ERROR = 1e-6  # largest rounding error of weights that sum to 1
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
-    """What an ensemble says about one frame, in that frame's pixels.
+    """The answer of an ensemble for one frame, in pixels of the frame.
 
     Attributes:
         atoms: float32 (atoms, 7): y, x, class, probability, spread_y_px, spread_x_px, votes; the
-            most probable first. Class is 0 from a network that knows one kind of atom, else the
-            kind's number from 1. See `learn.nets.atoms.cluster_atoms`.
+            most probable first. Class is 0 if the network knows one kind of atom only, else the
+            number of the kind, from 1. See `learn.nets.atoms.cluster_atoms`.
         mean_yx: float32, mean over members of the probability of an atom.
         std_yx: float32, standard deviation over members (n - 1 divisor; zeros from one member).
         member_atoms: for each member, float32 (atoms, 4): y, x, class, probability.
-        prob_myx: float32, each member's map, if it was asked for.
+        prob_myx: float32, each member's map, if requested.
         pixel_size_pm: edge of a pixel, in pm; None if unknown.
         members: indices of the members that answered, in order.
-        mi_yx: float32, mutual information of members and "an atom or none", in nats, 0 to ln 2:
-            doubt that comes of members that contradict each other, not of a frame on which all
-            of them hesitate. Zeros from one member. See `learn.nets.answer.Moments`.
+        mi_yx: float32, mutual information of members and "an atom or none", in nats, 0 to ln 2.
+            It is high where members contradict each other, and low where all are equally unsure.
+            Zeros from one member. See `learn.nets.answer.Moments`.
     """
 
     atoms: NDArray[np.float32]
@@ -64,22 +64,22 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
     def subset(
         self, members: Sequence[int], weights: Sequence[float] | None = None
     ) -> "Prediction":
-        """Return what some of the members say, without running their networks again.
+        """Return the answer of some of the members, without running their networks again.
 
-        The same as `Ensemble.predict` gives of these members, but for the half precision in which
-        each member's map is kept.
+        It is that of `Ensemble.predict` for these members, except for rounding: the map of each
+        member is stored in half precision.
 
         Args:
             members: indices of members that answered.
-            weights: what each of them counts, >= 0, sum 1; all alike if left out. They enter mean,
-                spread and mutual information of the maps, and place, class, probability and
-                spread of the atoms; votes stay a share of members. A member of weight 0 is left
-                out, as if it had not been asked.
+            weights: weight of each of them, >= 0, sum 1; equal if left out. They apply to mean,
+                spread and mutual information of the maps, and to position, class, probability
+                and spread of the atoms. Votes are not weighted. A member with weight 0 is left
+                out.
 
         Raises:
             NotFound: one of them did not answer.
             MemberCountError: no member.
-            InvalidInput: weights that cannot be used, or the maps were given up.
+            InvalidInput: invalid weights, or the prediction has no maps of single members.
         """
         answers, weight_m = self._share(members, weights)
         places = [self._answers.index(answer) for answer in answers]
@@ -100,7 +100,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         )
 
     def inside(self, window: tuple[slice, slice]) -> "Prediction":
-        """Return what is said of a window of the frame, in the window's pixels."""
+        """Return the prediction for a window of the frame, in pixels of the window."""
         answers = tuple(answer.inside(window) for answer in self._answers)
         return replace(
             self,
@@ -114,20 +114,20 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         )
 
     def atoms_of(self, members: Sequence[int], weights: Sequence[float]) -> NDArray[np.float32]:
-        """Return the atoms that `subset` gives of these members, without the maps.
+        """Return the atoms of `subset` for these members, without the maps.
 
         Raises:
             NotFound: one of them did not answer.
-            InvalidInput: weights that cannot be used, or the maps were given up.
+            InvalidInput: invalid weights, or the prediction has no maps of single members.
         """
         answers, weight_m = self._share(members, weights)
         return _bring_together(answers, self._threshold, self.mean_yx.shape, weight_m)
 
     def belief(self, position_n2: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return the probability each member gives an atom at places of the frame, (n, members).
+        """Return each member's probability of an atom at positions of the frame, (n, members).
 
-        That of the member's own atom next to the place, within the radius of its masks; else what
-        its map says there. So does an ensemble's answer.
+        It is that of the member's nearest atom within the radius of its masks, else that of its
+        map. Answers of an ensemble use the same rule.
         """
         if not len(position_n2):
             return np.zeros((0, len(self._answers)))
@@ -136,11 +136,11 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
     def _share(
         self, members: Sequence[int], weights: Sequence[float] | None
     ) -> tuple[tuple[MemberAnswer, ...], list[float]]:
-        """Return what each member that counts said, and its weight."""
+        """Return the answers of the members with a weight above 0, and the weights."""
         if not self._answers:
             raise InvalidInput(
-                "this prediction holds no maps of its members",
-                "`without_maps` and `predict_stack` give them up",
+                "this prediction has no maps of single members",
+                "`without_maps` and `predict_stack` do not keep them",
                 "predict the frame by itself",
             )
         counting = _counting(members, weights)
@@ -153,12 +153,12 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         return max(answer.radius_px for answer in self._answers)
 
     def without_maps(self) -> "Prediction":
-        """Return it without each member's own map: 2 bytes a pixel and member less to keep."""
+        """Return the prediction without maps of single members; saves 2 bytes a pixel each."""
         return replace(self, _answers=())
 
 
 class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
-    """Networks held ready to answer; safe to call from several threads.
+    """Networks in memory that answer together; safe to use from several threads.
 
     Args:
         members: at least one, of any recipes, each with its own index.
@@ -181,7 +181,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
 
     @property
     def member_count(self) -> int:
-        """How many members answer."""
+        """The number of members."""
         return len(self.members)
 
     @property
@@ -216,17 +216,17 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
 
         Args:
             frame_yx: one frame of any size and real dtype.
-            pixel_size_pm: edge of a pixel, in pm, 1 to 500. None: unknown; the frame is used as
-                it is, which is right only if its pixels are as large as those of the training.
-            members: indices of the members to ask; all if left out.
+            pixel_size_pm: edge of a pixel, in pm, 1 to 500. If None, the frame is not rescaled;
+                this is right only if its pixel size is that of the training.
+            members: indices of the members that answer; all if left out.
             keep_members: also return each member's map.
             threshold: least mean probability of an atom, and least probability in a member.
 
         Raises:
             InvalidFrame: the array is not a frame.
             InvalidInput: the pixel size is out of bounds.
-            TooLarge: the frame would grow past `max_frame_px` at the members' pixel size.
-            NotFound: no member has an index that was asked for.
+            TooLarge: at the members' pixel size, the frame would be larger than `max_frame_px`.
+            NotFound: no member has one of these indices.
         """
         _check_pixel_size(pixel_size_pm)
         frame_yx = check_frame(frame_yx)
@@ -266,10 +266,9 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         keep_members: bool = False,
         threshold: float = 0.5,
     ) -> list[Prediction]:
-        """Return the prediction of each frame: the same as asked for one at a time.
+        """Return the prediction of each frame, as `predict` gives it.
 
-        They hold no maps of single members for `Prediction.subset`: of many frames these would
-        fill the memory.
+        To save memory they have no maps of single members for `Prediction.subset`.
         """
         sizes = (
             pixel_size_pm
@@ -302,7 +301,7 @@ def _check_members(members: Sequence[Member]) -> None:
     twice = sorted({index for index in indices if indices.count(index) > 1})
     if twice:
         raise InvalidInput(
-            f"member index {twice[0]} given twice", "members are asked for by their index"
+            f"member index {twice[0]} given twice", "every member needs its own index"
         )
 
 
@@ -317,7 +316,7 @@ def _check_pixel_size(pixel_size_pm: float | None) -> None:
 
 
 def _see(frame_yx: Map, pixel_size_pm: float | None, spec: TileSpec) -> tuple[Map, float]:
-    """Return the frame as members of that spec see it, and the scale."""
+    """Return the frame as members with this spec get it, and the scale."""
     scale = 1.0
     if pixel_size_pm is not None:
         frame_yx, scale = rescale(frame_yx, pixel_size_pm, spec.pixel_size_pm)
@@ -326,7 +325,7 @@ def _see(frame_yx: Map, pixel_size_pm: float | None, spec: TileSpec) -> tuple[Ma
 
 
 def _places(indices: Sequence[int], held: Sequence[int]) -> list[int]:
-    """Return where the members of these indices stand, each once."""
+    """Return the places of the members with these indices, each once."""
     place_of = {index: place for place, index in enumerate(held)}
     unknown = [index for index in indices if index not in place_of]
     if unknown:
@@ -335,12 +334,12 @@ def _places(indices: Sequence[int], held: Sequence[int]) -> list[int]:
             f"it holds {', '.join(map(str, held))}",
         )
     if not len(indices):
-        raise MemberCountError("no member was asked", "an answer needs at least one")
+        raise MemberCountError("no member was given", "an answer needs at least one")
     return [place_of[index] for index in dict.fromkeys(indices)]
 
 
 def _counting(members: Sequence[int], weights: Sequence[float] | None) -> dict[int, float]:
-    """Return the weight of each member that counts; the largest is 1, so equal ones are exact."""
+    """Return the weights above 0; the largest is 1, so that equal weights are exact."""
     if weights is None:
         return dict.fromkeys(members, 1.0)
     weight_m = np.asarray(weights, float)
@@ -360,7 +359,7 @@ def _bring_together(
     shape: tuple[int, ...],
     weights: Sequence[float] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the atoms of the ensemble: clusters believed by enough, not two for one atom."""
+    """Return the atoms of the ensemble: clusters above the threshold, one for each atom."""
     radius_px = max(answer.radius_px for answer in answers)
     atoms = cluster_atoms(
         [answer.atoms for answer in answers],

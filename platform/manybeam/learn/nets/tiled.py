@@ -1,4 +1,4 @@
-"""One network on one whole frame of any size, as fast as possible with the same result.
+"""One network on a frame of any size, as fast as possible without a change of the result.
 
 Axis letters: c kind of atom, y row, x column.
 """
@@ -16,12 +16,12 @@ Map = NDArray[np.float32]
 Stack = NDArray[np.float32]
 Span = tuple[int, int, Map]
 
-TILE_PX = 1024  # largest side given to a network at once: half a GB for 16 feature maps
-SMALLEST_PX = 32  # smaller frames are reflected out to this
+TILE_PX = 1024  # largest side of a tile: half a GB for 16 feature maps
+SMALLEST_PX = 32  # smaller frames are extended to this by reflection
 
 
 def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network, made as fast as possible with the same result."""
+    """Return the network, prepared for fast inference with the same result."""
     network = network.to(device).eval().requires_grad_(requires_grad=False)
     _fold_batch_norm(network)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -66,7 +66,7 @@ def _forward(network: nn.Module, input_yx: Map, device: torch.device) -> Stack:
 
 
 def _reflect(input_yx: Map, step: int) -> Map:
-    """Return the frame reflected at its far edges to sides that a network can halve."""
+    """Return the frame, reflected at its far edges so that its sides are multiples of `step`."""
     sides = [max(SMALLEST_PX, side) for side in input_yx.shape]
     missing = [
         (0, -(-wanted // step) * step - side)
@@ -76,7 +76,7 @@ def _reflect(input_yx: Map, step: int) -> Map:
 
 
 def _margin(recipe: Recipe) -> int:
-    """Return how far a cut edge has an effect, in pixels: about twice that of our U-Net."""
+    """Return the reach of the effect of a cut edge, in pixels: about twice that of our U-Net."""
     return max(32, 16 << (recipe.network.levels - 1))
 
 
