@@ -75,7 +75,7 @@ def test_what_breaks_a_foreign_key_is_refused(database: Database) -> None:
 
 def test_the_same_row_twice_is_a_conflict(database: Database) -> None:
     add(database, "a")
-    with pytest.raises(Conflict, match="somebody else wrote first"):
+    with pytest.raises(Conflict, match="another process wrote first"):
         add(database, "a")
 
 

@@ -1,8 +1,8 @@
 """The audit log: who did what to which version and why, each record chained to the one before.
 
-A record is kept as the bytes that were written, numbered from 1 without a gap. Each holds the
-SHA-256 of the bytes of the one before: none can be changed, taken out or put in without `verify`
-naming the place. Writers take turns on one row that names the last record.
+Records are numbered from 1 without a gap, and their bytes are never changed. Each contains the
+SHA-256 of the record before. So `verify` finds a record that was changed, removed or inserted.
+Writers take turns on one row that names the last record.
 """
 
 import hashlib
@@ -37,17 +37,17 @@ class Entry:
     """One record of the log.
 
     Attributes:
-        number: its place, from 1.
+        number: its number, from 1.
         when: UTC, ISO 8601, by the writer's clock.
-        action: what was done, as `promote asked`; `unreadable` if the record is damaged.
-        subject: to what, as `graphene@3`.
-        who: by whom, as `ada@node7`.
-        reason: why, in their words.
-        details: what else is worth keeping, as plain data.
-        previous: SHA-256 of the bytes of the record before; "" of the first.
+        action: the action, as `promote asked`; `unreadable` if the record is damaged.
+        subject: the version or ensemble, as `graphene@3`.
+        who: the person, as `ada@node7`.
+        reason: the reason that the person gave.
+        details: other facts, as plain data.
+        previous: SHA-256 of the bytes of the record before; "" for the first.
         writer: host and process that wrote it.
-        id: drawn, so that no two records have the same bytes.
-        format: of the stored bytes.
+        id: random, so that no two records have the same bytes.
+        format: format of the stored bytes.
     """
 
     number: int
@@ -74,10 +74,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Chain:
-    """A log whose every link holds: how many records, and the SHA-256 of the last one's bytes.
+    """The number of records of a verified log, and the SHA-256 of the last one.
 
-    Whoever can write to the database can cut records off the end and the row that names the
-    last one. Whoever keeps `anchor` elsewhere and gives it to a later `verify` finds that out.
+    A person who can write to the database can remove records from the end, and change the row that
+    names the last one. To detect this, keep `anchor` elsewhere and pass it to a later `verify`.
     """
 
     count: int
@@ -85,7 +85,7 @@ class Chain:
 
     @property
     def anchor(self) -> str:
-        """The last record in one word: `17:9f86d0...`."""
+        """Number and digest of the last record, as `17:9f86d0...`."""
         return f"{self.count}:{self.sha256}"
 
 
@@ -116,18 +116,18 @@ class AuditLog:
     def entries(self, subject: str | None = None, *, limit: int | None = None) -> list[Entry]:
         """Return the records about a version or an ensemble, or all, newest first.
 
-        One that cannot be read is among all of them, with the action `unreadable`.
+        Among all records, one that cannot be read has the action `unreadable`.
 
         Args:
             subject: an ensemble, or a version of it.
-            limit: the most to return.
+            limit: the largest number of records.
         """
         wanted = select(*_COLUMNS).order_by(AuditRecord.number.desc()).limit(limit)
         with self._database.reading() as connection:
             return [_entry(row) for row in connection.execute(wanted.where(*_about(subject)))]
 
     def count(self, subject: str | None = None) -> int:
-        """Return how many records there are about a version or an ensemble, or in all."""
+        """Return the number of records about a version or an ensemble, or of all."""
         with self._database.reading() as connection:
             counted = select(func.count()).select_from(AuditRecord).where(*_about(subject))
             return int(connection.execute(counted).scalar_one())
@@ -151,19 +151,18 @@ class AuditLog:
         """Write the next record and return it.
 
         Args:
-            action: what is done.
-            subject: to what.
-            who: by whom.
-            reason: why.
-            details: plain data.
-            since: number of the last record the caller has seen; the present last if left out.
-            unless: gets a record after `since` and says whether it forbids this one. It is asked
-                about all records that come before the new one.
+            action: the action.
+            subject: the version or ensemble.
+            who: the person.
+            reason: the reason.
+            details: other facts, as plain data.
+            since: number of the last record that the caller has read; if left out, the last one.
+            unless: called with each record after `since`; if it returns True, nothing is written.
 
         Raises:
-            Conflict: `unless` forbade it; the record that did is named.
-            InvalidInput: no name, or words that are too long.
-            DatabaseUnreachable, WriteFailed: it could not be kept.
+            Conflict: `unless` returned True; the message names the record.
+            InvalidInput: no name, or a text that is too long.
+            DatabaseUnreachable, WriteFailed: the record could not be written.
         """
         who, reason = checked_who(who), checked_reason(reason)
         with self._database.writing() as connection:
@@ -188,14 +187,14 @@ class AuditLog:
         return entry
 
     def verify(self, anchor: str = "") -> Chain:
-        """Read every record and return the chain if each link holds.
+        """Read every record and return the chain if every digest is right.
 
         Args:
-            anchor: what `Chain.anchor` was once; that record has to be the same today.
+            anchor: an earlier `Chain.anchor`; that record must be unchanged.
 
         Raises:
-            Corrupt: names the first record that is missing, unreadable or does not follow.
-            InvalidInput: the anchor is none.
+            Corrupt: names the first record that is missing, unreadable, or has a wrong digest.
+            InvalidInput: the anchor has a wrong form.
         """
         number, sha256 = _read_anchor(anchor)
         last, before, anchored = 0, "", number == 0
@@ -213,14 +212,13 @@ class AuditLog:
         return Chain(last, before)
 
     def take_over(self, contents: Mapping[int, bytes], place: str) -> int:
-        """Take the records of an older version's log over as they are; return how many.
+        """Import the records of an older version's log unchanged; return their number.
 
-        Their bytes are kept, so that every link that held still does; one that cannot be read is
-        kept too. Nothing is done if they were taken over before.
+        Records that cannot be read are imported too. If this was done before, nothing is done.
 
         Args:
             contents: the bytes of each record, by its number.
-            place: where they lay.
+            place: the store of the old log.
         """
         with self._database.writing() as connection:
             _head(connection, is_locked=True)
@@ -251,7 +249,7 @@ def checked_reason(reason: str) -> str:
 
 
 def _head(connection: Connection, *, is_locked: bool = False) -> tuple[int, str]:
-    """Return number and SHA-256 of the last record; if locked, nobody else appends meanwhile."""
+    """Return number and SHA-256 of the last record; if locked, no other process can append."""
     wanted = select(AuditHead.number, AuditHead.sha256)
     found = connection.execute(wanted.with_for_update() if is_locked else wanted).first()
     if found is None:
@@ -310,7 +308,7 @@ def _read(number: int, content: bytes) -> Entry:
 
 
 def _fault(row: Row[int, bytes, str, str], last: int, before: str) -> str:
-    """Return what is wrong with the link to one record; "" if nothing is."""
+    """Return what is wrong with one record; "" if it is right."""
     if row.number != last + 1:
         return "it is missing"
     entry = _entry(row)

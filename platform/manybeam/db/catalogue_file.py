@@ -1,11 +1,11 @@
-"""The searchable copy of the zoo: a SQLite file on each machine, thrown away at any time.
+"""The searchable copy of the zoo: a SQLite file on each machine, which may be deleted at any time.
 
-It is not a part of the database: it answers while the database is down, it depends on the library
-and the keys of its machine, and nobody backs it up.
+It is not a part of the database: it works while the database is down, it depends on the library
+and the keys of its machine, and it needs no backup.
 
-A strip is all one row's values of one score, one float64 for each condition (NaN: not measured),
-so that a column of 10,000 rows is read in one go. Conditions get their place in the strips when
-they are first seen and keep it.
+A strip contains all values of one score of one row, a float64 for each condition (NaN: not
+measured). So a column of 10,000 rows is read at once. A condition gets its place in the strips when
+it is first seen.
 """
 
 import fcntl
@@ -63,7 +63,7 @@ class SubjectRows:
     Attributes:
         member: its index.
         facets: recipes, networks and policies.
-        words: what it is found by.
+        words: its words for the search.
         cells: score -> (condition, digest) -> value; TAKEN holds seconds since 1970.
         scorers: (condition, digest) -> version of the scorer.
     """
@@ -92,18 +92,17 @@ class CatalogueFile:
     """One SQLite file that any number of processes read and write at once.
 
     A file that is damaged, or was written by another version of this module, is replaced by an
-    empty one. The lock beside it is held shared while the file is open, so that nobody takes it
-    away from under a reader.
+    empty one. A shared lock beside the file prevents this while another process reads it.
     """
 
     path: Path
 
     def read(self, action: Callable[["CatalogueReader"], T]) -> T:
-        """Return what an action reads; it sees one state, whoever writes meanwhile."""
+        """Return the result of an action that reads; it sees one state of the file."""
         return self._do("BEGIN", lambda db: action(CatalogueReader(db)))
 
     def write(self, action: Callable[["CatalogueWriter"], T]) -> T:
-        """Run an action that writes: all of it counts, or nothing.
+        """Run an action that writes, in one transaction.
 
         Raises:
             WriteFailed: the disk is full, or another process has kept the file for 20 s.
@@ -148,7 +147,7 @@ class CatalogueFile:
             self._replace()
 
     def _replace(self) -> None:
-        """Put an empty catalogue in the file's place, unless another process just did."""
+        """Replace the file by an empty catalogue, unless another process has just done this."""
         with self._locked(fcntl.LOCK_EX):
             if _is_sound(self.path):
                 return
@@ -170,7 +169,7 @@ class CatalogueFile:
 
 
 class CatalogueReader:
-    """What a catalogue holds, in one state of it; `CatalogueFile.read` gives one.
+    """One state of a catalogue; see `CatalogueFile.read`.
 
     Args:
         db: the open file.
@@ -185,7 +184,7 @@ class CatalogueReader:
         return str(found[0]) if found else ""
 
     def known_states(self) -> dict[Place, str]:
-        """Return the state of every version as it was when it was last read."""
+        """Return the last known state of every version."""
         found = self._db.execute("SELECT name, number, state FROM version")
         return {(name, number): state for name, number, state in found}
 
@@ -221,7 +220,7 @@ class CatalogueReader:
         return self._db.execute(among, (score, *rows)).fetchall()
 
     def holding(self, words: str) -> list[int]:
-        """Return the numbers of the rows that hold words, as SQLite's full-text search takes them.
+        """Return the numbers of the rows that contain words, by SQLite's full-text search.
 
         Args:
             words: see `zoo.catalogue.words.query_of`.
@@ -234,16 +233,16 @@ class CatalogueReader:
         return dict(self._db.execute("SELECT id, name FROM scorer"))
 
     def score_names(self) -> list[str]:
-        """Return the names of all scores that anything has."""
+        """Return the names of all scores."""
         names = [name for (name,) in self._db.execute("SELECT name FROM score")]
         return sorted(name for name in names if not name.startswith(":"))
 
 
 class CatalogueWriter(CatalogueReader):
-    """A catalogue that is being changed; `CatalogueFile.write` gives one."""
+    """A catalogue in a transaction that writes; see `CatalogueFile.write`."""
 
     def set_fact(self, name: str, value: str) -> None:
-        """Keep one fact about the catalogue."""
+        """Store one fact about the catalogue."""
         self._db.execute("INSERT OR REPLACE INTO fact VALUES(?, ?)", (name, value))
 
     def write_versions(
@@ -251,8 +250,8 @@ class CatalogueWriter(CatalogueReader):
     ) -> list[Place]:
         """Write versions and return those written.
 
-        One that another process wrote since `known` was read is left as it is: what that process
-        read is as new as ours, or newer.
+        A version that another process wrote after `known` was read is not changed, because its
+        data are at least as new.
         """
         now = self.known_states()
         fresh = [one for one in versions if now.get(one.place) == known.get(one.place)]
@@ -265,7 +264,7 @@ class CatalogueWriter(CatalogueReader):
         return [one.place for one in fresh]
 
     def drop_versions(self, places: Iterable[Place]) -> None:
-        """Take versions out of the catalogue; those that are not there are passed over."""
+        """Remove versions from the catalogue; unknown ones are ignored."""
         found = [rows for place in places if (rows := self._drop(place)) is not None]
         for rows in found:
             self._db.execute("DELETE FROM subject WHERE id BETWEEN ? AND ?", rows)
@@ -279,14 +278,14 @@ class CatalogueWriter(CatalogueReader):
             self._is_another()
 
     def forget(self) -> None:
-        """Leave an empty catalogue."""
+        """Empty the catalogue."""
         self.drop_versions(list(self.known_states()))
         for table in ("fact", "condition", "score", "scorer"):
             self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours, nobody's input
         self._is_another()
 
     def _drop(self, place: Place) -> tuple[int, int] | None:
-        """Take one version out; return the first and the last of its rows, if it was there."""
+        """Remove one version; return the first and the last of its rows, if it existed."""
         found: tuple[int, int] | None = self._db.execute(
             "DELETE FROM version WHERE name = ? AND number = ? "
             "RETURNING first_subject, last_subject",
@@ -295,7 +294,7 @@ class CatalogueWriter(CatalogueReader):
         return found
 
     def _is_another(self) -> None:
-        """Let everybody see that answers may be others now."""
+        """Mark the catalogue as changed, for caches of answers."""
         self.set_fact("state", uuid.uuid4().hex)
 
 

@@ -1,8 +1,8 @@
-"""Copies of databases: our own as lines of JSON, MLflow's as its own server or file copies it.
+"""Copies of databases: our own as lines of JSON, MLflow's by the tools of its database.
 
-Our own rows are written table by table, each value as JSON, so that what was copied from SQLite can
-be put into PostgreSQL and the other way round. MLflow's tables are not ours: a SQLite file is
-copied by SQLite, and a PostgreSQL by `pg_dump` and `pg_restore`.
+Our own rows are written table by table, each value as JSON, so that a copy from SQLite can be
+restored into PostgreSQL and the other way round. MLflow's tables in SQLite are copied by SQLite,
+those in PostgreSQL by `pg_dump` and `pg_restore`.
 """
 
 import base64
@@ -82,7 +82,7 @@ def read_rows(database: Database, folder: Path, step: str) -> None:
 
 
 def is_unused(database: Database) -> bool:
-    """Whether nobody has written anything of their own into a database."""
+    """Whether a database has no rows of users."""
     with database.reading() as connection:
         own = [one for one in _tables(connection) if one.name not in ("audit_head", "imports")]
         return not any(connection.execute(select(one).limit(1)).first() for one in own)
@@ -143,7 +143,7 @@ def copy_sqlite(source: Path, target: Path) -> None:
 def move_places(path: Path, before: str, after: str) -> None:
     """Replace the beginning of every text in a SQLite database that begins with `before`.
 
-    MLflow writes down where files lie with their whole address.
+    MLflow stores the full addresses of its files.
     """
     with closing(sqlite3.connect(path)) as found, found:
         tables = [name for (name,) in found.execute(
@@ -160,7 +160,7 @@ def move_places(path: Path, before: str, after: str) -> None:
 
 # -- MLflow's, in PostgreSQL ----------------------------------------------------------------------
 def holds_mlflow(url: str) -> bool:
-    """Whether MLflow's tables lie in a database of PostgreSQL."""
+    """Whether a PostgreSQL database has MLflow's tables."""
     database = Database(url)
     try:
         if database.is_sqlite:

@@ -1,7 +1,6 @@
 """A database and its transactions: a SQLite file below MANYBEAM_HOME, or PostgreSQL.
 
-A reader sees one state. A writer's block counts as a whole or not at all; on SQLite one writer
-works at a time.
+A reader sees one state. A writer's block is one transaction; SQLite has one writer at a time.
 """
 
 import os
@@ -68,7 +67,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection that sees one state, whoever writes meanwhile.
+        """Give a connection that sees one state, also if others write meanwhile.
 
         Raises:
             DatabaseUnreachable: there is no answer.
@@ -79,7 +78,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Give a connection whose changes count if the block ends well, and not otherwise.
+        """Give a connection whose changes are committed if the block ends without an error.
 
         Raises:
             DatabaseUnreachable: there is no answer, or another writer took too long.
@@ -89,9 +88,9 @@ class Database:
             yield connection
 
     def at_rest(self) -> AbstractContextManager[Connection]:
-        """Give a connection that sees one state, for copying it together with something else.
+        """Give a connection that sees one state, to copy it together with other data.
 
-        On SQLite nobody writes meanwhile. PostgreSQL shows the same state to `pg_dump`.
+        On SQLite, writers wait meanwhile. PostgreSQL shows the same state to `pg_dump`.
         """
         return self.writing() if self.is_sqlite else self.reading()
 
@@ -113,7 +112,7 @@ class Database:
         return path.split(",")[0].strip().strip('"')
 
     def close(self) -> None:
-        """Give back connections that wait to be used again."""
+        """Close idle connections."""
         self._engine.dispose()
 
     @contextmanager
@@ -123,7 +122,7 @@ class Database:
             yield connection
 
     def _make_file(self) -> None:
-        """Make the file and its folder; readers and one writer work at once from then on."""
+        """Make the file and its folder, in a mode for many readers beside one writer."""
         path = self.path or Path()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +137,7 @@ class Database:
 
 
 def now(connection: Connection) -> datetime:
-    """Return the time by the database's clock: the one clock that all writers share."""
+    """Return the time by the database's clock, which all writers share."""
     if connection.dialect.name == "sqlite":
         utc = connection.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
         return datetime.fromisoformat(str(utc)).replace(tzinfo=UTC)
@@ -149,7 +148,7 @@ def now(connection: Connection) -> datetime:
 def insert_if_new(
     connection: Connection, table: type[DatabaseTable], row: Mapping[str, Any]
 ) -> None:
-    """Insert a row unless one with its key is there; of two who do, one inserts."""
+    """Insert a row if there is none with its key; safe if several processes do so."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())
 
@@ -158,7 +157,7 @@ def _checked_url(url: str) -> URL:
     try:
         found = make_url(url)
     except (ArgumentError, ValueError) as error:
-        # SQLAlchemy's words repeat the URL, and it may hold a password.
+        # SQLAlchemy's message repeats the URL, which may contain a password.
         raise InvalidSetting("database_url is no URL of a database", _FORMS, "") from error
     if found.drivername in ("postgres", "postgresql"):
         found = found.set(drivername="postgresql+psycopg")
@@ -173,7 +172,7 @@ def _checked_url(url: str) -> URL:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    """Return an engine that begins its transactions itself: Python's driver begins them late."""
+    """Return an engine that begins its transactions itself, because Python begins them late."""
     engine = create_engine(
         url, poolclass=QueuePool, pool_timeout=WAIT_S, connect_args={"timeout": WAIT_S}
     )

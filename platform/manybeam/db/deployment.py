@@ -31,7 +31,7 @@ def open_database(url: str = "") -> Database:
 
 
 def close_databases() -> None:
-    """Give back the connections of every database that this process opened; each opens anew."""
+    """Close the connections of every database of this process; they are opened again if needed."""
     with _opening:
         for database in _opened.values():
             database.close()

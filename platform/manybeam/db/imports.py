@@ -1,4 +1,4 @@
-"""What was taken over from the objects that older versions kept in the store: once a kind."""
+"""Records of the import of objects that older versions kept in the store; once for each kind."""
 
 from sqlalchemy import Connection, insert, select
 
@@ -19,7 +19,7 @@ def is_marked(connection: Connection, kind: str) -> bool:
 
 
 def mark(connection: Connection, kind: str, place: str, *, count: int, unreadable: int) -> None:
-    """Write that a kind was taken over, in the block that does it.
+    """Record that a kind was imported, in the same transaction.
 
     Args:
         connection: of that block.

@@ -1,8 +1,8 @@
-"""Locks: one holder at a time for each name, whoever asks and whoever dies while holding it.
+"""Locks: one holder at a time for each name, also if a holder dies.
 
-A holder has a lease that ends by the database's clock. Another one gets the lock once the lease is
-over, or at once if the holder is known to be gone (`owner`). Each holder has a higher fencing
-number than the one before, so that a holder who slept through the end of its lease finds out.
+A holder has a lease that ends by the database's clock. Another process gets the lock when the lease
+is over, or at once if the holder is known to be gone (`owner`). Each holder has a higher fencing
+number than the one before, so a holder can find out that its lease is over.
 """
 
 import logging
@@ -22,21 +22,21 @@ from manybeam.errors import Conflict, Unreachable
 
 logger = logging.getLogger(__name__)
 
-FILES_LOCK = "files of the zoo"  # held by who copies them all, and by who removes some
-KEPT_S = 60.0  # the lease of a lock that is renewed while its work goes on
+FILES_LOCK = "files of the zoo"  # for a backup, which copies files, and for their removal
+KEPT_S = 60.0  # lease of a lock that is renewed during long work
 
 
 @dataclass(frozen=True)
 class Held:
-    """Who holds a lock.
+    """The holder of a lock.
 
     Attributes:
-        name: of the lock.
+        name: name of the lock.
         who: a person, for messages.
-        purpose: what they do, as `promote of graphene@3`.
+        purpose: the work, as `promote of graphene@3`.
         fence: the fencing number.
-        age_s: since when, in seconds by the database's clock.
-        left_s: until their lease ends; negative once it has.
+        age_s: age of the lock, by the database's clock.
+        left_s: time until the lease ends; negative afterwards.
         owner: the process.
     """
 
@@ -50,7 +50,7 @@ class Held:
 
     @property
     def is_over(self) -> bool:
-        """Whether somebody else may have the lock."""
+        """Whether another process may take the lock."""
         return self.left_s <= 0 or self.owner.is_gone()
 
 
@@ -72,25 +72,25 @@ class Lock:
         self.name, self.fence = name, fence
 
     def check(self, need_s: float = 0.0) -> None:
-        """Make sure that the lock is ours still.
+        """Check that this process still has the lock.
 
         Args:
-            need_s: for how many seconds from now it has to be.
+            need_s: the time for which it is needed from now.
 
         Raises:
-            Conflict: the lease is over, or ends sooner than that.
+            Conflict: the lease is over, or ends earlier.
         """
         with self._database.reading() as connection:
             self._check(connection, need_s)
 
     def renew(self) -> None:
-        """Begin the lease anew; raises Conflict if it was over and somebody else has the lock."""
+        """Renew the lease; raises Conflict if another process has taken the lock."""
         with self._database.writing() as connection:
             self._check(connection, float("-inf"))
             self._set(connection, expires=now(connection) + timedelta(seconds=self._lease_s))
 
     def release(self) -> None:
-        """Give the lock back. If the database does not answer, its end is found out by others."""
+        """Release the lock. If the database does not answer, other processes see that it ended."""
         self._owner.end()
         with suppress(Unreachable), self._database.writing() as connection:
             self._set(connection, token="")
@@ -120,17 +120,17 @@ class Locks:
         self._database = database
 
     def take(self, name: str, *, who: str, purpose: str, lease_s: float) -> Lock:
-        """Take a lock, from a holder that is gone or too slow if need be.
+        """Take a lock that is free, or whose holder is gone or too slow.
 
         Args:
             name: what is locked, as `ensemble graphene`.
             who: a person, for messages.
-            purpose: what for.
-            lease_s: for how long, by the database's clock; `Lock.renew` begins it anew.
+            purpose: the work, for messages.
+            lease_s: length of the lease, by the database's clock; see `Lock.renew`.
 
         Raises:
-            Conflict: somebody holds it; who, what for and for how long yet.
-            DatabaseUnreachable, WriteFailed: nothing was taken.
+            Conflict: another process holds it; the message names holder, purpose and time left.
+            DatabaseUnreachable, WriteFailed: the lock was not taken.
         """
         owner = Owner.new()
         try:
@@ -152,10 +152,10 @@ class Locks:
 
     @contextmanager
     def keeping(self, name: str, *, who: str, purpose: str) -> Iterator[Lock]:
-        """Hold a lock for a block that takes long; its lease is renewed beside it.
+        """Hold a lock for a long block; a thread renews its lease.
 
         Raises:
-            Conflict: somebody holds it; or the lease could not be renewed and somebody took it.
+            Conflict: another process holds the lock, or took it when it could not be renewed.
         """
         with self.holding(name, who=who, purpose=purpose, lease_s=KEPT_S) as lock:
             ended = threading.Event()
@@ -169,7 +169,7 @@ class Locks:
             lock.check()
 
     def holder(self, name: str) -> Held | None:
-        """Return who holds a lock; None if nobody does."""
+        """Return the holder of a lock; None if it is free."""
         with self._database.reading() as connection:
             return _held(connection, name)
 
@@ -200,7 +200,7 @@ class Locks:
 
 
 def _beat(lock: Lock, ended: threading.Event) -> None:
-    """Renew a lock until its work has ended, or somebody else has it."""
+    """Renew a lock until the work has ended, or another process has the lock."""
     while not ended.wait(KEPT_S / 4):
         try:
             lock.renew()

@@ -1,7 +1,7 @@
-"""Bringing a database's tables up to date, or back, one step after the other.
+"""Migrations: the tables of a database are brought up to date, or back, step by step.
 
-Each step is a module in `migrations/versions`. Which steps a database has seen is written in its
-table `manybeam_revision`; all steps of one upgrade count together or not at all.
+Each step is a module in `migrations/versions`. The table `manybeam_revision` of a database has its
+last step. All steps of one upgrade are one transaction.
 """
 
 import logging
@@ -66,7 +66,7 @@ def move(database: Database, to: str) -> None:
 
 
 def revision(connection: Connection) -> str:
-    """Return the last step that a database has seen; "" if none."""
+    """Return the last step of a database; "" if there is none."""
     if not inspect(connection).has_table(TABLE):
         return ""
     found = connection.execute(text(f"SELECT version_num FROM {TABLE}"))  # noqa: S608 - ours

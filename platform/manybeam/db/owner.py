@@ -1,8 +1,8 @@
-"""Which process holds something, and whether it is gone: one answer for locks and for appends.
+"""Owners: the process that holds a lock or appends, and whether it is gone.
 
-A host name and a process id are not enough: two hosts can have one name, and a process id is used
-again. An owner is the boot of a machine (and its process namespace), the process, its start time
-and a drawn token; the token tells two owners of one process apart.
+A host name and a process id are not enough: two hosts can have one name, and process ids are used
+again. So an owner has the boot of a machine (with its process namespace), the process, its start
+time and a random token, which distinguishes two owners of one process.
 """
 
 import getpass
@@ -24,10 +24,10 @@ class Owner:
     """One holder of a lock; `Owner.new()` makes one for this process.
 
     Attributes:
-        machine: what tells this kernel and process namespace from all others.
+        machine: identifies the kernel and process namespace.
         pid: the process.
-        started: when that process started, in seconds since 1970.
-        token: drawn; tells owners of one process apart.
+        started: start of that process, in seconds since 1970.
+        token: random; distinguishes owners of one process.
     """
 
     machine: str
@@ -37,19 +37,19 @@ class Owner:
 
     @classmethod
     def new(cls) -> "Owner":
-        """Return an owner for this process, at work until `end`."""
+        """Return an owner for this process; it works until `end`."""
         owner = cls(_machine(), os.getpid(), psutil.Process().create_time())
         _at_work.add(owner.token)
         return owner
 
     def end(self) -> None:
-        """Say that the work of this owner has ended, even if that could not be recorded."""
+        """Mark the work of this owner as ended, also if that could not be recorded."""
         _at_work.discard(self.token)
 
     def is_gone(self) -> bool:
-        """Whether this owner cannot go on with its work; False if that is unknown.
+        """Whether this owner has ended; False if that is unknown.
 
-        Only an owner of this machine can be known to be gone. For any other, a lease decides.
+        This is only known for owners on this machine. For others, the lease decides.
         """
         if self.machine != _machine():
             return False
@@ -78,7 +78,7 @@ def process_name() -> str:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Return what tells this kernel and process namespace from all others."""
+    """Return an identifier of this kernel and process namespace."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if boot.exists() and namespace.exists():
         return f"{boot.read_text().strip()} {namespace.readlink()}"

@@ -1,4 +1,4 @@
-"""Predictions: where answers of a version were written, so that its lineage names them."""
+"""Predictions: the URLs of the answers of a version, for its lineage."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ KIND = "predictions"
 
 
 class Predictions:
-    """The places of answers in one database.
+    """The URLs of answers in one database.
 
     Args:
         database: where they are kept.
@@ -23,13 +23,13 @@ class Predictions:
         self._database = database
 
     def note(self, ref: str, url: str) -> None:
-        """Remember that a version (`name@version`) answered what lies at a URL."""
+        """Record the URL of answers of a version (`name@version`)."""
         with self._database.writing() as connection:
             row = {"ref": ref, "url": url, "made": now(connection)}
             connection.execute(insert(PredictionRow).values(row))
 
     def of(self, ref: str) -> tuple[str, ...]:
-        """Return the URLs of what a version answered, oldest first."""
+        """Return the URLs of the answers of a version, oldest first."""
         wanted = select(PredictionRow.url).where(PredictionRow.ref == ref)
         with self._database.reading() as connection:
             found = connection.execute(wanted.order_by(PredictionRow.made, PredictionRow.id))
@@ -38,7 +38,7 @@ class Predictions:
     def take_over(
         self, found: Sequence[tuple[str, str, datetime]], place: str, *, unreadable: int
     ) -> int:
-        """Take (version, URL, time) of an older version over, once; return how many."""
+        """Import (version, URL, time) of an older version, once; return their number."""
         with self._database.writing() as connection:
             if is_marked(connection, KIND):
                 return 0

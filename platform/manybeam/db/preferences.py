@@ -1,8 +1,8 @@
-"""Preferences: members that a person chose for a frame, kept with who, when and what was known.
+"""Preferences: members that a person chose for a frame, with person, time and known scores.
 
-A person who looks at the members side by side knows what no score does. What selection proposed,
-what was measured of every member and what was chosen instead can teach the next combined model.
-One that is taken back keeps its row, with who did it.
+A person who compares the members by eye may know more than the scores. A preference records what
+selection proposed, the scores of every member, and what was chosen, so that predicted F1 can learn
+from it. A preference that is taken back keeps its row, with the person who took it back.
 """
 
 import logging
@@ -29,23 +29,23 @@ class Preference:
     """One choice of members for one frame, by a person.
 
     Attributes:
-        id: names it; begins with the time.
-        who: who chose.
+        id: its id; begins with the time.
+        who: the person.
         when: UTC, ISO 8601.
         ensemble: name of the ensemble.
-        version: of the ensemble.
-        members: indices of the members chosen, in order.
-        proposed: those that selection had chosen.
-        frame_digest: of the frame's shape and values.
+        version: version of the ensemble.
+        members: indices of the chosen members, in order.
+        proposed: the members that selection had chosen.
+        frame_digest: digest of the frame's shape and values.
         file: name of the frame's file, without its folder.
         pixel_size_pm: edge of a pixel, in pm; None if unknown.
-        condition: numbers known of how the frame was recorded, by dotted path; None if nothing is.
-        features: for each member that selection ranked, the components of its score and
-            `predicted_f1` as they were then; what was not finite is left out.
-        summary: what the frame looks like, `learn.summaries`; None for what it is too small to
-            show. With `features` it is what the next combined model learns from.
+        condition: known numbers of the frame's condition, by dotted path; None if there are none.
+        features: for each ranked member, the components of its score and `predicted_f1` at that
+            time, if finite.
+        summary: summary of the frame, `learn.analysis.summaries`; None if the frame is too small
+            for a number. Predicted F1 learns from `features` and `summary`.
         note: free words.
-        format: of the stored text.
+        format: format of the stored text.
     """
 
     id: str
@@ -71,13 +71,13 @@ class Preference:
 
     @property
     def is_as_proposed(self) -> bool:
-        """Whether exactly those that selection had chosen were chosen."""
+        """Whether the person chose the members that selection had chosen."""
         return set(self.members) == set(self.proposed)
 
 
 @dataclass(frozen=True)
 class Retraction:
-    """Who took a preference back, and when."""
+    """The person who took a preference back, and the time."""
 
     who: str
     when: datetime
@@ -97,15 +97,14 @@ class Preferences:
         self._database = database
 
     def add(self, preference: Preference) -> None:
-        """Keep a preference; raises Conflict if its id is taken."""
+        """Add a preference; raises Conflict if its id exists."""
         with self._database.writing() as connection:
             connection.execute(insert(PreferenceRow).values(_row(preference)))
 
     def list(self, ensemble: str | None = None) -> Sequence[Preference]:
-        """Return those that were not taken back, oldest first: of one ensemble, or of all.
+        """Return the preferences that were not taken back, of one ensemble or of all.
 
-        A row that cannot be read is named in a warning and passed over: one bad row must not
-        hide the others.
+        The oldest is first. A row that cannot be read is logged and left out.
         """
         wanted = select(PreferenceRow.id, PreferenceRow.content).where(
             PreferenceRow.retracted.is_(None)
@@ -118,7 +117,7 @@ class Preferences:
         return [one for one in read if one is not None]
 
     def retract(self, preference_id: str, who: str) -> None:
-        """Take a preference back: from now on `list` leaves it out. Taking back twice is once.
+        """Take a preference back: `list` leaves it out. Doing this twice has no further effect.
 
         Raises:
             NotFound: no preference has that id.
@@ -133,7 +132,7 @@ class Preferences:
             connection.execute(update(PreferenceRow).where(still).values(values))
 
     def retraction(self, preference_id: str) -> Retraction | None:
-        """Return who took a preference back; None if nobody did."""
+        """Return who took a preference back; None if it counts."""
         wanted = select(PreferenceRow.retracted_by, PreferenceRow.retracted)
         with self._database.reading() as connection:
             found = connection.execute(wanted.where(PreferenceRow.id == preference_id)).first()
@@ -149,13 +148,13 @@ class Preferences:
         *,
         unreadable: int,
     ) -> int:
-        """Take what an older version kept over, once; return how many.
+        """Import the preferences of an older version, once; return their number.
 
         Args:
             found: the preferences.
-            retracted: who took which back, by id.
-            place: where they lay.
-            unreadable: how many could not be read; they stay there.
+            retracted: who took a preference back, by id.
+            place: the store of the old preferences.
+            unreadable: number of those that could not be read.
         """
         rows = []
         for one in found:
@@ -172,7 +171,7 @@ class Preferences:
 
 
 def read_preference(text: str | bytes, name: str) -> Preference | None:
-    """Return a stored preference; None, and a warning that names it, if it cannot be read."""
+    """Return a stored preference; if it cannot be read, log this and return None."""
     try:
         return _AS_PREFERENCE.validate_json(text)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What SQLite, PostgreSQL and SQLAlchemy raise, said in our errors."""
+"""Errors of SQLite, PostgreSQL and SQLAlchemy, translated to our own."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ def answering(place: str) -> Iterator[None]:
         place: which database, without its password.
 
     Raises:
-        DatabaseUnreachable: it did not answer, or kept us waiting for a lock.
+        DatabaseUnreachable: it did not answer, or a lock was not free in time.
         WriteFailed: the disk is full, or the file cannot be opened or written.
         Corrupt: the file is damaged.
         NotAllowed: this user may not do that.
-        Conflict: somebody else wrote the same row first.
+        Conflict: another process wrote the same row first.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def _ours(error: SQLAlchemyError, place: str) -> ManybeamError:
     code = getattr(raw, "sqlite_errorcode", 0) & 0xFF
     state = str(getattr(raw, "sqlstate", "") or "")
     if isinstance(error, IntegrityError):
-        return Conflict(f"{place}: somebody else wrote first", said, "try again")
+        return Conflict(f"{place}: another process wrote first", said, "try again")
     if code in _DAMAGED:
         return Corrupt(f"{place} is damaged: {said}", "", "manybeam restore brings a backup back")
     if code in _UNWRITABLE or state.startswith("53"):

@@ -1,7 +1,7 @@
-"""What is in the database: one class a table.
+"""The tables of the database, one class each.
 
-Times are UTC. A table that no module reads yet is there so that the people, jobs, sessions and
-alerts of the next versions need no new tables in a database that is in use.
+Times are UTC. Tables for people, jobs, sessions and alerts are not used yet; they exist so that the
+next versions need no new tables in a database that is in use.
 """
 
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ NAMES = {
 
 
 class Moment(TypeDecorator[datetime]):
-    """A time in UTC on every database; SQLite keeps none of its zone."""
+    """A time in UTC on every database; SQLite does not store the zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -42,7 +42,7 @@ class Moment(TypeDecorator[datetime]):
 
 
 class DatabaseTable(DeclarativeBase):
-    """What all tables share."""
+    """The base of all tables."""
 
     metadata = MetaData(naming_convention=NAMES)
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it
@@ -57,7 +57,7 @@ class DatabaseTable(DeclarativeBase):
 
 # -- kept since the first version ---------------------------------------------------------------
 class AuditHead(DatabaseTable):
-    """One row: the last record of the audit log. Whoever appends locks it."""
+    """One row: the last record of the audit log. A writer locks it to append."""
 
     __tablename__ = "audit_head"
 
@@ -67,7 +67,7 @@ class AuditHead(DatabaseTable):
 
 
 class AuditRecord(DatabaseTable):
-    """One record; `content` is what the chain is made of, the other columns find it."""
+    """One record; digests are of `content`, the other columns are for searches."""
 
     __tablename__ = "audit_records"
 
@@ -97,7 +97,7 @@ class LockRow(DatabaseTable):
 
 
 class PreferenceRow(DatabaseTable):
-    """Members that a person chose for a frame; one taken back keeps its row."""
+    """A preference; one that was taken back keeps its row."""
 
     __tablename__ = "preferences"
 
@@ -111,7 +111,7 @@ class PreferenceRow(DatabaseTable):
 
 
 class PredictionRow(DatabaseTable):
-    """Where answers of a version were written."""
+    """The URL of answers of a version."""
 
     __tablename__ = "predictions"
 
@@ -122,7 +122,7 @@ class PredictionRow(DatabaseTable):
 
 
 class ImportRow(DatabaseTable):
-    """What was taken over from the objects of an older version, once a kind."""
+    """The import of the objects of an older version, once for each kind."""
 
     __tablename__ = "imports"
 
@@ -135,7 +135,7 @@ class ImportRow(DatabaseTable):
 
 # -- people, instruments and their tokens -------------------------------------------------------
 class PersonRow(DatabaseTable):
-    """Somebody who logs in; `issuer` and `subject` are those of their OIDC identity."""
+    """A person who logs in; `issuer` and `subject` are those of their OIDC identity."""
 
     __tablename__ = "people"
 
@@ -202,7 +202,7 @@ class InstrumentRow(DatabaseTable):
 
 
 class TokenRow(DatabaseTable):
-    """A token; of its text only the SHA-256 is kept."""
+    """A token; only the SHA-256 of its text is stored."""
 
     __tablename__ = "tokens"
 
@@ -261,7 +261,7 @@ class JobEventRow(DatabaseTable):
 
 # -- instruments at work -------------------------------------------------------------------------
 class SessionRow(DatabaseTable):
-    """A session of an instrument: which version and members answer it, chosen by whom."""
+    """A session of an instrument: the version and members that answer, and who chose them."""
 
     __tablename__ = "instrument_sessions"
 
@@ -291,7 +291,7 @@ class SessionEventRow(DatabaseTable):
 
 
 class AlertRow(DatabaseTable):
-    """Something that somebody should look at; open until it is acknowledged."""
+    """Something a person should check; open until it is acknowledged."""
 
     __tablename__ = "alerts"
 

@@ -1,7 +1,7 @@
-"""Tokens: what instruments and programs show to be let in; only their SHA-256 is kept.
+"""Tokens of instruments and programs; only their SHA-256 is stored.
 
-A token is 256 drawn bits, so that a plain hash of it cannot be guessed back. It expires, can be
-revoked at any time, and belongs to a person, an instrument or, as the first one, to nobody.
+A token has 256 random bits, so it cannot be guessed from its hash. It can expire or be revoked. It
+belongs to a person, to an instrument or, as the first one, to neither.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class Tokens:
         instrument: str = "",
         lifetime: timedelta | None = None,
     ) -> tuple[str, Token]:
-        """Return a new token's text, which nobody can read again, and the token.
+        """Return the text of a new token, which is not stored, and the token.
 
         Args:
             name: what it is for.
@@ -101,7 +101,7 @@ class Tokens:
         return text, made
 
     def register(self, text: str, place: str, scopes: Iterable[str]) -> Token:
-        """Return the token that lies in a file; one that lay there before is revoked.
+        """Return the token of a file; the token that was there before is revoked.
 
         Args:
             text: of the token.
@@ -127,7 +127,7 @@ class Tokens:
         return found
 
     def revoke(self, token_id: str) -> Token:
-        """Let a token open nothing any more; raises NotFound. Revoking twice is once."""
+        """Revoke a token; raises NotFound. Revoking it twice has no further effect."""
         own = TokenRow.id == token_id
         with self._database.writing() as connection:
             still = own & TokenRow.revoked.is_(None)
@@ -202,7 +202,7 @@ def _person_id(connection: Connection, name: str) -> int | None:
         return None
     found = connection.execute(select(PersonRow.id).where(PersonRow.name == name)).scalar()
     if found is None:
-        raise NotFound(f"no person {name!r}", "a token belongs to somebody who is known", "")
+        raise NotFound(f"no person {name!r}", "a token needs a known person", "")
     return found
 
 
