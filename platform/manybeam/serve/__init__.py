@@ -1,5 +1,5 @@
-"""The prediction service: frames in over HTTP, atoms with their uncertainty out.
+"""The prediction service: a frame comes over HTTP, atoms with their uncertainty are returned.
 
-`wire` knows the forms on the wire, `predict` answers (no Ray, no web), `routes` puts the answers
-behind URLs, `metrics` counts, `app` runs all of it on Ray Serve.
+`wire` reads requests and writes answers, `predict` answers (no Ray, no web), `routes` maps URLs to
+it, `metrics` counts, `app` runs all of it on Ray Serve.
 """

@@ -1,8 +1,8 @@
-"""The service on Ray Serve: started, looked at and stopped; what one replica is made of.
+"""The service on Ray Serve: start, status and stop, and the parts of one replica.
 
-One deployment: the replica that takes a request answers it, as handing frames from one process to
-another costs more than the smallest ensemble needs. On Linux Ray's own HAProxy stands in front,
-which is four to seven times faster than Ray's proxy in Python.
+There is one deployment. The replica that receives a request also answers it, because moving a frame
+to another process takes longer than the smallest ensemble. On Linux, Ray's own HAProxy is the
+proxy; it is four to seven times faster than Ray's proxy in Python.
 """
 
 import logging
@@ -42,15 +42,15 @@ STOP_S = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What one replica is made from; travels to it as an argument, so it may hold secrets.
+    """The arguments of one replica; they may contain secrets.
 
     Args:
         refs: ensembles loaded before the replica takes requests.
         variables: settings of the process that started the service.
         cores: threads of one prediction.
         threads: predictions at the same time.
-        waiting: requests inside at most.
-        capacity: further ensembles held.
+        waiting: largest number of requests in the replica.
+        capacity: further ensembles in memory.
         is_local: answer only requests addressed to a loopback name.
     """
 
@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ServiceState:
-    """The running service, as Ray Serve tells it."""
+    """The state of the running service, from Ray Serve."""
 
     url: str
     status: str
@@ -87,29 +87,28 @@ def run_service(
     haproxy: bool | None = None,
     expose: bool = False,
 ) -> ServiceState:
-    """Start the service, or give the running one these ensembles; return when it answers.
+    """Start the service, or change the ensembles of the running one; return when it answers.
 
-    It belongs to the cluster, not to this process: it goes on until `stop_service` or the end of
-    the cluster.
+    It runs in the cluster until `stop_service` or the end of the cluster.
 
     Args:
-        refs: ensembles loaded first; others load when first asked for.
+        refs: ensembles loaded now; others are loaded at their first use.
         host: address to listen on.
         port: port to listen on.
         replicas: processes that answer.
-        cpus_per_replica: cores reserved on the cluster for each. None by default: an instrument
-            must get its answer also while a training holds every core.
+        cpus_per_replica: cores reserved on the cluster for each. None by default, so that an
+            instrument gets its answer also while a training uses every core.
         gpus_per_replica: GPUs reserved for each.
-        threads: predictions a replica makes at the same time.
-        waiting: requests inside a replica at most; above it 429.
-        capacity: ensembles a replica holds beside `refs`.
-        haproxy: whether HAProxy stands in front; if left out, on Linux where it can.
-        expose: allow an address other machines can reach. There is no log-in yet.
+        threads: predictions of a replica at the same time.
+        waiting: largest number of requests in a replica; others get 429.
+        capacity: ensembles in memory of a replica, in addition to `refs`.
+        haproxy: whether HAProxy is the proxy; if left out, on Linux if it is possible.
+        expose: allow an address that other machines can reach. There is no log-in yet.
 
     Raises:
-        PortInUse: another process holds the port; nothing was started.
+        PortInUse: another process uses the port; nothing was started.
         UnknownRef: one of `refs` is not in the zoo; nothing was started.
-        NotAllowed: an address others can reach, without `expose`.
+        NotAllowed: other machines can reach the address, and `expose` is not set.
         Conflict: the service runs at another address.
         WorkFailed: Ray Serve did not come up.
     """
@@ -117,7 +116,7 @@ def run_service(
         raise NotAllowed(
             f"{host!r} can be reached from other machines",
             "the service has no log-in yet",
-            "use 127.0.0.1, or expose it behind something that checks who asks",
+            "use 127.0.0.1, or expose it behind a proxy that checks the user",
         )
     is_free = port_is_free(host, port)
     running = service_state()
@@ -126,7 +125,9 @@ def run_service(
     url = f"http://{host}:{port}"
     if running is not None and running.url != url:
         raise Conflict(
-            f"the service runs at {running.url} already", "one to a cluster", "manybeam serve stop"
+            f"the service runs at {running.url} already",
+            "a cluster has one service",
+            "manybeam serve stop",
         )
     _check_refs(refs)
     cores = max(1, int(cpus_per_replica) or (os.cpu_count() or 1) // replicas)
@@ -167,7 +168,7 @@ def stop_service() -> bool:
 def service_state() -> ServiceState | None:
     """Return the running service of this process's cluster, None if there is none.
 
-    Starts nothing: without a cluster there is no service.
+    It starts nothing: without a cluster there is no service.
     """
     import ray
 
@@ -188,7 +189,7 @@ def service_state() -> ServiceState | None:
 
 
 def _check_refs(refs: Sequence[str]) -> None:
-    """Ask the zoo for every reference before anything starts; name all unknown ones at once."""
+    """Refuse unknown references before anything starts; the error names all of them."""
     if not refs:
         return
     from manybeam.zoo.registry import Zoo
@@ -209,7 +210,7 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    # Its progress is ours to tell.
+    # Our own messages show the progress.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
@@ -228,7 +229,7 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
 
 
 def _reason(text: str) -> str:
-    """Return the line that matters of what Ray says: the innermost exception's."""
+    """Return the important line of a message of Ray: that of the innermost exception."""
     lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
     errors = [
         line
@@ -241,8 +242,8 @@ def _reason(text: str) -> str:
 def _shut_down() -> None:
     """End Serve: its proxies, its controller, and every replica.
 
-    The controller ends itself in the middle of the call that tells it to. Ray takes that for a
-    call to repeat and says so on standard output, where our data belongs: hence no repeats.
+    The controller ends during the call that ends it. Ray would repeat this call and print so on
+    standard output, which is for data. So repeats are switched off.
     """
     import ray
     from ray import serve
@@ -265,7 +266,7 @@ def _client() -> Any:
 
 
 def _replica_variables() -> dict[str, str]:
-    """Return the environment the running replicas were started with."""
+    """Return the environment of the running replicas."""
     deployment = _client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
     actor = deployment["deployment_config"]["ray_actor_options"]
     return dict(actor["runtime_env"]["env_vars"])
@@ -295,16 +296,16 @@ def _deploy(plan: Plan, actor: dict[str, Any], replicas: int) -> None:
         raise WorkFailed(
             "the service's replicas did not start",
             reason,
-            "manybeam zoo ls tells what can be served; Ray keeps the replicas' logs",
+            "manybeam zoo ls lists what can be served; Ray keeps the replicas' logs",
         ) from error
 
 
 class Replica:
-    """One process of the service; its state is in the web application it builds."""
+    """One process of the service; its state is in its web application."""
 
 
 def _builder(plan: Plan) -> "Callable[[], FastAPI]":
-    """Return what a replica calls to make its application."""
+    """Return the function that makes the application of a replica."""
 
     def build() -> "FastAPI":
         return replica_api(plan)
@@ -313,7 +314,7 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 
 
 def replica_api(plan: Plan) -> "FastAPI":
-    """Return the application of one replica: the one place where its parts are put together."""
+    """Return the application of one replica, with its parts."""
     import torch
 
     from manybeam.predictor.versions import ZooVersions
@@ -336,7 +337,7 @@ def replica_api(plan: Plan) -> "FastAPI":
 
 
 def _answering(url: str) -> ServiceState:
-    """Wait until the service answers at its address: its proxy comes up after its replicas."""
+    """Wait until the service answers at its address; its proxy starts after its replicas."""
     import urllib3
 
     deadline = time.monotonic() + READY_S
@@ -349,6 +350,6 @@ def _answering(url: str) -> ServiceState:
                         return state
             except urllib3.exceptions.HTTPError:
                 logger.debug("service does not answer yet", extra={"url": url})
-            time.sleep(0.05)  # nothing tells when HAProxy has read its new configuration
+            time.sleep(0.05)  # HAProxy does not report when it has read its new configuration
     stop_service()
     raise Unreachable(f"the service does not answer at {url}", f"waited {READY_S:.0f} s", "")

@@ -1,4 +1,4 @@
-"""What an answer of the service holds besides atoms: who answered, why, how sure; as JSON has it.
+"""The JSON of an answer besides atoms: version, members, reasons, predicted F1, drift.
 
 Axis letters: n frame, m member, y row, x column.
 """
@@ -34,10 +34,10 @@ CALIBRATION_FIELDS = (
 
 
 def answer_meta(found: "Sequence[Answer]", frames: Frames, query: RequestQuery) -> dict[str, Any]:
-    """Return who answered what, why and how surely.
+    """Return the facts of an answer as JSON data.
 
-    Of a stack the first frame's facts stand at the top, and each frame's under `per_frame`. The
-    drift is that of the first frame that drifted.
+    For a stack, the facts of the first frame are at the top level, and those of each frame under
+    `per_frame`. The drift is that of the first frame that drifted.
     """
     first = found[0]
     drifted = next((one for one in found if one.is_drifted), first)
@@ -52,7 +52,7 @@ def answer_meta(found: "Sequence[Answer]", frames: Frames, query: RequestQuery) 
 def selection_content(
     ranked: "Sequence[Ranked]", frames: Frames, query: RequestQuery
 ) -> tuple[dict[str, Any], bool]:
-    """Return a ranking as JSON holds it, and whether the frame is out of distribution."""
+    """Return a ranking as JSON data, and whether the frame is out of distribution."""
     best = ranked[0]
     selection = _selection_of(best)
     rows = [
@@ -86,7 +86,7 @@ def _selection_of(one: "Ranked") -> "Selection":
 def _meta(
     record: "Record | None", members: Sequence[int], frames: Frames, query: RequestQuery
 ) -> dict[str, Any]:
-    """Return what is true of all frames of a request."""
+    """Return the facts of all frames of a request."""
     return {
         "ref": record.ref if record else "",
         "ensemble": record.name if record else "",
@@ -102,7 +102,7 @@ def _meta(
 
 
 def _facts(one: "Answer") -> dict[str, Any]:
-    """Return what is true of one frame's answer."""
+    """Return the facts of the answer for one frame."""
     return {
         "ref": one.ref,
         "members": list(one.members),
@@ -116,7 +116,7 @@ def _facts(one: "Answer") -> dict[str, Any]:
 
 
 def _drift(one: "Answer") -> dict[str, Any]:
-    """Return drift score and flag; null where they are unknown, never a guess."""
+    """Return drift score and flag; null if they are unknown."""
     return {"score": plain(one.drift_score), "flag": one.is_drifted}
 
 
@@ -127,7 +127,7 @@ def _predicted(known: "PredictedF1 | None") -> dict[str, float] | None:
 
 
 def _calibration(one: "TransferredCalibration | None") -> dict[str, Any] | None:
-    """Return what is behind the probabilities; null if they are the networks' own."""
+    """Return the calibration of the probabilities; null if they are the networks' own."""
     if one is None:
         return None
     content = {name: getattr(one, name) for name in CALIBRATION_FIELDS}
@@ -135,15 +135,15 @@ def _calibration(one: "TransferredCalibration | None") -> dict[str, Any] | None:
 
 
 def _limits(record: "Record | None", query: RequestQuery) -> Iterator[str]:
-    """Yield what makes any answer of this version worth less than it could be."""
+    """Yield the limits of every answer of this version."""
     if query.pixel_size_pm is None:
-        yield "no pixel_size_pm: the frame is taken at the members' own pixel size"
+        yield "no pixel_size_pm: the frame is assumed to have the pixel size of the training"
     if record and record.failed:
         yield f"{len(record.failed)} planned member(s) failed in training"
 
 
 def _notes(found: "Sequence[Answer]") -> Iterator[str]:
-    """Yield what limits each answer; of several frames with the frame's number."""
+    """Yield the limits of each answer; for several frames, with the number of the frame."""
     shared = set(found[0].notes).intersection(*(one.notes for one in found[1:]))
     yield from (note for note in found[0].notes if note in shared)
     for number, one in enumerate(found):
@@ -151,7 +151,7 @@ def _notes(found: "Sequence[Answer]") -> Iterator[str]:
 
 
 def _answerer_row(one: "Answerer") -> dict[str, Any]:
-    """Return one answer that was compared, with each member's share in it."""
+    """Return one answerer of the comparison, with the share of each member."""
     return {
         "name": one.name,
         "members": {f"{member:02d}": share for member, share in one.weights.items()},
@@ -179,7 +179,7 @@ def _candidate_row(one: "Ranked", candidate: "Candidate", *, is_chosen: bool) ->
 def arrays(
     found: "Sequence[Answer]", want: Sequence[str], *, is_stack: bool
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays wanted; of a stack, rows carry the number of their frame beside them."""
+    """Return the requested arrays; for a stack, also the number of the frame of each row."""
     arrays: dict[str, NDArray[Any]] = {}
     if "atoms" in want or "votes" in want:
         atoms, frame_of = _joined([one.atoms for one in found])
@@ -197,7 +197,7 @@ def arrays(
 
 
 def _member_rows(prediction: "Prediction") -> NDArray[np.float32]:
-    """Return what each member found, one row an atom: member, y, x, class, probability."""
+    """Return the atoms of each member, one row an atom: member, y, x, class, probability."""
     rows = [
         np.column_stack([np.full(len(atoms), member, np.float32), atoms])
         for member, atoms in zip(prediction.members, prediction.member_atoms, strict=True)

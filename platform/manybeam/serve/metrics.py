@@ -1,8 +1,8 @@
-"""What the service counts, and how Prometheus reads it from every replica at once.
+"""The metrics of the service, which Prometheus reads for all replicas at once.
 
-Counted through Ray, not with prometheus-client: a scrape reaches one replica only, and counters
-that jump between replicas are worse than none. Ray's agent on each node holds the series of all
-its processes, each labelled with its replica; `/metrics` on any replica gathers them.
+They are counted by Ray, not by prometheus-client: a scrape reaches one replica only, so counters
+would jump between replicas. Ray's agent on each node has the series of all its processes, each with
+the label of its replica; `/metrics` on any replica collects them.
 """
 
 import re
@@ -15,13 +15,13 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)
 AGENT_TIMEOUT_S = 2.0
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
-# kind, name, sentence, labels; a label holds one of a known set, never what a caller typed.
+# kind, name, sentence, labels; the values of a label are a known set, never text of a caller.
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "manybeam_requests": ("requests answered, by path and HTTP status", ("path", "status")),
     "manybeam_frames": ("frames predicted, by ensemble", ("ensemble",)),
     "manybeam_drifted_answers": ("answers for frames out of distribution", ("ensemble",)),
-    "manybeam_degraded_answers": ("answers given with a reservation", ("ensemble",)),
-    "manybeam_faults": ("requests that failed through a fault of ours", ("path",)),
+    "manybeam_degraded_answers": ("answers with a limitation", ("ensemble",)),
+    "manybeam_faults": ("requests that failed by an internal error", ("path",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
     "manybeam_request_seconds": ("time from request to answer", SECONDS, ("path",)),
@@ -30,7 +30,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
 }
 GAUGES: dict[str, str] = {
     "manybeam_waiting_requests": "requests waiting or being answered",
-    "manybeam_ensembles_held": "ensembles held in memory",
+    "manybeam_ensembles_held": "ensembles in memory",
 }
 
 _SCOPE = re.compile(r'otel_scope_\w+="[^"]*",?')
@@ -38,12 +38,12 @@ _FAMILY = re.compile(r"^(?:# (?:HELP|TYPE) )?ray_(manybeam_\w+)")
 
 
 class Meter:
-    """The metrics of one replica; outside of Ray they count into nothing."""
+    """The metrics of one replica; outside of Ray nothing is counted."""
 
     def __init__(self) -> None:
         from ray.serve import metrics
 
-        # Ray's own types promise a tuple of one label where it takes any number.
+        # Ray's types allow one label only; it accepts any number.
         Counter: Any = metrics.Counter
         Gauge: Any = metrics.Gauge
         Histogram: Any = metrics.Histogram
@@ -58,7 +58,7 @@ class Meter:
         self._gauges = {name: Gauge(name, description=text) for name, text in GAUGES.items()}
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """Count one request; 5xx other than a full or late service is a fault of ours."""
+        """Count one request; 5xx is an internal error, unless the service is full or late."""
         self._counters["manybeam_requests"].inc(1, {"path": path, "status": str(status)})
         self._histograms["manybeam_request_seconds"].observe(seconds, {"path": path})
         if status == 500:
@@ -67,9 +67,9 @@ class Meter:
     def answer(
         self, ensemble: str, *, frames: int, members: int, is_degraded: bool, is_drifted: bool
     ) -> None:
-        """Count one answer of an ensemble; the name is one the zoo knows."""
+        """Count one answer of an ensemble of the zoo."""
         labels = {"ensemble": ensemble}
-        if frames:  # none by a selection; Ray refuses to count nothing
+        if frames:  # 0 for a selection; Ray refuses to count 0
             self._counters["manybeam_frames"].inc(frames, labels)
         self._histograms["manybeam_members_used"].observe(members, labels)
         if is_degraded:
@@ -83,22 +83,22 @@ class Meter:
             self._histograms["manybeam_stage_seconds"].observe(value, {"stage": stage})
 
     def waiting(self, count: int) -> None:
-        """Set how many requests are inside."""
+        """Set the number of requests in the replica."""
         self._gauges["manybeam_waiting_requests"].set(count)
 
     def held(self, count: int) -> None:
-        """Set how many ensembles are in memory."""
+        """Set the number of ensembles in memory."""
         self._gauges["manybeam_ensembles_held"].set(count)
 
 
 def series_names() -> set[str]:
-    """Return every name of a series that Prometheus can find at `/metrics`."""
+    """Return the names of all series at `/metrics`."""
     names = {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     return names | {f"{name}_{end}" for name in HISTOGRAMS for end in ("bucket", "sum", "count")}
 
 
 def gather() -> str:
-    """Return our series of all nodes, as Prometheus reads them; for a process on the cluster."""
+    """Return our series of all nodes in the text format of Prometheus; needs a cluster."""
     import urllib3
     from ray import nodes as ray_nodes
 
@@ -119,7 +119,7 @@ def gather() -> str:
 
 
 def join(pages: Iterable[str]) -> str:
-    r"""Return our series out of several agents' pages, each family once, under our names.
+    r"""Return our series from the pages of several agents, each family once, with our names.
 
     Example:
         >>> print(join(['ray_up 1.0\nray_manybeam_frames_total{ensemble="a"} 2.0']), end="")

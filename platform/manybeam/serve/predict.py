@@ -1,7 +1,7 @@
-"""Answers of the service: frames of a request in, arrays and JSON out.
+"""Answers of the service: arrays and JSON for the frames of a request.
 
-No Ray and no web here: what a replica answers is what this class answers in any process. Who
-answers, calibrated how, is decided by `predictor.predictor.Predictor` alone.
+It needs no Ray and no web, so it gives the same answers in any process. All answers come from
+`predictor.predictor.Predictor`.
 """
 
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WireAnswer:
-    """What a prediction gives back.
+    """An answer as arrays and JSON data.
 
     Args:
-        arrays: by the names of `query.WANTS`; of a stack also `atoms_frame`, `members_frame`.
-        meta: who answered and why, as JSON holds it.
-        seconds: time each stage took.
+        arrays: by the names of `query.WANTS`; for a stack also `atoms_frame`, `members_frame`.
+        meta: version, members, reasons and other facts, as JSON data.
+        seconds: time of each stage.
         is_drifted: whether a frame is out of distribution; None if that is unknown.
     """
 
@@ -45,14 +45,14 @@ class Service:
     """Answers requests with the versions of one zoo; safe to use from several threads.
 
     Args:
-        versions: who may answer.
+        versions: the versions that may answer.
     """
 
     def __init__(self, versions: ZooVersions) -> None:
         self.versions, self._predictor = versions, Predictor(versions)
 
     def listing(self) -> list[dict[str, Any]]:
-        """Return one row for each ensemble held, as a table or JSON shows it."""
+        """Return one row for each ensemble in memory, for a table or JSON."""
         return [
             {
                 "ref": record.ref,
@@ -72,10 +72,10 @@ class Service:
         """Return the answer to one request; each frame of a stack is answered by itself.
 
         Args:
-            ref: REF of the contract, or `auto`: then selection decides for each frame.
-            frames: what to look at.
-            query: what to say about it.
-            deadline: times the stages; it is kept between frames.
+            ref: a REF, or `auto`; then selection chooses an ensemble for each frame.
+            frames: the frames.
+            query: the query.
+            deadline: times the stages; it is checked between frames.
 
         Raises:
             DeadlineExceeded: the time is up.
@@ -92,9 +92,9 @@ class Service:
     def select(
         self, frames: Frames, query: RequestQuery, deadline: Deadline | None = None
     ) -> tuple[dict[str, Any], bool]:
-        """Return the members ranked for the first frame as JSON holds it, and whether it drifted.
+        """Return the members ranked for the first frame as JSON data, and whether it drifted.
 
-        Candidates of all ensembles selected among are in one ranking, best first.
+        The candidates of all ensembles are in one ranking, best first.
         """
         question = Question(query.ensemble, is_selecting=True)
         frame = _frames(frames, query)[0]
@@ -103,7 +103,7 @@ class Service:
 
 
 def _frames(frames: Frames, query: RequestQuery) -> tuple[Frame, ...]:
-    """Return the frames of a request with what its query says of the recording."""
+    """Return the frames of a request with pixel size and condition from its query."""
     condition: Condition | None = None
     if query.condition:
         condition = facility_library().condition(query.condition)

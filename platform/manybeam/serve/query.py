@@ -1,6 +1,6 @@
-"""What a request asks for beside its frame: the query string, as one model.
+"""The query string of a request, as one model.
 
-The model reads the query, with all its faults at once, and describes it in `/openapi.json`.
+The model reports all faults of a query at once, and describes it in `/openapi.json`.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from manybeam.errors import InvalidInput
 
-MAPS = ("mean", "std", "mi")  # one value a pixel: probability, spread, mutual information
+MAPS = ("mean", "std", "mi")  # maps: probability, spread, mutual information
 WANTS = ("atoms", *MAPS, "members", "votes")
 MAX_DEADLINE_MS = 600_000
 
@@ -67,7 +67,7 @@ def _want(text: str) -> tuple[str, ...]:
 
 
 def _label(text: str) -> str:
-    if text and not _LABEL.fullmatch(text):  # an empty one is one left out
+    if text and not _LABEL.fullmatch(text):  # an empty value means that it is left out
         raise ValueError(
             f"{text[:40]!r} is not a name; 1 to 200 letters, digits, spaces and . _ : / @ -"
         )
@@ -82,7 +82,7 @@ def _members(text: str) -> tuple[int, ...]:
 
 
 def _text(read: Callable[[str], Any]) -> BeforeValidator:
-    """Return a validator that reads text from a query; values of Python pass through."""
+    """Return a validator that reads text from a query; other values are not changed."""
     return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
 
 
@@ -92,7 +92,7 @@ def _name(description: str) -> Any:
 
 @dataclass(frozen=True)
 class RequestQuery:
-    """What a request asks for beside the frame itself."""
+    """The query of a request."""
 
     pixel_size_pm: Annotated[
         Annotated[float, Field(ge=1, le=500)] | None,
@@ -111,7 +111,7 @@ class RequestQuery:
     deadline_ms: Annotated[
         Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None,
         _text(_deadline),
-        Field(description="How long the caller waits [ms]."),
+        Field(description="Time the caller waits [ms]."),
     ] = None
     instrument: Annotated[
         str, _text(_label), _name("Name of the instrument, repeated in the answer.")
@@ -133,7 +133,7 @@ class RequestQuery:
     condition: Annotated[
         str,
         _text(_label),
-        _name("Id of a condition of the facility: what is known of the recording."),
+        _name("Id of the condition of the recording, in the library of the facility."),
     ] = ""
 
 
@@ -160,14 +160,14 @@ SELECT_NAMES = (
 
 
 def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> RequestQuery:
-    """Return the question a query string asks; all its faults are reported at once.
+    """Return the query of a query string; all its faults are reported at once.
 
     Args:
-        pairs: (name, value) as they stand in the query, in order.
-        allowed: names this path takes.
+        pairs: (name, value) of the query, in order.
+        allowed: names for this path.
 
     Raises:
-        InvalidInput: a name is unknown or given twice, or a value cannot be used.
+        InvalidInput: a name is unknown or given twice, or a value is not allowed.
 
     Example:
         >>> read_query([("want", "atoms,std"), ("pixel_size_pm", "7.8")], PREDICT_NAMES).want
@@ -192,7 +192,7 @@ def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> Requ
 
 
 def parameters(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what `/openapi.json` says of the query that takes these names."""
+    """Return the description of a query with these names for `/openapi.json`."""
     known = _MODEL.json_schema()["properties"]
     assert set(names) <= {one.name for one in fields(RequestQuery)}  # noqa: S101 - of this module
     return [
@@ -209,7 +209,7 @@ def parameters(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _fault(error: Any) -> str:
-    """Return one fault that the model found, with the name it is about."""
+    """Return one fault of the query, with the name of the parameter."""
     cause = error.get("ctx", {}).get("error")
     return f"{'.'.join(map(str, error['loc']))}: {cause or error['msg']}"
 

@@ -1,7 +1,7 @@
 """The URLs of the service: requests become calls of `predict.Service`, errors become problem+json.
 
-The event loop only moves bytes; reading, predicting and writing run on threads of their own, so a
-large frame holds up nobody's health check.
+The event loop only moves bytes. Reading, predicting and writing run in threads, so a large frame
+does not delay a health check.
 """
 
 import asyncio
@@ -56,14 +56,15 @@ PATHS = (
 
 @dataclass(frozen=True)
 class ReplicaLimits:
-    """What one replica takes on.
+    """The limits of one replica.
 
     Args:
-        threads: requests answered at the same time; each uses all cores the replica may use.
-        waiting: requests inside at most, those being answered among them; above it 429.
-        max_frame_px: most pixels in one request.
-        is_local: answer only requests addressed to this machine by a loopback name: a web page
-            that made its own name point here (DNS rebinding) is refused.
+        threads: requests answered at the same time; each uses all cores of the replica.
+        waiting: largest number of requests in the replica, waiting or being answered; others get
+            429.
+        max_frame_px: largest number of pixels in one request.
+        is_local: answer only requests that address this machine by a loopback name; this refuses
+            web pages that make their own name point here (DNS rebinding).
         names_requests: put X-Request-Id on answers; Ray Serve does so itself.
     """
 
@@ -80,10 +81,10 @@ def api(
     """Return the web application of one replica.
 
     Args:
-        service: what answers.
-        limits: what the replica takes on.
-        meter: what counts.
-        metrics_text: gathers what was counted, by all replicas.
+        service: answers the requests.
+        limits: the limits of the replica.
+        meter: counts.
+        metrics_text: returns the metrics of all replicas.
     """
     app = FastAPI(
         title="Manybeam prediction service", version=__version__, docs_url=None, redoc_url=None
@@ -103,12 +104,12 @@ def api(
 
     @app.get("/v1/ensembles")
     async def ensembles(request: Request) -> Response:
-        """List the ensembles held ready."""
+        """List the ensembles in memory."""
         return await handler.answered("ensembles", request, handler.ensembles)
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        """Give what all replicas counted, for Prometheus."""
+        """Return the metrics of all replicas, for Prometheus."""
 
         async def gathered(_: Request) -> Response:
             return Response(await asyncio.to_thread(metrics_text), media_type=TEXT)
@@ -120,7 +121,7 @@ def api(
 
 
 def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
-    """Return what `/openapi.json` says of a path that takes a frame; FastAPI adds the rest."""
+    """Return the description of a path that takes a frame, for `/openapi.json`."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     forms = dict.fromkeys((answer, wire.JSON), binary) | {wire.JSON: {"schema": {"type": "object"}}}
     return {
@@ -144,12 +145,12 @@ def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
 def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Tell that the process answers."""
+        """Return that the process answers."""
         return {"status": "ok", "version": __version__}
 
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
-        """Tell what can be predicted with; a replica takes requests only once all are loaded."""
+        """Return the loaded ensembles; a replica takes requests after all are loaded."""
         return {"status": "ready", "ensembles": list(service.versions.refs)}
 
 
@@ -159,7 +160,7 @@ Work = Callable[[Request], Awaitable[Response]]
 
 
 class RequestHandler:
-    """Takes requests of one replica in, hands them to threads, and words every failure."""
+    """Answers the requests of one replica in threads; every error becomes a problem."""
 
     def __init__(self, service: Service, limits: ReplicaLimits, meter: Meter) -> None:
         self.service, self.limits, self.meter = service, limits, meter
@@ -168,7 +169,7 @@ class RequestHandler:
         self._mean_s = 1.0
 
     async def answered(self, path: str, request: Request, work: Work) -> Response:
-        """Return the answer of one request, or the problem that kept it from having one."""
+        """Return the answer of one request, or the problem."""
         begun = request.state.begun = time.monotonic()
         request_id = request.headers.get("x-request-id", "")[:128] or uuid.uuid4().hex
         try:
@@ -177,7 +178,7 @@ class RequestHandler:
         except ManybeamError as error:
             response = self.problem(error, request_id)
         except Exception:
-            # Whatever it was must not take the replica along; it is logged, and counted below.
+            # No error may end the replica; it is logged, and counted below.
             logger.exception("request failed", extra={"path": path, "request_id": request_id})
             fault = WorkFailed("the service failed", "internal error", "report this request id")
             response = self.problem(fault, request_id)
@@ -204,7 +205,7 @@ class RequestHandler:
         return await self._on_thread(partial(self._select, body, headers, query), query, request)
 
     async def ensembles(self, request: Request) -> Response:
-        """List what is held."""
+        """List the ensembles in memory."""
         read_query(request.query_params.multi_items(), ())
         return _json({"ensembles": self.service.listing()})
 
@@ -255,7 +256,7 @@ class RequestHandler:
         )
 
     async def _body(self, request: Request) -> bytes:
-        """Return the body; one that is too large is refused before it is read."""
+        """Return the body; a body that is too large is refused before it is read."""
         limit = wire.body_limit(self.limits.max_frame_px)
         announced = request.headers.get("content-length", "")
         wire.check_length(int(announced) if announced.isdigit() else 0, limit)
@@ -265,16 +266,18 @@ class RequestHandler:
                 body += chunk
                 wire.check_length(len(body), limit)
         except ClientDisconnect as error:
-            raise UnreadableFile("the caller left before the body was whole", "", "") from error
+            raise UnreadableFile(
+                "the caller disconnected before the body was complete", "", ""
+            ) from error
         return bytes(body)
 
     async def _on_thread(
         self, work: Callable[[Deadline], Response], query: RequestQuery, request: Request
     ) -> Response:
-        """Return what `work` returns; its place is free again when the thread has ended."""
+        """Return the result of `work`; its place is free again when the thread has ended."""
         if self._inside >= self.limits.waiting:
             raise Busy(
-                f"{self._inside} requests wait here already",
+                f"{self._inside} requests are waiting already",
                 f"at most {self.limits.waiting} at once",
                 f"send it again in {self._wait_s()} s",
             )
@@ -294,7 +297,7 @@ class RequestHandler:
         future.cancel()
         raise DeadlineExceeded(
             f"no answer within {query.deadline_ms} ms",
-            "deadline_ms counts from the request's arrival",
+            "deadline_ms counts from the arrival of the request",
             "raise deadline_ms, want less, or send a smaller frame",
         )
 
@@ -316,7 +319,7 @@ class RequestHandler:
         self.meter.waiting(self._inside)
 
     def _wait_s(self) -> int:
-        """Return when to come back, in whole seconds: clients read no fraction there."""
+        """Return the time for Retry-After, in whole seconds, because clients read no fraction."""
         return min(max(math.ceil(self._inside * self._mean_s / self.limits.threads), 1), 60)
 
     def _check_host(self, request: Request) -> None:
@@ -324,8 +327,8 @@ class RequestHandler:
         if self.limits.is_local and not is_loopback(name):
             raise NotAllowed(
                 f"this service is for its own machine, not for {name[:80]!r}",
-                "it has no log-in yet, so others must not reach it",
-                "ask it as 127.0.0.1, or start it exposed behind something that checks who asks",
+                "it has no log-in yet, so other machines must not reach it",
+                "use 127.0.0.1, or expose it behind a proxy that checks the user",
             )
 
 
@@ -335,13 +338,13 @@ def _then(loop: asyncio.AbstractEventLoop, done: Callable[[], None], _: "Future[
 
 
 def _seen(answer: "asyncio.Future[Response]") -> None:
-    """Look at the outcome of an answer that came too late, or asyncio complains about it."""
+    """Read the result of a late answer; otherwise asyncio warns about it."""
     if not answer.cancelled():
         answer.exception()
 
 
 async def _unrouted(handler: RequestHandler, request: Request, error: Exception) -> Response:
-    """Answer an unknown path, or a known one asked in the wrong way."""
+    """Answer an unknown path, or a wrong method."""
     path, there = request.scope["path"][:200], f"there are: {', '.join(PATHS)}"
     is_known = isinstance(error, HTTPException) and error.status_code == 405
 

@@ -1,7 +1,7 @@
-"""The forms on the wire: what a request may hold, and how answers and errors are written.
+"""The formats of requests, answers and errors.
 
-Nothing here knows the web framework or the cluster; every function takes and returns plain values,
-so that a client's view of the service can be tested without one. Axis letters: n frame, y, x.
+Nothing here needs the web framework or the cluster, so it can be tested without a service. Axis
+letters: n frame, y row, x column.
 """
 
 import io
@@ -37,7 +37,7 @@ HEADER_BYTES = 16_384
 
 _DTYPE = re.compile(r"[<>|=]?(bool|[biufc]\d{1,2}|(?:u?int|float|complex)\d{1,3})")
 _NPY_MAGIC = b"\x93NUMPY"
-# What numpy's reader of headers raises on damaged ones: it parses them as Python.
+# Errors of numpy's header reader for damaged headers, which it parses as Python.
 _HEADER_FAULTS = (
     LookupError,
     MemoryError,
@@ -45,14 +45,14 @@ _HEADER_FAULTS = (
     SyntaxError,
     TypeError,
     ValueError,
-    Warning,  # an exception only where a process makes it one
+    Warning,  # an error only if a process turns warnings into errors
     tokenize.TokenError,
 )
 
 
 # -- the body ---------------------------------------------------------------------------------
 def body_limit(max_frame_px: int) -> int:
-    """Return the most bytes a body may have: so many pixels of the widest type, and a header."""
+    """Return the largest size of a body in bytes: pixels of the widest type, and a header."""
     return max_frame_px * BYTES_PER_PX + HEADER_BYTES
 
 
@@ -67,7 +67,7 @@ def check_length(byte_count: int, limit: int) -> None:
 
 
 def read_body(body: bytes, headers: Mapping[str, str]) -> NDArray[Any]:
-    """Return the array a body holds: (y, x) or (n, y, x), in its own dtype.
+    """Return the array of a body: (y, x) or (n, y, x), in its own dtype.
 
     Args:
         body: `.npy` bytes, or raw values in C order.
@@ -75,12 +75,14 @@ def read_body(body: bytes, headers: Mapping[str, str]) -> NDArray[Any]:
 
     Raises:
         UnsupportedMedia: neither form, or compressed.
-        UnreadableFile: the bytes are not what the headers promise.
-        InvalidFrame: an array, but none that can be a frame.
+        UnreadableFile: the bytes do not agree with the headers.
+        InvalidFrame: the array cannot be a frame.
     """
     if headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMedia(
-            f"content-encoding {headers['content-encoding'][:40]!r}", "bodies come as they are", ""
+            f"content-encoding {headers['content-encoding'][:40]!r}",
+            "bodies must not be compressed",
+            "",
         )
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not media:
@@ -98,7 +100,7 @@ def read_body(body: bytes, headers: Mapping[str, str]) -> NDArray[Any]:
 
 
 def _npy_parts(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
-    """Read the header ourselves: numpy.load would make room for whatever the header claims."""
+    """Read the header here, because numpy.load would allocate any size that it states."""
     stream = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(stream)
@@ -115,7 +117,7 @@ def _npy_parts(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]
     if dtype.hasobject:
         raise UnreadableFile(
             "the .npy holds pickled Python objects",
-            "they are never read: a pickle can run any program",
+            "pickles are never read, because they can run any program",
             "save an array of numbers: numpy.asarray(frame, 'float32')",
         )
     if is_fortran and len(shape) > 1:
@@ -142,24 +144,24 @@ def _raw_parts(
     try:
         dtype = np.dtype(kind)
     except TypeError as error:
-        raise InvalidInput(f"X-Dtype {kind!r} is no type numpy knows", str(error)) from error
+        raise InvalidInput(f"X-Dtype {kind!r} is no type of numpy", str(error)) from error
     return dtype, tuple(int(side) for side in sides.split(",")), memoryview(body)
 
 
 def _array(dtype: np.dtype[Any], shape: tuple[int, ...], values: memoryview) -> NDArray[Any]:
-    """Return values as an array without a copy; the byte count must be exactly right."""
+    """Return values as an array without a copy; the number of bytes must be exact."""
     if dtype.kind not in "biuf" or dtype.itemsize > BYTES_PER_PX:
         raise InvalidFrame(
             f"values of type {dtype.str[:40]} are not those of a frame",
             "allowed: bool, integers and real numbers of up to 64 bits",
-            "of complex data send the modulus or the phase",
+            "for complex data, send the modulus or the phase",
         )
     wanted = math.prod(shape) * dtype.itemsize
     if len(values) != wanted:
         raise UnreadableFile(
             f"the body holds {len(values)} bytes of values",
             f"shape {shape} of {dtype.name} is {wanted}",
-            "the file is cut short, or its shape or type is not what was said",
+            "the file is incomplete, or the stated shape or type is wrong",
         )
     return np.frombuffer(values, dtype).reshape(shape)
 
@@ -170,8 +172,8 @@ class Frames:
 
     Args:
         frames: float32 (y, x) each.
-        is_stack: whether they came with a third axis, if only of one frame.
-        notes: what had to be done to them, in words.
+        is_stack: whether the array has a third axis.
+        notes: changes that were made to them, in words.
     """
 
     frames: tuple[NDArray[np.float32], ...]
@@ -184,11 +186,11 @@ def read_frames(array: NDArray[Any], max_frame_px: int) -> Frames:
 
     Args:
         array: (y, x) or (n, y, x).
-        max_frame_px: most pixels in all.
+        max_frame_px: largest number of pixels.
 
     Raises:
-        TooLarge: more pixels than that.
-        UnreadableFile: nothing but NaN or infinity.
+        TooLarge: it has more pixels.
+        UnreadableFile: all values are NaN or infinity.
         InvalidFrame: not a frame; see `data.io.reading.check_frame`.
     """
     if array.size > max_frame_px:
@@ -221,11 +223,11 @@ def _frame(frame_yx: NDArray[Any], where: str) -> tuple[NDArray[np.float32], tup
 
 # -- the answer -------------------------------------------------------------------------------
 def answer_form(accept: str, want: Sequence[str]) -> str:
-    """Return the media type to answer in: JSON only where asked for, else the npz.
+    """Return the media type of the answer: JSON if requested, else npz.
 
     Raises:
-        UnsupportedMedia: the caller takes neither.
-        InvalidInput: maps were wanted as JSON.
+        UnsupportedMedia: the caller accepts neither.
+        InvalidInput: maps were requested as JSON.
     """
     ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",") if part.strip()]
     if JSON in ranges and NPZ not in ranges:
@@ -254,7 +256,7 @@ def write_npz(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> by
 
 
 def write_json(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
-    """Return the same answer as JSON: atoms by name, what is not known as null."""
+    """Return the answer as JSON: atoms by name, unknown values as null."""
     content: dict[str, Any] = {}
     for name, columns in (("atoms", ATOM_COLUMNS), ("members", MEMBER_COLUMNS)):
         if name in arrays:
@@ -268,7 +270,7 @@ def write_json(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> b
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: NaN and infinity, which it does not know, become null."""
+    """Return a value as JSON data; NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

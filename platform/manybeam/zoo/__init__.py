@@ -4,7 +4,7 @@ Storage: `records` of versions and references to them, and the `matrix` of membe
 The `registry` reads and writes them (`registration`, `checks`, `score_reports`,
 `calibration_sets`); `tracking` calls MLflow, `refusals` translates its errors, `cache` keeps its
 files on this machine. Search: `catalogue`. Checks: `integrity`, `lineage`. Changes: `lifecycle`,
-one change at a time (`claims`), recorded in the `audit` log. Comparison and reports: `compare`,
+one change at a time (`changes`), recorded in the audit log. Comparison and reports: `compare`,
 `reports`. Export and import: `exchange`.
 
 The registry imports mlflow, which takes a second or two. So import it inside the function that

@@ -1,7 +1,7 @@
-"""What older versions kept as small objects in the store, taken over into the database once.
+"""Import of the small objects that older versions kept in the store into the database.
 
-They lie in the folders `audit`, `picks` and `predictions` of the store and stay there, unread from
-then on. Taking over is done at the first use, by whichever process comes first.
+The objects are in the folders `audit`, `picks` and `predictions` of the store. They are imported
+once, at the first use, and then stay there unread.
 """
 
 import json
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _READERS = 16
 _RECORD = re.compile(r"([0-9]{9})\.json")
 _RETRACTED = ".retracted.json"
-_done: set[tuple[str, str]] = set()  # (database, kind) of which this process knows
+_done: set[tuple[str, str]] = set()  # imported (database, kind), as far as this process knows
 
 
 def audit_log() -> AuditLog:
@@ -35,18 +35,18 @@ def audit_log() -> AuditLog:
 
     Raises:
         DatabaseUnreachable: the database does not answer.
-        StoreUnreachable: nothing was taken over yet, and the store does not answer.
+        StoreUnreachable: nothing was imported yet, and the store does not answer.
     """
     return AuditLog(_with_older(audit.KIND, "audit", _take_audit))
 
 
 def preferences_kept() -> Preferences:
-    """Return the preferences that people stated, in older versions too; raises as `audit_log`."""
+    """Return the preferences, also of older versions; raises as `audit_log`."""
     return Preferences(_with_older(preferences.KIND, "picks", _take_preferences))
 
 
 def predictions_kept() -> Predictions:
-    """Return the places of answers, of older versions too; raises as `audit_log`."""
+    """Return the URLs of answers, also of older versions; raises as `audit_log`."""
     return Predictions(_with_older(predictions.KIND, "predictions", _take_predictions))
 
 
@@ -89,7 +89,7 @@ def _retracted(key: str) -> str:
 
 
 def _retraction(key: str, content: bytes, store: Store) -> Retraction:
-    """Return who took a preference back. An object that cannot be read takes it back as well."""
+    """Return who took a preference back. An object that cannot be read also takes it back."""
     try:
         fields = json.loads(content)
         return Retraction(str(fields["who"]), datetime.fromisoformat(fields["when"]))
@@ -106,13 +106,13 @@ def _take_predictions(database: Database, store: Store) -> int:
             fields = json.loads(content)
             rows.append((key.split("/")[0], fields["url"], datetime.fromisoformat(fields["made"])))
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s/%s cannot be read and is passed over: %s", store.url, key, error)
+            logger.warning("%s/%s cannot be read and is left out: %s", store.url, key, error)
     missing = len(found) - len(rows)
     return Predictions(database).take_over(rows, store.url, unreadable=missing)
 
 
 def _contents(store: Store, keys: list[str]) -> Mapping[str, bytes]:
-    """Return objects by key; one that cannot be read is named in a warning, and empty."""
+    """Return objects by key; one that cannot be read is logged, and empty."""
 
     def read(key: str) -> bytes:
         try:

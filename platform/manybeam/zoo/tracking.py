@@ -55,7 +55,7 @@ _CLASSICAL_PREFIX = "classical."
 _METRICS_PER_CALL = 1000  # the limit of MLflow
 _PAGE = 1000
 _MODELS = 50  # of one page: MLflow allows no more
-_EXPERIMENTS = 100  # asked about at once
+_EXPERIMENTS = 100  # ids in one request
 SQLITE = "sqlite:///"
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The id of a LoggedModel and the address of its files, as MLflow wrote it down."""
+    """The id of a LoggedModel and the address of its files, as stored in MLflow."""
 
     id: str
     place: str
@@ -162,7 +162,7 @@ class Tracking:
 
     @speaking()
     def models(self) -> list[ModelFiles]:
-        """Return where the files of every LoggedModel lie, in whatever state it is."""
+        """Return the address of the files of every LoggedModel, in any state."""
         experiments = _all_pages(
             lambda token: self.client.search_experiments(
                 ViewType.ALL, max_results=_PAGE, page_token=token

@@ -20,7 +20,7 @@ _CELLS_KEPT = 6  # scores kept in memory: 10,000 rows on 200 conditions take 16 
 
 @dataclass(frozen=True)
 class Column:
-    """One facet of all rows: a number for each row, and the values each number stands for."""
+    """One facet of all rows: a number for each row, and the values of each number."""
 
     codes_s: ndarray
     values: tuple[frozenset[str], ...]
@@ -54,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Measured:
-    """One condition in the strips: id and digest, and where it stands."""
+    """One condition in the strips: id, digest and place."""
 
     name: str
     digest: str
