@@ -266,7 +266,7 @@ def predict(
         ref: `graphene`, `graphene@candidate`, `graphene@3` or `graphene@3/07`, whose members
             answer together; or `auto`: then selection decides who answers.
         pixel_size_pm: edge of a pixel, in pm; None if it is unknown, see `Ensemble.predict`.
-        condition: id of a condition of the facility: what is known of the recording.
+        condition: id of the condition of the recording, in the library of the facility.
         false_atoms: bound on the share of false atoms, 0 to 1; 0 for none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command line `manybeam`: one module a noun, heavy imports inside the commands."""
+"""The command line `manybeam`: one module for each noun; heavy imports are inside the commands."""
 
 from manybeam.cli.app import main
 

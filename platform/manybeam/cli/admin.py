@@ -185,7 +185,7 @@ def _zoo_answers() -> str:
 
 
 def _database_place() -> str:
-    """Return where the database is, without its password; or that nobody said where."""
+    """Return the place of the database, without its password; or that none is set."""
     from manybeam.db.database import Database
     from manybeam.settings import settings
 

@@ -1,4 +1,4 @@
-"""`manybeam backup | restore`: all that a platform must not lose, out and back in."""
+"""`manybeam backup | restore`: copy everything that must not be lost, and put it back."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,8 @@ import typer
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 
 ZooDatabaseOption = Annotated[
-    str, typer.Option(help="URL of the PostgreSQL that an MLflow server uses, if it is not ours.")
+    str,
+    typer.Option(help="URL of the PostgreSQL of an MLflow server, if it is not that of Manybeam."),
 ]
 
 
@@ -21,10 +22,10 @@ def backup(
     zoo_database: ZooDatabaseOption = "",
     form: FormOption = Form.auto,
 ) -> None:
-    """Copy database, zoo, FrameSets, keys and admin token; others may work meanwhile.
+    """Copy database, zoo, FrameSets, keys and admin token; the platform may run meanwhile.
 
-    Left out: checkpoints of training, and FrameSets outside of the store. It holds keys: keep it
-    where only you can read it.
+    Checkpoints of training and FrameSets outside of the store are left out. The backup contains
+    keys: keep it where only you can read it.
 
     Example: manybeam backup /backups/2026-11-29
     """
@@ -39,13 +40,16 @@ def backup(
 def restore(
     source: Annotated[Path, typer.Argument(help="The folder or file of a backup.")],
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Lose what database and zoo hold.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Replace the content of database and zoo.")
+    ] = False,
     zoo_database: ZooDatabaseOption = "",
     form: FormOption = Form.auto,
 ) -> None:
-    """Check a backup and put everything in it back. Stop the platform's programs first.
+    """Check a backup and restore it. Stop the programs of the platform first.
 
-    Exit 1 if a file of it is damaged, 6 if the platform is not empty; nothing is changed then.
+    The exit code is 1 if a file is damaged, and 6 if the platform is not empty; then nothing is
+    changed.
 
     Example: manybeam restore /backups/2026-11-29
     """

@@ -1,7 +1,7 @@
-"""`manybeam predict` and `manybeam select`: atoms in files, and which members suit a frame.
+"""`manybeam predict` and `manybeam select`: atoms in files, and the members that suit a frame.
 
-Both work in this process on the zoo's weights and ask `predictor.predictor.Predictor`, as the
-service does: the answers are the same.
+Both use `predictor.predictor.Predictor` in this process, as the service does, so the answers are
+the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,11 +30,9 @@ TABLE_COLUMNS = ("member", "chosen", "predicted_f1", "low", "high", "why")
 ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
 FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
-    float | None, typer.Option(min=0.01, help="Edge of a pixel, where the file lacks it [pm].")
+    float | None, typer.Option(min=0.01, help="Edge of a pixel, if the file does not give it [pm].")
 ]
-ConditionOption = Annotated[
-    str, typer.Option(help="Id of the condition that the frames were recorded under.")
-]
+ConditionOption = Annotated[str, typer.Option(help="Id of the condition of the frames.")]
 
 
 def predict(
@@ -46,7 +44,7 @@ def predict(
     condition: ConditionOption = "",
     atoms: Annotated[Path | None, typer.Option(help="CSV file of all atoms.")] = None,
     zarr: Annotated[str, typer.Option(help="Zarr group of frames, maps and atoms.")] = "",
-    png: Annotated[Path | None, typer.Option(help="Folder of pictures to look at.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Folder for pictures of the answers.")] = None,
     false_atoms: Annotated[
         float, typer.Option(min=0, max=0.99, help="Largest share of false atoms; 0 for no bound.")
     ] = 0.0,
@@ -86,7 +84,8 @@ def select(
     condition: ConditionOption = "",
     show: Annotated[bool, typer.Option("--show", help="Draw the members side by side.")] = False,
     png: Annotated[
-        Path | None, typer.Option(help="Where to, in place of FILE-members.png; implies --show.")
+        Path | None,
+        typer.Option(help="File of the picture; if left out, FILE-members.png. Implies --show."),
     ] = None,
     pick: Annotated[str, typer.Option(help="Record that you chose these members: 03,05.")] = "",
     who: Annotated[str | None, typer.Option(help="Your name; if left out, the login name.")] = None,
@@ -174,10 +173,10 @@ def _candidate_rows(
 
 
 def read_members(option: str, text: str) -> tuple[int, ...]:
-    """Return the member indices of words such as `03,05`; of none, none.
+    """Return the member indices of a text such as `03,05`; none for "".
 
     Raises:
-        InvalidInput: something between the commas is no index.
+        InvalidInput: a part of the text is no index.
     """
     words = [word.strip() for word in text.split(",")] if text else []
     strange = [word for word in words if not (word.isascii() and word.isdigit())]
@@ -189,7 +188,7 @@ def read_members(option: str, text: str) -> tuple[int, ...]:
 
 
 def _frames(files: Sequence[Path], pixel_size_pm: float | None, condition: str) -> "list[Frame]":
-    """Return the frames of all files, every one read before the first network runs."""
+    """Return the frames of all files, read before the first network runs."""
     from dataclasses import replace
 
     from manybeam.data.io.frame import frames_of
@@ -208,7 +207,7 @@ def _frames(files: Sequence[Path], pixel_size_pm: float | None, condition: str) 
 
 
 def _answers(frames: "Sequence[Frame]", question: "Question") -> "Iterator[Answer]":
-    """Yield one answer a frame; an error names the file it is about."""
+    """Yield one answer for each frame; an error names its file."""
     predictor = _predictor()
     for frame in frames:
         name = Path(frame.origin).name
@@ -229,7 +228,7 @@ def _predictor() -> "Predictor":
 
 
 def _lean(answer: "Answer") -> "Answer":
-    """Return an answer without the members' own maps: there may be many frames."""
+    """Return an answer without the maps of single members, to save memory."""
     from dataclasses import replace
 
     return replace(answer, whole=answer.whole.without_maps())
@@ -256,7 +255,7 @@ def _summary(answer: "Answer") -> dict[str, Any]:
 
 
 def _bounded(calibration: "TransferredCalibration | None") -> dict[str, Any]:
-    """Return what became of a bound on false atoms; nothing where none was asked for."""
+    """Return the result of a bound on false atoms; nothing if there is no bound."""
     if calibration is None or not calibration.false_atoms:
         return {}
     return {
@@ -268,7 +267,7 @@ def _bounded(calibration: "TransferredCalibration | None") -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """Return a number JSON can hold."""
+    """Return a number for JSON."""
     import math
 
     return value if value is not None and math.isfinite(value) else None
@@ -282,19 +281,19 @@ def _mean(values: "np.ndarray[Any, Any]") -> float | None:
 
 
 def _check_targets(atoms: Path | None, zarr: str) -> None:
-    """Refuse what cannot be written to, before the first network runs."""
+    """Refuse targets that cannot be written to, before the first network runs."""
     check_target(atoms)
     if zarr:
         from manybeam.data.store import open_store
 
         if open_store(zarr).list(""):
             raise InvalidInput(
-                f"{zarr} is not empty", "an answer never overwrites", "choose another --zarr"
+                f"{zarr} is not empty", "answers do not overwrite files", "choose another --zarr"
             )
 
 
 def _write_atoms(path: Path | None, answers: "Sequence[Answer]") -> None:
-    """Write one CSV of all atoms, positions also in nm where the pixel size is known."""
+    """Write one CSV of all atoms; positions are also in nm if the pixel size is known."""
     if path is None:
         return
     import csv

@@ -1,4 +1,4 @@
-"""What `manybeam select` does for a person's eye: members side by side, preferences kept."""
+"""Pictures and preferences for `manybeam select`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ PICTURE_DPI = 120
 
 
 def picture_path(file: Path, path: Path | None) -> Path:
-    """Return where the picture of a frame's members goes.
+    """Return the file for the picture of a frame's members.
 
     Raises:
         InvalidInput: there is no such folder, or the suffix is not one of a picture.
@@ -28,7 +28,7 @@ def picture_path(file: Path, path: Path | None) -> Path:
 
 
 def draw(frame: "Frame", best: "Ranked", path: Path, preferred: Sequence[int]) -> None:
-    """Write the picture of all members side by side, and say where."""
+    """Write the picture of all members side by side, and print its path."""
     from manybeam.cli.terminal.figures import members_figure
     from manybeam.zoo.reports.plots import drawn
 
@@ -47,7 +47,7 @@ def draw(frame: "Frame", best: "Ranked", path: Path, preferred: Sequence[int]) -
 def keep(
     frame: "Frame", best: "Ranked", members: Sequence[int], who: str | None, note: str
 ) -> "Preference":
-    """Record a preference, and say how to undo it."""
+    """Record a preference, and print how to undo it."""
     from manybeam.predictor.preferences import record_preference
 
     record, selection = best.version.record, best.selection
@@ -83,11 +83,11 @@ def list_preferences(ref: str, form: Form) -> None:
 
 
 def undo(preference_id: str, who: str | None) -> None:
-    """Take a preference back, and say so."""
+    """Take a preference back, and print this."""
     from manybeam.predictor.preferences import retract
 
     retract(preference_id, who)
-    say(f"preference {preference_id} is taken back; it is kept but counts no more")
+    say(f"preference {preference_id} is taken back; its record stays, but it no longer counts")
 
 
 def _row(made: "Preference") -> dict[str, object]:

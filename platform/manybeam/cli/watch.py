@@ -1,4 +1,4 @@
-"""`manybeam watch`: since which frame has a session left what the members know, and what to do."""
+"""`manybeam watch`: find the frame at which a session left the known conditions; give advice."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -27,37 +27,40 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 AT_ONCE = 32  # frames of a FrameSet read together
-KEPT = 16  # frames since the change that --keep writes: as many as a round of training looks at
+KEPT = 16  # frames since the change that --keep writes; a round of adaptation uses as many
 KEPT_URL = "frames/drifted"
 
 
 def watch(
     frames: Annotated[
-        list[str], typer.Argument(help="A FrameSet, or instrument files in the order taken.")
+        list[str], typer.Argument(help="A FrameSet, or instrument files in their order.")
     ],
     *,
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF that serves.")],
     first: Annotated[
-        int, typer.Option(min=0, help="Take this many first frames as known, 40 or more.")
+        int,
+        typer.Option(min=0, help="Number of first frames that are taken as known, at least 40."),
     ] = 0,
-    policy: Annotated[str, typer.Option(help="Policy a new condition is searched in.")] = "",
+    policy: Annotated[str, typer.Option(help="Policy in which a new condition is inferred.")] = "",
     pixel_size_pm: Annotated[
-        float | None, typer.Option(min=0.01, help="Edge of a pixel, where files lack it [pm].")
+        float | None,
+        typer.Option(min=0.01, help="Edge of a pixel, if the files do not give it [pm]."),
     ] = None,
     keep: Annotated[str, typer.Option(help="FrameSet for frames since the last alarm.")] = "",
     state: Annotated[
-        Path | None, typer.Option(help="JSON file: go on from it, and leave it for the next part.")
+        Path | None,
+        typer.Option(help="JSON file with the state of the watch: read if it exists, and written."),
     ] = None,
     fail_on_drift: Annotated[
-        bool, typer.Option("--fail-on-drift", help="Exit 7 if the frames drifted.")
+        bool, typer.Option("--fail-on-drift", help="Exit with code 7 if the frames drifted.")
     ] = False,
     form: FormOption = Form.auto,
 ) -> None:
-    """Find the frame since which a session has left what the members know; say what to do.
+    """Find the frame at which a session left the known conditions, and advise what to do.
 
-    Known are the conditions the ensemble was measured on with an F1 of 0.9 or more, or the first
-    frames. Drift is no failure: it is reported with the predicted F1 on such frames. Numbers of
-    frames count from 0 within FRAMES.
+    The known conditions are those with a measured F1 of 0.9 or more, or the first frames. Drift is
+    not a failure, so the predicted F1 on the drifted frames is reported. Frames are numbered from
+    0.
 
     Example: manybeam watch frames/today -e graphene --first 100 --keep frames/drifted
     """
@@ -95,15 +98,15 @@ def watch(
 
 @dataclass
 class _Movie:
-    """Frames in the order they were taken.
+    """Frames in the order of their recording.
 
     Attributes:
         shape: rows and columns.
         sizes: edge of a pixel of each frame, or None.
-        condition: what they are said to be of; kept with frames that are written.
-        stated: what an instrument says of them, for selection; None for a FrameSet, whose
-            condition is that of its first frames and not of drifted ones.
-        read: returns frames from one number to another.
+        condition: their stated condition, for frames that are written.
+        stated: the condition from an instrument, for selection. It is None for a FrameSet, because
+            the condition of a FrameSet is not that of drifted frames.
+        read: returns the frames of a range of numbers.
     """
 
     shape: tuple[int, int]
@@ -122,14 +125,14 @@ class _Movie:
             yield from enumerate(part, start=low)
 
     def frame(self, number: int) -> "Frame":
-        """Return one frame with what an instrument says of it."""
+        """Return one frame with the condition from its instrument."""
         from manybeam.data.io.frame import Frame
 
         pixels_yx = self.read(number, number + 1)[0]
         return Frame(pixels_yx, self.sizes[number], self.stated, f"frame {number}")
 
     def write(self, url: str, since: int) -> None:
-        """Write frames since the change to a FrameSet of their own."""
+        """Write frames since the change to a new FrameSet."""
         import numpy as np
 
         from manybeam.data.frames import FrameSet
@@ -143,7 +146,7 @@ class _Movie:
 
 @dataclass(frozen=True)
 class _Advisor:
-    """What is needed to answer an alarm; the networks are loaded at the first one."""
+    """Gives advice after an alarm; the networks are loaded at the first one."""
 
     zoo: "Zoo"
     record: "Record"
@@ -161,7 +164,7 @@ class _Advisor:
         return propose(
             Predictor(ZooVersions(self.zoo), self.library),
             self.record.ref,
-            # Frames that were left out (blank, too small) say nothing of the change either.
+            # Without the frames that the watch left out (blank, too small).
             [self.movie.frame(number) for number in numbers],
             policy=self.policy,
             library=self.library,
@@ -169,19 +172,21 @@ class _Advisor:
         )
 
     def command(self, proposal: "Advice") -> str:
-        """Return the command to run; frames that were not kept are kept first."""
+        """Return the command to run; if frames were not kept, it first keeps them."""
         if not proposal.command or self.keep:
             return proposal.command
         return f"{shlex.join([*self.again, '--keep', KEPT_URL])} && {proposal.command}"
 
 
 def _check_target(url: str) -> None:
-    """Refuse what cannot be written to, before any frame is watched."""
+    """Refuse a target that cannot be written to, before any frame is read."""
     if url:
         from manybeam.data.store import open_store
 
         if open_store(url).list(""):
-            raise InvalidInput(f"{url} is not empty", "no frame is overwritten", "name another")
+            raise InvalidInput(
+                f"{url} is not empty", "frames are not overwritten", "choose another URL"
+            )
 
 
 def _movie(frames: list[str], pixel_size_pm: float | None) -> _Movie:
@@ -192,7 +197,7 @@ def _movie(frames: list[str], pixel_size_pm: float | None) -> _Movie:
     found = FrameSet.open(frames[0])
     if pixel_size_pm is not None:
         raise InvalidInput(
-            f"--pixel-size-pm for {frames[0]}", "a FrameSet has the size of its frames", ""
+            f"--pixel-size-pm for {frames[0]}", "a FrameSet already has pixel sizes", ""
         )
     sizes = [found.pixel_size_pm(index) for index in range(len(found))]
     return _Movie(found.shape, sizes, found.condition, None, _reader(found))
@@ -213,7 +218,9 @@ def _of_files(files: list[Path], pixel_size_pm: float | None) -> _Movie:
     shapes = {stack.shape[1:] for stack in stacks}
     if len(shapes) > 1:
         raise InvalidInput(
-            f"frames of different shapes: {sorted(shapes)}", "a session has one", "watch each alone"
+            f"frames of different shapes: {sorted(shapes)}",
+            "a session has one shape",
+            "watch each shape separately",
         )
     whole, first = np.concatenate(stacks), records[0].condition
     sizes = [
@@ -224,11 +231,13 @@ def _of_files(files: list[Path], pixel_size_pm: float | None) -> _Movie:
 
 
 def _begun(state: Path | None, first: int) -> "DriftWatch | None":
-    """Return the watch an earlier part of the session left, if there is one."""
+    """Return the watch in a state file, if there is one."""
     if state is None or not state.is_file():
         return None
     if first:
-        raise InvalidInput(f"--first with {state}", "it holds what is known already", "give one")
+        raise InvalidInput(
+            f"--first with {state}", "the state already has known frames", "give one of the two"
+        )
     from manybeam.predictor.stream.drift import DriftWatch
 
     return DriftWatch.restore(state.read_text())
@@ -262,7 +271,7 @@ def _new(
 def _rows(
     drift: "DriftWatch", movie: _Movie, start: int, advisor: _Advisor, bars: "Progress"
 ) -> Iterator[dict[str, Any]]:
-    """Yield one row an alarm."""
+    """Yield one row for each alarm."""
     from manybeam.predictor.stream.drift import frame_features
 
     before, numbers = drift.seen, []

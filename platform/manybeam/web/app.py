@@ -82,13 +82,13 @@ def make_app_state(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) ->
 
 
 def _gatekeeper(home: Path) -> Gatekeeper:
-    """Return what knows who asks. Pages are shown while the database is down, so it may be."""
+    """Return the gatekeeper; it also works while the database is down, because pages do."""
     token = admin_token(home)[0]
     try:
         tokens = Tokens(open_database())
         tokens.register(token, f"{socket.gethostname()}:{(home / TOKEN_FILE).resolve()}", SCOPES)
     except Unreachable as error:
-        logger.warning("only the admin token opens anything: %s", error.what)
+        logger.warning("only the admin token is accepted: %s", error.what)
         return Gatekeeper(token)
     return Gatekeeper(token, tokens=tokens)
 

@@ -1,9 +1,9 @@
-"""Who may change the zoo: tokens, sessions made from the admin's, and requests from our own pages.
+"""Access control: tokens, sessions, and the check that a request comes from our own pages.
 
-Reading is open on loopback. A change needs a scope, which a program shows with
-`Authorization: Bearer`, and a browser with a session that `/login` gave it. The admin token lies in
-a file, all others in the database. A session is a signed note: it outlives a restart, and ends when
-the admin token is replaced.
+Reading is open on loopback. A change needs a scope: a program sends a token with `Authorization:
+Bearer`, a browser has a session from `/login`. The admin token is in a file, all others are in the
+database. A session is a signed note. It is valid after a restart, and ends when the admin token is
+replaced.
 """
 
 import base64
@@ -29,12 +29,12 @@ SESSION_S = 12 * 3600
 
 @dataclass(frozen=True)
 class Person:
-    """Who asks, and what they may do.
+    """The sender of a request, with their scopes.
 
     Attributes:
-        name: for the audit log.
-        scopes: of `SCOPES`.
-        csrf: what a form of this person's session has to carry; "" for programs.
+        name: name for the audit log.
+        scopes: some of `SCOPES`.
+        csrf: the token that forms of this session must contain; "" for programs.
     """
 
     name: str
@@ -46,12 +46,12 @@ NOBODY = Person("nobody")
 
 
 class Gatekeeper:
-    """Tells who asks.
+    """Identifies the sender of a request.
 
     Args:
         token: the admin token.
         clock: seconds since 1970, for the end of sessions.
-        tokens: all other tokens; none are known if left out.
+        tokens: all other tokens; if left out, there are none.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Gatekeeper:
         self._ended: dict[str, int] = {}
 
     def is_token(self, text: str) -> bool:
-        """Tell whether a text is the token, in a time that does not depend on the answer."""
+        """Return whether a text is the token, in a time that does not depend on the result."""
         return hmac.compare_digest(hashlib.sha256(text.encode()).digest(), self._hash)
 
     def session(self) -> str:
@@ -73,9 +73,9 @@ class Gatekeeper:
         return f"{note}.{self._sign('session', note)}"
 
     def end(self, request: Request) -> None:
-        """End the session of a request, for whoever else has its cookie too.
+        """End the session of a request, for every browser with its cookie.
 
-        It is remembered until the session's time is over, or this process ends.
+        This is stored until the session would end, or until this process ends.
         """
         if not self.who(request).csrf:
             return
@@ -84,11 +84,11 @@ class Gatekeeper:
         self._ended = {**kept, note: int(note.partition(".")[0])}
 
     def who(self, request: Request) -> Person:
-        """Return who asks; `NOBODY` for one who shows nothing.
+        """Return the sender of a request; `NOBODY` without token and session.
 
         Raises:
-            NotAllowed: a token was shown that is not known, expired or was revoked.
-            DatabaseUnreachable: nobody can say whether a token is known.
+            NotAllowed: the token is unknown, expired or revoked.
+            DatabaseUnreachable: a token cannot be checked.
         """
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -109,21 +109,21 @@ class Gatekeeper:
         return Person("admin", frozenset(SCOPES), self._sign("form", note))
 
     def allow(self, request: Request, scope: str, csrf: str = "") -> Person:
-        """Return who asks, if they may do this.
+        """Return the sender of a request who has a scope.
 
         Args:
             request: the request.
-            scope: what is needed.
-            csrf: what came with the form; a session needs the right one.
+            scope: the scope.
+            csrf: the token in the form; a session needs the right one.
 
         Raises:
-            NotAllowed: they may not, or the request was not made by one of our pages.
+            NotAllowed: the sender lacks the scope, or the request is not from our own pages.
         """
         person = self.who(request)
         if scope not in person.scopes:
             raise NotAllowed(
                 f"this needs the scope {scope!r}",
-                "reading is open, changing is not",
+                "reading is open, changes need a login",
                 "log in at /login, or send Authorization: Bearer with the admin token",
             )
         if person.csrf:
@@ -142,10 +142,10 @@ class Gatekeeper:
 
 
 def check_origin(request: Request) -> None:
-    """Refuse a change that a page of another origin asks for.
+    """Refuse a change requested by a page of another origin.
 
     Raises:
-        NotAllowed: the browser says another site, or none, sent the form.
+        NotAllowed: according to the browser, another site or none sent the form.
     """
     origin = request.headers.get("origin") or request.headers.get("referer") or ""
     if urlsplit(origin).netloc != request.headers.get("host", ""):
@@ -157,22 +157,22 @@ def check_origin(request: Request) -> None:
 
 
 def check_asker(request: Request) -> None:
-    """Refuse costly work that a page of another origin asks for; programs say nothing of it.
+    """Refuse costly work requested by a page of another origin; programs send no origin.
 
     Raises:
-        NotAllowed: the browser says that another site asks.
+        NotAllowed: according to the browser, another site sent the request.
     """
     site = request.headers.get("sec-fetch-site", "none")
     if site not in ("same-origin", "none"):
         raise NotAllowed(
             "another site asks for this file",
             "making it takes all cores for some seconds",
-            "open the version's page here and take it from there",
+            "open the page of the version here and download it there",
         )
 
 
 def own_address(text: str) -> str:
-    """Return an address of this site, `/zoo` for any other: nobody is sent elsewhere from here.
+    """Return an address of this site; for any other address return `/zoo`.
 
     Example:
         >>> own_address("/zoo/graphene@3"), own_address("//elsewhere"), own_address("https://a")
@@ -183,10 +183,10 @@ def own_address(text: str) -> str:
 
 
 def admin_token(home: Path) -> tuple[str, bool]:
-    """Return the admin token of a platform, made if there is none, and whether it was made now.
+    """Return the admin token of a platform, and whether it was made now.
 
     Raises:
-        InvalidInput: the file is there and holds no token, or others may read it.
+        InvalidInput: the file contains no token, or other users may read it.
         WriteFailed: it cannot be made.
     """
     path = home / TOKEN_FILE
@@ -199,13 +199,15 @@ def admin_token(home: Path) -> tuple[str, bool]:
         raise WriteFailed(f"cannot keep the admin token in {path}", str(error), "") from error
     if len(token) < 32:
         raise InvalidInput(
-            f"{path} holds no token", "at least 32 characters", "remove it: a new one is made"
+            f"{path} holds no token",
+            "at least 32 characters",
+            "remove the file; then a new one is made",
         )
     return token, is_new
 
 
 def _make(path: Path) -> bool:
-    """Write a new token so that its file is whole or not there; another process may win."""
+    """Write a new token, whole or not at all; another process may write it first."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as stream:
@@ -222,5 +224,5 @@ def _make(path: Path) -> bool:
 def _check_mode(path: Path) -> None:
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise InvalidInput(
-            f"others may read {path}", "mode 0600 is wanted", f"chmod 600 {path}, or make a new one"
+            f"others may read {path}", "mode 0600 is needed", f"chmod 600 {path}, or make a new one"
         )

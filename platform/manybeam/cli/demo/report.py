@@ -151,6 +151,6 @@ def _td(value: Any, text: str) -> str:
 
 
 def _code(words: str) -> str:
-    """Return text as HTML, what stands in backticks as code."""
+    """Return text as HTML, text in backticks as code."""
     parts = html.escape(words).split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))

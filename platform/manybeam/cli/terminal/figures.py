@@ -64,7 +64,7 @@ class Shown:
     """One answer to a frame of known truth.
 
     Attributes:
-        name: who answered; the title of its pictures.
+        name: the members that answered; title of the pictures.
         atoms: (atoms, >= 4) y, x, class, probability.
         matched: the atoms against the truth, `learn.scoring.scores.match_frame`.
     """
@@ -104,13 +104,13 @@ def doubt_figure(
         dots = axes[1, column].scatter(shown.atoms[:, 1], shown.atoms[:, 0], c=doubt, **style)
     if dots is not None:
         bar = figure.colorbar(dots, ax=axes[1, :], location="bottom", fraction=0.04, aspect=50)
-        bar.set_label("doubt (1 - probability): dark is sure, bright is doubtful", fontsize=11)
+        bar.set_label("doubt (1 - probability): bright atoms are doubtful", fontsize=11)
     _explain_errors(figure)
     return figure
 
 
 def truth_figure(frame_yx: Array, truth_k3: Array, answers: Sequence[Shown]) -> Figure:
-    """Return one picture an answer: atoms found, missed and false against the truth."""
+    """Return one picture for each answer: atoms found, missed and false against the truth."""
     figure = Figure(figsize=(4.4 * len(answers), 4.9), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(answers)))
     for axis, shown in zip(axes, answers, strict=True):
@@ -120,11 +120,11 @@ def truth_figure(frame_yx: Array, truth_k3: Array, answers: Sequence[Shown]) -> 
 
 
 def conditions_figure(rows: Sequence[Mapping[str, Any]], ways: Mapping[str, str]) -> Figure:
-    """Return the F1 of a few ways to answer on each condition, one line a condition.
+    """Return the F1 of a few ways to answer, one line for each condition.
 
     Args:
         rows: `condition`, `title`, `is_unseen` and the F1 of each way.
-        ways: name of each way in the rows -> what it is called; the first is the baseline, from
+        ways: name of each way in the rows -> label; the first is the baseline, from
             which a line runs to the second.
     """
     figure = Figure(figsize=(11, 1.5 + 0.62 * len(rows)), layout="constrained")
@@ -214,7 +214,7 @@ def _gray(axis: "Axes", frame_yx: Array, title: str, size: float = 9) -> None:
 
 
 def _errors(axis: "Axes", frame_yx: Array, truth_k3: Array, shown: Shown, size: float) -> None:
-    """Draw the atoms of one answer: found, missed and false, told apart by shape and colour."""
+    """Draw the atoms of one answer: found, missed and false, by shape and colour."""
     _gray(axis, frame_yx, shown.name, size=size)
     seen = ErrorOverlay.of(shown.atoms, truth_k3, shown.matched)
     ring: dict[str, Any] = {"facecolors": "none", "linewidths": 1.2}
@@ -248,7 +248,7 @@ def _coloured(
 
 
 def _grid(count: int) -> tuple[Figure, "list[Axes]"]:
-    """Return a figure of so many square panels, those left over hidden."""
+    """Return a figure with this number of square panels."""
     columns = count if count <= 5 else 4 if count <= 8 else 5
     rows = math.ceil(count / columns)
     size = (PANEL_IN * columns, (PANEL_IN + 0.45) * rows + 0.6)
@@ -266,9 +266,9 @@ def _window(prediction: "Prediction", atoms: Array) -> tuple[slice, slice]:
     from manybeam.learn.scoring.scores import neighbour_distance_px
 
     differ_yx, step_px = prediction.std_yx.copy(), neighbour_distance_px(atoms)
-    if not max(differ_yx.shape) > MOST_ACROSS * step_px:  # NaN: no atoms to be told apart
+    if not max(differ_yx.shape) > MOST_ACROSS * step_px:  # NaN: fewer than two atoms
         return slice(0, differ_yx.shape[0]), slice(0, differ_yx.shape[1])
-    edge_px = math.ceil(step_px)  # at the edge all members guess
+    edge_px = math.ceil(step_px)  # members are unreliable at the edge
     differ_yx[:edge_px] = differ_yx[-edge_px:] = 0
     differ_yx[:, :edge_px] = differ_yx[:, -edge_px:] = 0
     sides = [min(round(ACROSS * step_px), side) for side in differ_yx.shape]

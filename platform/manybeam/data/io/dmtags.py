@@ -81,7 +81,7 @@ class _Reader:
         return value
 
     def _skip(self, byte_count: int) -> bytes | None:
-        """Pass over some bytes that must be there; return them where they may be text."""
+        """Skip some bytes that must exist; return them if they may be text."""
         if byte_count > len(self.memory) - self.at:
             raise ValueError("a tag is longer than what is left of the file: cut short")
         start, self.at = self.at, self.at + byte_count
@@ -104,7 +104,7 @@ class _Reader:
         return found
 
     def _data(self, name: str) -> Any:
-        """Return the value of one entry, told by its list of codes."""
+        """Return the value of one entry, according to its list of codes."""
         if self._take(">4s") != b"%%%%":
             raise ValueError("a tag does not start with its mark: damaged")
         count = self._take(self.wide)
@@ -122,13 +122,13 @@ class _Reader:
         raise ValueError(f"a tag of unknown type {codes[0]}: damaged")
 
     def _letters(self, codes: list[int]) -> str:
-        """Return what a struct's fields are: codes are 15, 0, fields, then (0, type) of each."""
+        """Return the types of the fields; codes are 15, 0, fields, (0, type) of each."""
         if any(code not in _NUMBERS for code in codes[4::2]) or len(codes) < 5:
             raise ValueError("a struct of unknown fields: damaged")
         return "".join(_NUMBERS[code] for code in codes[4::2])
 
     def _array(self, name: str, item: list[int], count: int) -> Any:
-        """Return text, or the place of an array; the name tells 16-bit pixels from text."""
+        """Return text, or the place of an array; the name distinguishes 16-bit pixels and text."""
         if item[0] != _STRUCT and item[0] not in _NUMBERS:
             raise ValueError(f"an array of unknown type {item[0]}: damaged")
         letters = self._letters(item) if item[0] == _STRUCT else _NUMBERS[item[0]]

@@ -1,4 +1,4 @@
-"""One frame, by whatever road it came: an instrument's file, an array, a request.
+"""One frame, from an instrument file, an array or a request.
 
 Axis letters: n frame, y row, x column.
 """
@@ -18,12 +18,12 @@ from manybeam.spec.imaging import Condition
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One recorded image with all that is known of how it was recorded.
+    """One recorded image with the known facts of its recording.
 
     Attributes:
         pixels_yx: float32, finite, with contrast.
         pixel_size_pm: edge of a pixel, in pm; None if unknown.
-        condition: what is known of the recording; unknown fields are None.
+        condition: its known condition; unknown fields are None.
         origin: file or other source, for messages.
         index: number of the frame in its stack; None if it came alone.
         notes: what was chosen, converted or filled when it was read, a sentence each.
@@ -44,13 +44,13 @@ def frame_of(
     *,
     origin: str = "array",
 ) -> Frame:
-    """Return an array as a checked frame, with the condition that follows from what is given.
+    """Return an array as a checked frame, with its known condition.
 
     Args:
         array: two axes of real numbers.
         pixel_size_pm: edge of a pixel, in pm; that of the condition if left out.
-        condition: what the caller knows of the recording.
-        origin: where it comes from.
+        condition: its condition, as far as it is known.
+        origin: its source, for messages.
 
     Raises:
         InvalidFrame: the array is not a frame.

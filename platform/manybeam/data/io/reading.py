@@ -61,7 +61,7 @@ _MAGIC = {
     b"II\x97\x01": ".ser",
 }
 
-# Errors of the libraries on damaged files; any other is a fault of ours and is not caught.
+# Errors of the libraries for damaged files; other errors are ours and are not caught.
 _LIBRARY_FAULTS = (
     ArithmeticError,
     AssertionError,

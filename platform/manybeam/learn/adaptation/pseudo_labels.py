@@ -35,11 +35,11 @@ STD_WEIGHT = 4.0  # pixels count exp(-4 std)
 
 @dataclass(frozen=True)
 class LabelledTiles:
-    """What a member is fine-tuned on.
+    """The data of a fine-tuning.
 
     Attributes:
         tiles: inputs and masks; `tiles.source` is the digest of the unlabelled frames.
-        weight_nyx: how much each pixel counts.
+        weight_nyx: weight of each pixel.
     """
 
     tiles: Tiles
@@ -54,7 +54,7 @@ def twin_tiles(
     Args:
         frames_digest: digest of the frames that the condition was inferred from.
         twin: the condition inferred from the unlabelled frames.
-        known: what the member was trained on.
+        known: policy of the member's training.
         spec: edge and pixel size of a tile, radius of a mask, how to normalise.
         count: tiles of each half.
         seed: of both simulations.
@@ -76,8 +76,8 @@ def pseudo_labelled_tiles(
 
     Args:
         frames_digest: digest of the unlabelled frames.
-        seen: what `ask` returned for them.
-        known: what the member was trained on, for the other half.
+        seen: the result of `ask` for them.
+        known: policy of the member's training, for the other half.
         spec: edge and pixel size of a tile, radius of a mask.
         seed: of the simulation.
 
@@ -119,7 +119,7 @@ def mixed_tiles(
         frames_digest: digest of the unlabelled frames.
         twin: the condition inferred from them.
         seen: what `ask` returned for them.
-        known: what the member was trained on.
+        known: policy of the member's training.
         spec: edge and pixel size of a tile, radius of a mask.
         count: tiles of each half, new and known, at least 2.
         seed: of all that is simulated and chosen.
@@ -224,7 +224,7 @@ def _pseudo_tiles(seen: Sequence[tuple[np.ndarray, Prediction]], spec: TileSpec)
 
 
 def _labels(prediction: Prediction, spec: TileSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask of what the members agree on, and how much each pixel counts."""
+    """Return the mask of the atoms the members agree on, and the weight of each pixel."""
     radius_px = spec.mask_radius_pm / spec.pixel_size_pm
     shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
     is_sure = sure_atoms(prediction, radius_px)

@@ -19,7 +19,7 @@ from manybeam.learn.nets.member import Member, load_weights, save_weights
 
 @dataclass(frozen=True)
 class Step:
-    """What a round did with one member.
+    """The result of a round for one member.
 
     Attributes:
         member: index of the member.
@@ -43,7 +43,7 @@ class Attempt:
     """A step and its networks.
 
     Attributes:
-        step: what was decided.
+        step: the decision.
         child: the adapted member; None if none passed.
         tuned: the fine-tuned member, passed or not; None if it diverged.
     """
@@ -57,7 +57,7 @@ class StepStore(Protocol):
     """Where finished steps are stored by name."""
 
     def get(self, key: str) -> bytes | None:
-        """Return what was stored there, whole, or None."""
+        """Return the stored data, or None."""
 
     def put(self, key: str, data: bytes) -> None:
         """Store data, whole or not at all."""
@@ -117,6 +117,6 @@ def _step(plain: Mapping[str, Any]) -> Step:
 
 
 def _assessment(plain: Mapping[str, Any]) -> Assessment:
-    """Return an assessment from JSON, which has made lists of the pairs."""
+    """Return an assessment from JSON, in which pairs are lists."""
     held = {name: (pair[0], pair[1]) for name, pair in plain["held"].items()}
     return Assessment(**{**plain, "held": held})

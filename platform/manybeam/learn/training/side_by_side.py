@@ -26,7 +26,7 @@ def each_abreast(work: Callable[[Member], T], members: Sequence[Member]) -> list
     same number of members, because the last digit of a sum depends on it. Networks with dropout
     draw from a generator that threads share, and a GPU is shared too: such members take turns.
 
-    At the first error, and at Ctrl-C, the others end where they call `stop_if_nobody_waits`.
+    At the first error, and at Ctrl-C, the other threads end when they call `stop_if_nobody_waits`.
 
     Args:
         work: what is done with one member; its first error is raised here.

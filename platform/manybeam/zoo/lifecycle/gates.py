@@ -30,7 +30,7 @@ from manybeam.zoo.registry import Zoo
 
 BYTES, ANSWERS, STATUS = "bytes", "self-test", "status"
 REGRESSION, CALIBRATION = "regression", "calibration"
-NEVER_FORCED = (BYTES, STATUS)  # a damaged or archived version can never serve
+NEVER_FORCED = (BYTES, STATUS)  # a damaged or archived version cannot serve
 
 
 @dataclass(frozen=True)
