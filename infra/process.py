@@ -1,7 +1,7 @@
-"""One server process of this machine: started apart from us, known by a file, stopped by its pid.
+"""One server process of this machine: started in the background, stopped by its process id.
 
-The file beside the log keeps pid and start time (a pid alone may have been given to somebody
-else since) and what clients need to know.
+A file beside the log has the process id, the start time (because ids are used again), and what
+clients need to know.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True)
 class Running:
-    """A server that was started: where its file is, which process, and how to reach it."""
+    """A server that was started: its file, its process and its address."""
 
     name: str
     folder: Path
@@ -35,12 +35,12 @@ class Running:
 
     @property
     def is_alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether this process still runs."""
         return _process(self.pid, self.started) is not None
 
 
 def read(name: str, folder: Path) -> Running | None:
-    """Return the server of a folder if one was started there and not stopped since."""
+    """Return the server of a folder if one was started there and not stopped."""
     path = folder / f"{name}.json"
     if not path.exists():
         return None
@@ -62,7 +62,7 @@ def start(
     """Start a server and return once it listens on its port.
 
     Raises:
-        ServiceError: it ended, or listened elsewhere, or not at all; the end of its log is told.
+        ServiceError: it ended, or does not listen on the port; the message has the end of its log.
     """
     log = folder / f"{name}.log"
     with log.open("ab") as out:
@@ -84,14 +84,14 @@ def start(
     while child.poll() is None and time.monotonic() < deadline:
         if _listens(child.pid, port):
             return running
-        time.sleep(0.1)  # a server tells that it listens only by listening
+        time.sleep(0.1)  # a server does not report that it listens
     tail = log.read_text(errors="replace")[-1500:]
     stop(running)
     raise ServiceError(f"{name} does not listen on port {port}\n{tail}\nlog: {log}")
 
 
 def stop(running: Running, *, patience_s: float = 5.0, how: int = signal.SIGTERM) -> None:
-    """Ask a server and what it started to end, make it after `patience_s`, and drop its file."""
+    """End a server and its children, by force after `patience_s`, and remove its file."""
     process = _process(running.pid, running.started)
     family = [process, *process.children(recursive=True)] if process else []
     for member in family[:1]:
@@ -112,7 +112,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports nobody listens on now; all are held open until the last is found."""
+    """Return free ports; all are held open until the last is found."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -124,7 +124,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def check_free(port: int) -> None:
-    """Raise ServiceError if somebody listens on a port of the loopback."""
+    """Raise ServiceError if a process listens on a port of the loopback."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -136,7 +136,7 @@ def check_free(port: int) -> None:
 
 
 def _save(running: Running) -> None:
-    """Write the file of a server for its owner's eyes only: it may hold a secret."""
+    """Write the file of a server, readable only by its owner: it may contain a secret."""
     path = running.folder / f"{running.name}.json"
     content = {**asdict(running), "folder": ""}
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
@@ -153,7 +153,7 @@ def _process(pid: int, started: float) -> psutil.Process | None:
 
 
 def _listens(pid: int, port: int) -> bool:
-    """Say whether this process or a child of it, and nobody else, listens on a port."""
+    """Return whether only this process or a child of it listens on a port."""
     try:
         leader = psutil.Process(pid)
         family = [leader, *leader.children(recursive=True)]

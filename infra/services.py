@@ -4,8 +4,8 @@
     eval "$(python infra/services.py env)"    point Manybeam at them
     python infra/services.py stop
 
-Everything listens on the loopback only; secrets are drawn at the first start and kept, mode 0600,
-in the folder. Data stays when a service is stopped and is there at the next start.
+Everything listens on the loopback only. Secrets are made at the first start and kept in the folder
+with mode 0600. Data stays when a service is stopped.
 """
 
 import argparse
@@ -35,8 +35,8 @@ BUCKETS = "frames,mlflow"
 def start_seaweedfs(folder: Path, port: int, buckets: str = BUCKETS) -> Running:
     """Start an S3 server with its buckets.
 
-    SeaweedFS moves to the next free port without a word where one is taken, so each of its ports
-    is given and the S3 one is seen to be its own. Telemetry is on unless told otherwise.
+    If a port is taken, SeaweedFS silently uses the next one. So each of its ports is given, and
+    the S3 port is checked. Telemetry is switched off.
     """
     process.check_free(port)
     data = folder / "seaweedfs"
@@ -111,7 +111,7 @@ def start_mlflow(folder: Path, port: int) -> Running:
             "AWS_SECRET_ACCESS_KEY": store.settings["MANYBEAM_S3_SECRET_KEY"],
             "AWS_DEFAULT_REGION": "us-east-1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            # Seven more processes of 250 MB each, for jobs of MLflow's that nobody here starts.
+            # Without it, MLflow starts seven processes of 250 MB each for jobs.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
         settings={"MANYBEAM_TRACKING_URI": f"http://127.0.0.1:{port}"},
@@ -121,7 +121,7 @@ def start_mlflow(folder: Path, port: int) -> Running:
 
 
 def start(names: list[str], folder: Path, ports: dict[str, int], buckets: str) -> list[Running]:
-    """Start services in the order they need each other; those that run already are kept."""
+    """Start services in the order of their dependencies; running ones are not changed."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name in (name for name in NAMES if name in names):
@@ -160,10 +160,10 @@ def _weed() -> str:
 
 
 def _weed_options(folder: Path, port: int, buckets: str) -> list[str]:
-    """Return the options: loopback, no telemetry, no services we do not use, all ports given.
+    """Return the options: loopback, no telemetry, no unused services, all ports given.
 
-    The default port of Lance, 9101, is Ray's too. Sockets lie in the folder, since their default
-    names collide between instances, unless its name is longer than a socket's may be.
+    The default port of Lance, 9101, is also used by Ray. Sockets are in the folder, because their
+    default names collide between instances; but not if the path would be too long for a socket.
     """
     names = ["s3.port.grpc"]
     for part in ("master", "volume", "filer", "admin"):
@@ -241,7 +241,7 @@ def _make_cluster(binaries: Path, data: Path, password: str, user: str | None) -
 
 
 def _secret(path: Path) -> tuple[str, str]:
-    """Return (access key, secret) kept in a file that only its owner reads."""
+    """Return (access key, secret) from a file that only its owner can read."""
     if not path.exists():
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
             out.write(f"manybeam {secrets.token_hex(20)}")
@@ -258,12 +258,12 @@ def _status(url: str) -> int:
 
 
 def _once(running: Running, is_ready: Callable[[], bool], timeout_s: float = 120.0) -> Running:
-    """Return the server once it answers as it should; stop it if it does not in time."""
+    """Return the server when it answers; stop it if it does not answer in time."""
     deadline = time.monotonic() + timeout_s
     while running.is_alive and time.monotonic() < deadline:
         if is_ready():
             return running
-        time.sleep(0.1)  # it answers when it is ready, and not before
+        time.sleep(0.1)  # it answers when it is ready
     process.stop(running)
     raise ServiceError(f"{running.name} does not answer\nsee {running.folder / running.name}.log")
 
@@ -284,7 +284,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Do what the command line says; 0 if it was done, 1 with the reason on stderr if not."""
+    """Run the command line; return 0, or 1 with the reason on stderr."""
     given = _arguments()
     folder, names = given.dir.resolve(), given.names or list(NAMES)
     try:

@@ -1,10 +1,10 @@
-"""Renews what pages load: takes each file of `vendor.json` from its package on the npm registry.
+"""Updates the vendored files of the pages: `vendor.json` lists their packages on npm.
 
     python infra/vendor.py            fetch the versions in the list, check them, write the files
-    python infra/vendor.py --latest   move to the newest versions first, and write the list anew
+    python infra/vendor.py --latest   use the newest versions, and write a new list
 
-Pages load nothing from another origin, so these files lie in the repository. A file whose SHA-256
-is not the one in the list is not written, unless `--latest` asks for a new list.
+Pages load nothing from another origin, so these files are in the repository. A file whose SHA-256
+differs from the list is not written, except with `--latest`.
 """
 
 import argparse
@@ -22,11 +22,11 @@ LIST = FOLDER / "vendor.json"
 
 
 def main() -> int:
-    """Renew all files; return 1 if one is not what the list says."""
+    """Update all files; return 1 if one differs from the list."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--latest", action="store_true", help="move to the newest versions")
+    parser.add_argument("--latest", action="store_true", help="use the newest versions")
     is_latest = parser.parse_args().latest
     entries: list[dict[str, Any]] = json.loads(LIST.read_text())
     packed: dict[str, tuple[str, dict[str, bytes]]] = {}
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def unpack(name: str, version: str) -> tuple[str, dict[str, bytes]]:
-    """Return the version a package has and its files by path, taken with `npm pack`."""
+    """Return the version of a package and its files by path, from `npm pack`."""
     with tempfile.TemporaryDirectory() as folder:
         asked = ["npm", "pack", "--silent", "--json", f"{name}@{version}"]
         done = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)

@@ -178,7 +178,7 @@ def test_the_commands_say_what_they_did(
     assert told["zoo"] == told["keys"] == 1
     assert min(told.values()) > 0
     assert main(["restore", str(tmp_path / "backup")]) == 6
-    assert "add --yes to lose what is there" in capsys.readouterr().err
+    assert "add --yes to replace the present content" in capsys.readouterr().err
     assert main(["restore", str(tmp_path / "backup"), "--yes"]) == 0
     assert Zoo().resolve("graphene").version == 2
 

@@ -1,4 +1,4 @@
-"""The report a demo leaves: the answer first, then the details, then what to do next."""
+"""The report of a demo: the answer first, then the details, then what to do next."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ def write_report(story: Story, path: Path) -> None:
 
 
 def _answer(story: Story, report: Report) -> None:
-    """Show what it is worth: three numbers, and one frame with both answers."""
+    """Show the result: three numbers, and one frame with both answers."""
     unseen = next(row for row in story.facts["compared"] if row["is_unseen"])
     report.figures(
         [
@@ -267,7 +267,7 @@ def _next(story: Story, report: Report) -> None:
 
 
 def _shown(name: str, atoms: Array, frame: LabelledFrame) -> Shown:
-    """Return an answer as it is drawn: its name with its F1 on this frame."""
+    """Return an answer for a picture: its name with its F1 on this frame."""
     from manybeam.learn.scoring.scores import match_frame
 
     shape = (frame.frame_yx.shape[0], frame.frame_yx.shape[1])

@@ -1,7 +1,7 @@
 """`manybeam demo`: the main job from nothing to a report, on simulated frames.
 
-Each step leaves what it made in the output folder, so that a second run goes on where the first
-one stopped: finished members are not trained again, a registered version is used as it is.
+Each step stores its result in the output folder, so a second run continues where the first one
+stopped: finished members are not trained again, and a registered version is used.
 """
 
 import json
@@ -19,23 +19,23 @@ from manybeam.cli.terminal.output import say
 from manybeam.data.disk import write_files
 from manybeam.errors import InvalidInput
 
-# Settings of a facility would send a demo's members to the facility's zoo.
+# With the settings of a facility, the demo would register its members in the zoo of the facility.
 FACILITY = ("STORE", "TRACKING_URI", "ARTIFACTS", "DATABASE_URL", "RAY_ADDRESS")
 
 
 def run(
     *,
-    out: Annotated[Path, typer.Option(help="Folder for all it makes.")] = Path("manybeam-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("manybeam-demo"),
     job: Annotated[Path, typer.Option(help="The training job to run.")] = Path(
         "jobs/quickstart.yaml"
     ),
-    drift: Annotated[str, typer.Option(help="Condition the unseen frames are recorded under.")] = (
+    drift: Annotated[str, typer.Option(help="Condition of the unseen frames.")] = (
         "graphene-60kv-mix-c"
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8100,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
 ) -> None:
-    """Train a small ensemble on simulated frames and report what it does: the main job.
+    """Train a small ensemble on simulated frames and report its results: the main job.
 
     It simulates, trains, measures, registers, serves, predicts, selects and adapts.
 
@@ -45,7 +45,7 @@ def run(
         raise InvalidInput(
             f"no job file {job}",
             "the demo runs one from the project's jobs folder",
-            "run it in the project's folder, or give --job and MANYBEAM_ZOO",
+            "run it in the folder of the project, or give --job and MANYBEAM_ZOO",
         )
     _check_port(port, out)
     out.mkdir(parents=True, exist_ok=True)
@@ -74,21 +74,23 @@ def run(
 
 
 def _check_port(port: int, out: Path) -> None:
-    """Refuse a held port now, not after minutes of training; a demo that was kept may hold it."""
+    """Refuse a used port before the training; an earlier demo with --keep may use it."""
     from manybeam.cluster.running import head
     from manybeam.serve.ports import port_in_use, port_is_free
 
     if head(out / "platform") is None and not port_is_free("127.0.0.1", port):
         error = port_in_use("127.0.0.1", port)
-        raise type(error)(error.what, error.why, f"stop that, or add --port {port + 1}")
+        raise type(error)(error.what, error.why, f"stop it, or add --port {port + 1}")
 
 
 def _point_settings_at(out: Path, port: int) -> None:
-    """Give this process, and all it starts, a platform of its own inside the output folder."""
+    """Give this process and its children a separate platform in the output folder."""
     from manybeam.settings import settings
 
     for name in FACILITY:
-        os.environ[f"MANYBEAM_{name}"] = ""  # not removed: manybeam.toml would be next to count
+        os.environ[f"MANYBEAM_{name}"] = (
+            ""  # set, not removed, because manybeam.toml would count next
+        )
     os.environ["MANYBEAM_HOME"] = str((out / "platform").resolve())
     os.environ["MANYBEAM_SERVICE_URL"] = f"http://127.0.0.1:{port}"
     settings.cache_clear()

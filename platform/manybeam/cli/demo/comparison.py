@@ -1,6 +1,6 @@
-"""Frames of known truth answered in several ways: by all members, the selected ones, each member.
+"""Frames with truth, answered in several ways: by all members, selected members, each member.
 
-The truth is used for scores only, never to choose who answers.
+The truth is used for scores only, never to choose members.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,13 +24,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """One frame, answered by all members and by those selected for it.
+    """One frame, answered by all members and by the selected members.
 
     Attributes:
         frame: the frame and its truth.
         everyone: the plain mean of all members.
         selected: the answer of the selected members.
-        selection: who was selected, and why.
+        selection: the selected members, and the reasons.
     """
 
     frame: LabelledFrame
@@ -48,10 +48,10 @@ class Answered:
 def answer_each(
     zoo: "Zoo", ref: str, library: "Library", frames: Iterable[LabelledFrame]
 ) -> Iterator[Answered]:
-    """Answer each frame with all members, and with those selected for it.
+    """Answer each frame with all members, and with the selected members.
 
     Args:
-        zoo: where the version, its scores and its calibration set are kept.
+        zoo: zoo of the version, its scores and its calibration set.
         ref: the version.
         library: conditions and policies by id.
         frames: frames with their truth.
@@ -98,8 +98,8 @@ def score_row(answer: str, found: Sequence[Array], frames: Sequence[LabelledFram
 def condition_row(condition: "Condition", answers: Sequence[Answered], *, is_unseen: bool) -> Row:
     """Return the F1 of all members, of the selected ones and of the best one on a condition.
 
-    The best member is known from the truth alone: it is what a perfect choice of one member for
-    the whole condition reaches. Predicted F1 and its interval are means over the frames.
+    The best member is known only from the truth: a perfect choice of one member for the whole
+    condition. Predicted F1 and its interval are means over the frames.
     """
     frames = [one.frame for one in answers]
     alone = {
@@ -146,7 +146,7 @@ def ways_to_answer(answers: Sequence[Answered]) -> list[Row]:
 
 
 def in_words(verdict: str) -> str:
-    """Return a verdict as it is shown to people.
+    """Return a verdict for people.
 
     Example:
         >>> in_words("out-of-distribution")
@@ -156,7 +156,7 @@ def in_words(verdict: str) -> str:
 
 
 def member_names(members: Sequence[int]) -> str:
-    """Return members as they are shown to people.
+    """Return members for people.
 
     Example:
         >>> member_names([4, 5])

@@ -1,4 +1,4 @@
-"""The self-contained page a demo leaves: pictures, tables and the numbers behind them."""
+"""The page of a demo, without other files: pictures, tables and their numbers."""
 
 import base64
 import html
@@ -40,7 +40,7 @@ LARGE_PX = 640  # wider pictures are scrolled on a narrow screen, so that they s
 
 @dataclass
 class Report:
-    """A page put together section by section, then written at once.
+    """A page, made section by section and written at once.
 
     Args:
         title: heading of the page.
@@ -68,7 +68,7 @@ class Report:
         self._parts.append(f"<ul>{items}</ul>")
 
     def figures(self, cards: Sequence[tuple[str, str]]) -> None:
-        """Add a few numbers, large, each with what it is."""
+        """Add a few large numbers, each with its meaning."""
         inner = "".join(
             f"<div><b>{html.escape(number)}</b>{html.escape(words)}</div>"
             for number, words in cards
@@ -81,10 +81,10 @@ class Report:
         """Add a figure as a PNG inside the page.
 
         Args:
-            figure: what to draw.
+            figure: the figure.
             caption: text below it.
             name: also writes the picture beside the page, as `NAME.png`.
-            width: most pixels it is shown wide; the page's width if left out.
+            width: largest width on the page, in pixels; if left out, the width of the page.
         """
         from manybeam.zoo.reports.plots import png
 
@@ -122,7 +122,7 @@ class Report:
         self._numbers[name] = list(rows)
 
     def next_steps(self, title: str, words: str, commands: Sequence[tuple[str, str]]) -> None:
-        """End the page with commands, each with what it does."""
+        """End the page with commands, each with its effect."""
         steps = "".join(
             f"<li>{html.escape(what)}<pre>{html.escape(command)}</pre></li>"
             for command, what in commands
@@ -131,7 +131,7 @@ class Report:
         self._last.append(text)
 
     def write(self, path: Path) -> None:
-        """Write the page and its named pictures; what was there stays until all is written."""
+        """Write the page and its named pictures; old files stay until all are written."""
         numbers = json.dumps(self._numbers, indent=1, default=str)
         page = (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -1,7 +1,7 @@
-"""The chapters of the demo: what each does, the few lines it prints, the facts it leaves behind.
+"""The chapters of the demo: each does a step, prints a few lines and stores facts.
 
-The unseen frames are simulated under a condition that no member was measured on, with seeds of
-their own. Their truth is used for scores and pictures only, never to choose or to train.
+The unseen frames are simulated under a condition that no member was measured on, with separate
+seeds. Their truth is used for scores and pictures only, never to choose or to train.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Lines = Iterator[str]
-# Apart from the seeds of training and measuring.
+# Not seeds of training or measuring.
 UNSEEN_SEED, ADAPT_SEED, COMPARED_SEED = 424_242, 515_151, 626_262
 UNSEEN_FRAMES, ADAPT_FRAMES, COMPARED_FRAMES = 8, 6, 4
 CALIBRATION_FRAMES = 400
@@ -41,9 +41,9 @@ class Story:
 
     Args:
         job: file of the training job.
-        drift: id of the condition the unseen frames are simulated under.
+        drift: id of the condition of the unseen frames.
         out: folder of the report.
-        facts: what earlier runs found out, and what this one adds; the caller keeps it.
+        facts: results of earlier runs; this run adds its own.
     """
 
     def __init__(self, job: Path, drift: str, out: Path, facts: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class Story:
         self._forget_other_stories()
 
     def steps(self) -> list[tuple[str, Callable[[], Lines]]]:
-        """Return the chapters: title and what to run."""
+        """Return the chapters: title and function."""
         return [
             ("start Ray on this machine", self.start),
             (f"simulate the unseen frames: {self.drift.title}", self.simulate),
@@ -254,7 +254,7 @@ class Story:
         ]
 
     def _forget_other_stories(self) -> None:
-        """Drop facts of another job, recipe, policy, condition or platform than this one's."""
+        """Remove facts of another job, recipe, policy, condition or platform."""
         policies = {
             one.policy: self.library.policy(one.policy).digest for one in self.recipe.members
         }
@@ -298,7 +298,7 @@ class Story:
         return list(answer_each(self.zoo, self.facts["ref"], self.library, frames))
 
     def _fresh(self, condition: "Condition") -> "list[LabelledFrame]":
-        """Simulate a few frames that nothing was trained, calibrated or measured on."""
+        """Simulate a few frames that were not used for training, calibration or scores."""
         from manybeam.data.simulation.simulate import simulate
         from manybeam.jobs.test_sets import LabelledFrame
 

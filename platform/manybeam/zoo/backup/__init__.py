@@ -1,7 +1,7 @@
-"""Backup: all that a platform must not lose in one folder or file, and back from it.
+"""Backups: everything that a platform must not lose, in one folder or file.
 
-`manifest` says what is in it and finds what was damaged, `parts` copies each kind of thing out and
-in, `making` and `restoring` put them together.
+`manifest` lists the files with their digests, `parts` copies and restores each kind of data,
+`making` and `restoring` use them.
 """
 
 from manybeam.zoo.backup.making import back_up

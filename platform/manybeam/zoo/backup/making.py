@@ -1,4 +1,4 @@
-"""Making a backup: all parts into one folder that appears whole, or into one file."""
+"""Making a backup: all parts in one folder, which appears when complete, or in one file."""
 
 import os
 import shutil
@@ -30,23 +30,23 @@ def back_up(
 ) -> BackupManifest:
     """Copy the database, the zoo, FrameSets, keys and the admin token; return what was copied.
 
-    Others may work meanwhile; only `manybeam zoo gc` waits. What they add after the beginning may
-    or may not be in it, but never in part.
+    The platform may run meanwhile; only `manybeam zoo gc` waits. Data added meanwhile are in the
+    backup as a whole or not at all.
 
     Args:
-        target: a folder that is not there, or a file that ends in .tar.
-        who: who does it.
+        target: a new folder, or a new file that ends in .tar.
+        who: the person.
         arrays: whether the frames of FrameSets are copied, or only their records.
-        zoo_database: URL of MLflow's database, where MLflow is a server.
-        progress: gets the name of each part when it begins.
+        zoo_database: URL of MLflow's database, if MLflow is a server.
+        progress: called with the name of each part at its beginning.
 
     Raises:
-        Conflict: the target is there, or files of the zoo are being removed.
+        Conflict: the target exists, or files of the zoo are being removed.
         InvalidInput: MLflow's database is not known.
         Unreachable, WriteFailed: a part cannot be read or written; nothing is left behind.
     """
     if target.exists():
-        raise Conflict(f"{target} is there already", "", "name a folder or file that is not")
+        raise Conflict(f"{target} is there already", "", "give a new folder or file")
     database, zoo_url = open_database(), parts.zoo_database_url(zoo_database)
     lock = Locks(database).keeping(FILES_LOCK, who=who, purpose="backup")
     with _appearing(target) as folder, lock:
@@ -70,7 +70,7 @@ def back_up(
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """Give a folder to fill; it becomes the target when the block ends well, or goes away."""
+    """Give a folder to fill; it becomes the target if the block succeeds, else it is removed."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -92,7 +92,7 @@ def _appearing(target: Path) -> Iterator[Path]:
 
 
 def _pack(folder: Path, packed: Path) -> None:
-    """Write one file that only its owner reads: it holds keys."""
+    """Write one file that only its owner can read, because it contains keys."""
     handle = os.open(packed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as out, tarfile.open(fileobj=out, mode="w") as tar:
         for path in sorted(folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""The manifest of a backup: what is in it, and the digest of every file."""
+"""The manifest of a backup: its content, and the digest of every file."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -24,16 +24,16 @@ class File(BaseModel):
 
 
 class BackupManifest(BaseModel):
-    """What a backup holds; written last, so that a folder without it is no backup.
+    """The content of a backup; written last, so that a folder without it is no backup.
 
     Attributes:
-        format: of the backup.
-        made: when.
-        version: of the Manybeam that made it.
-        step: of the database's tables.
-        artifacts_url: where the embedded zoo kept its files; "" for that of a server.
+        format: format of the backup.
+        made: time of the backup.
+        version: version of Manybeam that made it.
+        step: step of the tables of the database.
+        artifacts_url: place of the files of the embedded zoo; "" for a server.
         has_arrays: whether the frames of FrameSets are in it, or only their records.
-        files: every file of it, by its path.
+        files: all files, by path.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +47,7 @@ class BackupManifest(BaseModel):
     files: dict[str, File]
 
     def rows(self) -> list[dict[str, object]]:
-        """Return one row a part: how many files and how many bytes."""
+        """Return one row for each part: numbers of files and bytes."""
         return [
             {"part": part, "files": len(own), "megabytes": sum(one.bytes for one in own) / 1e6}
             for part in PARTS
@@ -56,17 +56,17 @@ class BackupManifest(BaseModel):
 
 
 def digests(folder: Path) -> dict[str, File]:
-    """Return the digest of every file below a folder, by its path from there."""
+    """Return the digest of every file below a folder, by its relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
 
 
 def read_manifest(folder: Path) -> BackupManifest:
-    """Return the manifest of a backup all of whose files are as they were written.
+    """Return the manifest of a backup, after a check of all its files.
 
     Raises:
         NotFound: there is no backup.
-        Corrupt: files are missing, damaged, or of nobody's making; names them.
+        Corrupt: files are missing, damaged or were added; the message names them.
     """
     path = folder / NAME
     if not path.is_file():

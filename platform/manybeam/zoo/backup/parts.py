@@ -1,4 +1,4 @@
-"""The parts of a backup, each copied out into a folder and back in from it."""
+"""The parts of a backup: each is copied into a folder, and restored from it."""
 
 import os
 import shutil
@@ -20,21 +20,21 @@ from manybeam.zoo.tracking import SQLITE, ModelFiles, Tracking
 MLFLOW_FILE, MLFLOW_DUMP = "mlflow.db", "mlflow.dump"
 ADMIN_TOKEN = "admin-token"  # noqa: S105 - the name of a file
 _COPIERS = 16
-_LEFT_OUT = ("runs/",)  # checkpoints of training: the job makes them again
+_LEFT_OUT = ("runs/",)  # checkpoints of training, which a job makes again
 _KEYS = "keys"
 
 
 # -- the database and MLflow's --------------------------------------------------------------------
 def copy_databases(database: Database, folder: Path, zoo_url: str) -> str:
-    """Copy our database and MLflow's, both of one state; return the step of our tables.
+    """Copy our database and MLflow's, both in one state; return the step of our tables.
 
-    On SQLite nobody announces a change of the zoo meanwhile. In one PostgreSQL both are read from
-    one snapshot.
+    On SQLite, changes of the zoo wait meanwhile. In one PostgreSQL, both are read from one
+    snapshot.
 
     Args:
-        database: ours.
-        folder: of the backup.
-        zoo_url: of MLflow's database, see `zoo_database_url`.
+        database: our database.
+        folder: folder of the backup.
+        zoo_url: URL of MLflow's database, see `zoo_database_url`.
     """
     with database.at_rest() as connection:
         step = copies.write_rows(connection, folder / "database")
@@ -50,7 +50,7 @@ def copy_databases(database: Database, folder: Path, zoo_url: str) -> str:
 
 
 def put_back_zoo(folder: Path, zoo_url: str, artifacts_before: str) -> None:
-    """Put MLflow's database back; files of an embedded zoo lie below today's home from then on.
+    """Restore MLflow's database; the files of an embedded zoo are then below the present home.
 
     Raises:
         InvalidInput: the backup is of another kind of database.
@@ -61,7 +61,7 @@ def put_back_zoo(folder: Path, zoo_url: str, artifacts_before: str) -> None:
         raise InvalidInput(
             f"the backup holds a {'PostgreSQL' if is_file else 'SQLite'} database of MLflow",
             f"here it is {'SQLite' if is_file else 'PostgreSQL'}",
-            "restore to a platform of the kind it was made of",
+            "restore it to a platform with this kind of database",
         )
     if dump.exists():
         copies.restore_postgres(zoo_url, dump)
@@ -78,11 +78,11 @@ def put_back_zoo(folder: Path, zoo_url: str, artifacts_before: str) -> None:
 def zoo_database_url(given: str) -> str:
     """Return the URL of the database in which MLflow keeps the zoo.
 
-    A server does not say which it uses: it is the one given, or our own if MLflow's tables lie
-    in it too.
+    A server does not report its database. It is the given one, or our own if this contains
+    MLflow's tables.
 
     Raises:
-        InvalidInput: nobody knows.
+        InvalidInput: the database is unknown.
     """
     here = settings()
     if given or not here.tracking_url.startswith("http"):
@@ -91,7 +91,7 @@ def zoo_database_url(given: str) -> str:
         return here.database_address
     raise InvalidInput(
         "the database of the MLflow server is not known",
-        "a backup of the zoo needs it, and the server does not tell",
+        "a backup of the zoo needs it, and the server does not report it",
         "add --zoo-database postgresql://user:password@host/name",
     )
 
@@ -101,15 +101,15 @@ def _same(url: str, database: Database) -> bool:
     return (one.host, one.port, one.database) == (other.host, other.port, other.database)
 
 
-# -- weights, and whatever else MLflow keeps as files ---------------------------------------------
+# -- weights and the other files of MLflow -------------------------------------------------------
 def copy_weights(tracking: Tracking, folder: Path) -> None:
-    """Copy the files of every LoggedModel, one folder a model."""
+    """Copy the files of every LoggedModel, one folder for each model."""
     with ThreadPoolExecutor(_COPIERS) as pool:
         list(pool.map(lambda one: _copy_model(tracking.uri, one, folder), tracking.models()))
 
 
 def put_back_weights(tracking: Tracking, folder: Path) -> None:
-    """Put the files of every LoggedModel that the zoo names back where it says that they lie."""
+    """Restore the files of every LoggedModel of the zoo to their place."""
     known = [one for one in tracking.models() if (folder / one.id).is_dir()]
     with ThreadPoolExecutor(_COPIERS) as pool:
         list(pool.map(lambda one: _put_back_model(tracking.uri, one, folder), known))
@@ -133,11 +133,11 @@ def _put_back_model(uri: str, model: ModelFiles, folder: Path) -> None:
 def copy_store(folder: Path, *, arrays: bool) -> None:
     """Copy the objects of the store: FrameSets with their records, and answers.
 
-    What is listed first is whole: a record is written after the frames it names. Checkpoints of
+    A record is written after its frames, so every listed FrameSet is complete. Checkpoints of
     training are left out.
 
     Args:
-        folder: where to.
+        folder: folder of the backup.
         arrays: whether the frames themselves are copied.
 
     Raises:
@@ -148,14 +148,14 @@ def copy_store(folder: Path, *, arrays: bool) -> None:
     gone = list(_copied(store, open_store(folder), keys))
     if gone:
         raise Conflict(
-            f"{len(gone)} objects of the store went away while they were copied, as {gone[0]}",
+            f"{len(gone)} objects of the store were removed during the copy, such as {gone[0]}",
             "a FrameSet was replaced or removed meanwhile",
             "make the backup again",
         )
 
 
 def put_back_store(folder: Path) -> None:
-    """Put the objects of a backup into the store; others that are there stay."""
+    """Restore the objects of a backup to the store; other objects stay."""
     source = open_store(folder)
     list(_copied(source, open_store(settings().store_url), source.list()))
 
@@ -167,7 +167,7 @@ def _is_wanted(key: str, *, arrays: bool) -> bool:
 
 
 def _copied(source: Store, target: Store, keys: Iterable[str]) -> Iterator[str]:
-    """Copy objects and yield the keys of those that were gone."""
+    """Copy objects and yield the keys of missing ones."""
 
     def copy(key: str) -> str:
         try:
@@ -182,14 +182,14 @@ def _copied(source: Store, target: Store, keys: Iterable[str]) -> Iterator[str]:
 
 # -- keys -----------------------------------------------------------------------------------------
 def copy_keys(folder: Path) -> None:
-    """Copy the admin token and the keys that sign versions and are trusted."""
+    """Copy the admin token, the signing key and the trusted keys."""
     for name, path in _key_files(settings()):
         if path.is_file():
             _write_secret(folder / name, path.read_bytes())
 
 
 def put_back_keys(folder: Path) -> list[Path]:
-    """Put the admin token back, and keys below home; return where the keys are."""
+    """Restore the admin token, and the keys below home; return the paths of the keys."""
     home, keys = settings().home, []
     for path in sorted(one for one in folder.rglob("*") if one.is_file()):
         name = path.relative_to(folder)
@@ -210,7 +210,7 @@ def _key_files(here: Settings) -> Iterator[tuple[str, Path]]:
 
 
 def _write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner reads, over what was there."""
+    """Write or replace a file that only its owner can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     draft.unlink(missing_ok=True)

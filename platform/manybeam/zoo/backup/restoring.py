@@ -1,4 +1,4 @@
-"""Restoring a backup: everything back to an empty platform, or over one that is there."""
+"""Restoring a backup to an empty platform, or in place of an existing one."""
 
 import shutil
 import tarfile
@@ -21,11 +21,11 @@ from manybeam.zoo.tracking import SQLITE, Tracking
 
 @dataclass(frozen=True)
 class Restored:
-    """What was restored.
+    """The result of a restore.
 
     Attributes:
-        manifest: of the backup.
-        keys: where keys for signing and trusted keys are now; settings have to name them.
+        manifest: manifest of the backup.
+        keys: paths of signing key and trusted keys; the settings must name them.
     """
 
     manifest: BackupManifest
@@ -40,24 +40,24 @@ def restore(
     zoo_database: str = "",
     progress: Callable[[str], None] = lambda _: None,
 ) -> Restored:
-    """Put all that a backup holds back to the platform of the settings.
+    """Restore a backup to the platform of the settings.
 
-    Every file is checked before anything is written. If it is cut off, run it again with `replace`.
-    Programs of the platform are to be stopped first: they would go on with what they remember.
+    Every file is checked before anything is written. If it is interrupted, run it again with
+    `replace`. Stop the programs of the platform first, because they cache old data.
 
     Args:
         source: the folder or file that `back_up` made.
-        who: who does it, for the audit log.
-        replace: whether database and zoo may hold something, which is lost then. Objects of the
-            store and files that the backup does not know stay.
-        zoo_database: URL of MLflow's database, where MLflow is a server.
-        progress: gets the name of each part when it begins.
+        who: the person, for the audit log.
+        replace: replace the content of database and zoo. Other objects of the store and other
+            files stay.
+        zoo_database: URL of MLflow's database, if MLflow is a server.
+        progress: called with the name of each part at its beginning.
 
     Raises:
         NotFound: there is no backup.
-        Corrupt: it is damaged; nothing was written.
-        Conflict: the platform is not empty; or a newer Manybeam made the backup.
-        InvalidInput: it is of a platform of another kind.
+        Corrupt: the backup is damaged; nothing was written.
+        Conflict: the platform is not empty, or a newer Manybeam made the backup.
+        InvalidInput: the backup is of another kind of platform.
     """
     with _unpacked(source) as folder:
         progress("check of every file")
@@ -83,7 +83,7 @@ def restore(
 
 
 def _check_empty() -> None:
-    """Raise Conflict if anything of a platform is there."""
+    """Raise Conflict if the platform is not empty."""
     here, held = settings(), []
     if not copies.is_unused(open_database()):
         held.append("the database")
@@ -97,18 +97,18 @@ def _check_empty() -> None:
         raise Conflict(
             f"{' and '.join(held)} hold something already",
             "a restore replaces database and zoo; nothing was changed",
-            "restore to an empty platform, or add --yes to lose what is there",
+            "restore to an empty platform, or add --yes to replace the present content",
         )
 
 
 @contextmanager
 def _unpacked(source: Path) -> Iterator[Path]:
-    """Give the folder of a backup, unpacked beside home if it is one file."""
+    """Give the folder of a backup; a file is unpacked beside home."""
     if source.is_dir():
         yield source
         return
     if not source.is_file():
-        raise NotFound(f"no backup at {source}", "", "name the folder or file of a backup")
+        raise NotFound(f"no backup at {source}", "", "give the folder or file of a backup")
     home = settings().home
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=home) as folder:

@@ -1,9 +1,8 @@
 """The catalogue: a copy of the zoo on this machine, searched in milliseconds.
 
-`catalogue` keeps the copy, in the file of `db.catalogue_file`; `subjects` says what is kept of a
-version, `words` by which words it is found, `conditions` what the library knows of the conditions
-it was measured on. `rows` holds what is asked and answered, `table` the rows in memory, `answers`
-how they answer.
+`catalogue` updates the copy in the file of `db.catalogue_file`. `subjects` makes the rows of a
+version, `words` its words for the search, `conditions` reads the conditions of the library. `rows`
+defines queries and results, `table` has the rows in memory, `answers` answers queries.
 """
 
 from manybeam.zoo.catalogue.catalogue import Catalogue

@@ -1,4 +1,4 @@
-"""How the catalogue answers: from its rows in memory, and strips of the page's rows only.
+"""Answers of the catalogue, from its rows in memory and the strips of the page's rows.
 
 Axis letters: r row asked for, p place of a condition; s every row of the catalogue.
 """
@@ -32,14 +32,14 @@ from manybeam.zoo.matrix import ENSEMBLE
 
 @dataclass(frozen=True)
 class Answers:
-    """One state of the catalogue, open for reading, and the library that explains it."""
+    """One state of the catalogue, open for reading, with the library."""
 
     db: CatalogueReader
     table: Table
     known: KnownConditions
 
     def find(self, query: Query) -> Page:
-        """Return one page of what is asked for."""
+        """Return one page of the result."""
         started = time.perf_counter()
         asked, rows = self._asked(query), self._rows(query)
         shown = rows[(query.page - 1) * query.page_size :][: query.page_size]
@@ -81,7 +81,7 @@ class Answers:
         )
 
     def conditions(self) -> list[ConditionRow]:
-        """Return the conditions measured on and those of the library, in order of id."""
+        """Return the measured conditions and those of the library, in order of id."""
         taken_sp, f1_sp = self.table.cells_sp(self.db, TAKEN), self.table.cells_sp(self.db, "f1")
         may_be_best = self.table.of_kind("ensembles")
         may_be_best &= ~self.table.facets["status"].has_any(["archived"])
@@ -126,7 +126,7 @@ class Answers:
         return found
 
     def _rows(self, query: Query) -> ndarray:
-        """Return every row that passes the filters, in the order asked for."""
+        """Return every row that passes the filters, in the requested order."""
         rows = np.flatnonzero(self.table.is_asked(self.db, query))
         cells_sp = self.table.cells_sp(self.db, query.score)
         value_r, count_r = means_of(cells_sp[np.ix_(rows, _places(self._asked(query)))])
@@ -203,7 +203,7 @@ def _sum(cells_p: ndarray) -> int | None:
 
 
 def _only(cells_p: ndarray, names: dict[int, str]) -> str:
-    """Return the name all cells measured have in common; "" if there are several."""
+    """Return the scorer of all measured cells; "" if there are several."""
     found = {names[int(cell)] for cell in cells_p.tolist() if not math.isnan(cell)}
     return found.pop() if len(found) == 1 else ""
 

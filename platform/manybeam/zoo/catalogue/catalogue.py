@@ -1,8 +1,7 @@
-"""The catalogue: what the zoo holds, in a form that pages and commands search in milliseconds.
+"""The catalogue: a copy of the zoo that pages and commands search in milliseconds.
 
-MLflow is the only truth. The catalogue is a copy on this machine that is thrown away and made
-again from it at any time; it answers from its last state while MLflow is away, and says of when
-that is.
+MLflow has the original data; the copy on this machine can be deleted at any time. If MLflow does
+not answer, the catalogue answers from its last state and gives the time of that state.
 """
 
 import hashlib
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 100  # versions in one transaction: a first refresh of a large zoo goes on where it ended
+_BATCH = 100  # versions in one transaction, so that a first refresh of a large zoo can be continued
 _ALL = Query()
 
 T = TypeVar("T")
@@ -59,12 +58,12 @@ T = TypeVar("T")
 class Catalogue:
     """A searchable copy of one zoo on this machine; any number of processes may share it.
 
-    Only `refresh` asks MLflow; all else answers from the last state.
+    Only `refresh` calls MLflow; everything else uses the last state.
 
     Args:
-        zoo: what it is a copy of.
-        path: its file; in the settings' home if left out.
-        library: where the numbers of conditions are known; the settings' if left out.
+        zoo: the original.
+        path: its file; if left out, in the home of the settings.
+        library: the library of conditions; if left out, that of the settings.
     """
 
     def __init__(
@@ -78,11 +77,11 @@ class Catalogue:
         self._refreshing = threading.Lock()
 
     def refresh(self) -> Refreshed:
-        """Take over what changed in MLflow since the last time.
+        """Copy what changed in MLflow since the last refresh.
 
-        Versions are listed in two calls; only those whose entry changed are read. Up to 100 of
-        them are taken over in one transaction, more in several: a kill leaves every version as
-        it was or as it is, and the next refresh goes on from there.
+        Versions are listed in two calls; only those with a changed entry are read. They are
+        written in transactions of up to 100. If the process is killed, every version is old or
+        new, and the next refresh continues.
 
         Raises:
             ZooUnreachable: MLflow does not answer; the last state stays.
@@ -114,35 +113,35 @@ class Catalogue:
 
     @property
     def as_of(self) -> datetime | None:
-        """When MLflow last confirmed all this, in UTC; None before the first refresh."""
+        """Time at which MLflow last confirmed this state, in UTC; None before the first refresh."""
         found = self._read(lambda db: db.fact("as_of"))
         return datetime.fromisoformat(found) if found else None
 
     @property
     def state(self) -> str:
-        """A word that changes whenever an answer may; "" for an empty catalogue."""
+        """A text that changes if an answer may change; "" for an empty catalogue."""
         return self._read(lambda db: db.fact("state"))
 
     def find(self, query: Query = _ALL) -> Page:
-        """Return one page of the ensembles or members asked for, in the order asked for."""
+        """Return one page of the requested ensembles or members, in the requested order."""
         return self._read(lambda db: self._answers(db).find(query))
 
     def facets(self, query: Query = _ALL) -> dict[str, list[Facet]]:
-        """Return what one can filter by, each value with its count under all other filters.
+        """Return the values of each filter, each with its count under all other filters.
 
-        The facets are name, status, network, recipe and policy, and condition: how many of the
-        rows found were measured on each.
+        The facets are name, status, network, recipe, policy and condition. The count of a
+        condition is the number of found rows that were measured on it.
         """
         return self._read(lambda db: self._answers(db).facets(query))
 
     def conditions(self) -> list[ConditionRow]:
-        """Return every condition measured on or known to the library, superseded ones too."""
+        """Return every measured condition and those of the library, also with old numbers."""
         return self._read(lambda db: self._answers(db).conditions())
 
     def coverage(self, query: Query = _ALL) -> Coverage:
-        """Return which (row, condition) pairs were measured, of the rows and conditions asked for.
+        """Return which (row, condition) pairs of the requested ones were measured.
 
-        A version whose members were measured but not the ensemble counts as not measured there.
+        A version counts as measured only if its ensemble was measured, not only its members.
         """
         return self._read(lambda db: self._answers(db).coverage(query))
 
@@ -155,9 +154,9 @@ class Catalogue:
         limit: int = 10,
         kind: Kind = "ensembles",
     ) -> list[Row]:
-        """Return the best on a condition, a glob or ranges of conditions, archived ones apart.
+        """Return the best on a condition, a glob or ranges of conditions, without archived ones.
 
-        Rows that were never measured there are not among them, so the list may be short.
+        Rows that were not measured there are left out.
         """
         status = tuple(one for one in STATUSES if one != "archived")
         asked = Query(
@@ -171,18 +170,18 @@ class Catalogue:
         return [row for row in self.find(asked).rows if row.value is not None]
 
     def score_names(self) -> tuple[str, ...]:
-        """Return the names of all scores that anything has, in alphabetical order."""
+        """Return the names of all scores, in alphabetical order."""
         return tuple(self._read(lambda db: db.score_names()))
 
     @property
     def _measure(self) -> str:
-        """What decides how versions are read: the library, and whose scores count."""
+        """The state of library and trusted keys, on which the rows of versions depend."""
         return " ".join((self._known.digest, *trust.key_ids()))
 
     def _each(
         self, entries: Iterable[VersionEntry], unreadable: dict[str, str]
     ) -> Iterator[VersionRows]:
-        """Yield what is kept of each version; one that is damaged does not stop the others."""
+        """Yield the rows of each version; a damaged version is skipped."""
         for entry in entries:
             try:
                 record, scores = self._zoo.record(entry), self._zoo.scores(entry)
@@ -200,7 +199,7 @@ class Catalogue:
         gone: Iterable[Place] = (),
         as_of: datetime | None = None,
     ) -> list[Place]:
-        """Write some versions in one transaction; `as_of` says that they are the last ones."""
+        """Write some versions in one transaction; `as_of` is given with the last ones."""
 
         def write(db: CatalogueWriter) -> list[Place]:
             written = db.write_versions(versions, known)
@@ -217,12 +216,12 @@ class Catalogue:
     def _write(
         self, versions: Iterable[tuple[VersionEntry, Record, Sequence[Score]]]
     ) -> list[Place]:
-        """Write versions that were read already."""
+        """Write versions that were read."""
         known = self._read(lambda db: db.known_states())
         return self._take_over([rows_of(*one, self._known.words) for one in versions], known)
 
     def _read(self, action: Callable[[CatalogueReader], T]) -> T:
-        """Return what an action reads of this zoo; what another with the same home left is gone."""
+        """Return the result of a read; a catalogue of another zoo in the same home is emptied."""
         found = self._file.read(
             lambda db: (action(db),) if db.fact("zoo") in ("", self._address) else ()
         )
@@ -232,7 +231,7 @@ class Catalogue:
         return found[0]
 
     def _answers(self, db: CatalogueReader) -> Answers:
-        """Return what answers for this state; its rows are read once a state."""
+        """Return the answers of this state; its rows are read once for each state."""
         kept = self._kept
         if kept is None or kept.state != db.fact("state"):
             self._kept = kept = Table(db, self._known.choose)

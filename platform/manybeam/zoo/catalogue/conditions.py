@@ -1,7 +1,7 @@
-"""The library's conditions as the catalogue needs them: by their numbers, not only by their id.
+"""The conditions of the library by their numbers, for the catalogue.
 
-A score names the digest of the numbers it was taken under, for simulated frames followed by the
-version of the simulator (`<digest>-2`). Which numbers those are, only the library knows.
+A score contains the digest of the numbers of its condition, for simulated frames followed by the
+version of the simulator (`<digest>-2`). Only the library has the numbers themselves.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def conditions_of(library: Library) -> Mapping[str, Condition]:
     """Return every condition of a library by id, as its files are now.
 
-    None if a file is wrong: the zoo can be browsed without. They are read once for each state of
-    the files, as that takes 70 ms.
+    There are none if a file is wrong, because the zoo can be browsed without them. They are read
+    once for each state of the files, because this takes 70 ms.
     """
     return _read(library.folder, _state(library.folder))
 
@@ -36,7 +36,7 @@ class KnownConditions:
         self._files = _state(library.folder)
 
     def renewed(self) -> "KnownConditions":
-        """Return these conditions, or those there are now if a file has changed."""
+        """Return these conditions, or new ones if a file has changed."""
         same = self._files == _state(self._folder)
         return self if same else KnownConditions(Library(self._folder))
 
@@ -52,18 +52,18 @@ class KnownConditions:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def numbers(self, digest: str) -> dict[str, float]:
-        """Return the numbers that have a digest; none if no condition has those."""
+        """Return the numbers of a digest; none if no condition has it."""
         found = self._by_digest.get(_physical(digest))
         return numbers_of(found) if found else {}
 
     def relation(self, name: str, digest: str) -> Literal["same", "changed", ""]:
-        """Tell whether the library's condition of an id has the numbers of a digest."""
+        """Return whether the library's condition of an id has the numbers of a digest."""
         if name not in self.by_id:
             return ""
         return "same" if self.by_id[name].digest == _physical(digest) else "changed"
 
     def words(self, name: str, digest: str) -> str:
-        """Return what a condition is found by; by its id alone if the library has neither."""
+        """Return the words of a condition for the search; only its id if it is unknown."""
         found = self._by_digest.get(_physical(digest)) or self.by_id.get(name)
         return f"{name} {words_of_condition(found) if found else ''}"
 
@@ -72,7 +72,7 @@ class KnownConditions:
 
         Args:
             name: id of the condition.
-            digests: those it was measured under, the newest score's last.
+            digests: digests in its scores, that of the newest score last.
         """
         own = [one for one in digests if self.relation(name, one) == "same"]
         return [*digests, *own][-1]

@@ -1,4 +1,4 @@
-"""What the catalogue is asked and what it answers: plain values for pages and tables."""
+"""Queries and results of the catalogue: plain values for pages and tables."""
 
 import difflib
 import math
@@ -23,10 +23,10 @@ LARGEST_PAGE = 1000
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for in the zoo: every filter has to hold, of a filter's values any one.
+    """A query: a row must pass every filter, with any one of the values of a filter.
 
     Args:
-        text: words; each has to begin one of the row's words.
+        text: words; each must be the beginning of a word of the row.
         kind: whether rows are ensembles (their versions) or members.
         name: names of ensembles.
         status: `serving`, `candidate`, `archived` or `none`; all of them if left out.
@@ -37,10 +37,9 @@ class Query:
         ranges: quantity of a condition -> (low, high), either None: rows are ranked by their
             score on conditions known to lie in them.
         score: name of the score to rank by.
-        order: `score`, `name`, `created` or `measured`; with "-" in front it is turned round,
-            and `-score` puts the best first, whether more or less is better. Rows without a
-            score come last either way.
-        page: which page, from 1.
+        order: `score`, `name`, `created` or `measured`; "-" in front reverses it. `-score` puts
+            the best first, also if less is better. Rows without a score are always last.
+        page: number of the page, from 1.
         page_size: rows of a page, 1 to 1000.
 
     Raises:
@@ -64,10 +63,10 @@ class Query:
     def __post_init__(self) -> None:
         faults = [*self._faults(), *_faults_of_ranges(self.ranges)]
         if faults:
-            raise InvalidInput("\n".join(faults), "", "mend what is named above")
+            raise InvalidInput("\n".join(faults), "", "correct these values")
 
     def chosen(self, facet: str) -> tuple[str, ...]:
-        """Return the values of one facet that are asked for; none if all are."""
+        """Return the requested values of one facet; none means all."""
         return {
             "name": self.name,
             "status": self.status,
@@ -92,20 +91,20 @@ class Query:
 
 @dataclass(frozen=True)
 class Row:
-    """An ensemble's version or a member, and what it is worth where it was asked for.
+    """A version of an ensemble or a member, with its score on the requested conditions.
 
     Attributes:
-        ref: the reference that always means it.
+        ref: its reference.
         member: index of the member; None for an ensemble.
-        recipe, network, policy: of an ensemble those of all its members, with commas between.
-        value: the score: on the one condition asked for, or the mean over those asked for on
-            which the row was measured; None if it was measured on none of them.
-        low, high: ends of the 95 % interval, where the score is of one condition and has them.
-        frame_count: test frames behind the value; None if there are none, or nobody counted.
-        taken: when the newest of them was measured.
+        recipe, network, policy: for an ensemble those of all members, separated by commas.
+        value: the score, or its mean over the requested conditions on which the row was
+            measured; None if it was measured on none of them.
+        low, high: ends of the 95 % interval, if the score is of one condition and has one.
+        frame_count: number of test frames of the value; None if it is unknown.
+        taken: time of the newest measurement.
         scorer: version of the scorer; "" if several or unknown.
-        measured_count: on how many of the conditions asked for the value rests.
-        strip: the score on each of the page's conditions; None where it was not measured.
+        measured_count: number of requested conditions in the value.
+        strip: the score on each condition of the page; None if it was not measured.
     """
 
     ref: str
@@ -135,9 +134,9 @@ class Page:
     Attributes:
         rows: those of the page.
         total: rows of all pages.
-        conditions: the columns of the strips: conditions anything was measured on.
-        asked: those of them the filter names; all if it names none.
-        seconds: how long the answer took.
+        conditions: the columns of the strips: all measured conditions.
+        asked: those that the filter names; all if it names none.
+        seconds: duration of the query.
     """
 
     rows: tuple[Row, ...]
@@ -149,7 +148,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Facet:
-    """A value one can filter by, and how many rows have it under all other filters."""
+    """A value of a filter, and the number of rows with it under all other filters."""
 
     value: str
     count: int
@@ -158,17 +157,17 @@ class Facet:
 
 @dataclass(frozen=True)
 class ConditionRow:
-    """One condition as it was when its numbers had one digest.
+    """One condition with the numbers of one digest.
 
     Attributes:
         condition: its id.
-        digest: of its numbers, as scores name it; that of the library if nothing was measured.
-        is_current: whether means and rankings use what was measured under this digest.
+        digest: digest of its numbers in scores; that of the library if nothing was measured.
+        is_current: whether means and rankings use scores with this digest.
         library: `same` if the library's condition of that id has these numbers, `changed` if
             it has others, "" if it has none.
-        numbers: quantity -> value, those known; empty if no condition of the library has these.
-        version_count, member_count: how many ensembles' versions and members were measured.
-        best: reference of the ensemble with the best F1, of those not archived; "" if none.
+        numbers: quantity -> value, if known; empty if the library has no such condition.
+        version_count, member_count: numbers of measured versions and members.
+        best: reference of the ensemble with the best F1, not archived; "" if there is none.
         best_f1: its F1, or None.
         taken: date of the newest score, or None.
     """
@@ -191,8 +190,8 @@ class Coverage:
 
     Attributes:
         refs: rows of the page.
-        conditions: columns: conditions anything was measured on and the filter names.
-        is_measured: one tuple a row, one value a condition.
+        conditions: columns: measured conditions that the filter names.
+        is_measured: one tuple for each row, one value for each condition.
         total: rows of all pages.
         measured_count: pairs of all pages that were measured.
         missing_count: those that were not.
@@ -210,13 +209,13 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh found.
+    """The result of a refresh.
 
     Attributes:
-        changed: references of versions that are new or not as they were.
-        gone: references of versions MLflow has no more.
-        unreadable: reference -> why; what was known of it before is kept.
-        seconds: how long it took.
+        changed: references of new and changed versions.
+        gone: references of versions that MLflow no longer has.
+        unreadable: reference -> why; the catalogue keeps the last state of these.
+        seconds: its duration.
     """
 
     changed: tuple[str, ...]
@@ -226,7 +225,7 @@ class Refreshed:
 
 
 def numbers_of(condition: Condition) -> dict[str, float]:
-    """Return the quantities of a condition that are known, by the name that carries their unit."""
+    """Return the known quantities of a condition, by the name with their unit."""
     return {
         path.rpartition(".")[2]: value
         for path, value in condition.quantities()
@@ -236,7 +235,7 @@ def numbers_of(condition: Condition) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def quantity_names() -> tuple[str, ...]:
-    """Return the names of all quantities a condition can have."""
+    """Return the names of all quantities of conditions."""
     return tuple(path.rpartition(".")[2] for path, _ in Condition(id="any").quantities())
 
 

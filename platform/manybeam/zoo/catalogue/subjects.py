@@ -1,4 +1,4 @@
-"""What the catalogue keeps of a version: one row for the ensemble and one for each member."""
+"""The rows of a version in the catalogue: one for the ensemble and one for each member."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,13 +16,13 @@ def rows_of(
     scores: Sequence[Score],
     words_of_key: Callable[[str, str], str],
 ) -> VersionRows:
-    """Return what the catalogue keeps of one version.
+    """Return the rows of one version.
 
     Args:
-        entry: as MLflow lists it.
+        entry: its entry in MLflow.
         record: its record.
-        scores: every score of it, oldest first.
-        words_of_key: given id and digest of a condition, returns what that is found by.
+        scores: all its scores, oldest first.
+        words_of_key: returns the words for the search, from id and digest of a condition.
     """
     keys = dict.fromkeys((row.condition, row.condition_digest) for row in scores)
     job = (record.job.get("kind", ""), record.job.get("recipe", ""))

@@ -27,20 +27,20 @@ class Column:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Column":
-        """Return the column of texts that hold one value a line."""
+        """Return the column of texts with one value in each line."""
         numbers: dict[str, int] = {}
         codes = [numbers.setdefault(text, len(numbers)) for text in texts]
         sets = tuple(frozenset(text.split("\n")) - {""} for text in numbers)
         return cls(np.array(codes, dtype=np.intp), sets)
 
     def has_any(self, query: Sequence[str]) -> ndarray:
-        """Tell which rows have one of the values."""
+        """Return which rows have one of the values."""
         among = frozenset(query)
         allowed = np.array([not among.isdisjoint(values) for values in self.values], dtype=bool)
         return np.asarray(allowed[self.codes_s])
 
     def counts(self, is_in_s: ndarray) -> dict[str, int]:
-        """Return how many of some rows have each value; a value none has is left out."""
+        """Return the number of rows with each value, without values of no row."""
         found: dict[str, int] = {}
         for code, count in enumerate(np.bincount(self.codes_s[is_in_s])):
             for value in self.values[code] if count else ():
@@ -48,7 +48,7 @@ class Column:
         return found
 
     def text(self, row: int) -> str:
-        """Return the values of one row with commas between."""
+        """Return the values of one row, separated by commas."""
         return ", ".join(sorted(self.values[self.codes_s[row]]))
 
 
@@ -62,14 +62,14 @@ class Measured:
 
 
 class Table:
-    """All rows of the catalogue in one state; the scores of all are read when first asked for.
+    """All rows of the catalogue in one state; scores are read at their first use.
 
-    Rows stand in order of name, newest version first, the ensemble before its members.
+    Rows are in order of name, newest version first, the ensemble before its members.
 
     Args:
-        db: an open catalogue; later reads have to be of the same state.
-        choose: given the digests a condition was measured under, the newest score's last,
-            returns the one that is current.
+        db: an open catalogue; later reads must be of the same state.
+        choose: returns the current digest of a condition from the digests in its scores, that of
+            the newest score last.
     """
 
     def __init__(self, db: CatalogueReader, choose: Callable[[str, list[str]], str]) -> None:
@@ -94,7 +94,7 @@ class Table:
         return len(self.ids_s)
 
     def cells_sp(self, db: CatalogueReader, score: str) -> ndarray:
-        """Return one score of every row at every place, NaN where it was not measured."""
+        """Return one score of every row at every place; NaN if it was not measured."""
         found = self._cells.get(score)
         if found is None:
             found = self.strips_sp(db, score)
@@ -108,16 +108,16 @@ class Table:
         return _unpacked(found, ids, self._width)
 
     def of_kind(self, kind: str) -> ndarray:
-        """Tell which rows are ensembles, or members."""
+        """Return which rows are ensembles, or members."""
         return np.asarray((self.members_s == ENSEMBLE) == (kind == "ensembles"))
 
     def is_asked(self, db: CatalogueReader, query: Query) -> ndarray:
-        """Tell which rows pass every filter but those on conditions."""
+        """Return which rows pass every filter, except those on conditions."""
         passed = [self._said(db, query), *self._passed(query).values()]
         return np.asarray(np.logical_and.reduce(passed))
 
     def facet_values(self, db: CatalogueReader, query: Query) -> dict[str, list[Facet]]:
-        """Return each facet's values with counts under all other filters, commonest first."""
+        """Return the values of each facet with counts under all other filters, commonest first."""
         said_s, passed = self._said(db, query), self._passed(query)
         found = {}
         for name, column in self.facets.items():
@@ -127,7 +127,7 @@ class Table:
         return found
 
     def ranked(self, rows: ndarray, value_s: ndarray, query: Query, count_s: ndarray) -> ndarray:
-        """Return rows in the order asked for; those without a value last, equals by name."""
+        """Return rows in the requested order; those without a value last, equal ones by name."""
         what, is_reverse = query.order.removeprefix("-"), query.order.startswith("-")
         if what == "name":
             return rows[::-1] if is_reverse else rows
@@ -138,7 +138,7 @@ class Table:
         return np.asarray(rows[np.lexsort((key, np.isnan(key)))])
 
     def _said(self, db: CatalogueReader, query: Query) -> ndarray:
-        """Tell which rows are of the kind and hold every word asked for."""
+        """Return which rows are of the kind and contain every word."""
         is_in_s, words = self.of_kind(query.kind), query_of(query.text)
         if not words:
             return is_in_s
@@ -150,7 +150,7 @@ class Table:
 
 
 def means_of(cells_sp: ndarray) -> tuple[ndarray, ndarray]:
-    """Return each row's mean over what was measured, NaN if nothing was, and of how many."""
+    """Return each row's mean over measured values, NaN if there are none, and their number."""
     is_measured_sp = ~np.isnan(cells_sp)
     count_s = is_measured_sp.sum(axis=1)
     total_s = np.where(is_measured_sp, cells_sp, 0.0).sum(axis=1)
@@ -160,7 +160,7 @@ def means_of(cells_sp: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def _unpacked(found: list[tuple[int, bytes]], ids: ndarray, width: int) -> ndarray:
-    """Return strips as an array, one row for each id; places a strip does not reach are NaN."""
+    """Return strips as an array, one row for each id; missing places are NaN."""
     cells_sp = np.full((len(ids), width), np.nan)
     if not found:
         return cells_sp

@@ -1,4 +1,4 @@
-"""Words people look for an ensemble by: those it is indexed under, and those a query asks for."""
+"""Words for the search of ensembles: those of the index, and those of a query."""
 
 import re
 import unicodedata
@@ -18,9 +18,9 @@ _VERSION = re.compile(r"(?<=\w)@(?=[0-9])")
 
 
 def words_of(texts: Iterable[str]) -> str:
-    """Return the different words of some texts, in lower case, with blanks between.
+    """Return the different words of some texts, in lower case, separated by blanks.
 
-    A version is also one word with the end of its name: only that tells `graphene@3` from
+    A version is also one word with the end of its name. This distinguishes `graphene@3` from
     `graphene@2` that is made by `tiny@3`.
 
     Example:
@@ -36,7 +36,7 @@ def words_of(texts: Iterable[str]) -> str:
 
 
 def words_of_condition(condition: "Condition") -> str:
-    """Return what a person may call a condition by: kind of imaging, sample, voltage.
+    """Return the words of a condition: kind of imaging, sample, voltage.
 
     Example:
         >>> from manybeam.spec import Condition
@@ -50,11 +50,11 @@ def words_of_condition(condition: "Condition") -> str:
 
 
 def query_of(text: str) -> str:
-    """Return what SQLite's full-text search is asked for a text; "" if it holds no word.
+    """Return the query of a text for SQLite's full-text search; "" if it has no word.
 
-    Every word has to match the beginning of one that is indexed. Two words that stand side by
-    side may also be indexed as one: "low dose" finds `lowdose`. A voltage and a version are
-    one word: "60 kV" finds nothing that was measured at 80 kV and is called 60.
+    Every word must be the beginning of a word of the index. Two neighbouring words may also be one
+    word of the index: "low dose" finds `lowdose`. A voltage and a version are one word: "60 kV"
+    does not find a row that was measured at 80 kV and has 60 in its name.
 
     Raises:
         InvalidInput: more than 32 words.
