@@ -61,11 +61,11 @@ class OpenZoo(Zoo):
             condition: id of a condition, or a glob: rows are ranked by their score there.
             order: name of a score, or `name`, `created`, `measured`; from high to low with "-".
             kind: `ensembles` (their versions) or `members`.
-            limit: most rows, 1 to 1000.
+            limit: largest number of rows, 1 to 1000.
 
         Raises:
-            InvalidInput: a value that cannot be asked for.
-            ZooUnreachable: the zoo is away and was never seen from here.
+            InvalidInput: a value that is not allowed.
+            ZooUnreachable: the zoo does not answer, and was never read on this machine.
         """
         from manybeam.zoo.catalogue import Catalogue, Query
 
@@ -297,14 +297,14 @@ def _answer(
 
 
 def _predictor(zoo: Zoo) -> "Predictor":
-    """Return the predictor of one zoo, kept between two calls: it holds the networks."""
+    """Return the predictor of one zoo; it is cached, because it holds the networks."""
     from manybeam.predictor.predictor import Predictor
     from manybeam.predictor.versions import ZooVersions
 
     key = (zoo.address, str(settings().home))
     with _LOCK:
         if key not in _PREDICTORS:
-            # An alias is asked for anew each time: a notebook sees at once what was promoted.
+            # Aliases are not cached, so that a notebook sees a promotion at once.
             _PREDICTORS[key] = Predictor(ZooVersions(zoo, fresh_s=0.0))
         return _PREDICTORS[key]
 

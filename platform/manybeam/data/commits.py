@@ -1,7 +1,7 @@
 """Which frames of a set count: numbered records, each an object that is created exclusively.
 
 Readers use only the newest record, so an append is all or nothing. Writers take turns with a lock,
-which is also an object that is created exclusively. It lies beside the frames and not in the
+which is also an object that is created exclusively. It is beside the frames and not in the
 database, because frames are also written where there is no database; whether its owner is gone is
 decided as for the database's locks. A lock whose owner is gone is not just removed: first a void
 record is written in place of that writer's record. So the old writer can no longer commit if it
@@ -146,8 +146,8 @@ class CommitLog:
     def lock(self, head: Commit) -> Iterator["AppendLock"]:
         """Hold the right to write the record after `head`.
 
-        The lock is given back at the end, except when the store stopped answering: then nobody
-        knows what arrived, and the next writer shuts this one out instead.
+        The lock is released at the end, unless the store stopped answering: then it is unknown
+        what arrived, and the next writer shuts this one out.
 
         Raises:
             Conflict: another writer is writing, or has written since `head` was read.

@@ -235,7 +235,7 @@ def checked_who(who: str) -> str:
     name = " ".join(who.split())
     if not 0 < len(name) <= MAX_WHO:
         raise InvalidInput(
-            f"{name[:40]!r} does not tell who does it", f"1 to {MAX_WHO} characters", ""
+            f"{name[:40]!r} does not name a person", f"1 to {MAX_WHO} characters", ""
         )
     return name
 
@@ -340,7 +340,7 @@ def _read_anchor(anchor: str) -> tuple[int, str]:
 def _forbidden(entry: Entry) -> Conflict:
     return Conflict(
         f"{entry.subject}: {entry.who} came first with {entry.action!r}",
-        f"record {entry.number} of the audit log, written while this was judged",
+        f"record {entry.number} of the audit log was written meanwhile",
         f"manybeam zoo audit {_ensemble(entry.subject)}, then decide again",
     )
 
@@ -348,6 +348,6 @@ def _forbidden(entry: Entry) -> Conflict:
 def _broken(number: int, fault: str) -> Corrupt:
     return Corrupt(
         f"the audit log is broken at record {number}: {fault}",
-        "records are never changed: somebody wrote to the database, or it lost a row",
+        "records are never changed: the database was changed by hand, or it lost a row",
         f"compare records {max(number - 1, 1)} and {number} with a backup",
     )

@@ -44,7 +44,7 @@ class Database:
 
     Raises:
         InvalidSetting: no URL, or one of another kind of database.
-        MissingPackage: PostgreSQL is asked for and its driver is not installed.
+        MissingPackage: the driver of PostgreSQL is not installed.
     """
 
     def __init__(self, url: str) -> None:

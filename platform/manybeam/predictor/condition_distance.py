@@ -75,7 +75,7 @@ def nearest_conditions(
     condition: Condition | None,
     known: Sequence[Condition],
 ) -> Near:
-    """Return where a frame lies among the known conditions.
+    """Return the place of a frame among the known conditions.
 
     Args:
         frame_yx: the frame.

@@ -138,7 +138,7 @@ def _outside(named: tuple[str, Policy | None] | None, stated: Mapping[str, float
 
 
 def _place(near: Near) -> str:
-    """Return where the frame lies among the measured conditions."""
+    """Return the place of the frame among the measured conditions."""
     if math.isinf(near.distance):
         return "no measured condition can be compared with the frame" + (
             ": set MANYBEAM_ZOO to the library that holds them" if near.weights else ""

@@ -7,7 +7,7 @@ from manybeam.db.tables import DatabaseTable
 
 
 def run() -> None:
-    """Run the steps that were asked for, on the connection and in the transaction of the caller."""
+    """Run the requested steps, on the connection and in the transaction of the caller."""
     context.configure(
         connection=context.config.attributes["connection"],
         target_metadata=DatabaseTable.metadata,
@@ -18,5 +18,5 @@ def run() -> None:
     context.run_migrations()
 
 
-if __name__ == "env_py":  # so Alembic calls it; anybody else only imports it
+if __name__ == "env_py":  # the name under which Alembic runs it; other imports do nothing
     run()

@@ -1,6 +1,6 @@
 """Answers of the catalogue, from its rows in memory and the strips of the page's rows.
 
-Axis letters: r row asked for, p place of a condition; s every row of the catalogue.
+Axis letters: r requested row, p place of a condition; s every row of the catalogue.
 """
 
 import fnmatch
