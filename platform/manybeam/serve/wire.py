@@ -161,7 +161,7 @@ def _array(dtype: np.dtype[Any], shape: tuple[int, ...], values: memoryview) -> 
         raise UnreadableFile(
             f"the body holds {len(values)} bytes of values",
             f"shape {shape} of {dtype.name} is {wanted}",
-            "the file is incomplete, or the stated shape or type is wrong",
+            "the body is cut short, or its stated shape or type is wrong",
         )
     return np.frombuffer(values, dtype).reshape(shape)
 
