@@ -31,7 +31,7 @@ from manybeam.zoo.registry import Zoo
 
 FRAME = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 UseSettings = Callable[[dict[str, str]], None]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from manybeam.learn.nets.networks import build
 from manybeam.learn.training.member import train_member
 from manybeam.spec import Condition, Policy, Recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(
     id="small",
     network={"filters": 8, "levels": 4},

@@ -104,6 +104,7 @@ def test_a_drift_is_found_within_ten_frames_and_its_onset_within_three(
     assert found[0].score > 1
 
 
+@pytest.mark.slow
 def test_a_changed_pixel_size_is_named_and_its_words_say_by_how_much(state, fine):
     other = features(frames_of(BASE, 6, seed=5), 1.4 * SIZE_PM)
     (alarm,) = alarms(DriftWatch.restore(state), np.concatenate([fine[:12], other]))
@@ -169,6 +170,7 @@ def test_a_watch_restored_from_its_state_goes_on_exactly_as_it_would_have(cut, s
     assert any(alarm for alarm, _ in scores)
 
 
+@pytest.mark.slow
 def test_false_alarms_are_fewer_than_one_in_a_thousand_frames_of_pure_chance():
     rng = np.random.default_rng(12)
     watch = DriftWatch(rng.standard_t(5, size=(300, 20)))

@@ -66,6 +66,7 @@ def test_the_shift_found_is_the_one_that_was_made(member: Member) -> None:
     assert after == pytest.approx(before - 1.0, abs=0.3)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_found_nothing_is_moved(member: Member) -> None:
     blind = replace(member, weights=shifted(member.weights, -50.0))
     assert centred(blind, labelled(2)) is blind

@@ -204,6 +204,7 @@ def test_a_self_test_of_other_members_or_of_none_is_told(tiny_members: Any, tmp_
         run_self_test(members, (tmp_path / "x.safetensors").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_version_without_a_self_test_says_so(
     embedded: Zoo, tiny_members: Any, tmp_path: Path
 ) -> None:

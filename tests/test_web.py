@@ -43,6 +43,8 @@ from manybeam.web.state import AppState
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 NOMINAL, LOWDOSE = "graphene-60kv-nominal", "graphene-60kv-lowdose"
 JOB = {"kind": "train"}

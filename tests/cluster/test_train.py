@@ -176,6 +176,7 @@ def test_where_every_member_diverges_the_job_fails(
         train(job, library, str(tmp_path), executor="local")
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_not_trained_again(
     here: TrainOutcome, job: Job, library: Library, tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_finished_job_is_not_trained_again(
     assert again.resumed == (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_members_record_what_they_were_made_from(
     here: TrainOutcome, job: Job, library: Library, tmp_path: Path
 ) -> None:
@@ -202,6 +204,7 @@ def test_a_finished_run_keeps_no_checkpoints(here: TrainOutcome) -> None:
     assert keys == ["member-00.done", "member-01.done", "member-02.done"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_its_member_a_new_start_not_the_job(
     here: TrainOutcome, job: Job, library: Library, tmp_path: Path
 ) -> None:
