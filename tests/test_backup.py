@@ -128,7 +128,6 @@ def test_everything_comes_back_in_an_empty_home(
 
 @pytest.mark.s3
 @pytest.mark.postgres
-@pytest.mark.slow
 def test_everything_comes_back_on_empty_servers(
     tmp_path: Path,
     use_settings: UseSettings,

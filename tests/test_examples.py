@@ -29,6 +29,8 @@ from manybeam.zoo.reports.error_overlay import (
 from manybeam.zoo.reports.plots import png
 from manybeam.zoo.score_reports import read_report, write_report
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 LOWDOSE, RECORDED = "graphene-60kv-lowdose", "graphene-60kv-dirty-frames"
 
@@ -68,7 +70,6 @@ def test_an_example_is_the_very_frame_that_was_scored(
     assert made.is_simulated is (condition == LOWDOSE)
 
 
-@pytest.mark.slow
 def test_frames_of_a_job_with_a_seed_are_those_of_that_seed(tiny_zoo: Any) -> None:
     measure = Measure(conditions=(LOWDOSE,), frames_per_condition=2)
     rows = evaluate(tiny_zoo.members("graphene@2"), measure, LIBRARY, seed=7, executor="local")
@@ -97,7 +98,6 @@ def test_a_sheet_of_before_reads_and_its_frames_are_unknown(tiny_zoo: Any, matri
     assert (made.is_measured, made.is_recorded) == (False, True)
 
 
-@pytest.mark.slow
 def test_frames_appended_later_leave_those_that_were_measured(
     tiny_zoo: Any, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def loss_on(member: Member, tiles: Tiles) -> float:
     return float(pixel_loss("bce+dice", logits, target))
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,6 @@ def trained(one_thread: None) -> list[Member]:
     return [train(recipe_of(40), draw_tiles(24), seed) for seed in range(3)]
 
 
-@pytest.mark.slow
 def test_a_second_round_trains_on_the_new_frames(trained: list[Member]) -> None:
     old, new = draw_tiles(8), draw_tiles(8, seed=100, sign=-1)  # atoms turn dark
     alike = np.ones((8, 48, 48), np.float32)
@@ -143,7 +142,6 @@ def test_sides_need_not_be_multiples_of_eight(
     assert len(match(answer.atoms, truth, 2.0)) == len(truth) == len(answer.atoms)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_a_bright_neighbour_changes_no_answer(trained: list[Member], factor: float) -> None:
     frame, other = draw_frame(800)[0], factor * draw_frame(801)[0]
@@ -154,7 +152,6 @@ def test_a_bright_neighbour_changes_no_answer(trained: list[Member], factor: flo
     assert np.array_equal(beside.atoms, alone.atoms, equal_nan=True)
 
 
-@pytest.mark.slow
 def test_two_kinds_of_atom_are_trained_and_told_apart(tmp_path: Path) -> None:
     frames, truths = zip(*[draw_frame(seed) for seed in range(24)], strict=True)
     labelled = FrameSet.create(str(tmp_path / "set"), Condition(id="drawn"), (48, 48))

@@ -17,6 +17,8 @@ from manybeam.learn.training.threshold import best_logit, centred
 from manybeam.spec import Condition, Recipe
 from manybeam.spec.recipe import MemberPlan, Network
 
+pytestmark = pytest.mark.slow
+
 PIXEL_PM = 16.0
 SHEET = Condition.model_validate(
     {"id": "sheet", "sample": {"structure": "graphene"}, "scan": {"pixel_size_pm": PIXEL_PM}}
@@ -66,7 +68,6 @@ def test_the_shift_found_is_the_one_that_was_made(member: Member) -> None:
     assert after == pytest.approx(before - 1.0, abs=0.3)
 
 
-@pytest.mark.slow
 def test_where_nothing_is_found_nothing_is_moved(member: Member) -> None:
     blind = replace(member, weights=shifted(member.weights, -50.0))
     assert centred(blind, labelled(2)) is blind

@@ -16,6 +16,8 @@ from manybeam.zoo.integrity.verify import verify
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 Use = Callable[[dict[str, str]], None]
 ROWS = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, counts=((9, 1, 1),))]
 
@@ -204,7 +206,6 @@ def test_a_self_test_of_other_members_or_of_none_is_told(tiny_members: Any, tmp_
         run_self_test(members, (tmp_path / "x.safetensors").read_bytes())
 
 
-@pytest.mark.slow
 def test_a_version_without_a_self_test_says_so(
     embedded: Zoo, tiny_members: Any, tmp_path: Path
 ) -> None:

@@ -369,7 +369,6 @@ def test_of_members_that_do_equally_well_all_are_outlined(reader: httpx.Client) 
     assert cells == ["0.700", "0.800"] * 2
 
 
-@pytest.mark.slow
 def test_a_package_is_made_when_it_is_asked_for_and_not_kept(
     reader: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,10 @@ from manybeam.learn.training.member import Checkpoint, train_member
 from manybeam.spec import Condition, Job, Library
 
 # Ray Train builds settings of Ray Data, which calls some of its own deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+    pytest.mark.slow,
+]
 
 
 def are_equal(first: Sequence[Member], second: Sequence[Member]) -> bool:
@@ -176,7 +179,6 @@ def test_where_every_member_diverges_the_job_fails(
         train(job, library, str(tmp_path), executor="local")
 
 
-@pytest.mark.slow
 def test_a_finished_job_is_not_trained_again(
     here: TrainOutcome, job: Job, library: Library, tmp_path: Path
 ) -> None:
@@ -187,7 +189,6 @@ def test_a_finished_job_is_not_trained_again(
     assert again.resumed == (0, 1, 2)
 
 
-@pytest.mark.slow
 def test_members_record_what_they_were_made_from(
     here: TrainOutcome, job: Job, library: Library, tmp_path: Path
 ) -> None:
@@ -204,7 +205,6 @@ def test_a_finished_run_keeps_no_checkpoints(here: TrainOutcome) -> None:
     assert keys == ["member-00.done", "member-01.done", "member-02.done"]
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_its_member_a_new_start_not_the_job(
     here: TrainOutcome, job: Job, library: Library, tmp_path: Path
 ) -> None:
