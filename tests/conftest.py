@@ -62,8 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark in {mark for stack in stacks for mark in STACKS[stack]}:
             item.add_marker(mark)
         rows[item.nodeid] = row = (*stacks, item.nodeid.partition("::")[0])[0]
-        places.setdefault(row, len(places))
-    items.sort(key=lambda item: places[rows[item.nodeid]])
+        item.stash[PLACE] = places.setdefault(row, len(places))
+    items.sort(key=lambda item: item.stash[PLACE])
     if getattr(config, "workerinput", {}).get("workerid") == "gw0":
         Path(config.workerinput["rows"]).write_text(json.dumps(rows))
 
@@ -89,7 +89,18 @@ class Rows(LoadScopeScheduling):
         return dict(json.loads(self.config.stash[ROWS].read_text()))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+    """End each stack after the last test that asks for it: idle servers take processor time."""
+    done = yield
+    for stack in list(STACKS)[: nextitem.stash[PLACE] if nextitem else 0]:
+        ENDS.pop(stack, lambda: None)()
+    return done
+
+
 ROWS = pytest.StashKey[Path]()
+PLACE = pytest.StashKey[int]()  # of a test's row among all rows
+ENDS: dict[str, Callable[[], None]] = {}  # what ends a stack that runs
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rows:
@@ -107,6 +118,12 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if ROWS in config.stash:
         shutil.rmtree(config.stash[ROWS].parent)
+
+
+@pytest.fixture(scope="session")
+def ends() -> dict[str, Callable[[], None]]:
+    """What ends each running stack, by its name; a fixture that starts one adds it."""
+    return ENDS
 
 
 @pytest.fixture(scope="session")
@@ -216,6 +233,7 @@ def s3_server(new_services: Callable[[], Services]) -> Services:
     """One SeaweedFS for the session, started at the first use."""
     services = new_services()
     services.start("seaweedfs")
+    ENDS["s3_server"] = services.stop
     return services
 
 
@@ -224,6 +242,7 @@ def facility(new_services: Callable[[], Services]) -> Services:
     """One SeaweedFS, PostgreSQL and MLflow server for the session, started at the first use."""
     services = new_services()
     services.start("seaweedfs", "postgres", "mlflow")
+    ENDS["facility"] = services.stop
     return services
 
 
@@ -232,6 +251,7 @@ def postgres_server(new_services: Callable[[], Services]) -> Services:
     """One PostgreSQL for the session, started at the first use."""
     services = new_services()
     services.start("postgres")
+    ENDS["postgres_server"] = services.stop
     return services
 
 
@@ -302,6 +322,7 @@ def frail_services(new_services: Callable[[], Services]) -> Services:
     """The services of `frail_facility`."""
     services = new_services()
     services.start("seaweedfs", "postgres", "mlflow")
+    ENDS["frail_facility"] = services.stop
     return services
 
 
@@ -317,6 +338,7 @@ def frail_s3_services(new_services: Callable[[], Services]) -> Services:
     """The server of `frail_s3`."""
     services = new_services()
     services.start("seaweedfs")
+    ENDS["frail_s3"] = services.stop
     return services
 
 

@@ -31,7 +31,7 @@ from manybeam.zoo.registry import Zoo
 
 FRAME = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 UseSettings = Callable[[dict[str, str]], None]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,6 @@ def test_everything_comes_back_in_an_empty_home(
 
 @pytest.mark.s3
 @pytest.mark.postgres
-@pytest.mark.slow
 def test_everything_comes_back_on_empty_servers(
     tmp_path: Path,
     use_settings: UseSettings,

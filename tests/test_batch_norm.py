@@ -19,6 +19,8 @@ from manybeam.learn.nets.networks import build
 from manybeam.learn.training.member import train_member
 from manybeam.spec import Condition, Policy, Recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(
     id="small",
     network={"filters": 8, "levels": 4},
@@ -109,7 +111,6 @@ def test_one_small_frame_takes_less_than_half_a_second(member, faint):
     assert time.thread_time() - start < 0.5
 
 
-@pytest.mark.slow
 def test_large_and_oblong_frames_are_taken_in_part(member):
     wide = np.random.default_rng(0).normal(size=(2, 300, 900)).astype(np.float32)
     assert torch.isfinite(re_estimated(member, wide, 20.0).weights["down.0.1.running_var"]).all()

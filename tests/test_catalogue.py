@@ -576,6 +576,7 @@ def test_one_thrown_away_is_made_again_with_the_same_answers(
     assert live.find(query).rows == before.rows
 
 
+@pytest.mark.slow
 def test_two_that_refresh_at_once_leave_one_whole_catalogue(
     zoo: Any, name: str, tiny_members: Any, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from manybeam.zoo.lifecycle.life import promote, rollback
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 Members = Callable[[int], list[Any]]
 
 

@@ -20,6 +20,8 @@ from manybeam.data.frames import FrameSet
 from manybeam.settings import settings
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ROWS = [{"id": "a", "value": 1.5}, {"id": "b", "value": None}]
 

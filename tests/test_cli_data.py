@@ -88,6 +88,7 @@ def test_import_still_asks_where_no_lattice_is_known(graphene, tmp_path, capsys)
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.slow
 def test_infer_tells_each_quantity_with_its_interval(graphene, capsys):
     named(graphene, pixel_size="16 pm")
     words = ["data", "infer", str(graphene), "--policy", "graphene-general", "--draws", "96"]
@@ -202,6 +203,7 @@ def test_files_whose_lattices_tell_different_pixel_sizes_are_refused(tmp_path, c
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.slow
 def test_infer_takes_what_is_stated_and_says_what_the_policy_does_not_hold(graphene, capsys):
     named(graphene, pixel_size="16 pm", defocus="2 nm", voltage="200 kV")
     words = ["data", "infer", str(graphene), "--policy", "graphene-general", "--draws", "64"]

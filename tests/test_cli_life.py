@@ -15,6 +15,8 @@ from manybeam.db.tables import AuditRecord
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 
 def scores(found: int) -> list[Score]:
     counts = ((found, 0, 100 - found),) * 12

@@ -12,6 +12,8 @@ from manybeam.cli import main
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 JOB = {"kind": "train"}
 
 

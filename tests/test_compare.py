@@ -75,6 +75,7 @@ def only(old: Score, new: Score, **changes: Any) -> Difference:
 
 
 # -- what is significant ------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("frame_count", [8, 24, 64])
 def test_of_equals_about_one_in_twenty_is_called_different(frame_count: int) -> None:
     rng, test_sets = np.random.default_rng(frame_count), 600
@@ -86,6 +87,7 @@ def test_of_equals_about_one_in_twenty_is_called_different(frame_count: int) -> 
     assert 0.015 < flagged / test_sets < (0.10 if frame_count == 8 else 0.086)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty() -> None:
     rng, test_sets, gain, inside = np.random.default_rng(3), 400, 0.03, 0
     far_better, far_old = (f1_of(one) for one in frames_of(rng, 60_000, gain, 0))
@@ -97,6 +99,7 @@ def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty() -> No
     assert 0.90 < inside / test_sets < 0.98
 
 
+@pytest.mark.slow
 def test_of_twelve_conditions_without_difference_few_survive_being_tested_together() -> None:
     rng, test_sets, alone, together = np.random.default_rng(7), 150, 0, 0
     for _ in range(test_sets):

@@ -57,7 +57,6 @@ def test_dirty_frames_are_told_from_clean_ones():
     assert clean.high < dirty.low
 
 
-@pytest.mark.slow
 def test_of_defocus_the_magnitude_is_told_and_both_signs_stay_possible():
     sharp, blurred = (
         infer(frames_at(1e6, defocus=defocus), 16.0, WIDE, seed=0, draws=128)
@@ -77,7 +76,6 @@ def test_what_frames_cannot_tell_stays_as_wide_as_the_prior():
     assert not told.is_determined
 
 
-@pytest.mark.slow
 def test_nine_of_ten_intervals_hold_the_truth():
     rng, inside = np.random.default_rng(5), []
     for index in range(8):

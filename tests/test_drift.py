@@ -16,6 +16,8 @@ from manybeam.predictor.stream.advice import WANDER, WATCHED_WANDER, wandering
 from manybeam.predictor.stream.drift import CAUSES, LOOKS, DriftWatch, frame_features
 from manybeam.spec import Condition, Library
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 SHAPE = (96, 96)
 
@@ -89,7 +91,6 @@ def test_frames_in_control_raise_no_alarm(state, fine):
         ("scan.pixel_size_pm", 1.3, 0.0),
     ],
 )
-@pytest.mark.slow
 def test_a_drift_is_found_within_ten_frames_and_its_onset_within_three(
     path, factor, step, state, fine
 ):
@@ -130,7 +131,6 @@ def test_a_single_odd_frame_raises_no_alarm(state, fine):
     assert alarms(DriftWatch.restore(state), rows) == []
 
 
-@pytest.mark.slow
 def test_going_from_one_known_condition_to_another_is_no_drift(known_frames):
     other = changed(BASE, "state.contamination", BASE.state.contamination + 1.0)
     both = features(
@@ -143,7 +143,6 @@ def test_going_from_one_known_condition_to_another_is_no_drift(known_frames):
     assert len(alarms(watch, features(frames_of(outside, 10, seed=4), SIZE_PM))) == 1
 
 
-@pytest.mark.slow
 def test_frames_without_a_pixel_size_are_watched_too(known_frames):
     watch = DriftWatch(features(known_frames[:160], None))
     assert alarms(watch, features(known_frames[160:200], None)) == []

@@ -44,6 +44,7 @@ def test_a_network_of_one_kind_has_no_such_scores() -> None:
     assert of_f1 == {"f1_low", "f1_high"}
 
 
+@pytest.mark.slow
 def test_the_zoo_keeps_the_score_of_an_element(
     tmp_path: Path, tiny_members: Callable[[int], list[Member]]
 ) -> None:

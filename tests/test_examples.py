@@ -29,6 +29,8 @@ from manybeam.zoo.reports.error_overlay import (
 from manybeam.zoo.reports.plots import png
 from manybeam.zoo.score_reports import read_report, write_report
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 LOWDOSE, RECORDED = "graphene-60kv-lowdose", "graphene-60kv-dirty-frames"
 

@@ -150,7 +150,6 @@ def test_bioimage_ios_own_validator_finds_no_fault_in_a_package(package: Path) -
     assert found.license == "MIT"
 
 
-@pytest.mark.slow
 def test_members_that_see_frames_normalised_locally_make_a_package_too(
     embedded: Any, tmp_path: Path
 ) -> None:
@@ -162,7 +161,6 @@ def test_members_that_see_frames_normalised_locally_make_a_package_too(
     assert [one.recipe for one in embedded.members(got.ref)] == [one.recipe for one in mixed]
 
 
-@pytest.mark.slow
 def test_a_package_says_truly_what_its_graph_sees_and_answers(
     package: Path, tmp_path: Path, rehearsed: Any
 ) -> None:
@@ -189,7 +187,6 @@ def test_a_package_says_truly_what_its_graph_sees_and_answers(
     assert own.mean_yx.max() > 0.5
 
 
-@pytest.mark.slow
 def test_members_that_hardly_disagree_make_a_package_too(embedded: Any, tmp_path: Path) -> None:
     """The format wants a tolerance far below the largest value of each map."""
     members = [member_of(index, network={"filters": 2, "levels": 2}) for index in range(2)]
@@ -223,7 +220,6 @@ def test_a_package_holds_a_card_and_pictures(package: Path) -> None:
         pytest.param({"network": {"name": "bandpass"}}, id="band-pass"),
     ],
 )
-@pytest.mark.slow
 def test_a_graph_answers_as_its_members_at_every_size(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
@@ -730,7 +726,6 @@ def _huge(folder: Path) -> None:
         ),
     ],
 )
-@pytest.mark.slow
 def test_a_rehearsal_that_is_not_of_these_weights_or_not_sound_is_left_out(
     rehearsed_folder: Path, embedded: Any, tmp_path: Path, change: Change, why: str
 ) -> None:

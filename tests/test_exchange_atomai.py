@@ -70,6 +70,7 @@ def test_they_are_registered_with_where_they_come_from(zoo: Any, name: str) -> N
     assert all(test.reproduces for test in zoo.test(record.ref))
 
 
+@pytest.mark.slow
 def test_they_leave_again_as_a_package_and_come_back(embedded: Any, tmp_path: Path) -> None:
     first = import_(embedded, DATA / "three.tar", "guest", frames=frames_of("three"))
     path = export(embedded, first.ref, tmp_path / "guest.zip")

@@ -16,6 +16,8 @@ from manybeam.zoo.matrix import ENSEMBLE, Score, TestSet
 from manybeam.zoo.records import write_manifest
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 FRAMES, ATOMS = 24, 100
 
 

@@ -19,6 +19,8 @@ from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 Members = Callable[[int], list[Any]]
 
 

@@ -15,6 +15,8 @@ from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.score_reports import read_report, write_report
 
+pytestmark = pytest.mark.slow
+
 FRAMES = FrameSetUse("s3://lab/frames/a", "1" * 32)
 JOB = {"kind": "train"}
 

@@ -108,6 +108,7 @@ def test_fewer_tiles_than_a_batch_are_dealt_again_within_it() -> None:
     assert len(member.losses) == 2
 
 
+@pytest.mark.slow
 def test_a_trained_member_marks_the_atoms_of_tiles_it_never_saw() -> None:
     recipe = recipe_of(steps=120, batch=8)
     member = train_member(recipe, PLAN, 0, draw_tiles(count=64))
@@ -119,6 +120,7 @@ def test_a_trained_member_marks_the_atoms_of_tiles_it_never_saw() -> None:
     assert overlap > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["bce", "focal", "dice", "bce+dice"])
 def test_every_loss_of_a_recipe_falls(loss: str) -> None:
     member = train_member(recipe_of(loss=loss, steps=60), PLAN, 0, draw_tiles())
@@ -135,6 +137,7 @@ def test_pixels_of_weight_zero_do_not_count(loss: str) -> None:
     assert pixel_loss(loss, logits, target, weight) == pixel_loss(loss, changed, target, weight)
 
 
+@pytest.mark.slow
 def test_two_kinds_of_atom_are_told_apart() -> None:
     tiles = draw_tiles(count=32)
     kinds = tiles.target_nyx * (1 + (np.arange(32) % 2)[:, None, None]).astype(np.uint8)

@@ -129,9 +129,31 @@ def test_nine_truths_in_ten_lie_within_the_interval_however_few_were_learnt_from
         rng = np.random.default_rng(seed)
         known = _Index(*drawn(count), np.arange(count))
         part_ni, f1_n = drawn(200)
-        _, low_n, high_n = known.predict_f1(part_ni).T
+        _, low_n, high_n, *_ = known.predict_f1(part_ni).T
         inside.append(np.mean((low_n <= f1_n) & (f1_n <= high_n)))
     assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
+
+
+def test_the_interval_of_the_chosen_answer_holds_too_and_the_usual_one_does_not() -> None:
+    """The highest of six predictions is too high more often than one of them is."""
+
+    def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+        f1_nm = rng.uniform(0.4, 0.8, (count, 1)) + rng.normal(0, 0.05, (count, 6))
+        return (f1_nm + rng.normal(0, 0.1, (count, 6))).reshape(-1, 1), f1_nm.ravel()
+
+    inside = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        known = _Index(*drawn(300), np.repeat(np.arange(300), 6))
+        part_ni, f1_n = drawn(200)
+        highest_n = np.arange(0, 1200, 6) + part_ni.reshape(200, 6).argmax(axis=1)
+        _, low_n, high_n, chosen_low_n, chosen_high_n = known.predict_f1(part_ni[highest_n]).T
+        holds_n = (low_n <= f1_n[highest_n]) & (f1_n[highest_n] <= high_n)
+        chosen_n = (chosen_low_n <= f1_n[highest_n]) & (f1_n[highest_n] <= chosen_high_n)
+        inside.append((holds_n.mean(), chosen_n.mean()))
+    usual, chosen = np.mean(inside, axis=0)
+    assert usual < 0.87
+    assert chosen == pytest.approx(0.9, abs=0.02)
 
 
 def test_the_interval_holds_the_forecast_and_all_are_shares(asked: Asked) -> None:

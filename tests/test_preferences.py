@@ -30,7 +30,7 @@ LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 CONDITION = LIBRARY.condition("graphene-60kv-nominal")
 FRAME = simulate(CONDITION, 1, seed=3, shape=(96, 112)).frames_nyx[0]
 FACTS: dict[str, Any] = {"frame_yx": FRAME, "file": "/data/today/scan_0142.npy"}
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

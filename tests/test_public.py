@@ -23,6 +23,8 @@ from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.reports.notebook import matrix_html, record_html
 
+pytestmark = pytest.mark.slow
+
 LOW, NOMINAL = "public-lowdose", "public-nominal"  # the server is shared: names of its own
 WRITTEN = "graphene-60kv-nominal"  # one that the library knows
 FRAME = np.random.default_rng(0).normal(100, 10, (48, 40)).astype(np.float32)

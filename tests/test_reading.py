@@ -599,6 +599,7 @@ def test_a_packed_file_that_would_unfold_past_the_limit_is_too_large(
         settings.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_damaged_hdf5_file_that_libhdf5_walks_for_ever_ends_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ def loss_on(member: Member, tiles: Tiles) -> float:
     return float(pixel_loss("bce+dice", logits, target))
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,7 @@ def test_a_curve_that_cannot_be_is_told(bins: Any) -> None:
         read_report(json.dumps(sheet).encode())
 
 
+@pytest.mark.slow
 def test_the_curve_travels_with_an_exported_ensemble(
     zoo: Any, name: str, tiny_members: Callable[[int], list[Any]], tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_the_curve_travels_with_an_exported_ensemble(
     assert zoo.matrix(got.ref).reliability("sure") == SURE
 
 
+@pytest.mark.slow
 def test_measuring_keeps_the_curve_of_the_ensemble_and_agrees_with_its_error(
     tiny_members: Callable[[int], list[Any]],
 ) -> None:

@@ -93,6 +93,7 @@ def test_auto_answers_with_the_members_that_selection_chose(service: Service) ->
     assert answer.meta["drift"]["flag"] is is_drifted is answer.is_drifted
 
 
+@pytest.mark.slow
 def test_selection_ranks_every_member_and_says_why(service: Service) -> None:
     ranked, _ = service.select(ONE, ALL)
     assert {row["ref"] for row in ranked["candidates"]} == {

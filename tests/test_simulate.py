@@ -193,6 +193,7 @@ def test_more_signal_comes_from_a_thicker_support() -> None:
     assert means[1] / means[0] == pytest.approx(2, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_support_has_the_texture_of_the_measured_frames(shared_data: Path) -> None:
     """Power between 0.3 and 3 nm over the local mean, within a factor of 2 of the median."""

@@ -126,6 +126,7 @@ def test_tiles_make_the_same_picture_as_one_piece(structure: str, rng: Generator
     assert np.abs(tiled - whole).max() < 1e-4 * whole.max()
 
 
+@pytest.mark.slow
 @given(st.floats(0, 6.3), st.floats(-300, 300), st.floats(-300, 300))
 @settings(max_examples=20, deadline=None)
 def test_a_crystal_turned_by_90_degrees_is_that_crystal_turned(

@@ -17,6 +17,8 @@ from manybeam.learn.training.threshold import best_logit, centred
 from manybeam.spec import Condition, Recipe
 from manybeam.spec.recipe import MemberPlan, Network
 
+pytestmark = pytest.mark.slow
+
 PIXEL_PM = 16.0
 SHEET = Condition.model_validate(
     {"id": "sheet", "sample": {"structure": "graphene"}, "scan": {"pixel_size_pm": PIXEL_PM}}

@@ -190,6 +190,7 @@ def test_an_atom_of_another_element_marks_nothing() -> None:
     assert not draw_mask(atoms((5, 5)), (10, 10), 2.0, elements=(14,)).any()
 
 
+@pytest.mark.slow
 def test_many_atoms_of_a_large_radius_are_drawn_without_a_large_memory() -> None:
     truth = np.column_stack([np.random.default_rng(0).uniform(0, 200, (200, 2)), np.zeros(200)])
     assert draw_mask(truth.astype(np.float32), (200, 200), 60.0).all()

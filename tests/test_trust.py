@@ -16,6 +16,8 @@ from manybeam.zoo.integrity.verify import verify
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 Use = Callable[[dict[str, str]], None]
 ROWS = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, counts=((9, 1, 1),))]
 

@@ -43,6 +43,8 @@ from manybeam.web.state import AppState
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 NOMINAL, LOWDOSE = "graphene-60kv-nominal", "graphene-60kv-lowdose"
 JOB = {"kind": "train"}
@@ -367,7 +369,6 @@ def test_of_members_that_do_equally_well_all_are_outlined(reader: httpx.Client) 
     assert cells == ["0.700", "0.800"] * 2
 
 
-@pytest.mark.slow
 def test_a_package_is_made_when_it_is_asked_for_and_not_kept(
     reader: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

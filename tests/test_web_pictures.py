@@ -23,6 +23,8 @@ from manybeam.web.pages import drawn
 from manybeam.zoo.matrix import FrameSetUse, TestSet
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 NOMINAL, RECORDED = "graphene-60kv-nominal", "graphene-60kv-dirty-frames"
 PNG = b"\x89PNG"

@@ -169,6 +169,7 @@ def test_no_damage_to_a_header_brings_reading_down(data: st.DataObject) -> None:
         wire.read_frames(wire.read_body(bytes(body), NPY), LIMIT)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["x-dtype", "x-shape"]), st.text(max_size=30)))
 def test_no_headers_whatever_bring_reading_down(headers: dict[str, str]) -> None:
     with pytest.raises(ManybeamError):

@@ -48,6 +48,7 @@ class Examples:
         f1_n: F1 of the member on the frame.
         frame_n: number of the frame.
         ours_n: interval of ours; none of the calibration set's own.
+        chosen_n: ours for the member that was chosen because its prediction is the highest.
     """
 
     index_n: Array
@@ -55,6 +56,7 @@ class Examples:
     f1_n: Array
     frame_n: Array
     ours_n: Interval | None = None
+    chosen_n: Interval | None = None
 
 
 def main() -> None:
@@ -116,15 +118,20 @@ def _fresh_examples(known: PerformancePredictor, fresh: CalibrationSet) -> Examp
             for summary_s, score_mf in zip(fresh.summary_ns, fresh.score_nmf, strict=True)
         ]
     )[:, INDEX]
-    f1_n, low_n, high_n = known._near.predict_f1(parts).T
+    f1_n, *ends = known._near.predict_f1(parts).T
     frame_n = np.repeat(np.arange(len(fresh)), len(alone))
     index_n = np.nan_to_num(parts) @ known._near.weight_i
-    return Examples(index_n, f1_n, fresh.f1_nm.ravel(), frame_n, (low_n, high_n))
+    return Examples(index_n, f1_n, fresh.f1_nm.ravel(), frame_n, tuple(ends[:2]), tuple(ends[2:]))
 
 
 def _ours(fitted: Examples, fresh: Examples) -> Interval:
     assert fresh.ours_n is not None
     return fresh.ours_n
+
+
+def _ours_if_chosen(fitted: Examples, fresh: Examples) -> Interval:
+    assert fresh.chosen_n is not None
+    return fresh.chosen_n
 
 
 def _crepes(fitted: Examples, fresh: Examples) -> Interval:
@@ -192,6 +199,7 @@ def _mapie_quantiles(fitted: Examples, fresh: Examples) -> Interval:
 
 METHODS: dict[str, Callable[[Examples, Examples], Interval]] = {
     "ours: signed errors in bins, joined by lines": _ours,
+    "ours, of a chosen member": _ours_if_chosen,
     "crepes: one width": _crepes,
     "crepes: absolute errors in bins": _crepes_bins,
     "crepes: predictive system in bins": _crepes_system,

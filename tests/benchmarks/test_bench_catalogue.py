@@ -18,6 +18,8 @@ from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.records import MemberRecord, Record, VersionEntry
 from manybeam.zoo.registry import Zoo
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = Library(Path(__file__).parents[2] / "zoo")
 KEYS = ("f1", "f1_low", "f1_high", "precision", "recall", "rmse_pm", "ece", "brier", "seconds")
 MEMBERS = 10  # of one ensemble

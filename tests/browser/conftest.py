@@ -172,9 +172,9 @@ def make_home(
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(make_home: Callable[[], Path]) -> Iterator[Server]:
-    """One server for tests that change nothing."""
+    """One server for the tests of a module that change nothing."""
     with serving(make_home()) as running:
         yield running
 

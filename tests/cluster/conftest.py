@@ -32,10 +32,11 @@ dose_e_per_a2: [1e5, 1e6]
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
+def cluster(ends: dict[str, Callable[[], None]]) -> Iterator[str]:
     """A cluster on this machine; its start is what these tests cost most."""
     from manybeam.cluster import joining as jobs_cluster
 
+    ends["cluster"] = jobs_cluster.disconnect
     yield jobs_cluster.connect(cpus=2)
     jobs_cluster.disconnect()
 

@@ -53,6 +53,7 @@ def test_workers_score_as_this_process_does(
     assert evaluate(members, on_frames, library) == here
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_each_member_the_ensemble_and_the_classical_detector(
     members: tuple[Member, ...], on_frames: Measure, library: Library
 ) -> None:
@@ -81,6 +82,7 @@ def test_progress_counts_the_pieces_of_work(
     assert sorted(told) == [(1, 2), (2, 2)]  # the members on a block; the detector on all frames
 
 
+@pytest.mark.slow
 def test_every_frame_of_a_long_frameset_counts_once(
     members: tuple[Member, ...], frames: FrameSet, library: Library
 ) -> None:
@@ -115,6 +117,7 @@ def test_scores_on_frames_of_another_simulator_are_kept_apart(
     assert kept.values(0, "test-graphene") == {"f1": 0.9}
 
 
+@pytest.mark.slow
 def test_the_detector_is_tuned_on_half_of_all_frames_not_of_a_block(
     members: tuple[Member, ...], frames: FrameSet, library: Library, tmp_path: Path
 ) -> None:

@@ -29,7 +29,10 @@ from manybeam.learn.training.member import Checkpoint, train_member
 from manybeam.spec import Condition, Job, Library
 
 # Ray Train builds settings of Ray Data, which calls some of its own deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+    pytest.mark.slow,
+]
 
 
 def are_equal(first: Sequence[Member], second: Sequence[Member]) -> bool:

@@ -74,6 +74,7 @@ for number in range(5):
 """
 
 
+@pytest.mark.slow
 def test_many_writers_at_once_lose_no_record_and_break_no_link(
     log: AuditLog, database: Database, database_url: str
 ) -> None:

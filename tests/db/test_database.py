@@ -100,6 +100,7 @@ open_database(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_new_database_at_once_all_find_it(database_url: str) -> None:
     argv = [sys.executable, "-c", OPENS, database_url]
     started = [subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) for _ in range(4)]

@@ -31,6 +31,7 @@ def marked(shared_data: Path) -> list[tuple[Array, Array]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_tuned_detector_finds_single_atoms_it_was_not_tuned_on(
     marked: list[tuple[Array, Array]],
 ) -> None:

@@ -135,6 +135,7 @@ def test_what_was_chosen_or_left_out_is_told(shared_data: Path, name: str, note:
     assert any(note in said for said in read_frames(shared_data / "vendor" / name).notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_vendor_file_cut_anywhere_is_read_whole_or_refused(
     shared_data: Path, name: str, tmp_path: Path

@@ -15,7 +15,7 @@ al., Statistical Inference under Order Restrictions (1972), isotonic regression;
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -52,12 +52,20 @@ class PredictedF1:
         high: upper end of the 90 % interval.
         parts: the values it was predicted from, by name: those of `SCORES` that apply,
             `simulated`, `resembled`.
+        if_chosen: the 90 % interval if it was chosen for the highest prediction. It reaches
+            lower, because the highest of several predictions is more often too high.
     """
 
     f1: float
     low: float
     high: float
     parts: Mapping[str, float]
+    if_chosen: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def chosen(self) -> "PredictedF1":
+        """The same for an answerer that was chosen for its prediction."""
+        return replace(self, low=self.if_chosen[0], high=self.if_chosen[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +115,15 @@ class PerformancePredictor:
         part_qi = np.column_stack([*self._by_views(row, answerers), self._own(seen, answerers)])
         near, far = self._near.predict_f1(part_qi[:, INDEX]), self._far.predict_f1(part_qi[:, 2:])
         share = float(np.clip(2 - distance, 0, 1))
-        mixed_q3 = share * near + (1 - share) * far
+        mixed_q5 = share * near + (1 - share) * far
         if share < 1:  # the interval covers both
-            mixed_q3[:, 1] = np.minimum(near[:, 1], far[:, 1])
-            mixed_q3[:, 2] = np.maximum(near[:, 2], far[:, 2])
+            mixed_q5[:, 1::2] = np.minimum(near[:, 1::2], far[:, 1::2])
+            mixed_q5[:, 2::2] = np.maximum(near[:, 2::2], far[:, 2::2])
         return [
-            PredictedF1(float(f1), float(low), float(high), _named(part_i))
-            for (f1, low, high), part_i in zip(mixed_q3, part_qi, strict=True)
+            PredictedF1(f1, low, high, _named(part_i), (chosen_low, chosen_high))
+            for (f1, low, high, chosen_low, chosen_high), part_i in zip(
+                mixed_q5.tolist(), part_qi, strict=True
+            )
         ]
 
     def distance(self, seen: FrameAnalysis) -> float:
@@ -316,17 +326,24 @@ class _Index:
             out_n = frame_n % FOLDS == fold
             rest = _monotone(total_n[~out_n], f1_n[~out_n]) if not out_n.all() else (total_n, f1_n)
             left_out_n[out_n] = np.interp(total_n[out_n], *rest)
-        self._middle_b, self._error_b2 = _errors(left_out_n, f1_n - left_out_n)
+        chosen_k = _highest(total_n, frame_n)
+        self._errors = [
+            _errors(left_out_n[some], (f1_n - left_out_n)[some]) for some in (slice(None), chosen_k)
+        ]
 
     def predict_f1(self, part_qi: np.ndarray) -> np.ndarray:
-        """Return F1 and both ends of its 90 % interval, (q, 3)."""
+        """Return F1, its 90 % interval, and the interval of a chosen answerer, (q, 5)."""
         total_q = np.nan_to_num(part_qi) @ self.weight_i
         f1_q = np.interp(total_q, self._total_n, self._f1_n)
-        ends = [np.interp(f1_q, self._middle_b, self._error_b2[:, end]) for end in (0, 1)]
-        low_q, high_q = (np.clip(f1_q + end, 0, 1) for end in ends)
+        ends = [
+            np.clip(f1_q + np.interp(f1_q, middle_b, error_b2[:, end]), 0, 1)
+            for middle_b, error_b2 in self._errors
+            for end in (0, 1)
+        ]
         # Isotonic regression is flat in places; a little of the sum keeps the order there.
         f1_q = (1 - HAIR) * f1_q + HAIR * total_q / (1 + total_q)
-        return np.column_stack([f1_q, np.minimum(low_q, f1_q), np.maximum(high_q, f1_q)])
+        lows, highs = np.minimum(ends[::2], f1_q), np.maximum(ends[1::2], f1_q)
+        return np.column_stack([f1_q, lows[0], highs[0], lows[1], highs[1]])
 
 
 def _named(part_i: np.ndarray) -> dict[str, float]:
@@ -339,6 +356,12 @@ def _monotone(total_n: np.ndarray, f1_n: np.ndarray) -> tuple[np.ndarray, np.nda
     """Return sums in order, and the F1 of each by isotonic regression."""
     order = np.argsort(total_n, kind="stable")
     return total_n[order], isotonic_regression(f1_n[order]).x
+
+
+def _highest(total_n: np.ndarray, frame_n: np.ndarray) -> np.ndarray:
+    """Return the example of each frame that has the highest sum."""
+    order = np.lexsort((total_n, frame_n))
+    return np.asarray(order[np.append(np.diff(frame_n[order]) > 0, True)])
 
 
 def _errors(fitted_n: np.ndarray, error_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -52,6 +52,7 @@ SHARPNESS = 0.02  # a member's share falls e-fold for this much less predicted F
 # Several members give a spread, so they are chosen over a single one unless its predicted F1 is
 # higher by more than this.
 WORTH_A_SPREAD = 0.002
+ALL = "all"  # name of the answerer of all members
 ASKED = "asked"  # name of the answerer of members that the caller named
 
 Verdict = Literal["ok", "out-of-distribution"]
@@ -316,16 +317,16 @@ def _calibrated(
     """Return the ranking by the calibration set."""
     members = seen.prediction.members
     predicted = known.predict_f1(seen, [{member: 1.0} for member in members])
-    ranked = sorted(
-        (
-            _outlook(member, one, matrix, words.near)
-            for member, one in zip(members, predicted, strict=True)
-        ),
-        key=lambda one: (-one.predicted_f1, one.member),
+    best, *others = sorted(
+        zip(members, predicted, strict=True), key=lambda one: (-one[1].f1, one[0])
     )
+    ranked = [
+        _outlook(member, one, matrix, words.near)
+        for member, one in [(best[0], best[1].chosen), *others]
+    ]
     answerers = _answerers(seen, known, ranked, asked)
-    distance, best = known.distance(seen), answerers[0]
-    weights = asked or best.weights
+    distance, first = known.distance(seen), answerers[0]
+    weights = asked or first.weights
     count = frames_needed(false_atoms) if false_atoms else NEIGHBOURS
     transferred = transfer_calibration(
         known.table,
@@ -335,11 +336,11 @@ def _calibrated(
         false_atoms=false_atoms,
         nearest_n=known.nearest(seen, NEIGHBOURS // 2),
     )
-    warned = _warnings(distance, best, known, words.structure)
+    warned = _warnings(distance, first, known, words.structure)
     selection = Selection(
         verdict="out-of-distribution" if warned else "ok",
         candidates=words.candidates(ranked),
-        chosen=tuple(sorted(best.weights, key=lambda member: -best.weights[member])),
+        chosen=tuple(sorted(first.weights, key=lambda member: -first.weights[member])),
         reasons=(),
         nearest=words.near.ranked,
         answerers=answerers,
@@ -411,10 +412,10 @@ def _answerers(
     if asked and len(asked) > 1 and not any(set(one) == set(asked) for one in tried.values()):
         tried[ASKED] = asked
     predicted = known.predict_f1(seen, list(tried.values())) if tried else []
-    several = [
-        Answerer(name, weights, one.f1, one.low, one.high)
-        for (name, weights), one in zip(tried.items(), predicted, strict=True)
-    ]
+    several = []
+    for (name, weights), one in zip(tried.items(), predicted, strict=True):
+        known_of = one if name in (ALL, ASKED) else one.chosen  # others are made of the best
+        several.append(Answerer(name, weights, one.f1, known_of.low, known_of.high))
     several.sort(key=lambda one: (one.name == ASKED, -one.predicted_f1))
     if (
         several
@@ -440,7 +441,7 @@ def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
         share /= share.sum()
         kept = {m: float(w) for m, w in zip(order, share, strict=True) if w > 0}
         tried |= {"weighted": kept} if len(kept) > 1 else {}
-        tried["all"] = dict.fromkeys(order, 1 / len(order))
+        tried[ALL] = dict.fromkeys(order, 1 / len(order))
     return tried
 
 
