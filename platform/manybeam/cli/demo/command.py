@@ -88,9 +88,8 @@ def _point_settings_at(out: Path, port: int) -> None:
     from manybeam.settings import settings
 
     for name in FACILITY:
-        os.environ[f"MANYBEAM_{name}"] = (
-            ""  # set, not removed, because manybeam.toml would count next
-        )
+        # Set and not removed, because manybeam.toml would count next.
+        os.environ[f"MANYBEAM_{name}"] = ""
     os.environ["MANYBEAM_HOME"] = str((out / "platform").resolve())
     os.environ["MANYBEAM_SERVICE_URL"] = f"http://127.0.0.1:{port}"
     settings.cache_clear()
