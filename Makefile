@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: demo quick test check bench bench-science bench-selection vendor fresh install
+.PHONY: demo quick test cluster check bench bench-science bench-selection vendor fresh install
 .DELETE_ON_ERROR:
 unexport PYTHONDONTWRITEBYTECODE # compile a module once, not at each start of Python
 # Two processes of one thread each. A run prints the seed of its shuffle; SEED=... repeats it.
@@ -20,10 +20,13 @@ demo: install
 	$(BIN)/manybeam demo --out manybeam-demo
 
 quick: install
-	$(PYTEST) --durations=10 -m "not (cluster or s3 or postgres or browser or gpu or slow)"
+	$(PYTEST) --durations=10 -m "not (cluster or s3 or postgres or browser or gpu or slow or hosts)"
 
 test: install
-	$(PYTEST) --durations=30
+	$(PYTEST) --durations=30 -m "not hosts"
+
+cluster: install # as root: its hosts are network namespaces
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m hosts tests/hosts
 
 check: install
 	$(BIN)/ruff format --check platform tests infra
@@ -42,18 +45,15 @@ bench: install
 bench-science: install
 	$(BIN)/python tests/benchmarks/headline.py --out bench/science
 
-# Choosing, adapting and watching, against their rivals; takes the members of bench-science.
-bench-selection: install
+bench-selection: install # choosing, adapting, watching, against rivals; after bench-science
 	$(BIN)/python tests/benchmarks/selection.py --out bench/science
 	$(BIN)/python tests/benchmarks/adaptation.py --out bench/science
 	$(BIN)/python tests/benchmarks/drift_watch.py
 
-# Scripts and styles of the pages, fetched anew from the npm registry and checked; needs npm.
-vendor: install
+vendor: install # scripts and styles of the pages, fetched anew from npm and checked; needs npm
 	$(BIN)/python infra/vendor.py
 
-# What a newcomer does: a new clone, a new virtual environment, the README's two commands.
-fresh:
+fresh: # what a newcomer does: a new clone, a new virtual environment, the README's two commands
 	rm -rf /tmp/manybeam-fresh && git clone --quiet . /tmp/manybeam-fresh/main
 	if [ -d ../shared ]; then ln -s "$$(realpath ../shared)" /tmp/manybeam-fresh/shared; fi
 	$(MAKE) -C /tmp/manybeam-fresh/main demo

@@ -190,9 +190,18 @@ def _get(reference: object) -> Any:
 def _attach(address: str) -> str:
     _knock(address)
     ray = _quiet_ray()
+    from ray.exceptions import AuthenticationError
+
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        # Ray raises it, or puts it into the text of another error after 20 s.
+        if AuthenticationError.__name__ in f"{error!r} {error.__cause__!r}":
+            raise Unreachable(
+                f"the Ray cluster at {address!r} refuses this process",
+                "the cluster asks for its token",
+                "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds the token",
+            ) from error
         raise _unreachable(address, str(error).splitlines()[0]) from error
     return address
 

@@ -2,7 +2,8 @@
 
 Rank r trains members r, r + W, r + 2W ... alone: members do not depend on each other, so no
 gradients are shared and no network is wrapped. One group of workers trains all members, because a
-trainer for each member would cost ten seconds a member.
+trainer for each member would cost ten seconds a member. It has no process group of torch, whose
+backend Gloo takes the address that the name of a host has on this host: often that of loopback.
 
 The state of a member is in the store (`jobs.run`), not in Ray. Any later call of the same job
 continues from there, whatever ended the first call.
@@ -30,7 +31,7 @@ from manybeam.spec.job import Job, Resources
 from manybeam.zoo.matrix import FrameSetUse
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -158,15 +159,15 @@ def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, report: O
 
 def _trainer(
     run: Run, todo: Sequence[int], resources: Resources, mailbox: Mailbox
-) -> "TorchTrainer":
+) -> "DataParallelTrainer":
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     filesystem, path = arrow_filesystem(f"{run.url}/ray")
     size = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         size["GPU"] = resources.gpus_per_worker
-    return TorchTrainer(
+    return DataParallelTrainer(
         _work_as_rank,
         train_loop_config={
             "run": run,
