@@ -173,6 +173,15 @@ class Services:
             assert time.monotonic() < deadline, "MLflow never came back"
             time.sleep(0.2)
 
+    def empty_zoo(self) -> None:
+        """Remove what other tests registered: a listing reads all there is."""
+        import psycopg
+
+        url = self.settings()["MANYBEAM_DATABASE_URL"].replace("+psycopg", "")
+        with psycopg.connect(url) as db:
+            db.execute("TRUNCATE registered_models, logged_models, runs, inputs, datasets CASCADE")
+            db.execute("DELETE FROM experiments WHERE experiment_id <> 0")
+
     def _goes_on(self, name: str) -> bool:
         """Let a service go on if it was frozen; say whether it runs at all."""
         try:
@@ -562,6 +571,7 @@ def zoo_on(
             use_settings({"MANYBEAM_HOME": str(tmp_path)})
             return request.getfixturevalue("embedded")
         services = request.getfixturevalue(stack)
+        services.empty_zoo()
         found = services.settings()
         own = {"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_DATABASE_URL": own_schema(services)}
         own["MANYBEAM_STORE"] = f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
@@ -580,13 +590,12 @@ def zoo_on(
 def zoo(request: pytest.FixtureRequest, zoo_on: Callable[[str], Any]) -> Any:
     """A zoo on SQLite and a folder, and one on MLflow's server, PostgreSQL and S3.
 
-    The settings point at it, so that what opens `Zoo()` or the store finds the same. The server's
-    zoo outlives a test: take `name` for ensembles.
+    It is empty. The settings point at it, so that what opens `Zoo()` or the store finds the same.
     """
     return zoo_on(request.param)
 
 
 @pytest.fixture
 def name() -> str:
-    """A name nobody used: the server's zoo outlives a test."""
+    """A name nobody used."""
     return f"graphene-{uuid.uuid4().hex[:12]}"

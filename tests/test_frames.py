@@ -36,7 +36,7 @@ from manybeam.spec import Condition, Policy, Range
 
 CONDITION = Condition(id="test", dose_e_per_a2=1e4)
 SHAPE = (24, 20)
-PLACES = ["folder", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+PLACES = ["folder", "memory", pytest.param("s3", marks=pytest.mark.needs("s3_server"))]
 
 
 @pytest.fixture(params=PLACES)

@@ -20,7 +20,7 @@ from manybeam.zoo.older_objects import audit_log, predictions_kept, preferences_
 OLD = Path(__file__).parent / "data" / "home-0.1"
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.needs("s3_server"))])
 def store(
     request: pytest.FixtureRequest, tmp_path: Path, use_settings: Callable[[dict[str, str]], None]
 ) -> Store:

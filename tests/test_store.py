@@ -11,7 +11,7 @@ import pytest
 from manybeam.data.store import Store, arrow_filesystem, open_store
 from manybeam.errors import Conflict, InvalidInput, NotFound, StoreUnreachable, WriteFailed
 
-PLACES = ["folder", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+PLACES = ["folder", "memory", pytest.param("s3", marks=pytest.mark.needs("s3_server"))]
 
 
 @pytest.fixture(params=PLACES)

@@ -200,18 +200,18 @@ def _worth(atoms: Array, frame: Any) -> dict[str, Any]:
     shape, size = frame.frame_yx.shape, frame.pixel_size_pm
     verdict = match_frame(atoms, frame.truth, size, shape)
     worth: dict[str, Any] = {"counts": list(verdict.counts)}
-    sought = frame.sought
-    if sought is not None:
+    targets = frame.targets
+    if targets is not None:
         from manybeam.learn.scoring.scores import match
 
         is_found = np.zeros(len(frame.truth), bool)
         is_found[verdict.match.truth_index] = True
         inside = verdict.truth_counts
         for kind in ("dopant", "edge"):
-            which = getattr(sought, f"is_{kind}") & inside
+            which = getattr(targets, f"is_{kind}") & inside
             worth[kind] = [int((which & is_found).sum()), int(which.sum())]
-        filled = len(match(atoms, sought.vacancies, verdict.radius_pm / size))
-        worth["filled"] = [filled if len(sought.vacancies) else 0, len(sought.vacancies)]
+        filled = len(match(atoms, targets.vacancies, verdict.radius_pm / size))
+        worth["filled"] = [filled if len(targets.vacancies) else 0, len(targets.vacancies)]
     return worth
 
 

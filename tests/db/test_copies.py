@@ -56,7 +56,7 @@ def other(database: Database, tmp_path: Path, request: pytest.FixtureRequest) ->
     return open_database(make())
 
 
-@pytest.mark.postgres
+@pytest.mark.needs("postgres_server")
 def test_rows_of_one_kind_of_database_are_the_same_in_the_other(
     database: Database, other: Database, tmp_path: Path
 ) -> None:
