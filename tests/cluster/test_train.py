@@ -22,7 +22,8 @@ from manybeam.errors import (
     UnknownFrameSet,
     WorkFailed,
 )
-from manybeam.jobs.run import Event, Run
+from manybeam.jobs.mailbox import Event
+from manybeam.jobs.run import Run
 from manybeam.jobs.train import TrainOutcome, plan_run, train
 from manybeam.learn.nets.member import Member, save_weights
 from manybeam.learn.training.member import Checkpoint, train_member

@@ -3,19 +3,35 @@
 The mailbox is one small actor that needs no CPU core. Workers post to it a few times a second and
 the driver empties it. The answer to a post says whether to continue. If the node of the mailbox
 fails, the mailbox is started again: some progress messages are lost, but no results.
+
+Actors of Ray import this module, so it imports nothing heavy: a process starts in a second, and
+not in four.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from manybeam.errors import ManybeamError
-from manybeam.jobs.run import Event
 
 POST_S = 0.25  # between two posts of one worker
 
 Mailbox = Any  # a handle of the actor `_Mailbox`
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of one member: steps done, all steps, and the last loss."""
+
+    member: int
+    step: int
+    steps: int
+    loss: float
+
+
+OnEvent = Callable[[Event], None]
 
 
 class Stopped(BaseException):
@@ -53,6 +69,18 @@ def open_mailbox() -> Mailbox:
 
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Mailbox)
     return actor.remote()
+
+
+def work_in_worker(config: dict[str, Any]) -> None:
+    """Run the function and the arguments of `config["work"]`, a reference to an object of Ray.
+
+    The controller of Ray Train reads the config too. It does not read what references stand for,
+    so it need not import torch.
+    """
+    import ray
+
+    work, arguments = ray.get(config["work"])
+    work(**arguments)
 
 
 class Sender:

@@ -15,7 +15,7 @@ would wait for each other, and a killed rank would undo the checkpoint of all.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,6 +29,7 @@ from manybeam.data.simulation.simulate import SIMULATOR, simulate
 from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged
+from manybeam.jobs.mailbox import Event, OnEvent
 from manybeam.learn.nets.bandpass import NAME as BANDPASS
 from manybeam.learn.nets.card import MemberCard
 from manybeam.learn.nets.member import Member, load_weights, save_weights
@@ -43,19 +44,6 @@ logger = logging.getLogger(__name__)
 # Increased whenever the same recipe, seeds and frames give other members than before.
 TRAINING = 2
 CENTRING_FRAMES = 32  # new simulated frames; one number is fitted on them
-
-
-@dataclass(frozen=True)
-class Event:
-    """Progress of one member: steps done, all steps, and the last loss."""
-
-    member: int
-    step: int
-    steps: int
-    loss: float
-
-
-OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)

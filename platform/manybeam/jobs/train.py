@@ -23,8 +23,8 @@ from manybeam.data.frames import FrameSet
 from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
 from manybeam.jobs.frames import SIMULATE, prepare_frames
-from manybeam.jobs.mailbox import Mailbox, Sender, open_mailbox
-from manybeam.jobs.run import Event, OnEvent, Run, name_run
+from manybeam.jobs.mailbox import Event, Mailbox, OnEvent, Sender, open_mailbox, work_in_worker
+from manybeam.jobs.run import Run, name_run
 from manybeam.learn.nets.member import Member
 from manybeam.spec.files import Library
 from manybeam.spec.job import Job, Resources
@@ -160,6 +160,7 @@ def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, report: O
 def _trainer(
     run: Run, todo: Sequence[int], resources: Resources, mailbox: Mailbox
 ) -> "DataParallelTrainer":
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -167,15 +168,16 @@ def _trainer(
     size = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         size["GPU"] = resources.gpus_per_worker
+    arguments = {
+        "run": run,
+        "todo": list(todo),
+        "threads": _threads(resources),
+        "mailbox": mailbox,
+        "environment": cluster.environment(),
+    }
     return DataParallelTrainer(
-        _work_as_rank,
-        train_loop_config={
-            "run": run,
-            "todo": list(todo),
-            "threads": _threads(resources),
-            "mailbox": mailbox,
-            "environment": cluster.environment(),
-        },
+        work_in_worker,
+        train_loop_config={"work": ray.put((_work_as_rank, arguments))},
         scaling_config=ScalingConfig(
             num_workers=_worker_count(size, min(resources.workers, len(todo))),
             use_gpu=resources.gpus_per_worker > 0,
@@ -190,7 +192,9 @@ def _trainer(
     )
 
 
-def _work_as_rank(config: dict[str, Any]) -> None:
+def _work_as_rank(
+    run: Run, todo: list[int], threads: int, mailbox: Mailbox, environment: dict[str, str]
+) -> None:
     """Train the members of this rank; runs in a worker, and again in a worker that replaces it.
 
     `ray.train.report` is not called: it is a barrier, and no rank has to wait for another.
@@ -198,14 +202,13 @@ def _work_as_rank(config: dict[str, Any]) -> None:
     import torch
     from ray.train import get_context
 
-    cluster.adopt(config["environment"])
-    torch.set_num_threads(config["threads"])
+    cluster.adopt(environment)
+    torch.set_num_threads(threads)
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
-    run: Run = config["run"]
-    sender = Sender(config["mailbox"])
+    sender = Sender(mailbox)
     settled = {index for index, state in run.started().items() if state != "ckpt"}
     with sender.reporting_faults():
-        for index in config["todo"][rank::world]:
+        for index in todo[rank::world]:
             if index not in settled:
                 sender.check()
                 run.train(index, sender.report)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 from torch import Tensor
 
 from manybeam.data.simulation.optics import collected
@@ -191,6 +190,8 @@ def _afterglow(counts_byx: Tensor, length_b: Tensor) -> Tensor:
     """
     if not length_b.any():
         return counts_byx
+    from scipy.signal import lfilter  # a second of import, for this alone
+
     tailed = counts_byx.clone()
     for b in torch.nonzero(length_b).ravel().tolist():
         keep = math.exp(-1 / float(length_b[b]))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from manybeam.errors import InvalidInput
 from manybeam.learn.scoring.matching import (
@@ -300,6 +299,8 @@ def auroc(score: Array, is_positive: Flag) -> float:
         >>> auroc(np.array([0.1, 0.4, 0.3]), np.array([False, True, False]))
         1.0
     """
+    from scipy.stats import rankdata  # half a second of import
+
     positive = np.ravel(is_positive).astype(bool)
     rank = rankdata(np.nan_to_num(np.ravel(score).astype(float), nan=np.inf))
     positive_count, other_count = int(positive.sum()), int((~positive).sum())
