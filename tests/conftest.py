@@ -37,6 +37,7 @@ SERVICES = Path(__file__).parents[1] / "infra" / "services.py"
 
 # What takes long to start: the fixture that starts it, and the marks of a test that asks for it.
 STACKS: dict[str, tuple[str, ...]] = {
+    "demo": ("cluster", "slow"),  # three minutes in one test: last, it would run alone
     "frail_facility": ("s3", "postgres"),
     "cluster": ("cluster",),
     "facility": ("s3", "postgres"),

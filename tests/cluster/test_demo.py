@@ -13,7 +13,7 @@ import yaml
 
 from manybeam.cluster.running import head
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.needs("demo")
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = (
