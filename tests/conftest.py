@@ -53,7 +53,8 @@ STACKS: dict[str, tuple[str, ...]] = {
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by what they ask for, and run those that share something expensive in a row.
 
-    Rows of what takes longest come first. A file's other tests stay together too; otherwise
+    Rows of what takes longest come first. A file's other tests stay together too, files with slow
+    tests before others, so that no process is left alone with a long row at the end; otherwise
     everything keeps the order of the shuffle.
     """
     places = {stack: place for place, stack in enumerate(STACKS)}
@@ -64,7 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(mark)
         rows[item.nodeid] = row = (*stacks, item.nodeid.partition("::")[0])[0]
         item.stash[PLACE] = places.setdefault(row, len(places))
-    items.sort(key=lambda item: item.stash[PLACE])
+    slow = {rows[item.nodeid] for item in items if item.get_closest_marker("slow")}
+    slow.update(STACKS)
+    items.sort(key=lambda item: (rows[item.nodeid] not in slow, item.stash[PLACE]))
     if getattr(config, "workerinput", {}).get("workerid") == "gw0":
         Path(config.workerinput["rows"]).write_text(json.dumps(rows))
 

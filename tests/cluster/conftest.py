@@ -52,8 +52,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
-    """Recipes `small` (30 steps), `long` (400) and `wild` (one member cannot be trained)."""
-    for name, steps in (("small", 30), ("long", 400)):
+    """Recipes `small` (30 steps), `long` (240) and `wild` (one member cannot be trained)."""
+    for name, steps in (("small", 30), ("long", 240)):
         _write(tmp_path, f"recipes/{name}.yaml", RECIPE.replace("STEPS", str(steps)), name)
     _write(tmp_path, "policies/plain.yaml", POLICY, "plain")
     return Library(tmp_path / "zoo")

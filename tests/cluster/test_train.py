@@ -93,7 +93,7 @@ def test_a_member_of_a_killed_worker_goes_on_from_its_checkpoint_to_equal_weight
 
     def kill_once(event: Event) -> None:
         told.append(event)
-        if not killed and 100 < event.step < 350:
+        if not killed and 60 < event.step < 200:
             victim = training_processes()[0]
             killed.append(victim.pid)
             victim.send_signal(signal.SIGKILL)
