@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 .PHONY: demo quick test cluster check bench bench-science bench-selection vendor fresh install
 .DELETE_ON_ERROR:
 unexport PYTHONDONTWRITEBYTECODE # compile a module once, not at each start of Python
-# Two processes of one thread each. A run prints the seed of its shuffle; SEED=... repeats it.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(SEED:%=--randomly-seed=%)
+# Processes of one thread each: two for two cores, and in `make test` a third that works while the
+# others wait for servers. A run prints the seed of its shuffle; SEED=... repeats it.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SEED:%=--randomly-seed=%)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,10 +21,10 @@ demo: install
 	$(BIN)/manybeam demo --out manybeam-demo
 
 quick: install
-	$(PYTEST) --durations=10 -m "not (cluster or s3 or postgres or browser or gpu or slow or hosts)"
+	$(PYTEST) -n 2 --durations=10 -m "not (cluster or s3 or postgres or browser or gpu or slow or hosts)"
 
 test: install
-	$(PYTEST) --durations=30 -m "not hosts"
+	$(PYTEST) -n 3 --durations=30 -m "not hosts"
 
 cluster: install # as root: its hosts are network namespaces
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m hosts tests/hosts
