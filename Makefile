@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 .PHONY: demo quick test cluster check bench bench-science bench-selection vendor fresh install
 .DELETE_ON_ERROR:
 unexport PYTHONDONTWRITEBYTECODE # compile a module once, not at each start of Python
-# Processes of one thread each: two for two cores, and in `make test` a third that works while the
-# others wait for servers. A run prints the seed of its shuffle; SEED=... repeats it.
+# Processes of one thread each; three where they wait for servers. SEED=... repeats a shuffle.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SEED:%=--randomly-seed=%)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
