@@ -446,8 +446,8 @@ class Rehearsed:
     Attributes:
         members: three, each trained under one policy.
         ensemble: of them.
-        policies: what the rows of the table were drawn from, in turn.
-        table: the reference table.
+        policies: what the frames of the set were drawn from, in turn.
+        table: the calibration set.
     """
 
     members: list[Any]
@@ -456,9 +456,9 @@ class Rehearsed:
     table: Any
 
     def drawn(self, number: int, seed: int = 99) -> Any:
-        """Return a frame under a condition drawn as a row of the table is: simulated, with truth.
+        """Return a frame under a condition drawn as those of the set: simulated, with truth.
 
-        With the table's own seed it is the frame of that row.
+        With the seed of the set it is the frame of that number.
         """
         import numpy as np
 

@@ -22,9 +22,9 @@ from manybeam.learn.nets.ensemble import Prediction
 from manybeam.learn.scoring.calibration import calibrated
 from manybeam.predictor.condition_distance import Near
 from manybeam.predictor.loaded import LoadedVersion
-from manybeam.predictor.performance import PerformancePredictor
+from manybeam.predictor.performance import PerformancePredictor, PredictedF1
 from manybeam.predictor.reasons import Outlook
-from manybeam.predictor.selection import Selection
+from manybeam.predictor.selection import Answerer, Selection
 from manybeam.predictor.selection import select as rank
 from manybeam.predictor.uncalibrated import rule_of_thumb, within_noise
 from manybeam.spec import Condition, Library
@@ -345,6 +345,16 @@ def test_the_answers_compared_are_the_best_sub_ensembles_and_all(
     assert found.is_calibrated
     assert found.weights == found.answerers[0].weights
     assert set(found.chosen) == set(found.weights)
+
+
+def test_members_that_are_named_have_the_predicted_f1_of_their_own_shares() -> None:
+    equal, other = dict.fromkeys(range(3), 1 / 3), {0: 0.5, 1: 0.3, 2: 0.2}
+    answerers = (
+        Answerer("weighted", other, 0.9, 0.8, 1.0),
+        Answerer("all", equal, 0.7, 0.6, 0.8),
+    )
+    found = Selection("ok", (), (0, 1, 2), (), answerers=answerers, asked=equal)
+    assert found.predicted([2, 1, 0]) == PredictedF1(0.7, 0.6, 0.8, {})
 
 
 def test_the_answer_chosen_promises_as_much_as_any_or_tells_its_spread(

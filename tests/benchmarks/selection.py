@@ -30,7 +30,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-REHEARSED = 600  # frames of a reference table
+REHEARSED = 600  # frames of a calibration set
 BLOCK = 30  # of them in one piece of work
 FRAMES = 16  # test frames of a condition, those of the headline
 FALSE_ATOMS = 0.05
@@ -91,7 +91,7 @@ def _keep_members(out: Path, kept: Path, repetition: int) -> None:
 
 
 def _rehearse(pool: ProcessPoolExecutor, kept: Path, repetition: int) -> None:
-    """Make the reference table of one repetition, if it is not there yet."""
+    """Make the calibration set of one repetition, if it is not there yet."""
     from manybeam.learn.analysis.calibration_set import CalibrationSet
 
     path = kept / f"table-{repetition}.npz"
@@ -259,7 +259,7 @@ def _ensemble(kept: Path, repetition: int) -> Any:
 
 @lru_cache(maxsize=2)
 def _known(kept: Path, repetition: int, pool: str) -> Any:
-    """Return what the reference table teaches about the members of a pool."""
+    """Return what the calibration set teaches about the members of a pool."""
     from manybeam.learn.analysis.calibration_set import CalibrationSet
     from manybeam.predictor.performance import PerformancePredictor
 

@@ -77,7 +77,7 @@ def _rows(run: Results, pool: str) -> dict[str, dict[str, float]]:
 
 
 def _best_fixed(run: Results, pool: str) -> int:
-    """Return the member that the reference table's own scores would have fixed: best on average.
+    """Return the member that the calibration set's own scores would have fixed: best on average.
 
     Measured on the test frames themselves, which flatters it.
     """

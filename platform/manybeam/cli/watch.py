@@ -59,8 +59,8 @@ def watch(
     """Find the frame at which a session left the known conditions, and advise what to do.
 
     The known conditions are those with a measured F1 of 0.9 or more, or the first frames. Drift is
-    not a failure, so the predicted F1 on the drifted frames is reported. Frames are numbered from
-    0.
+    not a failure: members may be as good as before. So the predicted F1 on the drifted frames is
+    reported too. Frames are numbered from 0 within FRAMES.
 
     Example: manybeam watch frames/today -e graphene --first 100 --keep frames/drifted
     """

@@ -195,7 +195,7 @@ def _attach(address: str) -> str:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
-        # Ray raises it, or puts it into the text of another error after 20 s.
+        # Ray raises AuthenticationError, or puts its name into another error after 20 s.
         if AuthenticationError.__name__ in f"{error!r} {error.__cause__!r}":
             raise Unreachable(
                 f"the Ray cluster at {address!r} refuses this process",

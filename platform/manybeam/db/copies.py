@@ -82,7 +82,7 @@ def read_rows(database: Database, folder: Path, step: str) -> None:
 
 
 def is_unused(database: Database) -> bool:
-    """Whether a database has no rows of users."""
+    """Whether all tables are empty, except those that Manybeam fills itself."""
     with database.reading() as connection:
         own = [one for one in _tables(connection) if one.name not in ("audit_head", "imports")]
         return not any(connection.execute(select(one).limit(1)).first() for one in own)

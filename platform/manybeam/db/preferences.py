@@ -176,7 +176,7 @@ def read_preference(text: str | bytes, name: str) -> Preference | None:
         return _AS_PREFERENCE.validate_json(text)
     except ValidationError as error:
         why = str(error).replace("\n", " ")[:200]
-        logger.warning("%s cannot be read and is passed over: %s", name, why)
+        logger.warning("%s cannot be read and is left out: %s", name, why)
         return None
 
 

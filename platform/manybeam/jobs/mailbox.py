@@ -2,7 +2,8 @@
 
 The mailbox is one small actor that needs no CPU core. Workers post to it a few times a second and
 the driver empties it. The answer to a post says whether to continue. If the node of the mailbox
-fails, the mailbox is started again: some progress messages are lost, but no results.
+fails, the mailbox is started again: some progress messages are lost, but no results. The function
+that workers run is here too, because the controller of Ray Train imports the module of it.
 
 Actors of Ray import this module, so it imports nothing heavy: a process starts in a second, and
 not in four.
@@ -74,8 +75,8 @@ def open_mailbox() -> Mailbox:
 def work_in_worker(config: dict[str, Any]) -> None:
     """Run the function and the arguments of `config["work"]`, a reference to an object of Ray.
 
-    The controller of Ray Train reads the config too. It does not read what references stand for,
-    so it need not import torch.
+    The controller of Ray Train also reads the config, but it does not fetch objects behind
+    references. So it need not import torch.
     """
     import ray
 

@@ -2,8 +2,9 @@
 
 Rank r trains members r, r + W, r + 2W ... alone: members do not depend on each other, so no
 gradients are shared and no network is wrapped. One group of workers trains all members, because a
-trainer for each member would cost ten seconds a member. It has no process group of torch, whose
-backend Gloo takes the address that the name of a host has on this host: often that of loopback.
+trainer for each member would cost ten seconds a member. The group has no process group of torch,
+because no rank needs one. Its backend Gloo would connect to the address to which a host's own name
+resolves, which is often loopback.
 
 The state of a member is in the store (`jobs.run`), not in Ray. Any later call of the same job
 continues from there, whatever ended the first call.

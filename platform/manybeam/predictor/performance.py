@@ -52,8 +52,9 @@ class PredictedF1:
         high: upper end of the 90 % interval.
         parts: the values it was predicted from, by name: those of `SCORES` that apply,
             `simulated`, `resembled`.
-        if_chosen: the 90 % interval if it was chosen for the highest prediction. It reaches
-            lower, because the highest of several predictions is more often too high.
+        if_chosen: the 90 % interval if this answerer was chosen because its prediction is the
+            highest. It usually reaches lower, because the highest of several predictions is more
+            often too high.
     """
 
     f1: float

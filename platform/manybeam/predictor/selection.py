@@ -43,8 +43,9 @@ from manybeam.spec import Condition, Library, Policy
 from manybeam.spec.facility import facility_library
 from manybeam.zoo.matrix import Matrix
 
-# A frame is out of distribution if its distance is above the first limit, in units of the distance
-# between frames of the calibration set; without a set, above the second, from every condition.
+# A frame is out of distribution if it is farther than the first limit from every frame of the
+# calibration set; 1 is the usual distance between those frames. Without a set, if it is farther
+# than the second limit from every measured condition.
 FAR_FROM_TABLE = 2.0
 FAR = 2.5
 SUBSETS = (2, 3, 5)  # sizes of the sub-ensembles of the best members
@@ -65,8 +66,8 @@ class Candidate:
     Attributes:
         member: index of the member.
         predicted_f1: expected F1, 0 to 1.
-        low: lower end of the 90 % interval.
-        high: upper end of the 90 % interval.
+        low: lower end of the 90 % interval; of the best member, that of a chosen answer.
+        high: upper end of the same interval.
         components: the known scores, by name: `matrix` (if measured), `forward`, `lattice`,
             `agreement`, `consistency`, `confidence`, `distance`; `simulated` and `resembled` with
             a calibration set, `fitness` without.
@@ -89,8 +90,9 @@ class Answerer:
         name: `best`, `best 3`, `weighted`, `all`; `asked` for members that the caller named.
         weights: member -> share of the answer.
         predicted_f1: expected F1, 0 to 1.
-        low: lower end of the 90 % interval.
-        high: upper end of the 90 % interval.
+        low: lower end of the 90 % interval; that of a chosen answer, except for members that the
+            caller named.
+        high: upper end of the same interval.
     """
 
     name: str
@@ -169,7 +171,8 @@ class Selection:
         Without a calibration set, the chosen members together are taken to be as good as the best
         of them, and others as good as their mean.
         """
-        for one in self.answerers:
+        # Several answerers can have these members; the one with the shares that answer counts.
+        for one in sorted(self.answerers, key=lambda one: one.weights != self.weights):
             if set(one.weights) == set(members):
                 return PredictedF1(one.predicted_f1, one.low, one.high, {})
         mine = [one for one in self.candidates if one.member in set(members)]
@@ -183,7 +186,7 @@ class Selection:
 
     @property
     def rank_key(self) -> tuple[bool, bool, float]:
-        """The key of an ensemble for `auto`; the greatest answers: fits, is calibrated, F1."""
+        """The sort key for `auto`, greatest first: fits, is calibrated, F1."""
         known = self.predicted(list(self.weights))
         return self.verdict == "ok", self.is_calibrated, known.f1 if known else 0.0
 
@@ -409,12 +412,14 @@ def _answerers(
     best = ranked[0]
     single = Answerer("best", {best.member: 1.0}, best.predicted_f1, best.low, best.high)
     tried = _sub_ensembles(ranked)
-    if asked and len(asked) > 1 and not any(set(one) == set(asked) for one in tried.values()):
+    if asked and len(asked) > 1 and asked not in tried.values():
         tried[ASKED] = asked
     predicted = known.predict_f1(seen, list(tried.values())) if tried else []
     several = []
     for (name, weights), one in zip(tried.items(), predicted, strict=True):
-        known_of = one if name in (ALL, ASKED) else one.chosen  # others are made of the best
+        # Others are made of the best; if nothing was asked for, all may be chosen too.
+        is_named = name == ASKED or (name == ALL and asked is not None)
+        known_of = one if is_named else one.chosen
         several.append(Answerer(name, weights, one.f1, known_of.low, known_of.high))
     several.sort(key=lambda one: (one.name == ASKED, -one.predicted_f1))
     if (

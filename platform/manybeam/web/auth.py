@@ -123,7 +123,7 @@ class Gatekeeper:
         if scope not in person.scopes:
             raise NotAllowed(
                 f"this needs the scope {scope!r}",
-                "reading is open, changes need a login",
+                "reading is open, a change needs its scope",
                 "log in at /login, or send Authorization: Bearer with the admin token",
             )
         if person.csrf:

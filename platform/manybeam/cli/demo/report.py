@@ -1,4 +1,4 @@
-"""The page of a demo, without other files: pictures, tables and their numbers."""
+"""The self-contained page of a demo: pictures, tables and their numbers."""
 
 import base64
 import html

@@ -157,10 +157,10 @@ def propose(
 ) -> Advice:
     """Return what to do about frames recorded since a stream drifted.
 
-    Switch members, if the lower end of the best members' predicted F1 is above the predicted F1 of
-    the serving ones. Go on, if the serving members have a good predicted F1 near a measured
-    condition, or a good lower end anywhere. Else adapt, if a policy covers these frames. Else ask a
-    person.
+    Switch members, if the predicted F1 of the best members is good and its lower end is above the
+    predicted F1 of the serving ones. Go on, if the serving members have a good predicted F1 near a
+    measured condition, or a good lower end anywhere. Else adapt, if a policy covers these frames.
+    Else ask a person.
 
     Args:
         predictor: answers the frames.

@@ -90,7 +90,7 @@ class Alarm:
     Attributes:
         frame: number of the frame that raised it, from 0.
         since: number of the frame at which the change is estimated to begin.
-        score: excess over the threshold; above 1.
+        score: excess divided by the threshold; above 1.
         changes: the change of each visible property, the largest first.
     """
 
