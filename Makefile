@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 .PHONY: demo quick test cluster check bench bench-science bench-selection vendor fresh install
 .DELETE_ON_ERROR:
 unexport PYTHONDONTWRITEBYTECODE # compile a module once, not at each start of Python
-# Processes of one thread each; three where they wait for servers. SEED=... repeats a shuffle.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SEED:%=--randomly-seed=%)
+# Two processes of one thread each. A run prints its seed; SEED=... repeats it.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(SEED:%=--randomly-seed=%)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,13 +20,13 @@ demo: install
 	$(BIN)/manybeam demo --out manybeam-demo
 
 quick: install
-	$(PYTEST) -n 2 --durations=10 -m "not (cluster or s3 or postgres or browser or gpu or slow or hosts)"
+	$(PYTEST) --durations=10 -m "not (cluster or s3 or postgres or browser or gpu or slow or hosts or faults)"
 
 test: install
-	$(PYTEST) -n 3 --durations=30 -m "not hosts"
+	$(PYTEST) --durations=30 -m "not (hosts or faults)"
 
-cluster: install # as root: its hosts are network namespaces
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m hosts tests/hosts
+cluster: install # as root, because its hosts are network namespaces; LANE=faults needs no root
+	$(PYTEST) --durations=10 -m "$(or $(LANE),hosts or faults)"
 
 check: install
 	$(BIN)/ruff format --check platform tests infra

@@ -127,6 +127,7 @@ def test_of_two_who_promote_at_once_one_wins_and_the_other_is_told(zoo: Zoo, ver
     assert told(versions)[2:] == [("promote asked", str(won[0])), ("promote done", str(won[0]))]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("where", "version", "outcome"),
     [
@@ -221,6 +222,7 @@ def test_an_answer_of_mlflow_that_was_lost_leaves_the_next_to_look(
     assert told(name)[3] == ("promote done", "2")
 
 
+@pytest.mark.faults
 def test_a_database_that_dies_in_the_middle_leaves_the_alias_old_or_new(
     embedded_versions: tuple[Zoo, str],
     monkeypatch: pytest.MonkeyPatch,

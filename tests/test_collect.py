@@ -371,6 +371,7 @@ def test_a_version_taken_up_while_a_collection_looks_is_kept(
     assert (zoo.resolve(two).version, len(zoo.members(two))) == (1, 2)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("where", "left", "outcome"),
     [

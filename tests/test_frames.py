@@ -610,6 +610,7 @@ def _path() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(frames.__file__).parents[2])}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", ["at the record", "in the frames", "in the frames, later"])
 @pytest.mark.slow
 def test_a_killed_writer_leaves_the_set_and_the_next_append_works(folder: str, how: str) -> None:

@@ -19,7 +19,7 @@ from manybeam.zoo.registry import Zoo
 
 from .conftest import Server, serving
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.faults]
 
 
 def zoo_in(home: Path) -> Zoo:

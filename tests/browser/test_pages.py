@@ -286,6 +286,7 @@ def test_a_new_version_shows_up_by_itself_and_says_so(
         page.wait_for_function(f"before => {picture} !== before", arg=before, timeout=20_000)
 
 
+@pytest.mark.faults
 def test_a_page_recovers_when_the_server_is_killed_and_started_again(
     make_home: Callable[[], Path], new_page: MakePage
 ) -> None:

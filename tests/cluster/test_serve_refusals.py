@@ -51,6 +51,7 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     assert port_is_free("127.0.0.1", port)
 
 
+@pytest.mark.faults
 def test_a_service_whose_weights_differ_from_those_registered_does_not_start(
     cluster: str, tiny_members: Any, tmp_path: Path, use_settings: Any, free_port: Ports
 ) -> None:

@@ -83,6 +83,7 @@ def test_workers_train_and_fail_the_members_this_process_would(
     assert {event.member for event in told if event.step == event.steps == 30} == {0, 2}
 
 
+@pytest.mark.faults
 def test_a_member_of_a_killed_worker_goes_on_from_its_checkpoint_to_equal_weights(
     cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def steps_lost(told: Sequence[Event]) -> int:
     return lost
 
 
+@pytest.mark.faults
 def test_workers_lost_too_often_fail_the_job_which_can_be_run_again(
     cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ def test_workers_lost_too_often_fail_the_job_which_can_be_run_again(
     assert len(again.members) == 3
 
 
+@pytest.mark.faults
 def test_ctrl_c_stops_the_workers_and_the_same_job_goes_on_later(
     cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
 ) -> None:

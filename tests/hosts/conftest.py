@@ -141,7 +141,9 @@ def _inside(place: Namespaces, *command: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def _all_hosts() -> Iterator[list[Host]]:
-    assert os.geteuid() == 0, "hosts are network namespaces, which need root: sudo make cluster"
+    assert os.geteuid() == 0, (
+        "hosts are network namespaces, which need root: sudo make cluster, or LANE=faults without them"
+    )
     with tempfile.TemporaryDirectory(prefix="mb-hosts-") as name:  # short, for paths of sockets
         folder = Path(name)
         (folder / "ray").mkdir()

@@ -67,6 +67,7 @@ def kill_database(services: Any) -> None:
     leader.wait(10)
 
 
+@pytest.mark.faults
 def test_a_registration_whose_database_is_killed_leaves_a_version_whole_or_none(
     own_facility: Any, tiny_members: Any, tmp_path: Path, name: str
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_registration_whose_database_is_killed_leaves_a_version_whole_or_none(
     assert zoo.resolve(name).ref == record.ref
 
 
+@pytest.mark.faults
 def test_a_registration_whose_object_store_is_killed_leaves_no_version(
     own_facility: Any, tiny_members: Any, tmp_path: Path, name: str
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_registration_whose_object_store_is_killed_leaves_no_version(
     assert len(zoo.members(f"{name}@2")) == 2
 
 
+@pytest.mark.faults
 def test_a_promotion_whose_database_is_killed_leaves_the_alias_where_it_was(
     own_facility: Any,
     tiny_members: Any,
