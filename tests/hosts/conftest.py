@@ -142,7 +142,7 @@ def _inside(place: Namespaces, *command: str) -> list[str]:
 @pytest.fixture(scope="session")
 def _all_hosts() -> Iterator[list[Host]]:
     assert os.geteuid() == 0, (
-        "hosts are network namespaces, which need root: sudo make cluster, or LANE=faults without them"
+        "hosts are network namespaces, which need root; without: make cluster LANE=faults"
     )
     with tempfile.TemporaryDirectory(prefix="mb-hosts-") as name:  # short, for paths of sockets
         folder = Path(name)
