@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument("--ref", default="graphene", help="version with a calibration set")
     parser.add_argument("--drawn", type=int, default=200, help="fresh frames drawn from policies")
     parser.add_argument("--named", type=int, default=4, help="frames of each named condition")
+    parser.add_argument(
+        "--seed", type=int, default=77, help="of the frames, beside that of the set"
+    )
     words = parser.parse_args()
     start, zoo = time.perf_counter(), Zoo()
     record, ensemble = zoo.resolve(words.ref), zoo.ensemble(words.ref)
@@ -82,7 +85,7 @@ def main() -> None:
     fitted = _calibration_examples(known)
     print(f"{len(table)} calibration frames, {len(table.members)} members")
     for title, (policies, count) in sets.items():
-        fresh = measure_calibration_set(ensemble, policies, 0, count, seed=SEED + 77)
+        fresh = measure_calibration_set(ensemble, policies, 0, count, seed=SEED + words.seed)
         _print(title, fitted, _fresh_examples(known, fresh))
     print(f"\n{time.perf_counter() - start:.0f} s")
 
@@ -226,21 +229,22 @@ def _print(title: str, fitted: Examples, fresh: Examples) -> None:
     """
     print(f"\n{title}, {len(fresh.f1_n)} members on frames:\n")
     print(
-        "| intervals | hold | of low, middle, high predicted F1 | of the best member of each frame "
-        "| mean width | interval score |"
+        "| intervals | hold | of low, middle, high predicted F1 | mean width | interval score "
+        "| of the chosen member of each frame: hold | mean width | interval score |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     best_n = _best_of_each(fresh)
     third_n = np.digitize(fresh.predicted_n, np.quantile(fresh.predicted_n, [1 / 3, 2 / 3]))
     for name, method in METHODS.items():
         low_n, high_n = method(fitted, fresh)
         holds_n = (low_n - 1e-9 <= fresh.f1_n) & (fresh.f1_n <= high_n + 1e-9)
         outside_n = np.maximum(low_n - fresh.f1_n, 0) + np.maximum(fresh.f1_n - high_n, 0)
-        width = float((high_n - low_n).mean())
-        worth = width + float(2 / (1 - CONFIDENCE) * outside_n.mean())
+        width_n = high_n - low_n
+        worth_n = width_n + 2 / (1 - CONFIDENCE) * outside_n
         thirds = ", ".join(f"{holds_n[third_n == third].mean():.2f}" for third in range(3))
-        cells = [f"{holds_n.mean():.3f}", thirds, f"{holds_n[best_n].mean():.3f}"]
-        print(f"| {name} | {' | '.join(cells)} | {width:.3f} | {worth:.3f} |")
+        rows = (holds_n, width_n, worth_n)
+        whole, chosen = ([f"{row[some].mean():.3f}" for row in rows] for some in (..., best_n))
+        print(f"| {' | '.join([name, whole[0], thirds, *whole[1:], *chosen])} |")
 
 
 def _best_of_each(fresh: Examples) -> Array:
