@@ -46,7 +46,7 @@ def collected(zoo: Zoo, name: str, **more: Any) -> list[CollectItem]:
 )
 def zoo(request: pytest.FixtureRequest, zoo_on: Callable[[str], Zoo]) -> Zoo:
     """An empty zoo, on servers that may be killed."""
-    return zoo_on(request.param)  # type: ignore[no-any-return]
+    return zoo_on(request.param)
 
 
 class Cut(BaseException):

@@ -105,7 +105,7 @@ def begin(hosts: Hosts, folder: Path, workers: int) -> "subprocess.Popen[str]":
     """Start `manybeam train` on the first host."""
     home = {"MANYBEAM_HOME": str(folder / "home"), "MANYBEAM_ZOO": str(folder / "zoo")}
     argv = ["manybeam", "train", str(job_file(folder, workers))]
-    return hosts[0].begin(*argv, **home)  # type: ignore[no-any-return]
+    return hosts[0].begin(*argv, **home)
 
 
 def end(training: "subprocess.Popen[str]", folder: Path) -> list[Member]:

@@ -330,7 +330,8 @@ class _Index:
             left_out_n[out_n] = np.interp(total_n[out_n], *rest)
         self._middle_b, self._error_b2 = _errors(left_out_n, f1_n - left_out_n)
         chosen_k = _highest(total_n, frame_n)
-        error_k, reach_2k = (f1_n - left_out_n)[chosen_k], self._reach(left_out_n[chosen_k])
+        error_k = (f1_n - left_out_n)[chosen_k]
+        reach_2k = _reach(self._ends(left_out_n[chosen_k]))
         # Of n errors and the one asked about, the k-th is exceeded by chance 1 - k / (n + 1).
         share = min((1 - TAIL) * (1 + 1 / len(chosen_k)), 1.0)
         self._stretch_2 = np.quantile([-error_k, error_k] / reach_2k, share, axis=1).clip(0)
@@ -339,21 +340,24 @@ class _Index:
         """Return F1, its 90 % interval, and the interval of a chosen answerer, (q, 5)."""
         total_q = np.nan_to_num(part_qi) @ self.weight_i
         f1_q = np.interp(total_q, self._total_n, self._f1_n)
-        ends = [np.interp(f1_q, self._middle_b, self._error_b2[:, end]) for end in (0, 1)]
-        down_q, up_q = self._stretch_2[:, None] * self._reach(f1_q)
-        low_q, high_q, chosen_low_q, chosen_high_q = (
-            np.clip(f1_q + end, 0, 1) for end in (*ends, -down_q, up_q)
-        )
+        ends_2q = self._ends(f1_q)
+        down_q, up_q = self._stretch_2[:, None] * _reach(ends_2q)
+        errors_4q = np.array([*ends_2q, -down_q, up_q])
+        low_q, high_q, chosen_low_q, chosen_high_q = np.clip(f1_q + errors_4q, 0, 1)
         # Isotonic regression is flat in places; a little of the sum keeps the order there.
         f1_q = (1 - HAIR) * f1_q + HAIR * total_q / (1 + total_q)
         lows = [np.minimum(one, f1_q) for one in (low_q, chosen_low_q)]
         highs = [np.maximum(one, f1_q) for one in (high_q, chosen_high_q)]
         return np.column_stack([f1_q, lows[0], highs[0], lows[1], highs[1]])
 
-    def _reach(self, f1_q: np.ndarray) -> np.ndarray:
-        """Return how far the 90 % interval reaches down and up, (2, q); at least `CLOSE`."""
-        ends = [np.interp(f1_q, self._middle_b, self._error_b2[:, end]) for end in (0, 1)]
-        return np.maximum([-ends[0], ends[1]], 0) + CLOSE
+    def _ends(self, f1_q: np.ndarray) -> np.ndarray:
+        """Return both ends of the 90 % interval of errors, (2, q)."""
+        return np.array([np.interp(f1_q, self._middle_b, end_b) for end_b in self._error_b2.T])
+
+
+def _reach(ends_2q: np.ndarray) -> np.ndarray:
+    """Return how far an interval reaches down and up, (2, q); at least `CLOSE`."""
+    return np.asarray(np.maximum(ends_2q * [[-1], [1]], 0) + CLOSE)
 
 
 def _named(part_i: np.ndarray) -> dict[str, float]:
