@@ -455,3 +455,44 @@ def test_a_version_another_tool_registered_is_none_of_ours(embedded: Zoo, tmp_pa
     assert embedded.ls() == []
     with pytest.raises(UnknownRef):
         embedded.resolve("graphene@1")
+
+
+def test_entries_are_read_without_mlflow_until_the_database_changes(
+    embedded: Zoo, tmp_path: Path
+) -> None:
+    embedded.register("graphene", [member_of(0)], job=JOB, alias="serving")
+    embedded.resolve("graphene")  # asks MLflow, and keeps the answer
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from manybeam.zoo.registry import Zoo\n"
+        f"home = Path({str(tmp_path)!r})\n"
+        "zoo = Zoo(f'sqlite:///{home}/zoo.db', (home / 'weights').as_uri(), home / 'cache/zoo')\n"
+        "print(zoo.resolve('graphene').ref, 'mlflow' in sys.modules)\n"
+    )
+
+    def elsewhere() -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert elsewhere() == "graphene@1 False"
+    embedded.register("graphene", [member_of(1)], job=JOB, alias="serving")
+    assert elsewhere() == "graphene@2 True"
+    assert elsewhere() == "graphene@2 False"
+    embedded.set_alias("graphene", "serving", 1)
+    assert elsewhere() == "graphene@1 True"
+    with sqlite3.connect(tmp_path / "zoo.db") as database:
+        database.execute("delete from registered_model_aliases")
+    with pytest.raises(UnknownRef):
+        embedded.resolve("graphene")
+
+
+def test_nothing_is_kept_of_a_database_with_a_write_ahead_log(
+    embedded: Zoo, tmp_path: Path
+) -> None:
+    embedded.register("graphene", [member_of(0)], job=JOB, alias="serving")
+    with sqlite3.connect(tmp_path / "zoo.db") as database:
+        database.execute("pragma journal_mode = wal")
+    embedded.resolve("graphene")
+    embedded.register("graphene", [member_of(1)], job=JOB, alias="serving")
+    assert embedded.resolve("graphene").version == 2

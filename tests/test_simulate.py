@@ -9,10 +9,11 @@ import pytest
 import tifffile
 import torch
 from scipy import ndimage
+from scipy.signal import lfilter
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.optics import transfer, wavelength_pm
-from manybeam.data.simulation.recording import _afterglow
+from manybeam.data.simulation.recording import _afterglow, _decaying
 from manybeam.data.simulation.simulate import simulate, simulate_into
 from manybeam.data.simulation.typical import typical
 from manybeam.errors import Conflict, InvalidInput, TooLarge, UnknownFrameSet
@@ -464,3 +465,10 @@ def test_the_tail_of_a_scintillator_leaves_its_row_at_the_end() -> None:
     tailed = _afterglow(counts, torch.tensor([3.0]))
     assert tailed[0, 0, :32].abs().max() < 1e-5
     assert tailed[0, 0, -1] == pytest.approx(1 - math.exp(-1 / 3), rel=1e-3)
+
+
+def test_the_decay_of_a_row_is_that_of_scipy_bit_for_bit() -> None:
+    counts_yx = np.random.default_rng(0).poisson(20, (37, 53)).astype(np.float32)
+    start_y, keep = counts_yx[:, 0] / 3, math.exp(-1 / 1.7)
+    wanted, _ = lfilter([1 - keep], [1, -keep], counts_yx, axis=1, zi=start_y[:, None])
+    assert np.array_equal(_decaying(counts_yx, keep, start_y), wanted)

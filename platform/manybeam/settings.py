@@ -43,7 +43,11 @@ class Settings(BaseSettings):
     )
     ray_address: str = Field("", description="Ray cluster to join; if empty, a local one")
     service_url: str = Field("http://127.0.0.1:8100", description="URL of the prediction service")
-    zoo: Path = Field(Path("zoo"), description="folder of recipes, conditions and policies")
+    zoo: Path = Field(
+        default_factory=lambda: _zoo_folder(),
+        description="folder of recipes, conditions and policies; if empty, `zoo` in the current "
+        "folder, and without one, the copy in the package",
+    )
     signing_key: str = Field(
         "", description="Ed25519 private key (PEM) that signs new versions; if empty, none"
     )
@@ -129,6 +133,19 @@ def settings() -> Settings:
             "a setting is a MANYBEAM_ environment variable or a line of manybeam.toml",
             "correct it, or remove it to use the default",
         ) from error
+
+
+def starter_folder() -> Path:
+    """Return the folder of the project's own `zoo` and `jobs`: in the package, or its source."""
+    package = Path(__file__).parent
+    packaged = package / "starter"
+    return packaged if packaged.is_dir() else package.parents[1]
+
+
+def _zoo_folder() -> Path:
+    here = Path("zoo")
+    is_one = any((here / kind).is_dir() for kind in ("conditions", "policies", "recipes"))
+    return here if is_one else starter_folder() / "zoo"
 
 
 def is_loopback(host: str) -> bool:

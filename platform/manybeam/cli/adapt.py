@@ -2,11 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
+
+if TYPE_CHECKING:
+    from manybeam.jobs.adapt import AdaptOutcome
 
 
 class LabelChoice(StrEnum):
@@ -65,29 +69,24 @@ def iterate(
 
     Example: manybeam iterate frames/today -e graphene --policy graphene-general
     """
+    with Progress(f"start adapting {ensemble}") as bars:
+        done = _rounds(
+            ensemble,
+            frames,
+            policy,
+            progress=bars.update,
+            members=member,
+            frames=frame or (),
+            labels=labels.value,
+            steps=steps,
+            rounds=rounds,
+            beside=beside,
+            max_regression=max_regression,
+            seed=seed,
+        )
     from manybeam.cli.adapt_report import assessment_rows, iterate_report
-    from manybeam.jobs.adapt import iterate as run_rounds
     from manybeam.jobs.kinds import refused_by_gate
-    from manybeam.settings import settings
-    from manybeam.spec import Library
-    from manybeam.zoo.registry import Zoo
 
-    library = Library(settings().zoo)
-    done = run_rounds(
-        Zoo(),
-        ensemble,
-        frames,
-        library.policy(policy),
-        library,
-        members=member,
-        frames=frame or (),
-        labels=labels.value,
-        steps=steps,
-        rounds=rounds,
-        beside=beside,
-        max_regression=max_regression,
-        seed=seed,
-    )
     emit(assessment_rows(done.round.steps), form, title="Rounds")
     if report is not None:
         say(f"report: {iterate_report(done, report)}")
@@ -95,3 +94,14 @@ def iterate(
         raise refused_by_gate(done.round.why)
     say(f"registered {done.record.ref} as candidate in {done.round.wall_s:.0f} s")
     say(f"not calibrated yet; run: manybeam calibrate {done.record.ref}")
+
+
+def _rounds(ref: str, frames_url: str, policy: str, **asked: Any) -> "AdaptOutcome":
+    """Run the rounds; heavy modules are imported here, after the first sign of progress."""
+    from manybeam.jobs.adapt import iterate as run_rounds
+    from manybeam.settings import settings
+    from manybeam.spec import Library
+    from manybeam.zoo.registry import Zoo
+
+    library = Library(settings().zoo)
+    return run_rounds(Zoo(), ref, frames_url, library.policy(policy), library, **asked)

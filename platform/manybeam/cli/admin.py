@@ -213,7 +213,7 @@ def _library() -> str:
         raise WorkFailed(
             f"there is no recipe in {settings().zoo}",
             "a zoo folder holds conditions, policies and recipes",
-            "run this in the folder that contains the zoo folder, or set MANYBEAM_ZOO",
+            "manybeam init DIR writes the project's own; or set MANYBEAM_ZOO",
         )
     return f"{conditions} conditions, {policies} policies, {recipes} recipes"
 

@@ -14,7 +14,19 @@ from typing import Annotated, Any
 import typer
 
 from manybeam import __version__
-from manybeam.cli import adapt, admin, backup, calibrate, data, jobs, predict, serve, watch, web
+from manybeam.cli import (
+    adapt,
+    admin,
+    backup,
+    calibrate,
+    data,
+    jobs,
+    library,
+    predict,
+    serve,
+    watch,
+    web,
+)
 from manybeam.cli.demo import command as demo
 from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
@@ -34,12 +46,16 @@ app = typer.Typer(
     epilog="All commands: --debug shows a traceback. Settings: MANYBEAM_* variables.",
 )
 app.command("demo")(demo.run)
+app.command("init")(library.init)
 app.command("up")(admin.up)
 app.command("down")(admin.down)
 app.command("status")(admin.status)
 app.command("doctor")(admin.doctor)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
+app.add_typer(library.conditions, name="conditions")
+app.add_typer(library.policies, name="policies")
+app.add_typer(library.recipes, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("train")(jobs.train)
 app.command("evaluate")(jobs.evaluate)

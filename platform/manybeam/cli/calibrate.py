@@ -31,14 +31,15 @@ def calibrate(
     Example: manybeam calibrate graphene --frames 600
     """
     from manybeam.cli.terminal.progress import Progress
-    from manybeam.jobs.calibrate import calibrate_ensemble
-    from manybeam.predictor.learned import performance_predictor
-    from manybeam.settings import settings
-    from manybeam.spec import Library
-    from manybeam.zoo.registry import Zoo
 
-    zoo = Zoo()
-    with Progress() as bars:
+    with Progress(f"start calibrating {ref}") as bars:
+        from manybeam.jobs.calibrate import calibrate_ensemble
+        from manybeam.predictor.learned import performance_predictor
+        from manybeam.settings import settings
+        from manybeam.spec import Library
+        from manybeam.zoo.registry import Zoo
+
+        zoo = Zoo()
         record = calibrate_ensemble(
             zoo,
             ref,

@@ -78,7 +78,7 @@ def simulate(
                 "choose another --out, or add --overwrite",
             )
     shape = (side_px, side_px) if side_px else None
-    with Progress() as progress:
+    with Progress(f"start simulating {imaging.id}") as progress:
         frames = simulate_into(
             out,
             imaging,
@@ -218,7 +218,15 @@ def infer(
     imaging, notes = as_stated(Library(settings().zoo).policy(policy), _stated(records))
     for note in notes:
         say(note)
-    found = infer_condition(frames_nyx, size, imaging, seed=seed, draws=draws)
+    with Progress(f"read {len(frames_nyx)} frames") as bars:
+        found = infer_condition(
+            frames_nyx,
+            size,
+            imaging,
+            seed=seed,
+            draws=draws,
+            progress=lambda done, total: bars.update("simulate", done, total, "frames"),
+        )
     say(
         f"{found.draw_count} draws; the nearest has {found.distance:.2f} times the usual distance"
         + (f". The policy {policy} rarely produces such frames." if found.distance > 1 else "")

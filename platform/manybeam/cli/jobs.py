@@ -33,10 +33,14 @@ def train(
     """
     from manybeam.settings import settings
     from manybeam.spec import Library, load_job
+    from manybeam.spec.starter import job_here
 
+    if (ours := job_here(job_file)) != job_file:
+        say(f"{job_file} is not here; the copy in the package is used (manybeam init DIR)")
+        job_file = ours
     job = load_job(job_file)
     library = Library.beside(job_file, settings().zoo)
-    with Progress() as progress:
+    with Progress(f"start the job {job.name or job.ensemble}") as progress:
         record = run_job(job, library, progress)
     emit([as_row(record)], form, title="Measured" if job.kind == "evaluate" else "Registered")
 
@@ -77,7 +81,7 @@ def evaluate(
     record = zoo.resolve(ref)
     if not conditions and not frames:
         measure = _as_first_measured(record, measure)
-    with Progress() as progress:
+    with Progress(f"start measuring {record.ref}") as progress:
         scores = measured(zoo.members(record.ref), measure, Library(settings().zoo), progress)
     if record.selected is not None:
         scores = [one for one in scores if one.member == record.selected]

@@ -82,7 +82,7 @@ def watch(
         ensemble,
         *(["--first", str(first)] if first else []),
     ]
-    with Progress() as bars:
+    with Progress(f"start watching {len(movie)} frames") as bars:
         advisor = _Advisor(zoo, record, library, searched, movie, keep, again)
         drift = _begun(state, first) or _new(zoo, record, library, movie, first, bars)
         start = 0 if state is not None and state.is_file() else first

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from torch.nn import functional
 
-from manybeam.data.frames import FrameSet
 from manybeam.errors import (
     InvalidFrame,
     InvalidInput,
@@ -33,6 +32,9 @@ from manybeam.errors import (
 )
 from manybeam.settings import settings
 from manybeam.spec.recipe import TileSpec
+
+if TYPE_CHECKING:
+    from manybeam.data.frames import FrameSet
 
 LAYOUT = 1  # raised if the same frames and spec give other tiles than before
 CLIP = (-4.0, 6.0)  # in standard deviations; the upper limit is higher because atoms are bright
@@ -65,7 +67,7 @@ class Tiles:
 
 
 def stage_tiles(
-    framesets: Sequence[FrameSet],
+    framesets: "Sequence[FrameSet]",
     spec: TileSpec,
     cache: Path,
     *,
@@ -241,7 +243,7 @@ def _window_mean(frames: Frame, local_px: float) -> Frame:
     return frames
 
 
-def _check_framesets(framesets: Sequence[FrameSet]) -> None:
+def _check_framesets(framesets: "Sequence[FrameSet]") -> None:
     if not any(len(frameset) for frameset in framesets):
         raise InvalidInput(
             "there are no frames to cut tiles from",
@@ -274,7 +276,7 @@ def _check_sides(shape: tuple[int, ...], scale: float, pixel_size_pm: float, to_
         )
 
 
-def _digest(framesets: Sequence[FrameSet], spec: TileSpec, seed: int) -> str:
+def _digest(framesets: "Sequence[FrameSet]", spec: TileSpec, seed: int) -> str:
     """Return the name of these tiles; the number of frames to simulate has no effect."""
     content = {
         "layout": LAYOUT,
@@ -294,7 +296,7 @@ class _Cut:
     starts_n2: NDArray[np.int64]
 
 
-def _plan(frameset: FrameSet, spec: TileSpec, seed: int, rank: int) -> list[_Cut]:
+def _plan(frameset: "FrameSet", spec: TileSpec, seed: int, rank: int) -> list[_Cut]:
     """Return the tiles to cut, before any frame is read, so that the size of files is known."""
     generator = np.random.default_rng((seed, rank))
     cuts = []
@@ -347,7 +349,7 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
 
 def _write(
     folder: Path,
-    framesets: Sequence[FrameSet],
+    framesets: "Sequence[FrameSet]",
     plans: list[list[_Cut]],
     spec: TileSpec,
 ) -> None:
@@ -364,14 +366,14 @@ def _write(
                 targets.write(target_nyx.tobytes())
 
 
-def _frames(frameset: FrameSet) -> Iterator[Frame]:
+def _frames(frameset: "FrameSet") -> Iterator[Frame]:
     """Yield the frames; several are read at a time, because each read takes time to begin."""
     step = max(1, READ_PX // (frameset.shape[0] * frameset.shape[1]))
     for start in range(0, len(frameset), step):
         yield from frameset.frames(slice(start, start + step))
 
 
-def _cut_frame(frameset: FrameSet, cut: _Cut, frame: Frame, spec: TileSpec) -> tuple[Frame, Mask]:
+def _cut_frame(frameset: "FrameSet", cut: _Cut, frame: Frame, spec: TileSpec) -> tuple[Frame, Mask]:
     """Return the tiles of one frame and their masks."""
     if not np.isfinite(frame).all():
         raise InvalidFrame(

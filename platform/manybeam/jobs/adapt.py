@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
 from manybeam.learn.adaptation.outcome import Adaptation
 from manybeam.learn.adaptation.pseudo_labels import LabelSource, frames_digest
-from manybeam.learn.adaptation.rounds import adapt
+from manybeam.learn.adaptation.rounds import OnProgress, adapt
 from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions import ZooVersions
@@ -81,6 +82,7 @@ def iterate(
     max_regression: float = 0.005,
     seed: int = 0,
     executor: Literal["ray", "local"] = "ray",
+    progress: OnProgress | None = None,
 ) -> AdaptOutcome:
     """Adapt members of an ensemble to the frames of one set; register them if the gate agrees.
 
@@ -104,6 +106,7 @@ def iterate(
         max_regression: largest loss of F1 on held-out truth that the gate accepts.
         seed: seed of all random draws.
         executor: where a new version is measured, on the conditions its parent was measured on.
+        progress: called from several threads with what is done, how much of it, and the whole.
 
     Raises:
         UnknownRef: there is no such ensemble, or it has no such member.
@@ -141,9 +144,11 @@ def iterate(
         max_regression=max_regression,
         seed=seed,
         step_store=scratch,
+        progress=progress,
     )
     logger.info("rounds done", extra={"ensemble": ref, "accepted": found.accepted})
-    made = _register(zoo, record, found, job, library, executor) if found.accepted else None
+    accepted = found.accepted
+    made = _register(zoo, record, found, job, library, executor, progress) if accepted else None
     scratch.clear()
     parents = ensemble.subset(members).members
     return AdaptOutcome(found, made, parents, frames_nyx, pixel_size_pm)
@@ -189,14 +194,19 @@ def _register(
     job: dict[str, Any],
     library: Library,
     executor: Literal["ray", "local"],
+    progress: OnProgress | None,
 ) -> "Record":
     """Register the members as a candidate, measured on the conditions of their parent."""
     children, measure = _with_parents(found, record), record.job.get("measure")
     asked = Measure.model_validate(measure) if measure else None
+    scores = None
+    if asked:
+        counted = partial(progress, "measure") if progress else None
+        scores = evaluate(children, asked, library, executor=executor, progress=counted)
     made = zoo.register(
         record.name,
         children,
-        scores=evaluate(children, asked, library, executor=executor) if asked else None,
+        scores=scores,
         job=job | _as_result(found) | {"measure": measure},
         parent=record.version_ref,
         inputs=[_as_input(job["frames"][0])],

@@ -4,7 +4,7 @@ The name of a simulated FrameSet contains a digest of all inputs that decide its
 that needs the same frames finds them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,7 +32,12 @@ class _Order:
 
 
 def prepare_frames(
-    job: Job, recipe: Recipe, policies: Sequence[Policy], store_url: str, executor: str
+    job: Job,
+    recipe: Recipe,
+    policies: Sequence[Policy],
+    store_url: str,
+    executor: str,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Return the URLs of the training FrameSets of each policy.
 
@@ -48,8 +53,9 @@ def prepare_frames(
     count = recipe.tiles.frames_per_policy
     orders = [_order(policy, count, job.seed, store_url) for policy in policies]
     missing = [order for order in orders if not _is_there(order)]
-    for _ in _each(missing, executor):
-        pass
+    for done, _ in enumerate(_each(missing, executor), 1):
+        if progress:
+            progress(done, len(missing))
     return {order.policy.id: (order.url, *given) for order in orders}
 
 

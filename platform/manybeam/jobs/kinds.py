@@ -62,6 +62,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         progress=lambda e: callbacks.progress(
             f"member {e.member:02d}", e.step, e.steps, f"loss {e.loss:.3f}"
         ),
+        simulated=lambda done, total: callbacks.progress("simulate", done, total, "policies"),
     )
     for failure in outcome.failed:
         callbacks.say(f"failed: {failure}")
@@ -125,7 +126,7 @@ def calibrate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
 
 def adapt(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Adapt members to the job's frames; register a candidate if the gate accepts them."""
-    done = adapt_outcome(job, library)
+    done = adapt_outcome(job, library, callbacks)
     for step in done.round.steps:
         callbacks.say(f"round {step.round}, member {step.member:02d}: {step.why}")
     if done.record is None:
@@ -140,7 +141,7 @@ def refused_by_gate(why: str) -> RefusedByGate:
     )
 
 
-def adapt_outcome(job: Job, library: Library) -> "AdaptOutcome":
+def adapt_outcome(job: Job, library: Library, callbacks: Callbacks) -> "AdaptOutcome":
     """Return the result of a job of kind adapt, accepted or refused by the gate."""
     from manybeam.jobs.adapt import iterate as run_rounds
     from manybeam.zoo.registry import Zoo
@@ -160,6 +161,7 @@ def adapt_outcome(job: Job, library: Library) -> "AdaptOutcome":
         beside=asked.beside,
         max_regression=job.gates.max_regression,
         seed=job.seed,
+        progress=lambda what, done, total: callbacks.progress(what, done, total, ""),
     )
 
 

@@ -69,6 +69,7 @@ def train(
     store_url: str,
     *,
     progress: OnEvent | None = None,
+    simulated: Callable[[int, int], None] | None = None,
     executor: Executor = "ray",
 ) -> TrainOutcome:
     """Train every member of a job that is not trained yet, and return all members.
@@ -78,6 +79,7 @@ def train(
         library: where recipe and policies are looked up.
         store_url: store for simulated frames and for the run; workers must reach it too.
         progress: called in this thread, a few times a second for each member in work.
+        simulated: called with (policies whose frames are simulated, policies without frames).
         executor: "ray" divides members among workers; "local" trains them in this process, one by
             one. The weights are bit-equal if the workers have as many cores of the same kind.
 
@@ -89,7 +91,7 @@ def train(
     """
     start = time.monotonic()
     report = progress or _say_nothing
-    run = plan_run(job, library, store_url, executor)
+    run = plan_run(job, library, store_url, executor, simulated)
     before = run.started()
     members = range(len(run.recipe.members))
     todo = [index for index in members if before.get(index) not in ("done", "failed")]
@@ -100,15 +102,21 @@ def train(
     return _gather(run, tuple(sorted(before)), start)
 
 
-def plan_run(job: Job, library: Library, store_url: str, executor: Executor = "ray") -> Run:
+def plan_run(
+    job: Job,
+    library: Library,
+    store_url: str,
+    executor: Executor = "ray",
+    simulated: Callable[[int, int], None] | None = None,
+) -> Run:
     """Return the run of a job; its frames are simulated if they do not exist."""
     recipe = library.recipe(job.recipe)
     policies = [library.policy(name) for name in dict.fromkeys(m.policy for m in recipe.members)]
     # Workers have other working directories, so the absolute URL of the store is needed.
     store_url = open_store(store_url).url
-    frames = prepare_frames(job, recipe, policies, store_url, executor)
-    simulated = {policy.id: policy for policy in policies if SIMULATE in job.frames}
-    return Run(recipe, job.seed, frames, store_url, name_run(recipe, job.seed, frames), simulated)
+    frames = prepare_frames(job, recipe, policies, store_url, executor, simulated)
+    drawn = {policy.id: policy for policy in policies if SIMULATE in job.frames}
+    return Run(recipe, job.seed, frames, store_url, name_run(recipe, job.seed, frames), drawn)
 
 
 def _say_nothing(event: Event) -> None:

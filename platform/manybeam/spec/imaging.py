@@ -8,7 +8,8 @@ it needs a number.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -268,3 +269,17 @@ class Condition(Imaging):
 
 class Policy(Imaging):
     """How training frames of a member are drawn; any value may be a range."""
+
+
+@cache
+def quantity_bounds() -> Mapping[str, tuple[float, float, str]]:
+    """Return the lowest and highest value and the unit of each quantity, by its dotted path."""
+    found = {}
+    groups = {name: info.annotation for name, info in Condition.model_fields.items()}
+    for group, kind in {"": Condition, **groups}.items():
+        for name, field in getattr(kind, "model_fields", {}).items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and "unit" in extra:
+                limits = (float(str(extra["low"])), float(str(extra["high"])), str(extra["unit"]))
+                found[f"{group}.{name}" if group else name] = limits
+    return found

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manybeam.errors import InvalidInput, MemberCountError, MemberDiverged
+from manybeam.errors import InvalidInput, InvalidSetting, MemberCountError, MemberDiverged
 from manybeam.spec.imaging import ID_PATTERN
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, TestSet, member_label
 from manybeam.zoo.records import ALIASES, RESERVED_NAMES
@@ -20,6 +20,16 @@ LARGEST_PM = 1000.0  # of a match radius, or a width of the detector
 LONGEST_URL = 2000
 _DIGEST = re.compile(r"[0-9a-f]{1,64}")
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse a text that is no URL of MLflow."""
+    if "://" not in uri:
+        raise InvalidSetting(
+            f"tracking_uri: {uri!r} is no URL of MLflow",
+            "allowed: http://host:port of a server, sqlite:///file, postgresql+psycopg://...",
+            "correct MANYBEAM_TRACKING_URI, or remove it to use the embedded zoo",
+        )
 
 
 def check_name(name: str) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 ALIASES = ("serving", "candidate")
 RESERVED_NAMES = ("auto",)
+MEMBER_TAG = "manybeam.member"
+MANIFEST_TAG = "manybeam.manifest"
+KIND_TAG = "manybeam.attachment"  # of a LoggedModel that is neither a member nor an ensemble
 MANIFEST_FORMAT = "manybeam-ensemble-1"
 
 _NAME = r"[a-z0-9][a-z0-9._-]{0,99}"

@@ -17,12 +17,18 @@ from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
-from manybeam.zoo.records import MemberRecord, write_manifest
+from manybeam.zoo.records import (
+    KIND_TAG,
+    MANIFEST_TAG,
+    MEMBER_TAG,
+    MemberRecord,
+    write_manifest,
+)
 from manybeam.zoo.score_reports import HEADLINE, REPORT_FILE, write_report
-from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.member import Member
+    from manybeam.zoo.tracking import Tracking
 
 WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "member.json"
@@ -54,7 +60,7 @@ class Registration:
     sign: bool = True
     attachments: Sequence["Attachment"] = ()
 
-    def write(self, tracking: Tracking, keep: Keep) -> int:
+    def write(self, tracking: "Tracking", keep: Keep) -> int:
         """Write everything and return the number of the version; no version remains on an error.
 
         Args:
@@ -143,7 +149,7 @@ class Attachment:
 
 
 def add_member(
-    tracking: Tracking, experiment_id: str, run_id: str, member: "Member"
+    tracking: "Tracking", experiment_id: str, run_id: str, member: "Member"
 ) -> MemberRecord:
     """Write one member as a LoggedModel and return its record."""
     from manybeam.learn.nets.card import MemberCard
@@ -176,7 +182,7 @@ def add_member(
 
 
 def add_scores(
-    tracking: Tracking,
+    tracking: "Tracking",
     place: VersionPlace,
     members: Iterable[MemberRecord],
     rows: Sequence[Score],
@@ -208,7 +214,7 @@ def add_scores(
 
 
 def add_attachment(
-    tracking: Tracking, place: VersionPlace, name: str, one: Attachment, *, sign: bool = True
+    tracking: "Tracking", place: VersionPlace, name: str, one: Attachment, *, sign: bool = True
 ) -> dict[str, str]:
     """Write an attachment as a LoggedModel; return the tag that makes it valid."""
     sha256 = sha256_of(one.content)

@@ -9,17 +9,33 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.cache import Cache, sha256_of
-from manybeam.zoo.checks import check_alias, check_members, check_name, check_scores
+from manybeam.zoo.checks import (
+    check_alias,
+    check_members,
+    check_name,
+    check_scores,
+    check_tracking_uri,
+)
 from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, SelfTest, run_self_test
+from manybeam.zoo.known_entries import KnownEntries
 from manybeam.zoo.matrix import FrameSetUse, Matrix, Score
-from manybeam.zoo.records import ALIASES, MemberRecord, Record, Ref, VersionEntry, read_manifest
+from manybeam.zoo.records import (
+    ALIASES,
+    MANIFEST_TAG,
+    MemberRecord,
+    Record,
+    Ref,
+    VersionEntry,
+    read_manifest,
+)
 from manybeam.zoo.registration import (
     ATTACHED_TAG,
     CARD_FILE,
@@ -36,11 +52,11 @@ from manybeam.zoo.registration import (
     add_scores,
 )
 from manybeam.zoo.score_reports import REPORT_FILE, read_report
-from manybeam.zoo.tracking import MANIFEST_TAG, Tracking
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble
     from manybeam.learn.nets.member import Member
+    from manybeam.zoo.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +78,18 @@ class Zoo:
         artifacts: str | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.tracking = Tracking(
-            tracking_uri or settings().tracking_url, artifacts or settings().artifacts_url
-        )
-        self._cache = Cache(cache or settings().home / "cache" / "zoo")
+        self.address = tracking_uri or settings().tracking_url
+        check_tracking_uri(self.address)
+        self._artifacts = artifacts or settings().artifacts_url
+        folder = cache or settings().home / "cache" / "zoo"
+        self._cache, self._known = Cache(folder), KnownEntries(self.address, folder)
 
-    @property
-    def address(self) -> str:
-        """URL of the MLflow of this zoo."""
-        return self.tracking.uri
+    @cached_property
+    def tracking(self) -> "Tracking":
+        """The MLflow of this zoo."""
+        from manybeam.zoo.tracking import Tracking
+
+        return Tracking(self.address, self._artifacts)
 
     def register(
         self,
@@ -135,7 +154,7 @@ class Zoo:
 
     def listing(self, name: str | None = None) -> list[VersionEntry]:
         """Return the entries of all versions in MLflow, without manifests; it needs two calls."""
-        return self.tracking.versions(name)
+        return self._known.all(f"all of {name}", lambda: self.tracking.versions(name))
 
     def entry(self, ref: str) -> VersionEntry:
         """Return the entry of one version in MLflow; raises UnknownRef."""
@@ -333,16 +352,19 @@ class Zoo:
             # MLflow has a built-in alias `latest`, which we do not use.
             raise asked.unknown(self.tracking.versions())
         try:
-            entry = (
-                self.tracking.version_by_alias(asked.name, asked.alias)
-                if asked.version is None and asked.alias is not None
-                else self.tracking.version(asked.name, asked.version or 0)
+            entry = self._known.one(
+                f"{asked.name}@{asked.alias or asked.version}", lambda: self._read_entry(asked)
             )
         except (NotFound, InvalidInput) as error:
             raise asked.unknown(self.tracking.versions()) from error
         if MANIFEST_TAG not in entry.tags:
             raise asked.unknown(self.tracking.versions())
         return entry
+
+    def _read_entry(self, asked: Ref) -> VersionEntry:
+        if asked.version is None and asked.alias is not None:
+            return self.tracking.version_by_alias(asked.name, asked.alias)
+        return self.tracking.version(asked.name, asked.version or 0)
 
     def _load(self, record: MemberRecord) -> "Member":
         from manybeam.learn.nets.card import MemberCard

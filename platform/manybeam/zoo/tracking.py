@@ -1,7 +1,8 @@
 """The calls of MLflow: runs, LoggedModels with files, metrics by dataset, versions, aliases.
 
-Only this module and `lifecycle.orphans` import mlflow, which takes a second or two. Errors of
-MLflow are translated here, and every wait is bounded.
+Only this module, `lifecycle.orphans` and `backup.parts` import mlflow, which takes two seconds; so
+`registry` imports this module only if it must ask MLflow. Errors of MLflow are translated here, and
+every wait is bounded.
 """
 
 import hashlib
@@ -39,18 +40,16 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric, ViewType
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.store.entities import PagedList  # noqa: E402
 
-from manybeam.errors import Conflict, Corrupt, InvalidSetting, ManybeamError, NotFound  # noqa: E402
+from manybeam.errors import Conflict, Corrupt, ManybeamError, NotFound  # noqa: E402
 from manybeam.settings import settings  # noqa: E402
+from manybeam.zoo.checks import check_tracking_uri  # noqa: E402
 from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
-from manybeam.zoo.records import VersionEntry  # noqa: E402
+from manybeam.zoo.records import MANIFEST_TAG, VersionEntry  # noqa: E402
 from manybeam.zoo.refusals import speaking  # noqa: E402
 
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
-MEMBER_TAG = "manybeam.member"
-MANIFEST_TAG = "manybeam.manifest"
-KIND_TAG = "manybeam.attachment"  # of a LoggedModel that is neither a member nor an ensemble
 _CLASSICAL_PREFIX = "classical."
 _METRICS_PER_CALL = 1000  # the limit of MLflow
 _PAGE = 1000
@@ -78,12 +77,7 @@ class Tracking:
     """
 
     def __init__(self, uri: str, artifacts: str) -> None:
-        if "://" not in uri:
-            raise InvalidSetting(
-                f"tracking_uri: {uri!r} is no URL of MLflow",
-                "allowed: http://host:port of a server, sqlite:///file, postgresql+psycopg://...",
-                "correct MANYBEAM_TRACKING_URI, or remove it to use the embedded zoo",
-            )
+        check_tracking_uri(uri)
         self.uri, self.artifacts = uri, artifacts
         self.is_server = uri.startswith(("http://", "https://"))
         self._client: MlflowClient | None = None

@@ -41,11 +41,14 @@ def run(
 
     Example: manybeam demo --out manybeam-demo --keep
     """
+    from manybeam.spec.starter import job_here
+
+    job = job_here(job)
     if not job.is_file():
         raise InvalidInput(
             f"no job file {job}",
             "the demo runs one from the project's jobs folder",
-            "run it in the folder of the project, or give --job and MANYBEAM_ZOO",
+            "give the path of a job, or leave --job out",
         )
     _check_port(port, out)
     out.mkdir(parents=True, exist_ok=True)

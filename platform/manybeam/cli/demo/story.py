@@ -98,7 +98,7 @@ class Story:
             from manybeam.cli.jobs import train_and_register
             from manybeam.cli.terminal.progress import Progress
 
-            with Progress(lines=1) as progress:
+            with Progress("start training", lines=1) as progress:
                 made = train_and_register(self.job, self.library, progress)
             self.facts["ref"] = made.ref
         record, matrix = self.record, self.zoo.matrix(self.facts["ref"])
@@ -120,7 +120,7 @@ class Story:
         from manybeam.jobs.calibrate import calibrate_ensemble
 
         if "calibrated" not in self.facts:
-            with Progress(lines=1) as progress:
+            with Progress("start calibrating", lines=1) as progress:
                 calibrate_ensemble(
                     self.zoo,
                     self.record.ref,

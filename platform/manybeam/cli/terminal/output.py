@@ -38,9 +38,7 @@ def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[
         title: heading of a table; other forms leave it out.
         columns: keys that a table shows, if not all fit on a screen.
     """
-    listed = list(rows)
-    if form is Form.auto:
-        form = Form.table if sys.stdout.isatty() else Form.jsonl
+    listed, form = list(rows), settled(form)
     if form is Form.table:
         _table([{k: row[k] for k in columns or row} for row in listed], title)
     elif form is Form.json:
@@ -53,6 +51,13 @@ def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[
     else:
         for row in listed:
             typer.echo(str(next(iter(row.values()))))
+
+
+def settled(form: Form) -> Form:
+    """Return the form that `auto` means here."""
+    if form is not Form.auto:
+        return form
+    return Form.table if sys.stdout.isatty() else Form.jsonl
 
 
 def say(text: str) -> None:

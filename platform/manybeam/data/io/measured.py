@@ -12,7 +12,7 @@ from typing import Any
 
 from manybeam.data.io.formats import Raw
 from manybeam.errors import InvalidInput
-from manybeam.spec.imaging import Condition, Imaging
+from manybeam.spec.imaging import Condition, Imaging, quantity_bounds
 
 SAME = 0.01  # largest relative difference of two equal numbers
 SAME_SIZE = 0.02  # the same for two pixel sizes in one file, because one is often rounded
@@ -43,7 +43,7 @@ def settle_pixel_size(
     Raises:
         InvalidInput: the size of the caller is out of bounds.
     """
-    low, high, unit = _bounds()["scan.pixel_size_pm"]
+    low, high, unit = quantity_bounds()["scan.pixel_size_pm"]
     if given is not None and not low <= given <= high:
         raise InvalidInput(
             f"pixel size {given!r} pm is not from {low:g} to {high:g} {unit}",
@@ -69,7 +69,7 @@ def settle_pixel_size(
 
 
 def _outside(path: str, value: float) -> str:
-    low, high, unit = _bounds()[path]
+    low, high, unit = quantity_bounds()[path]
     return f"{path} {value:.6g} is outside {low:g} to {high:g} {unit}: left unknown"
 
 
@@ -101,7 +101,7 @@ def settle_condition(
 ) -> Condition:
     """Return the measured condition: values of the caller, and of the file for the others."""
     known: dict[str, Any] = given.model_dump(exclude_none=True) if given else _named(raw, path)
-    bounds = _bounds()
+    bounds = quantity_bounds()
     found = dict(raw.values) | ({"scan.pixel_size_pm": pixel_size_pm} if pixel_size_pm else {})
     for path_, value in found.items():
         if not bounds[path_][0] <= value <= bounds[path_][1]:
@@ -133,7 +133,7 @@ def with_inferred_size(
     """
     known = condition.model_dump(exclude_none=True)
     known["scan"]["pixel_size_pm"] = pixel_size_pm
-    _settle_dose(known, _bounds()["dose_e_per_a2"][:2], notes)
+    _settle_dose(known, quantity_bounds()["dose_e_per_a2"][:2], notes)
     trace = f"pixel size inferred: {inferred}"
     title = f"{condition.title[: 198 - len(trace)]}; {trace}" if condition.title else trace
     return Condition.model_validate(known | {"origin": "inferred", "title": title})
@@ -208,16 +208,3 @@ def _named(raw: Raw, path: Path) -> dict[str, Any]:
         "modality": modality or "unknown",
         "sample": {"material": raw.material[:100]},
     }
-
-
-def _bounds() -> dict[str, tuple[float, float, str]]:
-    """Return the bounds and the unit of each quantity of a condition, by its dotted path."""
-    found = {}
-    groups = {name: info.annotation for name, info in Condition.model_fields.items()}
-    for group, kind in {"": Condition, **groups}.items():
-        for name, field in getattr(kind, "model_fields", {}).items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and "unit" in extra:
-                limits = (float(str(extra["low"])), float(str(extra["high"])), str(extra["unit"]))
-                found[f"{group}.{name}" if group else name] = limits
-    return found

@@ -12,6 +12,7 @@ Source: Z-contrast as in Pennycook and Jesson, Ultramicroscopy 37, 14 (1991), wi
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.fft
@@ -19,9 +20,7 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from manybeam.data.frames import FrameSet
 from manybeam.data.io.measured import dose_e_per_a2
-from manybeam.data.making import Part
 from manybeam.data.simulation.recording import reach_pm, record, true_places
 from manybeam.data.simulation.rendering import image
 from manybeam.data.simulation.scenes import Ground, scene
@@ -31,6 +30,10 @@ from manybeam.errors import InvalidInput, TooLarge
 from manybeam.settings import settings
 from manybeam.spec import Condition, Policy, Range
 from manybeam.spec.imaging import Sample
+
+if TYPE_CHECKING:
+    from manybeam.data.frames import FrameSet
+    from manybeam.data.making import Part
 
 # Raised whenever frames of one condition and seed change. It is part of the names of frames, runs
 # and scores, so that results of an older simulator are not taken for new ones.
@@ -95,7 +98,7 @@ def simulate_into(
     shape: tuple[int, int] | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
-) -> FrameSet:
+) -> "FrameSet":
     """Simulate frames into a new FrameSet, batch by batch.
 
     Readers see all frames or none, and an old set stays until the new one is whole.
@@ -115,7 +118,7 @@ def simulate_into(
         TooLarge: see `simulate`.
     """
 
-    def parts() -> Iterator[Part]:
+    def parts() -> "Iterator[Part]":
         done = 0
         for batch in _batches(imaging, count, seed, shape):
             yield batch.frames_nyx, batch.truth, batch.pixel_size_pm
@@ -124,6 +127,8 @@ def simulate_into(
                 progress(done, count)
 
     size = shape or imaging.scan.shape or DEFAULT_SHAPE
+    from manybeam.data.frames import FrameSet  # with Zarr, which simulation alone does not need
+
     return FrameSet.write(url, imaging, size, parts(), overwrite=overwrite)
 
 

@@ -11,8 +11,10 @@ Axis letters: n frame, y row, x column.
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from threading import Lock
 
 import numpy as np
 
@@ -54,6 +56,7 @@ TUNING_RATE = 0.4  # peak learning rate, as a share of the recipe's
 NEW_TILES = 48  # new tiles that a member is fine-tuned on, and as many known ones
 CENTRING_FRAMES = 16  # simulated anew, to find the threshold of a fine-tuned member
 
+OnProgress = Callable[[str, float, float], None]  # what is done, how much of it, and the whole
 Seen = list[tuple[np.ndarray, Prediction]]
 
 
@@ -74,6 +77,7 @@ def adapt(
     seed: int = 0,
     draws: int = DRAWS,
     step_store: StepStore | None = None,
+    progress: OnProgress | None = None,
 ) -> Adaptation:
     """Adapt members to unlabelled frames of one condition and return the new ensemble.
 
@@ -98,6 +102,7 @@ def adapt(
         seed: of everything drawn.
         draws: frames simulated to infer the condition.
         step_store: stores each finished step, so that a stopped call continues where it was.
+        progress: called from the threads that adapt members, many times a second.
 
     Raises:
         InvalidInput: no frames or frames of several conditions, no held-out truth, an unknown
@@ -107,13 +112,20 @@ def adapt(
     start = time.perf_counter()
     _check(frames_nyx, held_out, labels, rounds)
     check_one_condition(frames_nyx, pixel_size_pm, imaging)
-    inferred = None
+    report, inferred = progress or _say_nothing, None
     if labels != "pseudo":
-        inferred = infer(frames_nyx, pixel_size_pm, imaging, seed=seed, draws=draws)
+        inferred = infer(
+            frames_nyx,
+            pixel_size_pm,
+            imaging,
+            seed=seed,
+            draws=draws,
+            progress=lambda done, total: report("infer the condition", done, total),
+        )
     among = ensemble if beside else None
     acceptance = AcceptanceGate(frames_nyx, pixel_size_pm, held_out, imaging, inferred, seed, among)
     adaptation = _Rounds(
-        ensemble, acceptance, policies or {}, labels, steps, max_regression, step_store
+        ensemble, acceptance, policies or {}, labels, steps, max_regression, step_store, report
     )
     chosen = ensemble.subset(members) if members is not None else ensemble
     history = [adaptation.round(1, chosen.members, {})]
@@ -121,6 +133,10 @@ def adapt(
         history.append(adaptation.round(len(history) + 1, *_going_on(history)))
     made = outcome(ensemble, acceptance, history, max_regression)
     return replace(made, frames_digest=adaptation.digest, wall_s=time.perf_counter() - start)
+
+
+def _say_nothing(what: str, done: float, total: float) -> None:
+    pass
 
 
 def _going_on(history: Sequence[Sequence[Attempt]]) -> tuple[list[Member], dict[int, Assessment]]:
@@ -151,10 +167,13 @@ class _Rounds:
         steps: int,
         max_regression: float,
         step_store: StepStore | None,
+        report: OnProgress,
     ) -> None:
         self.ensemble, self.acceptance, self.policies = ensemble, acceptance, policies
         self.labels, self.steps, self.max_regression = labels, steps, max_regression
-        self.step_store = step_store
+        self.step_store, self.report = step_store, report
+        self.counted = Lock()
+        self.steps_done = self.steps_total = 0  # of the optimisers, in this round
         self.digest = frames_digest(acceptance.frames_nyx, acceptance.pixel_size_pm)
         self.seen: dict[TileSpec, Seen] = {}
 
@@ -162,6 +181,8 @@ class _Rounds:
         self, number: int, starts: Sequence[Member], assessments: Mapping[int, Assessment]
     ) -> list[Attempt]:
         """Return the attempt of each member in one round."""
+        self.steps_done, self.steps_total = 0, self.steps * len(starts)
+        self.report(f"round {number}", 0, self.steps_total)
         if self.labels != "twin":
             now = {one.index: one for one in starts}
             asked = Ensemble([now.get(one.index, one) for one in self.ensemble.members])
@@ -221,12 +242,21 @@ class _Rounds:
         seed = self.acceptance.seed + 1000 * (number - 1)
         labelled = self._labelled_tiles(known, start.recipe.tiles, seed)
         try:
-            child = tune(start, labelled, steps=self.steps, seed=seed)
+            child = tune(
+                start, labelled, steps=self.steps, seed=seed, on_step=partial(self._count, number)
+            )
         except MemberDiverged as error:
             return None, None, error.what
         child = centred(child, _centring_frames(known, self.acceptance))
         after = self.acceptance.with_held(self.acceptance.on_new_frames(child), child)
         return child, after, gate(before, after, self.max_regression)
+
+    def _count(self, number: int) -> None:
+        """Report one more step of an optimiser; threads of several members call it."""
+        stop_if_nobody_waits()
+        with self.counted:
+            self.steps_done += 1
+            self.report(f"round {number}", self.steps_done, self.steps_total)
 
     def _labelled_tiles(self, known: Policy, spec: TileSpec, seed: int) -> LabelledTiles:
         inferred = self.acceptance.inferred
@@ -287,8 +317,22 @@ def _centring_frames(known: Policy, acceptance: AcceptanceGate) -> list[Labelled
     return labelled
 
 
-def tune(parent: Member, labelled: LabelledTiles, *, steps: int, seed: int) -> Member:
+def tune(
+    parent: Member,
+    labelled: LabelledTiles,
+    *,
+    steps: int,
+    seed: int,
+    on_step: Callable[[], None] = stop_if_nobody_waits,
+) -> Member:
     """Return the member after a short fine-tuning from its own weights.
+
+    Args:
+        parent: the member.
+        labelled: tiles to learn from.
+        steps: optimiser steps.
+        seed: of all random draws.
+        on_step: called after each step.
 
     Raises:
         MemberDiverged: the loss became NaN or infinite.
@@ -304,7 +348,7 @@ def tune(parent: Member, labelled: LabelledTiles, *, steps: int, seed: int) -> M
         plan,
         parent.index,
         labelled.tiles,
-        on_step=lambda *_: stop_if_nobody_waits(),
+        on_step=lambda *_: on_step(),
         initial=parent.weights,
         weight_nyx=labelled.weight_nyx,
     )

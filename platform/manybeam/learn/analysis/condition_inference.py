@@ -94,6 +94,7 @@ def infer(
     *,
     seed: int,
     draws: int = DRAWS,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Inferred:
     """Return the condition that frames were recorded under, within a policy.
 
@@ -105,6 +106,7 @@ def infer(
         seed: of the draws.
         draws: number of simulated frames; 448 take 4 s on one core for graphene, 7 s for heavy
             atoms.
+        progress: called with (frames simulated, all frames).
 
     Raises:
         InvalidInput: no frames.
@@ -115,9 +117,12 @@ def infer(
     policy = _sized(imaging, frames_nyx, pixel_size_pm)
     drawn = [draw(policy, rng) for _ in range(draws)]
     shape = (crops_cyx.shape[1], crops_cyx.shape[2])
-    made_nyx = np.concatenate(
-        [simulate(one, 1, seed=int(rng.integers(2**31)), shape=shape).frames_nyx for one in drawn]
-    )
+    made = []
+    for done, one in enumerate(drawn, 1):
+        made.append(simulate(one, 1, seed=int(rng.integers(2**31)), shape=shape).frames_nyx)
+        if progress:
+            progress(done, draws)
+    made_nyx = np.concatenate(made)
     seen_cs, made_ns = standardised(
         summaries(crops_cyx, pixel_size_pm), summaries(made_nyx, pixel_size_pm)
     )

@@ -9,6 +9,7 @@ from manybeam.settings import settings
 from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE
+from manybeam.zoo.records import MANIFEST_TAG
 from manybeam.zoo.registration import (
     ATTACHED_TAG,
     CARD_FILE,
@@ -19,7 +20,6 @@ from manybeam.zoo.registration import (
     WEIGHTS_FILE,
 )
 from manybeam.zoo.score_reports import REPORT_FILE
-from manybeam.zoo.tracking import MANIFEST_TAG
 
 if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo
