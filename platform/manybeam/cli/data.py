@@ -59,36 +59,38 @@ def simulate(
 
     Example: manybeam data simulate graphene-60kv-nominal --count 32 --out frames/nominal
     """
-    from manybeam.data.frames import FrameSet
-    from manybeam.data.simulation.simulate import simulate_into
-    from manybeam.data.simulation.typical import filled
-    from manybeam.errors import UnknownFrameSet
+    with Progress(f"start simulating {condition}") as progress:
+        from manybeam.data.simulation.simulate import simulate_into
+        from manybeam.data.simulation.typical import filled
 
-    imaging = _imaging(condition)
-    _warn(filled(imaging))
-    if not overwrite:
-        try:
-            FrameSet.open(out)
-        except UnknownFrameSet:
-            pass
-        else:
-            raise InvalidInput(
-                f"there is already a FrameSet at {out}",
-                "",
-                "choose another --out, or add --overwrite",
-            )
-    shape = (side_px, side_px) if side_px else None
-    with Progress(f"start simulating {imaging.id}") as progress:
+        imaging = _imaging(condition)
+        _warn(filled(imaging))
+        if not overwrite:
+            _check_free(out)
         frames = simulate_into(
             out,
             imaging,
             count,
             seed=seed,
-            shape=shape,
+            shape=(side_px, side_px) if side_px else None,
             progress=lambda done, total: progress.update("simulate", done, total),
             overwrite=overwrite,
         )
     emit([_facts(frames)], form)
+
+
+def _check_free(url: str) -> None:
+    """Refuse to write over a FrameSet."""
+    from manybeam.data.frames import FrameSet
+    from manybeam.errors import UnknownFrameSet
+
+    try:
+        FrameSet.open(url)
+    except UnknownFrameSet:
+        return
+    raise InvalidInput(
+        f"there is already a FrameSet at {url}", "", "choose another --out, or add --overwrite"
+    )
 
 
 @app.command("import")
@@ -208,17 +210,17 @@ def infer(
 
     Example: manybeam data infer scan_0142.dm4 --policy graphene-general -o json
     """
-    from manybeam.learn.analysis.condition_inference import as_stated
-    from manybeam.learn.analysis.condition_inference import infer as infer_condition
-    from manybeam.settings import settings
-    from manybeam.spec import Library
+    with Progress("read the frames") as bars:
+        from manybeam.learn.analysis.condition_inference import as_stated
+        from manybeam.learn.analysis.condition_inference import infer as infer_condition
+        from manybeam.settings import settings
+        from manybeam.spec import Library
 
-    records = _read_all(files, pixel_size_pm, None)
-    frames_nyx, size = _alike(records)
-    imaging, notes = as_stated(Library(settings().zoo).policy(policy), _stated(records))
-    for note in notes:
-        say(note)
-    with Progress(f"read {len(frames_nyx)} frames") as bars:
+        records = _read_all(files, pixel_size_pm, None)
+        frames_nyx, size = _alike(records)
+        imaging, notes = as_stated(Library(settings().zoo).policy(policy), _stated(records))
+        for note in notes:
+            say(note)
         found = infer_condition(
             frames_nyx,
             size,

@@ -65,23 +65,24 @@ def evaluate(
     Example: manybeam evaluate graphene --conditions 'graphene-60kv-*'
     """
     from manybeam.cli.zoo.listing import matrix
-    from manybeam.settings import settings
-    from manybeam.spec import Library
-    from manybeam.spec.job import Measure
-    from manybeam.zoo.registry import Zoo
 
-    measure = Measure(
-        conditions=tuple(conditions or ()),
-        frames=tuple(frames or ()),
-        frames_per_condition=count,
-        match_radius_pm=radius_pm or None,
-    )
-    zoo = Zoo()
-    # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.
-    record = zoo.resolve(ref)
-    if not conditions and not frames:
-        measure = _as_first_measured(record, measure)
-    with Progress(f"start measuring {record.ref}") as progress:
+    with Progress(f"start measuring {ref}") as progress:
+        from manybeam.settings import settings
+        from manybeam.spec import Library
+        from manybeam.spec.job import Measure
+        from manybeam.zoo.registry import Zoo
+
+        measure = Measure(
+            conditions=tuple(conditions or ()),
+            frames=tuple(frames or ()),
+            frames_per_condition=count,
+            match_radius_pm=radius_pm or None,
+        )
+        zoo = Zoo()
+        # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.
+        record = zoo.resolve(ref)
+        if not conditions and not frames:
+            measure = _as_first_measured(record, measure)
         scores = measured(zoo.members(record.ref), measure, Library(settings().zoo), progress)
     if record.selected is not None:
         scores = [one for one in scores if one.member == record.selected]

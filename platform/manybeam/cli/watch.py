@@ -70,10 +70,6 @@ def watch(
     from manybeam.zoo.registry import Zoo
 
     _check_target(keep)
-    zoo, library = Zoo(), Library(settings().zoo)
-    record = zoo.resolve(ensemble)
-    searched = library.policy(policy) if policy else None
-    movie = _movie(frames, pixel_size_pm)
     again = [
         "manybeam",
         "watch",
@@ -82,7 +78,11 @@ def watch(
         ensemble,
         *(["--first", str(first)] if first else []),
     ]
-    with Progress(f"start watching {len(movie)} frames") as bars:
+    with Progress("read the frames") as bars:
+        zoo, library = Zoo(), Library(settings().zoo)
+        record = zoo.resolve(ensemble)
+        searched = library.policy(policy) if policy else None
+        movie = _movie(frames, pixel_size_pm)
         advisor = _Advisor(zoo, record, library, searched, movie, keep, again)
         drift = _begun(state, first) or _new(zoo, record, library, movie, first, bars)
         start = 0 if state is not None and state.is_file() else first
