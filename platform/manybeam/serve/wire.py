@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.io.reading import inspect_frame
+from manybeam.data.io.reading import frames_in, inspect_frame
 from manybeam.errors import (
     InvalidFrame,
     InvalidInput,
@@ -195,18 +195,15 @@ def read_frames(array: NDArray[Any], max_frame_px: int) -> Frames:
     """
     if array.size > max_frame_px:
         raise TooLarge(f"{array.size} pixels", f"at most {max_frame_px}", "send fewer at once")
-    if array.ndim != 3:
-        frame, notes = _frame(array, "")
-        return Frames((frame,), notes=notes)
-    if array.shape[0] == 0:
+    if array.ndim == 3 and not len(array):
         raise InvalidFrame("a stack of no frames", "at least one", "")
-    if array.shape[2] in (3, 4) and array.shape[0] > 4:
-        raise InvalidFrame(
-            f"shape {array.shape} looks like a colour picture",
-            "frames are (y, x) or (n, y, x)",
-            "send one channel",
-        )
-    read = [_frame(frame, f"frame {n}: ") for n, frame in enumerate(array)]
+    frames = frames_in(array)
+    if frames.ndim == 2:
+        frame, notes = _frame(frames, "")
+        # A stack of one stays a stack: its answer names the frame.
+        is_stack = array.ndim > 2 and array.shape[-2:] == frames.shape
+        return Frames((frame,), is_stack=is_stack, notes=notes)
+    read = [_frame(frame, f"frame {n}: ") for n, frame in enumerate(frames)]
     notes = tuple(note for _, more in read for note in more)
     return Frames(tuple(frame for frame, _ in read), is_stack=True, notes=notes)
 

@@ -1,7 +1,7 @@
 """The tree of tags in a DigitalMicrograph file (DM3, DM4), without its pixels.
 
 Each length is compared with the end of the file and the depth with a limit. So a damaged tree
-causes a ValueError after at most one pass over the file.
+causes a FileFault after at most one pass over the file.
 """
 
 import mmap
@@ -9,6 +9,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from manybeam.data.io.limits import FileFault
 
 DEPTH = 64  # the deepest tree seen has 12 levels
 TEXT_CHARS = 20_000  # longer arrays of 16-bit numbers are not text
@@ -47,7 +49,7 @@ def read_tags(path: Path) -> dict[str, Any]:
     """Return the tree: a group is a dict, an unnamed entry has its number as name.
 
     Raises:
-        ValueError: it is not a DM3 or DM4 file, or it is cut short or damaged.
+        FileFault: it is not a DM3 or DM4 file, or it is cut short or damaged.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         return _Reader(memory).tree()
@@ -61,7 +63,7 @@ class _Reader:
         self.order: Order = ">"
         self.version = self._take(">I")
         if self.version not in (3, 4):
-            raise ValueError("it does not start like a DM3 or DM4 file")
+            raise FileFault("it does not start like a DM3 or DM4 file")
         self.wide = ">Q" if self.version == 4 else ">I"
 
     def tree(self) -> dict[str, Any]:
@@ -74,7 +76,7 @@ class _Reader:
         try:
             (value,) = struct.unpack_from(form, self.memory, self.at)
         except struct.error as error:
-            raise ValueError(
+            raise FileFault(
                 "its tags run past the end of the file: the file is cut short"
             ) from error
         self.at += struct.calcsize(form)
@@ -83,13 +85,13 @@ class _Reader:
     def _skip(self, byte_count: int) -> bytes | None:
         """Skip some bytes that must exist; return them if they may be text."""
         if byte_count > len(self.memory) - self.at:
-            raise ValueError("a tag is longer than what is left of the file: cut short")
+            raise FileFault("a tag is longer than what is left of the file: cut short")
         start, self.at = self.at, self.at + byte_count
         return self.memory[start : self.at] if byte_count <= 2 * TEXT_CHARS else None
 
     def _group(self, depth: int) -> dict[str, Any]:
         if depth > DEPTH:
-            raise ValueError(f"its tags are nested deeper than {DEPTH}: damaged")
+            raise FileFault(f"its tags are nested deeper than {DEPTH}: damaged")
         self.at += 2  # sorted, open
         found: dict[str, Any] = {}
         for number in range(1, self._take(self.wide) + 1):
@@ -98,7 +100,7 @@ class _Reader:
             if self.version == 4:
                 self._take(self.wide)  # bytes in this entry
             if kind not in (_GROUP, _DATA):
-                raise ValueError(f"a tag of kind {kind}, where 20 or 21 is known: damaged")
+                raise FileFault(f"a tag of kind {kind}, where 20 or 21 is known: damaged")
             value = self._group(depth + 1) if kind == _GROUP else self._data(name)
             found[name or str(number)] = value
         return found
@@ -106,10 +108,10 @@ class _Reader:
     def _data(self, name: str) -> Any:
         """Return the value of one entry, according to its list of codes."""
         if self._take(">4s") != b"%%%%":
-            raise ValueError("a tag does not start with its mark: damaged")
+            raise FileFault("a tag does not start with its mark: damaged")
         count = self._take(self.wide)
         if not 0 < count <= 2_000:
-            raise ValueError(f"a tag described by {count} numbers: damaged")
+            raise FileFault(f"a tag described by {count} numbers: damaged")
         codes = [self._take(self.wide) for _ in range(count)]
         if codes[0] in _NUMBERS and count == 1:
             return self._take(self.order + _NUMBERS[codes[0]])
@@ -119,18 +121,18 @@ class _Reader:
             return self._text(codes[1])
         if codes[0] == _ARRAY and count > 2:
             return self._array(name, codes[1:-1], codes[-1])
-        raise ValueError(f"a tag of unknown type {codes[0]}: damaged")
+        raise FileFault(f"a tag of unknown type {codes[0]}: damaged")
 
     def _letters(self, codes: list[int]) -> str:
         """Return the types of the fields; codes are 15, 0, fields, (0, type) of each."""
         if any(code not in _NUMBERS for code in codes[4::2]) or len(codes) < 5:
-            raise ValueError("a struct of unknown fields: damaged")
+            raise FileFault("a struct of unknown fields: damaged")
         return "".join(_NUMBERS[code] for code in codes[4::2])
 
     def _array(self, name: str, item: list[int], count: int) -> Any:
         """Return text, or the place of an array; the name distinguishes 16-bit pixels and text."""
         if item[0] != _STRUCT and item[0] not in _NUMBERS:
-            raise ValueError(f"an array of unknown type {item[0]}: damaged")
+            raise FileFault(f"an array of unknown type {item[0]}: damaged")
         letters = self._letters(item) if item[0] == _STRUCT else _NUMBERS[item[0]]
         if letters == "H" and name != "Data" and count <= TEXT_CHARS:
             return self._text(count)

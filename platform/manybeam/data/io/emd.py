@@ -1,8 +1,8 @@
-"""Velox and Berkeley EMD, both HDF5, read in a child process.
+"""EMD of Velox, of Berkeley and of the simulator Prismatic, all HDF5, read in a child process.
 
 If a file is damaged, libhdf5 may crash or never return, and neither can be caught. So a child
-process reads, and its end is reported as a fault of the file. The child writes to its standard
-output: a line of JSON, then the array as .npy.
+process reads, within limits of processor time and memory, and its end is reported as a fault of the
+file. The child writes to its standard output: a line of JSON, then the array as .npy.
 
 Axis letters: n frame, y row, x column.
 """
@@ -10,6 +10,8 @@ Axis letters: n frame, y row, x column.
 import io
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,83 +21,106 @@ from typing import Any
 import numpy as np
 
 from manybeam.data.io.formats import (
-    FAULTS,
-    RATIO,
     Raw,
     as_number,
     as_values,
-    check_declared,
+    check_axis,
     detector_named,
     length_pm,
-    square_pm,
+    pixel_pm,
+)
+from manybeam.data.io.limits import (
+    BUSY,
+    BYTES_PER_S,
+    PATIENCE_S,
+    RATIO,
+    FileFault,
+    cause_of,
+    check_declared,
 )
 from manybeam.data.io.sidecar import add_tree
 from manybeam.errors import TooLarge
 
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
-PATIENCE_S = 60.0  # for the smallest file, on a busy machine
-BYTES_PER_S = 5e6  # of the slowest disk
+MEMORY_BYTES = 2 << 30  # of the child, beside the image
 
 
 def read_emd(path: Path) -> Raw:
-    """Read an EMD file of either kind.
+    """Read an EMD file of any kind.
 
     Raises:
-        ValueError: there is no image, the file is damaged, or reading crashed or did not end.
+        FileFault: there is no image, the file is damaged, or reading crashed or did not end.
         TooLarge: more pixels than `max_frame_px`.
     """
     code = "from manybeam.data.io.emd import answer; answer()"
+    patience_s = PATIENCE_S + path.stat().st_size / BYTES_PER_S
     try:
         child = subprocess.run(
-            [sys.executable, "-c", code, str(path)],
+            [sys.executable, "-c", code, str(path), str(patience_s)],
             capture_output=True,
-            timeout=PATIENCE_S + path.stat().st_size / BYTES_PER_S,
+            timeout=BUSY * patience_s,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ValueError("reading does not end: the file is damaged") from error
+        raise FileFault("reading does not end: the file is damaged") from error
     head, _, content = child.stdout.partition(b"\n")
+    if child.returncode == -signal.SIGXCPU:
+        raise FileFault(f"reading does not end within {patience_s:.0f} s: the file is damaged")
     if child.returncode != 0 or not head:
-        raise ValueError(f"HDF5 crashed (exit {child.returncode}): the file is damaged")
+        raise FileFault("the library of HDF5 crashed: the file is damaged")
     fields = json.loads(head)
     if "too_large" in fields:
         raise TooLarge(*fields["too_large"])
     if "fault" in fields:
-        raise ValueError(fields["fault"])
+        raise FileFault(fields["fault"])
     return Raw(np.load(io.BytesIO(content), allow_pickle=False), **fields)
 
 
 def answer() -> None:
     """Read the file of the command line and write the output for `read_emd`."""
     out = sys.stdout.buffer
+    patience_s = max(1, round(float(sys.argv[2])))
+    resource.setrlimit(resource.RLIMIT_CPU, (patience_s, patience_s + 1))
+    _allow_memory(MEMORY_BYTES)
     try:
         raw = _read_here(Path(sys.argv[1]))
     except TooLarge as error:
         out.write(json.dumps({"too_large": [error.what, error.why, error.hint]}).encode() + b"\n")
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, *FAULTS) as error:
-        out.write(json.dumps({"fault": str(error) or type(error).__name__}).encode() + b"\n")
+    except Exception as error:  # noqa: BLE001 - what libhdf5 may raise is not known; the parent raises
+        out.write(json.dumps({"fault": cause_of(error)}).encode() + b"\n")
     else:
         fields = {key: value for key, value in vars(raw).items() if key != "array"}
         out.write(json.dumps(fields).encode() + b"\n")
         np.lib.format.write_array(out, np.ascontiguousarray(raw.array), allow_pickle=False)
 
 
+def _allow_memory(byte_count: int) -> None:
+    """Let this process allocate that much, if the system counts it."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = byte_count if most == resource.RLIM_INFINITY else min(byte_count, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+
+
 def _read_here(path: Path) -> Raw:
-    """Read an EMD file of either kind in this process."""
+    """Read an EMD file of any kind in this process."""
     import h5py
 
     with h5py.File(path, "r", locking=False) as file:
         if "Data/Image" in file:
             return _read_velox(file)
         if "Data" in file and ("Data/Spectrum" in file or "Data/SpectrumStream" in file):
-            raise ValueError("it is a Velox file with spectra only, without any image")
-        found: list[Any] = []
-        file.visititems(lambda _, group: found.append(group) if _is_berkeley(group) else None)
+            raise FileFault("it is a Velox file with spectra only, without any image")
+        groups: list[Any] = []
+        file.visititems(lambda _, one: groups.append(one) if _is_emd_group(one) else None)
+        slices = [group for group in groups if hasattr(group.get("realslice"), "ndim")]
+        if slices:
+            return _read_prismatic(slices)
+        found = [group for group in groups if hasattr(group.get("data"), "ndim")]
         images = [group for group in found if group["data"].ndim in (2, 3)]
         if not images:
-            shapes = [group["data"].shape for group in found]
-            raise ValueError(f"it has no image: EMD groups of shapes {shapes}")
+            shapes = ", ".join(str(group["data"].shape) for group in found)
+            raise FileFault("it has no image" + (f": data of shape {shapes}" if shapes else ""))
         return _read_berkeley(file, max(images, key=lambda group: group["data"].size), len(images))
 
 
@@ -112,7 +137,7 @@ def _read_velox(file: Any) -> Raw:
             rank = ("HAADF" not in (label, detector), not is_recorded, label, name)
             images[rank] = (group["Data"], info, label)
     if not images:
-        raise ValueError("it has no image of real numbers (only complex ones, or none)")
+        raise FileFault("it has no image of real numbers (only complex ones, or none)")
     data, info, label = images[min(images)]
     _check_hdf(data)
     raw = Raw(np.moveaxis(data[()], 2, 0))  # Velox puts the frames last
@@ -125,11 +150,11 @@ def _read_velox(file: Any) -> Raw:
 def _velox_json(dataset: Any) -> dict[str, Any]:
     """Return the metadata of the first frame: JSON in a column of bytes, padded with zeros."""
     if dataset.ndim != 2 or dataset.shape[0] > METADATA_BYTES:
-        raise ValueError(f"its metadata has shape {dataset.shape}: the file is damaged")
+        raise FileFault(f"its metadata has shape {dataset.shape}: the file is damaged")
     text = np.asarray(dataset[:, 0]).tobytes().split(b"\0", 1)[0]
     found = json.loads(text)
     if not isinstance(found, dict):
-        raise ValueError("its metadata is not a tree of names and values")
+        raise FileFault("its metadata is not a tree of names and values")
     return found
 
 
@@ -147,11 +172,11 @@ def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
     """Map the tree of Velox; zero means that the microscope did not report a value."""
     result, optics, scan = (info.get(key) or {} for key in ("BinaryResult", "Optics", "Scan"))
     size = result.get("PixelSize") or {}
-    edges = [
-        length_pm(size.get(side), str(result.get(f"PixelUnit{axis}", "m")))
+    axes = [
+        (size.get(side), str(result.get(f"PixelUnit{axis}", "m")))
         for side, axis in (("height", "Y"), ("width", "X"))
     ]
-    raw.pixel_size_pm = square_pm(edges[0], edges[1], raw.notes)
+    raw.pixel_size_pm = pixel_pm(axes[0], axes[1], raw.notes)
     _velox_field_of_view(raw, optics, scan)
     detectors = [item for item in (info.get("Detectors") or {}).values() if isinstance(item, dict)]
     name = str(result.get("Detector", ""))
@@ -188,49 +213,69 @@ def _velox_field_of_view(raw: Raw, optics: Mapping[str, Any], scan: Mapping[str,
         raw.implied["the field of view"] = edge_pm
 
 
-def _is_berkeley(group: Any) -> bool:
-    return (
-        hasattr(group, "keys")
-        and as_number(group.attrs.get("emd_group_type")) == 1
-        and hasattr(group.get("data"), "ndim")
-    )
+def _is_emd_group(group: Any) -> bool:
+    return hasattr(group, "keys") and as_number(group.attrs.get("emd_group_type")) == 1
 
 
 def _read_berkeley(file: Any, group: Any, image_count: int) -> Raw:
     """Read one EMD group: data, and a vector of positions for each axis."""
     data = group["data"]
+    if data.dtype.kind not in "biufc":
+        raise FileFault(f"its data are not numbers but {data.dtype}: export the image anew")
     _check_hdf(data)
-    units = [_text(group, f"dim{axis + 1}", "units") for axis in range(data.ndim)]
-    edges = [length_pm(_step(group, axis), unit) for axis, unit in enumerate(units)]
+    axes = [_axis(group, number) for number in range(data.ndim)]
+    for number, (_, unit, name) in enumerate(axes):
+        check_axis(unit, name, is_of_stack=number < data.ndim - 2)
     raw = Raw(data[()])
-    raw.pixel_size_pm = square_pm(edges[-2], edges[-1], raw.notes)
+    raw.pixel_size_pm = pixel_pm(axes[-2][:2], axes[-1][:2], raw.notes)
     if image_count > 1:
         raw.notes.append(f"{image_count} images; the largest was taken: {group.name}")
     if "microscope" in file:
-        _berkeley_microscope(raw, dict(file["microscope"].attrs))
+        tree = {key: _plain(value) for key, value in file["microscope"].attrs.items()}
+        add_tree(raw, tree, "group microscope")
     if "sample" in file:
         raw.material = _plain(file["sample"].attrs.get("material", ""))
     return raw
 
 
-def _berkeley_microscope(raw: Raw, attributes: Mapping[str, Any]) -> None:
-    """Map the attributes of the microscope, with the units of NAME_units if there are any.
+def _read_prismatic(groups: list[Any]) -> Raw:
+    """Read a simulated image, of axes x and y, at the greatest depth.
 
-    A voltage above 1000 without a unit is in volts: the format does not define it, and programs
-    differ.
+    What has a third axis is no frame: rings of a detector, a potential, or both centres of mass.
     """
-    tree = {key: _plain(value) for key, value in attributes.items()}
-    voltage = as_number(tree.get("voltage"))
-    if voltage and voltage > 1e3 and not {"voltage_units", "voltage_unit"} & tree.keys():
-        tree["voltage_unit"] = "V"
-    add_tree(raw, tree, "group microscope")
+    images = sorted((one for one in groups if one["realslice"].ndim == 2), key=lambda one: one.name)
+    if not images:
+        names = ", ".join(one.name.rpartition("/")[2] for one in groups)
+        raise FileFault(f"it has no image of an annular detector, only {names}")
+    rings = [one for one in images if "annular" in one.name]
+    group = (rings or images)[-1]
+    data = group["realslice"]
+    _check_hdf(data)
+    axes = [_axis(group, number) for number in range(2)]
+    raw = Raw(data[()])
+    if axes[0][2].lower().endswith("x") and axes[1][2].lower().endswith("y"):
+        raw.array, axes = raw.array.T, axes[::-1]
+    for _, unit, name in axes:
+        check_axis(unit, name)
+    raw.pixel_size_pm = pixel_pm(axes[0][:2], axes[1][:2], raw.notes)
+    raw.modality = "adf" if rings else "unknown"
+    if len(groups) > 1:
+        raw.notes.append(f"{len(groups)} results; {group.name.rpartition('/')[2]} was taken")
+    return raw
+
+
+def _axis(group: Any, number: int) -> tuple[float | None, str, str]:
+    """Return (step, unit, name) of an axis."""
+    dim = f"dim{number + 1}"
+    return _step(group, number), _text(group, dim, "units"), _text(group, dim, "name")
 
 
 def _step(group: Any, axis: int) -> float | None:
     vector = group.get(f"dim{axis + 1}")
-    if vector is None or vector.ndim != 1 or len(vector) < 2:
+    if vector is None or vector.ndim != 1 or len(vector) < 2 or vector.dtype.kind not in "iuf":
         return None
-    return float(vector[1] - vector[0])
+    first, last = float(vector[0]), float(vector[len(vector) - 1])
+    return abs(last - first) / (len(vector) - 1)  # over all, because float32 rounds each
 
 
 def _text(group: Any, name: str, attribute: str) -> str:
@@ -248,3 +293,4 @@ def _check_hdf(data: Any) -> None:
     """Refuse a dataset with too few stored bytes for its shape; only chunks are compressed."""
     ratio = 1 if data.chunks is None else RATIO
     check_declared(data.shape, data.dtype.itemsize, data.id.get_storage_size(), ratio)
+    _allow_memory(MEMORY_BYTES + 3 * data.size * data.dtype.itemsize)

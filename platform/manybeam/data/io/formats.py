@@ -1,7 +1,7 @@
-"""Open formats: TIFF, NumPy, PNG and JPEG, MRC, each read into one `Raw`.
+"""Open formats: NumPy, PNG and JPEG, MRC, each read into one `Raw`, and what all readers share.
 
 Each reader compares the header with the size of the file before it allocates memory. A fault is a
-ValueError in plain words; `data.io.reading` adds the name of the file and what to do.
+`FileFault`; `data.io.reading` adds the name of the file and what to do.
 
 Axis letters: n frame, y row, x column.
 """
@@ -9,9 +9,7 @@ Axis letters: n frame, y row, x column.
 import math
 import re
 import struct
-import tokenize
 import warnings
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,20 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manybeam.data.io.limits import RATIO, FileFault, check_declared
 from manybeam.errors import TooLarge
-from manybeam.settings import settings
 
 Array = NDArray[Any]
-
-STACK_FRAMES = 16  # most pixels of a stack, in largest frames
-RATIO = 1100  # deflate, the best compression of these formats, reaches about 1030 at most
-
-FAULTS = (
-    struct.error,
-    zlib.error,
-    tokenize.TokenError,
-    BufferError,
-)  # of the libraries, not derived from errors of Python
 
 _PM = {
     "m": 1e12,
@@ -49,12 +37,18 @@ _PM = {
     "angstroms": 1e2,
     "pm": 1.0,
 }
+_SPECTRUM, _PATTERN = "a spectrum or a spectrum image", "a diffraction pattern"
 _NOT_LENGTH = {
-    "ev": "an energy axis: a spectrum, not a frame",
-    "kev": "an energy axis: a spectrum, not a frame",
-    "rad": "an angular axis: a diffraction pattern, not a frame",
-    "mrad": "an angular axis: a diffraction pattern, not a frame",
+    **dict.fromkeys(("ev", "kev", "mev", "energy", "wavelength"), _SPECTRUM),
+    **dict.fromkeys(("rad", "mrad", "urad", "deg", "°", "degree", "degrees"), _PATTERN),
+    **dict.fromkeys(("s", "sec", "ms", "us", "ns", "ps", "fs"), "a scan over time"),
+    "hz": "a spectrum",
 }
+UNSET = 1e-6  # a scale this near 1 was not measured
+_WIDEST_PM = 1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
+
+
+MOST_SCANS = 500  # of a JPEG; about 10 are usual
 
 
 @dataclass
@@ -84,16 +78,66 @@ def length_pm(scale: object, unit: str) -> float | None:
     """Return a length in pm; None if the file does not give number or unit.
 
     Raises:
-        ValueError: the unit is of reciprocal space, of angle or of energy: this is not an image.
+        FileFault: the unit is of reciprocal space, angle, energy or time: this is no frame.
     """
-    name = re.sub(r"[\[\]_\s\x00]", "", unit).lower()
-    name = name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
-    if name.startswith("1/") or name.endswith(("-1", "⁻¹")):
-        raise ValueError(f"its pixels are in {unit}: a diffraction pattern or a Fourier transform")
-    if name in _NOT_LENGTH:
-        raise ValueError(f"its pixels are in {unit}: {_NOT_LENGTH[name]}")
+    check_axis(unit)
+    name = _plain(unit)
     number = as_number(scale)
     return number * _PM[name] if number and number > 0 and name in _PM else None
+
+
+def check_axis(unit: str, name: str = "", *, is_of_stack: bool = False) -> None:
+    """Refuse an axis that is not along the sample.
+
+    Args:
+        unit: unit of the axis.
+        name: its name; one of energy or wavelength is refused whatever its unit, because a
+            wavelength is a length.
+        is_of_stack: the axis counts frames, so it may be of time or of tilt.
+
+    Raises:
+        FileFault: the array is a spectrum image, a diffraction pattern or the like.
+    """
+    plain, words = _plain(unit), name.lower()
+    is_reciprocal = plain.startswith(("1/", "/")) or plain.endswith(("-1", "⁻¹"))
+    meaning = _PATTERN + " or a Fourier transform" if is_reciprocal else _NOT_LENGTH.get(plain, "")
+    if is_of_stack and not is_reciprocal and meaning != _SPECTRUM:
+        meaning = ""
+    if any(word in words for word in ("energy", "wavelength", "loss", "raman")):
+        meaning, unit = _SPECTRUM, unit or name
+    if meaning:
+        what = "frames follow each other" if is_of_stack else "pixels are"
+        raise FileFault(f"its {what} in {unit}: {meaning}, not a frame")
+
+
+def _plain(unit: str) -> str:
+    name = re.sub(r"[\[\]_\s\x00]", "", unit).lower()
+    return name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
+
+
+def pixel_pm(
+    y_axis: tuple[object, str], x_axis: tuple[object, str], notes: list[str]
+) -> float | None:
+    """Return the edge of a pixel in pm, of (scale, unit) along y and x; None if it is unknown.
+
+    It is unknown, with a note, if the two edges differ, and if both are exactly 1 of their unit:
+    this is what programs write that know nothing.
+
+    Raises:
+        FileFault: the axes are not along the sample.
+    """
+    edges = [length_pm(*axis) for axis in (y_axis, x_axis)]
+    known = [edge for edge in edges if edge]
+    if known and max(known) > _WIDEST_PM:
+        raise FileFault(f"its pixels are {max(known) / 1e12:.3g} m wide: {_PATTERN}, not a frame")
+    scales = {as_number(scale) for scale, _ in (y_axis, x_axis)}
+    if known and all(scale is not None and abs(scale - 1) < UNSET for scale in scales):
+        notes.append(
+            f"a pixel of exactly 1 {x_axis[1]} is what programs write that do not know it: "
+            "left unknown"
+        )
+        return None
+    return square_pm(edges[0], edges[1], notes)
 
 
 def square_pm(y_pm: float | None, x_pm: float | None, notes: list[str]) -> float | None:
@@ -125,33 +169,6 @@ def as_values(found: Mapping[str, tuple[object, float]]) -> dict[str, float]:
     return {field: number for field, number in numbers.items() if number}
 
 
-def check_declared(
-    shape: tuple[int, ...], itemsize: int, stored_bytes: int, ratio: int = 1
-) -> None:
-    """Refuse an array that its file cannot hold, before memory is allocated.
-
-    Args:
-        shape: shape in the header.
-        itemsize: bytes of one pixel.
-        stored_bytes: bytes of the array in the file.
-        ratio: greatest possible ratio of compression.
-    """
-    if not shape or min(shape) < 1:
-        raise ValueError(f"it declares an empty image of shape {tuple(shape)}")
-    if math.prod(shape) * itemsize > stored_bytes * ratio:
-        raise ValueError(
-            f"it declares {' x '.join(map(str, shape))} pixels, "
-            f"which {stored_bytes} bytes cannot hold: cut short or damaged"
-        )
-    most = settings().max_frame_px
-    if math.prod(shape[-2:]) > most or math.prod(shape) > STACK_FRAMES * most:
-        raise TooLarge(
-            f"{' x '.join(map(str, shape))} pixels",
-            f"at most {most} px in a frame and {STACK_FRAMES} times that in a stack (max_frame_px)",
-            "crop the frame, split the stack, or raise MANYBEAM_MAX_FRAME_PX",
-        )
-
-
 def grey(array: Array, notes: list[str]) -> Array:
     """Return (..., channel) colours as grey, with a note if there are real colours."""
     if array.shape[-1] in (2, 4):  # the last channel is opacity
@@ -161,7 +178,7 @@ def grey(array: Array, notes: list[str]) -> Array:
     notes.append(
         "colours were converted to grey by luminance: use the file of the instrument if you can"
     )
-    weights = np.array([0.299, 0.587, 0.114])
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
     return np.asarray(array @ weights, np.float32)
 
 
@@ -173,6 +190,9 @@ def detector_named(name: str) -> str:
 
 def read_npy(path: Path) -> Raw:
     """Read a .npy file; a pickle or a .npz is refused, never opened."""
+    with path.open("rb") as file:
+        if re.search(rb"'descr':\s*'\|O", file.read(256)):
+            raise FileFault("it has Python objects, which are never loaded: save numbers")
     mapped = np.lib.format.open_memmap(path, mode="r")
     check_declared(mapped.shape, mapped.itemsize, path.stat().st_size)
     return Raw(np.array(mapped))
@@ -182,125 +202,50 @@ def read_png(path: Path) -> Raw:
     """Read a PNG or JPEG; neither has a pixel size of the sample."""
     from PIL import Image
 
+    raw = Raw(np.empty(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        try:
+            image = Image.open(path, formats=("PNG", "JPEG"))
+        except Image.DecompressionBombError as error:
+            raise TooLarge(
+                f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels are declared",
+                "no picture is opened that could fill the memory",
+                "crop it, or give the file of the instrument",
+            ) from error
+        with image:
             check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
-            raw = Raw(np.empty(0))
             if image.format == "JPEG":
+                _check_scans(path)
                 raw.notes.append("JPEG loses detail: counts and positions are approximate")
             is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
-            raw.array = np.array(image.convert("RGB") if is_coded else image)
+            deep = _deep_colours(path) if image.format == "PNG" else None
+            if deep is None:
+                deep = np.array(image.convert("RGB") if is_coded else image)
+            raw.array = deep
     if raw.array.ndim == 3:
         raw.array = grey(raw.array, raw.notes)
     return raw
 
 
-def read_tif(path: Path) -> Raw:
-    """Read the largest image of a TIFF, with the calibration that ImageJ, Gatan or OME wrote."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as tif:
-        series = max(tif.series, key=_frame_px)
-        first = series.keyframe
-        packed = first.compression != tifffile.COMPRESSION.NONE
-        stored = path.stat().st_size
-        check_declared(_frame_axes(series.shape, series.axes), series.dtype.itemsize, stored,
-                    RATIO if packed else 1)  # fmt: skip
-        segments = zip(first.dataoffsets, first.databytecounts, strict=False)
-        if any(offset + count > stored for offset, count in segments):
-            raise ValueError("its pixels lie beyond the end of the file: the file is cut short")
-        raw = Raw(series.asarray(), notes=_tif_notes(tif, series))
-        if "S" in series.axes:
-            raw.array = grey(np.moveaxis(raw.array, series.axes.index("S"), -1), raw.notes)
-        raw.array = raw.array.reshape([side for side in raw.array.shape[:-2] if side > 1]
-                                      + list(raw.array.shape[-2:]))  # fmt: skip
-        _tif_pixel_pm(raw, tif, first)
-        _tif_fei(raw, tif.fei_metadata or {})
-    return raw
+def _check_scans(path: Path) -> None:
+    """Refuse a JPEG of very many passes: each costs the time of a whole one."""
+    if path.read_bytes().count(b"\xff\xda") > MOST_SCANS:
+        raise FileFault(f"it has more than {MOST_SCANS} passes over the image: damaged")
 
 
-def _frame_px(series: Any) -> int:
-    return math.prod(_frame_axes(series.shape, series.axes)[-2:])
+def _deep_colours(path: Path) -> Array | None:
+    """Return the colours of a PNG of 16 bits, which Pillow cuts to 8; None for other files."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    if head[24:26] not in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
+        return None
+    from imagecodecs import png_decode
+
+    return np.asarray(png_decode(path.read_bytes()))
 
 
-def _frame_axes(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
-    """Return the shape with rows and columns last, and colours before them."""
-    if "S" not in axes:
-        return tuple(shape)
-    channel = axes.index("S")
-    return (shape[channel], *shape[:channel], *shape[channel + 1 :])
-
-
-def _tif_notes(tif: Any, series: Any) -> list[str]:
-    """Return notes on what was chosen in a TIFF, or may mean something else."""
-    notes = []
-    if len(tif.series) > 1:
-        shape = " x ".join(map(str, series.shape))
-        notes.append(f"{len(tif.series)} images; the largest was taken, {shape}")
-    if "C" in series.axes and series.shape[series.axes.index("C")] > 1:
-        count = series.shape[series.axes.index("C")]
-        notes.append(f"{count} channels, each taken as a frame: export the channel of one detector")
-    if series.keyframe.photometric == 0:
-        notes.append("it declares 0 to be white: if atoms are dark, invert it")
-    return notes
-
-
-def _tif_pixel_pm(raw: Raw, tif: Any, page: Any) -> None:
-    """Take the pixel size of the first of four conventions, and note the others."""
-    tags = {tag.code: tag.value for tag in page.tags}
-    stated: dict[str, float | None] = {}
-    if 65009 in tags:  # Gatan's private tags, which HyperSpy writes too
-        edges = [length_pm(tags.get(65009 + axis), str(tags.get(65003 + axis))) for axis in (1, 0)]
-        stated["Gatan's tags"] = square_pm(edges[0], edges[1], raw.notes)
-    if tif.ome_metadata:
-        stated["OME"] = _ome_pixel_pm(tif.ome_metadata, raw.notes)
-    per_unit = [_per_unit(tags.get(code)) for code in (283, 282)]  # YResolution, XResolution
-    unit = str((tif.imagej_metadata or {}).get("unit", ""))
-    name = "ImageJ" if unit else "the resolution tags"
-    unit = unit or {2: "inch", 3: "cm"}.get(int(tags.get(296, 2)), "")
-    edges = [length_pm(1 / n, unit) if n else None for n in per_unit]
-    if name == "the resolution tags" and edges[0] and edges[0] > 1e6:  # above 1 um: of a printer
-        if not any(stated.values()):
-            raw.notes.append(
-                "its resolution tag is for a printer and was not taken as a pixel size"
-            )
-    else:
-        stated[name] = square_pm(edges[0], edges[1], raw.notes)
-    known = {who: size for who, size in stated.items() if size}
-    raw.pixel_size_pm = next(iter(known.values()), None)
-    raw.implied |= dict(list(known.items())[1:])
-
-
-def _tif_fei(raw: Raw, tree: Mapping[str, Any]) -> None:
-    """Map the tag of FEI microscopes."""
-    beam, scan = (tree.get(key) or {} for key in ("Beam", "Scan"))
-    found = {
-        "optics.beam_kv": (beam.get("HV"), 1e-3),
-        "scan.dwell_us": (scan.get("Dwelltime"), 1e6),
-    }
-    raw.values |= as_values(found)
-    size = length_pm(scan.get("PixelWidth"), "m")
-    if raw.pixel_size_pm is None:
-        raw.pixel_size_pm = size
-    elif size:
-        raw.implied["FEI's tag"] = size
-
-
-def _ome_pixel_pm(xml: str, notes: list[str]) -> float | None:
-    edges = []
-    for axis in "YX":
-        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', xml)
-        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', xml)
-        edges.append(length_pm(size[1], unit[1] if unit else "um") if size else None)
-    return square_pm(edges[0], edges[1], notes)
-
-
-def _per_unit(value: Any) -> float:
-    """Return pixels per unit from a fraction of TIFF; 0 if there is none."""
-    return value[0] / value[1] if isinstance(value, tuple) and len(value) == 2 and value[1] else 0.0
-
-
+_IMOD_STAMP = 1146047817  # "IMOD"
 _MRC_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
 
@@ -314,20 +259,43 @@ def read_mrc(path: Path) -> Raw:
     columns, rows, sections, mode = struct.unpack_from(">4i" if big else "<4i", start)
     extended = struct.unpack_from(">i" if big else "<i", start, 92)[0]
     if mode not in _MRC_BYTES or extended < 0:
-        raise ValueError(f"mode {mode} in its header is not one of {sorted(_MRC_BYTES)}")
+        raise FileFault(f"mode {mode} in its header is not one of {sorted(_MRC_BYTES)}")
     stored = path.stat().st_size - 1024 - extended
     check_declared((sections, rows, columns), _MRC_BYTES[mode], max(stored, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # permissive mode warns often; the checks are ours
         with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
             raw = Raw(np.array(mrc.data))
-            edges = [length_pm(mrc.voxel_size[axis], "A") for axis in "yx"]
+            axes = [(mrc.voxel_size[axis], "A") for axis in "yx"]
+            if mode == 0 and _is_unsigned(mrc.header, start, raw):
+                raw.array = raw.array.view(np.uint8)
             is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
             fields = mrc.indexed_extended_header if is_fei else None
-    raw.pixel_size_pm = square_pm(edges[0], edges[1], raw.notes)
+    doubts: list[str] = []
+    raw.pixel_size_pm = pixel_pm(axes[0], axes[1], doubts)
     if fields is not None and fields.dtype.names and len(fields):
         _read_fei(raw, {name: fields[name][0] for name in fields.dtype.names})
+    if raw.pixel_size_pm is None:
+        raw.notes += doubts
     return raw
+
+
+def _is_unsigned(header: Any, start: bytes, raw: Raw) -> bool:
+    """Return whether bytes are from 0 to 255, as IMOD and old programs write them.
+
+    The standard says -128 to 127. The stamp of IMOD decides, else the greatest value in the header.
+    """
+    stamp, flags = struct.unpack_from("<2i" if start[212:213] != b"\x11" else ">2i", start, 152)
+    if stamp == _IMOD_STAMP:
+        return not flags & 1
+    if float(header.dmin) < 0 or float(header.dmax) > 127:
+        return float(header.dmin) >= 0
+    if float(header.dmax) <= float(header.dmin) and (raw.array < 0).any():
+        raw.notes.append(
+            "its bytes were taken as -128 to 127, as the standard says: if the brightest pixels "
+            "are dark, they are 0 to 255"
+        )
+    return False
 
 
 def _implied_by_fei(raw: Raw, number: Mapping[str, float]) -> None:

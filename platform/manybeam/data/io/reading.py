@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from manybeam.data.io import emd, formats, vendors
+from manybeam.data.io import emd, formats, tiff, vendors
 from manybeam.data.io.formats import Raw
+from manybeam.data.io.limits import cause_of, deadline, patience_s
 from manybeam.data.io.measured import settle_condition, settle_pixel_size
+from manybeam.data.io.semtext import add_text_beside
 from manybeam.data.io.sidecar import add_sidecar
 from manybeam.errors import (
     InvalidFrame,
@@ -33,8 +35,8 @@ from manybeam.spec.imaging import Condition
 Pixels = NDArray[np.float32]
 
 READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
-    ".tif": ("TIFF", formats.read_tif),
-    ".tiff": ("TIFF", formats.read_tif),
+    ".tif": ("TIFF", tiff.read_tif),
+    ".tiff": ("TIFF", tiff.read_tif),
     ".npy": ("NumPy array", formats.read_npy),
     ".png": ("PNG", formats.read_png),
     ".jpg": ("JPEG", formats.read_png),
@@ -42,7 +44,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".mrc": ("MRC", formats.read_mrc),
     ".dm3": ("DigitalMicrograph 3", vendors.read_dm),
     ".dm4": ("DigitalMicrograph 4", vendors.read_dm),
-    ".emd": ("EMD (Velox or Berkeley)", emd.read_emd),
+    ".emd": ("EMD (Velox, Berkeley or Prismatic)", emd.read_emd),
     ".ser": ("TIA series", vendors.read_ser),
     ".emi": ("TIA experiment", vendors.read_emi),
 }
@@ -61,21 +63,7 @@ _MAGIC = {
     b"II\x97\x01": ".ser",
 }
 
-# Errors of the libraries for damaged files; other errors are ours and are not caught.
-_LIBRARY_FAULTS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,  # of Pillow, for a damaged PNG
-    TypeError,
-    ValueError,
-    *formats.FAULTS,
-)
+LEAST_SIDE = 5  # px; frames narrower than this are channels of one frame
 
 
 @dataclass(frozen=True)
@@ -112,10 +100,13 @@ def read_frames(
     | dm3, dm4 | pixel size (any unit), field of view, kV, pA, Cs, convergence, dwell, detector |
     | Velox emd | the same but Cs, defocus, detector angles, counts per electron, sample |
     | Berkeley emd | pixel size; kV, mrad, pA, nm, us of group `microscope`; material |
+    | Prismatic emd | the image of the annular detector at the greatest depth; pixel size |
     | mrc | voxel; FEI header: pixel size, field of view, kV, mrad, defocus, dwell, detector |
     | ser, emi | pixel size; kV, mrad, defocus, dwell, mode by the unit beside each label |
-    | tif | pixel size by Gatan, OME, ImageJ or resolution tags; FEI tags: kV, dwell |
+    | tif | pixel size by Gatan, OME, FEI, Zeiss, SIS, TVIPS, Tescan, ImageJ, resolution |
+    | | FEI: kV, pA, dwell; Zeiss: kV, pA; Tescan: kV |
     | npy, png, jpg, and any other | FRAME.json beside it: names and units of `data.io.sidecar` |
+    | | FRAME.txt of JEOL or Hitachi, FRAME.hdr of Tescan: pixel size, kV |
 
     Args:
         path: tif, npy, png, jpg, mrc, dm3, dm4, emd, ser or emi; the suffix decides.
@@ -125,7 +116,8 @@ def read_frames(
     Raises:
         NotFound: there is no such file.
         UnsupportedMedia: the suffix is not supported.
-        UnreadableFile: the file is of another format, is cut short, or has no image.
+        UnreadableFile: the file is of another format, is cut short, has no image but a spectrum or
+            a diffraction pattern, or reading it does not end.
         InvalidFrame: the image is constant, or all its pixels are NaN.
         TooLarge: it has more pixels than `max_frame_px`.
     """
@@ -169,6 +161,41 @@ def inspect_frame(array: ArrayLike) -> tuple[Pixels, tuple[str, ...]]:
     return frame, notes
 
 
+def frames_in(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of a file or a request as one frame (y, x) or a stack (n, y, x).
+
+    Axes of length 1 are left out, first or last. Channels on the last axis, (y, x, 2) to
+    (y, x, 4), are refused, because they look like y frames of 2 to 4 px. Only where frames are as
+    low as they are wide, (n, 4, 4), nothing but a stack can be meant.
+
+    Raises:
+        InvalidFrame: the array has channels, or is a spectrum, or a scan of patterns.
+
+    Example:
+        >>> frames_in(np.zeros((1, 96, 120, 1))).shape
+        (96, 120)
+    """
+    shape = array.shape
+    if array.ndim > 2 and shape[-1] == 1:
+        array = array[..., 0]
+    while array.ndim > 2 and 1 in array.shape[:-2]:
+        array = array.squeeze(array.shape.index(1))
+    if array.ndim == 3 and array.shape[2] < LEAST_SIDE <= array.shape[1]:
+        raise InvalidFrame(
+            f"shape {shape} looks like one frame with {array.shape[2]} channels last",
+            "a frame is (y, x) and a stack (n, y, x)",
+            "give the channel of one detector: array[..., 0]",
+        )
+    if array.ndim not in (2, 3):
+        kind = "a spectrum or a profile" if array.ndim < 2 else "a scan of patterns or spectra"
+        raise InvalidFrame(
+            f"it has {kind} of shape {shape}",
+            "a frame is (y, x) and a stack (n, y, x)",
+            "give an image or a stack",
+        )
+    return array
+
+
 def read_truth_csv(path: Path | str) -> Pixels:
     """Return (k, 3) y, x, class from a table with columns X and Y, in pixels.
 
@@ -206,15 +233,16 @@ def _read(path: Path) -> Raw:
         )
     name, reader = READERS[path.suffix.lower()]
     try:
-        raw = reader(path)
+        with deadline(patience_s(path)):
+            raw = reader(path)
+            add_sidecar(raw, path)
+            add_text_beside(raw, path)
     except TooLarge as error:
         raise TooLarge(f"{path}: {error.what}", error.why, error.hint) from error
     except ManybeamError:
         raise
-    except _LIBRARY_FAULTS as error:
-        why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise _unreadable(path, name, why) from error
-    add_sidecar(raw, path)
+    except Exception as error:  # libraries raise all kinds for damaged files
+        raise _unreadable(path, name, cause_of(error)) from error
     return raw
 
 
@@ -242,24 +270,25 @@ def _unreadable(path: Path, name: str, why: str, hint: str = "") -> UnreadableFi
 
 def _check_images(raw: Raw, path: Path) -> Pixels:
     """Return the checked frame or stack of a file."""
-    array = raw.array
-    if array.ndim == 3 and len(array) == 1:
-        array = array[0]
-    if array.ndim not in (2, 3):
-        kind = "a spectrum or a profile" if array.ndim < 2 else "a scan of patterns or spectra"
-        raise _unreadable(
-            path, "a frame", f"it has {kind} of shape {array.shape}", "give an image or a stack"
-        )
-    frames = []
-    for index, image in enumerate(array if array.ndim == 3 else [array]):
-        where = f"{path}, frame {index}" if array.ndim == 3 else str(path)
-        try:
-            frame, notes = inspect_frame(image)
-        except InvalidFrame as error:
-            raise InvalidFrame(f"{where}: {error.what}", error.why, error.hint) from error
-        frames.append(frame)
-        raw.notes += [f"frame {index}: {note}" if array.ndim == 3 else note for note in notes]
-    return np.stack(frames) if array.ndim == 3 else frames[0]
+    try:
+        array = frames_in(raw.array)
+    except InvalidFrame as error:
+        raise _unreadable(path, "a frame", f"{error.what}: {error.why}", error.hint) from error
+    if array.ndim == 2:
+        return _checked(raw, array, str(path), "")
+    frames = np.empty(array.shape, np.float32)
+    for index, image in enumerate(array):
+        frames[index] = _checked(raw, image, f"{path}, frame {index}", f"frame {index}: ")
+    return frames
+
+
+def _checked(raw: Raw, image: NDArray[Any], where: str, start: str) -> Pixels:
+    try:
+        frame, notes = inspect_frame(image)
+    except InvalidFrame as error:
+        raise InvalidFrame(f"{where}: {error.what}", error.why, error.hint) from error
+    raw.notes += [start + note for note in notes]
+    return frame
 
 
 def _numbers(array: ArrayLike) -> NDArray[np.generic]:
@@ -306,7 +335,10 @@ def _without_offset(values: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]
         return values, ()
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        return values, ()
+        good = values[np.isfinite(values)]
+        if not good.size:
+            return values, ()
+        low, high = good.min(), good.max()
     largest, spread = max(abs(float(low)), abs(float(high))), float(high) - float(low)
     if not spread or largest * float(np.finfo(np.float32).eps) <= LEAST_STEP * spread:
         return values, ()

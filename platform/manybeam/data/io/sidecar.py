@@ -6,12 +6,12 @@ The trees of such files differ. So names are searched at any depth, and units de
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from manybeam.data.io.formats import Raw, as_number, detector_named, square_pm
+from manybeam.data.io.formats import Raw, as_number, check_axis, detector_named, square_pm
 from manybeam.data.io.units import FIELD_OF_VIEW, OURS, measure
 
 MOST_BYTES = 1_000_000
@@ -50,7 +50,16 @@ NAMES: dict[str, tuple[str, str, float]] = {
 # The tree of HyperSpy has no units. They are in its manual, and two differ from those of others.
 _HYPERSPY = "Acquisition_instrument"
 _HYPERSPY_UNITS = {"beam_current": "nA", "dwell_time": "s"}
+# Bare numbers beyond these are in SI units: no microscope has 1 MV, 0.2 mrad, 1 ns, 1 aA.
+_BARE: dict[str, tuple[Callable[[float], bool], str]] = {
+    "kV": (lambda number: number > 1000, "V"),
+    "mrad": (lambda number: number < 0.2, "rad"),
+    "us": (lambda number: number < 1e-3, "s"),
+    "pA": (lambda number: number < 1e-6, "A"),
+    "nm": (lambda number: number < 1e-4, "m"),
+}
 _KINDS = ("experimenttype", "modality", "detector", "detectorname")  # names of the kind of imaging
+_MEASURED = re.compile(r"^\s*[-+0-9.eE]+\s*")
 _SUFFIX = re.compile(r"[_ (\[]+(kv|v|kev|mrad|rad|pa|na|nm|pm|um|us|ms|ns|s|m|a)[)\]]?$", re.I)
 
 
@@ -132,9 +141,14 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
         return
     field, usual, sign = NAMES[name]
     ours = OURS[PIXEL_SIZE if field.startswith(PIXEL_SIZE) else field]
-    number = measure(value, unit or (suffix[1] if suffix else usual), ours)
+    stated = unit or (suffix[1] if suffix else "")
+    if not stated:
+        usual = _si_unit(value, usual) or usual
+    number = measure(value, stated or usual, ours)
+    if field.startswith((PIXEL_SIZE, FIELD_OF_VIEW)):
+        check_axis(_MEASURED.sub("", str(value)) or stated)
     if number is None:
-        if as_number(value) != 0:
+        if as_number(value) != 0 and value != "":
             raw.notes.append(f"{file}: {key} {value!r} {unit} was not understood")
         return
     number *= sign
@@ -142,6 +156,13 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
         raw.notes.append(
             f"{file} states {field} twice, {found[field]:.6g} and {number:.6g}: the first was taken"
         )
+
+
+def _si_unit(value: object, usual: str) -> str:
+    """Return the SI unit of a bare number that is out of reach in the usual unit, else nothing."""
+    number = abs(as_number(value) or 0.0)
+    is_beyond, unit = _BARE.get(usual, (lambda _: False, ""))
+    return unit if number and is_beyond(number) else ""
 
 
 def _add(raw: Raw, found: dict[str, float], file: str) -> None:

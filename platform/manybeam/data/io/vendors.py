@@ -22,12 +22,13 @@ from manybeam.data.io.formats import (
     Raw,
     as_number,
     as_values,
-    check_declared,
+    check_axis,
     detector_named,
     grey,
     length_pm,
-    square_pm,
+    pixel_pm,
 )
+from manybeam.data.io.limits import FileFault, check_declared
 from manybeam.data.io.units import OURS, measure
 
 # Image types of DigitalMicrograph -> NumPy; 23 is packed colour; 3 and 13 are complex.
@@ -43,21 +44,34 @@ def read_dm(path: Path) -> Raw:
         entries = entries[1:]  # the thumbnail
     usable = [entry for entry in entries if _dm_is_image(entry["ImageData"])]
     if not usable:
-        raise ValueError("it has no image of real numbers (only tags, spectra or a transform)")
+        raise FileFault("it has no image of real numbers (only tags, spectra or a transform)")
     entry = max(usable, key=lambda entry: entry["ImageData"]["Data"].count)
     data = entry["ImageData"]
     sides = [int(side) for side in data["Dimensions"].values()]
     dimensions = list(data.get("Calibrations", {}).get("Dimension", {}).values())
     axes = [(axis.get("Scale"), str(axis.get("Units", ""))) for axis in dimensions]
-    edges = [length_pm(*axis) for axis in axes]  # x, y, then frame
+    _dm_check(entry, axes)
     raw = Raw(_dm_array(path, data, sides[::-1]))
     if data["DataType"] == _DM_COLOUR:
         raw.array = grey(raw.array, raw.notes)
     if len(usable) > 1:
         raw.notes.append(f"{len(usable)} images; the largest was taken: {entry.get('Name', '')}")
-    raw.pixel_size_pm = square_pm(edges[1], edges[0], raw.notes) if len(edges) > 1 else None
+    if len(axes) > 1:
+        raw.pixel_size_pm = pixel_pm(axes[1], axes[0], raw.notes)
     _dm_metadata(raw, entry.get("ImageTags", {}))
     return raw
+
+
+def _dm_check(entry: Mapping[str, Any], axes: list[tuple[object, str]]) -> None:
+    """Refuse a spectrum image: by the kind that Gatan's programs state, or by the unit of an axis.
+
+    The wavelengths of a spectrum are in nm, as lengths are, so only its kind tells it.
+    """
+    kind = str(_deep(entry.get("ImageTags", {}), "Meta Data").get("Format", ""))
+    if "spectrum" in kind.lower():
+        raise FileFault(f"its tags call it {kind!r}: a spectrum or a spectrum image, not a frame")
+    for place, (_, unit) in enumerate(axes):  # x, y, then frame
+        check_axis(unit, is_of_stack=place > 1)
 
 
 def _dm_is_image(data: Mapping[str, Any]) -> bool:
@@ -143,11 +157,11 @@ def read_emi(path: Path) -> Raw:
     """Read the frames of a TIA experiment, which are in the .ser files beside it."""
     with path.open("rb") as file:
         if file.read(2) != b"JK":
-            raise ValueError("it does not start like a TIA experiment")
+            raise FileFault("it does not start like a TIA experiment")
     _emi_text(path)
     beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}_*.ser"))
     if not beside:
-        raise ValueError(f"its frames are in {path.stem}_1.ser beside it, which is missing")
+        raise FileFault(f"its frames are in {path.stem}_1.ser beside it, which is missing")
     raw = read_ser(beside[0])
     if len(beside) > 1:
         raw.notes.append(f"{len(beside)} series beside it; {beside[0].name} was taken")
@@ -158,20 +172,27 @@ def _ser_images(memory: mmap.mmap) -> Raw:
     """Return all images of a series, which must have one shape."""
     order, series, version, kind = struct.unpack_from("<3Hi", memory)
     if (order, series) != (0x4949, 0x0197) or version not in (0x0210, 0x0220):
-        raise ValueError("it does not start like a TIA series")
+        raise FileFault("it does not start like a TIA series")
     if kind != 0x4122:
-        raise ValueError("it has spectra or profiles, but no images")
+        raise FileFault("it has spectra or profiles, but no images")
     wide = version == 0x0220
     count = struct.unpack_from("<i", memory, 18)[0]
     table = struct.unpack_from("<q" if wide else "<i", memory, 22)[0]
     if not 0 < count <= len(memory) // 58 or table < 0:
-        raise ValueError(f"it declares {count} images in {len(memory)} bytes: cut short or empty")
+        raise FileFault(f"it declares {count} images in {len(memory)} bytes: cut short or empty")
     offsets = struct.unpack_from(f"<{count}{'q' if wide else 'i'}", memory, table)
-    images = [_ser_image(memory, offset) for offset in offsets]
-    if len({image.array.shape for image in images}) > 1:
-        raise ValueError("its images have different shapes: export them one by one")
-    raw = images[0]
-    raw.array = np.stack([image.array for image in images])
+    if len(set(offsets)) < count:
+        raise FileFault("several of its images have the same pixels: damaged")
+    raw = _ser_image(memory, offsets[0])
+    shape, dtype = raw.array.shape, raw.array.dtype
+    check_declared((count, *shape), dtype.itemsize, len(memory))
+    stack = np.empty((count, *shape), dtype)
+    for place, offset in enumerate(offsets):
+        image = _ser_image(memory, offset).array
+        if (image.shape, image.dtype) != (shape, dtype):
+            raise FileFault("its images have different shapes: export them one by one")
+        stack[place] = image
+    raw.array = stack
     return raw
 
 
@@ -180,13 +201,13 @@ def _ser_image(memory: mmap.mmap, offset: int) -> Raw:
     _, x_m, _, _, y_m, _ = struct.unpack_from("<ddiddi", memory, offset)
     code, columns, rows = struct.unpack_from("<hii", memory, offset + 40)
     if not 0 < code < len(_SER_TYPES):
-        raise ValueError(f"data type {code} in its header is not one of 1 to {len(_SER_TYPES) - 1}")
+        raise FileFault(f"data type {code} in its header is not one of 1 to {len(_SER_TYPES) - 1}")
     dtype = np.dtype(f"<{_SER_TYPES[code]}")
     check_declared((rows, columns), dtype.itemsize, len(memory) - offset - 50)
     start = offset + 50
     pixels = np.frombuffer(memory[start : start + rows * columns * dtype.itemsize], dtype)
     raw = Raw(pixels.reshape(rows, columns)[::-1])
-    raw.pixel_size_pm = square_pm(length_pm(abs(y_m), "m"), length_pm(abs(x_m), "m"), raw.notes)
+    raw.pixel_size_pm = pixel_pm((abs(y_m), "m"), (abs(x_m), "m"), raw.notes)
     return raw
 
 
@@ -195,7 +216,7 @@ def _emi_text(path: Path) -> str:
     content = path.read_bytes()
     start, stop = content.find(b"<ObjectInfo>"), content.rfind(b"</ObjectInfo>")
     if start < 0 or stop < start:
-        raise ValueError(
+        raise FileFault(
             "its description is missing: the file is cut short; the .ser beside it may be whole"
         )
     return content[start:stop].decode("utf-8", "replace")
@@ -205,7 +226,7 @@ def _emi_metadata(raw: Raw, path: Path) -> None:
     """Map the labelled values of TIA; they are matched as text, because no XML parser is safe."""
     try:
         text = _emi_text(path)
-    except ValueError as error:
+    except FileFault as error:
         raw.notes.append(f"{path.name} was ignored: {error}")
         return
     entry = r"<Label>([^<]{1,80})</Label><Value>([^<]{0,200})</Value>(?:<Unit>([^<]{0,20})</Unit>)?"

@@ -1,0 +1,288 @@
+"""TIFF: which of its images is the recorded frame, and its counts.
+
+`tifffile` decodes. Before it opens a file, the chain of pages is walked here, because a damaged
+chain may lead in circles; before it decodes, the declared sizes are compared with the file.
+
+Axis letters: n frame, y row, x column, S sample of a colour.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manybeam.data.io.formats import Array, Raw, grey
+from manybeam.data.io.limits import RATIO, FileFault, check_declared
+from manybeam.data.io.tifftags import read_tags
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
+
+MOST_PAGES = 20_000
+MOST_TAGS = 4096
+NEAR = 1 / 4  # share of the largest image above which another may be the recorded one
+# Byte order and version -> struct's letters: order, count of tags, offset; then bytes of a tag.
+_HEADS = {
+    b"II*\0": ("<", "H", "I", 12),
+    b"MM\0*": (">", "H", "I", 12),
+    b"II+\0": ("<", "Q", "Q", 20),
+    b"MM\0+": (">", "Q", "Q", 20),
+}
+_NAMED_AXES = {"E": "wavelengths", "H": "a histogram of lifetimes"}
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_JPEG = {6, 7, 34892, 33007}
+_WHITE_IS_ZERO, _RGB, _PALETTE, _YCBCR, _OTHERS = 0, 2, 3, 6, {1, 32844}
+
+
+def read_tif(path: Path) -> Raw:
+    """Read the recorded image of a TIFF, with the calibration that its tags give.
+
+    Of several images the recorded one is taken: no thumbnail, no mask, and of images of similar
+    size the one that is not a picture for display (in colour, by JPEG, or of 8 bits beside 16).
+    """
+    import tifffile
+
+    notes = _walk(path)
+    # An OME file may name others, anywhere; they are not opened.
+    with tifffile.TiffFile(path, _multifile=False) as tif:
+        images = _images(tif)
+        image = _recorded(images)
+        _check(image, path.stat().st_size)
+        raw = Raw(np.empty(0), notes=notes)
+        _note_choice(raw.notes, images, image)
+        raw.array = _grey_frames(tif, image, raw.notes)
+        read_tags(raw, tif, image)
+    return raw
+
+
+def _walk(path: Path) -> list[str]:
+    """Follow the chain of pages to its end.
+
+    Returns:
+        A note if the chain breaks off.
+
+    Raises:
+        FileFault: it is no TIFF, has no page, or its pages lead in circles.
+    """
+    size, seen = path.stat().st_size, set[int]()
+    with path.open("rb") as file:
+        head = file.read(16)
+        if head[:4] not in _HEADS:
+            raise FileFault("it does not start like a TIFF")
+        order, count_form, offset_form, tag_bytes = _HEADS[head[:4]]
+        at = 8 if offset_form == "Q" else 4
+        (offset,) = struct.unpack_from(order + offset_form, head.ljust(16, b"\0"), at)
+        while offset:
+            if offset in seen:
+                raise FileFault("its pages lead back to an earlier one: damaged")
+            if len(seen) == MOST_PAGES:
+                raise FileFault(f"it has more than {MOST_PAGES} pages: export them as a stack")
+            following = _next_page(file, offset, order, count_form, offset_form, tag_bytes)
+            if offset >= size or following is None:
+                break
+            seen.add(offset)
+            offset = following
+        else:
+            if not seen:
+                raise FileFault("it has no page")
+            return []
+    if not seen:
+        raise FileFault("its first page lies beyond its end: cut short")
+    return [f"its list of pages breaks off after {len(seen)}: frames may be missing"]
+
+
+def _next_page(
+    file: Any, offset: int, order: str, count_form: str, offset_form: str, tag_bytes: int
+) -> int | None:
+    """Return the offset of the page after the one at an offset; None if it cannot be read."""
+    file.seek(offset)
+    content = file.read(struct.calcsize(count_form))
+    if len(content) < struct.calcsize(count_form):
+        return None
+    (tag_count,) = struct.unpack(order + count_form, content)
+    if not 0 < tag_count <= MOST_TAGS:
+        return None
+    file.seek(tag_count * tag_bytes, 1)
+    content = file.read(struct.calcsize(offset_form))
+    if len(content) < struct.calcsize(offset_form):
+        return None
+    return int(struct.unpack(order + offset_form, content)[0])
+
+
+def _images(tif: "TiffFile") -> "list[TiffPageSeries]":
+    """Return the images: as the program that wrote the file arranged its pages, else alike ones."""
+    is_arranged = tif.is_ome or tif.is_imagej or tif.is_shaped or tif.is_stk or tif.is_lsm
+    found = list(tif.series) if is_arranged else _alike(tif)
+    images = [one for one in found if one.dtype is not None and "Y" in one.axes and "X" in one.axes]
+    if not images:
+        raise FileFault("it has no page with an image")
+    return images
+
+
+def _alike(tif: "TiffFile") -> "list[TiffPageSeries]":
+    """Return pages of one kind as one image each, also those that belong to other pages."""
+    from tifffile import TiffPageSeries
+
+    kinds: dict[tuple[Any, ...], list[TiffPage]] = {}
+    for page in _every_page(tif):
+        if page.shape and page.dtype is not None:
+            rank = (*_demerits(page), page.photometric, page.samplesperpixel)
+            kinds.setdefault((page.shape, page.axes, page.dtype.str, *rank), []).append(page)
+    return [
+        TiffPageSeries(
+            pages,
+            (len(pages), *pages[0].shape),
+            pages[0].dtype,
+            "I" + pages[0].axes,
+            kind="generic",
+            squeeze=False,
+        )
+        for pages in kinds.values()
+    ]
+
+
+def _every_page(tif: "TiffFile") -> "Iterator[TiffPage]":
+    seen = set[int]()
+    for page in tif.pages:
+        below = page.aspage().pages if page.subifds else None
+        for one in (page, *(below or ())):
+            if one.offset not in seen:
+                seen.add(one.offset)
+                yield one.aspage()
+
+
+def _demerits(page: "TiffPage") -> tuple[bool, bool, bool, bool]:
+    """Return what speaks against a page as the recorded frame, the worst first."""
+    return (
+        bool(page.is_reduced or page.subfiletype & (_REDUCED | _MASK)),
+        page.photometric in (_RGB, _YCBCR),
+        page.compression in _JPEG,
+        page.bitspersample <= 8,
+    )
+
+
+def _recorded(images: "list[TiffPageSeries]") -> "TiffPageSeries":
+    """Return the image to take."""
+    sizes = {id(one): _frame_px(one) for one in images}
+    whole = [one for one in images if not _demerits(one.keyframe)[0]] or images
+    most = max(sizes[id(one)] for one in whole)
+    near = [one for one in whole if sizes[id(one)] > NEAR * most]
+    return min(near, key=lambda one: (_demerits(one.keyframe), -sizes[id(one)]))
+
+
+def _frame_px(image: "TiffPageSeries") -> int:
+    return math.prod(image.shape[image.axes.index(axis)] for axis in "YX")
+
+
+def _note_choice(notes: list[str], images: "list[TiffPageSeries]", image: "TiffPageSeries") -> None:
+    """Note what was chosen, and what may mean something else."""
+    if len(images) > 1:
+        shape = " x ".join(str(side) for side in image.shape if side > 1)
+        is_largest = _frame_px(image) == max(map(_frame_px, images))
+        which = "the largest" if is_largest else "the recorded one"
+        notes.append(f"{len(images)} images; {which} was taken, {shape}")
+    channels = image.shape[image.axes.index("C")] if "C" in image.axes else 1
+    if channels > 1:
+        notes.append(
+            f"{channels} channels, each taken as a frame: export the channel of one detector"
+        )
+
+
+def _check(image: "TiffPageSeries", stored_bytes: int) -> None:
+    """Refuse an image that is no frame, or that its file cannot hold."""
+    page = image.keyframe
+    for axis, meaning in _NAMED_AXES.items():
+        if axis in image.axes and image.shape[image.axes.index(axis)] > 1:
+            raise FileFault(f"one of its axes has {meaning}: a spectrum image, not a frame")
+    is_known = page.photometric in {_WHITE_IS_ZERO, _RGB, _PALETTE} | _OTHERS
+    if not is_known and not (page.photometric == _YCBCR and page.compression in _JPEG):
+        name = getattr(page.photometric, "name", page.photometric)
+        raise FileFault(f"its colours ({name}) are not understood: export it in grey")
+    rest = [n for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YX"]
+    sides = [image.shape[image.axes.index(axis)] for axis in "YX"]
+    is_packed = page.compression != 1
+    check_declared(
+        (*rest, *sides), page.bitspersample / 8, stored_bytes, RATIO if is_packed else 1
+    )
+    total = 0
+    # Pages that are only declared follow the first one without a gap.
+    for one in [page] if image.is_truncated else image:
+        if one is None:
+            raise FileFault("some of its planes are in other files: export them as one file")
+        segments = list(zip(one.dataoffsets, one.databytecounts, strict=False))
+        total += sum(count for _, count in segments)
+        if any(offset + count > stored_bytes for offset, count in segments):
+            raise FileFault("its pixels lie beyond the end of the file: the file is cut short")
+    if total > stored_bytes:
+        raise FileFault("several of its pages have the same pixels: damaged")
+    _check_tiles(page)
+
+
+def _check_tiles(page: "TiffPage") -> None:
+    """Refuse tiles far larger than the image: each is decoded as a whole."""
+    if page.is_tiled:
+        tile_px = page.tilewidth * page.tilelength * page.tiledepth
+        if tile_px > 4 * max(page.imagewidth * page.imagelength, 1 << 20):
+            raise FileFault(f"it declares tiles of {tile_px} pixels: damaged")
+
+
+def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> Array:
+    """Return (y, x) or (n, y, x): counts, or the grey of colours."""
+    page, axes = image.keyframe, image.axes
+    if image.kind == "generic" and len(image) > 1:
+        array = np.empty(image.shape, image.dtype)
+        for place, one in enumerate(image):
+            array[place] = one.asarray()  # type: ignore[union-attr]
+    else:
+        whole = page.asarray() if image.kind == "generic" else image.asarray(squeeze=False)
+        array = whole.reshape(image.shape)
+    order = [axis for axis in axes if axis not in "SYX"] + list("YX") + ["S"] * ("S" in axes)
+    array = array.transpose([axes.index(axis) for axis in order])
+    if page.photometric == _PALETTE and page.colormap is not None:
+        array = _coloured(array, page.colormap, notes, is_lut=tif.is_imagej)
+    if "S" in axes or array.ndim > len(axes):
+        array = _without_samples(array, page, notes)
+    if page.photometric == _WHITE_IS_ZERO and 262 in page.tags:  # tifffile's default too
+        array = _inverted(array, page.bitspersample, notes, is_shown_only=tif.is_imagej)
+    return array.reshape([side for side in array.shape[:-2] if side > 1] + list(array.shape[-2:]))
+
+
+def _coloured(array: Array, colormap: Array, notes: list[str], *, is_lut: bool) -> Array:
+    """Return the colours (..., 3) of indices.
+
+    ImageJ shows counts in false colours by such a table, and its steps are small then: the indices
+    are the counts.
+    """
+    steps = np.abs(np.diff(colormap.astype(np.int32), axis=1)).max(initial=0)
+    if is_lut and steps < 0.2 * colormap.max(initial=1):
+        notes.append("its colours show counts: the counts were taken")
+        return array
+    if (colormap % 256 == colormap // 256).all() or not (colormap % 256).any():
+        colormap = (colormap // 256).astype(np.uint8)  # 8 bits, as in most files
+    return np.moveaxis(colormap[:, np.minimum(array, colormap.shape[1] - 1)], 0, -1)
+
+
+def _without_samples(array: Array, page: "TiffPage", notes: list[str]) -> Array:
+    """Return (..., y, x) of (..., y, x, S)."""
+    samples = array.shape[-1]
+    if page.photometric in (_RGB, _YCBCR, _PALETTE):
+        return grey(array[..., :3], notes)
+    opacity = sum(int(kind) in (1, 2) for kind in page.extrasamples)
+    if samples - opacity == 1 or (array == array[..., :1]).all():
+        return array[..., 0]
+    notes.append(f"{samples} channels, each taken as a frame: export the channel of one detector")
+    return np.moveaxis(array, -1, 0)
+
+
+def _inverted(array: Array, bits: int, notes: list[str], *, is_shown_only: bool) -> Array:
+    """Return an image whose 0 is white with atoms as bright as it shows them."""
+    if is_shown_only or array.dtype.kind not in "bu":
+        notes.append("it declares 0 to be white: if atoms are dark, invert it")
+        return array
+    notes.append("it declares 0 to be white: its counts were inverted, as it is shown")
+    if array.dtype.kind == "b":
+        return ~array
+    return ((1 << bits) - 1 - array).astype(array.dtype)
