@@ -20,6 +20,7 @@ from manybeam.zoo.catalogue import (
     Row,
     quantity_names,
 )
+from manybeam.zoo.catalogue.phrases import without_phrase
 from manybeam.zoo.matrix import less_is_better
 from manybeam.zoo.records import Ref
 
@@ -76,10 +77,16 @@ class ListingQuery:
     def filters(self) -> list[tuple[str, str]]:
         """The filters in words, each with the address that removes it."""
         found = [
-            (f"{key}: {value}" if key != "q" else f"“{value}”", self.without(key, value))
+            (f"{key}: {value}", self.without(key, value))
             for key, value in self.pairs
-            if key in ("q", "condition", *FACETS)
+            if key in ("condition", *FACETS)
         ]
+        if self.query.words:
+            rest = " ".join(one.name for one in self.query.phrases)
+            found.insert(0, (f"“{self.query.words}”", self.address(q=rest)))
+        for phrase in self.query.phrases:
+            rest = without_phrase(self.query.text, phrase)
+            found.append((f"{phrase.name}: {phrase.meaning}", self.address(q=rest)))
         for name, (low, high) in self.query.ranges.items():
             ends = (f"{name}_min", f"{name}_max")
             found.append((range_in_words(name, low, high), self._dropping(*ends)))
@@ -102,7 +109,7 @@ class ListingQuery:
     @property
     def is_narrowed(self) -> bool:
         """Whether scores of some conditions only are asked for."""
-        return bool(self.query.condition or self.query.ranges)
+        return bool(self.query.condition or self.query.ranges or self.query.phrases)
 
     @property
     def form_ranges(self) -> dict[str, tuple[str, str]]:
@@ -223,8 +230,10 @@ class Listing:
             return "mean over the measured conditions"
         if not asked:
             return "no measured condition"
-        named = f"like {query.condition}" if query.condition else "in these ranges"
-        return f"mean over {len(asked)} conditions {named}"
+        named = [f"like {query.condition}"] if query.condition else []
+        named += [one.name for one in query.phrases]
+        named += ["in these ranges"] if query.ranges else []
+        return f"mean over {len(asked)} conditions: {', '.join(named)}"
 
     @property
     def scale(self) -> tuple[float, float]:
