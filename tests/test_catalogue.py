@@ -151,7 +151,7 @@ def test_members_are_rows_of_their_own(filled: Catalogue) -> None:
         pytest.param(Query(text="sheet"), {"sheet@1", "sheet@2"}, id="a name"),
         pytest.param(Query(text="she"), {"sheet@1", "sheet@2"}, id="the beginning of a name"),
         pytest.param(Query(text="GRAPHENE haadf 60 kV"), {"sheet@1", "sheet@2"}, id="a sample"),
-        pytest.param(Query(text="low dose"), {"sheet@1", "sheet@2"}, id="two words for one"),
+        pytest.param(Query(text='"low dose"'), {"sheet@1", "sheet@2"}, id="two words for one"),
         pytest.param(Query(text="mos2 60kv"), {"layer@1"}, id="a voltage as one word"),
         pytest.param(Query(text="graphene 80 kV"), set(), id="a voltage nothing was measured at"),
         pytest.param(Query(text="sheet@1"), {"sheet@1"}, id="a reference"),
@@ -171,6 +171,33 @@ def test_members_are_rows_of_their_own(filled: Catalogue) -> None:
 )  # fmt: skip
 def test_filters(filled: Catalogue, query: Query, expected: set[str]) -> None:
     assert set(refs(filled.find(query).rows)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        pytest.param("low dose", {LOWDOSE}, id="by dose"),
+        pytest.param("LOW-DOSE sheet", {LOWDOSE}, id="with other words"),
+        pytest.param("high dose", {NOMINAL, MOS2}, id="of each sample its own"),
+        pytest.param("low kV", {LOWDOSE, NOMINAL, MOS2}, id="by voltage"),
+        pytest.param("high voltage", set(), id="a voltage nothing was measured at"),
+        pytest.param("noisy", {LOWDOSE}, id="by electrons in a pixel"),
+        pytest.param("low dose, dirty", set(), id="both"),
+        pytest.param("graphene-60kv-lowdose", {LOWDOSE, NOMINAL, MOS2}, id="a name is no phrase"),
+        pytest.param('"low dose"', {LOWDOSE, NOMINAL, MOS2}, id="in quotation marks"),
+    ],
+)
+def test_words_that_describe_imaging_rank_by_such_conditions(
+    filled: Catalogue, text: str, asked: set[str]
+) -> None:
+    assert set(filled.find(Query(text=text)).asked) == asked
+
+
+def test_low_dose_ranks_by_the_score_there_and_hides_nothing(filled: Catalogue) -> None:
+    rows = filled.find(Query(text="low dose")).rows
+    assert refs(rows)[0] == "sheet@1"
+    assert [row.value for row in rows] == [pytest.approx(0.7), None, None, None]
+    assert refs(filled.find(Query(text="high dose graphene")).rows)[0] == "sheet@2"
 
 
 @pytest.mark.parametrize(

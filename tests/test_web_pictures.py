@@ -80,9 +80,9 @@ def reader(home: Path) -> Iterator[httpx.Client]:
         thread.join()
 
 
-def picture_of(page: str) -> tuple[str, dict[str, str]]:
-    """Return the address of a page's picture, and its attributes."""
-    tag = re.search(r"<main.*?<img ([^>]*)>", page, re.DOTALL)
+def picture_of(page: str, kind: str = "") -> tuple[str, dict[str, str]]:
+    """Return the address of a page's first picture, or the first of a class; and its attributes."""
+    tag = re.search(rf"<main.*?<img ([^>]*{kind}[^>]*)>", page, re.DOTALL)
     assert tag
     found = dict(re.findall(r'([a-z]+)="([^"]*)"', tag[1]))
     return found["src"].replace("&amp;", "&"), found
@@ -94,7 +94,7 @@ def test_the_page_of_a_version_has_its_curve_as_picture_and_table(
     reader: httpx.Client, query: str
 ) -> None:
     page = reader.get(f"/zoo/graphene@1{query}").text
-    address, told = picture_of(page)
+    address, told = picture_of(page, "mb-drawing")
     assert "The numbers are in the table" in told["alt"]
     assert "Share that are right" in page
     answer = reader.get(address)

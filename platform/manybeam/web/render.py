@@ -21,6 +21,37 @@ if TYPE_CHECKING:
     from manybeam.web.refresher import Refresher
 
 HERE = Path(__file__).parent
+# Words that a page explains where they stand: name in templates -> label and explanation.
+TERMS = {
+    "f1": ("F1", "1 if every atom was found and nothing else; 0 if no atom was found. It is the "
+           "harmonic mean of precision and recall."),
+    "precision": ("Precision", "The share of the found atoms that really exist."),
+    "recall": ("Recall", "The share of the existing atoms that were found."),
+    "ece": ("ECE", "Calibration error: the mean gap between the probability of an atom and the "
+            "share of such atoms that are right. 0 is perfect."),
+    "rmse_pm": ("RMSE (pm)", "Root mean square error of the positions of right atoms, in "
+                "picometres. Less is better."),
+    "interval": ("95 % interval", "The true mean over many frames lies in it with 95 % "
+                 "probability. Few frames make it wide."),
+    "ensemble": ("Ensemble", "Several networks that answer together. Where they disagree, the "
+                 "answer is uncertain."),
+    "member": ("Member", "One trained network of an ensemble."),
+    "policy": ("Policy", "What a member was trained on: ranges of dose, defocus, pixel size and "
+               "so on, from which its training frames were drawn."),
+    "recipe": ("Recipe", "Network, training settings, and the list of members."),
+    "network": ("Network", "The architecture of the members, for example a U-Net."),
+    "condition": ("Imaging condition", "How frames were recorded: dose, voltage, pixel size, "
+                  "defocus, contamination and so on, as numbers."),
+    "classical": ("classical", "A detector without a network (difference of Gaussians), tuned to "
+                  "the condition: what a network should at least reach."),
+    "seed": ("Seed", "The number from which the training drew its random choices."),
+    "status": ("Status", "serving: answers requests now. candidate: waits for promotion. "
+               "archived: kept, but not offered."),
+    "baseline": ("Baseline", "The row from which the differences are taken."),
+    "digest": ("Digest", "A checksum: equal digests mean equal content."),
+    "frameset": ("FrameSet", "Frames of one condition, stored together; with true atoms if they "
+                 "are known."),
+}  # fmt: skip
 STATIC = HERE / "static"
 THEME_COOKIE = "manybeam-theme"
 THEMES = ("light", "dark")
@@ -44,7 +75,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters |= FILTERS
-        self._templates.globals |= {"asset": asset, "version": __version__}
+        self._templates.globals |= {"asset": asset, "version": __version__, "terms": TERMS}
 
     def show(
         self, request: Request, template: str, *, status: int = 200, **values: Any

@@ -99,7 +99,8 @@ def condition_row(condition: "Condition", answers: Sequence[Answered], *, is_uns
     """Return the F1 of all members, of the selected ones and of the best one on a condition.
 
     The best member is known only from the truth: a perfect choice of one member for the whole
-    condition. Predicted F1 and its interval are means over the frames.
+    condition. Predicted F1 and its interval are means over the frames; `warned` counts the frames
+    that were called out of distribution.
     """
     frames = [one.frame for one in answers]
     alone = {
@@ -115,6 +116,8 @@ def condition_row(condition: "Condition", answers: Sequence[Answered], *, is_uns
         "is_unseen": is_unseen,
         "frames": len(frames),
         "in_interval": int(((predicted[:, 1] <= reached) & (reached <= predicted[:, 2])).sum()),
+        "warned": sum(one.selection.verdict != "ok" for one in answers),
+        "members": {f"{member:02d}": f1 for member, f1 in alone.items()},
         "everyone": score([one.everyone.atoms for one in answers], frames).f1,
         "selected": score([one.selected.atoms for one in answers], frames).f1,
         "best": alone[best],
@@ -145,14 +148,41 @@ def ways_to_answer(answers: Sequence[Answered]) -> list[Row]:
     ]
 
 
-def in_words(verdict: str) -> str:
-    """Return a verdict for people.
+def verdict_words(
+    verdict: str, reasons: Sequence[str], predicted: tuple[float, float, float]
+) -> str:
+    """Return the verdict on a frame with the numbers beside which it stands.
+
+    Args:
+        verdict: `ok` or `out-of-distribution`.
+        reasons: reasons of the selection; those of the verdict begin with its words.
+        predicted: predicted F1 of the answer, and both ends of its 90 % interval.
 
     Example:
-        >>> in_words("out-of-distribution")
-        'out of distribution'
+        >>> verdict_words("ok", ["the frame is like 16k"], (0.85, 0.77, 0.93))
+        'ok, predicted F1 0.85 (90 % interval 0.77 to 0.93)'
     """
-    return verdict.replace("-", " ")
+    f1, low, high = predicted
+    words = verdict.replace("-", " ")
+    why = [one.removeprefix(f"{words}: ") for one in reasons if one.startswith(f"{words}: ")]
+    numbers = f"predicted F1 {f1:.2f} (90 % interval {low:.2f} to {high:.2f})"
+    return "; ".join([f"{words}, {numbers}", *why])
+
+
+def truth_words(predicted: tuple[float, float, float], f1: float) -> str:
+    """Return how the true F1 of an answer compares with the predicted one.
+
+    Example:
+        >>> truth_words((0.85, 0.77, 0.93), 0.87)
+        'the true F1 is 0.87, inside the interval'
+        >>> truth_words((0.48, 0.30, 0.66), 0.83)
+        'the true F1 is 0.83, better than predicted'
+    """
+    _, low, high = predicted
+    if round(low, 2) <= round(f1, 2) <= round(high, 2):
+        return f"the true F1 is {f1:.2f}, inside the interval"
+    word = "better" if f1 > high else "worse"
+    return f"the true F1 is {f1:.2f}, {word} than predicted"
 
 
 def member_names(members: Sequence[int]) -> str:

@@ -61,10 +61,10 @@ class Story:
             (f"simulate the unseen frames: {self.drift.title}", self.simulate),
             (f"train {len(self.recipe.members)} members, measure and register them", self.train),
             ("calibrate them on simulated frames of many conditions", self.calibrate),
+            ("compare the selected members with all of them on every condition", self.compare),
             ("serve the ensemble over HTTP", self.serve),
             ("send an unseen frame to the service", self.predict),
             ("ask the service which members suit that frame", self.select),
-            ("compare the selected members with all of them on every condition", self.compare),
             ("adapt members to unlabelled frames", self.adapt),
         ]
 
@@ -142,28 +142,26 @@ class Story:
         yield f"{settings().service_url}/v1/predict/{self.job.name}"
 
     def predict(self) -> Lines:
-        """Send the first unseen frame to the service and score the answer."""
+        """Send the unseen frame of the report to the service and score the answer."""
         from manybeam.cli.demo.comparison import score
 
         answer = self._ask(f"/v1/predict/{self.record.ref}", "want=atoms,mean,std")
         arrays = np.load(io.BytesIO(answer), allow_pickle=False)
-        scores = score([arrays["atoms"]], self.frames[:1])
+        scores = score([arrays["atoms"]], [self.typical.frame])
         self.facts["predicted"] = scores.values()
         yield f"{len(arrays['atoms'])} atoms, {len(answer) / 1000:.0f} kB"
         yield f"F1 {scores.f1:.3f} against the truth, position error {scores.rmse_pm:.0f} pm"
 
     def select(self) -> Lines:
-        """Ask the service which members suit the first unseen frame."""
-        from manybeam.cli.demo.comparison import in_words, member_names
+        """Ask the service which members suit that frame, and compare its answer with the truth."""
+        from manybeam.cli.demo.comparison import member_names, score, truth_words, verdict_words
 
         answer = json.loads(self._ask("/v1/select", f"ensemble={self.record.ref}"))
         self.facts["selection"] = answer
-        first = (answer["answerers"] or answer["candidates"])[0]
-        yield f"verdict: {in_words(answer['verdict'])}; selected: {member_names(answer['chosen'])}"
-        yield (
-            f"predicted F1 {first['predicted_f1']:.2f} "
-            f"({first['low']:.2f} to {first['high']:.2f}, 90 % interval)"
-        )
+        one, reached = self.typical, score([self.typical.selected.atoms], [self.typical.frame]).f1
+        yield f"selected: {member_names(answer['chosen'])}"
+        yield f"verdict: {verdict_words(answer['verdict'], answer['reasons'], one.predicted)}"
+        yield truth_words(one.predicted, reached)
 
     def compare(self) -> Lines:
         """Compare ways to answer on each condition, unless an earlier run has."""
@@ -280,12 +278,12 @@ class Story:
         return simulate_into(url, self.drift, count, seed=seed, overwrite=True)
 
     def _ask(self, path: str, query: str) -> bytes:
-        """Post the first unseen frame to the service and return the body of its answer."""
+        """Post the unseen frame of the report to the service and return the body of its answer."""
         import urllib3
 
-        body = io.BytesIO()
-        np.save(body, self.unseen.frame(0), allow_pickle=False)
-        url = f"{settings().service_url}{path}?{query}&pixel_size_pm={self.unseen.pixel_size_pm(0)}"
+        body, frame = io.BytesIO(), self.typical.frame
+        np.save(body, frame.frame_yx, allow_pickle=False)
+        url = f"{settings().service_url}{path}?{query}&pixel_size_pm={frame.pixel_size_pm}"
         headers = {"Content-Type": "application/x-npy"}
         answer = urllib3.request("POST", url, body=body.getvalue(), headers=headers, timeout=120.0)
         if answer.status != 200:

@@ -2,8 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,22 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from manybeam.zoo.reports.error_overlay import ErrorOverlay, scale_bar
+from manybeam.zoo.reports.error_overlay import scale_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from manybeam.learn.nets.ensemble import Prediction
-    from manybeam.learn.scoring.scores import MatchedFrame
     from manybeam.predictor.selection import Candidate, Selection
 
 FOUND, MISSED, FALSE = "#1fa774", "#e8a11c", "#d1495b"
-CHOSEN, TRUE = "#1f6feb", "#56b4e9"
-WAY_STYLES: tuple[dict[str, Any], ...] = (
-    {"marker": "o", "color": "#8a929c", "markersize": 10},
-    {"marker": "D", "color": CHOSEN, "markersize": 9},
-    {"marker": "|", "color": "#111111", "markersize": 20, "markeredgewidth": 2.4},
-)
+CHOSEN = "#1f6feb"
 SHOWN_MEMBERS = 12
 # Width of a panel in distances of neighbours: with more than the first, the eye cannot separate
 # atoms, and the second is shown instead.
@@ -56,95 +49,6 @@ def answer_figure(frame_yx: Array, prediction: "Prediction", title: str = "") ->
     )
     figure.colorbar(dots, ax=axes[3], fraction=0.046)
     figure.suptitle(title[:160], fontsize=9)
-    return figure
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """One answer to a frame of known truth.
-
-    Attributes:
-        name: the members that answered; title of the pictures.
-        atoms: (atoms, >= 4) y, x, class, probability.
-        matched: the atoms against the truth, `learn.scoring.scores.match_frame`.
-    """
-
-    name: str
-    atoms: Array
-    matched: "MatchedFrame"
-
-
-def doubt_figure(
-    frame_yx: Array, truth_k3: Array, pixel_size_pm: float | None, answers: Sequence[Shown]
-) -> Figure:
-    """Return the frame and its truth, then each answer's errors and, below, its doubt.
-
-    Doubt is 1 - probability of an atom.
-
-    Args:
-        frame_yx: the frame as it was recorded.
-        truth_k3: true atoms, y, x in pixels first.
-        pixel_size_pm: edge of a pixel, in pm; None draws no scale bar.
-        answers: the answers that are compared, a column each.
-    """
-    columns = 1 + len(answers)
-    figure = Figure(figsize=(3.9 * columns, 8.3), layout="constrained")
-    axes = figure.subplots(2, columns)
-    _gray(axes[0, 0], frame_yx, "the frame", size=12)
-    if pixel_size_pm:
-        scale_bar(axes[0, 0], frame_yx.shape, pixel_size_pm)
-    _gray(axes[1, 0], frame_yx, f"the truth: {len(truth_k3)} atoms", size=12)
-    axes[1, 0].scatter(truth_k3[:, 1], truth_k3[:, 0], s=14, color=TRUE, linewidths=0)
-    dots = None
-    for column, shown in enumerate(answers, start=1):
-        _errors(axes[0, column], frame_yx, truth_k3, shown, size=12)
-        _gray(axes[1, column], frame_yx, "doubt of each atom", size=12)
-        doubt = 1 - shown.atoms[:, 3]
-        style: dict[str, Any] = {"s": 24, "cmap": "plasma", "vmin": 0, "vmax": 0.5}
-        dots = axes[1, column].scatter(shown.atoms[:, 1], shown.atoms[:, 0], c=doubt, **style)
-    if dots is not None:
-        bar = figure.colorbar(dots, ax=axes[1, :], location="bottom", fraction=0.04, aspect=50)
-        bar.set_label("doubt (1 - probability): bright atoms are doubtful", fontsize=11)
-    _explain_errors(figure)
-    return figure
-
-
-def truth_figure(frame_yx: Array, truth_k3: Array, answers: Sequence[Shown]) -> Figure:
-    """Return one picture for each answer: atoms found, missed and false against the truth."""
-    figure = Figure(figsize=(4.4 * len(answers), 4.9), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(answers)))
-    for axis, shown in zip(axes, answers, strict=True):
-        _errors(axis, frame_yx, truth_k3, shown, size=11)
-    _explain_errors(figure)
-    return figure
-
-
-def conditions_figure(rows: Sequence[Mapping[str, Any]], ways: Mapping[str, str]) -> Figure:
-    """Return the F1 of a few ways to answer, one line for each condition.
-
-    Args:
-        rows: `condition`, `title`, `is_unseen` and the F1 of each way.
-        ways: name of each way in the rows -> label; the first is the baseline, from
-            which a line runs to the second.
-    """
-    figure = Figure(figsize=(11, 1.5 + 0.62 * len(rows)), layout="constrained")
-    axis = figure.subplots()
-    baseline, chosen = list(ways)[:2]
-    for y, row in enumerate(rows):
-        if row["is_unseen"]:
-            axis.axhspan(y - 0.46, y + 0.46, color="#eef3fb", zorder=0)
-        ends = [row[baseline], row[chosen]]
-        axis.plot(ends, [y, y], color="#b9c6d6", linewidth=5, solid_capstyle="round", zorder=1)
-    for (key, name), style in zip(ways.items(), WAY_STYLES, strict=False):
-        values = [row[key] for row in rows]
-        axis.plot(values, range(len(rows)), linestyle="none", label=name, **style)
-    axis.set_yticks(range(len(rows)), [_condition_words(row) for row in rows], fontsize=10)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlim(min(0.4, *(row[key] for row in rows for key in ways)) - 0.03, 1.02)
-    axis.set_xlabel("F1: 1 is perfect", fontsize=11)
-    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=len(ways), fontsize=11, frameon=False)
     return figure
 
 
@@ -211,31 +115,6 @@ def _gray(axis: "Axes", frame_yx: Array, title: str, size: float = 9) -> None:
     axis.imshow(frame_yx, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
     axis.set_title(title, fontsize=size)
     axis.set_axis_off()
-
-
-def _errors(axis: "Axes", frame_yx: Array, truth_k3: Array, shown: Shown, size: float) -> None:
-    """Draw the atoms of one answer: found, missed and false, by shape and colour."""
-    _gray(axis, frame_yx, shown.name, size=size)
-    seen = ErrorOverlay.of(shown.atoms, truth_k3, shown.matched)
-    ring: dict[str, Any] = {"facecolors": "none", "linewidths": 1.2}
-    axis.scatter(seen.right[:, 1], seen.right[:, 0], s=34, edgecolors=FOUND, **ring)
-    axis.scatter(seen.missed[:, 1], seen.missed[:, 0], s=30, marker="s", edgecolors=MISSED, **ring)
-    axis.scatter(seen.false[:, 1], seen.false[:, 0], s=34, marker="x", color=FALSE, linewidths=1.8)
-
-
-def _explain_errors(figure: Figure) -> None:
-    style: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "none", "markersize": 8}
-    handles = [
-        Line2D([], [], marker="o", color=FOUND, label="found", **style),
-        Line2D([], [], marker="s", color=MISSED, label="missed", **style),
-        Line2D([], [], marker="x", color=FALSE, label="false", **style),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=11, frameon=False)
-
-
-def _condition_words(row: Mapping[str, Any]) -> str:
-    unseen = " (the unseen frames)" if row["is_unseen"] else ""
-    return f"{row['condition']}{unseen}\n{row['title']}"
 
 
 def _coloured(

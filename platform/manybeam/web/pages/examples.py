@@ -4,7 +4,9 @@ A frame is made and analysed at the first request. Later its picture comes from 
 """
 
 import hashlib
+import html
 import json
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -13,7 +15,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from manybeam.data.store import open_store
-from manybeam.errors import InvalidInput, ManybeamError, NotFound
+from manybeam.errors import Busy, InvalidInput, ManybeamError, NotFound
 from manybeam.web.pages.drawn import Drawn, folder, keep, kept, turn
 from manybeam.web.render import page_of
 from manybeam.web.state import AppState
@@ -29,6 +31,14 @@ def add_examples(router: APIRouter, app_state: AppState) -> None:
     @router.get("/zoo/{ref:path}/example/{condition}/picture.png")
     def picture(ref: str, condition: str, member: int | None = None, frame: int = 0) -> Response:
         return example_picture(app_state, find_place(app_state, ref, condition, member, frame))
+
+    @router.get("/zoo/{ref:path}/example/{condition}/sample")
+    def sample(ref: str, condition: str, member: int | None = None, frame: int = 0) -> Response:
+        place = find_place(app_state, ref, condition, member, frame)
+        try:
+            return example_picture(app_state, place)
+        except (NotFound, InvalidInput, Busy) as error:
+            return said_picture("This frame cannot be shown", error.what)
 
     @router.get("/zoo/{ref:path}/example/{condition}")
     def example(
@@ -145,6 +155,20 @@ def example_picture(app_state: AppState, place: ExamplePlace) -> Response:
     drawn = draw(app_state, place)
     content = (folder() / f"{drawn.digest}.png").read_bytes()
     return Response(content, media_type="image/png", headers={"cache-control": "max-age=3600"})
+
+
+def said_picture(title: str, words: str) -> Response:
+    """Return a picture that says in words why there is none."""
+    lines = [title, *textwrap.wrap(words, 44)[:6]]
+    text = "".join(
+        f'<text x="320" y="{300 + 34 * i}">{html.escape(line)}</text>'
+        for i, line in enumerate(lines)
+    )
+    content = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 680" font-family="sans-serif" '
+        f'font-size="24" fill="#dce1e7" text-anchor="middle">{text}</svg>'
+    )
+    return Response(content, media_type="image/svg+xml", headers={"cache-control": "no-store"})
 
 
 def draw(app_state: AppState, place: ExamplePlace) -> Drawn:

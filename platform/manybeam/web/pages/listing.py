@@ -7,6 +7,7 @@ from typing import Any, cast
 from urllib.parse import urlencode
 
 from manybeam.errors import InvalidInput, NotFound
+from manybeam.spec.imaging import Condition
 from manybeam.web.render import number
 from manybeam.zoo.catalogue import (
     FACETS,
@@ -20,6 +21,7 @@ from manybeam.zoo.catalogue import (
     Row,
     quantity_names,
 )
+from manybeam.zoo.catalogue.phrases import without_phrase
 from manybeam.zoo.matrix import less_is_better
 from manybeam.zoo.records import Ref
 
@@ -76,10 +78,16 @@ class ListingQuery:
     def filters(self) -> list[tuple[str, str]]:
         """The filters in words, each with the address that removes it."""
         found = [
-            (f"{key}: {value}" if key != "q" else f"“{value}”", self.without(key, value))
+            (f"{key}: {value}", self.without(key, value))
             for key, value in self.pairs
-            if key in ("q", "condition", *FACETS)
+            if key in ("condition", *FACETS)
         ]
+        if self.query.words:
+            rest = " ".join(one.name for one in self.query.phrases)
+            found.insert(0, (f"“{self.query.words}”", self.address(q=rest)))
+        for phrase in self.query.phrases:
+            rest = without_phrase(self.query.text, phrase)
+            found.append((f"{phrase.name}: {phrase.meaning}", self.address(q=rest)))
         for name, (low, high) in self.query.ranges.items():
             ends = (f"{name}_min", f"{name}_max")
             found.append((range_in_words(name, low, high), self._dropping(*ends)))
@@ -102,7 +110,7 @@ class ListingQuery:
     @property
     def is_narrowed(self) -> bool:
         """Whether scores of some conditions only are asked for."""
-        return bool(self.query.condition or self.query.ranges)
+        return bool(self.query.condition or self.query.ranges or self.query.phrases)
 
     @property
     def form_ranges(self) -> dict[str, tuple[str, str]]:
@@ -195,6 +203,7 @@ class Listing:
         facets: values of the filters.
         baseline: the row with which all others are compared; None if none is pinned.
         conditions: the conditions that can be chosen.
+        described: conditions of the library, by id.
     """
 
     question: ListingQuery
@@ -202,6 +211,7 @@ class Listing:
     facets: Mapping[str, Sequence[Facet]]
     baseline: Row | None
     conditions: Sequence[Facet]
+    described: Mapping[str, Condition]
 
     @property
     def page_count(self) -> int:
@@ -223,8 +233,10 @@ class Listing:
             return "mean over the measured conditions"
         if not asked:
             return "no measured condition"
-        named = f"like {query.condition}" if query.condition else "in these ranges"
-        return f"mean over {len(asked)} conditions {named}"
+        named = [f"like {query.condition}"] if query.condition else []
+        named += [one.name for one in query.phrases]
+        named += ["in these ranges"] if query.ranges else []
+        return f"mean over {len(asked)} conditions: {', '.join(named)}"
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -233,6 +245,29 @@ class Listing:
             return 0.0, 1.0
         seen = [v for row in self.page.rows for v in row.strip if v is not None]
         return (max(seen), min(seen)) if seen else (1.0, 0.0)
+
+    def sample_of(self, row: Row) -> str:
+        """Return the samples and modalities a row was measured on; "" if they are unknown."""
+        measured = zip(self.page.conditions, row.strip, strict=True)
+        known = [self.described.get(name) for name, value in measured if value is not None]
+        words = {
+            f"{one.sample.material or one.sample.structure}, {one.modality.upper()}": None
+            for one in known
+            if one is not None
+        }
+        return "; ".join(words)
+
+    @property
+    def best_of(self) -> list[tuple[str, Row]]:
+        """The best row for each sample on the first page, if the best are first."""
+        query = self.question.query
+        if query.page > 1 or query.order != "-score":
+            return []
+        found: dict[str, Row] = {}
+        for row in self.page.rows:
+            if row.value is not None and (sample := self.sample_of(row)):
+                found.setdefault(sample.partition(",")[0], row)
+        return list(found.items())
 
     def shown_facets(self) -> list[tuple[str, Sequence[Facet]]]:
         """Return the filters in the form of the page, each with its values."""
@@ -249,8 +284,15 @@ class Listing:
         return self.question.is_narrowed and condition in self.page.asked
 
 
-def make_listing(catalogue: Catalogue, question: ListingQuery) -> Listing:
+def make_listing(
+    catalogue: Catalogue, question: ListingQuery, described: Mapping[str, Condition]
+) -> Listing:
     """Return one page of the list.
+
+    Args:
+        catalogue: the zoo, as it was read last.
+        question: the query of the address.
+        described: conditions of the library, by id.
 
     Raises:
         InvalidInput: the text cannot be searched for.
@@ -263,7 +305,8 @@ def make_listing(catalogue: Catalogue, question: ListingQuery) -> Listing:
         )
     facets = question.facets(catalogue)
     baseline = _baseline(catalogue, question) if question.baseline else None
-    return Listing(question, page, facets, baseline, facets.get("condition", ()))
+    conditions = facets.get("condition", ())
+    return Listing(question, page, facets, baseline, conditions, described)
 
 
 def _baseline(catalogue: Catalogue, question: ListingQuery) -> Row:

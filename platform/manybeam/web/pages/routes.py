@@ -17,6 +17,7 @@ from manybeam.web.pages.comparing import make_comparison, read_ids
 from manybeam.web.pages.examples import add_examples
 from manybeam.web.pages.exports import FORMS, card_file, export_file
 from manybeam.web.pages.listing import OFFERED, make_listing, read_query
+from manybeam.web.pages.overview import make_overview
 from manybeam.web.pages.reliability import make_curve, reliability_picture
 from manybeam.web.pages.version import describe_version
 from manybeam.web.render import THEME_COOKIE, THEMES
@@ -120,8 +121,8 @@ def zoo_page(app_state: AppState, request: Request) -> Response:
     if len(question.pairs) < len(given):  # a form also sends its empty fields
         query = dict.fromkeys(question.pairs)
         return RedirectResponse(f"/zoo?{urlencode(list(query))}" if query else "/zoo", 303)
-    listing = make_listing(app_state.catalogue, question)
     described = app_state.described()
+    listing = make_listing(app_state.catalogue, question, described)
     return app_state.pages.show(
         request,
         "zoo.html",
@@ -163,6 +164,7 @@ def version_page(
         details=describe_version(cached, score),
         curve=make_curve(cached, request.query_params.get("reliability", "")),
         described=app_state.described(),
+        overview=make_overview(cached, app_state.described()),
         use=described.use,
         limits=described.limits,
         forms=FORMS,

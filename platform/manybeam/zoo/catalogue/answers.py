@@ -55,7 +55,7 @@ class Answers:
         """Return the values of each facet, and the conditions, with counts."""
         rows = np.flatnonzero(self.table.is_asked(self.db, query))
         taken_rp = self.table.cells_sp(self.db, TAKEN)[rows]
-        chosen = self._asked(query) if query.condition or query.ranges else []
+        chosen = self._asked(query) if query.condition or query.ranges or query.phrases else []
         conditions = [
             Facet(key.name, int((~np.isnan(taken_rp[:, key.place])).sum()), key in chosen)
             for key in self.table.current
@@ -119,6 +119,8 @@ class Answers:
         found = list(self.table.current)
         if query.condition:
             found = [key for key in found if fnmatch.fnmatchcase(key.name, query.condition)]
+        if phrases := query.phrases:
+            found = [key for key in found if self.known.is_described(key.digest, phrases)]
         for quantity, (low, high) in query.ranges.items():
             least, most = -math.inf if low is None else low, math.inf if high is None else high
             numbers = [(key, self.known.numbers(key.digest).get(quantity)) for key in found]

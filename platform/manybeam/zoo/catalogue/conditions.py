@@ -6,13 +6,14 @@ version of the simulator (`<digest>-2`). Only the library has the numbers themse
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
 from manybeam.errors import InvalidSpec
 from manybeam.spec import Condition, Library
+from manybeam.zoo.catalogue.phrases import Phrase
 from manybeam.zoo.catalogue.rows import numbers_of
 from manybeam.zoo.catalogue.words import words_of_condition
 
@@ -56,6 +57,14 @@ class KnownConditions:
         found = self._by_digest.get(_physical(digest))
         return numbers_of(found) if found else {}
 
+    def is_described(self, digest: str, phrases: Iterable[Phrase]) -> bool:
+        """Return whether all phrases describe the condition of a digest; False if it is unknown."""
+        found = self._by_digest.get(_physical(digest))
+        if found is None:
+            return False
+        peers = self._of_sample[found.sample.structure]
+        return all(phrase.fits(numbers_of(found), peers) for phrase in phrases)
+
     def relation(self, name: str, digest: str) -> Literal["same", "changed", ""]:
         """Return whether the library's condition of an id has the numbers of a digest."""
         if name not in self.by_id:
@@ -76,6 +85,14 @@ class KnownConditions:
         """
         own = [one for one in digests if self.relation(name, one) == "same"]
         return [*digests, *own][-1]
+
+    @cached_property
+    def _of_sample(self) -> dict[str, list[dict[str, float]]]:
+        """Structure of the sample -> the numbers of each of its conditions."""
+        found: dict[str, list[dict[str, float]]] = {}
+        for one in self.by_id.values():
+            found.setdefault(one.sample.structure, []).append(numbers_of(one))
+        return found
 
     @cached_property
     def _by_digest(self) -> dict[str, Condition]:

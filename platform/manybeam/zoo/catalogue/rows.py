@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from manybeam.errors import InvalidInput
 from manybeam.spec.imaging import Condition
+from manybeam.zoo.catalogue.phrases import Phrase, phrases_in
 
 Kind = Literal["ensembles", "members"]
 Status = Literal["serving", "candidate", "archived", "none"]
@@ -26,7 +27,8 @@ class Query:
     """A query: a row must pass every filter, with any one of the values of a filter.
 
     Args:
-        text: words; each must be the beginning of a word of the row.
+        text: words; each must be the beginning of a word of the row. Words that describe imaging,
+            as "low dose", rank rows by their score on such conditions instead (`phrases`).
         kind: whether rows are ensembles (their versions) or members.
         name: names of ensembles.
         status: `serving`, `candidate`, `archived` or `none`; all of them if left out.
@@ -64,6 +66,16 @@ class Query:
         faults = [*self._faults(), *_faults_of_ranges(self.ranges)]
         if faults:
             raise InvalidInput("\n".join(faults), "", "correct these values")
+
+    @property
+    def words(self) -> str:
+        """The text without the phrases."""
+        return phrases_in(self.text)[0]
+
+    @property
+    def phrases(self) -> tuple[Phrase, ...]:
+        """The phrases of the text."""
+        return phrases_in(self.text)[1]
 
     def chosen(self, facet: str) -> tuple[str, ...]:
         """Return the requested values of one facet; none means all."""

@@ -139,7 +139,7 @@ class Table:
 
     def _said(self, db: CatalogueReader, query: Query) -> ndarray:
         """Return which rows are of the kind and contain every word."""
-        is_in_s, words = self.of_kind(query.kind), query_of(query.text)
+        is_in_s, words = self.of_kind(query.kind), query_of(query.words)
         if not words:
             return is_in_s
         return is_in_s & np.isin(self.ids_s, np.array(db.holding(words), dtype=np.int64))

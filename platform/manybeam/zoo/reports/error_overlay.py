@@ -88,11 +88,31 @@ def errors_figure(
     low, high = np.nanpercentile(frame_yx, [1, 99.7])
     axis.imshow(frame_yx, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
     axis.set_axis_off()
-    _mark(axis, seen, _size_pt(frame_yx.shape, matched, pixel_size_pm, side))
+    mark_errors(axis, seen, _size_pt(frame_yx.shape, matched, pixel_size_pm, side))
     if pixel_size_pm:
         scale_bar(axis, frame_yx.shape, pixel_size_pm)
     figure.legend(loc="upper center", ncols=4, fontsize=9, labelcolor="white", frameon=False)
     return figure
+
+
+def mark_errors(axis: "Axes", seen: ErrorOverlay, size_pt: float) -> None:
+    """Draw the marks of an overlay on a frame, each kind of atom with its shape and colour."""
+    groups = (
+        (seen.right, RIGHT, "right"),
+        (seen.missed, MISSED, "missed"),
+        (seen.false, FALSE, "false"),
+        (seen.at_edge, AT_EDGE, "at the edge, not counted"),
+    )
+    for place_n2, colour, word in groups:
+        mark = MARKS[colour]
+        drawn = {"color": colour} if mark in "x." else {"facecolors": "none", "edgecolors": colour}
+        width = 1.3 if colour == RIGHT else 2.0
+        style: dict[str, Any] = {"marker": mark, "linewidths": width, **drawn}
+        style["s"] = (0.5 * size_pt if colour == AT_EDGE else size_pt) ** 2
+        # A dark rim makes the marks visible on bright atoms too.
+        style["path_effects"] = [withStroke(linewidth=width + 1.6, foreground="#000000")]
+        label = f"{len(place_n2)} {word}"
+        axis.scatter(place_n2[:, 1], place_n2[:, 0], label=label, **style)
 
 
 def scale_bar(axis: "Axes", shape: tuple[int, ...], pixel_size_pm: float) -> None:
@@ -115,22 +135,3 @@ def _size_pt(
     radius_px = matched.radius_pm / pixel_size_pm if pixel_size_pm else math.nan
     across = 2 * radius_px / max(shape) * side_in * 72
     return float(np.clip(across, 4, 16)) if across > 0 else 8.0
-
-
-def _mark(axis: "Axes", seen: ErrorOverlay, size_pt: float) -> None:
-    groups = (
-        (seen.right, RIGHT, "right"),
-        (seen.missed, MISSED, "missed"),
-        (seen.false, FALSE, "false"),
-        (seen.at_edge, AT_EDGE, "at the edge, not counted"),
-    )
-    for place_n2, colour, word in groups:
-        mark = MARKS[colour]
-        drawn = {"color": colour} if mark in "x." else {"facecolors": "none", "edgecolors": colour}
-        width = 1.3 if colour == RIGHT else 2.0
-        style: dict[str, Any] = {"marker": mark, "linewidths": width, **drawn}
-        style["s"] = (0.5 * size_pt if colour == AT_EDGE else size_pt) ** 2
-        # A dark rim makes the marks visible on bright atoms too.
-        style["path_effects"] = [withStroke(linewidth=width + 1.6, foreground="#000000")]
-        label = f"{len(place_n2)} {word}"
-        axis.scatter(place_n2[:, 1], place_n2[:, 0], label=label, **style)

@@ -1,0 +1,246 @@
+"""The opening of the page of a version: what it is for, where it works and fails, what to take.
+
+Everything is computed from its record, its scores and the library, so nothing here is a promise.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+
+from manybeam.spec.imaging import Condition
+from manybeam.web.render import number, page_of
+from manybeam.web.version_cache import CachedVersion
+from manybeam.zoo.matrix import CLASSICAL, Matrix, Score
+from manybeam.zoo.reports.cards import POOR_F1
+
+GOOD_F1 = 0.95  # from here on a condition counts as "works": about one atom in twenty is wrong
+CLEAR = 0.02  # a smaller difference of two F1 is not mentioned
+LISTED = 3  # conditions named as best and as worst
+# Quantities whose range describes where a version was measured: name, label, unit.
+RANGES = (
+    ("dose_e_per_a2", "dose", "e/Å²"),
+    ("beam_kv", "beam", "kV"),
+    ("pixel_size_pm", "pixels", "pm"),
+    ("defocus_nm", "defocus", "nm"),
+    ("contamination", "contamination", ""),
+    ("row_jitter_pm", "row jitter", "pm"),
+)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A condition with the score of the version there.
+
+    Attributes:
+        condition: its id.
+        title: its title in the library; "" if unknown.
+        f1, low, high: F1 and its 95 % interval; the ends may be None.
+        page: the page of an example frame: the one with the middle F1; "" if there is none.
+        picture: the picture of that frame, with its atoms.
+    """
+
+    condition: str
+    title: str
+    f1: float
+    low: float | None
+    high: float | None
+    page: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What a person wants to know first about a version.
+
+    Attributes:
+        purpose: what it finds, in which frames.
+        ranges: ranges of the quantities on which it was measured, a few words each.
+        tally: on how many conditions it works, and on how many it fails.
+        best: conditions with the highest F1, best first.
+        worst: conditions with the lowest F1, worst first; none is in both lists.
+        advice: what to take, a sentence each.
+    """
+
+    purpose: str
+    ranges: tuple[str, ...]
+    tally: str
+    best: tuple[Spot, ...]
+    worst: tuple[Spot, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def fails(self) -> bool:
+        """Whether F1 is poor on its worst condition."""
+        return bool(self.worst) and self.worst[0].f1 < POOR_F1
+
+    @property
+    def samples(self) -> tuple[tuple[str, Spot], ...]:
+        """The example frames to show, each with its heading."""
+        found = [("Where it works", self.best[0])] if self.best else []
+        word = "Where it fails" if self.fails else "Where it is weakest"
+        found += [(word, self.worst[0])] if self.worst else []
+        return tuple((title, spot) for title, spot in found if spot.picture)
+
+
+def make_overview(cached: CachedVersion, described: Mapping[str, Condition]) -> Overview:
+    """Return the opening of the page of a version or member.
+
+    Args:
+        cached: the version.
+        described: conditions of the library, by id.
+    """
+    matrix = cached.matrix
+    known = [described[name] for name in matrix.conditions if name in described]
+    spots = sorted(_spots(cached, described), key=lambda one: -one.f1)
+    count = min(LISTED, (len(spots) + 1) // 2)
+    return Overview(
+        purpose=_purpose(cached, known),
+        ranges=_ranges(known),
+        tally=_tally(spots),
+        best=tuple(spots[:count]),
+        worst=tuple(spots[count:][::-1][:LISTED]),
+        advice=tuple(_advice(cached)),
+    )
+
+
+def _purpose(cached: CachedVersion, known: Sequence[Condition]) -> str:
+    modalities = _listed(one.modality.upper() for one in known)
+    samples = _listed(one.sample.material or one.sample.structure for one in known)
+    what = f"atoms in {modalities} frames of {samples}" if known else "atoms in microscope frames"
+    count = cached.record.member_count
+    if cached.record.selected is not None:
+        return f"One network that finds {what}: a member of {cached.record.version_ref}."
+    if count == 1:
+        return f"One network that finds {what}."
+    return f"{count} networks that find {what}."
+
+
+def _ranges(known: Sequence[Condition]) -> tuple[str, ...]:
+    """Return the range of each quantity that all these conditions state."""
+    numbers = [
+        {path.rpartition(".")[2]: value for path, value in one.quantities()} for one in known
+    ]
+    found = []
+    for name, label, unit in RANGES:
+        values = [x for one in numbers if isinstance(x := one.get(name), float)]
+        if values and max(values) > 0:
+            low, high = number(min(values)), number(max(values))
+            span = low if low == high else f"{low} to {high}"
+            found.append(f"{label} {span}{f' {unit}' if unit else ''}")
+    return tuple(found)
+
+
+def _spots(cached: CachedVersion, described: Mapping[str, Condition]) -> Iterable[Spot]:
+    row = cached.record.subject
+    for condition in cached.matrix.conditions:
+        values = cached.matrix.values(row, condition)
+        if "f1" in values:
+            title = described[condition].title if condition in described else ""
+            ends = (values.get("f1_low"), values.get("f1_high"))
+            score = cached.matrix.score(row, condition)
+            yield Spot(condition, title, values["f1"], *ends, *_sample(cached, score))
+
+
+def _sample(cached: CachedVersion, score: Score | None) -> tuple[str, str]:
+    """Return the addresses of the page and the picture of the frame with the middle F1."""
+    if score is None or not score.counts:
+        return "", ""
+    from manybeam.learn.scoring.scores import f1_of
+
+    order = np.argsort(f1_of(np.array(score.counts)), kind="stable")
+    frame = int(order[len(order) // 2])
+    page = f"{page_of(cached.record.version_ref)}/example/{quote(score.condition)}"
+    member = "" if score.member < 0 else f"member={score.member:02d}&"
+    return f"{page}?{member}frame={frame}", f"{page}/sample?{member}frame={frame}"
+
+
+def _tally(spots: Sequence[Spot]) -> str:
+    if not spots:
+        return "It was not measured on any condition, so nobody knows yet where it works."
+    good, poor = (
+        sum(one.f1 >= GOOD_F1 for one in spots),
+        sum(one.f1 < POOR_F1 for one in spots),
+    )
+    return (
+        f"Measured on {len(spots)} conditions: it works on {good} (F1 {GOOD_F1:g} or more) and "
+        f"fails on {poor} (F1 below {POOR_F1:g})."
+    )
+
+
+def _advice(cached: CachedVersion) -> Iterable[str]:
+    record, matrix = cached.record, cached.matrix
+    if record.archived:
+        yield "Take another version: this one is archived."
+        return
+    serving = next((one.ref for one in cached.siblings if "serving" in one.aliases), "")
+    if serving and serving != record.version_ref:
+        yield f"{serving} serves now. Compare this version with it before you take it."
+    if record.selected is not None:
+        yield from _advice_on_member(record.selected, matrix)
+    elif record.member_count > 1:
+        yield from _advice_on_selection(record.subject, matrix)
+    better = [c for c in matrix.conditions if _gain(matrix, CLASSICAL, record.subject, c) > CLEAR]
+    if better:
+        yield f"A classical detector, without a network, is better on {_named(better)}."
+    yield "For frames unlike these conditions, its F1 is not known: ask with the command below."
+
+
+def _advice_on_member(member: int, matrix: Matrix) -> Iterable[str]:
+    won = [name for name in matrix.conditions if matrix.best(name) == member]
+    if not won:
+        yield "No condition has this member as its best. Take the whole ensemble."
+    else:
+        yield f"It is the best member on {_named(won)}. Elsewhere take the whole ensemble."
+
+
+def _advice_on_selection(subject: int, matrix: Matrix) -> Iterable[str]:
+    """Say whether a single member is somewhere clearly better than all together."""
+    gains = {
+        name: _gain(matrix, best, subject, name)
+        for name in matrix.conditions
+        if (best := matrix.best(name)) is not None
+    }
+    clear = [name for name, gain in gains.items() if gain > CLEAR]
+    if not gains:
+        return
+    if not clear:
+        yield "Take all members together: nowhere is a single member clearly better."
+        return
+    most = max(clear, key=lambda name: gains[name])
+    best = matrix.best(most)
+    yield (
+        f"Let Manybeam select members for each frame: on {len(clear)} of {len(gains)} conditions "
+        f"one member is clearly better than all together, most on {most} (member {best:02d} "
+        f"{_f1(matrix, best, most)}, all {_f1(matrix, subject, most)})."
+    )
+
+
+def _gain(matrix: Matrix, row: int, subject: int, condition: str) -> float:
+    """Return how much higher the F1 of one row is than that of the version; -1 if unknown."""
+    one, other = matrix.value(row, condition), matrix.value(subject, condition)
+    return -1.0 if one is None or other is None else one - other
+
+
+def _f1(matrix: Matrix, row: int | None, condition: str) -> str:
+    value = None if row is None else matrix.value(row, condition)
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _named(conditions: Sequence[str]) -> str:
+    shown = ", ".join(conditions[:LISTED])
+    more = len(conditions) - LISTED
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _listed(words: Iterable[str]) -> str:
+    """Return different words, the commonest first.
+
+    Example:
+        >>> _listed(["HAADF", "MAADF", "HAADF"])
+        'HAADF and MAADF'
+    """
+    found = list(words)
+    ranked = sorted(dict.fromkeys(found), key=lambda word: -found.count(word))
+    return " and ".join(filter(None, [", ".join(ranked[:-1]), ranked[-1]])) if ranked else ""
