@@ -18,13 +18,14 @@ import httpx
 import pytest
 from typer.main import get_command
 
+from manybeam.addresses import is_loopback
 from manybeam.cli.app import app as commands
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.simulate import SIMULATOR, simulate
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse
-from manybeam.settings import is_loopback, settings
+from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.web import colours
 from manybeam.web.app import (

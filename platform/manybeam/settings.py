@@ -6,11 +6,9 @@ Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > default.
 
 import os
 from functools import lru_cache
-from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,6 +16,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from manybeam.addresses import (
+    is_loopback,
+    place_of,
+    spare_loopback,
+    sqlite_url,
+    trust_authorities,
+    without_password,
+)
 from manybeam.errors import InvalidSetting
 
 USER_CONFIG = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser() / "manybeam.toml"
@@ -62,7 +68,21 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = Field(SecretStr(""), description="S3 secret key")
     s3_region: str = Field("us-east-1", description="S3 region")
     s3_timeout_s: float = Field(20.0, gt=0, le=600, description="longest wait for the store [s]")
+    ca_bundle: str = Field(
+        "", description="PEM file of the certificate authorities to trust, for store and zoo"
+    )
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
+
+    @field_validator("service_url", "control_url", "s3_endpoint", "tracking_uri")
+    @classmethod
+    def _has_place(cls, url: str) -> str:
+        """Refuse an address that no library could ask; without the slash at the end."""
+        if url.startswith(("http://", "https://")) and place_of(url) is None:
+            raise ValueError(
+                f"{without_password(url)!r} has no host and port; "
+                "put an ipv6 address in brackets, as in http://[::1]:8100"
+            )
+        return url.rstrip("/") if url.startswith("http") else url
 
     @classmethod
     def settings_customise_sources(
@@ -84,9 +104,14 @@ class Settings(BaseSettings):
         return self.store or str((self.home / "store").resolve())
 
     @property
+    def is_server(self) -> bool:
+        """Whether the zoo is an MLflow server, which keeps the weights too."""
+        return self.tracking_uri.startswith(("http://", "https://"))
+
+    @property
     def tracking_url(self) -> str:
         """The tracking URI for MLflow: the address of a server, or the embedded SQLite file."""
-        return self.tracking_uri or f"sqlite:///{(self.home / 'zoo.db').resolve()}"
+        return self.tracking_uri or sqlite_url((self.home / "zoo.db").resolve())
 
     @property
     def database_address(self) -> str:
@@ -98,7 +123,7 @@ class Settings(BaseSettings):
         """
         if given := self.database_url.get_secret_value():
             return given
-        host = urlsplit(self.tracking_uri).hostname or ""
+        host, _ = place_of(self.tracking_uri) or ("", None)
         if self.tracking_uri.startswith(("http", "postgresql", "mysql")) and not is_loopback(host):
             raise InvalidSetting(
                 "database_url is not set, and the zoo is shared with other machines",
@@ -106,7 +131,7 @@ class Settings(BaseSettings):
                 "export MANYBEAM_DATABASE_URL=postgresql+psycopg://user:password@host/name; "
                 "if only this machine changes the zoo: sqlite:////folder/manybeam.db",
             )
-        return f"sqlite:///{(self.home / 'manybeam.db').resolve()}"
+        return sqlite_url((self.home / "manybeam.db").resolve())
 
     @property
     def artifacts_url(self) -> str:
@@ -122,7 +147,7 @@ def settings() -> Settings:
         InvalidSetting: an environment variable or a TOML line cannot be used.
     """
     try:
-        return Settings()
+        found = Settings()
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}"
@@ -133,6 +158,10 @@ def settings() -> Settings:
             "a setting is a MANYBEAM_ environment variable or a line of manybeam.toml",
             "correct it, or remove it to use the default",
         ) from error
+    _check_bundle(found.ca_bundle)
+    trust_authorities(found.ca_bundle)
+    spare_loopback()
+    return found
 
 
 def starter_folder() -> Path:
@@ -148,16 +177,10 @@ def _zoo_folder() -> Path:
     return here if is_one else starter_folder() / "zoo"
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host name means this machine only.
-
-    Example:
-        >>> is_loopback("127.0.0.1"), is_loopback("lab.example.org"), is_loopback("0.0.0.0")
-        (True, False, False)
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def _check_bundle(path: str) -> None:
+    if path and not Path(path).is_file():
+        raise InvalidSetting(
+            f"ca_bundle: there is no file {path!r}",
+            "a PEM file with the certificates of the authorities is needed",
+            "correct MANYBEAM_CA_BUNDLE",
+        )

@@ -4,7 +4,8 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,17 +26,17 @@ def up(
 
     Example: manybeam up && manybeam serve up graphene
     """
-    from manybeam.cluster.head import start_head
-    from manybeam.data.store import open_store
+    from manybeam.cluster.head import starting_head
     from manybeam.settings import settings
-    from manybeam.zoo.registry import Zoo
 
     where = settings()
-    if not where.ray_address:
-        start_head(where.home, cpus or None)
-    open_store(where.store_url)
-    Zoo().listing()
-    emit(list(_parts()), form, title="Platform")
+    if where.ray_address:
+        _show(_parts(), form)
+        return
+    with starting_head(where.home, cpus or None) as ready:
+        others = list(_parts_beside_ray())  # while Ray starts
+        ready()
+    _show([_checked_part("ray", _ray_place(), _ray_answers), *others], form)
 
 
 def down() -> None:
@@ -44,25 +45,27 @@ def down() -> None:
     Example: manybeam down
     """
     from manybeam.cluster.head import stop_head
+    from manybeam.cluster.running import head
+    from manybeam.serve.haproxy import forget_haproxy
     from manybeam.settings import settings
 
-    stopped = stop_head(settings().home)
+    home = settings().home
+    running, stopped = head(home), stop_head(home)
+    if running:
+        forget_haproxy(running.address)
     say("stopped" if stopped else "nothing was running")
 
 
 def status(*, form: FormOption = Form.auto) -> None:
-    """Show which parts run, and where. The exit code is 3 if the store or the zoo does not answer.
+    """Show which parts run, and where. The exit code is 3 if a part does not answer.
 
     Example: manybeam status -o json
     """
-    rows = list(_parts())
-    emit(rows, form, title="Platform")
-    if any(row["state"] == "unreachable" for row in rows):
-        raise typer.Exit(3)
+    _show(_parts(), form)
 
 
 def doctor(*, form: FormOption = Form.auto) -> None:
-    """Check this machine: versions, disk, shared memory, store, zoo; list remedies.
+    """Check this machine: versions, disk, shared memory, Ray, store, zoo; list remedies.
 
     Example: manybeam doctor
     """
@@ -77,41 +80,87 @@ def doctor(*, form: FormOption = Form.auto) -> None:
         )
 
 
-def _parts() -> Iterator[dict[str, object]]:
-    """Yield one row for each part of the platform: ray, store, zoo, service."""
-    from manybeam.cluster.running import head
+def _show(parts: "Iterable[Part]", form: Form) -> None:
+    """Print a row for each part; the reason for each that does not answer is on stderr."""
+    found = list(parts)
+    rows = [{"part": one.name, "state": one.state, "where": one.where} for one in found]
+    emit(rows, form, title="Platform")
+    for one in found:
+        if one.error:
+            say(f"{one.name}: {one.error}")
+    if any(one.error for one in found):
+        raise typer.Exit(3)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the platform: whether it answered, and where it was asked."""
+
+    name: str
+    state: str
+    where: str
+    error: ManybeamError | None = None
+
+
+def _parts() -> Iterator[Part]:
+    """Yield each part of the platform, after it was asked."""
+    yield _checked_part("ray", _ray_place(), _ray_answers)
+    yield from _parts_beside_ray()
+
+
+def _parts_beside_ray() -> Iterator[Part]:
+    from manybeam.addresses import without_password
     from manybeam.settings import settings
 
     where = settings()
-    running = head(where.home)
-    address = where.ray_address or (running.address if running else "")
-    yield {"part": "ray", "state": "up" if address else "not started", "where": address}
     yield _checked_part("store", where.store_url, _store_answers)
-    yield _checked_part("zoo", where.tracking_url, _zoo_answers)
+    yield _checked_part("zoo", without_password(where.tracking_url), _zoo_answers)
+    weights = where.tracking_url if where.is_server else where.artifacts_url
+    yield _checked_part("weights", without_password(weights), _weights_answer)
     yield _checked_part("database", _database_place(), _database_answers)
-    yield {
-        "part": "service",
-        "state": _service_state(where.service_url),
-        "where": where.service_url,
-    }
+    yield _server("service", where.service_url, "/readyz", "ensembles")
+    yield _server("pages", where.control_url, "/healthz", "is_fresh")
 
 
-def _checked_part(part: str, where: str, check: Callable[[], str]) -> dict[str, object]:
+def _checked_part(name: str, where: str, check: Callable[[], str]) -> Part:
     try:
-        check()
-    except ManybeamError:
-        return {"part": part, "state": "unreachable", "where": where}
-    return {"part": part, "state": "up", "where": where}
+        return Part(name, "up" if check() else "not started", where)
+    except ManybeamError as error:
+        return Part(name, "unreachable", where, error)
 
 
-def _service_state(url: str) -> str:
+def _server(name: str, url: str, path: str, field: str) -> Part:
+    """Ask one of our web servers; another server at its address has not this field."""
+    import json
+
     import urllib3
 
     try:
-        answer = urllib3.request("GET", f"{url}/readyz", timeout=2.0, retries=False)
+        answer = urllib3.request("GET", url + path, timeout=2.0, retries=False)
+        is_ours = answer.status == 200 and field in json.loads(answer.data)
     except urllib3.exceptions.HTTPError:
-        return "not started"
-    return "up" if answer.status == 200 else f"not ready (HTTP {answer.status})"
+        return Part(name, "not started", url)
+    except (ValueError, TypeError):
+        is_ours = False
+    if is_ours:
+        return Part(name, "up", url)
+    return Part(name, f"another server answers (HTTP {answer.status})", url)
+
+
+def _ray_place() -> str:
+    from manybeam.cluster.joining import cluster_address
+
+    return cluster_address()
+
+
+def _ray_answers() -> str:
+    """Return the address of the cluster that answers; "" if none was started."""
+    from manybeam.cluster.joining import cluster_address, knock
+
+    address = cluster_address()
+    if address:
+        knock(address)
+    return address
 
 
 def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
@@ -184,6 +233,13 @@ def _zoo_answers() -> str:
     return f"{len(Zoo().listing())} versions"
 
 
+def _weights_answer() -> str:
+    from manybeam.zoo.registry import Zoo
+
+    Zoo().tracking.check_files()
+    return "they can be listed"
+
+
 def _database_place() -> str:
     """Return the place of the database, without its password; or that none is set."""
     from manybeam.db.database import Database
@@ -223,7 +279,9 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "disk": _disk,
     "shared memory": _shared_memory,
     "zoo folder": _library,
+    "ray": lambda: _ray_answers() or "not started: manybeam up starts it",
     "frame store": _store_answers,
     "zoo": _zoo_answers,
+    "weights": _weights_answer,
     "database": _database_answers,
 }

@@ -1,10 +1,10 @@
 """`manybeam serve`: the prediction service on this machine's platform."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
+from manybeam.addresses import place_of, url_of
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.errors import InvalidSetting, Unreachable
 
@@ -40,18 +40,18 @@ def up(
     from manybeam.settings import settings
 
     where = settings()
-    url = urlsplit(where.service_url)
-    if not url.hostname or not url.port:
+    host, port = place_of(where.service_url) or ("", None)
+    if port is None or where.service_url.lower() != url_of(host, port):
         raise InvalidSetting(
-            f"service_url: {where.service_url!r} has no host and port",
-            "a URL such as http://127.0.0.1:8100 is needed",
+            f"service_url: {where.service_url!r} cannot be listened on",
+            "a URL of a host and a port, such as http://127.0.0.1:8100, is needed",
             "set MANYBEAM_SERVICE_URL",
         )
     if not where.ray_address:
-        if head(where.home) is None and not port_is_free(url.hostname, url.port):
-            raise port_in_use(url.hostname, url.port)
+        if head(where.home) is None and not port_is_free(host, port):
+            raise port_in_use(host, port)
         start_head(where.home, cpus or None)
-    run_service(refs or [], host=url.hostname, port=url.port, expose=expose)
+    run_service(refs or [], host=host, port=port, expose=expose)
     list_served(form=form)
 
 

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from manybeam.cluster.joining import LONGEST_TEMPORARY, start_local
 from manybeam.cluster.running import Head, head, state_file
-from manybeam.data.disk import alone, write_files
+from manybeam.data.disk import alone, short_temporary, write_files
 from manybeam.errors import WorkFailed
 
 START_S = 90.0
@@ -36,8 +38,27 @@ def start_head(home: Path, cpus: int | None = None) -> Head:
     Raises:
         WorkFailed: Ray did not start; the error names the log.
     """
+    with starting_head(home, cpus) as ready:
+        return ready()
+
+
+@contextmanager
+def starting_head(home: Path, cpus: int | None = None) -> Iterator[Callable[[], Head]]:
+    """Start a head beside the block; the block gets a function that waits for the head.
+
+    Args and Raises are those of `start_head`. If the block ends by an error, so does the new head.
+    """
     with alone(home / "head.lock"):  # of two starts at once, the second finds the first head
-        return head(home) or _start(home, cpus)
+        running = head(home)
+        if running:
+            yield lambda: running
+            return
+        child = _launch(home, cpus)
+        try:
+            yield lambda: _ready(home, child)
+        except BaseException:
+            _end(child.pid)
+            raise
 
 
 def stop_head(home: Path) -> bool:
@@ -50,24 +71,28 @@ def stop_head(home: Path) -> bool:
     return True
 
 
-def _start(home: Path, cpus: int | None) -> Head:
-    log = home / "head.log"
+def _launch(home: Path, cpus: int | None) -> "subprocess.Popen[bytes]":
+    short_temporary(LONGEST_TEMPORARY)  # here its error is seen, not in a log
     command = [sys.executable, "-m", "manybeam.cluster.head", str(home.resolve()), str(cpus or "")]
-    with log.open("ab") as sink:
+    with _log(home).open("ab") as sink:
         child = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
     _started.append(child)
+    return child
+
+
+def _ready(home: Path, child: "subprocess.Popen[bytes]") -> Head:
     deadline = time.monotonic() + START_S
-    try:
-        while time.monotonic() < deadline and child.poll() is None:
-            running = head(home)
-            if running:
-                return running
-            time.sleep(0.1)  # the child writes a file when it is ready
-    except KeyboardInterrupt:
-        _end(child.pid)
-        raise
-    _end(child.pid)
+    while time.monotonic() < deadline and child.poll() is None:
+        running = head(home)
+        if running:
+            return running
+        time.sleep(0.05)  # the child writes a file when it is ready
+    log = _log(home)
     raise WorkFailed("Ray did not start", f"end of its log: {_tail(log)}", f"see {log}")
+
+
+def _log(home: Path) -> Path:
+    return home / "head.log"
 
 
 def _end(pid: int) -> None:
@@ -93,8 +118,6 @@ def _tail(log: Path) -> str:
 def _serve_until_stopped(home: Path, cpus: int | None) -> None:
     """Run the head in this process until SIGTERM or SIGINT."""
     import psutil
-
-    from manybeam.cluster.joining import start_local
 
     stop = threading.Event()
     address = start_local(cpus)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from manybeam.addresses import place_of
 from manybeam.cluster.running import head
+from manybeam.data.disk import short_temporary
 from manybeam.errors import ManybeamError, Unreachable, WorkFailed
 from manybeam.settings import Settings, settings
 
@@ -38,6 +39,10 @@ ENVIRONMENT = {
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 KNOCK_S = 5.0
+# Ray adds 66 characters for the session and its sockets.
+LONGEST_TEMPORARY = 107 - 66
+# The first bytes of HTTP/2, which Ray speaks; a server of it answers with a frame of type 4.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 CANCEL_TRIES = 5
 
@@ -56,16 +61,25 @@ def connect(cpus: int | None = None) -> str:
     ray = _quiet_ray()
     if ray.is_initialized():
         return str(ray.get_runtime_context().gcs_address)
-    running = head(settings().home)
-    address = settings().ray_address or (running.address if running else "")
+    address = cluster_address()
     return _attach(address) if address else start_local(cpus)
+
+
+def cluster_address() -> str:
+    """Return the address of the cluster that this process would join; "" if there is none."""
+    running = head(settings().home)
+    return settings().ray_address or (running.address if running else "")
 
 
 def start_local(cpus: int | None = None) -> str:
     """Start a cluster on this machine that ends with this process; return its address.
 
     It listens on loopback only, prints nothing and sends no usage data.
+
+    Raises:
+        WriteFailed: there is no folder whose path is short enough for Ray's sockets.
     """
+    folder = short_temporary(LONGEST_TEMPORARY) / "ray"
     ray = _quiet_ray()
     started = ray.init(
         address="local",
@@ -74,6 +88,7 @@ def start_local(cpus: int | None = None) -> str:
         log_to_driver=False,
         logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder),
     )
     logger.info("cluster started", extra={"address": started.address_info["gcs_address"]})
     return str(started.address_info["gcs_address"])
@@ -188,7 +203,7 @@ def _get(reference: object) -> Any:
 
 
 def _attach(address: str) -> str:
-    _knock(address)
+    knock(address)
     ray = _quiet_ray()
     from ray.exceptions import AuthenticationError
 
@@ -206,15 +221,49 @@ def _attach(address: str) -> str:
     return address
 
 
-def _knock(address: str) -> None:
-    """Raise Unreachable if no process listens; Ray alone would try for almost a minute."""
-    place = urlsplit(address if "://" in address else f"ray://{address}")
-    if place.port is None:  # "auto": Ray looks for a cluster on this machine
-        return
+def knock(address: str) -> None:
+    """Ask whether a cluster answers; Ray alone would try for almost a minute.
+
+    Args:
+        address: host:port of a head, ray://host:port of Ray's client server, or `auto`.
+
+    Raises:
+        Unreachable: no process listens there, or it is another kind of server.
+    """
+    asked = _of_this_machine() if address == "auto" else address
+    scheme, mark, _ = asked.partition("://")
+    if mark and scheme != "ray":
+        raise _unreachable(address, "an address of Ray is host:port, or ray://host:port")
+    place = place_of(asked)
+    if place is None or place[1] is None:
+        raise _unreachable(address, "it has no host and port, such as 127.0.0.1:6379")
     try:
-        socket.create_connection((place.hostname or "", place.port), KNOCK_S).close()
-    except OSError as error:
+        with socket.create_connection(place, KNOCK_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(_GREETING)
+            answer = connection.recv(len(_GREETING))
+    except (OSError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
+    if answer[3:4] != b"\4":
+        raise _unreachable(address, "another kind of server listens there")
+
+
+def _of_this_machine() -> str:
+    """Return the address that Ray takes for `auto`."""
+    _quiet_ray()
+    from ray._private.services import get_ray_address_from_environment
+
+    try:
+        return get_ray_address_from_environment("auto", None) or ""
+    except ConnectionError as error:
+        raise _unreachable("auto", str(error).splitlines()[0]) from error
+
+
+def logs_folder() -> str:
+    """Return the folder where the cluster of this process keeps its logs."""
+    node = _quiet_ray()._private.worker._global_node
+    return node.get_logs_dir_path() if node else "Ray's folder"
 
 
 def _unreachable(address: str, why: str) -> Unreachable:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,3 +58,26 @@ def alone(path: Path) -> Iterator[None]:
 
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+SHORT = Path("/tmp")  # noqa: S108 - what is made in it has a name of its own
+
+
+def short_temporary(longest: int) -> Path:
+    """Return a folder for temporary files with a path of at most so many characters.
+
+    Unix sockets need one: their path has room for 107 characters. Batch systems set a long TMPDIR.
+
+    Raises:
+        WriteFailed: the folder for temporary files is longer, and `/tmp` cannot be written.
+    """
+    own = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).resolve()
+    if len(str(own)) <= longest:
+        return own
+    if os.access(SHORT, os.W_OK | os.X_OK):
+        return SHORT
+    raise WriteFailed(
+        f"the folder for temporary files, {own}, has {len(str(own))} characters",
+        f"sockets in it need at most {longest}, and {SHORT} cannot be written",
+        "make a folder with a short path, and set RAY_TMPDIR or TMPDIR to it",
+    )

@@ -16,6 +16,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     Connection,
@@ -134,7 +135,7 @@ def _go_on_counting(connection: Connection, table: str) -> None:
 def copy_sqlite(source: Path, target: Path) -> None:
     """Copy a SQLite database that may be in use; the copy is of one state."""
     with (
-        closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as found,
+        closing(sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True)) as found,
         closing(sqlite3.connect(target)) as made,
     ):
         found.backup(made)

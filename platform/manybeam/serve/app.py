@@ -10,11 +10,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from manybeam.addresses import is_loopback, url_of
 from manybeam.cluster import joining as cluster
-from manybeam.cluster.running import head
 from manybeam.errors import (
     Conflict,
     NotAllowed,
@@ -22,13 +23,9 @@ from manybeam.errors import (
     Unreachable,
     WorkFailed,
 )
-from manybeam.serve.ports import (
-    haproxy_can_serve,
-    haproxy_variables,
-    port_in_use,
-    port_is_free,
-)
-from manybeam.settings import is_loopback, settings
+from manybeam.serve.haproxy import forget_haproxy, haproxy_can_serve, haproxy_variables
+from manybeam.serve.ports import port_in_use, port_is_free
+from manybeam.settings import settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,7 +119,7 @@ def run_service(
     running = service_state()
     if running is None and not is_free:
         raise port_in_use(host, port)
-    url = f"http://{host}:{port}"
+    url = url_of(host, port)
     if running is not None and running.url != url:
         raise Conflict(
             f"the service runs at {running.url} already",
@@ -134,26 +131,34 @@ def run_service(
     plan = Plan(
         tuple(refs), cluster.environment(), cores, threads, waiting, capacity, is_local=not expose
     )
-    cluster.connect()
-    if running is None:
-        haproxy = haproxy_can_serve(host) if haproxy is None else haproxy
-        variables = {"OMP_NUM_THREADS": str(cores)} | (haproxy_variables() if haproxy else {})
-        _start_serve(host, port, variables)
-    else:  # new replicas must fit the proxy that runs
+    address = cluster.connect()
+    variables = {"OMP_NUM_THREADS": str(cores)}
+    if running is not None:  # new replicas must fit the proxy that runs
         variables = _replica_variables()
+    elif haproxy_can_serve(host) if haproxy is None else haproxy:
+        variables |= haproxy_variables(address)
     actor = {
         "num_cpus": cpus_per_replica,
         "num_gpus": gpus_per_replica,
         "runtime_env": {"env_vars": variables},
     }
-    _deploy(plan, actor, replicas)
-    return _answering(url)
+    try:
+        if running is None:
+            _start_serve(host, port, variables)
+        _deploy(plan, actor, replicas)
+        return _answering(url)
+    except BaseException:  # Ctrl-C too: no proxy may go on without a service behind it
+        with suppress(Exception):  # the first error is the one to report
+            stop_service()
+        raise
 
 
 def stop_service() -> bool:
-    """Stop the service and free its port; return whether there was one."""
-    state = service_state()
-    if state is None:
+    """Stop the service and free its port; return whether there was one.
+
+    What a failed start left, such as a proxy without a service, is ended too.
+    """
+    if not _joined() or _client() is None:
         return False
     from ray import serve
 
@@ -161,7 +166,7 @@ def stop_service() -> bool:
         _shut_down()
     else:
         serve.delete(APP)
-    logger.info("service stopped", extra={"url": state.url})
+    logger.info("service stopped")
     return True
 
 
@@ -170,12 +175,8 @@ def service_state() -> ServiceState | None:
 
     It starts nothing: without a cluster there is no service.
     """
-    import ray
-
-    if not ray.is_initialized():
-        if not settings().ray_address and head(settings().home) is None:
-            return None
-        cluster.connect()
+    if not _joined():
+        return None
     from ray import serve
 
     status = serve.status()
@@ -184,8 +185,19 @@ def service_state() -> ServiceState | None:
         return None
     options = _http_options()
     counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
-    url = f"http://{options.host}:{options.port}" if options else ""
+    url = url_of(options.host, options.port) if options else ""
     return ServiceState(url, str(found.status.value), sum(counts), found.message)
+
+
+def _joined() -> bool:
+    """Join the cluster of this process if there is one; return whether there is."""
+    import ray
+
+    if not ray.is_initialized():
+        if not cluster.cluster_address():
+            return False
+        cluster.connect()
+    return True
 
 
 def _check_refs(refs: Sequence[str]) -> None:
@@ -220,11 +232,10 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
             controller_options={"runtime_env": {"env_vars": variables}},
         )
     except (RuntimeError, TimeoutError) as error:
-        _shut_down()
         raise WorkFailed(
-            f"Ray Serve did not start at {host}:{port}",
+            f"Ray Serve did not start at {url_of(host, port)}",
             _reason(str(error)),
-            "manybeam doctor; Ray keeps its logs in /tmp/ray/session_latest/logs",
+            f"manybeam doctor; Ray keeps its logs in {cluster.logs_folder()}",
         ) from error
 
 
@@ -240,7 +251,7 @@ def _reason(text: str) -> str:
 
 
 def _shut_down() -> None:
-    """End Serve: its proxies, its controller, and every replica.
+    """End Serve: its proxies, its controller, every replica, and their files.
 
     The controller ends during the call that ends it. Ray would repeat this call and print so on
     standard output, which is for data. So repeats are switched off.
@@ -257,6 +268,7 @@ def _shut_down() -> None:
             logger.debug("controller ended")
     shut_down: Any = serve.shutdown  # Ray's lacks types
     shut_down()
+    forget_haproxy(cluster.connect())
 
 
 def _client() -> Any:
@@ -290,13 +302,13 @@ def _deploy(plan: Plan, actor: dict[str, Any], replicas: int) -> None:
     try:
         serve.run(deployment.bind(), name=APP, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
-        found = serve.status().applications[APP].deployments.get(DEPLOYMENT)
+        ours = serve.status().applications.get(APP)
+        found = ours.deployments.get(DEPLOYMENT) if ours else None
         reason = _reason(found.message if found and found.message else str(error))
-        stop_service()
         raise WorkFailed(
             "the service's replicas did not start",
             reason,
-            "manybeam zoo ls lists what can be served; Ray keeps the replicas' logs",
+            f"manybeam zoo ls lists what can be served; logs are in {cluster.logs_folder()}",
         ) from error
 
 
@@ -351,5 +363,5 @@ def _answering(url: str) -> ServiceState:
             except urllib3.exceptions.HTTPError:
                 logger.debug("service does not answer yet", extra={"url": url})
             time.sleep(0.05)  # HAProxy does not report when it has read its new configuration
-    stop_service()
-    raise Unreachable(f"the service does not answer at {url}", f"waited {READY_S:.0f} s", "")
+    logs = f"Ray keeps its logs in {cluster.logs_folder()}"
+    raise Unreachable(f"the service does not answer at {url}", f"waited {READY_S:.0f} s", logs)

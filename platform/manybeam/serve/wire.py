@@ -78,7 +78,8 @@ def read_body(body: bytes, headers: Mapping[str, str]) -> NDArray[Any]:
         UnreadableFile: the bytes do not agree with the headers.
         InvalidFrame: the array cannot be a frame.
     """
-    if headers.get("content-encoding", "identity") != "identity":
+    codings = {one.strip().lower() for one in headers.get("content-encoding", "").split(",")}
+    if codings - {"", "identity"}:
         raise UnsupportedMedia(
             f"content-encoding {headers['content-encoding'][:40]!r}",
             "bodies must not be compressed",

@@ -19,10 +19,21 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manybeam import __version__
+from manybeam.addresses import is_loopback, place_of, url_of
+from manybeam.asgi import HeadAsGet
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import SCOPES, Tokens
-from manybeam.errors import InvalidInput, NotAllowed, PortInUse, Unreachable, problem
-from manybeam.settings import is_loopback, settings
+from manybeam.errors import (
+    InvalidInput,
+    ManybeamError,
+    NotAllowed,
+    PortInUse,
+    Unreachable,
+    UnreadableFile,
+    http_status,
+    problem,
+)
+from manybeam.settings import settings
 from manybeam.web.api import api_router
 from manybeam.web.auth import TOKEN_FILE, Gatekeeper, admin_token
 from manybeam.web.events import events_router
@@ -127,6 +138,7 @@ def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> F
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(Guard, is_local=is_local)
+    app.add_middleware(HeadAsGet)
     return app
 
 
@@ -155,20 +167,34 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers["x-request-id"] = asked_as
-                is_kept = message["status"] in (200, 304) and bool(request.url.query)
-                if is_kept and request.url.path.startswith("/static/"):
+                is_kept = message["status"] in (200, 304) and bool(scope["query_string"])
+                if is_kept and scope["path"].startswith("/static/"):
                     headers["cache-control"] = f"public, max-age={KEPT_S}, immutable"
             await send(message)
 
         app = self._app
-        if self._is_local and not is_loopback(request.url.hostname or ""):
-            app = JSONResponse(problem(_foreign(request), asked_as), 403, media_type=PROBLEM)
+        name = request.headers.get("host", "")
+        place = place_of(name)
+        if name and place is None:
+            app = _refused(_malformed(name), asked_as)
+        elif self._is_local and place and not is_loopback(place[0]):
+            app = _refused(_foreign(place[0]), asked_as)
         await app(scope, receive, with_headers)
 
 
-def _foreign(request: Request) -> NotAllowed:
+def _refused(error: ManybeamError, asked_as: str) -> ASGIApp:
+    return JSONResponse(problem(error, asked_as), http_status(error), media_type=PROBLEM)
+
+
+def _malformed(name: str) -> UnreadableFile:
+    return UnreadableFile(
+        f"the header Host is {name[:80]!r}", "it must be a name or an address, with a port", ""
+    )
+
+
+def _foreign(host: str) -> NotAllowed:
     return NotAllowed(
-        f"the host name {(request.url.hostname or '')[:80]!r} is not allowed",
+        f"the host name {host[:80]!r} is not allowed",
         "this server answers only on this machine, by a loopback name",
         "use the address 127.0.0.1, or start the server with --expose",
     )
@@ -205,8 +231,7 @@ def run(
     listening = listen(host, port)
     try:
         app = create_app(make_app_state(refresh_s=refresh_s), is_local=not expose)
-        name = f"[{host}]" if ":" in host else host
-        ready(f"http://{name}:{listening.getsockname()[1]}")
+        ready(url_of(host, listening.getsockname()[1]))
         make_server(app).run(sockets=[listening])
     finally:
         listening.close()

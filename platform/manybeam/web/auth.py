@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from fastapi import Request
 
+from manybeam.addresses import place_of
 from manybeam.db.tokens import SCOPES, Tokens
 from manybeam.errors import InvalidInput, NotAllowed, WriteFailed
 
@@ -148,7 +148,8 @@ def check_origin(request: Request) -> None:
         NotAllowed: according to the browser, another site or none sent the form.
     """
     origin = request.headers.get("origin") or request.headers.get("referer") or ""
-    if urlsplit(origin).netloc != request.headers.get("host", ""):
+    ours = place_of(request.headers.get("host", ""))
+    if ours is None or place_of(origin) != ours:
         raise NotAllowed(
             f"a page of {origin[:100] or 'nowhere'!r} asked for this change",
             "changes are made from the control plane's own pages",
@@ -162,7 +163,7 @@ def check_asker(request: Request) -> None:
     Raises:
         NotAllowed: according to the browser, another site sent the request.
     """
-    site = request.headers.get("sec-fetch-site", "none")
+    site = request.headers.get("sec-fetch-site", "none").lower()
     if site not in ("same-origin", "none"):
         raise NotAllowed(
             "another site asks for this file",

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from manybeam.addresses import without_password
 from manybeam.errors import InvalidInput, InvalidSetting, MemberCountError, MemberDiverged
 from manybeam.spec.imaging import ID_PATTERN
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, TestSet, member_label
@@ -26,7 +27,7 @@ def check_tracking_uri(uri: str) -> None:
     """Refuse a text that is no URL of MLflow."""
     if "://" not in uri:
         raise InvalidSetting(
-            f"tracking_uri: {uri!r} is no URL of MLflow",
+            f"tracking_uri: {without_password(uri)!r} is no URL of MLflow",
             "allowed: http://host:port of a server, sqlite:///file, postgresql+psycopg://...",
             "correct MANYBEAM_TRACKING_URI, or remove it to use the embedded zoo",
         )

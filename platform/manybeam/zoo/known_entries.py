@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.data.disk import write_files
 from manybeam.errors import WriteFailed
 from manybeam.zoo.records import VersionEntry
 
-SQLITE = "sqlite:///"
 _LEGACY = 1  # write version of a file without a write-ahead log; only then the counter counts
 
 
@@ -73,7 +73,7 @@ class KnownEntries:
         """
         if not self.uri.startswith(SQLITE):
             return None
-        path = Path(self.uri.removeprefix(SQLITE))
+        path = sqlite_path(self.uri)
         try:
             with path.open("rb") as file:
                 header = file.read(100)

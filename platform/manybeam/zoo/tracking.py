@@ -40,6 +40,7 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric, ViewType
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.store.entities import PagedList  # noqa: E402
 
+from manybeam.addresses import SQLITE, sqlite_path, sqlite_url  # noqa: E402
 from manybeam.errors import Conflict, Corrupt, ManybeamError, NotFound  # noqa: E402
 from manybeam.settings import settings  # noqa: E402
 from manybeam.zoo.checks import check_tracking_uri  # noqa: E402
@@ -55,7 +56,6 @@ _METRICS_PER_CALL = 1000  # the limit of MLflow
 _PAGE = 1000
 _MODELS = 50  # of one page: MLflow allows no more
 _EXPERIMENTS = 100  # ids in one request
-SQLITE = "sqlite:///"
 
 T = TypeVar("T")
 
@@ -88,6 +88,14 @@ class Tracking:
         if self._client is None:
             self._client = self._connect()
         return self._client
+
+    @speaking()
+    def check_files(self) -> None:
+        """Ask the store of the files; raises ZooUnreachable if it does not answer."""
+        place = self.artifacts
+        if self.is_server:
+            place = self.client.get_experiment("0").artifact_location
+        mlflow.artifacts.list_artifacts(artifact_uri=place, tracking_uri=self.uri)
 
     @speaking()
     def experiment(self, name: str) -> str:
@@ -316,13 +324,15 @@ def _prepare_database(uri: str) -> None:
     import mlflow.store.db.utils as database
 
     database.MAX_RETRY_COUNT = 2  # ten tries with doubling pauses would be 100 s
-    path = Path(uri.removeprefix(SQLITE))
+    # MLflow would make a folder with the name as the URL writes it, `%25` for `%`.
+    database._make_parent_dirs_if_sqlite = lambda _: None
+    path = sqlite_path(uri)
     if not uri.startswith(SQLITE) or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
         fresh = Path(folder) / path.name
-        MlflowClient(f"{SQLITE}{fresh}", f"{SQLITE}{fresh}")
+        MlflowClient(sqlite_url(fresh), sqlite_url(fresh))
         with suppress(FileExistsError):
             path.hardlink_to(fresh)
 

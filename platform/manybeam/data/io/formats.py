@@ -45,7 +45,9 @@ _NOT_LENGTH = {
     "hz": "a spectrum",
 }
 UNSET = 1e-6  # a scale this near 1 was not measured
-_WIDEST_PM = 1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
+_WIDEST_PM = (
+    1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
+)
 
 
 MOST_SCANS = 500  # of a JPEG; about 10 are usual

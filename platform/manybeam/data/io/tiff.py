@@ -204,9 +204,7 @@ def _check(image: "TiffPageSeries", stored_bytes: int) -> None:
     rest = [n for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YX"]
     sides = [image.shape[image.axes.index(axis)] for axis in "YX"]
     is_packed = page.compression != 1
-    check_declared(
-        (*rest, *sides), page.bitspersample / 8, stored_bytes, RATIO if is_packed else 1
-    )
+    check_declared((*rest, *sides), page.bitspersample / 8, stored_bytes, RATIO if is_packed else 1)
     total = 0
     # Pages that are only declared follow the first one without a gap.
     for one in [page] if image.is_truncated else image:

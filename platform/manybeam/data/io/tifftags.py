@@ -107,9 +107,7 @@ def _ome_axes(pixels: Mapping[str, str]) -> tuple[tuple[str, str], tuple[str, st
     return y, x
 
 
-def _resolution_pm(
-    raw: Raw, tif: "TiffFile", tags: Mapping[int, Any]
-) -> dict[str, float | None]:
+def _resolution_pm(raw: Raw, tif: "TiffFile", tags: Mapping[int, Any]) -> dict[str, float | None]:
     """Return the size that the resolution gives, with the unit of ImageJ if it wrote the file."""
     per_unit = [_per_unit(tags.get(code)) for code in (283, 282)]  # YResolution, XResolution
     written = tif.imagej_metadata or {}
@@ -193,5 +191,3 @@ def _tescan_pm(raw: Raw, tags: Mapping[int, Any]) -> float | None:
 def _per_unit(value: Any) -> float:
     """Return pixels per unit from a fraction of TIFF; 0 if there is none."""
     return value[0] / value[1] if isinstance(value, tuple) and len(value) == 2 and value[1] else 0.0
-
-

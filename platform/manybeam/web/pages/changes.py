@@ -152,9 +152,13 @@ async def read_fields(request: Request) -> dict[str, str]:
             raise InvalidInput(
                 "the request is too long", f"at most {FORM_BYTES} bytes", "shorten the reason"
             )
-    text, kind = bytes(body), request.headers.get("content-type", "")
+    text, kind = bytes(body), request.headers.get("content-type", "").lower()
     try:
-        return _from_json(text) if "json" in kind else _from_form(text)
+        fields = _from_json(text) if "json" in kind else _from_form(text)
+        if "\0" in "".join(fields.values()):
+            raise ValueError("a text has a character of code 0")
+        "".join(fields.values()).encode()  # JSON may hold half of a pair of characters
+        return fields
     except (ValueError, RecursionError) as error:
         raise InvalidInput(
             "the fields cannot be read", str(error)[:200], "send a form or a JSON object"

@@ -9,7 +9,7 @@ import json
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -212,7 +212,8 @@ def _own_urls(app_state: AppState, place: ExamplePlace) -> list[str]:
 def _resolved(url: str) -> str:
     if "://" in url and not url.startswith("file://"):
         return url
-    return str(Path(url.removeprefix("file://")).resolve())
+    path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
+    return str(Path(path).resolve())
 
 
 def _digest(place: ExamplePlace) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.data.store import Store, open_store
 from manybeam.db import copies
 from manybeam.db.database import Database
 from manybeam.errors import Conflict, InvalidInput, NotFound
 from manybeam.settings import Settings, settings
 from manybeam.zoo.refusals import speaking
-from manybeam.zoo.tracking import SQLITE, ModelFiles, Tracking
+from manybeam.zoo.tracking import ModelFiles, Tracking
 
 MLFLOW_FILE, MLFLOW_DUMP = "mlflow.db", "mlflow.dump"
 ADMIN_TOKEN = "admin-token"  # noqa: S105 - the name of a file
@@ -39,7 +40,7 @@ def copy_databases(database: Database, folder: Path, zoo_url: str) -> str:
     with database.at_rest() as connection:
         step = copies.write_rows(connection, folder / "database")
         if zoo_url.startswith(SQLITE):
-            path = Path(zoo_url.removeprefix(SQLITE))
+            path = sqlite_path(zoo_url)
             if path.exists():
                 copies.copy_sqlite(path, folder / "zoo" / MLFLOW_FILE)
         else:
@@ -66,7 +67,7 @@ def put_back_zoo(folder: Path, zoo_url: str, artifacts_before: str) -> None:
     if dump.exists():
         copies.restore_postgres(zoo_url, dump)
     if file.exists():
-        target = Path(zoo_url.removeprefix(SQLITE))
+        target = sqlite_path(zoo_url)
         target.parent.mkdir(parents=True, exist_ok=True)
         moved = target.with_name(f".{target.name}.restored")
         shutil.copy(file, moved)
@@ -92,7 +93,7 @@ def zoo_database_url(given: str) -> str:
     raise InvalidInput(
         "the database of the MLflow server is not known",
         "a backup of the zoo needs it, and the server does not report it",
-        "add --zoo-database postgresql://user:password@host/name",
+        "add --zoo-database postgresql://user@host/name, with the password in PGPASSWORD",
     )
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.data.store import open_store
 from manybeam.db import copies
 from manybeam.db.audit import AuditLog
@@ -16,7 +17,7 @@ from manybeam.errors import Conflict, Corrupt, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.backup import parts
 from manybeam.zoo.backup.manifest import BackupManifest, read_manifest
-from manybeam.zoo.tracking import SQLITE, Tracking
+from manybeam.zoo.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _check_empty() -> None:
     if not copies.is_unused(open_database()):
         held.append("the database")
     is_embedded = here.tracking_url.startswith(SQLITE)
-    is_new = is_embedded and not Path(here.tracking_url.removeprefix(SQLITE)).exists()
+    is_new = is_embedded and not sqlite_path(here.tracking_url).exists()
     if not is_new and Tracking(here.tracking_url, here.artifacts_url).versions():
         held.append("the zoo")
     if open_store(here.store_url).folders():

