@@ -1,6 +1,6 @@
 """The calls of MLflow: runs, LoggedModels with files, metrics by dataset, versions, aliases.
 
-Only this module and `lifecycle.orphans` import mlflow, which takes a second or two. Errors of
+Only this module, `moved` and `lifecycle.orphans` import mlflow, which takes a second or two. Errors of
 MLflow are translated here, and every wait is bounded.
 """
 
@@ -42,6 +42,7 @@ from mlflow.store.entities import PagedList  # noqa: E402
 from manybeam.errors import Conflict, Corrupt, InvalidSetting, ManybeamError, NotFound  # noqa: E402
 from manybeam.settings import settings  # noqa: E402
 from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
+from manybeam.zoo.moved import SQLITE, experiment_place, follow_moved_files  # noqa: E402
 from manybeam.zoo.records import VersionEntry  # noqa: E402
 from manybeam.zoo.refusals import speaking  # noqa: E402
 
@@ -56,7 +57,6 @@ _METRICS_PER_CALL = 1000  # the limit of MLflow
 _PAGE = 1000
 _MODELS = 50  # of one page: MLflow allows no more
 _EXPERIMENTS = 100  # ids in one request
-SQLITE = "sqlite:///"
 
 T = TypeVar("T")
 
@@ -96,9 +96,16 @@ class Tracking:
         return self._client
 
     @speaking()
+    def follow_moved(self) -> None:
+        """Correct the addresses of files that were moved with the home, or to another store."""
+        if not self.is_server:
+            _lend_s3_credentials(self.artifacts)
+            follow_moved_files(self.uri, self.artifacts)
+
+    @speaking()
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if needed. Two processes get the same one."""
-        location = None if self.is_server else f"{self.artifacts.rstrip('/')}/{name}"
+        location = None if self.is_server else experiment_place(self.artifacts, name)
         found = self.client.get_experiment_by_name(name)
         if found is None:
             with suppress(Conflict), speaking():
@@ -202,11 +209,20 @@ class Tracking:
                 listed = self.client.list_logged_model_artifacts(model_id)
             if any(file.path == path for file in listed):
                 raise
-            raise Corrupt(
-                f"{path} of {model_id} is missing in the artifact store",
-                "it was there when the version was registered",
-                "restore the store from its backup, or train again",
-            ) from None
+            raise self._missing(model_id, path) from None
+
+    def _missing(self, model_id: str, path: str) -> Corrupt:
+        """Return the error of a file that is not at its address."""
+        with speaking():
+            place = self.client.get_logged_model(model_id).artifact_location
+        restore = "restore the artifact store from its backup: manybeam restore"
+        moved = "if the files were moved, set MANYBEAM_ARTIFACTS to their new place"
+        hint = restore if self.is_server else f"{moved}; if they are lost, {restore}"
+        return Corrupt(
+            f"{path} of {model_id} is missing in the artifact store",
+            f"it was registered as {place}/{path}",
+            hint,
+        )
 
     @speaking()
     def log_scores(self, run_id: str, model_ids: Mapping[int, str], rows: Sequence[Score]) -> None:
@@ -309,7 +325,9 @@ class Tracking:
             warnings.filterwarnings("ignore", message="The ``noload``", category=DeprecationWarning)
             if not self.is_server:
                 _prepare_database(self.uri)
-            return MlflowClient(self.uri, self.uri)
+            client = MlflowClient(self.uri, self.uri)
+        self.follow_moved()
+        return client
 
 
 def _prepare_database(uri: str) -> None:
