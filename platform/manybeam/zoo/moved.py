@@ -11,6 +11,7 @@ from pathlib import Path
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from manybeam.db.places import experiment_places, model_places, move_places
+from manybeam.errors import ManybeamError
 from manybeam.zoo.refusals import speaking
 
 logger = logging.getLogger(__name__)
@@ -40,14 +41,23 @@ def follow_moved_files(uri: str, artifacts: str) -> None:
     is_file = uri.startswith(SQLITE)
     if not (Path(uri.removeprefix(SQLITE)).exists() if is_file else uri.startswith("postgresql")):
         return
-    for experiment, before in experiment_places(uri, EXPERIMENT_PREFIX).items():
+    try:
+        places = experiment_places(uri, EXPERIMENT_PREFIX)
+    except ManybeamError as error:
+        logger.info("addresses of files were not checked: %s", error)
+        return  # MLflow's next call gives its own reason
+    moved = []
+    for experiment, before in places.items():
         after = experiment_place(artifacts, experiment)
-        if before == after or not _are_there(uri, before, after):
-            continue
-        move_places(uri, before, after)
+        if before != after and _are_there(uri, before, after):
+            move_places(uri, before, after)
+            moved.append(before)
+    if moved:
         logger.warning(
-            "files of the zoo were moved; their addresses were corrected",
-            extra={"experiment": experiment, "before": before, "after": after},
+            "the files of %d ensembles were moved; the zoo now finds them below %s",
+            len(moved),
+            artifacts,
+            extra={"before": moved[:20]},
         )
 
 

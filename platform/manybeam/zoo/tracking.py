@@ -225,13 +225,23 @@ class Tracking:
         )
 
     @speaking()
-    def log_scores(self, run_id: str, model_ids: Mapping[int, str], rows: Sequence[Score]) -> None:
-        """Log scores, each with the dataset of its condition, in as few calls as possible.
+    def log_scores(
+        self, run_id: str, model_ids: Mapping[int, str], rows: Sequence[Score], number: int
+    ) -> None:
+        """Log the last score of each pair with the dataset of its condition, in few calls.
 
         MLflow identifies a metric by (model, name, time, step, run), without the dataset, and a
-        metric of a run also without the model. So each condition has a different step, and each
-        member a different millisecond.
+        metric of a run also without the model. So each condition of each report has a different
+        step, and each member a different millisecond. Of a pair that was measured several times,
+        as in a package, the last score counts; the score report holds all.
+
+        Args:
+            run_id: run of the version.
+            model_ids: LoggedModel of each row of scores.
+            rows: the scores of one report.
+            number: number of the report.
         """
+        rows = list({(r.member, r.condition, r.condition_digest): r for r in rows}.values())
         conditions = {(row.condition, row.condition_digest): None for row in rows}
         datasets = [
             DatasetInput(Dataset(name, digest, "manybeam-condition", "{}"))
@@ -247,7 +257,7 @@ class Tracking:
                 f"{_CLASSICAL_PREFIX if row.member == CLASSICAL else ''}{key}",
                 value,
                 moment[row.member],
-                condition_step(row.condition, row.condition_digest),
+                condition_step(row.condition, row.condition_digest, number),
                 model_id=model_ids[row.member],
                 dataset_name=row.condition,
                 dataset_digest=row.condition_digest,
@@ -351,10 +361,10 @@ def _prepare_database(uri: str) -> None:
             path.hardlink_to(fresh)
 
 
-def condition_step(condition: str, digest: str) -> int:
-    """Return the step of a condition in MLflow: 48 bits of its digest."""
+def condition_step(condition: str, digest: str, number: int) -> int:
+    """Return the step of a condition in MLflow: the report's number and 48 bits of a digest."""
     text = f"{condition} {digest}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:6])
+    return (number % (1 << 14) << 48) + int.from_bytes(hashlib.sha256(text).digest()[:6])
 
 
 def _all_pages(page_at: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
