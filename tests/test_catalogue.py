@@ -5,6 +5,9 @@ Those of questions alone write records straight into the catalogue, as a refresh
 read them.
 """
 
+import fnmatch
+import itertools
+import math
 import random
 import sqlite3
 import subprocess
@@ -384,17 +387,24 @@ def test_what_is_found_is_what_a_plain_loop_finds(tmp_path: Path, seed: int) -> 
     )
     asked = rng.sample(names, 2)
     pattern = rng.choice([*asked, "graphene-*", "*"])
-    expected = {}
-    for name, own in truth.items():
-        there = [v for c, v in own.items() if pattern in (c, "*")
-                 or (pattern == "graphene-*" and c.startswith("graphene-"))]  # fmt: skip
-        expected[f"{name}@1"] = sum(there) / len(there) if there else None
-    rows = catalogue.find(Query(condition=pattern)).rows
-    assert {row.ref: row.value for row in rows} == {
-        ref: None if value is None else pytest.approx(value) for ref, value in expected.items()
-    }
-    ranked = [-1.0 if row.value is None else row.value for row in rows]
-    assert ranked == sorted(ranked, reverse=True)
+    page = catalogue.find(Query(condition=pattern))
+    measured = {f"{name}@1": {c: v for c, v in own.items() if fnmatch.fnmatchcase(c, pattern)}
+                for name, own in truth.items()}  # fmt: skip
+    for row in page.rows:
+        own = measured[row.ref]
+        common = set.intersection(
+            *(set(measured[x.ref]) for x in page.rows if x.group == row.group)
+        )
+        means = [math.fsum(own[c] for c in some) / len(some)
+                 for count in range(1, len(common) + 1)
+                 for some in itertools.combinations(sorted(common), count)]  # fmt: skip
+        assert row.measured_count == len(own)
+        assert row.value in map(pytest.approx, means) if own else row.value is None
+        if row.group == 0:
+            there = [own[c] for c in page.compared]
+            assert row.value == pytest.approx(math.fsum(there) / len(there))
+    order = [(row.value is None, row.group, -(row.value or 0)) for row in page.rows]
+    assert order == sorted(order)
 
 
 # -- the file ---------------------------------------------------------------------------------

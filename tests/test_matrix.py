@@ -96,6 +96,13 @@ def test_a_mean_is_over_what_was_measured_only(matrix: Matrix) -> None:
     assert matrix.mean(2) is None
 
 
+def test_a_mean_of_a_row_that_was_measured_on_fewer_conditions_is_not_given() -> None:
+    rows = [Score(0, c, "d", {"f1": 0.9}) for c in "abcd"] + [Score(1, "a", "d", {"f1": 1.0})]
+    matrix = Matrix(rows)
+    assert matrix.compared_on() == ("a", "b", "c", "d")
+    assert (matrix.mean(0), matrix.mean(1)) == (pytest.approx(0.9), None)
+
+
 def test_the_array_has_nan_where_nothing_was_measured(matrix: Matrix) -> None:
     array_mc = matrix.array_mc()
     assert matrix.conditions == ("lowdose", "nominal")

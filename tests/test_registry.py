@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,29 @@ def test_scores_may_follow_and_the_last_counts(zoo: Zoo, name: str) -> None:
     zoo.record_scores(f"{name}@1", [score_of(0, "nominal", f1=0.7), score_of(0, "low", f1=0.2)])
     assert zoo.matrix(f"{name}@1").values(0, "nominal") == {"f1": 0.7, "ece": 0.1}
     assert zoo.matrix(f"{name}@1").value(0, "low") == 0.2
+
+
+def test_scores_of_a_machine_whose_clock_is_fast_do_not_hide_later_ones(
+    zoo: Zoo, name: str
+) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    zoo.register(name, [member_of(0)], job=JOB, scores=[score_of(0, "nominal", f1=0.1)])
+    fast = dataclasses.replace(score_of(0, "nominal", f1=0.2), taken=tomorrow)
+    for row in (fast, score_of(0, "nominal", f1=0.3), score_of(0, "nominal", f1=0.4)):
+        zoo.record_scores(f"{name}@1", [row])
+    assert [row.values["f1"] for row in zoo.matrix(f"{name}@1").rows] == [0.1, 0.2, 0.3, 0.4]
+    assert zoo.matrix(f"{name}@1").value(0, "nominal") == 0.4
+
+
+@pytest.mark.parametrize("f1", [0.5, 0.6], ids=["with equal scores", "with other scores"])
+def test_a_condition_that_was_measured_twice_is_registered_with_both_scores(
+    zoo: Zoo, name: str, f1: float
+) -> None:
+    rows = [score_of(m, "nominal", f1=x, ece=0.1) for x in (0.5, f1) for m in (0, ENSEMBLE)]
+    zoo.register(name, [member_of(0)], job=JOB, scores=rows)
+    zoo.record_scores(f"{name}@1", rows)
+    assert zoo.matrix(f"{name}@1").value(ENSEMBLE, "nominal") == f1
+    assert len(zoo.matrix(f"{name}@1").rows) == 8
 
 
 def test_versions_do_not_share_scores(zoo: Zoo, versions: str) -> None:

@@ -53,6 +53,9 @@ class OpenZoo(Zoo):
     ) -> "Found":
         """Return what fits, in order; what was never measured comes last.
 
+        Rows are compared on conditions that all of them were measured on. Rows that were not
+        measured there come later; `Found.basis` says so.
+
         What is known on this machine is brought up to date first. While the zoo is away the last
         state answers, and `Found.as_of` says of when it is.
 
@@ -80,7 +83,8 @@ class OpenZoo(Zoo):
                 raise
             logger.warning("zoo did not answer", extra={"why": error.what})
         page = catalogue.find(query)
-        return Found(self, page.rows, page.total, score, condition, catalogue.as_of)
+        basis = page.basis if direction.endswith("score") else ""
+        return Found(self, page.rows, page.total, score, condition, catalogue.as_of, basis)
 
     def __getitem__(self, ref: str) -> "Version":
         """Return a version, or one member of it, by its reference; raises as `resolve` does."""
@@ -160,6 +164,7 @@ class Found(Sequence[Version]):
         score: name of the score.
         condition: where the score was taken; "" for the mean over all conditions.
         as_of: when the zoo last confirmed this, in UTC.
+        basis: the conditions on which the rows are compared, in words; "" if all have the same.
     """
 
     def __init__(
@@ -170,9 +175,10 @@ class Found(Sequence[Version]):
         score: str,
         condition: str,
         as_of: datetime | None,
+        basis: str = "",
     ) -> None:
         self._zoo, self.rows, self.total = zoo, tuple(rows), total
-        self.score, self.condition, self.as_of = score, condition, as_of
+        self.score, self.condition, self.as_of, self.basis = score, condition, as_of, basis
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -183,8 +189,8 @@ class Found(Sequence[Version]):
     def __getitem__(self, place: slice) -> "Found": ...
     def __getitem__(self, place: "int | slice") -> "Version | Found":
         if isinstance(place, slice):
-            rows = self.rows[place]
-            return Found(self._zoo, rows, self.total, self.score, self.condition, self.as_of)
+            same = (self.total, self.score, self.condition, self.as_of, self.basis)
+            return Found(self._zoo, self.rows[place], *same)
         return Version(self._zoo, self._zoo.resolve(self.rows[place].ref))
 
     def __repr__(self) -> str:
@@ -194,33 +200,38 @@ class Found(Sequence[Version]):
         """Return one line a row, indexed by reference; NaN where it was not measured."""
         import pandas as pd
 
-        columns = ("ref", self.score, "low", "high", "frames", "measured", "status", "members")
+        ends = ("low", "high")
+        facts = ("frames", "coverage", "measured", "status", "members")
+        columns = ("ref", self.score, *ends, *facts)
         table = pd.DataFrame([self._cells(row) for row in self.rows], columns=list(columns))
         return table.set_index("ref").astype({self.score: float, "low": float, "high": float})
 
     def _cells(self, row: "Row") -> tuple[Any, ...]:
         what = "ensemble" if row.member is None else member_label(row.member)
-        return (row.ref, row.value, row.low, row.high, row.frame_count, row.taken, row.status, what)
+        known = (row.ref, row.value, row.low, row.high, row.frame_count, row.coverage)
+        return (*known, row.taken, row.status, what)
 
     @cached_property
     def _where(self) -> str:
         return f"{self.score} on {self.condition}" if self.condition else f"mean {self.score}"
 
     def _repr_html_(self) -> str:
-        columns = ("reference", self._where, "95 % interval", "frames", "measured", "status")
+        facts = ("frames", "conditions", "measured", "status")
+        columns = ("reference", self._where, "95 % interval", *facts)
         rows = [
             (
                 row.ref,
                 row.value,
                 "" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}",
                 "" if row.frame_count is None else str(row.frame_count),
+                row.coverage,
                 f"{row.taken:%Y-%m-%d}" if row.taken else "",
                 row.status,
             )
             for row in self.rows[:MOST_ROWS]
         ]
         when = f", as of {self.as_of:%Y-%m-%d %H:%M} UTC" if self.as_of else ""
-        count = f"{len(rows)} of {self.total}{when}"
+        count = f"{len(rows)} of {self.total}{when}" + (f"; {self.basis}" if self.basis else "")
         return f"<div>{table_html(columns, rows)}<p>{html.escape(count)}</p></div>"
 
 

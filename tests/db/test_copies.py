@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 
 from manybeam.db import migrate
 from manybeam.db.audit import AuditLog
-from manybeam.db.copies import copy_sqlite, is_unused, move_places, read_rows, write_rows
+from manybeam.db.copies import copy_sqlite, is_unused, read_rows, write_rows
 from manybeam.db.database import Database
 from manybeam.db.deployment import open_database
 from manybeam.db.predictions import Predictions
@@ -132,15 +132,3 @@ def test_a_copy_of_a_file_in_use_is_of_one_state(tmp_path: Path) -> None:
         copy_sqlite(tmp_path / "a.db", tmp_path / "b.db")
     with closing(sqlite3.connect(tmp_path / "b.db")) as made:
         assert made.execute("SELECT x FROM t").fetchall() == [(1,)]
-
-
-def test_places_that_begin_as_before_are_moved_and_nothing_else(tmp_path: Path) -> None:
-    values = ["file:///old/weights/1", "x file:///old/weights", 7, None, b"file:///old/weights"]
-    with closing(sqlite3.connect(tmp_path / "a.db")) as found:
-        found.execute("CREATE TABLE t (x)")
-        found.executemany("INSERT INTO t VALUES (?)", [(one,) for one in values])
-        found.commit()
-    move_places(tmp_path / "a.db", "file:///old/weights", "file:///new/w")
-    with closing(sqlite3.connect(tmp_path / "a.db")) as found:
-        moved = [one for (one,) in found.execute("SELECT x FROM t")]
-    assert moved == ["file:///new/w/1", *values[1:]]

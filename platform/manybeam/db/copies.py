@@ -38,6 +38,7 @@ from manybeam.errors import Corrupt, MissingPackage, WorkFailed
 
 _ROWS = 500  # of one statement
 _MLFLOW = "registered_models"  # a table by which MLflow's are known
+MLFLOW_SCHEMA = "public"  # of PostgreSQL
 
 
 # -- our own --------------------------------------------------------------------------------------
@@ -141,24 +142,6 @@ def copy_sqlite(source: Path, target: Path) -> None:
         found.backup(made)
 
 
-def move_places(path: Path, before: str, after: str) -> None:
-    """Replace the beginning of every text in a SQLite database that begins with `before`.
-
-    MLflow stores the full addresses of its files.
-    """
-    with closing(sqlite3.connect(path)) as found, found:
-        tables = [name for (name,) in found.execute(
-            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-        )]  # fmt: skip
-        for table in tables:
-            for column in [row[1] for row in found.execute(f'PRAGMA table_info("{table}")')]:
-                statement = (
-                    f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '  # noqa: S608
-                    f'WHERE typeof("{column}") = \'text\' AND substr("{column}", 1, ?) = ?'
-                )
-                found.execute(statement, (after, len(before) + 1, len(before), before))
-
-
 # -- MLflow's, in PostgreSQL ----------------------------------------------------------------------
 def holds_mlflow(url: str) -> bool:
     """Whether a PostgreSQL database has MLflow's tables."""
@@ -167,7 +150,7 @@ def holds_mlflow(url: str) -> bool:
         if database.is_sqlite:
             return False
         with database.reading() as connection:
-            return inspect(connection).has_table(_MLFLOW, schema="public")
+            return inspect(connection).has_table(_MLFLOW, schema=MLFLOW_SCHEMA)
     finally:
         database.close()
 

@@ -48,7 +48,7 @@ class Cache:
             raise Corrupt(
                 f"{what} are not the bytes that were registered: SHA-256 {found[:12]}...",
                 f"recorded SHA-256: {sha256[:12]}...",
-                "restore the artifact store from a backup, or train again",
+                "restore the artifact store from its backup: manybeam restore",
             )
         self.keep(sha256, content)
         return content

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manybeam.data.representation import Drawable, renderer
+from manybeam.zoo.ranking import compare_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,10 +236,21 @@ class Matrix(
         ]
         return min(measured)[1] if measured else None
 
+    def compared_on(self, key: str = "f1") -> tuple[str, ...]:
+        """Return the conditions on which the rows are compared: all compared rows were measured.
+
+        Rows that were measured on few conditions do not take part; see `zoo.ranking`.
+        """
+        cells = [[self.value(row, c, key) for c in self.conditions] for row in self.scored]
+        cells_rc = np.array(cells, dtype=np.float64).reshape(len(self.scored), len(self.conditions))
+        common_c = compare_rows(cells_rc).common_c
+        return tuple(c for c, is_in in zip(self.conditions, common_c, strict=True) if is_in)
+
     def mean(self, member: int, key: str = "f1") -> float | None:
-        """Return the mean over the measured conditions of one row; None if there are none."""
-        seen = [v for c in self.conditions if (v := self.value(member, c, key)) is not None]
-        return math.fsum(seen) / len(seen) if seen else None
+        """Return the mean of one row over `compared_on`; None if it was not measured on them."""
+        seen = [self.value(member, condition, key) for condition in self.compared_on(key)]
+        known = [value for value in seen if value is not None]
+        return math.fsum(known) / len(known) if known and len(known) == len(seen) else None
 
     def array_mc(self, key: str = "f1") -> np.ndarray:
         """Return one score of the members as float64 (m, c); NaN if it was not measured."""

@@ -34,6 +34,8 @@ _OTHER_DATABASE = re.compile(
     r"out-of-date database schema|Can't locate revision|no such (table|column)|"
     r"(relation|column|table) .* does not exist"
 )
+# A record whose key exists: the server answers, and the fault is in what it was given.
+_SAME_KEY = re.compile(r"UNIQUE constraint failed|duplicate key value|IntegrityError")
 _OTHER_SERVER = re.compile(r"failed with error code (404|405|501)|not a valid JSON|JSONDecodeError")
 _BELOW = ("mlflow", "sqlalchemy", "sqlite3", "psycopg", "boto3", "botocore", "requests", "urllib3")
 
@@ -60,6 +62,12 @@ def speaking() -> Iterator[None]:
                 f"the zoo refused: {_first_line(error)}",
                 "MLflow gave this reason",
                 "manybeam doctor checks the zoo",
+            ) from error
+        if _SAME_KEY.search(str(error)):
+            raise Conflict(
+                f"the zoo has such a record already: {_first_line(error)}",
+                "another process wrote it first, or the same scores were given twice",
+                "try again; if it is refused again, report this message",
             ) from error
         if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _BELOW:
             raise _unreachable(error) from error

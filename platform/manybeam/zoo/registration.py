@@ -42,6 +42,7 @@ INPUT_TAG = "manybeam.input."  # + digest of a FrameSet; value: its URL
 MEASURED_TAG = "manybeam.measured."  # + digest and cut hash of the URL of a FrameSet; its URL
 ATTACHED_TAG = "manybeam.attached."  # + kind; id of its LoggedModel, SHA-256 and signature
 SCORES_TAG = "manybeam.scores."  # + id of the LoggedModel of a score report; SHA-256, signature
+ORDER_TAG = "manybeam.scores_order."  # + the same id; number of the report, from 1
 
 Keep = Callable[[str, bytes], None]
 
@@ -86,7 +87,7 @@ class Registration:
             place = VersionPlace(experiment_id, run_id, manifest_id, digest)
             tags = self._tags(place)
             if self.rows:
-                tags |= add_scores(tracking, place, kept, self.rows, keep, sign=self.sign)
+                tags |= add_scores(tracking, place, kept, self.rows, keep, number=1, sign=self.sign)
             for one in self.attachments:
                 tags |= add_attachment(tracking, place, self.name, one, sign=self.sign)
             tracking.end_run(run_id)
@@ -188,11 +189,14 @@ def add_scores(
     rows: Sequence[Score],
     keep: Keep,
     *,
+    number: int,
     sign: bool = True,
 ) -> dict[str, str]:
     """Write a score report and its main scores for MLflow; return the tags for the version.
 
-    The last tag makes the report valid. The other tags name the FrameSets of the measurement.
+    The last tag makes the report valid. The other tags name the FrameSets of the measurement, and
+    the number of the report. Reports of one version are ordered by this number, not by the clocks
+    of the machines that measured: one that is a day fast would hide all later scores.
     """
     report = write_report(rows)
     digest = sha256_of(report)
@@ -207,10 +211,23 @@ def add_scores(
     )
     ids = {member.index: member.model_id for member in members}
     ids |= {ENSEMBLE: place.manifest_id, CLASSICAL: place.manifest_id}
-    tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows])
+    tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows], number)
     keep(digest, report)
     signature = trust.sign(f"scores of {place.sha256}", digest) if sign else ""
-    return {**_measured(rows), f"{SCORES_TAG}{model_id}": f"{digest} {signature}".strip()}
+    return {
+        **_measured(rows),
+        f"{ORDER_TAG}{model_id}": str(number),
+        f"{SCORES_TAG}{model_id}": f"{digest} {signature}".strip(),
+    }
+
+
+def next_number(tags: Mapping[str, str]) -> int:
+    """Return the number of the next score report of a version with these tags.
+
+    Two reports that are written at the same time may get one number: neither is the later one.
+    """
+    numbers = [int(value) for key, value in tags.items() if key.startswith(ORDER_TAG)]
+    return max(numbers, default=0) + 1
 
 
 def add_attachment(

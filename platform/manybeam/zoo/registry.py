@@ -41,6 +41,7 @@ from manybeam.zoo.registration import (
     CARD_FILE,
     EXPERIMENT_TAG,
     MANIFEST_FILE,
+    ORDER_TAG,
     SCORES_TAG,
     SHA256_TAG,
     SIGNATURE_TAG,
@@ -50,8 +51,9 @@ from manybeam.zoo.registration import (
     VersionPlace,
     add_attachment,
     add_scores,
+    next_number,
 )
-from manybeam.zoo.score_reports import REPORT_FILE, read_report
+from manybeam.zoo.score_reports import REPORT_FILE, in_order, read_report
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble
@@ -212,12 +214,13 @@ class Zoo:
         return Ensemble(self.members(ref))
 
     def record_scores(self, ref: str, rows: Iterable[Score]) -> None:
-        """Add scores to a version; a later score of the same pair replaces the earlier one.
+        """Add scores to a version; they replace earlier scores of the same pairs.
 
         Raises:
             InvalidInput: a score belongs to a member that the version does not have.
         """
-        record, rows = self.resolve(ref), list(rows)
+        rows = list(rows)
+        entry, record = self._resolved(ref)
         check_scores(rows, {member.index for member in record.members})
         if record.selected is not None and any(row.member != record.selected for row in rows):
             raise InvalidInput(
@@ -226,13 +229,15 @@ class Zoo:
                 f"use the reference of the version: {record.version_ref}",
             )
         if rows:
-            place = _place(record)
-            tags = add_scores(self.tracking, place, record.members, rows, self._cache.keep)
+            number = next_number(entry.tags)
+            tags = add_scores(
+                self.tracking, _place(record), record.members, rows, self._cache.keep, number=number
+            )
             for key, value in tags.items():
                 self.tracking.tag_version(record.name, record.version, key, value)
 
     def scores(self, entry: VersionEntry) -> list[Score]:
-        """Return all scores of a version, oldest first.
+        """Return all scores of a version, in the order in which they were recorded.
 
         If the settings name trusted keys, score reports that none of them signed are ignored, and
         this is logged.
@@ -240,7 +245,7 @@ class Zoo:
         Raises:
             Corrupt: a score report is not the one that was registered.
         """
-        found: list[Score] = []
+        reports: list[tuple[int, list[Score]]] = []
         for key, value in entry.tags.items():
             if key.startswith(SCORES_TAG):
                 what = f"scores of {entry.ref}"
@@ -251,8 +256,10 @@ class Zoo:
                 if not trust.may_count(f"scores of {entry.tags[SHA256_TAG]}", sha256, signature):
                     logger.warning("unsigned scores are ignored", extra={"of": what})
                     continue
-                found += read_report(self._file(model_id, REPORT_FILE, sha256, what))
-        return sorted(found, key=lambda row: row.taken.timestamp() if row.taken else 0.0)
+                number = int(entry.tags.get(ORDER_TAG + model_id, 0))
+                rows = read_report(self._file(model_id, REPORT_FILE, sha256, what))
+                reports.append((number, rows))
+        return in_order(reports)
 
     def matrix(self, ref: str) -> Matrix:
         """Return the matrix of a version; a pair that was not measured is None in it."""

@@ -7,7 +7,7 @@ only the main scores, for people who use the pages of MLflow.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,6 +63,26 @@ def read_report(content: bytes) -> list[Score]:
             f"this version of Manybeam reads {REPORT_FORMAT}",
             "update Manybeam if a newer version measured it; otherwise measure again",
         ) from error
+
+
+def in_order(reports: Iterable[tuple[int, Sequence[Score]]]) -> list[Score]:
+    """Return the scores of the reports of one version, in the order in which they were recorded.
+
+    Args:
+        reports: number of each report, and its scores. Reports of older versions of Manybeam have
+            the number 0; only for them, the dates of the scores decide.
+    """
+
+    def key(report: tuple[int, Sequence[Score]]) -> tuple[int, float]:
+        return report[0], max(map(_seconds, report[1]), default=0.0)
+
+    ordered = sorted(reports, key=key)
+    old = [row for number, rows in ordered for row in rows if not number]
+    return sorted(old, key=_seconds) + [row for number, rows in ordered for row in rows if number]
+
+
+def _seconds(score: Score) -> float:
+    return score.taken.timestamp() if score.taken else 0.0
 
 
 def _row(score: Score, now: datetime) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The calls of MLflow: runs, LoggedModels with files, metrics by dataset, versions, aliases.
 
-Only this module, `lifecycle.orphans` and `backup.parts` import mlflow, which takes two seconds; so
-`registry` imports this module only if it must ask MLflow. Errors of MLflow are translated here, and
-every wait is bounded.
+Only this module, `moved`, `lifecycle.orphans` and `backup.parts` import mlflow, which takes two
+seconds; so `registry` imports this module only if it must ask MLflow. Errors of MLflow are
+translated here, and every wait is bounded.
 """
 
 import hashlib
@@ -45,6 +45,7 @@ from manybeam.errors import Conflict, Corrupt, ManybeamError, NotFound  # noqa: 
 from manybeam.settings import settings  # noqa: E402
 from manybeam.zoo.checks import check_tracking_uri  # noqa: E402
 from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
+from manybeam.zoo.moved import experiment_place, follow_moved_files  # noqa: E402
 from manybeam.zoo.records import MANIFEST_TAG, VersionEntry  # noqa: E402
 from manybeam.zoo.refusals import speaking  # noqa: E402
 
@@ -97,10 +98,16 @@ class Tracking:
             place = self.client.get_experiment("0").artifact_location
         mlflow.artifacts.list_artifacts(artifact_uri=place, tracking_uri=self.uri)
 
+    def follow_moved(self) -> None:
+        """Correct the addresses of files that were moved with the home, or to another store."""
+        if not self.is_server:
+            _lend_s3_credentials(self.artifacts)
+            follow_moved_files(self.uri, self.artifacts)
+
     @speaking()
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if needed. Two processes get the same one."""
-        location = None if self.is_server else f"{self.artifacts.rstrip('/')}/{name}"
+        location = None if self.is_server else experiment_place(self.artifacts, name)
         found = self.client.get_experiment_by_name(name)
         if found is None:
             with suppress(Conflict), speaking():
@@ -204,20 +211,39 @@ class Tracking:
                 listed = self.client.list_logged_model_artifacts(model_id)
             if any(file.path == path for file in listed):
                 raise
-            raise Corrupt(
-                f"{path} of {model_id} is missing in the artifact store",
-                "it was there when the version was registered",
-                "restore the store from its backup, or train again",
-            ) from None
+            raise self._missing(model_id, path) from None
+
+    def _missing(self, model_id: str, path: str) -> Corrupt:
+        """Return the error of a file that is not at its address."""
+        with speaking():
+            place = self.client.get_logged_model(model_id).artifact_location
+        restore = "restore the artifact store from its backup: manybeam restore"
+        moved = "if the files were moved, set MANYBEAM_ARTIFACTS to their new place"
+        hint = restore if self.is_server else f"{moved}; if they are lost, {restore}"
+        return Corrupt(
+            f"{path} of {model_id} is missing in the artifact store",
+            f"it was registered as {place}/{path}",
+            hint,
+        )
 
     @speaking()
-    def log_scores(self, run_id: str, model_ids: Mapping[int, str], rows: Sequence[Score]) -> None:
-        """Log scores, each with the dataset of its condition, in as few calls as possible.
+    def log_scores(
+        self, run_id: str, model_ids: Mapping[int, str], rows: Sequence[Score], number: int
+    ) -> None:
+        """Log the last score of each pair with the dataset of its condition, in few calls.
 
         MLflow identifies a metric by (model, name, time, step, run), without the dataset, and a
-        metric of a run also without the model. So each condition has a different step, and each
-        member a different millisecond.
+        metric of a run also without the model. So each condition of each report has a different
+        step, and each member a different millisecond. Of a pair that was measured several times,
+        as in a package, the last score counts; the score report holds all.
+
+        Args:
+            run_id: run of the version.
+            model_ids: LoggedModel of each row of scores.
+            rows: the scores of one report.
+            number: number of the report.
         """
+        rows = list({(r.member, r.condition, r.condition_digest): r for r in rows}.values())
         conditions = {(row.condition, row.condition_digest): None for row in rows}
         datasets = [
             DatasetInput(Dataset(name, digest, "manybeam-condition", "{}"))
@@ -233,7 +259,7 @@ class Tracking:
                 f"{_CLASSICAL_PREFIX if row.member == CLASSICAL else ''}{key}",
                 value,
                 moment[row.member],
-                condition_step(row.condition, row.condition_digest),
+                condition_step(row.condition, row.condition_digest, number),
                 model_id=model_ids[row.member],
                 dataset_name=row.condition,
                 dataset_digest=row.condition_digest,
@@ -311,7 +337,9 @@ class Tracking:
             warnings.filterwarnings("ignore", message="The ``noload``", category=DeprecationWarning)
             if not self.is_server:
                 _prepare_database(self.uri)
-            return MlflowClient(self.uri, self.uri)
+            client = MlflowClient(self.uri, self.uri)
+        self.follow_moved()
+        return client
 
 
 def _prepare_database(uri: str) -> None:
@@ -337,10 +365,10 @@ def _prepare_database(uri: str) -> None:
             path.hardlink_to(fresh)
 
 
-def condition_step(condition: str, digest: str) -> int:
-    """Return the step of a condition in MLflow: 48 bits of its digest."""
+def condition_step(condition: str, digest: str, number: int) -> int:
+    """Return the step of a condition in MLflow: the report's number and 48 bits of a digest."""
     text = f"{condition} {digest}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:6])
+    return (number % (1 << 14) << 48) + int.from_bytes(hashlib.sha256(text).digest()[:6])
 
 
 def _all_pages(page_at: Callable[[str | None], PagedList[T]]) -> Iterator[T]:

@@ -29,17 +29,27 @@ FormOption = Annotated[
 ]
 
 
-def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[str] = ()) -> None:
-    """Print rows to stdout.
+def emit(
+    rows: Iterable[Row],
+    form: Form,
+    *,
+    title: str = "",
+    columns: Sequence[str] = (),
+    empty: str = "",
+) -> None:
+    """Print rows to stdout; if there are none, say so on stderr.
 
     Args:
         rows: mappings with the same keys, in the order of the columns; the first is the id.
         form: how to print them.
         title: heading of a table; other forms leave it out.
         columns: keys that a table shows, if not all fit on a screen.
+        empty: what there is none of yet, and what to do: `no token yet; manybeam ...`.
     """
     listed, form = list(rows), settled(form)
-    if form is Form.table:
+    if not listed:
+        say(empty or f"{title}: nothing yet".removeprefix(": "))
+    if form is Form.table and listed:
         _table([{k: row[k] for k in columns or row} for row in listed], title)
     elif form is Form.json:
         typer.echo(json.dumps(listed, indent=2, default=str))
@@ -47,8 +57,8 @@ def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[
         for row in listed:
             typer.echo(json.dumps(row, default=str))
     elif form is Form.csv:
-        _csv(listed)
-    else:
+        _csv(listed, columns)
+    elif form is Form.id:
         for row in listed:
             typer.echo(str(next(iter(row.values()))))
 
@@ -90,14 +100,30 @@ def _table(rows: Sequence[Row], title: str) -> None:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for place, name in enumerate(rows[0] if rows else ("nothing here",)):
+    for place, name in enumerate(rows[0]):
         table.add_column(Text(str(name)), no_wrap=place == 0)  # an id must not be cut
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
-def _csv(rows: Sequence[Row]) -> None:
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else [])
+def csv_cell(value: Any) -> Any:
+    """Return a value as a cell of a CSV file: text or a number, never a Python list.
+
+    Example:
+        >>> csv_cell(["serving", "candidate"]), csv_cell({"to": 3}), csv_cell(None)
+        ('serving; candidate', '{"to": 3}', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return json.dumps(value, default=str)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return "; ".join(str(csv_cell(one)) for one in value)
+    return value
+
+
+def _csv(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0] if rows else columns))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)

@@ -14,7 +14,7 @@ from manybeam.errors import InvalidInput, NotFound, Unreachable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from manybeam.zoo.catalogue import Catalogue, Row
+    from manybeam.zoo.catalogue import Catalogue, Query, Row
     from manybeam.zoo.records import Record
 
 app = typer.Typer(
@@ -73,6 +73,9 @@ def list_all(
 ) -> None:
     """Find ensembles, best first: by words, by imaging condition, by a range of conditions.
 
+    Versions are compared on conditions that all of them were measured on. Versions that were not
+    measured there come later; "coverage" is on how many conditions a version was measured.
+
     Archived versions are shown with --status archived. If the zoo does not answer, the last
     state on this machine is shown, with its age.
 
@@ -104,9 +107,18 @@ def list_all(
     if known and score not in known:
         raise _no_score(score, known)
     rows = [_found(row, score) for row in page.rows]
-    emit(rows, form, title="Zoo", columns=_shown(rows, score))
+    emit(rows, form, title="Zoo", columns=_shown(rows, score), empty=_none_found(query))
+    if order.removeprefix("-") == "score" and page.basis:
+        say(f"{score} is {page.basis}")
     if page.total > len(page.rows):
         say(f"{len(page.rows)} of {page.total}; --limit shows more")
+
+
+def _none_found(query: "Query") -> str:
+    """Return why the list is empty, and what to do."""
+    if query.text or query.condition or query.ranges:
+        return "no ensemble fits this search; manybeam zoo ls lists all"
+    return "no ensemble yet; train a first one: manybeam train jobs/quickstart.yaml"
 
 
 def _no_score(score: str, known: "Iterable[str]") -> NotFound:
@@ -120,7 +132,7 @@ def _no_score(score: str, known: "Iterable[str]") -> NotFound:
 def _shown(rows: "Sequence[dict[str, object]]", score: str) -> tuple[str, ...]:
     """Return the columns of a table; a mean over conditions has no interval."""
     ends = ("low", "high") if any(row["low"] is not None for row in rows) else ()
-    return ("ref", "status", score, *ends, "frames", "conditions", "taken")
+    return ("ref", "status", score, *ends, "frames", "coverage", "taken")
 
 
 def _refresh(catalogue: "Catalogue") -> None:
@@ -176,7 +188,9 @@ def _found(row: "Row", score: str) -> dict[str, object]:
         "low": row.low,
         "high": row.high,
         "frames": row.frame_count,
+        "coverage": row.coverage,
         "conditions": row.measured_count,
+        "compared_on": row.compared_count,
         "taken": row.taken.date() if row.taken else None,
         "policy": row.policy,
         "recipe": row.recipe,

@@ -230,13 +230,19 @@ class Listing:
         if len(asked) == 1:
             return f"on {asked[0]}"
         if not self.question.is_narrowed:
-            return "mean over the measured conditions"
+            return f"mean over {len(self.page.compared)} conditions, measured for all compared rows"
         if not asked:
             return "no measured condition"
         named = [f"like {query.condition}"] if query.condition else []
         named += [one.name for one in query.phrases]
         named += ["in these ranges"] if query.ranges else []
-        return f"mean over {len(asked)} conditions: {', '.join(named)}"
+        return f"mean over {len(self.page.compared)} of {len(asked)} conditions: {', '.join(named)}"
+
+    @property
+    def basis(self) -> str:
+        """What the order is based on, in words; "" if every row has the same basis."""
+        query = self.question.query
+        return self.page.basis if query.order.endswith("score") else ""
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -274,10 +280,16 @@ class Listing:
         return [(name, self.facets.get(name, ())) for name in _SHOWN_FACETS]
 
     def difference(self, row: Row) -> float | None:
-        """Return the score of a row minus that of the baseline; None if either is missing."""
-        if self.baseline is None or row.value is None or self.baseline.value is None:
+        """Return the score of a row minus that of the baseline, over their common conditions.
+
+        It is None if both were measured on none of the conditions that the filters name.
+        """
+        if self.baseline is None:
             return None
-        return row.value - self.baseline.value
+        asked = [name in self.page.asked for name in self.page.conditions]
+        sides = zip(row.strip, self.baseline.strip, asked, strict=True)
+        found = [a - b for a, b, is_in in sides if is_in and a is not None and b is not None]
+        return math.fsum(found) / len(found) if found else None
 
     def is_asked(self, condition: str) -> bool:
         """Return whether a filter selects some conditions, and this is one of them."""

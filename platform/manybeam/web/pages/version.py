@@ -83,6 +83,7 @@ class VersionPage:
         lines: rows: the ensemble, then the members, then the classical detector.
         spots: scores of the ensemble, by condition.
         superseded: old scores, which cannot be compared with the others.
+        compared: the conditions of the means.
     """
 
     key: str
@@ -91,6 +92,7 @@ class VersionPage:
     lines: tuple[Line, ...]
     spots: tuple[Spot, ...]
     superseded: tuple[Superseded, ...]
+    compared: tuple[str, ...] = ()
 
     @property
     def plot(self) -> dict[str, Any]:
@@ -127,7 +129,8 @@ def describe_version(cached: CachedVersion, key: str = "f1") -> VersionPage:
     lines = tuple(_line(cached, member, key) for member in _order(cached))
     subject = cached.record.subject
     spots = tuple(_spot(matrix, subject, condition) for condition in matrix.conditions)
-    return VersionPage(key, keys, matrix.conditions, lines, spots, tuple(_superseded(matrix, key)))
+    old, compared = tuple(_superseded(matrix, key)), matrix.compared_on(key)
+    return VersionPage(key, keys, matrix.conditions, lines, spots, old, compared)
 
 
 def choosable(keys: Iterable[str]) -> tuple[str, ...]:

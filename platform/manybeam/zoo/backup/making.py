@@ -53,8 +53,9 @@ def back_up(
         for part in PARTS:
             (folder / part).mkdir()
         progress("database and zoo")
-        step = parts.copy_databases(database, folder, zoo_url)
         tracking = Tracking(settings().tracking_url, settings().artifacts_url)
+        tracking.follow_moved()
+        step = parts.copy_databases(database, folder, zoo_url)
         if any((folder / "zoo").iterdir()):
             progress("weights")
             parts.copy_weights(tracking, folder / "weights")

@@ -11,7 +11,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.data.store import Store, open_store
-from manybeam.db import copies
+from manybeam.db import copies, places
 from manybeam.db.database import Database
 from manybeam.errors import Conflict, InvalidInput, NotFound
 from manybeam.settings import Settings, settings
@@ -71,7 +71,7 @@ def put_back_zoo(folder: Path, zoo_url: str, artifacts_before: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         moved = target.with_name(f".{target.name}.restored")
         shutil.copy(file, moved)
-        copies.move_places(moved, artifacts_before, settings().artifacts_url)
+        places.move_places(f"{SQLITE}{moved}", artifacts_before, settings().artifacts_url)
         copies.copy_sqlite(moved, target)
         moved.unlink()
 

@@ -26,8 +26,9 @@ from manybeam.zoo.catalogue.rows import (
     Row,
     numbers_of,
 )
-from manybeam.zoo.catalogue.table import Measured, Table, means_of
+from manybeam.zoo.catalogue.table import Measured, Table
 from manybeam.zoo.matrix import ENSEMBLE
+from manybeam.zoo.ranking import Comparison, compare_rows
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class Answers:
     def find(self, query: Query) -> Page:
         """Return one page of the result."""
         started = time.perf_counter()
-        asked, rows = self._asked(query), self._rows(query)
-        shown = rows[(query.page - 1) * query.page_size :][: query.page_size]
+        found = self._found(query)
         return Page(
-            rows=tuple(self._page_rows(shown, asked, query.score)),
-            total=len(rows),
+            rows=tuple(self._page_rows(found, query)),
+            total=len(found.rows),
             conditions=tuple(key.name for key in self.table.current),
-            asked=tuple(key.name for key in asked),
+            asked=tuple(key.name for key in found.asked),
+            compared=tuple(found.names(found.compared.common_c)),
+            compared_total=found.compared_total,
             seconds=time.perf_counter() - started,
         )
 
@@ -64,7 +66,8 @@ class Answers:
 
     def coverage(self, query: Query) -> Coverage:
         """Return which pairs were measured."""
-        asked, rows = self._asked(query), self._rows(query)
+        found = self._found(query)
+        asked, rows = found.asked, found.rows[found.order]
         taken_sp = self.table.cells_sp(self.db, TAKEN)
         is_measured_rp = ~np.isnan(taken_sp[np.ix_(rows, _places(asked))])
         first = (query.page - 1) * query.page_size
@@ -127,24 +130,26 @@ class Answers:
             found = [key for key, x in numbers if x is not None and least <= x <= most]
         return found
 
-    def _rows(self, query: Query) -> ndarray:
-        """Return every row that passes the filters, in the requested order."""
-        rows = np.flatnonzero(self.table.is_asked(self.db, query))
+    def _found(self, query: Query) -> "_Found":
+        """Return every row that passes the filters, compared and in the requested order."""
+        rows, asked = np.flatnonzero(self.table.is_asked(self.db, query)), self._asked(query)
         cells_sp = self.table.cells_sp(self.db, query.score)
-        value_r, count_r = means_of(cells_sp[np.ix_(rows, _places(self._asked(query)))])
-        return self.table.ranked(rows, value_r, query, count_r)
+        compared = compare_rows(cells_sp[np.ix_(rows, _places(asked))])
+        return _Found(rows, asked, compared, self.table.ranked(rows, compared, query))
 
-    def _page_rows(self, rows: ndarray, asked: Sequence[Measured], score: str) -> list[Row]:
-        table, places = self.table, _places(asked)
+    def _page_rows(self, found: "_Found", query: Query) -> list[Row]:
+        """Return the rows of a page; a row's value is of the conditions it is compared on."""
+        table, score, places = self.table, query.score, _places(found.asked)
+        shown = found.order[(query.page - 1) * query.page_size :][: query.page_size]
+        rows, compared = found.rows[shown], found.compared
         cells_rp = table.cells_sp(self.db, score)[rows]
-        value_r, count_r = means_of(cells_rp[:, places])
-        taken_rp = table.cells_sp(self.db, TAKEN)[np.ix_(rows, places)]
-        frames_rp, scorer_rp, low_rp, high_rp = (
-            table.strips_sp(self.db, name, rows)[:, places]
-            for name in (FRAMES, SCORER, f"{score}_low", f"{score}_high")
+        is_used_rc = compared.is_used_rc[shown]
+        taken_rp, frames_rp, scorer_rp, low_rp, high_rp = (
+            np.where(is_used_rc, table.strips_sp(self.db, name, rows)[:, places], np.nan)
+            for name in (TAKEN, FRAMES, SCORER, f"{score}_low", f"{score}_high")
         )
         scorers = self.db.scorers()
-        current, is_one = _places(table.current), len(asked) == 1
+        current, is_one = _places(table.current), len(found.asked) == 1
         return [
             Row(
                 ref=self._ref(row),
@@ -157,16 +162,19 @@ class Answers:
                 network=table.facets["network"].text(row),
                 policy=table.facets["policy"].text(row),
                 created=datetime.fromtimestamp(table.created_s[row], UTC),
-                value=_number(value_r[i]),
+                value=_number(compared.value_r[place]),
                 low=_number(low_rp[i, 0]) if is_one else None,
                 high=_number(high_rp[i, 0]) if is_one else None,
                 frame_count=_sum(frames_rp[i]),
                 taken=_date(np.nanmax(taken_rp[i], initial=0.0)),
                 scorer=_only(scorer_rp[i], scorers),
-                measured_count=int(count_r[i]),
+                measured_count=int(compared.measured_r[place]),
+                condition_count=found.condition_count,
+                compared_count=int(is_used_rc[i].sum()),
+                group=int(compared.group_r[place]),
                 strip=tuple(_number(value) for value in cells_rp[i, current].tolist()),
             )
-            for i, row in enumerate(rows.tolist())
+            for i, (place, row) in enumerate(zip(shown.tolist(), rows.tolist(), strict=True))
         ]
 
     def _version(self, row: int) -> str:
@@ -175,6 +183,30 @@ class Answers:
     def _ref(self, row: int) -> str:
         member = int(self.table.members_s[row])
         return self._version(row) + (f"/{member:02d}" if member != ENSEMBLE else "")
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The rows of a query: their places in the table, their comparison and their order."""
+
+    rows: ndarray
+    asked: list[Measured]
+    compared: Comparison
+    order: ndarray
+
+    @property
+    def condition_count(self) -> int:
+        """The number of requested conditions on which some row was measured."""
+        return int(self.compared.is_measured_rc.any(axis=0).sum())
+
+    @property
+    def compared_total(self) -> int:
+        """The number of rows in the first group."""
+        return int(((self.compared.group_r == 0) & ~np.isnan(self.compared.value_r)).sum())
+
+    def names(self, is_in_c: ndarray) -> list[str]:
+        """Return the names of some of the requested conditions."""
+        return [key.name for key, is_in in zip(self.asked, is_in_c, strict=True) if is_in]
 
 
 def _never_measured(condition: Condition) -> ConditionRow:

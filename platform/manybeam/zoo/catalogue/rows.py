@@ -40,7 +40,8 @@ class Query:
             score on conditions known to lie in them.
         score: name of the score to rank by.
         order: `score`, `name`, `created` or `measured`; "-" in front reverses it. `-score` puts
-            the best first, also if less is better. Rows without a score are always last.
+            the best first, also if less is better. Rows are compared on conditions that all of
+            them were measured on; rows that were not measured there come later.
         page: number of the page, from 1.
         page_size: rows of a page, 1 to 1000.
 
@@ -109,13 +110,17 @@ class Row:
         ref: its reference.
         member: index of the member; None for an ensemble.
         recipe, network, policy: for an ensemble those of all members, separated by commas.
-        value: the score, or its mean over the requested conditions on which the row was
-            measured; None if it was measured on none of them.
+        value: the score, or its mean over the requested conditions on which all rows of its
+            group were measured; None if it was measured on none of them.
         low, high: ends of the 95 % interval, if the score is of one condition and has one.
         frame_count: number of test frames of the value; None if it is unknown.
         taken: time of the newest measurement.
         scorer: version of the scorer; "" if several or unknown.
-        measured_count: number of requested conditions in the value.
+        measured_count: number of requested conditions on which it was measured.
+        condition_count: number of requested conditions on which any row of the result was
+            measured.
+        compared_count: number of conditions in the value.
+        group: rows of one group are compared on the same conditions; 0 comes first.
         strip: the score on each condition of the page; None if it was not measured.
     """
 
@@ -136,7 +141,15 @@ class Row:
     taken: datetime | None
     scorer: str
     measured_count: int
+    condition_count: int
+    compared_count: int
+    group: int
     strip: tuple[float | None, ...]
+
+    @property
+    def coverage(self) -> str:
+        """How many of the conditions it was measured on, in words."""
+        return f"{self.measured_count} of {self.condition_count}"
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,8 @@ class Page:
         total: rows of all pages.
         conditions: the columns of the strips: all measured conditions.
         asked: those that the filter names; all if it names none.
+        compared: those on which the rows of the first group are compared.
+        compared_total: number of rows in the first group.
         seconds: duration of the query.
     """
 
@@ -155,7 +170,21 @@ class Page:
     total: int
     conditions: tuple[str, ...]
     asked: tuple[str, ...]
+    compared: tuple[str, ...]
+    compared_total: int
     seconds: float
+
+    @property
+    def basis(self) -> str:
+        """What the order is based on, in words; "" if every row has the same basis."""
+        if self.compared_total in (0, self.total) or len(self.asked) < 2:
+            return ""
+        count = len(self.compared)
+        where = f"the {count} conditions" if count > 1 else f"the condition {self.compared[0]}"
+        return (
+            f"compared on {where} that {self.compared_total} of {self.total} rows were measured "
+            "on; the other rows come later: their values are of fewer or other conditions"
+        )
 
 
 @dataclass(frozen=True)

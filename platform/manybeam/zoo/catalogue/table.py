@@ -14,6 +14,7 @@ from manybeam.db.catalogue_file import TAKEN, CatalogueReader
 from manybeam.zoo.catalogue.rows import FACETS, Facet, Query
 from manybeam.zoo.catalogue.words import query_of
 from manybeam.zoo.matrix import ENSEMBLE, less_is_better
+from manybeam.zoo.ranking import Comparison
 
 _CELLS_KEPT = 6  # scores kept in memory: 10,000 rows on 200 conditions take 16 MB each
 
@@ -126,16 +127,17 @@ class Table:
             found[name] = _facet(counts, query.chosen(name))
         return found
 
-    def ranked(self, rows: ndarray, value_s: ndarray, query: Query, count_s: ndarray) -> ndarray:
-        """Return rows in the requested order; those without a value last, equal ones by name."""
+    def ranked(self, rows: ndarray, compared: Comparison, query: Query) -> ndarray:
+        """Return the places of rows in the requested order; those without a value are last."""
         what, is_reverse = query.order.removeprefix("-"), query.order.startswith("-")
+        if what == "score":
+            is_less_better = less_is_better(query.score)
+            return compared.order(is_less_better=is_less_better, is_best_first=is_reverse)
+        places = np.arange(len(rows))
         if what == "name":
-            return rows[::-1] if is_reverse else rows
-        by = {"score": value_s, "created": self.created_s[rows], "measured": count_s}[what]
-        if what == "score" and less_is_better(query.score):
-            is_reverse = not is_reverse
-        key = -by if is_reverse else by
-        return np.asarray(rows[np.lexsort((key, np.isnan(key)))])
+            return places[::-1] if is_reverse else places
+        by = {"created": self.created_s[rows], "measured": compared.measured_r}[what]
+        return np.asarray(np.argsort(-by if is_reverse else by, kind="stable"))
 
     def _said(self, db: CatalogueReader, query: Query) -> ndarray:
         """Return which rows are of the kind and contain every word."""
@@ -147,16 +149,6 @@ class Table:
     def _passed(self, query: Query) -> dict[str, ndarray]:
         chosen = {name: query.chosen(name) for name in self.facets}
         return {name: self.facets[name].has_any(some) for name, some in chosen.items() if some}
-
-
-def means_of(cells_sp: ndarray) -> tuple[ndarray, ndarray]:
-    """Return each row's mean over measured values, NaN if there are none, and their number."""
-    is_measured_sp = ~np.isnan(cells_sp)
-    count_s = is_measured_sp.sum(axis=1)
-    total_s = np.where(is_measured_sp, cells_sp, 0.0).sum(axis=1)
-    return np.divide(
-        total_s, count_s, out=np.full(len(total_s), np.nan), where=count_s > 0
-    ), count_s
 
 
 def _unpacked(found: list[tuple[int, bytes]], ids: ndarray, width: int) -> ndarray:

@@ -291,6 +291,7 @@ def _by_member(matrix: Matrix) -> list[CardTable]:
 
 def _members(record: "Record", matrix: Matrix) -> CardTable:
     columns = ("member", "seed", "policy", "recipe", "parent", "mean F1", "SHA-256 of the weights")
+    count = len(matrix.compared_on())
     rows = [
         (
             f"{one.index:02d}",
@@ -303,7 +304,8 @@ def _members(record: "Record", matrix: Matrix) -> CardTable:
         )
         for one in record.members
     ]
-    return CardTable("Members", columns, rows)
+    note = f"The mean F1 is over the {count} conditions that are measured for most rows."
+    return CardTable("Members", columns, rows, note if count else "")
 
 
 def _frame_sets(title: str, uses: "Iterable[FrameSetUse]") -> list[CardTable]:
