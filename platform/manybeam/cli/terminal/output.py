@@ -29,7 +29,14 @@ FormOption = Annotated[
 ]
 
 
-def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[str] = ()) -> None:
+def emit(
+    rows: Iterable[Row],
+    form: Form,
+    *,
+    title: str = "",
+    columns: Sequence[str] = (),
+    lines: Iterable[str] = (),
+) -> None:
     """Print rows to stdout.
 
     Args:
@@ -37,8 +44,12 @@ def emit(rows: Iterable[Row], form: Form, *, title: str = "", columns: Sequence[
         form: how to print them.
         title: heading of a table; other forms leave it out.
         columns: keys that a table shows, if not all fit on a screen.
+        lines: text that `auto` prints on a terminal in place of a table.
     """
-    listed = list(rows)
+    listed, text = list(rows), list(lines)
+    if form is Form.auto and text and sys.stdout.isatty():
+        typer.echo("\n".join(text))
+        return
     if form is Form.auto:
         form = Form.table if sys.stdout.isatty() else Form.jsonl
     if form is Form.table:
