@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from manybeam.data.frames import FrameSet
     from manybeam.data.io.reading import FrameFile
-    from manybeam.spec import Condition, Policy
+    from manybeam.spec import Condition, Policy, Range
     from manybeam.spec.imaging import Imaging
 
     Array = np.ndarray[Any, Any]
@@ -188,7 +188,7 @@ def show(
         row, imaging = _facts(frames), frames.condition
     _warn(imaging)
     known = {name: value for name, value in imaging.quantities() if value is not None}
-    row.update({name: str(value) for name, value in known.items()})
+    row.update({name: _quantity_words(value) for name, value in known.items()})
     emit([{"field": name, "value": value} for name, value in row.items()], form, title=url)
 
 
@@ -293,6 +293,12 @@ def _alike(records: "Sequence[FrameFile]") -> "tuple[Array, float | None]":
             "infer the condition of each kind separately",
         )
     return np.concatenate(stacks), sizes.pop()
+
+
+def _quantity_words(value: "float | Range") -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value.low:g} to {value.high:g}"
 
 
 def _file_facts(record: "FrameFile") -> dict[str, object]:

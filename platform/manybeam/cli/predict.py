@@ -211,7 +211,7 @@ def _frames(
     from dataclasses import replace
 
     from manybeam.data.io.frame import frames_of
-    from manybeam.errors import MissingPixelSize, NoCapacity
+    from manybeam.errors import MissingPixelSize
 
     read = read_files(files, pixel_size_pm, stated_condition(condition))
     recordings = []
@@ -219,8 +219,9 @@ def _frames(
         frames = [replace(frame, origin=str(one.source)) for frame in frames_of(one)]
         try:
             sized = predictor.sized(frames, question)
-        except (MissingPixelSize, NoCapacity) as error:
-            say(f"{one.source.name}: {error.what}")
+        except MissingPixelSize as error:
+            way = "; with -e REF its crystal is assumed" if question.is_auto else ""
+            say(f"{one.source.name}: {error.what}{way}")
             continue
         for note in sized[0].notes[len(one.notes) :]:
             say(f"{one.source.name}: {note}")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.elements import symbols_of
+from manybeam.data.markup import facts_html
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
@@ -157,4 +158,12 @@ class Answer:
         return "; ".join(self.reasons)
 
     def _repr_html_(self) -> str:
-        return self.prediction._repr_html_()
+        predicted = self.predicted_f1
+        interval = "unknown"
+        if predicted is not None:
+            interval = f"{predicted.f1:.2f} ({predicted.low:.2f} to {predicted.high:.2f})"
+        facts = [
+            ("verdict", self.verdict or "unknown"),
+            ("predicted F1", interval),
+        ]
+        return facts_html("Answer", facts, self.prediction._repr_html_())

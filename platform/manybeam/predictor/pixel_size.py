@@ -30,15 +30,15 @@ USUAL, IMPOSSIBLE = 1.5, 4.0
 CONTRADICTION = 2.5  # ratio of stated and inferred size; a second order taken for a first makes 2
 
 
-def cell_for(frame: Frame, version: LoadedVersion, library: Library) -> Cell | None:
+def cell_for(frame: Frame, version: LoadedVersion | None, library: Library) -> Cell | None:
     """Return the lattice of a frame's crystal, or None if it is unknown.
 
     If the condition of the frame names no sample, it is the crystal the version was made for.
     """
-    if frame.condition is not None:
-        sample = frame.condition.sample
-        if sample.structure != "unknown" or sample.material:
-            return cell_of(sample)
+    if frame.condition is not None and _names_sample(frame):
+        return cell_of(frame.condition.sample)
+    if version is None:
+        return None
     measured = comparable(version.matrix, library)
     known = version.performance
     structure = structure_of(
@@ -49,10 +49,18 @@ def cell_for(frame: Frame, version: LoadedVersion, library: Library) -> Cell | N
     return CELLS.get(structure)
 
 
-def with_inferred_size(frames: Sequence[Frame], cell: Cell | None) -> tuple[Frame, ...]:
+def with_inferred_size(
+    frames: Sequence[Frame], version: LoadedVersion | None, library: Library
+) -> tuple[Frame, ...]:
     """Return the frames of one recording with the pixel size that the lattice of the first shows.
 
-    Frames that have a pixel size keep it.
+    Frames that have a pixel size keep it. A note says what was inferred and assumed.
+
+    Args:
+        frames: of one recording.
+        version: the version that the caller named; None for `auto`. Its crystal is assumed if the
+            condition names no sample.
+        library: conditions and policies by id.
 
     Raises:
         MissingPixelSize: no lattice is known, or none shows in the frame.
@@ -60,13 +68,17 @@ def with_inferred_size(frames: Sequence[Frame], cell: Cell | None) -> tuple[Fram
     first = next((one for one in frames if one.pixel_size_pm is None), None)
     if first is None:
         return tuple(frames)
-    size = infer_pixel_size(_middle(first.pixels_yx), cell)
+    size = infer_pixel_size(_middle(first.pixels_yx), cell_for(first, version, library))
+    assumed = ""
+    if version is not None and not _names_sample(first):
+        name = version.ref or "this ensemble"
+        assumed = f"; this assumes {size.lattice}, for which {name} was made"
     return tuple(
         replace(
             one,
             pixel_size_pm=size.pixel_size_pm,
             pixel_size_error_pm=size.error_pm,
-            notes=(*one.notes, f"pixel size inferred: {size}"),
+            notes=(*one.notes, f"pixel size inferred: {_words(size)}{assumed}"),
         )
         if one.pixel_size_pm is None
         else one
@@ -90,7 +102,7 @@ def check_pixel_size(frame: Frame, version: LoadedVersion, library: Library) -> 
     if seen is not None:
         if 1 / CONTRADICTION < seen.pixel_size_pm / size_pm < CONTRADICTION:
             return
-        raise _doubtful(size_pm, f"the frame shows {seen}", f"{seen.pixel_size_pm:.3g}")
+        raise _doubtful(size_pm, f"the frame shows {_words(seen)}", f"{seen.pixel_size_pm:.3g}")
     if low_pm / IMPOSSIBLE <= size_pm <= high_pm * IMPOSSIBLE:
         return
     span = f"{low_pm:g}" if low_pm == high_pm else f"{low_pm:g} to {high_pm:g}"
@@ -105,6 +117,21 @@ def trained_sizes_pm(version: LoadedVersion, library: Library) -> tuple[float, f
         size = policy.scan.pixel_size_pm
         sizes += [size.low, size.high] if isinstance(size, Range) else [size] if size else []
     return min(sizes), max(sizes)
+
+
+def _names_sample(frame: Frame) -> bool:
+    """Return whether the condition of a frame says what the sample is."""
+    if frame.condition is None:
+        return False
+    sample = frame.condition.sample
+    return sample.structure != "unknown" or bool(sample.material)
+
+
+def _words(size: InferredPixelSize) -> str:
+    return (
+        f"{size.pixel_size_pm:.3g} +- {size.error_pm:.2g} pm, from {size.spot_count} spots of the "
+        f"{size.lattice} lattice"
+    )
 
 
 def _policies(version: LoadedVersion, library: Library) -> list[Policy]:

@@ -23,7 +23,7 @@ from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.loaded import LoadedVersion, OneVersion, Versions
 from manybeam.predictor.performance import Weights
-from manybeam.predictor.pixel_size import cell_for, check_pixel_size, with_inferred_size
+from manybeam.predictor.pixel_size import check_pixel_size, with_inferred_size
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
 from manybeam.predictor.versions import ZooVersions
 from manybeam.spec.facility import facility_library
@@ -144,21 +144,18 @@ class Predictor:
     def sized(self, frames: Sequence[Frame], question: Question | None = None) -> tuple[Frame, ...]:
         """Return the frames of one recording; a missing pixel size is inferred from a lattice.
 
-        The crystal is that of the frames' condition, or the one that all versions that may answer
-        were made for.
+        The crystal is that of the frames' condition, else the one that the named version was made
+        for. For `auto` only the condition counts, because lattices of one symmetry look alike.
 
         Raises:
             MissingPixelSize: no crystal is known, or its lattice does not show.
             UnknownRef: no such version.
-            NoCapacity: `auto`, and nothing serves.
         """
         if all(one.pixel_size_pm is not None for one in frames):
             return tuple(frames)
         question = question or Question()
-        refs = self.versions.serving() if question.is_auto else (question.ref,)
-        versions = [self.versions.get(ref) for ref in refs]
-        cells = {cell_for(frames[0], one, self._facility) for one in versions}
-        return with_inferred_size(frames, cells.pop() if len(cells) == 1 else None)
+        version = None if question.is_auto else self.versions.get(question.ref)
+        return with_inferred_size(frames, version, self._facility)
 
     @property
     def _facility(self) -> "Library":

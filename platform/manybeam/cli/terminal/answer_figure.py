@@ -3,7 +3,7 @@
 Axis letters: n atom, y row, x column.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from manybeam.cli.terminal.figures import window_of
+from manybeam.data.elements import symbol_of
 from manybeam.zoo.reports.error_overlay import scale_bar
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def answer_figure(
     if frame_yx[window].shape != frame_yx.shape:
         _box(whole, window)
     _frame(main, frame_yx, pixel_size_pm, "", window)
-    _atoms(main, prediction.atoms, elements, window)
+    _atoms(main, prediction, elements, window)
     _map(figure, mean, prediction.mean_yx, window, "mean probability", "viridis", 1.0)
     top = max(0.1, float(prediction.std_yx[window].max()))
     _map(figure, spread, prediction.std_yx, window, "spread (std over members)", "magma", top)
@@ -94,24 +95,23 @@ def _frame(
         scale_bar(axis, seen_yx.shape, pixel_size_pm, corner)
 
 
-def _atoms(axis: "Axes", atoms: Array, elements: Sequence[str], window: Window) -> None:
+def _atoms(axis: "Axes", prediction: "Prediction", elements: Sequence[str], window: Window) -> None:
     """Draw atoms as open circles, coloured by element, and name the colours."""
-    colours = _colours(elements)
+    atoms, names = prediction.atoms, [symbol_of(one) for one in prediction.elements]
+    colours = dict(zip((*names, ""), KINDS, strict=False))
     _circles(axis, atoms, window, edgecolors=[colours[name] for name in elements])
-    counts = {name: list(elements).count(name) for name in colours}
+    counts = {name: list(elements).count(name) for name in names}
     is_part = len(_inside(atoms, window)) < len(atoms)
     where = "; shown: where members differ most" if is_part else ""
     axis.set_title(f"{len(atoms)} atom{'s' * (len(atoms) != 1)}{where}", fontsize=11)
     handles = [
         Line2D([], [], marker="o", linestyle="none", markerfacecolor="none", markeredgewidth=2,
-               color=colours[name], markersize=9, label=f"{name or 'other'}: {count}")
+               color=colours[name], markersize=9, label=f"{name}: {count}")
         for name, count in counts.items()
     ]  # fmt: skip
-    if any(elements):
-        axis.legend(
-            handles=handles, loc="upper right", fontsize=10, facecolor="#222222",
-            labelcolor="white", framealpha=0.75,
-        )  # fmt: skip
+    if names:
+        below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 0), "frameon": False}
+        axis.legend(handles=handles, ncols=len(names), fontsize=11, **below)
 
 
 def _position_spread(
@@ -170,12 +170,6 @@ def _box(axis: "Axes", window: Window) -> None:
     size = (columns.stop - columns.start, rows.stop - rows.start)
     style: dict[str, Any] = {"fill": False, "edgecolor": KINDS[1], "linewidth": 1.8}
     axis.add_patch(Rectangle((columns.start - 0.5, rows.start - 0.5), *size, **style))
-
-
-def _colours(elements: Sequence[str]) -> Mapping[str, str]:
-    """Return the colour of each element, the same in every picture of one set of elements."""
-    names = sorted(set(elements))
-    return {name: KINDS[place % len(KINDS)] for place, name in enumerate(names)}
 
 
 def _inside(atoms: Array, window: Window) -> Array:

@@ -11,6 +11,7 @@ import typer
 
 Row = Mapping[str, Any]
 WIDTH = 400  # of a table that goes into a file or a pipe
+LEAST_TEXT = 26  # width to which a column of text may be broken; shorter cells stay whole
 
 
 class Form(StrEnum):
@@ -50,10 +51,12 @@ def emit(
     if form is Form.auto and text and sys.stdout.isatty():
         typer.echo("\n".join(text))
         return
+    if not listed:
+        say(f"{title or 'the list'}: no rows")
     if form is Form.auto:
         form = Form.table if sys.stdout.isatty() else Form.jsonl
     if form is Form.table:
-        _table([{k: row[k] for k in columns or row} for row in listed], title)
+        _table([{k: row.get(k) for k in columns or row} for row in listed], title)
     elif form is Form.json:
         typer.echo(json.dumps(listed, indent=2, default=str))
     elif form is Form.jsonl:
@@ -77,33 +80,80 @@ def cell(value: Any) -> str:
         return "not measured"
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return _words(value)
+
+
+def _words(value: Any) -> str:
+    """Return a value as text; lists and mappings as their parts with commas."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{part} {name}" for name, part in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)
 
 
 def _table(rows: Sequence[Row], title: str) -> None:
-    """Print a table without borders; without a terminal, it is as wide as needed."""
+    """Print a table without borders; without a terminal, it is as wide as needed.
+
+    On a terminal too narrow for it, a single row is turned, and of several the last columns are
+    left out and named.
+    """
+    if not rows:
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     # Values may come from a package: they are shown as text, never as markup of rich.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    widths = _widths(rows)
+    shown = _fitting(widths, console.width)
+    if len(shown) < len(widths) and len(rows) == 1:
+        rows = [{"field": name, "value": value} for name, value in rows[0].items()]
+        widths = shown = _widths(rows)
+    left_out = [name for name in widths if name not in shown]
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for place, name in enumerate(rows[0] if rows else ("nothing here",)):
-        table.add_column(Text(str(name)), no_wrap=place == 0)  # an id must not be cut
+    for name, width in shown.items():
+        # An id must not be cut, and a number not be broken.
+        is_whole = name == next(iter(shown)) or width <= LEAST_TEXT
+        table.add_column(Text(name), no_wrap=is_whole, min_width=min(width, LEAST_TEXT))
     for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+        table.add_row(*(Text(cell(row[name])) for name in shown))
+    console.print(table)
+    if left_out:
+        say(f"left out for lack of width: {', '.join(left_out)}; -o json shows all")
+
+
+def _widths(rows: Sequence[Row]) -> dict[str, int]:
+    """Return the width that each column needs to show every cell on one line."""
+    return {name: max(len(name), *(len(cell(row[name])) for row in rows)) for name in rows[0]}
+
+
+def _fitting(widths: Mapping[str, int], width: int) -> dict[str, int]:
+    """Return the first columns that fit, with text broken as far as allowed."""
+    fitting, used = {}, 0
+    for place, (name, needed) in enumerate(widths.items()):
+        used += (needed if place == 0 else min(needed, LEAST_TEXT)) + 1
+        if used > width and place:
+            break
+        fitting[name] = needed
+    return fitting
 
 
 def _csv(rows: Sequence[Row]) -> None:
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else [])
+    """Print rows as CSV; an unknown value is an empty cell, and a list is text with commas."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    if not names:
+        return
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(names))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {name: value if value is None else _words(value) for name, value in row.items()}
+        for row in rows
+    )

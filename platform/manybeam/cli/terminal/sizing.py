@@ -106,7 +106,7 @@ def check_sized(records: "Sequence[FrameFile]", sized_files: "Collection[str]" =
         raise MissingPixelSize(
             f"no pixel size in {', '.join(lacking)}",
             "positions in picometres and the scale of the members depend on it",
-            "pass --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8)",
+            "pass --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8), or --condition",
         )
 
 
