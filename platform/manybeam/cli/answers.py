@@ -144,7 +144,7 @@ def write_zarr(url: str, answers: "Sequence[Answer]") -> None:
         return
     import zarr
 
-    from manybeam.data.elements import symbol_of
+    from manybeam.spec.elements import symbol_of
     from manybeam.data.store import open_store
     from manybeam.zoo.lineage import note_prediction
 

@@ -297,7 +297,7 @@ def _alike(records: "Sequence[FrameFile]") -> "tuple[Array, float | None]":
 
 def _quantity_words(value: "float | Range") -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return str(value)
     return f"{value.low:g} to {value.high:g}"
 
 

@@ -32,10 +32,9 @@ def train(
     Example: manybeam train jobs/quickstart.yaml
     """
     from manybeam.settings import settings
-    from manybeam.spec import Library, load_job
+    from manybeam.spec.files import load_project
 
-    job = load_job(job_file)
-    library = Library.beside(job_file, settings().zoo)
+    job, library = load_project(job_file, settings().zoo)
     with Progress() as progress:
         record = run_job(job, library, progress)
     emit([as_row(record)], form, title="Measured" if job.kind == "evaluate" else "Registered")

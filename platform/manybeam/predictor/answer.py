@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.elements import symbols_of
+from manybeam.spec.elements import symbols_of
 from manybeam.data.markup import facts_html
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.elements import symbol_of
+from manybeam.spec.elements import symbol_of
 from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.wire import Frames, plain
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from manybeam.cli.terminal.figures import window_of
-from manybeam.data.elements import symbol_of
+from manybeam.spec.elements import symbol_of
 from manybeam.zoo.reports.error_overlay import scale_bar
 
 if TYPE_CHECKING:

@@ -105,42 +105,45 @@ def _table(rows: Sequence[Row], title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # Values may come from a package: they are shown as text, never as markup of rich.
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    widths = _widths(rows)
-    shown = _fitting(widths, console.width)
-    if len(shown) < len(widths) and len(rows) == 1:
+    least = _least_widths(rows)
+    shown = _fitting(least, console.width)
+    if len(shown) < len(least) and len(rows) == 1:
         rows = [{"field": name, "value": value} for name, value in rows[0].items()]
-        widths = shown = _widths(rows)
-    left_out = [name for name in widths if name not in shown]
+        least = shown = _least_widths(rows)
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name, width in shown.items():
-        # An id must not be cut, and a number not be broken.
-        is_whole = name == next(iter(shown)) or width <= LEAST_TEXT
-        table.add_column(Text(name), no_wrap=is_whole, min_width=min(width, LEAST_TEXT))
+    for place, (name, width) in enumerate(shown.items()):
+        table.add_column(Text(name), no_wrap=place == 0, min_width=width)  # an id must not be cut
     for row in rows:
-        table.add_row(*(Text(cell(row[name])) for name in shown))
+        # Values may come from a package: they are shown as text, never as markup of rich.
+        table.add_row(*(Text(cell(row.get(name))) for name in shown))
     console.print(table)
-    if left_out:
+    if left_out := [name for name in least if name not in shown]:
         say(f"left out for lack of width: {', '.join(left_out)}; -o json shows all")
 
 
-def _widths(rows: Sequence[Row]) -> dict[str, int]:
-    """Return the width that each column needs to show every cell on one line."""
-    return {name: max(len(name), *(len(cell(row[name])) for row in rows)) for name in rows[0]}
+def _least_widths(rows: Sequence[Row]) -> dict[str, int]:
+    """Return the least width of each column: words and short cells are not broken."""
+    found = {}
+    for place, name in enumerate(rows[0]):
+        cells = [name, *(cell(row.get(name)) for row in rows)]
+        longest_word = max(len(word) for text in cells for word in text.split() or [""])
+        whole = max(map(len, cells))
+        found[name] = whole if place == 0 else min(whole, max(LEAST_TEXT, longest_word))
+    return found
 
 
-def _fitting(widths: Mapping[str, int], width: int) -> dict[str, int]:
-    """Return the first columns that fit, with text broken as far as allowed."""
+def _fitting(least: Mapping[str, int], width: int) -> dict[str, int]:
+    """Return the first columns that fit; at least one."""
     fitting, used = {}, 0
-    for place, (name, needed) in enumerate(widths.items()):
-        used += (needed if place == 0 else min(needed, LEAST_TEXT)) + 1
-        if used > width and place:
+    for name, needed in least.items():
+        used += needed + 1
+        if used > width and fitting:
             break
         fitting[name] = needed
     return fitting

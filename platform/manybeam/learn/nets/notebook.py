@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from manybeam.data.elements import symbols_of
+from manybeam.spec.elements import symbols_of
 from manybeam.data.markup import facts_html, picture_html, table_html
 from manybeam.learn.nets.ensemble import Ensemble, Prediction
 

@@ -28,6 +28,24 @@ def atomic_number_of(symbol: str) -> int | None:
     return int(number) if number else None
 
 
+def as_atomic_number(value: object) -> object:
+    """Return the atomic number of a symbol in a YAML file; other values as they are.
+
+    Raises:
+        ValueError: the text is no symbol.
+
+    Example:
+        >>> as_atomic_number("Mo"), as_atomic_number(42)
+        (42, 42)
+    """
+    if not isinstance(value, str):
+        return value
+    number = atomic_number_of(value)
+    if number is None:
+        raise ValueError("is no element; give a symbol such as Mo, or an atomic number")
+    return number
+
+
 def symbols_of(classes: Iterable[float], elements: Sequence[int]) -> tuple[str, ...]:
     """Return the symbol of each atom of an answer; "" where the members distinguish no elements.
 
