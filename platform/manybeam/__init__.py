@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manybeam.public import OpenZoo, predict, simulate
+    from manybeam.public import OpenZoo, OutOfDistributionWarning, predict, simulate
 
 __version__ = "0.1.0"
-__all__ = ["OpenZoo", "__version__", "predict", "simulate"]
+__all__ = ["OpenZoo", "OutOfDistributionWarning", "__version__", "predict", "simulate"]
 
 _HOME = "manybeam.public"
 

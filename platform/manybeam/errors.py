@@ -56,6 +56,10 @@ class MissingPixelSize(InvalidInput):
     """The pixel size is needed; neither the file nor the caller gives it."""
 
 
+class DoubtfulPixelSize(InvalidInput):
+    """The stated pixel size contradicts the frame, or what the members were trained for."""
+
+
 class WrongMethod(InvalidInput):
     """A path of the service does not accept this HTTP method."""
 

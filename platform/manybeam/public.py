@@ -3,6 +3,7 @@
 import html
 import logging
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from manybeam.data.frames import FrameSet
     from manybeam.learn.nets.ensemble import Ensemble
-    from manybeam.predictor.answer import Answer
+    from manybeam.predictor.answer import Answer, Question
     from manybeam.predictor.predictor import Predictor
     from manybeam.spec import Condition, Policy
     from manybeam.zoo.catalogue import Row
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 60
+
+
+class OutOfDistributionWarning(UserWarning):
+    """No member suits a frame: do not rely on the atoms of the answer."""
+
+
 ORDERS = ("name", "created", "measured")
 
 
@@ -130,12 +137,16 @@ class Version:
         self,
         frame_yx: "ndarray",
         *,
-        pixel_size_pm: float | None,
+        pixel_size_pm: float | None = None,
+        trust_pixel_size: bool = False,
         condition: str = "",
         false_atoms: float = 0.0,
     ) -> "Answer":
         """Return the answer of its members about one frame; see `predict`."""
-        return _answer(self.zoo, self.ref, frame_yx, pixel_size_pm, condition, false_atoms)
+        from manybeam.predictor.answer import Question
+
+        question = Question(self.ref, false_atoms=false_atoms, is_size_trusted=trust_pixel_size)
+        return _answer(self.zoo, question, frame_yx, pixel_size_pm, condition)
 
     def compare(self, other: str, *, key: str = "f1") -> "list[Difference]":
         """Return where another version is better or worse than this; see `zoo.compare`."""
@@ -263,7 +274,8 @@ def predict(
     frame_yx: "ndarray",
     ref: str = "auto",
     *,
-    pixel_size_pm: float | None,
+    pixel_size_pm: float | None = None,
+    trust_pixel_size: bool = False,
     condition: str = "",
     false_atoms: float = 0.0,
 ) -> "Answer":
@@ -276,7 +288,10 @@ def predict(
         frame_yx: one frame of any size and real dtype.
         ref: `graphene`, `graphene@candidate`, `graphene@3` or `graphene@3/07`, whose members
             answer together; or `auto`: then selection decides who answers.
-        pixel_size_pm: edge of a pixel, in pm; None if it is unknown, see `Ensemble.predict`.
+        pixel_size_pm: edge of a pixel, in pm. If left out, it is inferred from the lattice if the
+            crystal is known; if not, that of the training is assumed. `answer.frame` has the
+            size, and its notes or those of the answer say where it is from.
+        trust_pixel_size: take it also if it contradicts the frame or the training.
         condition: id of the condition of the recording, in the library of the facility.
         false_atoms: bound on the share of false atoms, 0 to 1; 0 for none.
 
@@ -284,27 +299,32 @@ def predict(
         UnknownRef: nothing has this name.
         UnknownCondition: no condition has this id.
         InvalidFrame: the array is not a frame.
+        DoubtfulPixelSize: the pixel size contradicts the frame or the training.
         InvalidInput: a bound, and the version was never calibrated.
         ZooUnreachable: the zoo does not answer.
     """
-    return _answer(OpenZoo(), ref, frame_yx, pixel_size_pm, condition, false_atoms)
+    from manybeam.predictor.answer import Question
+
+    question = Question(ref, false_atoms=false_atoms, is_size_trusted=trust_pixel_size)
+    return _answer(OpenZoo(), question, frame_yx, pixel_size_pm, condition)
 
 
 def _answer(
     zoo: Zoo,
-    ref: str,
+    question: "Question",
     frame_yx: "ndarray",
     pixel_size_pm: float | None,
-    condition: str = "",
-    false_atoms: float = 0.0,
+    condition: str,
 ) -> "Answer":
     from manybeam.data.io.frame import frame_of
-    from manybeam.predictor.answer import Question
     from manybeam.spec.facility import facility_library
 
     known = facility_library().condition(condition) if condition else None
     frame = frame_of(frame_yx, pixel_size_pm, known)
-    return _predictor(zoo).answer(frame, Question(ref, false_atoms=false_atoms))
+    answer = _predictor(zoo).answer(frame, question)
+    if answer.is_drifted:
+        warnings.warn(f"out of distribution: {answer.why}", OutOfDistributionWarning, stacklevel=3)
+    return answer
 
 
 def _predictor(zoo: Zoo) -> "Predictor":

@@ -10,7 +10,13 @@ import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
-from manybeam.cli.terminal.sizing import all_sized, check_sized, sized
+from manybeam.cli.terminal.sizing import (
+    all_sized,
+    check_sized,
+    read_files,
+    sized,
+    stated_condition,
+)
 from manybeam.errors import InvalidInput, InvalidSpec, NotFound
 
 if TYPE_CHECKING:
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
     from manybeam.data.frames import FrameSet
     from manybeam.data.io.reading import FrameFile
-    from manybeam.spec import Condition, Policy
+    from manybeam.spec import Condition, Policy, Range
     from manybeam.spec.imaging import Imaging
 
     Array = np.ndarray[Any, Any]
@@ -118,11 +124,8 @@ def import_files(
     """
     from manybeam.data.frames import FrameSet
     from manybeam.data.io.measured import check_one_condition
-    from manybeam.settings import settings
-    from manybeam.spec import Library
 
-    known = Library(settings().zoo).condition(condition) if condition else None
-    records = all_sized(_read_all(files, pixel_size_pm, known))
+    records = all_sized(read_files(files, pixel_size_pm, stated_condition(condition)))
     truths = _truths(files) if truth is Truth.csv else None
     part = _stacked(records, truths)
     before = FrameSet.open(out) if append else None
@@ -177,7 +180,7 @@ def show(
 
     path = Path(url)
     if path.suffix.lower() in READERS and not path.is_dir():
-        record = sized(_read_all([path], None, None)[0])
+        record = sized(read_files([path], None, None)[0])
         row, imaging = _file_facts(record), cast("Imaging", record.condition)
     else:
         frames = FrameSet.open(url)
@@ -187,7 +190,7 @@ def show(
         row, imaging = _facts(frames), frames.condition
     _warn(imaging)
     known = {name: value for name, value in imaging.quantities() if value is not None}
-    row.update({name: str(value) for name, value in known.items()})
+    row.update({name: _quantity_words(value) for name, value in known.items()})
     emit([{"field": name, "value": value} for name, value in row.items()], form, title=url)
 
 
@@ -216,7 +219,7 @@ def infer(
         from manybeam.settings import settings
         from manybeam.spec import Library
 
-        records = _read_all(files, pixel_size_pm, None)
+        records = read_files(files, pixel_size_pm, None)
         frames_nyx, size = _alike(records)
         imaging, notes = as_stated(Library(settings().zoo).policy(policy), _stated(records))
         for note in notes:
@@ -302,6 +305,12 @@ def _alike(records: "Sequence[FrameFile]") -> "tuple[Array, float | None]":
     return np.concatenate(stacks), sizes.pop()
 
 
+def _quantity_words(value: "float | Range") -> str:
+    if isinstance(value, float):
+        return str(value)
+    return f"{value.low:g} to {value.high:g}"
+
+
 def _file_facts(record: "FrameFile") -> dict[str, object]:
     return {
         "file": str(record.source),
@@ -322,34 +331,6 @@ def _facts(frames: "FrameSet") -> dict[str, object]:
         "condition": frames.condition.id,
         "digest": frames.digest,
     }
-
-
-def _read_all(
-    files: Sequence[Path], pixel_size_pm: float | None, condition: "Condition | None"
-) -> "list[FrameFile]":
-    """Read every file, or raise one error that lists every file that cannot be used."""
-    from manybeam.data.io.reading import read_frames
-    from manybeam.errors import ManybeamError
-
-    records: list[FrameFile] = []
-    faults: list[ManybeamError] = []
-    for path in files:
-        try:
-            records.append(read_frames(path, pixel_size_pm=pixel_size_pm, condition=condition))
-        except ManybeamError as error:
-            faults.append(error)
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise InvalidInput(
-            "\n".join(str(fault) for fault in faults),
-            f"{len(faults)} of {len(files)} files cannot be used; nothing was written",
-            "leave these files out",
-        )
-    for record in records:
-        for note in record.notes:
-            say(f"{record.source.name}: {note}")
-    return records
 
 
 def _truths(files: Sequence[Path]) -> "list[Array]":

@@ -32,14 +32,13 @@ def train(
     Example: manybeam train jobs/quickstart.yaml
     """
     from manybeam.settings import settings
-    from manybeam.spec import Library, load_job
+    from manybeam.spec.files import load_project
     from manybeam.spec.starter import job_here
 
     if (ours := job_here(job_file)) != job_file:
         say(f"{job_file} is not here; the copy in the package is used (manybeam init DIR)")
         job_file = ours
-    job = load_job(job_file)
-    library = Library.beside(job_file, settings().zoo)
+    job, library = load_project(job_file, settings().zoo)
     with Progress(f"start the job {job.name or job.ensemble}") as progress:
         record = run_job(job, library, progress)
     emit([as_row(record)], form, title="Measured" if job.kind == "evaluate" else "Registered")

@@ -11,28 +11,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
-from manybeam.cli.terminal.sizing import check_sized, sized
+from manybeam.cli.terminal.sizing import check_sized, read_files, stated_condition
 from manybeam.cli.terminal.targets import check_target
-from manybeam.data.disk import write_files
 from manybeam.errors import InvalidInput, ManybeamError, OutOfDistribution
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from manybeam.data.io.frame import Frame
     from manybeam.predictor.answer import Answer, Question
-    from manybeam.predictor.predictor import Predictor
+    from manybeam.predictor.predictor import Predictor, Ranked
     from manybeam.predictor.selection import Selection
-    from manybeam.predictor.transferred_calibration import TransferredCalibration
     from manybeam.zoo.records import Record
 
 TABLE_COLUMNS = ("member", "chosen", "predicted_f1", "low", "high", "why")
-ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
 FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
     float | None, typer.Option(min=0.01, help="Edge of a pixel, if the file does not give it [pm].")
 ]
-ConditionOption = Annotated[str, typer.Option(help="Id of the condition of the frames.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-pixel-size", help="Take the pixel size also if the frame contradicts."),
+]
+ConditionOption = Annotated[
+    str, typer.Option(help="Condition of the frames: an id of the zoo folder, or a YAML file.")
+]
 
 
 def predict(
@@ -41,6 +42,7 @@ def predict(
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF, or auto.")] = "auto",
     members: Annotated[str, typer.Option(help="Only these members of REF: 00,02.")] = "",
     pixel_size_pm: PixelOption = None,
+    trust_pixel_size: TrustOption = False,
     condition: ConditionOption = "",
     atoms: Annotated[Path | None, typer.Option(help="CSV file of all atoms.")] = None,
     zarr: Annotated[str, typer.Option(help="Zarr group of frames, maps and atoms.")] = "",
@@ -51,29 +53,40 @@ def predict(
     fail_on_drift: Annotated[
         bool, typer.Option("--fail-on-drift", help="Exit 7 if a frame is out of distribution.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="On a terminal, also members and reasons.")
+    ] = False,
     form: FormOption = Form.auto,
 ) -> None:
     """Find the atoms in frames, with probability and spread.
 
+    If a file has no pixel size, it is inferred from the lattice of the crystal and printed with
+    its error. A frame is out of distribution if no member suits it: do not rely on its atoms.
+
     Example: manybeam predict scan_0142.dm4 -e graphene --atoms atoms.csv --png pictures
     """
+    from manybeam.cli import answers
     from manybeam.predictor.answer import Question
 
-    _check_targets(atoms, zarr)
-    question = Question(ensemble, read_members("--members", members), false_atoms)
-    frames = _frames(files, pixel_size_pm, condition)
-    answers = [_lean(answer) for answer in _answers(frames, question)]
-    drifted = [one.frame.origin for one in answers if one.is_drifted]
-    _write_atoms(atoms, answers)
-    _write_pictures(png, answers)
-    _write_zarr(zarr, answers)
-    emit([_summary(answer) for answer in answers], form, title="Predictions")
+    _check_targets(atoms, zarr, png)
+    named = read_members("--members", members)
+    question = Question(ensemble, named, false_atoms, is_size_trusted=trust_pixel_size)
+    predictor = _predictor()
+    frames = _frames(predictor, question, files, pixel_size_pm, condition)
+    found = [_lean(answer) for answer in _answers(predictor, frames, question)]
+    answers.write_atoms(atoms, found)
+    answers.write_pictures(png, found)
+    answers.write_zarr(zarr, found)
+    shown = [line for one in found for line in answers.lines(one, is_verbose=verbose)]
+    emit([answers.row(one) for one in found], form, title="Predictions", lines=shown)
+    drifted = [one for one in found if one.is_drifted]
     if drifted and fail_on_drift:
         raise OutOfDistribution(
-            f"no member of {ensemble} fits {', '.join(drifted)}",
-            "",
-            f"manybeam select {drifted[0]} shows the members and why",
+            f"no member of {drifted[0].ref} suits {', '.join(map(answers.frame_name, drifted))}",
+            "; ".join(answers.out_of_distribution_reasons(drifted[0])),
+            f"manybeam select {drifted[0].frame.origin} shows the members and why",
         )
+    answers.warn(found)
 
 
 def select(
@@ -81,6 +94,7 @@ def select(
     *,
     ensemble: Annotated[str, typer.Option("--ensemble", "-e", help="REF, or auto.")] = "auto",
     pixel_size_pm: PixelOption = None,
+    trust_pixel_size: TrustOption = False,
     condition: ConditionOption = "",
     show: Annotated[bool, typer.Option("--show", help="Draw the members side by side.")] = False,
     png: Annotated[
@@ -102,6 +116,7 @@ def select(
     Example: manybeam select scan_0142.dm4 -e graphene --show
     """
     from manybeam.cli.preferences import list_preferences, picture_path, undo
+    from manybeam.predictor.answer import Question
 
     if retract:
         undo(retract, who)
@@ -114,18 +129,18 @@ def select(
             )
         return
     preferred, path = read_members("--pick", pick), picture_path(file, png)
-    frames = _frames([file], pixel_size_pm, condition)
+    question = Question(ensemble, is_selecting=True, is_size_trusted=trust_pixel_size)
+    predictor = _predictor()
+    frames = _frames(predictor, question, [file], pixel_size_pm, condition)
     if len(frames) > 1:
         say(f"{file.name}: the first of {len(frames)} frames; predict answers for each")
-    rows, verdict = _ranked(
-        frames[0], ensemble, preferred, who, note, path if show or png else None
-    )
+    best = predictor.rank(frames[0], question)[0]
+    rows, verdict = _ranked(best, preferred, who, note, path if show or png else None)
     emit(rows, form, title=f"{file.name}: {verdict}", columns=TABLE_COLUMNS)
 
 
 def _ranked(
-    frame: "Frame",
-    ref: str,
+    best: "Ranked",
     preferred: Sequence[int],
     who: str | None,
     note: str,
@@ -133,9 +148,7 @@ def _ranked(
 ) -> tuple[list[dict[str, Any]], str]:
     """Return a row for each member and the verdict; record the preference and draw, if asked to."""
     from manybeam.cli.preferences import draw, keep
-    from manybeam.predictor.answer import Question
 
-    best = _predictor().rank(frame, Question(ref, is_selecting=True))[0]
     selection, record = best.selection, best.version.record
     assert selection is not None and record is not None  # noqa: S101, PT018 - large enough, of a zoo
     for note_ in best.notes:
@@ -146,9 +159,9 @@ def _ranked(
     for one in selection.answerers:
         say(f"   {one.name}: predicted F1 {one.predicted_f1:.3f} ({one.low:.3f} to {one.high:.3f})")
     if preferred:
-        keep(frame, best, preferred, who, note)
+        keep(best.frame, best, preferred, who, note)
     if picture is not None:
-        draw(frame, best, picture, preferred)
+        draw(best.frame, best, picture, preferred)
     return _candidate_rows(record, selection, preferred), selection.verdict
 
 
@@ -187,28 +200,40 @@ def read_members(option: str, text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in words))
 
 
-def _frames(files: Sequence[Path], pixel_size_pm: float | None, condition: str) -> "list[Frame]":
-    """Return the frames of all files, read before the first network runs."""
+def _frames(
+    predictor: "Predictor",
+    question: "Question",
+    files: Sequence[Path],
+    pixel_size_pm: float | None,
+    condition: str,
+) -> "list[Frame]":
+    """Return the frames of all files, read and with a pixel size before the first network runs."""
     from dataclasses import replace
 
     from manybeam.data.io.frame import frames_of
-    from manybeam.data.io.reading import read_frames
-    from manybeam.spec.facility import facility_library
+    from manybeam.errors import MissingPixelSize
 
-    stated = facility_library().condition(condition) if condition else None
-    read = [
-        sized(read_frames(path, pixel_size_pm=pixel_size_pm, condition=stated)) for path in files
-    ]
+    read = read_files(files, pixel_size_pm, stated_condition(condition))
+    recordings = []
     for one in read:
-        for note in one.notes:
+        frames = [replace(frame, origin=str(one.source)) for frame in frames_of(one)]
+        try:
+            sized = predictor.sized(frames, question)
+        except MissingPixelSize as error:
+            way = "; with -e REF its crystal is assumed" if question.is_auto else ""
+            say(f"{one.source.name}: {error.what}{way}")
+            continue
+        for note in sized[0].notes[len(one.notes) :]:
             say(f"{one.source.name}: {note}")
-    check_sized(read)
-    return [replace(frame, origin=str(one.source)) for one in read for frame in frames_of(one)]
+        recordings += sized
+    check_sized(read, {frame.origin for frame in recordings})
+    return recordings
 
 
-def _answers(frames: "Sequence[Frame]", question: "Question") -> "Iterator[Answer]":
+def _answers(
+    predictor: "Predictor", frames: "Sequence[Frame]", question: "Question"
+) -> "Iterator[Answer]":
     """Yield one answer for each frame; an error names its file."""
-    predictor = _predictor()
     for frame in frames:
         name = Path(frame.origin).name
         try:
@@ -234,55 +259,13 @@ def _lean(answer: "Answer") -> "Answer":
     return replace(answer, whole=answer.whole.without_maps())
 
 
-def _summary(answer: "Answer") -> dict[str, Any]:
-    predicted, calibration = answer.predicted_f1, answer.calibration
-    return {
-        "file": answer.frame.origin,
-        "frame": answer.frame.index or 0,
-        "atoms": len(answer.atoms),
-        "verdict": answer.verdict,
-        "predicted_f1": predicted.f1 if predicted else None,
-        "low": predicted.low if predicted else None,
-        "high": predicted.high if predicted else None,
-        "members": [f"{m:02d}" for m in answer.members],
-        "ensemble": answer.ref,
-        "pixel_size_pm": answer.frame.pixel_size_pm,
-        "mean_spread_px": _mean(answer.atoms[:, 4:6]),
-        "position_90_pm": _finite(calibration.position_pm if calibration else None),
-        **_bounded(calibration),
-        "why": answer.why,
-    }
-
-
-def _bounded(calibration: "TransferredCalibration | None") -> dict[str, Any]:
-    """Return the result of a bound on false atoms; nothing if there is no bound."""
-    if calibration is None or not calibration.false_atoms:
-        return {}
-    return {
-        "false_atoms": calibration.false_atoms,
-        "is_kept": calibration.threshold is not None,
-        "kept": calibration.kept,
-        "doubts": "; ".join(calibration.notes),
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    """Return a number for JSON."""
-    import math
-
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _mean(values: "np.ndarray[Any, Any]") -> float | None:
-    import numpy as np
-
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
-
-
-def _check_targets(atoms: Path | None, zarr: str) -> None:
+def _check_targets(atoms: Path | None, zarr: str, png: Path | None) -> None:
     """Refuse targets that cannot be written to, before the first network runs."""
     check_target(atoms)
+    if png is not None and png.exists() and not png.is_dir():
+        raise InvalidInput(
+            f"--png {png} is a file", "there is one picture for each frame", "give a folder"
+        )
     if zarr:
         from manybeam.data.store import open_store
 
@@ -290,55 +273,3 @@ def _check_targets(atoms: Path | None, zarr: str) -> None:
             raise InvalidInput(
                 f"{zarr} is not empty", "answers do not overwrite files", "choose another --zarr"
             )
-
-
-def _write_atoms(path: Path | None, answers: "Sequence[Answer]") -> None:
-    """Write one CSV of all atoms; positions are also in nm if the pixel size is known."""
-    if path is None:
-        return
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("file", "frame", *ATOM_COLUMNS, "y_nm", "x_nm"))
-    for answer in answers:
-        nm = (answer.frame.pixel_size_pm or float("nan")) / 1000
-        for atom in answer.atoms.tolist():
-            place = (atom[0] * nm, atom[1] * nm)
-            writer.writerow((answer.frame.origin, answer.frame.index or 0, *atom, *place))
-    write_files({path: text.getvalue().encode()})
-
-
-def _write_pictures(folder: Path | None, answers: "Sequence[Answer]") -> None:
-    if folder is None:
-        return
-    from manybeam.cli.terminal.figures import answer_figure
-    from manybeam.zoo.reports.plots import png
-
-    for number, answer in enumerate(answers):
-        frame = answer.frame
-        name = f"{number:03d}-{Path(frame.origin).stem}-{frame.index or 0:03d}.png"
-        figure = answer_figure(frame.pixels_yx, answer.prediction, answer.why)
-        write_files({folder / name: png(figure)})
-
-
-def _write_zarr(url: str, answers: "Sequence[Answer]") -> None:
-    """Write one Zarr group with a sub-group for each frame: frame, mean, std, mi, atoms."""
-    if not url:
-        return
-    import zarr
-
-    from manybeam.data.store import open_store
-    from manybeam.zoo.lineage import note_prediction
-
-    root = zarr.create_group(open_store(url).zarr())
-    for number, answer in enumerate(answers):
-        group = root.create_group(f"{number:05d}")
-        arrays = {name: getattr(answer, f"{name}_yx") for name in ("mean", "std", "mi")}
-        arrays |= {"frame": answer.frame.pixels_yx, "atoms": answer.atoms}
-        for name, array in arrays.items():
-            group.create_array(name, data=array)
-        group.attrs.update({**_summary(answer), "atom_columns": list(ATOM_COLUMNS)})
-    for ref in dict.fromkeys(answer.ref for answer in answers):
-        note_prediction(ref, open_store(url).url)

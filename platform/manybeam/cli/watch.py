@@ -82,7 +82,7 @@ def watch(
         zoo, library = Zoo(), Library(settings().zoo)
         record = zoo.resolve(ensemble)
         searched = library.policy(policy) if policy else None
-        movie = _movie(frames, pixel_size_pm)
+        movie = _movie(frames, pixel_size_pm, record.ref)
         advisor = _Advisor(zoo, record, library, searched, movie, keep, again)
         drift = _begun(state, first) or _new(zoo, record, library, movie, first, bars)
         start = 0 if state is not None and state.is_file() else first
@@ -189,9 +189,9 @@ def _check_target(url: str) -> None:
             )
 
 
-def _movie(frames: list[str], pixel_size_pm: float | None) -> _Movie:
+def _movie(frames: list[str], pixel_size_pm: float | None, ref: str) -> _Movie:
     if len(frames) > 1 or Path(frames[0]).is_file():
-        return _of_files([Path(one) for one in frames], pixel_size_pm)
+        return _of_files([Path(one) for one in frames], pixel_size_pm, ref)
     from manybeam.data.frames import FrameSet
 
     found = FrameSet.open(frames[0])
@@ -207,13 +207,12 @@ def _reader(found: "FrameSet") -> Callable[[int, int], "Array"]:
     return lambda low, high: found.frames(slice(low, high))
 
 
-def _of_files(files: list[Path], pixel_size_pm: float | None) -> _Movie:
+def _of_files(files: list[Path], pixel_size_pm: float | None, ref: str) -> _Movie:
     import numpy as np
 
-    from manybeam.cli.terminal.sizing import all_sized
-    from manybeam.data.io.reading import read_frames
+    from manybeam.cli.terminal.sizing import all_sized, read_files
 
-    records = all_sized([read_frames(path, pixel_size_pm=pixel_size_pm) for path in files])
+    records = all_sized(read_files(files, pixel_size_pm, None))
     stacks = [one.frame if one.frame.ndim == 3 else one.frame[None] for one in records]
     shapes = {stack.shape[1:] for stack in stacks}
     if len(shapes) > 1:
@@ -226,8 +225,30 @@ def _of_files(files: list[Path], pixel_size_pm: float | None) -> _Movie:
     sizes = [
         one.pixel_size_pm for one, stack in zip(records, stacks, strict=True) for _ in stack
     ]  # fmt: skip
+    if None in sizes:
+        sizes = _inferred(whole[0], first, ref, len(whole))
     rows, columns = whole.shape[1:]
     return _Movie((rows, columns), sizes, first, first, lambda low, high: whole[low:high])
+
+
+def _inferred(
+    frame_yx: "Array", condition: "Condition", ref: str, count: int
+) -> "list[float | None]":
+    """Return the pixel size of every frame, inferred from the lattice of the first; else None."""
+    from manybeam.data.io.frame import Frame
+    from manybeam.errors import MissingPixelSize
+    from manybeam.predictor.answer import Question
+    from manybeam.predictor.predictor import Predictor
+    from manybeam.zoo.registry import Zoo
+
+    first = Frame(frame_yx, None, condition, "frame 0")
+    try:
+        (sized,) = Predictor.of_zoo(Zoo()).sized([first], Question(ref))
+    except MissingPixelSize as error:
+        say(error.what)
+        return [None] * count
+    say("; ".join(sized.notes))
+    return [sized.pixel_size_pm] * count
 
 
 def _begun(state: Path | None, first: int) -> "DriftWatch | None":

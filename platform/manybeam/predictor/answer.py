@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from manybeam.data.markup import facts_html
+from manybeam.spec.elements import symbols_of
+
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
     from manybeam.learn.nets.ensemble import Prediction
@@ -34,6 +37,7 @@ class Question:
         is_selecting: selection chooses among the members of REF; for `auto` it always does.
         is_raw: the answer has no calibration, predicted F1 or drift. Members are measured by
             raw answers.
+        is_size_trusted: the stated pixel size is taken without a look at the frame.
     """
 
     ref: str = AUTO
@@ -41,6 +45,7 @@ class Question:
     false_atoms: float = 0.0
     is_selecting: bool = False
     is_raw: bool = False
+    is_size_trusted: bool = False
 
     @property
     def is_auto(self) -> bool:
@@ -78,6 +83,11 @@ class Answer:
     def atoms(self) -> NDArray[np.float32]:
         """Float32 (atoms, 7): y, x, class, probability, spread_y_px, spread_x_px, votes."""
         return self.prediction.atoms
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Symbol of the element of each atom, as `Mo`; "" where members distinguish none."""
+        return symbols_of(self.atoms[:, 2], self.prediction.elements)
 
     @property
     def mean_yx(self) -> NDArray[np.float32]:
@@ -148,4 +158,12 @@ class Answer:
         return "; ".join(self.reasons)
 
     def _repr_html_(self) -> str:
-        return self.prediction._repr_html_()
+        predicted = self.predicted_f1
+        interval = "unknown"
+        if predicted is not None:
+            interval = f"{predicted.f1:.2f} ({predicted.low:.2f} to {predicted.high:.2f})"
+        facts = [
+            ("verdict", self.verdict or "unknown"),
+            ("predicted F1", interval),
+        ]
+        return facts_html("Answer", facts, self.prediction._repr_html_())

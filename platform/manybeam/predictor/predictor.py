@@ -6,18 +6,27 @@ the frame; ranking, calibration and answer use the same output.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from manybeam.data.io.frame import Frame
-from manybeam.errors import Corrupt, InvalidFrame, InvalidInput, UnknownRef
+from manybeam.errors import (
+    Corrupt,
+    DoubtfulPixelSize,
+    InvalidFrame,
+    InvalidInput,
+    MissingPixelSize,
+    UnknownRef,
+)
 from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.loaded import LoadedVersion, OneVersion, Versions
 from manybeam.predictor.performance import Weights
+from manybeam.predictor.pixel_size import check_pixel_size, with_inferred_size
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
 from manybeam.predictor.versions import ZooVersions
+from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble, Prediction
@@ -32,12 +41,14 @@ class Ranked:
     """One version with the answer of its members and their ranking.
 
     Attributes:
+        frame: the frame, with its pixel size as it was used.
         version: the version.
         whole: the answer of all its members.
         selection: their ranking; None if they were not ranked.
         notes: the limits of its answer.
     """
 
+    frame: Frame
     version: LoadedVersion
     whole: "Prediction"
     selection: Selection | None
@@ -80,6 +91,7 @@ class Predictor:
             NoCapacity: `auto`, and nothing serves.
             InvalidFrame: the frame is too small for `auto`, or for a bound on false atoms.
             InvalidInput: no version that may answer can keep the bound.
+            DoubtfulPixelSize: the pixel size contradicts the frame or the training.
             Corrupt: the weights differ from those registered.
             DeadlineExceeded: the time is up.
         """
@@ -90,7 +102,7 @@ class Predictor:
         else:
             prediction = part_of(best.whole, _named(best.version, question))
         return Answer(
-            frame,
+            best.frame,
             question,
             best.version.record,
             prediction.without_maps(),
@@ -106,8 +118,11 @@ class Predictor:
         question: Question | None = None,
         deadline: Deadline | None = None,
     ) -> Iterator[Answer]:
-        """Yield the answer for each frame, as `answer` gives it."""
-        for frame in frames:
+        """Yield the answer for each frame, as `answer` gives it.
+
+        A missing pixel size is inferred once for all frames: they are of one recording.
+        """
+        for frame in self._sized(frames, question or Question()):
             yield self.answer(frame, question, deadline)
 
     def rank(
@@ -115,33 +130,67 @@ class Predictor:
     ) -> list[Ranked]:
         """Return every version that may answer with its ranking; the first one answers.
 
-        For `auto`, a version with damaged files is left out, and the notes name it. Raises as
-        `answer` does.
+        For `auto`, a version with damaged files, or for other pixel sizes, is left out, and the
+        notes name it. Raises as `answer` does.
         """
         question, deadline = question or Question(), deadline or Deadline()
+        (frame,) = self._sized((frame,), question)
         if not question.is_auto:
             with deadline.stage("load"):
                 version = self.versions.get(question.ref)
             return [self._ranked(version, frame, question, deadline)]
         return self._best_of(self.versions.serving(), frame, question, deadline)
 
+    def sized(self, frames: Sequence[Frame], question: Question | None = None) -> tuple[Frame, ...]:
+        """Return the frames of one recording; a missing pixel size is inferred from a lattice.
+
+        The crystal is that of the frames' condition, else the one that the named version was made
+        for. For `auto` only the condition counts, because lattices of one symmetry look alike.
+
+        Raises:
+            MissingPixelSize: no crystal is known, or its lattice does not show.
+            UnknownRef: no such version.
+        """
+        if all(one.pixel_size_pm is not None for one in frames):
+            return tuple(frames)
+        question = question or Question()
+        version = None if question.is_auto else self.versions.get(question.ref)
+        return with_inferred_size(frames, version, self._facility)
+
+    @property
+    def _facility(self) -> "Library":
+        return self._library or facility_library()
+
+    def _sized(self, frames: Sequence[Frame], question: Question) -> tuple[Frame, ...]:
+        """Return the frames with the pixel size of `sized`, or without one if there is none."""
+        if question.is_raw:
+            return tuple(frames)
+        try:
+            return self.sized(frames, question)
+        except (MissingPixelSize, Corrupt):
+            return tuple(frames)
+
     def _best_of(
         self, refs: Sequence[str], frame: Frame, question: Question, deadline: Deadline
     ) -> list[Ranked]:
-        ranked, damaged = [], {}
+        ranked: list[Ranked] = []
+        refused: dict[str, Corrupt | DoubtfulPixelSize] = {}
         for ref in refs:
             try:
                 with deadline.stage("load"):
                     version = self.versions.get(ref)
             except Corrupt as error:
                 logger.warning("%s is left out: %s", ref, error)
-                damaged[ref] = error
+                refused[ref] = error
                 continue
             if question.false_atoms and version.performance is None and len(refs) > 1:
                 continue  # it cannot keep a bound; another version may
-            ranked.append(self._ranked(version, frame, question, deadline))
-        if damaged and not ranked:
-            raise next(iter(damaged.values()))
+            try:
+                ranked.append(self._ranked(version, frame, question, deadline))
+            except DoubtfulPixelSize as error:
+                refused[ref] = error
+        if refused and not ranked:
+            raise next(iter(refused.values()))
         if not ranked:
             raise InvalidInput(
                 "no ensemble that serves can keep a bound on false atoms",
@@ -149,10 +198,8 @@ class Predictor:
                 f"manybeam calibrate {refs[0]}",
             )
         ranked.sort(key=_rank_key, reverse=True)
-        left_out = [f"{ref} is left out: {error.what}" for ref, error in damaged.items()]
-        return [
-            Ranked(one.version, one.whole, one.selection, (*one.notes, *left_out)) for one in ranked
-        ]
+        left_out = [f"{ref} is left out: {error.what}" for ref, error in refused.items()]
+        return [replace(one, notes=(*one.notes, *left_out)) for one in ranked]
 
     def _ranked(
         self, version: LoadedVersion, frame: Frame, question: Question, deadline: Deadline
@@ -161,11 +208,14 @@ class Predictor:
         is_free = question.is_auto or question.is_selecting
         asked = None if is_free else _named(version, question)
         check_bound(version, question.false_atoms)
+        if not (question.is_raw or question.is_size_trusted):
+            check_pixel_size(frame, version, self._facility)
         too_small = _too_small(frame, question)
+        limits = (*version.notes, *too_small, *_unsized(frame))
         with deadline.stage("predict"):
             whole = version.ensemble.predict(frame.pixels_yx, frame.pixel_size_pm)
         if question.is_raw or too_small:
-            return Ranked(version, whole, None, (*version.notes, *too_small))
+            return Ranked(frame, version, whole, None, limits)
         with deadline.stage("select"):
             selection = select(
                 version,
@@ -175,8 +225,8 @@ class Predictor:
                 false_atoms=question.false_atoms,
                 library=self._library,
             )
-        limits = selection.transferred.notes if selection.transferred else ()
-        return Ranked(version, whole, selection, (*version.notes, *limits))
+        limits += selection.transferred.notes if selection.transferred else ()
+        return Ranked(frame, version, whole, selection, limits)
 
 
 def _rank_key(one: Ranked) -> tuple[bool, bool, float]:
@@ -195,6 +245,13 @@ def _named(version: LoadedVersion, question: Question) -> Weights:
             f"manybeam zoo show {version.ref}",
         )
     return dict.fromkeys(members, 1 / len(members))
+
+
+def _unsized(frame: Frame) -> tuple[str, ...]:
+    """Return what an unknown pixel size means for the answer."""
+    if frame.pixel_size_pm is not None:
+        return ()
+    return ("no pixel_size_pm: the frame is assumed to have the pixel size of the training",)
 
 
 def _too_small(frame: Frame, question: Question) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from manybeam.predictor.condition_distance import Near
 from manybeam.predictor.performance import PredictedF1
 from manybeam.spec import Policy, Range
 
+WORTH_A_WORD = 0.05  # gain in predicted F1 from which other members are proposed
 # Quantities that are named when a policy does not cover them: path -> (name, unit).
 WORDS: Mapping[str, tuple[str, str]] = {
     "scan.pixel_size_pm": ("pixel size", "pm"),
@@ -83,8 +84,17 @@ def answer_reason(
     policies: Mapping[int, tuple[str, Policy | None]],
     near: Near,
     predicted: PredictedF1 | None,
+    better: tuple[Sequence[int], PredictedF1] | None = None,
 ) -> list[str]:
-    """Return the facts of an answer whose members the caller named, a sentence each."""
+    """Return the facts of an answer whose members the caller named, a sentence each.
+
+    Args:
+        members: the members that answer.
+        policies: policy of each member of the version.
+        near: place of the frame among the measured conditions.
+        predicted: predicted F1 of this answer, if it is known.
+        better: the members that selection would choose, with their predicted F1.
+    """
     who = "all members answer, as asked"
     if len(members) < len(policies):
         who = f"{', '.join(_called(member, policies) for member in members[:4])} answer, as asked"
@@ -93,6 +103,9 @@ def answer_reason(
         said.append(
             f"predicted F1 {predicted.f1:.2f} ({predicted.low:.2f} to {predicted.high:.2f})"
         )
+    if better and predicted is not None and better[1].f1 >= predicted.f1 + WORTH_A_WORD:
+        names = ",".join(f"{member:02d}" for member in better[0])
+        said.append(f"--members {names} would have a predicted F1 of {better[1].f1:.2f}")
     said.append(_place(near))
     return said
 

@@ -362,8 +362,10 @@ def _with_reasons(
     """Return the selection with the reasons of its answer."""
     own = words.selection(ranked, selection.chosen)
     if selection.asked is not None:
-        known = selection.predicted(list(selection.asked))
-        own = answer_reason(list(selection.asked), words.policies, words.near, known)
+        known, asked = selection.predicted(list(selection.asked)), list(selection.asked)
+        chosen = selection.predicted(selection.chosen)
+        better = (selection.chosen, chosen) if chosen is not None else None
+        own = answer_reason(asked, words.policies, words.near, known, better)
     elif selection.is_calibrated and len(selection.chosen) > 1:
         together = selection.answerers[0]
         f1, low, high = together.predicted_f1, together.low, together.high

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.wire import Frames, plain
+from manybeam.spec.elements import symbol_of
 
 if TYPE_CHECKING:
+    from manybeam.data.io.frame import Frame
     from manybeam.learn.nets.ensemble import Prediction
     from manybeam.predictor.answer import Answer
     from manybeam.predictor.performance import PredictedF1
@@ -41,9 +43,9 @@ def answer_meta(found: "Sequence[Answer]", frames: Frames, query: RequestQuery) 
     """
     first = found[0]
     drifted = next((one for one in found if one.is_drifted), first)
-    content = _meta(first.record, first.members, frames, query) | _facts(first)
+    content = _meta(first.record, first.members, first.frame, frames, query) | _facts(first)
     content["drift"] = _drift(drifted)
-    content["degraded"] = [*_notes(found), *_limits(first.record, query)]
+    content["degraded"] = [*_notes(found), *_limits(first.record)]
     if frames.is_stack:
         content["per_frame"] = [_facts(one) for one in found]
     return content
@@ -62,7 +64,7 @@ def selection_content(
     ]
     rows.sort(key=lambda row: -row["predicted_f1"])
     record = best.version.record
-    limits = [*best.notes, *_limits(record, query)]
+    limits = [*best.notes, *_limits(record)]
     content = {
         "verdict": selection.verdict,
         "why": selection.why,
@@ -73,7 +75,7 @@ def selection_content(
         "answerers": [_answerer_row(one) for one in selection.answerers],
         "candidates": rows,
         "nearest": [list(pair) for pair in selection.nearest],
-        "meta": _meta(record, selection.chosen, frames, query) | {"degraded": limits},
+        "meta": _meta(record, selection.chosen, best.frame, frames, query) | {"degraded": limits},
     }
     return plain(content), selection.verdict != "ok"
 
@@ -84,18 +86,23 @@ def _selection_of(one: "Ranked") -> "Selection":
 
 
 def _meta(
-    record: "Record | None", members: Sequence[int], frames: Frames, query: RequestQuery
+    record: "Record | None",
+    members: Sequence[int],
+    first: "Frame",
+    frames: Frames,
+    query: RequestQuery,
 ) -> dict[str, Any]:
-    """Return the facts of all frames of a request."""
+    """Return the facts of all frames of a request; `first` is its first frame as it was used."""
     return {
         "ref": record.ref if record else "",
         "ensemble": record.name if record else "",
         "version": record.version if record else None,
         "members": list(members),
-        "pixel_size_pm": query.pixel_size_pm,
+        "pixel_size_pm": first.pixel_size_pm,
+        "pixel_size_error_pm": first.pixel_size_error_pm,
         "frames": len(frames.frames),
         "shape": list(frames.frames[0].shape),
-        "notes": list(frames.notes),
+        "notes": [*frames.notes, *first.notes],
         "instrument": query.instrument,
         "frame_id": query.frame_id,
     }
@@ -107,6 +114,7 @@ def _facts(one: "Answer") -> dict[str, Any]:
         "ref": one.ref,
         "members": list(one.members),
         "verdict": one.verdict or None,
+        "elements": [symbol_of(number) for number in one.prediction.elements],
         "predicted_f1": _predicted(one.predicted_f1),
         "drift": _drift(one),
         "calibration": _calibration(one.calibration),
@@ -134,10 +142,8 @@ def _calibration(one: "TransferredCalibration | None") -> dict[str, Any] | None:
     return {name: plain(value) for name, value in content.items()}
 
 
-def _limits(record: "Record | None", query: RequestQuery) -> Iterator[str]:
+def _limits(record: "Record | None") -> Iterator[str]:
     """Yield the limits of every answer of this version."""
-    if query.pixel_size_pm is None:
-        yield "no pixel_size_pm: the frame is assumed to have the pixel size of the training"
     if record and record.failed:
         yield f"{len(record.failed)} planned member(s) failed in training"
 

@@ -82,7 +82,9 @@ class Service:
             NotFound: no such ensemble, member or condition.
         """
         deadline = deadline or Deadline()
-        question = Question(ref, query.members, query.false_atoms)
+        question = Question(
+            ref, query.members, query.false_atoms, is_size_trusted=query.trust_pixel_size
+        )
         asked = _frames(frames, query)
         found = list(self._predictor.answers(asked, question, deadline))
         wanted = arrays(found, query.want, is_stack=frames.is_stack)
@@ -96,7 +98,9 @@ class Service:
 
         The candidates of all ensembles are in one ranking, best first.
         """
-        question = Question(query.ensemble, is_selecting=True)
+        question = Question(
+            query.ensemble, is_selecting=True, is_size_trusted=query.trust_pixel_size
+        )
         frame = _frames(frames, query)[0]
         ranked = self._predictor.rank(frame, question, deadline or Deadline())
         return selection_content(ranked, frames, query)

@@ -18,6 +18,7 @@ from manybeam.errors import InvalidInput
 MAPS = ("mean", "std", "mi")  # maps: probability, spread, mutual information
 WANTS = ("atoms", *MAPS, "members", "votes")
 MAX_DEADLINE_MS = 600_000
+FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@-]{0,199}")
 
@@ -54,6 +55,12 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]!r} is not finite")
     return value
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in FLAGS:
+        raise ValueError(f"{text[:40]!r} is none of {', '.join(FLAGS)}")
+    return FLAGS[text.lower()]
 
 
 def _want(text: str) -> tuple[str, ...]:
@@ -97,8 +104,15 @@ class RequestQuery:
     pixel_size_pm: Annotated[
         Annotated[float, Field(ge=1, le=500)] | None,
         _text(_pixel_size),
-        Field(description="Edge of a pixel [pm]; left out if unknown."),
+        Field(
+            description="Edge of a pixel [pm]. If left out, it is inferred if the crystal is known."
+        ),
     ] = None
+    trust_pixel_size: Annotated[
+        bool,
+        _text(_flag),
+        Field(description="Take pixel_size_pm also if it contradicts the frame or the training."),
+    ] = False
     want: Annotated[
         tuple[str, ...],
         _text(_want),
@@ -141,6 +155,7 @@ _MODEL: TypeAdapter[RequestQuery] = TypeAdapter(RequestQuery)
 
 PREDICT_NAMES = (
     "pixel_size_pm",
+    "trust_pixel_size",
     "want",
     "deadline_ms",
     "instrument",
@@ -151,6 +166,7 @@ PREDICT_NAMES = (
 )
 SELECT_NAMES = (
     "pixel_size_pm",
+    "trust_pixel_size",
     "deadline_ms",
     "instrument",
     "frame_id",

@@ -254,17 +254,31 @@ def write_npz(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> by
 
 
 def write_json(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
-    """Return the answer as JSON: atoms by name, unknown values as null."""
+    """Return the answer as JSON: atoms by name, unknown values as null.
+
+    Args:
+        arrays: the arrays of the answer.
+        meta: its facts; `elements` names the classes of the atoms, in `per_frame` for a stack.
+    """
     content: dict[str, Any] = {}
     for name, columns in (("atoms", ATOM_COLUMNS), ("members", MEMBER_COLUMNS)):
         if name in arrays:
             rows = [dict(zip(columns, row, strict=True)) for row in plain(arrays[name].tolist())]
             for row, frame in zip(rows, arrays.get(f"{name}_frame", ()), strict=False):
                 row["frame"] = int(frame)
+            for row in rows:
+                row["element"] = _element(row, meta)
             content[name] = rows
     if "votes" in arrays:
         content["votes"] = plain(arrays["votes"].tolist())
     return json.dumps({**content, "meta": meta}, allow_nan=False).encode()
+
+
+def _element(row: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
+    """Return the symbol of the element of an atom, or None if its class is no element."""
+    facts = meta["per_frame"][row["frame"]] if "frame" in row else meta
+    symbols = facts.get("elements", ())
+    return symbols[int(row["class"]) - 1] if 0 < row["class"] <= len(symbols) else None
 
 
 def plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from manybeam.errors import InvalidSpec, NotFound, UnknownCondition
+from manybeam.spec.faults import CLOSE, fault_lines, syntax_words
 from manybeam.spec.imaging import Condition, Policy
 from manybeam.spec.job import Job
 from manybeam.spec.recipe import Recipe
@@ -46,13 +47,6 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"),
 )
 
-# The type of a fault in pydantic, and our text about what is allowed.
-_ALLOWED = {
-    "missing": "this field is required",
-    "extra_forbidden": "no field of that name",
-    "string_pattern_mismatch": "lower-case letters, digits, dot, dash and underscore",
-}
-
 
 def load_condition(path: Path | str) -> Condition:
     """Read one condition; raises InvalidSpec with all mistakes."""
@@ -72,6 +66,13 @@ def load_recipe(path: Path | str) -> Recipe:
 def load_job(path: Path | str) -> Job:
     """Read one job; raises InvalidSpec with all mistakes."""
     return _load(Path(path), Job)
+
+
+KINDS: Mapping[str, type[BaseModel]] = {
+    "conditions": Condition,
+    "policies": Policy,
+    "recipes": Recipe,
+}
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,23 @@ class Library:
         return self.recipes[name]
 
     def _all(self, kind: str, model: type[M]) -> dict[str, M]:
-        """Read every file of one kind; the mistakes of all files are reported together."""
+        """Read every file of one kind; the mistakes of all files are reported together.
+
+        If there is a mistake, those of the other kinds are reported too.
+        """
+        found, faults = self._read(kind, model)
+        if faults:
+            others = ((name, one) for name, one in KINDS.items() if name != kind)
+            faults += [fault for name, one in others for fault in self._read(name, one)[1]]
+            raise InvalidSpec("\n".join(faults), "", "correct the lines listed above")
+        return found
+
+    def faults(self) -> list[str]:
+        """Return a line for every mistake in the files of the library."""
+        return [fault for kind, model in KINDS.items() for fault in self._read(kind, model)[1]]
+
+    def _read(self, kind: str, model: type[M]) -> tuple[dict[str, M], list[str]]:
+        """Return the items of one kind by id, and a line for every mistake."""
         found: dict[str, M] = {}
         faults: list[str] = []
         for path in sorted((self.folder / kind).glob("*.yaml")):
@@ -147,18 +164,46 @@ class Library:
             if name in found:
                 faults.append(f"{path}: id {name!r} is used by another file of {path.parent}")
             found[name] = item
-        if faults:
-            raise InvalidSpec("\n".join(faults), "", "correct the lines listed above")
-        return found
+        return found, faults
+
+
+def load_project(job_path: Path, fallback: Path) -> tuple[Job, Library]:
+    """Return a job and its library; the mistakes of all their files are reported together.
+
+    Args:
+        job_path: the job.
+        fallback: folder of the library if there is none beside the job.
+
+    Raises:
+        InvalidSpec: with all mistakes.
+    """
+    library = Library.beside(job_path, fallback)
+    try:
+        job = load_job(job_path)
+    except InvalidSpec as error:
+        if not (faults := library.faults()):
+            raise
+        raise InvalidSpec(
+            "\n".join([error.what, *faults]), error.why, "correct the lines listed above"
+        ) from error
+    if faults := library.faults():
+        raise InvalidSpec("\n".join(faults), "", "correct the lines listed above")
+    return job, library
 
 
 def _unknown(
     kind: str, name: str, folder: Path, known: Mapping[str, object]
 ) -> tuple[str, str, str]:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=CLOSE)
     names = ", ".join(sorted(known)) or "none"
     hint = f"similar names: {', '.join(near)}" if near else f"names in the folder: {names}"
     return f"there is no {kind} {name!r}", f"searched in {folder}", hint
+
+
+def _why_unread(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no UTF-8 text"
+    return (error.strerror or str(error)).lower()
 
 
 def _load(path: Path, model: type[M]) -> M:
@@ -166,7 +211,7 @@ def _load(path: Path, model: type[M]) -> M:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpec(
-            f"{path}: cannot be read: {error}",
+            f"{path}: cannot be read: {_why_unread(error)}",
             "a YAML text file is needed",
             "check the path and the permissions of the file",
         ) from error
@@ -175,53 +220,20 @@ def _load(path: Path, model: type[M]) -> M:
         tree = loader.get_single_node()
         content = loader.construct_document(tree) if tree else None
     except yaml.YAMLError as error:
+        line, words = syntax_words(error)
         raise InvalidSpec(
-            f"{path}: is not YAML: {error}", "a YAML text file is needed", "check the indentation"
+            f"{path}:{line}: is not YAML: {words}",
+            "a YAML text file is needed",
+            "correct this line or the one before it",
         ) from error
     if not isinstance(content, dict):
         raise InvalidSpec(
-            f"{path}: holds {type(content).__name__}",
+            f"{path}: holds {'nothing' if content is None else 'a list or a text, and no fields'}",
             "a file holds fields, as name: value",
             "see the examples in zoo/ and jobs/",
         )
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        faults = [_fault(path, model, fault, tree) for fault in error.errors()]
+        faults = fault_lines(path, model, error, tree)
         raise InvalidSpec("\n".join(faults), "", "correct the lines listed above") from error
-
-
-def _fault(path: Path, model: type[BaseModel], fault: Any, tree: yaml.Node | None) -> str:
-    """Return one line: file:line, path of the field, value, what is allowed, what to do."""
-    place = list(fault["loc"])
-    field = ".".join(str(part) for part in place) or model.__name__
-    seen = "" if fault["type"] == "missing" or not place else f" {fault['input']!r}"
-    allowed = _ALLOWED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
-    advice = _nearest_field(model, place) if fault["type"] == "extra_forbidden" else ""
-    return f"{path}:{_line_of(tree, place)}: {field}:{seen[:120]} {allowed}{advice}"
-
-
-def _nearest_field(model: type[BaseModel], place: list[str | int]) -> str:
-    """Return "; did you mean ..." with a similar field of the same group."""
-    group: Any = model
-    for part in place[:-1]:
-        field = getattr(group, "model_fields", {}).get(part)
-        group = getattr(field, "annotation", None) if field else group
-    names = list(getattr(group, "model_fields", {}))
-    near = difflib.get_close_matches(str(place[-1]), names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; fields here: {', '.join(names)}"
-
-
-def _line_of(node: yaml.Node | None, place: list[str | int]) -> int:
-    """Return the line (from 1) of the deepest part of `place` that the file holds."""
-    line = node.start_mark.line + 1 if node else 1
-    for part in place:
-        if isinstance(node, yaml.MappingNode):
-            hit = next(((k, v) for k, v in node.value if k.value == part), None)
-            if hit is None:
-                return line
-            line, node = hit[0].start_mark.line + 1, hit[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line

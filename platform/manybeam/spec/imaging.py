@@ -59,6 +59,34 @@ def quantity(low: float, high: float, unit: str, sentence: str) -> Any:
     return Field(default=None, description=f"{sentence} [{unit}]", json_schema_extra=extra)
 
 
+# Unit of a field -> units that are written by mistake, with the factor to that of the field.
+OTHER_UNITS: dict[str, tuple[tuple[str, float], ...]] = {
+    "kV": (("V", 1e-3), ("MV", 1e3)),
+    "pm": (("A", 1e2), ("nm", 1e3)),
+    "nm": (("A", 0.1), ("pm", 1e-3), ("um", 1e3)),
+    "um": (("mm", 1e3), ("nm", 1e-3)),
+    "mrad": (("rad", 1e3),),
+    "us": (("ms", 1e3), ("s", 1e6), ("ns", 1e-3)),
+    "pA": (("nA", 1e3),),
+    "e/A^2": (("e/nm^2", 1e-2),),
+}
+
+
+def other_units(value: float, low: float, high: float, unit: str) -> str:
+    """Return what a value out of bounds would be in other units; "" if no unit explains it.
+
+    Example:
+        >>> other_units(60000, 20, 400, "kV")
+        '; 60000 V would be 60 kV'
+    """
+    meant = [
+        f"{value:g} {other} would be {value * factor:.6g} {unit}"
+        for other, factor in OTHER_UNITS.get(unit, ())
+        if low <= value * factor <= high
+    ]
+    return f"; {', '.join(meant)}" if meant else ""
+
+
 class Group(Model):
     """A group of quantities; each is checked against the bounds of its field."""
 
@@ -77,7 +105,8 @@ class Group(Model):
             raise ValueError(f"is not a bare number; give {allowed}")
         is_list = isinstance(value, (list, tuple))
         if (is_list and len(ends) != 2) or not all(low <= end <= high for end in ends):
-            raise ValueError(f"is out of bounds; give {allowed}")
+            units = other_units(ends[0], low, high, str(unit)) if len(ends) == 1 else ""
+            raise ValueError(f"is out of bounds; give {allowed}{units}")
         if len(ends) == 2 and ends[0] > ends[1]:
             raise ValueError(f"has the high end first; give {allowed}")
         return float(ends[0]) if len(ends) == 1 else Range(low=ends[0], high=ends[1])

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from manybeam.spec.elements import as_atomic_number
 from manybeam.spec.imaging import ID_PATTERN, Model
 
 
@@ -54,10 +55,13 @@ class TileSpec(Model):
         "or scale from 0 (darkest) to 1 (brightest pixel)",
     )
     local_nm: float = Field(1.5, gt=0, le=100, description="window of local normalisation [nm]")
-    elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = Field(
-        (),
-        max_length=8,
-        description="atomic numbers, one class each; if left out, one class for all atoms",
+    elements: tuple[Annotated[int, BeforeValidator(as_atomic_number), Field(ge=1, le=118)], ...] = (
+        Field(
+            (),
+            max_length=8,
+            description="symbols or atomic numbers, one class each; if left out, one class for all "
+            "atoms",
+        )
     )
     frames_per_policy: int = Field(
         128, ge=1, le=1_000_000, description="frames simulated for each policy"

@@ -28,30 +28,6 @@ PANEL_IN = 3.1
 Array = np.ndarray[Any, Any]
 
 
-def answer_figure(frame_yx: Array, prediction: "Prediction", title: str = "") -> Figure:
-    """Return frame | mean | spread | atoms of one answer, side by side.
-
-    Args:
-        frame_yx: the frame as it was recorded.
-        prediction: the answer of the ensemble.
-        title: one line above the pictures.
-    """
-    figure = Figure(figsize=(14, 3.9), layout="constrained")
-    axes = figure.subplots(1, 4)
-    _gray(axes[0], frame_yx, "frame")
-    _coloured(figure, axes[1], prediction.mean_yx, "mean probability", "viridis", 1.0)
-    top = max(0.1, float(prediction.std_yx.max()))
-    _coloured(figure, axes[2], prediction.std_yx, "spread (std over members)", "magma", top)
-    _gray(axes[3], frame_yx, f"{len(prediction.atoms)} atoms, coloured by probability")
-    atoms = prediction.atoms
-    dots = axes[3].scatter(
-        atoms[:, 1], atoms[:, 0], c=atoms[:, 3], s=10, cmap="viridis", vmin=0, vmax=1
-    )
-    figure.colorbar(dots, ax=axes[3], fraction=0.046)
-    figure.suptitle(title[:160], fontsize=9)
-    return figure
-
-
 def members_figure(
     frame_yx: Array,
     prediction: "Prediction",
@@ -74,7 +50,7 @@ def members_figure(
     """
     chosen = tuple(preferred) or selection.chosen
     together = prediction.subset(preferred) if preferred else selection.answer(prediction)
-    window = _window(prediction, together.atoms)
+    window = window_of(prediction, together.atoms, MOST_ACROSS, ACROSS)
     ranked = selection.candidates[:SHOWN_MEMBERS]
     figure, axes = _grid(2 + len(ranked))
     _whole_frame(axes[0], frame_yx, window, prediction.pixel_size_pm)
@@ -91,6 +67,37 @@ def members_figure(
     words = textwrap.wrap(f"{title}{selection.verdict}: {selection.why}{rest}", 145)
     figure.suptitle("\n".join(words[:2]) + " ..." * (len(words) > 2), fontsize=9)
     return figure
+
+
+def window_of(
+    prediction: "Prediction", atoms: Array, most_across: float, across: float
+) -> tuple[slice, slice]:
+    """Return the part of the frame to show: all of it, or where the members differ most.
+
+    Args:
+        prediction: with the spread over the members.
+        atoms: the atoms to separate by eye.
+        most_across: width up to which the whole frame is shown, in distances of neighbours.
+        across: width of the part that is shown of a wider frame, in the same unit.
+    """
+    from scipy.ndimage import uniform_filter
+
+    from manybeam.learn.scoring.scores import neighbour_distance_px
+
+    differ_yx, step_px = prediction.std_yx.copy(), neighbour_distance_px(atoms)
+    if not max(differ_yx.shape) > most_across * step_px:  # NaN: fewer than two atoms
+        return slice(0, differ_yx.shape[0]), slice(0, differ_yx.shape[1])
+    edge_px = math.ceil(step_px)  # members are unreliable at the edge
+    differ_yx[:edge_px] = differ_yx[-edge_px:] = 0
+    differ_yx[:, :edge_px] = differ_yx[:, -edge_px:] = 0
+    sides = [min(round(across * step_px), side) for side in differ_yx.shape]
+    inside = tuple(
+        slice(side // 2, whole - side + side // 2 + 1)
+        for side, whole in zip(sides, differ_yx.shape, strict=True)
+    )
+    near_yx = uniform_filter(differ_yx, sides, mode="nearest")[inside]
+    y, x = np.unravel_index(int(near_yx.argmax()), near_yx.shape)
+    return slice(int(y), int(y) + sides[0]), slice(int(x), int(x) + sides[1])
 
 
 def reliability_figure(curves: Sequence[tuple[str, Array, Array, Array]]) -> Figure:
@@ -117,15 +124,6 @@ def _gray(axis: "Axes", frame_yx: Array, title: str, size: float = 9) -> None:
     axis.set_axis_off()
 
 
-def _coloured(
-    figure: Figure, axis: "Axes", map_yx: Array, title: str, colours: str, top: float
-) -> None:
-    picture = axis.imshow(map_yx, cmap=colours, vmin=0, vmax=top)
-    figure.colorbar(picture, ax=axis, fraction=0.046)
-    axis.set_title(title, fontsize=9)
-    axis.set_axis_off()
-
-
 def _grid(count: int) -> tuple[Figure, "list[Axes]"]:
     """Return a figure with this number of square panels."""
     columns = count if count <= 5 else 4 if count <= 8 else 5
@@ -136,28 +134,6 @@ def _grid(count: int) -> tuple[Figure, "list[Axes]"]:
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure, axes
-
-
-def _window(prediction: "Prediction", atoms: Array) -> tuple[slice, slice]:
-    """Return the part of the frame to show: all of it, or where the members differ most."""
-    from scipy.ndimage import uniform_filter
-
-    from manybeam.learn.scoring.scores import neighbour_distance_px
-
-    differ_yx, step_px = prediction.std_yx.copy(), neighbour_distance_px(atoms)
-    if not max(differ_yx.shape) > MOST_ACROSS * step_px:  # NaN: fewer than two atoms
-        return slice(0, differ_yx.shape[0]), slice(0, differ_yx.shape[1])
-    edge_px = math.ceil(step_px)  # members are unreliable at the edge
-    differ_yx[:edge_px] = differ_yx[-edge_px:] = 0
-    differ_yx[:, :edge_px] = differ_yx[:, -edge_px:] = 0
-    sides = [min(round(ACROSS * step_px), side) for side in differ_yx.shape]
-    inside = tuple(
-        slice(side // 2, whole - side + side // 2 + 1)
-        for side, whole in zip(sides, differ_yx.shape, strict=True)
-    )
-    near_yx = uniform_filter(differ_yx, sides, mode="nearest")[inside]
-    y, x = np.unravel_index(int(near_yx.argmax()), near_yx.shape)
-    return slice(int(y), int(y) + sides[0]), slice(int(x), int(x) + sides[1])
 
 
 def _whole_frame(

@@ -11,6 +11,7 @@ import typer
 
 Row = Mapping[str, Any]
 WIDTH = 400  # of a table that goes into a file or a pipe
+LEAST_TEXT = 26  # width to which a column of text may be broken; shorter cells stay whole
 
 
 class Form(StrEnum):
@@ -36,6 +37,7 @@ def emit(
     title: str = "",
     columns: Sequence[str] = (),
     empty: str = "",
+    lines: Iterable[str] = (),
 ) -> None:
     """Print rows to stdout; if there are none, say so on stderr.
 
@@ -45,12 +47,17 @@ def emit(
         title: heading of a table; other forms leave it out.
         columns: keys that a table shows, if not all fit on a screen.
         empty: what there is none of yet, and what to do: `no token yet; manybeam ...`.
+        lines: text that `auto` prints on a terminal in place of a table.
     """
-    listed, form = list(rows), settled(form)
+    listed, text = list(rows), list(lines)
+    if form is Form.auto and text and sys.stdout.isatty():
+        typer.echo("\n".join(text))
+        return
+    form = settled(form)
     if not listed:
         say(empty or f"{title}: nothing yet".removeprefix(": "))
     if form is Form.table and listed:
-        _table([{k: row[k] for k in columns or row} for row in listed], title)
+        _table([{k: row.get(k) for k in columns or row} for row in listed], title)
     elif form is Form.json:
         typer.echo(json.dumps(listed, indent=2, default=str))
     elif form is Form.jsonl:
@@ -81,30 +88,73 @@ def cell(value: Any) -> str:
         return "not measured"
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return _words(value)
+
+
+def _words(value: Any) -> str:
+    """Return a value as text; lists and mappings as their parts with commas."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{part} {name}" for name, part in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)
 
 
 def _table(rows: Sequence[Row], title: str) -> None:
-    """Print a table without borders; without a terminal, it is as wide as needed."""
+    """Print a table without borders; without a terminal, it is as wide as needed.
+
+    On a terminal too narrow for it, a single row is turned, and of several the last columns are
+    left out and named.
+    """
+    if not rows:
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Values may come from a package: they are shown as text, never as markup of rich.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    least = _least_widths(rows)
+    shown = _fitting(least, console.width)
+    if len(shown) < len(least) and len(rows) == 1:
+        rows = [{"field": name, "value": value} for name, value in rows[0].items()]
+        least = shown = _least_widths(rows)
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for place, name in enumerate(rows[0]):
-        table.add_column(Text(str(name)), no_wrap=place == 0)  # an id must not be cut
+    for place, (name, width) in enumerate(shown.items()):
+        table.add_column(Text(name), no_wrap=place == 0, min_width=width)  # an id must not be cut
     for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+        # Values may come from a package: they are shown as text, never as markup of rich.
+        table.add_row(*(Text(cell(row.get(name))) for name in shown))
+    console.print(table)
+    if left_out := [name for name in least if name not in shown]:
+        say(f"left out for lack of width: {', '.join(left_out)}; -o json shows all")
+
+
+def _least_widths(rows: Sequence[Row]) -> dict[str, int]:
+    """Return the least width of each column: words and short cells are not broken."""
+    found = {}
+    for place, name in enumerate(rows[0]):
+        cells = [name, *(cell(row.get(name)) for row in rows)]
+        longest_word = max(len(word) for text in cells for word in text.split() or [""])
+        whole = max(map(len, cells))
+        found[name] = whole if place == 0 else min(whole, max(LEAST_TEXT, longest_word))
+    return found
+
+
+def _fitting(least: Mapping[str, int], width: int) -> dict[str, int]:
+    """Return the first columns that fit; at least one."""
+    fitting, used = {}, 0
+    for name, needed in least.items():
+        used += needed + 1
+        if used > width and fitting:
+            break
+        fitting[name] = needed
+    return fitting
 
 
 def csv_cell(value: Any) -> Any:
@@ -124,6 +174,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0] if rows else columns))
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(names or columns))
     writer.writeheader()
     writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)

@@ -1,16 +1,22 @@
-"""The pixel size of frames whose file has none, inferred from the lattice of their crystal."""
+"""Instrument files of a command, and the pixel size of those that have none.
+
+It is inferred from the lattice of their crystal.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from manybeam.cli.terminal.output import say
-from manybeam.errors import InvalidInput, MissingPixelSize
+from manybeam.errors import InvalidInput, ManybeamError, MissingPixelSize
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from manybeam.data.io.reading import FrameFile
     from manybeam.learn.analysis.pixel_size import InferredPixelSize
+    from manybeam.spec import Condition
 
 ERRORS = 2.0  # standard errors by which two frames of one pixel size may differ
 
@@ -45,14 +51,62 @@ def all_sized(records: "Sequence[FrameFile]") -> "list[FrameFile]":
     return done
 
 
-def check_sized(records: "Sequence[FrameFile]") -> None:
-    """Raise MissingPixelSize with the name of every file without a pixel size."""
-    lacking = [one.source.name for one in records if one.pixel_size_pm is None]
+def read_files(
+    files: "Sequence[Path]", pixel_size_pm: float | None, condition: "Condition | None"
+) -> "list[FrameFile]":
+    """Read every file and print its notes, or raise one error that lists all unusable files."""
+    from manybeam.data.io.reading import read_frames
+
+    records: list[FrameFile] = []
+    faults: list[ManybeamError] = []
+    for path in files:
+        try:
+            records.append(read_frames(path, pixel_size_pm=pixel_size_pm, condition=condition))
+        except ManybeamError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise InvalidInput(
+            "\n".join(str(fault) for fault in faults),
+            f"{len(faults)} of {len(files)} files cannot be used; nothing was written",
+            "leave these files out",
+        )
+    for record in records:
+        for note in record.notes:
+            say(f"{record.source.name}: {note}")
+    return records
+
+
+def stated_condition(name: str) -> "Condition | None":
+    """Return the condition of an id of the zoo folder or of a YAML file; None for ""."""
+    from manybeam.spec import load_condition
+    from manybeam.spec.facility import facility_library
+
+    if not name:
+        return None
+    if name.lower().endswith((".yaml", ".yml")):
+        return load_condition(name)
+    return facility_library().condition(name)
+
+
+def check_sized(records: "Sequence[FrameFile]", sized_files: "Collection[str]" = ()) -> None:
+    """Raise MissingPixelSize with the name of every file without a pixel size.
+
+    Args:
+        records: the files.
+        sized_files: paths of files whose pixel size is known otherwise.
+    """
+    lacking = [
+        one.source.name
+        for one in records
+        if one.pixel_size_pm is None and str(one.source) not in sized_files
+    ]
     if lacking:
         raise MissingPixelSize(
             f"no pixel size in {', '.join(lacking)}",
             "positions in picometres and the scale of the members depend on it",
-            "pass --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8)",
+            "pass --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8), or --condition",
         )
 
 

@@ -26,6 +26,7 @@ class Frame:
         condition: its known condition; unknown fields are None.
         origin: file or other source, for messages.
         index: number of the frame in its stack; None if it came alone.
+        pixel_size_error_pm: standard error of an inferred pixel size; None if it was stated.
         notes: what was chosen, converted or filled when it was read, a sentence each.
     """
 
@@ -34,6 +35,7 @@ class Frame:
     condition: Condition | None = None
     origin: str = "array"
     index: int | None = None
+    pixel_size_error_pm: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -70,7 +72,7 @@ def frames_of(file: FrameFile) -> tuple[Frame, ...]:
             file.condition,
             file.source.name,
             number if is_stack else None,
-            file.notes,
+            notes=file.notes,
         )
         for number, pixels_yx in enumerate(file.frame if is_stack else file.frame[None])
     )

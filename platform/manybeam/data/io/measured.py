@@ -12,7 +12,7 @@ from typing import Any
 
 from manybeam.data.io.formats import Raw
 from manybeam.errors import InvalidInput
-from manybeam.spec.imaging import Condition, Imaging, quantity_bounds
+from manybeam.spec.imaging import Condition, Imaging, other_units, quantity_bounds
 
 SAME = 0.01  # largest relative difference of two equal numbers
 SAME_SIZE = 0.02  # the same for two pixel sizes in one file, because one is often rounded
@@ -48,7 +48,7 @@ def settle_pixel_size(
         raise InvalidInput(
             f"pixel size {given!r} pm is not from {low:g} to {high:g} {unit}",
             "it is the edge of a pixel in picometres",
-            "correct it (a 1024 px frame 8 nm wide has 7.8)",
+            f"correct it (a 1024 px frame 8 nm wide has 7.8){other_units(given, low, high, unit)}",
         )
     filed = _filed(raw, notes)
     if filed is not None and not low <= filed <= high:

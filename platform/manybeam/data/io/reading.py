@@ -30,6 +30,7 @@ from manybeam.errors import (
     UnsupportedMedia,
 )
 from manybeam.settings import settings
+from manybeam.spec.elements import atomic_number_of
 from manybeam.spec.imaging import Condition
 
 Pixels = NDArray[np.float32]
@@ -49,6 +50,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".emi": ("TIA experiment", vendors.read_emi),
 }
 
+KIND_COLUMNS = ("element", "class", "z")  # of a table of atoms; the first that is there counts
 LEAST_STEP = 1e-3  # share of the contrast of a frame that float32 must resolve
 # First bytes -> suffix, to recognise a file with a wrong name.
 _MAGIC = {
@@ -199,8 +201,9 @@ def frames_in(array: NDArray[Any]) -> NDArray[Any]:
 def read_truth_csv(path: Path | str) -> Pixels:
     """Return (k, 3) y, x, class from a table with columns X and Y, in pixels.
 
-    Other columns, such as an index, are ignored. A column named class or Z gives the atomic number;
-    without it the class is 0, unknown. A table without rows is a frame without atoms.
+    Other columns, such as an index, are ignored. A column named element, class or Z gives the
+    element, by its symbol or its atomic number; without it, or in an empty cell, the class is 0,
+    unknown. A table without rows is a frame without atoms.
 
     Raises:
         NotFound: there is no such file.
@@ -217,7 +220,7 @@ def read_truth_csv(path: Path | str) -> Pixels:
     names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
     if not {"x", "y"} <= names.keys():
         raise _unreadable(path, "a table of atoms", f"its columns are {header!r}, not X and Y")
-    kind = names.get("class", names.get("z"))
+    kind = next((names[one] for one in KIND_COLUMNS if one in names), None)
     rows = [_atom(row, names, kind, path, line) for line, row in enumerate(reader, start=2)]
     return np.array(rows, np.float32).reshape(-1, 3)
 
@@ -368,8 +371,10 @@ def _atom(
     row: dict[str, str], names: dict[str, str], kind: str | None, path: Path, line: int
 ) -> tuple[float, float, float]:
     """Return y, x, class of one line."""
-    cells = [row.get(names["y"]), row.get(names["x"]), row.get(kind) if kind else "0"]
+    cells = [row.get(names["y"]), row.get(names["x"]), (row.get(kind) if kind else "") or "0"]
     y, x, number = (formats.as_number(cell) for cell in cells)
+    if number is None:
+        number = atomic_number_of(cells[2] or "")
     if y is None or x is None or number is None:
         raise _unreadable(path, "a table of atoms", f"line {line} is {list(row.values())}")
     return y, x, number

@@ -48,6 +48,8 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         mi_yx: float32, mutual information of members and "an atom or none", in nats, 0 to ln 2.
             It is high where members contradict each other, and low where all are equally unsure.
             Zeros from one member. See `learn.nets.answer.Moments`.
+        elements: atomic number of each class; empty if members report one kind, or number them
+            apart.
     """
 
     atoms: NDArray[np.float32]
@@ -58,6 +60,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
     pixel_size_pm: float | None
     members: tuple[int, ...]
     mi_yx: Map | None = None
+    elements: tuple[int, ...] = ()
     _answers: tuple[MemberAnswer, ...] = field(default=(), repr=False)
     _threshold: float = field(default=0.5, repr=False)
 
@@ -189,6 +192,12 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         """Indices of the members, in order."""
         return tuple(member.index for member in self.members)
 
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic number of each class; empty if members report one kind, or number them apart."""
+        own = {member.recipe.tiles.elements for member in self.members}
+        return own.pop() if len(own) == 1 else ()
+
     def subset(self, indices: Sequence[int]) -> "Ensemble":
         """Return an ensemble of the members with these indices, sharing their networks.
 
@@ -253,6 +262,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
             pixel_size_pm=pixel_size_pm,
             members=tuple(self.members[place].index for place in places),
             mi_yx=mi_yx,
+            elements=self.elements,
             _answers=tuple(answers),
             _threshold=threshold,
         )

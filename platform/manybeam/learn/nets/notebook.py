@@ -1,9 +1,12 @@
 """How ensembles and their answers look in a notebook."""
 
+from collections import Counter
+
 import numpy as np
 
 from manybeam.data.markup import facts_html, picture_html, table_html
 from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.spec.elements import symbols_of
 
 MOST_MEMBERS = 40
 
@@ -25,7 +28,7 @@ def prediction_html(prediction: Prediction) -> str:
     """Return a prediction as HTML: number of atoms, their spread, and both maps."""
     atoms, size_pm = prediction.atoms, prediction.pixel_size_pm
     facts: list[tuple[str, object]] = [
-        ("atoms", len(atoms)),
+        ("atoms", _counted(prediction)),
         ("members", ", ".join(f"{member:02d}" for member in prediction.members)),
         ("pixel size", f"{size_pm:g} pm" if size_pm else "unknown"),
         ("position spread, median", _spread(atoms, size_pm)),
@@ -34,6 +37,13 @@ def prediction_html(prediction: Prediction) -> str:
     if len(prediction.members) > 1:
         pictures += picture_html(prediction.std_yx, "spread between members", "magma")
     return facts_html("Prediction", facts, pictures)
+
+
+def _counted(prediction: Prediction) -> str:
+    """Return the number of atoms, and of those of each element."""
+    counts = Counter(symbols_of(prediction.atoms[:, 2], prediction.elements))
+    kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common() if name)
+    return f"{len(prediction.atoms)}" + (f" ({kinds})" if kinds else "")
 
 
 def _spread(atoms: np.ndarray, pixel_size_pm: float | None) -> str:

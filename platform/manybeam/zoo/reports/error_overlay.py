@@ -115,17 +115,37 @@ def mark_errors(axis: "Axes", seen: ErrorOverlay, size_pt: float) -> None:
         axis.scatter(place_n2[:, 1], place_n2[:, 0], label=label, **style)
 
 
-def scale_bar(axis: "Axes", shape: tuple[int, ...], pixel_size_pm: float) -> None:
-    """Draw a bar of a round length, about a quarter of the frame wide."""
+def scale_bar(
+    axis: "Axes",
+    shape: tuple[int, ...],
+    pixel_size_pm: float,
+    corner_yx: tuple[int, int] = (0, 0),
+) -> None:
+    """Draw a bar of a round length, about a quarter of what is shown.
+
+    Args:
+        axis: where to draw.
+        shape: rows and columns that are shown.
+        pixel_size_pm: edge of a pixel, in pm.
+        corner_yx: first row and column that are shown.
+    """
     quarter_nm = shape[1] * pixel_size_pm / 4000
     power = 10 ** math.floor(math.log10(quarter_nm))
     length_nm = max(step for step in (1, 2, 5) if step * power <= quarter_nm * 1.0001) * power
-    x, y = 0.05 * shape[1], 0.94 * shape[0]
+    x, y = corner_yx[1] + 0.05 * shape[1], corner_yx[0] + 0.94 * shape[0]
     width = length_nm * 1000 / pixel_size_pm
-    axis.add_patch(Rectangle((x, y), width, 0.012 * shape[0], facecolor="white", edgecolor="black"))
-    style: dict[str, Any] = {"color": "white", "fontsize": 9, "ha": "center", "va": "bottom"}
+    bar: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "zorder": 4}  # above circles
+    axis.add_patch(Rectangle((x, y), width, 0.012 * shape[0], **bar))
+    style: dict[str, Any] = {
+        "color": "white",
+        "fontsize": 9,
+        "ha": "center",
+        "va": "bottom",
+        "zorder": 5,
+    }
     style["bbox"] = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
-    axis.text(x + width / 2, y - 0.01 * shape[0], f"{length_nm:g} nm", **style)
+    words = f"{length_nm:g} nm" if length_nm >= 1 else f"{10 * length_nm:g} Å"
+    axis.text(x + width / 2, y - 0.01 * shape[0], words, **style)
 
 
 def _size_pt(
