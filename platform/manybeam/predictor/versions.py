@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from manybeam.addresses import without_password
 from manybeam.errors import NoCapacity
 from manybeam.predictor.learned import performance_predictor
 from manybeam.predictor.loaded import LoadedVersion
@@ -73,8 +74,9 @@ class ZooVersions:
         if not refs:
             raise NoCapacity(
                 "the zoo serves no ensemble yet",
-                "auto selects among those that serve",
-                "manybeam train jobs/quickstart.yaml, or manybeam zoo promote REF",
+                f"auto selects among those that serve in {without_password(self._zoo.address)}",
+                "manybeam train jobs/quickstart.yaml, or manybeam zoo promote REF; or set "
+                "MANYBEAM_HOME to the folder of another zoo",
             )
         return refs
 

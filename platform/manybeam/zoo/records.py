@@ -105,11 +105,12 @@ class Ref:
         """Return whether a text has the form of a reference."""
         return _REF.fullmatch(text) is not None
 
-    def unknown(self, there: Iterable[VersionEntry]) -> UnknownRef:
+    def unknown(self, there: Iterable[VersionEntry], address: str = "") -> UnknownRef:
         """Return the error of a missing reference, with similar names or the versions there are.
 
         Args:
             there: all versions of the zoo, in any order.
+            address: URL of the zoo's MLflow; an empty zoo is often not the one that was meant.
         """
         entries = sorted(there, key=lambda one: -one.version)
         own = [one for one in entries if one.name == self.name]
@@ -122,6 +123,13 @@ class Ref:
                 f"nearest: {own[0].ref}",
             )
         names = sorted({one.name for one in entries})
+        if not names and address:
+            return UnknownRef(
+                f"no ensemble {self.name!r} in the zoo",
+                f"the zoo is empty: {address}",
+                "set MANYBEAM_HOME to the folder of another zoo, or train a first ensemble: "
+                "manybeam train jobs/quickstart.yaml",
+            )
         near = difflib.get_close_matches(self.name, names, n=3, cutoff=0.4) or names[:20]
         return UnknownRef(
             f"no ensemble {self.name!r} in the zoo",

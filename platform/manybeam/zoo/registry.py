@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manybeam.addresses import without_password
 from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.cache import Cache, sha256_of
@@ -357,15 +358,15 @@ class Zoo:
         """Return the entry of a reference; one call if it exists."""
         if asked.alias is not None and asked.alias not in ALIASES:
             # MLflow has a built-in alias `latest`, which we do not use.
-            raise asked.unknown(self.tracking.versions())
+            raise asked.unknown(self.tracking.versions(), without_password(self.address))
         try:
             entry = self._known.one(
                 f"{asked.name}@{asked.alias or asked.version}", lambda: self._read_entry(asked)
             )
         except (NotFound, InvalidInput) as error:
-            raise asked.unknown(self.tracking.versions()) from error
+            raise asked.unknown(self.tracking.versions(), without_password(self.address)) from error
         if MANIFEST_TAG not in entry.tags:
-            raise asked.unknown(self.tracking.versions())
+            raise asked.unknown(self.tracking.versions(), without_password(self.address))
         return entry
 
     def _read_entry(self, asked: Ref) -> VersionEntry:
