@@ -9,7 +9,6 @@ Axis letters: n frame, y row, x column.
 import math
 import re
 import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +44,9 @@ _NOT_LENGTH = {
     "hz": "a spectrum",
 }
 UNSET = 1e-6  # a scale this near 1 was not measured
-_WIDEST_PM = 1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
+_WIDEST_PM = (
+    1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
+)
 
 
 MOST_SCANS = 500  # of a JPEG; about 10 are usual
@@ -203,26 +204,24 @@ def read_png(path: Path) -> Raw:
     from PIL import Image
 
     raw = Raw(np.empty(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(path, formats=("PNG", "JPEG"))
-        except Image.DecompressionBombError as error:
-            raise TooLarge(
-                f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels are declared",
-                "no picture is opened that could fill the memory",
-                "crop it, or give the file of the instrument",
-            ) from error
-        with image:
-            check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
-            if image.format == "JPEG":
-                _check_scans(path)
-                raw.notes.append("JPEG loses detail: counts and positions are approximate")
-            is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
-            deep = _deep_colours(path) if image.format == "PNG" else None
-            if deep is None:
-                deep = np.array(image.convert("RGB") if is_coded else image)
-            raw.array = deep
+    try:
+        image = Image.open(path, formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError as error:
+        raise TooLarge(
+            f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels are declared",
+            "no picture is opened that could fill the memory",
+            "crop it, or give the file of the instrument",
+        ) from error
+    with image:
+        check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
+        if image.format == "JPEG":
+            _check_scans(path)
+            raw.notes.append("JPEG loses detail: counts and positions are approximate")
+        is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
+        deep = _deep_colours(path) if image.format == "PNG" else None
+        if deep is None:
+            deep = np.array(image.convert("RGB") if is_coded else image)
+        raw.array = deep
     if raw.array.ndim == 3:
         raw.array = grey(raw.array, raw.notes)
     return raw
@@ -262,15 +261,14 @@ def read_mrc(path: Path) -> Raw:
         raise FileFault(f"mode {mode} in its header is not one of {sorted(_MRC_BYTES)}")
     stored = path.stat().st_size - 1024 - extended
     check_declared((sections, rows, columns), _MRC_BYTES[mode], max(stored, 0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # permissive mode warns often; the checks are ours
-        with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
-            raw = Raw(np.array(mrc.data))
-            axes = [(mrc.voxel_size[axis], "A") for axis in "yx"]
-            if mode == 0 and _is_unsigned(mrc.header, start, raw):
-                raw.array = raw.array.view(np.uint8)
-            is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
-            fields = mrc.indexed_extended_header if is_fei else None
+    # Permissive, because the checks are ours.
+    with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
+        raw = Raw(np.array(mrc.data))
+        axes = [(mrc.voxel_size[axis], "A") for axis in "yx"]
+        if mode == 0 and _is_unsigned(mrc.header, start, raw):
+            raw.array = raw.array.view(np.uint8)
+        is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
+        fields = mrc.indexed_extended_header if is_fei else None
     doubts: list[str] = []
     raw.pixel_size_pm = pixel_pm(axes[0], axes[1], doubts)
     if fields is not None and fields.dtype.names and len(fields):

@@ -24,6 +24,8 @@ _SIS_INI, _SIS, _ZEISS, _FEI_SFEG, _FEI_HELIOS = 33471, 33560, 34118, 34680, 346
 _TVIPS, _TESCAN = 37706, 50431
 _ZEISS_COLUMNS = 1024  # the screen that its sizes are of
 _PRINTER_PM = 1e6  # above 1 um it is a resolution for printing
+_PRINTED = "a resolution for printing"
+_ORIENTATION = 274
 
 
 def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
@@ -35,6 +37,11 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
     page = image.keyframe
     tags = {tag.code: tag.value for tag in page.tags}
     _check_streak(tags)
+    if int(tags.get(_ORIENTATION, 1)) not in (0, 1):
+        raw.notes.append(
+            f"orientation {int(tags[_ORIENTATION])}: some programs show it turned or mirrored; "
+            "rows and columns are as stored"
+        )
     stated = {
         "Gatan's tags": _gatan_pm(tags, raw.notes),
         "OME": _ome_pm(tif, image, raw.notes),
@@ -46,6 +53,8 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
         **_resolution_pm(raw, tif, tags),
     }
     known = {who: size for who, size in stated.items() if size}
+    if not known and _PRINTED in stated:
+        raw.notes.append("its resolution is for a printer and was not taken as a pixel size")
     raw.pixel_size_pm = next(iter(known.values()), None)
     raw.implied |= dict(list(known.items())[1:])
 
@@ -107,9 +116,7 @@ def _ome_axes(pixels: Mapping[str, str]) -> tuple[tuple[str, str], tuple[str, st
     return y, x
 
 
-def _resolution_pm(
-    raw: Raw, tif: "TiffFile", tags: Mapping[int, Any]
-) -> dict[str, float | None]:
+def _resolution_pm(raw: Raw, tif: "TiffFile", tags: Mapping[int, Any]) -> dict[str, float | None]:
     """Return the size that the resolution gives, with the unit of ImageJ if it wrote the file."""
     per_unit = [_per_unit(tags.get(code)) for code in (283, 282)]  # YResolution, XResolution
     written = tif.imagej_metadata or {}
@@ -120,10 +127,9 @@ def _resolution_pm(
         units[0] = str(written["yunit"])
     axes = [(1 / n if n else None, one) for n, one in zip(per_unit, units, strict=True)]
     edge_pm = length_pm(*axes[0])
-    if unit or not edge_pm or edge_pm <= _PRINTER_PM:
-        return {name: pixel_pm(axes[0], axes[1], raw.notes)}
-    raw.notes.append("its resolution tag is for a printer and was not taken as a pixel size")
-    return {}
+    if not unit and edge_pm and edge_pm > _PRINTER_PM:
+        return {_PRINTED: None}
+    return {name: pixel_pm(axes[0], axes[1], raw.notes)}
 
 
 def _fei(raw: Raw, tags: Mapping[int, Any]) -> float | None:
@@ -193,5 +199,3 @@ def _tescan_pm(raw: Raw, tags: Mapping[int, Any]) -> float | None:
 def _per_unit(value: Any) -> float:
     """Return pixels per unit from a fraction of TIFF; 0 if there is none."""
     return value[0] / value[1] if isinstance(value, tuple) and len(value) == 2 and value[1] else 0.0
-
-
