@@ -56,7 +56,8 @@ def disagreement(mine: Mapping[str, Any], theirs: Sequence[Mapping[str, Any]], w
     if not theirs:
         return "" if "refused" in mine else f"the other does not read it: {why}"
     if "refused" in mine:
-        frames = [one for one in theirs if _is_frame(one)]
+        known = [one for one in theirs if one["axes"]] or theirs
+        frames = [one for one in known if _is_frame(one)]
         if "contrast" in mine["refused"] and any(one["constant"] for one in theirs):
             return ""
         return f"we refuse it: {mine['refused']}" if frames else ""

@@ -60,9 +60,9 @@ def deadline(seconds: float) -> Iterator[None]:
                 if not done.is_set():
                     _raise_in(reader, _Stopped)
 
-    threading.Thread(target=stop, daemon=True, name="deadline of a reader").start()
     try:
         try:
+            threading.Thread(target=stop, daemon=True, name="deadline of a reader").start()
             yield
         finally:
             with lock:
@@ -70,6 +70,7 @@ def deadline(seconds: float) -> Iterator[None]:
             _raise_in(reader, None)
     except _Stopped:
         done.set()
+        _raise_in(reader, None)
         raise FileFault(f"reading does not end within {seconds:.0f} s: it is damaged") from None
 
 
