@@ -488,23 +488,23 @@ def test_a_doubted_size_is_that_of_the_caller_without_contradiction(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("stamp", "flags", "greatest", "is_signed"),
+    ("stamp", "flags", "greatest", "meant"),
     [
-        pytest.param(0, 0, 127.0, True, id="by the standard"),
-        pytest.param(0, 0, 250.0, False, id="by its greatest value"),
-        pytest.param(1146047817, 0, 127.0, False, id="IMOD, unsigned"),
-        pytest.param(1146047817, 1, 250.0, True, id="IMOD, signed"),
+        pytest.param(0, 0, 127.0, "int8", id="by the standard"),
+        pytest.param(0, 0, 250.0, "uint8", id="by its greatest value"),
+        pytest.param(1146047817, 0, 127.0, "uint8", id="IMOD, unsigned"),
+        pytest.param(1146047817, 1, 250.0, "int8", id="IMOD, signed"),
     ],
 )
 def test_bytes_of_an_mrc_file_are_signed_or_not_as_its_writer_meant(
-    stamp: int, flags: int, greatest: float, is_signed: bool, tmp_path: Path
+    stamp: int, flags: int, greatest: float, meant: str, tmp_path: Path
 ) -> None:
     path = write_mrc(tmp_path / "a.mrc", IMAGE.view(np.int8))
     content = bytearray(path.read_bytes())
     struct.pack_into("<2f", content, 76, -128.0 if greatest == 127 else 0.0, greatest)
     struct.pack_into("<2i", content, 152, stamp, flags)
     path.write_bytes(content)
-    assert np.array_equal(read_frames(path).frame, IMAGE.view(np.int8) if is_signed else IMAGE)
+    assert np.array_equal(read_frames(path).frame, IMAGE.view(meant))
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,12 @@ def test_bytes_of_an_mrc_file_are_signed_or_not_as_its_writer_meant(
     [
         {"voltage": 80.0, "convergence angle": 30.0, "dwell_time": 4.0, "beam_current": 25.0},
         {"voltage": 8e4, "convergence angle": 0.03, "dwell_time": 4e-6, "beam_current": 2.5e-11},
-        {"voltage": "80 kV", "convergence angle": "30 mrad", "dwell_time_us": 4, "beam_current_pA": 25},
+        {
+            "voltage": "80 kV",
+            "convergence angle": "30 mrad",
+            "dwell_time_us": 4,
+            "beam_current_pA": 25,
+        },
     ],
     ids=["ours", "SI", "with units"],
 )

@@ -117,7 +117,11 @@ def test_false_colours_of_imagej_show_counts(tmp_path: Path) -> None:
     rising = np.arange(256, dtype=np.uint16) * 257
     colormap = np.stack([rising, rising[::-1], rising])
     tifffile.imwrite(
-        tmp_path / "a.tif", BYTES, photometric="palette", colormap=colormap, description="ImageJ=1.54"
+        tmp_path / "a.tif",
+        BYTES,
+        photometric="palette",
+        colormap=colormap,
+        description="ImageJ=1.54",
     )
     record = read_frames(tmp_path / "a.tif")
     assert np.array_equal(record.frame, BYTES)
@@ -135,9 +139,7 @@ def test_where_zero_is_white_atoms_are_as_bright_as_shown(
 
 
 def test_a_table_that_imagej_only_shows_inverted_changes_no_count(tmp_path: Path) -> None:
-    tifffile.imwrite(
-        tmp_path / "a.tif", BYTES, photometric="miniswhite", description="ImageJ=1.54"
-    )
+    tifffile.imwrite(tmp_path / "a.tif", BYTES, photometric="miniswhite", description="ImageJ=1.54")
     record = read_frames(tmp_path / "a.tif")
     assert np.array_equal(record.frame, BYTES)
     assert "0 to be white" in record.notes[0]
@@ -286,7 +288,9 @@ def test_a_text_of_a_frame_of_another_size_gives_no_pixel_size(tmp_path: Path) -
         pytest.param(
             {"imagej": True, "resolution": (1, 1), "metadata": {"unit": "A"}}, id="ImageJ, 1 A"
         ),
-        pytest.param({"ome": True, "metadata": {"PhysicalSizeX": 1, "PhysicalSizeY": 1}}, id="1 um"),
+        pytest.param(
+            {"ome": True, "metadata": {"PhysicalSizeX": 1, "PhysicalSizeY": 1}}, id="1 um"
+        ),
     ],
 )
 def test_a_size_that_nobody_measured_is_left_open(options: dict[str, Any], tmp_path: Path) -> None:
@@ -309,7 +313,9 @@ STREAK = '[Scaling],ScalingXType=2,ScalingXUnit="nm",ScalingYType=2,ScalingYUnit
             "diffraction",
             id="mrad",
         ),
-        pytest.param({"description": STREAK, "metadata": None}, "streak of wavelength", id="streak"),
+        pytest.param(
+            {"description": STREAK, "metadata": None}, "streak of wavelength", id="streak"
+        ),
     ],
 )
 def test_a_tiff_of_something_else_than_a_frame_is_refused(

@@ -7,8 +7,8 @@ finding can be repeated: `--first NUMBER --count 1 --keep` writes it to --out. O
 should it crash, another goes on behind that file. Files of HDF5 cost a second each, so few of them
 are made.
 
-The report names what is not an error of ours, what takes above 10 s of processor time, messages in the words of a
-library, and the greatest memory of one file beside what was in use before.
+The report names what is not an error of ours, what takes above 10 s of processor time, messages in
+the words of a library, and the greatest memory of one file beside what was in use before.
 """
 
 import argparse

@@ -49,6 +49,7 @@ _WIDEST_PM = (
 )
 
 
+ORIENTATION = 274  # tag of TIFF and EXIF
 MOST_SCANS = 500  # of a JPEG; about 10 are usual
 
 
@@ -183,6 +184,16 @@ def grey(array: Array, notes: list[str]) -> Array:
     return np.asarray(array @ weights, np.float32)
 
 
+def note_orientation(notes: list[str], orientation: object) -> None:
+    """Note that other programs may show a picture in another way than its rows are stored."""
+    number = as_number(orientation) or 1.0
+    if number != 1:
+        notes.append(
+            f"orientation {number:.0f}: some programs show it turned or mirrored; rows and columns "
+            "are as stored"
+        )
+
+
 def detector_named(name: str) -> str:
     """Return the detector in the name of a channel; empty if there is none."""
     match = re.search(r"HAADF|MAADF|LAADF|ADF|ABF|DF\d?|BF", name, re.IGNORECASE)
@@ -217,6 +228,7 @@ def read_png(path: Path) -> Raw:
         if image.format == "JPEG":
             _check_scans(path)
             raw.notes.append("JPEG loses detail: counts and positions are approximate")
+            note_orientation(raw.notes, image.getexif().get(ORIENTATION, 1))
         is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
         deep = _deep_colours(path) if image.format == "PNG" else None
         if deep is None:

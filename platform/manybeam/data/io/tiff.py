@@ -284,7 +284,7 @@ def _without_samples(array: Array, page: "TiffPage", notes: list[str]) -> Array:
 
 def _inverted(array: Array, bits: int, notes: list[str], *, is_shown_only: bool) -> Array:
     """Return an image whose 0 is white with atoms as bright as it shows them."""
-    if is_shown_only or array.dtype.kind not in "bu":
+    if is_shown_only or array.dtype.kind not in ("b", "u"):
         notes.append("it declares 0 to be white: if atoms are dark, invert it")
         return array
     notes.append("it declares 0 to be white: its counts were inverted, as it is shown")

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from manybeam.data.io.formats import (
+    ORIENTATION,
     Raw,
     as_number,
     as_values,
     length_pm,
+    note_orientation,
     pixel_pm,
 )
 from manybeam.data.io.limits import FileFault
@@ -25,7 +27,6 @@ _TVIPS, _TESCAN = 37706, 50431
 _ZEISS_COLUMNS = 1024  # the screen that its sizes are of
 _PRINTER_PM = 1e6  # above 1 um it is a resolution for printing
 _PRINTED = "a resolution for printing"
-_ORIENTATION = 274
 
 
 def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
@@ -37,11 +38,7 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
     page = image.keyframe
     tags = {tag.code: tag.value for tag in page.tags}
     _check_streak(tags)
-    if int(tags.get(_ORIENTATION, 1)) not in (0, 1):
-        raw.notes.append(
-            f"orientation {int(tags[_ORIENTATION])}: some programs show it turned or mirrored; "
-            "rows and columns are as stored"
-        )
+    note_orientation(raw.notes, tags.get(ORIENTATION, 1))
     stated = {
         "Gatan's tags": _gatan_pm(tags, raw.notes),
         "OME": _ome_pm(tif, image, raw.notes),
