@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: demo quick test cluster check bench bench-science bench-selection vendor fresh install
+.PHONY: demo quick test cluster check bench bench-science bench-files bench-selection vendor fresh install
 .DELETE_ON_ERROR:
 unexport PYTHONDONTWRITEBYTECODE # compile a module once, not at each start of Python
 # Two processes of one thread each. A run prints its seed; SEED=... repeats it.
@@ -41,10 +41,10 @@ bench: install
 	mkdir -p bench
 	$(BIN)/python -m pytest -q --benchmark-enable --benchmark-only --benchmark-json=bench/benchmarks.json tests/benchmarks
 
-# The headline table. ATOMAI_PYTHON names the Python of the rival's own environment, if there is one.
-bench-science: install
+bench-science: install # the headline table; ATOMAI_PYTHON names the Python of the rival, if there is one
 	$(BIN)/python tests/benchmarks/headline.py --out bench/science
-
+bench-files: install # vendor files, beside another reader whose Python FILES_PYTHON names
+	$(BIN)/python tests/benchmarks/vendor_files.py --out bench/files
 bench-selection: install # choosing, adapting, watching, against rivals; after bench-science
 	$(BIN)/python tests/benchmarks/selection.py --out bench/science
 	$(BIN)/python tests/benchmarks/adaptation.py --out bench/science

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -462,6 +463,199 @@ def test_the_conditions_pixel_size_is_taken_where_the_file_has_none(tmp_path: Pa
     assert read_frames(write_npy(tmp_path / "a.npy", IMAGE), condition=mine).pixel_size_pm == 29.3
 
 
+# -- sizes and settings that nobody measured, or in other units ----------------------------------
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.mrc", lambda path: write_mrc(path, STACK, angstrom=1.0)),
+        ("a.dm3", lambda path: write_dm(path, dm_image(IMAGE, 6, 1.0, "A"))),
+        ("a.emd", lambda path: write_berkeley(path, IMAGE, "A", step=1.0)),
+        ("a_1.ser", lambda path: write_ser(path, IMAGE[None], step_m=1.0)),
+    ],
+)
+def test_a_pixel_of_exactly_one_unit_is_doubted(
+    name: str, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    record = read_frames(write(tmp_path / name))
+    assert record.pixel_size_pm is None
+    assert any("programs write that do not know it" in note for note in record.notes)
+
+
+def test_a_doubted_size_is_that_of_the_caller_without_contradiction(tmp_path: Path) -> None:
+    record = read_frames(write_mrc(tmp_path / "a.mrc", STACK, angstrom=1.0), pixel_size_pm=16.0)
+    assert record.pixel_size_pm == 16.0
+    assert len(record.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("stamp", "flags", "greatest", "meant"),
+    [
+        pytest.param(0, 0, 127.0, "int8", id="by the standard"),
+        pytest.param(0, 0, 250.0, "uint8", id="by its greatest value"),
+        pytest.param(1146047817, 0, 127.0, "uint8", id="IMOD, unsigned"),
+        pytest.param(1146047817, 1, 250.0, "int8", id="IMOD, signed"),
+    ],
+)
+def test_bytes_of_an_mrc_file_are_signed_or_not_as_its_writer_meant(
+    stamp: int, flags: int, greatest: float, meant: str, tmp_path: Path
+) -> None:
+    path = write_mrc(tmp_path / "a.mrc", IMAGE.view(np.int8))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 76, -128.0 if greatest == 127 else 0.0, greatest)
+    struct.pack_into("<2i", content, 152, stamp, flags)
+    path.write_bytes(content)
+    assert np.array_equal(read_frames(path).frame, IMAGE.view(meant))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"voltage": 80.0, "convergence angle": 30.0, "dwell_time": 4.0, "beam_current": 25.0},
+        {"voltage": 8e4, "convergence angle": 0.03, "dwell_time": 4e-6, "beam_current": 2.5e-11},
+        {
+            "voltage": "80 kV",
+            "convergence angle": "30 mrad",
+            "dwell_time_us": 4,
+            "beam_current_pA": 25,
+        },
+    ],
+    ids=["ours", "SI", "with units"],
+)
+@pytest.mark.parametrize("where", ["a.emd", "a.npy"])
+def test_bare_settings_are_understood_in_si_units_and_in_the_usual_ones(
+    settings: dict[str, Any], where: str, tmp_path: Path
+) -> None:
+    if where == "a.emd":
+        with h5py.File(write_berkeley(tmp_path / where, IMAGE, "nm"), "r+") as file:
+            file["microscope"].attrs.clear()
+            file["microscope"].attrs.update(settings)
+    else:
+        write_npy(tmp_path / where, IMAGE)
+        (tmp_path / "a.json").write_text(json.dumps(settings))
+    condition = read_frames(tmp_path / where).condition
+    found = (condition.optics.beam_kv, condition.optics.convergence_mrad)
+    found += (condition.scan.dwell_us, condition.optics.beam_current_pa)
+    assert found == pytest.approx((80, 30, 4, 25))
+
+
+# -- spectra and patterns -----------------------------------------------------------------------
+def write_axes(path: Path, units: list[str], names: list[str]) -> Path:
+    pixels = STACK if len(units) == 3 else IMAGE
+    with h5py.File(write_berkeley(path, pixels, "nm"), "r+") as file:
+        for number, (unit, name) in enumerate(zip(units, names, strict=True)):
+            file[f"data/scan/dim{number + 1}"].attrs.update({"units": unit, "name": name})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.dm3", lambda path: write_dm(path, dm_image(IMAGE, 6, 0.01, "s"))),
+        (
+            "a.dm4",
+            lambda path: write_dm(
+                path, dm_image(IMAGE, 6, 0.1, "nm"), {"Meta Data": {"Format": "Spectrum image"}}
+            ),
+        ),
+        ("a_1.ser", lambda path: write_ser(path, IMAGE[None], step_m=4.2e7)),
+        ("a.emd", lambda path: write_velox(path, IMAGE[..., None], unit="1/m")),
+        ("b.emd", lambda path: write_axes(path, ["nm", "eV"], ["y", "x"])),
+        ("c.emd", lambda path: write_axes(path, ["nm", "nm"], ["x", "Wavelength"])),
+        ("d.emd", lambda path: write_axes(path, ["eV", "nm", "nm"], ["energy", "y", "x"])),
+        ("e.emd", lambda path: write_axes(path, ["[n_m^-1]", "[n_m^-1]"], ["Q_x", "Q_y"])),
+    ],
+)
+def test_what_has_an_axis_of_something_else_is_no_frame(
+    name: str, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UnreadableFile, match=r"spectrum|diffraction|scan over time"):
+        read_frames(write(tmp_path / name), pixel_size_pm=10.0)
+
+
+@pytest.mark.parametrize("pixel_size", ["0.02 1/nm", {"value": 0.1, "unit": "eV"}], ids=str)
+def test_a_sidecar_can_say_that_this_is_no_frame(pixel_size: Any, tmp_path: Path) -> None:
+    write_npy(tmp_path / "a.npy", IMAGE)
+    (tmp_path / "a.json").write_text(json.dumps({"pixel_size": pixel_size}))
+    with pytest.raises(UnreadableFile, match=r"spectrum|diffraction"):
+        read_frames(tmp_path / "a.npy")
+
+
+def test_frames_that_follow_each_other_in_time_or_tilt_are_a_stack(tmp_path: Path) -> None:
+    for unit in ("s", "deg"):
+        path = write_axes(tmp_path / f"{unit}.emd", [unit, "nm", "nm"], [unit, "y", "x"])
+        assert np.array_equal(read_frames(path).frame, STACK)
+
+
+# -- EMD of others ------------------------------------------------------------------------------
+def write_prismatic(path: Path, images: dict[str, NDArray[Any]]) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, image_yx in images.items():
+            group = file.create_group(f"4DSTEM_simulation/data/realslices/{name}")
+            group.attrs["emd_group_type"] = 1
+            group["realslice"] = np.moveaxis(image_yx, (0, 1), (1, 0))
+            for number, axis in ((1, "R_x"), (2, "R_y")):
+                steps = np.arange(group["realslice"].shape[number - 1], dtype=np.float32) * 0.016
+                dim = group.create_dataset(f"dim{number}", data=steps)
+                dim.attrs.update({"name": np.bytes_(axis), "units": np.bytes_("[n_m]")})
+    return path
+
+
+def test_prismatic_gives_its_annular_image_at_the_greatest_depth(tmp_path: Path) -> None:
+    images = {
+        "DPC_CoM_depth0001": np.stack([IMAGE] * 2, axis=-1),
+        "annular_detector_depth0000": IMAGE[::-1],
+        "annular_detector_depth0001": IMAGE,
+    }
+    record = read_frames(write_prismatic(tmp_path / "a.emd", images))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.pixel_size_pm == pytest.approx(16, rel=1e-6)
+    assert record.notes == ("3 results; annular_detector_depth0001 was taken",)
+
+
+def test_prismatic_without_an_annular_image_is_refused(tmp_path: Path) -> None:
+    rings = {"virtual_detector_depth0000": np.stack([IMAGE] * 9, axis=-1)}
+    with pytest.raises(UnreadableFile, match="only virtual_detector_depth0000"):
+        read_frames(write_prismatic(tmp_path / "a.emd", rings))
+
+
+def test_objects_in_an_emd_file_are_no_numbers(tmp_path: Path) -> None:
+    path = write_berkeley(tmp_path / "a.emd", IMAGE, "nm")
+    with h5py.File(path, "r+") as file:
+        del file["data/scan/data"]
+        file["data/scan"].create_dataset("data", (12, 17), h5py.vlen_dtype(np.float32))
+    with pytest.raises(UnreadableFile, match="not numbers but object"):
+        read_frames(path)
+
+
+# -- channels, depth ----------------------------------------------------------------------------
+def test_an_array_with_one_channel_last_is_its_frame(tmp_path: Path) -> None:
+    assert np.array_equal(read_frames(write_npy(tmp_path / "a.npy", IMAGE[..., None])).frame, IMAGE)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_channels_last_are_refused_in_a_sentence(channels: int, tmp_path: Path) -> None:
+    path = write_npy(tmp_path / "a.npy", np.stack([IMAGE] * channels, axis=-1))
+    with pytest.raises(UnreadableFile, match=f"{channels} channels last"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize("channels", [3, 4], ids=["colours", "with opacity"])
+def test_colours_of_16_bits_keep_them(channels: int, tmp_path: Path) -> None:
+    from imagecodecs import png_encode
+
+    deep = np.stack([IMAGE.astype(np.uint16) * 257 + 3] * channels, axis=-1)
+    (tmp_path / "a.png").write_bytes(png_encode(deep))
+    assert np.array_equal(read_frames(tmp_path / "a.png").frame, deep[..., 0])
+
+
+def test_an_offset_beside_a_pixel_that_is_none_is_taken_off_too() -> None:
+    pixels = IMAGE.astype(np.float64) + 3e9
+    pixels[0, 0] = np.nan
+    frame, notes = inspect_frame(pixels)
+    assert np.ptp(frame) == np.ptp(IMAGE.ravel()[1:])
+    assert len(notes) == 2
+
+
 # -- colours, oddities ------------------------------------------------------------------------
 def test_colours_that_are_grey_are_read_without_a_word(tmp_path: Path) -> None:
     record = read_frames(write_png(tmp_path / "a.png", np.stack([IMAGE] * 3, axis=-1)))
@@ -597,6 +791,29 @@ def test_a_packed_file_that_would_unfold_past_the_limit_is_too_large(
             read_frames(path)
     finally:
         settings.cache_clear()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_that_declares_a_huge_size_is_too_large(suffix: str, tmp_path: Path) -> None:
+    path = write_png(tmp_path / f"a.{suffix}", IMAGE)
+    content = bytearray(path.read_bytes())
+    if suffix == "png":
+        struct.pack_into(">2I", content, 16, 60_000, 60_000)
+        struct.pack_into(">I", content, 29, zlib.crc32(content[12:29]))
+    else:
+        struct.pack_into(">2H", content, content.find(b"\xff\xc0") + 5, 60_000, 60_000)
+    path.write_bytes(content)
+    with pytest.raises(TooLarge, match=r"more than \d+ pixels are declared"):
+        read_frames(path)
+
+
+def test_a_series_whose_images_are_one_and_the_same_fills_no_memory(tmp_path: Path) -> None:
+    path = write_ser(tmp_path / "a_1.ser", STACK)
+    content = bytearray(path.read_bytes())
+    content[42:58] = content[34:42] * 2
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match="the same pixels"):
+        read_frames(path)
 
 
 @pytest.mark.slow

@@ -56,6 +56,31 @@ def test_a_stack_stays_a_stack_even_of_one_frame() -> None:
     assert len(frames.frames) == 1
 
 
+@pytest.mark.parametrize(
+    "shape", [(5, 7), (5, 7, 1), (1, 5, 7, 1), (1, 5, 7), (1, 1, 5, 7)], ids=str
+)
+def test_axes_of_length_one_do_not_make_other_frames(shape: tuple[int, ...]) -> None:
+    frames = wire.read_frames(FRAME.reshape(shape), LIMIT)
+    assert np.array_equal(frames.frames[0], FRAME)
+    assert len(frames.frames) == 1
+    assert frames.is_stack == (shape in {(1, 5, 7), (1, 1, 5, 7)})
+
+
+@pytest.mark.parametrize("shape", [(96, 12, 2), (5, 7, 2), (96, 12, 3), (8, 12, 4)], ids=str)
+def test_channels_last_are_refused_and_never_taken_for_narrow_frames(
+    shape: tuple[int, ...],
+) -> None:
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    with pytest.raises(InvalidFrame, match=rf"one frame with {shape[-1]} channels last"):
+        wire.read_frames(array, LIMIT)
+
+
+def test_channels_first_and_tiny_frames_are_stacks() -> None:
+    for shape in ((2, 96, 12), (9, 4, 4), (3, 3, 3)):
+        array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        assert len(wire.read_frames(array, LIMIT).frames) == shape[0]
+
+
 def test_a_few_missing_pixels_are_filled_and_noted() -> None:
     array = FRAME.copy()
     array[0, 0] = np.nan

@@ -9,7 +9,6 @@ Axis letters: n frame, y row, x column.
 import math
 import re
 import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +49,7 @@ _WIDEST_PM = (
 )
 
 
+ORIENTATION = 274  # tag of TIFF and EXIF
 MOST_SCANS = 500  # of a JPEG; about 10 are usual
 
 
@@ -184,6 +184,16 @@ def grey(array: Array, notes: list[str]) -> Array:
     return np.asarray(array @ weights, np.float32)
 
 
+def note_orientation(notes: list[str], orientation: object) -> None:
+    """Note that other programs may show a picture in another way than its rows are stored."""
+    number = as_number(orientation) or 1.0
+    if number != 1:
+        notes.append(
+            f"orientation {number:.0f}: some programs show it turned or mirrored; rows and columns "
+            "are as stored"
+        )
+
+
 def detector_named(name: str) -> str:
     """Return the detector in the name of a channel; empty if there is none."""
     match = re.search(r"HAADF|MAADF|LAADF|ADF|ABF|DF\d?|BF", name, re.IGNORECASE)
@@ -205,26 +215,25 @@ def read_png(path: Path) -> Raw:
     from PIL import Image
 
     raw = Raw(np.empty(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(path, formats=("PNG", "JPEG"))
-        except Image.DecompressionBombError as error:
-            raise TooLarge(
-                f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels are declared",
-                "no picture is opened that could fill the memory",
-                "crop it, or give the file of the instrument",
-            ) from error
-        with image:
-            check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
-            if image.format == "JPEG":
-                _check_scans(path)
-                raw.notes.append("JPEG loses detail: counts and positions are approximate")
-            is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
-            deep = _deep_colours(path) if image.format == "PNG" else None
-            if deep is None:
-                deep = np.array(image.convert("RGB") if is_coded else image)
-            raw.array = deep
+    try:
+        image = Image.open(path, formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError as error:
+        raise TooLarge(
+            f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels are declared",
+            "no picture is opened that could fill the memory",
+            "crop it, or give the file of the instrument",
+        ) from error
+    with image:
+        check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
+        if image.format == "JPEG":
+            _check_scans(path)
+            raw.notes.append("JPEG loses detail: counts and positions are approximate")
+            note_orientation(raw.notes, image.getexif().get(ORIENTATION, 1))
+        is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
+        deep = _deep_colours(path) if image.format == "PNG" else None
+        if deep is None:
+            deep = np.array(image.convert("RGB") if is_coded else image)
+        raw.array = deep
     if raw.array.ndim == 3:
         raw.array = grey(raw.array, raw.notes)
     return raw
@@ -264,15 +273,14 @@ def read_mrc(path: Path) -> Raw:
         raise FileFault(f"mode {mode} in its header is not one of {sorted(_MRC_BYTES)}")
     stored = path.stat().st_size - 1024 - extended
     check_declared((sections, rows, columns), _MRC_BYTES[mode], max(stored, 0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # permissive mode warns often; the checks are ours
-        with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
-            raw = Raw(np.array(mrc.data))
-            axes = [(mrc.voxel_size[axis], "A") for axis in "yx"]
-            if mode == 0 and _is_unsigned(mrc.header, start, raw):
-                raw.array = raw.array.view(np.uint8)
-            is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
-            fields = mrc.indexed_extended_header if is_fei else None
+    # Permissive, because the checks are ours.
+    with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
+        raw = Raw(np.array(mrc.data))
+        axes = [(mrc.voxel_size[axis], "A") for axis in "yx"]
+        if mode == 0 and _is_unsigned(mrc.header, start, raw):
+            raw.array = raw.array.view(np.uint8)
+        is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
+        fields = mrc.indexed_extended_header if is_fei else None
     doubts: list[str] = []
     raw.pixel_size_pm = pixel_pm(axes[0], axes[1], doubts)
     if fields is not None and fields.dtype.names and len(fields):

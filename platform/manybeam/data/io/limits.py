@@ -5,6 +5,7 @@ bounded too, because a damaged file may lead a library in circles.
 """
 
 import ctypes
+import errno
 import math
 import struct
 import threading
@@ -22,6 +23,7 @@ STACK_RATIO = 100  # most for more pixels than one largest frame: no recorded st
 PATIENCE_S = 8.0  # for the smallest file, on a busy machine
 BYTES_PER_S = 5e6  # of the slowest disk
 BUSY = 8  # times longer reading may take where it gets no processor time
+_OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ETIMEDOUT}
 _AGAIN_S = 1.0  # a library may swallow the first request to stop
 
 
@@ -60,9 +62,9 @@ def deadline(seconds: float) -> Iterator[None]:
                 if not done.is_set():
                     _raise_in(reader, _Stopped)
 
-    threading.Thread(target=stop, daemon=True, name="deadline of a reader").start()
     try:
         try:
+            threading.Thread(target=stop, daemon=True, name="deadline of a reader").start()
             yield
         finally:
             with lock:
@@ -70,6 +72,7 @@ def deadline(seconds: float) -> Iterator[None]:
             _raise_in(reader, None)
     except _Stopped:
         done.set()
+        _raise_in(reader, None)
         raise FileFault(f"reading does not end within {seconds:.0f} s: it is damaged") from None
 
 
@@ -86,7 +89,7 @@ def cause_of(error: Exception) -> str:
     """
     if isinstance(error, FileFault):
         return str(error)
-    if isinstance(error, OSError) and error.errno and error.strerror:
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.strerror:
         return error.strerror.lower()
     if isinstance(error, MemoryError):
         return "it needs more memory than this machine can give"

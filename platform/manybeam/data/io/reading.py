@@ -7,6 +7,7 @@ Axis letters: n frame, y row, x column.
 """
 
 import csv
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +237,8 @@ def _read(path: Path) -> Raw:
         )
     name, reader = READERS[path.suffix.lower()]
     try:
-        with deadline(patience_s(path)):
+        with deadline(patience_s(path)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries about files that they read all the same
             raw = reader(path)
             add_sidecar(raw, path)
             add_text_beside(raw, path)
@@ -266,7 +268,8 @@ def _unreadable(path: Path, name: str, why: str, hint: str = "") -> UnreadableFi
             start = file.read(8)
         looks = next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), "")
         hint = "copy it again, or open it in the program that recorded it and export it as .tif"
-        if looks and looks != path.suffix.lower():
+        mine = READERS.get(path.suffix.lower())
+        if looks and READERS[looks] != mine:
             hint = f"its content looks like {looks}: rename it"
     return UnreadableFile(f"{path} cannot be read as {name}", " ".join(why.split())[:300], hint)
 

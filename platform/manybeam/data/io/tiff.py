@@ -6,6 +6,7 @@ chain may lead in circles; before it decodes, the declared sizes are compared wi
 Axis letters: n frame, y row, x column, S sample of a colour.
 """
 
+import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -21,8 +22,12 @@ from manybeam.data.io.tifftags import read_tags
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
+# Faults that tifffile finds and passes over; they reach whoever listens, not the terminal.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
 MOST_PAGES = 20_000
 MOST_TAGS = 4096
+GREY = 0.8  # share of a colour table above which it shows counts in grey
 NEAR = 1 / 4  # share of the largest image above which another may be the recorded one
 # Byte order and version -> struct's letters: order, count of tags, offset; then bytes of a tag.
 _HEADS = {
@@ -103,7 +108,7 @@ def _next_page(
     if len(content) < struct.calcsize(count_form):
         return None
     (tag_count,) = struct.unpack(order + count_form, content)
-    if not 0 < tag_count <= MOST_TAGS:
+    if tag_count > MOST_TAGS:
         return None
     file.seek(tag_count * tag_bytes, 1)
     content = file.read(struct.calcsize(offset_form))
@@ -181,7 +186,7 @@ def _note_choice(notes: list[str], images: "list[TiffPageSeries]", image: "TiffP
     """Note what was chosen, and what may mean something else."""
     if len(images) > 1:
         shape = " x ".join(str(side) for side in image.shape if side > 1)
-        is_largest = _frame_px(image) == max(map(_frame_px, images))
+        is_largest = all(_frame_px(image) > _frame_px(one) for one in images if one is not image)
         which = "the largest" if is_largest else "the recorded one"
         notes.append(f"{len(images)} images; {which} was taken, {shape}")
     channels = image.shape[image.axes.index("C")] if "C" in image.axes else 1
@@ -203,8 +208,8 @@ def _check(image: "TiffPageSeries", stored_bytes: int) -> None:
         raise FileFault(f"its colours ({name}) are not understood: export it in grey")
     rest = [n for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YX"]
     sides = [image.shape[image.axes.index(axis)] for axis in "YX"]
-    is_packed = page.compression != 1
-    check_declared((*rest, *sides), page.bitspersample / 8, stored_bytes, RATIO if is_packed else 1)
+    ratio = 1 if page.compression == 1 else 10 * RATIO if page.bitspersample == 1 else RATIO
+    check_declared((*rest, *sides), page.bitspersample / 8, stored_bytes, ratio)
     total = 0
     # Pages that are only declared follow the first one without a gap.
     for one in [page] if image.is_truncated else image:
@@ -249,17 +254,19 @@ def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> 
 
 
 def _coloured(array: Array, colormap: Array, notes: list[str], *, is_lut: bool) -> Array:
-    """Return the colours (..., 3) of indices.
+    """Return the colours (..., 3) of indices, or the indices where they are counts.
 
-    ImageJ shows counts in false colours by such a table, and its steps are small then: the indices
-    are the counts.
+    They are where the table is grey but for the marks of an overlay, as Zeiss writes it, and where
+    ImageJ shows counts in false colours: the steps of its tables are small.
     """
+    if (colormap % 256 == colormap // 256).all() or not (colormap % 256).any():
+        colormap = colormap // 256  # of 8 bits, as in most files
+    if (colormap == np.arange(colormap.shape[1])).all(axis=0).mean() > GREY:
+        return array
     steps = np.abs(np.diff(colormap.astype(np.int32), axis=1)).max(initial=0)
     if is_lut and steps < 0.2 * colormap.max(initial=1):
         notes.append("its colours show counts: the counts were taken")
         return array
-    if (colormap % 256 == colormap // 256).all() or not (colormap % 256).any():
-        colormap = (colormap // 256).astype(np.uint8)  # 8 bits, as in most files
     return np.moveaxis(colormap[:, np.minimum(array, colormap.shape[1] - 1)], 0, -1)
 
 
@@ -277,7 +284,7 @@ def _without_samples(array: Array, page: "TiffPage", notes: list[str]) -> Array:
 
 def _inverted(array: Array, bits: int, notes: list[str], *, is_shown_only: bool) -> Array:
     """Return an image whose 0 is white with atoms as bright as it shows them."""
-    if is_shown_only or array.dtype.kind not in "bu":
+    if is_shown_only or array.dtype.kind not in ("b", "u"):
         notes.append("it declares 0 to be white: if atoms are dark, invert it")
         return array
     notes.append("it declares 0 to be white: its counts were inverted, as it is shown")

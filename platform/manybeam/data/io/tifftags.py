@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from manybeam.data.io.formats import (
+    ORIENTATION,
     Raw,
     as_number,
     as_values,
     length_pm,
+    note_orientation,
     pixel_pm,
 )
 from manybeam.data.io.limits import FileFault
@@ -24,6 +26,7 @@ _SIS_INI, _SIS, _ZEISS, _FEI_SFEG, _FEI_HELIOS = 33471, 33560, 34118, 34680, 346
 _TVIPS, _TESCAN = 37706, 50431
 _ZEISS_COLUMNS = 1024  # the screen that its sizes are of
 _PRINTER_PM = 1e6  # above 1 um it is a resolution for printing
+_PRINTED = "a resolution for printing"
 
 
 def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
@@ -35,6 +38,7 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
     page = image.keyframe
     tags = {tag.code: tag.value for tag in page.tags}
     _check_streak(tags)
+    note_orientation(raw.notes, tags.get(ORIENTATION, 1))
     stated = {
         "Gatan's tags": _gatan_pm(tags, raw.notes),
         "OME": _ome_pm(tif, image, raw.notes),
@@ -46,6 +50,8 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
         **_resolution_pm(raw, tif, tags),
     }
     known = {who: size for who, size in stated.items() if size}
+    if not known and _PRINTED in stated:
+        raw.notes.append("its resolution is for a printer and was not taken as a pixel size")
     raw.pixel_size_pm = next(iter(known.values()), None)
     raw.implied |= dict(list(known.items())[1:])
 
@@ -118,10 +124,9 @@ def _resolution_pm(raw: Raw, tif: "TiffFile", tags: Mapping[int, Any]) -> dict[s
         units[0] = str(written["yunit"])
     axes = [(1 / n if n else None, one) for n, one in zip(per_unit, units, strict=True)]
     edge_pm = length_pm(*axes[0])
-    if unit or not edge_pm or edge_pm <= _PRINTER_PM:
-        return {name: pixel_pm(axes[0], axes[1], raw.notes)}
-    raw.notes.append("its resolution tag is for a printer and was not taken as a pixel size")
-    return {}
+    if not unit and edge_pm and edge_pm > _PRINTER_PM:
+        return {_PRINTED: None}
+    return {name: pixel_pm(axes[0], axes[1], raw.notes)}
 
 
 def _fei(raw: Raw, tags: Mapping[int, Any]) -> float | None:
