@@ -59,7 +59,8 @@ class Overview:
         ranges: ranges of the quantities on which it was measured, a few words each.
         tally: on how many conditions it works, and on how many it fails.
         best: conditions with the highest F1, best first.
-        worst: conditions with the lowest F1, worst first; none is in both lists.
+        worst: conditions on which it fails, worst first; if there are none, the weakest ones. None
+            is in both lists.
         advice: what to take, a sentence each.
     """
 
@@ -95,12 +96,14 @@ def make_overview(cached: CachedVersion, described: Mapping[str, Condition]) -> 
     known = [described[name] for name in matrix.conditions if name in described]
     spots = sorted(_spots(cached, described), key=lambda one: -one.f1)
     count = min(LISTED, (len(spots) + 1) // 2)
+    worst = spots[count:][::-1][:LISTED]
+    failing = [one for one in worst if one.f1 < POOR_F1]
     return Overview(
         purpose=_purpose(cached, known),
         ranges=_ranges(known),
         tally=_tally(spots),
         best=tuple(spots[:count]),
-        worst=tuple(spots[count:][::-1][:LISTED]),
+        worst=tuple(failing or worst),
         advice=tuple(_advice(cached)),
     )
 
