@@ -85,11 +85,14 @@ class Overview:
         return tuple((title, spot) for title, spot in found if spot.picture)
 
 
-def make_overview(cached: CachedVersion, described: Mapping[str, Condition]) -> Overview:
+def make_overview(
+    cached: CachedVersion, whole: Matrix, described: Mapping[str, Condition]
+) -> Overview:
     """Return the opening of the page of a version or member.
 
     Args:
-        cached: the version.
+        cached: the version, or a member with its own scores.
+        whole: the scores of all members.
         described: conditions of the library, by id.
     """
     matrix = cached.matrix
@@ -104,7 +107,7 @@ def make_overview(cached: CachedVersion, described: Mapping[str, Condition]) -> 
         tally=_tally(spots),
         best=tuple(spots[:count]),
         worst=tuple(failing or worst),
-        advice=tuple(_advice(cached)),
+        advice=tuple(_advice(cached, whole)),
     )
 
 
@@ -172,8 +175,8 @@ def _tally(spots: Sequence[Spot]) -> str:
     )
 
 
-def _advice(cached: CachedVersion) -> Iterable[str]:
-    record, matrix = cached.record, cached.matrix
+def _advice(cached: CachedVersion, matrix: Matrix) -> Iterable[str]:
+    record = cached.record
     if record.archived:
         yield "Take another version: this one is archived."
         return
