@@ -1,22 +1,21 @@
 """The README's picture: the first picture of a demo's report, small enough to be checked in.
 
 `make demo`, then `python tests/benchmarks/readme_picture.py`. Greys of the frame are reduced to 24
-steps; the colours of atoms and of doubt are kept.
+steps; the colours of the marks are kept.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from manybeam.cli.terminal.figures import FALSE, FOUND, MISSED, TRUE
+from manybeam.zoo.reports.error_overlay import AT_EDGE, FALSE, MISSED, RIGHT
 
 ROOT = Path(__file__).parents[2]
-WIDTH_PX = 900
-GREYS, DOUBTS = 24, 20
+WIDTH_PX = 1100
+GREYS, SHADES = 24, 5
 
 
 def main() -> None:
@@ -33,11 +32,11 @@ def main() -> None:
 
 
 def _palette() -> Image.Image:
-    """Return greys, the colours of the marks and those of doubt, as an image's palette."""
+    """Return greys and the colours of the marks, also darker ones, as an image's palette."""
     greys = [(level, level, level) for level in np.linspace(0, 1, GREYS)]
-    marks = [to_rgb(colour) for colour in (FOUND, MISSED, FALSE, TRUE)]
-    doubts = [colour[:3] for colour in colormaps["plasma"](np.linspace(0, 1, DOUBTS))]
-    colours = np.array([*greys, *marks, *doubts])
+    marks = np.array([to_rgb(colour) for colour in (RIGHT, MISSED, FALSE, AT_EDGE)])
+    shades = [tuple(mark * level) for mark in marks for level in np.linspace(0.4, 1, SHADES)]
+    colours = np.array([*greys, *shades])
     palette = Image.new("P", (1, 1))
     palette.putpalette((255 * colours).round().astype(np.uint8).ravel().tolist())
     return palette

@@ -67,6 +67,68 @@ def test_no_page_scrolls_sideways_on_a_telephone(server: Server, new_page: MakeP
     assert not wide
 
 
+def test_on_a_telephone_results_come_before_filters(server: Server, new_page: MakePage) -> None:
+    page = new_page()
+    page.set_viewport_size({"width": 420, "height": 800})
+    page.goto(f"{server.url}/zoo")
+    tops = [page.locator(one).bounding_box() for one in (".mb-search", "#results", "#filters")]
+    heights = [box["y"] for box in tops if box]
+    assert heights == sorted(heights)
+    assert len(heights) == 3
+    page.get_by_role("link", name="Filters").click()
+    expect(page.locator("#filters")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        pytest.param("/zoo", ["F1", "Ensemble", "Recipe", "Policy", "Imaging condition"], id="zoo"),
+        pytest.param("/zoo?kind=members", ["Member", "Policy"], id="members"),
+        pytest.param("/zoo/graphene@2", ["F1", "ECE", "Member", "Policy", "Seed"], id="version"),
+    ],
+)
+def test_a_term_explains_itself_to_keys_and_to_a_finger(
+    server: Server, new_page: MakePage, address: str, words: list[str]
+) -> None:
+    page = new_page(has_touch=True)
+    page.goto(server.url + address)
+    for place, word in enumerate(words):
+        note = page.locator("[popover]", has=page.get_by_text(word, exact=True))
+        identity = note.first.get_attribute("id")
+        button = page.locator(f"button[popovertarget={identity}]").first
+        if place % 2:
+            button.tap()
+        else:
+            button.focus()
+            page.keyboard.press("Enter")
+        expect(note.first).to_be_visible()
+        if place == 0:
+            assert not Axe().run(page).response["violations"]
+        page.keyboard.press("Escape")
+        expect(note.first).to_be_hidden()
+
+
+def test_a_version_opens_with_what_it_is_for_and_where_it_fails(
+    server: Server, new_page: MakePage
+) -> None:
+    page = new_page()
+    page.goto(f"{server.url}/zoo/graphene@2")
+    opening = page.get_by_role("region", name="3 networks that find atoms in")
+    expect(opening).to_contain_text("HAADF")
+    expect(opening).to_contain_text("Where it works")
+    failing = opening.locator("div", has=page.get_by_role("heading", name="Where it fails"))
+    expect(failing.last.get_by_role("listitem").first).to_contain_text(LOWDOSE)
+    table = page.locator("table.mb-matrix").bounding_box()
+    opened = opening.bounding_box()
+    assert opened
+    assert table
+    assert opened["y"] + opened["height"] < table["y"]
+    for picture in opening.locator("img").all():
+        picture.scroll_into_view_if_needed()
+        expect(picture).to_have_js_property("complete", value=True, timeout=30_000)
+        assert picture.evaluate("one => one.naturalWidth") > 300
+
+
 def test_eight_tabs_share_one_stream(server: Server, new_page: MakePage) -> None:
     first = new_page()
     for number in range(8):  # a browser allows six connections to a host
@@ -112,6 +174,22 @@ def test_story_1_a_scientist_finds_the_best_ensemble_at_low_dose(
     never = page.locator("tr[data-row]", has_text="weak@1")
     expect(never).to_contain_text("not measured")
     assert "0.000" not in never.inner_text()
+
+
+def test_low_dose_typed_as_words_scores_by_such_conditions_and_says_so(
+    server: Server, new_page: MakePage
+) -> None:
+    page = new_page()
+    page.goto(f"{server.url}/zoo")
+    value = page.locator("tr[data-row]", has_text="graphene@2").locator("strong")
+    everywhere = float(value.inner_text())
+    page.get_by_label("Search").fill("graphene low dose")
+    expect(page.locator("#count")).to_contain_text("conditions: low dose")
+    assert float(value.inner_text()) < everywhere, "version 2 is worse at low dose"
+    expect(page.locator("#take")).to_contain_text("Best for graphene: graphene@")
+    page.get_by_role("link", name="low dose: dose at most 33 %").click()
+    expect(page.get_by_label("Search")).to_have_value("graphene")
+    expect(value).to_have_text(f"{everywhere:.3f}")
 
 
 def test_a_range_of_doses_ranks_by_the_conditions_in_it(server: Server, new_page: MakePage) -> None:

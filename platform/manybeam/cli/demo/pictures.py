@@ -73,8 +73,8 @@ def answer_panel(frame: LabelledFrame, title: str, atoms: Array) -> Panel:
 
 def strip_figure(panels: Sequence[Panel]) -> Figure:
     """Return all panels side by side in one picture, with their titles."""
-    figure = Figure(figsize=(PANEL_IN * len(panels), PANEL_IN + 0.75), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)  # type: ignore[union-attr]
+    figure = Figure(figsize=(PANEL_IN * len(panels), PANEL_IN + 0.75))
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for axis, panel in zip(axes, panels, strict=True):
         panel.draw(axis)

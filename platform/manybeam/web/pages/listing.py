@@ -252,28 +252,26 @@ class Listing:
         seen = [v for row in self.page.rows for v in row.strip if v is not None]
         return (max(seen), min(seen)) if seen else (1.0, 0.0)
 
-    def sample_of(self, row: Row) -> str:
-        """Return the samples and modalities a row was measured on; "" if they are unknown."""
-        measured = zip(self.page.conditions, row.strip, strict=True)
-        known = [self.described.get(name) for name, value in measured if value is not None]
-        words = {
-            f"{one.sample.material or one.sample.structure}, {one.modality.upper()}": None
-            for one in known
-            if one is not None
-        }
-        return "; ".join(words)
+    def samples_of(self, row: Row) -> dict[str, str]:
+        """Return the samples a row was measured on, each with its modalities."""
+        found: dict[str, dict[str, None]] = {}
+        for name, value in zip(self.page.conditions, row.strip, strict=True):
+            one = self.described.get(name)
+            if value is not None and one is not None:
+                sample = one.sample.material or one.sample.structure
+                found.setdefault(sample, {})[one.modality.upper()] = None
+        return {sample: ", ".join(modalities) for sample, modalities in found.items()}
 
     @property
-    def best_of(self) -> list[tuple[str, Row]]:
-        """The best row for each sample on the first page, if the best are first."""
+    def best_of(self) -> dict[str, Row]:
+        """The best row for each sample; none if the first rows of the list are not the best."""
         query = self.question.query
-        if query.page > 1 or query.order != "-score":
-            return []
+        is_best_first = query.page == 1 and query.order == "-score"
         found: dict[str, Row] = {}
-        for row in self.page.rows:
-            if row.value is not None and (sample := self.sample_of(row)):
-                found.setdefault(sample.partition(",")[0], row)
-        return list(found.items())
+        for row in self.page.rows if is_best_first else ():
+            for sample in self.samples_of(row) if row.value is not None else ():
+                found.setdefault(sample, row)
+        return found
 
     def shown_facets(self) -> list[tuple[str, Sequence[Facet]]]:
         """Return the filters in the form of the page, each with its values."""

@@ -59,7 +59,8 @@ class Overview:
         ranges: ranges of the quantities on which it was measured, a few words each.
         tally: on how many conditions it works, and on how many it fails.
         best: conditions with the highest F1, best first.
-        worst: conditions with the lowest F1, worst first; none is in both lists.
+        worst: conditions on which it fails, worst first; if there are none, the weakest ones. None
+            is in both lists.
         advice: what to take, a sentence each.
     """
 
@@ -84,24 +85,29 @@ class Overview:
         return tuple((title, spot) for title, spot in found if spot.picture)
 
 
-def make_overview(cached: CachedVersion, described: Mapping[str, Condition]) -> Overview:
+def make_overview(
+    cached: CachedVersion, whole: Matrix, described: Mapping[str, Condition]
+) -> Overview:
     """Return the opening of the page of a version or member.
 
     Args:
-        cached: the version.
+        cached: the version, or a member with its own scores.
+        whole: the scores of all members.
         described: conditions of the library, by id.
     """
     matrix = cached.matrix
     known = [described[name] for name in matrix.conditions if name in described]
     spots = sorted(_spots(cached, described), key=lambda one: -one.f1)
     count = min(LISTED, (len(spots) + 1) // 2)
+    worst = spots[count:][::-1][:LISTED]
+    failing = [one for one in worst if one.f1 < POOR_F1]
     return Overview(
         purpose=_purpose(cached, known),
         ranges=_ranges(known),
         tally=_tally(spots),
         best=tuple(spots[:count]),
-        worst=tuple(spots[count:][::-1][:LISTED]),
-        advice=tuple(_advice(cached)),
+        worst=tuple(failing or worst),
+        advice=tuple(_advice(cached, whole)),
     )
 
 
@@ -169,8 +175,8 @@ def _tally(spots: Sequence[Spot]) -> str:
     )
 
 
-def _advice(cached: CachedVersion) -> Iterable[str]:
-    record, matrix = cached.record, cached.matrix
+def _advice(cached: CachedVersion, matrix: Matrix) -> Iterable[str]:
+    record = cached.record
     if record.archived:
         yield "Take another version: this one is archived."
         return

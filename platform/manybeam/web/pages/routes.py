@@ -151,6 +151,7 @@ def version_page(
     from manybeam.zoo.reports.cards import describe
 
     cached = app_state.version_cache.look(ref)
+    whole = app_state.version_cache.look(cached.record.version_ref)
     status = more.pop("status", 200)
     outcome = "" if more else OUTCOMES.get(request.cookies.get(OUTCOME_COOKIE, ""), "")
     tried: dict[str, Any] = {"outcome": outcome, "refused": None, "checks": (), "tests": ()}
@@ -164,7 +165,7 @@ def version_page(
         details=describe_version(cached, score),
         curve=make_curve(cached, request.query_params.get("reliability", "")),
         described=app_state.described(),
-        overview=make_overview(cached, app_state.described()),
+        overview=make_overview(cached, whole.matrix, app_state.described()),
         use=described.use,
         limits=described.limits,
         forms=FORMS,

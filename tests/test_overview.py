@@ -1,0 +1,136 @@
+"""web.pages.overview: what the page of a version says first."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manybeam.spec import Library
+from manybeam.web.pages.overview import Overview, make_overview
+from manybeam.web.version_cache import CachedVersion
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
+from manybeam.zoo.records import MemberRecord, Record, VersionEntry
+
+CONDITIONS = Library(Path(__file__).parents[1] / "zoo").conditions
+NOMINAL, DIRTY, FEW = "graphene-60kv-nominal", "graphene-60kv-dirty", "graphene-60kv-16k"
+MOS2 = "mos2-60kv-nominal"
+
+
+def scores(condition: str, all_: float, *members: float, classical: float = 0.1) -> list[Score]:
+    """Return the scores of three frames, of which the first is worse and the last is better."""
+    found = {ENSEMBLE: all_, CLASSICAL: classical, **dict(enumerate(members))}
+    return [
+        Score(
+            row,
+            condition,
+            "d",
+            {"f1": f1, "f1_low": f1 - 0.02, "f1_high": f1 + 0.02},
+            counts=tuple((round(f1 * 50) + step, 10, 10) for step in (-5, 0, 5)),
+        )
+        for row, f1 in found.items()
+    ]
+
+
+def cached(rows: list[Score], count: int = 2, **more: Any) -> CachedVersion:
+    members = tuple(
+        MemberRecord(i, i, "graphene-nominal", "r@1", {}, "", "", 0.1, 1.0, "m", "", 1, "")
+        for i in range(count)
+    )
+    record = Record("graphene", 1, members, datetime(2026, 1, 1, tzinfo=UTC), {}, **more)
+    entry = VersionEntry("graphene", 1, "run", {}, record.aliases)
+    return CachedVersion(record, Matrix(rows, range(count)), (entry,), ())
+
+
+def overview(version: CachedVersion) -> Overview:
+    return make_overview(version, version.matrix, CONDITIONS)
+
+
+def advice(version: CachedVersion) -> str:
+    return " ".join(overview(version).advice)
+
+
+def test_it_says_what_it_is_for_and_on_what_it_was_measured() -> None:
+    rows = scores(NOMINAL, 1.0, 1.0, 1.0) + scores(FEW, 0.9, 0.9, 0.9)
+    found = overview(cached(rows))
+    assert found.purpose == "2 networks that find atoms in HAADF frames of graphene."
+    assert found.ranges[:2] == ("dose 16,000 to 1,200,000 e/Å²", "beam 60 kV")
+    both = overview(cached(rows + scores(MOS2, 1.0, 1.0)))
+    assert both.purpose.endswith("HAADF frames of graphene and V-doped MoS2.")
+
+
+def test_best_and_worst_conditions_are_named_with_their_f1_and_none_twice() -> None:
+    rows = scores(NOMINAL, 1.0, 1.0) + scores(FEW, 0.9, 0.9) + scores(DIRTY, 0.5, 0.5)
+    found = overview(cached(rows))
+    assert [(one.condition, one.f1) for one in found.best] == [(NOMINAL, 1.0), (FEW, 0.9)]
+    assert [(one.condition, one.f1) for one in found.worst] == [(DIRTY, 0.5)]
+    assert found.worst[0].title == "Contamination thicker than the sheet"
+    assert found.fails
+    assert "works on 1" in found.tally
+    assert "fails on 1" in found.tally
+
+
+def test_a_version_that_fails_nowhere_has_weakest_conditions() -> None:
+    found = overview(cached(scores(NOMINAL, 1.0, 1.0) + scores(FEW, 0.9, 0.9)))
+    assert [title for title, _ in found.samples] == ["Where it works", "Where it is weakest"]
+    assert not found.fails
+
+
+def test_the_sample_is_the_frame_with_the_middle_f1() -> None:
+    found = overview(cached(scores(NOMINAL, 0.9, 0.9)))
+    assert found.best[0].page == f"/zoo/graphene@1/example/{NOMINAL}?frame=1"
+    assert found.best[0].picture == f"/zoo/graphene@1/example/{NOMINAL}/sample?frame=1"
+    assert found.worst == ()
+
+
+def test_where_a_member_is_better_than_all_selection_is_advised_with_the_numbers() -> None:
+    rows = scores(NOMINAL, 1.0, 1.0, 1.0) + scores(DIRTY, 0.76, 0.6, 0.98)
+    assert "on 1 of 2 conditions one member" in advice(cached(rows))
+    assert f"most on {DIRTY} (member 01 0.98, all 0.76)" in advice(cached(rows))
+    assert "Take all members together" in advice(cached(scores(NOMINAL, 0.9, 0.91, 0.8)))
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        pytest.param(
+            cached(scores(DIRTY, 0.7, 0.7, classical=0.9)), f"is better on {DIRTY}", id="classical"
+        ),
+        pytest.param(
+            cached([], archived=datetime(2026, 1, 1, tzinfo=UTC)), "archived", id="archived"
+        ),
+        pytest.param(cached([]), "not known", id="not measured"),
+    ],
+)
+def test_the_advice_says_what_speaks_against_it(version: CachedVersion, told: str) -> None:
+    assert told in advice(version)
+
+
+def test_a_member_is_compared_with_the_others_of_its_version() -> None:
+    rows = scores(NOMINAL, 1.0, 1.0, 0.9) + scores(DIRTY, 0.7, 0.6, 0.98)
+    own = [row for row in rows if row.member == 1]
+    member = cached(own, selected=1)
+    told = " ".join(make_overview(member, Matrix(rows), CONDITIONS).advice)
+    assert f"best member on {DIRTY}. Elsewhere take the whole ensemble" in told
+    assert make_overview(member, Matrix(rows), CONDITIONS).best[0].f1 == 0.98
+
+
+def test_a_version_beside_one_that_serves_names_it() -> None:
+    version = cached(scores(NOMINAL, 1.0, 1.0, 1.0))
+    serving = VersionEntry("graphene", 2, "run-2", {}, ("serving",))
+    beside = replace(version, siblings=(serving, *version.siblings))
+    assert "graphene@2 serves now" in advice(beside)
+
+
+def test_a_version_of_unknown_conditions_still_opens() -> None:
+    found = overview(cached(scores("elsewhere", 0.9, 0.9)))
+    assert found.purpose == "2 networks that find atoms in microscope frames."
+    assert found.ranges == ()
+    assert found.best[0].title == ""
+
+
+def test_nothing_measured_is_said_and_nothing_is_promised() -> None:
+    found = overview(cached([]))
+    assert found.tally.startswith("It was not measured")
+    assert (found.best, found.worst, found.samples) == ((), (), ())
