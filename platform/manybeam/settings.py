@@ -146,7 +146,7 @@ def settings() -> Settings:
         found = Settings()
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}"
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ').lower()}"
             for fault in error.errors(include_url=False)
         )
         raise InvalidSetting(

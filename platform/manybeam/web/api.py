@@ -23,7 +23,9 @@ def api_router(app_state: AppState) -> APIRouter:
         """Find ensembles or members; the query is that of the page `/zoo`."""
         question = read_query(request.query_params.multi_items(), page_size=PAGE_SIZE)
         found = app_state.catalogue.find(question.shown)
-        return {**asdict(found), "page": question.query.page, **_age(app_state)}
+        unreadable = dict(app_state.refresher.unreadable)
+        page = {"page": question.query.page, "unreadable": unreadable}
+        return {**asdict(found), **page, **_age(app_state)}
 
     @router.get("/api/v1/zoo/{ref:path}/matrix")
     def matrix(ref: str) -> dict[str, Any]:

@@ -52,6 +52,24 @@ class VersionEntry:
         """The reference that always means this version."""
         return f"{self.name}@{self.version}"
 
+    def tag(self, key: str) -> str:
+        """Return a tag that every version has.
+
+        Raises:
+            Corrupt: it is missing.
+        """
+        if key not in self.tags:
+            raise self.damaged(f"its tag {key} is missing")
+        return self.tags[key]
+
+    def damaged(self, why: str) -> Corrupt:
+        """Return the error of an entry that cannot be read."""
+        return Corrupt(
+            f"{self.ref} cannot be read: {why}",
+            "the database of the zoo is damaged, or was changed by hand",
+            "restore the database from its backup; the other versions are not affected",
+        )
+
     @property
     def state(self) -> str:
         """A digest of the entry; it changes if a score, a status or an alias changes."""
@@ -85,7 +103,7 @@ class Ref:
         match = _REF.fullmatch(text)
         if match is None:
             raise UnknownRef(
-                f"{text!r} is no reference to an ensemble",
+                f"{text[:80]!r} is no reference to an ensemble",
                 "allowed: name, name@serving, name@candidate, name@3, name@3/07",
                 "manybeam zoo ls lists all ensembles",
             )
