@@ -48,6 +48,8 @@ from manybeam.zoo.refusals import speaking  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+# It would print a traceback for each error that is translated here.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
