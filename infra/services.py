@@ -9,6 +9,7 @@ with mode 0600. Data stays when a service is stopped.
 """
 
 import argparse
+import hashlib
 import os
 import pwd
 import secrets
@@ -30,6 +31,8 @@ from process import Running, ServiceError
 NAMES = ("seaweedfs", "postgres", "mlflow")
 PORTS = {"seaweedfs": 8333, "postgres": 5439, "mlflow": 5000}
 BUCKETS = "frames,mlflow"
+LONGEST_SOCKET = 107  # characters of its path
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the loopback has no proxy
 
 
 def start_seaweedfs(folder: Path, port: int, buckets: str = BUCKETS) -> Running:
@@ -97,8 +100,8 @@ def start_mlflow(folder: Path, port: int) -> Running:
     database, store = process.read("postgres", folder), process.read("seaweedfs", folder)
     if not (database and database.is_alive and store and store.is_alive):
         raise ServiceError("mlflow needs seaweedfs and postgres\nstart them first, or all at once")
-    argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database.url]
-    argv += ["--artifacts-destination", "s3://mlflow/artifacts", "--workers", "1"]
+    argv = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    argv += ["--artifacts-destination", "s3://mlflow/artifacts"]
     running = process.start(
         "mlflow",
         folder,
@@ -106,6 +109,7 @@ def start_mlflow(folder: Path, port: int) -> Running:
         url=f"http://127.0.0.1:{port}",
         port=port,
         environment={
+            "MLFLOW_BACKEND_STORE_URI": database.url,  # everybody sees arguments, with `ps`
             "MLFLOW_S3_ENDPOINT_URL": store.url,
             "AWS_ACCESS_KEY_ID": store.settings["MANYBEAM_S3_ACCESS_KEY"],
             "AWS_SECRET_ACCESS_KEY": store.settings["MANYBEAM_S3_SECRET_KEY"],
@@ -146,6 +150,8 @@ def stop(names: list[str], folder: Path, patience_s: float = 10.0) -> list[str]:
             # SIGINT is PostgreSQL's fast stop; SIGTERM would wait for every client to leave.
             how = signal.SIGINT if name == "postgres" else signal.SIGTERM
             process.stop(known, how=how, patience_s=patience_s)
+            if name == "seaweedfs" and _sockets(folder) != folder:
+                shutil.rmtree(_sockets(folder), ignore_errors=True)
             stopped.append(name)
     return stopped
 
@@ -168,7 +174,8 @@ def _weed_options(folder: Path, port: int, buckets: str) -> list[str]:
     names = ["s3.port.grpc"]
     for part in ("master", "volume", "filer", "admin"):
         names += [f"{part}.port", f"{part}.port.grpc"]
-    sockets = folder if len(str(folder)) < 80 else tempfile.mkdtemp(prefix="manybeam-")
+    sockets = _sockets(folder)
+    sockets.mkdir(mode=0o700, exist_ok=True)
     return [
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
@@ -186,12 +193,22 @@ def _weed_options(folder: Path, port: int, buckets: str) -> list[str]:
     ]
 
 
+def _sockets(folder: Path) -> Path:
+    """Return the folder of the sockets: the same one, or one with a shorter path."""
+    if len(str(folder / "filer.sock")) <= LONGEST_SOCKET:
+        return folder
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    return Path("/tmp") / f"manybeam-{name}"  # noqa: S108 - TMPDIR may be as long
+
+
 def _has_buckets(running: Running, buckets: str) -> bool:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    config = Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 1})
+    config = Config(
+        connect_timeout=2, read_timeout=5, retries={"max_attempts": 1}, proxies={}
+    )
     client = boto3.client(
         "s3",
         endpoint_url=running.url,
@@ -251,7 +268,7 @@ def _secret(path: Path) -> tuple[str, str]:
 
 def _status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own http URL
+        with _DIRECT.open(url, timeout=5) as answer:
             return int(answer.status)
     except (urllib.error.URLError, OSError):
         return 0

@@ -5,7 +5,9 @@ import io
 import json
 import shutil
 import socket
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,47 @@ def test_a_csv_table_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("words", [["status"], ["zoo", "ls"], ["data", "ls"]])
 def test_an_empty_platform_answers(words: list[str]) -> None:
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("words", [["status"], ["up"], ["doctor"]])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:1", "ray://[::1]:1"])
+def test_a_cluster_that_does_not_answer_is_not_called_up(
+    words: list[str], address: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MANYBEAM_RAY_ADDRESS", address)
+    settings.cache_clear()
+    code = main([*words, "-o", "json"])
+    said = capsys.readouterr()
+    row = next(one for one in json.loads(said.out) if "ray" in one.values())
+    assert (code, row["state"]) == ((1, "failed") if words == ["doctor"] else (3, "unreachable"))
+    assert f"no Ray cluster answers at {address!r}" in said.err + row.get("found", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"), [("SERVICE_URL", "service"), ("CONTROL_URL", "pages")]
+)
+def test_another_server_is_not_taken_for_ours(
+    setting: str, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>router</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        monkeypatch.setenv(f"MANYBEAM_{setting}", f"http://127.0.0.1:{server.server_port}/")
+        settings.cache_clear()
+        assert main(["status", "-o", "json"]) == 0
+        thread.join()
+    states = {row["part"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    assert states[part] == "another server answers (HTTP 200)"
 
 
 def test_a_demo_whose_port_is_held_starts_nothing(

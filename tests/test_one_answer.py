@@ -209,6 +209,30 @@ def test_what_is_known_of_the_recording_counts_alike_on_every_road(
     assert row["predicted_f1"] == answer["predicted_f1"]["f1"] == python.predicted_f1.f1
 
 
+@pytest.mark.parametrize("ref", ["graphene", "graphene@2/01", "graphene@1"])
+def test_a_named_ensemble_says_the_same_of_drift_and_calibration_on_every_road(
+    home: Path, stacks: list[Any], service: str, tmp_path: Path, ref: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    array, size_pm = stacks[0]
+    np.save(tmp_path / "frame.npy", array)
+    words = [str(tmp_path / "frame.npy"), "-e", ref, "--pixel-size-pm", str(size_pm)]
+    assert main(["predict", *words, "-o", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    path = f"/v1/predict/{ref}?pixel_size_pm={size_pm}"
+    meta = json.loads(post(service, path, array, "application/json"))["meta"]
+    answer = mb.predict(array, ref, pixel_size_pm=size_pm)
+    assert meta["drift"] == {"score": answer.drift_score, "flag": answer.is_drifted}
+    assert (row["verdict"] or None) == meta["verdict"]
+    found = meta["calibration"] or {"position_pm": None}
+    assert row["position_90_pm"] == found["position_pm"]
+    low_high = meta["predicted_f1"] and (meta["predicted_f1"]["low"], meta["predicted_f1"]["high"])
+    assert (low_high or (None, None)) == (row["low"], row["high"])
+    if ref == "graphene":  # it was calibrated
+        assert meta["drift"]["score"] is not None
+        assert meta["calibration"]["atom_count"] >= 100
+
+
 def test_each_network_runs_once_on_the_frame_and_once_on_its_turned_view(
     home: Path, stacks: list[Any], rehearsed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from manybeam.errors import InvalidInput
-from manybeam.serve.ports import haproxy_can_serve, haproxy_variables, port_in_use, port_is_free
+from manybeam.serve.ports import port_in_use, port_is_free
 
 
 def test_a_port_somebody_listens_on_is_not_free_and_its_holder_is_named() -> None:
@@ -31,14 +31,3 @@ def test_a_port_somebody_listens_on_is_not_free_and_its_holder_is_named() -> Non
 def test_an_address_this_machine_has_not_is_refused(host: str, port: int) -> None:
     with pytest.raises(InvalidInput, match="cannot listen"):
         port_is_free(host, port)
-
-
-def test_haproxy_serves_loopback_or_everything_but_not_one_outer_address() -> None:
-    assert not haproxy_can_serve("192.0.2.2")
-
-
-def test_haproxys_sockets_have_room_for_the_name_ray_gives_their_folder() -> None:
-    variables = haproxy_variables()
-    assert len(variables["RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"]) + 57 <= 97
-    ports = {variables[f"RAY_SERVE_HAPROXY_{kind}_PORT"] for kind in ("METRICS", "STATS")}
-    assert len(ports) == 2

@@ -92,6 +92,28 @@ def test_mlflow_alone_says_what_it_needs(tmp_path: Path) -> None:
     assert "mlflow needs seaweedfs and postgres" in done.stderr
 
 
+def test_no_secret_is_in_an_argument_or_a_log(facility: Any) -> None:
+    keys = [path.read_text().split()[1] for path in facility.folder.glob("*.key")]
+    assert len(keys) == 2
+    for name in ("seaweedfs", "postgres", "mlflow"):
+        leader = psutil.Process(facility.pid(name))
+        family = [leader, *leader.children(recursive=True)]
+        said = "".join(" ".join(one.cmdline()) for one in family)
+        said += (facility.folder / f"{name}.log").read_text(errors="replace")
+        assert not [key for key in keys if key in said], name
+
+
+def test_a_long_folder_has_its_sockets_elsewhere_and_leaves_none(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    before = set(Path("/tmp").glob("manybeam-*"))
+    options = ("--dir", str(folder), "--port=seaweedfs=0")
+    started = _run("start", "seaweedfs", *options)
+    assert started.returncode == 0, started.stderr
+    assert set(Path("/tmp").glob("manybeam-*")) > before
+    assert _run("stop", "seaweedfs", *options, "--now").returncode == 0
+    assert set(Path("/tmp").glob("manybeam-*")) == before
+
+
 def test_all_three_come_up_together(facility: Any) -> None:
     with urllib.request.urlopen(
         facility.settings()["MANYBEAM_TRACKING_URI"] + "/version"

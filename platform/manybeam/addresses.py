@@ -106,12 +106,8 @@ def spare_loopback() -> None:
 
 
 def trust_authorities(bundle: str) -> None:
-    """Let every library of this process trust these certificate authorities.
-
-    A variable that an operator has set for one library stays.
-    """
-    for name in AUTHORITIES if bundle else ():
-        os.environ.setdefault(name, bundle)
+    """Let every library of this process trust the authorities of a PEM file, and no others."""
+    os.environ |= dict.fromkeys(AUTHORITIES if bundle else (), bundle)
 
 
 def unreached_hint(url: str, said: str, otherwise: str) -> str:

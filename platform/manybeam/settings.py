@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     s3_region: str = Field("us-east-1", description="S3 region")
     s3_timeout_s: float = Field(20.0, gt=0, le=600, description="longest wait for the store [s]")
     ca_bundle: str = Field(
-        "", description="PEM file of the certificate authorities to trust, for store and zoo"
+        "",
+        description="PEM file of the certificate authorities to trust, for store and zoo; "
+        "if empty, those of the libraries",
     )
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
 
@@ -150,7 +152,7 @@ def settings() -> Settings:
         found = Settings()
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}"
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ').lower()}"
             for fault in error.errors(include_url=False)
         )
         raise InvalidSetting(

@@ -1,14 +1,17 @@
 """jobs.cluster: where a cluster listens, and how work, errors and settings travel on it."""
 
 import ipaddress
+import socket
+import threading
 import time
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from manybeam.cluster import joining as jobs_cluster
-from manybeam.errors import InvalidSpec, WorkFailed
+from manybeam.errors import InvalidSpec, Unreachable, WorkFailed
 from manybeam.settings import settings
 from manybeam.spec import load_job
 
@@ -68,6 +71,31 @@ def test_workers_use_the_settings_of_the_process_that_sends_the_work(
     assert seen.s3_secret_key.get_secret_value() == "squirrel"
     assert seen.s3_timeout_s == 7.5
     assert seen.home == home.resolve()
+
+
+def test_a_cluster_is_known_by_its_answer(cluster: str) -> None:
+    jobs_cluster.knock(cluster)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        pytest.param("127.0.0.1:1", "refused", id="nobody"),
+        pytest.param("[::1]:1", "refused", id="ipv6"),
+        pytest.param("ray://127.0.0.1:1", "refused", id="client"),
+        pytest.param("http://127.0.0.1:1", "host:port", id="http"),
+        pytest.param("lab", "no host and port", id="no port"),
+        pytest.param("lab:70000", "no host and port", id="large port"),
+        pytest.param("HTTP", "another kind of server", id="other server"),
+    ],
+)
+def test_what_is_no_cluster_is_told_at_once(address: str, told: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request).start()
+        place = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(Unreachable, match=told):
+            jobs_cluster.knock(place if address == "HTTP" else address)
+        socket.create_connection(("127.0.0.1", server.server_port)).close()  # ends the thread
 
 
 def test_an_address_where_no_cluster_answers_is_told(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from manybeam.cluster.head import start_head, stop_head
+from manybeam.cluster.joining import knock
 from manybeam.cluster.running import head
 
 pytestmark = pytest.mark.cluster
@@ -59,6 +60,20 @@ def test_a_head_outlives_the_command_and_is_joined_by_the_next(home: Path) -> No
         assert stop_head(home)
     assert head(home) is None
     assert not [process for process in below if process.is_running()]
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_head_starts_where_the_folder_for_temporary_files_has_a_long_path(
+    home: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("job" * 30)
+    long.mkdir()
+    monkeypatch.setenv(name, str(long))
+    try:
+        started = start_head(home, cpus=1)
+        knock(started.address)
+    finally:
+        stop_head(home)
 
 
 def test_a_killed_head_is_not_taken_for_a_running_one(home: Path) -> None:

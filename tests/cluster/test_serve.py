@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import urllib3
 
+from manybeam.addresses import place_of
 from manybeam.errors import Conflict
 from manybeam.serve.app import run_service, service_state, stop_service
 from manybeam.serve.metrics import series_names
+from manybeam.settings import settings
 
 Ports = Callable[[], int]
 
@@ -37,12 +39,14 @@ def npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["haproxy", "python-proxy"])
+@pytest.fixture(scope="module", params=[True, False], ids=["haproxy", "python-proxy on ipv6"])
 def url(request: pytest.FixtureRequest, cluster: str, free_port: Ports) -> Iterator[str]:
-    """The service, once behind HAProxy and once behind Ray's own proxy."""
-    state = run_service(["graphene"], port=free_port(), haproxy=request.param)
+    """The service, once behind HAProxy, and once behind Ray's own proxy and on IPv6."""
+    host = "127.0.0.1" if request.param else "::1"
+    state = run_service(["graphene"], host=host, port=free_port())
     yield state.url
     assert stop_service()
+    assert json.loads((settings().home / "haproxy.json").read_text()) == {}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,8 @@ def test_a_bad_request_gets_a_problem_with_the_id_of_the_request(
 
 
 def test_a_body_too_large_is_refused_by_its_header(url: str) -> None:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    host, port = place_of(url) or ("", None)
+    connection = http.client.HTTPConnection(host, port, timeout=30)
     connection.putrequest("POST", "/v1/predict/graphene")
     connection.putheader("Content-Type", "application/x-npy")
     connection.putheader("Content-Length", str(10**11))
@@ -124,6 +129,14 @@ def test_a_hundred_bad_requests_leave_the_replica_alive(
     assert (before.status, before.replicas) == ("RUNNING", 1)
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/ensembles"])
+def test_a_balancer_that_asks_for_the_head_is_answered(
+    url: str, pool: urllib3.PoolManager, path: str
+) -> None:
+    answer = pool.request("HEAD", url + path, headers={"Host": "LOCALHOST."})
+    assert (answer.status, answer.data) == (200, b"")
+
+
 def test_only_this_machine_is_answered(url: str, pool: urllib3.PoolManager) -> None:
     refused = pool.request("GET", f"{url}/v1/ensembles", headers={"Host": "lab.example.org"})
     assert refused.status == 403
@@ -146,7 +159,8 @@ def test_prometheus_finds_what_was_counted(url: str, pool: urllib3.PoolManager) 
 
 
 def test_the_running_service_takes_further_ensembles(url: str, pool: urllib3.PoolManager) -> None:
-    state = run_service(["graphene", "graphene@1"], port=int(url.rpartition(":")[2]))
+    host, port = place_of(url) or ("", None)
+    state = run_service(["graphene", "graphene@1"], host=host, port=port or 0)
     assert state.url == url
     listed = pool.request("GET", f"{url}/v1/ensembles").json()["ensembles"]
     assert {"graphene@1", "graphene@2"} <= {row["ref"] for row in listed}

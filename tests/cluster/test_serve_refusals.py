@@ -1,5 +1,6 @@
 """What the service refuses before it starts anything; none may be running beside these tests."""
 
+import json
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse, UnknownRef, WorkFailed
-from manybeam.serve.app import run_service, service_state
+from manybeam.serve.app import _start_serve, run_service, service_state, stop_service
 from manybeam.serve.ports import port_is_free
 from manybeam.zoo.registry import Zoo
 
@@ -64,4 +65,14 @@ def test_a_service_whose_weights_differ_from_those_registered_does_not_start(
     with pytest.raises(WorkFailed, match="not the bytes that were registered"):
         run_service(["graphene"], port=port)
     assert service_state() is None
+    assert port_is_free("127.0.0.1", port)
+    assert not stop_service()  # neither a proxy nor its files stay
+    assert json.loads((tmp_path / "haproxy.json").read_text()) == {}
+
+
+def test_a_proxy_that_a_killed_start_left_is_stopped(cluster: str, free_port: Ports) -> None:
+    port = free_port()
+    _start_serve("127.0.0.1", port, {})  # what a command did that was killed then
+    assert service_state() is None
+    assert stop_service()
     assert port_is_free("127.0.0.1", port)

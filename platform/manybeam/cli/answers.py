@@ -148,18 +148,24 @@ def write_zarr(url: str, answers: "Sequence[Answer]") -> None:
     from manybeam.spec.elements import symbol_of
     from manybeam.zoo.lineage import note_prediction
 
-    root = zarr.create_group(open_store(url).zarr())
-    for number, answer in enumerate(answers):
-        group = root.create_group(f"{number:05d}")
-        arrays = {name: getattr(answer, f"{name}_yx") for name in ("mean", "std", "mi")}
-        arrays |= {"frame": answer.frame.pixels_yx, "atoms": answer.atoms}
-        for name, array in arrays.items():
-            group.create_array(name, data=array)
-        symbols = [symbol_of(one) for one in answer.prediction.elements]
-        named = {"atom_columns": list(ATOM_COLUMNS), "class_elements": symbols}
-        group.attrs.update({**row(answer), **named})
+    store = open_store(url)
+    try:
+        with store.writing() as place:
+            root = zarr.create_group(place)
+            for number, answer in enumerate(answers):
+                group = root.create_group(f"{number:05d}")
+                arrays = {name: getattr(answer, f"{name}_yx") for name in ("mean", "std", "mi")}
+                arrays |= {"frame": answer.frame.pixels_yx, "atoms": answer.atoms}
+                for name, array in arrays.items():
+                    group.create_array(name, data=array)
+                symbols = [symbol_of(one) for one in answer.prediction.elements]
+                named = {"atom_columns": list(ATOM_COLUMNS), "class_elements": symbols}
+                group.attrs.update({**row(answer), **named})
+    except BaseException:  # the group was empty before; a part of an answer is none
+        store.delete("")
+        raise
     for ref in dict.fromkeys(answer.ref for answer in answers):
-        note_prediction(ref, open_store(url).url)
+        note_prediction(ref, store.url)
 
 
 def _atoms_words(answer: "Answer") -> str:

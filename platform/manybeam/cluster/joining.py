@@ -166,7 +166,7 @@ def environment() -> dict[str, str]:
         found[f"MANYBEAM_{name.upper()}"] = str(plain)
     found["MANYBEAM_HOME"] = str(settings().home.resolve())
     found["MANYBEAM_ZOO"] = str(settings().zoo.resolve())
-    for name in ("signing_key", "trusted_keys"):
+    for name in ("signing_key", "trusted_keys", "ca_bundle"):
         path = getattr(settings(), name)
         found[f"MANYBEAM_{name.upper()}"] = str(Path(path).resolve()) if path else ""
     return found

@@ -50,9 +50,17 @@ def unwritten(path: Path, error: OSError) -> WriteFailed:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Let one process of this machine in at a time; if a process dies, its lock is free again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+    """Let one process of this machine in at a time; if a process dies, its lock is free again.
+
+    Raises:
+        WriteFailed: the file of the lock cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise unwritten(path, error) from error
+    with lock:
         if os.name == "posix":
             import fcntl
 

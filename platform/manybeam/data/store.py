@@ -23,6 +23,7 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, MemoryStore, S3Store
 
+from manybeam.addresses import unreached_hint
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -195,6 +196,8 @@ class Store:
             hint = "set MANYBEAM_S3_ACCESS_KEY and MANYBEAM_S3_SECRET_KEY"
             return StoreUnreachable(f"cannot {verb} {place}", why, hint)
         hint = "check MANYBEAM_S3_ENDPOINT and that the server runs; then try again"
+        endpoint = settings().s3_endpoint or "https://s3.amazonaws.com"
+        hint = unreached_hint(endpoint, str(error), hint)
         return StoreUnreachable(f"cannot {verb} {place}", reason, hint)
 
     def _at(self, key: str) -> str:

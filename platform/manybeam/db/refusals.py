@@ -41,12 +41,12 @@ def answering(place: str) -> Iterator[None]:
     """
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         raise _ours(error, place) from error
 
 
-def _ours(error: SQLAlchemyError, place: str) -> ManybeamError:
-    raw = error.orig if isinstance(error, DBAPIError) else None
+def _ours(error: SQLAlchemyError | sqlite3.Error, place: str) -> ManybeamError:
+    raw = error.orig if isinstance(error, DBAPIError) else error
     said = (str(raw or error).strip().splitlines() or [type(error).__name__])[0][:200]
     code = getattr(raw, "sqlite_errorcode", 0) & 0xFF
     state = str(getattr(raw, "sqlstate", "") or "")

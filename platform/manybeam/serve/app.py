@@ -197,6 +197,8 @@ def _joined() -> bool:
         if not cluster.cluster_address():
             return False
         cluster.connect()
+    # Our own messages show the progress.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     return True
 
 
@@ -222,8 +224,6 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    # Our own messages show the progress.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
             http_options={"host": host, "port": port},

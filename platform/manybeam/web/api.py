@@ -24,8 +24,8 @@ def api_router(app_state: AppState) -> APIRouter:
         question = read_query(request.query_params.multi_items(), page_size=PAGE_SIZE)
         found = app_state.catalogue.find(question.shown)
         rows = [{**asdict(row), "coverage": row.coverage} for row in found.rows]
-        basis = {"rows": rows, "basis": found.basis, "page": question.query.page}
-        return {**asdict(found), **basis, **_age(app_state)}
+        page = {"page": question.query.page, "unreadable": dict(app_state.refresher.unreadable)}
+        return {**asdict(found), "rows": rows, "basis": found.basis, **page, **_age(app_state)}
 
     @router.get("/api/v1/zoo/{ref:path}/matrix")
     def matrix(ref: str) -> dict[str, Any]:

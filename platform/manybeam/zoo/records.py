@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ALIASES = ("serving", "candidate")
 RESERVED_NAMES = ("auto",)
+_TAGS = "manybeam."  # the beginning of all our tags
 MEMBER_TAG = "manybeam.member"
 MANIFEST_TAG = "manybeam.manifest"
 KIND_TAG = "manybeam.attachment"  # of a LoggedModel that is neither a member nor an ensemble
@@ -54,6 +55,29 @@ class VersionEntry:
     def ref(self) -> str:
         """The reference that always means this version."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a version of Manybeam, also if some of its tags are lost."""
+        return any(key.startswith(_TAGS) for key in self.tags)
+
+    def tag(self, key: str) -> str:
+        """Return a tag that every version has.
+
+        Raises:
+            Corrupt: it is missing.
+        """
+        if key not in self.tags:
+            raise self.damaged(f"its tag {key} is missing")
+        return self.tags[key]
+
+    def damaged(self, why: str) -> Corrupt:
+        """Return the error of an entry that cannot be read."""
+        return Corrupt(
+            f"{self.ref} cannot be read: {why}",
+            "the database of the zoo is damaged, or was changed by hand",
+            "restore the database from its backup; the other versions are not affected",
+        )
 
     @property
     def state(self) -> str:
@@ -88,7 +112,7 @@ class Ref:
         match = _REF.fullmatch(text)
         if match is None:
             raise UnknownRef(
-                f"{text!r} is no reference to an ensemble",
+                f"{text[:80]!r} is no reference to an ensemble",
                 "allowed: name, name@serving, name@candidate, name@3, name@3/07",
                 "manybeam zoo ls lists all ensembles",
             )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from manybeam.addresses import unreached_hint
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -18,6 +19,7 @@ from manybeam.errors import (
     WriteFailed,
     ZooUnreachable,
 )
+from manybeam.settings import settings
 
 # Error codes that are an answer of MLflow; any other code means that it could not answer.
 _ANSWERS: dict[str, type[ManybeamError]] = {
@@ -37,6 +39,13 @@ _OTHER_DATABASE = re.compile(
 # A record whose key exists: the server answers, and the fault is in what it was given.
 _SAME_KEY = re.compile(r"UNIQUE constraint failed|duplicate key value|IntegrityError")
 _OTHER_SERVER = re.compile(r"failed with error code (404|405|501)|not a valid JSON|JSONDecodeError")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Said by a database or a store whose disk takes no more; MLflow passes the words on.
+_UNWRITABLE = re.compile(
+    r"database or disk is full|disk I/O error|No space left on device|Disk quota exceeded|"
+    r"File too large|readonly database|unable to open database file|StorageFull|QuotaExceeded",
+    re.IGNORECASE,
+)
 _BELOW = ("mlflow", "sqlalchemy", "sqlite3", "psycopg", "boto3", "botocore", "requests", "urllib3")
 
 
@@ -46,7 +55,7 @@ def speaking() -> Iterator[None]:
 
     Raises:
         NotFound, Conflict, InvalidInput, NotAllowed: MLflow refused.
-        WriteFailed: a disk is full.
+        WriteFailed: a disk is full, or a file cannot be written.
         ZooUnreachable: there was no answer.
     """
     try:
@@ -54,8 +63,9 @@ def speaking() -> Iterator[None]:
     except ManybeamError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(error) from error
+        full = _UNWRITABLE.search(str(error))
+        if full or (isinstance(error, OSError) and error.errno in _FULL):
+            raise _unwritable(full[0] if full else str(error)) from error
         answer = _ANSWERS.get(getattr(error, "error_code", ""))
         if answer is not None:
             raise answer(
@@ -93,16 +103,17 @@ def _unreachable(error: Exception) -> ZooUnreachable:
             "Manybeam needs the LoggedModels of MLflow 3",
             "set MANYBEAM_TRACKING_URI to such a server; manybeam doctor checks it",
         )
+    url = settings().tracking_uri or settings().s3_endpoint
     return ZooUnreachable(
         f"the zoo does not answer: {_first_line(error)}",
         "MLflow, its database and its artifact store must run",
-        "run manybeam doctor; check MANYBEAM_TRACKING_URI",
+        unreached_hint(url, str(error), "run manybeam doctor; check MANYBEAM_TRACKING_URI"),
     )
 
 
-def _disk_full(error: OSError) -> WriteFailed:
+def _unwritable(said: str) -> WriteFailed:
     return WriteFailed(
-        f"weights cannot be written: {error.strerror}",
-        "nothing was registered",
-        "free space on the disk of MANYBEAM_HOME or MANYBEAM_ARTIFACTS, then run again",
+        f"the zoo cannot be written: {said}",
+        "its database and its weights need a disk with free space; nothing was registered",
+        "free space on the disk of MANYBEAM_HOME, or of the MLflow server; then run again",
     )

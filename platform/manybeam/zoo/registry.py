@@ -152,7 +152,11 @@ class Zoo:
         return self._resolved(ref)[1]
 
     def ls(self, name: str | None = None) -> list[Record]:
-        """Return all versions, or those of one ensemble, by name and newest first."""
+        """Return all versions, or those of one ensemble, by name and newest first.
+
+        Raises:
+            Corrupt: one of them cannot be read. What deletes files must know all that are used.
+        """
         return [self.record(entry) for entry in self.listing(name)]
 
     def listing(self, name: str | None = None) -> list[VersionEntry]:
@@ -169,10 +173,10 @@ class Zoo:
 
     def record(self, entry: VersionEntry) -> Record:
         """Return the record of an entry of the listing; raises Corrupt as `resolve` does."""
-        manifest_id, sha256 = entry.tags[MANIFEST_TAG], entry.tags[SHA256_TAG]
+        manifest_id, sha256 = entry.tag(MANIFEST_TAG), entry.tag(SHA256_TAG)
         what = f"manifest of {entry.ref}"
         content = self._file(manifest_id, MANIFEST_FILE, sha256, what)
-        archived, found = entry.tags.get(ARCHIVED_TAG), read_manifest(content)
+        archived, found = _moment(entry, ARCHIVED_TAG), read_manifest(content)
         if found.name != entry.name:
             raise Corrupt(
                 f"the {what} belongs to {found.name!r}",
@@ -183,11 +187,11 @@ class Zoo:
             found,
             version=entry.version,
             aliases=entry.aliases,
-            archived=datetime.fromisoformat(archived) if archived else None,
+            archived=archived,
             signature=entry.tags.get(SIGNATURE_TAG, ""),
             model_id=manifest_id,
             run_id=entry.run_id,
-            experiment_id=entry.tags[EXPERIMENT_TAG],
+            experiment_id=entry.tag(EXPERIMENT_TAG),
             sha256=sha256,
         )
 
@@ -254,7 +258,7 @@ class Zoo:
                     key.removeprefix(SCORES_TAG),
                     value.partition(" "),
                 )
-                if not trust.may_count(f"scores of {entry.tags[SHA256_TAG]}", sha256, signature):
+                if not trust.may_count(f"scores of {entry.tag(SHA256_TAG)}", sha256, signature):
                     logger.warning("unsigned scores are ignored", extra={"of": what})
                     continue
                 number = int(entry.tags.get(ORDER_TAG + model_id, 0))
@@ -343,7 +347,10 @@ class Zoo:
         entry, record = self._resolved(ref)
         if ATTACHED_TAG + kind not in entry.tags:
             return None
-        model_id, sha256, *signature = entry.tags[ATTACHED_TAG + kind].split()
+        try:
+            model_id, sha256, *signature = entry.tags[ATTACHED_TAG + kind].split()
+        except ValueError:
+            raise entry.damaged(f"its tag {ATTACHED_TAG}{kind} has no id and digest") from None
         trust.check(f"{kind} of {record.sha256}", sha256, "".join(signature))
         return self._file(model_id, kind, sha256, f"{kind} of {record.ref}")
 
@@ -365,7 +372,7 @@ class Zoo:
             )
         except (NotFound, InvalidInput) as error:
             raise asked.unknown(self.tracking.versions(), without_password(self.address)) from error
-        if MANIFEST_TAG not in entry.tags:
+        if not entry.is_ours:
             raise asked.unknown(self.tracking.versions(), without_password(self.address))
         return entry
 
@@ -388,6 +395,14 @@ class Zoo:
         return self._cache.get(sha256, lambda: self.tracking.read_file(model_id, path), what)
 
 
+def _moment(entry: VersionEntry, key: str) -> datetime | None:
+    """Return the date in a tag; None if there is no such tag. Raises Corrupt."""
+    try:
+        return datetime.fromisoformat(entry.tags[key]) if key in entry.tags else None
+    except ValueError as error:
+        raise entry.damaged(f"its tag {key} is no date: {error}") from error
+
+
 def _place(record: Record) -> VersionPlace:
     return VersionPlace(record.experiment_id, record.run_id, record.model_id, record.sha256)
 
@@ -406,6 +421,7 @@ def _signatures(entry: VersionEntry, record: Record) -> dict[str, str]:
             digest = value.partition(" ")[0]
             tags[key] = f"{digest} {trust.sign(f'scores of {record.sha256}', digest)}"
         elif key.startswith(ATTACHED_TAG):
-            kind, (model_id, digest, *_) = key.removeprefix(ATTACHED_TAG), value.split()
+            kind, (model_id, _, rest) = key.removeprefix(ATTACHED_TAG), value.partition(" ")
+            digest = rest.partition(" ")[0]
             tags[key] = f"{model_id} {digest} {trust.sign(f'{kind} of {record.sha256}', digest)}"
     return tags

@@ -36,7 +36,7 @@ for _name, _value in _ENVIRONMENT.items():
 # The environment above has to be set first, so every import from here on is late (E402).
 import mlflow.artifacts  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric, ViewType  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, FileInfo, LoggedModel, Metric, ViewType  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.store.entities import PagedList  # noqa: E402
 
@@ -46,9 +46,13 @@ from manybeam.settings import settings  # noqa: E402
 from manybeam.zoo.checks import check_tracking_uri  # noqa: E402
 from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
 from manybeam.zoo.moved import experiment_place, follow_moved_files  # noqa: E402
-from manybeam.zoo.records import MANIFEST_TAG, VersionEntry  # noqa: E402
+from manybeam.zoo.records import VersionEntry  # noqa: E402
 from manybeam.zoo.refusals import speaking  # noqa: E402
 
+logger = logging.getLogger(__name__)
+
+# It would print a traceback for each error that is translated here.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
@@ -207,7 +211,8 @@ class Tracking:
                 )
                 return Path(found).read_bytes()
         except ManybeamError:
-            with speaking():
+            listed: Sequence[FileInfo] = ()
+            with suppress(NotFound), speaking():
                 listed = self.client.list_logged_model_artifacts(model_id)
             if any(file.path == path for file in listed):
                 raise
@@ -305,13 +310,20 @@ class Tracking:
         aliases: dict[tuple[str, int], tuple[str, ...]] = {}
         for model in models:
             for alias, number in dict(model.aliases).items():
+                if not str(number).isdecimal():
+                    logger.warning(
+                        "%s@%s is left out: its version is %r", model.name, alias, number
+                    )
+                    continue
                 place = (model.name, int(number))
                 aliases[place] = (*aliases.get(place, ()), alias)
         found = _all_pages(
             lambda token: self.client.search_model_versions(condition, _PAGE, page_token=token)
         )
-        entries = [_entry(one, aliases) for one in found if MANIFEST_TAG in one.tags]
-        return sorted(entries, key=lambda entry: (entry.name, -entry.version))
+        entries = [_entry(one, aliases) for one in found if _has_number(one)]
+        return sorted(
+            (one for one in entries if one.is_ours), key=lambda entry: (entry.name, -entry.version)
+        )
 
     @speaking()
     def tag_version(self, name: str, number: int, key: str, value: str) -> None:
@@ -382,12 +394,20 @@ def _all_pages(page_at: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
             return
 
 
+def _has_number(found: ModelVersion) -> bool:
+    if str(found.version).isdecimal():
+        return True
+    logger.warning("a version of %s is left out: its number is %r", found.name, found.version)
+    return False
+
+
 def _entry(
     found: ModelVersion, aliases: Mapping[tuple[str, int], tuple[str, ...]] | None = None
 ) -> VersionEntry:
     number = int(found.version)
     known = found.aliases if aliases is None else aliases.get((found.name, number), ())
-    return VersionEntry(found.name, number, found.run_id or "", found.tags, tuple(sorted(known)))
+    tags = {key: value or "" for key, value in found.tags.items()}
+    return VersionEntry(found.name, number, found.run_id or "", tags, tuple(sorted(known)))
 
 
 def _lend_s3_credentials(artifacts: str) -> None:

@@ -187,7 +187,7 @@ class Catalogue:
                 record, scores = self._zoo.record(entry), self._zoo.scores(entry)
             except (Corrupt, NotFound, NotAllowed) as error:
                 unreadable[entry.ref] = why = str(error)
-                logger.warning("version could not be read", extra={"ref": entry.ref, "why": why})
+                logger.warning("%s is left out: %s", entry.ref, why)
                 continue
             yield rows_of(entry, record, scores, self._known.words)
 

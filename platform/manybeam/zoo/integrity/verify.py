@@ -78,7 +78,8 @@ def _files(zoo: "Zoo", ref: str) -> Iterator[_StoredFile]:
     entry, record = zoo.entry(ref), zoo.resolve(ref)
     tags = entry.tags
     signature = (f"manifest of {record.name}", tags.get(SIGNATURE_TAG, ""))
-    yield _StoredFile("manifest", tags[MANIFEST_TAG], MANIFEST_FILE, tags[SHA256_TAG], signature)
+    place, sha256 = entry.tag(MANIFEST_TAG), entry.tag(SHA256_TAG)
+    yield _StoredFile("manifest", place, MANIFEST_FILE, sha256, signature)
     for member in record.members:
         who, place = f"member {member.index:02d}", member.model_id
         yield _StoredFile(f"weights of {who}", place, WEIGHTS_FILE, member.sha256)
@@ -92,10 +93,9 @@ def _files(zoo: "Zoo", ref: str) -> Iterator[_StoredFile]:
             yield _StoredFile("scores", key.removeprefix(SCORES_TAG), REPORT_FILE, sha256, signed)
         elif key.startswith(ATTACHED_TAG):
             kind = key.removeprefix(ATTACHED_TAG)
-            model_id, sha256, *rest = value.split()
-            yield _StoredFile(
-                kind, model_id, kind, sha256, (f"{kind} of {record.sha256}", "".join(rest))
-            )
+            model_id, _, made = value.partition(" ")
+            sha256, _, made = made.partition(" ")
+            yield _StoredFile(kind, model_id, kind, sha256, (f"{kind} of {record.sha256}", made))
 
 
 def _check(zoo: "Zoo", file: _StoredFile) -> Check:
