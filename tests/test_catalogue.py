@@ -365,7 +365,9 @@ def test_what_is_found_is_what_a_plain_loop_finds(tmp_path: Path, seed: int) -> 
                 for name, own in truth.items()}  # fmt: skip
     for row in page.rows:
         own = measured[row.ref]
-        common = set.intersection(*(set(measured[x.ref]) for x in page.rows if x.group == row.group))
+        common = set.intersection(
+            *(set(measured[x.ref]) for x in page.rows if x.group == row.group)
+        )
         means = [math.fsum(own[c] for c in some) / len(some)
                  for count in range(1, len(common) + 1)
                  for some in itertools.combinations(sorted(common), count)]  # fmt: skip

@@ -19,6 +19,7 @@ from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import SIMULATOR, Simulated, simulate
 from manybeam.errors import InvalidInput
 from manybeam.jobs.evaluate import evaluate
+from manybeam.jobs.preflight import check_measure, is_asked
 from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
 from manybeam.learn.adaptation.outcome import Adaptation
@@ -117,6 +118,9 @@ def iterate(
     # By its version, because an alias may move while frames are read.
     ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
+    measure = _measure_of(record, matrix, library)
+    check_measure(measure, library)
+    zoo.check_writable(record.name)
     if not members:
         members = _chosen(zoo, record, Frame(frames_nyx[0], pixel_size_pm), library)
     asked = Adapt(
@@ -143,7 +147,9 @@ def iterate(
         step_store=scratch,
     )
     logger.info("rounds done", extra={"ensemble": ref, "accepted": found.accepted})
-    made = _register(zoo, record, found, job, library, executor) if found.accepted else None
+    made = None
+    if found.accepted:
+        made = _register(zoo, record, found, job, measure, library, executor)
     scratch.clear()
     parents = ensemble.subset(members).members
     return AdaptOutcome(found, made, parents, frames_nyx, pixel_size_pm)
@@ -187,21 +193,30 @@ def _register(
     record: "Record",
     found: Adaptation,
     job: dict[str, Any],
+    measure: Measure,
     library: Library,
     executor: Literal["ray", "local"],
 ) -> "Record":
     """Register the members as a candidate, measured on the conditions of their parent."""
-    children, measure = _with_parents(found, record), record.job.get("measure")
-    asked = Measure.model_validate(measure) if measure else None
+    children = _with_parents(found, record)
     made = zoo.register(
         record.name,
         children,
-        scores=evaluate(children, asked, library, executor=executor) if asked else None,
-        job=job | _as_result(found) | {"measure": measure},
+        scores=evaluate(children, measure, library, executor=executor),
+        job=job | _as_result(found) | {"measure": measure.model_dump(mode="json")},
         parent=record.version_ref,
         inputs=[_as_input(job["frames"][0])],
     )
     return settle(zoo, made, CANDIDATE)
+
+
+def _measure_of(record: "Record", matrix: "Matrix", library: Library) -> Measure:
+    """Return where an adapted version is measured: as its parent's job says, or was measured."""
+    asked = Measure.model_validate(record.job.get("measure") or {})
+    if is_asked(asked):
+        return asked
+    known = [name for name in matrix.conditions if name in library.conditions]
+    return Measure(conditions=tuple(known))
 
 
 def _as_input(frames_url: str) -> FrameSetUse:

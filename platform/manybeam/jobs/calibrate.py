@@ -66,6 +66,7 @@ def calibrate_ensemble(
     record = zoo.resolve(ref)
     _check(record, frame_count)
     drawn = [library.policy(name) for name in policies] or usual_policies(record, library)
+    zoo.check_writable(record.name)
     spans = [(a, min(a + BLOCK, frame_count)) for a in range(0, frame_count, BLOCK)]
     scratch = Scratch(_digest(record, drawn, seed), "calibrations", CalibrationSet.from_bytes)
     kept = {span: scratch.get(_key(span)) for span in spans}

@@ -23,8 +23,9 @@ from manybeam.cluster import joining as cluster
 from manybeam.data.frames import FrameSet
 from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
-from manybeam.jobs.frames import SIMULATE, prepare_frames
+from manybeam.jobs.frames import prepare_frames
 from manybeam.jobs.mailbox import Event, Mailbox, OnEvent, Sender, open_mailbox, work_in_worker
+from manybeam.jobs.preflight import SIMULATE, check_recipe
 from manybeam.jobs.run import Run, name_run
 from manybeam.learn.nets.member import Member
 from manybeam.spec.files import Library
@@ -89,6 +90,9 @@ def train(
     """
     start = time.monotonic()
     report = progress or _say_nothing
+    if executor == "ray":
+        cluster.connect()
+        _worker_count(_worker_size(job.resources), 1)  # before frames are simulated for minutes
     run = plan_run(job, library, store_url, executor)
     before = run.started()
     members = range(len(run.recipe.members))
@@ -103,6 +107,7 @@ def train(
 def plan_run(job: Job, library: Library, store_url: str, executor: Executor = "ray") -> Run:
     """Return the run of a job; its frames are simulated if they do not exist."""
     recipe = library.recipe(job.recipe)
+    check_recipe(recipe)
     policies = [library.policy(name) for name in dict.fromkeys(m.policy for m in recipe.members)]
     # Workers have other working directories, so the absolute URL of the store is needed.
     store_url = open_store(store_url).url
@@ -144,7 +149,6 @@ def _train_here(run: Run, todo: Sequence[int], resources: Resources, report: OnE
 
 
 def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, report: OnEvent) -> None:
-    cluster.connect()
     mailbox = open_mailbox()
     trainer = _trainer(run, todo, resources, mailbox)
     fitting = _in_background(trainer.fit)
@@ -166,9 +170,7 @@ def _trainer(
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     filesystem, path = arrow_filesystem(f"{run.url}/ray")
-    size = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        size["GPU"] = resources.gpus_per_worker
+    size = _worker_size(resources)
     arguments = {
         "run": run,
         "todo": list(todo),
@@ -217,6 +219,11 @@ def _work_as_rank(
 
 def _threads(resources: Resources) -> int:
     return max(1, int(resources.cpus_per_worker))
+
+
+def _worker_size(resources: Resources) -> dict[str, float]:
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return {"CPU": resources.cpus_per_worker, **gpus}
 
 
 def _worker_count(worker: dict[str, float], most: int) -> int:

@@ -65,6 +65,7 @@ def selection_content(
     limits = [*best.notes, *_limits(record, query)]
     content = {
         "verdict": selection.verdict,
+        "rests_on": selection.rests_on,
         "why": selection.why,
         "reasons": list(selection.reasons),
         "ref": best.version.ref,
@@ -75,7 +76,7 @@ def selection_content(
         "nearest": [list(pair) for pair in selection.nearest],
         "meta": _meta(record, selection.chosen, frames, query) | {"degraded": limits},
     }
-    return plain(content), selection.verdict != "ok"
+    return plain(content), bool(selection.is_drifted)
 
 
 def _selection_of(one: "Ranked") -> "Selection":

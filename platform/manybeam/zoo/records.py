@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ALIASES = ("serving", "candidate")
 RESERVED_NAMES = ("auto",)
+SQLITE = "sqlite:///"  # beginning of the address of an embedded zoo
+EXPERIMENT_PREFIX = "manybeam/"  # of an experiment of MLflow; the name of the ensemble follows
 MANIFEST_FORMAT = "manybeam-ensemble-1"
 
 _NAME = r"[a-z0-9][a-z0-9._-]{0,99}"

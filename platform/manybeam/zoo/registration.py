@@ -17,7 +17,7 @@ from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
-from manybeam.zoo.records import MemberRecord, write_manifest
+from manybeam.zoo.records import EXPERIMENT_PREFIX, MemberRecord, write_manifest
 from manybeam.zoo.score_reports import HEADLINE, REPORT_FILE, write_report
 from manybeam.zoo.tracking import KIND_TAG, MANIFEST_TAG, MEMBER_TAG, Tracking
 
@@ -62,7 +62,7 @@ class Registration:
             tracking: the MLflow to write to.
             keep: called with files that this machine will read again, and their SHA-256.
         """
-        experiment_id = tracking.experiment(f"manybeam/{self.name}")
+        experiment_id = tracking.experiment(f"{EXPERIMENT_PREFIX}{self.name}")
         run_id = tracking.start_run(experiment_id, self.name, {CODE_TAG: __version__})
         try:
             kept = [add_member(tracking, experiment_id, run_id, one) for one in self.members]

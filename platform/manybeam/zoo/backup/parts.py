@@ -14,8 +14,9 @@ from manybeam.db import copies, places
 from manybeam.db.database import Database
 from manybeam.errors import Conflict, InvalidInput, NotFound
 from manybeam.settings import Settings, settings
+from manybeam.zoo.records import SQLITE
 from manybeam.zoo.refusals import speaking
-from manybeam.zoo.tracking import SQLITE, ModelFiles, Tracking
+from manybeam.zoo.tracking import ModelFiles, Tracking
 
 MLFLOW_FILE, MLFLOW_DUMP = "mlflow.db", "mlflow.dump"
 ADMIN_TOKEN = "admin-token"  # noqa: S105 - the name of a file

@@ -16,7 +16,8 @@ from manybeam.errors import Conflict, Corrupt, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.backup import parts
 from manybeam.zoo.backup.manifest import BackupManifest, read_manifest
-from manybeam.zoo.tracking import SQLITE, Tracking
+from manybeam.zoo.records import SQLITE
+from manybeam.zoo.tracking import Tracking
 
 
 @dataclass(frozen=True)
