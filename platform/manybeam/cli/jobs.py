@@ -64,6 +64,7 @@ def evaluate(
     from manybeam.settings import settings
     from manybeam.spec import Library
     from manybeam.spec.job import Measure
+    from manybeam.zoo.lifecycle.noted import note_measured
     from manybeam.zoo.registry import Zoo
 
     measure = Measure(
@@ -82,6 +83,7 @@ def evaluate(
     if record.selected is not None:
         scores = [one for one in scores if one.member == record.selected]
     zoo.record_scores(record.ref, scores)
+    note_measured(record, scores)
     matrix(record.ref, score=score, form=form)
 
 

@@ -31,6 +31,7 @@ from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
 from manybeam.zoo.lifecycle.life import CANDIDATE, settle
+from manybeam.zoo.lifecycle.noted import note_registered
 from manybeam.zoo.matrix import FrameSetUse
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ def _register(
         parent=record.version_ref,
         inputs=[_as_input(job["frames"][0])],
     )
+    note_registered(made)
     return settle(zoo, made, CANDIDATE)
 
 

@@ -62,6 +62,7 @@ def calibrate_ensemble(
             the reference means one member.
     """
     from manybeam.zoo.calibration_sets import record_calibration_set
+    from manybeam.zoo.lifecycle.noted import CALIBRATED, note
 
     record = zoo.resolve(ref)
     _check(record, frame_count)
@@ -80,6 +81,7 @@ def calibrate_ensemble(
             progress(sum(map(len, parts.values())), frame_count)
     table = CalibrationSet.joined([parts[span] for span in spans])
     record_calibration_set(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
+    note(CALIBRATED, record.ref, frames=len(table), policies=sorted({one.id for one in drawn}))
     scratch.clear()
     return record
 

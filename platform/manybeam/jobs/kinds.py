@@ -58,6 +58,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     from manybeam.jobs.train import train as train_members
     from manybeam.settings import settings
     from manybeam.zoo.lifecycle.life import settle
+    from manybeam.zoo.lifecycle.noted import note_registered
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
@@ -88,6 +89,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         failed=outcome.failed,
         inputs=outcome.inputs,
     )
+    note_registered(record)
     if not scores:
         callbacks.say(
             f"{record.ref} is not measured, because the job names no conditions; to measure it: "
@@ -100,6 +102,7 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Measure a version on the job's conditions and frames and record the scores."""
     from manybeam.jobs.evaluate import evaluate as measured
     from manybeam.jobs.preflight import check_measure
+    from manybeam.zoo.lifecycle.noted import note_measured
     from manybeam.zoo.registry import Zoo
 
     if not job.measure.conditions and not job.measure.frames:
@@ -120,6 +123,7 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         progress=lambda done, total: callbacks.progress("measure", done, total, ""),
     )
     zoo.record_scores(record.ref, scores)
+    note_measured(record, scores)
     return record
 
 

@@ -43,7 +43,7 @@ def promote(
 
     Example: manybeam zoo promote graphene@candidate
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
@@ -57,7 +57,7 @@ def promote(
         Zoo(),
         ref,
         to=to.value,
-        who=whoami(),
+        who=authenticated_name(),
         force=force,
         reason=reason,
         on_proposal=lambda proposal: _show(proposal, form),
@@ -72,11 +72,11 @@ def rollback(
 
     Example: manybeam zoo rollback graphene --reason "misses the dopants"
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    _report(life.rollback(Zoo(), name, who=whoami(), reason=reason))
+    _report(life.rollback(Zoo(), name, who=authenticated_name(), reason=reason))
 
 
 def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
@@ -84,11 +84,11 @@ def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
 
     Example: manybeam zoo archive graphene@2
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    record = life.archive(Zoo(), ref, who=whoami(), reason=reason)
+    record = life.archive(Zoo(), ref, who=authenticated_name(), reason=reason)
     say(f"{record.ref} is archived; to undo: manybeam zoo unarchive {record.ref}")
 
 
@@ -97,11 +97,11 @@ def unarchive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
 
     Example: manybeam zoo unarchive graphene@2
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    record = life.unarchive(Zoo(), ref, who=whoami(), reason=reason)
+    record = life.unarchive(Zoo(), ref, who=authenticated_name(), reason=reason)
     say(f"{record.ref} is no longer archived")
 
 
@@ -127,13 +127,13 @@ def gc(
     """
     from dataclasses import asdict
 
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle.collect import REMOVABLE, REMOVED, collect
     from manybeam.zoo.registry import Zoo
 
     found = collect(
         Zoo(),
-        who=whoami(),
+        who=authenticated_name(),
         reason=reason,
         grace=timedelta(hours=older_than_hours),
         archived_for=None if archived_days is None else timedelta(days=archived_days),

@@ -39,6 +39,7 @@ from manybeam.zoo.exchange.extras import table_of
 from manybeam.zoo.exchange.onnx_graph import require, write_graph
 from manybeam.zoo.exchange.unpack import UnpackLimits, files_of, names_in, sha256_of_file, unpack
 from manybeam.zoo.lifecycle.life import settle
+from manybeam.zoo.lifecycle.noted import IMPORTED, note_registered
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.member import Member
@@ -149,6 +150,7 @@ def import_(
     """
     check_name(name)
     check_alias(alias)
+    zoo.check_writable(name, _size(path))
     form, digest, package = _received(path, frames, limits or UnpackLimits())
     record = zoo.register(
         name,
@@ -166,6 +168,7 @@ def import_(
         sign=False,
         attachments=[package.calibration_set] if package.calibration_set else [],
     )
+    note_registered(record, IMPORTED)
     for note in package.notes:
         say(f"{record.ref}: {note}")
     logger.info("ensemble imported", extra={"ref": record.ref, "form": form, "source": path.name})
@@ -198,6 +201,14 @@ def _received(
         form = "bioimageio" if RDF_FILE in names else "safetensors"
         root = Path(work) / _root(names)
         return form, digest, ours.read(root, path.name)
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file; 0 for a folder or no file, which are checked later."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from manybeam.db.audit import AuditLog, checked_reason, checked_who
-from manybeam.db.owner import whoami
+from manybeam.db.deployment import authenticated_name
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -126,12 +126,12 @@ def settle(
         return record
     try:
         try:
-            promote(zoo, record.ref, to=to, who=whoami())
+            promote(zoo, record.ref, to=to, who=authenticated_name())
         except RefusedByGate as error:
             if to != SERVING:
                 raise
             to = CANDIDATE
-            promote(zoo, record.ref, to=to, who=whoami())
+            promote(zoo, record.ref, to=to, who=authenticated_name())
             say(f"{error.what}: {error.why}; it is now the candidate")
         return zoo.resolve(record.ref)
     except ManybeamError as error:
