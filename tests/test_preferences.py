@@ -25,6 +25,7 @@ from manybeam.predictor.selection import Candidate, Selection, select
 from manybeam.predictor.versions import ZooVersions
 from manybeam.settings import settings
 from manybeam.spec import Library
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
