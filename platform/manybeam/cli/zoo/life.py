@@ -139,7 +139,9 @@ def gc(
         archived_for=None if archived_days is None else timedelta(days=archived_days),
         remove=yes,
     )
-    emit([asdict(one) for one in found], form, title="Data that is not needed", columns=_GC_COLUMNS)
+    rows, title = [asdict(one) for one in found], "Data that is not needed"
+    empty = "no data that can be removed; --archived-days N includes archived versions"
+    emit(rows, form, title=title, columns=_GC_COLUMNS, empty=empty)
     gone = [one for one in found if one.state == (REMOVED if yes else REMOVABLE)]
     models = sum(one.models for one in gone)
     entries = "1 entry" if len(gone) == 1 else f"{len(gone)} entries"
@@ -179,7 +181,9 @@ def audit(
         emit([{"anchor": chain.anchor}], Form.id if form is Form.auto else form)
         return
     rows = [asdict(one) for one in log.entries(subject)]
-    emit(rows, form, title="Audit log", columns=_AUDIT_COLUMNS)
+    of = f" of {subject}" if subject else ""
+    empty = f"no record{of} yet; manybeam zoo audit without a name lists all"
+    emit(rows, form, title="Audit log", columns=_AUDIT_COLUMNS, empty=empty)
 
 
 _AUDIT_COLUMNS = ("number", "when", "action", "subject", "who", "reason")
@@ -196,7 +200,8 @@ def _show(proposal: "PromotionProposal", form: Form) -> None:
         for one in proposal.verdicts
     ]
     versus = f" against {proposal.old}" if proposal.old else ""
-    emit(rows, form, title=f"{proposal.new.ref}{versus}")
+    empty = f"no check is needed: {proposal.new.ref} is {proposal.alias} already"
+    emit(rows, form, title=f"{proposal.new.ref}{versus}", empty=empty)
 
 
 def _report(done: "Promotion") -> None:

@@ -139,4 +139,5 @@ def lineage(
             {"what": "version", "which": one, "details": f"{how} these frames"}
             for one, how in uses_of(zoo, what)
         ]
-    emit(rows, form, title=f"Lineage of {what}")
+    empty = f"no version was trained or measured on {what}"
+    emit(rows, form, title=f"Lineage of {what}", empty=empty)

@@ -33,6 +33,7 @@ from manybeam.zoo.exchange.bioimageio import (
     RDF_FILE,
     README_FILE,
     Credit,
+    check_credit,
     write_package,
 )
 from manybeam.zoo.exchange.extras import table_of
@@ -76,7 +77,8 @@ def export(
         form: `bioimageio`: a .zip that other programs can run and another zoo can import; `onnx`:
             the graph only; `safetensors`: a folder of members, scores and card for another zoo.
         overwrite: replace an existing file, or the folder of an export.
-        credit: authors, licence and citations of a package.
+        credit: authors, licence and citations of a package; a licence that is not given is "not
+            stated".
 
     Raises:
         UnknownRef: there is no such version.
@@ -96,8 +98,9 @@ def export(
         _keep_free(place, is_folder=form == "safetensors", overwrite=overwrite)
     if form != "safetensors":
         require("onnx", "onnxscript", "onnxruntime")
+    named = credit or Credit()
     if form == "bioimageio":
-        require("bioimageio.spec")
+        check_credit(named)
     members, matrix = zoo.members(record.ref), zoo.matrix(record.ref)
     has_more = form != "onnx"  # an .onnx holds only the graph
     extras = ours.Extras(table_of(zoo, record), zoo.manifest(record.ref)) if has_more else None
@@ -105,9 +108,9 @@ def export(
         if form == "onnx":
             write_graph(members, target)
         elif form == "safetensors":
-            _write_folder(target, _ExportContent(record, members, matrix, extras))
+            _write_folder(target, _ExportContent(record, members, matrix, extras), named)
         else:
-            _write_package(work, target, _ExportContent(record, members, matrix, extras), credit)
+            _write_package(work, target, _ExportContent(record, members, matrix, extras), named)
     logger.info("ensemble exported", extra={"ref": record.ref, "form": form, "path": str(place)})
     return place
 
@@ -268,22 +271,20 @@ class _ExportContent:
         ours.write(folder, self.record, self.members, self.matrix.rows, naming, self.extras)
 
 
-def _write_folder(target: Path, content: _ExportContent) -> None:
+def _write_folder(target: Path, content: _ExportContent, credit: Credit) -> None:
     target.mkdir()
     content.write(target)
-    _write_card(target, content.record, content.matrix, "")
+    _write_card(target, content.record, content.matrix, credit.licence)
 
 
-def _write_package(
-    work: Path, target: Path, content: _ExportContent, credit: Credit | None
-) -> None:
-    folder, named = work / "content", credit or Credit()
+def _write_package(work: Path, target: Path, content: _ExportContent, credit: Credit) -> None:
+    folder = work / "content"
     folder.mkdir()
     content.write(folder, ours.flat)
-    _write_card(folder, content.record, content.matrix, named.licence)
+    _write_card(folder, content.record, content.matrix, credit.licence)
     view = write_graph(content.members, folder / GRAPH_FILE)
     imaging = _imaging(content.matrix)
-    write_package(folder, content.record, content.members, view, named, imaging).replace(target)
+    write_package(folder, content.record, content.members, view, credit, imaging).replace(target)
 
 
 def _write_card(target: Path, record: "Record", matrix: "Matrix", licence: str) -> None:

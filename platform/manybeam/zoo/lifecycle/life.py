@@ -29,7 +29,7 @@ from manybeam.zoo.lifecycle.changes import (
     settled_state,
     version_at,
 )
-from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, check_gates
+from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, check_gates, reasons
 from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.records import Record, Ref
@@ -132,7 +132,9 @@ def settle(
                 raise
             to = CANDIDATE
             promote(zoo, record.ref, to=to, who=authenticated_name())
-            say(f"{error.what}: {error.why}; it is now the candidate")
+            say(f"{error.what}; it is now the candidate")
+            for reason in error.why.splitlines():
+                say(f"  {reason}")
         return zoo.resolve(record.ref)
     except ManybeamError as error:
         raise _unsettled(record, to, error) from error
@@ -320,7 +322,7 @@ def _refuse(proposal: PromotionProposal, *, force: bool) -> None:
     see = f"manybeam zoo diff {old} {new.ref}; " if old and lost else ""
     raise RefusedByGate(
         f"{new.ref} may not be {proposal.alias}: {'; '.join(parts)}",
-        "; ".join(one.words for one in against),
+        "\n".join(reasons(against)),
         f'{see}--force --reason "..." overrides the gates and is recorded in the audit log'
         if not final
         else "correct this; it cannot be forced",
