@@ -30,14 +30,24 @@ def check_training(job: Job, library: Library, zoo: "Zoo") -> None:
         InvalidInput: frames have no marked atoms, or no pixel size; or a name is not allowed.
         WriteFailed, NotAllowed, Unreachable: the result could not be registered.
     """
+    byte_count = check_inputs(job, library)
+    check_measure(job.measure, library, job.seed)
+    zoo.check_writable(job.name, _COPIES * byte_count)
+
+
+def check_inputs(job: Job, library: Library) -> int:
+    """Return the bytes of all weights of a training; refuse a recipe or frames it cannot use.
+
+    Raises:
+        InvalidSpec, NotFound, InvalidInput: as `check_training`.
+    """
     recipe = library.recipe(job.recipe)
     for name in dict.fromkeys(member.policy for member in recipe.members):
         library.policy(name)
-    check_measure(job.measure, library, job.seed)
     for url in job.frames:
         if url != SIMULATE:
             check_labelled(url, "trained")
-    zoo.check_writable(job.name, _COPIES * check_recipe(recipe))
+    return check_recipe(recipe)
 
 
 def check_recipe(recipe: Recipe) -> int:

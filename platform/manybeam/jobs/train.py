@@ -25,7 +25,7 @@ from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
 from manybeam.jobs.frames import prepare_frames
 from manybeam.jobs.mailbox import Event, Mailbox, OnEvent, Sender, open_mailbox, work_in_worker
-from manybeam.jobs.preflight import SIMULATE, check_recipe
+from manybeam.jobs.preflight import SIMULATE, check_inputs
 from manybeam.jobs.run import Run, name_run
 from manybeam.learn.nets.member import Member
 from manybeam.spec.files import Library
@@ -90,6 +90,7 @@ def train(
     """
     start = time.monotonic()
     report = progress or _say_nothing
+    check_inputs(job, library)
     if executor == "ray":
         cluster.connect()
         _worker_count(_worker_size(job.resources), 1)  # before frames are simulated for minutes
@@ -107,7 +108,6 @@ def train(
 def plan_run(job: Job, library: Library, store_url: str, executor: Executor = "ray") -> Run:
     """Return the run of a job; its frames are simulated if they do not exist."""
     recipe = library.recipe(job.recipe)
-    check_recipe(recipe)
     policies = [library.policy(name) for name in dict.fromkeys(m.policy for m in recipe.members)]
     # Workers have other working directories, so the absolute URL of the store is needed.
     store_url = open_store(store_url).url

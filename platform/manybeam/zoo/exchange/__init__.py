@@ -153,7 +153,8 @@ def import_(
     """
     check_name(name)
     check_alias(alias)
-    zoo.check_writable(name, _size(path))
+    if path.exists():
+        zoo.check_writable(name, _size(path))
     form, digest, package = _received(path, frames, limits or UnpackLimits())
     record = zoo.register(
         name,

@@ -228,7 +228,8 @@ def check_credit(credit: Credit) -> None:
     from bioimageio.spec.model.v0_5 import Author, CiteEntry, ModelDescr
     from pydantic import TypeAdapter, ValidationError
 
-    licence: TypeAdapter[Any] = TypeAdapter(ModelDescr.model_fields["license"].annotation)
+    kind: Any = ModelDescr.model_fields["license"].annotation
+    licence: TypeAdapter[Any] = TypeAdapter(kind)
     checks: list[tuple[str, Callable[[], Any]]] = [
         *((f"author {one!r}", partial(Author.model_validate, {"name": one}))
           for one in credit.authors),
