@@ -41,7 +41,7 @@ def frames_at(folder: Path, *, truth: bool = True, size_pm: float | None = 16.0)
     condition = Condition.model_validate({"id": "discs", "scan": scan})
     made = FrameSet.create(folder, condition, (32, 32))
     marks = [np.array([[5.0, 6.0, 6.0]], np.float32)] if truth else None
-    made.append(np.zeros((1, 32, 32), np.float32), marks)
+    made.append(np.zeros((1, 32, 32), np.float32), marks, size_pm)
     return made.url
 
 

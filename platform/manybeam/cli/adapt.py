@@ -70,8 +70,11 @@ def iterate(
     from manybeam.jobs.kinds import refused_by_gate
     from manybeam.settings import settings
     from manybeam.spec import Library
+    from manybeam.zoo.checks import check_folder
     from manybeam.zoo.registry import Zoo
 
+    if report is not None:
+        check_folder(report)
     library = Library(settings().zoo)
     done = run_rounds(
         Zoo(),

@@ -9,6 +9,7 @@ from manybeam.spec import Job, Library
 
 if TYPE_CHECKING:
     from manybeam.jobs.adapt import AdaptOutcome
+    from manybeam.learn.nets.member import Member
     from manybeam.zoo.matrix import Score
     from manybeam.zoo.records import Record
 
@@ -53,8 +54,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
 
     A job that names nothing to measure on is complete too; its version is "not measured".
     """
-    from manybeam.jobs.evaluate import evaluate as measured
-    from manybeam.jobs.preflight import check_training, is_asked
+    from manybeam.jobs.preflight import check_training
     from manybeam.jobs.train import train as train_members
     from manybeam.settings import settings
     from manybeam.zoo.lifecycle.life import settle
@@ -73,14 +73,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     )
     for failure in outcome.failed:
         callbacks.say(f"failed: {failure}")
-    scores: Sequence[Score] = ()
-    if is_asked(job.measure):
-        scores = measured(
-            outcome.members,
-            job.measure,
-            library,
-            progress=lambda done, total: callbacks.progress("measure", done, total, ""),
-        )
+    scores = _measured(job, library, outcome.members, callbacks)
     record = zoo.register(
         job.name,
         outcome.members,
@@ -96,6 +89,23 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
             f"manybeam evaluate {record.ref} --conditions ID"
         )
     return settle(zoo, record, job.alias, say=callbacks.say)
+
+
+def _measured(
+    job: Job, library: Library, members: "Sequence[Member]", callbacks: Callbacks
+) -> "Sequence[Score]":
+    """Return the scores of new members; none if the job names nothing to measure on."""
+    from manybeam.jobs.evaluate import evaluate as measured
+    from manybeam.jobs.preflight import is_asked
+
+    if not is_asked(job.measure):
+        return ()
+    return measured(
+        members,
+        job.measure,
+        library,
+        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
+    )
 
 
 def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":

@@ -244,7 +244,7 @@ class _Outlook:
         return self.f1 >= FINE_F1 and (not self.is_far or self.surely >= FINE_F1)
 
     def words(self, more: str) -> str:
-        place = "out of distribution" if self.is_far else "near what was measured"
+        place = "out of distribution" if self.is_far else "not known to be out of distribution"
         return f"predicted F1 of the serving members {self.f1:.2f}, on frames {place}; {more}"
 
 

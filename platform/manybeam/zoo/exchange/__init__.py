@@ -25,7 +25,7 @@ from manybeam.errors import (
 )
 from manybeam.settings import settings
 from manybeam.zoo.cache import sha256_of
-from manybeam.zoo.checks import check_alias, check_name
+from manybeam.zoo.checks import check_alias, check_folder, check_name
 from manybeam.zoo.exchange import folder as ours
 from manybeam.zoo.exchange.atomai import LEGACY, AtomAIFrames, read_atomai
 from manybeam.zoo.exchange.bioimageio import (
@@ -101,6 +101,7 @@ def export(
     named = credit or Credit()
     if form == "bioimageio":
         check_credit(named)
+    check_folder(place.parent, 2 * sum(member.byte_count for member in record.members))
     members, matrix = zoo.members(record.ref), zoo.matrix(record.ref)
     has_more = form != "onnx"  # an .onnx holds only the graph
     extras = ours.Extras(table_of(zoo, record), zoo.manifest(record.ref)) if has_more else None
