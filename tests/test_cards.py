@@ -19,6 +19,7 @@ from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
 from manybeam.zoo.records import MemberRecord, Record
 from manybeam.zoo.registry import Zoo
 from manybeam.zoo.reports.cards import card_html, card_markdown, card_picture, limits, note_for
+from manybeam.zoo.reports.markdown import without_html
 
 TAKEN = datetime(2026, 3, 4, 12, tzinfo=UTC)
 SCORES = (
@@ -188,6 +189,44 @@ def test_text_of_others_neither_breaks_a_table_nor_a_block_of_code() -> None:
     assert "<script>" not in re.sub(r"(````+).*?\1", "", text, flags=re.DOTALL)
     tables = [line for line in text.splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} <= {3, 5, 6, 8, 11}
+
+
+TEXTS = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[a](javascript:alert(1))",
+    "![a](http://evil.example/x.png)",
+    "<!-- hidden -->",
+    "`</code><script>alert(1)</script>",
+    "**a** _b_ ~~c~~",
+]
+
+
+def rendered(card: str) -> Page:
+    """The page that a renderer makes which obeys HTML."""
+    from markdown_it import MarkdownIt
+
+    return Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(card))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_card_in_markdown_renders_text_of_others_as_it_was_written(text: str) -> None:
+    record = record_of(failed=(text,), parent=text)
+    page = rendered(card_markdown(record, Matrix(SCORES), licence=text))
+    assert not {"script", "img", "a", "em"} & set(page.tags)
+    assert page.words.count(text) == 3
+
+
+@pytest.mark.parametrize("text", TEXTS[:3] + TEXTS[4:6])
+def test_a_note_in_markdown_runs_no_scripts(text: str) -> None:
+    page = rendered(card_markdown(record_of(), Matrix(SCORES), note=f"# Note\n\n{text}"))
+    assert not {"script", "img"} & set(page.tags)
+    assert "javascript:" not in " ".join(page.fetched)
+
+
+def test_code_in_a_note_stays_as_it_is() -> None:
+    note = "Use `<b>` or\n\n```\n<script>\n```\n\nand <https://example.org>, if 1 < 2."
+    assert without_html(note) == note
 
 
 def test_a_page_asks_for_nothing_outside_itself(matrix: Matrix) -> None:

@@ -1,5 +1,7 @@
 """`manybeam zoo ls` and the tables: what is found, what is refused, what is shown as it is."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -46,6 +48,54 @@ def test_words_find_and_archived_versions_are_left_out(filled: Zoo, capsys: Any)
     assert main(["zoo", "archive", "night@1", "--reason", "see [/issue 5]"]) == 0
     assert [row["ref"] for row in listed(capsys)] == ["day@1"]
     assert [row["ref"] for row in listed(capsys, "--status", "archived")] == ["night@1"]
+
+
+def test_a_version_measured_on_few_conditions_is_below_one_measured_on_all(
+    filled: Zoo, tiny_members: Any, capsys: Any
+) -> None:
+    easy = [Score(ENSEMBLE, "dim", "d", {"f1": 1.0})]
+    filled.register("easy", tiny_members(1), job=JOB, scores=easy)
+    filled.register("never", tiny_members(1), job=JOB)
+    found = listed(capsys)
+    assert [(row["ref"], row["coverage"]) for row in found] == [
+        ("night@1", "2 of 2"), ("day@1", "2 of 2"), ("easy@1", "1 of 2"), ("never@1", "0 of 2"),
+    ]  # fmt: skip
+    assert main(["zoo", "ls", "-o", "table"]) == 0
+    shown = capsys.readouterr()
+    assert "1 of 2" in shown.out
+    assert "compared on the 2 conditions that 2 of 4 rows were measured on" in shown.err
+
+
+def test_a_cell_of_a_csv_holds_no_python_list(filled: Zoo, capsys: Any) -> None:
+    assert main(["zoo", "promote", "night@1"]) == 0
+    capsys.readouterr()
+    assert main(["zoo", "ls", "-o", "csv"]) == 0
+    (night, _) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert night["aliases"] == "serving"
+    assert main(["zoo", "audit", "-o", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [json.loads(row["details"]) for row in rows][-1]["alias"] == "serving"
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl", "json", "id"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["ls"], "no ensemble yet; train a first one"),
+        (["ls", "gold"], "no ensemble fits this search"),
+        (["audit"], "no record yet"),
+        (["gc"], "no data that can be removed"),
+    ],
+)
+def test_nothing_is_said_to_be_nothing_yet(
+    form: str, words: list[str], told: str, tmp_path: Path, embedded: Zoo, use_settings: Any,
+    capsys: Any,
+) -> None:  # fmt: skip
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    assert main(["zoo", *words, "-o", form]) == 0
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert "nothing" not in shown.out
 
 
 def test_a_table_shows_a_reason_as_it_was_written(filled: Zoo, capsys: Any) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from manybeam.data.tiles import normalise
+from manybeam.db.owner import whoami
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -47,6 +49,7 @@ from manybeam.zoo.integrity.trust import make_keys
 from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.lineage import lineage
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
+from manybeam.zoo.older_objects import audit_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -104,6 +107,33 @@ def test_a_folder_brings_members_scores_and_origin_into_another_zoo(
     assert (got.job["kind"], got.job["source"]) == ("import", "out")
     assert (got.job["origin"]["digest"], got.job["origin"]["job"]) == (sent.sha256, job)
     assert zoo.resolve(f"{name}-guest@candidate").version == got.version == 1
+
+
+def test_a_version_measured_twice_on_one_condition_is_imported_with_both_scores(
+    zoo: Any, name: str, tiny_members: Any, tmp_path: Path
+) -> None:
+    sent = zoo.register(name, tiny_members(2), job={"kind": "train"}, scores=SCORES)
+    zoo.record_scores(sent.ref, SCORES)
+    path = export(zoo, sent.ref, tmp_path / "out", form="safetensors")
+    got = import_(zoo, path, f"{name}-guest")
+    assert len(zoo.matrix(got.ref).rows) == 2 * len(SCORES)
+    (entry,) = audit_log().entries(f"{name}-guest")
+    assert (entry.action, entry.who, entry.subject) == ("imported", whoami(), got.ref)
+    assert entry.details["source"] == "out"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bioimageio"])
+def test_an_export_states_no_licence_that_nobody_chose(
+    rehearsed_zoo: Any, tmp_path: Path, form: Any
+) -> None:
+    path = export(rehearsed_zoo, "graphene@serving", tmp_path / "out", form=form)
+    if form == "bioimageio":
+        with zipfile.ZipFile(path) as package:
+            assert "license" not in yaml.safe_load(package.read("rdf.yaml"))
+            card = package.read("README.md").decode()
+    else:
+        card = (path / "README.md").read_text()
+    assert "**Licence of the weights**: not stated" in card
 
 
 def test_an_import_is_signed_by_a_person_not_by_the_key_at_hand(

@@ -69,6 +69,35 @@ def test_a_version_that_regresses_is_refused_and_each_condition_named(
     assert serving(zoo, versions) == 2
 
 
+def test_each_reason_of_a_refusal_is_one_line_with_the_command_that_mends_it(
+    zoo: Zoo, versions: str, tiny_members: Any
+) -> None:
+    promote(zoo, f"{versions}@2", who="ada")
+    bare = zoo.register(versions, tiny_members(1), job={"kind": "train"})
+    with pytest.raises(RefusedByGate) as caught:
+        promote(zoo, bare.ref, who="ada")
+    (missing,) = caught.value.why.splitlines()
+    assert "not measured on 2 conditions (low, nominal)" in missing
+    command = f"manybeam evaluate {bare.ref} --conditions 'low' --conditions 'nominal'"
+    assert missing.endswith(f"run: {command}")
+    with pytest.raises(RefusedByGate) as caught:
+        promote(zoo, f"{versions}@1", who="ada")
+    lines = caught.value.why.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "regression on low", "regression on nominal",
+    ]  # fmt: skip
+    assert all(f"; run: manybeam zoo diff {versions}@2 {versions}@1" in line for line in lines)
+
+
+def test_an_archived_version_is_refused_with_the_command_that_unarchives_it(
+    embedded_versions: tuple[Zoo, str],
+) -> None:
+    zoo, name = embedded_versions
+    archive(zoo, f"{name}@1", who="ada")
+    with pytest.raises(RefusedByGate, match=f"run: manybeam zoo unarchive {name}@1"):
+        promote(zoo, f"{name}@1", who="ada")
+
+
 def test_force_overrides_and_the_log_keeps_what_was_overridden(zoo: Zoo, versions: str) -> None:
     promote(zoo, f"{versions}@2", who="ada")
     done = promote(zoo, f"{versions}@1", who="bob", force=True, reason="2 misses silicon")

@@ -16,6 +16,7 @@ from manybeam.cli.terminal.figures import ACROSS, _window, members_figure
 from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
 from manybeam.db.deployment import open_database
+from manybeam.db.owner import login, whoami
 from manybeam.db.preferences import Preference, Preferences
 from manybeam.errors import InvalidInput, MemberCountError, NotFound, UnknownRef
 from manybeam.learn.nets.ensemble import Ensemble
@@ -24,6 +25,7 @@ from manybeam.predictor.selection import Candidate, Selection, select
 from manybeam.predictor.versions import ZooVersions
 from manybeam.settings import settings
 from manybeam.spec import Library
+from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -128,7 +130,16 @@ def test_who_is_the_login_name_unless_told(
     prefer: Callable[..., Preference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "grace")
-    assert prefer(0, who=None).who == "grace"
+    assert prefer(0, who=None).who == login() != "grace"
+
+
+def test_the_audit_log_has_the_login_and_the_given_name(prefer: Callable[..., Preference]) -> None:
+    made = prefer(0, who="Ada")
+    retract(made.id, "Grace")
+    back, asked = audit_log().entries()[:2]
+    assert {asked.who, back.who} == {whoami()}
+    assert (asked.action, asked.details["given_name"]) == ("preference recorded", "Ada")
+    assert (back.action, back.details["given_name"]) == ("preference taken back", "Grace")
 
 
 @pytest.mark.parametrize("name", ["absent", "", "a/b", "graphene/x"])

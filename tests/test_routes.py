@@ -99,7 +99,7 @@ def test_a_reference_of_any_form_fits_into_the_path(ask: Callable[..., Any], ref
 
 def test_selection_answers_in_json(ask: Callable[..., Any]) -> None:
     ranked = ask("POST", "/v1/select?pixel_size_pm=16&ensemble=graphene@1", npy(FRAME)).json()
-    assert ranked["verdict"] in ("ok", "out-of-distribution")
+    assert ranked["verdict"] in ("ok", "out-of-distribution", "unknown")
     assert {row["ref"] for row in ranked["candidates"]} == {"graphene@1/00", "graphene@1/01"}
 
 

@@ -210,13 +210,30 @@ def test_a_condition_like_the_frames_is_named_the_nearest(rehearsed: Any) -> Non
 def test_a_frame_unlike_anything_measured_is_out_of_distribution_but_still_answered(
     rehearsed: Any,
 ) -> None:
-    far = ranked(rehearsed, DIRTY, ONLY_NOMINAL)
+    three = matrix(dict.fromkeys((NOMINAL, COARSE, "graphene-60kv-fine"), (0.9, 0.9, 0.9)))
+    far = ranked(rehearsed, DIRTY, three)
     assert far.verdict == "out-of-distribution"
     assert far.chosen
-    assert "out of distribution: the distance is above 2.5" in far.why
-    near = ranked(rehearsed, NOMINAL, ONLY_NOMINAL)
+    assert "the distance is above 2.5 to each of 3 measured conditions" in far.why
+    near = ranked(rehearsed, NOMINAL, three)
     assert near.verdict == "ok"
     assert "out of distribution" not in near.why
+    assert near.reasons[-1] == "verdict ok by 3 measured conditions and the members' own scores"
+
+
+def test_one_or_two_measured_conditions_are_too_few_to_call_a_frame_far(rehearsed: Any) -> None:
+    far = ranked(rehearsed, DIRTY, ONLY_NOMINAL)
+    assert (far.verdict, far.is_drifted) == ("unknown", None)
+    assert "drift is unknown: only 1 measured condition can be compared" in far.why
+    assert "manybeam evaluate" in far.why
+    near = ranked(rehearsed, NOMINAL, ONLY_NOMINAL)
+    assert (near.verdict, near.is_drifted) == ("ok", False)
+
+
+def test_of_two_ensembles_the_one_that_knows_the_frame_answers(rehearsed: Any) -> None:
+    easy = ranked(rehearsed, DIRTY, ONLY_NOMINAL)
+    there = ranked(rehearsed, DIRTY, matrix({DIRTY: (0.8, 0.8, 0.8)}))
+    assert there.rank_key > easy.rank_key > replace(easy, verdict="out-of-distribution").rank_key
 
 
 def test_members_that_all_fail_are_out_of_distribution_and_the_reason_says_so(
@@ -255,7 +272,7 @@ def test_what_was_never_measured_is_said_to_be_so(rehearsed: Any) -> None:
     found = ranked(rehearsed, NOMINAL, UNMEASURED)
     assert all("matrix" not in one.components for one in found.candidates)
     assert "no measured condition can be compared" in found.why
-    assert found.verdict == "ok"
+    assert found.verdict == "unknown"
 
 
 def test_conditions_that_the_library_lost_still_count_by_their_scores(

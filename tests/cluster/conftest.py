@@ -52,9 +52,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
-    """Recipes `small` (30 steps), `long` (240) and `wild` (one member cannot be trained)."""
+    """Recipes `small` (30 steps), `long` (240), and `swag` and `odd`, which cannot be trained."""
     for name, steps in (("small", 30), ("long", 240)):
         _write(tmp_path, f"recipes/{name}.yaml", RECIPE.replace("STEPS", str(steps)), name)
+    swag = RECIPE.replace("STEPS", "30") + "strategy: swag\n"
+    _write(tmp_path, "recipes/swag.yaml", swag, "swag")
+    odd = RECIPE.replace("STEPS", "30").replace("name: unet", "name: Odd")
+    _write(tmp_path, "recipes/odd.yaml", odd, "odd")
     _write(tmp_path, "policies/plain.yaml", POLICY, "plain")
     return Library(tmp_path / "zoo")
 

@@ -16,18 +16,22 @@ from manybeam.data.frames import FrameSet
 from manybeam.data.store import open_store
 from manybeam.errors import (
     InvalidInput,
+    InvalidSpec,
     MissingPixelSize,
     NoCapacity,
     NotFound,
     UnknownFrameSet,
     WorkFailed,
 )
+from manybeam.jobs.kinds import Callbacks, run
 from manybeam.jobs.mailbox import Event
 from manybeam.jobs.run import Run
 from manybeam.jobs.train import TrainOutcome, plan_run, train
 from manybeam.learn.nets.member import Member, save_weights
 from manybeam.learn.training.member import Checkpoint, train_member
 from manybeam.spec import Condition, Job, Library
+from manybeam.zoo.older_objects import audit_log
+from manybeam.zoo.registry import Zoo
 
 # Ray Train builds settings of Ray Data, which calls some of its own deprecated.
 pytestmark = [
@@ -311,6 +315,8 @@ def test_frames_checkpoints_and_members_may_lie_in_s3(
     [
         pytest.param({"recipe": "smal"}, NotFound, "similar names: small", id="unknown recipe"),
         pytest.param({"frames": ("nowhere",)}, UnknownFrameSet, "nowhere", id="unknown frames"),
+        pytest.param({"recipe": "swag"}, InvalidSpec, "'swag' cannot be trained", id="strategy"),
+        pytest.param({"recipe": "odd"}, InvalidSpec, "'Odd' is not a network", id="network"),
     ],
 )
 def test_what_is_not_there_is_told_before_anything_starts(
@@ -324,6 +330,19 @@ def test_what_is_not_there_is_told_before_anything_starts(
 ) -> None:
     with pytest.raises(error, match=said):
         train(job.model_copy(update=change), library, str(tmp_path))
+
+
+def test_a_job_that_names_nothing_to_measure_on_is_complete_and_not_measured(
+    cluster: str, job: Job, library: Library, home: Path
+) -> None:
+    said: list[str] = []
+    record = run(job, library, Callbacks(lambda *_: None, said.append))
+    assert (record.ref, record.aliases) == (f"{job.name}@1", ("serving",))
+    assert len(Zoo().matrix(record.ref)) == 0
+    assert f"manybeam evaluate {record.ref}" in said[0]
+    assert [one.action for one in audit_log().entries(job.name)] == [
+        "promote done", "promote asked", "registered",
+    ]  # fmt: skip
 
 
 def test_a_memory_is_refused_because_workers_could_not_see_it(

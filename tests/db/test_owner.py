@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from manybeam.db.owner import Owner, process_name, whoami
+from manybeam.db.owner import Owner, login, process_name, whoami
 
 
 @pytest.fixture
@@ -44,8 +44,16 @@ def test_of_another_machine_nothing_is_known_even_if_it_has_our_name(ended: int)
     assert not replace(Owner.new(), machine="another boot", pid=ended).is_gone()
 
 
-def test_people_read_names_and_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOGNAME", "ada")
+def test_people_read_names_and_hosts() -> None:
     host = process_name().rpartition(" ")[0]
-    assert whoami() == f"ada@{host}"
+    assert whoami() == f"{login()}@{host}"
     assert process_name() == f"{host} {os.getpid()}"
+
+
+@pytest.mark.parametrize("name", ["LOGNAME", "USER", "LNAME", "USERNAME"])
+def test_a_login_is_not_what_somebody_wrote_into_the_environment(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = login()
+    monkeypatch.setenv(name, "somebody-else")
+    assert login() == before

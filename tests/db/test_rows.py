@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
+from manybeam.db.audit import AuditLog
 from manybeam.db.database import Database, now
 from manybeam.db.imports import is_imported
+from manybeam.db.owner import whoami
 from manybeam.db.predictions import Predictions
 from manybeam.db.preferences import Preference, Preferences, Retraction, read_preference
 from manybeam.db.tables import InstrumentRow, PersonRow, PreferenceRow, TokenRow
@@ -169,6 +171,20 @@ def test_a_token_revoked_opens_nothing_and_stays_listed(tokens: Tokens) -> None:
     assert tokens.revoke(made.id).revoked == first
     assert tokens.verify(text) is None
     assert [one.id for one in tokens.list()] == [made.id]
+
+
+def test_the_audit_log_knows_who_made_and_revoked_a_token(
+    tokens: Tokens, database: Database
+) -> None:
+    text, made = tokens.create("scan", ["predict"], person="Ada", who="grace")
+    tokens.revoke(made.id)
+    tokens.revoke(made.id)
+    entries = AuditLog(database).entries()
+    assert [(one.action, one.subject, one.who) for one in entries] == [
+        ("token revoked", made.id, whoami()), ("token created", made.id, "grace"),
+    ]  # fmt: skip
+    assert entries[1].details["person"] == "Ada"
+    assert text not in str(entries)
 
 
 def test_a_token_expires_by_the_clock_of_the_database(tokens: Tokens, database: Database) -> None:

@@ -69,6 +69,10 @@ def iterate(
 
     Example: manybeam iterate frames/today -e graphene --policy graphene-general
     """
+    if report is not None:
+        from manybeam.zoo.checks import check_folder
+
+        check_folder(report)
     with Progress(f"start adapting {ensemble}") as bars:
         done = _rounds(
             ensemble,

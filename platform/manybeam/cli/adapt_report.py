@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from manybeam.cli.terminal.output import cell
 from manybeam.data.disk import write_files
+from manybeam.zoo.reports.markdown import plain
 from manybeam.zoo.reports.plots import png
 
 if TYPE_CHECKING:
@@ -104,9 +105,10 @@ def _page(done: "AdaptOutcome") -> Iterator[str]:
 
 def _verdict(done: "AdaptOutcome") -> str:
     if done.record is None:
-        return f"**Refused: the version is unchanged.** {done.round.why}."
+        return f"**Refused: the version is unchanged.** {plain(done.round.why)}."
     names = ", ".join(f"{index:02d}" for index in sorted(done.round.parents))
-    return f"**Registered as candidate `{done.record.ref}`, adapted: {names}.** {done.round.why}."
+    what = f"**Registered as candidate `{done.record.ref}`, adapted: {names}.**"
+    return f"{what} {plain(done.round.why)}."
 
 
 def _held_rows(steps: "Sequence[Step]") -> list[Row]:
@@ -146,7 +148,7 @@ def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(rows[0])} |"
     yield f"|{'---|' * len(rows[0])}"
     for row in rows:
-        yield f"| {' | '.join(cell(value).replace('|', '/') for value in row.values())} |"
+        yield f"| {' | '.join(plain(cell(value)) for value in row.values())} |"
 
 
 def _atoms_figure(frames_nyx: np.ndarray, atoms: Sequence[np.ndarray], title: str) -> Figure:

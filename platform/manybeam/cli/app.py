@@ -125,7 +125,7 @@ def _interrupted() -> int:
 
 
 def _print_error(error: Exception) -> None:
-    """Print what, why and what to try, one line each."""
+    """Print what, why and what to try; each of several reasons is on a line of its own."""
     if isinstance(error, ManybeamError):
         what, why, hint = error.what, error.why, error.hint
     else:
@@ -134,6 +134,6 @@ def _print_error(error: Exception) -> None:
         hint = "run the same command with --debug and report the traceback"
     typer.echo(f"error: {what}", err=True)
     if why:
-        typer.echo(f"why: {why}", err=True)
+        typer.echo("why: " + "\n     ".join(why.splitlines()), err=True)
     if hint:
         typer.echo(f"try: {hint}", err=True)

@@ -29,10 +29,12 @@ def backup(
 
     Example: manybeam backup /backups/2026-11-29
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.backup import back_up
 
-    made = back_up(target, who=whoami(), arrays=arrays, zoo_database=zoo_database, progress=say)
+    made = back_up(
+        target, who=authenticated_name(), arrays=arrays, zoo_database=zoo_database, progress=say
+    )
     emit(made.rows(), form, title=f"Backup in {target}")
     say(f"to restore on an empty platform: manybeam restore {target}")
 
@@ -53,10 +55,12 @@ def restore(
 
     Example: manybeam restore /backups/2026-11-29
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.backup import restore as put_back
 
-    done = put_back(source, who=whoami(), replace=yes, zoo_database=zoo_database, progress=say)
+    done = put_back(
+        source, who=authenticated_name(), replace=yes, zoo_database=zoo_database, progress=say
+    )
     emit(done.manifest.rows(), form, title=f"Restored from {source}")
     if not done.manifest.has_arrays:
         say("the backup holds no frames: put their objects back into the store yourself")

@@ -156,7 +156,8 @@ def list_all(
     from manybeam.settings import settings
 
     found = list_framesets(url or settings().store_url)
-    emit([_facts(FrameSet.open(name)) for name in found], form, title="FrameSets")
+    empty = "no FrameSet yet; to make one: manybeam data simulate, or manybeam data import"
+    emit([_facts(FrameSet.open(name)) for name in found], form, title="FrameSets", empty=empty)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import typer
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
 from manybeam.cli.zoo.listing import as_row
-from manybeam.errors import InvalidInput
+from manybeam.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +66,12 @@ def evaluate(
     from manybeam.cli.zoo.listing import matrix
 
     with Progress(f"start measuring {ref}") as progress:
+        from manybeam.jobs.evaluate import is_score_name
+        from manybeam.jobs.preflight import check_measure
         from manybeam.settings import settings
         from manybeam.spec import Library
         from manybeam.spec.job import Measure
+        from manybeam.zoo.lifecycle.noted import note_measured
         from manybeam.zoo.registry import Zoo
 
         measure = Measure(
@@ -77,22 +80,32 @@ def evaluate(
             frames_per_condition=count,
             match_radius_pm=radius_pm or None,
         )
+        if not is_score_name(score):
+            raise NotFound(
+                f"there is no score {score!r}",
+                "a score that is measured is needed",
+                "--score f1, precision, recall, rmse_pm, ece; manybeam zoo matrix lists more",
+            )
         zoo = Zoo()
         # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.
         record = zoo.resolve(ref)
         if not conditions and not frames:
             measure = _as_first_measured(record, measure)
-        scores = measured(zoo.members(record.ref), measure, Library(settings().zoo), progress)
+        library = Library(settings().zoo)
+        check_measure(measure, library)
+        zoo.check_writable(record.name)
+        scores = measured(zoo.members(record.ref), measure, library, progress)
     if record.selected is not None:
         scores = [one for one in scores if one.member == record.selected]
     zoo.record_scores(record.ref, scores)
+    note_measured(record, scores)
     matrix(record.ref, score=score, form=form)
 
 
 def _as_first_measured(record: "Record", asked: "Measure") -> "Measure":
     """Return the conditions of the first measurement of a version, with the present flags."""
-    first = record.job.get("measure")
-    if not first:
+    first = record.job.get("measure") or {}
+    if not first.get("conditions") and not first.get("frames"):
         raise InvalidInput(
             f"the job of {record.ref} has no conditions to measure on",
             "conditions or labelled frames are needed",

@@ -79,7 +79,8 @@ def list_preferences(ref: str, form: Form) -> None:
     found = preferences(wanted.name if wanted else None)
     if wanted is not None and wanted.version is not None:
         found = [one for one in found if one.version == wanted.version]
-    emit([_row(one) for one in found], form, title="Preferences")
+    empty = "no preference yet; to record one: manybeam select FILE --pick 03,05"
+    emit([_row(one) for one in found], form, title="Preferences", empty=empty)
 
 
 def undo(preference_id: str, who: str | None) -> None:

@@ -72,7 +72,8 @@ def list_served(*, form: FormOption = Form.auto) -> None:
         raise Unreachable(
             f"no service answers at {url}", type(error).__name__, "manybeam serve up"
         ) from error
-    emit(answer.json()["ensembles"], form, title=url)
+    empty = "no ensemble is loaded yet; one is loaded at its first request"
+    emit(answer.json()["ensembles"], form, title=url, empty=empty)
 
 
 @app.command()

@@ -4,6 +4,7 @@ import threading
 
 from manybeam.db import migrate
 from manybeam.db.database import Database
+from manybeam.db.owner import whoami
 from manybeam.settings import settings
 
 _opened: dict[str, Database] = {}
@@ -28,6 +29,16 @@ def open_database(url: str = "") -> Database:
             migrate.bring_up_to_date(database)
             _opened[url] = database
         return _opened[url]
+
+
+def authenticated_name() -> str:
+    """Return who uses this process, for the audit log: `ada@node7`.
+
+    In PostgreSQL, the user who logged in to it comes first: `ada (ada@node7)`.
+    """
+    url = open_database().url
+    user = url.username if url.get_backend_name() != "sqlite" else ""
+    return f"{user} ({whoami()})" if user else whoami()
 
 
 def close_databases() -> None:

@@ -64,11 +64,22 @@ class Owner:
 
 def whoami() -> str:
     """Return the login and the host of this process: `ada@node7`."""
+    return f"{login()}@{socket.gethostname()}"
+
+
+def login() -> str:
+    """Return the login of this process, as the system knows it.
+
+    `LOGNAME` and `USER` do not count on Unix, because anybody can set them.
+    """
+    if os.name != "posix":
+        return getpass.getuser()
+    import pwd
+
     try:
-        user = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # no such user, or none at all
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # no such user
+        return str(os.getuid())
 
 
 def process_name() -> str:

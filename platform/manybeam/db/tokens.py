@@ -5,7 +5,6 @@ belongs to a person, to an instrument or, as the first one, to neither.
 """
 
 import hashlib
-import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, select, update
 
+from manybeam.db.audit import AuditLog
 from manybeam.db.database import Database, insert_if_new, now
+from manybeam.db.owner import whoami
 from manybeam.db.tables import InstrumentRow, PersonRow, TokenRow
 from manybeam.errors import InvalidInput, NotFound
-
-logger = logging.getLogger(__name__)
 
 SCOPES = ("predict", "select", "ingest", "zoo:read", "zoo:promote", "jobs:submit", "admin")
 MAX_NAME = 300  # characters; a path fits
@@ -70,6 +69,7 @@ class Tokens:
         person: str = "",
         instrument: str = "",
         lifetime: timedelta | None = None,
+        who: str = "",
     ) -> tuple[str, Token]:
         """Return the text of a new token, which is not stored, and the token.
 
@@ -79,6 +79,7 @@ class Tokens:
             person: whose it is, by name.
             instrument: which instrument's it is, by id.
             lifetime: after what time it expires; never if None.
+            who: who makes it, for the audit log; the login of this process if left out.
 
         Raises:
             InvalidInput: an unknown scope, no name, or a lifetime that is over at once.
@@ -97,7 +98,7 @@ class Tokens:
                 instrument_id=_instrument_id(connection, instrument),
                 lifetime=lifetime,
             )
-        logger.info("token created", extra={"token": made.id, "token_name": made.name})
+        self._note("token created", made, who)
         return text, made
 
     def register(self, text: str, place: str, scopes: Iterable[str]) -> Token:
@@ -112,7 +113,11 @@ class Tokens:
         with self._database.writing() as connection:
             still = earlier & TokenRow.revoked.is_(None)
             connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
-            return self._add(connection, text, place, scopes)
+            is_new = _find(connection, TokenRow.sha256 == _hash(text)) is None
+            made = self._add(connection, text, place, scopes)
+        if is_new:
+            self._note("token created", made)
+        return made
 
     def verify(self, text: str) -> Token | None:
         """Return the token of a text; None if there is none, it expired or was revoked."""
@@ -126,16 +131,22 @@ class Tokens:
                 connection.execute(seen)
         return found
 
-    def revoke(self, token_id: str) -> Token:
-        """Revoke a token; raises NotFound. Revoking it twice has no further effect."""
+    def revoke(self, token_id: str, *, who: str = "") -> Token:
+        """Revoke a token; raises NotFound. Revoking it twice has no further effect.
+
+        Args:
+            token_id: id of the token.
+            who: who revokes it, for the audit log; the login of this process if left out.
+        """
         own = TokenRow.id == token_id
         with self._database.writing() as connection:
             still = own & TokenRow.revoked.is_(None)
-            connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
+            done = connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
             found = _find(connection, own)
         if found is None:
             raise NotFound(f"no token {token_id!r}", "", "")
-        logger.info("token revoked", extra={"token": token_id})
+        if done.rowcount:
+            self._note("token revoked", found, who)
         return found
 
     def list(self) -> Sequence[Token]:
@@ -143,6 +154,11 @@ class Tokens:
         with self._database.reading() as connection:
             rows = connection.execute(_wanted().order_by(TokenRow.created.desc(), TokenRow.id))
             return [_as_token(row) for row in rows]
+
+    def _note(self, action: str, token: Token, who: str = "") -> None:
+        details = {"name": token.name, "scopes": list(token.scopes), "person": token.person}
+        log = AuditLog(self._database)
+        log.append(action, token.id, who=who or whoami(), details=details)
 
     def _add(
         self,

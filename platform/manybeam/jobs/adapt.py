@@ -20,6 +20,7 @@ from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import SIMULATOR, Simulated, simulate
 from manybeam.errors import InvalidInput
 from manybeam.jobs.evaluate import evaluate
+from manybeam.jobs.preflight import check_measure, is_asked
 from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
 from manybeam.learn.adaptation.outcome import Adaptation
@@ -31,6 +32,7 @@ from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
 from manybeam.zoo.lifecycle.life import CANDIDATE, settle
+from manybeam.zoo.lifecycle.noted import note_registered
 from manybeam.zoo.matrix import FrameSetUse
 
 if TYPE_CHECKING:
@@ -120,6 +122,9 @@ def iterate(
     # By its version, because an alias may move while frames are read.
     ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
+    measure = _measure_of(record, matrix, library)
+    check_measure(measure, library)
+    zoo.check_writable(record.name)
     if not members:
         members = _chosen(zoo, record, Frame(frames_nyx[0], pixel_size_pm), library)
     asked = Adapt(
@@ -147,8 +152,9 @@ def iterate(
         progress=progress,
     )
     logger.info("rounds done", extra={"ensemble": ref, "accepted": found.accepted})
-    accepted = found.accepted
-    made = _register(zoo, record, found, job, library, executor, progress) if accepted else None
+    made = None
+    if found.accepted:
+        made = _register(zoo, record, found, job, measure, library, executor, progress)
     scratch.clear()
     parents = ensemble.subset(members).members
     return AdaptOutcome(found, made, parents, frames_nyx, pixel_size_pm)
@@ -192,26 +198,33 @@ def _register(
     record: "Record",
     found: Adaptation,
     job: dict[str, Any],
+    measure: Measure,
     library: Library,
     executor: Literal["ray", "local"],
     progress: OnProgress | None,
 ) -> "Record":
     """Register the members as a candidate, measured on the conditions of their parent."""
-    children, measure = _with_parents(found, record), record.job.get("measure")
-    asked = Measure.model_validate(measure) if measure else None
-    scores = None
-    if asked:
-        counted = partial(progress, "measure") if progress else None
-        scores = evaluate(children, asked, library, executor=executor, progress=counted)
+    children = _with_parents(found, record)
+    counted = partial(progress, "measure") if progress else None
     made = zoo.register(
         record.name,
         children,
-        scores=scores,
-        job=job | _as_result(found) | {"measure": measure},
+        scores=evaluate(children, measure, library, executor=executor, progress=counted),
+        job=job | _as_result(found) | {"measure": measure.model_dump(mode="json")},
         parent=record.version_ref,
         inputs=[_as_input(job["frames"][0])],
     )
+    note_registered(made)
     return settle(zoo, made, CANDIDATE)
+
+
+def _measure_of(record: "Record", matrix: "Matrix", library: Library) -> Measure:
+    """Return where an adapted version is measured: as its parent's job says, or was measured."""
+    asked = Measure.model_validate(record.job.get("measure") or {})
+    if is_asked(asked):
+        return asked
+    known = [name for name in matrix.conditions if name in library.conditions]
+    return Measure(conditions=tuple(known))
 
 
 def _as_input(frames_url: str) -> FrameSetUse:

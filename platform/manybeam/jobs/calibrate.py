@@ -62,10 +62,12 @@ def calibrate_ensemble(
             the reference means one member.
     """
     from manybeam.zoo.calibration_sets import record_calibration_set
+    from manybeam.zoo.lifecycle.noted import CALIBRATED, note
 
     record = zoo.resolve(ref)
     _check(record, frame_count)
     drawn = [library.policy(name) for name in policies] or usual_policies(record, library)
+    zoo.check_writable(record.name)
     spans = [(a, min(a + BLOCK, frame_count)) for a in range(0, frame_count, BLOCK)]
     scratch = Scratch(_digest(record, drawn, seed), "calibrations", CalibrationSet.from_bytes)
     kept = {span: scratch.get(_key(span)) for span in spans}
@@ -79,6 +81,7 @@ def calibrate_ensemble(
             progress(sum(map(len, parts.values())), frame_count)
     table = CalibrationSet.joined([parts[span] for span in spans])
     record_calibration_set(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
+    note(CALIBRATED, record.ref, frames=len(table), policies=sorted({one.id for one in drawn}))
     scratch.clear()
     return record
 

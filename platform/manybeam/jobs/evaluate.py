@@ -6,7 +6,7 @@ condition, because it is tuned on all frames.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from itertools import chain
 from math import isnan, nan
@@ -32,6 +32,7 @@ from manybeam.learn.scoring import classical
 from manybeam.learn.scoring.kinds import confusion, f1_of_kinds, recall_of
 from manybeam.learn.scoring.scores import (
     MatchedFrame,
+    Scores,
     auroc,
     beliefs,
     false_fill,
@@ -151,6 +152,12 @@ class Evaluation:
     def _count(self, member: int, elements: tuple[int, ...], table: Counts) -> None:
         before = self.kinds.get(member, (elements, np.zeros_like(table)))[1]
         self.kinds[member] = (elements, before + table)
+
+
+def is_score_name(name: str) -> bool:
+    """Return whether a measurement may give a score of this name."""
+    own = {*(one.name for one in fields(Scores)), "frames", "found", "atoms", "false_fill"}
+    return name in own or name.startswith(("f1_", "recall_")) or name.endswith("_auroc")
 
 
 def evaluate(

@@ -13,12 +13,11 @@ from manybeam.cluster import joining as cluster
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.simulate import SIMULATOR, simulate_into
 from manybeam.errors import Conflict, UnknownFrameSet
+from manybeam.jobs.preflight import SIMULATE
 from manybeam.jobs.run import digest_of, seed_of
 from manybeam.spec.imaging import Policy
 from manybeam.spec.job import Job
 from manybeam.spec.recipe import Recipe
-
-SIMULATE = "simulate:"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The function that runs a job of each kind, in one table for all that start jobs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,8 @@ from manybeam.spec import Job, Library
 
 if TYPE_CHECKING:
     from manybeam.jobs.adapt import AdaptOutcome
+    from manybeam.learn.nets.member import Member
+    from manybeam.zoo.matrix import Score
     from manybeam.zoo.records import Record
 
 
@@ -48,13 +50,19 @@ def run(job: Job, library: Library, callbacks: Callbacks) -> "Record":
 
 
 def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
-    """Train every member of a job, measure them, and register one version."""
-    from manybeam.jobs.evaluate import evaluate as measured
+    """Train every member of a job, measure them, and register one version.
+
+    A job that names nothing to measure on is complete too; its version is "not measured".
+    """
+    from manybeam.jobs.preflight import check_training
     from manybeam.jobs.train import train as train_members
     from manybeam.settings import settings
     from manybeam.zoo.lifecycle.life import settle
+    from manybeam.zoo.lifecycle.noted import note_registered
     from manybeam.zoo.registry import Zoo
 
+    zoo = Zoo()
+    check_training(job, library, zoo)
     outcome = train_members(
         job,
         library,
@@ -66,13 +74,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     )
     for failure in outcome.failed:
         callbacks.say(f"failed: {failure}")
-    scores = measured(
-        outcome.members,
-        job.measure,
-        library,
-        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
-    )
-    zoo = Zoo()
+    scores = _measured(job, library, outcome.members, callbacks)
     record = zoo.register(
         job.name,
         outcome.members,
@@ -81,12 +83,37 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         failed=outcome.failed,
         inputs=outcome.inputs,
     )
+    note_registered(record)
+    if not scores:
+        callbacks.say(
+            f"{record.ref} is not measured, because the job names no conditions; to measure it: "
+            f"manybeam evaluate {record.ref} --conditions ID"
+        )
     return settle(zoo, record, job.alias, say=callbacks.say)
+
+
+def _measured(
+    job: Job, library: Library, members: "Sequence[Member]", callbacks: Callbacks
+) -> "Sequence[Score]":
+    """Return the scores of new members; none if the job names nothing to measure on."""
+    from manybeam.jobs.evaluate import evaluate as measured
+    from manybeam.jobs.preflight import is_asked
+
+    if not is_asked(job.measure):
+        return ()
+    return measured(
+        members,
+        job.measure,
+        library,
+        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
+    )
 
 
 def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Measure a version on the job's conditions and frames and record the scores."""
     from manybeam.jobs.evaluate import evaluate as measured
+    from manybeam.jobs.preflight import check_measure
+    from manybeam.zoo.lifecycle.noted import note_measured
     from manybeam.zoo.registry import Zoo
 
     if not job.measure.conditions and not job.measure.frames:
@@ -97,6 +124,8 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         )
     zoo = Zoo()
     record = zoo.resolve(job.ensemble)
+    check_measure(job.measure, library, job.seed)
+    zoo.check_writable(record.name)
     scores = measured(
         zoo.members(record.ref),
         job.measure,
@@ -105,6 +134,7 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         progress=lambda done, total: callbacks.progress("measure", done, total, ""),
     )
     zoo.record_scores(record.ref, scores)
+    note_measured(record, scores)
     return record
 
 

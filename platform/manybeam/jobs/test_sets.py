@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.simulate import SIMULATOR, simulate
-from manybeam.errors import InvalidInput
+from manybeam.errors import InvalidInput, MissingPixelSize
 from manybeam.jobs.run import seed_of
 from manybeam.learn.analysis.fitness import LATTICES
 from manybeam.learn.scoring.kinds import is_dopant, is_edge, vacancies
@@ -107,14 +107,38 @@ def plan_blocks(measure: Measure, library: Library, seed: int) -> list[FrameBloc
     return sorted(blocks, key=lambda block: block.name)
 
 
-def _blocks_of_frameset(url: str, simulated: set[str]) -> list[FrameBlock]:
+def check_labelled(url: str, what: str) -> FrameSet:
+    """Return a FrameSet; one without frames, marked atoms or pixel sizes is refused.
+
+    Args:
+        url: of the FrameSet.
+        what: what its frames are needed for: members cannot be `trained` on it.
+
+    Raises:
+        UnknownFrameSet: there is none at the URL.
+        InvalidInput: it has no frames, or no marked atoms.
+        MissingPixelSize: a frame has no pixel size, so distances have no unit.
+    """
     frameset = FrameSet.open(url)
     if not frameset.has_truth or not len(frameset):
         raise InvalidInput(
-            f"members cannot be measured on {url}",
+            f"members cannot be {what} on {url}",
             "it holds no frames" if not len(frameset) else "its frames have no marked atoms",
             "import labelled frames: manybeam data import with --truth",
         )
+    missing = sum(frameset.pixel_size_pm(i) is None for i in range(len(frameset)))
+    if missing:
+        raise MissingPixelSize(
+            f"members cannot be {what} on {url}: {missing} of {len(frameset)} frames have no "
+            "pixel size",
+            "distances between atoms would have no unit",
+            "import the frames again with --pixel-size-pm",
+        )
+    return frameset
+
+
+def _blocks_of_frameset(url: str, simulated: set[str]) -> list[FrameBlock]:
+    frameset = check_labelled(url, "measured")
     # Scores on simulated and on recorded frames of one condition are kept apart.
     name = frameset.condition.id
     if name in simulated or frameset.condition.model_dump().get("origin") == "simulated":

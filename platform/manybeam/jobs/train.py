@@ -23,8 +23,9 @@ from manybeam.cluster import joining as cluster
 from manybeam.data.frames import FrameSet
 from manybeam.data.store import arrow_filesystem, open_store
 from manybeam.errors import NoCapacity, WorkFailed
-from manybeam.jobs.frames import SIMULATE, prepare_frames
+from manybeam.jobs.frames import prepare_frames
 from manybeam.jobs.mailbox import Event, Mailbox, OnEvent, Sender, open_mailbox, work_in_worker
+from manybeam.jobs.preflight import SIMULATE, check_inputs
 from manybeam.jobs.run import Run, name_run
 from manybeam.learn.nets.member import Member
 from manybeam.spec.files import Library
@@ -91,6 +92,10 @@ def train(
     """
     start = time.monotonic()
     report = progress or _say_nothing
+    check_inputs(job, library)
+    if executor == "ray":
+        cluster.connect()
+        _worker_count(_worker_size(job.resources), 1)  # before frames are simulated for minutes
     run = plan_run(job, library, store_url, executor, simulated)
     before = run.started()
     members = range(len(run.recipe.members))
@@ -152,7 +157,6 @@ def _train_here(run: Run, todo: Sequence[int], resources: Resources, report: OnE
 
 
 def _train_on_ray(run: Run, todo: Sequence[int], resources: Resources, report: OnEvent) -> None:
-    cluster.connect()
     mailbox = open_mailbox()
     trainer = _trainer(run, todo, resources, mailbox)
     fitting = _in_background(trainer.fit)
@@ -174,9 +178,7 @@ def _trainer(
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     filesystem, path = arrow_filesystem(f"{run.url}/ray")
-    size = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        size["GPU"] = resources.gpus_per_worker
+    size = _worker_size(resources)
     arguments = {
         "run": run,
         "todo": list(todo),
@@ -225,6 +227,11 @@ def _work_as_rank(
 
 def _threads(resources: Resources) -> int:
     return max(1, int(resources.cpus_per_worker))
+
+
+def _worker_size(resources: Resources) -> dict[str, float]:
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return {"CPU": resources.cpus_per_worker, **gpus}
 
 
 def _worker_count(worker: dict[str, float], most: int) -> int:

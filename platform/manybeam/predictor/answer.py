@@ -116,13 +116,13 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """`ok`, `out-of-distribution`, or "" if it is unknown."""
+        """`ok`, `out-of-distribution`, `unknown`, or "" if the frame was not analysed."""
         return self.selection.verdict if self.selection else ""
 
     @property
     def is_drifted(self) -> bool | None:
         """Whether the frame is out of distribution; None if it is unknown."""
-        return self.selection.verdict != "ok" if self.selection else None
+        return self.selection.is_drifted if self.selection else None
 
     @property
     def drift_score(self) -> float | None:

@@ -229,8 +229,8 @@ class Predictor:
         return Ranked(frame, version, whole, selection, limits)
 
 
-def _rank_key(one: Ranked) -> tuple[bool, bool, float]:
-    return one.selection.rank_key if one.selection else (False, False, 0.0)
+def _rank_key(one: Ranked) -> tuple[int, bool, float]:
+    return one.selection.rank_key if one.selection else (-1, False, 0.0)
 
 
 def _named(version: LoadedVersion, question: Question) -> Weights:

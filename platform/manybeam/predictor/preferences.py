@@ -3,7 +3,6 @@
 `manybeam.db.preferences` says what a preference holds and stores it.
 """
 
-import getpass
 import hashlib
 import logging
 import math
@@ -14,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from manybeam.db.owner import login
 from manybeam.db.preferences import Preference
 from manybeam.errors import InvalidInput, MemberCountError
 from manybeam.spec import Condition
+from manybeam.zoo.lifecycle import noted
 from manybeam.zoo.older_objects import preferences_kept
 from manybeam.zoo.records import Record
 
@@ -79,6 +80,7 @@ def record_preference(
         note=_checked_note(note),
     )
     preferences_kept().add(preference)
+    noted.note("preference recorded", preference.ref, preference=preference.id, given_name=name)
     logger.info("preference recorded", extra={"ref": preference.ref, "who": name})
     return preference
 
@@ -102,6 +104,7 @@ def retract(preference_id: str, who: str | None = None) -> None:
     """
     name = _checked_who(who)
     preferences_kept().retract(preference_id, name)
+    noted.note("preference taken back", preference_id, given_name=name)
     logger.info("preference taken back", extra={"preference": preference_id, "who": name})
 
 
@@ -119,10 +122,7 @@ def frame_digest(frame_yx: np.ndarray) -> str:
 def _checked_who(who: str | None) -> str:
     """Return the name on one line; the login name if it is left out."""
     if who is None:
-        try:
-            who = getpass.getuser()
-        except (OSError, KeyError, ImportError):  # no such user, or none at all
-            who = ""
+        who = login()
     name = " ".join(who.split())
     if not 0 < len(name) <= MAX_WHO:
         raise InvalidInput(

@@ -48,6 +48,9 @@ from manybeam.zoo.matrix import Matrix
 # than the second limit from every measured condition.
 FAR_FROM_TABLE = 2.0
 FAR = 2.5
+# The unit of that distance is the scatter within the measured conditions. With fewer of them it is
+# too small, and a frame of any other condition would be called far.
+FEWEST_CONDITIONS = 3
 SUBSETS = (2, 3, 5)  # sizes of the sub-ensembles of the best members
 SHARPNESS = 0.02  # a member's share falls e-fold for this much less predicted F1
 # Several members give a spread, so they are chosen over a single one unless its predicted F1 is
@@ -56,7 +59,8 @@ WORTH_A_SPREAD = 0.002
 ALL = "all"  # name of the answerer of all members
 ASKED = "asked"  # name of the answerer of members that the caller named
 
-Verdict = Literal["ok", "out-of-distribution"]
+Verdict = Literal["ok", "out-of-distribution", "unknown"]
+_BY_TRUST = ("out-of-distribution", "unknown", "ok")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class Selection:
     """The members ranked for one frame, and the members that answer.
 
     Attributes:
-        verdict: `ok` or `out-of-distribution`; the latter does not block an answer.
+        verdict: `ok`, `out-of-distribution`, or `unknown` if too few conditions were measured to
+            judge; no verdict blocks an answer.
         candidates: every member, best first.
         chosen: the members that suit the frame, best first.
         reasons: the reasons, a short sentence each.
@@ -119,6 +124,7 @@ class Selection:
         transferred: calibration of the answer; None without a set.
         summary: summary of the frame, see `learn.analysis.summaries`.
         asked: the members that the caller named; None if the chosen members answer.
+        rests_on: what the verdict rests on, in words.
     """
 
     verdict: Verdict
@@ -132,6 +138,12 @@ class Selection:
     transferred: TransferredCalibration | None = None
     summary: tuple[float, ...] = field(default=(), repr=False)
     asked: Weights | None = None
+    rests_on: str = ""
+
+    @property
+    def is_drifted(self) -> bool | None:
+        """Whether the frame is out of distribution; None if that is unknown."""
+        return None if self.verdict == "unknown" else self.verdict != "ok"
 
     @property
     def why(self) -> str:
@@ -185,10 +197,10 @@ class Selection:
         return PredictedF1(f1, low, high, {})
 
     @property
-    def rank_key(self) -> tuple[bool, bool, float]:
+    def rank_key(self) -> tuple[int, bool, float]:
         """The sort key for `auto`, greatest first: fits, is calibrated, F1."""
         known = self.predicted(list(self.weights))
-        return self.verdict == "ok", self.is_calibrated, known.f1 if known else 0.0
+        return _BY_TRUST.index(self.verdict), self.is_calibrated, known.f1 if known else 0.0
 
 
 def part_of(prediction: Prediction, weights: Weights) -> Prediction:
@@ -291,22 +303,48 @@ def _by_rule(
     """Return the ranking by rule of thumb."""
     ranked = rule_of_thumb(seen, matrix, words.near)
     chosen = within_noise(ranked)
-    # Without a condition to compare with, the frame is not called far.
-    is_far = bool(np.isfinite(words.near.distance)) and words.near.distance > FAR
-    is_poor = ranked[0].predicted_f1 < POOR_F1
-    notes = ["not calibrated: run manybeam calibrate for this ensemble"]
-    notes += [f"no member has a predicted F1 of {POOR_F1:.2f} or more"] if is_poor else []
-    notes += [f"out of distribution: the distance is above {FAR:g}"] if is_far else []
+    verdict, notes = _judged(words.near, ranked[0].predicted_f1)
     selection = Selection(
-        verdict="out-of-distribution" if is_far or is_poor else "ok",
+        verdict=verdict,
         candidates=words.candidates(ranked),
         chosen=chosen,
         reasons=(),
         nearest=words.near.ranked,
         summary=tuple(seen.summary_cs.mean(axis=0).tolist()),
         asked=asked,
+        rests_on=f"{_conditions(len(words.near.ranked))} and the members' own scores",
     )
+    notes.insert(0, "not calibrated: run manybeam calibrate for this ensemble")
     return _with_reasons(selection, ranked, words, notes)
+
+
+def _judged(near: Near, predicted_f1: float) -> tuple[Verdict, list[str]]:
+    """Return the verdict about a frame without a calibration set, and what is said about it.
+
+    A frame near a measured condition fits, however few there are. A frame far from all of them is
+    out of distribution only if there are enough to know how far conditions lie apart.
+    """
+    if predicted_f1 < POOR_F1:
+        return "out-of-distribution", [
+            f"out of distribution: no member has a predicted F1 of {POOR_F1:.2f} or more"
+        ]
+    if near.distance <= FAR:
+        return "ok", []
+    count = len(near.ranked)
+    if count < FEWEST_CONDITIONS:
+        seen = f"only {_conditions(count)}" if count else "no measured condition"
+        return "unknown", [
+            f"drift is unknown: {seen} can be compared with the frame, {FEWEST_CONDITIONS} are "
+            "needed; manybeam evaluate measures more"
+        ]
+    return "out-of-distribution", [
+        f"out of distribution: the distance is above {FAR:g} to each of {count} measured "
+        f"conditions; the predicted F1 rests on the members' own scores"
+    ]
+
+
+def _conditions(count: int) -> str:
+    return f"{count} measured condition{'' if count == 1 else 's'}"
 
 
 def _calibrated(
@@ -341,6 +379,7 @@ def _calibrated(
     )
     warned = _warnings(distance, first, known, words.structure)
     selection = Selection(
+        rests_on=f"a calibration set of {len(known.table)} simulated frames",
         verdict="out-of-distribution" if warned else "ok",
         candidates=words.candidates(ranked),
         chosen=tuple(sorted(first.weights, key=lambda member: -first.weights[member])),
@@ -370,7 +409,8 @@ def _with_reasons(
         together = selection.answerers[0]
         f1, low, high = together.predicted_f1, together.low, together.high
         own.insert(2, f"predicted F1 of them together: {f1:.2f} ({low:.2f} to {high:.2f})")
-    return replace(selection, reasons=(*own, *notes))
+    place = "out of distribution" if selection.is_drifted else f"verdict {selection.verdict}"
+    return replace(selection, reasons=(*own, *notes, f"{place} by {selection.rests_on}"))
 
 
 def _warnings(

@@ -67,6 +67,7 @@ def selection_content(
     limits = [*best.notes, *_limits(record)]
     content = {
         "verdict": selection.verdict,
+        "rests_on": selection.rests_on,
         "why": selection.why,
         "reasons": list(selection.reasons),
         "ref": best.version.ref,
@@ -77,7 +78,7 @@ def selection_content(
         "nearest": [list(pair) for pair in selection.nearest],
         "meta": _meta(record, selection.chosen, best.frame, frames, query) | {"degraded": limits},
     }
-    return plain(content), selection.verdict != "ok"
+    return plain(content), bool(selection.is_drifted)
 
 
 def _selection_of(one: "Ranked") -> "Selection":

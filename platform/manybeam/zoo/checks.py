@@ -2,11 +2,20 @@
 
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manybeam.addresses import without_password
-from manybeam.errors import InvalidInput, InvalidSetting, MemberCountError, MemberDiverged
+from manybeam.errors import (
+    InvalidInput,
+    InvalidSetting,
+    MemberCountError,
+    MemberDiverged,
+    WriteFailed,
+)
 from manybeam.spec.imaging import ID_PATTERN
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, TestSet, member_label
 from manybeam.zoo.records import ALIASES, RESERVED_NAMES
@@ -19,6 +28,7 @@ _SHARES = ("f1", "f1_low", "f1_high", "precision", "recall", "ece")
 LARGEST_SEED = 2**63 - 1
 LARGEST_PM = 1000.0  # of a match radius, or a width of the detector
 LONGEST_URL = 2000
+SPARE_BYTES = 64_000_000  # for records, logs and the database
 _DIGEST = re.compile(r"[0-9a-f]{1,64}")
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 
@@ -48,6 +58,35 @@ def check_alias(alias: str | None) -> None:
     if alias is not None and alias not in ALIASES:
         raise InvalidInput(
             f"there is no alias {alias!r}", f"allowed: {', '.join(ALIASES)}", "use one of these"
+        )
+
+
+def check_folder(folder: Path, byte_count: int = 0) -> None:
+    """Refuse a folder that cannot be written to, or whose disk has too little space.
+
+    Args:
+        folder: it is made if it does not exist.
+        byte_count: size of the files that will be written at least.
+
+    Raises:
+        WriteFailed: the folder, the right to write and the space are named.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0")
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise WriteFailed(
+            f"{folder} cannot be written to: {error.strerror or error}",
+            "the result of the work could not be stored",
+            "choose another folder, or correct its owner and its mode",
+        ) from error
+    if free < byte_count + SPARE_BYTES:
+        raise WriteFailed(
+            f"the disk of {folder} has {free / 1e6:,.0f} MB free",
+            f"the result needs at least {(byte_count + SPARE_BYTES) / 1e6:,.0f} MB",
+            "free space on this disk, or choose another folder",
         )
 
 

@@ -12,11 +12,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.db.places import experiment_places, model_places, move_places
 from manybeam.errors import ManybeamError
+from manybeam.zoo.records import EXPERIMENT_PREFIX
 from manybeam.zoo.refusals import speaking
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT_PREFIX = "manybeam/"  # of the name of an experiment; the name of the ensemble follows
 _MODELS = "models"  # the folder of an experiment in which MLflow keeps LoggedModels
 
 

@@ -28,6 +28,7 @@ _TAGS = "manybeam."  # the beginning of all our tags
 MEMBER_TAG = "manybeam.member"
 MANIFEST_TAG = "manybeam.manifest"
 KIND_TAG = "manybeam.attachment"  # of a LoggedModel that is neither a member nor an ensemble
+EXPERIMENT_PREFIX = "manybeam/"  # of an experiment of MLflow; the name of the ensemble follows
 MANIFEST_FORMAT = "manybeam-ensemble-1"
 
 _NAME = r"[a-z0-9][a-z0-9._-]{0,99}"

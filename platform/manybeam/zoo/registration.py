@@ -18,6 +18,7 @@ from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, write_self_test
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
 from manybeam.zoo.records import (
+    EXPERIMENT_PREFIX,
     KIND_TAG,
     MANIFEST_TAG,
     MEMBER_TAG,
@@ -68,7 +69,7 @@ class Registration:
             tracking: the MLflow to write to.
             keep: called with files that this machine will read again, and their SHA-256.
         """
-        experiment_id = tracking.experiment(f"manybeam/{self.name}")
+        experiment_id = tracking.experiment(f"{EXPERIMENT_PREFIX}{self.name}")
         run_id = tracking.start_run(experiment_id, self.name, {CODE_TAG: __version__})
         try:
             kept = [add_member(tracking, experiment_id, run_id, one) for one in self.members]

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam.addresses import without_password
+from manybeam.db.deployment import open_database
 from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.cache import Cache, sha256_of
 from manybeam.zoo.checks import (
     check_alias,
+    check_folder,
     check_members,
     check_name,
     check_scores,
@@ -141,6 +143,25 @@ class Zoo:
             self.tracking.set_alias(name, alias, version)
         logger.info("ensemble registered", extra={"ensemble": name, "version": version})
         return self.resolve(f"{name}@{version}")
+
+    def check_writable(self, name: str, byte_count: int = 0) -> None:
+        """Refuse now what a registration under this name would be refused for later.
+
+        Args:
+            name: name of the ensemble.
+            byte_count: size of its files at least.
+
+        Raises:
+            InvalidInput: the name is not allowed, or the signing key cannot be read.
+            WriteFailed, NotAllowed: a disk is full, or the right to write is missing.
+            Unreachable: MLflow, its store or the database does not answer.
+        """
+        check_name(name)
+        trust.sign("check", sha256_of(b""))
+        check_folder(settings().home, byte_count)
+        self.tracking.check_writable(name, byte_count)
+        with open_database().writing():
+            pass  # the audit log can be written
 
     def resolve(self, ref: str) -> Record:
         """Return the record of a reference, from its manifest.

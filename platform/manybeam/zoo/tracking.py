@@ -10,12 +10,13 @@ import logging
 import os
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # MLflow reads these at import or at a call; values of an operator have priority. With its defaults
 # it would wait 7 times two minutes for a dead server, send telemetry, and print bars and links.
@@ -38,15 +39,19 @@ import mlflow.artifacts  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, FileInfo, LoggedModel, Metric, ViewType  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
+from mlflow.store.artifact.artifact_repository_registry import (  # noqa: E402
+    get_artifact_repository,
+)
 from mlflow.store.entities import PagedList  # noqa: E402
+from mlflow.utils.file_utils import local_file_uri_to_path  # noqa: E402
 
 from manybeam.addresses import SQLITE, sqlite_path, sqlite_url  # noqa: E402
 from manybeam.errors import Conflict, Corrupt, ManybeamError, NotFound  # noqa: E402
 from manybeam.settings import settings  # noqa: E402
-from manybeam.zoo.checks import check_tracking_uri  # noqa: E402
+from manybeam.zoo.checks import check_folder, check_tracking_uri  # noqa: E402
 from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
 from manybeam.zoo.moved import experiment_place, follow_moved_files  # noqa: E402
-from manybeam.zoo.records import VersionEntry  # noqa: E402
+from manybeam.zoo.records import EXPERIMENT_PREFIX, VersionEntry  # noqa: E402
 from manybeam.zoo.refusals import speaking  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -124,6 +129,27 @@ class Tracking:
                 "restore it in MLflow, or give the ensemble another name",
             )
         return str(found.experiment_id)
+
+    @speaking()
+    def check_writable(self, name: str, byte_count: int) -> None:
+        """Refuse a store of files that cannot be written to; a small file is written and removed.
+
+        Args:
+            name: name of the ensemble whose files are to be written.
+            byte_count: size of these files at least.
+        """
+        experiment_id = self.experiment(f"{EXPERIMENT_PREFIX}{name}")
+        place = str(self.client.get_experiment(experiment_id).artifact_location)
+        if place.startswith("file:"):
+            folder: str = local_file_uri_to_path(place)  # type: ignore[no-untyped-call]
+            check_folder(Path(folder), byte_count)
+            return
+        files: Any = get_artifact_repository(f"{place}/probe-{uuid.uuid4().hex}", self.uri)
+        with tempfile.TemporaryDirectory() as temporary:
+            probe = Path(temporary) / "probe"
+            probe.write_bytes(b"0")
+            files.log_artifact(str(probe))
+        files.delete_artifacts()
 
     @speaking()
     def start_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:

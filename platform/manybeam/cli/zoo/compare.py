@@ -58,7 +58,8 @@ def diff(
         _draw([one for one in found if one.member == rows[1]], (first.ref, second.ref), png)
     shown = COLUMNS if members else COLUMNS[1:]
     title = f"{score}: {first.ref} (old), {second.ref} (new)"
-    emit([_as_row(one) for one in found], form, title=title, columns=shown)
+    empty = "neither version is measured yet; manybeam evaluate measures them"
+    emit([_as_row(one) for one in found], form, title=title, columns=shown, empty=empty)
     say(f"{second.ref} against {first.ref}, {score}: {tally(found).words}")
     if first.ref != second.ref:
         _say_gaps(found, first.ref, second.ref)
@@ -71,7 +72,9 @@ def card(
         Path | None,
         typer.Option(help="FILE.html or FILE.md; if left out, Markdown to the screen."),
     ] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the weights, for the card.")] = "",
+    licence: Annotated[
+        str, typer.Option("--license", "--licence", help="Licence of the weights, for the card.")
+    ] = "",
 ) -> None:
     """Write the model card of a version: its members, its scores, and where it fails.
 

@@ -30,8 +30,13 @@ def export(
     ] = False,
     author: Annotated[list[str] | None, typer.Option(help="Name; may be repeated.")] = None,
     licence: Annotated[
-        str, typer.Option(help="SPDX identifier of the licence of weights and card.")
-    ] = "CC-BY-4.0",
+        str,
+        typer.Option(
+            "--license",
+            "--licence",
+            help="SPDX identifier of the licence of weights and card; if left out, not stated.",
+        ),
+    ] = "",
     tag: Annotated[
         list[str] | None, typer.Option(help="Keyword for searches; may be repeated.")
     ] = None,
@@ -46,23 +51,22 @@ def export(
 
     Example: manybeam zoo export graphene@serving --author "Ada Lovelace" --out graphene.zip
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.owner import login
     from manybeam.zoo.exchange import Credit
     from manybeam.zoo.exchange import export as write
     from manybeam.zoo.exchange.unpack import sha256_of_file
     from manybeam.zoo.registry import Zoo
 
     credit = Credit(
-        authors=tuple(author or [whoami().partition("@")[0]]),
+        authors=tuple(author or [login()]),
         licence=licence,
         tags=tuple(tag or ()),
     )
     path = write(Zoo(), ref, out, form=package.value, overwrite=overwrite, credit=credit)
     if package is PackageForm.bioimageio:
-        say(
-            f"author: {', '.join(credit.authors)}; licence: {licence}; to change them, give "
-            "--author and --licence"
-        )
+        say(f"author: {', '.join(credit.authors)}; to change it, give --author")
+    if not licence and package is not PackageForm.onnx:
+        say("no licence is stated, so nobody may use it; to state one: --license CC-BY-4.0")
     digest = sha256_of_file(path) if path.is_file() else ""
     emit([{"path": str(path), "format": package.value, "ref": ref, "sha256": digest}], form)
 

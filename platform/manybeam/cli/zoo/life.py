@@ -43,7 +43,7 @@ def promote(
 
     Example: manybeam zoo promote graphene@candidate
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
@@ -57,7 +57,7 @@ def promote(
         Zoo(),
         ref,
         to=to.value,
-        who=whoami(),
+        who=authenticated_name(),
         force=force,
         reason=reason,
         on_proposal=lambda proposal: _show(proposal, form),
@@ -72,11 +72,11 @@ def rollback(
 
     Example: manybeam zoo rollback graphene --reason "misses the dopants"
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    _report(life.rollback(Zoo(), name, who=whoami(), reason=reason))
+    _report(life.rollback(Zoo(), name, who=authenticated_name(), reason=reason))
 
 
 def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
@@ -84,11 +84,11 @@ def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
 
     Example: manybeam zoo archive graphene@2
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    record = life.archive(Zoo(), ref, who=whoami(), reason=reason)
+    record = life.archive(Zoo(), ref, who=authenticated_name(), reason=reason)
     say(f"{record.ref} is archived; to undo: manybeam zoo unarchive {record.ref}")
 
 
@@ -97,11 +97,11 @@ def unarchive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
 
     Example: manybeam zoo unarchive graphene@2
     """
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    record = life.unarchive(Zoo(), ref, who=whoami(), reason=reason)
+    record = life.unarchive(Zoo(), ref, who=authenticated_name(), reason=reason)
     say(f"{record.ref} is no longer archived")
 
 
@@ -127,19 +127,21 @@ def gc(
     """
     from dataclasses import asdict
 
-    from manybeam.db.owner import whoami
+    from manybeam.db.deployment import authenticated_name
     from manybeam.zoo.lifecycle.collect import REMOVABLE, REMOVED, collect
     from manybeam.zoo.registry import Zoo
 
     found = collect(
         Zoo(),
-        who=whoami(),
+        who=authenticated_name(),
         reason=reason,
         grace=timedelta(hours=older_than_hours),
         archived_for=None if archived_days is None else timedelta(days=archived_days),
         remove=yes,
     )
-    emit([asdict(one) for one in found], form, title="Data that is not needed", columns=_GC_COLUMNS)
+    rows, title = [asdict(one) for one in found], "Data that is not needed"
+    empty = "no data that can be removed; --archived-days N includes archived versions"
+    emit(rows, form, title=title, columns=_GC_COLUMNS, empty=empty)
     gone = [one for one in found if one.state == (REMOVED if yes else REMOVABLE)]
     models = sum(one.models for one in gone)
     entries = "1 entry" if len(gone) == 1 else f"{len(gone)} entries"
@@ -179,7 +181,9 @@ def audit(
         emit([{"anchor": chain.anchor}], Form.id if form is Form.auto else form)
         return
     rows = [asdict(one) for one in log.entries(subject)]
-    emit(rows, form, title="Audit log", columns=_AUDIT_COLUMNS)
+    of = f" of {subject}" if subject else ""
+    empty = f"no record{of} yet; manybeam zoo audit without a name lists all"
+    emit(rows, form, title="Audit log", columns=_AUDIT_COLUMNS, empty=empty)
 
 
 _AUDIT_COLUMNS = ("number", "when", "action", "subject", "who", "reason")
@@ -196,7 +200,8 @@ def _show(proposal: "PromotionProposal", form: Form) -> None:
         for one in proposal.verdicts
     ]
     versus = f" against {proposal.old}" if proposal.old else ""
-    emit(rows, form, title=f"{proposal.new.ref}{versus}")
+    empty = f"no check is needed: {proposal.new.ref} is {proposal.alias} already"
+    emit(rows, form, title=f"{proposal.new.ref}{versus}", empty=empty)
 
 
 def _report(done: "Promotion") -> None:

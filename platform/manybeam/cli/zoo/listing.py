@@ -252,7 +252,8 @@ def matrix(
         }
         for condition in table.conditions
     ]
-    emit(rows, form, title=f"{score} of {ref}")
+    empty = f"{ref} is not measured yet; manybeam evaluate {ref} --conditions ID measures it"
+    emit(rows, form, title=f"{score} of {ref}", empty=empty)
 
 
 def as_row(record: "Record") -> dict[str, object]:

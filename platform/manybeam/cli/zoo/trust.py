@@ -87,11 +87,14 @@ def sign(ref: RefArgument) -> None:
 
     Example: manybeam zoo sign graphene@3
     """
+    from manybeam.zoo.lifecycle.noted import SIGNED, note
     from manybeam.zoo.registry import Zoo
 
     zoo = Zoo()
     record = zoo.sign(zoo.resolve(ref).ref)
-    say(f"{record.ref} is signed by the key {record.signature.partition(':')[0]}")
+    key = record.signature.partition(":")[0]
+    note(SIGNED, record.version_ref, key=key)
+    say(f"{record.ref} is signed by the key {key}")
 
 
 def keygen(
@@ -136,4 +139,5 @@ def lineage(
             {"what": "version", "which": one, "details": f"{how} these frames"}
             for one, how in uses_of(zoo, what)
         ]
-    emit(rows, form, title=f"Lineage of {what}")
+    empty = f"no version was trained or measured on {what}"
+    emit(rows, form, title=f"Lineage of {what}", empty=empty)

@@ -244,7 +244,7 @@ class _Outlook:
         return self.f1 >= FINE_F1 and (not self.is_far or self.surely >= FINE_F1)
 
     def words(self, more: str) -> str:
-        place = "out of distribution" if self.is_far else "near what was measured"
+        place = "out of distribution" if self.is_far else "not known to be out of distribution"
         return f"predicted F1 of the serving members {self.f1:.2f}, on frames {place}; {more}"
 
 
@@ -254,7 +254,7 @@ def _outlook(asked: Sequence[Selection], now: tuple[int, ...]) -> _Outlook:
     best = best or tuple(sorted(asked[-1].chosen))
     f1, surely = np.mean([_expected(selection, now) for selection in asked], axis=0)
     best_f1, best_low = np.mean([_expected(selection, best) for selection in asked], axis=0)
-    far = sum(selection.verdict != "ok" for selection in asked)
+    far = sum(bool(selection.is_drifted) for selection in asked)
     numbers = (float(f1), float(surely), best, float(best_f1), float(best_low))
     return _Outlook(now, *numbers, far > len(asked) / 2)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from manybeam.data.disk import unwritten
+from manybeam.db.audit import AuditLog
 from manybeam.db.deployment import open_database
 from manybeam.db.locks import FILES_LOCK, Locks
 from manybeam.errors import Conflict
@@ -66,6 +67,7 @@ def back_up(
         place = "" if tracking.is_server else tracking.artifacts
         manifest = BackupManifest(step=step, artifacts_url=place, has_arrays=arrays, files=files)
         (folder / NAME).write_text(manifest.model_dump_json(indent=1))
+    AuditLog(database).append("backup made", "platform", who=who, details={"target": str(target)})
     return manifest
 
 

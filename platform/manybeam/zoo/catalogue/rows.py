@@ -149,6 +149,8 @@ class Row:
     @property
     def coverage(self) -> str:
         """How many of the conditions it was measured on, in words."""
+        if not self.condition_count:
+            return "not measured"
         return f"{self.measured_count} of {self.condition_count}"
 
 

@@ -25,7 +25,7 @@ from manybeam.errors import (
 )
 from manybeam.settings import settings
 from manybeam.zoo.cache import sha256_of
-from manybeam.zoo.checks import check_alias, check_name
+from manybeam.zoo.checks import check_alias, check_folder, check_name
 from manybeam.zoo.exchange import folder as ours
 from manybeam.zoo.exchange.atomai import LEGACY, AtomAIFrames, read_atomai
 from manybeam.zoo.exchange.bioimageio import (
@@ -33,12 +33,14 @@ from manybeam.zoo.exchange.bioimageio import (
     RDF_FILE,
     README_FILE,
     Credit,
+    check_credit,
     write_package,
 )
 from manybeam.zoo.exchange.extras import table_of
 from manybeam.zoo.exchange.onnx_graph import require, write_graph
 from manybeam.zoo.exchange.unpack import UnpackLimits, files_of, names_in, sha256_of_file, unpack
 from manybeam.zoo.lifecycle.life import settle
+from manybeam.zoo.lifecycle.noted import IMPORTED, note_registered
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.member import Member
@@ -75,7 +77,8 @@ def export(
         form: `bioimageio`: a .zip that other programs can run and another zoo can import; `onnx`:
             the graph only; `safetensors`: a folder of members, scores and card for another zoo.
         overwrite: replace an existing file, or the folder of an export.
-        credit: authors, licence and citations of a package.
+        credit: authors, licence and citations of a package; a licence that is not given is "not
+            stated".
 
     Raises:
         UnknownRef: there is no such version.
@@ -95,8 +98,10 @@ def export(
         _keep_free(place, is_folder=form == "safetensors", overwrite=overwrite)
     if form != "safetensors":
         require("onnx", "onnxscript", "onnxruntime")
+    named = credit or Credit()
     if form == "bioimageio":
-        require("bioimageio.spec")
+        check_credit(named)
+    check_folder(place.parent, 2 * sum(member.byte_count for member in record.members))
     members, matrix = zoo.members(record.ref), zoo.matrix(record.ref)
     has_more = form != "onnx"  # an .onnx holds only the graph
     extras = ours.Extras(table_of(zoo, record), zoo.manifest(record.ref)) if has_more else None
@@ -104,9 +109,9 @@ def export(
         if form == "onnx":
             write_graph(members, target)
         elif form == "safetensors":
-            _write_folder(target, _ExportContent(record, members, matrix, extras))
+            _write_folder(target, _ExportContent(record, members, matrix, extras), named)
         else:
-            _write_package(work, target, _ExportContent(record, members, matrix, extras), credit)
+            _write_package(work, target, _ExportContent(record, members, matrix, extras), named)
     logger.info("ensemble exported", extra={"ref": record.ref, "form": form, "path": str(place)})
     return place
 
@@ -149,6 +154,8 @@ def import_(
     """
     check_name(name)
     check_alias(alias)
+    if path.exists():
+        zoo.check_writable(name, _size(path))
     form, digest, package = _received(path, frames, limits or UnpackLimits())
     record = zoo.register(
         name,
@@ -166,6 +173,7 @@ def import_(
         sign=False,
         attachments=[package.calibration_set] if package.calibration_set else [],
     )
+    note_registered(record, IMPORTED)
     for note in package.notes:
         say(f"{record.ref}: {note}")
     logger.info("ensemble imported", extra={"ref": record.ref, "form": form, "source": path.name})
@@ -198,6 +206,14 @@ def _received(
         form = "bioimageio" if RDF_FILE in names else "safetensors"
         root = Path(work) / _root(names)
         return form, digest, ours.read(root, path.name)
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file; 0 for a folder or no file, which are checked later."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 @contextmanager
@@ -257,22 +273,20 @@ class _ExportContent:
         ours.write(folder, self.record, self.members, self.matrix.rows, naming, self.extras)
 
 
-def _write_folder(target: Path, content: _ExportContent) -> None:
+def _write_folder(target: Path, content: _ExportContent, credit: Credit) -> None:
     target.mkdir()
     content.write(target)
-    _write_card(target, content.record, content.matrix, "")
+    _write_card(target, content.record, content.matrix, credit.licence)
 
 
-def _write_package(
-    work: Path, target: Path, content: _ExportContent, credit: Credit | None
-) -> None:
-    folder, named = work / "content", credit or Credit()
+def _write_package(work: Path, target: Path, content: _ExportContent, credit: Credit) -> None:
+    folder = work / "content"
     folder.mkdir()
     content.write(folder, ours.flat)
-    _write_card(folder, content.record, content.matrix, named.licence)
+    _write_card(folder, content.record, content.matrix, credit.licence)
     view = write_graph(content.members, folder / GRAPH_FILE)
     imaging = _imaging(content.matrix)
-    write_package(folder, content.record, content.members, view, named, imaging).replace(target)
+    write_package(folder, content.record, content.members, view, credit, imaging).replace(target)
 
 
 def _write_card(target: Path, record: "Record", matrix: "Matrix", licence: str) -> None:

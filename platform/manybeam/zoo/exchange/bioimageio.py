@@ -5,8 +5,9 @@ are attachments. Axis letters: n tile, c channel, y, x.
 """
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +61,13 @@ class Credit:
 
     Attributes:
         authors: names of the authors.
-        licence: SPDX identifier of the licence of weights and card.
+        licence: SPDX identifier of the licence of weights and card; "" if none was chosen.
         cite: texts and DOIs of citations; if left out, the citation of the method.
         tags: keywords, in addition to the default ones.
     """
 
     authors: tuple[str, ...] = ("unnamed",)
-    licence: str = "CC-BY-4.0"
+    licence: str = ""
     cite: tuple[tuple[str, str], ...] = (_METHOD,)
     tags: tuple[str, ...] = ()
 
@@ -195,7 +196,7 @@ def _describe(
         "description": _description(record, words.members, view),
         "authors": [{"name": name} for name in credit.authors],
         "cite": [{"text": text, "doi": doi} for text, doi in credit.cite],
-        "license": credit.licence,
+        "license": credit.licence or None,
         "tags": [*_TAGS, *credit.tags],
         "version": str(record.version),
         "timestamp": record.created.isoformat(),
@@ -213,11 +214,45 @@ def _describe(
         with ValidationContext(root=folder, perform_io_checks=False):
             return ModelDescr.model_validate(content)
     except ValidationError as error:
-        raise InvalidInput(
-            f"the format of bioimage.io refuses this: {_faults(error)}",
-            "allowed: names, an SPDX licence, DOIs as 10.1000/xyz",
-            "correct the option listed above",
-        ) from error
+        raise _refused(_faults(error)) from error
+
+
+def check_credit(credit: Credit) -> None:
+    """Refuse authors, a licence and citations that the format refuses, before any work.
+
+    Raises:
+        MissingPackage: bioimageio.spec is not installed.
+        InvalidInput: all faults are listed.
+    """
+    require("bioimageio.spec")
+    from bioimageio.spec.model.v0_5 import Author, CiteEntry, ModelDescr
+    from pydantic import TypeAdapter, ValidationError
+
+    kind: Any = ModelDescr.model_fields["license"].annotation
+    licence: TypeAdapter[Any] = TypeAdapter(kind)
+    checks: list[tuple[str, Callable[[], Any]]] = [
+        *((f"author {one!r}", partial(Author.model_validate, {"name": one}))
+          for one in credit.authors),
+        *((f"citation {doi!r}", partial(CiteEntry.model_validate, {"text": text, "doi": doi}))
+          for text, doi in credit.cite),
+        (f"licence {credit.licence!r}", partial(licence.validate_python, credit.licence or None)),
+    ]  # fmt: skip
+    faults = []
+    for what, check in checks:
+        try:
+            check()
+        except ValidationError as error:
+            faults.append(f"{what}: {error.errors(include_url=False)[0]['msg'][:200]}")
+    if faults:
+        raise _refused("; ".join(faults))
+
+
+def _refused(faults: str) -> InvalidInput:
+    return InvalidInput(
+        f"the format of bioimage.io refuses this: {faults}",
+        "allowed: names, an SPDX licence, DOIs as 10.1000/xyz",
+        "correct the option listed above",
+    )
 
 
 _TAGS = ("manybeam", "ensemble", "uncertainty", "stem", "electron-microscopy", "atom-detection")

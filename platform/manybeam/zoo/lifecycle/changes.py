@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from manybeam.db.audit import AuditLog, Entry
+from manybeam.db.deployment import authenticated_name
 from manybeam.db.locks import Lock, Locks
-from manybeam.db.owner import whoami
 from manybeam.errors import Conflict, ManybeamError, Unreachable
 from manybeam.zoo.records import VersionEntry
 from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
@@ -65,7 +65,7 @@ def settled_state(zoo: Zoo, log: AuditLog, name: str) -> EnsembleState:
         seen = read_state(zoo, log, name)
         if open_change(seen.entries) is None:
             return seen
-        with _locked(log, name, whoami(), "closing a change that was left open"):
+        with _locked(log, name, authenticated_name(), "closing a change that was left open"):
             _close_for(zoo, log, name)
     raise Conflict(f"{name} is changed by many processes at once", "", "try again")
 
@@ -182,7 +182,7 @@ def _close_for(zoo: Zoo, log: AuditLog, name: str) -> None:
     logger.warning("closed a change its writer left open: %s, %s", pending.action, outcome)
     why = f"{pending.writer} ended, or was too slow, before it closed the change"
     with suppress(Conflict):  # its writer was alive and has closed it now
-        _close(log, pending, outcome, whoami(), why, since=seen.head)
+        _close(log, pending, outcome, authenticated_name(), why, since=seen.head)
 
 
 def _close(log: AuditLog, asked: Entry, outcome: str, who: str, why: str, *, since: int) -> None:

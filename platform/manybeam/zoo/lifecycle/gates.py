@@ -8,7 +8,7 @@ version on it is unknown.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -42,17 +42,39 @@ class Verdict:
         passed: whether the gate accepts the version.
         what: the result in words, with numbers.
         condition: the condition of the check; "" for the whole version.
+        command: of a refusal, the command that mends it, or that shows more.
+        is_missing: whether it refuses because a score is missing.
     """
 
     gate: str
     passed: bool
     what: str
     condition: str = ""
+    command: str = ""
+    is_missing: bool = False
 
     @property
     def words(self) -> str:
         """The gate, the condition if there is one, and the result."""
         return f"{' on '.join(filter(None, (self.gate, self.condition)))}: {self.what}"
+
+
+def reasons(refusals: Sequence[Verdict]) -> list[str]:
+    """Return one line for each reason: what is wrong, and the command that mends it.
+
+    Conditions that were not measured are one reason, because one command measures them all.
+    """
+    missing = [one for one in refusals if one.is_missing]
+    said = [f"{one.words}; run: {one.command}" for one in refusals if not one.is_missing]
+    if len(missing) == 1:
+        said.insert(0, f"{missing[0].words}; run: {missing[0].command}")
+    elif missing:
+        names = [one.condition for one in missing]
+        first, _, _ = missing[0].command.partition(" --conditions ")
+        flags = " ".join(f"--conditions '{name}'" for name in names)
+        what = f"{REGRESSION}: not measured on {len(names)} conditions ({', '.join(names)})"
+        said.insert(0, f"{what}; run: {first} {flags}")
+    return said
 
 
 def check_gates(zoo: Zoo, old: str, new: Record, gates: Gates | None = None) -> tuple[Verdict, ...]:
@@ -89,8 +111,8 @@ def gates_of(record: Record) -> Gates:
 def _status(new: Record) -> Verdict:
     if new.archived is None:
         return Verdict(STATUS, passed=True, what="not archived")
-    hint = f"manybeam zoo unarchive {new.ref} first"
-    return Verdict(STATUS, passed=False, what=f"archived on {new.archived:%Y-%m-%d}; {hint}")
+    what = f"archived on {new.archived:%Y-%m-%d}"
+    return Verdict(STATUS, passed=False, what=what, command=f"manybeam zoo unarchive {new.ref}")
 
 
 def _bytes(zoo: Zoo, new: Record) -> Verdict:
@@ -98,43 +120,62 @@ def _bytes(zoo: Zoo, new: Record) -> Verdict:
     checks = verify(zoo, new.ref)
     bad = [f"{one.what}: {one.problem or one.signature}" for one in checks if not one.passed]
     fine = f"{len(checks)} files are as they were registered"
-    return Verdict(BYTES, passed=not bad, what=", ".join(bad) or fine)
+    is_unsigned = bool(bad) and all(one.is_whole for one in checks if not one.passed)
+    command = f"manybeam zoo {'sign' if is_unsigned else 'verify'} {new.ref}"
+    return Verdict(BYTES, passed=not bad, what=", ".join(bad) or fine, command=command)
 
 
 def _answers(zoo: Zoo, new: Record) -> Verdict:
     try:
         tests = zoo.test(new.ref)
     except NotFound as error:  # there is no self-test
-        return Verdict(ANSWERS, passed=False, what=error.what)
+        command = f"manybeam zoo export {new.ref} --format safetensors, then manybeam zoo import"
+        return Verdict(ANSWERS, passed=False, what=error.what, command=command)
     bad = [one for one in tests if not one.reproduces]
     faults = ", ".join(f"member {one.member:02d} differs by {one.difference:.2g}" for one in bad)
     fine = f"{len(tests)} members give the same answers as at registration"
-    return Verdict(ANSWERS, passed=not bad, what=faults or fine)
+    command = f"manybeam zoo test {new.ref}"
+    return Verdict(ANSWERS, passed=not bad, what=faults or fine, command=command)
 
 
 def _compared(zoo: Zoo, old: str, new: Record, gates: Gates) -> list[Verdict]:
     try:
         before = zoo.matrix(old)
     except Corrupt as error:  # with a reason, a damaged version can still be replaced
-        return [Verdict(REGRESSION, passed=False, what=f"{old} cannot be read: {error.what}")]
+        what = f"{old} cannot be read: {error.what}"
+        command = f"manybeam zoo verify {old}"
+        return [Verdict(REGRESSION, passed=False, what=what, command=command)]
     after = zoo.matrix(new.ref)
     known = [one for one in compare(before, after) if one.old is not None]
-    verdicts = [_regression(one, before, after, gates.max_regression) for one in known]
+    refs = (old, new.ref)
+    verdicts = [_regression(one, before, after, gates.max_regression, refs) for one in known]
     if not known:
         what = f"{old} has no scores, so there is nothing to compare with"
         verdicts = [Verdict(REGRESSION, passed=True, what=what)]
-    verdicts += _changed(old, before)
-    return [*verdicts, *_calibration(before, after, gates.max_ece_increase)]
+    verdicts += _changed(old, new.ref, before)
+    return [*verdicts, *_calibration(before, after, gates.max_ece_increase, refs)]
 
 
-def _regression(one: Difference, before: Matrix, after: Matrix, allowed: float) -> Verdict:
-    if one.reason in (NOT_MEASURED, NUMBERS_CHANGED) or one.difference is None:
-        why = {
-            NOT_MEASURED: "not measured on it",
-            NUMBERS_CHANGED: "the numbers of the condition changed between the two measurements",
-        }.get(one.reason, one.reason)
-        what = f"{why}; F1 of the old version was {one.old:.3f}; manybeam evaluate measures it"
-        return Verdict(REGRESSION, passed=False, what=what, condition=one.condition)
+def _measuring(ref: str, condition: str) -> str:
+    return f"manybeam evaluate {ref} --conditions '{condition}'"
+
+
+def _regression(
+    one: Difference, before: Matrix, after: Matrix, allowed: float, refs: tuple[str, str]
+) -> Verdict:
+    old, new = refs
+    if one.reason == NUMBERS_CHANGED:
+        return _unlike(old, new, one.condition, f"F1 of {old} was {one.old:.3f}")
+    if one.difference is None:
+        why = "not measured" if one.reason == NOT_MEASURED else one.reason
+        return Verdict(
+            REGRESSION,
+            passed=False,
+            what=f"{why}, F1 of {old} was {one.old:.3f}",
+            condition=one.condition,
+            command=_measuring(new, one.condition),
+            is_missing=True,
+        )
     if one.is_significant is None:
         noise = _noise(one.condition, before, after)
         is_beyond_noise, details = one.difference + noise < 0, f"noise {noise:.3f}, {one.reason}"
@@ -147,6 +188,18 @@ def _regression(one: Difference, before: Matrix, after: Matrix, allowed: float) 
         passed=not (one.difference < -allowed and is_beyond_noise),
         what=f"F1 {one.old:.3f} -> {one.new:.3f}, {one.difference:+.3f} ({details})",
         condition=one.condition,
+        command=f"manybeam zoo diff {old} {new}",
+    )
+
+
+def _unlike(old: str, new: str, condition: str, known: str) -> Verdict:
+    """Return the refusal of a condition whose numbers changed between the two measurements."""
+    return Verdict(
+        REGRESSION,
+        passed=False,
+        what=f"the numbers of the condition changed, {known}",
+        condition=condition,
+        command=f"{_measuring(old, condition)} && {_measuring(new, condition)}",
     )
 
 
@@ -163,19 +216,17 @@ def _noise(condition: str, before: Matrix, after: Matrix) -> float:
     return math.hypot(*parts)
 
 
-def _changed(old: str, before: Matrix) -> Iterator[Verdict]:
+def _changed(old: str, new: str, before: Matrix) -> Iterator[Verdict]:
     """Refuse conditions whose numbers changed after the measurement of the old version."""
     for condition, digest in before.superseded:
         was = before.at(condition, digest).value(ENSEMBLE, condition)
         if was is not None and before.value(ENSEMBLE, condition) is None:
-            what = (
-                f"the numbers of the condition changed; F1 of {old} was {was:.3f}; measure both "
-                "versions again"
-            )
-            yield Verdict(REGRESSION, passed=False, what=what, condition=condition)
+            yield _unlike(old, new, condition, f"F1 of {old} was {was:.3f}")
 
 
-def _calibration(before: Matrix, after: Matrix, limit: float) -> Iterator[Verdict]:
+def _calibration(
+    before: Matrix, after: Matrix, limit: float, refs: tuple[str, str]
+) -> Iterator[Verdict]:
     """Compare the mean calibration error of the ensembles over their common conditions."""
     increases = {
         condition: new - old
@@ -187,13 +238,14 @@ def _calibration(before: Matrix, after: Matrix, limit: float) -> Iterator[Verdic
     if not increases:
         return
     elsewhere = [one for one in increases if _is_elsewhere(one, before, after)]
-    note = f"; {len(elsewhere)} of them on other frames" if elsewhere else ""
+    note = f", {len(elsewhere)} of them on other frames" if elsewhere else ""
     mean, worst = math.fsum(increases.values()) / len(increases), max(increases, key=increases.get)  # type: ignore[arg-type]
     yield Verdict(
         CALIBRATION,
         passed=mean <= limit,
         what=f"change of the calibration error {mean:+.3f} over {len(increases)} conditions, "
-        f"allowed {limit:+.3f}; largest on {worst}, {increases[worst]:+.3f}{note}",
+        f"allowed {limit:+.3f}, largest on {worst}, {increases[worst]:+.3f}{note}",
+        command=f"manybeam zoo diff {refs[0]} {refs[1]} --score ece",
     )
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from manybeam.db.audit import AuditLog, checked_reason, checked_who
-from manybeam.db.owner import whoami
+from manybeam.db.deployment import authenticated_name
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -29,7 +29,7 @@ from manybeam.zoo.lifecycle.changes import (
     settled_state,
     version_at,
 )
-from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, check_gates
+from manybeam.zoo.lifecycle.gates import NEVER_FORCED, REGRESSION, check_gates, reasons
 from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.records import Record, Ref
@@ -126,13 +126,15 @@ def settle(
         return record
     try:
         try:
-            promote(zoo, record.ref, to=to, who=whoami())
+            promote(zoo, record.ref, to=to, who=authenticated_name())
         except RefusedByGate as error:
             if to != SERVING:
                 raise
             to = CANDIDATE
-            promote(zoo, record.ref, to=to, who=whoami())
-            say(f"{error.what}: {error.why}; it is now the candidate")
+            promote(zoo, record.ref, to=to, who=authenticated_name())
+            say(f"{error.what}; it is now the candidate")
+            for reason in error.why.splitlines():
+                say(f"  {reason}")
         return zoo.resolve(record.ref)
     except ManybeamError as error:
         raise _unsettled(record, to, error) from error
@@ -320,7 +322,7 @@ def _refuse(proposal: PromotionProposal, *, force: bool) -> None:
     see = f"manybeam zoo diff {old} {new.ref}; " if old and lost else ""
     raise RefusedByGate(
         f"{new.ref} may not be {proposal.alias}: {'; '.join(parts)}",
-        "; ".join(one.words for one in against),
+        "\n".join(reasons(against)),
         f'{see}--force --reason "..." overrides the gates and is recorded in the audit log'
         if not final
         else "correct this; it cannot be forced",

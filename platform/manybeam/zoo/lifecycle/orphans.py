@@ -10,11 +10,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils import get_results_from_paginated_fn
 
 from manybeam.errors import Corrupt
+from manybeam.zoo.records import EXPERIMENT_PREFIX
 from manybeam.zoo.refusals import speaking
 from manybeam.zoo.registration import CODE_TAG
 from manybeam.zoo.tracking import Tracking
 
-PREFIX = "manybeam/"  # beginning of the name of an experiment; the name of the ensemble follows
 _PAGE = 1000
 _all_of: Callable[..., list[Any]] = get_results_from_paginated_fn
 
@@ -55,11 +55,11 @@ class Orphans:
         client = self._tracking.client
         found = _all_of(
             lambda count, token: client.search_experiments(
-                ViewType.ALL, count, f"name LIKE '{PREFIX}%'", page_token=token
+                ViewType.ALL, count, f"name LIKE '{EXPERIMENT_PREFIX}%'", page_token=token
             ),
             _PAGE,
         )
-        names = {one.experiment_id: one.name.removeprefix(PREFIX) for one in found}
+        names = {one.experiment_id: one.name.removeprefix(EXPERIMENT_PREFIX) for one in found}
         if not names:  # the server of MLflow refuses a search in an empty list
             return []
         runs = [run for run in self._runs(list(names)) if CODE_TAG in run.data.tags]

@@ -1,7 +1,7 @@
 """Model cards: the content of a version, its origin, its scores, and where it fails.
 
 A card is made from the record and the matrix only, so that it contains only measured facts. A note
-about the structure (`cards/*.md` of the zoo folder) is included without changes.
+about the structure (`cards/*.md` of the zoo folder) is included; HTML in it is shown as text.
 """
 
 import base64
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from manybeam.settings import settings
 from manybeam.zoo.matrix import CLASSICAL, Matrix, member_label
+from manybeam.zoo.reports.markdown import fenced, plain, without_html
 
 if TYPE_CHECKING:
     from manybeam.zoo.matrix import FrameSetUse
@@ -77,18 +78,19 @@ def card_markdown(
         picture: link to the picture of the matrix; "" for no picture.
     """
     card = describe(record, matrix, note=note, licence=licence)
-    parts = [f"# {_line(card.title)}", _line(card.lead)]
-    parts.append("\n".join(f"- **{_line(name)}**: {_line(value)}" for name, value in card.facts))
-    parts += ["## Where it fails", "\n".join(f"- {_line(text)}" for text in card.limits)]
+    parts = [f"# {plain(card.title)}", plain(card.lead)]
+    parts.append("\n".join(f"- **{plain(name)}**: {plain(value)}" for name, value in card.facts))
+    parts += ["## Where it fails", "\n".join(f"- {plain(text)}" for text in card.limits)]
     if picture:
-        parts.append(f"![F1 of {_line(card.title)}, members by conditions]({picture})")
+        parts.append(f"![F1 of {plain(card.title)}, members by conditions]({picture})")
     for table in card.tables:
         parts += [f"## {table.title}", *filter(None, [table.note]), _markdown_table(table)]
     parts.append("## How to use it")
-    parts += [f"{name}\n\n{_fenced(text)}" for name, text in card.use]
-    parts += ["## The job that made it", _fenced(card.job)]
+    parts += [f"{name}\n\n{fenced(text)}" for name, text in card.use]
+    parts += ["## The job that made it", fenced(card.job)]
     if card.note:
-        parts += ["## About the structure", re.sub(r"^#", "###", card.note, flags=re.MULTILINE)]
+        note = re.sub(r"^#", "###", without_html(card.note), flags=re.MULTILINE)
+        parts += ["## About the structure", note]
     return "\n\n".join(parts).rstrip() + "\n"
 
 
@@ -348,24 +350,11 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "not measured" if value is None else f"{value:.{digits}f}"
 
 
-def _line(text: str) -> str:
-    """Return text on one line, without HTML and without signs of Markdown tables."""
-    flat = " ".join(text.split())
-    return re.sub(r"([|\[\]])", r"\\\1", flat).replace("<", "&lt;")
-
-
 def _markdown_table(table: CardTable) -> str:
     if not table.rows:
         return "none"
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_line, line))} |" for line in lines)
-
-
-def _fenced(text: str) -> str:
-    """Return text as a block of code; it may contain backticks."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
+    return "\n".join(f"| {' | '.join(map(plain, line))} |" for line in lines)
 
 
 def _note_html(note: str) -> str:
