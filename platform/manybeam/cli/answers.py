@@ -144,8 +144,8 @@ def write_zarr(url: str, answers: "Sequence[Answer]") -> None:
         return
     import zarr
 
-    from manybeam.spec.elements import symbol_of
     from manybeam.data.store import open_store
+    from manybeam.spec.elements import symbol_of
     from manybeam.zoo.lineage import note_prediction
 
     root = zarr.create_group(open_store(url).zarr())

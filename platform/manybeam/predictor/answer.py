@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.spec.elements import symbols_of
 from manybeam.data.markup import facts_html
+from manybeam.spec.elements import symbols_of
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame

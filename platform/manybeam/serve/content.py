@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.spec.elements import symbol_of
 from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.wire import Frames, plain
+from manybeam.spec.elements import symbol_of
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame

@@ -121,9 +121,8 @@ def _fault(
     if not place:  # it concerns several fields; the words name them
         named = re.match(r"[a-z0-9_.]+(?=:)", words)
         return _line_of(tree, named.group().split(".") if named else []), words
-    value = (
-        "" if fault["type"] == "missing" or fault["input"] is None else f" {_shown(fault['input'])}"
-    )
+    has_value = fault["type"] != "missing" and fault["input"] is not None
+    value = f" {_shown(fault['input'])}" if has_value else ""
     return _line_of(tree, place), f"{_path(place)}:{value} {words}"
 
 

@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 
-from manybeam.spec.elements import symbols_of
 from manybeam.data.markup import facts_html, picture_html, table_html
 from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.spec.elements import symbols_of
 
 MOST_MEMBERS = 40
 
