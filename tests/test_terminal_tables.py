@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def printed(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     emit(rows, Form.table, title="Things")
     shown = capsys.readouterr()
-    return shown.out, shown.err
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.out), shown.err
 
 
 @on_terminals
