@@ -13,7 +13,7 @@ import typer
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.sizing import check_sized, read_files, stated_condition
 from manybeam.cli.terminal.targets import check_target
-from manybeam.errors import InvalidInput, ManybeamError, OutOfDistribution
+from manybeam.errors import InvalidInput, OutOfDistribution
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
@@ -238,7 +238,7 @@ def _answers(
         name = Path(frame.origin).name
         try:
             answer = predictor.answer(frame, question)
-        except ManybeamError as error:
+        except InvalidInput as error:
             raise type(error)(f"{name}: {error.what}", error.why, error.hint) from error
         for note in answer.notes:
             say(f"{name}: {note}")

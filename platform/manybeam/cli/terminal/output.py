@@ -141,7 +141,8 @@ def _least_widths(rows: Sequence[Row]) -> dict[str, int]:
 
 def _fitting(least: Mapping[str, int], width: int) -> dict[str, int]:
     """Return the first columns that fit; at least one."""
-    fitting, used = {}, 0
+    fitting: dict[str, int] = {}
+    used = 0
     for name, needed in least.items():
         used += needed + GAP
         if used > width and fitting:
