@@ -19,7 +19,10 @@ from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.predictor.answer import Answer, Question
+from manybeam.predictor.condition_distance import Near
+from manybeam.predictor.performance import PredictedF1
 from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.reasons import answer_reason
 from manybeam.serve.content import answer_meta, arrays
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.wire import Frames, write_json
@@ -180,3 +183,19 @@ def test_an_answer_in_a_notebook_begins_with_the_verdict(of_elements: Answer) ->
     shown = of_elements._repr_html_()
     assert of_elements.verdict in shown
     assert " Mo" in shown or " S" in shown
+
+
+@pytest.mark.parametrize(
+    ("chosen_f1", "is_told"),
+    [pytest.param(0.9, True, id="much better"), pytest.param(0.52, False, id="hardly better")],
+)
+def test_the_reason_of_a_named_answer_tells_if_selection_would_choose_better(
+    chosen_f1: float, is_told: object
+) -> None:
+    policies = {0: ("clean", None), 1: ("dirty", None)}
+    given = PredictedF1(0.5, 0.3, 0.7, {})
+    better = ((1,), PredictedF1(chosen_f1, 0.8, 1.0, {}))
+    reasons = answer_reason((0, 1), policies, Near(1.0, {}, (("c", 1.0),)), given, better)
+    assert "predicted F1 0.50 (0.30 to 0.70)" in reasons
+    told = f"selection would choose member 01 (dirty): predicted F1 {chosen_f1:.2f}"
+    assert (told in reasons) is is_told

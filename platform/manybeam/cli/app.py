@@ -16,6 +16,7 @@ import typer
 from manybeam import __version__
 from manybeam.cli import adapt, admin, backup, calibrate, data, jobs, predict, serve, watch, web
 from manybeam.cli.demo import command as demo
+from manybeam.cli.usage import usage_fault
 from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
 
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
-        error.show()
+        _print_error(usage_fault(error))
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TABLE_COLUMNS = ("member", "chosen", "predicted_f1", "low", "high", "why")
 FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
-    float | None, typer.Option(min=0.01, help="Edge of a pixel, if the file does not give it [pm].")
+    float | None, typer.Option(help="Edge of a pixel, if the file does not give it [pm].")
 ]
 TrustOption = Annotated[
     bool,
@@ -177,6 +177,7 @@ def _candidate_rows(
             "high": candidate.high,
             **candidate.components,
             "why": candidate.why,
+            "verdict": selection.verdict,
         }
         for candidate in selection.candidates
     ]

@@ -44,7 +44,7 @@ def watch(
     policy: Annotated[str, typer.Option(help="Policy in which a new condition is inferred.")] = "",
     pixel_size_pm: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Edge of a pixel, if the files do not give it [pm]."),
+        typer.Option(help="Edge of a pixel, if the files do not give it [pm]."),
     ] = None,
     keep: Annotated[str, typer.Option(help="FrameSet for frames since the last alarm.")] = "",
     state: Annotated[

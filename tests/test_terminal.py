@@ -1,4 +1,4 @@
-"""Tables of the command line on narrow and wide terminals."""
+"""What a terminal shows: tables on narrow and wide ones, and wrong words of a command."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from manybeam.cli import main
 from manybeam.cli.terminal.output import Form, emit
 
 COLUMNS = [f"column_{number:02d}" for number in range(16)]
@@ -91,3 +92,29 @@ def test_on_a_terminal_lines_stand_in_place_of_the_table(
     terminal(width)
     emit(MANY, Form.auto, lines=["one line"])
     assert capsys.readouterr().out == "one line\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param(["data", "simulate", "x", "--out", "y", "--count", "0"],
+                     "'--count': it is too small; give at least 1", id="small"),
+        pytest.param(["data", "simulate", "x", "--out", "y", "--count", "few"],
+                     "'--count': it is no whole number", id="whole"),
+        pytest.param(["predict", "x", "--false-atoms", "few"], "it is no number", id="number"),
+        pytest.param(["predict", "x", "-o", "xml"], "'xml' is not one of 'auto'", id="choice"),
+        pytest.param(["predict"], "missing argument", id="missing"),
+        pytest.param(["predict", "x", "--atom", "y"], "no such option: --atom", id="option"),
+        pytest.param(["nonsense"], "no such command 'nonsense'", id="command"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_told_as_any_other_fault(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert said in first
+    assert "Input should be" not in first
+    assert last.startswith("try: ")
+    assert last.endswith("--help")
