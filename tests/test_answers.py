@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,10 @@ def test_the_reason_of_a_named_answer_tells_if_selection_would_choose_better(
     assert "predicted F1 0.50 (0.30 to 0.70)" in reasons
     told = f"selection would choose member 01 (dirty): predicted F1 {chosen_f1:.2f}"
     assert (told in reasons) is is_told
+
+
+def test_a_picture_without_atoms_or_pixel_size_is_drawn_too(of_one_kind: Answer) -> None:
+    empty = replace(of_one_kind.prediction, atoms=of_one_kind.atoms[:0])
+    figure = answer_figure(of_one_kind.frame.pixels_yx, empty, None, (), "nothing")
+    assert figure.axes[0].get_title() == "0 atoms"
+    assert not [text for axis in figure.axes for text in axis.texts]

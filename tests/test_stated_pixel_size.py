@@ -79,8 +79,7 @@ def test_a_size_is_not_inferred_where_the_crystal_is_unknown(
     frame = frame_of(graphene_yx, None, condition)
     with pytest.raises(MissingPixelSize):
         predictor.sized([frame], question)
-    with_words = predictor._sized([frame], question)[0]
-    assert with_words.pixel_size_pm is None
+    assert predictor.answer(frame, question).frame.pixel_size_pm is None
 
 
 def test_auto_infers_a_size_if_the_condition_names_the_crystal(
