@@ -13,6 +13,7 @@ from manybeam.errors import DoubtfulPixelSize, MissingPixelSize
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.predictor.answer import Question
 from manybeam.predictor.loaded import LoadedVersion, OneVersion
+from manybeam.predictor.pixel_size import contradiction
 from manybeam.predictor.predictor import Predictor
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, read_query
@@ -132,6 +133,14 @@ def test_a_right_size_far_from_the_training_is_not_doubted(predictor: Predictor)
     )  # fmt: skip
     frame_yx = simulate(fine, 1, seed=4, shape=(400, 400)).frames_nyx[0]
     assert predictor.answer(Frame(frame_yx, 5.0), NAMED).frame.pixel_size_pm == 5.0
+
+
+@pytest.mark.parametrize(("size_pm", "is_told"), [(160.0, True), (16.0, False), (None, False)])
+def test_a_file_to_import_is_warned_of_if_its_lattice_contradicts(
+    size_pm: float | None, is_told: object, graphene_yx: np.ndarray
+) -> None:
+    said = contradiction(frame_of(graphene_yx, size_pm, of_sample(material="graphene")))
+    assert ("160 pm is stated, but the frame shows 16" in said) is is_told
 
 
 class TestOverHTTP:

@@ -126,9 +126,9 @@ class Predictor:
 
         A missing pixel size is inferred once for all frames: they are of one recording.
         """
-        question, deadline = question or Question(), deadline or Deadline()
-        for frame in self._sized(frames, question, deadline):
-            yield self._answer(frame, question, deadline)
+        question = question or Question()
+        for frame in self._sized(frames, question, deadline or Deadline()):
+            yield self._answer(frame, question, deadline or Deadline())
 
     def rank(
         self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
