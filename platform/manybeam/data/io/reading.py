@@ -48,7 +48,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".emi": ("TIA experiment", vendors.read_emi),
 }
 
-TABLE_HINT = (
+TABLE_HINT = "give CSV with columns X and Y in pixels, and element (Mo) or Z (42) if it is known"
     "give CSV with the columns X and Y in pixels, and element (Mo) or Z (42) if it is known"
 )
 KIND_COLUMNS = ("element", "class", "z")  # of a table of atoms; the first that is there counts
