@@ -49,8 +49,6 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
 }
 
 TABLE_HINT = "give CSV with columns X and Y in pixels, and element (Mo) or Z (42) if it is known"
-    "give CSV with the columns X and Y in pixels, and element (Mo) or Z (42) if it is known"
-)
 KIND_COLUMNS = ("element", "class", "z")  # of a table of atoms; the first that is there counts
 LEAST_STEP = 1e-3  # share of the contrast of a frame that float32 must resolve
 # First bytes -> suffix, to recognise a file with a wrong name.
