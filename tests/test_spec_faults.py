@@ -36,8 +36,9 @@ def said_of(text: str, load, tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("load", "text", "said"),
     [
-        pytest.param(load_job, "kind: trian\nname: g\n", "1: kind: 'trian' is none of train, tune, "
-                     "evaluate, calibrate, adapt; did you mean 'train'?", id="choice"),
+        pytest.param(load_job, "kind: calibrates\nname: g\n",
+                     "1: kind: 'calibrates' is none of train, tune, evaluate, calibrate, adapt; "
+                     "did you mean 'calibrate'?", id="choice"),
         pytest.param(load_job, JOB + "seed: many\n",
                      "4: seed: 'many' is no whole number", id="whole"),
         pytest.param(load_job, JOB + "frames: x\n", "4: frames: 'x' is no list", id="list"),
@@ -115,7 +116,7 @@ def test_no_value_of_any_field_is_answered_in_the_words_of_the_library(field, va
 def project(tmp_path: Path) -> Path:
     """A job, a condition, a policy and two recipes, each with a fault."""
     faults = {
-        "jobs/j.yaml": "kind: trian\nname: g\n",
+        "jobs/j.yaml": "kind: teach\nname: g\n",
         "zoo/conditions/c.yaml": "id: c\noptics: {beam_kv: 1}\n",
         "zoo/policies/p.yaml": "id: p\nscans: {}\n",
         "zoo/recipes/a.yaml": "id: A B\nmembers: [{seed: 1, policy: p}]\n",

@@ -10,7 +10,7 @@ import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.data.disk import write_files
-from manybeam.errors import InvalidFrame, InvalidInput, OutOfDistribution
+from manybeam.errors import Corrupt, InvalidFrame, InvalidInput, OutOfDistribution
 
 if TYPE_CHECKING:
     import numpy as np
@@ -260,7 +260,10 @@ def _begun(state: Path | None, first: int) -> "DriftWatch | None":
         )
     from manybeam.predictor.stream.drift import DriftWatch
 
-    return DriftWatch.restore(state.read_text())
+    try:
+        return DriftWatch.restore(state.read_text(encoding="utf-8", errors="replace"))
+    except Corrupt as error:
+        raise Corrupt(f"{state}: {error.what}", error.why, error.hint) from error
 
 
 def _new(
