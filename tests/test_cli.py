@@ -72,7 +72,7 @@ def test_what_was_never_measured_says_so() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        pytest.param(["nonsense"], 2, "No such command", id="usage"),
+        pytest.param(["nonsense"], 2, "no such command", id="usage"),
         pytest.param(["data", "show", "absent"], 4, "absent", id="not-found"),
         pytest.param(["zoo", "show", "graphene"], 4, "graphene", id="unknown-ref"),
         pytest.param(["train", "absent.yaml"], 2, "absent.yaml", id="no-file"),

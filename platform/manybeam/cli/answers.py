@@ -33,6 +33,7 @@ CSV_COLUMNS = (
     "predicted_f1_high",
 )
 DIGITS = 5  # of a number in the CSV, after the point: a hundredth of a picometre
+POOR_F1 = 0.5  # an answer below it is warned of, also if other members suit the frame
 MOST_NAMED = 3  # frames that a warning names
 
 
@@ -87,17 +88,28 @@ def frame_name(answer: "Answer") -> str:
 
 
 def warn(answers: "Sequence[Answer]") -> None:
-    """Print one warning that names the frames that are out of distribution."""
+    """Print a warning that names the frames out of distribution, and one for poor answers."""
     drifted = [one for one in answers if one.is_drifted]
-    if not drifted:
-        return
-    names = "; ".join(frame_name(one) for one in drifted[:MOST_NAMED])
-    names += f" and {len(drifted) - MOST_NAMED} more" * (len(drifted) > MOST_NAMED)
-    first = drifted[0]
-    say(f"warning: out of distribution: {names}. Do not rely on these atoms")
-    for reason in out_of_distribution_reasons(first):
-        say(f"why: {reason}")
-    say(f"try: manybeam select {first.frame.origin} -e {first.question.ref} --show")
+    if drifted:
+        say(f"warning: out of distribution: {_names(drifted)}. Do not rely on these atoms")
+        for reason in out_of_distribution_reasons(drifted[0]):
+            say(f"why: {reason}")
+    poor = [one for one in answers if one not in drifted and _is_poor(one)]
+    if poor:
+        say(f"warning: a predicted F1 below {POOR_F1:g}: {_names(poor)}")
+        say(f"why: {poor[0].why}")
+    for first in (drifted or poor)[:1]:
+        say(f"try: manybeam select {first.frame.origin} -e {first.question.ref} --show")
+
+
+def _names(some: "Sequence[Answer]") -> str:
+    """Return the names of the first frames, and how many more there are."""
+    names = "; ".join(frame_name(one) for one in some[:MOST_NAMED])
+    return names + f" and {len(some) - MOST_NAMED} more" * (len(some) > MOST_NAMED)
+
+
+def _is_poor(answer: "Answer") -> bool:
+    return answer.predicted_f1 is not None and answer.predicted_f1.f1 < POOR_F1
 
 
 def out_of_distribution_reasons(answer: "Answer") -> list[str]:

@@ -28,6 +28,7 @@ from manybeam.cli import (
     web,
 )
 from manybeam.cli.demo import command as demo
+from manybeam.cli.usage import usage_fault
 from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
 
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
-        error.show()
+        _print_error(usage_fault(error))
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

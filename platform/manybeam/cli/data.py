@@ -108,7 +108,7 @@ def import_files(
         Truth.none
     ),
     pixel_size_pm: Annotated[
-        float | None, typer.Option(min=0.01, help="Edge of a pixel if the files have none [pm].")
+        float | None, typer.Option(help="Edge of a pixel if the files have none [pm].")
     ] = None,
     condition: Annotated[str, typer.Option(help="Id of the condition of the recording.")] = "",
     append: Annotated[bool, typer.Option("--append", help="Add to the FrameSet at --out.")] = False,
@@ -201,7 +201,7 @@ def infer(
     *,
     policy: Annotated[str, typer.Option(help="Id of the policy to search in.")],
     pixel_size_pm: Annotated[
-        float | None, typer.Option(min=0.01, help="Edge of a pixel if the files have none [pm].")
+        float | None, typer.Option(help="Edge of a pixel if the files have none [pm].")
     ] = None,
     draws: Annotated[int, typer.Option(min=64, help="Number of frames to simulate.")] = 448,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,

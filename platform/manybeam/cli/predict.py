@@ -13,7 +13,7 @@ import typer
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.sizing import check_sized, read_files, stated_condition
 from manybeam.cli.terminal.targets import check_target
-from manybeam.errors import InvalidInput, ManybeamError, OutOfDistribution
+from manybeam.errors import InvalidInput, OutOfDistribution
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TABLE_COLUMNS = ("member", "chosen", "predicted_f1", "low", "high", "why")
 FilesArgument = Annotated[list[Path], typer.Argument(help="Instrument files.")]
 PixelOption = Annotated[
-    float | None, typer.Option(min=0.01, help="Edge of a pixel, if the file does not give it [pm].")
+    float | None, typer.Option(help="Edge of a pixel, if the file does not give it [pm].")
 ]
 TrustOption = Annotated[
     bool,
@@ -177,6 +177,7 @@ def _candidate_rows(
             "high": candidate.high,
             **candidate.components,
             "why": candidate.why,
+            "verdict": selection.verdict,
         }
         for candidate in selection.candidates
     ]
@@ -238,7 +239,7 @@ def _answers(
         name = Path(frame.origin).name
         try:
             answer = predictor.answer(frame, question)
-        except ManybeamError as error:
+        except InvalidInput as error:
             raise type(error)(f"{name}: {error.what}", error.why, error.hint) from error
         for note in answer.notes:
             say(f"{name}: {note}")

@@ -10,7 +10,7 @@ import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.data.disk import write_files
-from manybeam.errors import InvalidFrame, InvalidInput, OutOfDistribution
+from manybeam.errors import Corrupt, InvalidFrame, InvalidInput, OutOfDistribution
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def watch(
     policy: Annotated[str, typer.Option(help="Policy in which a new condition is inferred.")] = "",
     pixel_size_pm: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Edge of a pixel, if the files do not give it [pm]."),
+        typer.Option(help="Edge of a pixel, if the files do not give it [pm]."),
     ] = None,
     keep: Annotated[str, typer.Option(help="FrameSet for frames since the last alarm.")] = "",
     state: Annotated[
@@ -226,15 +226,14 @@ def _of_files(files: list[Path], pixel_size_pm: float | None, ref: str) -> _Movi
         one.pixel_size_pm for one, stack in zip(records, stacks, strict=True) for _ in stack
     ]  # fmt: skip
     if None in sizes:
-        sizes = _inferred(whole[0], first, ref, len(whole))
+        inferred = _inferred(whole[sizes.index(None)], first, ref)
+        sizes = [inferred if one is None else one for one in sizes]
     rows, columns = whole.shape[1:]
     return _Movie((rows, columns), sizes, first, first, lambda low, high: whole[low:high])
 
 
-def _inferred(
-    frame_yx: "Array", condition: "Condition", ref: str, count: int
-) -> "list[float | None]":
-    """Return the pixel size of every frame, inferred from the lattice of the first; else None."""
+def _inferred(frame_yx: "Array", condition: "Condition", ref: str) -> float | None:
+    """Return the pixel size that the lattice of a frame shows, or None; print which, or why."""
     from manybeam.data.io.frame import Frame
     from manybeam.errors import MissingPixelSize
     from manybeam.predictor.answer import Question
@@ -246,9 +245,9 @@ def _inferred(
         (sized,) = Predictor.of_zoo(Zoo()).sized([first], Question(ref))
     except MissingPixelSize as error:
         say(error.what)
-        return [None] * count
+        return None
     say("; ".join(sized.notes))
-    return [sized.pixel_size_pm] * count
+    return sized.pixel_size_pm
 
 
 def _begun(state: Path | None, first: int) -> "DriftWatch | None":
@@ -261,7 +260,10 @@ def _begun(state: Path | None, first: int) -> "DriftWatch | None":
         )
     from manybeam.predictor.stream.drift import DriftWatch
 
-    return DriftWatch.restore(state.read_text())
+    try:
+        return DriftWatch.restore(state.read_text(encoding="utf-8", errors="replace"))
+    except Corrupt as error:
+        raise Corrupt(f"{state}: {error.what}", error.why, error.hint) from error
 
 
 def _new(

@@ -100,7 +100,7 @@ def check_pixel_size(frame: Frame, version: LoadedVersion, library: Library) -> 
         return
     seen = _seen(frame, cell_for(frame, version, library))
     if seen is not None:
-        if 1 / CONTRADICTION < seen.pixel_size_pm / size_pm < CONTRADICTION:
+        if not _contradicts(seen, size_pm):
             return
         raise _doubtful(size_pm, f"the frame shows {_words(seen)}", f"{seen.pixel_size_pm:.3g}")
     if low_pm / IMPOSSIBLE <= size_pm <= high_pm * IMPOSSIBLE:
@@ -108,6 +108,16 @@ def check_pixel_size(frame: Frame, version: LoadedVersion, library: Library) -> 
     span = f"{low_pm:g}" if low_pm == high_pm else f"{low_pm:g} to {high_pm:g}"
     name = version.ref or "this ensemble"
     raise _doubtful(size_pm, f"{name} was trained for {span} pm a pixel", "the right one")
+
+
+def contradiction(frame: Frame) -> str:
+    """Return what the lattice of the stated crystal says against the stated size; "" if nothing."""
+    if frame.pixel_size_pm is None or frame.condition is None:
+        return ""
+    seen = _seen(frame, cell_of(frame.condition.sample))
+    if seen is None or not _contradicts(seen, frame.pixel_size_pm):
+        return ""
+    return f"pixel size {frame.pixel_size_pm:.4g} pm is stated, but the frame shows {_words(seen)}"
 
 
 def trained_sizes_pm(version: LoadedVersion, library: Library) -> tuple[float, float]:
@@ -137,6 +147,10 @@ def _words(size: InferredPixelSize) -> str:
 def _policies(version: LoadedVersion, library: Library) -> list[Policy]:
     names = dict.fromkeys(member.policy for member in version.ensemble.members)
     return [library.policies[name] for name in names if name in library.policies]
+
+
+def _contradicts(seen: InferredPixelSize, size_pm: float) -> bool:
+    return not 1 / CONTRADICTION < seen.pixel_size_pm / size_pm < CONTRADICTION
 
 
 def _seen(frame: Frame, cell: Cell | None) -> InferredPixelSize | None:

@@ -96,7 +96,11 @@ class Predictor:
             DeadlineExceeded: the time is up.
         """
         question, deadline = question or Question(), deadline or Deadline()
-        best = self.rank(frame, question, deadline)[0]
+        (sized,) = self._sized((frame,), question, deadline)
+        return self._answer(sized, question, deadline)
+
+    def _answer(self, frame: Frame, question: Question, deadline: Deadline) -> Answer:
+        best = self._rank(frame, question, deadline)[0]
         if best.selection is not None:
             prediction = best.selection.answer(best.whole)
         else:
@@ -122,8 +126,9 @@ class Predictor:
 
         A missing pixel size is inferred once for all frames: they are of one recording.
         """
-        for frame in self._sized(frames, question or Question()):
-            yield self.answer(frame, question, deadline)
+        question = question or Question()
+        for frame in self._sized(frames, question, deadline or Deadline()):
+            yield self._answer(frame, question, deadline or Deadline())
 
     def rank(
         self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
@@ -134,7 +139,10 @@ class Predictor:
         notes name it. Raises as `answer` does.
         """
         question, deadline = question or Question(), deadline or Deadline()
-        (frame,) = self._sized((frame,), question)
+        (sized,) = self._sized((frame,), question, deadline)
+        return self._rank(sized, question, deadline)
+
+    def _rank(self, frame: Frame, question: Question, deadline: Deadline) -> list[Ranked]:
         if not question.is_auto:
             with deadline.stage("load"):
                 version = self.versions.get(question.ref)
@@ -161,12 +169,15 @@ class Predictor:
     def _facility(self) -> "Library":
         return self._library or facility_library()
 
-    def _sized(self, frames: Sequence[Frame], question: Question) -> tuple[Frame, ...]:
+    def _sized(
+        self, frames: Sequence[Frame], question: Question, deadline: Deadline
+    ) -> tuple[Frame, ...]:
         """Return the frames with the pixel size of `sized`, or without one if there is none."""
-        if question.is_raw:
+        if question.is_raw or all(one.pixel_size_pm is not None for one in frames):
             return tuple(frames)
         try:
-            return self.sized(frames, question)
+            with deadline.stage("size"):
+                return self.sized(frames, question)
         except (MissingPixelSize, Corrupt):
             return tuple(frames)
 

@@ -104,8 +104,8 @@ def answer_reason(
             f"predicted F1 {predicted.f1:.2f} ({predicted.low:.2f} to {predicted.high:.2f})"
         )
     if better and predicted is not None and better[1].f1 >= predicted.f1 + WORTH_A_WORD:
-        names = ",".join(f"{member:02d}" for member in better[0])
-        said.append(f"--members {names} would have a predicted F1 of {better[1].f1:.2f}")
+        names = ", ".join(_called(member, policies) for member in better[0][:4])
+        said.append(f"selection would choose {names}: predicted F1 {better[1].f1:.2f}")
     said.append(_place(near))
     return said
 

@@ -56,12 +56,19 @@ _WORDS: Mapping[str, str] = {
 _SYNTAX: Mapping[str, str] = {
     "mapping values are not allowed": "a second ':' in one line, or a wrong indentation; put text "
     "with a colon in quotes",
-    "cannot start any token": "a tab or a special letter at this place; indent with spaces, and "
-    "put text that begins with a special letter in quotes",
+    "tab character": "a tab; indent with spaces",
+    "cannot start any token": "a tab or a special letter; indent with spaces, and put text that "
+    "begins with a special letter in quotes",
     "expected ',' or": "a bracket is not closed, or a comma is missing",
-    "while scanning a quoted scalar": "a quote is not closed",
+    "expected key": "a line is indented otherwise than its neighbours",
+    "expected ':'": "a ':' is missing",
+    "end of stream": "a quote or a bracket is not closed",
+    "block sequence entries": "a '-' at a wrong place; a list stands below its field",
+    "escape character": "a backslash between double quotes; use single quotes",
+    "alphabetic or numeric character": "a text that begins with & or * needs quotes",
+    "undefined alias": "a text that begins with * needs quotes",
     "could not determine a constructor": "a tag (!) is not allowed; give plain values",
-    "found undefined alias": "a text that begins with * needs quotes",
+    "control characters": "a letter that cannot be printed; remove it",
 }
 
 
@@ -121,9 +128,8 @@ def _fault(
     if not place:  # it concerns several fields; the words name them
         named = re.match(r"[a-z0-9_.]+(?=:)", words)
         return _line_of(tree, named.group().split(".") if named else []), words
-    value = (
-        "" if fault["type"] == "missing" or fault["input"] is None else f" {_shown(fault['input'])}"
-    )
+    has_value = fault["type"] != "missing" and fault["input"] is not None
+    value = f" {_shown(fault['input'])}" if has_value else ""
     return _line_of(tree, place), f"{_path(place)}:{value} {words}"
 
 

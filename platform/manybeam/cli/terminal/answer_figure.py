@@ -99,9 +99,13 @@ def _atoms(axis: "Axes", prediction: "Prediction", elements: Sequence[str], wind
     """Draw atoms as open circles, coloured by element, and name the colours."""
     atoms, names = prediction.atoms, [symbol_of(one) for one in prediction.elements]
     colours = dict(zip((*names, ""), KINDS, strict=False))
-    _circles(axis, atoms, window, edgecolors=[colours[name] for name in elements])
+    seen_n = _is_near(atoms, window)
+    seen_colours = [
+        colours.get(name, KINDS[-1]) for name, seen in zip(elements, seen_n, strict=True) if seen
+    ]
+    _circles(axis, atoms[seen_n], window, edgecolors=seen_colours)
     counts = {name: list(elements).count(name) for name in names}
-    is_part = len(_inside(atoms, window)) < len(atoms)
+    is_part = not seen_n.all()
     where = "; shown: where members differ most" if is_part else ""
     axis.set_title(f"{len(atoms)} atom{'s' * (len(atoms) != 1)}{where}", fontsize=11)
     handles = [
@@ -120,9 +124,9 @@ def _position_spread(
     """Draw the atoms, coloured by how far the members disagree about their positions."""
     scale, unit = (pixel_size_pm, "pm") if pixel_size_pm else (1.0, "px")
     spread_n = np.hypot(atoms[:, 4], atoms[:, 5]) * scale
-    known_n = np.isfinite(spread_n)
+    known_n = np.isfinite(spread_n) & _is_near(atoms, window)
     if not known_n.any():
-        axis.set_title("no spread of positions: one member answered", fontsize=10)
+        axis.set_title("no spread of positions: no two members agree", fontsize=10)
         return
     top = float(np.percentile(spread_n[known_n], SPREAD_SHARE))
     style: dict[str, Any] = {"array": spread_n[known_n], "cmap": "plasma", "clim": (0, top or 1.0)}
@@ -172,10 +176,14 @@ def _box(axis: "Axes", window: Window) -> None:
     axis.add_patch(Rectangle((columns.start - 0.5, rows.start - 0.5), *size, **style))
 
 
-def _inside(atoms: Array, window: Window) -> Array:
-    from manybeam.learn.nets.answer import atoms_inside
-
-    return atoms_inside(atoms, window)
+def _is_near(atoms: Array, window: Window) -> Array:
+    """Return whether each atom is in the window, or so near that its circle reaches into it."""
+    near_nd = [
+        (atoms[:, axis] > side.start - margin) & (atoms[:, axis] < side.stop + margin)
+        for axis, side in enumerate(window)
+        for margin in [MOST_RADIUS * (side.stop - side.start)]
+    ]
+    return np.logical_and(*near_nd)
 
 
 def _extent(window: Window) -> tuple[float, float, float, float]:

@@ -11,6 +11,7 @@ import typer
 
 Row = Mapping[str, Any]
 WIDTH = 400  # of a table that goes into a file or a pipe
+GAP = 2  # between two columns
 LEAST_TEXT = 26  # width to which a column of text may be broken; shorter cells stay whole
 
 
@@ -148,9 +149,10 @@ def _least_widths(rows: Sequence[Row]) -> dict[str, int]:
 
 def _fitting(least: Mapping[str, int], width: int) -> dict[str, int]:
     """Return the first columns that fit; at least one."""
-    fitting, used = {}, 0
+    fitting: dict[str, int] = {}
+    used = 0
     for name, needed in least.items():
-        used += needed + 1
+        used += needed + GAP
         if used > width and fitting:
             break
         fitting[name] = needed

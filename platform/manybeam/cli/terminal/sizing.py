@@ -36,6 +36,7 @@ def all_sized(records: "Sequence[FrameFile]") -> "list[FrameFile]":
     Raises:
         InvalidInput: sizes inferred from their lattices differ by more than two errors.
     """
+    _warn_of_contradiction(records[:1])  # a wrong size is that of all, and a look takes a second
     inferred = [_inferred(one) if one.pixel_size_pm is None else None for one in records]
     done = list(records)
     for shape in dict.fromkeys(one.frame.shape[-2:] for one in records):
@@ -108,6 +109,15 @@ def check_sized(records: "Sequence[FrameFile]", sized_files: "Collection[str]" =
             "positions in picometres and the scale of the members depend on it",
             "pass --pixel-size-pm (a 1024 px frame 8 nm wide has 7.8), or --condition",
         )
+
+
+def _warn_of_contradiction(records: "Sequence[FrameFile]") -> None:
+    from manybeam.data.io.frame import frames_of
+    from manybeam.predictor.pixel_size import contradiction
+
+    for record in records:
+        if said := contradiction(frames_of(record)[0]):
+            say(f"warning: {record.source.name}: {said}")
 
 
 def _inferred(record: "FrameFile") -> "InferredPixelSize | None":

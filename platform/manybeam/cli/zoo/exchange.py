@@ -83,7 +83,7 @@ def import_(
         float, typer.Option(help="For an AtomAI file: radius of an atom in its masks [pm].")
     ] = 42.0,
     elements: Annotated[
-        str, typer.Option(help="For an AtomAI file: atomic number of each channel, as 6,14.")
+        str, typer.Option(help="For an AtomAI file: element of each channel, as C,Si.")
     ] = "",
     form: FormOption = Form.auto,
 ) -> None:
@@ -118,12 +118,14 @@ def import_(
 
 def _numbers(text: str) -> tuple[int, ...]:
     from manybeam.errors import InvalidInput
+    from manybeam.spec.elements import atomic_number_of
 
+    parts = [part.strip() for part in text.split(",") if part.strip()]
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(atomic_number_of(part) or int(part) for part in parts)
     except ValueError as error:
         raise InvalidInput(
-            f"elements: {text!r} is no list of atomic numbers",
-            "atomic numbers, separated by commas",
-            "--elements 6,14",
+            f"elements: {text!r} is no list of elements",
+            "symbols or atomic numbers, separated by commas",
+            "--elements C,Si",
         ) from error

@@ -51,6 +51,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".emi": ("TIA experiment", vendors.read_emi),
 }
 
+TABLE_HINT = "give CSV with columns X and Y in pixels, and element (Mo) or Z (42) if it is known"
 KIND_COLUMNS = ("element", "class", "z")  # of a table of atoms; the first that is there counts
 LEAST_STEP = 1e-3  # share of the contrast of a frame that float32 must resolve
 # First bytes -> suffix, to recognise a file with a wrong name.
@@ -214,13 +215,14 @@ def read_truth_csv(path: Path | str) -> Pixels:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
-        raise _unreadable(path, "a table of atoms", str(error)) from error
+        raise _unreadable(path, "a table of atoms", str(error), TABLE_HINT) from error
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     reader = csv.DictReader(text.splitlines(), delimiter=separator, skipinitialspace=True)
     names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
     if not {"x", "y"} <= names.keys():
-        raise _unreadable(path, "a table of atoms", f"its columns are {header!r}, not X and Y")
+        why = f"its columns are {header!r}, not X and Y"
+        raise _unreadable(path, "a table of atoms", why, TABLE_HINT)
     kind = next((names[one] for one in KIND_COLUMNS if one in names), None)
     rows = [_atom(row, names, kind, path, line) for line, row in enumerate(reader, start=2)]
     return np.array(rows, np.float32).reshape(-1, 3)
@@ -379,5 +381,6 @@ def _atom(
     if number is None:
         number = atomic_number_of(cells[2] or "")
     if y is None or x is None or number is None:
-        raise _unreadable(path, "a table of atoms", f"line {line} is {list(row.values())}")
+        why = f"line {line} is {list(row.values())}"
+        raise _unreadable(path, "a table of atoms", why, TABLE_HINT)
     return y, x, number

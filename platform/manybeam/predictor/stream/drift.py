@@ -238,9 +238,9 @@ class DriftWatch:
             watch.is_drifted = bool(kept["is_drifted"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Corrupt(
-                f"no state of a drift watch: {error}",
-                f"what `DriftWatch.state` wrote, of format {FORMAT}",
-                "start a new watch",
+                "this is no state of a drift watch",
+                f"`manybeam watch --state FILE` writes one, of format {FORMAT}",
+                "give the right file, or the name of a new one to start again",
             ) from error
         return watch
 

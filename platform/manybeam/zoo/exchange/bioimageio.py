@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from manybeam import __version__
 from manybeam.errors import InvalidInput, WorkFailed
+from manybeam.spec.elements import symbol_of
 from manybeam.spec.imaging import Condition
 from manybeam.zoo.exchange.onnx_graph import (
     INPUT,
@@ -341,7 +342,7 @@ def _preprocessing(how: str) -> list[dict[str, Any]]:
 
 def _output(file: _PackageFile, name: str, view: View) -> Mapping[str, Any]:
     scale = {"unit": "picometer", "scale": view.tiles.pixel_size_pm}
-    kinds = [f"element {number}" for number in view.tiles.elements]
+    kinds = [symbol_of(number) for number in view.tiles.elements]
     return {
         "id": name,
         "description": _SAYS[name],

@@ -134,15 +134,11 @@ def scale_bar(
     length_nm = max(step for step in (1, 2, 5) if step * power <= quarter_nm * 1.0001) * power
     x, y = corner_yx[1] + 0.05 * shape[1], corner_yx[0] + 0.94 * shape[0]
     width = length_nm * 1000 / pixel_size_pm
-    bar: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "zorder": 4}  # above circles
+    above: dict[str, Any] = {"zorder": 4}  # circles would hide it
+    bar: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", **above}
     axis.add_patch(Rectangle((x, y), width, 0.012 * shape[0], **bar))
-    style: dict[str, Any] = {
-        "color": "white",
-        "fontsize": 9,
-        "ha": "center",
-        "va": "bottom",
-        "zorder": 5,
-    }
+    style: dict[str, Any] = {"color": "white", "fontsize": 9, "ha": "center", "va": "bottom"}
+    style |= above
     style["bbox"] = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
     words = f"{length_nm:g} nm" if length_nm >= 1 else f"{10 * length_nm:g} Å"
     axis.text(x + width / 2, y - 0.01 * shape[0], words, **style)

@@ -1,0 +1,120 @@
+"""What a terminal shows: tables on narrow and wide ones, and wrong words of a command."""
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from manybeam.cli import main
+from manybeam.cli.terminal.output import Form, emit
+
+COLUMNS = [f"column_{number:02d}" for number in range(16)]
+MANY = [{name: f"{name[-2:]}-{row}" for name in COLUMNS} for row in range(3)]
+TEXT = [{"id": f"row {row}", "score": 0.5, "why": "a reason of several words " * 6} for row in "ab"]
+
+
+on_terminals = pytest.mark.parametrize("width", [80, 120])
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make stdout a terminal of some width; called in the test, which has a stdout of its own."""
+
+    def make(width: int) -> None:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    return make
+
+
+def printed(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    emit(rows, Form.table, title="Things")
+    shown = capsys.readouterr()
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.out), shown.err
+
+
+@on_terminals
+def test_a_table_never_breaks_a_number_or_a_name(
+    width: int, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal(width)
+    out, err = printed(MANY, capsys)
+    assert max(map(len, out.splitlines())) <= width
+    for name in COLUMNS:
+        assert (name in out) != (name in err)  # shown whole, or named as left out
+    assert "…" not in out
+
+
+@on_terminals
+def test_one_wide_row_is_turned_and_shows_every_field(
+    width: int, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal(width)
+    out, err = printed(MANY[:1], capsys)
+    assert all(name in out for name in COLUMNS)
+    assert "left out" not in err
+
+
+@on_terminals
+def test_long_text_is_broken_between_words(
+    width: int, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal(width)
+    out, _ = printed(TEXT, capsys)
+    assert max(map(len, out.splitlines())) <= width
+    assert out.count("reason") == 12
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_a_list_without_rows_says_so(form: Form, capsys: pytest.CaptureFixture[str]) -> None:
+    emit([], form, title="Things")
+    shown = capsys.readouterr()
+    assert shown.err == "Things: no rows\n"
+    assert shown.out in ("", "[]\n")
+
+
+def test_a_cell_of_csv_is_text_and_no_list_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "a", "members": ["00", "01"], "elements": {"Mo": 3}}, {"id": "b", "more": None}]
+    emit(rows, Form.csv)
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert first == {"id": "a", "members": "00, 01", "elements": "3 Mo", "more": ""}
+    assert second["id"] == "b"
+
+
+@on_terminals
+def test_on_a_terminal_lines_stand_in_place_of_the_table(
+    width: int, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal(width)
+    emit(MANY, Form.auto, lines=["one line"])
+    assert capsys.readouterr().out == "one line\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param(["data", "simulate", "x", "--out", "y", "--count", "0"],
+                     "'--count': it is too small; give at least 1", id="small"),
+        pytest.param(["data", "simulate", "x", "--out", "y", "--count", "few"],
+                     "'--count': it is no whole number", id="whole"),
+        pytest.param(["predict", "x", "--false-atoms", "few"], "it is no number", id="number"),
+        pytest.param(["predict", "x", "-o", "xml"], "'xml' is not one of 'auto'", id="choice"),
+        pytest.param(["predict"], "missing argument", id="missing"),
+        pytest.param(["predict", "x", "--atom", "y"], "no such option: --atom", id="option"),
+        pytest.param(["nonsense"], "no such command 'nonsense'", id="command"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_told_as_any_other_fault(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert said in first
+    assert "Input should be" not in first
+    assert last.startswith("try: ")
+    assert last.endswith("--help")
