@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -31,19 +31,29 @@ _JPEG_HEAD = 1 << 16  # bytes of a JPEG among which its size stands
 GREY = 0.8  # share of a colour table above which it shows counts in grey
 FAR = 1 / 16  # share of the largest image from which a grey one is preferred to colours
 NEAR = 1 / 4  # the same for one that is better otherwise
-# Byte order and version -> struct's letters: order, count of tags, offset; then bytes of a tag.
-_HEADS = {
-    b"II*\0": ("<", "H", "I", 12),
-    b"MM\0*": (">", "H", "I", 12),
-    b"II+\0": ("<", "Q", "Q", 20),
-    b"MM\0+": (">", "Q", "Q", 20),
-}
 _NAMED_AXES = {"E": "wavelengths", "H": "a histogram of lifetimes"}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _PLAIN, _JPEG = 1, {7, 33007}
 # These unpack no more than they are asked for: CCITT, LZW, deflate, PackBits, LZMA, Zstandard.
 _BOUNDED = {_PLAIN, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000, 50013}
 _WHITE_IS_ZERO, _RGB, _PALETTE, _YCBCR, _OTHERS = 0, 2, 3, 6, {1, 32844}
+
+
+class _Form(NamedTuple):
+    """How numbers are written in a TIFF: struct's letters, and bytes of a tag."""
+
+    order: str
+    count_letter: str
+    offset_letter: str
+    tag_bytes: int
+
+
+_FORMS = {
+    b"II*\0": _Form("<", "H", "I", 12),
+    b"MM\0*": _Form(">", "H", "I", 12),
+    b"II+\0": _Form("<", "Q", "Q", 20),
+    b"MM\0+": _Form(">", "Q", "Q", 20),
+}
 
 
 def read_tif(path: Path) -> Raw:
@@ -79,17 +89,17 @@ def _walk(path: Path) -> list[str]:
     size, seen = path.stat().st_size, set[int]()
     with path.open("rb") as file:
         head = file.read(16)
-        if head[:4] not in _HEADS:
+        form = _FORMS.get(head[:4])
+        if form is None:
             raise FileFault("it does not start like a TIFF")
-        order, count_form, offset_form, tag_bytes = _HEADS[head[:4]]
-        at = 8 if offset_form == "Q" else 4
-        (offset,) = struct.unpack_from(order + offset_form, head.ljust(16, b"\0"), at)
+        at = struct.calcsize(form.offset_letter)
+        (offset,) = struct.unpack_from(form.order + form.offset_letter, head.ljust(16, b"\0"), at)
         while offset:
             if offset in seen:
                 raise FileFault("its pages lead back to an earlier one: damaged")
             if len(seen) == MOST_PAGES:
                 raise FileFault(f"it has more than {MOST_PAGES} pages: export them as a stack")
-            following = _next_page(file, offset, order, count_form, offset_form, tag_bytes)
+            following = _next_page(file, offset, form)
             if offset >= size or following is None:
                 break
             seen.add(offset)
@@ -103,22 +113,19 @@ def _walk(path: Path) -> list[str]:
     return [f"its list of pages breaks off after {len(seen)}: frames may be missing"]
 
 
-def _next_page(
-    file: Any, offset: int, order: str, count_form: str, offset_form: str, tag_bytes: int
-) -> int | None:
+def _next_page(file: BinaryIO, offset: int, form: _Form) -> int | None:
     """Return the offset of the page after the one at an offset; None if it cannot be read."""
     file.seek(offset)
-    content = file.read(struct.calcsize(count_form))
-    if len(content) < struct.calcsize(count_form):
+    tag_count = _number(file, form.order + form.count_letter)
+    if tag_count is None or tag_count > MOST_TAGS:
         return None
-    (tag_count,) = struct.unpack(order + count_form, content)
-    if tag_count > MOST_TAGS:
-        return None
-    file.seek(tag_count * tag_bytes, 1)
-    content = file.read(struct.calcsize(offset_form))
-    if len(content) < struct.calcsize(offset_form):
-        return None
-    return int(struct.unpack(order + offset_form, content)[0])
+    file.seek(tag_count * form.tag_bytes, 1)
+    return _number(file, form.order + form.offset_letter)
+
+
+def _number(file: BinaryIO, letters: str) -> int | None:
+    content = file.read(struct.calcsize(letters))
+    return struct.unpack(letters, content)[0] if len(content) == struct.calcsize(letters) else None
 
 
 def _images(tif: "TiffFile") -> "list[TiffPageSeries]":
