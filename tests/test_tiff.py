@@ -247,6 +247,9 @@ HDR = "[MAIN]\nDevice=x\nPixelSizeX=2e-11\nPixelSizeY=2e-11\n[SEM]\nHV=30000\n"
     [
         pytest.param("a.txt", JEOL.encode(), id="JEOL"),
         pytest.param("a.txt", HITACHI.encode(), id="Hitachi"),
+        pytest.param(
+            "a.txt", HITACHI.replace("0.02", "20.0   (pm)").encode(), id="Hitachi with unit"
+        ),
         pytest.param("a.txt", HITACHI.encode("utf-16"), id="Hitachi in UTF-16"),
         pytest.param("a.hdr", HDR.encode(), id="Tescan"),
         pytest.param("a-tif.hdr", HDR.encode(), id="Tescan, named by its frame"),
