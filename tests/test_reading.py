@@ -478,7 +478,7 @@ def test_a_pixel_of_exactly_one_unit_is_doubted(
 ) -> None:
     record = read_frames(write(tmp_path / name))
     assert record.pixel_size_pm is None
-    assert any("programs write that do not know it" in note for note in record.notes)
+    assert any("write when they do not know it" in note for note in record.notes)
 
 
 def test_a_doubted_size_is_that_of_the_caller_without_contradiction(tmp_path: Path) -> None:
@@ -804,6 +804,13 @@ def test_a_picture_that_declares_a_huge_size_is_too_large(suffix: str, tmp_path:
         struct.pack_into(">2H", content, content.find(b"\xff\xc0") + 5, 60_000, 60_000)
     path.write_bytes(content)
     with pytest.raises(TooLarge, match=r"more than \d+ pixels are declared"):
+        read_frames(path)
+
+
+def test_a_jpeg_of_very_many_passes_is_refused(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.jpg", IMAGE)
+    path.write_bytes(path.read_bytes() + b"\xff\xda" * 501)
+    with pytest.raises(UnreadableFile, match="passes over the image"):
         read_frames(path)
 
 

@@ -41,6 +41,7 @@ def read_pages(path: Path, *pages: tuple[NDArray[Any], dict[str, Any]]) -> Frame
         pytest.param([(PICTURE, {"compression": "jpeg"}), (IMAGE, SIZED)], id="jpeg-first"),
         pytest.param([(BYTES // 2, {}), (IMAGE, SIZED)], id="8-bit-grey-first"),
         pytest.param([(np.pad(PICTURE, ((0, 12), (0, 0), (0, 0))), {}), (IMAGE, SIZED)], id="bar"),
+        pytest.param([(PICTURE.repeat(3, 0).repeat(3, 1), {}), (IMAGE, SIZED)], id="magnified"),
         pytest.param([(IMAGE[::2, ::2], {"subfiletype": 1}), (IMAGE, SIZED)], id="thumbnail-first"),
         pytest.param([(BYTES > 9, {"subfiletype": 4}), (IMAGE, SIZED)], id="mask-first"),
         pytest.param([(IMAGE[:9, :9].astype("f4"), {}), (BYTES, SIZED)], id="small-floats-first"),
@@ -246,6 +247,9 @@ HDR = "[MAIN]\nDevice=x\nPixelSizeX=2e-11\nPixelSizeY=2e-11\n[SEM]\nHV=30000\n"
     [
         pytest.param("a.txt", JEOL.encode(), id="JEOL"),
         pytest.param("a.txt", HITACHI.encode(), id="Hitachi"),
+        pytest.param(
+            "a.txt", HITACHI.replace("0.02", "20.0   (pm)").encode(), id="Hitachi with unit"
+        ),
         pytest.param("a.txt", HITACHI.encode("utf-16"), id="Hitachi in UTF-16"),
         pytest.param("a.hdr", HDR.encode(), id="Tescan"),
         pytest.param("a-tif.hdr", HDR.encode(), id="Tescan, named by its frame"),
@@ -363,6 +367,22 @@ def test_pages_of_the_same_pixels_fill_no_memory(tmp_path: Path) -> None:
         file.truncate(path.stat().st_size - IMAGE.nbytes)
     with pytest.raises(UnreadableFile, match=r"same pixels|beyond the end|cannot hold"):
         read_frames(path)
+
+
+def test_a_jpeg_inside_that_declares_a_huge_size_costs_nothing(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", BYTES, compression="jpeg")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    struct.pack_into(">2H", content, content.find(b"\xff\xc0") + 5, 65_000, 65_000)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="declares another size"):
+        read_frames(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("packing", ["webp", "jpeg2000", "png", "jpegxl"])
+def test_a_packing_without_a_bound_is_refused_by_its_name(packing: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", PICTURE, photometric="rgb", compression=packing)
+    with pytest.raises(UnreadableFile, match=r"packed by \w+, which is not read"):
+        read_frames(tmp_path / "a.tif")
 
 
 def test_a_file_without_an_image_says_so(tmp_path: Path) -> None:

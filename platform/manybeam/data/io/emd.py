@@ -81,8 +81,8 @@ def answer() -> None:
     """Read the file of the command line and write the output for `read_emd`."""
     out = sys.stdout.buffer
     patience_s = max(1, round(float(sys.argv[2])))
-    resource.setrlimit(resource.RLIMIT_CPU, (patience_s, patience_s + 1))
-    _allow_memory(MEMORY_BYTES)
+    _limit(resource.RLIMIT_CPU, patience_s)
+    _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
     try:
         raw = _read_here(Path(sys.argv[1]))
     except TooLarge as error:
@@ -95,11 +95,11 @@ def answer() -> None:
         np.lib.format.write_array(out, np.ascontiguousarray(raw.array), allow_pickle=False)
 
 
-def _allow_memory(byte_count: int) -> None:
-    """Let this process allocate that much, if the system counts it."""
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = byte_count if most == resource.RLIM_INFINITY else min(byte_count, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+def _limit(kind: int, wanted: int) -> None:
+    """Let this process use that much, within what it was given."""
+    _, most = resource.getrlimit(kind)
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(kind, (allowed, most))
 
 
 def _read_here(path: Path) -> Raw:
@@ -293,4 +293,4 @@ def _check_hdf(data: Any) -> None:
     """Refuse a dataset with too few stored bytes for its shape; only chunks are compressed."""
     ratio = 1 if data.chunks is None else RATIO
     check_declared(data.shape, data.dtype.itemsize, data.id.get_storage_size(), ratio)
-    _allow_memory(MEMORY_BYTES + 3 * data.size * data.dtype.itemsize)
+    _limit(resource.RLIMIT_DATA, MEMORY_BYTES + 3 * data.size * data.dtype.itemsize)

@@ -135,8 +135,8 @@ def pixel_pm(
     scales = {as_number(scale) for scale, _ in (y_axis, x_axis)}
     if known and all(scale is not None and abs(scale - 1) < UNSET for scale in scales):
         notes.append(
-            f"a pixel of exactly 1 {x_axis[1]} is what programs write that do not know it: "
-            "left unknown"
+            f"its pixel size is exactly 1 {x_axis[1]}, which programs write when they do not know "
+            "it: left unknown; if it is right, give it"
         )
         return None
     return square_pm(edges[0], edges[1], notes)

@@ -10,7 +10,7 @@ from manybeam.data.io.formats import Raw, length_pm
 from manybeam.data.io.units import measure
 
 MOST_BYTES = 200_000
-_LINE = re.compile(r"^\s*\$*([A-Za-z_][\w ]*?)\s*(?:[=\t]|\s(?=\S))\s*(.*?)\s*$", re.MULTILINE)
+MOST_CHARS = 200  # of a value
 # Name of the voltage -> its unit where the text has none.
 _VOLTAGES = {"CM_ACCEL_VOLT": "kV", "AcceleratingVoltage": "V", "HV": "V"}
 
@@ -29,7 +29,7 @@ def add_text_beside(raw: Raw, path: Path) -> None:
 
 def add_text(raw: Raw, text: str, source: str) -> float | None:
     """Add the voltage that a text states, and return the pixel size in pm; None if it has none."""
-    found = dict(_LINE.findall(text))
+    found = dict(map(_entry, text.splitlines()))
     size = _jeol_pm(found) or _hitachi_pm(found) or _tescan_pm(found)
     if size is None:
         return None
@@ -46,6 +46,13 @@ def add_text(raw: Raw, text: str, source: str) -> float | None:
         )
         return None
     return size
+
+
+def _entry(line: str) -> tuple[str, str]:
+    """Return name and value of a line: NAME=VALUE, or $NAME VALUE; a unit may be in brackets."""
+    line = line.strip().lstrip("$")
+    name, _, value = line.partition("=" if "=" in line else " ")
+    return name.strip(), re.sub(r"[()]", "", value.strip()[:MOST_CHARS])
 
 
 def _jeol_pm(found: dict[str, str]) -> float | None:

@@ -9,9 +9,9 @@ Axis letters: n frame, y row, x column, S sample of a colour.
 import logging
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,19 +27,33 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 MOST_PAGES = 20_000
 MOST_TAGS = 4096
+_JPEG_HEAD = 1 << 16  # bytes of a JPEG among which its size stands
 GREY = 0.8  # share of a colour table above which it shows counts in grey
-NEAR = 1 / 4  # share of the largest image above which another may be the recorded one
-# Byte order and version -> struct's letters: order, count of tags, offset; then bytes of a tag.
-_HEADS = {
-    b"II*\0": ("<", "H", "I", 12),
-    b"MM\0*": (">", "H", "I", 12),
-    b"II+\0": ("<", "Q", "Q", 20),
-    b"MM\0+": (">", "Q", "Q", 20),
-}
+FAR = 1 / 16  # share of the largest image from which a grey one is preferred to colours
+NEAR = 1 / 4  # the same for one that is better otherwise
 _NAMED_AXES = {"E": "wavelengths", "H": "a histogram of lifetimes"}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
-_JPEG = {6, 7, 34892, 33007}
+_PLAIN, _JPEG = 1, {7, 33007}
+# These unpack no more than they are asked for: CCITT, LZW, deflate, PackBits, LZMA, Zstandard.
+_BOUNDED = {_PLAIN, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000, 50013}
 _WHITE_IS_ZERO, _RGB, _PALETTE, _YCBCR, _OTHERS = 0, 2, 3, 6, {1, 32844}
+
+
+class _Form(NamedTuple):
+    """How numbers are written in a TIFF: struct's letters, and bytes of a tag."""
+
+    order: str
+    count_letter: str
+    offset_letter: str
+    tag_bytes: int
+
+
+_FORMS = {
+    b"II*\0": _Form("<", "H", "I", 12),
+    b"MM\0*": _Form(">", "H", "I", 12),
+    b"II+\0": _Form("<", "Q", "Q", 20),
+    b"MM\0+": _Form(">", "Q", "Q", 20),
+}
 
 
 def read_tif(path: Path) -> Raw:
@@ -55,7 +69,7 @@ def read_tif(path: Path) -> Raw:
     with tifffile.TiffFile(path, _multifile=False) as tif:
         images = _images(tif)
         image = _recorded(images)
-        _check(image, path.stat().st_size)
+        _check(tif, image, path.stat().st_size)
         raw = Raw(np.empty(0), notes=notes)
         _note_choice(raw.notes, images, image)
         raw.array = _grey_frames(tif, image, raw.notes)
@@ -75,17 +89,17 @@ def _walk(path: Path) -> list[str]:
     size, seen = path.stat().st_size, set[int]()
     with path.open("rb") as file:
         head = file.read(16)
-        if head[:4] not in _HEADS:
+        form = _FORMS.get(head[:4])
+        if form is None:
             raise FileFault("it does not start like a TIFF")
-        order, count_form, offset_form, tag_bytes = _HEADS[head[:4]]
-        at = 8 if offset_form == "Q" else 4
-        (offset,) = struct.unpack_from(order + offset_form, head.ljust(16, b"\0"), at)
+        at = struct.calcsize(form.offset_letter)
+        (offset,) = struct.unpack_from(form.order + form.offset_letter, head.ljust(16, b"\0"), at)
         while offset:
             if offset in seen:
                 raise FileFault("its pages lead back to an earlier one: damaged")
             if len(seen) == MOST_PAGES:
                 raise FileFault(f"it has more than {MOST_PAGES} pages: export them as a stack")
-            following = _next_page(file, offset, order, count_form, offset_form, tag_bytes)
+            following = _next_page(file, offset, form)
             if offset >= size or following is None:
                 break
             seen.add(offset)
@@ -99,22 +113,19 @@ def _walk(path: Path) -> list[str]:
     return [f"its list of pages breaks off after {len(seen)}: frames may be missing"]
 
 
-def _next_page(
-    file: Any, offset: int, order: str, count_form: str, offset_form: str, tag_bytes: int
-) -> int | None:
+def _next_page(file: BinaryIO, offset: int, form: _Form) -> int | None:
     """Return the offset of the page after the one at an offset; None if it cannot be read."""
     file.seek(offset)
-    content = file.read(struct.calcsize(count_form))
-    if len(content) < struct.calcsize(count_form):
+    tag_count = _number(file, form.order + form.count_letter)
+    if tag_count is None or tag_count > MOST_TAGS:
         return None
-    (tag_count,) = struct.unpack(order + count_form, content)
-    if tag_count > MOST_TAGS:
-        return None
-    file.seek(tag_count * tag_bytes, 1)
-    content = file.read(struct.calcsize(offset_form))
-    if len(content) < struct.calcsize(offset_form):
-        return None
-    return int(struct.unpack(order + offset_form, content)[0])
+    file.seek(tag_count * form.tag_bytes, 1)
+    return _number(file, form.order + form.offset_letter)
+
+
+def _number(file: BinaryIO, letters: str) -> int | None:
+    content = file.read(struct.calcsize(letters))
+    return struct.unpack(letters, content)[0] if len(content) == struct.calcsize(letters) else None
 
 
 def _images(tif: "TiffFile") -> "list[TiffPageSeries]":
@@ -171,11 +182,14 @@ def _demerits(page: "TiffPage") -> tuple[bool, bool, bool, bool]:
 
 def _recorded(images: "list[TiffPageSeries]") -> "TiffPageSeries":
     """Return the image to take."""
-    sizes = {id(one): _frame_px(one) for one in images}
-    whole = [one for one in images if not _demerits(one.keyframe)[0]] or images
-    most = max(sizes[id(one)] for one in whole)
-    near = [one for one in whole if sizes[id(one)] > NEAR * most]
-    return min(near, key=lambda one: (_demerits(one.keyframe), -sizes[id(one)]))
+    found = [one for one in images if not _demerits(one.keyframe)[0]] or images
+    most = max(map(_frame_px, found))
+    # A picture for display may be magnified.
+    grey_ones = [one for one in found if not _demerits(one.keyframe)[1]]
+    if grey_ones and max(map(_frame_px, grey_ones)) >= FAR * most:
+        found, most = grey_ones, max(map(_frame_px, grey_ones))
+    near = [one for one in found if _frame_px(one) > NEAR * most]
+    return min(near, key=lambda one: (_demerits(one.keyframe), -_frame_px(one)))
 
 
 def _frame_px(image: "TiffPageSeries") -> int:
@@ -196,7 +210,7 @@ def _note_choice(notes: list[str], images: "list[TiffPageSeries]", image: "TiffP
         )
 
 
-def _check(image: "TiffPageSeries", stored_bytes: int) -> None:
+def _check(tif: "TiffFile", image: "TiffPageSeries", stored_bytes: int) -> None:
     """Refuse an image that is no frame, or that its file cannot hold."""
     page = image.keyframe
     for axis, meaning in _NAMED_AXES.items():
@@ -208,7 +222,7 @@ def _check(image: "TiffPageSeries", stored_bytes: int) -> None:
         raise FileFault(f"its colours ({name}) are not understood: export it in grey")
     rest = [n for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YX"]
     sides = [image.shape[image.axes.index(axis)] for axis in "YX"]
-    ratio = 1 if page.compression == 1 else 10 * RATIO if page.bitspersample == 1 else RATIO
+    ratio = 1 if page.compression == _PLAIN else 10 * RATIO if page.bitspersample == 1 else RATIO
     check_declared((*rest, *sides), page.bitspersample / 8, stored_bytes, ratio)
     total = 0
     # Pages that are only declared follow the first one without a gap.
@@ -219,17 +233,40 @@ def _check(image: "TiffPageSeries", stored_bytes: int) -> None:
         total += sum(count for _, count in segments)
         if any(offset + count > stored_bytes for offset, count in segments):
             raise FileFault("its pixels lie beyond the end of the file: the file is cut short")
+        _check_packing(tif, page, segments)
     if total > stored_bytes:
         raise FileFault("several of its pages have the same pixels: damaged")
-    _check_tiles(page)
 
 
-def _check_tiles(page: "TiffPage") -> None:
-    """Refuse tiles far larger than the image: each is decoded as a whole."""
-    if page.is_tiled:
-        tile_px = page.tilewidth * page.tilelength * page.tiledepth
-        if tile_px > 4 * max(page.imagewidth * page.imagelength, 1 << 20):
-            raise FileFault(f"it declares tiles of {tile_px} pixels: damaged")
+def _check_packing(tif: "TiffFile", page: "TiffPage", segments: Sequence[tuple[int, int]]) -> None:
+    """Refuse parts that may unpack to far more than the image: each is unpacked as a whole."""
+    part_px = math.prod(page.chunks)
+    if part_px > 4 * max(page.imagewidth * page.imagelength * page.samplesperpixel, 1 << 20):
+        raise FileFault(f"it declares parts of {part_px} pixels: damaged")
+    if page.compression in _BOUNDED:
+        return
+    if page.compression not in _JPEG:
+        name = getattr(page.compression, "name", page.compression)
+        raise FileFault(f"it is packed by {name}, which is not read: export it unpacked or by LZW")
+    for offset, count in segments:
+        tif.filehandle.seek(offset)
+        if not 0 < _jpeg_px(tif.filehandle.read(min(count, _JPEG_HEAD))) <= 4 * part_px:
+            raise FileFault("one of its JPEGs declares another size than the image has: damaged")
+
+
+def _jpeg_px(content: bytes) -> int:
+    """Return the pixels that a JPEG declares; 0 if it declares none."""
+    at = 2
+    while at + 9 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:  # a filling byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            rows, columns = struct.unpack_from(">2H", content, at + 5)
+            return int(rows * columns)
+        else:
+            at += 2 + struct.unpack_from(">H", content, at + 2)[0]
+    return 0
 
 
 def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> Array:

@@ -58,11 +58,12 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
 
 def _check_streak(tags: Mapping[int, Any]) -> None:
     """Refuse frames of Hamamatsu's streak cameras: their axes are wavelength and time."""
-    found = re.search(r'ScalingXUnit="([^"]*)".*ScalingYUnit="([^"]*)"', str(tags.get(270, "")))
-    if found and (found[1] or found[2]):
+    text = str(tags.get(270, ""))
+    found = [re.search(rf'Scaling{axis}Unit="([^"]+)"', text) for axis in "XY"]
+    if any(found):
+        x, y = (one[1] if one else "px" for one in found)
         raise FileFault(
-            f"its axes are in {found[1] or 'px'} and {found[2] or 'px'}: a streak of wavelength "
-            "and time, not a frame"
+            f"its axes are in {x} and {y}: a streak of wavelength and time, not a frame"
         )
 
 
