@@ -60,6 +60,5 @@ def test_a_long_folder_for_temporary_files_is_replaced_by_a_short_one(
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     assert short_temporary(40) == SHORT
     assert short_temporary(300) == long.resolve()
-    with socket.socket(socket.AF_UNIX) as server:
-        with pytest.raises(OSError, match="too long"):
-            server.bind(str(long / ("s" * 40)))
+    with socket.socket(socket.AF_UNIX) as server, pytest.raises(OSError, match="too long"):
+        server.bind(str(long / ("s" * 40)))

@@ -31,5 +31,3 @@ def test_a_port_somebody_listens_on_is_not_free_and_its_holder_is_named() -> Non
 def test_an_address_this_machine_has_not_is_refused(host: str, port: int) -> None:
     with pytest.raises(InvalidInput, match="cannot listen"):
         port_is_free(host, port)
-
-

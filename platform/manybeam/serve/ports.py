@@ -4,8 +4,8 @@ import errno
 import logging
 import socket
 
-from manybeam.errors import InvalidInput, NotAllowed, PortInUse
 from manybeam.addresses import url_of
+from manybeam.errors import InvalidInput, NotAllowed, PortInUse
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from manybeam import __version__
+from manybeam.addresses import is_loopback, place_of
+from manybeam.asgi import HeadAsGet
 from manybeam.errors import (
     Busy,
     DeadlineExceeded,
@@ -39,8 +41,6 @@ from manybeam.serve import wire
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, parameters, read_query
-from manybeam.addresses import is_loopback, place_of
-from manybeam.asgi import HeadAsGet
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manybeam import __version__
+from manybeam.addresses import is_loopback, place_of, url_of
+from manybeam.asgi import HeadAsGet
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import SCOPES, Tokens
 from manybeam.errors import (
@@ -26,13 +28,11 @@ from manybeam.errors import (
     ManybeamError,
     NotAllowed,
     PortInUse,
-    UnreadableFile,
     Unreachable,
+    UnreadableFile,
     http_status,
     problem,
 )
-from manybeam.addresses import is_loopback, place_of, url_of
-from manybeam.asgi import HeadAsGet
 from manybeam.settings import settings
 from manybeam.web.api import api_router
 from manybeam.web.auth import TOKEN_FILE, Gatekeeper, admin_token

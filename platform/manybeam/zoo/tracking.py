@@ -292,7 +292,9 @@ class Tracking:
         for model in models:
             for alias, number in dict(model.aliases).items():
                 if not str(number).isdecimal():
-                    logger.warning("%s@%s is left out: its version is %r", model.name, alias, number)
+                    logger.warning(
+                        "%s@%s is left out: its version is %r", model.name, alias, number
+                    )
                     continue
                 place = (model.name, int(number))
                 aliases[place] = (*aliases.get(place, ()), alias)
@@ -340,7 +342,7 @@ def _prepare_database(uri: str) -> None:
 
     database.MAX_RETRY_COUNT = 2  # ten tries with doubling pauses would be 100 s
     # MLflow would make a folder with the name as the URL writes it, `%25` for `%`.
-    database._make_parent_dirs_if_sqlite = lambda _: None
+    database._make_parent_dirs_if_sqlite = lambda db_uri: None  # noqa: ARG005
     path = sqlite_path(uri)
     if not uri.startswith(SQLITE) or path.exists():
         return

@@ -95,9 +95,7 @@ def _files(zoo: "Zoo", ref: str) -> Iterator[_StoredFile]:
             kind = key.removeprefix(ATTACHED_TAG)
             model_id, _, made = value.partition(" ")
             sha256, _, made = made.partition(" ")
-            yield _StoredFile(
-                kind, model_id, kind, sha256, (f"{kind} of {record.sha256}", made)
-            )
+            yield _StoredFile(kind, model_id, kind, sha256, (f"{kind} of {record.sha256}", made))
 
 
 def _check(zoo: "Zoo", file: _StoredFile) -> Check:
