@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 SQLITE = "sqlite:///"
-LOOPBACKS = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
+LOOPBACKS = ("localhost", "127.0.0.1", "::1", "[::1]", "127.0.0.0/8")  # as libraries spell them
 # Where the libraries look for certificate authorities: obstore and Python; MLflow; its S3 client.
 AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 
