@@ -206,9 +206,7 @@ def _has_buckets(running: Running, buckets: str) -> bool:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    config = Config(
-        connect_timeout=2, read_timeout=5, retries={"max_attempts": 1}, proxies={}
-    )
+    config = Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 1}, proxies={})
     client = boto3.client(
         "s3",
         endpoint_url=running.url,

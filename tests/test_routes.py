@@ -110,6 +110,52 @@ def test_health_readiness_ensembles_and_metrics_answer(ask: Callable[..., Any]) 
     assert ask("GET", "/metrics").data == b"manybeam_frames_total 1.0\n"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/ensembles", "/metrics"])
+def test_what_answers_get_answers_head(ask: Callable[..., Any], path: str) -> None:
+    answer, whole = ask("HEAD", path), ask("GET", path)
+    assert (answer.status, answer.data) == (200, b"")
+    assert answer.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_head_of_what_takes_frames_is_refused(ask: Callable[..., Any]) -> None:
+    assert ask("HEAD", "/v1/select").status == 405
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("Host", "LOCALHOST:8100", id="host"),
+        pytest.param("Host", "localhost.", id="host with a dot"),
+        pytest.param("Host", "[::1]:8100", id="ipv6"),
+        pytest.param("Content_Encoding", "Identity", id="coding"),
+        pytest.param("Content_Encoding", " identity , IDENTITY", id="codings"),
+        pytest.param("Content_Type", "Application/X-NPY; Charset=UTF-8", id="type"),
+        pytest.param("Accept", "Application/JSON", id="accept"),
+    ],
+)
+def test_names_that_http_spells_in_any_case_are_read_so(
+    ask: Callable[..., Any], name: str, value: str
+) -> None:
+    assert ask("POST", PREDICT, npy(FRAME), **{name: value}).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["lab.example.org", "localhost.lab", "[::1", "me@localhost", "localhost/x", "a b"]
+)
+def test_another_host_name_is_refused(ask: Callable[..., Any], host: str) -> None:
+    assert ask("GET", "/v1/ensembles", Host=host).status == 403
+
+
+@pytest.mark.parametrize("length", [101, 300, 5000, 50_000])
+@pytest.mark.parametrize("form", ["{}", "graphene@{}", "graphene@2/{}", "%FF{}", "{}/{}"])
+def test_a_reference_of_any_length_is_answered(
+    ask: Callable[..., Any], form: str, length: int
+) -> None:
+    answer = ask("POST", f"/v1/predict/{form.format('r' * length, '9' * 99)}", npy(FRAME))
+    assert answer.status == 404
+    assert len(answer.data) < 1000
+
+
 GOOD, PREDICT = npy(FRAME), "/v1/predict/graphene"
 
 

@@ -654,6 +654,59 @@ def test_an_address_others_can_reach_is_refused_without_being_asked_for() -> Non
     ]
 
 
+@pytest.mark.parametrize("path", ["/", "/zoo", "/zoo/graphene", "/api/v1/zoo", "/healthz", "/docs"])
+def test_a_page_answers_head_without_its_body(reader: httpx.Client, path: str) -> None:
+    answer = reader.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_head_of_the_stream_of_events_ends(reader: httpx.Client) -> None:
+    answer = reader.head("/api/v1/events", timeout=5)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        pytest.param("LOCALHOST", 200, id="case"),
+        pytest.param("localhost.:8000", 200, id="dot"),
+        pytest.param("[::1]:8000", 200, id="ipv6"),
+        pytest.param("lab.example.org", 403, id="another"),
+        pytest.param("localhost.lab", 403, id="beginning"),
+        pytest.param("[::1", 400, id="bracket"),
+        pytest.param("localhost:x", 400, id="port"),
+        pytest.param("me@localhost", 400, id="user"),
+    ],
+)
+def test_a_host_name_is_read_in_any_case(reader: httpx.Client, host: str, status: int) -> None:
+    assert reader.get("/healthz", headers={"host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[::1", "http://localhost:x", "null", "//", "http://lab.example.org"]
+)
+def test_a_change_from_a_page_of_any_other_origin_is_refused(
+    reader: httpx.Client, origin: str
+) -> None:
+    asked = {"token": admin_token(settings().home)[0], "back": "/zoo"}
+    assert reader.post("/login", data=asked, headers={"origin": origin}).status_code == 403
+
+
+@pytest.mark.parametrize("number", ["-1", "9" * 30, "x", "1e3", ""])
+@pytest.mark.parametrize("path", ["/api/v1/audit?limit=", "/api/v1/datasets?page="])
+def test_a_number_out_of_bounds_is_refused(reader: httpx.Client, path: str, number: str) -> None:
+    assert reader.get(path + number).status_code == 422
+
+
+@pytest.mark.parametrize("reason", ['"\\ud800"', '"a\\u0000b"'])
+def test_a_text_that_no_database_can_keep_is_refused(reader: httpx.Client, reason: str) -> None:
+    headers = {**bearer(), "content-type": "Application/JSON"}
+    body = f'{{"reason": {reason}}}'
+    answer = reader.post("/api/v1/zoo/graphene@2/archive", content=body, headers=headers)
+    assert answer.status_code == 422, answer.text
+    assert "fields cannot be read" in answer.text
+
+
 def test_a_port_that_is_taken_is_told() -> None:
     with (
         listen("127.0.0.1", 0) as first,

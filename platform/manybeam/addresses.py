@@ -1,6 +1,4 @@
-"""Addresses of machines and servers: how they are written, which mean this machine, and how a
-library asks them (proxies, certificate authorities).
-"""
+"""Addresses of machines and servers: which mean this machine, how they are written and asked."""
 
 import os
 from ipaddress import IPv6Address, ip_address
@@ -8,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 SQLITE = "sqlite:///"
-LOOPBACKS = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
+LOOPBACKS = ("localhost", "127.0.0.1", "::1", "[::1]", "127.0.0.0/8")  # as libraries spell them
 # Where the libraries look for certificate authorities: obstore and Python; MLflow; its S3 client.
 AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 
@@ -124,14 +122,14 @@ def unreached_hint(url: str, said: str, otherwise: str) -> str:
 
 
 def _proxy_hint(url: str) -> str:
-    from urllib.request import getproxies_environment, proxy_bypass_environment  # slow to import
+    from urllib.request import getproxies_environment, proxy_bypass  # slow to import
 
     scheme, place = url.partition("://")[0].lower(), place_of(url)
     proxies = getproxies_environment()
     if scheme not in ("http", "https") or place is None:
         return ""
     proxy = proxies.get(scheme) or proxies.get("all") or ""
-    if not proxy or is_loopback(place[0]) or proxy_bypass_environment(place[0]):
+    if not proxy or is_loopback(place[0]) or proxy_bypass(place[0]):
         return ""
     name = scheme if proxies.get(scheme) else "all"
     return (

@@ -152,7 +152,9 @@ def settings() -> Settings:
         found = Settings()
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ').lower()}"
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}".replace(
+                "value error, ", ""
+            )
             for fault in error.errors(include_url=False)
         )
         raise InvalidSetting(

@@ -109,23 +109,7 @@ def run_service(
         Conflict: the service runs at another address.
         WorkFailed: Ray Serve did not come up.
     """
-    if not expose and not is_loopback(host):
-        raise NotAllowed(
-            f"{host!r} can be reached from other machines",
-            "the service has no log-in yet",
-            "use 127.0.0.1, or expose it behind a proxy that checks the user",
-        )
-    is_free = port_is_free(host, port)
-    running = service_state()
-    if running is None and not is_free:
-        raise port_in_use(host, port)
-    url = url_of(host, port)
-    if running is not None and running.url != url:
-        raise Conflict(
-            f"the service runs at {running.url} already",
-            "a cluster has one service",
-            "manybeam serve stop",
-        )
+    running = _running_at(host, port, expose=expose)
     _check_refs(refs)
     cores = max(1, int(cpus_per_replica) or (os.cpu_count() or 1) // replicas)
     plan = Plan(
@@ -146,11 +130,32 @@ def run_service(
         if running is None:
             _start_serve(host, port, variables)
         _deploy(plan, actor, replicas)
-        return _answering(url)
+        return _answering(url_of(host, port))
     except BaseException:  # Ctrl-C too: no proxy may go on without a service behind it
         with suppress(Exception):  # the first error is the one to report
             stop_service()
         raise
+
+
+def _running_at(host: str, port: int, *, expose: bool) -> ServiceState | None:
+    """Return the service that runs at an address; None if one can be started there."""
+    if not expose and not is_loopback(host):
+        raise NotAllowed(
+            f"{host!r} can be reached from other machines",
+            "the service has no log-in yet",
+            "use 127.0.0.1, or expose it behind a proxy that checks the user",
+        )
+    is_free = port_is_free(host, port)
+    running = service_state()
+    if running is None and not is_free:
+        raise port_in_use(host, port)
+    if running is not None and running.url != url_of(host, port):
+        raise Conflict(
+            f"the service runs at {running.url} already",
+            "a cluster has one service",
+            "manybeam serve stop",
+        )
+    return running
 
 
 def stop_service() -> bool:
@@ -222,6 +227,7 @@ def _check_refs(refs: Sequence[str]) -> None:
 
 def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.schema import LoggingConfig
 
     try:
@@ -231,7 +237,7 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
             logging_config=LoggingConfig(enable_access_log=False),
             controller_options={"runtime_env": {"env_vars": variables}},
         )
-    except (RuntimeError, TimeoutError) as error:
+    except (RayError, RuntimeError, TimeoutError) as error:
         raise WorkFailed(
             f"Ray Serve did not start at {url_of(host, port)}",
             _reason(str(error)),
@@ -259,7 +265,7 @@ def _shut_down() -> None:
     import ray
     from ray import serve
 
-    client = _client()
+    client, options = _client(), _http_options()
     if client is not None:
         end = client._controller.graceful_shutdown.options(max_task_retries=0)
         try:
@@ -269,6 +275,15 @@ def _shut_down() -> None:
     shut_down: Any = serve.shutdown  # Ray's lacks types
     shut_down()
     forget_haproxy(cluster.connect())
+    if options is not None and is_loopback(options.host):
+        _wait_until_free(options.host, options.port)
+
+
+def _wait_until_free(host: str, port: int) -> None:
+    """Wait until a proxy that is ended has let go of its port."""
+    deadline = time.monotonic() + STOP_S
+    while not port_is_free(host, port) and time.monotonic() < deadline:
+        time.sleep(0.05)  # Ray does not report when a process it killed is gone
 
 
 def _client() -> Any:

@@ -1,7 +1,7 @@
 """The settings and files of HAProxy, the proxy that Ray Serve starts on Linux.
 
-Its sockets need a short path, so its files are in a folder of their own for temporary files. A file
-in the home of the platform names the folder of each cluster, so that it is removed with the service.
+Its sockets need a short path, so its files are in a temporary folder of their own. A file in the
+home of the platform names the folder of each cluster, so that it is removed with the service.
 """
 
 import json

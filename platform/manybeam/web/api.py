@@ -12,6 +12,8 @@ from manybeam.web.state import AppState
 from manybeam.zoo.matrix import Score, member_label
 
 PAGE_SIZE = 50
+PageNumber = Annotated[int, Query(ge=1, le=10**9)]
+AuditLimit = Annotated[int, Query(ge=0, le=10_000)]
 
 
 def api_router(app_state: AppState) -> APIRouter:
@@ -72,17 +74,17 @@ def _add_lists(router: APIRouter, app_state: AppState) -> None:
         }
 
     @router.get("/api/v1/datasets")
-    def datasets(q: str = "", page: int = 1) -> dict[str, Any]:
+    def datasets(q: str = "", page: PageNumber = 1) -> dict[str, Any]:
         """List the FrameSets of the store."""
-        return asdict(app_state.framesets.find(q.strip(), max(page, 1)))
+        return asdict(app_state.framesets.find(q.strip(), page))
 
     @router.get("/api/v1/audit")
-    def audit(subject: str = "", limit: int = 100) -> dict[str, Any]:
+    def audit(subject: str = "", limit: AuditLimit = 100) -> dict[str, Any]:
         """List who changed what and why, newest first."""
         from manybeam.zoo.older_objects import audit_log
 
         log, wanted = audit_log(), subject or None
-        entries = log.entries(wanted, limit=max(limit, 0))
+        entries = log.entries(wanted, limit=limit)
         return {"total": log.count(wanted), "entries": [asdict(one) for one in entries]}
 
     @router.get("/healthz")

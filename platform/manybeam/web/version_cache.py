@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manybeam.addresses import without_password
 from manybeam.data.disk import write_files
 from manybeam.errors import ZooUnreachable
 from manybeam.zoo.matrix import Matrix
@@ -67,8 +68,8 @@ class VersionCache:
     """
 
     def __init__(self, zoo: "Zoo", path: Path) -> None:
-        self.zoo, self._path = zoo, path
-        self._entries: Mapping[VersionKey, VersionEntry] | None = _read(path, zoo.address)
+        self.zoo, self._path, self._address = zoo, path, without_password(zoo.address)
+        self._entries: Mapping[VersionKey, VersionEntry] | None = _read(path, self._address)
         self._opened = lru_cache(maxsize=128)(self._open)
 
     @property
@@ -91,7 +92,7 @@ class VersionCache:
         ]
         gone = [place for place in before if place not in now]
         if changed or gone or self._entries is None:
-            _write(self._path, self.zoo.address, now.values())
+            _write(self._path, self._address, now.values())
         self._entries = now
         return _refs(changed), _refs(gone)
 

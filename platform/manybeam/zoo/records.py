@@ -33,7 +33,7 @@ MANIFEST_FORMAT = "manybeam-ensemble-1"
 
 _NAME = r"[a-z0-9][a-z0-9._-]{0,99}"
 _REF = re.compile(
-    rf"(?P<name>{_NAME})(?:@(?P<at>[a-z]+|[0-9]{{1,9}}))?(?:/(?P<member>[0-9]{{1,6}}))?"
+    rf"(?P<name>{_NAME})(?:@(?P<at>[a-z]{{1,20}}|[0-9]{{1,9}}))?(?:/(?P<member>[0-9]{{1,6}}))?"
 )
 
 

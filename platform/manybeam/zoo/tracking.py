@@ -391,7 +391,7 @@ def _prepare_database(uri: str) -> None:
 
     database.MAX_RETRY_COUNT = 2  # ten tries with doubling pauses would be 100 s
     # MLflow would make a folder with the name as the URL writes it, `%25` for `%`.
-    database._make_parent_dirs_if_sqlite = lambda _: None
+    database._make_parent_dirs_if_sqlite = lambda db_uri: None  # noqa: ARG005
     path = sqlite_path(uri)
     if not uri.startswith(SQLITE) or path.exists():
         return
