@@ -120,7 +120,7 @@ def test_everything_comes_back_in_an_empty_home(
     use_settings({"MANYBEAM_HOME": str(tmp_path / "new")})
     restore(tmp_path / "backup", who="bob")
     before.assert_same(facts(token))
-    assert audit_log().verify(before.anchor).count == 5
+    assert audit_log().verify(before.anchor).count == 6
     assert audit_log().entries()[0].action == "restore done"
     assert rollback(Zoo(), "graphene", who="bob").ref == "graphene@1"
     assert Zoo().register("graphene", tiny_members(1), job={}).version == 3
@@ -146,7 +146,7 @@ def test_everything_comes_back_on_empty_servers(
     use_settings(found[1])
     restore(tmp_path / "backup", who="bob")
     before.assert_same(facts(token))
-    assert audit_log().verify(before.anchor).count == 5
+    assert audit_log().verify(before.anchor).count == 6
     assert rollback(Zoo(), "graphene", who="bob").ref == "graphene@1"
     assert Zoo().register("graphene", tiny_members(1), job={}).version == 3
 

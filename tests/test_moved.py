@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from manybeam.cli import main
+from manybeam.data.frames import FrameSet
 from manybeam.db.places import experiment_places, model_places, move_places
 from manybeam.errors import Corrupt
 from manybeam.settings import settings
+from manybeam.spec import Condition
+from manybeam.web.pages.framesets import FrameSets
 from manybeam.zoo.lifecycle.collect import collect
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
@@ -150,3 +153,21 @@ def test_places_below_an_address_are_moved_and_nothing_else(moved: Callable[[str
         one.startswith("file:///elsewhere/models/")
         for one in model_places(url, "file:///elsewhere")
     )
+
+
+@pytest.mark.parametrize(
+    ("recorded", "found"),
+    [
+        ("{store}/lab/one", "{store}/lab/one"),
+        ("/gone/home/store/lab/one", "{store}/lab/one"),
+        ("s3://old-bucket/frames/lab/one/", "{store}/lab/one"),
+        ("/gone/home/store/lab/two", ""),
+        ("/elsewhere/one", ""),
+    ],
+)
+def test_recorded_frames_are_found_below_the_present_store(
+    recorded: str, found: str, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    FrameSet.create(f"{store}/lab/one", Condition(id="low"), (64, 64))
+    assert FrameSets(store).here(recorded.format(store=store)) == found.format(store=store)

@@ -7,7 +7,7 @@ import hashlib
 import html
 import json
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote, urlencode
 
@@ -188,25 +188,27 @@ def draw(app_state: AppState, place: ExamplePlace) -> Drawn:
     with turn():
         if (known := kept(digest)) is not None:  # another request has drawn it meanwhile
             return known
-        urls = _own_urls(app_state, place)
-        ref, score = place.cached.record.version_ref, place.score
+        ref, (score, urls) = place.cached.record.version_ref, _readable(app_state, place)
         made = make_example(app_state.zoo, ref, score, place.number, app_state.described(), urls)
         return keep(digest, made)
 
 
-def _own_urls(app_state: AppState, place: ExamplePlace) -> list[str]:
-    """Return the FrameSets in our store that the score, or the job of its version, names.
+def _readable(app_state: AppState, place: ExamplePlace) -> tuple[Score, list[str]]:
+    """Return the score with the present URLs of its FrameSets, and those that may be read.
 
-    Other URLs are never read: a record may come from outside, and reading pages needs no login.
+    They are in our store, and named by the score or by the job of its version. Other URLs are
+    never read: a record may come from outside, and reading pages needs no login.
     """
-    test_set, measure = place.score.test_set, place.cached.record.job.get("measure")
-    given = measure.get("frames") if isinstance(measure, dict) else None
-    known = [one for one in given or () if isinstance(one, str)]
-    named = known if test_set is None else [one.url for one in test_set.frame_sets]
-    if not named:
-        return []
-    root = open_store(app_state.framesets.url).url.rstrip("/") + "/"
-    return [one for one in named if _resolved(one).startswith(root)]
+    score, measure = place.score, place.cached.record.job.get("measure")
+    here = app_state.framesets.here
+    if score.test_set is None:
+        given = measure.get("frames") if isinstance(measure, dict) else None
+        named = [here(_resolved(one)) for one in given or () if isinstance(one, str)]
+        return score, [url for url in named if url]
+    found = [(use, here(_resolved(use.url))) for use in score.test_set.frame_sets]
+    uses = tuple(replace(use, url=url or use.url) for use, url in found)
+    known = replace(score, test_set=replace(score.test_set, frame_sets=uses))
+    return known, [url for _, url in found if url]
 
 
 def _resolved(url: str) -> str:

@@ -88,6 +88,18 @@ class FrameSets:
                 self._listed = (time.monotonic(), found)
             return found
 
+    def here(self, url: str) -> str:
+        """Return the URL at which a recorded FrameSet lies in this store; "" if it does not.
+
+        A record keeps the address of its time. If the store was moved since then, the FrameSet has
+        the same path below the new place.
+        """
+        root = open_store(self.url).url.rstrip("/") + "/"
+        if url.startswith(root):
+            return url
+        named = [path for path in self.paths() if url.rstrip("/").endswith(f"/{path}")]
+        return root + max(named, key=len) if named else ""
+
     def preview(self, path: str) -> bytes:
         """Return a small PNG of the first frame.
 

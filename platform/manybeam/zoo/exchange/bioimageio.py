@@ -243,7 +243,9 @@ def check_credit(credit: Credit) -> None:
         try:
             check()
         except ValidationError as error:
-            faults.append(f"{what}: {error.errors(include_url=False)[0]['msg'][:200]}")
+            is_licence = what.startswith("licence")
+            why = "no SPDX identifier" if is_licence else error.errors(include_url=False)[0]["msg"]
+            faults.append(f"{what}: {why}")
     if faults:
         raise _refused("; ".join(faults))
 
@@ -251,7 +253,7 @@ def check_credit(credit: Credit) -> None:
 def _refused(faults: str) -> InvalidInput:
     return InvalidInput(
         f"the format of bioimage.io refuses this: {faults}",
-        "allowed: names, an SPDX licence, DOIs as 10.1000/xyz",
+        "allowed: names, an SPDX licence such as CC-BY-4.0, DOIs as 10.1000/xyz",
         "correct the option listed above",
     )
 
