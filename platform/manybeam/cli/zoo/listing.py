@@ -73,6 +73,9 @@ def list_all(
 ) -> None:
     """Find ensembles, best first: by words, by imaging condition, by a range of conditions.
 
+    Words such as low dose, high kV, noisy, blurred, dirty or coarse rank by the conditions they
+    describe.
+
     Archived versions are shown with --status archived. If the zoo does not answer, the last
     state on this machine is shown, with its age.
 
@@ -94,6 +97,8 @@ def list_all(
         page_size=limit,
     )
     page = catalogue.find(query)
+    for phrase in query.phrases:
+        say(f"{phrase.name}: {phrase.meaning}; ranked by {len(page.asked)} conditions")
     if condition and page.conditions and not page.asked:
         raise NotFound(
             f"no version was measured on the condition {condition!r}",
