@@ -120,10 +120,9 @@ def _next(story: Story, report: Report) -> None:
                 "Open the pages of this zoo in a browser: http://127.0.0.1:8000.",
             ),
             (
-                f"{home} manybeam predict FRAME.dm4 -e {story.job.name} --atoms atoms.csv "
-                "--png pictures",
-                "Find the atoms in a graphene frame of your own. If the file does not state its "
-                "pixel size, add `--pixel-size-pm`.",
+                f"{home} manybeam predict FRAME.dm4 --atoms atoms.csv --png pictures",
+                "Find the atoms in a graphene frame of your own; the members that suit it are "
+                "selected. If the file does not state its pixel size, add `--pixel-size-pm`.",
             ),
             (
                 "manybeam init lab\ncd lab\nmanybeam train jobs/quickstart.yaml",
