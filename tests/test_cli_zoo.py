@@ -43,6 +43,14 @@ def test_a_condition_ranks_by_the_score_there(filled: Zoo, capsys: Any) -> None:
     assert (member["f1"], other["f1"]) == (None, None)
 
 
+def test_words_that_describe_imaging_are_explained(filled: Zoo, capsys: Any) -> None:
+    assert main(["zoo", "ls", "low", "dose", "-o", "json"]) == 0
+    shown = capsys.readouterr()
+    assert "low dose: dose at most 33 % of the highest" in shown.err
+    assert "ranked by 0 conditions" in shown.err
+    assert [row["f1"] for row in json.loads(shown.out)] == [None, None]
+
+
 def test_words_find_and_archived_versions_are_left_out(filled: Zoo, capsys: Any) -> None:
     assert [row["ref"] for row in listed(capsys, "nig")] == ["night@1"]
     assert main(["zoo", "archive", "night@1", "--reason", "see [/issue 5]"]) == 0

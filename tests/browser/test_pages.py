@@ -115,7 +115,7 @@ def test_a_version_opens_with_what_it_is_for_and_where_it_fails(
     page.goto(f"{server.url}/zoo/graphene@2")
     opening = page.get_by_role("region", name="3 networks that find atoms in")
     expect(opening).to_contain_text("HAADF")
-    expect(opening).to_contain_text("Where it works")
+    expect(opening).to_contain_text("Where it is best")
     failing = opening.locator("div", has=page.get_by_role("heading", name="Where it fails"))
     expect(failing.last.get_by_role("listitem").first).to_contain_text(LOWDOSE)
     table = page.locator("table.mb-matrix").bounding_box()

@@ -20,9 +20,9 @@ MakePage = Callable[..., Page]
 EXAMPLE = f"/zoo/graphene@2/example/{LOWDOSE}"
 
 
-def is_loaded(page: Page) -> bool:
-    """Tell whether the picture of the page came and has a size."""
-    picture = page.locator("main img")
+def is_loaded(page: Page, which: str = "main img") -> bool:
+    """Tell whether a picture of the page came and has a size."""
+    picture = page.locator(which)
     expect(picture).to_have_js_property("complete", value=True, timeout=30_000)
     return bool(picture.evaluate("one => one.naturalWidth") > 300)
 
@@ -73,5 +73,5 @@ def test_the_curve_of_an_ensemble_is_shown_by_condition(
         card.get_by_label("Condition").select_option(LOWDOSE)
         expect(page).to_have_url(re.compile(f"score=ece&reliability={LOWDOSE}"))
         card.scroll_into_view_if_needed()
-        assert is_loaded(page)
+        assert is_loaded(page, "img.mb-drawing")
         assert not Axe().run(page).response["violations"]

@@ -38,10 +38,20 @@ def stylesheet() -> str:
 
 def _rule(index: int, rgb: tuple[float, float, float]) -> str:
     background = "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
-    # WCAG contrast is (lighter + 0.05) / (darker + 0.05): black is the better text from here on.
-    text = "#000" if (luminance(rgb) + 0.05) ** 2 > 0.05 * 1.05 else "#fff"
     # The class is written twice, so that it has priority over the style of table cells.
-    return f".v{index:02d}.v{index:02d}{{background:{background};color:{text}}}\n"
+    return f".v{index:02d}.v{index:02d}{{background:{background};color:{text_on(rgb)}}}\n"
+
+
+def text_on(rgb: tuple[float, float, float]) -> str:
+    """Return black or white: the one with the higher contrast to a background.
+
+    WCAG contrast is (lighter + 0.05) / (darker + 0.05); one of the two is always above 4.5.
+
+    Example:
+        >>> text_on((1.0, 1.0, 0.0)), text_on((0.2, 0.0, 0.3))
+        ('#000', '#fff')
+    """
+    return "#000" if (luminance(rgb) + 0.05) ** 2 > 0.05 * 1.05 else "#fff"
 
 
 def luminance(rgb: tuple[float, float, float]) -> float:

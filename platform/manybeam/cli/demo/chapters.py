@@ -62,16 +62,17 @@ def _answer(story: Story, report: Report) -> None:
         "F1 says how good an answer is: 1 means that every atom was found and nothing else, 0 "
         "that no atom was found. A member is one network of the ensemble. The frame is from a day "
         f"that no member was measured on: {_uncapitalised(story.drift.title)}. "
-        + (f"All {count} together fail, because most were trained for other days. " * is_worse)
+        + (f"All {count} together are worse, because most were trained for other days. " * is_worse)
         + f"Over all {unseen['frames']} frames of that day, F1 is {unseen['everyone']:.2f} with "
         f"all members and {unseen['selected']:.2f} with those selected for each frame."
     )
     verdict = verdict_words(one.selection.verdict, one.selection.reasons, one.predicted)
     reached = score([one.selected.atoms], [frame]).f1
     report.text(
-        f"The selection did not know the truth. Its verdict on this frame: {verdict}. Afterwards, "
-        f"{truth_words(one.predicted, reached)}. The frame is the one with the middle predicted "
-        "F1. All frames are simulated, so that the true atoms are known."
+        f"The selection did not know the truth. Its verdict on this frame: {verdict}. Measured "
+        f"afterwards, {truth_words(one.predicted, reached)}. This frame is shown because its "
+        f"predicted F1 is the middle one of the {unseen['frames']}. All frames are simulated, so "
+        "that the true atoms are known."
     )
 
 
@@ -119,10 +120,9 @@ def _next(story: Story, report: Report) -> None:
                 "Open the pages of this zoo in a browser: http://127.0.0.1:8000.",
             ),
             (
-                f"{home} manybeam predict FRAME.dm4 -e {story.job.name} --atoms atoms.csv "
-                "--png pictures",
-                "Find the atoms in a graphene frame of your own. If the file does not state its "
-                "pixel size, add `--pixel-size-pm`.",
+                f"{home} manybeam predict FRAME.dm4 --atoms atoms.csv --png pictures",
+                "Find the atoms in a graphene frame of your own; the members that suit it are "
+                "selected. If the file does not state its pixel size, add `--pixel-size-pm`.",
             ),
             (
                 "manybeam init lab\ncd lab\nmanybeam train jobs/quickstart.yaml",

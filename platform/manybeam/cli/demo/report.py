@@ -156,11 +156,11 @@ def _inline(content: bytes) -> str:
 
 
 def _viridis(value: float) -> tuple[str, str]:
-    """Return the colour of a number from 0 to 1, and of text on it."""
+    """Return the colour of a number from 0 to 1, and of text on it (contrast of WCAG AA)."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    from manybeam.zoo.reports.plots import ink_on
+    from manybeam.web.colours import text_on
 
     colour = colormaps["viridis"](value)
-    return to_hex(colour), ink_on(colour)
+    return to_hex(colour), text_on(colour[:3])

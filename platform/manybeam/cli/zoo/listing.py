@@ -75,6 +75,8 @@ def list_all(
 
     Versions are compared on conditions that all of them were measured on. Versions that were not
     measured there come later; "coverage" is on how many conditions a version was measured.
+    Words such as low dose, high kV, noisy, blurred, dirty or coarse rank by the conditions they
+    describe.
 
     Archived versions are shown with --status archived. If the zoo does not answer, the last
     state on this machine is shown, with its age.
@@ -97,6 +99,8 @@ def list_all(
         page_size=limit,
     )
     page = catalogue.find(query)
+    for phrase in query.phrases:
+        say(f"{phrase.name}: {phrase.meaning}; ranked by {len(page.asked)} conditions")
     if condition and page.conditions and not page.asked:
         raise NotFound(
             f"no version was measured on the condition {condition!r}",

@@ -14,8 +14,7 @@ from urllib.parse import quote, unquote, urlencode
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from manybeam.data.store import open_store
-from manybeam.errors import Busy, InvalidInput, ManybeamError, NotFound
+from manybeam.errors import InvalidInput, ManybeamError, NotFound
 from manybeam.web.pages.drawn import Drawn, folder, keep, kept, turn
 from manybeam.web.render import page_of
 from manybeam.web.state import AppState
@@ -37,7 +36,7 @@ def add_examples(router: APIRouter, app_state: AppState) -> None:
         place = find_place(app_state, ref, condition, member, frame)
         try:
             return example_picture(app_state, place)
-        except (NotFound, InvalidInput, Busy) as error:
+        except ManybeamError as error:  # a page with a picture missing is still a page
             return said_picture("This frame cannot be shown", error.what)
 
     @router.get("/zoo/{ref:path}/example/{condition}")

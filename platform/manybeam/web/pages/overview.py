@@ -58,7 +58,7 @@ class Overview:
         purpose: what it finds, in which frames.
         ranges: ranges of the quantities on which it was measured, a few words each.
         tally: on how many conditions it works, and on how many it fails.
-        best: conditions with the highest F1, best first.
+        best: conditions on which it works, best first; if there are none, the best ones.
         worst: conditions on which it fails, worst first; if there are none, the weakest ones. None
             is in both lists.
         advice: what to take, a sentence each.
@@ -72,17 +72,20 @@ class Overview:
     advice: tuple[str, ...]
 
     @property
-    def fails(self) -> bool:
-        """Whether F1 is poor on its worst condition."""
-        return bool(self.worst) and self.worst[0].f1 < POOR_F1
+    def places(self) -> tuple[tuple[str, tuple[Spot, ...]], ...]:
+        """The best and the worst conditions, each with a heading; without empty ones."""
+        works = bool(self.best) and self.best[0].f1 >= GOOD_F1
+        fails = bool(self.worst) and self.worst[0].f1 < POOR_F1
+        found = (
+            ("Where it works" if works else "Where it is best", self.best),
+            ("Where it fails" if fails else "Where it is weakest", self.worst),
+        )
+        return tuple((title, spots) for title, spots in found if spots)
 
     @property
     def samples(self) -> tuple[tuple[str, Spot], ...]:
         """The example frames to show, each with its heading."""
-        found = [("Where it works", self.best[0])] if self.best else []
-        word = "Where it fails" if self.fails else "Where it is weakest"
-        found += [(word, self.worst[0])] if self.worst else []
-        return tuple((title, spot) for title, spot in found if spot.picture)
+        return tuple((title, spots[0]) for title, spots in self.places if spots[0].picture)
 
 
 def make_overview(
@@ -99,13 +102,14 @@ def make_overview(
     known = [described[name] for name in matrix.conditions if name in described]
     spots = sorted(_spots(cached, described), key=lambda one: -one.f1)
     count = min(LISTED, (len(spots) + 1) // 2)
-    worst = spots[count:][::-1][:LISTED]
+    best, worst = spots[:count], spots[count:][::-1][:LISTED]
+    working = [one for one in best if one.f1 >= GOOD_F1]
     failing = [one for one in worst if one.f1 < POOR_F1]
     return Overview(
         purpose=_purpose(cached, known),
         ranges=_ranges(known),
         tally=_tally(spots),
-        best=tuple(spots[:count]),
+        best=tuple(working or best),
         worst=tuple(failing or worst),
         advice=tuple(_advice(cached, whole)),
     )
