@@ -83,7 +83,7 @@ def predict(
     if drifted and fail_on_drift:
         raise OutOfDistribution(
             f"no member of {drifted[0].ref} suits {', '.join(map(answers.frame_name, drifted))}",
-            "; ".join(answers.out_of_distribution_reasons(drifted[0])),
+            "; ".join(drifted[0].verdict_reasons),
             f"manybeam select {drifted[0].frame.origin} shows the members and why",
         )
     answers.warn(found)
@@ -215,7 +215,7 @@ def _frames(
     from manybeam.errors import MissingPixelSize
 
     read = read_files(files, pixel_size_pm, stated_condition(condition))
-    recordings = []
+    recordings: list[Frame] = []
     for one in read:
         frames = [replace(frame, origin=str(one.source)) for frame in frames_of(one)]
         try:

@@ -295,7 +295,11 @@ def _by_rule(
     is_far = bool(np.isfinite(words.near.distance)) and words.near.distance > FAR
     is_poor = ranked[0].predicted_f1 < POOR_F1
     notes = ["not calibrated: run manybeam calibrate for this ensemble"]
-    notes += [f"no member has a predicted F1 of {POOR_F1:.2f} or more"] if is_poor else []
+    notes += (
+        [f"out of distribution: no member has a predicted F1 of {POOR_F1:.2f} or more"]
+        if is_poor
+        else []
+    )
     notes += [f"out of distribution: the distance is above {FAR:g}"] if is_far else []
     selection = Selection(
         verdict="out-of-distribution" if is_far or is_poor else "ok",
