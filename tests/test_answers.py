@@ -207,3 +207,9 @@ def test_a_picture_without_atoms_or_pixel_size_is_drawn_too(of_one_kind: Answer)
     figure = answer_figure(of_one_kind.frame.pixels_yx, empty, None, (), "nothing")
     assert figure.axes[0].get_title() == "0 atoms"
     assert not [text for axis in figure.axes for text in axis.texts]
+
+
+def test_the_verdict_has_its_own_reasons(of_elements: Answer) -> None:
+    assert of_elements.is_drifted
+    assert of_elements.verdict_reasons
+    assert all(one in of_elements.why for one in of_elements.verdict_reasons)

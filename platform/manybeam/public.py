@@ -323,7 +323,8 @@ def _answer(
     frame = frame_of(frame_yx, pixel_size_pm, known)
     answer = _predictor(zoo).answer(frame, question)
     if answer.is_drifted:
-        warnings.warn(f"out of distribution: {answer.why}", OutOfDistributionWarning, stacklevel=3)
+        words = f"out of distribution: {'; '.join(answer.verdict_reasons)}"
+        warnings.warn(words, OutOfDistributionWarning, stacklevel=3)
     return answer
 
 

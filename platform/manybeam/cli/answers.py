@@ -92,7 +92,7 @@ def warn(answers: "Sequence[Answer]") -> None:
     drifted = [one for one in answers if one.is_drifted]
     if drifted:
         say(f"warning: out of distribution: {_names(drifted)}. Do not rely on these atoms")
-        for reason in out_of_distribution_reasons(drifted[0]):
+        for reason in drifted[0].verdict_reasons:
             say(f"why: {reason}")
     poor = [one for one in answers if one not in drifted and _is_poor(one)]
     if poor:
@@ -110,12 +110,6 @@ def _names(some: "Sequence[Answer]") -> str:
 
 def _is_poor(answer: "Answer") -> bool:
     return answer.predicted_f1 is not None and answer.predicted_f1.f1 < POOR_F1
-
-
-def out_of_distribution_reasons(answer: "Answer") -> list[str]:
-    """Return the reasons of the verdict of an answer."""
-    said = [one for one in answer.reasons if one.startswith("out of distribution")]
-    return [one.removeprefix("out of distribution: ") for one in said]
 
 
 def write_atoms(path: Path | None, answers: "Sequence[Answer]") -> None:

@@ -83,7 +83,7 @@ def predict(
     if drifted and fail_on_drift:
         raise OutOfDistribution(
             f"no member of {drifted[0].ref} suits {', '.join(map(answers.frame_name, drifted))}",
-            "; ".join(answers.out_of_distribution_reasons(drifted[0])),
+            "; ".join(drifted[0].verdict_reasons),
             f"manybeam select {drifted[0].frame.origin} shows the members and why",
         )
     answers.warn(found)
@@ -153,7 +153,7 @@ def _ranked(
     assert selection is not None and record is not None  # noqa: S101, PT018 - large enough, of a zoo
     for note_ in best.notes:
         say(note_)
-    say(f"{selection.verdict}:")
+    say("ok:" if selection.verdict == "ok" else "warning: out of distribution:")
     for reason in selection.reasons:
         say(f" - {reason}")
     for one in selection.answerers:
@@ -215,7 +215,7 @@ def _frames(
     from manybeam.errors import MissingPixelSize
 
     read = read_files(files, pixel_size_pm, stated_condition(condition))
-    recordings = []
+    recordings: list[Frame] = []
     for one in read:
         frames = [replace(frame, origin=str(one.source)) for frame in frames_of(one)]
         try:

@@ -70,6 +70,7 @@ def watch(
     from manybeam.zoo.registry import Zoo
 
     _check_target(keep)
+    _check_first(first)
     again = [
         "manybeam",
         "watch",
@@ -187,6 +188,18 @@ def _check_target(url: str) -> None:
             raise InvalidInput(
                 f"{url} is not empty", "frames are not overwritten", "choose another URL"
             )
+
+
+def _check_first(first: int) -> None:
+    """Refuse too few known frames before any of them is read."""
+    from manybeam.predictor.stream.in_control import LEAST_KNOWN
+
+    if 0 < first < LEAST_KNOWN:
+        raise InvalidInput(
+            f"--first {first}: too few frames to know how they vary",
+            f"at least {LEAST_KNOWN}; without --first, the measured conditions are the known ones",
+            f"--first {LEAST_KNOWN}",
+        )
 
 
 def _movie(frames: list[str], pixel_size_pm: float | None, ref: str) -> _Movie:

@@ -125,6 +125,12 @@ class Answer:
         return self.selection.is_drifted if self.selection else None
 
     @property
+    def verdict_reasons(self) -> tuple[str, ...]:
+        """Why the frame is out of distribution; none if it is not."""
+        start = "out of distribution: "
+        return tuple(one.removeprefix(start) for one in self.reasons if one.startswith(start))
+
+    @property
     def drift_score(self) -> float | None:
         """Distance of the frame from known frames; 1 is usual, None unknown."""
         return self.selection.drift_score if self.selection else None

@@ -303,7 +303,7 @@ def _by_rule(
     """Return the ranking by rule of thumb."""
     ranked = rule_of_thumb(seen, matrix, words.near)
     chosen = within_noise(ranked)
-    verdict, notes = _judged(words.near, ranked[0].predicted_f1)
+    verdict, notes = _rule_verdict(words.near, ranked[0].predicted_f1)
     selection = Selection(
         verdict=verdict,
         candidates=words.candidates(ranked),
@@ -318,7 +318,7 @@ def _by_rule(
     return _with_reasons(selection, ranked, words, notes)
 
 
-def _judged(near: Near, predicted_f1: float) -> tuple[Verdict, list[str]]:
+def _rule_verdict(near: Near, predicted_f1: float) -> tuple[Verdict, list[str]]:
     """Return the verdict about a frame without a calibration set, and what is said about it.
 
     A frame near a measured condition fits, however few there are. A frame far from all of them is

@@ -108,11 +108,6 @@ class RequestQuery:
             description="Edge of a pixel [pm]. If left out, it is inferred if the crystal is known."
         ),
     ] = None
-    trust_pixel_size: Annotated[
-        bool,
-        _text(_flag),
-        Field(description="Take pixel_size_pm also if it contradicts the frame or the training."),
-    ] = False
     want: Annotated[
         tuple[str, ...],
         _text(_want),
@@ -149,6 +144,11 @@ class RequestQuery:
         _text(_label),
         _name("Id of the condition of the recording, in the library of the facility."),
     ] = ""
+    trust_pixel_size: Annotated[
+        bool,
+        _text(_flag),
+        Field(description="Take pixel_size_pm also if it contradicts the frame or the training."),
+    ] = False
 
 
 _MODEL: TypeAdapter[RequestQuery] = TypeAdapter(RequestQuery)

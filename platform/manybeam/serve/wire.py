@@ -276,7 +276,8 @@ def write_json(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> b
 
 def _element(row: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
     """Return the symbol of the element of an atom, or None if its class is no element."""
-    facts = meta["per_frame"][row["frame"]] if "frame" in row else meta
+    each = meta.get("per_frame")
+    facts = each[row["frame"]] if each and "frame" in row else meta
     symbols = facts.get("elements", ())
     return symbols[int(row["class"]) - 1] if 0 < row["class"] <= len(symbols) else None
 

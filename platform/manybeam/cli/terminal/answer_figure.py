@@ -183,7 +183,7 @@ def _is_near(atoms: Array, window: Window) -> Array:
         for axis, side in enumerate(window)
         for margin in [MOST_RADIUS * (side.stop - side.start)]
     ]
-    return np.logical_and(*near_nd)
+    return np.asarray(np.logical_and(*near_nd))
 
 
 def _extent(window: Window) -> tuple[float, float, float, float]:
