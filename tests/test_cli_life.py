@@ -59,9 +59,13 @@ def test_a_refused_promotion_is_exit_6_and_names_the_conditions(told: Told, home
     code, rows, err = told("promote", "graphene@1")
     assert code == 6
     assert [row["condition"] for row in rows if row["verdict"] == "refuses"] == ["low", "nominal"]
-    error, why, hint = err.splitlines()
+    error, low, nominal, hint = err.splitlines()
     assert error == "error: graphene@1 may not be serving: F1 on low, nominal"
-    assert why.startswith("why: regression on low: F1 0.947 -> 0.889")
+    assert low.startswith("why: regression on low: F1 0.947 -> 0.889")
+    assert nominal.startswith("     regression on nominal: F1 ")
+    assert all(
+        one.endswith("; run: manybeam zoo diff graphene@2 graphene@1") for one in (low, nominal)
+    )
     assert hint.startswith("try: manybeam zoo diff graphene@2 graphene@1; --force --reason")
     assert home.resolve("graphene").version == 2
 

@@ -66,7 +66,7 @@ def export(
     if package is PackageForm.bioimageio:
         say(f"author: {', '.join(credit.authors)}; to change it, give --author")
     if not licence and package is not PackageForm.onnx:
-        say("no licence is stated, so nobody may use it; to state one: --license CC-BY-4.0")
+        say("no licence is stated, so others may not use it; to state one: --license CC-BY-4.0")
     digest = sha256_of_file(path) if path.is_file() else ""
     emit([{"path": str(path), "format": package.value, "ref": ref, "sha256": digest}], form)
 
