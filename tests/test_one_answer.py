@@ -178,6 +178,7 @@ def test_every_road_gives_the_same_arrays(
                 same(one, other, dtype)
 
 
+@pytest.mark.filterwarnings("ignore::manybeam.public.OutOfDistributionWarning")
 def test_python_gives_the_same_arrays(home: Path, stacks: list[Any]) -> None:
     for array, size_pm in stacks[:6]:
         for asked in (Asked(), Asked("auto"), Asked(false_atoms=0.2)):

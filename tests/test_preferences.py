@@ -12,7 +12,7 @@ import pytest
 
 from manybeam.cli import main
 from manybeam.cli.predict import read_members
-from manybeam.cli.terminal.figures import ACROSS, _window, members_figure
+from manybeam.cli.terminal.figures import ACROSS, MOST_ACROSS, members_figure, window_of
 from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
 from manybeam.db.deployment import open_database
@@ -239,7 +239,7 @@ def test_of_a_large_frame_the_part_is_drawn_where_members_differ(
     atoms[:, :2] = 10 * np.argwhere(np.ones((40, 40)))
     std_yx = np.zeros(frame.shape, np.float32)
     std_yx[300:310, 400:410] = 0.5
-    rows, columns = _window(replace(whole, std_yx=std_yx), atoms)
+    rows, columns = window_of(replace(whole, std_yx=std_yx), atoms, MOST_ACROSS, ACROSS)
     assert rows.stop - rows.start == columns.stop - columns.start == 10 * ACROSS
     assert rows.start <= 300 < 310 <= rows.stop
     assert columns.start <= 400 < 410 <= columns.stop
