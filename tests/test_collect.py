@@ -14,6 +14,7 @@ import pytest
 from manybeam.data.store import open_store
 from manybeam.db.audit import AuditLog
 from manybeam.errors import Conflict, Corrupt, InvalidInput, ManybeamError, UnknownRef
+from manybeam.zoo.backend.tracking import Tracking
 from manybeam.zoo.lifecycle import changes, collect
 from manybeam.zoo.lifecycle.collect import KEPT, REMOVABLE, REMOVED, CollectItem
 from manybeam.zoo.lifecycle.life import archive, promote, unarchive
@@ -22,7 +23,6 @@ from manybeam.zoo.lineage import lineage, note_prediction
 from manybeam.zoo.matrix import ENSEMBLE, FrameSetUse, Score, TestSet
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.tracking import Tracking
 
 pytestmark = pytest.mark.slow
 

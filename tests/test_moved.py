@@ -1,4 +1,4 @@
-"""zoo.moved: a home can be renamed, moved and copied, and its zoo goes with it."""
+"""zoo.backend.moved: a home can be renamed, moved and copied, and its zoo goes with it."""
 
 import shutil
 import sqlite3

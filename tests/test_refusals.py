@@ -1,4 +1,4 @@
-"""zoo.refusals: what MLflow and the packages below it raise becomes one of our errors."""
+"""zoo.backend.refusals: what MLflow and the packages below it raise becomes one of our errors."""
 
 import errno
 
@@ -21,7 +21,7 @@ from manybeam.errors import (
     WriteFailed,
     ZooUnreachable,
 )
-from manybeam.zoo.refusals import speaking
+from manybeam.zoo.backend.refusals import speaking
 
 
 @pytest.mark.parametrize(

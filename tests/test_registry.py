@@ -36,7 +36,7 @@ from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
-from manybeam.zoo import tracking
+from manybeam.zoo.backend import tracking
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 

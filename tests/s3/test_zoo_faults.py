@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from manybeam.errors import Conflict, ManybeamError, Unreachable, ZooUnreachable
+from manybeam.zoo.backend.tracking import Tracking
 from manybeam.zoo.integrity.verify import verify
 from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
-from manybeam.zoo.tracking import Tracking
 
 JOB = {"kind": "train"}
 ROWS = [Score(ENSEMBLE, "dim", "d" * 32, {"f1": 0.9}, counts=((9, 1, 1),))]

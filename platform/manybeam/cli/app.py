@@ -28,7 +28,7 @@ from manybeam.cli import (
     web,
 )
 from manybeam.cli.demo import command as demo
-from manybeam.cli.usage import usage_fault
+from manybeam.cli.terminal.usage import usage_fault
 from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
 

@@ -153,7 +153,7 @@ def _ranked(
     assert selection is not None and record is not None  # noqa: S101, PT018 - large enough, of a zoo
     for note_ in best.notes:
         say(note_)
-    say("ok:" if selection.verdict == "ok" else "warning: out of distribution:")
+    say(f"{'warning: out of distribution' if selection.is_drifted else selection.verdict}:")
     for reason in selection.reasons:
         say(f" - {reason}")
     for one in selection.answerers:

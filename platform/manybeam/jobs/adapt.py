@@ -123,7 +123,6 @@ def iterate(
     ensemble, matrix = zoo.ensemble(record.ref), zoo.matrix(record.ref)
     frames_nyx, pixel_size_pm = _unlabelled(frames_url, frames)
     measure = _measure_of(record, matrix, library)
-    check_measure(measure, library)
     zoo.check_writable(record.name)
     if not members:
         members = _chosen(zoo, record, Frame(frames_nyx[0], pixel_size_pm), library)
@@ -221,10 +220,11 @@ def _register(
 def _measure_of(record: "Record", matrix: "Matrix", library: Library) -> Measure:
     """Return where an adapted version is measured: as its parent's job says, or was measured."""
     asked = Measure.model_validate(record.job.get("measure") or {})
-    if is_asked(asked):
-        return asked
-    known = [name for name in matrix.conditions if name in library.conditions]
-    return Measure(conditions=tuple(known))
+    if not is_asked(asked):
+        known = [name for name in matrix.conditions if name in library.conditions]
+        asked = Measure(conditions=tuple(known))
+    check_measure(asked, library)
+    return asked
 
 
 def _as_input(frames_url: str) -> FrameSetUse:

@@ -29,7 +29,7 @@ from manybeam.zoo.score_reports import HEADLINE, REPORT_FILE, write_report
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.member import Member
-    from manybeam.zoo.tracking import Tracking
+    from manybeam.zoo.backend.tracking import Tracking
 
 WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "member.json"

@@ -17,6 +17,7 @@ from manybeam.addresses import without_password
 from manybeam.db.deployment import open_database
 from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
+from manybeam.zoo.backend.known_entries import KnownEntries
 from manybeam.zoo.cache import Cache, sha256_of
 from manybeam.zoo.checks import (
     check_alias,
@@ -28,7 +29,6 @@ from manybeam.zoo.checks import (
 )
 from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, SelfTest, run_self_test
-from manybeam.zoo.known_entries import KnownEntries
 from manybeam.zoo.matrix import FrameSetUse, Matrix, Score
 from manybeam.zoo.records import (
     ALIASES,
@@ -61,7 +61,7 @@ from manybeam.zoo.score_reports import REPORT_FILE, in_order, read_report
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble
     from manybeam.learn.nets.member import Member
-    from manybeam.zoo.tracking import Tracking
+    from manybeam.zoo.backend.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Zoo:
     @cached_property
     def tracking(self) -> "Tracking":
         """The MLflow of this zoo."""
-        from manybeam.zoo.tracking import Tracking
+        from manybeam.zoo.backend.tracking import Tracking
 
         return Tracking(self.address, self._artifacts)
 

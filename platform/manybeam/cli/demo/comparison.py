@@ -116,7 +116,7 @@ def condition_row(condition: "Condition", answers: Sequence[Answered], *, is_uns
         "is_unseen": is_unseen,
         "frames": len(frames),
         "in_interval": int(((predicted[:, 1] <= reached) & (reached <= predicted[:, 2])).sum()),
-        "warned": sum(one.selection.verdict != "ok" for one in answers),
+        "warned": sum(bool(one.selection.is_drifted) for one in answers),
         "members": {f"{member:02d}": f1 for member, f1 in alone.items()},
         "everyone": score([one.everyone.atoms for one in answers], frames).f1,
         "selected": score([one.selected.atoms for one in answers], frames).f1,

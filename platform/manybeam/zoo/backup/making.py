@@ -14,9 +14,9 @@ from manybeam.db.deployment import open_database
 from manybeam.db.locks import FILES_LOCK, Locks
 from manybeam.errors import Conflict
 from manybeam.settings import settings
+from manybeam.zoo.backend.tracking import Tracking
 from manybeam.zoo.backup import parts
 from manybeam.zoo.backup.manifest import NAME, PARTS, BackupManifest, digests
-from manybeam.zoo.tracking import Tracking
 
 TAR = ".tar"
 

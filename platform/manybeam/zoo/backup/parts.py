@@ -15,8 +15,8 @@ from manybeam.db import copies, places
 from manybeam.db.database import Database
 from manybeam.errors import Conflict, InvalidInput, NotFound
 from manybeam.settings import Settings, settings
-from manybeam.zoo.refusals import speaking
-from manybeam.zoo.tracking import ModelFiles, Tracking
+from manybeam.zoo.backend.refusals import speaking
+from manybeam.zoo.backend.tracking import ModelFiles, Tracking
 
 MLFLOW_FILE, MLFLOW_DUMP = "mlflow.db", "mlflow.dump"
 ADMIN_TOKEN = "admin-token"  # noqa: S105 - the name of a file

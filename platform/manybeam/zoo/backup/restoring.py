@@ -15,9 +15,9 @@ from manybeam.db.audit import AuditLog
 from manybeam.db.deployment import open_database
 from manybeam.errors import Conflict, Corrupt, NotFound
 from manybeam.settings import settings
+from manybeam.zoo.backend.tracking import Tracking
 from manybeam.zoo.backup import parts
 from manybeam.zoo.backup.manifest import BackupManifest, read_manifest
-from manybeam.zoo.tracking import Tracking
 
 
 @dataclass(frozen=True)

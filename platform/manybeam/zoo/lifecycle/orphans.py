@@ -10,10 +10,10 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils import get_results_from_paginated_fn
 
 from manybeam.errors import Corrupt
+from manybeam.zoo.backend.refusals import speaking
+from manybeam.zoo.backend.tracking import Tracking
 from manybeam.zoo.records import EXPERIMENT_PREFIX
-from manybeam.zoo.refusals import speaking
 from manybeam.zoo.registration import CODE_TAG
-from manybeam.zoo.tracking import Tracking
 
 _PAGE = 1000
 _all_of: Callable[..., list[Any]] = get_results_from_paginated_fn

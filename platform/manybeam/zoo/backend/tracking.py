@@ -48,11 +48,11 @@ from mlflow.utils.file_utils import local_file_uri_to_path  # noqa: E402
 from manybeam.addresses import SQLITE, sqlite_path, sqlite_url  # noqa: E402
 from manybeam.errors import Conflict, Corrupt, ManybeamError, NotFound  # noqa: E402
 from manybeam.settings import settings  # noqa: E402
+from manybeam.zoo.backend.moved import experiment_place, follow_moved_files  # noqa: E402
+from manybeam.zoo.backend.refusals import speaking  # noqa: E402
 from manybeam.zoo.checks import check_folder, check_tracking_uri  # noqa: E402
 from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
-from manybeam.zoo.moved import experiment_place, follow_moved_files  # noqa: E402
 from manybeam.zoo.records import EXPERIMENT_PREFIX, VersionEntry  # noqa: E402
-from manybeam.zoo.refusals import speaking  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.db.places import experiment_places, model_places, move_places
 from manybeam.errors import ManybeamError
+from manybeam.zoo.backend.refusals import speaking
 from manybeam.zoo.records import EXPERIMENT_PREFIX
-from manybeam.zoo.refusals import speaking
 
 logger = logging.getLogger(__name__)
 
