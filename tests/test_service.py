@@ -284,7 +284,7 @@ def test_a_service_does_not_start_without_the_ensembles_it_was_given(tiny_zoo: A
 def test_auto_without_an_ensemble_served_is_no_capacity(tiny_zoo: Any) -> None:
     class Empty:
         resolve, matrix, ensemble = tiny_zoo.resolve, tiny_zoo.matrix, tiny_zoo.ensemble
-        attached = tiny_zoo.attached
+        attached, address = tiny_zoo.attached, tiny_zoo.address
 
         def listing(self) -> list[Any]:
             return []

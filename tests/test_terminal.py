@@ -73,7 +73,7 @@ def test_long_text_is_broken_between_words(
 def test_a_list_without_rows_says_so(form: Form, capsys: pytest.CaptureFixture[str]) -> None:
     emit([], form, title="Things")
     shown = capsys.readouterr()
-    assert shown.err == "Things: no rows\n"
+    assert shown.err == "Things: nothing yet\n"
     assert shown.out in ("", "[]\n")
 
 
@@ -81,7 +81,7 @@ def test_a_cell_of_csv_is_text_and_no_list_of_python(capsys: pytest.CaptureFixtu
     rows = [{"id": "a", "members": ["00", "01"], "elements": {"Mo": 3}}, {"id": "b", "more": None}]
     emit(rows, Form.csv)
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert first == {"id": "a", "members": "00, 01", "elements": "3 Mo", "more": ""}
+    assert first == {"id": "a", "members": "00; 01", "elements": '{"Mo": 3}', "more": ""}
     assert second["id"] == "b"
 
 

@@ -193,8 +193,8 @@ def frames_in(array: NDArray[Any]) -> NDArray[Any]:
     if array.ndim not in (2, 3):
         kind = "a spectrum or a profile" if array.ndim < 2 else "a scan of patterns or spectra"
         raise InvalidFrame(
-            f"it has {kind} of shape {shape}",
-            "a frame is (y, x) and a stack (n, y, x)",
+            f"{kind}: an array of {len(shape)} axes, shape {shape}",
+            "a frame has two axes, (y, x), and a stack three, (n, y, x)",
             "give an image or a stack",
         )
     return array
