@@ -176,7 +176,9 @@ def csv_cell(value: Any) -> Any:
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    names = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(names or columns))
+    names = list(dict.fromkeys(name for row in rows for name in row)) or list(columns)
+    if not names:
+        return
+    writer = csv.DictWriter(sys.stdout, fieldnames=names)
     writer.writeheader()
     writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
