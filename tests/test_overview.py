@@ -101,7 +101,9 @@ def test_where_a_member_is_better_than_all_selection_is_advised_with_the_numbers
     ("version", "told"),
     [
         pytest.param(
-            cached(scores(DIRTY, 0.7, 0.7, classical=0.9)), f"is better on {DIRTY}", id="classical"
+            cached(scores(DIRTY, 0.7, 0.7, classical=0.9)),
+            f"is better than all members together on {DIRTY}",
+            id="classical",
         ),
         pytest.param(
             cached([], archived=datetime(2026, 1, 1, tzinfo=UTC)), "archived", id="archived"

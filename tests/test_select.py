@@ -251,7 +251,7 @@ def test_the_reason_names_what_a_policy_never_saw(rehearsed: Any) -> None:
     reasons = {one.member: one.why for one in found.candidates}
     assert "pixel size 24 pm is outside what 'graphene-nominal' saw (14.5 to 17.5)" in reasons[0]
     assert "outside what 'graphene-" in found.why
-    assert "'graphene-coarse' was trained there" in found.why
+    assert "'graphene-coarse' covers it" in found.why
     assert "its atoms, drawn again, explain" in found.why
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CHAPTERS = (
     "Different days, different networks",
     "What to do next",
-    "Why these members for the frame above",
+    "Why this choice for the frame above",
     "Is the predicted F1 right?",
     "Members and their policies",
     "All ways to answer",

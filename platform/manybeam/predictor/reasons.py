@@ -129,7 +129,7 @@ def _contrast(
         name, policy = policies.get(one.member, ("", None))
         theirs = _outside((name, policy), stated)
         if theirs and name != best_name and len(theirs) > len(ours):
-            return [theirs[0], f"{best_name!r} was trained there" if not ours else ours[0]]
+            return [theirs[0], f"{best_name!r} covers it" if not ours else ours[0]]
     return ours[:1]
 
 

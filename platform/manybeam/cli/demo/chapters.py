@@ -72,7 +72,7 @@ def _answer(story: Story, report: Report) -> None:
         f"The selection did not know the truth. Its verdict on this frame: {verdict}. Measured "
         f"afterwards, {truth_words(one.predicted, reached)}. This frame is shown because its "
         f"predicted F1 is the middle one of the {unseen['frames']}. All frames are simulated, so "
-        "that the true atoms are known."
+        "that the true atoms are known; the README has figures on real frames that people marked."
     )
 
 
@@ -136,7 +136,7 @@ def _next(story: Story, report: Report) -> None:
 
 def _selection(story: Story, report: Report) -> None:
     selection = story.typical.selection
-    report.section("Why these members for the frame above")
+    report.section("Why this choice for the frame above")
     report.text(
         f"Before, the members were measured on {story.facts['calibrated']} simulated frames of "
         "many other conditions: the calibration set. From it Manybeam predicts the F1 of every "

@@ -12,7 +12,7 @@ import numpy as np
 from manybeam.spec.imaging import Condition
 from manybeam.web.render import number, page_of
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.matrix import CLASSICAL, Matrix, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
 from manybeam.zoo.reports.cards import POOR_F1
 
 GOOD_F1 = 0.95  # from here on a condition counts as "works": about one atom in twenty is wrong
@@ -193,8 +193,23 @@ def _advice(cached: CachedVersion, matrix: Matrix) -> Iterable[str]:
         yield from _advice_on_selection(record.subject, matrix)
     better = [c for c in matrix.conditions if _gain(matrix, CLASSICAL, record.subject, c) > CLEAR]
     if better:
-        yield f"A classical detector, without a network, is better on {_named(better)}."
+        yield _advice_on_classical(record.subject, matrix, better)
     yield "For frames unlike these conditions, its F1 is not known: ask with the command below."
+
+
+def _advice_on_classical(subject: int, matrix: Matrix, better: Sequence[str]) -> str:
+    """Say where a detector without a network is better, and whether a member beats it there."""
+    if subject != ENSEMBLE:
+        return f"A classical detector, without a network, is better on {_named(better)}."
+    best = {name: matrix.best(name) for name in better}
+    is_beaten = all(
+        one is not None and _gain(matrix, one, CLASSICAL, name) > 0 for name, one in best.items()
+    )
+    more = "; the best member is better still" if is_beaten else ""
+    return (
+        "A classical detector, without a network, is better than all members together on "
+        f"{_named(better)}{more}."
+    )
 
 
 def _advice_on_member(member: int, matrix: Matrix) -> Iterable[str]:
