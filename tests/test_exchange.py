@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from manybeam.data.tiles import normalise
-from manybeam.db.owner import whoami
+from manybeam.db.deployment import authenticated_name
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -118,7 +118,7 @@ def test_a_version_measured_twice_on_one_condition_is_imported_with_both_scores(
     got = import_(zoo, path, f"{name}-guest")
     assert len(zoo.matrix(got.ref).rows) == 2 * len(SCORES)
     (entry,) = audit_log().entries(f"{name}-guest")
-    assert (entry.action, entry.who, entry.subject) == ("imported", whoami(), got.ref)
+    assert (entry.action, entry.who, entry.subject) == ("imported", authenticated_name(), got.ref)
     assert entry.details["source"] == "out"
 
 

@@ -15,9 +15,9 @@ import torch
 from manybeam.data.frames import FrameSet
 from manybeam.data.store import open_store
 from manybeam.errors import (
+    Corrupt,
     InvalidInput,
     InvalidSpec,
-    MissingPixelSize,
     NoCapacity,
     NotFound,
     UnknownFrameSet,
@@ -363,10 +363,14 @@ def test_a_worker_larger_than_any_node_is_refused_at_once(
 def test_an_error_in_a_worker_arrives_as_the_error_it_is(
     cluster: str, job: Job, library: Library, home: Path, tmp_path: Path
 ) -> None:
-    bare = FrameSet.create(tmp_path / "bare", Condition(id="bare"), (64, 64))
-    bare.append(np.random.default_rng(0).random((2, 64, 64), np.float32), [NO_ATOMS] * 2, None)
-    with pytest.raises(MissingPixelSize, match="the pixel size of frame 0"):
-        train(job.model_copy(update={"frames": (bare.url,)}), library, str(tmp_path / "store"))
+    frames = FrameSet.create(tmp_path / "damaged", Condition(id="damaged"), (64, 64))
+    noise_nyx = np.random.default_rng(0).random((2, 64, 64), np.float32)
+    frames.append(noise_nyx, [NO_ATOMS] * 2, np.full(2, 16.0))
+    for chunk in (tmp_path / "damaged" / "0" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"no chunk")
+    with pytest.raises(Corrupt, match="frame 0 of .* is corrupt"):
+        train(job.model_copy(update={"frames": (frames.url,)}), library, str(tmp_path / "store"))
 
 
 NO_ATOMS = np.zeros((0, 3), np.float32)

@@ -47,7 +47,7 @@ def members_of(count: int) -> list[Member]:
 def test_a_server_that_holds_nothing_of_ours_has_nothing_to_collect(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orphans, "PREFIX", "nobody/")
+    monkeypatch.setattr(orphans, "EXPERIMENT_PREFIX", "nobody/")
     assert Orphans(zoo.tracking).find() == []
 
 
