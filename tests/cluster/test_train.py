@@ -369,7 +369,7 @@ def test_an_error_in_a_worker_arrives_as_the_error_it_is(
     for chunk in (tmp_path / "damaged" / "0" / "c").rglob("*"):
         if chunk.is_file():
             chunk.write_bytes(b"no chunk")
-    with pytest.raises(Corrupt, match="frame 0 of .* is corrupt"):
+    with pytest.raises(Corrupt, match=r"frame 0 of .* is corrupt"):
         train(job.model_copy(update={"frames": (frames.url,)}), library, str(tmp_path / "store"))
 
 

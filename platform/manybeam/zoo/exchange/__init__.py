@@ -154,9 +154,8 @@ def import_(
     """
     check_name(name)
     check_alias(alias)
-    if path.exists():
-        zoo.check_writable(name, _size(path))
     form, digest, package = _received(path, frames, limits or UnpackLimits())
+    zoo.check_writable(name, _size(path))
     record = zoo.register(
         name,
         package.members,
