@@ -692,9 +692,20 @@ def test_a_change_from_a_page_of_any_other_origin_is_refused(
     assert reader.post("/login", data=asked, headers={"origin": origin}).status_code == 403
 
 
-@pytest.mark.parametrize("number", ["-1", "9" * 30, "x", "1e3", ""])
 @pytest.mark.parametrize("path", ["/api/v1/audit?limit=", "/api/v1/datasets?page="])
-def test_a_number_out_of_bounds_is_refused(reader: httpx.Client, path: str, number: str) -> None:
+def test_a_number_out_of_bounds_means_the_nearest(reader: httpx.Client, path: str) -> None:
+    for number, nearest in (("-1", "0"), ("0", "0"), ("-" + "9" * 30, "0"), ("9" * 30, "10000")):
+        answer = reader.get(path + number)
+        assert answer.status_code == 200, answer.text
+        if "limit" in path:
+            assert answer.json() == reader.get(path + nearest).json()
+        else:
+            assert answer.json()["page"] == (1 if nearest == "0" else 10**9)
+
+
+@pytest.mark.parametrize("number", ["x", "1e3", ""])
+@pytest.mark.parametrize("path", ["/api/v1/audit?limit=", "/api/v1/datasets?page="])
+def test_what_is_no_number_is_refused(reader: httpx.Client, path: str, number: str) -> None:
     assert reader.get(path + number).status_code == 422
 
 
