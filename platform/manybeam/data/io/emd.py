@@ -22,7 +22,6 @@ import numpy as np
 
 from manybeam.data.io.formats import (
     Raw,
-    as_number,
     as_values,
     check_axis,
     detector_named,
@@ -38,6 +37,7 @@ from manybeam.data.io.limits import (
     patience_s,
 )
 from manybeam.data.io.sidecar import add_tree
+from manybeam.data.io.units import as_number
 from manybeam.errors import TooLarge
 
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from manybeam.data.io.formats import Raw, as_number, check_axis, detector_named, square_pm
-from manybeam.data.io.units import FIELD_OF_VIEW, OURS, measure
+from manybeam.data.io.formats import Raw, check_axis, detector_named, square_pm
+from manybeam.data.io.units import FIELD_OF_VIEW, OURS, as_number, measure
 
 MOST_BYTES = 1_000_000
 PIXEL_SIZE = "scan.pixel_size_pm"

@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 from manybeam.data.io.formats import (
     ORIENTATION,
     Raw,
-    as_number,
     as_values,
     length_pm,
     note_orientation,
@@ -16,7 +15,7 @@ from manybeam.data.io.formats import (
 )
 from manybeam.data.io.limits import FileFault
 from manybeam.data.io.semtext import add_text
-from manybeam.data.io.units import measure
+from manybeam.data.io.units import as_number, measure
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
