@@ -694,13 +694,12 @@ def test_a_change_from_a_page_of_any_other_origin_is_refused(
 
 @pytest.mark.parametrize("path", ["/api/v1/audit?limit=", "/api/v1/datasets?page="])
 def test_a_number_out_of_bounds_means_the_nearest(reader: httpx.Client, path: str) -> None:
-    for number, nearest in (("-1", "0"), ("0", "0"), ("-" + "9" * 30, "0"), ("9" * 30, "10000")):
-        answer = reader.get(path + number)
-        assert answer.status_code == 200, answer.text
-        if "limit" in path:
-            assert answer.json() == reader.get(path + nearest).json()
-        else:
-            assert answer.json()["page"] == (1 if nearest == "0" else 10**9)
+    least, most = ("0", "10000") if "limit" in path else ("1", "1000000000")
+    for number, nearest in (("-1", least), ("-" + "9" * 30, least), ("9" * 30, most)):
+        answer, wanted = reader.get(path + number), reader.get(path + nearest)
+        assert answer.status_code == wanted.status_code != 422
+        assert answer.json().keys() == wanted.json().keys()
+        assert answer.json().get("entries") == wanted.json().get("entries")
 
 
 @pytest.mark.parametrize("number", ["x", "1e3", ""])
