@@ -16,6 +16,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -175,7 +176,8 @@ def _weed_options(folder: Path, port: int, buckets: str) -> list[str]:
     for part in ("master", "volume", "filer", "admin"):
         names += [f"{part}.port", f"{part}.port.grpc"]
     sockets = _sockets(folder)
-    sockets.mkdir(mode=0o700, exist_ok=True)
+    if sockets != folder:
+        _make_private(sockets)
     return [
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
@@ -199,6 +201,21 @@ def _sockets(folder: Path) -> Path:
         return folder
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     return Path("/tmp") / f"manybeam-{name}"  # noqa: S108 - TMPDIR may be as long
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only its owner can enter, or use that of an earlier start.
+
+    Its name in `/tmp` can be guessed, so somebody else may have made it, or a link.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    is_private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700
+    if not is_private or found.st_uid != os.geteuid():
+        raise ServiceError(
+            f"{folder} is not a folder that only this user can enter\n"
+            "remove it, or give --dir a shorter path"
+        )
 
 
 def _has_buckets(running: Running, buckets: str) -> bool:

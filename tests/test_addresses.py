@@ -74,10 +74,42 @@ def test_a_url_gives_back_its_host_and_port(host: str, port: int) -> None:
     assert place_of(url_of(host, port)) == (host, port)
 
 
-@given(st.text(string.ascii_letters + string.digits + "%:", min_size=4))
+@given(st.text(string.ascii_letters + string.digits + "%:/?#", min_size=4))
 def test_no_password_is_shown(secret: str) -> None:
     shown = without_password(f"postgresql://mlflow:{secret}@db:5432/zoo?sslmode=require")
     assert shown == "postgresql://mlflow:***@db:5432/zoo?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        pytest.param("{db}/zoo?password={secret}", "{db}/zoo?password=***", id="query"),
+        pytest.param(
+            "{db}/zoo?a=1&sslpassword={secret}&b=2", "{db}/zoo?a=1&sslpassword=***&b=2", id="key"
+        ),
+        pytest.param("me:{secret}@{db}?password={secret}", "me:***@{db}?password=***", id="both"),
+        pytest.param("me:x@{secret}@{db}/zoo", "me:***@{db}/zoo", id="two signs"),
+        pytest.param("me:?password={secret}@{db}/zoo", "me:***@?password=***", id="like a query"),
+        pytest.param("{db}:5432/zoo", "{db}:5432/zoo", id="none"),
+    ],
+)
+def test_a_password_is_found_where_a_database_reads_it(url: str, shown: str) -> None:
+    url, shown = (f"postgresql+psycopg://{one}" for one in (url, shown))
+    told = without_password(url.format(db="db.lab", secret="tr/us?t"))
+    assert told == shown.format(db="db.lab")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:tr/us?t@proxy.lab:3128", "http://me:***@proxy.lab:3128"),
+        ("http://me:1234@proxy.lab:3128/a@b", "http://me:***@proxy.lab:3128/a@b"),
+        ("http://proxy.lab:3128/a@b", "http://proxy.lab:3128/a@b"),
+        ("http://[::1]:8100/a@b", "http://[::1]:8100/a@b"),
+    ],
+)
+def test_a_port_is_no_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
 
 
 def test_a_server_of_this_machine_is_not_asked_through_a_proxy(

@@ -225,14 +225,27 @@ def test_a_cluster_that_does_not_answer_is_not_called_up(
 
 
 @pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        (200, "another server answers (HTTP 200)"),
+        (503, "not ready (HTTP 503)"),
+        (403, "not ready (HTTP 403)"),
+    ],
+)
+@pytest.mark.parametrize(
     ("setting", "part"), [("SERVICE_URL", "service"), ("CONTROL_URL", "pages")]
 )
-def test_another_server_is_not_taken_for_ours(
-    setting: str, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_server_that_is_another_or_not_ready_is_told(
+    setting: str,
+    part: str,
+    code: int,
+    state: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(code)
             self.end_headers()
             self.wfile.write(b"<html>router</html>")
 
@@ -247,7 +260,22 @@ def test_another_server_is_not_taken_for_ours(
         assert main(["status", "-o", "json"]) == 0
         thread.join()
     states = {row["part"]: row["state"] for row in json.loads(capsys.readouterr().out)}
-    assert states[part] == "another server answers (HTTP 200)"
+    assert states[part] == state
+
+
+def test_a_head_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MANYBEAM_HOME", str(tmp_path))
+    settings.cache_clear()
+    (tmp_path / "head.json").mkdir()  # even root cannot read a folder as a file
+    assert main(["status", "-o", "json"]) == 3
+    shown = capsys.readouterr()
+    states = {row["part"]: row["state"] for row in json.loads(shown.out)}
+    assert states["ray"] == "unreachable"
+    assert "head.json cannot be read" in shown.err
+    assert main(["down"]) != 0
+    assert "head.json cannot be read" in capsys.readouterr().err
 
 
 def test_a_demo_whose_port_is_held_starts_nothing(

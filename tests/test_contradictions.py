@@ -125,6 +125,33 @@ def test_a_json_beside_a_frame_tells_the_kind_of_imaging(tree, modality, tmp_pat
     assert with_sidecar(tmp_path, tree).condition.modality == modality
 
 
+@pytest.mark.parametrize(
+    ("tree", "expected", "noted"),
+    [
+        # No probe converges so little; but neither by 150 mrad.
+        ({"convergence": 0.15}, {}, "0.15"),
+        ({"convergence": 0.03}, {"optics.convergence_mrad": 30}, "0.03 was taken as rad"),
+        ({"inner_angle": 0.15}, {"detector.detector_inner_mrad": 150}, "0.15 was taken as rad"),
+        ({"voltage": 60000}, {"optics.beam_kv": 60}, "60000 was taken as V, not as kV"),
+        ({"dwell": 16e-6}, {"scan.dwell_us": 16}, "taken as s, not as us"),
+        ({"voltage": "60000 V"}, {"optics.beam_kv": 60}, ""),
+        ({"EHT": 60000}, {"optics.beam_kv": 60}, ""),
+    ],
+    ids=str,
+)
+def test_a_bare_number_is_converted_only_out_of_reach_and_with_a_note(
+    tree, expected, noted, tmp_path
+):
+    record = with_sidecar(tmp_path, tree)
+    assert quantities(record) == pytest.approx(expected)
+    assert noted in " ".join(record.notes) if noted else not record.notes
+
+
+@pytest.mark.parametrize("value", [["1/nm"], [1, "1/nm"], {"x": "1/nm"}, None], ids=str)
+def test_a_pixel_size_that_is_no_number_refuses_no_frame(value, tmp_path):
+    assert quantities(with_sidecar(tmp_path, {"pixel_size": value})) == {}
+
+
 def test_zero_in_a_json_is_unknown_and_strange_units_are_told(tmp_path):
     record = with_sidecar(tmp_path, {"voltage": "0 kV", "defocus": "3 turns", "dwell_us": None})
     assert quantities(record) == {}

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def _folder(variables: dict[str, str]) -> Path:
 
 
 def test_haproxy_serves_loopback_or_everything_but_not_one_outer_address() -> None:
+    for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+        assert haproxy_can_serve(host) == (sys.platform == "linux")
     assert not haproxy_can_serve("192.0.2.2")
     assert not haproxy_can_serve("::1")  # it asks the replicas at an address of IPv4
 

@@ -47,6 +47,23 @@ def test_a_reader_that_waits_for_a_busy_machine_is_not_stopped() -> None:
         time.sleep(0.8)
 
 
+def test_what_other_threads_compute_does_not_stop_a_reader() -> None:
+    done = threading.Event()
+
+    def compute() -> None:
+        while not done.is_set():
+            sum(range(1000))
+
+    other = threading.Thread(target=compute)
+    other.start()
+    try:
+        with deadline(0.2):
+            time.sleep(0.8)
+    finally:
+        done.set()
+        other.join()
+
+
 def test_after_a_deadline_nothing_stops_what_follows() -> None:
     for _ in range(200):
         with contextlib.suppress(FileFault), deadline(1e-6):
@@ -92,6 +109,13 @@ def test_what_a_file_cannot_hold_is_refused_before_memory_is_taken(
 ) -> None:
     with pytest.raises(error):
         check_declared(shape, 1, stored, ratio)
+
+
+def test_a_right_stack_that_unfolds_far_names_the_setting_that_lets_it_in() -> None:
+    with pytest.raises(TooLarge, match="MANYBEAM_MAX_FRAME_PX"):
+        check_declared((3, MOST, 1), 1, 3 * MOST // (2 * STACK_RATIO), 1100)
+    with pytest.raises(TooLarge, match="MANYBEAM_MAX_FRAME_PX"):
+        check_declared((17, MOST, 1), 1, 17 * MOST // (2 * STACK_RATIO), 1100)
 
 
 def test_a_packed_frame_may_unfold_further_than_a_stack() -> None:

@@ -1,5 +1,6 @@
 """The scripts that start and stop the real services, on free ports of this machine."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from manybeam.data.store import open_store
 
@@ -105,13 +107,36 @@ def test_no_secret_is_in_an_argument_or_a_log(facility: Any) -> None:
 
 def test_a_long_folder_has_its_sockets_elsewhere_and_leaves_none(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
-    before = set(Path("/tmp").glob("manybeam-*"))
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    sockets = Path(f"/tmp/manybeam-{name}")
     options = ("--dir", str(folder), "--port=seaweedfs=0")
     started = _run("start", "seaweedfs", *options)
     assert started.returncode == 0, started.stderr
-    assert set(Path("/tmp").glob("manybeam-*")) > before
+    assert stat.S_IMODE(sockets.lstat().st_mode) == 0o700
+    assert list(sockets.glob("*.sock"))
     assert _run("stop", "seaweedfs", *options, "--now").returncode == 0
-    assert set(Path("/tmp").glob("manybeam-*")) == before
+    assert not sockets.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "open"])
+def test_a_folder_of_sockets_that_somebody_else_may_enter_is_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("long" * 30)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    sockets = Path(f"/tmp/manybeam-{name}")
+    try:
+        if kind == "link":
+            (tmp_path / "elsewhere").mkdir(mode=0o700)
+            sockets.symlink_to(tmp_path / "elsewhere")
+        else:
+            sockets.mkdir()
+            sockets.chmod(0o755)
+        done = _run("start", "seaweedfs", "--dir", str(folder), "--port=seaweedfs=0")
+    finally:
+        sockets.unlink() if sockets.is_symlink() else sockets.rmdir()
+    assert done.returncode == 1
+    assert "not a folder that only this user can enter" in done.stderr
 
 
 def test_all_three_come_up_together(facility: Any) -> None:

@@ -692,9 +692,19 @@ def test_a_change_from_a_page_of_any_other_origin_is_refused(
     assert reader.post("/login", data=asked, headers={"origin": origin}).status_code == 403
 
 
-@pytest.mark.parametrize("number", ["-1", "9" * 30, "x", "1e3", ""])
 @pytest.mark.parametrize("path", ["/api/v1/audit?limit=", "/api/v1/datasets?page="])
-def test_a_number_out_of_bounds_is_refused(reader: httpx.Client, path: str, number: str) -> None:
+def test_a_number_out_of_bounds_means_the_nearest(reader: httpx.Client, path: str) -> None:
+    least, most = ("0", "10000") if "limit" in path else ("1", "1000000000")
+    for number, nearest in (("-1", least), ("-" + "9" * 30, least), ("9" * 30, most)):
+        answer, wanted = reader.get(path + number), reader.get(path + nearest)
+        assert answer.status_code == wanted.status_code != 422
+        assert answer.json().keys() == wanted.json().keys()
+        assert answer.json().get("entries") == wanted.json().get("entries")
+
+
+@pytest.mark.parametrize("number", ["x", "1e3", ""])
+@pytest.mark.parametrize("path", ["/api/v1/audit?limit=", "/api/v1/datasets?page="])
+def test_what_is_no_number_is_refused(reader: httpx.Client, path: str, number: str) -> None:
     assert reader.get(path + number).status_code == 422
 
 

@@ -154,6 +154,8 @@ def test_a_body_that_is_no_array_is_refused(
         pytest.param(np.float32(1), InvalidFrame, id="0-D"),
         pytest.param(np.zeros((0, 7)), InvalidFrame, id="no-rows"),
         pytest.param(np.zeros((0, 5, 7)), InvalidFrame, id="stack-of-none"),
+        pytest.param(np.zeros((0, 5, 7, 1)), InvalidFrame, id="stack-of-none-channel-last"),
+        pytest.param(np.zeros((1, 0, 5, 7)), InvalidFrame, id="stack-of-none-of-one"),
         pytest.param(np.ones((5, 7)), InvalidFrame, id="constant"),
         pytest.param(np.ones((1, 1)), InvalidFrame, id="one-pixel"),
         pytest.param(np.zeros((32, 32, 3), "u1"), InvalidFrame, id="colour-picture"),

@@ -1,6 +1,7 @@
 """Addresses of machines and servers: which mean this machine, how they are written and asked."""
 
 import os
+import re
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,6 +10,12 @@ SQLITE = "sqlite:///"
 LOOPBACKS = ("localhost", "127.0.0.1", "::1", "[::1]", "127.0.0.0/8")  # as libraries spell them
 # Where the libraries look for certificate authorities: obstore and Python; MLflow; its S3 client.
 AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
+# As SQLAlchemy reads it: a password may hold / ? # and @. A colon of IPv6 comes after a bracket.
+_USER = re.compile(r"([^:/\[]*):(.*)@", re.DOTALL)
+_PORT = re.compile(r"\d*[/?#]")
+_SECRET = re.compile(
+    r"([?&][^=&?]*(?:passw|passphrase|pwd|secret|token|odbc_connect)[^=&]*=)[^&]*", re.I
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -67,13 +74,22 @@ def without_password(url: str) -> str:
     Example:
         >>> without_password("postgresql+psycopg://mlflow:secret@db/zoo")
         'postgresql+psycopg://mlflow:***@db/zoo'
+        >>> without_password("postgresql+psycopg://db/zoo?password=secret&sslmode=require")
+        'postgresql+psycopg://db/zoo?password=***&sslmode=require'
     """
     scheme, mark, rest = url.partition("://")
-    known, at, place = rest.partition("/")[0].rpartition("@")
-    if not mark or not at or ":" not in known:
+    if not mark:
         return url
-    user = known.partition(":")[0]
-    return f"{scheme}://{user}:***@{place}{rest[len(known) + 1 + len(place) :]}"
+    secret, known = _SECRET.search(rest), _USER.match(rest)
+    place = rest[: secret.start()] if secret else rest
+    query = _SECRET.sub(r"\1***", rest[len(place) :])
+    is_web = scheme.lower() in ("http", "https")
+    if known and not (is_web and _PORT.match(known[2])):
+        host, slash, path = place.partition("/") if is_web else (place, "", "")
+        if "@" not in host:  # a slash in the password
+            host, slash, path = place, "", ""
+        place = f"{known[1]}:***@{host.rpartition('@')[2] if '@' in host else ''}{slash}{path}"
+    return f"{scheme}://{place}{query}"
 
 
 def sqlite_url(path: Path) -> str:

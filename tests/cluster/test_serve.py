@@ -4,17 +4,19 @@ import http.client
 import io
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import urllib3
 
 from manybeam.addresses import place_of
-from manybeam.errors import Conflict
+from manybeam.errors import Conflict, WorkFailed
 from manybeam.serve.app import run_service, service_state, stop_service
 from manybeam.serve.metrics import series_names
 from manybeam.settings import settings
@@ -44,9 +46,18 @@ def url(request: pytest.FixtureRequest, cluster: str, free_port: Ports) -> Itera
     """The service, once behind HAProxy, and once behind Ray's own proxy and on IPv6."""
     host = "127.0.0.1" if request.param else "::1"
     state = run_service(["graphene"], host=host, port=free_port())
+    assert (_listening(state.url) == "haproxy") == (request.param and sys.platform == "linux")
     yield state.url
     assert stop_service()
     assert json.loads((settings().home / "haproxy.json").read_text()) == {}
+
+
+def _listening(url: str) -> str:
+    """Return the name of the program that listens at a URL."""
+    port = int(url.rpartition(":")[2])
+    pids = [one.pid for one in psutil.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == port]  # fmt: skip
+    return psutil.Process(pids[0]).name()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +175,18 @@ def test_the_running_service_takes_further_ensembles(url: str, pool: urllib3.Poo
     assert state.url == url
     listed = pool.request("GET", f"{url}/v1/ensembles").json()["ensembles"]
     assert {"graphene@1", "graphene@2"} <= {row["ref"] for row in listed}
+
+
+def test_after_an_update_that_failed_the_next_one_is_taken(
+    url: str, pool: urllib3.PoolManager
+) -> None:
+    host, port = place_of(url) or ("", None)
+    with pytest.raises(WorkFailed):
+        run_service(["graphene"], host=host, port=port or 0, threads=0)  # no replica can start
+    assert service_state() is not None
+    run_service(["graphene"], host=host, port=port or 0)
+    answer = pool.request("POST", f"{url}/v1/predict/graphene", body=npy(FRAME), headers=NPY)
+    assert answer.status == 200
 
 
 def test_a_second_service_elsewhere_is_refused(url: str, free_port: Ports) -> None:

@@ -130,14 +130,16 @@ def _checked_part(name: str, where: str, check: Callable[[], str]) -> Part:
 
 
 def _server(name: str, url: str, path: str, field: str) -> Part:
-    """Ask one of our web servers; another server at its address has not this field."""
+    """Ask one of our web servers; if another answers at its address, it lacks the field."""
     import json
 
     import urllib3
 
     try:
         answer = urllib3.request("GET", url + path, timeout=2.0, retries=False)
-        is_ours = answer.status == 200 and field in json.loads(answer.data)
+        if answer.status != 200:  # ours, before it is ready; or it refuses this name of its host
+            return Part(name, f"not ready (HTTP {answer.status})", url)
+        is_ours = field in json.loads(answer.data)
     except urllib3.exceptions.HTTPError:
         return Part(name, "not started", url)
     except (ValueError, TypeError):
@@ -148,9 +150,13 @@ def _server(name: str, url: str, path: str, field: str) -> Part:
 
 
 def _ray_place() -> str:
+    """Return the address of the cluster; "" if there is none, or if it is not known."""
     from manybeam.cluster.joining import cluster_address
 
-    return cluster_address()
+    try:
+        return cluster_address()
+    except ManybeamError:  # the check of this part gives the reason
+        return ""
 
 
 def _ray_answers() -> str:

@@ -62,7 +62,11 @@ def starting_head(home: Path, cpus: int | None = None) -> Iterator[Callable[[], 
 
 
 def stop_head(home: Path) -> bool:
-    """End the head and all its child processes; return whether there was one."""
+    """End the head and all its child processes; return whether there was one.
+
+    Raises:
+        Unreachable: the file of the head cannot be read.
+    """
     running = head(home)
     if running is None:
         return False

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from manybeam.errors import Unreachable
+
 
 @dataclass(frozen=True)
 class Head:
@@ -16,7 +18,11 @@ class Head:
 
 
 def head(home: Path) -> Head | None:
-    """Return the head of a home folder if its process runs, else None."""
+    """Return the head of a home folder if its process runs, else None.
+
+    Raises:
+        Unreachable: its file cannot be read.
+    """
     import psutil
 
     try:
@@ -24,6 +30,12 @@ def head(home: Path) -> Head | None:
         process = psutil.Process(found.pid)
     except (FileNotFoundError, ValueError, TypeError, psutil.NoSuchProcess):
         return None
+    except OSError as error:
+        raise Unreachable(
+            f"{state_file(home)} cannot be read: {error.strerror or error}",
+            "it names the head that `manybeam up` started",
+            f"log in as the user who started it, or: chmod u+r {state_file(home)}",
+        ) from error
     same = abs(process.create_time() - found.started) < 1.0
     return found if same and process.status() != psutil.STATUS_ZOMBIE else None
 

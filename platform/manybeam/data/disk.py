@@ -68,7 +68,7 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-SHORT = Path("/tmp")  # noqa: S108 - what is made in it has a name of its own
+SHORT = Path("/tmp")  # noqa: S108 - no path is shorter
 
 
 def short_temporary(longest: int) -> Path:

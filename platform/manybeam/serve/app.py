@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manybeam.addresses import is_loopback, url_of
+from manybeam.addresses import is_loopback, place_of, url_of
 from manybeam.cluster import joining as cluster
 from manybeam.errors import (
     Conflict,
@@ -23,7 +23,12 @@ from manybeam.errors import (
     Unreachable,
     WorkFailed,
 )
-from manybeam.serve.haproxy import forget_haproxy, haproxy_can_serve, haproxy_variables
+from manybeam.serve.haproxy import (
+    forget_haproxy,
+    haproxy_can_serve,
+    haproxy_variables,
+    has_haproxy,
+)
 from manybeam.serve.ports import port_in_use, port_is_free
 from manybeam.settings import settings
 
@@ -81,7 +86,6 @@ def run_service(
     threads: int = 2,
     waiting: int = 32,
     capacity: int = 4,
-    haproxy: bool | None = None,
     expose: bool = False,
 ) -> ServiceState:
     """Start the service, or change the ensembles of the running one; return when it answers.
@@ -99,7 +103,6 @@ def run_service(
         threads: predictions of a replica at the same time.
         waiting: largest number of requests in a replica; others get 429.
         capacity: ensembles in memory of a replica, in addition to `refs`.
-        haproxy: whether HAProxy is the proxy; if left out, on Linux if it is possible.
         expose: allow an address that other machines can reach. There is no log-in yet.
 
     Raises:
@@ -119,7 +122,7 @@ def run_service(
     variables = {"OMP_NUM_THREADS": str(cores)}
     if running is not None:  # new replicas must fit the proxy that runs
         variables = _replica_variables()
-    elif haproxy_can_serve(host) if haproxy is None else haproxy:
+    elif haproxy_can_serve(host):
         variables |= haproxy_variables(address)
     actor = {
         "num_cpus": cpus_per_replica,
@@ -132,8 +135,9 @@ def run_service(
         _deploy(plan, actor, replicas)
         return _answering(url_of(host, port))
     except BaseException:  # Ctrl-C too: no proxy may go on without a service behind it
-        with suppress(Exception):  # the first error is the one to report
-            stop_service()
+        if running is None:  # else what still answers goes on, and may be changed again
+            with suppress(Exception):  # the first error is the one to report
+                stop_service()
         raise
 
 
@@ -161,16 +165,20 @@ def _running_at(host: str, port: int, *, expose: bool) -> ServiceState | None:
 def stop_service() -> bool:
     """Stop the service and free its port; return whether there was one.
 
-    What a failed start left, such as a proxy without a service, is ended too.
+    What a failed start left, such as a proxy without a service, is ended too. On a shared cluster
+    the applications of others go on, and so does a proxy that is not ours.
     """
     if not _joined() or _client() is None:
         return False
     from ray import serve
 
-    if set(serve.status().applications) <= {APP}:
+    applications = set(serve.status().applications)
+    if APP in applications and len(applications) > 1:
+        serve.delete(APP)
+    elif APP in applications or (not applications and _serve_is_ours()):
         _shut_down()
     else:
-        serve.delete(APP)
+        return False
     logger.info("service stopped")
     return True
 
@@ -277,6 +285,16 @@ def _shut_down() -> None:
     forget_haproxy(cluster.connect())
     if options is not None and is_loopback(options.host):
         _wait_until_free(options.host, options.port)
+
+
+def _serve_is_ours() -> bool:
+    """Return whether a Serve without applications is what a start of ours left."""
+    options = _http_options()
+    return (
+        not settings().ray_address  # the whole cluster is ours
+        or has_haproxy(cluster.connect())
+        or place_of(settings().service_url) == (options.host, options.port)
+    )
 
 
 def _wait_until_free(host: str, port: int) -> None:

@@ -60,6 +60,11 @@ def haproxy_variables(address: str) -> dict[str, str]:
     }
 
 
+def has_haproxy(address: str) -> bool:
+    """Return whether a start of ours made files for the HAProxy of a cluster."""
+    return address in _folders()
+
+
 def forget_haproxy(address: str) -> None:
     """Remove the files of the HAProxy of a cluster; it has ended."""
     known = _folders()

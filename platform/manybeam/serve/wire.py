@@ -196,9 +196,9 @@ def read_frames(array: NDArray[Any], max_frame_px: int) -> Frames:
     """
     if array.size > max_frame_px:
         raise TooLarge(f"{array.size} pixels", f"at most {max_frame_px}", "send fewer at once")
-    if array.ndim == 3 and not len(array):
-        raise InvalidFrame("a stack of no frames", "at least one", "")
     frames = frames_in(array)
+    if frames.ndim == 3 and not len(frames):
+        raise InvalidFrame("a stack of no frames", "at least one", "")
     if frames.ndim == 2:
         frame, notes = _frame(frames, "")
         # A stack of one stays a stack: its answer names the frame.

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import AfterValidator
 
 from manybeam import __version__
 from manybeam.web.pages.comparing import make_comparison, read_ids
@@ -12,8 +13,9 @@ from manybeam.web.state import AppState
 from manybeam.zoo.matrix import Score, member_label
 
 PAGE_SIZE = 50
-PageNumber = Annotated[int, Query(ge=1, le=10**9)]
-AuditLimit = Annotated[int, Query(ge=0, le=10_000)]
+# Numbers beyond these mean the nearest one, however long they are.
+PageNumber = Annotated[int, AfterValidator(lambda page: min(max(page, 1), 10**9))]
+AuditLimit = Annotated[int, AfterValidator(lambda limit: min(max(limit, 0), 10_000))]
 
 
 def api_router(app_state: AppState) -> APIRouter:

@@ -22,7 +22,6 @@ import numpy as np
 
 from manybeam.data.io.formats import (
     Raw,
-    as_number,
     as_values,
     check_axis,
     detector_named,
@@ -31,18 +30,20 @@ from manybeam.data.io.formats import (
 )
 from manybeam.data.io.limits import (
     BUSY,
-    BYTES_PER_S,
-    PATIENCE_S,
     RATIO,
     FileFault,
     cause_of,
     check_declared,
+    patience_s,
 )
 from manybeam.data.io.sidecar import add_tree
+from manybeam.data.io.units import as_number
 from manybeam.errors import TooLarge
 
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
 MEMORY_BYTES = 2 << 30  # of the child, beside the image
+# Each thread of numpy's OpenBLAS takes memory; those of 50 cores would exceed the limit.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def read_emd(path: Path) -> Raw:
@@ -53,22 +54,24 @@ def read_emd(path: Path) -> Raw:
         TooLarge: more pixels than `max_frame_px`.
     """
     code = "from manybeam.data.io.emd import answer; answer()"
-    patience_s = PATIENCE_S + path.stat().st_size / BYTES_PER_S
+    seconds = patience_s(path)
     try:
         child = subprocess.run(
-            [sys.executable, "-c", code, str(path), str(patience_s)],
+            [sys.executable, "-c", code, str(path), str(seconds)],
             capture_output=True,
-            timeout=BUSY * patience_s,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=BUSY * seconds,
+            env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise FileFault("reading does not end: the file is damaged") from error
     head, _, content = child.stdout.partition(b"\n")
     if child.returncode == -signal.SIGXCPU:
-        raise FileFault(f"reading does not end within {patience_s:.0f} s: the file is damaged")
-    if child.returncode != 0 or not head:
+        raise FileFault(f"reading does not end within {seconds:.0f} s: the file is damaged")
+    if child.returncode < 0:
         raise FileFault("the library of HDF5 crashed: the file is damaged")
+    if child.returncode or not head:
+        raise FileFault(f"the process that reads HDF5 failed (exit code {child.returncode})")
     fields = json.loads(head)
     if "too_large" in fields:
         raise TooLarge(*fields["too_large"])
@@ -80,8 +83,7 @@ def read_emd(path: Path) -> Raw:
 def answer() -> None:
     """Read the file of the command line and write the output for `read_emd`."""
     out = sys.stdout.buffer
-    patience_s = max(1, round(float(sys.argv[2])))
-    _limit(resource.RLIMIT_CPU, patience_s)
+    _limit(resource.RLIMIT_CPU, max(1, round(float(sys.argv[2]))))
     _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
     try:
         raw = _read_here(Path(sys.argv[1]))

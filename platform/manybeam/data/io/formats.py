@@ -6,7 +6,6 @@ Each reader compares the header with the size of the file before it allocates me
 Axis letters: n frame, y row, x column.
 """
 
-import math
 import re
 import struct
 from collections.abc import Mapping
@@ -18,28 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.io.limits import RATIO, FileFault, check_declared
+from manybeam.data.io.units import as_number, factor, plain_unit
 from manybeam.errors import TooLarge
 
 Array = NDArray[Any]
 
-_PM = {
-    "m": 1e12,
-    "cm": 1e10,
-    "inch": 2.54e10,
-    "mm": 1e9,
-    "um": 1e6,
-    "micron": 1e6,
-    "microns": 1e6,
-    "nm": 1e3,
-    "a": 1e2,
-    "angstrom": 1e2,
-    "angstroms": 1e2,
-    "pm": 1.0,
-}
 _SPECTRUM, _PATTERN = "a spectrum or a spectrum image", "a diffraction pattern"
 _NOT_LENGTH = {
     **dict.fromkeys(("ev", "kev", "mev", "energy", "wavelength"), _SPECTRUM),
-    **dict.fromkeys(("rad", "mrad", "urad", "deg", "°", "degree", "degrees"), _PATTERN),
+    **dict.fromkeys(("rad", "mrad", "urad", "deg", "degree"), _PATTERN),
     **dict.fromkeys(("s", "sec", "ms", "us", "ns", "ps", "fs"), "a scan over time"),
     "hz": "a spectrum",
 }
@@ -83,9 +69,8 @@ def length_pm(scale: object, unit: str) -> float | None:
         FileFault: the unit is of reciprocal space, angle, energy or time: this is no frame.
     """
     check_axis(unit)
-    name = _plain(unit)
-    number = as_number(scale)
-    return number * _PM[name] if number and number > 0 and name in _PM else None
+    number, size_pm = as_number(scale), factor(unit, "pm")
+    return number * size_pm if number and number > 0 and size_pm else None
 
 
 def check_axis(unit: str, name: str = "", *, is_of_stack: bool = False) -> None:
@@ -100,7 +85,7 @@ def check_axis(unit: str, name: str = "", *, is_of_stack: bool = False) -> None:
     Raises:
         FileFault: the array is a spectrum image, a diffraction pattern or the like.
     """
-    plain, words = _plain(unit), name.lower()
+    plain, words = plain_unit(unit), name.lower()
     is_reciprocal = plain.startswith(("1/", "/")) or plain.endswith(("-1", "⁻¹"))
     meaning = _PATTERN + " or a Fourier transform" if is_reciprocal else _NOT_LENGTH.get(plain, "")
     if is_of_stack and not is_reciprocal and meaning != _SPECTRUM:
@@ -110,11 +95,6 @@ def check_axis(unit: str, name: str = "", *, is_of_stack: bool = False) -> None:
     if meaning:
         what = "frames follow each other" if is_of_stack else "pixels are"
         raise FileFault(f"its {what} in {unit}: {meaning}, not a frame")
-
-
-def _plain(unit: str) -> str:
-    name = re.sub(r"[\[\]_\s\x00]", "", unit).lower()
-    return name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
 
 
 def pixel_pm(
@@ -152,15 +132,6 @@ def square_pm(y_pm: float | None, x_pm: float | None, notes: list[str]) -> float
         )
         return None
     return (y_pm + x_pm) / 2
-
-
-def as_number(value: object) -> float | None:
-    """Return a value of a file as a finite number; None if it is not a number."""
-    try:
-        number = float(str(value))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def as_values(found: Mapping[str, tuple[object, float]]) -> dict[str, float]:
@@ -224,6 +195,7 @@ def read_png(path: Path) -> Raw:
             "crop it, or give the file of the instrument",
         ) from error
     with image:
+        # A pixel may be one bit, so eight times as many fit.
         check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
         if image.format == "JPEG":
             _check_scans(path)

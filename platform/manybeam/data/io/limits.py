@@ -8,6 +8,7 @@ import ctypes
 import errno
 import math
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from manybeam.settings import settings
 
 STACK_FRAMES = 16  # most pixels of a stack, in largest frames
 RATIO = 1100  # deflate, the best compression of usual files, reaches about 1030 at most
-STACK_RATIO = 100  # most for more pixels than one largest frame: no recorded stack reaches it
+STACK_RATIO = 100  # most for more pixels than one largest frame; only sparse counts exceed it
 PATIENCE_S = 8.0  # for the smallest file, on a busy machine
 BYTES_PER_S = 5e6  # of the slowest disk
 BUSY = 8  # times longer reading may take where it gets no processor time
@@ -49,17 +50,18 @@ def deadline(seconds: float) -> Iterator[None]:
     """
     lock, done, reader = threading.Lock(), threading.Event(), threading.get_ident()
 
-    began, used = time.monotonic(), time.process_time()
+    began, clock = time.monotonic(), _clock_of(reader)
+    used = time.clock_gettime(clock)
 
     def stop() -> None:
         pause = seconds
         while not done.wait(pause):
             pause = _AGAIN_S
-            is_waiting = time.process_time() - used < seconds / 2
-            if is_waiting and time.monotonic() - began < BUSY * seconds:
-                continue
             with lock:
-                if not done.is_set():
+                if done.is_set():  # the thread may have ended, and its clock with it
+                    return
+                is_waiting = time.clock_gettime(clock) - used < seconds / 2
+                if not is_waiting or time.monotonic() - began >= BUSY * seconds:
                     _raise_in(reader, _Stopped)
 
     try:
@@ -74,6 +76,13 @@ def deadline(seconds: float) -> Iterator[None]:
         done.set()
         _raise_in(reader, None)
         raise FileFault(f"reading does not end within {seconds:.0f} s: it is damaged") from None
+
+
+def _clock_of(thread: int) -> int:
+    """Return the clock of the processor time of a thread; of the process where there is none."""
+    if sys.platform == "linux":
+        return time.pthread_getcpuclockid(thread)
+    return time.CLOCK_PROCESS_CPUTIME_ID
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
@@ -108,11 +117,14 @@ def check_declared(
         itemsize: bytes of one pixel.
         stored_bytes: bytes of the array in the file.
         ratio: greatest possible ratio of compression.
+
+    Raises:
+        FileFault: it is empty, or the file is too short for it.
+        TooLarge: it has more pixels than the settings allow.
     """
     if not shape or min(shape) < 1:
         raise FileFault(f"it declares an empty image of shape {tuple(shape)}")
     most, count = settings().max_frame_px, math.prod(shape)
-    ratio = min(ratio, STACK_RATIO) if count > most else ratio
     if count * itemsize > stored_bytes * ratio:
         raise FileFault(
             f"it declares {' x '.join(map(str, shape))} pixels, "
@@ -123,4 +135,10 @@ def check_declared(
             f"{' x '.join(map(str, shape))} pixels",
             f"at most {most} px in a frame and {STACK_FRAMES} times that in a stack (max_frame_px)",
             "crop the frame, split the stack, or raise MANYBEAM_MAX_FRAME_PX",
+        )
+    if count > most and count * itemsize > stored_bytes * STACK_RATIO:
+        raise TooLarge(
+            f"{' x '.join(map(str, shape))} pixels packed into {stored_bytes} bytes",
+            f"above {most} px (max_frame_px) at most {STACK_RATIO} bytes may unfold from one",
+            "if the file is right, as sparse counts are, raise MANYBEAM_MAX_FRAME_PX to its pixels",
         )

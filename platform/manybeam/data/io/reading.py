@@ -22,6 +22,7 @@ from manybeam.data.io.limits import cause_of, deadline, patience_s
 from manybeam.data.io.measured import settle_condition, settle_pixel_size
 from manybeam.data.io.semtext import add_text_beside
 from manybeam.data.io.sidecar import add_sidecar
+from manybeam.data.io.units import as_number
 from manybeam.errors import (
     InvalidFrame,
     ManybeamError,
@@ -377,7 +378,7 @@ def _atom(
 ) -> tuple[float, float, float]:
     """Return y, x, class of one line."""
     cells = [row.get(names["y"]), row.get(names["x"]), (row.get(kind) if kind else "") or "0"]
-    y, x, number = (formats.as_number(cell) for cell in cells)
+    y, x, number = (as_number(cell) for cell in cells)
     if number is None:
         number = atomic_number_of(cells[2] or "")
     if y is None or x is None or number is None:

@@ -20,9 +20,14 @@ def add_text_beside(raw: Raw, path: Path) -> None:
     suffix = path.suffix.lstrip(".")
     for name in (f"{path.stem}.txt", f"{path.stem}.hdr", f"{path.stem}-{suffix}.hdr"):
         beside = path.with_name(name)
-        if not beside.is_file() or beside.stat().st_size > MOST_BYTES:
+        try:
+            if not beside.is_file() or beside.stat().st_size > MOST_BYTES:
+                continue
+            content = beside.read_bytes()
+        except OSError as error:  # the frame is whole without it
+            raw.notes.append(f"{name} was ignored: {(error.strerror or str(error)).lower()}")
             continue
-        size = add_text(raw, _decoded(beside.read_bytes()), name)
+        size = add_text(raw, _decoded(content), name)
         if size:
             raw.implied[name] = size
 
@@ -33,18 +38,18 @@ def add_text(raw: Raw, text: str, source: str) -> float | None:
     size = _jeol_pm(found) or _hitachi_pm(found) or _tescan_pm(found)
     if size is None:
         return None
-    for name, unit in _VOLTAGES.items():
-        voltage = measure(found.get(name, "").replace("Volt", "V"), unit, "kV")
-        if voltage:
-            raw.values.setdefault("optics.beam_kv", voltage)
     stated = re.findall(r"\d+", found.get("CM_FULL_SIZE") or found.get("DataSize") or "")
     columns = raw.array.shape[-1] if raw.array.ndim >= 2 else 0
     if stated and columns and int(stated[0]) != columns:
         raw.notes.append(
-            f"{source} is of a frame of {stated[0]} columns, not {columns}: its pixel size was "
-            "not taken"
+            f"{source} is of a frame of {stated[0]} columns, not {columns}: its pixel size and "
+            "voltage were not taken"
         )
         return None
+    for name, unit in _VOLTAGES.items():
+        voltage = measure(found.get(name, "").replace("Volt", "V"), unit, "kV")
+        if voltage:
+            raw.values.setdefault("optics.beam_kv", voltage)
     return size
 
 

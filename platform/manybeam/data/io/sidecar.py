@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from manybeam.data.io.formats import Raw, as_number, check_axis, detector_named, square_pm
-from manybeam.data.io.units import FIELD_OF_VIEW, OURS, measure
+from manybeam.data.io.formats import Raw, check_axis, detector_named, square_pm
+from manybeam.data.io.units import FIELD_OF_VIEW, OURS, as_number, measure
 
 MOST_BYTES = 1_000_000
 PIXEL_SIZE = "scan.pixel_size_pm"
@@ -50,10 +50,12 @@ NAMES: dict[str, tuple[str, str, float]] = {
 # The tree of HyperSpy has no units. They are in its manual, and two differ from those of others.
 _HYPERSPY = "Acquisition_instrument"
 _HYPERSPY_UNITS = {"beam_current": "nA", "dwell_time": "s"}
-# Bare numbers beyond these are in SI units: no microscope has 1 MV, 0.2 mrad, 1 ns, 1 aA.
+# Bare numbers beyond these are in SI units: no microscope has 1 MV, 1 ns, 1 aA, a detector at
+# 0.2 mrad, or a beam that converges by 100 mrad. By unit, or by the quantity if it differs.
 _BARE: dict[str, tuple[Callable[[float], bool], str]] = {
     "kV": (lambda number: number > 1000, "V"),
     "mrad": (lambda number: number < 0.2, "rad"),
+    "optics.convergence_mrad": (lambda number: number < 0.1, "rad"),
     "us": (lambda number: number < 1e-3, "s"),
     "pA": (lambda number: number < 1e-6, "A"),
     "nm": (lambda number: number < 1e-4, "m"),
@@ -142,10 +144,12 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
     field, usual, sign = NAMES[name]
     ours = OURS[PIXEL_SIZE if field.startswith(PIXEL_SIZE) else field]
     stated = unit or (suffix[1] if suffix else "")
-    if not stated:
-        usual = _si_unit(value, usual) or usual
-    number = measure(value, stated or usual, ours)
-    if field.startswith((PIXEL_SIZE, FIELD_OF_VIEW)):
+    read_as = stated or _si_unit(value, field, usual) or usual
+    number = measure(value, read_as, ours)
+    if not stated and read_as != usual:
+        raw.notes.append(f"{file}: {key} {value} was taken as {read_as}, not as {usual}")
+    is_length = field.startswith((PIXEL_SIZE, FIELD_OF_VIEW))
+    if is_length and isinstance(value, str | int | float):
         check_axis(_MEASURED.sub("", str(value)) or stated)
     if number is None:
         if as_number(value) != 0 and value != "":
@@ -158,10 +162,10 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
         )
 
 
-def _si_unit(value: object, usual: str) -> str:
+def _si_unit(value: object, field: str, usual: str) -> str:
     """Return the SI unit of a bare number that is out of reach in the usual unit, else nothing."""
     number = abs(as_number(value) or 0.0)
-    is_beyond, unit = _BARE.get(usual, (lambda _: False, ""))
+    is_beyond, unit = _BARE.get(field) or _BARE.get(usual, (lambda _: False, ""))
     return unit if number and is_beyond(number) else ""
 
 

@@ -171,7 +171,7 @@ def _every_page(tif: "TiffFile") -> "Iterator[TiffPage]":
 
 
 def _demerits(page: "TiffPage") -> tuple[bool, bool, bool, bool]:
-    """Return what speaks against a page as the recorded frame, the worst first."""
+    """Return the reasons not to take a page, worst first."""
     return (
         bool(page.is_reduced or page.subfiletype & (_REDUCED | _MASK)),
         page.photometric in (_RGB, _YCBCR),

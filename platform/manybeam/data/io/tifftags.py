@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 from manybeam.data.io.formats import (
     ORIENTATION,
     Raw,
-    as_number,
     as_values,
     length_pm,
     note_orientation,
@@ -16,7 +15,7 @@ from manybeam.data.io.formats import (
 )
 from manybeam.data.io.limits import FileFault
 from manybeam.data.io.semtext import add_text
-from manybeam.data.io.units import measure
+from manybeam.data.io.units import as_number, measure
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
@@ -39,19 +38,22 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
     tags = {tag.code: tag.value for tag in page.tags}
     _check_streak(tags)
     note_orientation(raw.notes, tags.get(ORIENTATION, 1))
+    doubts: list[str] = []
     stated = {
-        "Gatan's tags": _gatan_pm(tags, raw.notes),
-        "OME": _ome_pm(tif, image, raw.notes),
-        "FEI's tag": _fei(raw, tags),
+        "Gatan's tags": _gatan_pm(tags, doubts),
+        "OME": _ome_pm(tif, image, doubts),
+        "FEI's tag": _fei(raw, tags, doubts),
         "Zeiss's tag": _zeiss(raw, tags, page),
-        "the tag of SIS": _sis_pm(tags, raw.notes),
-        "the tag of TVIPS": _tvips_pm(tags, raw.notes),
+        "the tag of SIS": _sis_pm(tags, doubts),
+        "the tag of TVIPS": _tvips_pm(tags, doubts),
         "Tescan's tag": _tescan_pm(raw, tags),
-        **_resolution_pm(raw, tif, tags),
+        **_resolution_pm(tif, tags, doubts),
     }
     known = {who: size for who, size in stated.items() if size}
     if not known and _PRINTED in stated:
-        raw.notes.append("its resolution is for a printer and was not taken as a pixel size")
+        doubts.append("its resolution is for a printer and was not taken as a pixel size")
+    if not known:  # why one tag gives no size matters only where no other gives one
+        raw.notes += doubts
     raw.pixel_size_pm = next(iter(known.values()), None)
     raw.implied |= dict(list(known.items())[1:])
 
@@ -114,7 +116,9 @@ def _ome_axes(pixels: Mapping[str, str]) -> tuple[tuple[str, str], tuple[str, st
     return y, x
 
 
-def _resolution_pm(raw: Raw, tif: "TiffFile", tags: Mapping[int, Any]) -> dict[str, float | None]:
+def _resolution_pm(
+    tif: "TiffFile", tags: Mapping[int, Any], notes: list[str]
+) -> dict[str, float | None]:
     """Return the size that the resolution gives, with the unit of ImageJ if it wrote the file."""
     per_unit = [_per_unit(tags.get(code)) for code in (283, 282)]  # YResolution, XResolution
     written = tif.imagej_metadata or {}
@@ -127,10 +131,10 @@ def _resolution_pm(raw: Raw, tif: "TiffFile", tags: Mapping[int, Any]) -> dict[s
     edge_pm = length_pm(*axes[0])
     if not unit and edge_pm and edge_pm > _PRINTER_PM:
         return {_PRINTED: None}
-    return {name: pixel_pm(axes[0], axes[1], raw.notes)}
+    return {name: pixel_pm(axes[0], axes[1], notes)}
 
 
-def _fei(raw: Raw, tags: Mapping[int, Any]) -> float | None:
+def _fei(raw: Raw, tags: Mapping[int, Any], notes: list[str]) -> float | None:
     """Map the tags of FEI and Thermo Fisher: SI units, in a tree of sections."""
     trees = [tags[code] for code in (_FEI_SFEG, _FEI_HELIOS) if isinstance(tags.get(code), dict)]
     tree = {key: value for one in trees for key, value in one.items()}
@@ -144,7 +148,7 @@ def _fei(raw: Raw, tags: Mapping[int, Any]) -> float | None:
     }
     raw.values |= as_values(found)
     axes = [(scan.get(f"Pixel{side}"), "m") for side in ("Height", "Width")]
-    return pixel_pm(axes[0], axes[1], raw.notes)
+    return pixel_pm(axes[0], axes[1], notes)
 
 
 def _zeiss(raw: Raw, tags: Mapping[int, Any], page: "TiffPage") -> float | None:

@@ -4,14 +4,13 @@ The meaning of a letter depends on the quantity: A is an ångström for a length
 current. A unit that does not belong to the quantity is a fault; it is not guessed.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
-from manybeam.data.io.formats import as_number
-
-_LENGTH_M = {
-    "m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "micron": 1e-6, "nm": 1e-9,
-    "a": 1e-10, "angstrom": 1e-10, "pm": 1e-12,
+_LENGTH_PM = {
+    "m": 1e12, "cm": 1e10, "inch": 2.54e10, "mm": 1e9, "um": 1e6, "micron": 1e6, "nm": 1e3,
+    "a": 1e2, "angstrom": 1e2, "pm": 1.0,
 }  # fmt: skip
 _OF: Mapping[str, Mapping[str, float]] = {
     "kV": {"v": 1e-3, "kv": 1.0, "mv": 1e3, "ev": 1e-3, "kev": 1.0},
@@ -19,9 +18,9 @@ _OF: Mapping[str, Mapping[str, float]] = {
     "pA": {"a": 1e12, "ma": 1e9, "ua": 1e6, "na": 1e3, "pa": 1.0, "fa": 1e-3},
     "us": {"s": 1e6, "sec": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3, "min": 6e7},
     "e/A^2": {"e/a^2": 1.0, "e/nm^2": 1e-2, "e/um^2": 1e-8, "e/m^2": 1e-20},
-    "pm": {name: size * 1e12 for name, size in _LENGTH_M.items()},
-    "nm": {name: size * 1e9 for name, size in _LENGTH_M.items()},
-    "um": {name: size * 1e6 for name, size in _LENGTH_M.items()},
+    "pm": _LENGTH_PM,
+    "nm": {name: size / 1e3 for name, size in _LENGTH_PM.items()},
+    "um": {name: size / 1e6 for name, size in _LENGTH_PM.items()},
     "e": {"e": 1.0, "electrons": 1.0},
     "px": {"px": 1.0, "pixel": 1.0, "pixels": 1.0},
     "1": {"1": 1.0},
@@ -38,6 +37,15 @@ OURS = {
 _MEASURE = re.compile(r"\s*([-+]?[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
 
 
+def as_number(value: object) -> float | None:
+    """Return a value of a file as a finite number; None if it is not a number."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def plain_unit(unit: str) -> str:
     """Return a unit in the form of our tables.
 
@@ -49,7 +57,7 @@ def plain_unit(unit: str) -> str:
     name = name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
     name = name.replace("e-/", "e/").replace("²", "^2").replace("**2", "^2")
     name = re.sub(r"(?<=[am])2$", "^2", name)
-    return {"angstroms": "angstrom", "ångström": "angstrom", "microns": "micron",
+    return {"angstroms": "angstrom", "angström": "angstrom", "microns": "micron",
             "degrees": "deg", "°": "deg", "seconds": "s"}.get(name, name)  # fmt: skip
 
 

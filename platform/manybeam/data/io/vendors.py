@@ -20,7 +20,6 @@ from manybeam.data.io.dmtags import TagArray, read_tags
 from manybeam.data.io.formats import (
     Array,
     Raw,
-    as_number,
     as_values,
     check_axis,
     detector_named,
@@ -29,7 +28,7 @@ from manybeam.data.io.formats import (
     pixel_pm,
 )
 from manybeam.data.io.limits import FileFault, check_declared
-from manybeam.data.io.units import OURS, measure
+from manybeam.data.io.units import OURS, as_number, measure
 
 # Image types of DigitalMicrograph -> NumPy; 23 is packed colour; 3 and 13 are complex.
 _DM_TYPES = {1: "i2", 2: "f4", 6: "u1", 7: "i4", 9: "i1", 10: "u2", 11: "u4", 12: "f8", 14: "u1"}
