@@ -257,14 +257,18 @@ class Tracking:
 
     def _missing(self, model_id: str, path: str) -> Corrupt:
         """Return the error of a file that is not at its address."""
-        with speaking():
-            place = self.client.get_logged_model(model_id).artifact_location
+        try:
+            with speaking():
+                place = self.client.get_logged_model(model_id).artifact_location
+                why = f"it was registered as {place}/{path}"
+        except NotFound:
+            why = "MLflow has no such LoggedModel: its database was damaged or changed by hand"
         restore = "restore the artifact store from its backup: manybeam restore"
         moved = "if the files were moved, set MANYBEAM_ARTIFACTS to their new place"
         hint = restore if self.is_server else f"{moved}; if they are lost, {restore}"
         return Corrupt(
             f"{path} of {model_id} is missing in the artifact store",
-            f"it was registered as {place}/{path}",
+            why,
             hint,
         )
 
