@@ -38,7 +38,8 @@ class KnownEntries:
 
     def one(self, question: str, read: Callable[[], VersionEntry]) -> VersionEntry:
         """Return the entry that answers a question; `read` is called only if it is not known."""
-        return self.all(question, lambda: [read()])[0]
+        found = self.all(question, lambda: [read()])
+        return found[0] if found else read()
 
     def all(self, question: str, read: Callable[[], list[VersionEntry]]) -> list[VersionEntry]:
         """Return the entries that answer a question; `read` is called only if they are unknown."""
