@@ -57,9 +57,11 @@ def test_another_version_of_manybeam_reads_its_own_entries(
 
 @pytest.mark.parametrize(
     "damaged",
-    [None, [], [None], [{}], [{"name": "graphene"}], [{"aliases": 3}], ["text"], 7]
-    + [[{**vars(ENTRY), "color": "red"}]],
-)  # fmt: skip
+    [
+        *(None, [], [None], [{}], [{"name": "graphene"}], [{"aliases": 3}], ["text"], 7),
+        [{**vars(ENTRY), "color": "red"}],
+    ],
+)
 def test_a_damaged_entry_is_read_again(known: KnownEntries, damaged: Any) -> None:
     read = Counted()
     known.one("graphene", read)

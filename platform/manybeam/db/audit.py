@@ -169,8 +169,7 @@ class AuditLog:
             for one in _since(connection, last if since is None else since):
                 if unless(one):
                     raise _forbidden(one)
-            entry = append(connection, action, subject, who=who, reason=reason, details=details)
-        return entry
+            return append(connection, action, subject, who=who, reason=reason, details=details)
 
     def verify(self, anchor: str = "") -> Chain:
         """Read every record and return the chain if every digest is right.
