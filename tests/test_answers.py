@@ -16,6 +16,7 @@ from manybeam.cli import answers
 from manybeam.cli.terminal.answer_figure import answer_figure
 from manybeam.data.io.frame import frame_of
 from manybeam.data.io.reading import read_truth_csv
+from manybeam.errors import InvalidInput
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
@@ -84,6 +85,31 @@ def test_an_atom_in_the_csv_has_its_element_its_verdict_and_the_predicted_f1(
     known = of_elements.predicted_f1
     assert known is not None
     assert float(rows[0]["predicted_f1"]) == pytest.approx(known.f1, abs=1e-4)
+
+
+def test_a_zarr_group_of_another_process_is_refused_and_stays(
+    of_one_kind: Answer, tmp_path: Path
+) -> None:
+    target = str(tmp_path / "answer.zarr")
+    answers.write_zarr(target, [of_one_kind])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InvalidInput, match="is not empty"):
+        answers.write_zarr(target, [of_one_kind])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_part_of_an_answer_is_removed(of_one_kind: Answer, tmp_path: Path) -> None:
+    broken: Any = None  # the second answer cannot be written
+    with pytest.raises(AttributeError):
+        answers.write_zarr(str(tmp_path / "answer.zarr"), [of_one_kind, broken])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_unknown_verdict_says_what_is_unknown(of_one_kind: Answer) -> None:
+    assert of_one_kind.selection is not None
+    unknown = replace(of_one_kind.selection, verdict="unknown")
+    (line,) = answers.lines(replace(of_one_kind, selection=unknown), is_verbose=False)
+    assert line.endswith(", drift unknown")
 
 
 def test_the_class_in_the_csv_is_a_whole_number_and_what_is_unknown_an_empty_cell(

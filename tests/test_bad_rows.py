@@ -21,6 +21,7 @@ from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions import ZooVersions
 from manybeam.web.app import create_app, make_app_state
 from manybeam.zoo.catalogue import Catalogue
+from manybeam.zoo.matrix import Score
 from manybeam.zoo.registry import Zoo
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.slow
 FRAME = np.random.default_rng(0).random((64, 64), dtype=np.float32)
 TAG = "INSERT INTO model_version_tags(name, version, key, value) VALUES ('bad', 1, '{}', {})"
 LOST = "DELETE FROM model_version_tags WHERE name = 'bad' AND key = 'manybeam.{}'"
+ORDER = "UPDATE model_version_tags SET value = {} WHERE name = 'bad' AND key LIKE '%scores_order%'"
 DAMAGE = [
     pytest.param(LOST.format("manifest"), id="no manifest"),
     pytest.param(LOST.format("sha256"), id="no digest"),
@@ -38,6 +40,8 @@ DAMAGE = [
     pytest.param(TAG.format("manybeam.archived", "'yesterday'"), id="date"),
     pytest.param(TAG.format("manybeam.archived", "NULL"), id="null date"),
     pytest.param(TAG.format("manybeam.scores.m-1", "'?'"), id="scores"),
+    pytest.param(ORDER.format("'second'"), id="order of scores"),
+    pytest.param(ORDER.format("NULL"), id="null order of scores"),
 ]  # fmt: skip
 
 
@@ -48,7 +52,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny_members: Any) -> Path:
     home.mkdir()
     zoo = Zoo(sqlite_url(home / "zoo.db"), (home / "weights").as_uri(), home / "cache" / "zoo")
     for name, member in zip(("bad", "good"), tiny_members(2), strict=True):
-        zoo.register(name, [member], job={"kind": "train"}, alias="serving")
+        rows = [Score(member.index, "nominal", "n" * 32, {"f1": 0.9})]
+        zoo.register(name, [member], job={"kind": "train"}, alias="serving", scores=rows)
     return home
 
 

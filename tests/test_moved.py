@@ -169,5 +169,9 @@ def test_recorded_frames_are_found_below_the_present_store(
     recorded: str, found: str, tmp_path: Path
 ) -> None:
     store = str(tmp_path / "store")
-    FrameSet.create(f"{store}/lab/one", Condition(id="low"), (64, 64))
-    assert FrameSets(store).here(recorded.format(store=store)) == found.format(store=store)
+    digest = FrameSet.create(f"{store}/lab/one", Condition(id="low"), (64, 64)).digest
+    frame_sets, url = FrameSets(store), recorded.format(store=store)
+    assert frame_sets.here(url, digest) == found.format(store=store)
+    is_moved = url != found.format(store=store)
+    for other in ("", "0" * len(digest)):  # other frames may lie at the path of the moved ones
+        assert not (is_moved and frame_sets.here(url, other))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import delete
 
 from manybeam.cli import main
 from manybeam.cli.predict import read_members
@@ -18,7 +19,8 @@ from manybeam.data.simulation.simulate import simulate
 from manybeam.db.deployment import open_database
 from manybeam.db.owner import login, whoami
 from manybeam.db.preferences import Preference, Preferences
-from manybeam.errors import InvalidInput, MemberCountError, NotFound, UnknownRef
+from manybeam.db.tables import AuditHead
+from manybeam.errors import Corrupt, InvalidInput, MemberCountError, NotFound, UnknownRef
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.predictor.preferences import frame_digest, preferences, record_preference, retract
 from manybeam.predictor.selection import Candidate, Selection, select
@@ -70,6 +72,20 @@ def test_a_preference_reads_back_as_it_was_recorded(
     assert made.condition["optics.beam_kv"] == 60.0
     best = selection.candidates[0]
     assert made.features[best.member] == {**best.components, "predicted_f1": best.predicted_f1}
+
+
+def test_a_preference_that_the_audit_log_lacks_is_said_to_be_kept(
+    prefer: Callable[..., Preference],
+) -> None:
+    audit_log()
+    with open_database().writing() as connection:
+        connection.execute(delete(AuditHead))
+    with pytest.raises(Corrupt) as caught:
+        prefer(0)
+    assert caught.value.what.startswith(
+        "graphene@2: done (preference recorded), but not in the audit log: "
+    )
+    assert len(preferences("graphene")) == 1
 
 
 def test_a_preference_is_as_proposed_whatever_the_order(prefer: Callable[..., Preference]) -> None:

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from botocore.exceptions import ClientError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INTERNAL_ERROR,
@@ -16,6 +17,7 @@ from urllib3.exceptions import ConnectTimeoutError
 from manybeam.errors import (
     Conflict,
     InvalidInput,
+    NotAllowed,
     NotFound,
     UnknownRef,
     WriteFailed,
@@ -34,6 +36,16 @@ from manybeam.zoo.backend.refusals import speaking
         pytest.param(MlflowException("x", TEMPORARILY_UNAVAILABLE), ZooUnreachable, id="locked"),
         pytest.param(ConnectTimeoutError("x"), ZooUnreachable, id="timeout"),
         pytest.param(OSError(errno.EACCES, "denied"), ZooUnreachable, id="no access"),
+        pytest.param(
+            ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "PutObject"),
+            NotAllowed,
+            id="no right to write",
+        ),
+        pytest.param(
+            ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "HeadObject"),
+            NotAllowed,
+            id="no right to read",
+        ),
         pytest.param(OSError(errno.ENOSPC, "full"), WriteFailed, id="disk full"),
     ],
 )

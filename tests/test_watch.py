@@ -1,5 +1,6 @@
 """What the members know, what is proposed when a stream leaves it, and the command that says so."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -258,6 +259,18 @@ def test_a_session_watched_in_two_parts_ends_as_if_watched_in_one(here, session,
     (later,) = json.loads(capsys.readouterr().out)
     assert later["frame"] == row["frame"] - 90
     assert later["score"] == row["score"]
+    assert DriftWatch.restore(state.read_text()).seen == 40
+
+
+def test_a_session_at_another_magnification_is_a_drift_and_not_refused(here, session, capsys):
+    fine, dirty = session
+    closer = dataclasses.replace(dirty, pixel_size_pm=dirty.pixel_size_pm * 6)
+    url, state = written(here, "closer", fine, closer), here / "closer.json"
+    with pytest.raises(OutOfDistribution, match="drift since frame"):
+        run(url, "-e", "graphene", "--first", "60", "--state", str(state), "--fail-on-drift",
+            "-o", "json")  # fmt: skip
+    (row,) = json.loads(capsys.readouterr().out)
+    assert 90 <= row["frame"] < 100
     assert DriftWatch.restore(state.read_text()).seen == 40
 
 

@@ -157,6 +157,15 @@ def test_a_token_opens_what_it_was_made_for(tokens: Tokens) -> None:
     assert tokens.verify(text + "x") is None
 
 
+def test_a_token_that_cannot_be_recorded_is_not_created(tokens: Tokens, database: Database) -> None:
+    with pytest.raises(InvalidInput, match="does not name a person"):
+        tokens.create("scan", ["predict"], who=" x" * 200)
+    assert tokens.list() == []
+    _, made = tokens.create("scan", ["predict"], who="Ada")
+    (entry,) = AuditLog(database).entries()
+    assert (entry.action, entry.subject, entry.who) == ("token created", made.id, "Ada")
+
+
 def test_only_the_hash_of_a_token_is_kept(tokens: Tokens, database: Database) -> None:
     text, _ = tokens.create("scan", ["predict"])
     with database.reading() as connection:

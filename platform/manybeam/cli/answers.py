@@ -5,6 +5,7 @@ atom is.
 """
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,7 +100,8 @@ def warn(answers: "Sequence[Answer]") -> None:
         say(f"warning: a predicted F1 below {POOR_F1:g}: {_names(poor)}")
         say(f"why: {poor[0].why}")
     for first in (drifted or poor)[:1]:
-        say(f"try: manybeam select {first.frame.origin} -e {first.question.ref} --show")
+        file = shlex.quote(first.frame.origin)
+        say(f"try: manybeam select {file} -e {first.question.ref} --show")
 
 
 def _names(some: "Sequence[Answer]") -> str:
@@ -150,14 +152,18 @@ def write_zarr(url: str, answers: "Sequence[Answer]") -> None:
         return
     import zarr
 
+    from manybeam.cli.terminal.targets import check_empty
     from manybeam.data.store import open_store
     from manybeam.spec.elements import symbol_of
     from manybeam.zoo.lineage import note_prediction
 
+    check_empty(url, "answers")  # again: another process may have written since the start
     store = open_store(url)
+    with store.writing() as place:
+        zarr.create_group(place)
     try:
         with store.writing() as place:
-            root = zarr.create_group(place)
+            root = zarr.open_group(place, mode="r+")
             for number, answer in enumerate(answers):
                 group = root.create_group(f"{number:05d}")
                 arrays = {name: getattr(answer, f"{name}_yx") for name in ("mean", "std", "mi")}
@@ -167,7 +173,7 @@ def write_zarr(url: str, answers: "Sequence[Answer]") -> None:
                 symbols = [symbol_of(one) for one in answer.prediction.elements]
                 named = {"atom_columns": list(ATOM_COLUMNS), "class_elements": symbols}
                 group.attrs.update({**row(answer), **named})
-    except BaseException:  # the group was empty before; a part of an answer is none
+    except BaseException:  # this call created the group; a part of an answer is none
         store.delete("")
         raise
     for ref in dict.fromkeys(answer.ref for answer in answers):
@@ -184,12 +190,22 @@ def _atoms_words(answer: "Answer") -> str:
 def _quality_words(answer: "Answer") -> str:
     """Return predicted F1 and verdict in words."""
     predicted = answer.predicted_f1
-    verdict = answer.verdict.replace("-", " ") or "verdict unknown"
+    verdict = verdict_words(answer.verdict)
     if predicted is None:
         return f"predicted F1 unknown, {verdict}"
     f1 = f"predicted F1 {predicted.f1:.2f} ({predicted.low:.2f} to {predicted.high:.2f})"
     is_calibrated = answer.selection is not None and answer.selection.is_calibrated
     return f"{f1}{'' if is_calibrated else ', not calibrated'}, {verdict}"
+
+
+def verdict_words(verdict: str) -> str:
+    """Return a verdict for people; "" stands for an answer without one.
+
+    Example:
+        >>> verdict_words("out-of-distribution"), verdict_words("unknown")
+        ('out of distribution', 'drift unknown')
+    """
+    return "drift unknown" if verdict in ("", "unknown") else verdict.replace("-", " ")
 
 
 def _element_counts(answer: "Answer") -> dict[str, int]:

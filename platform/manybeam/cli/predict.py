@@ -4,6 +4,7 @@ Both use `predictor.predictor.Predictor` in this process, as the service does, s
 the same.
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.sizing import check_sized, read_files, stated_condition
-from manybeam.cli.terminal.targets import check_target
+from manybeam.cli.terminal.targets import check_empty, check_target
 from manybeam.errors import InvalidInput, OutOfDistribution
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def predict(
         raise OutOfDistribution(
             f"no member of {drifted[0].ref} suits {', '.join(map(answers.frame_name, drifted))}",
             "; ".join(drifted[0].verdict_reasons),
-            f"manybeam select {drifted[0].frame.origin} shows the members and why",
+            f"manybeam select {shlex.quote(drifted[0].frame.origin)} shows the members and why",
         )
     answers.warn(found)
 
@@ -147,13 +148,15 @@ def _ranked(
     picture: Path | None,
 ) -> tuple[list[dict[str, Any]], str]:
     """Return a row for each member and the verdict; record the preference and draw, if asked to."""
+    from manybeam.cli import answers
     from manybeam.cli.preferences import draw, keep
 
     selection, record = best.selection, best.version.record
     assert selection is not None and record is not None  # noqa: S101, PT018 - large enough, of a zoo
     for note_ in best.notes:
         say(note_)
-    say(f"{'warning: out of distribution' if selection.is_drifted else selection.verdict}:")
+    verdict = answers.verdict_words(selection.verdict)
+    say(f"{'warning: ' if selection.is_drifted else ''}{verdict}:")
     for reason in selection.reasons:
         say(f" - {reason}")
     for one in selection.answerers:
@@ -162,7 +165,7 @@ def _ranked(
         keep(best.frame, best, preferred, who, note)
     if picture is not None:
         draw(best.frame, best, picture, preferred)
-    return _candidate_rows(record, selection, preferred), selection.verdict
+    return _candidate_rows(record, selection, preferred), verdict
 
 
 def _candidate_rows(
@@ -267,10 +270,4 @@ def _check_targets(atoms: Path | None, zarr: str, png: Path | None) -> None:
         raise InvalidInput(
             f"--png {png} is a file", "there is one picture for each frame", "give a folder"
         )
-    if zarr:
-        from manybeam.data.store import open_store
-
-        if open_store(zarr).list(""):
-            raise InvalidInput(
-                f"{zarr} is not empty", "answers do not overwrite files", "choose another --zarr"
-            )
+    check_empty(zarr, "answers")

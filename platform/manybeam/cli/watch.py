@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.targets import check_empty
 from manybeam.data.disk import write_files
 from manybeam.errors import Corrupt, InvalidFrame, InvalidInput, OutOfDistribution
 
@@ -69,7 +70,7 @@ def watch(
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo
 
-    _check_target(keep)
+    check_empty(keep, "frames")
     _check_first(first)
     again = [
         "manybeam",
@@ -177,17 +178,6 @@ class _Advisor:
         if not proposal.command or self.keep:
             return proposal.command
         return f"{shlex.join([*self.again, '--keep', KEPT_URL])} && {proposal.command}"
-
-
-def _check_target(url: str) -> None:
-    """Refuse a target that cannot be written to, before any frame is read."""
-    if url:
-        from manybeam.data.store import open_store
-
-        if open_store(url).list(""):
-            raise InvalidInput(
-                f"{url} is not empty", "frames are not overwritten", "choose another URL"
-            )
 
 
 def _check_first(first: int) -> None:

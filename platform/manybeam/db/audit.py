@@ -164,27 +164,12 @@ class AuditLog:
             InvalidInput: no name, or a text that is too long.
             DatabaseUnreachable, WriteFailed: the record could not be written.
         """
-        who, reason = checked_who(who), checked_reason(reason)
         with self._database.writing() as connection:
-            last, before = _head(connection, is_locked=True)
+            last = _head(connection, is_locked=True)[0]
             for one in _since(connection, last if since is None else since):
                 if unless(one):
                     raise _forbidden(one)
-            entry = Entry(
-                last + 1,
-                datetime.now(UTC).isoformat(timespec="milliseconds"),
-                action,
-                subject,
-                who,
-                reason,
-                dict(details or {}),
-                before,
-                process_name(),
-                uuid.uuid4().hex,
-            )
-            _write(connection, [(entry.number, _bytes(entry))])
-        logger.info("audited", extra={"action": action, "subject": subject, "who": who})
-        return entry
+            return append(connection, action, subject, who=who, reason=reason, details=details)
 
     def verify(self, anchor: str = "") -> Chain:
         """Read every record and return the chain if every digest is right.
@@ -228,6 +213,38 @@ class AuditLog:
             bad = sum(_read(number, one).action == UNREADABLE for number, one in contents.items())
             mark(connection, KIND, place, count=len(contents), unreadable=bad)
         return len(contents)
+
+
+def append(
+    connection: Connection,
+    action: str,
+    subject: str,
+    *,
+    who: str,
+    reason: str = "",
+    details: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Write the next record in the transaction of what it is about, and return it.
+
+    Args and errors are those of `AuditLog.append`.
+    """
+    who, reason = checked_who(who), checked_reason(reason)
+    last, before = _head(connection, is_locked=True)
+    entry = Entry(
+        last + 1,
+        datetime.now(UTC).isoformat(timespec="milliseconds"),
+        action,
+        subject,
+        who,
+        reason,
+        dict(details or {}),
+        before,
+        process_name(),
+        uuid.uuid4().hex,
+    )
+    _write(connection, [(entry.number, _bytes(entry))])
+    logger.info("audited", extra={"action": action, "subject": subject, "who": who})
+    return entry
 
 
 def checked_who(who: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, select, update
 
-from manybeam.db.audit import AuditLog
+from manybeam.db.audit import append
 from manybeam.db.database import Database, insert_if_new, now
 from manybeam.db.owner import whoami
 from manybeam.db.tables import InstrumentRow, PersonRow, TokenRow
@@ -98,7 +98,7 @@ class Tokens:
                 instrument_id=_instrument_id(connection, instrument),
                 lifetime=lifetime,
             )
-        self._note("token created", made, who)
+            _note(connection, "token created", made, who)
         return text, made
 
     def register(self, text: str, place: str, scopes: Iterable[str]) -> Token:
@@ -115,8 +115,8 @@ class Tokens:
             connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
             is_new = _find(connection, TokenRow.sha256 == _hash(text)) is None
             made = self._add(connection, text, place, scopes)
-        if is_new:
-            self._note("token created", made)
+            if is_new:
+                _note(connection, "token created", made)
         return made
 
     def verify(self, text: str) -> Token | None:
@@ -143,10 +143,10 @@ class Tokens:
             still = own & TokenRow.revoked.is_(None)
             done = connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
             found = _find(connection, own)
-        if found is None:
-            raise NotFound(f"no token {token_id!r}", "", "")
-        if done.rowcount:
-            self._note("token revoked", found, who)
+            if found is None:
+                raise NotFound(f"no token {token_id!r}", "", "")
+            if done.rowcount:
+                _note(connection, "token revoked", found, who)
         return found
 
     def list(self) -> Sequence[Token]:
@@ -154,11 +154,6 @@ class Tokens:
         with self._database.reading() as connection:
             rows = connection.execute(_wanted().order_by(TokenRow.created.desc(), TokenRow.id))
             return [_as_token(row) for row in rows]
-
-    def _note(self, action: str, token: Token, who: str = "") -> None:
-        details = {"name": token.name, "scopes": list(token.scopes), "person": token.person}
-        log = AuditLog(self._database)
-        log.append(action, token.id, who=who or whoami(), details=details)
 
     def _add(
         self,
@@ -185,6 +180,12 @@ class Tokens:
         insert_if_new(connection, TokenRow, row)
         own = _wanted().where(TokenRow.sha256 == row["sha256"])
         return _as_token(connection.execute(own).one())
+
+
+def _note(connection: Connection, action: str, token: Token, who: str = "") -> None:
+    """Record an action in its own transaction: both are done, or neither."""
+    details = {"name": token.name, "scopes": list(token.scopes), "person": token.person}
+    append(connection, action, token.id, who=who or whoami(), details=details)
 
 
 def _wanted() -> Select[*tuple[Any, ...]]:

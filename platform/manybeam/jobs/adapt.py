@@ -162,7 +162,9 @@ def iterate(
 def _chosen(zoo: "Zoo", record: "Record", frame: Frame, library: Library) -> tuple[int, ...]:
     """Return the members that selection chooses for a frame."""
     predictor = Predictor(ZooVersions(zoo), library)
-    selection = predictor.rank(frame, Question(record.ref, is_selecting=True))[0].selection
+    # Frames unlike those of the training are the reason to adapt, also in their pixel size.
+    question = Question(record.ref, is_selecting=True, is_size_trusted=True)
+    selection = predictor.rank(frame, question)[0].selection
     return selection.chosen if selection is not None else ()
 
 

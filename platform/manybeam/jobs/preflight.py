@@ -98,13 +98,20 @@ def _faults(recipe: Recipe, networks: Iterable[Network]) -> Iterator[ManybeamErr
 
 
 def _weight_bytes(network: Network) -> int:
-    """Return the bytes of a network's weights, from a network that takes no memory."""
+    """Return the bytes of a network's weights, if possible from a network that takes no memory.
+
+    Some classes of MONAI compute with their first weights, which a network without memory has not.
+    They are built on the CPU before they are refused.
+    """
     import torch
 
     from manybeam.learn.nets.networks import build
 
     try:
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                weights = list(build(network).state_dict().values())
+        except (NotImplementedError, RuntimeError):
             weights = list(build(network).state_dict().values())
     except (ImportError, ManybeamError):
         raise

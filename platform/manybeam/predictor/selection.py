@@ -112,7 +112,7 @@ class Selection:
 
     Attributes:
         verdict: `ok`, `out-of-distribution`, or `unknown` if too few conditions were measured to
-            judge; no verdict blocks an answer.
+            say; no verdict blocks an answer.
         candidates: every member, best first.
         chosen: the members that suit the frame, best first.
         reasons: the reasons, a short sentence each.

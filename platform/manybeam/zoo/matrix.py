@@ -153,6 +153,7 @@ class Matrix(
     """
 
     def __init__(self, rows: Iterable[Score] = (), members: Iterable[int] = ()) -> None:
+        self._compared: dict[str, tuple[str, ...]] = {}  # score -> conditions; slow to compute
         self.rows = tuple(rows)
         self.members: tuple[int, ...] = tuple(
             sorted({*members, *(row.member for row in self.rows if row.member >= 0)})
@@ -241,10 +242,14 @@ class Matrix(
 
         Rows that were measured on few conditions do not take part; see `zoo.ranking`.
         """
+        if key in self._compared:
+            return self._compared[key]
         cells = [[self.value(row, c, key) for c in self.conditions] for row in self.scored]
         cells_rc = np.array(cells, dtype=np.float64).reshape(len(self.scored), len(self.conditions))
         common_c = compare_rows(cells_rc).common_c
-        return tuple(c for c, is_in in zip(self.conditions, common_c, strict=True) if is_in)
+        found = tuple(c for c, is_in in zip(self.conditions, common_c, strict=True) if is_in)
+        self._compared[key] = found
+        return found
 
     def mean(self, member: int, key: str = "f1") -> float | None:
         """Return the mean of one row over `compared_on`; None if it was not measured on them."""

@@ -18,7 +18,7 @@ _GROUPS = 8  # further rows are in one last group, with the mean of each over it
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Ranking:
     """Rows in groups; those of one group were measured on common conditions.
 
     Attributes:
@@ -55,7 +55,7 @@ class Comparison:
         return np.asarray(np.lexsort(keys))
 
 
-def compare_rows(cells_rc: ndarray) -> Comparison:
+def compare_rows(cells_rc: ndarray) -> Ranking:
     """Return rows in groups, each with the mean over the common conditions of its group.
 
     Args:
@@ -64,7 +64,7 @@ def compare_rows(cells_rc: ndarray) -> Comparison:
     is_measured_rc = ~np.isnan(cells_rc)
     if not cells_rc.size:
         none_r = np.zeros(len(cells_rc))
-        return Comparison(none_r + np.nan, none_r, is_measured_rc, is_measured_rc)
+        return Ranking(none_r + np.nan, none_r, is_measured_rc, is_measured_rc)
     first_p, pattern_r = _patterns(is_measured_rc)
     patterns_pc, row_count_p = is_measured_rc[first_p], np.bincount(pattern_r)
     group_p, used_pc = _groups(patterns_pc, row_count_p)
@@ -73,7 +73,7 @@ def compare_rows(cells_rc: ndarray) -> Comparison:
     total_r = np.where(is_used_rc, cells_rc, 0.0).sum(axis=1)
     value_r = np.full(len(cells_rc), np.nan)
     np.divide(total_r, count_r, out=value_r, where=count_r > 0)
-    return Comparison(value_r, group_p[pattern_r], is_measured_rc, is_used_rc)
+    return Ranking(value_r, group_p[pattern_r], is_measured_rc, is_used_rc)
 
 
 def common_conditions(is_measured_pc: ndarray, row_count_p: ndarray) -> ndarray:

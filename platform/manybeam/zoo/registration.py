@@ -23,6 +23,7 @@ from manybeam.zoo.records import (
     MANIFEST_TAG,
     MEMBER_TAG,
     MemberRecord,
+    VersionEntry,
     write_manifest,
 )
 from manybeam.zoo.score_reports import HEADLINE, REPORT_FILE, write_report
@@ -222,13 +223,25 @@ def add_scores(
     }
 
 
-def next_number(tags: Mapping[str, str]) -> int:
-    """Return the number of the next score report of a version with these tags.
+def next_number(entry: VersionEntry) -> int:
+    """Return the number of the next score report of a version; raises Corrupt.
 
     Two reports that are written at the same time may get one number: neither is the later one.
     """
-    numbers = [int(value) for key, value in tags.items() if key.startswith(ORDER_TAG)]
+    numbers = [report_number(entry, key) for key in entry.tags if key.startswith(ORDER_TAG)]
     return max(numbers, default=0) + 1
+
+
+def report_number(entry: VersionEntry, key: str) -> int:
+    """Return the number in a tag of `ORDER_TAG`; 0 if there is no such tag, as in old versions.
+
+    Raises:
+        Corrupt: the tag is no number.
+    """
+    text = entry.tags.get(key, "0")
+    if not (text.isascii() and text.isdigit()):
+        raise entry.damaged(f"its tag {key} is no number: {text[:40]!r}")
+    return int(text)
 
 
 def add_attachment(

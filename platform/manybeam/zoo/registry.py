@@ -55,6 +55,7 @@ from manybeam.zoo.registration import (
     add_attachment,
     add_scores,
     next_number,
+    report_number,
 )
 from manybeam.zoo.score_reports import REPORT_FILE, in_order, read_report
 
@@ -255,7 +256,7 @@ class Zoo:
                 f"use the reference of the version: {record.version_ref}",
             )
         if rows:
-            number = next_number(entry.tags)
+            number = next_number(entry)
             tags = add_scores(
                 self.tracking, _place(record), record.members, rows, self._cache.keep, number=number
             )
@@ -282,7 +283,7 @@ class Zoo:
                 if not trust.may_count(f"scores of {entry.tag(SHA256_TAG)}", sha256, signature):
                     logger.warning("unsigned scores are ignored", extra={"of": what})
                     continue
-                number = int(entry.tags.get(ORDER_TAG + model_id, 0))
+                number = report_number(entry, ORDER_TAG + model_id)
                 rows = read_report(self._file(model_id, REPORT_FILE, sha256, what))
                 reports.append((number, rows))
         return in_order(reports)

@@ -35,3 +35,20 @@ def check_target(path: Path | None, forms: tuple[str, ...] = ()) -> None:
         )
     if not has_folder:
         raise InvalidInput(f"there is no folder {path.parent}", "", f"mkdir -p {path.parent}")
+
+
+def check_empty(url: str, what: str) -> None:
+    """Refuse a target in a store that holds something already; "" is no target.
+
+    Args:
+        url: URL of a FrameSet or an answer.
+        what: what is to be written there, for the reason.
+    """
+    if not url:
+        return
+    from manybeam.data.store import open_store
+
+    if open_store(url).list(""):
+        raise InvalidInput(
+            f"{url} is not empty", f"{what} do not overwrite files", "choose another URL"
+        )

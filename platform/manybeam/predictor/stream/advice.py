@@ -181,7 +181,8 @@ def propose(
         raise InvalidInput("no frames since the change", "at least one is needed", "")
     version = predictor.versions.get(ref)
     chosen = np.unique(np.linspace(0, len(frames) - 1, RANKED_FRAMES).round().astype(int))
-    question = Question(ref, tuple(serving))
+    # A stream at another magnification is a common drift, and not a mistake to refuse.
+    question = Question(ref, tuple(serving), is_size_trusted=True)
     answers = predictor.answers([frames[place] for place in chosen], question)
     asked = [one.selection for one in answers if one.selection is not None]
     now = tuple(serving) or version.ensemble.indices

@@ -204,7 +204,7 @@ def _readable(app_state: AppState, place: ExamplePlace) -> tuple[Score, list[str
         given = measure.get("frames") if isinstance(measure, dict) else None
         named = [here(_resolved(one)) for one in given or () if isinstance(one, str)]
         return score, [url for url in named if url]
-    found = [(use, here(_resolved(use.url))) for use in score.test_set.frame_sets]
+    found = [(use, here(_resolved(use.url), use.digest)) for use in score.test_set.frame_sets]
     uses = tuple(replace(use, url=url or use.url) for use, url in found)
     known = replace(score, test_set=replace(score.test_set, frame_sets=uses))
     return known, [url for _, url in found if url]

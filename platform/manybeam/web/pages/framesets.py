@@ -88,17 +88,25 @@ class FrameSets:
                 self._listed = (time.monotonic(), found)
             return found
 
-    def here(self, url: str) -> str:
+    def here(self, url: str, digest: str = "") -> str:
         """Return the URL at which a recorded FrameSet lies in this store; "" if it does not.
 
         A record keeps the address of its time. If the store was moved since then, the FrameSet has
-        the same path below the new place.
+        the same path below the new place. Another store may hold other frames at that path, so the
+        digest must be the same.
+
+        Args:
+            url: the recorded address.
+            digest: the recorded digest; without it only the recorded address is taken.
         """
         root = open_store(self.url).url.rstrip("/") + "/"
         if url.startswith(root):
             return url
+        if not digest:
+            return ""
         named = [path for path in self.paths() if url.rstrip("/").endswith(f"/{path}")]
-        return root + max(named, key=len) if named else ""
+        rows = map(self._row, sorted(named, key=len, reverse=True))
+        return next((row.url for row in rows if row.digest == digest), "")
 
     def preview(self, path: str) -> bytes:
         """Return a small PNG of the first frame.

@@ -258,20 +258,22 @@ class Listing:
         for name, value in zip(self.page.conditions, row.strip, strict=True):
             one = self.described.get(name)
             if value is not None and one is not None:
-                sample = one.sample.material or one.sample.structure
-                found.setdefault(sample, {})[one.modality.upper()] = None
+                found.setdefault(_sample(one), {})[one.modality.upper()] = None
         return {sample: ", ".join(modalities) for sample, modalities in found.items()}
 
     @property
-    def best_of(self) -> dict[str, Row]:
-        """The best row for each sample; none if the first rows of the list are not the best."""
-        query = self.question.query
+    def best(self) -> tuple[str, Row] | None:
+        """The sample of all compared conditions and the best row for it; None without one.
+
+        The order over conditions of several samples says nothing about one of them.
+        """
+        query, rows = self.question.query, self.page.rows
+        described = [self.described.get(name) for name in self.page.compared]
+        samples = {_sample(one) if one is not None else "" for one in described}
         is_best_first = query.page == 1 and query.order == "-score"
-        found: dict[str, Row] = {}
-        for row in self.page.rows if is_best_first else ():
-            for sample in self.samples_of(row) if row.value is not None else ():
-                found.setdefault(sample, row)
-        return found
+        if len(samples) != 1 or "" in samples or not is_best_first or not rows:
+            return None
+        return None if rows[0].value is None else (samples.pop(), rows[0])
 
     def shown_facets(self) -> list[tuple[str, Sequence[Facet]]]:
         """Return the filters in the form of the page, each with its values."""
@@ -292,6 +294,10 @@ class Listing:
     def is_asked(self, condition: str) -> bool:
         """Return whether a filter selects some conditions, and this is one of them."""
         return self.question.is_narrowed and condition in self.page.asked
+
+
+def _sample(condition: Condition) -> str:
+    return condition.sample.material or condition.sample.structure
 
 
 def make_listing(

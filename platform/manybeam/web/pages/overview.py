@@ -1,6 +1,6 @@
 """The opening of the page of a version: what it is for, where it works and fails, what to take.
 
-Everything is computed from its record, its scores and the library, so nothing here is a promise.
+Everything is computed from its record, its scores and the library, and nothing is written by hand.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -50,7 +50,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Spot:
+class ConditionScores:
     """The scores of the ensemble, or of the one member shown, on one condition."""
 
     condition: str
@@ -90,7 +90,7 @@ class VersionPage:
     keys: tuple[str, ...]
     conditions: tuple[str, ...]
     lines: tuple[Line, ...]
-    spots: tuple[Spot, ...]
+    spots: tuple[ConditionScores, ...]
     superseded: tuple[Superseded, ...]
     compared: tuple[str, ...] = ()
 
@@ -128,7 +128,7 @@ def describe_version(cached: CachedVersion, key: str = "f1") -> VersionPage:
         )
     lines = tuple(_line(cached, member, key) for member in _order(cached))
     subject = cached.record.subject
-    spots = tuple(_spot(matrix, subject, condition) for condition in matrix.conditions)
+    spots = tuple(_scores_on(matrix, subject, condition) for condition in matrix.conditions)
     old, compared = tuple(_superseded(matrix, key)), matrix.compared_on(key)
     return VersionPage(key, keys, matrix.conditions, lines, spots, old, compared)
 
@@ -207,11 +207,11 @@ def _text(matrix: Matrix, member: int, condition: str, key: str) -> str:
     return text + (f", {score.taken:%Y-%m-%d}" if score and score.taken else "")
 
 
-def _spot(matrix: Matrix, member: int, condition: str) -> Spot:
+def _scores_on(matrix: Matrix, member: int, condition: str) -> ConditionScores:
     score = matrix.score(member, condition)
     taken, scorer = (score.taken, score.scorer) if score else (None, "")
     digest, values = matrix.condition_digest(condition), matrix.values(member, condition)
-    return Spot(condition, digest, values, taken, scorer)
+    return ConditionScores(condition, digest, values, taken, scorer)
 
 
 def _superseded(matrix: Matrix, key: str) -> Iterable[Superseded]:

@@ -3,7 +3,7 @@
 Reading an entry needs MLflow, and importing MLflow takes two seconds, which would be half of a
 `manybeam predict`. A SQLite file counts its transactions in its header, so an entry that was read
 at the same count is the same entry. Only the embedded zoo has such a file; a server is asked each
-time.
+time. Another version of Manybeam may write other entries, so each version reads its own.
 
 Source: sqlite.org/fileformat2.html, 1.3 "The Database Header", file change counter.
 """
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from manybeam import __version__
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.data.disk import write_files
 from manybeam.errors import WriteFailed
@@ -37,7 +38,8 @@ class KnownEntries:
 
     def one(self, question: str, read: Callable[[], VersionEntry]) -> VersionEntry:
         """Return the entry that answers a question; `read` is called only if it is not known."""
-        return self.all(question, lambda: [read()])[0]
+        found = self.all(question, lambda: [read()])
+        return found[0] if found else read()
 
     def all(self, question: str, read: Callable[[], list[VersionEntry]]) -> list[VersionEntry]:
         """Return the entries that answer a question; `read` is called only if they are unknown."""
@@ -45,7 +47,7 @@ class KnownEntries:
         if before is None:
             return read()
         known = self._known(before)
-        if question in known:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # a damaged entry
             return [_entry(one) for one in known[question]]
         found = read()
         if self._stamp() == before:
@@ -86,7 +88,8 @@ class KnownEntries:
             or path.with_name(f"{path.name}-journal").exists()
         ):
             return None
-        return f"{path} {status.st_ino} {status.st_size} {header[24:28].hex()}"
+        place = f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+        return f"{__version__} {path} {place} {header[24:28].hex()}"
 
 
 def _entry(kept: dict[str, Any]) -> VersionEntry:

@@ -12,7 +12,6 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.db.places import experiment_places, model_places, move_places
 from manybeam.errors import ManybeamError
-from manybeam.zoo.backend.refusals import speaking
 from manybeam.zoo.records import EXPERIMENT_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,8 @@ def follow_moved_files(uri: str, artifacts: str) -> None:
 
     An experiment moves if the configured store has at least as many of its members as the
     recorded place. So a copied home uses its own copy, and a store that was named before its
-    files were copied changes nothing.
+    files were copied changes nothing. Two machines that reach one store by different paths rewrite
+    the addresses in turn; `Tracking.read_file` therefore corrects them again before it gives up.
 
     Args:
         uri: URL of MLflow's database, not of a server: a server gives addresses that do not
@@ -64,17 +64,16 @@ def _are_there(uri: str, before: str, after: str) -> bool:
     """Return whether files of an experiment are at the new place, and not more at the old one."""
     known = {place.removeprefix(f"{before}/") for place in model_places(uri, before)}
     names = {place.split("/")[1] for place in known if place.startswith(f"{_MODELS}/")}
-    with speaking():
-        here = len(names & _listed(after))
+    here = _count(names, after)
     return here > 0 and here >= _count(names, before)
 
 
 def _count(names: set[str], place: str) -> int:
-    """Return how many models are at the old place; 0 if it cannot be read."""
+    """Return how many models are at a place; 0 if it cannot be read, as a store that is down."""
     try:
         return len(names & _listed(place))
-    except Exception as error:  # noqa: BLE001 - whatever the old store raises, it is of no use
-        logger.info("the old place cannot be read: %s", error, extra={"place": place})
+    except Exception as error:  # noqa: BLE001 - whatever a store raises, it is of no use
+        logger.info("a place of files cannot be read: %s", error, extra={"place": place})
         return 0
 
 

@@ -39,6 +39,8 @@ _OTHER_DATABASE = re.compile(
 # A record whose key exists: the server answers, and the fault is in what it was given.
 _SAME_KEY = re.compile(r"UNIQUE constraint failed|duplicate key value|IntegrityError")
 _OTHER_SERVER = re.compile(r"failed with error code (404|405|501)|not a valid JSON|JSONDecodeError")
+# A store or a server that answers, and refuses for lack of a right.
+_FORBIDDEN = re.compile(r"\((AccessDenied|AllAccessDisabled|403)\)|failed with error code 403")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Said by a database or a store whose disk takes no more; MLflow passes the words on.
 _UNWRITABLE = re.compile(
@@ -78,6 +80,13 @@ def speaking() -> Iterator[None]:
                 f"the zoo has such a record already: {_first_line(error)}",
                 "another process wrote it first, or the same scores were given twice",
                 "try again; if it is refused again, report this message",
+            ) from error
+        if _FORBIDDEN.search(str(error)):
+            raise NotAllowed(
+                f"access to the zoo is denied: {_first_line(error)}",
+                "the MLflow server or the artifact store answered, and the right is missing",
+                "ask its administrator for the right to list, read and write there; Manybeam uses "
+                "the key in MANYBEAM_S3_ACCESS_KEY for s3://",
             ) from error
         if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _BELOW:
             raise _unreachable(error) from error

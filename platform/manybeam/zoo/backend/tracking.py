@@ -149,7 +149,10 @@ class Tracking:
             probe = Path(temporary) / "probe"
             probe.write_bytes(b"0")
             files.log_artifact(str(probe))
-        files.delete_artifacts()
+        try:
+            files.delete_artifacts()
+        except Exception as error:  # noqa: BLE001 - the right to write is enough for a training
+            logger.info("a small file of a check stays: %s", error, extra={"place": place})
 
     @speaking()
     def start_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
@@ -229,13 +232,12 @@ class Tracking:
             Corrupt: the files can be listed, and this file is missing.
             ZooUnreachable: the files cannot be listed.
         """
+        with suppress(ManybeamError):
+            return self._download(model_id, path)
+        # Another machine that reaches the store by another path may have rewritten the addresses.
+        self.follow_moved()
         try:
-            with speaking(), tempfile.TemporaryDirectory() as folder:
-                location = self.client.get_logged_model(model_id).artifact_location
-                found = mlflow.artifacts.download_artifacts(
-                    f"{location}/{path}", dst_path=folder, tracking_uri=self.uri
-                )
-                return Path(found).read_bytes()
+            return self._download(model_id, path)
         except ManybeamError:
             listed: Sequence[FileInfo] = ()
             with suppress(NotFound), speaking():
@@ -244,16 +246,29 @@ class Tracking:
                 raise
             raise self._missing(model_id, path) from None
 
+    @speaking()
+    def _download(self, model_id: str, path: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            location = self.client.get_logged_model(model_id).artifact_location
+            found = mlflow.artifacts.download_artifacts(
+                f"{location}/{path}", dst_path=folder, tracking_uri=self.uri
+            )
+            return Path(found).read_bytes()
+
     def _missing(self, model_id: str, path: str) -> Corrupt:
         """Return the error of a file that is not at its address."""
-        with speaking():
-            place = self.client.get_logged_model(model_id).artifact_location
+        try:
+            with speaking():
+                place = self.client.get_logged_model(model_id).artifact_location
+                why = f"it was registered as {place}/{path}"
+        except NotFound:
+            why = "MLflow has no such LoggedModel: its database was damaged or changed by hand"
         restore = "restore the artifact store from its backup: manybeam restore"
         moved = "if the files were moved, set MANYBEAM_ARTIFACTS to their new place"
         hint = restore if self.is_server else f"{moved}; if they are lost, {restore}"
         return Corrupt(
             f"{path} of {model_id} is missing in the artifact store",
-            f"it was registered as {place}/{path}",
+            why,
             hint,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from manybeam.addresses import SQLITE, sqlite_path
+from manybeam.addresses import SQLITE, sqlite_path, sqlite_url
 from manybeam.data.store import Store, open_store
 from manybeam.db import copies, places
 from manybeam.db.database import Database
@@ -71,7 +71,7 @@ def put_back_zoo(folder: Path, zoo_url: str, artifacts_before: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         moved = target.with_name(f".{target.name}.restored")
         shutil.copy(file, moved)
-        places.move_places(f"{SQLITE}{moved}", artifacts_before, settings().artifacts_url)
+        places.move_places(sqlite_url(moved), artifacts_before, settings().artifacts_url)
         copies.copy_sqlite(moved, target)
         moved.unlink()
 

@@ -28,7 +28,7 @@ from manybeam.zoo.catalogue.rows import (
 )
 from manybeam.zoo.catalogue.table import Measured, Table
 from manybeam.zoo.matrix import ENSEMBLE
-from manybeam.zoo.ranking import Comparison, compare_rows
+from manybeam.zoo.ranking import Ranking, compare_rows
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class _Found:
 
     rows: ndarray
     asked: list[Measured]
-    compared: Comparison
+    compared: Ranking
     order: ndarray
 
     @property

@@ -6,7 +6,7 @@ it costs one comparison for each condition.
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -150,22 +150,33 @@ def phrases_in(text: str) -> tuple[str, tuple[Phrase, ...]]:
         ('graphene "low dose"', ())
     """
     found: dict[Phrase, None] = {}
-    kept, start = [], 0
-    for quoted in [*_QUOTED.finditer(text), None]:
-        end = quoted.start() if quoted else len(text)
-        kept += [_without(text[start:end], found), quoted.group() if quoted else ""]
-        start = quoted.end() if quoted else end
-    return " ".join("".join(kept).split()), tuple(found)
+    return _outside_quotes(text, lambda part: _without(part, found)), tuple(found)
 
 
 def without_phrase(text: str, phrase: Phrase) -> str:
-    """Return a text without one phrase; others stay.
+    """Return a text without one phrase; other phrases and text in quotation marks stay.
 
     Example:
         >>> without_phrase("low dose graphene noisy", PHRASES[1])
         'graphene noisy'
+        >>> without_phrase('"low dose" low dose graphene', PHRASES[1])
+        '"low dose" graphene'
     """
-    return " ".join(_pattern(phrase).sub(" ", text).split())
+
+    def without(part: str) -> str:
+        return _pattern(phrase).sub(" ", unicodedata.normalize("NFKC", part))
+
+    return _outside_quotes(text, without)
+
+
+def _outside_quotes(text: str, change: Callable[[str], str]) -> str:
+    """Return a text whose parts outside quotation marks were changed, with single blanks."""
+    kept, start = [], 0
+    for quoted in [*_QUOTED.finditer(text), None]:
+        end = quoted.start() if quoted else len(text)
+        kept += [change(text[start:end]), quoted.group() if quoted else ""]
+        start = quoted.end() if quoted else end
+    return " ".join("".join(kept).split())
 
 
 def _without(text: str, found: dict[Phrase, None]) -> str:

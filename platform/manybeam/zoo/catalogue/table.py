@@ -14,7 +14,7 @@ from manybeam.db.catalogue_file import TAKEN, CatalogueReader
 from manybeam.zoo.catalogue.rows import FACETS, Facet, Query
 from manybeam.zoo.catalogue.words import query_of
 from manybeam.zoo.matrix import ENSEMBLE, less_is_better
-from manybeam.zoo.ranking import Comparison
+from manybeam.zoo.ranking import Ranking
 
 _CELLS_KEPT = 6  # scores kept in memory: 10,000 rows on 200 conditions take 16 MB each
 
@@ -127,7 +127,7 @@ class Table:
             found[name] = _facet(counts, query.chosen(name))
         return found
 
-    def ranked(self, rows: ndarray, compared: Comparison, query: Query) -> ndarray:
+    def ranked(self, rows: ndarray, compared: Ranking, query: Query) -> ndarray:
         """Return the places of rows in the requested order; those without a value are last."""
         what, is_reverse = query.order.removeprefix("-"), query.order.startswith("-")
         if what == "score":

@@ -37,7 +37,7 @@ def note(action: str, ref: str, *, who: str = "", reason: str = "", **details: A
         name = who or authenticated_name()
         audit_log().append(action, ref, who=name, reason=reason, details=details)
     except ManybeamError as error:
-        what = f"{ref} was {action}, but this is not in the audit log: {error.what}"
+        what = f"{ref}: done ({action}), but not in the audit log: {error.what}"
         raise type(error)(what, error.why, error.hint) from error
 
 

@@ -306,7 +306,9 @@ def _members(record: "Record", matrix: Matrix) -> CardTable:
         )
         for one in record.members
     ]
-    note = f"The mean F1 is over the {count} conditions that are measured for most rows."
+    note = (
+        f"The mean F1 is over the {count} conditions on which every row with a mean was measured."
+    )
     return CardTable("Members", columns, rows, note if count else "")
 
 

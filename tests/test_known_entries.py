@@ -1,0 +1,72 @@
+"""zoo.backend.known_entries: entries of an unchanged database are not read twice."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manybeam.addresses import sqlite_url
+from manybeam.zoo.backend import known_entries
+from manybeam.zoo.backend.known_entries import KnownEntries
+from manybeam.zoo.records import VersionEntry
+
+ENTRY = VersionEntry("graphene", 1, "run", {"manybeam.sha256": "0"}, ("serving",))
+
+
+class Counted:
+    """An answer of MLflow, with the number of times it was asked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> VersionEntry:
+        self.count += 1
+        return ENTRY
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> KnownEntries:
+    path = tmp_path / "zoo.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE t(x)")
+    return KnownEntries(sqlite_url(path), tmp_path)
+
+
+def test_an_entry_is_read_once_until_the_database_changes(known: KnownEntries) -> None:
+    read = Counted()
+    assert [known.one("graphene", read), known.one("graphene", read)] == [ENTRY, ENTRY]
+    assert read.count == 1
+    with closing(sqlite3.connect(known.folder / "zoo.db")) as db, db:
+        db.execute("INSERT INTO t VALUES (1)")
+    assert known.one("graphene", read) == ENTRY
+    assert read.count == 2
+
+
+def test_another_version_of_manybeam_reads_its_own_entries(
+    known: KnownEntries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Counted()
+    known.one("graphene", read)
+    monkeypatch.setattr(known_entries, "__version__", "0.0.1")
+    assert known.one("graphene", read) == ENTRY
+    assert read.count == 2
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(None, [], [None], [{}], [{"name": "graphene"}], [{"aliases": 3}], ["text"], 7),
+        [{**vars(ENTRY), "color": "red"}],
+    ],
+)
+def test_a_damaged_entry_is_read_again(known: KnownEntries, damaged: Any) -> None:
+    read = Counted()
+    known.one("graphene", read)
+    file = known.folder / "entries.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps({**kept, "entries": {"graphene": damaged}}))
+    assert known.one("graphene", read) == ENTRY
+    assert read.count == 2
