@@ -232,19 +232,21 @@ class Tracking:
             Corrupt: the files can be listed, and this file is missing.
             ZooUnreachable: the files cannot be listed.
         """
-        with suppress(ManybeamError):
-            return self._download(model_id, path)
-        # Another machine that reaches the store by another path may have rewritten the addresses.
-        self.follow_moved()
         try:
             return self._download(model_id, path)
-        except ManybeamError:
-            listed: Sequence[FileInfo] = ()
-            with suppress(NotFound), speaking():
-                listed = self.client.list_logged_model_artifacts(model_id)
-            if any(file.path == path for file in listed):
-                raise
-            raise self._missing(model_id, path) from None
+        except ManybeamError as error:
+            fault = error
+        if not self.is_server:
+            # Another machine that reaches the store by another path may have changed the addresses.
+            self.follow_moved()
+            with suppress(ManybeamError):
+                return self._download(model_id, path)
+        listed: Sequence[FileInfo] = ()
+        with suppress(NotFound), speaking():
+            listed = self.client.list_logged_model_artifacts(model_id)
+        if any(file.path == path for file in listed):
+            raise fault
+        raise self._missing(model_id, path)
 
     @speaking()
     def _download(self, model_id: str, path: str) -> bytes:
