@@ -195,7 +195,7 @@ def read_png(path: Path) -> Raw:
             "crop it, or give the file of the instrument",
         ) from error
     with image:
-        # A pixel may be one bit, so eight times as many fit.
+        # A pixel may be one bit, so eight times as many fit; ten leaves room for the header.
         check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
         if image.format == "JPEG":
             _check_scans(path)
