@@ -115,7 +115,7 @@ def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(
     job, out = _small_job(tmp_path), tmp_path / "out"
     assert "interrupted" in _interrupted(job, out, free_port(), "3.")
     assert head(out / "platform") is None
-    assert "member 00: 100 % loss" in _demo(job, out, free_port())
+    assert "member 00: 100 %, loss" in _demo(job, out, free_port())
     page = (out / "report.html").read_text()
     words = [*OPENING, *(f"<h2>{chapter}" for chapter in CHAPTERS)]
     places = [page.find(word) for word in words]
@@ -126,6 +126,6 @@ def test_the_demo_runs_to_its_report_and_goes_on_when_run_again(
     assert head(out / "platform") is None
     facts = json.loads((out / "demo.json").read_text())
     again = _demo(job, out, free_port())
-    assert "member 00: 100 % loss" not in again
+    assert "member 00: 100 %, loss" not in again
     assert "calibrate: 100 %" not in again
     assert json.loads((out / "demo.json").read_text())["ref"] == facts["ref"]
