@@ -271,7 +271,7 @@ def test_kinds_of_atoms_differ_in_shape_and_colour_and_are_explained_with_their_
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == ["2 right", "1 missed", "1 false", "2 at the edge, not counted"]
     (bar,) = figure.axes[0].texts
-    assert bar.get_text() == "0.2 nm"
+    assert bar.get_text() == "2 Å"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from manybeam.addresses import place_of
-from manybeam.errors import Conflict, WorkFailed
+from manybeam.errors import Conflict
 from manybeam.serve.app import run_service, service_state, stop_service
 from manybeam.serve.metrics import series_names
 from manybeam.settings import settings
@@ -175,18 +175,6 @@ def test_the_running_service_takes_further_ensembles(url: str, pool: urllib3.Poo
     assert state.url == url
     listed = pool.request("GET", f"{url}/v1/ensembles").json()["ensembles"]
     assert {"graphene@1", "graphene@2"} <= {row["ref"] for row in listed}
-
-
-def test_after_an_update_that_failed_the_next_one_is_taken(
-    url: str, pool: urllib3.PoolManager
-) -> None:
-    host, port = place_of(url) or ("", None)
-    with pytest.raises(WorkFailed):
-        run_service(["graphene"], host=host, port=port or 0, threads=0)  # no replica can start
-    assert service_state() is not None
-    run_service(["graphene"], host=host, port=port or 0)
-    answer = pool.request("POST", f"{url}/v1/predict/graphene", body=npy(FRAME), headers=NPY)
-    assert answer.status == 200
 
 
 def test_a_second_service_elsewhere_is_refused(url: str, free_port: Ports) -> None:

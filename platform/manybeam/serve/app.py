@@ -18,6 +18,7 @@ from manybeam.addresses import is_loopback, place_of, url_of
 from manybeam.cluster import joining as cluster
 from manybeam.errors import (
     Conflict,
+    ManybeamError,
     NotAllowed,
     UnknownRef,
     Unreachable,
@@ -134,8 +135,9 @@ def run_service(
             _start_serve(host, port, variables)
         _deploy(plan, actor, replicas)
         return _answering(url_of(host, port))
-    except BaseException:  # Ctrl-C too: no proxy may go on without a service behind it
-        if running is None:  # else what still answers goes on, and may be changed again
+    except BaseException as error:  # Ctrl-C too: no proxy may go on without a service behind it
+        # Ray stops the old replica first, so after a failed change nothing answers any more.
+        if running is None or isinstance(error, ManybeamError):
             with suppress(Exception):  # the first error is the one to report
                 stop_service()
         raise
