@@ -235,6 +235,10 @@ def _check_refs(refs: Sequence[str]) -> None:
         raise UnknownRef("; ".join(map(str, faults)), "", "manybeam zoo ls")
 
 
+# Serve kills a proxy that is not ready after 5 s, and gives up; a busy machine needs longer.
+_PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30"}
+
+
 def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
     from ray import serve
     from ray.exceptions import RayError
@@ -245,7 +249,7 @@ def _start_serve(host: str, port: int, variables: dict[str, str]) -> None:
             http_options={"host": host, "port": port},
             proxy_location="HeadOnly",
             logging_config=LoggingConfig(enable_access_log=False),
-            controller_options={"runtime_env": {"env_vars": variables}},
+            controller_options={"runtime_env": {"env_vars": {**variables, **_PATIENCE}}},
         )
     except (RayError, RuntimeError, TimeoutError) as error:
         raise WorkFailed(
