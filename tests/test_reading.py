@@ -832,7 +832,7 @@ def test_a_damaged_hdf5_file_that_libhdf5_walks_for_ever_ends_all_the_same(
     heap = content.find(b"GCOL")
     content[heap + 24 : heap + 32] = struct.pack("<q", -16)  # an item that leads back to itself
     path.write_bytes(content)
-    monkeypatch.setattr("manybeam.data.io.emd.PATIENCE_S", 3.0)
+    monkeypatch.setattr("manybeam.data.io.limits.PATIENCE_S", 3.0)
     with pytest.raises(UnreadableFile, match="damaged"):
         read_frames(path)
 
