@@ -23,6 +23,7 @@ def listing(compared: tuple[str, ...], query: str = "", value: float | None = 0.
     )
     pairs = [tuple(pair.split("=", 1)) for pair in query.split("&") if pair]
     page = Page(rows, 2, (NOMINAL, LOWDOSE, MOS2), compared, compared, 2, 0.0)
+    # Each pair has two parts, which the type of `split` does not say.
     return Listing(read_query(pairs), page, {}, None, (), LIBRARY.conditions)  # type: ignore[arg-type]
 
 

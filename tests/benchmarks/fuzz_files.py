@@ -138,7 +138,7 @@ def _peak_mb(*, reset: bool) -> float:
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
+    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index] # Linux has it
 
 
 def work(seed: int, first: int, last: int, out: Path) -> None:
@@ -178,7 +178,7 @@ def _cpu_s() -> float:
 
 def _resident_mb() -> float:
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmRSS:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
+    return int(re.search(r"VmRSS:\s*(\d+)", status)[1]) / 1024  # type: ignore[index] # Linux has it
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ class Question:
         is_selecting: selection chooses among the members of REF; for `auto` it always does.
         is_raw: the answer has no calibration, predicted F1 or drift. Members are measured by
             raw answers.
-        is_size_trusted: the stated pixel size is taken without a look at the frame.
+        is_size_trusted: the stated pixel size is not compared with the frame.
     """
 
     ref: str = AUTO

@@ -88,7 +88,7 @@ def _matrix(story: Story, report: Report) -> None:
         "contamination. Each numbered column is a member: one network. The numbers are F1, "
         "outlined for the best members of the day. "
         f"{len(winners)} of {len(names)} members are best on some day. Nobody knows in advance "
-        "which day it is; the selection looks at the frame only."
+        "which day it is; the selection uses the frame only."
     )
     columns = [(name, _policy_title(story, policies[name])) for name in names]
     columns += [("all", "all members together"), ("selected", "those that suit the frame")]

@@ -36,7 +36,7 @@ def all_sized(records: "Sequence[FrameFile]") -> "list[FrameFile]":
     Raises:
         InvalidInput: sizes inferred from their lattices differ by more than two errors.
     """
-    _warn_of_contradiction(records[:1])  # a wrong size is that of all, and a look takes a second
+    _warn_of_contradiction(records[:1])  # they have one size; measuring it takes a second
     inferred = [_inferred(one) if one.pixel_size_pm is None else None for one in records]
     done = list(records)
     for shape in dict.fromkeys(one.frame.shape[-2:] for one in records):

@@ -275,7 +275,7 @@ def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> 
     if image.kind == "generic" and len(image) > 1:
         array = np.empty(image.shape, image.dtype)
         for place, one in enumerate(image):
-            array[place] = one.asarray()  # type: ignore[union-attr]
+            array[place] = one.asarray()  # type: ignore[union-attr] # every page was checked
     else:
         whole = page.asarray() if image.kind == "generic" else image.asarray(squeeze=False)
         array = whole.reshape(image.shape)
