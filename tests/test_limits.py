@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib.util
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -70,6 +72,14 @@ def test_after_a_deadline_nothing_stops_what_follows() -> None:
             sum(range(1000))
     time.sleep(1.2)
     assert sum(range(100_000))
+
+
+def test_code_after_a_deadline_can_be_profiled() -> None:
+    """An error that is taken back with NULL keeps Python looking for it, endless under a tracer."""
+    start = "import sys; from manybeam.data.io.limits import deadline\n"
+    body = "sys.setprofile(lambda *_: None)\ndef after(): pass\nwith deadline(5): pass\nafter()"
+    done = subprocess.run([sys.executable, "-c", start + body], capture_output=True, timeout=60)
+    assert done.returncode == 0
 
 
 def test_the_fault_of_a_body_passes_a_deadline() -> None:

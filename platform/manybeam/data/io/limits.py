@@ -49,6 +49,7 @@ def deadline(seconds: float) -> Iterator[None]:
     reads HDF5, the only one that never returned, runs in a process of its own.
     """
     lock, done, reader = threading.Lock(), threading.Event(), threading.get_ident()
+    was_stopped = threading.Event()
 
     began, clock = time.monotonic(), _clock_of(reader)
     used = time.clock_gettime(clock)
@@ -62,6 +63,7 @@ def deadline(seconds: float) -> Iterator[None]:
                     return
                 is_waiting = time.clock_gettime(clock) - used < seconds / 2
                 if not is_waiting or time.monotonic() - began >= BUSY * seconds:
+                    was_stopped.set()
                     _raise_in(reader, _Stopped)
 
     try:
@@ -71,10 +73,11 @@ def deadline(seconds: float) -> Iterator[None]:
         finally:
             with lock:
                 done.set()
-            _raise_in(reader, None)
+            if was_stopped.is_set():
+                _take_back()
     except _Stopped:
         done.set()
-        _raise_in(reader, None)
+        _take_back()
         raise FileFault(f"reading does not end within {seconds:.0f} s: it is damaged") from None
 
 
@@ -85,10 +88,23 @@ def _clock_of(thread: int) -> int:
     return time.CLOCK_PROCESS_CPUTIME_ID
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Let a thread raise an error at its next instruction; None takes back what it has not."""
-    content = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), content)
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Let a thread raise an error at its next instruction, instead of one that it has not yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+
+
+def _take_back() -> None:
+    """Let nothing be raised in this thread any more.
+
+    Python can take an error back (NULL), but then it looks for one before each instruction for
+    ever, which is slow, and endless under a debugger or a profiler. So the error is received.
+    """
+    try:
+        _raise_in(threading.get_ident(), _Stopped)
+        while True:
+            pass
+    except _Stopped:
+        return
 
 
 def cause_of(error: Exception) -> str:
