@@ -11,7 +11,7 @@ import pytest
 
 from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
-from manybeam.db.preferences import Preference
+from manybeam.db.preference import Preference
 from manybeam.errors import Corrupt, UnknownRef
 from manybeam.predictor.answer import Question
 from manybeam.predictor.learned import performance_predictor

@@ -18,7 +18,8 @@ from manybeam.data.io.frame import Frame
 from manybeam.data.simulation.simulate import simulate
 from manybeam.db.deployment import open_database
 from manybeam.db.owner import login, whoami
-from manybeam.db.preferences import Preference, Preferences
+from manybeam.db.preference import Preference
+from manybeam.db.preferences import Preferences
 from manybeam.db.tables import AuditHead
 from manybeam.errors import Corrupt, InvalidInput, MemberCountError, NotFound, UnknownRef
 from manybeam.learn.nets.ensemble import Ensemble

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from manybeam.db import migrate
 from manybeam.db.audit import AuditLog
 from manybeam.db.copies import copy_sqlite, is_unused, read_rows, write_rows
 from manybeam.db.database import Database
 from manybeam.db.deployment import open_database
+from manybeam.db.migrations import REVISION, migrate
 from manybeam.db.predictions import Predictions
-from manybeam.db.preferences import Preference, Preferences, Retraction
+from manybeam.db.preference import Preference, Retraction
+from manybeam.db.preferences import Preferences
 from manybeam.db.tables import JobEventRow, JobRow, PersonRow
 from manybeam.db.tokens import Tokens
 from manybeam.errors import Conflict, Corrupt
@@ -96,7 +97,7 @@ def test_rows_of_an_older_step_are_brought_up_to_date(database: Database, tmp_pa
     assert step == "0001"
     assert (AuditLog(database).verify().count, Tokens(database).list()) == (1, [])
     with database.reading() as connection:
-        assert migrate.revision(connection) == migrate.REVISION
+        assert migrate.revision(connection) == REVISION
 
 
 def test_a_line_that_is_no_row_leaves_the_database_as_it_was(

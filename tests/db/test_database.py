@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, text
 
-from manybeam.db import migrate
 from manybeam.db.database import Database, now
 from manybeam.db.deployment import open_database
+from manybeam.db.migrations import REVISION, TABLE, migrate
 from manybeam.db.tables import ImportRow, TokenRow
 from manybeam.errors import (
     Conflict,
@@ -108,13 +108,13 @@ def test_processes_that_open_a_new_database_at_once_all_find_it(database_url: st
         one.communicate("\n")
     assert [one.returncode for one in started] == [0] * 4
     with open_database(database_url).reading() as connection:
-        assert migrate.revision(connection) == migrate.REVISION
+        assert migrate.revision(connection) == REVISION
 
 
 def test_a_database_of_a_newer_manybeam_is_refused_and_left_as_it_is(database_url: str) -> None:
     database = open_database(database_url)
     with database.writing() as connection:
-        connection.execute(text(f"UPDATE {migrate.TABLE} SET version_num = '9999'"))
+        connection.execute(text(f"UPDATE {TABLE} SET version_num = '9999'"))
     with pytest.raises(Conflict, match="newer Manybeam: step 9999"):
         migrate.bring_up_to_date(database)
 

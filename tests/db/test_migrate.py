@@ -9,8 +9,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from manybeam.db import migrate
 from manybeam.db.database import Database
+from manybeam.db.migrations import REVISION, TABLE, migrate
 from manybeam.db.tables import DatabaseTable
 
 STEPS = [one.revision for one in ScriptDirectory(str(migrate.FOLDER)).walk_revisions()][::-1]
@@ -28,7 +28,7 @@ def empty(database_url: str) -> Any:
 
 
 def tables(connection: Connection) -> set[str]:
-    return set(inspect(connection).get_table_names()) - {migrate.TABLE}
+    return set(inspect(connection).get_table_names()) - {TABLE}
 
 
 def differences(connection: Connection) -> list[Any]:
@@ -38,14 +38,14 @@ def differences(connection: Connection) -> list[Any]:
         connection,
         opts={
             **given,
-            "include_name": lambda name, kind, _: (kind, name) != ("table", migrate.TABLE),
+            "include_name": lambda name, kind, _: (kind, name) != ("table", TABLE),
         },
     )
     return list(compare_metadata(context, DatabaseTable.metadata))
 
 
 def test_the_newest_step_is_the_one_that_is_named() -> None:
-    assert STEPS[-1] == migrate.REVISION
+    assert STEPS[-1] == REVISION
     assert len({Path(one).name for one in map(str, STEPS)}) == len(STEPS)
 
 
@@ -66,7 +66,7 @@ def test_every_released_step_goes_up_to_the_newest_and_back_with_its_rows(
         before = tables(connection)
     migrate.move(empty, "head")
     with empty.reading() as connection:
-        assert migrate.revision(connection) == migrate.REVISION
+        assert migrate.revision(connection) == REVISION
         assert connection.execute(text("SELECT fence FROM locks")).scalar() == 7
         assert differences(connection) == []
     migrate.move(empty, step)
@@ -99,4 +99,4 @@ def test_moving_to_where_it_is_does_nothing(empty: Database) -> None:
     for _ in range(2):
         migrate.move(empty, "head")
     with empty.reading() as connection:
-        assert migrate.revision(connection) == migrate.REVISION
+        assert migrate.revision(connection) == REVISION

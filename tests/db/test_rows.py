@@ -2,20 +2,31 @@
 
 import json
 import logging
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, update
 
+from manybeam.addresses import sqlite_url
 from manybeam.db.audit import AuditLog
 from manybeam.db.database import Database, now
 from manybeam.db.imports import is_imported
+from manybeam.db.migrations import TABLE
 from manybeam.db.owner import whoami
 from manybeam.db.predictions import Predictions
-from manybeam.db.preferences import Preference, Preferences, Retraction, read_preference
+from manybeam.db.preference import (
+    Preference,
+    Retraction,
+    listed_in_file,
+    read_preference,
+)
+from manybeam.db.preferences import Preferences
 from manybeam.db.tables import InstrumentRow, PersonRow, PreferenceRow, TokenRow
 from manybeam.db.tokens import SCOPES, Tokens
 from manybeam.errors import Conflict, InvalidInput, NotFound
@@ -56,6 +67,30 @@ def test_preferences_are_listed_oldest_first(preferences: Preferences) -> None:
     for one in (later, ONE, replace(later, id="c", ensemble="mos2")):
         preferences.add(one)
     assert [one.id for one in preferences.list()] == [ONE.id, "b", "c"]
+
+
+def test_a_file_of_sqlite_is_listed_the_same_without_its_engine(
+    preferences: Preferences, database: Database
+) -> None:
+    address = database.url.render_as_string(hide_password=False)
+    assert listed_in_file(address) is None  # objects of an older version may wait
+    preferences.take_over([], {}, "s3://lab/picks", unreadable=0)
+    made = [replace(ONE, id=name, ensemble=of) for name, of in (("b", "mos2"), ("a", "mos2"))]
+    for one in (*made, ONE, replace(ONE, id="gone")):
+        preferences.add(one)
+    preferences.retract("gone", "Grace")
+    for ensemble in (None, "mos2", "graphene", "none"):
+        expected = preferences.list(ensemble) if database.is_sqlite else None
+        assert listed_in_file(address, ensemble) == expected
+
+
+def test_a_file_of_sqlite_with_other_tables_is_left_to_its_engine(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "a b?.db")) as file, file:
+        file.execute(f"CREATE TABLE {TABLE} (version_num TEXT)")
+        file.execute(f"INSERT INTO {TABLE} VALUES ('0001')")
+        file.execute("CREATE TABLE imports (kind TEXT)")
+    for name in ("a b?.db", "none.db"):
+        assert listed_in_file(sqlite_url(tmp_path / name)) is None
 
 
 def test_an_id_is_kept_once(preferences: Preferences) -> None:

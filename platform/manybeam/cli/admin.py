@@ -259,7 +259,7 @@ def _database_place() -> str:
 
 def _database_answers() -> str:
     from manybeam.db.deployment import open_database
-    from manybeam.db.migrate import REVISION
+    from manybeam.db.migrations import REVISION
 
     return f"{open_database().place}, step {REVISION}"
 

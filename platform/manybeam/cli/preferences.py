@@ -10,7 +10,7 @@ from manybeam.data.disk import write_files
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
-    from manybeam.db.preferences import Preference
+    from manybeam.db.preference import Preference
     from manybeam.predictor.predictor import Ranked
 
 PICTURE_DPI = 120

@@ -32,8 +32,8 @@ from sqlalchemy import (
     text,
 )
 
-from manybeam.db import migrate
 from manybeam.db.database import Database
+from manybeam.db.migrations import TABLE, migrate
 from manybeam.errors import Corrupt, MissingPackage, WorkFailed
 
 _ROWS = 500  # of one statement
@@ -94,7 +94,7 @@ def _tables(connection: Connection) -> list[Table]:
     """Return our tables as they are in a database, those that others refer to first."""
     found = MetaData()
     found.reflect(connection)
-    return [one for one in found.sorted_tables if one.name != migrate.TABLE]
+    return [one for one in found.sorted_tables if one.name != TABLE]
 
 
 def _as_json(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 import threading
 
-from manybeam.db import migrate
 from manybeam.db.database import Database
+from manybeam.db.migrations import migrate
 from manybeam.db.owner import whoami
 from manybeam.settings import settings
 

@@ -1,89 +1,17 @@
-"""Preferences: members that a person chose for a frame, with person, time and known scores.
+"""The preferences of a database; `manybeam.db.preference` says what a preference is.
 
-A person who compares the members by eye may know more than the scores. A preference records what
-selection proposed, the scores of every member, and what was chosen, so that predicted F1 can learn
-from it. A preference that is taken back keeps its row, with the person who took it back.
+A preference that is taken back keeps its row, with the person who took it back.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import insert, select, update
 
 from manybeam.db.database import Database, now
 from manybeam.db.imports import is_marked, mark
+from manybeam.db.preference import AS_PREFERENCE, KIND, Preference, Retraction, read_preference
 from manybeam.db.tables import PreferenceRow
 from manybeam.errors import NotFound
-
-logger = logging.getLogger(__name__)
-
-KIND = "preferences"
-
-
-@dataclass(frozen=True)
-class Preference:
-    """One choice of members for one frame, by a person.
-
-    Attributes:
-        id: its id; begins with the time.
-        who: the person.
-        when: UTC, ISO 8601.
-        ensemble: name of the ensemble.
-        version: version of the ensemble.
-        members: indices of the chosen members, in order.
-        proposed: the members that selection had chosen.
-        frame_digest: digest of the frame's shape and values.
-        file: name of the frame's file, without its folder.
-        pixel_size_pm: edge of a pixel, in pm; None if unknown.
-        condition: known numbers of the frame's condition, by dotted path; None if there are none.
-        features: for each ranked member, the components of its score and `predicted_f1` at that
-            time, if finite.
-        summary: summary of the frame, `learn.analysis.summaries`; None if the frame is too small
-            for a number. Predicted F1 learns from `features` and `summary`.
-        note: free words.
-        format: format of the stored text.
-    """
-
-    id: str
-    who: str
-    when: str
-    ensemble: str
-    version: int
-    members: tuple[int, ...]
-    proposed: tuple[int, ...]
-    frame_digest: str
-    file: str
-    pixel_size_pm: float | None
-    condition: Mapping[str, float] | None
-    features: Mapping[int, Mapping[str, float]]
-    summary: tuple[float | None, ...] = ()
-    note: str = ""
-    format: Literal["manybeam-pick-1"] = "manybeam-pick-1"
-
-    @property
-    def ref(self) -> str:
-        """The version chosen from: `graphene@3`."""
-        return f"{self.ensemble}@{self.version}"
-
-    @property
-    def is_as_proposed(self) -> bool:
-        """Whether the person chose the members that selection had chosen."""
-        return set(self.members) == set(self.proposed)
-
-
-@dataclass(frozen=True)
-class Retraction:
-    """The person who took a preference back, and the time."""
-
-    who: str
-    when: datetime
-
-
-_AS_PREFERENCE = TypeAdapter(Preference)
 
 
 class Preferences:
@@ -170,21 +98,11 @@ class Preferences:
         return len(rows)
 
 
-def read_preference(text: str | bytes, name: str) -> Preference | None:
-    """Return a stored preference; if it cannot be read, log this and return None."""
-    try:
-        return _AS_PREFERENCE.validate_json(text)
-    except ValidationError as error:
-        why = str(error).replace("\n", " ")[:200]
-        logger.warning("%s cannot be read and is left out: %s", name, why)
-        return None
-
-
 def _row(preference: Preference) -> dict[str, object]:
     return {
         "id": preference.id,
         "ensemble": preference.ensemble,
         "version": preference.version,
         "made": preference.when,
-        "content": _AS_PREFERENCE.dump_json(preference).decode(),
+        "content": AS_PREFERENCE.dump_json(preference).decode(),
     }

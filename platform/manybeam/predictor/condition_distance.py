@@ -2,20 +2,34 @@
 
 There are two distances, both in units of the scatter within one condition: between frame features,
 which needs only the frame, and between the quantities that both sides know. The features of a
-condition come from a few frames simulated under it, once a process.
+condition come from a few frames simulated under it, once in a home: they stay in its cache.
 """
 
+import hashlib
+import io
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
-from manybeam.data.simulation.simulate import simulate
+from manybeam import __version__
+from manybeam.data.disk import write_files
+from manybeam.data.simulation.simulate import SIMULATOR, simulate
 from manybeam.data.simulation.typical import TYPICAL
-from manybeam.learn.analysis.frame_features import distances, frame_features, stack_features
+from manybeam.errors import WriteFailed
+from manybeam.learn.analysis.frame_features import (
+    distances,
+    feature_names,
+    frame_features,
+    stack_features,
+)
+from manybeam.settings import settings
 from manybeam.spec import Condition, Imaging, Library
 from manybeam.zoo.matrix import Matrix
 
@@ -170,5 +184,22 @@ def _step(path: str, ours: object, theirs: object) -> float | None:
 @lru_cache(maxsize=512)
 def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noqa: FBT001
     """Return the frame features (n, f) of frames simulated under one condition."""
+    file = _reference_file(condition, has_pixel_size)
+    with suppress(OSError, ValueError, EOFError):  # not there, or damaged
+        kept = np.load(file, allow_pickle=False)
+        if kept.shape == (REFERENCE_FRAMES, len(feature_names())):
+            return np.asarray(kept)
     made = simulate(condition, REFERENCE_FRAMES, seed=REFERENCE_SEED, shape=REFERENCE_SHAPE)
-    return stack_features(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)
+    found = stack_features(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)
+    content = io.BytesIO()
+    np.save(content, found)
+    with suppress(WriteFailed):  # the next process simulates again
+        write_files({file: content.getvalue()})
+    return found
+
+
+def _reference_file(condition: Condition, has_pixel_size: bool) -> Path:  # noqa: FBT001
+    asked = [REFERENCE_FRAMES, REFERENCE_SHAPE, REFERENCE_SEED, feature_names(), has_pixel_size]
+    versions = [__version__, SIMULATOR, condition.digest]
+    name = hashlib.sha256(json.dumps([versions, asked]).encode()).hexdigest()[:32]
+    return settings().home / "cache" / "features" / f"{name}.npy"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manybeam.db.preferences import Preference
+from manybeam.db.preference import Preference
 from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.analysis.fitness import SCORES
 from manybeam.predictor.performance import PerformancePredictor, PreferredMembers

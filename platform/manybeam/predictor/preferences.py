@@ -1,6 +1,7 @@
 """Preferences: a person's choice of members for a frame, with the scores of selection.
 
-`manybeam.db.preferences` says what a preference holds and stores it.
+`manybeam.db.preference` says what a preference holds. What stores it is imported late: a prediction
+only reads preferences, and a database of SQLite is then read without SQLAlchemy.
 """
 
 import hashlib
@@ -14,11 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from manybeam.db.owner import login
-from manybeam.db.preferences import Preference
+from manybeam.db.preference import Preference, listed_in_file
 from manybeam.errors import InvalidInput, MemberCountError
+from manybeam.settings import settings
 from manybeam.spec import Condition
-from manybeam.zoo.lifecycle import noted
-from manybeam.zoo.older_objects import preferences_kept
 from manybeam.zoo.records import Record
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def record_preference(
         InvalidInput: no name, or a name or a note that is too long.
         DatabaseUnreachable, WriteFailed: it could not be recorded.
     """
+    from manybeam.zoo.lifecycle import noted
+    from manybeam.zoo.older_objects import preferences_kept
+
     if not members:
         raise MemberCountError("no member was chosen", "at least one is needed", "--pick 03,05")
     name, now = _checked_who(who), datetime.now(UTC)
@@ -91,7 +94,12 @@ def preferences(name: str | None = None) -> Sequence[Preference]:
     Raises:
         DatabaseUnreachable: the database does not answer.
     """
-    return preferences_kept().list(name)
+    found = listed_in_file(settings().database_address, name)
+    if found is None:
+        from manybeam.zoo.older_objects import preferences_kept
+
+        return preferences_kept().list(name)
+    return found
 
 
 def retract(preference_id: str, who: str | None = None) -> None:
@@ -102,6 +110,9 @@ def retract(preference_id: str, who: str | None = None) -> None:
         InvalidInput: no name, or a name that is too long.
         DatabaseUnreachable, WriteFailed: it could not be recorded.
     """
+    from manybeam.zoo.lifecycle import noted
+    from manybeam.zoo.older_objects import preferences_kept
+
     name = _checked_who(who)
     preferences_kept().retract(preference_id, name)
     noted.note("preference taken back", preference_id, given_name=name)

@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from manybeam.data.store import Store, open_store
-from manybeam.db import audit, predictions, preferences
+from manybeam.db import audit, predictions, preference
 from manybeam.db.audit import AuditLog
 from manybeam.db.database import Database
 from manybeam.db.deployment import open_database
 from manybeam.db.imports import is_imported
 from manybeam.db.predictions import Predictions
-from manybeam.db.preferences import Preference, Preferences, Retraction, read_preference
+from manybeam.db.preference import Preference, Retraction, read_preference
+from manybeam.db.preferences import Preferences
 from manybeam.errors import NotAllowed, NotFound
 from manybeam.settings import settings
 
@@ -42,7 +43,7 @@ def audit_log() -> AuditLog:
 
 def preferences_kept() -> Preferences:
     """Return the preferences, also of older versions; raises as `audit_log`."""
-    return Preferences(_with_older(preferences.KIND, "picks", _take_preferences))
+    return Preferences(_with_older(preference.KIND, "picks", _take_preferences))
 
 
 def predictions_kept() -> Predictions:

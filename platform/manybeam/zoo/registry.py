@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam.addresses import without_password
-from manybeam.db.deployment import open_database
 from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.backend.known_entries import KnownEntries
@@ -157,6 +156,8 @@ class Zoo:
             WriteFailed, NotAllowed: a disk is full, or the right to write is missing.
             Unreachable: MLflow, its store or the database does not answer.
         """
+        from manybeam.db.deployment import open_database
+
         check_name(name)
         trust.sign("check", sha256_of(b""))
         check_folder(settings().home, byte_count)

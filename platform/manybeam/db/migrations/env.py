@@ -1,8 +1,8 @@
-"""What Alembic runs a step in; `manybeam.db.migrate` hands it the connection."""
+"""What Alembic runs a step in; `migrate` hands it the connection."""
 
 from alembic import context
 
-from manybeam.db.migrate import TABLE
+from manybeam.db.migrations import TABLE
 from manybeam.db.tables import DatabaseTable
 
 

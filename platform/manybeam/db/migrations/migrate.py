@@ -1,6 +1,6 @@
 """Migrations: the tables of a database are brought up to date, or back, step by step.
 
-Each step is a module in `migrations/versions`. The table `manybeam_revision` of a database has its
+Each step is a module in `versions`. The table `manybeam_revision` of a database has its
 last step. All steps of one upgrade are one transaction.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from manybeam.db.database import Database
+from manybeam.db.migrations import REVISION, TABLE
 from manybeam.errors import Conflict
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REVISION = "0002"  # the newest step; the tables of `tables` are those after it
-TABLE = "manybeam_revision"
-FOLDER = Path(__file__).parent / "migrations"
+FOLDER = Path(__file__).parent
 
 
 def bring_up_to_date(database: Database) -> None:
