@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from manybeam.data.simulation.simulate import SIMULATOR
+from manybeam.data.simulation import SIMULATOR
 from manybeam.errors import InvalidInput, WriteFailed, ZooUnreachable
 from manybeam.spec import Library
 from manybeam.zoo.catalogue import Catalogue, Query, Row, quantity_names

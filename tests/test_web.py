@@ -21,7 +21,8 @@ from typer.main import get_command
 from manybeam.addresses import is_loopback
 from manybeam.cli.app import app as commands
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulation.simulate import SIMULATOR, simulate
+from manybeam.data.simulation import SIMULATOR
+from manybeam.data.simulation.simulate import simulate
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from manybeam.data.simulation.simulate import SIMULATOR
+from manybeam.data.simulation import SIMULATOR
 from manybeam.spec import Library
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 

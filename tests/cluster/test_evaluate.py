@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulation.simulate import SIMULATOR
+from manybeam.data.simulation import SIMULATOR
 from manybeam.errors import InvalidInput, UnknownCondition, UnknownFrameSet
 from manybeam.jobs.evaluate import evaluate
 from manybeam.jobs.test_sets import BLOCK, FrameBlock, labelled_frames, plan_blocks

@@ -176,7 +176,6 @@ def show(
 
     Example: manybeam data show frames/nominal
     """
-    from manybeam.data.frames import FrameSet
     from manybeam.data.io.reading import READERS
 
     path = Path(url)
@@ -184,6 +183,8 @@ def show(
         record = sized(read_files([path], None, None)[0])
         row, imaging = _file_facts(record), cast("Imaging", record.condition)
     else:
+        from manybeam.data.frames import FrameSet
+
         frames = FrameSet.open(url)
         if verify:
             frames.verify()

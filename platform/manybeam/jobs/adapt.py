@@ -17,7 +17,8 @@ import numpy as np
 from manybeam import __version__
 from manybeam.data.frames import FrameSet
 from manybeam.data.io.frame import Frame
-from manybeam.data.simulation.simulate import SIMULATOR, Simulated, simulate
+from manybeam.data.simulation import SIMULATOR
+from manybeam.data.simulation.simulate import Simulated, simulate
 from manybeam.errors import InvalidInput
 from manybeam.jobs.evaluate import evaluate
 from manybeam.jobs.preflight import check_measure, is_asked

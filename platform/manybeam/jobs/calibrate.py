@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from manybeam import __version__
 from manybeam.cluster import joining as cluster
-from manybeam.data.simulation.simulate import SIMULATOR
+from manybeam.data.simulation import SIMULATOR
 from manybeam.errors import InvalidInput
 from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.io.frame import Frame
-from manybeam.data.simulation.simulate import SIMULATOR
+from manybeam.data.simulation import SIMULATOR
 from manybeam.errors import NotFound, TooLarge
 from manybeam.jobs.test_sets import BLOCK, Array, FrameBlock, LabelledFrame, labelled_frames
 from manybeam.learn.scoring.classical import Blob, detect

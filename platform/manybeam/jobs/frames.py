@@ -11,7 +11,8 @@ from functools import partial
 from manybeam import __version__
 from manybeam.cluster import joining as cluster
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulation.simulate import SIMULATOR, simulate_into
+from manybeam.data.simulation import SIMULATOR
+from manybeam.data.simulation.simulate import simulate_into
 from manybeam.errors import Conflict, UnknownFrameSet
 from manybeam.jobs.preflight import SIMULATE
 from manybeam.jobs.run import digest_of, seed_of

@@ -25,7 +25,8 @@ import torch
 from manybeam import __version__
 from manybeam.data.disk import alone
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulation.simulate import SIMULATOR, simulate
+from manybeam.data.simulation import SIMULATOR
+from manybeam.data.simulation.simulate import simulate
 from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged

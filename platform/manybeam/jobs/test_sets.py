@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
-from manybeam.data.simulation.simulate import SIMULATOR, simulate
+from manybeam.data.simulation import SIMULATOR
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidInput, MissingPixelSize
 from manybeam.jobs.run import seed_of
 from manybeam.learn.analysis.fitness import LATTICES

@@ -20,7 +20,7 @@ import numpy as np
 
 from manybeam import __version__
 from manybeam.data.disk import write_files
-from manybeam.data.simulation.simulate import SIMULATOR, simulate
+from manybeam.data.simulation import SIMULATOR
 from manybeam.data.simulation.typical import TYPICAL
 from manybeam.errors import WriteFailed
 from manybeam.learn.analysis.frame_features import (
@@ -189,6 +189,8 @@ def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noq
         kept = np.load(file, allow_pickle=False)
         if kept.shape == (REFERENCE_FRAMES, len(feature_names())):
             return np.asarray(kept)
+    from manybeam.data.simulation.simulate import simulate
+
     made = simulate(condition, REFERENCE_FRAMES, seed=REFERENCE_SEED, shape=REFERENCE_SHAPE)
     found = stack_features(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)
     content = io.BytesIO()

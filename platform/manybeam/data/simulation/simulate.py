@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from manybeam.data.frames import FrameSet
     from manybeam.data.making import Part
 
-# Raised whenever frames of one condition and seed change. It is part of the names of frames, runs
-# and scores, so that results of an older simulator are not taken for new ones.
-SIMULATOR = 3
 LEAST_MARGIN_PM = 150.0  # of sample beyond the farthest position of the beam
 BATCH_PIXELS = 300_000  # of the canvas of one batch; limits memory and fits into caches
 DEFAULT_SHAPE = (128, 128)

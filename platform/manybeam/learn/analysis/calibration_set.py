@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from manybeam.data.simulation.simulate import SIMULATOR, simulate
+from manybeam.data.simulation import SIMULATOR
+from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import Corrupt, InvalidInput, NotFound
 from manybeam.learn.analysis.condition_inference import draw
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
