@@ -79,7 +79,14 @@ def _launch(home: Path, cpus: int | None) -> "subprocess.Popen[bytes]":
     short_temporary(LONGEST_TEMPORARY)  # here its error is seen, not in a log
     command = [sys.executable, "-m", "manybeam.cluster.head", str(home.resolve()), str(cpus or "")]
     with _log(home).open("ab") as sink:
-        child = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
+        # Not the terminal's stdin: whoever waits for its end would wait for that of the head.
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
     _started.append(child)
     return child
 
