@@ -28,6 +28,7 @@ from manybeam.cli import (
     web,
 )
 from manybeam.cli.demo import command as demo
+from manybeam.cli.terminal.output import first_sign, say
 from manybeam.cli.terminal.usage import usage_fault
 from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     # It logs faults of a damaged file; our error reports them once, with a remedy.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    first_sign.begin()
     try:
         code = app([word for word in words if word != "--debug"], standalone_mode=False)
         # typer translates Ctrl-C into this code.
@@ -118,10 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _print_error(error)
         return exit_code(error)
+    finally:
+        first_sign.end()
 
 
 def _interrupted() -> int:
-    typer.echo("interrupted: finished work is kept; run the same command to continue", err=True)
+    say("interrupted: finished work is kept; run the same command to continue")
     return INTERRUPTED
 
 
@@ -133,8 +137,8 @@ def _print_error(error: Exception) -> None:
         what = f"{type(error).__name__}: {error}"
         why = "Manybeam did not foresee this error"
         hint = "run the same command with --debug and report the traceback"
-    typer.echo(f"error: {what}", err=True)
+    say(f"error: {what}")
     if why:
-        typer.echo("why: " + "\n     ".join(why.splitlines()), err=True)
+        say(f"why: {why}", indent="     ")
     if hint:
-        typer.echo(f"try: {hint}", err=True)
+        typer.echo(f"try: {hint}", err=True)  # never broken: it may be a command to copy

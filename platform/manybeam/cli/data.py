@@ -122,21 +122,22 @@ def import_files(
 
     Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
     """
-    from manybeam.data.frames import FrameSet
-    from manybeam.data.io.measured import check_one_condition
+    with Progress(f"import {len(files)} files"):
+        from manybeam.data.frames import FrameSet
+        from manybeam.data.io.measured import check_one_condition
 
-    records = all_sized(read_files(files, pixel_size_pm, stated_condition(condition)))
-    truths = _truths(files) if truth is Truth.csv else None
-    part = _stacked(records, truths)
-    before = FrameSet.open(out) if append else None
-    there = {str(before): before.condition} if before else {}
-    check_one_condition({**there, **_conditions(records)})
-    if before is None:
-        shape = part[0].shape[1:]
-        frames = FrameSet.write(out, records[0].condition, shape, [part])
-    else:
-        frames = before
-        frames.append(*part)
+        records = all_sized(read_files(files, pixel_size_pm, stated_condition(condition)))
+        truths = _truths(files) if truth is Truth.csv else None
+        part = _stacked(records, truths)
+        before = FrameSet.open(out) if append else None
+        there = {str(before): before.condition} if before else {}
+        check_one_condition({**there, **_conditions(records)})
+        if before is None:
+            shape = part[0].shape[1:]
+            frames = FrameSet.write(out, records[0].condition, shape, [part])
+        else:
+            frames = before
+            frames.append(*part)
     emit([_facts(frames)], form)
 
 
@@ -192,7 +193,12 @@ def show(
     _warn(imaging)
     known = {name: value for name, value in imaging.quantities() if value is not None}
     row.update({name: _quantity_words(value) for name, value in known.items()})
-    emit([{"field": name, "value": value} for name, value in row.items()], form, title=url)
+    emit(
+        [{"field": name, "value": value} for name, value in row.items()],
+        form,
+        title=url,
+        missing="unknown",
+    )
 
 
 @app.command()

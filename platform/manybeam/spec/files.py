@@ -173,6 +173,12 @@ def _unknown(
     near = difflib.get_close_matches(name, known, n=3, cutoff=CLOSE)
     names = ", ".join(sorted(known)) or "none"
     hint = f"similar names: {', '.join(near)}" if near else f"names in the folder: {names}"
+    if not folder.is_dir():
+        return (
+            f"there is no {kind} {name!r}",
+            f"there is no folder {folder}",
+            "correct MANYBEAM_ZOO; or manybeam init DIR writes conditions, policies and recipes",
+        )
     return f"there is no {kind} {name!r}", f"searched in {folder}", hint
 
 
