@@ -2,15 +2,21 @@
 
 import csv
 import io
+import os
 import re
+import signal
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manybeam.cli import main
+from manybeam.cli.app import _ended_cleanly
 from manybeam.cli.terminal.output import Form, cell, emit, filled, say
 
 COLUMNS = [f"column_{number:02d}" for number in range(16)]
@@ -157,3 +163,22 @@ def test_a_wrong_word_is_told_as_any_other_fault(
     assert "Input should be" not in first
     assert last.startswith("try: ")
     assert last.endswith("--help")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_ctrl_c_does_and_removes_its_drafts(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def work() -> None:
+        with _ended_cleanly(), tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), number)
+            time.sleep(5)  # the handler runs before
+
+    with pytest.raises(SystemExit) as ended:
+        work()
+    assert ended.value.code == 128 + number
+    assert not list(tmp_path.iterdir())
+    assert f"ended by {number.name}" in capsys.readouterr().err
+    assert signal.signal(number, before) is signal.SIG_DFL

@@ -184,7 +184,7 @@ def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
         return {
             "check": name,
             "state": "failed",
-            "found": f"{error.what} {error.why}",
+            "found": "; ".join(part for part in (error.what, error.why) if part),
             "try": error.hint,
         }
 

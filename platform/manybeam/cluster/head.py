@@ -99,7 +99,12 @@ def _ready(home: Path, child: "subprocess.Popen[bytes]") -> Head:
             return running
         time.sleep(0.05)  # the child writes a file when it is ready
     log = _log(home)
-    raise WorkFailed("Ray did not start", f"end of its log: {_tail(log)}", f"see {log}")
+    said = _tail(log)
+    raise WorkFailed(
+        "Ray did not start",
+        f"end of its log: {said}" if said else "its log is empty",
+        f"manybeam doctor checks disk and memory; the log is {log}",
+    )
 
 
 def _log(home: Path) -> Path:
