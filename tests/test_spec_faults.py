@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from manybeam.errors import InvalidSpec
+from manybeam.errors import InvalidSpec, NotFound
 from manybeam.spec import Library, load_condition, load_job, load_policy, load_recipe
 from manybeam.spec.faults import fault_lines
 from manybeam.spec.files import load_project
@@ -97,11 +97,22 @@ def test_a_fault_is_told_in_our_words(load, text: str, said: str, tmp_path: Path
     assert not FOREIGN.search(told)
 
 
-@pytest.mark.parametrize("content", ["\ufeffé".encode("utf-16"), b"# \n# caf\xe9"])
+@pytest.mark.parametrize("content", ["\ufeffé".encode("utf-16"), b"# \n# \xe9t\xe9"])
 def test_a_file_of_another_encoding_is_to_be_saved_as_utf_8(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(content)
     with pytest.raises(InvalidSpec, match="save the file as UTF-8"):
         load_policy(tmp_path / "mine.yaml")
+
+
+def test_a_file_that_is_no_text_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"II*\0\xff\xfe")
+    with pytest.raises(InvalidSpec, match="is no text file"):
+        load_policy(tmp_path / "mine.yaml")
+
+
+def test_a_library_without_a_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"there is no folder .*MANYBEAM_ZOO"):
+        Library(tmp_path / "nowhere").policy("p")
 
 
 def test_aliases_that_make_a_list_of_billions_are_shown_short(tmp_path: Path) -> None:

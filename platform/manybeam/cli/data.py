@@ -17,7 +17,7 @@ from manybeam.cli.terminal.sizing import (
     sized,
     stated_condition,
 )
-from manybeam.errors import InvalidInput, InvalidSpec, NotFound
+from manybeam.errors import InvalidInput, InvalidSpec, NotFound, UnknownCondition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -259,13 +259,26 @@ def infer(
 
 def _imaging(name: str) -> "Condition | Policy":
     """Return the condition or policy of an id or of a YAML file."""
+    from difflib import get_close_matches
+
     from manybeam.settings import settings
     from manybeam.spec import Library, load_condition, load_policy
+    from manybeam.spec.faults import CLOSE
 
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml"):
         library = Library(settings().zoo)
-        return library.policies.get(name) or library.condition(name)
+        both = {**library.policies, **library.conditions}
+        if name not in both:
+            near = get_close_matches(name, both, n=3, cutoff=CLOSE)
+            raise UnknownCondition(
+                f"there is no condition or policy {name!r}",
+                f"searched in {library.folder}",
+                f"similar names: {', '.join(near)}"
+                if near
+                else "manybeam conditions ls and manybeam policies ls list all names",
+            )
+        return library.policies.get(name) or library.conditions[name]
     if not path.is_file():
         raise NotFound(f"no file {name}", "", "give an id of the zoo folder, or a YAML file")
     try:

@@ -44,6 +44,11 @@ def load_job(path: Path | str) -> Job:
     return _load(Path(path), Job)
 
 
+_LISTING = {
+    "condition": "manybeam conditions ls",
+    "policy": "manybeam policies ls",
+    "recipe": "manybeam recipes ls",
+}
 KINDS: Mapping[str, type[BaseModel]] = {
     "conditions": Condition,
     "policies": Policy,
@@ -171,8 +176,7 @@ def _unknown(
     kind: str, name: str, folder: Path, known: Mapping[str, object]
 ) -> tuple[str, str, str]:
     near = difflib.get_close_matches(name, known, n=3, cutoff=CLOSE)
-    names = ", ".join(sorted(known)) or "none"
-    hint = f"similar names: {', '.join(near)}" if near else f"names in the folder: {names}"
+    hint = f"similar names: {', '.join(near)}" if near else f"{_LISTING[kind]} lists all names"
     if not folder.is_dir():
         return (
             f"there is no {kind} {name!r}",

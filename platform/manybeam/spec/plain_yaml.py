@@ -5,6 +5,7 @@ text, 1:20 is 80, 010 is 8, no is false, and 2026-01-31 is a date.
 """
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def _text_of(path: Path) -> str:
         words = (error.strerror or str(error)).lower()
         raise InvalidSpec(f"{path}: cannot be read: {words}", why, hint) from error
     except UnicodeDecodeError as error:
+        if b"\0" in content and not content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            raise InvalidSpec(f"{path}: is no text file", why, "give a YAML file") from error
         line = content[: error.start].count(b"\n") + 1
         raise InvalidSpec(
             f"{path}:{line}: cannot be read: a letter of another encoding than UTF-8",

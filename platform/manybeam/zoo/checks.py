@@ -51,7 +51,7 @@ def check_name(name: str) -> None:
         raise InvalidInput(
             f"{name!r} cannot name an ensemble",
             "allowed: lower-case letters, digits, dot, dash, underscore; not 'auto'",
-            "change the field name in the job",
+            "give another name: --name of an import, or the field name of a job",
         )
 
 
