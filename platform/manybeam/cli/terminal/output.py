@@ -160,6 +160,8 @@ def cell(value: Any, missing: str = "") -> str:
     """Return a value as a cell of a table; `missing` stands for None."""
     if value is None:
         return missing
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
     if isinstance(value, str) and _TIME.fullmatch(value):
