@@ -1,14 +1,12 @@
 """zoo.backend.moved: weights in a bucket, records in a file or in PostgreSQL; both may move."""
 
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
-from sqlalchemy.schema import CreateSchema
 
 from manybeam.data.store import open_store
 from manybeam.db.places import experiment_places
@@ -32,15 +30,15 @@ def move(before: str, after: str) -> int:
     params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres_server"))]
 )
 def records(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of MLflow's database: a file, and a part of a real PostgreSQL."""
+    """The URL of MLflow's database: a file, and a database of its own in a real PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/zoo.db"
-    make: Callable[[], str] = request.getfixturevalue("new_schema")
-    url = make()
-    engine = create_engine(url.partition("?")[0], poolclass=NullPool)
-    with engine.begin() as connection:  # MLflow makes no schema
-        connection.execute(CreateSchema(url.rpartition("%3D")[2]))
-    return url
+    url = request.getfixturevalue("postgres_server").settings()["MANYBEAM_DATABASE_URL"]
+    name = f"zoo_{uuid.uuid4().hex}"
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return engine.url.set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.mark.needs("s3_server")
