@@ -66,7 +66,7 @@ def test_a_pipe_gets_json_lines_without_colour(capsys: pytest.CaptureFixture[str
 
 
 def test_what_was_never_measured_says_so() -> None:
-    assert cell(None) == "not measured"
+    assert cell(None, "not measured") == "not measured"
 
 
 @pytest.mark.parametrize(

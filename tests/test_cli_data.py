@@ -230,3 +230,20 @@ def test_simulate_warns_of_the_numbers_it_fills_in(tmp_path, use_settings, capsy
     words = ["data", "simulate", "wide", "--count", "1", "--side-px", "32"]
     assert main([*words, "--out", str(tmp_path / "set")]) == 0
     assert "Nyquist limit of 40.5 pm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("graphene-nominl", "similar names: graphene-nominal"),  # a policy
+        ("graphene-60kv-nominl", "similar names: graphene-60kv-nominal"),  # a condition
+        ("zzz", "manybeam conditions ls and manybeam policies ls list all names"),
+    ],
+)
+def test_an_unknown_name_to_simulate_is_searched_in_conditions_and_policies(
+    name: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "simulate", name, "--out", str(tmp_path / "out")]) == 4
+    err = capsys.readouterr().err
+    assert f"there is no condition or policy {name!r}" in err
+    assert hint in err

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from manybeam.cli import main
+from manybeam.data.tiles import _atomic_folder
+from manybeam.errors import StoreUnreachable
+from manybeam.zoo.backup.making import _appearing
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +72,12 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(
     for wrong in ("did not foresee", "Traceback", "does not answer"):
         assert wrong not in said
     assert not [path for path in (home / "new").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("writing", [_atomic_folder, _appearing])
+def test_a_store_that_is_down_is_not_blamed_on_the_disk_that_is_written_to(
+    writing: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    with pytest.raises(StoreUnreachable, match="is down"), writing(tmp_path / "target"):
+        raise StoreUnreachable("the store is down")
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,13 @@
 """Progress without a terminal: a sign at once, a line for each tenth, no long silence."""
 
 import re
+import sys
 import threading
 import time
 
 import pytest
 
-from manybeam.cli.terminal import progress
+from manybeam.cli.terminal import output, progress
 from manybeam.cli.terminal.progress import Progress
 
 
@@ -65,3 +66,30 @@ def test_it_ends_when_the_work_fails() -> None:
     with pytest.raises(RuntimeError), Progress("start"):
         raise RuntimeError
     assert "_break_silence" not in {one.name for one in threading.enumerate()}
+
+
+@pytest.mark.parametrize("count", [pytest.param(1, id="terminal"), pytest.param(0, id="pipe")])
+def test_a_silent_command_gives_a_sign_on_a_terminal_and_removes_it(
+    count: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output, "FIRST_SIGN_S", 0.1)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: bool(count))
+    output.first_sign.begin()
+    time.sleep(0.5)
+    output.say("done")
+    told = capsys.readouterr().err
+    assert told.count("at work") == count
+    assert told.rpartition("\r")[2] == "done\n"
+
+
+def test_a_command_that_speaks_soon_gives_no_other_sign(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "FIRST_SIGN_S", 0.1)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    output.first_sign.begin()
+    output.say("done")
+    time.sleep(0.3)
+    assert capsys.readouterr().err == "done\n"

@@ -144,6 +144,7 @@ def test_a_reference_means_a_version_and_members(
     ("change", "told"),
     [
         pytest.param(lambda name: name[:-1], "nearest: {name}", id="a slip of the finger"),
+        pytest.param(lambda _: "wholly-other", "manybeam zoo ls lists all", id="not close"),
         pytest.param(lambda name: f"{name}@9", "versions: 2@candidate, 1@serving", id="version"),
         pytest.param(lambda name: f"{name}@2/01", "members: 00, 07; failed: 01: NaN", id="member"),
         pytest.param(lambda name: f"{name}@latest", "nearest: {name}@2", id="alias"),

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from manybeam.errors import InvalidSpec
+from manybeam.errors import InvalidSpec, NotFound
 from manybeam.spec import Library, load_condition, load_job, load_policy, load_recipe
 from manybeam.spec.faults import fault_lines
 from manybeam.spec.files import load_project
 from manybeam.spec.imaging import Condition, other_units
 from manybeam.spec.job import Job
+from manybeam.spec.plain_yaml import read_yaml
 from manybeam.spec.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -70,12 +71,75 @@ def said_of(text: str, load, tmp_path: Path) -> str:
         pytest.param(load_policy, "id: p\n\ttitle: x\n", "2: is not YAML: a tab", id="tab"),
         pytest.param(load_policy, "id: p: q\n", "1: is not YAML: a second ':'", id="colon"),
         pytest.param(load_policy, "", "mine.yaml: holds nothing", id="nothing"),
+        pytest.param(load_policy, "id: p\n5: x\n", "2: is not YAML: the name of a field is no text",
+                     id="number as name"),
+        pytest.param(load_policy, "id: p\n? [a]\n: x\n",
+                     "2: is not YAML: the name of a field is no text", id="list as name"),
+        pytest.param(load_policy, "id: p\n---\nid: q\n", "2: is not YAML: a second document",
+                     id="documents"),
+        pytest.param(load_policy, "id: p\ntitle: !!int x\n", "2: is not YAML: a tag (!)", id="tag"),
+        pytest.param(load_policy, "id: !!set {a}\n", "1: is not YAML: a tag (!)", id="set"),
+        pytest.param(load_policy, "id: &a [*a]\n", "1: is not YAML: a text that begins with *",
+                     id="itself"),
+        pytest.param(load_policy, "id: p\ntitle: \0\n",
+                     "2: is not YAML: a letter that cannot be printed", id="control"),
+        pytest.param(load_policy, f"id: {'9' * 5000}\n", "1: is not YAML: a number with too many",
+                     id="digits"),
+        pytest.param(load_policy, "id: " + "[" * 100_000, "1: is not YAML: more than 20 brackets",
+                     id="deep"),
+        pytest.param(load_policy, "title: >\n" + " x" * 600_000, "larger than 1,000,000 bytes",
+                     id="long"),
     ],
 )  # fmt: skip
 def test_a_fault_is_told_in_our_words(load, text: str, said: str, tmp_path: Path) -> None:
     told = said_of(text, load, tmp_path)
     assert said in told
     assert not FOREIGN.search(told)
+
+
+@pytest.mark.parametrize("content", ["\ufeffé".encode("utf-16"), b"# \n# \xe9t\xe9"])
+def test_a_file_of_another_encoding_is_to_be_saved_as_utf_8(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(InvalidSpec, match="save the file as UTF-8"):
+        load_policy(tmp_path / "mine.yaml")
+
+
+def test_a_file_that_is_no_text_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"II*\0\xff\xfe")
+    with pytest.raises(InvalidSpec, match="is no text file"):
+        load_policy(tmp_path / "mine.yaml")
+
+
+def test_a_library_without_a_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"there is no folder .*MANYBEAM_ZOO"):
+        Library(tmp_path / "nowhere").policy("p")
+
+
+def test_aliases_that_make_a_list_of_billions_are_shown_short(tmp_path: Path) -> None:
+    lines = [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(12)]
+    told = said_of("\n".join(["a0: &a0 x", *lines]), load_job, tmp_path)
+    assert len(told) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e5", 2e5), ("1.", 1.0), (".5", 0.5), ("+3", 3), ("010", 10), ("0x1F", 31), ("0o17", 15),
+        ("1:20", "1:20"), ("2026-01-31", "2026-01-31"), ("2026-13-45", "2026-13-45"),
+        ("no", "no"), ("N", "N"), ("=", "="), ("true", True), ("False", False), ("~", None),
+        ("", None), (".inf", float("inf")), ("-.INF", -float("inf")), ("0b1", "0b1"),
+    ],
+)  # fmt: skip
+def test_a_value_without_quotes_is_what_yaml_1_2_says(text: str, value, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"a: {text}\n")
+    found = read_yaml(tmp_path / "mine.yaml")[0]["a"]
+    assert (type(found), found) == (type(value), value)
+
+
+def test_a_file_that_ends_in_yml_belongs_to_the_library_too(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "p.yml").write_text("id: P\n")
+    assert "p.yml:1: id: 'P'" in "\n".join(Library(tmp_path).faults())
 
 
 def test_a_list_with_wrong_entries_is_not_called_too_short_as_well(tmp_path: Path) -> None:

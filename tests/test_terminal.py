@@ -2,15 +2,22 @@
 
 import csv
 import io
+import os
 import re
+import signal
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manybeam.cli import main
-from manybeam.cli.terminal.output import Form, emit
+from manybeam.cli.app import _ended_cleanly
+from manybeam.cli.terminal.output import Form, cell, emit, filled, say
 
 COLUMNS = [f"column_{number:02d}" for number in range(16)]
 MANY = [{name: f"{name[-2:]}-{row}" for name in COLUMNS} for row in range(3)]
@@ -35,6 +42,45 @@ def printed(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> t
     emit(rows, Form.table, title="Things")
     shown = capsys.readouterr()
     return re.sub(r"\x1b\[[0-9;]*m", "", shown.out), shown.err
+
+
+@on_terminals
+def test_talk_on_a_terminal_is_broken_between_words(
+    width: int,
+    terminal: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal(width)
+    path, words = "/a/very/long/path" * 12, "unforeseen circumstances " * 12
+    say(f"{words}{path}")  # in a pipe, it is one line
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    say(f"{words}{path}")
+    piped, *lines = capsys.readouterr().err.splitlines()
+    assert piped == f"{words}{path}"
+    assert " ".join(lines) == piped
+    assert all(len(line) <= width or line == path for line in lines)
+
+
+def test_several_reasons_are_indented_alike() -> None:
+    assert filled("why: one\ntwo\n\nthree", indent="     ") == (
+        "why: one\n     two\n     \n     three"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"),
+        (datetime(2026, 11, 29, 8, 5, 59, 999, UTC), "2026-11-29 08:05 UTC"),
+        ("2026-11-29T18:46:01.528+00:00", "2026-11-29 18:46 UTC"),
+        (0.12345, "0.123"),
+        (False, "no"),
+        (12345.6, "12346"),
+    ],
+)
+def test_a_cell_is_short(value: object, shown: str) -> None:
+    assert cell(value, "-") == shown
 
 
 @on_terminals
@@ -118,3 +164,22 @@ def test_a_wrong_word_is_told_as_any_other_fault(
     assert "Input should be" not in first
     assert last.startswith("try: ")
     assert last.endswith("--help")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_ctrl_c_does_and_removes_its_drafts(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def work() -> None:
+        with _ended_cleanly(), tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), number)
+            time.sleep(5)  # the handler runs before
+
+    with pytest.raises(SystemExit) as ended:
+        work()
+    assert ended.value.code == 128 + number
+    assert not list(tmp_path.iterdir())
+    assert f"ended by {number.name}" in capsys.readouterr().err
+    assert signal.signal(number, before) is signal.SIG_DFL

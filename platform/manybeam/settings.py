@@ -4,9 +4,14 @@ Science is in YAML (`manybeam.spec`) and flags select among it. Each value has o
 Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > default.
 """
 
+import logging
 import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -26,6 +31,9 @@ from manybeam.addresses import (
 )
 from manybeam.errors import InvalidSetting
 
+logger = logging.getLogger(__name__)
+_CLOSE = 0.75  # similarity from which a name of a file is suggested
+_CLOSE_VARIABLE = 0.9  # of a variable; a cluster may set MANYBEAM_SERVICE_HOST
 USER_CONFIG = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser() / "manybeam.toml"
 
 
@@ -148,24 +156,85 @@ def settings() -> Settings:
     Raises:
         InvalidSetting: an environment variable or a TOML line cannot be used.
     """
+    for path in (Path("manybeam.toml"), USER_CONFIG):
+        _check_toml(path)
     try:
         found = Settings()
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}".replace(
-                "value error, ", ""
-            )
-            for fault in error.errors(include_url=False)
-        )
         raise InvalidSetting(
-            f"settings cannot be read: {faults}",
+            "\n".join(map(_fault_words, error.errors(include_url=False))),
             "a setting is a MANYBEAM_ environment variable or a line of manybeam.toml",
             "correct it, or remove it to use the default",
         ) from error
+    _warn_of_misspelt(os.environ)
     _check_bundle(found.ca_bundle)
     trust_authorities(found.ca_bundle)
     spare_loopback()
     return found
+
+
+def _check_toml(path: Path) -> None:
+    """Refuse a file that pydantic would pass over or that is not TOML."""
+    if not path.exists():
+        return
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        said = (error.strerror or str(error)).lower()
+    except UnicodeDecodeError:
+        said = "it is no UTF-8 text"
+    except tomllib.TOMLDecodeError as error:
+        said = str(error).lower()
+        if said.startswith("invalid value"):
+            said += '; text needs quotes, as in home = "/data/manybeam"'
+    else:
+        return
+    raise InvalidSetting(
+        f"{path} cannot be read: {said}",
+        "it holds settings, one in a line, as NAME = VALUE",
+        "correct the file, or remove it to use the defaults",
+    )
+
+
+# The type of a fault in pydantic -> our words; {...} are values of the fault.
+_WORDS: Mapping[str, str] = {
+    "float_parsing": "is no number",
+    "float_type": "is no number",
+    "greater_than": "is too small; give more than {gt:g}",
+    "int_from_float": "is no whole number",
+    "int_parsing": "is no whole number",
+    "int_type": "is no whole number",
+    "less_than_equal": "is too large; give at most {le:g}",
+    "path_type": "is no text; put it in quotes",
+    "string_type": "is no text; put it in quotes",
+    "value_error": "{error}",
+}
+
+
+def _fault_words(fault: Mapping[str, Any]) -> str:
+    """Return one line for a fault: the setting, its value if it is no secret, what is wrong."""
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        near = get_close_matches(name, Settings.model_fields, n=1, cutoff=_CLOSE)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(_names())}"
+        return f"{name}: no setting of that name; {advice}"
+    words = _WORDS.get(fault["type"], "{msg}").format(msg=fault["msg"], **fault.get("ctx", {}))
+    is_number = fault["type"].startswith(("float", "int", "greater", "less"))
+    value = f"{fault['input']!r} " if is_number else ""
+    return f"{name}: {value}{words}"
+
+
+def _names() -> list[str]:
+    return sorted(Settings.model_fields)
+
+
+def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
+    """Warn of variables that look like a setting and are none; others may belong to others."""
+    known = [f"MANYBEAM_{name.upper()}" for name in _names()]
+    for name in sorted(environment):
+        if name.startswith("MANYBEAM_") and name not in known:
+            for near in get_close_matches(name, known, n=1, cutoff=_CLOSE_VARIABLE):
+                logger.warning("%s is no setting; did you mean %s?", name, near)
 
 
 def starter_folder() -> Path:

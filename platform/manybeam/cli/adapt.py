@@ -91,7 +91,7 @@ def iterate(
     from manybeam.cli.adapt_report import assessment_rows, iterate_report
     from manybeam.jobs.kinds import refused_by_gate
 
-    emit(assessment_rows(done.round.steps), form, title="Rounds")
+    emit(assessment_rows(done.round.steps), form, title="Rounds", missing="not measured")
     if report is not None:
         say(f"report: {iterate_report(done, report)}")
     if done.record is None:

@@ -148,7 +148,7 @@ def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(rows[0])} |"
     yield f"|{'---|' * len(rows[0])}"
     for row in rows:
-        yield f"| {' | '.join(plain(cell(value)) for value in row.values())} |"
+        yield f"| {' | '.join(plain(cell(value, 'not measured')) for value in row.values())} |"
 
 
 def _atoms_figure(frames_nyx: np.ndarray, atoms: Sequence[np.ndarray], title: str) -> Figure:

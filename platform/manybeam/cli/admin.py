@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
 from manybeam.errors import InvalidSetting, ManybeamError, WorkFailed
 
 
@@ -26,21 +27,25 @@ def up(
 
     Example: manybeam up && manybeam serve up graphene
     """
-    from manybeam.cluster.head import starting_head
-    from manybeam.settings import settings
+    with Progress("start the platform"):
+        from manybeam.cluster.head import starting_head
+        from manybeam.settings import settings
 
-    where = settings()
-    if where.ray_address:
-        _show(_parts(), form)
-        return
-    with starting_head(where.home, cpus or None) as ready:
-        others = list(_parts_beside_ray())  # while Ray starts
-        ready()
-    _show([_checked_part("ray", _ray_place(), _ray_answers), *others], form)
+        where = settings()
+        if where.ray_address:
+            parts = list(_parts())
+        else:
+            with starting_head(where.home, cpus or None) as ready:
+                others = list(_parts_beside_ray())  # while Ray starts
+                ready()
+            parts = [_checked_part("ray", _ray_place(), _ray_answers), *others]
+    _show(parts, form)
 
 
 def down() -> None:
     """Stop the processes that `up` and `serve up` started on this machine; frames and zoo stay.
+
+    A job that runs there ends. If its command is run again, it continues with the finished work.
 
     Example: manybeam down
     """
@@ -49,10 +54,11 @@ def down() -> None:
     from manybeam.serve.haproxy import forget_haproxy
     from manybeam.settings import settings
 
-    home = settings().home
-    running, stopped = head(home), stop_head(home)
-    if running:
-        forget_haproxy(running.address)
+    with Progress("stop the platform"):
+        home = settings().home
+        running, stopped = head(home), stop_head(home)
+        if running:
+            forget_haproxy(running.address)
     say("stopped" if stopped else "nothing was running")
 
 
@@ -61,7 +67,9 @@ def status(*, form: FormOption = Form.auto) -> None:
 
     Example: manybeam status -o json
     """
-    _show(_parts(), form)
+    with Progress("ask each part"):
+        parts = list(_parts())
+    _show(parts, form)
 
 
 def doctor(*, form: FormOption = Form.auto) -> None:
@@ -69,7 +77,8 @@ def doctor(*, form: FormOption = Form.auto) -> None:
 
     Example: manybeam doctor
     """
-    rows = [_checked(name, check) for name, check in _CHECKS.items()]
+    with Progress("check this machine"):
+        rows = [_checked(name, check) for name, check in _CHECKS.items()]
     emit(rows, form, title="Doctor")
     failed = [str(row["check"]) for row in rows if row["state"] == "failed"]
     if failed:
@@ -80,9 +89,8 @@ def doctor(*, form: FormOption = Form.auto) -> None:
         )
 
 
-def _show(parts: "Iterable[Part]", form: Form) -> None:
+def _show(found: "Sequence[Part]", form: Form) -> None:
     """Print a row for each part; the reason for each that does not answer is on stderr."""
-    found = list(parts)
     rows = [{"part": one.name, "state": one.state, "where": one.where} for one in found]
     emit(rows, form, title="Platform")
     for one in found:
@@ -176,7 +184,7 @@ def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
         return {
             "check": name,
             "state": "failed",
-            "found": f"{error.what} {error.why}",
+            "found": "; ".join(part for part in (error.what, error.why) if part),
             "try": error.hint,
         }
 

@@ -6,9 +6,12 @@ code from `errors.exit_code`. A traceback is printed only with `--debug`.
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +31,7 @@ from manybeam.cli import (
     web,
 )
 from manybeam.cli.demo import command as demo
+from manybeam.cli.terminal.output import first_sign, say
 from manybeam.cli.terminal.usage import usage_fault
 from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
@@ -36,6 +40,7 @@ from manybeam.errors import ManybeamError, exit_code
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = 130
+_SIGNALLED = 128  # plus the number of the signal that ended a command
 
 app = typer.Typer(
     name="manybeam",
@@ -99,6 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     # It logs faults of a damaged file; our error reports them once, with a remedy.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    first_sign.begin()
+    with _ended_cleanly():
+        return _run(words, debug=debug)
+
+
+def _run(words: list[str], *, debug: bool) -> int:
+    """Run one command and return its exit code; every error becomes three lines."""
     try:
         code = app([word for word in words if word != "--debug"], standalone_mode=False)
         # typer translates Ctrl-C into this code.
@@ -118,10 +130,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _print_error(error)
         return exit_code(error)
+    finally:
+        first_sign.end()
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end a command as Ctrl-C does: drafts are removed."""
+
+    def end(number: int, _: object) -> None:
+        say(f"ended by {signal.Signals(number).name}; {_AGAIN}")
+        raise SystemExit(_SIGNALLED + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():  # others cannot
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+                signal.signal(number, end)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+_AGAIN = (
+    "run the same command again; training, calibration and adaptation continue with their "
+    "finished work"
+)
 
 
 def _interrupted() -> int:
-    typer.echo("interrupted: finished work is kept; run the same command to continue", err=True)
+    say(f"interrupted; {_AGAIN}")
     return INTERRUPTED
 
 
@@ -133,8 +174,8 @@ def _print_error(error: Exception) -> None:
         what = f"{type(error).__name__}: {error}"
         why = "Manybeam did not foresee this error"
         hint = "run the same command with --debug and report the traceback"
-    typer.echo(f"error: {what}", err=True)
+    say(f"error: {what}")
     if why:
-        typer.echo("why: " + "\n     ".join(why.splitlines()), err=True)
+        say(f"why: {why}", indent="     ")
     if hint:
-        typer.echo(f"try: {hint}", err=True)
+        typer.echo(f"try: {hint}", err=True)  # never broken: it may be a command to copy

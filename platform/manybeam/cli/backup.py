@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
 
 ZooDatabaseOption = Annotated[
     str,
@@ -29,12 +30,12 @@ def backup(
 
     Example: manybeam backup /backups/2026-11-29
     """
-    from manybeam.db.deployment import authenticated_name
-    from manybeam.zoo.backup import back_up
+    with Progress("start the backup"):
+        from manybeam.db.deployment import authenticated_name
+        from manybeam.zoo.backup import back_up
 
-    made = back_up(
-        target, who=authenticated_name(), arrays=arrays, zoo_database=zoo_database, progress=say
-    )
+        who = authenticated_name()
+        made = back_up(target, who=who, arrays=arrays, zoo_database=zoo_database, progress=say)
     emit(made.rows(), form, title=f"Backup in {target}")
     say(f"to restore on an empty platform: manybeam restore {target}")
 
@@ -55,12 +56,12 @@ def restore(
 
     Example: manybeam restore /backups/2026-11-29
     """
-    from manybeam.db.deployment import authenticated_name
-    from manybeam.zoo.backup import restore as put_back
+    with Progress("check the backup"):
+        from manybeam.db.deployment import authenticated_name
+        from manybeam.zoo.backup import restore as put_back
 
-    done = put_back(
-        source, who=authenticated_name(), replace=yes, zoo_database=zoo_database, progress=say
-    )
+        who = authenticated_name()
+        done = put_back(source, who=who, replace=yes, zoo_database=zoo_database, progress=say)
     emit(done.manifest.rows(), form, title=f"Restored from {source}")
     if not done.manifest.has_arrays:
         say("the backup holds no frames: put their objects back into the store yourself")

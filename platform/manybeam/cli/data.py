@@ -17,7 +17,7 @@ from manybeam.cli.terminal.sizing import (
     sized,
     stated_condition,
 )
-from manybeam.errors import InvalidInput, InvalidSpec, NotFound
+from manybeam.errors import InvalidInput, InvalidSpec, NotFound, UnknownCondition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,21 +122,22 @@ def import_files(
 
     Example: manybeam data import scan_*.dm4 --out frames/scan --condition graphene-60kv-nominal
     """
-    from manybeam.data.frames import FrameSet
-    from manybeam.data.io.measured import check_one_condition
+    with Progress(f"import {len(files)} files"):
+        from manybeam.data.frames import FrameSet
+        from manybeam.data.io.measured import check_one_condition
 
-    records = all_sized(read_files(files, pixel_size_pm, stated_condition(condition)))
-    truths = _truths(files) if truth is Truth.csv else None
-    part = _stacked(records, truths)
-    before = FrameSet.open(out) if append else None
-    there = {str(before): before.condition} if before else {}
-    check_one_condition({**there, **_conditions(records)})
-    if before is None:
-        shape = part[0].shape[1:]
-        frames = FrameSet.write(out, records[0].condition, shape, [part])
-    else:
-        frames = before
-        frames.append(*part)
+        records = all_sized(read_files(files, pixel_size_pm, stated_condition(condition)))
+        truths = _truths(files) if truth is Truth.csv else None
+        part = _stacked(records, truths)
+        before = FrameSet.open(out) if append else None
+        there = {str(before): before.condition} if before else {}
+        check_one_condition({**there, **_conditions(records)})
+        if before is None:
+            shape = part[0].shape[1:]
+            frames = FrameSet.write(out, records[0].condition, shape, [part])
+        else:
+            frames = before
+            frames.append(*part)
     emit([_facts(frames)], form)
 
 
@@ -193,7 +194,12 @@ def show(
     _warn(imaging)
     known = {name: value for name, value in imaging.quantities() if value is not None}
     row.update({name: _quantity_words(value) for name, value in known.items()})
-    emit([{"field": name, "value": value} for name, value in row.items()], form, title=url)
+    emit(
+        [{"field": name, "value": value} for name, value in row.items()],
+        form,
+        title=url,
+        missing="unknown",
+    )
 
 
 @app.command()
@@ -254,13 +260,26 @@ def infer(
 
 def _imaging(name: str) -> "Condition | Policy":
     """Return the condition or policy of an id or of a YAML file."""
+    from difflib import get_close_matches
+
     from manybeam.settings import settings
     from manybeam.spec import Library, load_condition, load_policy
+    from manybeam.spec.faults import CLOSE
 
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml"):
         library = Library(settings().zoo)
-        return library.policies.get(name) or library.condition(name)
+        both = {**library.policies, **library.conditions}
+        if name not in both:
+            near = get_close_matches(name, both, n=3, cutoff=CLOSE)
+            raise UnknownCondition(
+                f"there is no condition or policy {name!r}",
+                f"searched in {library.folder}",
+                f"similar names: {', '.join(near)}"
+                if near
+                else "manybeam conditions ls and manybeam policies ls list all names",
+            )
+        return library.policies.get(name) or library.conditions[name]
     if not path.is_file():
         raise NotFound(f"no file {name}", "", "give an id of the zoo folder, or a YAML file")
     try:

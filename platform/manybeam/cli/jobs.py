@@ -8,15 +8,10 @@ import typer
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
 from manybeam.cli.zoo.listing import as_row
-from manybeam.errors import InvalidInput, NotFound
+from manybeam.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from manybeam.learn.nets.member import Member
     from manybeam.spec import Job, Library
-    from manybeam.spec.job import Measure
-    from manybeam.zoo.matrix import Score
     from manybeam.zoo.records import Record
 
 
@@ -51,10 +46,14 @@ def evaluate(
         list[str] | None, typer.Option(help="Ids or globs of conditions.")
     ] = None,
     frames: Annotated[list[str] | None, typer.Option(help="URLs of labelled FrameSets.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Frames simulated for each condition.")] = 8,
+    count: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Frames simulated for each condition.")
+    ] = 8,
     radius_pm: Annotated[
         float,
-        typer.Option(min=0, help="Match radius [pm]; if 0, 0.35 of the neighbour distance."),
+        typer.Option(
+            min=0, max=1000, help="Match radius [pm]; if 0, 0.35 of the neighbour distance."
+        ),
     ] = 0.0,
     score: Annotated[str, typer.Option(help="Score to print.")] = "f1",
     form: FormOption = Form.auto,
@@ -67,66 +66,26 @@ def evaluate(
 
     with Progress(f"start measuring {ref}") as progress:
         from manybeam.jobs.evaluate import is_score_name
-        from manybeam.jobs.preflight import check_measure
+        from manybeam.jobs.kinds import Callbacks, measure_version
         from manybeam.settings import settings
         from manybeam.spec import Library
         from manybeam.spec.job import Measure
-        from manybeam.zoo.lifecycle.noted import note_measured
-        from manybeam.zoo.registry import Zoo
 
-        measure = Measure(
-            conditions=tuple(conditions or ()),
-            frames=tuple(frames or ()),
-            frames_per_condition=count,
-            match_radius_pm=radius_pm or None,
-        )
         if not is_score_name(score):
             raise NotFound(
                 f"there is no score {score!r}",
                 "a score that is measured is needed",
                 "--score f1, precision, recall, rmse_pm, ece; manybeam zoo matrix lists more",
             )
-        zoo = Zoo()
-        # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.
-        record = zoo.resolve(ref)
-        if not conditions and not frames:
-            measure = _as_first_measured(record, measure)
-        library = Library(settings().zoo)
-        check_measure(measure, library)
-        zoo.check_writable(record.name)
-        scores = measured(zoo.members(record.ref), measure, library, progress)
-    if record.selected is not None:
-        scores = [one for one in scores if one.member == record.selected]
-    zoo.record_scores(record.ref, scores)
-    note_measured(record, scores)
-    matrix(record.ref, score=score, form=form)
-
-
-def _as_first_measured(record: "Record", asked: "Measure") -> "Measure":
-    """Return the conditions of the first measurement of a version, with the present flags."""
-    first = record.job.get("measure") or {}
-    if not first.get("conditions") and not first.get("frames"):
-        raise InvalidInput(
-            f"the job of {record.ref} has no conditions to measure on",
-            "conditions or labelled frames are needed",
-            f"manybeam evaluate {record.ref} --conditions 'graphene-*'",
+        measure = Measure(
+            conditions=tuple(conditions or ()),
+            frames=tuple(frames or ()),
+            frames_per_condition=count,
+            match_radius_pm=radius_pm or None,
         )
-    kept = {"conditions": first["conditions"], "frames": first["frames"]}
-    return type(asked).model_validate({**asked.model_dump(), **kept})
-
-
-def measured(
-    members: "Sequence[Member]", measure: "Measure", library: "Library", progress: Progress
-) -> "list[Score]":
-    """Return the scores of members on the conditions of a job, with progress."""
-    from manybeam.jobs.evaluate import evaluate as on_ray
-
-    return on_ray(
-        members,
-        measure,
-        library,
-        progress=lambda done, total: progress.update("measure", done, total),
-    )
+        library, callbacks = Library(settings().zoo), Callbacks(progress.update, say)
+        record = measure_version(ref, measure, library, callbacks)
+    matrix(record.ref, score=score, form=form)
 
 
 def _warn_of_policies(job: "Job", library: "Library") -> None:
@@ -146,8 +105,3 @@ def run_job(job: "Job", library: "Library", progress: Progress) -> "Record":
     if job.kind == "train":
         _warn_of_policies(job, library)
     return run(job, library, Callbacks(progress.update, say))
-
-
-def train_and_register(job: "Job", library: "Library", progress: Progress) -> "Record":
-    """Run a training job and return the version it registered."""
-    return run_job(job, library, progress)

@@ -117,7 +117,9 @@ def _list(
     if not ids:
         raise NotFound(
             f"no {kind} is like {pattern!r}" if known else f"there is no {kind}",
-            f"searched in {library.folder}",
+            f"searched in {library.folder}"
+            if library.folder.is_dir()
+            else f"there is no folder {library.folder}",
             "leave the pattern out to see all"
             if known
             else "manybeam init DIR writes the project's own; or set MANYBEAM_ZOO",

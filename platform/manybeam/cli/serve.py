@@ -6,6 +6,7 @@ import typer
 
 from manybeam.addresses import place_of, url_of
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
 from manybeam.errors import InvalidSetting, Unreachable
 
 app = typer.Typer(
@@ -33,25 +34,26 @@ def up(
 
     Example: manybeam serve up graphene
     """
-    from manybeam.cluster.head import start_head
-    from manybeam.cluster.running import head
-    from manybeam.serve.app import run_service
-    from manybeam.serve.ports import port_in_use, port_is_free
-    from manybeam.settings import settings
+    with Progress("start the service"):
+        from manybeam.cluster.head import start_head
+        from manybeam.cluster.running import head
+        from manybeam.serve.app import run_service
+        from manybeam.serve.ports import port_in_use, port_is_free
+        from manybeam.settings import settings
 
-    where = settings()
-    host, port = place_of(where.service_url) or ("", None)
-    if port is None or where.service_url.lower() != url_of(host, port):
-        raise InvalidSetting(
-            f"service_url: {where.service_url!r} cannot be listened on",
-            "a URL of a host and a port, such as http://127.0.0.1:8100, is needed",
-            "set MANYBEAM_SERVICE_URL",
-        )
-    if not where.ray_address:
-        if head(where.home) is None and not port_is_free(host, port):
-            raise port_in_use(host, port)
-        start_head(where.home, cpus or None)
-    run_service(refs or [], host=host, port=port, expose=expose)
+        where = settings()
+        host, port = place_of(where.service_url) or ("", None)
+        if port is None or where.service_url.lower() != url_of(host, port):
+            raise InvalidSetting(
+                f"service_url: {where.service_url!r} cannot be listened on",
+                "a URL of a host and a port, such as http://127.0.0.1:8100, is needed",
+                "set MANYBEAM_SERVICE_URL",
+            )
+        if not where.ray_address:
+            if head(where.home) is None and not port_is_free(host, port):
+                raise port_in_use(host, port)
+            start_head(where.home, cpus or None)
+        run_service(refs or [], host=host, port=port, expose=expose)
     list_served(form=form)
 
 
@@ -84,4 +86,6 @@ def stop() -> None:
     """
     from manybeam.serve.app import stop_service
 
-    say("stopped" if stop_service() else "no service was running")
+    with Progress("stop the service"):
+        was_running = stop_service()
+    say("stopped" if was_running else "no service was running")

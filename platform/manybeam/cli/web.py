@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from manybeam.cli.terminal.output import say
+from manybeam.cli.terminal.output import first_sign, say
 
 
 def web(
@@ -30,6 +30,7 @@ def web(
     path = settings().home / TOKEN_FILE
 
     def ready(url: str) -> None:
+        first_sign.end()
         typer.echo(url)
         say(f"{'new' if is_new else 'present'} admin token in {path}; Ctrl-C stops the server")
 

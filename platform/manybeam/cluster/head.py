@@ -79,7 +79,14 @@ def _launch(home: Path, cpus: int | None) -> "subprocess.Popen[bytes]":
     short_temporary(LONGEST_TEMPORARY)  # here its error is seen, not in a log
     command = [sys.executable, "-m", "manybeam.cluster.head", str(home.resolve()), str(cpus or "")]
     with _log(home).open("ab") as sink:
-        child = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
+        # Not the terminal's stdin: whoever waits for its end would wait for that of the head.
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
     _started.append(child)
     return child
 
@@ -92,7 +99,12 @@ def _ready(home: Path, child: "subprocess.Popen[bytes]") -> Head:
             return running
         time.sleep(0.05)  # the child writes a file when it is ready
     log = _log(home)
-    raise WorkFailed("Ray did not start", f"end of its log: {_tail(log)}", f"see {log}")
+    said = _tail(log)
+    raise WorkFailed(
+        "Ray did not start",
+        f"end of its log: {said}" if said else "its log is empty",
+        f"manybeam doctor checks disk and memory; the log is {log}",
+    )
 
 
 def _log(home: Path) -> Path:

@@ -288,7 +288,11 @@ def _folder(path: Path, *, create: bool) -> LocalStore:
         path.mkdir(parents=True, exist_ok=True)
         return LocalStore(prefix=path)
     except (OSError, BaseError) as error:
-        raise WriteFailed(f"cannot make the folder {path}", str(error), "") from error
+        raise WriteFailed(
+            f"cannot make the folder {path}",
+            str(getattr(error, "strerror", "") or error).lower(),
+            "choose another folder, or correct its owner and its mode",
+        ) from error
 
 
 def _s3_settings() -> tuple[str, str, str, str, float]:

@@ -26,6 +26,7 @@ from torch.nn import functional
 from manybeam.errors import (
     InvalidFrame,
     InvalidInput,
+    ManybeamError,
     MissingPixelSize,
     TooLarge,
     WriteFailed,
@@ -336,6 +337,8 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
         yield partial
         if not folder.is_dir():
             partial.rename(folder)
+    except ManybeamError:
+        raise  # of the store that the tiles are cut from; some of ours are OSErrors too
     except OSError as error:
         if not folder.is_dir():  # else another process staged the same tiles first
             raise WriteFailed(

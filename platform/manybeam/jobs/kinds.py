@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from manybeam.errors import InvalidInput, InvalidSpec, RefusedByGate
 from manybeam.spec import Job, Library
+from manybeam.spec.job import Measure
 
 if TYPE_CHECKING:
     from manybeam.jobs.adapt import AdaptOutcome
@@ -54,7 +55,7 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
 
     A job that names nothing to measure on is complete too; its version is "not measured".
     """
-    from manybeam.jobs.preflight import check_training
+    from manybeam.jobs.preflight import check_training, is_asked
     from manybeam.jobs.train import train as train_members
     from manybeam.settings import settings
     from manybeam.zoo.lifecycle.life import settle
@@ -74,7 +75,9 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     )
     for failure in outcome.failed:
         callbacks.say(f"failed: {failure}")
-    scores = _measured(job, library, outcome.members, callbacks)
+    is_measured = is_asked(job.measure)
+    # Their frames have the seed of `manybeam evaluate`, so that versions are compared on the same.
+    scores = _measured(job.measure, library, outcome.members, callbacks) if is_measured else ()
     record = zoo.register(
         job.name,
         outcome.members,
@@ -92,50 +95,84 @@ def train(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     return settle(zoo, record, job.alias, say=callbacks.say)
 
 
-def _measured(
-    job: Job, library: Library, members: "Sequence[Member]", callbacks: Callbacks
-) -> "Sequence[Score]":
-    """Return the scores of new members; none if the job names nothing to measure on."""
-    from manybeam.jobs.evaluate import evaluate as measured
+def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
+    """Measure a version on the job's conditions and frames and record the scores."""
     from manybeam.jobs.preflight import is_asked
 
     if not is_asked(job.measure):
-        return ()
-    return measured(
-        members,
-        job.measure,
-        library,
-        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
-    )
-
-
-def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
-    """Measure a version on the job's conditions and frames and record the scores."""
-    from manybeam.jobs.evaluate import evaluate as measured
-    from manybeam.jobs.preflight import check_measure
-    from manybeam.zoo.lifecycle.noted import note_measured
-    from manybeam.zoo.registry import Zoo
-
-    if not job.measure.conditions and not job.measure.frames:
         raise InvalidInput(
             "measure: no conditions and no frames",
             "measure.conditions or measure.frames is needed",
             "give ids of conditions, such as 'graphene-*', or the URL of a labelled FrameSet",
         )
+    return measure_version(job.ensemble, job.measure, library, callbacks, seed=job.seed)
+
+
+def measure_version(
+    ref: str, measure: Measure, library: Library, callbacks: Callbacks, *, seed: int = 0
+) -> "Record":
+    """Measure a version and record the scores; of a REF of one member, only those of the member.
+
+    Args:
+        ref: the version, or a member of it.
+        measure: if it names nothing, the conditions of the version's first measurement are used.
+        library: where conditions are looked up.
+        callbacks: functions that report progress.
+        seed: seed of the test frames.
+
+    Raises:
+        InvalidInput: nothing is named, and the version's job named nothing.
+        ManybeamError: as `jobs.evaluate.evaluate`.
+    """
+    from manybeam.jobs.preflight import check_measure, is_asked
+    from manybeam.zoo.lifecycle.noted import note_measured
+    from manybeam.zoo.registry import Zoo
+
     zoo = Zoo()
-    record = zoo.resolve(job.ensemble)
-    check_measure(job.measure, library, job.seed)
+    # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.
+    record = zoo.resolve(ref)
+    if not is_asked(measure):
+        measure = _as_first_measured(record, measure)
+    check_measure(measure, library, seed)
     zoo.check_writable(record.name)
-    scores = measured(
-        zoo.members(record.ref),
-        job.measure,
-        library,
-        seed=job.seed,
-        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
-    )
+    scores = _measured(measure, library, zoo.members(record.ref), callbacks, seed)
+    if record.selected is not None:
+        scores = [one for one in scores if one.member == record.selected]
     zoo.record_scores(record.ref, scores)
     note_measured(record, scores)
     return record
+
+
+def _as_first_measured(record: "Record", asked: Measure) -> Measure:
+    """Return the conditions of the first measurement of a version, with the present settings."""
+    first = record.job.get("measure") or {}
+    if not first.get("conditions") and not first.get("frames"):
+        raise InvalidInput(
+            f"the job of {record.ref} has no conditions to measure on",
+            "conditions or labelled frames are needed",
+            f"manybeam evaluate {record.ref} --conditions 'graphene-*'",
+        )
+    kept = {"conditions": first["conditions"], "frames": first["frames"]}
+    return Measure.model_validate({**asked.model_dump(), **kept})
+
+
+def _measured(
+    measure: Measure,
+    library: Library,
+    members: "Sequence[Member]",
+    callbacks: Callbacks,
+    seed: int = 0,
+) -> "Sequence[Score]":
+    """Return the scores of members, with progress."""
+    from manybeam.jobs.evaluate import evaluate as measured
+
+    return measured(
+        members,
+        measure,
+        library,
+        seed=seed,
+        progress=lambda done, total: callbacks.progress("measure", done, total, ""),
+    )
 
 
 def calibrate(job: Job, library: Library, callbacks: Callbacks) -> "Record":

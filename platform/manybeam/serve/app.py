@@ -212,6 +212,8 @@ def _joined() -> bool:
         if not cluster.cluster_address():
             return False
         cluster.connect()
+    from ray import serve  # noqa: F401 - at its import, Ray sets the level to INFO
+
     # Our own messages show the progress.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     return True

@@ -10,7 +10,7 @@ from manybeam.spec import Library
 def facility_library() -> Library:
     """Return the library of `MANYBEAM_ZOO`; read it again only if one of its files has changed."""
     folder = settings().zoo
-    stamps = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*.yaml")))
+    stamps = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*.y*ml")))
     return _read_library(folder, stamps)
 
 

@@ -5,6 +5,7 @@ pydantic finds the faults; its messages name types of Python, so they are not sh
 
 import difflib
 import re
+import reprlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,24 +53,6 @@ _WORDS: Mapping[str, str] = {
     "too_short": "has too few entries; give at least {min_length}",
     "tuple_type": _LIST,
 }
-# Problems of PyYAML -> our words.
-_SYNTAX: Mapping[str, str] = {
-    "mapping values are not allowed": "a second ':' in one line, or a wrong indentation; put text "
-    "with a colon in quotes",
-    "tab character": "a tab; indent with spaces",
-    "cannot start any token": "a tab or a special letter; indent with spaces, and put text that "
-    "begins with a special letter in quotes",
-    "expected ',' or": "a bracket is not closed, or a comma is missing",
-    "expected key": "a line is indented otherwise than its neighbours",
-    "expected ':'": "a ':' is missing",
-    "end of stream": "a quote or a bracket is not closed",
-    "block sequence entries": "a '-' at a wrong place; a list stands below its field",
-    "escape character": "a backslash between double quotes; use single quotes",
-    "alphabetic or numeric character": "a text that begins with & or * needs quotes",
-    "undefined alias": "a text that begins with * needs quotes",
-    "could not determine a constructor": "a tag (!) is not allowed; give plain values",
-    "control characters": "a letter that cannot be printed; remove it",
-}
 
 
 def fault_lines(
@@ -93,16 +76,6 @@ def fault_lines(
     ]
     found = [_fault(model, place, fault, tree) for place, fault in real]
     return [f"{path}:{line}: {words}" for line, words in sorted(found, key=lambda one: one[0])]
-
-
-def syntax_words(error: yaml.YAMLError) -> tuple[int, str]:
-    """Return the line of a fault in the form of a YAML file, and what is wrong there."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    said = " ".join(
-        str(part) for part in (getattr(error, "context", ""), getattr(error, "problem", "")) if part
-    )
-    words = next((ours for theirs, ours in _SYNTAX.items() if theirs in said), said or str(error))
-    return (mark.line + 1 if mark else 1), " ".join(words.split())
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -212,7 +185,8 @@ def _path(place: Place) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    # Aliases of YAML may make a list of billions of entries.
+    text = reprlib.repr(value) if isinstance(value, (dict, list)) else repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 

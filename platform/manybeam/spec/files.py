@@ -6,46 +6,22 @@ the folder `zoo` beside the folder of the job.
 
 import difflib
 import fnmatch
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from manybeam.errors import InvalidSpec, NotFound, UnknownCondition
-from manybeam.spec.faults import CLOSE, fault_lines, syntax_words
+from manybeam.spec.faults import CLOSE, fault_lines
 from manybeam.spec.imaging import Condition, Policy
 from manybeam.spec.job import Job
+from manybeam.spec.plain_yaml import read_yaml
 from manybeam.spec.recipe import Recipe
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class _Loader(yaml.CSafeLoader):
-    """YAML in which 2e5 is a number, as in YAML 1.2; in PyYAML's YAML 1.1 it is text."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """Return a mapping; a field given twice is an error, although YAML would take the last."""
-    names = [key.value for key, _ in node.value]
-    for (key, _), name in zip(node.value, names, strict=True):
-        if names.count(name) > 1:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"field {name!r} is given twice", key.start_mark
-            )
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 def load_condition(path: Path | str) -> Condition:
@@ -68,6 +44,11 @@ def load_job(path: Path | str) -> Job:
     return _load(Path(path), Job)
 
 
+_LISTING = {
+    "condition": "manybeam conditions ls",
+    "policy": "manybeam policies ls",
+    "recipe": "manybeam recipes ls",
+}
 KINDS: Mapping[str, type[BaseModel]] = {
     "conditions": Condition,
     "policies": Policy,
@@ -154,7 +135,7 @@ class Library:
         """Return the items of one kind by id, and a line for every mistake."""
         found: dict[str, M] = {}
         faults: list[str] = []
-        for path in sorted((self.folder / kind).glob("*.yaml")):
+        for path in sorted((self.folder / kind).glob("*.y*ml")):
             try:
                 item = _load(path, model)
             except InvalidSpec as error:
@@ -195,43 +176,18 @@ def _unknown(
     kind: str, name: str, folder: Path, known: Mapping[str, object]
 ) -> tuple[str, str, str]:
     near = difflib.get_close_matches(name, known, n=3, cutoff=CLOSE)
-    names = ", ".join(sorted(known)) or "none"
-    hint = f"similar names: {', '.join(near)}" if near else f"names in the folder: {names}"
+    hint = f"similar names: {', '.join(near)}" if near else f"{_LISTING[kind]} lists all names"
+    if not folder.is_dir():
+        return (
+            f"there is no {kind} {name!r}",
+            f"there is no folder {folder}",
+            "correct MANYBEAM_ZOO; or manybeam init DIR writes conditions, policies and recipes",
+        )
     return f"there is no {kind} {name!r}", f"searched in {folder}", hint
 
 
-def _why_unread(error: OSError | UnicodeDecodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is no UTF-8 text"
-    return (error.strerror or str(error)).lower()
-
-
 def _load(path: Path, model: type[M]) -> M:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSpec(
-            f"{path}: cannot be read: {_why_unread(error)}",
-            "a YAML text file is needed",
-            "check the path and the permissions of the file",
-        ) from error
-    try:
-        loader = _Loader(text)
-        tree = loader.get_single_node()
-        content = loader.construct_document(tree) if tree else None
-    except yaml.YAMLError as error:
-        line, words = syntax_words(error)
-        raise InvalidSpec(
-            f"{path}:{line}: is not YAML: {words}",
-            "a YAML text file is needed",
-            "correct this line or the one before it",
-        ) from error
-    if not isinstance(content, dict):
-        raise InvalidSpec(
-            f"{path}: holds {'nothing' if content is None else 'a list or a text, and no fields'}",
-            "a file holds fields, as name: value",
-            "see the examples in zoo/ and jobs/",
-        )
+    content, tree = read_yaml(path)
     try:
         return model.model_validate(content)
     except ValidationError as error:

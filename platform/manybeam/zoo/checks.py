@@ -28,6 +28,7 @@ _SHARES = ("f1", "f1_low", "f1_high", "precision", "recall", "ece")
 LARGEST_SEED = 2**63 - 1
 LARGEST_PM = 1000.0  # of a match radius, or a width of the detector
 LONGEST_URL = 2000
+_TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 SPARE_BYTES = 64_000_000  # for records, logs and the database
 _DIGEST = re.compile(r"[0-9a-f]{1,64}")
 _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
@@ -35,7 +36,8 @@ _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 
 def check_tracking_uri(uri: str) -> None:
     """Refuse a text that is no URL of MLflow."""
-    if "://" not in uri:
+    scheme, mark, _ = uri.partition("://")
+    if not mark or scheme.partition("+")[0] not in _TRACKING_SCHEMES:
         raise InvalidSetting(
             f"tracking_uri: {without_password(uri)!r} is no URL of MLflow",
             "allowed: http://host:port of a server, sqlite:///file, postgresql+psycopg://...",
@@ -49,7 +51,7 @@ def check_name(name: str) -> None:
         raise InvalidInput(
             f"{name!r} cannot name an ensemble",
             "allowed: lower-case letters, digits, dot, dash, underscore; not 'auto'",
-            "change the field name in the job",
+            "give another name: --name of an import, or the field name of a job",
         )
 
 

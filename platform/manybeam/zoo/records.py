@@ -32,6 +32,7 @@ EXPERIMENT_PREFIX = "manybeam/"  # of an experiment of MLflow; the name of the e
 MANIFEST_FORMAT = "manybeam-ensemble-1"
 
 _NAME = r"[a-z0-9][a-z0-9._-]{0,99}"
+_CLOSE = 0.6  # similarity from which the name of an ensemble is suggested
 _REF = re.compile(
     rf"(?P<name>{_NAME})(?:@(?P<at>[a-z]{{1,20}}|[0-9]{{1,9}}))?(?:/(?P<member>[0-9]{{1,6}}))?"
 )
@@ -155,13 +156,16 @@ class Ref:
                 "set MANYBEAM_HOME to the folder of another zoo, or train a first ensemble: "
                 "manybeam train jobs/quickstart.yaml",
             )
-        near = difflib.get_close_matches(self.name, names, n=3, cutoff=0.4) or names[:20]
+        if near := difflib.get_close_matches(self.name, names, n=3, cutoff=_CLOSE):
+            hint = f"nearest: {', '.join(near)}"
+        elif names:
+            hint = "manybeam zoo ls lists all ensembles"
+        else:
+            hint = "train a first ensemble: manybeam train jobs/quickstart.yaml"
         return UnknownRef(
             f"no ensemble {self.name!r} in the zoo",
             f"number of ensembles in the zoo: {len(names)}",
-            f"nearest: {', '.join(near)}"
-            if near
-            else "train a first ensemble: manybeam train jobs/quickstart.yaml",
+            hint,
         )
 
 

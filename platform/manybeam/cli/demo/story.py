@@ -95,11 +95,11 @@ class Story:
     def train(self) -> Lines:
         """Train, measure and register, unless an earlier run has."""
         if "ref" not in self.facts:
-            from manybeam.cli.jobs import train_and_register
+            from manybeam.cli.jobs import run_job
             from manybeam.cli.terminal.progress import Progress
 
             with Progress("start training", lines=1) as progress:
-                made = train_and_register(self.job, self.library, progress)
+                made = run_job(self.job, self.library, progress)
             self.facts["ref"] = made.ref
         record, matrix = self.record, self.zoo.matrix(self.facts["ref"])
         failed = f", {len(record.failed)} failed" if record.failed else ""

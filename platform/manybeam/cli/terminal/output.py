@@ -2,17 +2,64 @@
 
 import csv
 import json
+import re
+import shutil
 import sys
+import textwrap
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00")
 Row = Mapping[str, Any]
 WIDTH = 400  # of a table that goes into a file or a pipe
+FIRST_SIGN_S = 1.0
 GAP = 2  # between two columns
 LEAST_TEXT = 26  # width to which a column of text may be broken; shorter cells stay whole
+
+
+class FirstSign:
+    """A sign on a terminal that a command is at work, until it prints something itself."""
+
+    _WORDS = "   at work ..."
+
+    def __init__(self) -> None:
+        self._lock, self._is_shown = threading.Lock(), False
+        self._timer: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Show the sign if the command prints nothing for `FIRST_SIGN_S`."""
+        self.end()
+        if sys.stderr.isatty():
+            self._timer = threading.Timer(FIRST_SIGN_S, self._show)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def end(self) -> None:
+        """Remove the sign, or do not show it."""
+        with self._lock:
+            if self._timer:
+                self._timer.cancel()
+            if self._is_shown:
+                typer.echo(f"\r{' ' * len(self._WORDS)}\r", err=True, nl=False)
+            self._timer, self._is_shown = None, False
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._timer:  # not ended meanwhile
+                typer.echo(f"{self._WORDS}\r", err=True, nl=False)
+                self._is_shown = True
+
+
+first_sign = FirstSign()
+bars: "list[Console]" = []  # consoles that show bars now; text is printed above these
 
 
 class Form(StrEnum):
@@ -39,6 +86,7 @@ def emit(
     columns: Sequence[str] = (),
     empty: str = "",
     lines: Iterable[str] = (),
+    missing: str = "",
 ) -> None:
     """Print rows to stdout; if there are none, say so on stderr.
 
@@ -49,8 +97,10 @@ def emit(
         columns: keys that a table shows, if not all fit on a screen.
         empty: what there is none of yet, and what to do: `no token yet; manybeam ...`.
         lines: text that `auto` prints on a terminal in place of a table.
+        missing: cell of a table for None.
     """
     listed, text = list(rows), list(lines)
+    first_sign.end()
     if form is Form.auto and text and sys.stdout.isatty():
         typer.echo("\n".join(text))
         return
@@ -58,7 +108,8 @@ def emit(
     if not listed:
         say(empty or f"{title}: nothing yet".removeprefix(": "))
     if form is Form.table and listed:
-        _table([{k: row.get(k) for k in columns or row} for row in listed], title)
+        shown = [{k: cell(row.get(k), missing) for k in columns or row} for row in listed]
+        _table(shown, title)
     elif form is Form.json:
         typer.echo(json.dumps(listed, indent=2, default=str))
     elif form is Form.jsonl:
@@ -78,17 +129,45 @@ def settled(form: Form) -> Form:
     return Form.table if sys.stdout.isatty() else Form.jsonl
 
 
-def say(text: str) -> None:
-    """Print one line to stderr."""
-    typer.echo(text, err=True)
+def say(text: str, indent: str = "") -> None:
+    """Print text to stderr; each line but the first begins with `indent`."""
+    first_sign.end()
+    if bars:
+        bars[-1].print(filled(text, indent), markup=False, highlight=False, soft_wrap=True)
+    else:
+        typer.echo(filled(text, indent), err=True)
 
 
-def cell(value: Any) -> str:
-    """Return a value as a cell of a table; None is "not measured"."""
+def filled(text: str, indent: str = "") -> str:
+    """Return text for stderr: on a terminal, long lines are broken between words.
+
+    Args:
+        text: one or more lines.
+        indent: what each line but the first begins with.
+    """
+    if not sys.stderr.isatty():
+        return text.replace("\n", f"\n{indent}")
+    broken = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns - len(indent),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = [part for line in text.splitlines() for part in broken.wrap(line) or [""]]
+    return f"\n{indent}".join(lines)
+
+
+def cell(value: Any, missing: str = "") -> str:
+    """Return a value as a cell of a table; `missing` stands for None."""
     if value is None:
-        return "not measured"
+        return missing
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M %Z}".strip()
     return _words(value)
 
 
@@ -101,7 +180,7 @@ def _words(value: Any) -> str:
     return str(value)
 
 
-def _table(rows: Sequence[Row], title: str) -> None:
+def _table(rows: Sequence[Mapping[str, str]], title: str) -> None:
     """Print a table without borders; without a terminal, it is as wide as needed.
 
     On a terminal too narrow for it, a single row is turned, and of several the last columns are
@@ -130,17 +209,17 @@ def _table(rows: Sequence[Row], title: str) -> None:
         table.add_column(Text(name), no_wrap=place == 0, min_width=width)  # an id must not be cut
     for row in rows:
         # Values may come from a package: they are shown as text, never as markup of rich.
-        table.add_row(*(Text(cell(row.get(name))) for name in shown))
+        table.add_row(*(Text(row[name]) for name in shown))
     console.print(table)
     if left_out := [name for name in least if name not in shown]:
         say(f"left out for lack of width: {', '.join(left_out)}; -o json shows all")
 
 
-def _least_widths(rows: Sequence[Row]) -> dict[str, int]:
+def _least_widths(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
     """Return the least width of each column: words and short cells are not broken."""
     found = {}
     for place, name in enumerate(rows[0]):
-        cells = [name, *(cell(row.get(name)) for row in rows)]
+        cells = [name, *(row[name] for row in rows)]
         longest_word = max(len(word) for text in cells for word in text.split() or [""])
         whole = max(map(len, cells))
         found[name] = whole if place == 0 else min(whole, max(LEAST_TEXT, longest_word))

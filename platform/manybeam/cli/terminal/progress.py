@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from manybeam.cli.terminal.output import say
+from manybeam.cli.terminal.output import bars, first_sign, say
 
 SILENCE_S = 15.0
 
@@ -28,6 +28,7 @@ class Progress:
         self._shown = _Bars() if sys.stderr.isatty() else _Lines(lines)
 
     def __enter__(self) -> Self:
+        first_sign.end()
         self._shown.begin(self._start)
         return self
 
@@ -64,11 +65,13 @@ class _Bars:
         self._ids: dict[str, Any] = {}
 
     def begin(self, what: str) -> None:
+        bars.append(self._bars.console)
         self._bars.start()
         self._first = self._bars.add_task(what, total=None, note="")
 
     def end(self) -> None:
         self._bars.stop()
+        bars.remove(self._bars.console)
 
     def update(self, task: str, done: float, total: float, note: str) -> None:
         if task not in self._ids:

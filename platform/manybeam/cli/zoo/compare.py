@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import Form, FormOption, emit, first_sign, say
 from manybeam.cli.terminal.targets import PICTURES, check_target
 from manybeam.data.disk import write_files
 from manybeam.errors import NotFound
@@ -59,7 +59,14 @@ def diff(
     shown = COLUMNS if members else COLUMNS[1:]
     title = f"{score}: {first.ref} (old), {second.ref} (new)"
     empty = "neither version is measured yet; manybeam evaluate measures them"
-    emit([_as_row(one) for one in found], form, title=title, columns=shown, empty=empty)
+    emit(
+        [_as_row(one) for one in found],
+        form,
+        title=title,
+        columns=shown,
+        empty=empty,
+        missing="not measured",
+    )
     say(f"{second.ref} against {first.ref}, {score}: {tally(found).words}")
     if first.ref != second.ref:
         _say_gaps(found, first.ref, second.ref)
@@ -92,6 +99,7 @@ def card(
     matrix = zoo.matrix(record.ref)
     note = note_for(record, settings().zoo, matrix.conditions)
     if out is None:
+        first_sign.end()
         typer.echo(card_markdown(record, matrix, note=note, licence=licence), nl=False)
         return
     if out.suffix.lower() == ".html":

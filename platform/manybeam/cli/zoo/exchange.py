@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
 
 
 class PackageForm(StrEnum):
@@ -51,18 +52,19 @@ def export(
 
     Example: manybeam zoo export graphene@serving --author "Ada Lovelace" --out graphene.zip
     """
-    from manybeam.db.owner import login
-    from manybeam.zoo.exchange import Credit
-    from manybeam.zoo.exchange import export as write
-    from manybeam.zoo.exchange.unpack import sha256_of_file
-    from manybeam.zoo.registry import Zoo
+    with Progress(f"export {ref}"):
+        from manybeam.db.owner import login
+        from manybeam.zoo.exchange import Credit
+        from manybeam.zoo.exchange import export as write
+        from manybeam.zoo.exchange.unpack import sha256_of_file
+        from manybeam.zoo.registry import Zoo
 
-    credit = Credit(
-        authors=tuple(author or [login()]),
-        licence=licence,
-        tags=tuple(tag or ()),
-    )
-    path = write(Zoo(), ref, out, form=package.value, overwrite=overwrite, credit=credit)
+        credit = Credit(
+            authors=tuple(author or [login()]),
+            licence=licence,
+            tags=tuple(tag or ()),
+        )
+        path = write(Zoo(), ref, out, form=package.value, overwrite=overwrite, credit=credit)
     if package is PackageForm.bioimageio:
         say(f"author: {', '.join(credit.authors)}; to change it, give --author")
     if not licence and package is not PackageForm.onnx:
@@ -95,16 +97,17 @@ def import_(
 
     Example: manybeam zoo import graphene.zip --name graphene-imported --alias candidate
     """
-    from manybeam.zoo.exchange import AtomAIFrames
-    from manybeam.zoo.exchange import import_ as read
-    from manybeam.zoo.registry import Zoo
+    with Progress(f"import {path}"):
+        from manybeam.zoo.exchange import AtomAIFrames
+        from manybeam.zoo.exchange import import_ as read
+        from manybeam.zoo.registry import Zoo
 
-    frames = (
-        AtomAIFrames(pixel_size_pm, mask_radius_pm, _numbers(elements))
-        if pixel_size_pm is not None
-        else None
-    )
-    record = read(Zoo(), path, name, alias=alias, frames=frames, say=say)
+        frames = (
+            AtomAIFrames(pixel_size_pm, mask_radius_pm, _numbers(elements))
+            if pixel_size_pm is not None
+            else None
+        )
+        record = read(Zoo(), path, name, alias=alias, frames=frames, say=say)
     row = {
         "ref": record.ref,
         "aliases": list(record.aliases),

@@ -201,7 +201,7 @@ def _show(proposal: "PromotionProposal", form: Form) -> None:
     ]
     versus = f" against {proposal.old}" if proposal.old else ""
     empty = f"no check is needed: {proposal.new.ref} is {proposal.alias} already"
-    emit(rows, form, title=f"{proposal.new.ref}{versus}", empty=empty)
+    emit(rows, form, title=f"{proposal.new.ref}{versus}", empty=empty, missing="not measured")
 
 
 def _report(done: "Promotion") -> None:

@@ -111,7 +111,14 @@ def list_all(
     if known and score not in known:
         raise _no_score(score, known)
     rows = [_found(row, score) for row in page.rows]
-    emit(rows, form, title="Zoo", columns=_shown(rows, score), empty=_none_found(query))
+    emit(
+        rows,
+        form,
+        title="Zoo",
+        columns=_shown(rows, score),
+        empty=_none_found(query),
+        missing="not measured",
+    )
     if order.removeprefix("-") == "score" and page.basis:
         say(f"{score} is {page.basis}")
     if page.total > len(page.rows):
@@ -257,7 +264,7 @@ def matrix(
         for condition in table.conditions
     ]
     empty = f"{ref} is not measured yet; manybeam evaluate {ref} --conditions ID measures it"
-    emit(rows, form, title=f"{score} of {ref}", empty=empty)
+    emit(rows, form, title=f"{score} of {ref}", empty=empty, missing="not measured")
 
 
 def as_row(record: "Record") -> dict[str, object]:

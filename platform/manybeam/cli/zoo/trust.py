@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
 from manybeam.errors import Corrupt, NotAllowed
 
 RefArgument = Annotated[
@@ -20,10 +21,11 @@ def self_test(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
 
     Example: manybeam zoo test graphene@serving
     """
-    from manybeam.zoo.integrity.selftest import TOLERANCE
-    from manybeam.zoo.registry import Zoo
+    with Progress(f"test {ref}"):
+        from manybeam.zoo.integrity.selftest import TOLERANCE
+        from manybeam.zoo.registry import Zoo
 
-    results = Zoo().test(ref)
+        results = Zoo().test(ref)
     rows = [
         {
             "member": f"{one.member:02d}",
@@ -52,10 +54,11 @@ def verify(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
 
     Example: manybeam zoo verify graphene@serving
     """
-    from manybeam.zoo.integrity.verify import verify as checked
-    from manybeam.zoo.registry import Zoo
+    with Progress(f"read the files of {ref}"):
+        from manybeam.zoo.integrity.verify import verify as checked
+        from manybeam.zoo.registry import Zoo
 
-    checks = checked(Zoo(), ref)
+        checks = checked(Zoo(), ref)
     rows = [
         {
             "file": one.what,

@@ -53,8 +53,7 @@ def follow_moved_files(uri: str, artifacts: str) -> None:
             moved.append(before)
     if moved:
         logger.warning(
-            "the files of %d ensembles were moved; the zoo now finds them below %s",
-            len(moved),
+            "the files of the zoo were moved; it finds them now below %s",
             artifacts,
             extra={"before": moved[:20]},
         )

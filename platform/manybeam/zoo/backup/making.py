@@ -12,7 +12,7 @@ from manybeam.data.disk import unwritten
 from manybeam.db.audit import AuditLog
 from manybeam.db.deployment import open_database
 from manybeam.db.locks import FILES_LOCK, Locks
-from manybeam.errors import Conflict
+from manybeam.errors import Conflict, ManybeamError
 from manybeam.settings import settings
 from manybeam.zoo.backend.tracking import Tracking
 from manybeam.zoo.backup import parts
@@ -87,6 +87,8 @@ def _appearing(target: Path) -> Iterator[Path]:
             packed.replace(target)
         else:
             folder.replace(target)
+    except ManybeamError:
+        raise  # of what is copied; some of ours are OSErrors too
     except OSError as error:
         raise unwritten(target, error) from error
     finally:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from manybeam.errors import InvalidInput
+from manybeam.spec.faults import CLOSE
 from manybeam.spec.imaging import Condition
 from manybeam.zoo.catalogue.phrases import Phrase, phrases_in
 
@@ -285,8 +286,11 @@ def quantity_names() -> tuple[str, ...]:
 def _faults_of_ranges(ranges: Bounds) -> Iterable[str]:
     for name, (low, high) in ranges.items():
         if name not in quantity_names():
-            near = difflib.get_close_matches(name, quantity_names(), n=3, cutoff=0.4)
-            yield f"ranges: no quantity {name!r}; nearest: {', '.join(near) or 'none'}"
+            near = difflib.get_close_matches(name, quantity_names(), n=3, cutoff=CLOSE)
+            known = (
+                f"nearest: {', '.join(near)}" if near else f"allowed: {', '.join(quantity_names())}"
+            )
+            yield f"ranges: no quantity {name!r}; {known}"
         if any(end is not None and not math.isfinite(end) for end in (low, high)):
             yield f"ranges.{name}: ({low}, {high}) are not numbers or None"
         elif low is not None and high is not None and low > high:
