@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from manybeam.learn.nets.member import Member
+    from manybeam.predictor.performance import PerformancePredictor
     from manybeam.spec import Job, Library
     from manybeam.spec.job import Measure
     from manybeam.zoo.matrix import Score
@@ -61,6 +62,9 @@ def evaluate(
 ) -> None:
     """Measure members x conditions and record the scores in the zoo.
 
+    Measured are every member, all members together ("ensemble"), a classical detector, and, if
+    the version was calibrated, the members that are selected for each frame ("selected").
+
     Example: manybeam evaluate graphene --conditions 'graphene-60kv-*'
     """
     from manybeam.cli.zoo.listing import matrix
@@ -68,6 +72,7 @@ def evaluate(
     with Progress(f"start measuring {ref}") as progress:
         from manybeam.jobs.evaluate import is_score_name
         from manybeam.jobs.preflight import check_measure
+        from manybeam.predictor.learned import performance_predictor
         from manybeam.settings import settings
         from manybeam.spec import Library
         from manybeam.spec.job import Measure
@@ -94,7 +99,8 @@ def evaluate(
         library = Library(settings().zoo)
         check_measure(measure, library)
         zoo.check_writable(record.name)
-        scores = measured(zoo.members(record.ref), measure, library, progress)
+        known = performance_predictor(zoo, record.ref) if record.selected is None else None
+        scores = measured(zoo.members(record.ref), measure, library, progress, known)
     if record.selected is not None:
         scores = [one for one in scores if one.member == record.selected]
     zoo.record_scores(record.ref, scores)
@@ -116,7 +122,11 @@ def _as_first_measured(record: "Record", asked: "Measure") -> "Measure":
 
 
 def measured(
-    members: "Sequence[Member]", measure: "Measure", library: "Library", progress: Progress
+    members: "Sequence[Member]",
+    measure: "Measure",
+    library: "Library",
+    progress: Progress,
+    performance: "PerformancePredictor | None" = None,
 ) -> "list[Score]":
     """Return the scores of members on the conditions of a job, with progress."""
     from manybeam.jobs.evaluate import evaluate as on_ray
@@ -125,6 +135,7 @@ def measured(
         members,
         measure,
         library,
+        performance=performance,
         progress=lambda done, total: progress.update("measure", done, total),
     )
 

@@ -113,6 +113,7 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
     """Measure a version on the job's conditions and frames and record the scores."""
     from manybeam.jobs.evaluate import evaluate as measured
     from manybeam.jobs.preflight import check_measure
+    from manybeam.predictor.learned import performance_predictor
     from manybeam.zoo.lifecycle.noted import note_measured
     from manybeam.zoo.registry import Zoo
 
@@ -130,6 +131,7 @@ def evaluate(job: Job, library: Library, callbacks: Callbacks) -> "Record":
         zoo.members(record.ref),
         job.measure,
         library,
+        performance=performance_predictor(zoo, record.ref) if record.selected is None else None,
         seed=job.seed,
         progress=lambda done, total: callbacks.progress("measure", done, total, ""),
     )

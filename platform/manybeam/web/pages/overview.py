@@ -12,7 +12,9 @@ import numpy as np
 from manybeam.spec.imaging import Condition
 from manybeam.web.render import number, page_of
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
+from manybeam.zoo.calibration_sets import KIND
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Matrix, Score, is_simulated
+from manybeam.zoo.registration import ATTACHED_TAG
 from manybeam.zoo.reports.cards import POOR_F1
 
 GOOD_F1 = 0.95  # from here on a condition counts as "works": about one atom in twenty is wrong
@@ -39,6 +41,7 @@ class Spot:
         f1, low, high: F1 and its 95 % interval; the ends may be None.
         page: the page of an example frame: the one with the middle F1; "" if there is none.
         picture: the picture of that frame, with its atoms.
+        is_simulated: whether its frames are simulated.
     """
 
     condition: str
@@ -48,6 +51,22 @@ class Spot:
     high: float | None
     page: str
     picture: str
+    is_simulated: bool = False
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer frames with an ensemble, and what it reaches.
+
+    Attributes:
+        name: its name.
+        meaning: who answers, in a few words.
+        f1: mean F1; None if it was not measured on every compared condition.
+    """
+
+    name: str
+    meaning: str
+    f1: float | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class Overview:
         worst: conditions on which it fails, worst first; if there are none, the weakest ones. None
             is in both lists.
         advice: what to take, a sentence each.
+        ways: F1 of all members, of the selected ones and of the best ones; empty for one member.
+        to_measure: commands that measure the selected members; empty if they were measured.
     """
 
     purpose: str
@@ -70,6 +91,8 @@ class Overview:
     best: tuple[Spot, ...]
     worst: tuple[Spot, ...]
     advice: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
+    to_measure: str = ""
 
     @property
     def places(self) -> tuple[tuple[str, tuple[Spot, ...]], ...]:
@@ -112,7 +135,28 @@ def make_overview(
         best=tuple(working or best),
         worst=tuple(failing or worst),
         advice=tuple(_advice(cached, whole)),
+        ways=tuple(_ways(cached, whole)),
+        to_measure=_to_measure(cached, whole),
     )
+
+
+def _ways(cached: CachedVersion, matrix: Matrix) -> Iterable[Way]:
+    if cached.record.selected is not None or cached.record.member_count < 2 or not len(matrix):
+        return
+    yield Way("All members", "they answer every frame together", matrix.mean(ENSEMBLE))
+    yield Way("Selected", "the members chosen for each frame", matrix.mean(SELECTED))
+    meaning = "of each condition, known only from its true atoms"
+    yield Way("Best member", meaning, matrix.mean_of_best())
+
+
+def _to_measure(cached: CachedVersion, matrix: Matrix) -> str:
+    record = cached.record
+    if record.selected is not None or record.member_count < 2 or matrix.mean(SELECTED) is not None:
+        return ""
+    own = next((one for one in cached.siblings if one.version == record.version), None)
+    is_calibrated = own is not None and f"{ATTACHED_TAG}{KIND}" in own.tags
+    first = "" if is_calibrated else f"manybeam calibrate {record.version_ref}\n"
+    return f"{first}manybeam evaluate {record.version_ref}"
 
 
 def _purpose(cached: CachedVersion, known: Sequence[Condition]) -> str:
@@ -150,7 +194,8 @@ def _spots(cached: CachedVersion, described: Mapping[str, Condition]) -> Iterabl
             title = described[condition].title if condition in described else ""
             ends = (values.get("f1_low"), values.get("f1_high"))
             score = cached.matrix.score(row, condition)
-            yield Spot(condition, title, values["f1"], *ends, *_sample(cached, score))
+            is_made = is_simulated(cached.matrix.condition_digest(condition))
+            yield Spot(condition, title, values["f1"], *ends, *_sample(cached, score), is_made)
 
 
 def _sample(cached: CachedVersion, score: Score | None) -> tuple[str, str]:
@@ -174,9 +219,20 @@ def _tally(spots: Sequence[Spot]) -> str:
         sum(one.f1 < POOR_F1 for one in spots),
     )
     return (
-        f"Measured on {len(spots)} conditions: it works on {good} (F1 {GOOD_F1:g} or more) and "
+        f"Measured on {_frames_in_words(spots)}: it works on {good} (F1 {GOOD_F1:g} or more) and "
         f"fails on {poor} (F1 below {POOR_F1:g})."
     )
+
+
+def _frames_in_words(spots: Sequence[Spot]) -> str:
+    """Return the number of conditions, and whether their frames are simulated."""
+    made, count = sum(one.is_simulated for one in spots), len(spots)
+    conditions = f"{count} condition{'s' * (count != 1)}"
+    if made == count:
+        return f"simulated frames of {conditions}"
+    if not made:
+        return f"labelled frames of {conditions}"
+    return f"{conditions}, {made} of simulated and {count - made} of labelled frames"
 
 
 def _advice(cached: CachedVersion, matrix: Matrix) -> Iterable[str]:
@@ -221,7 +277,11 @@ def _advice_on_member(member: int, matrix: Matrix) -> Iterable[str]:
 
 
 def _advice_on_selection(subject: int, matrix: Matrix) -> Iterable[str]:
-    """Say whether a single member is somewhere clearly better than all together."""
+    """Say whether selection is better than all together, as measured or as members suggest."""
+    selected, together = matrix.mean(SELECTED), matrix.mean(subject)
+    if selected is not None and together is not None:
+        yield _advice_measured(selected, together)
+        return
     gains = {
         name: _gain(matrix, best, subject, name)
         for name in matrix.conditions
@@ -240,6 +300,15 @@ def _advice_on_selection(subject: int, matrix: Matrix) -> Iterable[str]:
         f"one member is clearly better than all together, most on {most} (member {best:02d} "
         f"{_f1(matrix, best, most)}, all {_f1(matrix, subject, most)})."
     )
+
+
+def _advice_measured(selected: float, together: float) -> str:
+    both = f"mean F1 {selected:.2f}, all members together {together:.2f}"
+    if selected - together > CLEAR:
+        return f"Let Manybeam select members for each frame: {both}."
+    if together - selected > CLEAR:
+        return f"Take all members together: selection for each frame is worse here ({both})."
+    return f"Selection for each frame and all members together are equally good here ({both})."
 
 
 def _gain(matrix: Matrix, row: int, subject: int, condition: str) -> float:
