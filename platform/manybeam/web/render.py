@@ -1,6 +1,7 @@
 """Pages from templates: the values of every page, and the format of numbers and dates."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -203,6 +204,19 @@ def score_name(key: str) -> str:
     return known.get(key, key.replace("_", " "))
 
 
+def sentence(text: str) -> str:
+    """Return a text of an error as a sentence begins; references and commands stay as they are.
+
+    Example:
+        >>> sentence("there is no page '/x'"), sentence("graphene@2 is archived")
+        ("There is no page '/x'", 'graphene@2 is archived')
+        >>> sentence("manybeam doctor finds the reason")
+        'manybeam doctor finds the reason'
+    """
+    is_plain = re.match(r"[a-z]+[ ,;:]", text) and not text.startswith("manybeam ")
+    return text[:1].upper() + text[1:] if is_plain else text
+
+
 def in_path(ref: str) -> str:
     """Return a reference as a part of an address."""
     return quote(ref, safe="@/")
@@ -221,6 +235,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "ago": ago,
     "number": number,
     "score_name": score_name,
+    "sentence": sentence,
     "in_path": in_path,
     "shade": shade,
 }

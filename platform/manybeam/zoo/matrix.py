@@ -26,8 +26,8 @@ CLASSICAL = -2
 SELECTED = -3
 # One bin of a reliability curve: mean probability, share of right atoms, number of atoms.
 Bin = tuple[float, float, int]
-# Scores of an ensemble in the catalogue, beside those of all its members together: F1 of the members
-# that selection chose for each frame, and F1 of the best member of each condition.
+# Scores of an ensemble in the catalogue beside those of all its members together: F1 of the
+# members that selection chose for each frame, and F1 of the best member of each condition.
 SELECTED_F1, BEST_F1 = "selected_f1", "best_member_f1"
 BIN_COUNT = 10  # bins of a reliability curve; they have equal widths
 _NAMED = {ENSEMBLE: "ensemble", CLASSICAL: "classical", SELECTED: "selected"}

@@ -12,6 +12,8 @@ import typer
 Row = Mapping[str, Any]
 WIDTH = 400  # of a table that goes into a file or a pipe
 GAP = 2  # between two columns
+UNKNOWN = "unknown"  # in a table, of a value that is missing
+NOT_MEASURED = "not measured"  # the same of a score
 LEAST_TEXT = 26  # width to which a column of text may be broken; shorter cells stay whole
 
 
@@ -38,6 +40,7 @@ def emit(
     title: str = "",
     columns: Sequence[str] = (),
     empty: str = "",
+    missing: str = UNKNOWN,
     lines: Iterable[str] = (),
 ) -> None:
     """Print rows to stdout; if there are none, say so on stderr.
@@ -48,6 +51,7 @@ def emit(
         title: heading of a table; other forms leave it out.
         columns: keys that a table shows, if not all fit on a screen.
         empty: what there is none of yet, and what to do: `no token yet; manybeam ...`.
+        missing: what a table shows for None: `UNKNOWN`, or `NOT_MEASURED` for scores.
         lines: text that `auto` prints on a terminal in place of a table.
     """
     listed, text = list(rows), list(lines)
@@ -58,7 +62,7 @@ def emit(
     if not listed:
         say(empty or f"{title}: nothing yet".removeprefix(": "))
     if form is Form.table and listed:
-        _table([{k: row.get(k) for k in columns or row} for row in listed], title)
+        _table([{k: row.get(k) for k in columns or row} for row in listed], title, missing)
     elif form is Form.json:
         typer.echo(json.dumps(listed, indent=2, default=str))
     elif form is Form.jsonl:
@@ -83,10 +87,15 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def cell(value: Any) -> str:
-    """Return a value as a cell of a table; None is "not measured"."""
+def cell(value: Any, missing: str = UNKNOWN) -> str:
+    """Return a value as a cell of a table; `missing` stands for None.
+
+    Example:
+        >>> cell(0.5), cell(["serving", "candidate"]), cell(None), cell(None, NOT_MEASURED)
+        ('0.500', 'serving, candidate', 'unknown', 'not measured')
+    """
     if value is None:
-        return "not measured"
+        return missing
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
     return _words(value)
@@ -101,7 +110,7 @@ def _words(value: Any) -> str:
     return str(value)
 
 
-def _table(rows: Sequence[Row], title: str) -> None:
+def _table(rows: Sequence[Row], title: str, missing: str) -> None:
     """Print a table without borders; without a terminal, it is as wide as needed.
 
     On a terminal too narrow for it, a single row is turned, and of several the last columns are
@@ -115,11 +124,11 @@ def _table(rows: Sequence[Row], title: str) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    least = _least_widths(rows)
+    least = _least_widths(rows, missing)
     shown = _fitting(least, console.width)
     if len(shown) < len(least) and len(rows) == 1:
         rows = [{"field": name, "value": value} for name, value in rows[0].items()]
-        least = shown = _least_widths(rows)
+        least = shown = _least_widths(rows, missing)
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
@@ -130,17 +139,17 @@ def _table(rows: Sequence[Row], title: str) -> None:
         table.add_column(Text(name), no_wrap=place == 0, min_width=width)  # an id must not be cut
     for row in rows:
         # Values may come from a package: they are shown as text, never as markup of rich.
-        table.add_row(*(Text(cell(row.get(name))) for name in shown))
+        table.add_row(*(Text(cell(row.get(name), missing)) for name in shown))
     console.print(table)
     if left_out := [name for name in least if name not in shown]:
         say(f"left out for lack of width: {', '.join(left_out)}; -o json shows all")
 
 
-def _least_widths(rows: Sequence[Row]) -> dict[str, int]:
+def _least_widths(rows: Sequence[Row], missing: str) -> dict[str, int]:
     """Return the least width of each column: words and short cells are not broken."""
     found = {}
     for place, name in enumerate(rows[0]):
-        cells = [name, *(cell(row.get(name)) for row in rows)]
+        cells = [name, *(cell(row.get(name), missing) for row in rows)]
         longest_word = max(len(word) for text in cells for word in text.split() or [""])
         whole = max(map(len, cells))
         found[name] = whole if place == 0 else min(whole, max(LEAST_TEXT, longest_word))

@@ -12,10 +12,9 @@ import numpy as np
 from manybeam.spec.imaging import Condition
 from manybeam.web.render import number, page_of
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.calibration_sets import KIND
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Matrix, Score, is_simulated
-from manybeam.zoo.registration import ATTACHED_TAG
 from manybeam.zoo.reports.cards import POOR_F1
+from manybeam.zoo.ways import Way, commands_to_measure, measured_on, ways_of
 
 GOOD_F1 = 0.95  # from here on a condition counts as "works": about one atom in twenty is wrong
 CLEAR = 0.02  # a smaller difference of two F1 is not mentioned
@@ -42,6 +41,7 @@ class Spot:
         page: the page of an example frame: the one with the middle F1; "" if there is none.
         picture: the picture of that frame, with its atoms.
         is_simulated: whether its frames are simulated.
+        selected_f1: F1 of the selected members there; None if it was not measured.
     """
 
     condition: str
@@ -52,21 +52,7 @@ class Spot:
     page: str
     picture: str
     is_simulated: bool = False
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to answer frames with an ensemble, and what it reaches.
-
-    Attributes:
-        name: its name.
-        meaning: who answers, in a few words.
-        f1: mean F1; None if it was not measured on every compared condition.
-    """
-
-    name: str
-    meaning: str
-    f1: float | None
+    selected_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,32 +117,22 @@ def make_overview(
     return Overview(
         purpose=_purpose(cached, known),
         ranges=_ranges(known),
-        tally=_tally(spots),
+        tally=_tally(spots, matrix),
         best=tuple(working or best),
         worst=tuple(failing or worst),
         advice=tuple(_advice(cached, whole)),
-        ways=tuple(_ways(cached, whole)),
+        ways=tuple(ways_of(cached.record, whole)),
         to_measure=_to_measure(cached, whole),
     )
 
 
-def _ways(cached: CachedVersion, matrix: Matrix) -> Iterable[Way]:
-    if cached.record.selected is not None or cached.record.member_count < 2 or not len(matrix):
-        return
-    yield Way("All members", "they answer every frame together", matrix.mean(ENSEMBLE))
-    yield Way("Selected", "the members chosen for each frame", matrix.mean(SELECTED))
-    meaning = "of each condition, known only from its true atoms"
-    yield Way("Best member", meaning, matrix.mean_of_best())
-
-
 def _to_measure(cached: CachedVersion, matrix: Matrix) -> str:
-    record = cached.record
-    if record.selected is not None or record.member_count < 2 or matrix.mean(SELECTED) is not None:
-        return ""
-    own = next((one for one in cached.siblings if one.version == record.version), None)
-    is_calibrated = own is not None and f"{ATTACHED_TAG}{KIND}" in own.tags
-    first = "" if is_calibrated else f"manybeam calibrate {record.version_ref}\n"
-    return f"{first}manybeam evaluate {record.version_ref}"
+    own = [one for one in cached.siblings if one.version == cached.record.version]
+    return (
+        ""
+        if matrix.mean(SELECTED) is not None or not own
+        else "\n".join(commands_to_measure(own[0]))
+    )
 
 
 def _purpose(cached: CachedVersion, known: Sequence[Condition]) -> str:
@@ -194,8 +170,11 @@ def _spots(cached: CachedVersion, described: Mapping[str, Condition]) -> Iterabl
             title = described[condition].title if condition in described else ""
             ends = (values.get("f1_low"), values.get("f1_high"))
             score = cached.matrix.score(row, condition)
+            chosen = cached.matrix.value(SELECTED, condition)
             is_made = is_simulated(cached.matrix.condition_digest(condition))
-            yield Spot(condition, title, values["f1"], *ends, *_sample(cached, score), is_made)
+            yield Spot(
+                condition, title, values["f1"], *ends, *_sample(cached, score), is_made, chosen
+            )
 
 
 def _sample(cached: CachedVersion, score: Score | None) -> tuple[str, str]:
@@ -211,28 +190,23 @@ def _sample(cached: CachedVersion, score: Score | None) -> tuple[str, str]:
     return f"{page}?{member}frame={frame}", f"{page}/sample?{member}frame={frame}"
 
 
-def _tally(spots: Sequence[Spot]) -> str:
+def _tally(spots: Sequence[Spot], matrix: Matrix) -> str:
     if not spots:
         return "It was not measured on any condition, so nobody knows yet where it works."
     good, poor = (
         sum(one.f1 >= GOOD_F1 for one in spots),
         sum(one.f1 < POOR_F1 for one in spots),
     )
-    return (
-        f"Measured on {_frames_in_words(spots)}: it works on {good} (F1 {GOOD_F1:g} or more) and "
-        f"fails on {poor} (F1 below {POOR_F1:g})."
+    chosen = [one.selected_f1 for one in spots if one.selected_f1 is not None]
+    selected = (
+        f" with all members together; with those selected for each frame, it works on "
+        f"{sum(one >= GOOD_F1 for one in chosen)} of {len(chosen)} and fails on "
+        f"{sum(one < POOR_F1 for one in chosen)}"
     )
-
-
-def _frames_in_words(spots: Sequence[Spot]) -> str:
-    """Return the number of conditions, and whether their frames are simulated."""
-    made, count = sum(one.is_simulated for one in spots), len(spots)
-    conditions = f"{count} condition{'s' * (count != 1)}"
-    if made == count:
-        return f"simulated frames of {conditions}"
-    if not made:
-        return f"labelled frames of {conditions}"
-    return f"{conditions}, {made} of simulated and {count - made} of labelled frames"
+    return (
+        f"Measured on {measured_on(matrix)}: it works on {good} (F1 {GOOD_F1:g} or more) and "
+        f"fails on {poor} (F1 below {POOR_F1:g}){selected if chosen else ''}."
+    )
 
 
 def _advice(cached: CachedVersion, matrix: Matrix) -> Iterable[str]:

@@ -189,9 +189,7 @@ def _line(cached: CachedVersion, member: int, key: str) -> Line:
     ref = f"{cached.record.version_ref}/{member:02d}" if known else ""
     seed, policy = (known.seed, known.policy) if known else (None, "")
     label = "all members" if member == ENSEMBLE else member_label(member)
-    return Line(
-        label, member_label(member), ref, seed, policy, cells, matrix.mean(member, key)
-    )
+    return Line(label, member_label(member), ref, seed, policy, cells, matrix.mean(member, key))
 
 
 def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:

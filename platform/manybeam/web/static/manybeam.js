@@ -92,7 +92,7 @@
   }
 
   function choices() {
-    if (!byId("compare")) return;
+    if (!byId("compare-button")) return;
     const refs = chosen(), boxes = [...document.querySelectorAll("input[type=checkbox][name=ids]")];
     boxes.forEach((box) => { box.checked = refs.includes(box.value); });
     document.querySelectorAll("input[data-chosen]").forEach((one) => one.remove());

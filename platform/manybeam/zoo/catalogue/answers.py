@@ -186,10 +186,14 @@ class Answers:
     ) -> tuple[list[float | None], ...]:
         """Return F1 of the selected members and of the best ones, where all members have theirs."""
         if score != "f1":
-            return ([None] * len(rows),) * 2
+            nothing: list[float | None] = [None] * len(rows)
+            return nothing, nothing
         strips = (self.table.strips_sp(self.db, name, rows) for name in (SELECTED_F1, BEST_F1))
         return tuple(
-            [_mean(cells_p[is_used_p]) for cells_p, is_used_p in zip(cells, is_used_rc, strict=True)]
+            [
+                _mean(cells_p[is_used_p])
+                for cells_p, is_used_p in zip(cells, is_used_rc, strict=True)
+            ]
             for cells in (strip_rp[:, places] for strip_rp in strips)
         )
 
