@@ -59,7 +59,7 @@ def _subject(
         words += [f"{index:02d}", members[0].parent]
     cells = _cells(own)
     if index == ENSEMBLE:
-        cells |= _other_ways(scores)
+        cells |= _other_ways(scores, {(one.condition, one.condition_digest) for one in own})
     scorers = {(one.condition, one.condition_digest): one.scorer for one in own}
     return SubjectRows(index, facets, words_of(words), cells, scorers)
 
@@ -77,11 +77,12 @@ def _cells(scores: Iterable[Score]) -> dict[str, dict[Key, float]]:
     return cells
 
 
-def _other_ways(scores: Sequence[Score]) -> dict[str, dict[Key, float]]:
-    """Return F1 of the selected members and of the best member, by condition."""
+def _other_ways(scores: Sequence[Score], measured: set[Key]) -> dict[str, dict[Key, float]]:
+    """Return F1 of the selected and of the best members, where all together were measured too."""
     rows: dict[Key, list[Score]] = {}
     for one in scores:
-        rows.setdefault((one.condition, one.condition_digest), []).append(one)
+        if (one.condition, one.condition_digest) in measured:
+            rows.setdefault((one.condition, one.condition_digest), []).append(one)
     found: dict[str, dict[Key, float]] = {SELECTED_F1: {}, BEST_F1: {}}
     for key, there in rows.items():
         matrix = Matrix(there)
