@@ -52,7 +52,7 @@ def test_the_selected_members_and_the_best_ones_stand_beside_all(
     ranked = listed(capsys, "--score", "selected_f1")
     assert [row["ref"] for row in ranked] == ["whole@1", "half@1", "plain@1"]
     assert "selected" not in listed(capsys, "--members")[0]
-    for ref, words in (("whole", "selected     0.650"), ("plain", "selected     not measured")):
+    for ref, words in (("whole@1", "selected     0.650"), ("plain@1", "selected     not measured")):
         assert main(["zoo", "show", ref]) == 0
         assert words in capsys.readouterr().err
 
