@@ -17,7 +17,7 @@ import tifffile
 import zarr
 
 from manybeam.cli import main
-from manybeam.cli.terminal.output import Form, cell, emit
+from manybeam.cli.terminal.output import NOT_MEASURED, UNKNOWN, Form, emit
 from manybeam.data.frames import FrameSet
 from manybeam.settings import settings
 from manybeam.zoo.registry import Zoo
@@ -65,8 +65,14 @@ def test_a_pipe_gets_json_lines_without_colour(capsys: pytest.CaptureFixture[str
     assert "\x1b" not in out
 
 
-def test_what_was_never_measured_says_so() -> None:
-    assert cell(None, "not measured") == "not measured"
+def test_a_missing_value_is_unknown_and_a_missing_score_was_not_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    emit([{"url": "a", "pixel_size_pm": None}], Form.table, missing=UNKNOWN)
+    emit([{"ref": "a", "f1": None}], Form.table, missing=NOT_MEASURED)
+    sizes, scores = capsys.readouterr().out.split("ref")
+    assert ("unknown" in sizes, "not measured" in sizes) == (True, False)
+    assert ("unknown" in scores, "not measured" in scores) == (False, True)
 
 
 @pytest.mark.parametrize(

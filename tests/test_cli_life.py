@@ -60,7 +60,10 @@ def test_a_refused_promotion_is_exit_6_and_names_the_conditions(told: Told, home
     assert code == 6
     assert [row["condition"] for row in rows if row["verdict"] == "refuses"] == ["low", "nominal"]
     error, low, nominal, hint = err.splitlines()
-    assert error == "error: graphene@1 may not be serving: F1 on low, nominal"
+    assert (
+        error
+        == "error: graphene@1 was not promoted to serving: lower F1 than graphene@2 on low, nominal"
+    )
     assert low.startswith("why: regression on low: F1 0.947 -> 0.889")
     assert nominal.startswith("     regression on nominal: F1 ")
     assert all(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from manybeam.cli import main
-from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.matrix import ENSEMBLE, SELECTED, Score
 from manybeam.zoo.registry import Zoo
 
 pytestmark = pytest.mark.slow
@@ -34,6 +34,27 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, An
     assert main(["zoo", "ls", *words, "-o", "json"]) == 0
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     return found
+
+
+def test_the_selected_members_and_the_best_ones_stand_beside_all(
+    embedded: Zoo, tiny_members: Any, tmp_path: Path, use_settings: Any, capsys: Any
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path)})
+    each = {ENSEMBLE: 0.5, 0: 0.6, 1: 0.7}
+    rows = [Score(row, name, "d-1", {"f1": f1}) for name in ("a", "b") for row, f1 in each.items()]
+    chosen = [Score(SELECTED, name, "d-1", {"f1": 0.65}) for name in ("a", "b")]
+    embedded.register("plain", tiny_members(2), job=JOB, scores=rows)
+    embedded.register("half", tiny_members(2), job=JOB, scores=[*rows, chosen[0]])
+    embedded.register("whole", tiny_members(2), job=JOB, scores=[*rows, *chosen])
+    found = {row["ref"]: (row["f1"], row["selected"], row["best_member"]) for row in listed(capsys)}
+    assert found["whole@1"] == pytest.approx((0.5, 0.65, 0.7))
+    assert (found["half@1"][1], found["plain@1"][1]) == (None, None)
+    ranked = listed(capsys, "--score", "selected_f1")
+    assert [row["ref"] for row in ranked] == ["whole@1", "half@1", "plain@1"]
+    assert "selected" not in listed(capsys, "--members")[0]
+    for ref, words in (("whole@1", "selected     0.650"), ("plain@1", "selected     not measured")):
+        assert main(["zoo", "show", ref]) == 0
+        assert words in capsys.readouterr().err
 
 
 def test_a_condition_ranks_by_the_score_there(filled: Zoo, capsys: Any) -> None:
@@ -117,7 +138,7 @@ def test_a_table_shows_a_reason_as_it_was_written(filled: Zoo, capsys: Any) -> N
     ("words", "code", "told"),
     [
         (["-c", "nosuch"], 4, "measured: bright, dim"),
-        (["--score", "nosuch"], 4, "recorded: f1"),
+        (["--score", "nosuch"], 4, "recorded: best_member_f1, f1"),
         (["--where", "beam_kv<>60"], 2, "is no range of a quantity"),
         (["--where", "beam_kv>=sixty"], 2, "is no range of a quantity"),
         (["--order", "beauty"], 2, "order: 'beauty'"),

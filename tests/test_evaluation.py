@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from manybeam.jobs.evaluate import Evaluation
+from manybeam.jobs.evaluate import Evaluation, evaluate
 from manybeam.jobs.test_sets import LabelledFrame
 from manybeam.learn.nets.member import Member
-from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.predictor.performance import PerformancePredictor
+from manybeam.spec import Library
+from manybeam.spec.job import Measure
+from manybeam.zoo.matrix import ENSEMBLE, SELECTED, Score
 from manybeam.zoo.registry import Zoo
 
 TRUTH = np.array([[20.0, 20.0, 42], [20.0, 40.0, 16], [40.0, 20.0, 16]])
@@ -54,6 +58,26 @@ def test_the_zoo_keeps_the_score_of_an_element(
     scores = [Score(0, "sheet", "digest", evaluation.values(0))]
     record = zoo.register("mos2", tiny_members(1), job={}, scores=scores)
     assert zoo.matrix(record.ref).value(0, "sheet", "f1_mo") == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_with_predicted_f1_the_members_selected_for_each_frame_are_measured_too(
+    rehearsed: Any,
+) -> None:
+    library = Library(Path(__file__).parents[1] / "zoo")
+    measure = Measure(conditions=("graphene-60kv-dirty",), frames_per_condition=2)
+    known = PerformancePredictor(rehearsed.table)
+
+    def measured(**more: Any) -> list[Score]:
+        return evaluate(rehearsed.members, measure, library, executor="local", **more)
+
+    rows = measured(performance=known)
+    (selected,) = (row for row in rows if row.member == SELECTED)
+    assert [row for row in rows if row is not selected] == measured()
+    assert len(selected.counts) == 2
+    alone = evaluate(rehearsed.members[:1], measure, library, executor="local", performance=known)
+    assert SELECTED not in {row.member for row in alone}
 
 
 def sheet() -> np.ndarray:

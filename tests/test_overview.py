@@ -10,7 +10,7 @@ import pytest
 from manybeam.spec import Library
 from manybeam.web.pages.overview import Overview, make_overview
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Matrix, Score
 from manybeam.zoo.records import MemberRecord, Record, VersionEntry
 
 CONDITIONS = Library(Path(__file__).parents[1] / "zoo").conditions
@@ -113,6 +113,70 @@ def test_where_a_member_is_better_than_all_selection_is_advised_with_the_numbers
 )
 def test_the_advice_says_what_speaks_against_it(version: CachedVersion, told: str) -> None:
     assert told in advice(version)
+
+
+# -- the ways to answer -------------------------------------------------------------------------
+def ways(version: CachedVersion) -> dict[str, float | None]:
+    return {one.name: one.f1 for one in overview(version).ways}
+
+
+def test_the_selected_members_stand_beside_all_and_the_best_of_each_condition() -> None:
+    rows = scores(NOMINAL, 0.8, 1.0, 0.6) + scores(DIRTY, 0.6, 0.6, 0.98)
+    chosen = [Score(SELECTED, name, "d", {"f1": f1}) for name, f1 in ((NOMINAL, 1.0), (DIRTY, 0.9))]
+    found = overview(cached(rows + chosen))
+    means = {one.name: one.f1 and round(one.f1, 3) for one in found.ways}
+    assert means == {"All members": 0.7, "Selected": 0.95, "Best member": 0.99}
+    assert found.to_measure == ""
+    assert found.advice[0].startswith("Let Manybeam select members for each frame: mean F1 0.95")
+    assert "those selected for each frame, it works on 1 of 2 and fails on 0" in found.tally
+
+
+@pytest.mark.parametrize(
+    ("tags", "commands"),
+    [
+        pytest.param({}, "manybeam calibrate graphene@1\nmanybeam evaluate graphene@1", id="new"),
+        pytest.param(
+            {"manybeam.attached.reference-table": "m d"}, "manybeam evaluate graphene@1",
+            id="calibrated",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("chosen", [[], [Score(SELECTED, NOMINAL, "d", {"f1": 1.0})]])
+def test_selection_that_was_not_measured_everywhere_has_no_number_but_a_command(
+    tags: dict[str, str], commands: str, chosen: list[Score]
+) -> None:
+    version = cached(scores(NOMINAL, 0.8, 1.0, 0.6) + scores(DIRTY, 0.6, 0.6, 0.98) + chosen)
+    entry = replace(version.siblings[0], tags=tags)
+    found = overview(replace(version, siblings=(entry,)))
+    assert {one.name: one.f1 for one in found.ways}["Selected"] is None
+    assert found.to_measure == commands
+
+
+def test_selection_measured_later_does_not_change_the_means_of_others() -> None:
+    rows = scores(NOMINAL, 0.8, 1.0, 0.6) + scores(DIRTY, 0.6, 0.6, 0.98)
+    before = ways(cached(rows))
+    after = ways(cached([*rows, Score(SELECTED, NOMINAL, "d", {"f1": 1.0})]))
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("digests", "words"),
+    [
+        pytest.param(["a-2", "b-2"], "Measured on simulated frames of 2 conditions", id="all"),
+        pytest.param(["a", "b"], "Measured on labelled frames of 2 conditions", id="none"),
+        pytest.param(["a-2", "b"], "2 conditions, 1 of simulated and 1 of labelled", id="some"),
+    ],
+)
+def test_it_says_whether_frames_are_simulated(digests: list[str], words: str) -> None:
+    rows = [
+        replace(row, condition_digest=digest)
+        for name, digest in zip((NOMINAL, DIRTY), digests, strict=True)
+        for row in scores(name, 0.9, 0.9)
+    ]
+    found = overview(cached(rows))
+    assert words in found.tally
+    made = sum(one.is_simulated for one in (*found.best, *found.worst))
+    assert made == sum("-" in digest for digest in digests)
 
 
 def test_a_member_is_compared_with_the_others_of_its_version() -> None:

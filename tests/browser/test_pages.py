@@ -323,7 +323,7 @@ def test_story_3_a_promotion_is_refused_with_its_reasons_and_forced_with_one(
         log_in(page, server, "/zoo/graphene@candidate")
         page.get_by_role("button", name="Promote", exact=True).click()
         refused = page.locator("#refused")
-        expect(refused).to_contain_text("may not be serving")
+        expect(refused).to_contain_text("was not promoted to serving")
         expect(refused.locator("li").first).to_contain_text(LOWDOSE)
         assert not Axe().run(page).response["violations"]
         refused.get_by_label("Reason").fill("the microscope runs at high dose this week")

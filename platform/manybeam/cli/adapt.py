@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import NOT_MEASURED, Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def iterate(
     from manybeam.cli.adapt_report import assessment_rows, iterate_report
     from manybeam.jobs.kinds import refused_by_gate
 
-    emit(assessment_rows(done.round.steps), form, title="Rounds", missing="not measured")
+    emit(assessment_rows(done.round.steps), form, title="Rounds", missing=NOT_MEASURED)
     if report is not None:
         say(f"report: {iterate_report(done, report)}")
     if done.record is None:

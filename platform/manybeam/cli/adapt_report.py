@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from manybeam.cli.terminal.output import cell
+from manybeam.cli.terminal.output import NOT_MEASURED, cell
 from manybeam.data.disk import write_files
 from manybeam.zoo.reports.markdown import plain
 from manybeam.zoo.reports.plots import png
@@ -148,7 +148,7 @@ def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(rows[0])} |"
     yield f"|{'---|' * len(rows[0])}"
     for row in rows:
-        yield f"| {' | '.join(plain(cell(value, 'not measured')) for value in row.values())} |"
+        yield f"| {' | '.join(plain(cell(value, NOT_MEASURED)) for value in row.values())} |"
 
 
 def _atoms_figure(frames_nyx: np.ndarray, atoms: Sequence[np.ndarray], title: str) -> Figure:

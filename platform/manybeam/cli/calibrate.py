@@ -67,3 +67,5 @@ def calibrate(
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in known.weights.items())
     say(f"weights of the predicted F1: {weights}")
     say(f"a frame is out of distribution if every predicted F1 is below {known.poor_f1:.2f}")
+    if record.member_count > 1:
+        say(f"manybeam evaluate {record.ref} now also measures the members selected for each frame")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import UNKNOWN, Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
 from manybeam.cli.terminal.sizing import (
     all_sized,
@@ -198,7 +198,7 @@ def show(
         [{"field": name, "value": value} for name, value in row.items()],
         form,
         title=url,
-        missing="unknown",
+        missing=UNKNOWN,
     )
 
 

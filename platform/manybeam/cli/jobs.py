@@ -60,6 +60,9 @@ def evaluate(
 ) -> None:
     """Measure members x conditions and record the scores in the zoo.
 
+    Measured are every member, all members together ("ensemble"), a classical detector, and, if
+    the version was calibrated, the members that are selected for each frame ("selected").
+
     Example: manybeam evaluate graphene --conditions 'graphene-60kv-*'
     """
     from manybeam.cli.zoo.listing import matrix

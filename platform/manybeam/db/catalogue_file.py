@@ -27,7 +27,7 @@ from manybeam.errors import WriteFailed
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 TAKEN, FRAMES, SCORER = ":taken", ":frames", ":scorer"  # strips that hold no score
 _BUSY_S = 20.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}

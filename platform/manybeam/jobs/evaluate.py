@@ -1,8 +1,12 @@
-"""Measuring members on conditions: every member, the ensemble and a classical detector.
+"""Measuring members on conditions: every member, all together, those selected, and a detector.
 
 A block of test frames (`jobs.test_sets`) is one task for all members, because the atoms of the
 ensemble need the answers of all members. The classical detector is a separate task on each
 condition, because it is tuned on all frames.
+
+The members that selection chooses for each frame are measured if the version was calibrated.
+Such a selection rests on the calibration set and the frame only, never on scores of test frames,
+so a version may be measured again. Without calibration it would rest on these very scores.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from itertools import chain
 from math import isnan, nan
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -26,6 +30,7 @@ from manybeam.jobs.test_sets import (
     plan_blocks,
     test_set_of,
 )
+from manybeam.learn.analysis.condition_inference import LEAST_SIDE_PX
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring import classical
@@ -41,11 +46,15 @@ from manybeam.learn.scoring.scores import (
     spread_auroc,
     summarise,
 )
-from manybeam.predictor.answer import Question
+from manybeam.predictor.answer import AUTO, Question
+from manybeam.predictor.loaded import LoadedVersion, OneVersion
 from manybeam.predictor.predictor import Predictor
 from manybeam.spec.files import Library
 from manybeam.spec.job import Measure
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Bin, Score, TestSet
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Bin, Score, TestSet
+
+if TYPE_CHECKING:
+    from manybeam.predictor.performance import PerformancePredictor
 
 Array = NDArray[np.floating]
 Counts = NDArray[np.int64]
@@ -56,7 +65,7 @@ Progress = Callable[[int, int], None]
 class Evaluation:
     """The atoms found on frames of one condition and their scores, by member.
 
-    Members are indices, or ENSEMBLE, or CLASSICAL.
+    Members are indices, or ENSEMBLE, SELECTED or CLASSICAL.
 
     Attributes:
         matched: the comparison of each frame with its truth.
@@ -165,6 +174,7 @@ def evaluate(
     measure: Measure,
     library: Library,
     *,
+    performance: "PerformancePredictor | None" = None,
     seed: int = 0,
     progress: Progress | None = None,
     executor: Literal["ray", "local"] = "ray",
@@ -175,6 +185,8 @@ def evaluate(
         members: the ensemble; one member is enough.
         measure: conditions to simulate, labelled FrameSets to read, and how to match.
         library: where conditions are looked up.
+        performance: predicts F1 of these members; with it, those selected for each frame have a
+            score too.
         seed: seed of the test frames; equal seeds give every ensemble the same frames.
         progress: called with (tasks done, all tasks).
         executor: "ray" divides the work over the cluster; "local" does it in this process.
@@ -187,12 +199,27 @@ def evaluate(
     """
     tasks = _plan_tasks(plan_blocks(measure, library, seed))
     parts: dict[int, Evaluation] = {}
-    for done, (place, part) in enumerate(_results(tasks, members, measure, executor), 1):
+    measured = _Measured(tuple(members), performance, library)
+    for done, (place, part) in enumerate(_results(tasks, measured, measure, executor), 1):
         parts[place] = part
         if progress:
             progress(done, len(tasks))
     whole = [parts[place] for place in range(len(tasks))]
     return _summarise(tasks, whole, measure.match_radius_pm)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What is measured, as it is sent to the workers."""
+
+    members: tuple[Member, ...]
+    performance: "PerformancePredictor | None"
+    library: Library
+
+    def predictor(self) -> Predictor:
+        performance = self.performance if len(self.members) > 1 else None
+        version = LoadedVersion(Ensemble(self.members), performance=performance)
+        return Predictor(OneVersion(version), self.library)
 
 
 @dataclass(frozen=True)
@@ -217,49 +244,61 @@ def _plan_tasks(blocks: Sequence[FrameBlock]) -> list[_Task]:
 
 
 def _results(
-    tasks: Sequence[_Task], members: Sequence[Member], measure: Measure, executor: str
+    tasks: Sequence[_Task], measured: _Measured, measure: Measure, executor: str
 ) -> Iterator[tuple[int, Evaluation]]:
     radius_pm = measure.match_radius_pm
     if executor == "local":
-        ensemble = Ensemble(members)
+        predictor = measured.predictor()
         for place, task in enumerate(tasks):
-            yield place, _evaluate(task, lambda: ensemble, radius_pm)
+            yield place, _evaluate(task, lambda: predictor, radius_pm)
         return
     cluster.connect()
-    shared = cluster.share(tuple(members))
+    shared = cluster.share(measured)
     yield from cluster.each([partial(_evaluate_on_worker, one, shared, radius_pm) for one in tasks])
 
 
 def _evaluate_on_worker(task: _Task, shared: cluster.Shared, radius_pm: float | None) -> Evaluation:
-    return _evaluate(task, partial(_ensemble, shared), radius_pm)
+    return _evaluate(task, partial(_predictor, shared), radius_pm)
 
 
-def _evaluate(task: _Task, ensemble: Callable[[], Ensemble], radius_pm: float | None) -> Evaluation:
+def _evaluate(
+    task: _Task, predictor: Callable[[], Predictor], radius_pm: float | None
+) -> Evaluation:
     if task.is_classical:
         return evaluate_detector(task.blocks, radius_pm)
-    return evaluate_block(task.blocks[0], ensemble(), radius_pm)
+    return evaluate_block(task.blocks[0], predictor(), radius_pm)
 
 
 @lru_cache(maxsize=1)
-def _ensemble(shared: cluster.Shared) -> Ensemble:
-    """Return the ensemble; each worker builds it once."""
-    return Ensemble(shared.value())
+def _predictor(shared: cluster.Shared) -> Predictor:
+    """Return the predictor; each worker builds it once."""
+    measured: _Measured = shared.value()
+    return measured.predictor()
 
 
-def evaluate_block(block: FrameBlock, ensemble: Ensemble, radius_pm: float | None) -> Evaluation:
-    """Return the results of the members and the ensemble on the frames of a block."""
-    found, predictor = Evaluation(), Predictor.of_ensemble(ensemble)
-    elements = {one.index: one.recipe.tiles.elements for one in ensemble.members}
+def evaluate_block(block: FrameBlock, predictor: Predictor, radius_pm: float | None) -> Evaluation:
+    """Return the results of the members, alone, together and selected, on the frames of a block."""
+    found, version = Evaluation(), predictor.versions.get(AUTO)
+    elements = {one.index: one.recipe.tiles.elements for one in version.ensemble.members}
+    # Members that number their kinds differently have no common answer about them.
+    common = next(iter(elements.values())) if len(set(elements.values())) == 1 else ()
     for frame in labelled_frames(block):
         answer = predictor.answer(
-            Frame(frame.frame_yx, frame.pixel_size_pm), Question(is_raw=True)
-        ).prediction
-        for member, atoms in zip(answer.members, answer.member_atoms, strict=True):
+            Frame(frame.frame_yx, frame.pixel_size_pm), _question(frame, version)
+        )
+        whole = answer.whole
+        for member, atoms in zip(whole.members, whole.member_atoms, strict=True):
             found.add(member, atoms, frame, radius_pm, elements[member])
-        # Members that number their kinds differently have no common answer about them.
-        common = elements[answer.members[0]] if len(set(elements.values())) == 1 else ()
-        found.add(ENSEMBLE, answer.atoms, frame, radius_pm, common)
+        found.add(ENSEMBLE, whole.atoms, frame, radius_pm, common)
+        if answer.selection is not None:
+            found.add(SELECTED, answer.atoms, frame, radius_pm, common)
     return found
+
+
+def _question(frame: LabelledFrame, version: LoadedVersion) -> Question:
+    """Return a question without selection if it cannot choose members for this frame."""
+    is_seen = frame.pixel_size_pm is not None and min(frame.frame_yx.shape) >= LEAST_SIDE_PX
+    return Question(is_raw=version.performance is None or not is_seen, is_size_trusted=True)
 
 
 def evaluate_detector(blocks: Sequence[FrameBlock], radius_pm: float | None) -> Evaluation:
@@ -313,4 +352,6 @@ def _summarise(
         )
         for (name, digest), whole in together.items()
         for member in sorted(whole.matched)
+        # On some frames nothing could be selected: a score of the others would compare with none.
+        if len(whole.matched[member]) == len(whole.matched[CLASSICAL])
     ]

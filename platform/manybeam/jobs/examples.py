@@ -20,7 +20,7 @@ from manybeam.learn.scoring.scores import MatchedFrame, match_frame
 from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
 from manybeam.spec.imaging import Condition
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, FrameSetUse, Score
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Prediction
@@ -68,7 +68,8 @@ def make_example(
     Args:
         zoo: the zoo of the members; their weights are checked.
         version_ref: the version, as `graphene@3`.
-        score: score of the ensemble, a member or the classical detector on one condition.
+        score: score of the ensemble, a member, the selected members or the classical detector on
+            one condition.
         number: number of the frame, from 0.
         conditions: conditions of the library, by id.
         frame_urls: FrameSets that may be read. If the score does not name its FrameSets, these
@@ -153,6 +154,9 @@ def _answer(zoo: "Zoo", version_ref: str, score: Score, number: int, frame: Labe
     if score.member == CLASSICAL:
         blob = Blob(**score.detector[number % len(score.detector)])
         return detect(frame.frame_yx, frame.pixel_size_pm, blob)
+    if score.member == SELECTED:
+        asked = Question(version_ref, is_selecting=True, is_size_trusted=True)
+        return _answered(zoo, asked, frame).atoms
     if score.member == ENSEMBLE:
         return _raw(zoo, version_ref, frame).atoms
     return _raw(zoo, f"{version_ref}/{score.member:02d}", frame).member_atoms[0]
@@ -160,7 +164,10 @@ def _answer(zoo: "Zoo", version_ref: str, score: Score, number: int, frame: Labe
 
 def _raw(zoo: "Zoo", ref: str, frame: LabelledFrame) -> "Prediction":
     """Return the answer of members without calibration, as it is measured."""
-    asked = Question(ref, is_raw=True)
+    return _answered(zoo, Question(ref, is_raw=True), frame)
+
+
+def _answered(zoo: "Zoo", asked: Question, frame: LabelledFrame) -> "Prediction":
     known = Frame(frame.frame_yx, frame.pixel_size_pm)
     return Predictor.of_zoo(zoo).answer(known, asked).prediction
 

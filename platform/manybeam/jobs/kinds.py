@@ -11,6 +11,7 @@ from manybeam.spec.job import Measure
 if TYPE_CHECKING:
     from manybeam.jobs.adapt import AdaptOutcome
     from manybeam.learn.nets.member import Member
+    from manybeam.predictor.performance import PerformancePredictor
     from manybeam.zoo.matrix import Score
     from manybeam.zoo.records import Record
 
@@ -125,6 +126,7 @@ def measure_version(
         ManybeamError: as `jobs.evaluate.evaluate`.
     """
     from manybeam.jobs.preflight import check_measure, is_asked
+    from manybeam.predictor.learned import performance_predictor
     from manybeam.zoo.lifecycle.noted import note_measured
     from manybeam.zoo.registry import Zoo
 
@@ -135,7 +137,9 @@ def measure_version(
         measure = _as_first_measured(record, measure)
     check_measure(measure, library, seed)
     zoo.check_writable(record.name)
-    scores = _measured(measure, library, zoo.members(record.ref), callbacks, seed)
+    whole = performance_predictor(zoo, record.ref) if record.selected is None else None
+    members = zoo.members(record.ref)
+    scores = _measured(measure, library, members, callbacks, seed=seed, performance=whole)
     if record.selected is not None:
         scores = [one for one in scores if one.member == record.selected]
     zoo.record_scores(record.ref, scores)
@@ -161,15 +165,18 @@ def _measured(
     library: Library,
     members: "Sequence[Member]",
     callbacks: Callbacks,
+    *,
     seed: int = 0,
+    performance: "PerformancePredictor | None" = None,
 ) -> "Sequence[Score]":
-    """Return the scores of members, with progress."""
+    """Return the scores of members, with progress; `performance` as `jobs.evaluate.evaluate`."""
     from manybeam.jobs.evaluate import evaluate as measured
 
     return measured(
         members,
         measure,
         library,
+        performance=performance,
         seed=seed,
         progress=lambda done, total: callbacks.progress("measure", done, total, ""),
     )

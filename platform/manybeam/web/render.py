@@ -1,6 +1,7 @@
 """Pages from templates: the values of every page, and the format of numbers and dates."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,6 +17,7 @@ from manybeam import __version__
 from manybeam.errors import NotAllowed, Unreachable
 from manybeam.web.auth import NOBODY, Gatekeeper, Person
 from manybeam.web.colours import shade
+from manybeam.zoo.matrix import BEST_F1, SELECTED_F1
 
 if TYPE_CHECKING:
     from manybeam.web.refresher import Refresher
@@ -35,6 +37,12 @@ TERMS = {
                  "probability. Few frames make it wide."),
     "ensemble": ("Ensemble", "Several networks that answer together. Where they disagree, the "
                  "answer is uncertain."),
+    "selected_f1": ("Selected", "The members chosen for each frame, from the frame itself, without "
+                    "its true atoms. This is what manybeam predict answers by itself. F1 of them "
+                    "together."),
+    "best_member_f1": ("Best member", "F1 of the best member of each condition. It is known only "
+                       "afterwards, from the true atoms: what a perfect choice of one member "
+                       "would reach."),
     "member": ("Member", "One trained network of an ensemble."),
     "policy": ("Policy", "What a member was trained on: ranges of dose, defocus, pixel size and "
                "so on, from which its training frames were drawn."),
@@ -185,8 +193,28 @@ def score_name(key: str) -> str:
         >>> score_name("rmse_pm"), score_name("f1"), score_name("best_threshold")
         ('RMSE (pm)', 'F1', 'best threshold')
     """
-    known = {"f1": "F1", "ece": "ECE", "rmse_pm": "RMSE (pm)", "mae_pm": "MAE (pm)"}
+    known = {
+        "f1": "F1",
+        SELECTED_F1: "F1 of the selected members",
+        BEST_F1: "F1 of the best member",
+        "ece": "ECE",
+        "rmse_pm": "RMSE (pm)",
+        "mae_pm": "MAE (pm)",
+    }
     return known.get(key, key.replace("_", " "))
+
+
+def sentence(text: str) -> str:
+    """Return a text of an error as a sentence begins; references and commands stay as they are.
+
+    Example:
+        >>> sentence("there is no page '/x'"), sentence("graphene@2 is archived")
+        ("There is no page '/x'", 'graphene@2 is archived')
+        >>> sentence("manybeam doctor finds the reason")
+        'manybeam doctor finds the reason'
+    """
+    is_plain = re.match(r"[a-z]+[ ,;:]", text) and not text.startswith("manybeam ")
+    return text[:1].upper() + text[1:] if is_plain else text
 
 
 def in_path(ref: str) -> str:
@@ -207,6 +235,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "ago": ago,
     "number": number,
     "score_name": score_name,
+    "sentence": sentence,
     "in_path": in_path,
     "shade": shade,
 }

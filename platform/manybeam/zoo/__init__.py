@@ -15,12 +15,12 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score, member_label
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Matrix, Score, member_label
 
 if TYPE_CHECKING:
     from manybeam import OpenZoo
 
-__all__ = ["CLASSICAL", "ENSEMBLE", "Matrix", "Score", "member_label"]
+__all__ = ["CLASSICAL", "ENSEMBLE", "SELECTED", "Matrix", "Score", "member_label"]
 
 
 class _Package(ModuleType):

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from manybeam.learn.analysis.calibration_set import CalibrationSet
-
 if TYPE_CHECKING:
+    from manybeam.learn.analysis.calibration_set import CalibrationSet
     from manybeam.zoo.registration import Attachment
     from manybeam.zoo.registry import Zoo
 
@@ -12,14 +11,14 @@ KIND = "reference-table"  # the old name; versions of the zoo hold it
 
 
 def record_calibration_set(
-    zoo: "Zoo", ref: str, table: CalibrationSet, policies: tuple[str, ...]
+    zoo: "Zoo", ref: str, table: "CalibrationSet", policies: tuple[str, ...]
 ) -> str:
     """Attach the calibration set of an ensemble to its version; return its digest."""
     one = attachment_of(table, policies)
     return zoo.attach(ref, one.kind, one.content, one.params)
 
 
-def attachment_of(table: CalibrationSet, policies: tuple[str, ...]) -> "Attachment":
+def attachment_of(table: "CalibrationSet", policies: tuple[str, ...]) -> "Attachment":
     """Return a calibration set as an attachment of a version."""
     from manybeam.zoo.registration import Attachment
 

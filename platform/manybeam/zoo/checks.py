@@ -17,7 +17,15 @@ from manybeam.errors import (
     WriteFailed,
 )
 from manybeam.spec.imaging import ID_PATTERN
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Score, TestSet, member_label
+from manybeam.zoo.matrix import (
+    CLASSICAL,
+    ENSEMBLE,
+    SELECTED,
+    FrameSetUse,
+    Score,
+    TestSet,
+    member_label,
+)
 from manybeam.zoo.records import ALIASES, RESERVED_NAMES
 
 if TYPE_CHECKING:
@@ -158,7 +166,7 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
     """Refuse scores that cannot be stored; all mistakes are listed at once."""
     faults = []
     for i, row in enumerate(rows):
-        if row.member not in members | {ENSEMBLE, CLASSICAL}:
+        if row.member not in members | {ENSEMBLE, CLASSICAL, SELECTED}:
             faults.append(f"scores[{i}]: no member {member_label(row.member)}")
         if not re.fullmatch(ID_PATTERN, row.condition):
             faults.append(f"scores[{i}]: {row.condition!r} is no id of a condition")

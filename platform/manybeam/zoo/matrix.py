@@ -1,6 +1,7 @@
 """The matrix of scores: members x conditions.
 
-Axis letters: m member (or the ensemble, or the classical detector), c condition.
+Axis letters: m member (or the ensemble, the selected members, or the classical detector),
+c condition.
 A pair that was not measured is None, or NaN in an array. It is never 0, which is a bad score.
 """
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 ENSEMBLE = -1
 CLASSICAL = -2
+SELECTED = -3
 # One bin of a reliability curve: mean probability, share of right atoms, number of atoms.
 Bin = tuple[float, float, int]
+# Scores of an ensemble in the catalogue beside those of all its members together: F1 of the
+# members that selection chose for each frame, and F1 of the best member of each condition.
+SELECTED_F1, BEST_F1 = "selected_f1", "best_member_f1"
 BIN_COUNT = 10  # bins of a reliability curve; they have equal widths
-_NAMED = {ENSEMBLE: "ensemble", CLASSICAL: "classical"}
+_NAMED = {ENSEMBLE: "ensemble", CLASSICAL: "classical", SELECTED: "selected"}
 
 # Beginnings of the names of scores for which less is better; for all others, more is better.
 _LESS_IS_BETTER = (
@@ -55,6 +60,18 @@ def member_label(member: int) -> str:
 def less_is_better(key: str) -> bool:
     """Return whether smaller values of a score are better."""
     return key.startswith(_LESS_IS_BETTER)
+
+
+def is_simulated(condition_digest: str) -> bool:
+    """Return whether scores with this digest are of simulated frames.
+
+    Their digest holds the version of the simulator, because another one makes other frames.
+
+    Example:
+        >>> is_simulated("0a1b2c-3"), is_simulated("0a1b2c")
+        (True, False)
+    """
+    return "-" in condition_digest
 
 
 def calibration_error(bins: Iterable[Bin]) -> float | None:
@@ -106,7 +123,8 @@ class Score:
     RMSE has no value if no atom was matched.
 
     Args:
-        member: index of the member, or `ENSEMBLE` (-1), or `CLASSICAL` (-2).
+        member: index of the member, or `ENSEMBLE` (-1: all members together), `CLASSICAL` (-2), or
+            `SELECTED` (-3: the members that selection chose for each frame).
         condition: id of the condition.
         condition_digest: digest of the numbers of the condition, at most 36 characters. Scores
             with different numbers are never mixed.
@@ -166,9 +184,9 @@ class Matrix(
 
     @cached_property
     def scored(self) -> tuple[int, ...]:
-        """All rows: the members, then `ENSEMBLE` and `CLASSICAL` if they were measured."""
+        """All rows: the members, then `ENSEMBLE`, `SELECTED` and `CLASSICAL` if measured."""
         seen = {row.member for row in self.rows}
-        return self.members + tuple(row for row in (ENSEMBLE, CLASSICAL) if row in seen)
+        return self.members + tuple(row for row in (ENSEMBLE, SELECTED, CLASSICAL) if row in seen)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -228,7 +246,7 @@ class Matrix(
     def best(self, condition: str, key: str = "f1") -> int | None:
         """Return the best member on a condition; None if no member was measured on it.
 
-        The ensemble and the classical detector are not considered. Among equal members, it is the
+        Only single members are considered. Among equal members, it is the
         one with the lowest index.
         """
         sign = 1.0 if less_is_better(key) else -1.0
@@ -240,12 +258,14 @@ class Matrix(
     def compared_on(self, key: str = "f1") -> tuple[str, ...]:
         """Return the conditions on which the rows are compared: all compared rows were measured.
 
-        Rows that were measured on few conditions do not take part; see `zoo.ranking`.
+        Rows that were measured on few conditions do not take part; see `zoo.ranking`. Selection
+        does not either: it is often measured later, and must not change the means of the others.
         """
         if key in self._compared:
             return self._compared[key]
-        cells = [[self.value(row, c, key) for c in self.conditions] for row in self.scored]
-        cells_rc = np.array(cells, dtype=np.float64).reshape(len(self.scored), len(self.conditions))
+        rows = [row for row in self.scored if row != SELECTED]
+        cells = [[self.value(row, c, key) for c in self.conditions] for row in rows]
+        cells_rc = np.array(cells, dtype=np.float64).reshape(len(rows), len(self.conditions))
         common_c = compare_rows(cells_rc).common_c
         found = tuple(c for c, is_in in zip(self.conditions, common_c, strict=True) if is_in)
         self._compared[key] = found
@@ -256,6 +276,17 @@ class Matrix(
         seen = [self.value(member, condition, key) for condition in self.compared_on(key)]
         known = [value for value in seen if value is not None]
         return math.fsum(known) / len(known) if known and len(known) == len(seen) else None
+
+    def mean_of_best(self, key: str = "f1") -> float | None:
+        """Return the mean over `compared_on` of the best member of each condition.
+
+        Nobody knows that member before the measurement: it is what a perfect choice of one member
+        for each condition would reach. None if no member was measured on one of them.
+        """
+        best = [(self.best(condition, key), condition) for condition in self.compared_on(key)]
+        known = [self.value(m, condition, key) for m, condition in best if m is not None]
+        values = [value for value in known if value is not None]
+        return math.fsum(values) / len(values) if values and len(values) == len(best) else None
 
     def array_mc(self, key: str = "f1") -> np.ndarray:
         """Return one score of the members as float64 (m, c); NaN if it was not measured."""

@@ -16,7 +16,7 @@ from manybeam import __version__
 from manybeam.zoo.cache import sha256_of
 from manybeam.zoo.integrity import trust
 from manybeam.zoo.integrity.selftest import SELF_TEST_FILE, write_self_test
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, FrameSetUse, Matrix, Score
 from manybeam.zoo.records import (
     EXPERIMENT_PREFIX,
     KIND_TAG,
@@ -212,7 +212,7 @@ def add_scores(
         files={REPORT_FILE: report},
     )
     ids = {member.index: member.model_id for member in members}
-    ids |= {ENSEMBLE: place.manifest_id, CLASSICAL: place.manifest_id}
+    ids |= dict.fromkeys((ENSEMBLE, CLASSICAL, SELECTED), place.manifest_id)
     tracking.log_scores(place.run_id, ids, [_headline(row) for row in rows], number)
     keep(digest, report)
     signature = trust.sign(f"scores of {place.sha256}", digest) if sign else ""

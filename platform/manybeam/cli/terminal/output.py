@@ -22,6 +22,8 @@ Row = Mapping[str, Any]
 WIDTH = 400  # of a table that goes into a file or a pipe
 FIRST_SIGN_S = 1.0
 GAP = 2  # between two columns
+UNKNOWN = "unknown"  # in a table, of a value that is missing
+NOT_MEASURED = "not measured"  # the same of a score
 LEAST_TEXT = 26  # width to which a column of text may be broken; shorter cells stay whole
 
 
@@ -97,7 +99,7 @@ def emit(
         columns: keys that a table shows, if not all fit on a screen.
         empty: what there is none of yet, and what to do: `no token yet; manybeam ...`.
         lines: text that `auto` prints on a terminal in place of a table.
-        missing: cell of a table for None.
+        missing: what a table shows for None, as `UNKNOWN`, or `NOT_MEASURED` for scores.
     """
     listed, text = list(rows), list(lines)
     first_sign.end()
@@ -157,7 +159,12 @@ def filled(text: str, indent: str = "") -> str:
 
 
 def cell(value: Any, missing: str = "") -> str:
-    """Return a value as a cell of a table; `missing` stands for None."""
+    """Return a value as a cell of a table; `missing` stands for None.
+
+    Example:
+        >>> cell(0.5), cell(["serving", "candidate"]), cell(None), cell(None, NOT_MEASURED)
+        ('0.500', 'serving, candidate', '', 'not measured')
+    """
     if value is None:
         return missing
     if isinstance(value, bool):

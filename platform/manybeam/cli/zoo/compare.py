@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli.terminal.output import Form, FormOption, emit, first_sign, say
+from manybeam.cli.terminal.output import NOT_MEASURED, Form, FormOption, emit, first_sign, say
 from manybeam.cli.terminal.targets import PICTURES, check_target
 from manybeam.data.disk import write_files
 from manybeam.errors import NotFound
@@ -59,14 +59,8 @@ def diff(
     shown = COLUMNS if members else COLUMNS[1:]
     title = f"{score}: {first.ref} (old), {second.ref} (new)"
     empty = "neither version is measured yet; manybeam evaluate measures them"
-    emit(
-        [_as_row(one) for one in found],
-        form,
-        title=title,
-        columns=shown,
-        empty=empty,
-        missing="not measured",
-    )
+    table = [_as_row(one) for one in found]
+    emit(table, form, title=title, columns=shown, empty=empty, missing=NOT_MEASURED)
     say(f"{second.ref} against {first.ref}, {score}: {tally(found).words}")
     if first.ref != second.ref:
         _say_gaps(found, first.ref, second.ref)

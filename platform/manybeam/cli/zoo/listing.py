@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import NOT_MEASURED, Form, FormOption, emit, say
 from manybeam.cli.zoo import compare as zoo_compare
 from manybeam.cli.zoo import exchange as zoo_exchange
 from manybeam.cli.zoo import life as zoo_life
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from manybeam.zoo.catalogue import Catalogue, Query, Row
     from manybeam.zoo.records import Record
+    from manybeam.zoo.registry import Zoo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,6 +74,10 @@ def list_all(
 ) -> None:
     """Find ensembles, best first: by words, by imaging condition, by a range of conditions.
 
+    F1 is that of all members together. "selected" are the members chosen for each frame, and
+    "best_member" is the best one of each condition, known only afterwards; --score selected_f1
+    ranks by the selected ones.
+
     Versions are compared on conditions that all of them were measured on. Versions that were not
     measured there come later; "coverage" is on how many conditions a version was measured.
     Words such as low dose, high kV, noisy, blurred, dirty or coarse rank by the conditions they
@@ -111,14 +116,10 @@ def list_all(
     if known and score not in known:
         raise _no_score(score, known)
     rows = [_found(row, score) for row in page.rows]
-    emit(
-        rows,
-        form,
-        title="Zoo",
-        columns=_shown(rows, score),
-        empty=_none_found(query),
-        missing="not measured",
-    )
+    columns, empty = _shown(rows, score), _none_found(query)
+    emit(rows, form, title="Zoo", columns=columns, empty=empty, missing=NOT_MEASURED)
+    if any(row.get("selected") is not None for row in rows):
+        say("selected: the members chosen for each frame; best_member: known only afterwards")
     if order.removeprefix("-") == "score" and page.basis:
         say(f"{score} is {page.basis}")
     if page.total > len(page.rows):
@@ -143,7 +144,10 @@ def _no_score(score: str, known: "Iterable[str]") -> NotFound:
 def _shown(rows: "Sequence[dict[str, object]]", score: str) -> tuple[str, ...]:
     """Return the columns of a table; a mean over conditions has no interval."""
     ends = ("low", "high") if any(row["low"] is not None for row in rows) else ()
-    return ("ref", "status", score, *ends, "frames", "coverage", "taken")
+    ways = (
+        ("selected", "best_member") if score == "f1" and any("selected" in r for r in rows) else ()
+    )
+    return ("ref", "status", score, *ends, *ways, "frames", "coverage", "taken")
 
 
 def _refresh(catalogue: "Catalogue") -> None:
@@ -198,6 +202,7 @@ def _found(row: "Row", score: str) -> dict[str, object]:
         score: row.value,
         "low": row.low,
         "high": row.high,
+        **_ways(row, score),
         "frames": row.frame_count,
         "coverage": row.coverage,
         "conditions": row.measured_count,
@@ -212,16 +217,24 @@ def _found(row: "Row", score: str) -> dict[str, object]:
     }
 
 
+def _ways(row: "Row", score: str) -> dict[str, object]:
+    """Return F1 of the selected members and of the best ones; nothing for one member."""
+    if score != "f1" or row.member is not None:
+        return {}
+    return {"selected": row.selected_f1, "best_member": row.best_member_f1}
+
+
 @app.command()
 def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
-    """Show the members of one version (seed, policy, digest of the weights) and its signatures.
+    """Show the members of one version (seed, policy, weights), its mean F1 and its signatures.
 
     Example: manybeam zoo show graphene@serving
     """
     from manybeam.zoo.integrity.imported import signatures
     from manybeam.zoo.registry import Zoo
 
-    record = Zoo().resolve(ref)
+    zoo = Zoo()
+    record = zoo.resolve(ref)
     rows = [
         {
             "member": f"{record.version_ref}/{member.index:02d}",
@@ -233,8 +246,25 @@ def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
         for member in record.members
     ]
     emit(rows, form, title=f"{record.version_ref} {' '.join(record.aliases)}".strip())
+    _say_ways(zoo, record)
     for sentence in signatures(record):
         say(sentence)
+
+
+def _say_ways(zoo: "Zoo", record: "Record") -> None:
+    """Print the F1 of all members, of the selected ones and of the best ones."""
+    from manybeam.zoo.ways import commands_to_measure, measured_on, ways_of
+
+    table = zoo.matrix(record.ref)
+    ways = list(ways_of(record, table))
+    if ways:
+        say(f"mean F1, measured on {measured_on(table)}:")
+    for way in ways:
+        f1 = NOT_MEASURED if way.f1 is None else f"{way.f1:.3f}"
+        say(f"  {way.name.lower():12s} {f1} ({way.meaning})")
+        if way.f1 is None and way.name == "Selected":
+            commands = ", then ".join(commands_to_measure(zoo.entry(record.ref)))
+            say(f"  {'':12s} to measure it: {commands}")
 
 
 @app.command()
@@ -250,7 +280,7 @@ def matrix(
 
     Example: manybeam zoo matrix graphene --score rmse_pm
     """
-    from manybeam.zoo.matrix import member_label
+    from manybeam.zoo.matrix import SELECTED, member_label
     from manybeam.zoo.registry import Zoo
 
     table = Zoo().matrix(ref)
@@ -264,7 +294,9 @@ def matrix(
         for condition in table.conditions
     ]
     empty = f"{ref} is not measured yet; manybeam evaluate {ref} --conditions ID measures it"
-    emit(rows, form, title=f"{score} of {ref}", empty=empty, missing="not measured")
+    emit(rows, form, title=f"{score} of {ref}", empty=empty, missing=NOT_MEASURED)
+    if member_label(SELECTED) in (rows[0] if rows else {}):
+        say("ensemble: all members together; selected: the members chosen for each frame")
 
 
 def as_row(record: "Record") -> dict[str, object]:

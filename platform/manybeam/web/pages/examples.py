@@ -19,7 +19,7 @@ from manybeam.web.pages.drawn import Drawn, folder, keep, kept, turn
 from manybeam.web.render import page_of
 from manybeam.web.state import AppState
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score, member_label
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Score, member_label
 
 PICTURE = 2  # increased whenever the same frame is drawn differently
 
@@ -76,9 +76,8 @@ class ExamplePlace:
     def scores(self) -> tuple[Score, ...]:
         """All scores on the condition; the ensemble is first."""
         matrix = self.cached.matrix
-        rows = [
-            matrix.score(m, self.score.condition) for m in (ENSEMBLE, *matrix.members, CLASSICAL)
-        ]
+        order = (ENSEMBLE, SELECTED, *matrix.members, CLASSICAL)
+        rows = [matrix.score(m, self.score.condition) for m in order]
         return tuple(row for row in rows if row is not None)
 
     def address(self, *, member: int | None = None, number: int | None = None) -> str:

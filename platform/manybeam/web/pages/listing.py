@@ -230,13 +230,29 @@ class Listing:
         if len(asked) == 1:
             return f"on {asked[0]}"
         if not self.question.is_narrowed:
-            return f"mean over {len(self.page.compared)} conditions, measured for all compared rows"
+            count = len(self.page.compared)
+            return f"mean over {count} condition{'s' * (count != 1)}"
         if not asked:
             return "no measured condition"
         named = [f"like {query.condition}"] if query.condition else []
         named += [one.name for one in query.phrases]
         named += ["in these ranges"] if query.ranges else []
         return f"mean over {len(self.page.compared)} of {len(asked)} conditions: {', '.join(named)}"
+
+    @property
+    def frames_in_words(self) -> str:
+        """What frames the scores are of."""
+        made, count = len(self.page.simulated), len(self.page.conditions)
+        if made == count:
+            return "simulated frames, whose true atoms are known"
+        if not made:
+            return "recorded frames, whose atoms were labelled"
+        return f"simulated frames of {made} conditions and labelled frames of {count - made}"
+
+    @property
+    def shows_ways(self) -> bool:
+        """Whether F1 of the selected and of the best members is shown beside that of all."""
+        return self.question.query.kind == "ensembles" and self.question.query.score == "f1"
 
     @property
     def basis(self) -> str:

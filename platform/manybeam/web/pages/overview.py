@@ -12,8 +12,9 @@ import numpy as np
 from manybeam.spec.imaging import Condition
 from manybeam.web.render import number, page_of
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, Score
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Matrix, Score, is_simulated
 from manybeam.zoo.reports.cards import POOR_F1
+from manybeam.zoo.ways import Way, commands_to_measure, measured_on, ways_of
 
 GOOD_F1 = 0.95  # from here on a condition counts as "works": about one atom in twenty is wrong
 CLEAR = 0.02  # a smaller difference of two F1 is not mentioned
@@ -39,6 +40,8 @@ class Spot:
         f1, low, high: F1 and its 95 % interval; the ends may be None.
         page: the page of an example frame: the one with the middle F1; "" if there is none.
         picture: the picture of that frame, with its atoms.
+        is_simulated: whether its frames are simulated.
+        selected_f1: F1 of the selected members there; None if it was not measured.
     """
 
     condition: str
@@ -48,6 +51,8 @@ class Spot:
     high: float | None
     page: str
     picture: str
+    is_simulated: bool = False
+    selected_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Overview:
         worst: conditions on which it fails, worst first; if there are none, the weakest ones. None
             is in both lists.
         advice: what to take, a sentence each.
+        ways: F1 of all members, of the selected ones and of the best ones; empty for one member.
+        to_measure: commands that measure the selected members; empty if they were measured.
     """
 
     purpose: str
@@ -70,6 +77,8 @@ class Overview:
     best: tuple[Spot, ...]
     worst: tuple[Spot, ...]
     advice: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
+    to_measure: str = ""
 
     @property
     def places(self) -> tuple[tuple[str, tuple[Spot, ...]], ...]:
@@ -108,10 +117,21 @@ def make_overview(
     return Overview(
         purpose=_purpose(cached, known),
         ranges=_ranges(known),
-        tally=_tally(spots),
+        tally=_tally(spots, matrix),
         best=tuple(working or best),
         worst=tuple(failing or worst),
         advice=tuple(_advice(cached, whole)),
+        ways=tuple(ways_of(cached.record, whole)),
+        to_measure=_to_measure(cached, whole),
+    )
+
+
+def _to_measure(cached: CachedVersion, matrix: Matrix) -> str:
+    own = [one for one in cached.siblings if one.version == cached.record.version]
+    return (
+        ""
+        if matrix.mean(SELECTED) is not None or not own
+        else "\n".join(commands_to_measure(own[0]))
     )
 
 
@@ -150,7 +170,11 @@ def _spots(cached: CachedVersion, described: Mapping[str, Condition]) -> Iterabl
             title = described[condition].title if condition in described else ""
             ends = (values.get("f1_low"), values.get("f1_high"))
             score = cached.matrix.score(row, condition)
-            yield Spot(condition, title, values["f1"], *ends, *_sample(cached, score))
+            chosen = cached.matrix.value(SELECTED, condition)
+            is_made = is_simulated(cached.matrix.condition_digest(condition))
+            yield Spot(
+                condition, title, values["f1"], *ends, *_sample(cached, score), is_made, chosen
+            )
 
 
 def _sample(cached: CachedVersion, score: Score | None) -> tuple[str, str]:
@@ -166,16 +190,22 @@ def _sample(cached: CachedVersion, score: Score | None) -> tuple[str, str]:
     return f"{page}?{member}frame={frame}", f"{page}/sample?{member}frame={frame}"
 
 
-def _tally(spots: Sequence[Spot]) -> str:
+def _tally(spots: Sequence[Spot], matrix: Matrix) -> str:
     if not spots:
         return "It was not measured on any condition, so nobody knows yet where it works."
     good, poor = (
         sum(one.f1 >= GOOD_F1 for one in spots),
         sum(one.f1 < POOR_F1 for one in spots),
     )
+    chosen = [one.selected_f1 for one in spots if one.selected_f1 is not None]
+    selected = (
+        f" with all members together; with those selected for each frame, it works on "
+        f"{sum(one >= GOOD_F1 for one in chosen)} of {len(chosen)} and fails on "
+        f"{sum(one < POOR_F1 for one in chosen)}"
+    )
     return (
-        f"Measured on {len(spots)} conditions: it works on {good} (F1 {GOOD_F1:g} or more) and "
-        f"fails on {poor} (F1 below {POOR_F1:g})."
+        f"Measured on {measured_on(matrix)}: it works on {good} (F1 {GOOD_F1:g} or more) and "
+        f"fails on {poor} (F1 below {POOR_F1:g}){selected if chosen else ''}."
     )
 
 
@@ -221,7 +251,11 @@ def _advice_on_member(member: int, matrix: Matrix) -> Iterable[str]:
 
 
 def _advice_on_selection(subject: int, matrix: Matrix) -> Iterable[str]:
-    """Say whether a single member is somewhere clearly better than all together."""
+    """Say whether selection is better than all together, as measured or as members suggest."""
+    selected, together = matrix.mean(SELECTED), matrix.mean(subject)
+    if selected is not None and together is not None:
+        yield _advice_measured(selected, together)
+        return
     gains = {
         name: _gain(matrix, best, subject, name)
         for name in matrix.conditions
@@ -240,6 +274,15 @@ def _advice_on_selection(subject: int, matrix: Matrix) -> Iterable[str]:
         f"one member is clearly better than all together, most on {most} (member {best:02d} "
         f"{_f1(matrix, best, most)}, all {_f1(matrix, subject, most)})."
     )
+
+
+def _advice_measured(selected: float, together: float) -> str:
+    both = f"mean F1 {selected:.2f}, all members together {together:.2f}"
+    if selected - together > CLEAR:
+        return f"Let Manybeam select members for each frame: {both}."
+    if together - selected > CLEAR:
+        return f"Take all members together: selection for each frame is worse here ({both})."
+    return f"Selection for each frame and all members together are equally good here ({both})."
 
 
 def _gain(matrix: Matrix, row: int, subject: int, condition: str) -> float:

@@ -23,8 +23,9 @@ from manybeam.web.pages.version import describe_version
 from manybeam.web.render import THEME_COOKIE, THEMES
 from manybeam.web.state import AppState
 from manybeam.zoo.catalogue import Query
+from manybeam.zoo.matrix import SELECTED_F1
 
-SCORES = ("f1", "precision", "recall", "rmse_pm", "ece")
+SCORES = ("f1", SELECTED_F1, "precision", "recall", "rmse_pm", "ece")
 YEAR_S = 365 * 86400
 OUTCOME_COOKIE = "manybeam-outcome"
 # The message after a change, by its verb.

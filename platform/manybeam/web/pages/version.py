@@ -10,7 +10,14 @@ from manybeam.errors import NotFound
 from manybeam.web.colours import shade
 from manybeam.web.render import page_of
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Matrix, less_is_better, member_label
+from manybeam.zoo.matrix import (
+    CLASSICAL,
+    ENSEMBLE,
+    SELECTED,
+    Matrix,
+    less_is_better,
+    member_label,
+)
 
 # Ends of intervals; they are shown with their score and cannot be chosen.
 _ENDS = ("_low", "_high")
@@ -39,9 +46,19 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the matrix: the ensemble, a member or the classical detector."""
+    """One row of the matrix: all members, the selected ones, a member or the classical detector.
+
+    Attributes:
+        label: its name on the page.
+        kind: its name in scores; the index for a member.
+        ref: reference of a member; "" for other rows.
+        seed, policy: of a member.
+        cells: one for each condition.
+        mean: over the compared conditions; None if it was not measured on all of them.
+    """
 
     label: str
+    kind: str
     ref: str
     seed: int | None
     policy: str
@@ -80,7 +97,7 @@ class VersionPage:
         key: the chosen score.
         keys: scores that can be chosen.
         conditions: columns of the matrix.
-        lines: rows: the ensemble, then the members, then the classical detector.
+        lines: rows: all members, those selected, then the members, then the classical detector.
         spots: scores of the ensemble, by condition.
         superseded: old scores, which cannot be compared with the others.
         compared: the conditions of the means.
@@ -95,6 +112,12 @@ class VersionPage:
     compared: tuple[str, ...] = ()
 
     @property
+    def has_selected(self) -> bool:
+        """Whether the selected members were measured on some condition."""
+        own = [line for line in self.lines if line.kind == member_label(SELECTED)]
+        return any(cell.value is not None for line in own for cell in line.cells)
+
+    @property
     def plot(self) -> dict[str, Any]:
         """Data of the plot: the score of each row on each condition, and the interval."""
         low, high = ([spot.values.get(f"{self.key}{end}") for spot in self.spots] for end in _ENDS)
@@ -106,8 +129,9 @@ class VersionPage:
             "low": low,
             "high": high,
             "lines": [
-                {"label": line.label, "values": [cell.value for cell in line.cells]}
+                {"label": line.kind, "values": [cell.value for cell in line.cells]}
                 for line in (*members, *named)
+                if any(cell.value is not None for cell in line.cells)
             ],
         }
 
@@ -140,11 +164,12 @@ def choosable(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def _order(cached: CachedVersion) -> tuple[int, ...]:
-    """Return the rows from top to bottom; the ensemble is included even if not measured."""
+    """Return the rows from top to bottom; the first two are included even if not measured."""
     if cached.record.selected is not None:
         return (cached.record.selected,)
     classical = (CLASSICAL,) if CLASSICAL in cached.matrix.scored else ()
-    return (ENSEMBLE, *cached.matrix.members, *classical)
+    selected = (SELECTED,) if cached.record.member_count > 1 else ()
+    return (ENSEMBLE, *selected, *cached.matrix.members, *classical)
 
 
 def _line(cached: CachedVersion, member: int, key: str) -> Line:
@@ -163,7 +188,8 @@ def _line(cached: CachedVersion, member: int, key: str) -> Line:
     known = next((one for one in cached.record.members if one.index == member), None)
     ref = f"{cached.record.version_ref}/{member:02d}" if known else ""
     seed, policy = (known.seed, known.policy) if known else (None, "")
-    return Line(member_label(member), ref, seed, policy, cells, matrix.mean(member, key))
+    label = "all members" if member == ENSEMBLE else member_label(member)
+    return Line(label, member_label(member), ref, seed, policy, cells, matrix.mean(member, key))
 
 
 def _is_best(matrix: Matrix, member: int, condition: str, key: str) -> bool:

@@ -92,7 +92,7 @@
   }
 
   function choices() {
-    if (!byId("compare")) return;
+    if (!byId("compare-button")) return;
     const refs = chosen(), boxes = [...document.querySelectorAll("input[type=checkbox][name=ids]")];
     boxes.forEach((box) => { box.checked = refs.includes(box.value); });
     document.querySelectorAll("input[data-chosen]").forEach((one) => one.remove());
@@ -120,8 +120,8 @@
     const strong = found.lines.find((one) => one.label === "ensemble") || found.lines[found.lines.length - 1];
     const series = [{}], data = [x];
     for (const one of found.lines.filter((one) => one !== strong)) {
-      const isClassical = one.label === "classical";
-      series.push({ label: one.label, stroke: isClassical ? "#e8590c" : ink, width: 0, paths: () => null, points: { show: true, size: isClassical ? 8 : 5, width: isClassical ? 2 : 1, stroke: isClassical ? "#e8590c" : ink, fill: "transparent" } });
+      const named = { classical: "#e8590c", selected: "#2fb344" }[one.label];
+      series.push({ label: one.label, stroke: named || ink, width: 0, paths: () => null, points: { show: true, size: named ? 8 : 5, width: named ? 2 : 1, stroke: named || ink, fill: "transparent" } });
       data.push(one.values);
     }
     series.push({ label: strong.label, stroke: "#4299e1", width: 0, paths: () => null, points: { show: true, size: 8, fill: "#4299e1", stroke: "#4299e1" } });

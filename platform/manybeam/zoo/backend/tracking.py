@@ -51,7 +51,7 @@ from manybeam.settings import settings  # noqa: E402
 from manybeam.zoo.backend.moved import experiment_place, follow_moved_files  # noqa: E402
 from manybeam.zoo.backend.refusals import speaking  # noqa: E402
 from manybeam.zoo.checks import check_folder, check_tracking_uri  # noqa: E402
-from manybeam.zoo.matrix import CLASSICAL, Score  # noqa: E402
+from manybeam.zoo.matrix import CLASSICAL, SELECTED, Score  # noqa: E402
 from manybeam.zoo.records import EXPERIMENT_PREFIX, VersionEntry  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
-_CLASSICAL_PREFIX = "classical."
+_PREFIXES = {CLASSICAL: "classical.", SELECTED: "selected."}  # of names of metrics
 _METRICS_PER_CALL = 1000  # the limit of MLflow
 _PAGE = 1000
 _MODELS = 50  # of one page: MLflow allows no more
@@ -304,7 +304,7 @@ class Tracking:
         }
         metrics = [
             Metric(
-                f"{_CLASSICAL_PREFIX if row.member == CLASSICAL else ''}{key}",
+                f"{_PREFIXES.get(row.member, '')}{key}",
                 value,
                 moment[row.member],
                 condition_step(row.condition, row.condition_digest, number),

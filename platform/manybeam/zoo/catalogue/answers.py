@@ -27,7 +27,7 @@ from manybeam.zoo.catalogue.rows import (
     numbers_of,
 )
 from manybeam.zoo.catalogue.table import Measured, Table
-from manybeam.zoo.matrix import ENSEMBLE
+from manybeam.zoo.matrix import BEST_F1, ENSEMBLE, SELECTED_F1, is_simulated
 from manybeam.zoo.ranking import Ranking, compare_rows
 
 
@@ -51,6 +51,7 @@ class Answers:
             compared=tuple(found.names(found.compared.common_c)),
             compared_total=found.compared_total,
             seconds=time.perf_counter() - started,
+            simulated=tuple(key.name for key in self.table.current if is_simulated(key.digest)),
         )
 
     def facets(self, query: Query) -> dict[str, list[Facet]]:
@@ -148,6 +149,7 @@ class Answers:
             np.where(is_used_rc, table.strips_sp(self.db, name, rows)[:, places], np.nan)
             for name in (TAKEN, FRAMES, SCORER, f"{score}_low", f"{score}_high")
         )
+        selected_r, best_r = self._other_ways(rows, places, is_used_rc, score)
         scorers = self.db.scorers()
         current, is_one = _places(table.current), len(found.asked) == 1
         return [
@@ -173,9 +175,27 @@ class Answers:
                 compared_count=int(is_used_rc[i].sum()),
                 group=int(compared.group_r[place]),
                 strip=tuple(_number(value) for value in cells_rp[i, current].tolist()),
+                selected_f1=selected_r[i],
+                best_member_f1=best_r[i],
             )
             for i, (place, row) in enumerate(zip(shown.tolist(), rows.tolist(), strict=True))
         ]
+
+    def _other_ways(
+        self, rows: ndarray, places: ndarray, is_used_rc: ndarray, score: str
+    ) -> tuple[list[float | None], ...]:
+        """Return F1 of the selected members and of the best ones, where all members have theirs."""
+        if score != "f1":
+            nothing: list[float | None] = [None] * len(rows)
+            return nothing, nothing
+        strips = (self.table.strips_sp(self.db, name, rows) for name in (SELECTED_F1, BEST_F1))
+        return tuple(
+            [
+                _mean(cells_p[is_used_p])
+                for cells_p, is_used_p in zip(cells, is_used_rc, strict=True)
+            ]
+            for cells in (strip_rp[:, places] for strip_rp in strips)
+        )
 
     def _version(self, row: int) -> str:
         return f"{self.table.names[row]}@{self.table.versions[row]}"
@@ -230,6 +250,11 @@ def _places(keys: Sequence[Measured]) -> ndarray:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def _mean(cells_p: ndarray) -> float | None:
+    """Return the mean; None if a cell was not measured, or if there are none."""
+    return None if not len(cells_p) or np.isnan(cells_p).any() else float(cells_p.mean())
 
 
 def _sum(cells_p: ndarray) -> int | None:

@@ -123,6 +123,10 @@ class Row:
         compared_count: number of conditions in the value.
         group: rows of one group are compared on the same conditions; 0 comes first.
         strip: the score on each condition of the page; None if it was not measured.
+        selected_f1: mean F1 of the members that selection chose for each frame, over the same
+            conditions as the value; None if it was not measured on all of them, for a member, or
+            if the score is not F1.
+        best_member_f1: the same of the best member of each condition.
     """
 
     ref: str
@@ -146,6 +150,8 @@ class Row:
     compared_count: int
     group: int
     strip: tuple[float | None, ...]
+    selected_f1: float | None = None
+    best_member_f1: float | None = None
 
     @property
     def coverage(self) -> str:
@@ -167,6 +173,7 @@ class Page:
         compared: those on which the rows of the first group are compared.
         compared_total: number of rows in the first group.
         seconds: duration of the query.
+        simulated: conditions of the columns whose scores are of simulated frames.
     """
 
     rows: tuple[Row, ...]
@@ -176,6 +183,7 @@ class Page:
     compared: tuple[str, ...]
     compared_total: int
     seconds: float
+    simulated: tuple[str, ...] = ()
 
     @property
     def basis(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from manybeam.db.catalogue_file import FRAMES, TAKEN, SubjectRows, VersionRows
 from manybeam.zoo.catalogue.words import words_of
-from manybeam.zoo.matrix import ENSEMBLE, Score
+from manybeam.zoo.matrix import BEST_F1, ENSEMBLE, SELECTED, SELECTED_F1, Matrix, Score
 from manybeam.zoo.records import ALIASES, MemberRecord, Record, VersionEntry
 
 Key = tuple[str, str]
@@ -57,8 +57,11 @@ def _subject(
     words = [common, *(value for values in facets for value in values)]
     if index != ENSEMBLE:
         words += [f"{index:02d}", members[0].parent]
+    cells = _cells(own)
+    if index == ENSEMBLE:
+        cells |= _other_ways(scores, {(one.condition, one.condition_digest) for one in own})
     scorers = {(one.condition, one.condition_digest): one.scorer for one in own}
-    return SubjectRows(index, facets, words_of(words), _cells(own), scorers)
+    return SubjectRows(index, facets, words_of(words), cells, scorers)
 
 
 def _cells(scores: Iterable[Score]) -> dict[str, dict[Key, float]]:
@@ -72,6 +75,22 @@ def _cells(scores: Iterable[Score]) -> dict[str, dict[Key, float]]:
         for name, value in {**one.values, **extra}.items():
             cells.setdefault(name, {})[one.condition, one.condition_digest] = value
     return cells
+
+
+def _other_ways(scores: Sequence[Score], measured: set[Key]) -> dict[str, dict[Key, float]]:
+    """Return F1 of the selected and of the best members, where all together were measured too."""
+    rows: dict[Key, list[Score]] = {}
+    for one in scores:
+        if (one.condition, one.condition_digest) in measured:
+            rows.setdefault((one.condition, one.condition_digest), []).append(one)
+    found: dict[str, dict[Key, float]] = {SELECTED_F1: {}, BEST_F1: {}}
+    for key, there in rows.items():
+        matrix = Matrix(there)
+        for score, row in ((SELECTED_F1, SELECTED), (BEST_F1, matrix.best(key[0]))):
+            value = None if row is None else matrix.value(row, key[0])
+            if value is not None:
+                found[score][key] = value
+    return {score: cells for score, cells in found.items() if cells}
 
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:

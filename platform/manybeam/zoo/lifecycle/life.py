@@ -315,13 +315,16 @@ def _refuse(proposal: PromotionProposal, *, force: bool) -> None:
     against = final if force else proposal.refusals
     if not against:
         return
-    lost = [one.condition or proposal.old for one in against if one.gate == REGRESSION]
-    others = [one.gate for one in against if one.gate != REGRESSION]
-    parts = [*others, *([f"F1 on {', '.join(lost)}"] if lost else [])]
     new, old = proposal.new, proposal.old
+    lost = [one for one in against if one.gate == REGRESSION]
+    worse = [one.condition or "every condition" for one in lost if not one.is_missing]
+    missing = [one.condition for one in lost if one.is_missing]
+    parts = [one.gate for one in against if one.gate != REGRESSION]
+    parts += [f"lower F1 than {old} on {', '.join(worse)}"] if worse else []
+    parts += [f"not measured on {', '.join(missing)}"] if missing else []
     see = f"manybeam zoo diff {old} {new.ref}; " if old and lost else ""
     raise RefusedByGate(
-        f"{new.ref} may not be {proposal.alias}: {'; '.join(parts)}",
+        f"{new.ref} was not promoted to {proposal.alias}: {'; '.join(parts)}",
         "\n".join(reasons(against)),
         f'{see}--force --reason "..." overrides the gates and is recorded in the audit log'
         if not final

@@ -17,7 +17,7 @@ def matrix_html(matrix: Matrix, key: str = "f1") -> str:
     """
     if not len(matrix):
         return "<div>Not measured yet. Run <code>manybeam evaluate</code>.</div>"
-    shown = (*matrix.scored[: MOST_ROWS - 2], *matrix.scored[MOST_ROWS - 2 :][-2:])
+    shown = (*matrix.scored[: MOST_ROWS - 3], *matrix.scored[MOST_ROWS - 3 :][-3:])
     head = "".join(
         f'<th scope="col" style="{CELL_STYLE}">{html.escape(c)}</th>' for c in matrix.conditions
     )
