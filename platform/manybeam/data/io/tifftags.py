@@ -9,6 +9,7 @@ from manybeam.data.io.formats import (
     ORIENTATION,
     Raw,
     as_values,
+    check_axis,
     length_pm,
     note_orientation,
     pixel_pm,
@@ -73,6 +74,7 @@ def _gatan_pm(tags: Mapping[int, Any], notes: list[str]) -> float | None:
     """Return the pixel size of Gatan's private tags, which HyperSpy writes too."""
     if _GATAN_SCALE not in tags:
         return None
+    check_axis(str(tags.get(_GATAN_UNIT + 2, "")), is_of_stack=True)
     axes = [(tags.get(_GATAN_SCALE + n), str(tags.get(_GATAN_UNIT + n, ""))) for n in (1, 0)]
     return pixel_pm(axes[0], axes[1], notes)
 
