@@ -99,7 +99,7 @@ def check_axis(unit: str, name: str = "", *, is_of_stack: bool = False) -> None:
     if is_of_stack and not is_reciprocal and meaning != _SPECTRUM:
         meaning = ""
     if any(word in words for word in ("energy", "wavelength", "loss", "raman")):
-        meaning, unit = _SPECTRUM, unit or name
+        meaning, unit = _SPECTRUM, f"{name} ({unit})" if unit else name
     if meaning:
         what = "frames follow each other" if is_of_stack else "pixels are"
         raise FileFault(f"its {what} in {unit}: {meaning}, not a frame")

@@ -205,7 +205,8 @@ def _note_choice(notes: list[str], images: "list[TiffPageSeries]", image: "TiffP
         shape = " x ".join(str(side) for side in image.shape if side > 1)
         is_largest = all(_frame_px(image) > _frame_px(one) for one in images if one is not image)
         which = "the largest" if is_largest else "the recorded one"
-        notes.append(f"{len(images)} images; {which} was taken, {shape}")
+        place = 1 + next(place for place, one in enumerate(images) if one is image)
+        notes.append(f"{len(images)} images; {which} was taken (number {place}), {shape}")
     channels = image.shape[image.axes.index("C")] if "C" in image.axes else 1
     if channels > 1:
         notes.append(
