@@ -37,7 +37,8 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
     purpose comes before the resolution, which also says how to print. The others are noted.
     """
     page = image.keyframe
-    tags = {tag.code: tag.value for tag in page.tags}
+    # Of two tags of one number the first counts: a program may have added its own.
+    tags = {tag.code: tag.value for tag in reversed(list(page.tags))}
     _check_streak(tags)
     note_orientation(raw.notes, tags.get(ORIENTATION, 1))
     doubts: list[str] = []
