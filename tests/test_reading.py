@@ -592,12 +592,72 @@ def test_what_has_an_axis_of_something_else_is_no_frame(
         read_frames(write(tmp_path / name), pixel_size_pm=10.0)
 
 
-@pytest.mark.parametrize("pixel_size", ["0.02 1/nm", {"value": 0.1, "unit": "eV"}], ids=str)
-def test_a_sidecar_can_say_that_this_is_no_frame(pixel_size: Any, tmp_path: Path) -> None:
+NANO = {"scale": 0.02, "units": "nm"}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"pixel_size": "0.02 1/nm"},
+        {"pixel_size": {"value": 0.1, "unit": "eV"}},
+        {"pixel_size": 0.1, "units": "eV"},
+        {"calibration": NANO | {"units": "1/nm"}},
+        {"spatial_calibrations": [NANO, NANO | {"units": "eV"}]},
+        {"axes": {"axis-0": NANO | {"units": "eV"}, "axis-1": NANO, "axis-2": NANO}},
+    ],
+    ids=str,
+)
+def test_a_sidecar_can_say_that_this_is_no_frame(tree: Any, tmp_path: Path) -> None:
     write_npy(tmp_path / "a.npy", IMAGE)
-    (tmp_path / "a.json").write_text(json.dumps({"pixel_size": pixel_size}))
+    (tmp_path / "a.json").write_text(json.dumps(tree))
     with pytest.raises(UnreadableFile, match=r"spectrum|diffraction"):
         read_frames(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected_pm"),
+    [
+        ({"pixel_size": 0.02, "unit": "nm"}, 20),
+        ({"pixel_size": [0.02, 0.02], "units": "nanometers"}, 20),
+        ({"pixel size (Å)": 0.2}, 20),
+        ({"spatial_calibrations": [NANO, NANO], "intensity_calibration": {"scale": 3.0}}, 20),
+        ({"axes": [NANO | {"units": "s"}, NANO, NANO]}, 20),
+        ({"pixel_size": "1 Å"}, None),
+        ({"pixel_size_A": 1.0}, None),
+        ({"calibration": {"scale": 1.0, "units": "A"}}, None),
+        ({"pixel_size": "100 pm"}, 100),
+    ],
+    ids=str,
+)
+def test_a_sidecar_states_the_pixel_size_as_programs_write_it(
+    tree: Any, expected_pm: float | None, tmp_path: Path
+) -> None:
+    write_npy(tmp_path / "a.npy", IMAGE)
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    record = read_frames(tmp_path / "a.npy")
+    assert record.pixel_size_pm == pytest.approx(expected_pm)
+    assert record.notes
+
+
+@pytest.mark.parametrize("diffracts", [True, False])
+def test_the_header_of_thermo_fisher_states_the_mode_of_the_microscope(
+    *, diffracts: bool, tmp_path: Path
+) -> None:
+    from mrcfile.dtypes import get_ext_header_dtype
+
+    fields = np.zeros(1, get_ext_header_dtype(b"FEI1", "<"))
+    fields["Metadata size"] = fields.dtype.itemsize
+    fields["Pixel size X"] = fields["Pixel size Y"] = 2e-11
+    fields["Instrument mode"], fields["Projection mode"] = 1, 1 if diffracts else 2
+    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+        mrc.set_data(IMAGE.astype(np.uint16))
+        mrc.set_extended_header(fields)
+        mrc.header.exttyp = b"FEI1"
+    if diffracts:
+        with pytest.raises(UnreadableFile, match="diffraction mode"):
+            read_frames(tmp_path / "a.mrc")
+    else:
+        assert read_frames(tmp_path / "a.mrc").pixel_size_pm == pytest.approx(20)
 
 
 def test_frames_that_follow_each_other_in_time_or_tilt_are_a_stack(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ _RECIPROCAL = re.compile(r"(1|cycles?|cyc)?/.*|.*(\^?-1|⁻¹)|(inverse|reciproc
 _NO_UNIT = {"", "px", "pix", "pixel", "pixels", "none", "null", "undefined", "<undefined>",
             "referenceframe", "unknown", "1", "a.u."}  # fmt: skip
 UNSET = 1e-6  # a scale this near 1 was not measured
+ONE_IS_UNKNOWN = (
+    "which programs write when they do not know it: left unknown; if it is right, give it"
+)
 _WIDEST_PM = (
     1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
 )
@@ -140,18 +143,20 @@ def pixel_pm(
     known = [edge for edge in edges if edge]
     if known and max(known) > _WIDEST_PM:
         raise FileFault(f"its pixels are {max(known) / 1e12:.3g} m wide: {_PATTERN}, not a frame")
-    scales = {as_number(scale) for scale, _ in (y_axis, x_axis)}
-    if known and all(scale is not None and abs(scale - 1) < UNSET for scale in scales):
-        notes.append(
-            f"its pixel size is exactly 1 {x_axis[1]}, which programs write when they do not know "
-            "it: left unknown; if it is right, give it"
-        )
+    if known and is_one(y_axis[0]) and is_one(x_axis[0]):
+        notes.append(f"its pixel size is exactly 1 {x_axis[1]}, {ONE_IS_UNKNOWN}")
         return None
     units = [unit for _, unit in (y_axis, x_axis) if plain_unit(unit) not in _NO_UNIT]
     strange = [unit for unit in units if factor(unit, "pm") is None]
-    if strange and not known and any(scales - {None, 0.0}):
+    if strange and not known and any(as_number(scale) for scale, _ in (y_axis, x_axis)):
         notes.append(f"its pixel size is in {strange[0]!r}, which is not understood: left unknown")
     return square_pm(edges[0], edges[1], notes)
+
+
+def is_one(scale: object) -> bool:
+    """Return whether a scale is 1, as it is where nobody measured it."""
+    number = as_number(scale)
+    return number is not None and abs(number - 1) < UNSET
 
 
 def frames_among(images: Sequence[_Image], check: Callable[[_Image], object]) -> list[_Image]:
@@ -355,7 +360,7 @@ def _is_unsigned(header: Any, start: bytes, raw: Raw) -> bool:
 
 def _implied_by_fei(raw: Raw, number: Mapping[str, float]) -> None:
     """Add the pixel sizes that the extended header implies."""
-    size = length_pm(number.get("Pixel size X"), "m")
+    size = pixel_pm((number.get("Pixel size Y"), "m"), (number.get("Pixel size X"), "m"), raw.notes)
     if raw.pixel_size_pm is None:
         raw.pixel_size_pm = size
     elif size:

@@ -97,10 +97,10 @@ def read_frames(
 ) -> FrameFile:
     """Return the frame, or the stack, of a file.
 
-    Of several images the recorded one is taken, never a thumbnail; the notes say which. The pixel
-    size is that of the caller, else of the file, else of the condition. Contradictions are noted
-    with both numbers; numbers are never averaged. If no dose is given, it is derived from current,
-    dwell time and pixel size. What is read from each format:
+    Of several images the recorded one is taken, never a thumbnail, a spectrum or a pattern; the
+    notes say which. The pixel size is that of the caller, else of the file, else of the condition.
+    Contradictions are noted with both numbers; numbers are never averaged. If no dose is given, it
+    is derived from current, dwell time and pixel size. What is read from each format:
 
     | format | read |
     |---|---|
@@ -110,8 +110,8 @@ def read_frames(
     | Prismatic emd | the image of the annular detector at the greatest depth; pixel size |
     | mrc | voxel; FEI header: pixel size, field of view, kV, mrad, defocus, dwell, detector |
     | ser, emi | pixel size; kV, mrad, defocus, dwell, mode by the unit beside each label |
-    | tif | pixel size by Gatan, OME, FEI, Zeiss, SIS, TVIPS, Tescan, ImageJ, resolution |
-    | | FEI: kV, pA, dwell; Zeiss: kV, pA; Tescan: kV |
+    | tif | pixel size by Gatan, OME, FEI, JEOL, Zeiss, SIS, TVIPS, Tescan, ImageJ, resolution |
+    | | FEI: kV, pA, dwell; Zeiss: kV, pA; JEOL, Tescan: kV |
     | npy, png, jpg, and any other | FRAME.json beside it: names and units of `data.io.sidecar` |
     | | FRAME.txt of JEOL or Hitachi, FRAME.hdr of Tescan: pixel size, kV |
 
