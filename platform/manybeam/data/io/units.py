@@ -6,6 +6,7 @@ current. A unit that does not belong to the quantity is a fault; it is not guess
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 
 _LENGTH_PM = {
@@ -61,9 +62,10 @@ def plain_unit(unit: str) -> str:
         >>> plain_unit("[_n_m]"), plain_unit("Å"), plain_unit("e-/Å²"), plain_unit("nanometers/px")
         ('nm', 'a', 'e/a^2', 'nm')
     """
-    name = re.sub(r"[\[\](){}_\s\x00]", "", unit).lower()
+    name = re.sub(r"[\[\](){}_\s\x00]", "", unicodedata.normalize("NFC", unit)).lower()
     name = re.sub(r"(?<=[a-zµμåö])/(px|pix|pixel)$", "", name)
     name = name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
+    name = name.replace("âu", "u").replace("−", "-")  # UTF-8 read as Latin-1; a minus
     name = name.replace("e-/", "e/").replace("²", "^2").replace("**2", "^2")
     name = re.sub(r"(?<=[am])2$", "^2", name)
     if match := _IN_FULL.fullmatch(name):

@@ -59,7 +59,7 @@ def read_dm(path: Path) -> Raw:
     if data["DataType"] == _DM_COLOUR:
         raw.array = grey(raw.array, raw.notes)
     if len(usable) > 1:
-        name = entry.get("Name", "")
+        name = str(entry.get("Name", "")) or f"number {1 + entries.index(entry)}"
         raw.notes.append(f"{len(usable)} images; the largest frame was taken: {name}")
     if len(axes) > 1:
         raw.pixel_size_pm = pixel_pm(axes[1], axes[0], raw.notes)
