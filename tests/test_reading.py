@@ -980,6 +980,14 @@ def test_counts_that_imagej_stores_otherwise_are_turned_back(
     assert np.array_equal(read_frames(path).frame, expected)
 
 
+def test_of_the_series_of_an_experiment_the_one_with_images_is_taken(tmp_path: Path) -> None:
+    write_ser(tmp_path / "b_1.ser", IMAGE[None], kind=0x4120)
+    write_ser(tmp_path / "b_2.ser", IMAGE[None])
+    record = read_frames(write_emi(tmp_path / "b.emi"))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.notes == ("2 series beside it; b_2.ser was taken",)
+
+
 def test_images_at_the_places_of_a_scan_are_no_stack(tmp_path: Path) -> None:
     content = bytearray(write_ser(tmp_path / "a_1.ser", STACK).read_bytes())
     axes = b"".join(struct.pack("<iddiii", side, 0.0, 1e-9, 0, 0, 0) for side in (3, 2))

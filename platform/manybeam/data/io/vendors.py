@@ -164,6 +164,8 @@ def _deep(tags: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return {}
 
 
+_SER_HEAD = struct.Struct("<3Hi")
+_SER_IMAGES = 0x4122
 _MOST_AXES = 8
 _SER_TYPES = ["", "u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8", "c8", "c16"]
 
@@ -187,18 +189,26 @@ def read_emi(path: Path) -> Raw:
     beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}_*.ser"))
     if not beside:
         raise FileFault(f"its frames are in {path.stem}_1.ser beside it, which is missing")
-    raw = read_ser(beside[0])
+    taken = next((one for one in beside if _ser_kind(one) == _SER_IMAGES), beside[0])
+    raw = read_ser(taken)
     if len(beside) > 1:
-        raw.notes.append(f"{len(beside)} series beside it; {beside[0].name} was taken")
+        raw.notes.append(f"{len(beside)} series beside it; {taken.name} was taken")
     return raw
+
+
+def _ser_kind(path: Path) -> int:
+    """Return whether a series has images or spectra, as its number; 0 if it is cut short."""
+    with path.open("rb") as file:
+        head = file.read(_SER_HEAD.size)
+    return int(_SER_HEAD.unpack(head)[3]) if len(head) == _SER_HEAD.size else 0
 
 
 def _ser_images(memory: mmap.mmap) -> Raw:
     """Return all images of a series, which must have one shape."""
-    order, series, version, kind = struct.unpack_from("<3Hi", memory)
+    order, series, version, kind = _SER_HEAD.unpack_from(memory)
     if (order, series) != (0x4949, 0x0197) or version not in (0x0210, 0x0220):
         raise FileFault("it does not start like a TIA series")
-    if kind != 0x4122:
+    if kind != _SER_IMAGES:
         raise FileFault("it has spectra or profiles, but no images")
     wide = version == 0x0220
     count = struct.unpack_from("<i", memory, 18)[0]
