@@ -287,9 +287,12 @@ def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> 
         array = whole.reshape(image.shape)
     order = [axis for axis in axes if axis not in "SYX"] + list("YX") + ["S"] * ("S" in axes)
     array = array.transpose([axes.index(axis) for axis in order])
+    has_samples = "S" in axes
     if page.photometric == _PALETTE and page.colormap is not None:
-        array = _coloured(array, page.colormap, notes, is_lut=tif.is_imagej)
-    if "S" in axes or array.ndim > len(axes):
+        indices = array[..., 0] if has_samples else array  # what follows is opacity
+        array = _coloured(indices, page.colormap, notes, is_lut=tif.is_imagej)
+        has_samples = array.ndim > indices.ndim
+    if has_samples:
         array = _without_samples(array, page, notes)
     if page.photometric == _WHITE_IS_ZERO and 262 in page.tags:  # tifffile's default too
         array = _inverted(array, page.bitspersample, notes, is_shown_only=tif.is_imagej)
