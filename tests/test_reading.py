@@ -580,6 +580,7 @@ def write_axes(path: Path, units: list[str], names: list[str]) -> Path:
             ),
         ),
         ("a_1.ser", lambda path: write_ser(path, IMAGE[None], step_m=4.2e7)),
+        ("a.mrc", lambda path: write_mrc(path, IMAGE.astype(np.complex64))),
         ("a.emd", lambda path: write_velox(path, IMAGE[..., None], unit="1/m")),
         ("b.emd", lambda path: write_axes(path, ["nm", "eV"], ["y", "x"])),
         ("c.emd", lambda path: write_axes(path, ["nm", "nm"], ["x", "Wavelength"])),
@@ -590,7 +591,7 @@ def write_axes(path: Path, units: list[str], names: list[str]) -> Path:
 def test_what_has_an_axis_of_something_else_is_no_frame(
     name: str, write: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UnreadableFile, match=r"spectrum|diffraction|scan over time"):
+    with pytest.raises(UnreadableFile, match=r"spectrum|diffraction|transform|scan over time"):
         read_frames(write(tmp_path / name), pixel_size_pm=10.0)
 
 
@@ -905,14 +906,16 @@ def test_of_several_pictures_the_first_is_taken_and_told(suffix: str, tmp_path: 
 @pytest.mark.parametrize(
     ("pixels", "names", "expected"),
     [
-        pytest.param(IMAGE.T, "xy", IMAGE, id="columns first"),
-        pytest.param(IMAGE, "yx", IMAGE, id="rows first"),
-        pytest.param(STACK.T, "xyt", STACK, id="HyperSpy's stack"),
-        pytest.param(STACK.swapaxes(1, 2), "txy", STACK, id="frames first"),
+        pytest.param(IMAGE.T, ["x", "y"], IMAGE, id="columns first"),
+        pytest.param(IMAGE.T, ["R_x", "R_y"], IMAGE, id="of the simulator"),
+        pytest.param(IMAGE, ["y", "x"], IMAGE, id="rows first"),
+        pytest.param(IMAGE, ["index", "fly"], IMAGE, id="words"),
+        pytest.param(STACK.T, ["x", "y", "t"], STACK, id="HyperSpy's stack"),
+        pytest.param(STACK.swapaxes(1, 2), ["t", "x", "y"], STACK, id="frames first"),
     ],
 )
 def test_the_names_of_emd_axes_say_which_is_which(
-    pixels: NDArray[Any], names: str, expected: NDArray[Any], tmp_path: Path
+    pixels: NDArray[Any], names: list[str], expected: NDArray[Any], tmp_path: Path
 ) -> None:
     with h5py.File(write_berkeley(tmp_path / "a.emd", pixels, "nm"), "r+") as file:
         for number, name in enumerate(names, start=1):

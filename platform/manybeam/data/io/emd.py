@@ -10,6 +10,7 @@ Axis letters: n frame, y row, x column.
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -42,6 +43,7 @@ from manybeam.data.io.sidecar import add_tree
 from manybeam.data.io.units import as_number
 from manybeam.errors import TooLarge
 
+_LETTER = re.compile(r"(?:^|[^a-z])([xy])$", re.IGNORECASE)  # of an axis: x, R_x, scan y
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
 MEMORY_BYTES = 2 << 30  # of the child, beside the image
 # Each thread of numpy's OpenBLAS takes memory; those of 50 cores would exceed the limit.
@@ -308,7 +310,8 @@ def _axes(group: Any, count: int) -> list[_Axis]:
         start, step = _positions(group.get(dim))
         unit, name = _text(group, dim, "units"), _text(group, dim, "name")
         axes.append(_Axis(step, unit, name, start, place))
-    letters = "".join(axis.name.lower()[-1:] or "-" for axis in axes)
+    found = [_LETTER.search(axis.name) for axis in axes]
+    letters = "".join(one[1].lower() if one else "-" for one in found)
     if first and letters.startswith("xy"):  # (x, y) or (x, y, frames)
         return axes[::-1]
     if first and letters.endswith("xy"):

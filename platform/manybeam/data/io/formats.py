@@ -289,6 +289,7 @@ def _deep_colours(path: Path) -> Array | None:
 
 _IMOD_STAMP = 1146047817  # "IMOD"
 _INT16_MAX = 32767
+_MRC_COMPLEX = (3, 4)
 _MRC_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
 
@@ -301,6 +302,8 @@ def read_mrc(path: Path) -> Raw:
     big = start[212:213] == b"\x11"  # the machine stamp
     columns, rows, sections, mode = struct.unpack_from(">4i" if big else "<4i", start)
     extended = struct.unpack_from(">i" if big else "<i", start, 92)[0]
+    if mode in _MRC_COMPLEX and extended >= 0:
+        raise FileFault("it has complex numbers: a Fourier transform, not a frame")
     if mode not in _MRC_BYTES or extended < 0:
         raise FileFault(f"mode {mode} in its header is not one of {sorted(_MRC_BYTES)}")
     stored = path.stat().st_size - 1024 - extended
