@@ -1002,6 +1002,21 @@ def test_images_at_the_places_of_a_scan_are_no_stack(tmp_path: Path) -> None:
         read_frames(tmp_path / "a_1.ser")
 
 
+def test_a_part_that_is_longer_than_its_file_costs_no_memory(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.png", IMAGE)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">I", content, content.find(b"IDAT") - 4, 3_000_000_000)
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match="runs past its end"):
+        read_frames(path)
+    content = bytearray(write_npy(tmp_path / "a.npy", IMAGE).read_bytes())
+    content[6] = 2
+    struct.pack_into("<I", content, 8, 4_000_000_000)
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="runs past its end"):
+        read_frames(tmp_path / "a.npy")
+
+
 def test_a_jpeg_too_short_for_its_size_is_refused(tmp_path: Path) -> None:
     path = write_png(tmp_path / "a.jpg", IMAGE)
     content = bytearray(path.read_bytes())

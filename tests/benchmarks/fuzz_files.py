@@ -12,8 +12,9 @@ the words of a library, and the greatest memory of one file beside what was in u
 
 Whether memory stays flat: `resident_mb` has the memory in use after 1, 10, 20 to 100 % of the
 files. Up to 1 % the readers warm up (libraries are imported when a file needs them). glibc keeps up
-to 64 MB of what was freed for the next array, which is no leak, so before each figure it is told to
-give that back (`malloc_trim`); `kept_mb` has the memory before.
+to 64 MB of what was freed in each of its arenas for the next array, which is no leak. So the worker
+has one arena, and before each figure it gives back what is free (`malloc_trim`, which does not reach
+the top of other arenas); `kept_mb` has the memory before.
 """
 
 import argparse
@@ -227,7 +228,8 @@ def main() -> None:
         while first < last:
             command = [sys.executable, __file__, "--worker", "--seed", str(args.seed)]
             command += ["--first", str(first), "--count", str(last - first), "--out", str(args.out)]
-            done = subprocess.run(command, check=False)
+            one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}
+            done = subprocess.run(command, check=False, env=one_arena)
             at = int((args.out / "at").read_text())
             if done.returncode == 0:
                 break

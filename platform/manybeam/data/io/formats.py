@@ -229,8 +229,12 @@ def detector_named(name: str) -> str:
 def read_npy(path: Path) -> Raw:
     """Read a .npy file; a pickle or a .npz is refused, never opened."""
     with path.open("rb") as file:
-        if re.search(rb"'descr':\s*'\|O", file.read(256)):
-            raise FileFault("it has Python objects, which are never loaded: save numbers")
+        head = file.read(256)
+    if re.search(rb"'descr':\s*'\|O", head):
+        raise FileFault("it has Python objects, which are never loaded: save numbers")
+    is_long = len(head) > 12 and head[6] > 1  # version 2 and later: a header of up to 4 GB
+    if is_long and struct.unpack_from("<I", head, 8)[0] > path.stat().st_size:
+        raise FileFault("its header runs past its end: cut short or damaged")
     mapped = np.lib.format.open_memmap(path, mode="r")
     check_declared(mapped.shape, mapped.itemsize, path.stat().st_size)
     return Raw(np.array(mapped))
@@ -241,6 +245,7 @@ def read_png(path: Path) -> Raw:
     from PIL import Image
 
     raw = Raw(np.empty(0))
+    _check_chunks(path)
     try:
         image = Image.open(path, formats=("PNG", "JPEG"))
     except Image.DecompressionBombError as error:
@@ -268,6 +273,21 @@ def read_png(path: Path) -> Raw:
     if raw.array.ndim == 3:
         raw.array = grey(raw.array, raw.notes)
     return raw
+
+
+def _check_chunks(path: Path) -> None:
+    """Refuse a PNG with a part that is longer than the file: Pillow takes memory for the whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if file.tell() + length > size:
+                raise FileFault("one of its parts runs past its end: cut short or damaged")
+            if kind == b"IEND":
+                return
+            file.seek(length + 4, 1)
 
 
 def _check_scans(path: Path) -> None:
