@@ -13,8 +13,8 @@ the words of a library, and the greatest memory of one file beside what was in u
 Whether memory stays flat: `resident_mb` has the memory in use after 1, 10, 20 to 100 % of the
 files. Up to 1 % the readers warm up (libraries are imported when a file needs them). glibc keeps up
 to 64 MB of what was freed in each of its arenas for the next array, which is no leak. So the worker
-has one arena, and before each figure it gives back what is free (`malloc_trim`, which does not reach
-the top of other arenas); `kept_mb` has the memory before.
+has one arena, and before each figure it gives back what is free (`malloc_trim`, which does not
+reach the top of other arenas); `kept_mb` has the memory before.
 """
 
 import argparse
