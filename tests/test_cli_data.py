@@ -67,6 +67,13 @@ def test_show_warns_of_what_is_physically_doubtful(graphene, capsys):
     assert "warning: pixel_size_pm 60 is above the probe's Nyquist" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.bmp", "a"])
+def test_show_names_the_formats_that_are_read(name, tmp_path, capsys):
+    (tmp_path / name).write_bytes(b"PK\3\4")
+    assert main(["data", "show", str(tmp_path / name)]) != 0
+    assert "supported are .tif" in capsys.readouterr().err
+
+
 def test_simulate_warns_before_it_simulates(tmp_path, capsys):
     words = ["data", "simulate", "ptnc-sim-nominal", "--count", "1", "--side-px", "64"]
     assert main([*words, "--out", str(tmp_path / "frames")]) == 0

@@ -234,6 +234,11 @@ def test_a_movie_is_a_stack_of_frames(
         (1.23e-5, "µm", 12.3),
         (1.23e-11, "m", 12.3),
         (12.3, "pm", 12.3),
+        (0.123, "A\u030a", 12.3),
+        (1.23e-5, "\u00c2\u00b5m", 12.3),
+        (0.0123, "nanometers", 12.3),
+        (0.0123, "nm/pixel", 12.3),
+        (-0.0123, "nm", 12.3),
         (1.0, "", None),
         (1.0, "px", None),
         (0.0, "nm", None),
@@ -247,7 +252,10 @@ def test_the_pixel_size_is_read_in_any_unit_of_length(
     assert record.pixel_size_pm == pytest.approx(expected_pm)
 
 
-@pytest.mark.parametrize("unit", ["1/nm", "nm^-1", "1/A", "mrad", "eV"])
+@pytest.mark.parametrize(
+    "unit",
+    ["1/nm", "nm^-1", "1/A", "(1/nm)", "1/pixel", "nm⁻¹", "mrad", "milliradian", "eV", "THz"],
+)
 def test_a_diffraction_pattern_or_spectrum_is_refused(unit: str, tmp_path: Path) -> None:
     path = write_dm(tmp_path / "a.dm3", dm_image(IMAGE, 6, 0.01, unit))
     with pytest.raises(UnreadableFile, match=r"diffraction|spectrum"):
@@ -264,9 +272,23 @@ def test_of_a_tiff_with_a_thumbnail_the_largest_image_is_taken_and_told(tmp_path
     assert record.notes[0].startswith("2 images; the largest was taken")
 
 
+def test_a_unit_that_is_not_understood_is_told(tmp_path: Path) -> None:
+    record = read_frames(write_dm(tmp_path / "a.dm3", dm_image(IMAGE, 6, 0.01, "furlong")))
+    assert record.pixel_size_pm is None
+    assert record.notes == (
+        "its pixel size is in 'furlong', which is not understood: left unknown",
+    )
+
+
 @pytest.mark.parametrize(
     ("pixels", "options", "said"),
     [
+        pytest.param(
+            np.stack([STACK, STACK]),
+            {"imagej": True, "metadata": {"axes": "TZYX"}},
+            "2 times x 3 depths: each was taken as a frame",
+            id="hyperstack",
+        ),
         pytest.param(
             np.stack([IMAGE, IMAGE]).astype(np.uint16),
             {"imagej": True, "metadata": {"axes": "CYX"}},
@@ -558,6 +580,7 @@ def write_axes(path: Path, units: list[str], names: list[str]) -> Path:
             ),
         ),
         ("a_1.ser", lambda path: write_ser(path, IMAGE[None], step_m=4.2e7)),
+        ("a.mrc", lambda path: write_mrc(path, IMAGE.astype(np.complex64))),
         ("a.emd", lambda path: write_velox(path, IMAGE[..., None], unit="1/m")),
         ("b.emd", lambda path: write_axes(path, ["nm", "eV"], ["y", "x"])),
         ("c.emd", lambda path: write_axes(path, ["nm", "nm"], ["x", "Wavelength"])),
@@ -568,16 +591,76 @@ def write_axes(path: Path, units: list[str], names: list[str]) -> Path:
 def test_what_has_an_axis_of_something_else_is_no_frame(
     name: str, write: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UnreadableFile, match=r"spectrum|diffraction|scan over time"):
+    with pytest.raises(UnreadableFile, match=r"spectrum|diffraction|transform|scan over time"):
         read_frames(write(tmp_path / name), pixel_size_pm=10.0)
 
 
-@pytest.mark.parametrize("pixel_size", ["0.02 1/nm", {"value": 0.1, "unit": "eV"}], ids=str)
-def test_a_sidecar_can_say_that_this_is_no_frame(pixel_size: Any, tmp_path: Path) -> None:
+NANO = {"scale": 0.02, "units": "nm"}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"pixel_size": "0.02 1/nm"},
+        {"pixel_size": {"value": 0.1, "unit": "eV"}},
+        {"pixel_size": 0.1, "units": "eV"},
+        {"calibration": NANO | {"units": "1/nm"}},
+        {"spatial_calibrations": [NANO, NANO | {"units": "eV"}]},
+        {"axes": {"axis-0": NANO | {"units": "eV"}, "axis-1": NANO, "axis-2": NANO}},
+    ],
+    ids=str,
+)
+def test_a_sidecar_can_say_that_this_is_no_frame(tree: Any, tmp_path: Path) -> None:
     write_npy(tmp_path / "a.npy", IMAGE)
-    (tmp_path / "a.json").write_text(json.dumps({"pixel_size": pixel_size}))
+    (tmp_path / "a.json").write_text(json.dumps(tree))
     with pytest.raises(UnreadableFile, match=r"spectrum|diffraction"):
         read_frames(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected_pm"),
+    [
+        ({"pixel_size": 0.02, "unit": "nm"}, 20),
+        ({"pixel_size": [0.02, 0.02], "units": "nanometers"}, 20),
+        ({"pixel size (Å)": 0.2}, 20),
+        ({"spatial_calibrations": [NANO, NANO], "intensity_calibration": {"scale": 3.0}}, 20),
+        ({"axes": [NANO | {"units": "s"}, NANO, NANO]}, 20),
+        ({"pixel_size": "1 Å"}, None),
+        ({"pixel_size_A": 1.0}, None),
+        ({"calibration": {"scale": 1.0, "units": "A"}}, None),
+        ({"pixel_size": "100 pm"}, 100),
+    ],
+    ids=str,
+)
+def test_a_sidecar_states_the_pixel_size_as_programs_write_it(
+    tree: Any, expected_pm: float | None, tmp_path: Path
+) -> None:
+    write_npy(tmp_path / "a.npy", IMAGE)
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    record = read_frames(tmp_path / "a.npy")
+    assert record.pixel_size_pm == pytest.approx(expected_pm)
+    assert record.notes
+
+
+@pytest.mark.parametrize("diffracts", [True, False])
+def test_the_header_of_thermo_fisher_states_the_mode_of_the_microscope(
+    *, diffracts: bool, tmp_path: Path
+) -> None:
+    from mrcfile.dtypes import get_ext_header_dtype
+
+    fields = np.zeros(1, get_ext_header_dtype(b"FEI1", "<"))
+    fields["Metadata size"] = fields.dtype.itemsize
+    fields["Pixel size X"] = fields["Pixel size Y"] = 2e-11
+    fields["Instrument mode"], fields["Projection mode"] = 1, 1 if diffracts else 2
+    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+        mrc.set_data(IMAGE.astype(np.uint16))
+        mrc.set_extended_header(fields)
+        mrc.header.exttyp = b"FEI1"
+    if diffracts:
+        with pytest.raises(UnreadableFile, match="diffraction mode"):
+            read_frames(tmp_path / "a.mrc")
+    else:
+        assert read_frames(tmp_path / "a.mrc").pixel_size_pm == pytest.approx(20)
 
 
 def test_frames_that_follow_each_other_in_time_or_tilt_are_a_stack(tmp_path: Path) -> None:
@@ -627,14 +710,332 @@ def test_objects_in_an_emd_file_are_no_numbers(tmp_path: Path) -> None:
         read_frames(path)
 
 
+# -- what is beside the frame in its file -------------------------------------------------------
+def dm_axes(pixels: NDArray[Any], kind: int, *axes: tuple[float, str, float]) -> dict[str, Any]:
+    """An image of DM whose axes have (scale, unit, origin), x first."""
+    image = dm_image(pixels, kind, 1.0, "")
+    image["ImageData"]["Calibrations"]["Dimension"] = {
+        str(number): {"Origin": origin, "Scale": scale, "Units": unit}
+        for number, (scale, unit, origin) in enumerate(axes, start=1)
+    }
+    return image
+
+
+def write_dm_images(path: Path, *images: dict[str, Any]) -> Path:
+    version = int(path.suffix[-1])
+    listed = {"1": dm_image(np.full((64, 64), 9, np.int32), 23, 1.0, "")}
+    listed |= {str(number): one for number, one in enumerate(images, start=2)}
+    body = dm_group({"ImageList": listed}, version)
+    head = struct.pack(">IQI" if version == 4 else ">III", version, len(body), 1)
+    path.write_bytes(head + body + b"\0" * 8)
+    return path
+
+
+def write_groups(path: Path, *groups: tuple[NDArray[Any], str, str, str]) -> Path:
+    """EMD groups of (data, unit of the last two axes, unit and name of the others)."""
+    with h5py.File(path, "w") as file:
+        for number, (pixels, unit, other, name) in enumerate(groups):
+            group = file.create_group(f"data/g{number}")
+            group.attrs["emd_group_type"] = 1
+            group["data"] = pixels
+            for axis, side in enumerate(pixels.shape):
+                dim = group.create_dataset(f"dim{axis + 1}", data=np.arange(side) * 0.012)
+                is_other = axis < pixels.ndim - 2
+                dim.attrs.update({"units": other if is_other else unit, "name": name * is_other})
+    return path
+
+
+def write_velox_pattern(path: Path) -> Path:
+    """A camera's pattern, whose detector comes first by name, and a scanned frame."""
+    write_velox(path, np.tile(IMAGE, (2, 2))[..., None], unit="1/m")
+    with h5py.File(path, "r+") as file:
+        file.move("Data/Image/0a1b", "kept")
+        write_velox(path.with_name("b.emd"), IMAGE[..., None])
+        with h5py.File(path.with_name("b.emd")) as other:
+            other.copy("Data/Image/0a1b", file, "Data/Image/ffff")
+        file.move("kept", "Data/Image/0a1b")
+    return path
+
+
+COLOURS = np.random.default_rng(3).integers(0, 1 << 24, (24, 34)).astype(np.int32)
+FRAME_12PM = dm_image(IMAGE, 6, 0.012, "nm")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        pytest.param(
+            "a.dm3",
+            lambda path: write_dm_images(path, dm_image(COLOURS, 23, 0.006, "nm"), FRAME_12PM),
+            id="DM, colours first",
+        ),
+        pytest.param(
+            "a.dm4",
+            lambda path: write_dm_images(
+                path,
+                FRAME_12PM,
+                dm_axes(STACK, 10, (0.1, "nm", 0.0), (0.1, "nm", 0.0), (0.5, "eV", 0.0)),
+            ),
+            id="DM, survey and spectrum image",
+        ),
+        pytest.param(
+            "a.dm4",
+            lambda path: write_dm_images(
+                path, dm_image(np.tile(IMAGE, (2, 2)), 6, 0.1, "1/nm"), FRAME_12PM
+            ),
+            id="DM, transform",
+        ),
+        pytest.param(
+            "a.emd",
+            lambda path: write_groups(path, (IMAGE, "nm", "", ""), (STACK, "nm", "eV", "Energy")),
+            id="EMD, spectrum image",
+        ),
+        pytest.param(
+            "a.emd",
+            lambda path: write_groups(
+                path, (np.tile(IMAGE, (2, 2)), "1/nm", "", ""), (IMAGE, "nm", "", "")
+            ),
+            id="EMD, pattern",
+        ),
+        pytest.param(
+            "a.emd",
+            lambda path: write_groups(
+                path, (np.stack([IMAGE] * 3, axis=-1), "nm", "nm", "y"), (IMAGE, "nm", "", "")
+            ),
+            id="EMD, colours",
+        ),
+        pytest.param("a.emd", write_velox_pattern, id="Velox, pattern"),
+    ],
+)
+def test_of_what_a_file_has_the_frame_is_taken(
+    name: str, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    record = read_frames(write(tmp_path / name))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.pixel_size_pm == pytest.approx(15 if "Image" in str(record.notes) else 12, abs=4)
+    assert any("2 images" in note for note in record.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        pytest.param(
+            "a.dm4",
+            lambda path: write_dm_images(
+                path, dm_axes(STACK, 10, (0.1, "nm", 0.0), (0.1, "nm", 0.0), (50.0, "nm", -8.0))
+            ),
+            id="DM, cube",
+        ),
+        pytest.param(
+            "a.dm3",
+            lambda path: write_dm_images(
+                path, dm_axes(IMAGE, 6, (0.5, "nm", -800.0), (1.0, "", 0.0))
+            ),
+            id="DM, line",
+        ),
+        pytest.param(
+            "a.tif",
+            lambda path: write_tif(
+                path,
+                IMAGE,
+                extratags=[(65003 + n, "s", 0, "nm", True) for n in range(2)]
+                + [(65006 + n, "d", 1, start, True) for n, start in enumerate((300.0, 0.0))]
+                + [(65009 + n, "d", 1, scale, True) for n, scale in enumerate((5.0, 0.02))],
+            ),
+            id="TIFF, line",
+        ),
+        pytest.param(
+            "a.tif",
+            lambda path: write_tif(
+                path,
+                STACK,
+                photometric="minisblack",
+                extratags=[
+                    (65003 + n, "s", 0, unit, True) for n, unit in enumerate(("nm", "nm", "eV"))
+                ]
+                + [(65009 + n, "d", 1, 0.02, True) for n in range(3)],
+            ),
+            id="TIFF, energies",
+        ),
+    ],
+)
+def test_wavelengths_are_told_by_their_numbers_and_energies_by_their_unit(
+    name: str, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UnreadableFile, match="spectrum"):
+        read_frames(write(tmp_path / name))
+
+
+def test_a_frame_far_from_the_origin_of_the_stage_is_no_spectrum(tmp_path: Path) -> None:
+    image = dm_axes(IMAGE, 6, (0.012, "nm", -40_000.0), (0.012, "nm", -1000.0))
+    assert read_frames(write_dm_images(tmp_path / "a.dm3", image)).pixel_size_pm == 12
+
+
+@pytest.mark.parametrize("mode", ["DIFF", "MAG"])
+def test_jeol_states_the_mode_of_the_microscope(mode: str, tmp_path: Path) -> None:
+    text = (
+        "<TemReporter><EosMode>eosTEM</EosMode><AccelerationVoltage>200000</AccelerationVoltage>"
+        f"<ModeString>{mode}</ModeString><SelectorValue>1000000</SelectorValue></TemReporter>"
+    )
+    path = write_tif(
+        tmp_path / "a.tif",
+        IMAGE,
+        description=text,
+        resolution=(1000, 1000),
+        resolutionunit="CENTIMETER",
+    )
+    if mode == "DIFF":
+        with pytest.raises(UnreadableFile, match="diffraction mode"):
+            read_frames(path)
+    else:
+        record = read_frames(path)
+        assert record.pixel_size_pm == pytest.approx(10)
+        assert record.condition.optics.beam_kv == 200
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_of_several_pictures_the_first_is_taken_and_told(suffix: str, tmp_path: Path) -> None:
+    more = [Image.fromarray(IMAGE[::-1].copy())]
+    kind = "MPO" if suffix == "jpg" else "PNG"
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(IMAGE).save(path, kind, save_all=True, append_images=more)
+    assert "2 pictures; the first was taken" in read_frames(path).notes
+
+
+# -- which axis is which --------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("pixels", "names", "expected"),
+    [
+        pytest.param(IMAGE.T, ["x", "y"], IMAGE, id="columns first"),
+        pytest.param(IMAGE.T, ["R_x", "R_y"], IMAGE, id="of the simulator"),
+        pytest.param(IMAGE, ["y", "x"], IMAGE, id="rows first"),
+        pytest.param(IMAGE, ["index", "fly"], IMAGE, id="words"),
+        pytest.param(STACK.T, ["x", "y", "t"], STACK, id="HyperSpy's stack"),
+        pytest.param(STACK.swapaxes(1, 2), ["t", "x", "y"], STACK, id="frames first"),
+    ],
+)
+def test_the_names_of_emd_axes_say_which_is_which(
+    pixels: NDArray[Any], names: list[str], expected: NDArray[Any], tmp_path: Path
+) -> None:
+    with h5py.File(write_berkeley(tmp_path / "a.emd", pixels, "nm"), "r+") as file:
+        for number, name in enumerate(names, start=1):
+            unit = "s" if name == "t" else "nm"
+            file[f"data/scan/dim{number}"].attrs.update({"name": name, "units": unit})
+    record = read_frames(tmp_path / "a.emd")
+    assert np.array_equal(record.frame, expected)
+    assert record.pixel_size_pm == pytest.approx(200)
+
+
+def test_emd_of_version_1_counts_axes_from_0_and_states_only_two_positions(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.emd", "w") as file:
+        group = file.create_group("root/adf")
+        group.attrs["emd_group_type"] = "array"
+        group["data"] = IMAGE
+        for number, name in enumerate(("Rx", "Ry")):
+            dim = group.create_dataset(f"dim{number}", data=[0.0, 0.02])
+            dim.attrs.update({"name": name, "units": "nm"})
+    record = read_frames(tmp_path / "a.emd")
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.pixel_size_pm == pytest.approx(20)
+
+
+def change_mrc(path: Path, *changes: tuple[str, int, Any]) -> Path:
+    content = bytearray(path.read_bytes())
+    for form, at, value in changes:
+        struct.pack_into(form, content, at, value)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_map_whose_columns_run_along_y_is_turned(tmp_path: Path) -> None:
+    path = write_mrc(tmp_path / "a.mrc", IMAGE.astype(np.uint16))
+    record = read_frames(change_mrc(path, ("<i", 64, 2), ("<i", 68, 1)))
+    assert np.array_equal(record.frame, IMAGE.T)
+    assert record.pixel_size_pm == pytest.approx(12)
+
+
+def test_a_section_across_y_has_the_spacing_of_its_own_axes(tmp_path: Path) -> None:
+    path = write_mrc(tmp_path / "a.mrc", IMAGE.astype(np.uint16))
+    grid = [("<i", 32, 1), ("<i", 36, 12), ("<f", 44, 9.0), ("<f", 48, 0.12 * 12)]
+    record = read_frames(change_mrc(path, ("<i", 68, 3), ("<i", 72, 2), *grid))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.pixel_size_pm == pytest.approx(12)
+
+
+def test_integers_above_the_largest_signed_one_are_unsigned(tmp_path: Path) -> None:
+    deep = IMAGE.astype(np.uint16) * 200
+    path = write_mrc(tmp_path / "a.mrc", deep.view(np.int16))
+    record = read_frames(change_mrc(path, ("<f", 76, 0.0), ("<f", 80, float(deep.max()))))
+    assert np.array_equal(record.frame, deep)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "expected"),
+    [
+        pytest.param({"cf": 0, "c0": -32768.0, "c1": 1.0}, STACK[0] - 32768.0, id="signed"),
+        pytest.param({"cf": 0, "c0": 100.0, "c1": -1.0}, 100.0 - STACK[0], id="inverted"),
+    ],
+)
+def test_counts_that_imagej_stores_otherwise_are_turned_back(
+    calibration: dict[str, Any], expected: NDArray[Any], tmp_path: Path
+) -> None:
+    path = write_tif(tmp_path / "a.tif", STACK[0], imagej=True, metadata=calibration)
+    assert np.array_equal(read_frames(path).frame, expected)
+
+
+def test_of_the_series_of_an_experiment_the_one_with_images_is_taken(tmp_path: Path) -> None:
+    write_ser(tmp_path / "b_1.ser", IMAGE[None], kind=0x4120)
+    write_ser(tmp_path / "b_2.ser", IMAGE[None])
+    record = read_frames(write_emi(tmp_path / "b.emi"))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.notes == ("2 series beside it; b_2.ser was taken",)
+
+
+def test_images_at_the_places_of_a_scan_are_no_stack(tmp_path: Path) -> None:
+    content = bytearray(write_ser(tmp_path / "a_1.ser", STACK).read_bytes())
+    axes = b"".join(struct.pack("<iddiii", side, 0.0, 1e-9, 0, 0, 0) for side in (3, 2))
+    struct.pack_into("<qi", content, 22, 34 + len(axes), 2)
+    moved = [one + len(axes) for one in struct.unpack_from("<6q", content, 34)]
+    content[34:82] = axes + struct.pack("<6q", *moved)
+    (tmp_path / "a_1.ser").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="at each place of a scan of 3 x 2"):
+        read_frames(tmp_path / "a_1.ser")
+
+
+def test_a_part_that_is_longer_than_its_file_costs_no_memory(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.png", IMAGE)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">I", content, content.find(b"IDAT") - 4, 3_000_000_000)
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match="runs past its end"):
+        read_frames(path)
+    content = bytearray(write_npy(tmp_path / "a.npy", IMAGE).read_bytes())
+    content[6] = 2
+    struct.pack_into("<I", content, 8, 4_000_000_000)
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="runs past its end"):
+        read_frames(tmp_path / "a.npy")
+
+
+def test_a_jpeg_too_short_for_its_size_is_refused(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.jpg", IMAGE)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">2H", content, content.find(b"\xff\xc0") + 5, 60_000, 100)
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match="cannot hold"):
+        read_frames(path)
+
+
 # -- channels, depth ----------------------------------------------------------------------------
-def test_an_array_with_one_channel_last_is_its_frame(tmp_path: Path) -> None:
-    assert np.array_equal(read_frames(write_npy(tmp_path / "a.npy", IMAGE[..., None])).frame, IMAGE)
+@pytest.mark.parametrize("place", [(2,), (1,), (0,), (0, 1), (2, 3), (1, 3)], ids=str)
+def test_axes_of_length_1_are_no_frames(place: tuple[int, ...], tmp_path: Path) -> None:
+    path = write_npy(tmp_path / "a.npy", np.expand_dims(IMAGE, place))
+    assert np.array_equal(read_frames(path).frame, IMAGE)
 
 
-@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("channels", [2, 3, 4, 8, 16])
 def test_channels_last_are_refused_in_a_sentence(channels: int, tmp_path: Path) -> None:
-    path = write_npy(tmp_path / "a.npy", np.stack([IMAGE] * channels, axis=-1))
+    path = write_npy(tmp_path / "a.npy", np.stack([np.tile(IMAGE, (6, 6))] * channels, axis=-1))
     with pytest.raises(UnreadableFile, match=f"{channels} channels last"):
         read_frames(path)
 

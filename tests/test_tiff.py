@@ -105,6 +105,23 @@ def test_a_few_greys_in_any_order_are_read_as_shown(grey: list[int], tmp_path: P
     assert np.array_equal(read_frames(tmp_path / "a.tif").frame, np.array(grey)[indices])
 
 
+def test_what_follows_an_index_is_opacity(tmp_path: Path) -> None:
+    colormap = np.zeros((3, 256), np.uint16)
+    colormap[:] = np.arange(256)[::-1] * 257
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.stack([BYTES, np.full_like(BYTES, 255)], axis=-1),
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"],
+        metadata=None,
+        extratags=[(320, 3, 768, colormap.ravel().tolist(), True)],
+    )
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages.first.tags[262].overwrite(3)
+    assert np.array_equal(read_frames(tmp_path / "a.tif").frame, 255 - BYTES)
+
+
 def test_a_grey_table_with_marks_of_an_overlay_shows_counts(tmp_path: Path) -> None:
     colormap = np.tile(np.arange(256, dtype=np.uint16) * 257, (3, 1))
     colormap[0, 9:200:9] = 65535

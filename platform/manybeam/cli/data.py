@@ -180,7 +180,7 @@ def show(
     from manybeam.data.io.reading import READERS
 
     path = Path(url)
-    if path.suffix.lower() in READERS and not path.is_dir():
+    if path.is_file() or (path.suffix.lower() in READERS and not path.is_dir()):
         record = sized(read_files([path], None, None)[0])
         row, imaging = _file_facts(record), cast("Imaging", record.condition)
     else:

@@ -10,13 +10,14 @@ Axis letters: n frame, y row, x column.
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,9 @@ from manybeam.data.io.formats import (
     Raw,
     as_values,
     check_axis,
+    check_wavelengths,
     detector_named,
+    frames_among,
     length_pm,
     pixel_pm,
 )
@@ -40,10 +43,21 @@ from manybeam.data.io.sidecar import add_tree
 from manybeam.data.io.units import as_number
 from manybeam.errors import TooLarge
 
+_LETTER = re.compile(r"(?:^|[^a-z])([xy])$", re.IGNORECASE)  # of an axis: x, R_x, scan y
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
 MEMORY_BYTES = 2 << 30  # of the child, beside the image
 # Each thread of numpy's OpenBLAS takes memory; those of 50 cores would exceed the limit.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+class _Axis(NamedTuple):
+    """An axis of an EMD group, and its place in the array."""
+
+    step: float | None
+    unit: str
+    name: str
+    start: float
+    place: int
 
 
 def read_emd(path: Path) -> Raw:
@@ -123,7 +137,7 @@ def _read_here(path: Path) -> Raw:
         if not images:
             shapes = ", ".join(str(group["data"].shape) for group in found)
             raise FileFault("it has no image" + (f": data of shape {shapes}" if shapes else ""))
-        return _read_berkeley(file, max(images, key=lambda group: group["data"].size), len(images))
+        return _read_berkeley(file, images)
 
 
 def _read_velox(file: Any) -> Raw:
@@ -140,7 +154,8 @@ def _read_velox(file: Any) -> Raw:
             images[rank] = (group["Data"], info, label)
     if not images:
         raise FileFault("it has no image of real numbers (only complex ones, or none)")
-    data, info, label = images[min(images)]
+    by_rank = [images[rank] for rank in sorted(images)]
+    data, info, label = frames_among(by_rank, lambda image: pixel_pm(*_velox_axes(image[1]), []))[0]
     _check_hdf(data)
     raw = Raw(np.moveaxis(data[()], 2, 0))  # Velox puts the frames last
     if len(images) > 1:
@@ -173,12 +188,7 @@ def _velox_labels(file: Any) -> dict[str, str]:
 def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
     """Map the tree of Velox; zero means that the microscope did not report a value."""
     result, optics, scan = (info.get(key) or {} for key in ("BinaryResult", "Optics", "Scan"))
-    size = result.get("PixelSize") or {}
-    axes = [
-        (size.get(side), str(result.get(f"PixelUnit{axis}", "m")))
-        for side, axis in (("height", "Y"), ("width", "X"))
-    ]
-    raw.pixel_size_pm = pixel_pm(axes[0], axes[1], raw.notes)
+    raw.pixel_size_pm = pixel_pm(*_velox_axes(info), raw.notes)
     _velox_field_of_view(raw, optics, scan)
     detectors = [item for item in (info.get("Detectors") or {}).values() if isinstance(item, dict)]
     name = str(result.get("Detector", ""))
@@ -204,6 +214,17 @@ def _velox_metadata(raw: Raw, info: Mapping[str, Any]) -> None:
     raw.material = str(info.get("Sample") or "")
 
 
+def _velox_axes(info: Mapping[str, Any]) -> tuple[tuple[object, str], tuple[object, str]]:
+    """Return (scale, unit) along y and x."""
+    result = info.get("BinaryResult") or {}
+    size = result.get("PixelSize") or {}
+    y, x = (
+        (size.get(side), str(result.get(f"PixelUnit{axis}", "m")))
+        for side, axis in (("height", "Y"), ("width", "X"))
+    )
+    return y, x
+
+
 def _velox_field_of_view(raw: Raw, optics: Mapping[str, Any], scan: Mapping[str, Any]) -> None:
     """Add the pixel size that field of view, scanned area and scan size imply."""
     area, size = scan.get("ScanArea") or {}, scan.get("ScanSize") or {}
@@ -216,28 +237,40 @@ def _velox_field_of_view(raw: Raw, optics: Mapping[str, Any], scan: Mapping[str,
 
 
 def _is_emd_group(group: Any) -> bool:
-    return hasattr(group, "keys") and as_number(group.attrs.get("emd_group_type")) == 1
+    """Return whether a group has an array: by number in EMD 0.2, by word in 1.0 (py4DSTEM)."""
+    kind = group.attrs.get("emd_group_type") if hasattr(group, "keys") else None
+    return kind is not None and (as_number(kind) == 1 or _plain(kind) == "array")
 
 
-def _read_berkeley(file: Any, group: Any, image_count: int) -> Raw:
-    """Read one EMD group: data, and a vector of positions for each axis."""
+def _read_berkeley(file: Any, images: Sequence[Any]) -> Raw:
+    """Read the largest frame of some EMD groups: data, and a vector of positions for each axis."""
+    # Colours, on a short last axis, are for display.
+    images = sorted(images, key=lambda group: (group["data"].shape[-1] <= 4, -group["data"].size))
+    group = frames_among(images, _check_berkeley)[0]
     data = group["data"]
-    if data.dtype.kind not in "biufc":
-        raise FileFault(f"its data are not numbers but {data.dtype}: export the image anew")
     _check_hdf(data)
-    axes = [_axis(group, number) for number in range(data.ndim)]
-    for number, (_, unit, name) in enumerate(axes):
-        check_axis(unit, name, is_of_stack=number < data.ndim - 2)
-    raw = Raw(data[()])
+    axes = _axes(group, data.ndim)
+    raw = Raw(data[()].transpose([axis.place for axis in axes]))
     raw.pixel_size_pm = pixel_pm(axes[-2][:2], axes[-1][:2], raw.notes)
-    if image_count > 1:
-        raw.notes.append(f"{image_count} images; the largest was taken: {group.name}")
+    if len(images) > 1:
+        raw.notes.append(f"{len(images)} images; the largest frame was taken: {group.name}")
     if "microscope" in file:
         tree = {key: _plain(value) for key, value in file["microscope"].attrs.items()}
         add_tree(raw, tree, "group microscope")
     if "sample" in file:
         raw.material = _plain(file["sample"].attrs.get("material", ""))
     return raw
+
+
+def _check_berkeley(group: Any) -> None:
+    """Refuse a group of spectra, patterns or objects, by its type and by its axes."""
+    data = group["data"]
+    if data.dtype.kind not in "biufc":
+        raise FileFault(f"its data are not numbers but {data.dtype}: export the image anew")
+    axes = _axes(group, data.ndim)
+    for number, axis in enumerate(axes):
+        check_axis(axis.unit, axis.name, is_of_stack=number < data.ndim - 2)
+    check_wavelengths([(*axis[:2], axis.start, data.shape[axis.place]) for axis in axes])
 
 
 def _read_prismatic(groups: list[Any]) -> Raw:
@@ -253,12 +286,10 @@ def _read_prismatic(groups: list[Any]) -> Raw:
     group = (rings or images)[-1]
     data = group["realslice"]
     _check_hdf(data)
-    axes = [_axis(group, number) for number in range(2)]
-    raw = Raw(data[()])
-    if axes[0][2].lower().endswith("x") and axes[1][2].lower().endswith("y"):
-        raw.array, axes = raw.array.T, axes[::-1]
-    for _, unit, name in axes:
-        check_axis(unit, name)
+    axes = _axes(group, 2)
+    raw = Raw(data[()].transpose([axis.place for axis in axes]))
+    for axis in axes:
+        check_axis(axis.unit, axis.name)
     raw.pixel_size_pm = pixel_pm(axes[0][:2], axes[1][:2], raw.notes)
     raw.modality = "adf" if rings else "unknown"
     if len(groups) > 1:
@@ -266,18 +297,35 @@ def _read_prismatic(groups: list[Any]) -> Raw:
     return raw
 
 
-def _axis(group: Any, number: int) -> tuple[float | None, str, str]:
-    """Return (step, unit, name) of an axis."""
-    dim = f"dim{number + 1}"
-    return _step(group, number), _text(group, dim, "units"), _text(group, dim, "name")
+def _axes(group: Any, count: int) -> list[_Axis]:
+    """Return the axes of a group in our order: frames, rows (y), columns (x).
+
+    HyperSpy and Prismatic write x before y, and the names of the axes say so. EMD 1.0 counts axes
+    from 0; there x is along the rows of the picture by convention.
+    """
+    first = 0 if "dim0" in group else 1
+    names = [f"dim{first + place}" for place in range(count)]
+    axes = []
+    for place, dim in enumerate(names):
+        start, step = _positions(group.get(dim))
+        unit, name = _text(group, dim, "units"), _text(group, dim, "name")
+        axes.append(_Axis(step, unit, name, start, place))
+    found = [_LETTER.search(axis.name) for axis in axes]
+    letters = "".join(one[1].lower() if one else "-" for one in found)
+    if first and letters.startswith("xy"):  # (x, y) or (x, y, frames)
+        return axes[::-1]
+    if first and letters.endswith("xy"):
+        return [*axes[:-2], axes[-1], axes[-2]]
+    return axes
 
 
-def _step(group: Any, axis: int) -> float | None:
-    vector = group.get(f"dim{axis + 1}")
+def _positions(vector: Any) -> tuple[float, float | None]:
+    """Return start and step of a vector of positions; the step is None where it is none."""
     if vector is None or vector.ndim != 1 or len(vector) < 2 or vector.dtype.kind not in "iuf":
-        return None
+        return 0.0, None
     first, last = float(vector[0]), float(vector[len(vector) - 1])
-    return abs(last - first) / (len(vector) - 1)  # over all, because float32 rounds each
+    # Over all, because float32 rounds each.
+    return first, abs(last - first) / (len(vector) - 1)
 
 
 def _text(group: Any, name: str, attribute: str) -> str:

@@ -8,31 +8,42 @@ Axis letters: n frame, y row, x column.
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.io.limits import RATIO, FileFault, check_declared
+from manybeam.data.io.limits import JPEG_RATIO, RATIO, FileFault, check_declared
 from manybeam.data.io.units import as_number, factor, plain_unit
 from manybeam.errors import TooLarge
 
 Array = NDArray[Any]
+_Image = TypeVar("_Image")
 
 _SPECTRUM, _PATTERN = "a spectrum or a spectrum image", "a diffraction pattern"
 _NOT_LENGTH = {
-    **dict.fromkeys(("ev", "kev", "mev", "energy", "wavelength"), _SPECTRUM),
-    **dict.fromkeys(("rad", "mrad", "urad", "deg", "degree"), _PATTERN),
-    **dict.fromkeys(("s", "sec", "ms", "us", "ns", "ps", "fs"), "a scan over time"),
-    "hz": "a spectrum",
+    **dict.fromkeys(("ev", "kev", "mev", "ev/ch", "energy", "wavelength"), _SPECTRUM),
+    **dict.fromkeys(("hz", "khz", "mhz", "ghz", "thz"), _SPECTRUM),
+    **dict.fromkeys(("rad", "mrad", "urad", "deg"), _PATTERN),
+    **dict.fromkeys(("s", "sec", "ms", "us", "ns", "ps", "fs", "min"), "a scan over time"),
+    **dict.fromkeys(("v", "kv", "mv"), "a scan over voltage"),
+    **dict.fromkeys(("k", "°c"), "a scan over temperature"),
 }
+_RECIPROCAL = re.compile(r"(1|cycles?|cyc)?/.*|.*(\^?-1|⁻¹)|(inverse|reciprocal|inv).*")
+# What programs write beside a number that is no size.
+_NO_UNIT = {"", "px", "pix", "pixel", "pixels", "none", "null", "undefined", "<undefined>",
+            "referenceframe", "unknown", "1", "a.u."}  # fmt: skip
 UNSET = 1e-6  # a scale this near 1 was not measured
+ONE_IS_UNKNOWN = (
+    "which programs write when they do not know it: left unknown; if it is right, give it"
+)
 _WIDEST_PM = (
     1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
 )
+_LIGHT_NM = (150.0, 3000.0)
 
 
 ORIENTATION = 274  # tag of TIFF and EXIF
@@ -86,15 +97,35 @@ def check_axis(unit: str, name: str = "", *, is_of_stack: bool = False) -> None:
         FileFault: the array is a spectrum image, a diffraction pattern or the like.
     """
     plain, words = plain_unit(unit), name.lower()
-    is_reciprocal = plain.startswith(("1/", "/")) or plain.endswith(("-1", "⁻¹"))
+    is_reciprocal = _RECIPROCAL.fullmatch(plain) is not None
     meaning = _PATTERN + " or a Fourier transform" if is_reciprocal else _NOT_LENGTH.get(plain, "")
     if is_of_stack and not is_reciprocal and meaning != _SPECTRUM:
         meaning = ""
     if any(word in words for word in ("energy", "wavelength", "loss", "raman")):
-        meaning, unit = _SPECTRUM, unit or name
+        meaning, unit = _SPECTRUM, f"{name} ({unit})" if unit else name
     if meaning:
         what = "frames follow each other" if is_of_stack else "pixels are"
         raise FileFault(f"its {what} in {unit}: {meaning}, not a frame")
+
+
+def check_wavelengths(axes: Sequence[tuple[float | None, str, float, int]]) -> None:
+    """Refuse an axis of light, from the ultraviolet to the infrared, in units of length.
+
+    Rows and columns of one step are those of a frame, wherever on the sample it starts.
+
+    Args:
+        axes: (step, unit, start, length) of each; rows and columns last.
+
+    Raises:
+        FileFault: both ends of an axis are wavelengths of light.
+    """
+    is_square = len({axis[:2] for axis in axes[-2:]}) == 1
+    for step, unit, start, length in axes[:-2] if is_square else axes:
+        size_nm = (factor(unit, "pm") or 0.0) / 1e3
+        ends = sorted(place * size_nm for place in (start, start + (step or 0.0) * (length - 1)))
+        if _LIGHT_NM[0] <= ends[0] < ends[1] <= _LIGHT_NM[1]:
+            span = f"{ends[0]:.4g} to {ends[1]:.4g} nm"
+            raise FileFault(f"one of its axes goes from {span}, as wavelengths do: {_SPECTRUM}")
 
 
 def pixel_pm(
@@ -102,8 +133,8 @@ def pixel_pm(
 ) -> float | None:
     """Return the edge of a pixel in pm, of (scale, unit) along y and x; None if it is unknown.
 
-    It is unknown, with a note, if the two edges differ, and if both are exactly 1 of their unit:
-    this is what programs write that know nothing.
+    It is unknown, with a note, if the two edges differ, if the unit is not known, and if both are
+    exactly 1 of their unit: this is what programs write that know nothing.
 
     Raises:
         FileFault: the axes are not along the sample.
@@ -112,14 +143,38 @@ def pixel_pm(
     known = [edge for edge in edges if edge]
     if known and max(known) > _WIDEST_PM:
         raise FileFault(f"its pixels are {max(known) / 1e12:.3g} m wide: {_PATTERN}, not a frame")
-    scales = {as_number(scale) for scale, _ in (y_axis, x_axis)}
-    if known and all(scale is not None and abs(scale - 1) < UNSET for scale in scales):
-        notes.append(
-            f"its pixel size is exactly 1 {x_axis[1]}, which programs write when they do not know "
-            "it: left unknown; if it is right, give it"
-        )
+    if known and is_one(y_axis[0]) and is_one(x_axis[0]):
+        notes.append(f"its pixel size is exactly 1 {x_axis[1]}, {ONE_IS_UNKNOWN}")
         return None
+    units = [unit for _, unit in (y_axis, x_axis) if plain_unit(unit) not in _NO_UNIT]
+    strange = [unit for unit in units if factor(unit, "pm") is None]
+    if strange and not known and any(as_number(scale) for scale, _ in (y_axis, x_axis)):
+        notes.append(f"its pixel size is in {strange[0]!r}, which is not understood: left unknown")
     return square_pm(edges[0], edges[1], notes)
+
+
+def is_one(scale: object) -> bool:
+    """Return whether a scale is 1, as it is where nobody measured it."""
+    number = as_number(scale)
+    return number is not None and abs(number - 1) < UNSET
+
+
+def frames_among(images: Sequence[_Image], check: Callable[[_Image], object]) -> list[_Image]:
+    """Return the images that pass a check: a file may have spectra and patterns beside a frame.
+
+    Raises:
+        FileFault: there is none; it is that of the first.
+    """
+    found, faults = [], []
+    for image in images:
+        try:
+            check(image)
+            found.append(image)
+        except FileFault as fault:
+            faults.append(fault)
+    if not found:
+        raise faults[0]
+    return found
 
 
 def square_pm(y_pm: float | None, x_pm: float | None, notes: list[str]) -> float | None:
@@ -174,8 +229,12 @@ def detector_named(name: str) -> str:
 def read_npy(path: Path) -> Raw:
     """Read a .npy file; a pickle or a .npz is refused, never opened."""
     with path.open("rb") as file:
-        if re.search(rb"'descr':\s*'\|O", file.read(256)):
-            raise FileFault("it has Python objects, which are never loaded: save numbers")
+        head = file.read(256)
+    if re.search(rb"'descr':\s*'\|O", head):
+        raise FileFault("it has Python objects, which are never loaded: save numbers")
+    is_long = len(head) > 12 and head[6] > 1  # version 2 and later: a header of up to 4 GB
+    if is_long and struct.unpack_from("<I", head, 8)[0] > path.stat().st_size:
+        raise FileFault("its header runs past its end: cut short or damaged")
     mapped = np.lib.format.open_memmap(path, mode="r")
     check_declared(mapped.shape, mapped.itemsize, path.stat().st_size)
     return Raw(np.array(mapped))
@@ -186,6 +245,7 @@ def read_png(path: Path) -> Raw:
     from PIL import Image
 
     raw = Raw(np.empty(0))
+    _check_chunks(path)
     try:
         image = Image.open(path, formats=("PNG", "JPEG"))
     except Image.DecompressionBombError as error:
@@ -195,12 +255,16 @@ def read_png(path: Path) -> Raw:
             "crop it, or give the file of the instrument",
         ) from error
     with image:
-        # A pixel may be one bit, so eight times as many fit; ten leaves room for the header.
-        check_declared((image.height, image.width), 1, path.stat().st_size, 10 * RATIO)
-        if image.format == "JPEG":
+        itemsize, ratio = (1 / 8 if image.mode == "1" else 1), RATIO
+        if image.format != "PNG":
+            ratio = JPEG_RATIO  # libjpeg fills what is missing with grey
+        check_declared((image.height, image.width), itemsize, path.stat().st_size, ratio)
+        if image.format != "PNG":
             _check_scans(path)
             raw.notes.append("JPEG loses detail: counts and positions are approximate")
-            note_orientation(raw.notes, image.getexif().get(ORIENTATION, 1))
+        note_orientation(raw.notes, image.getexif().get(ORIENTATION, 1))
+        if (pictures := getattr(image, "n_frames", 1)) > 1:
+            raw.notes.append(f"{pictures} pictures; the first was taken")
         is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
         deep = _deep_colours(path) if image.format == "PNG" else None
         if deep is None:
@@ -209,6 +273,21 @@ def read_png(path: Path) -> Raw:
     if raw.array.ndim == 3:
         raw.array = grey(raw.array, raw.notes)
     return raw
+
+
+def _check_chunks(path: Path) -> None:
+    """Refuse a PNG with a part that is longer than the file: Pillow takes memory for the whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if file.tell() + length > size:
+                raise FileFault("one of its parts runs past its end: cut short or damaged")
+            if kind == b"IEND":
+                return
+            file.seek(length + 4, 1)
 
 
 def _check_scans(path: Path) -> None:
@@ -229,6 +308,8 @@ def _deep_colours(path: Path) -> Array | None:
 
 
 _IMOD_STAMP = 1146047817  # "IMOD"
+_INT16_MAX = 32767
+_MRC_COMPLEX = (3, 4)
 _MRC_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
 
@@ -241,6 +322,8 @@ def read_mrc(path: Path) -> Raw:
     big = start[212:213] == b"\x11"  # the machine stamp
     columns, rows, sections, mode = struct.unpack_from(">4i" if big else "<4i", start)
     extended = struct.unpack_from(">i" if big else "<i", start, 92)[0]
+    if mode in _MRC_COMPLEX and extended >= 0:
+        raise FileFault("it has complex numbers: a Fourier transform, not a frame")
     if mode not in _MRC_BYTES or extended < 0:
         raise FileFault(f"mode {mode} in its header is not one of {sorted(_MRC_BYTES)}")
     stored = path.stat().st_size - 1024 - extended
@@ -248,9 +331,11 @@ def read_mrc(path: Path) -> Raw:
     # Permissive, because the checks are ours.
     with mrcfile.mrcfile.MrcFile(path, permissive=True) as mrc:
         raw = Raw(np.array(mrc.data))
-        axes = [(mrc.voxel_size[axis], "A") for axis in "yx"]
         if mode == 0 and _is_unsigned(mrc.header, start, raw):
             raw.array = raw.array.view(np.uint8)
+        if mode == 1 and float(mrc.header.dmin) >= 0 and float(mrc.header.dmax) > _INT16_MAX:
+            raw.array = raw.array.view(raw.array.dtype.str.replace("i", "u"))
+        axes = _mrc_axes(raw, mrc)
         is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
         fields = mrc.indexed_extended_header if is_fei else None
     doubts: list[str] = []
@@ -260,6 +345,22 @@ def read_mrc(path: Path) -> Raw:
     if raw.pixel_size_pm is None:
         raw.notes += doubts
     return raw
+
+
+def _mrc_axes(raw: Raw, mrc: Any) -> list[tuple[object, str]]:
+    """Return (scale, unit) along y and x; a map whose columns run along y is turned.
+
+    MAPC, MAPR and MAPS say which axis of the sample columns, rows and sections run along. Maps of
+    crystals use that; sections across x or y stay as they are stored.
+    """
+    places = [int(mrc.header[name]) for name in ("mapc", "mapr", "maps")]
+    if sorted(places) != [1, 2, 3]:
+        places = [1, 2, 3]
+    x, y = ("xyz"[place - 1] for place in places[:2])
+    if places == [2, 1, 3]:
+        raw.array, x, y = raw.array.swapaxes(-1, -2), "x", "y"
+        raw.notes.append("its columns run along y: rows and columns were exchanged")
+    return [(mrc.voxel_size[axis], "A") for axis in (y, x)]
 
 
 def _is_unsigned(header: Any, start: bytes, raw: Raw) -> bool:
@@ -282,7 +383,7 @@ def _is_unsigned(header: Any, start: bytes, raw: Raw) -> bool:
 
 def _implied_by_fei(raw: Raw, number: Mapping[str, float]) -> None:
     """Add the pixel sizes that the extended header implies."""
-    size = length_pm(number.get("Pixel size X"), "m")
+    size = pixel_pm((number.get("Pixel size Y"), "m"), (number.get("Pixel size X"), "m"), raw.notes)
     if raw.pixel_size_pm is None:
         raw.pixel_size_pm = size
     elif size:
@@ -298,6 +399,8 @@ def _read_fei(raw: Raw, fields: Mapping[str, Any]) -> None:
     """Map one record of the FEI1/FEI2 extended header; zero there means not set."""
     number = {key: as_number(value) or 0.0 for key, value in fields.items()}
     is_scanning = number.get("Instrument mode") == 2
+    if number.get("Instrument mode") == 1 and number.get("Projection mode") == 1:
+        raise FileFault(f"the microscope was in diffraction mode: {_PATTERN}, not a frame")
     detector = bytes(fields.get("STEM Detector name" if is_scanning else "Camera name", b""))
     raw.modality = detector.decode("ascii", "replace").strip("\0 ") if is_scanning else "tem"
     _implied_by_fei(raw, number)

@@ -20,6 +20,7 @@ from manybeam.settings import settings
 
 STACK_FRAMES = 16  # most pixels of a stack, in largest frames
 RATIO = 1100  # deflate, the best compression of usual files, reaches about 1030 at most
+JPEG_RATIO = 512  # of the best JPEG, one bit for the 64 pixels of a block
 STACK_RATIO = 100  # most for more pixels than one largest frame; only sparse counts exceed it
 PATIENCE_S = 8.0  # for the smallest file, on a busy machine
 BYTES_PER_S = 5e6  # of the slowest disk

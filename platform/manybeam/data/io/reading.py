@@ -69,6 +69,8 @@ _MAGIC = {
 }
 
 LEAST_SIDE = 5  # px; frames narrower than this are channels of one frame
+MOST_CHANNELS = 16  # frames up to so narrow are too where they are also
+NARROW = 1 / 4  # narrower than this share of both other axes
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,10 @@ def read_frames(
 ) -> FrameFile:
     """Return the frame, or the stack, of a file.
 
-    Of several images the recorded one is taken, never a thumbnail; the notes say which. The pixel
-    size is that of the caller, else of the file, else of the condition. Contradictions are noted
-    with both numbers; numbers are never averaged. If no dose is given, it is derived from current,
-    dwell time and pixel size. What is read from each format:
+    Of several images the recorded one is taken, never a thumbnail, a spectrum or a pattern; the
+    notes say which. The pixel size is that of the caller, else of the file, else of the condition.
+    Contradictions are noted with both numbers; numbers are never averaged. If no dose is given, it
+    is derived from current, dwell time and pixel size. What is read from each format:
 
     | format | read |
     |---|---|
@@ -108,8 +110,8 @@ def read_frames(
     | Prismatic emd | the image of the annular detector at the greatest depth; pixel size |
     | mrc | voxel; FEI header: pixel size, field of view, kV, mrad, defocus, dwell, detector |
     | ser, emi | pixel size; kV, mrad, defocus, dwell, mode by the unit beside each label |
-    | tif | pixel size by Gatan, OME, FEI, Zeiss, SIS, TVIPS, Tescan, ImageJ, resolution |
-    | | FEI: kV, pA, dwell; Zeiss: kV, pA; Tescan: kV |
+    | tif | pixel size by Gatan, OME, FEI, JEOL, Zeiss, SIS, TVIPS, Tescan, ImageJ, resolution |
+    | | FEI: kV, pA, dwell; Zeiss: kV, pA; JEOL, Tescan: kV |
     | npy, png, jpg, and any other | FRAME.json beside it: names and units of `data.io.sidecar` |
     | | FRAME.txt of JEOL or Hitachi, FRAME.hdr of Tescan: pixel size, kV |
 
@@ -169,9 +171,9 @@ def inspect_frame(array: ArrayLike) -> tuple[Pixels, tuple[str, ...]]:
 def frames_in(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array of a file or a request as one frame (y, x) or a stack (n, y, x).
 
-    Axes of length 1 are left out, first or last. Channels on the last axis, (y, x, 2) to
-    (y, x, 4), are refused, because they look like y frames of 2 to 4 px. Only where frames are as
-    low as they are wide, (n, 4, 4), nothing but a stack can be meant.
+    Axes of length 1 are left out. Channels on the last axis, (y, x, 2) to (y, x, 4), are refused,
+    because they look like y frames of 2 to 4 px; so are up to 16 where frames would be strips.
+    Only where frames are as low as they are wide, (n, 4, 4), nothing but a stack can be meant.
 
     Raises:
         InvalidFrame: the array has channels, or is a spectrum, or a scan of patterns.
@@ -181,11 +183,10 @@ def frames_in(array: NDArray[Any]) -> NDArray[Any]:
         (96, 120)
     """
     shape = array.shape
-    if array.ndim > 2 and shape[-1] == 1:
-        array = array[..., 0]
-    while array.ndim > 2 and 1 in array.shape[:-2]:
-        array = array.squeeze(array.shape.index(1))
-    if array.ndim == 3 and array.shape[2] < LEAST_SIDE <= array.shape[1]:
+    while array.ndim > 2 and 1 in array.shape:
+        last = array.ndim - 1
+        array = array.squeeze(last if array.shape[last] == 1 else array.shape.index(1))
+    if array.ndim == 3 and _has_channels_last(*array.shape):
         raise InvalidFrame(
             f"shape {shape} looks like one frame with {array.shape[2]} channels last",
             "a frame is (y, x) and a stack (n, y, x)",
@@ -227,6 +228,13 @@ def read_truth_csv(path: Path | str) -> Pixels:
     kind = next((names[one] for one in KIND_COLUMNS if one in names), None)
     rows = [_atom(row, names, kind, path, line) for line, row in enumerate(reader, start=2)]
     return np.array(rows, np.float32).reshape(-1, 3)
+
+
+def _has_channels_last(first: int, rows: int, columns: int) -> bool:
+    """Return whether frames of this shape would be strips."""
+    if columns < LEAST_SIDE:
+        return rows >= LEAST_SIDE
+    return columns <= MOST_CHANNELS and columns < NARROW * min(first, rows)
 
 
 def _read(path: Path) -> Raw:

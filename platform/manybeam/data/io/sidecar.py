@@ -11,7 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from manybeam.data.io.formats import Raw, check_axis, detector_named, square_pm
+from manybeam.data.io.formats import (
+    ONE_IS_UNKNOWN,
+    Raw,
+    check_axis,
+    detector_named,
+    is_one,
+    pixel_pm,
+    square_pm,
+)
 from manybeam.data.io.units import FIELD_OF_VIEW, OURS, as_number, measure
 
 MOST_BYTES = 1_000_000
@@ -60,9 +68,13 @@ _BARE: dict[str, tuple[Callable[[float], bool], str]] = {
     "pA": (lambda number: number < 1e-6, "A"),
     "nm": (lambda number: number < 1e-4, "m"),
 }
+# Groups of calibrated axes, as HyperSpy and Nion Swift write them: rows and columns last.
+_AXES = ("axes", "spatialcalibrations", "dimensionalcalibrations")
 _KINDS = ("experimenttype", "modality", "detector", "detectorname")  # names of the kind of imaging
 _MEASURED = re.compile(r"^\s*[-+0-9.eE]+\s*")
-_SUFFIX = re.compile(r"[_ (\[]+(kv|v|kev|mrad|rad|pa|na|nm|pm|um|us|ms|ns|s|m|a)[)\]]?$", re.I)
+_SUFFIX = re.compile(
+    r"[_ (\[]+(kv|v|kev|mrad|rad|pa|na|nm|pm|um|[µμ]m|us|ms|ns|s|m|a|å)[)\]]?$", re.I
+)
 
 
 def add_sidecar(raw: Raw, path: Path) -> None:
@@ -88,7 +100,40 @@ def add_tree(raw: Raw, tree: object, source: str) -> None:
     found: dict[str, float] = {}
     for leaf in _leaves(tree):
         _take(found, raw, source, leaf)
+    for axes in _axes(tree):
+        if size := _axes_pm(axes, raw.notes):
+            found.setdefault(PIXEL_SIZE, size)
     _add(raw, found, source)
+
+
+def _axes(tree: Any, depth: int = 0) -> Iterator[list[dict[str, Any]]]:
+    """Yield every group of calibrated axes; one calibration is of rows and columns alike."""
+    if not isinstance(tree, dict) or depth > 20:
+        return
+    for key, value in tree.items():
+        axes = list(value.values()) if isinstance(value, dict) else value
+        is_group = _plain(key) in _AXES and isinstance(axes, list) and len(axes) > 0
+        if is_group and all(isinstance(one, dict) and "scale" in one for one in axes):
+            yield axes
+        elif _plain(key).endswith("calibration") and isinstance(value, dict) and "scale" in value:
+            if "intensity" not in key.lower():
+                yield [value, value]
+        else:
+            yield from _axes(value, depth + 1)
+
+
+def _axes_pm(axes: list[dict[str, Any]], notes: list[str]) -> float | None:
+    """Return the pixel size that axes state.
+
+    Raises:
+        FileFault: they are not those of a frame.
+    """
+    units = [str(axis.get("units") or axis.get("unit") or "") for axis in axes]
+    for place, (axis, unit) in enumerate(zip(axes, units, strict=True)):
+        check_axis(unit, str(axis.get("name", "")), is_of_stack=place < len(axes) - 2)
+    if len(axes) < 2:
+        return None
+    return pixel_pm((axes[-2]["scale"], units[-2]), (axes[-1]["scale"], units[-1]), notes)
 
 
 def _leaves(
@@ -104,6 +149,11 @@ def _leaves(
             if isinstance(value, dict) and "value" in value:
                 unit = value.get("unit", value.get("units", ""))
                 yield str(key), value["value"], str(unit)
+            elif _plain(key) == "pixelsize" and _is_pair(value):
+                unit = _unit_beside(tree, str(key))
+                yield from (
+                    (f"pixelsize{axis}", one, unit) for axis, one in zip("yx", value, strict=True)
+                )
             elif isinstance(value, dict | list):
                 inside = list(_leaves(value, depth + 1, units))
                 yield from inside
@@ -117,6 +167,10 @@ def _leaves(
             yield from _leaves(value, depth + 1, usual)
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and None not in map(as_number, value)
+
+
 def _plain(key: object) -> str:
     """Return a name in the form of `NAMES`: without unit, case, sign and blank."""
     name = str(key)
@@ -128,6 +182,8 @@ def _unit_beside(group: dict[str, Any], key: str) -> str:
     """Return the value of KEY_unit or KEY_units, also for a pair KEY_x and KEY_y."""
     stems = [key, re.sub(r"_[xy]$", "", key)]
     names = [f"{stem}_{word}" for stem in stems for word in ("units", "unit")]
+    if NAMES.get(_plain(key), ("",))[0].startswith((PIXEL_SIZE, FIELD_OF_VIEW)):
+        names += ["units", "unit"]  # one for the whole group, which is of lengths then
     return next((str(group[name]) for name in names if name in group), "")
 
 
@@ -156,6 +212,9 @@ def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, st
             raw.notes.append(f"{file}: {key} {value!r} {unit} was not understood")
         return
     number *= sign
+    if field.startswith(PIXEL_SIZE) and is_one(re.sub(r"[^-+0-9.eE]+$", "", str(value))):
+        raw.notes.append(f"{file}: {key} is exactly 1, {ONE_IS_UNKNOWN}")
+        return
     if abs(found.setdefault(field, number) - number) > 0.01 * abs(number):
         raw.notes.append(
             f"{file} states {field} twice, {found[field]:.6g} and {number:.6g}: the first was taken"

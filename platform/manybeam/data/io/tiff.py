@@ -9,15 +9,16 @@ Axis letters: n frame, y row, x column, S sample of a colour.
 import logging
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from manybeam.data.io.formats import Array, Raw, grey
-from manybeam.data.io.limits import RATIO, FileFault, check_declared
+from manybeam.data.io.limits import JPEG_RATIO, RATIO, FileFault, check_declared
 from manybeam.data.io.tifftags import read_tags
+from manybeam.data.io.units import as_number
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
@@ -32,6 +33,7 @@ GREY = 0.8  # share of a colour table above which it shows counts in grey
 FAR = 1 / 16  # share of the largest image from which a grey one is preferred to colours
 NEAR = 1 / 4  # the same for one that is better otherwise
 _NAMED_AXES = {"E": "wavelengths", "H": "a histogram of lifetimes"}
+_FRAME_AXES = {"T": "times", "Z": "depths", "C": "channels", "I": "pages"}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _PLAIN, _JPEG = 1, {7, 33007}
 # These unpack no more than they are asked for: CCITT, LZW, deflate, PackBits, LZMA, Zstandard.
@@ -73,6 +75,7 @@ def read_tif(path: Path) -> Raw:
         raw = Raw(np.empty(0), notes=notes)
         _note_choice(raw.notes, images, image)
         raw.array = _grey_frames(tif, image, raw.notes)
+        _calibrate(raw, tif.imagej_metadata or {})
         read_tags(raw, tif, image)
     return raw
 
@@ -202,7 +205,8 @@ def _note_choice(notes: list[str], images: "list[TiffPageSeries]", image: "TiffP
         shape = " x ".join(str(side) for side in image.shape if side > 1)
         is_largest = all(_frame_px(image) > _frame_px(one) for one in images if one is not image)
         which = "the largest" if is_largest else "the recorded one"
-        notes.append(f"{len(images)} images; {which} was taken, {shape}")
+        place = 1 + next(place for place, one in enumerate(images) if one is image)
+        notes.append(f"{len(images)} images; {which} was taken (number {place}), {shape}")
     channels = image.shape[image.axes.index("C")] if "C" in image.axes else 1
     if channels > 1:
         notes.append(
@@ -222,7 +226,9 @@ def _check(tif: "TiffFile", image: "TiffPageSeries", stored_bytes: int) -> None:
         raise FileFault(f"its colours ({name}) are not understood: export it in grey")
     rest = [n for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YX"]
     sides = [image.shape[image.axes.index(axis)] for axis in "YX"]
-    ratio = 1 if page.compression == _PLAIN else 10 * RATIO if page.bitspersample == 1 else RATIO
+    ratio = 10 * RATIO if page.bitspersample == 1 else RATIO
+    if page.compression == _PLAIN or page.compression in _JPEG:
+        ratio = 1 if page.compression == _PLAIN else JPEG_RATIO
     check_declared((*rest, *sides), page.bitspersample / 8, stored_bytes, ratio)
     total = 0
     # Pages that are only declared follow the first one without a gap.
@@ -281,13 +287,21 @@ def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> 
         array = whole.reshape(image.shape)
     order = [axis for axis in axes if axis not in "SYX"] + list("YX") + ["S"] * ("S" in axes)
     array = array.transpose([axes.index(axis) for axis in order])
+    has_samples = "S" in axes
     if page.photometric == _PALETTE and page.colormap is not None:
-        array = _coloured(array, page.colormap, notes, is_lut=tif.is_imagej)
-    if "S" in axes or array.ndim > len(axes):
+        indices = array[..., 0] if has_samples else array  # what follows is opacity
+        array = _coloured(indices, page.colormap, notes, is_lut=tif.is_imagej)
+        has_samples = array.ndim > indices.ndim
+    if has_samples:
         array = _without_samples(array, page, notes)
     if page.photometric == _WHITE_IS_ZERO and 262 in page.tags:  # tifffile's default too
         array = _inverted(array, page.bitspersample, notes, is_shown_only=tif.is_imagej)
-    return array.reshape([side for side in array.shape[:-2] if side > 1] + list(array.shape[-2:]))
+    frames = [(axis, side) for axis, side in zip(order, array.shape[:-2], strict=False) if side > 1]
+    if len(frames) > 1 and all(axis in _FRAME_AXES for axis, _ in frames):
+        named = " x ".join(f"{side} {_FRAME_AXES[axis]}" for axis, side in frames)
+        notes.append(f"{named}: each was taken as a frame, in this order")
+        return array.reshape(-1, *array.shape[-2:])
+    return array.reshape([side for _, side in frames] + list(array.shape[-2:]))
 
 
 def _coloured(array: Array, colormap: Array, notes: list[str], *, is_lut: bool) -> Array:
@@ -317,6 +331,23 @@ def _without_samples(array: Array, page: "TiffPage", notes: list[str]) -> Array:
         return array[..., 0]
     notes.append(f"{samples} channels, each taken as a frame: export the channel of one detector")
     return np.moveaxis(array, -1, 0)
+
+
+def _calibrate(raw: Raw, written: Mapping[str, Any]) -> None:
+    """Turn stored numbers into counts where ImageJ states a line for them.
+
+    It stores signed numbers of 16 bits from 0, with an offset of -32768, and what was inverted with
+    a slope below zero.
+    """
+    offset, slope = (as_number(written.get(name)) for name in ("c0", "c1"))
+    if "cf" not in written:
+        return
+    if as_number(written["cf"]) != 0 or offset is None or not slope:
+        raw.notes.append("ImageJ calibrates its counts by a curve: they were taken as stored")
+        return
+    if (offset, slope) != (0.0, 1.0):
+        raw.array = raw.array * slope + offset
+        raw.notes.append(f"its counts are {slope:g} x stored {offset:+g}, as ImageJ states")
 
 
 def _inverted(array: Array, bits: int, notes: list[str], *, is_shown_only: bool) -> Array:

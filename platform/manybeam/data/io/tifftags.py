@@ -9,6 +9,8 @@ from manybeam.data.io.formats import (
     ORIENTATION,
     Raw,
     as_values,
+    check_axis,
+    check_wavelengths,
     length_pm,
     note_orientation,
     pixel_pm,
@@ -20,7 +22,7 @@ from manybeam.data.io.units import as_number, measure
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
-_GATAN_UNIT, _GATAN_SCALE = 65003, 65009  # and the next two, for y and frame
+_GATAN_UNIT, _GATAN_START, _GATAN_SCALE = 65003, 65006, 65009  # and the next two, for y and frame
 _SIS_INI, _SIS, _ZEISS, _FEI_SFEG, _FEI_HELIOS = 33471, 33560, 34118, 34680, 34682
 _TVIPS, _TESCAN = 37706, 50431
 _ZEISS_COLUMNS = 1024  # the screen that its sizes are of
@@ -35,14 +37,16 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
     purpose comes before the resolution, which also says how to print. The others are noted.
     """
     page = image.keyframe
-    tags = {tag.code: tag.value for tag in page.tags}
+    # Of two tags of one number the first counts: a program may have added its own.
+    tags = {tag.code: tag.value for tag in reversed(list(page.tags))}
     _check_streak(tags)
     note_orientation(raw.notes, tags.get(ORIENTATION, 1))
     doubts: list[str] = []
     stated = {
-        "Gatan's tags": _gatan_pm(tags, doubts),
+        "Gatan's tags": _gatan_pm(tags, raw.array.shape, doubts),
         "OME": _ome_pm(tif, image, doubts),
         "FEI's tag": _fei(raw, tags, doubts),
+        "JEOL's description": _jeol(raw, tags, doubts),
         "Zeiss's tag": _zeiss(raw, tags, page),
         "the tag of SIS": _sis_pm(tags, doubts),
         "the tag of TVIPS": _tvips_pm(tags, doubts),
@@ -53,7 +57,7 @@ def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
     if not known and _PRINTED in stated:
         doubts.append("its resolution is for a printer and was not taken as a pixel size")
     if not known:  # why one tag gives no size matters only where no other gives one
-        raw.notes += doubts
+        raw.notes += dict.fromkeys(doubts)
     raw.pixel_size_pm = next(iter(known.values()), None)
     raw.implied |= dict(list(known.items())[1:])
 
@@ -69,12 +73,21 @@ def _check_streak(tags: Mapping[int, Any]) -> None:
         )
 
 
-def _gatan_pm(tags: Mapping[int, Any], notes: list[str]) -> float | None:
-    """Return the pixel size of Gatan's private tags, which HyperSpy writes too."""
+def _gatan_pm(tags: Mapping[int, Any], shape: tuple[int, ...], notes: list[str]) -> float | None:
+    """Return the pixel size of Gatan's private tags, which HyperSpy writes too: of x, y, frame."""
     if _GATAN_SCALE not in tags:
         return None
-    axes = [(tags.get(_GATAN_SCALE + n), str(tags.get(_GATAN_UNIT + n, ""))) for n in (1, 0)]
-    return pixel_pm(axes[0], axes[1], notes)
+    units = [str(tags.get(_GATAN_UNIT + n, "")) for n in range(3)]
+    scales, starts = (
+        [as_number(tags.get(code + n)) for n in range(3)] for code in (_GATAN_SCALE, _GATAN_START)
+    )
+    check_axis(units[2], is_of_stack=True)
+    check_wavelengths(
+        [(scales[n], units[n], starts[n] or 0.0, side) for n, side in enumerate(shape[:-4:-1])][
+            ::-1
+        ]
+    )
+    return pixel_pm((scales[1], units[1]), (scales[0], units[0]), notes)
 
 
 def _ome_pm(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> float | None:
@@ -147,8 +160,40 @@ def _fei(raw: Raw, tags: Mapping[int, Any], notes: list[str]) -> float | None:
         "scan.dwell_us": (scan.get("Dwelltime"), 1e6),
     }
     raw.values |= as_values(found)
+    rows, scanned = raw.array.shape[-2], as_number(sections.get("Image", {}).get("ResolutionY"))
+    if scanned and 0 < scanned < rows:
+        raw.notes.append(f"its last {rows - scanned:.0f} rows are a data bar: crop them")
     axes = [(scan.get(f"Pixel{side}"), "m") for side in ("Height", "Width")]
     return pixel_pm(axes[0], axes[1], notes)
+
+
+def _jeol(raw: Raw, tags: Mapping[int, Any], notes: list[str]) -> float | None:
+    """Map the XML of JEOL's SightX; with the camera of a TEM, the resolution is that of its chip.
+
+    Raises:
+        FileFault: the camera recorded a diffraction pattern.
+    """
+    text = str(tags.get(270, ""))
+    if "<TemReporter" not in text:
+        return None
+
+    def value(name: str) -> str:
+        found = re.search(f"<{name}>([^<]*)</{name}>", text)
+        return found[1].strip() if found else ""
+
+    raw.values |= as_values({"optics.beam_kv": (value("AccelerationVoltage"), 1e-3)})
+    if value("EosMode") != "eosTEM":
+        return None
+    raw.modality = "tem"
+    if value("ModeString") == "DIFF":
+        raise FileFault("the microscope was in diffraction mode: a pattern, not a frame")
+    magnification = as_number(value("SelectorValue")) or 0.0
+    if value("ModeString") != "MAG" or magnification <= 0:
+        return None
+    unit = {2: "inch", 3: "cm"}.get(int(tags.get(296, 2)), "")
+    y, x = ((1 / (n * magnification) if n else None, unit)
+            for n in (_per_unit(tags.get(283)), _per_unit(tags.get(282))))  # fmt: skip
+    return pixel_pm(y, x, notes)
 
 
 def _zeiss(raw: Raw, tags: Mapping[int, Any], page: "TiffPage") -> float | None:

@@ -6,6 +6,7 @@ current. A unit that does not belong to the quantity is a fault; it is not guess
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 
 _LENGTH_PM = {
@@ -34,6 +35,14 @@ OURS = {
     "detector.detector_outer_mrad": "mrad", "scan.dwell_us": "us", "dose_e_per_a2": "e/A^2",
     "scan.pixel_size_pm": "pm", FIELD_OF_VIEW: "pm", FIELD_OF_VIEW + " y": "pm",
 }  # fmt: skip
+# Names of units that programs write in full: nanometer, electron volts, milliradians.
+_PREFIXES = {"pico": "p", "nano": "n", "micro": "u", "milli": "m", "centi": "c", "kilo": "k"}
+_WORDS = {"meter": "m", "metre": "m", "electronvolt": "ev", "radian": "rad", "second": "s"}
+_IN_FULL = re.compile(f"({'|'.join(_PREFIXES)})?({'|'.join(_WORDS)})s?")
+_OTHER_NAMES = {
+    "angstroms": "angstrom", "angström": "angstrom", "microns": "micron", "in": "inch",
+    "inches": "inch", "degrees": "deg", "degree": "deg", "°": "deg",
+}  # fmt: skip
 _MEASURE = re.compile(r"\s*([-+]?[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
 
 
@@ -50,15 +59,18 @@ def plain_unit(unit: str) -> str:
     """Return a unit in the form of our tables.
 
     Example:
-        >>> plain_unit("[_n_m]"), plain_unit("Å"), plain_unit("e-/Å²")
-        ('nm', 'a', 'e/a^2')
+        >>> plain_unit("[_n_m]"), plain_unit("Å"), plain_unit("e-/Å²"), plain_unit("nanometers/px")
+        ('nm', 'a', 'e/a^2', 'nm')
     """
-    name = re.sub(r"[\[\]_\s\x00]", "", unit).lower()
+    name = re.sub(r"[\[\](){}_\s\x00]", "", unicodedata.normalize("NFC", unit)).lower()
+    name = re.sub(r"(?<=[a-zµμåö])/(px|pix|pixel)$", "", name)
     name = name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
+    name = name.replace("âu", "u").replace("−", "-")  # UTF-8 read as Latin-1; a minus
     name = name.replace("e-/", "e/").replace("²", "^2").replace("**2", "^2")
     name = re.sub(r"(?<=[am])2$", "^2", name)
-    return {"angstroms": "angstrom", "angström": "angstrom", "microns": "micron",
-            "degrees": "deg", "°": "deg", "seconds": "s"}.get(name, name)  # fmt: skip
+    if match := _IN_FULL.fullmatch(name):
+        return _PREFIXES.get(match[1], "") + _WORDS[match[2]]
+    return _OTHER_NAMES.get(name, name)
 
 
 def factor(unit: str, ours: str) -> float | None:

@@ -22,7 +22,9 @@ from manybeam.data.io.formats import (
     Raw,
     as_values,
     check_axis,
+    check_wavelengths,
     detector_named,
+    frames_among,
     grey,
     length_pm,
     pixel_pm,
@@ -36,7 +38,11 @@ _DM_COLOUR = 23
 
 
 def read_dm(path: Path) -> Raw:
-    """Read the recorded image of a DM3 or DM4 file: the largest that is not a thumbnail."""
+    """Read the recorded image of a DM3 or DM4 file: the largest that is a frame.
+
+    Thumbnails, pictures for display in colour, spectra and patterns are not taken where the file
+    has a frame beside them.
+    """
     tags = read_tags(path)
     entries = [entry for entry in tags.get("ImageList", {}).values() if "ImageData" in entry]
     if len(entries) > 1 and entries[0]["ImageData"].get("DataType") == _DM_COLOUR:
@@ -44,33 +50,52 @@ def read_dm(path: Path) -> Raw:
     usable = [entry for entry in entries if _dm_is_image(entry["ImageData"])]
     if not usable:
         raise FileFault("it has no image of real numbers (only tags, spectra or a transform)")
-    entry = max(usable, key=lambda entry: entry["ImageData"]["Data"].count)
-    data = entry["ImageData"]
+    usable.sort(key=lambda entry: -entry["ImageData"]["Data"].count)
+    frames = frames_among(usable, _dm_check)
+    entry = min(frames, key=lambda entry: entry["ImageData"]["DataType"] == _DM_COLOUR)
+    data, axes = entry["ImageData"], _dm_axes(entry)
     sides = [int(side) for side in data["Dimensions"].values()]
-    dimensions = list(data.get("Calibrations", {}).get("Dimension", {}).values())
-    axes = [(axis.get("Scale"), str(axis.get("Units", ""))) for axis in dimensions]
-    _dm_check(entry, axes)
     raw = Raw(_dm_array(path, data, sides[::-1]))
     if data["DataType"] == _DM_COLOUR:
         raw.array = grey(raw.array, raw.notes)
     if len(usable) > 1:
-        raw.notes.append(f"{len(usable)} images; the largest was taken: {entry.get('Name', '')}")
+        name = str(entry.get("Name", "")) or f"number {1 + entries.index(entry)}"
+        raw.notes.append(f"{len(usable)} images; the largest frame was taken: {name}")
     if len(axes) > 1:
         raw.pixel_size_pm = pixel_pm(axes[1], axes[0], raw.notes)
     _dm_metadata(raw, entry.get("ImageTags", {}))
     return raw
 
 
-def _dm_check(entry: Mapping[str, Any], axes: list[tuple[object, str]]) -> None:
+def _dm_axes(entry: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """Return (scale, unit) of each axis; the scale of one that was mirrored is negative there."""
+    dimensions = entry["ImageData"].get("Calibrations", {}).get("Dimension", {}).values()
+    return [
+        (abs(as_number(axis.get("Scale")) or 0.0), str(axis.get("Units", "")))
+        for axis in dimensions
+    ]
+
+
+def _dm_check(entry: Mapping[str, Any]) -> None:
     """Refuse a spectrum image: by the kind that Gatan's programs state, or by the unit of an axis.
 
-    The wavelengths of a spectrum are in nm, as lengths are, so only its kind tells it.
+    The wavelengths of a spectrum are in nm, as lengths are; their numbers tell them.
     """
     kind = str(_deep(entry.get("ImageTags", {}), "Meta Data").get("Format", ""))
     if "spectrum" in kind.lower():
         raise FileFault(f"its tags call it {kind!r}: a spectrum or a spectrum image, not a frame")
+    axes = _dm_axes(entry)
     for place, (_, unit) in enumerate(axes):  # x, y, then frame
         check_axis(unit, is_of_stack=place > 1)
+    calibrations = entry["ImageData"].get("Calibrations", {}).get("Dimension", {}).values()
+    starts = [-(as_number(axis.get("Origin")) or 0.0) for axis in calibrations]
+    sides = entry["ImageData"]["Dimensions"].values()
+    check_wavelengths(
+        [
+            (scale, unit, start * scale, int(side))
+            for (scale, unit), start, side in zip(axes, starts, sides, strict=False)
+        ][::-1]
+    )
 
 
 def _dm_is_image(data: Mapping[str, Any]) -> bool:
@@ -139,6 +164,9 @@ def _deep(tags: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return {}
 
 
+_SER_HEAD = struct.Struct("<3Hi")
+_SER_IMAGES = 0x4122
+_MOST_AXES = 8
 _SER_TYPES = ["", "u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8", "c8", "c16"]
 
 
@@ -161,22 +189,31 @@ def read_emi(path: Path) -> Raw:
     beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}_*.ser"))
     if not beside:
         raise FileFault(f"its frames are in {path.stem}_1.ser beside it, which is missing")
-    raw = read_ser(beside[0])
+    taken = next((one for one in beside if _ser_kind(one) == _SER_IMAGES), beside[0])
+    raw = read_ser(taken)
     if len(beside) > 1:
-        raw.notes.append(f"{len(beside)} series beside it; {beside[0].name} was taken")
+        raw.notes.append(f"{len(beside)} series beside it; {taken.name} was taken")
     return raw
+
+
+def _ser_kind(path: Path) -> int:
+    """Return whether a series has images or spectra, as its number; 0 if it is cut short."""
+    with path.open("rb") as file:
+        head = file.read(_SER_HEAD.size)
+    return int(_SER_HEAD.unpack(head)[3]) if len(head) == _SER_HEAD.size else 0
 
 
 def _ser_images(memory: mmap.mmap) -> Raw:
     """Return all images of a series, which must have one shape."""
-    order, series, version, kind = struct.unpack_from("<3Hi", memory)
+    order, series, version, kind = _SER_HEAD.unpack_from(memory)
     if (order, series) != (0x4949, 0x0197) or version not in (0x0210, 0x0220):
         raise FileFault("it does not start like a TIA series")
-    if kind != 0x4122:
+    if kind != _SER_IMAGES:
         raise FileFault("it has spectra or profiles, but no images")
     wide = version == 0x0220
     count = struct.unpack_from("<i", memory, 18)[0]
     table = struct.unpack_from("<q" if wide else "<i", memory, 22)[0]
+    _check_scan(memory, 34 if wide else 30)
     if not 0 < count <= len(memory) // 58 or table < 0:
         raise FileFault(f"it declares {count} images in {len(memory)} bytes: cut short or empty")
     offsets = struct.unpack_from(f"<{count}{'q' if wide else 'i'}", memory, table)
@@ -193,6 +230,29 @@ def _ser_images(memory: mmap.mmap) -> Raw:
         stack[place] = image
     raw.array = stack
     return raw
+
+
+def _check_scan(memory: mmap.mmap, at: int) -> None:
+    """Refuse images at the places of a scan of two axes, as of patterns: they are no stack.
+
+    Args:
+        memory: the file.
+        at: where its axes are described, after their number; each ends in its name and its unit.
+    """
+    (axis_count,) = struct.unpack_from("<i", memory, at - 4)
+    sides: list[int] = []
+    for _ in range(min(axis_count, _MOST_AXES)):
+        (side,) = struct.unpack_from("<i", memory, at)
+        at += 24
+        for _ in range(2):
+            (length,) = struct.unpack_from("<i", memory, at)
+            if length < 0:
+                raise FileFault("its axes are damaged")
+            at += 4 + length
+        sides.append(side)
+    if sum(side > 1 for side in sides) > 1:
+        scan = " x ".join(map(str, sides))
+        raise FileFault(f"it has an image at each place of a scan of {scan}: no stack of frames")
 
 
 def _ser_image(memory: mmap.mmap, offset: int) -> Raw:
