@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import grimp
-import numpy as np
 import pytest
 
 HEAVY = (
@@ -48,30 +46,6 @@ def test_help_is_shown_without_loading_anything_heavy() -> None:
         "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
     )
     assert not _loaded_after(shown) & set(HEAVY)
-
-
-def _loaded_by(*words: str) -> set[str]:
-    """Return what the command line has loaded after a command, which must succeed."""
-    return _loaded_after(
-        "import contextlib, io\nfrom manybeam.cli import main\n"
-        f"with contextlib.redirect_stdout(io.StringIO()): assert main({list(words)}) == 0"
-    )
-
-
-def test_a_file_is_shown_without_what_networks_and_framesets_need(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.eye(64, dtype=np.float32))
-    loaded = _loaded_by("data", "show", str(tmp_path / "a.npy"))
-    assert not loaded & {"torch", "ray", "mlflow", "zarr", "matplotlib", "sqlalchemy"}
-
-
-def test_a_second_prediction_loads_its_network_only(
-    rehearsed_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MANYBEAM_HOME", str(rehearsed_home))
-    np.save(tmp_path / "a.npy", np.random.default_rng(1).poisson(9, (64, 64)))
-    words = ("predict", str(tmp_path / "a.npy"), "-e", "graphene", "--pixel-size-pm", "16")
-    _loaded_by(*words)  # the first one asks MLflow
-    assert not _loaded_by(*words) & {"ray", "mlflow", "zarr", "matplotlib", "sqlalchemy"}
 
 
 # -- circles ------------------------------------------------------------------------------------
