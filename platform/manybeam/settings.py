@@ -4,6 +4,7 @@ Science is in YAML (`manybeam.spec`) and flags select among it. Each value has o
 Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > default.
 """
 
+import hashlib
 import logging
 import os
 import tomllib
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 _CLOSE = 0.75  # similarity from which a name of a file is suggested
 _CLOSE_VARIABLE = 0.9  # of a variable; a cluster may set MANYBEAM_SERVICE_HOST
 USER_CONFIG = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser() / "manybeam.toml"
+USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "manybeam"
 
 
 class Settings(BaseSettings):
@@ -107,6 +109,15 @@ class Settings(BaseSettings):
         here = TomlConfigSettingsSource(settings_cls, Path("manybeam.toml"))
         user = TomlConfigSettingsSource(settings_cls, USER_CONFIG)
         return init_settings, env_settings, here, user
+
+    @property
+    def cache(self) -> Path:
+        """Copies that may be deleted: in the home; of a home that is read-only, in the user's."""
+        inside = self.home.absolute() / "cache"
+        found = next(one for one in (inside, *inside.parents) if os.access(one, os.F_OK))
+        if os.access(found, os.W_OK):
+            return inside
+        return USER_CACHE / hashlib.sha256(str(self.home.resolve()).encode()).hexdigest()[:16]
 
     @property
     def store_url(self) -> str:

@@ -161,7 +161,7 @@ class Run:
     def tiles(self, policy: str) -> Tiles:
         """Return the tiles of one policy; all ranks of this node share one copy on disk."""
         framesets = [FrameSet.open(url) for url in self.frames[policy]]
-        cache = settings().home / "cache" / "tiles"
+        cache = settings().cache / "tiles"
         with alone(cache / f"{self.digest}-{policy}.lock"):
             return stage_tiles(framesets, self.recipe.tiles, cache, seed=self.seed)
 

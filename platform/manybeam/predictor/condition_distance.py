@@ -204,4 +204,4 @@ def _reference_file(condition: Condition, has_pixel_size: bool) -> Path:  # noqa
     asked = [REFERENCE_FRAMES, REFERENCE_SHAPE, REFERENCE_SEED, feature_names(), has_pixel_size]
     versions = [__version__, SIMULATOR, condition.digest]
     name = hashlib.sha256(json.dumps([versions, asked]).encode()).hexdigest()[:32]
-    return settings().home / "cache" / "features" / f"{name}.npy"
+    return settings().cache / "features" / f"{name}.npy"

@@ -84,7 +84,7 @@ def make_app_state(zoo: "Zoo | None" = None, *, refresh_s: float = REFRESH_S) ->
     here, zoo = settings(), zoo or Zoo()
     library = Library(here.zoo)
     catalogue = Catalogue(zoo, library=library)
-    version_cache = VersionCache(zoo, here.home / "cache" / "listing.json")
+    version_cache = VersionCache(zoo, here.cache / "listing.json")
     refresher = Refresher(catalogue, version_cache, refresh_s)
     gatekeeper = _gatekeeper(here.home)
     pages = Pages(refresher, gatekeeper)

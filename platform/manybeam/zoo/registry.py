@@ -86,7 +86,7 @@ class Zoo:
         self.address = tracking_uri or settings().tracking_url
         check_tracking_uri(self.address)
         self._artifacts = artifacts or settings().artifacts_url
-        folder = cache or settings().home / "cache" / "zoo"
+        folder = cache or settings().cache / "zoo"
         self._cache, self._known = Cache(folder), KnownEntries(self.address, folder)
 
     @cached_property

@@ -113,7 +113,7 @@ def kept(digest: str) -> Drawn | None:
 
 def folder() -> Path:
     """Return the folder of the pictures."""
-    return settings().home / "cache" / "examples"
+    return settings().cache / "examples"
 
 
 def _busy() -> Busy:

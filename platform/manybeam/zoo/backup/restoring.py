@@ -77,7 +77,7 @@ def restore(
         progress("database")
         copies.read_rows(database, folder / "database", manifest.step)
         keys = parts.put_back_keys(folder / "keys")
-        shutil.rmtree(settings().home / "cache", ignore_errors=True)  # copies of another zoo
+        shutil.rmtree(settings().cache, ignore_errors=True)  # copies of another zoo
     made = f"backup of {manifest.made:%Y-%m-%d %H:%M} UTC by version {manifest.version}"
     AuditLog(database).append("restore done", "platform", who=who, reason=made)
     return Restored(manifest, tuple(keys))

@@ -70,7 +70,7 @@ class Catalogue:
         self, zoo: "Zoo", path: Path | None = None, library: Library | None = None
     ) -> None:
         self._zoo = zoo
-        self._file = CatalogueFile(path or settings().home / "cache" / "catalogue.db")
+        self._file = CatalogueFile(path or settings().cache / "catalogue.db")
         self._known = KnownConditions(library or Library(settings().zoo))
         self._address = hashlib.sha256(zoo.address.encode()).hexdigest()[:16]
         self._kept: Table | None = None
