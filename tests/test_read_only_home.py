@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,8 +30,7 @@ def read_only(home: Path, words: list[str]) -> str:
     script = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && {command}"
     own = [*OWN_MOUNTS, "sh", "-c", script]
     done = subprocess.run(own, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout if done.returncode == 0 else done.stderr
 
 
 def test_what_only_reads_works_in_a_read_only_home(
@@ -55,3 +55,20 @@ def test_what_only_reads_works_in_a_read_only_home(
     assert answered[0]["ensemble"] == "tiny@1"
     assert sorted(tmp_path.rglob("*")) == before
     assert list((own / "cache" / "manybeam").glob("*/catalogue.db"))
+
+
+def test_a_moved_home_that_is_read_only_says_what_to_do(
+    embedded: Any,
+    tiny_members: Callable[[int], list[Any]],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedded.register("tiny", tiny_members(1), job={"kind": "train"}, alias="serving")
+    moved = tmp_path_factory.mktemp("elsewhere") / "home"
+    shutil.copytree(tmp_path, moved)
+    monkeypatch.setenv("MANYBEAM_HOME", str(moved))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(moved.with_name("cache")))
+    said = read_only(moved, ["zoo", "ls"])
+    assert "were moved" in said
+    assert "nothing is lost" in said

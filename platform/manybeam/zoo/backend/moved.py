@@ -11,7 +11,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.db.places import experiment_places, model_places, move_places
-from manybeam.errors import ManybeamError
+from manybeam.errors import ManybeamError, NotAllowed, WriteFailed
 from manybeam.zoo.records import EXPERIMENT_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ def follow_moved_files(uri: str, artifacts: str) -> None:
         uri: URL of MLflow's database, not of a server: a server gives addresses that do not
             depend on its store.
         artifacts: the configured store of weights.
+
+    Raises:
+        NotAllowed: files were moved, and the database cannot be written.
     """
     is_file = uri.startswith(SQLITE)
     if not (sqlite_path(uri).exists() if is_file else uri.startswith("postgresql")):
@@ -49,7 +52,10 @@ def follow_moved_files(uri: str, artifacts: str) -> None:
     for experiment, before in places.items():
         after = experiment_place(artifacts, experiment)
         if before != after and _are_there(uri, before, after):
-            move_places(uri, before, after)
+            try:
+                move_places(uri, before, after)
+            except (WriteFailed, NotAllowed) as error:
+                raise _uncorrected(before, after, error) from error
             moved.append(before)
     if moved:
         logger.warning(
@@ -57,6 +63,15 @@ def follow_moved_files(uri: str, artifacts: str) -> None:
             artifacts,
             extra={"before": moved[:20]},
         )
+
+
+def _uncorrected(before: str, after: str, error: ManybeamError) -> NotAllowed:
+    return NotAllowed(
+        f"the files of the zoo were moved to {after}, but their addresses name {before} and "
+        f"cannot be corrected: {error.what}",
+        "nothing is lost; the addresses are in the database of the zoo, which cannot be written",
+        "run any manybeam command once as a user who may write there, or move the files back",
+    )
 
 
 def _are_there(uri: str, before: str, after: str) -> bool:
