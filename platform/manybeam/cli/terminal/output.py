@@ -33,7 +33,7 @@ class FirstSign:
     _WORDS = "   at work ..."
 
     def __init__(self) -> None:
-        self._lock, self._is_shown = threading.Lock(), False
+        self._lock, self._is_shown = threading.RLock(), False  # a signal may come while it is held
         self._timer: threading.Timer | None = None
 
     def begin(self) -> None:
