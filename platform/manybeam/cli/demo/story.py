@@ -18,6 +18,7 @@ from manybeam import __version__
 from manybeam.errors import Unreachable
 from manybeam.settings import settings
 from manybeam.spec import Library, load_job
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED
 
 if TYPE_CHECKING:
     from manybeam.cli.demo.comparison import Answered
@@ -110,14 +111,16 @@ class Story:
         for condition in matrix.conditions:
             found = [matrix.value(m, condition) for m in matrix.members]
             of = [value for value in found if value is not None]
-            both = [matrix.value(m, condition) for m in (-1, -2)]
+            both = [matrix.value(m, condition) for m in (ENSEMBLE, CLASSICAL)]
             others = " ".join(f"{value:.3f}" for value in both if value is not None)
             yield f"  {condition:28s} {np.mean(of):.3f} {max(of):.3f} {others}"
 
     def calibrate(self) -> Lines:
-        """Measure every member on frames of many conditions, unless an earlier run has."""
+        """Measure the calibration set, then the selected members, unless an earlier run has."""
+        from manybeam.cli.terminal.output import say
         from manybeam.cli.terminal.progress import Progress
         from manybeam.jobs.calibrate import calibrate_ensemble
+        from manybeam.jobs.kinds import Callbacks, measure_version
 
         if "calibrated" not in self.facts:
             with Progress("start calibrating", lines=1) as progress:
@@ -128,8 +131,14 @@ class Story:
                     frame_count=CALIBRATION_FRAMES,
                     progress=lambda done, total: progress.update("calibrate", done, total),
                 )
+                callbacks = Callbacks(progress.update, say)
+                measure_version(self.record.ref, self.job.measure, self.library, callbacks)
             self.facts["calibrated"] = CALIBRATION_FRAMES
         yield f"{self.facts['calibrated']} frames; F1 can now be predicted for a new frame"
+        matrix = self.zoo.matrix(self.record.ref)
+        selected, together = matrix.mean(SELECTED), matrix.mean(ENSEMBLE)
+        if selected is not None and together is not None:
+            yield f"mean F1 of these conditions: all {together:.3f}, selected {selected:.3f}"
 
     def serve(self) -> Lines:
         """Start the prediction service on the platform."""
