@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from manybeam.errors import InvalidSpec, NotFound
 from manybeam.spec import Library, load_condition, load_job, load_policy, load_recipe
 from manybeam.spec.faults import fault_lines
-from manybeam.spec.files import load_project
+from manybeam.spec.files import load_project, yaml_files
 from manybeam.spec.imaging import Condition, other_units
 from manybeam.spec.job import Job
 from manybeam.spec.plain_yaml import read_yaml
@@ -134,6 +134,29 @@ def test_a_value_without_quotes_is_what_yaml_1_2_says(text: str, value, tmp_path
     (tmp_path / "mine.yaml").write_text(f"a: {text}\n")
     found = read_yaml(tmp_path / "mine.yaml")[0]["a"]
     assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(f"ensemble: 0x{'f' * 5000}\n", id="hex"),
+        pytest.param(f"ensemble: {'9' * 5000}\n", id="decimal"),
+        pytest.param("a: &a {x: 1}\n<<: [*a, *a]\n", id="a list of merges"),
+        pytest.param("".join(f"f{n}: 1\n" for n in range(50_000)) + "f7: 2\n", id="many fields"),
+    ],
+)
+def test_a_file_made_to_take_long_is_refused_at_once(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidSpec, match=r"digits|<<|given twice"):
+        read_yaml(path)
+
+
+def test_only_files_of_yaml_belong_to_the_library(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yml", "notes.yesterday.html", "c.yaml.old", "d.yXml"):
+        (tmp_path / name).touch()
+    assert [path.name for path in yaml_files(tmp_path)] == ["a.yaml", "b.yml"]
+    assert yaml_files(tmp_path / "none") == []
 
 
 def test_a_file_that_ends_in_yml_belongs_to_the_library_too(tmp_path: Path) -> None:

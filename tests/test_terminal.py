@@ -5,6 +5,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,8 +17,8 @@ from typing import Any
 import pytest
 
 from manybeam.cli import main
-from manybeam.cli.app import _ended_cleanly
 from manybeam.cli.terminal.output import Form, cell, emit, filled, say
+from manybeam.cli.terminal.signals import Ended, ended_cleanly
 
 COLUMNS = [f"column_{number:02d}" for number in range(16)]
 MANY = [{name: f"{name[-2:]}-{row}" for name in COLUMNS} for row in range(3)]
@@ -168,18 +169,56 @@ def test_a_wrong_word_is_told_as_any_other_fault(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_as_ctrl_c_does_and_removes_its_drafts(
-    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, tmp_path: Path
 ) -> None:
     before = signal.signal(number, signal.SIG_DFL)
 
     def work() -> None:
-        with _ended_cleanly(), tempfile.TemporaryDirectory(dir=tmp_path):
+        with ended_cleanly(), tempfile.TemporaryDirectory(dir=tmp_path):
             os.kill(os.getpid(), number)
             time.sleep(5)  # the handler runs before
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(Ended) as ended:
         work()
-    assert ended.value.code == 128 + number
+    assert (ended.value.exit_code, ended.value.name) == (128 + number, number.name)
     assert not list(tmp_path.iterdir())
-    assert f"ended by {number.name}" in capsys.readouterr().err
     assert signal.signal(number, before) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_ends_a_command_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    words = ["data", "simulate", "graphene-60kv-nominal", "--out", "made", "--count", "90000"]
+    command = ["setsid", "--ctty", sys.executable, "-m", "manybeam", *words]
+    work = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+    said = b""
+    while b"simulat" not in said:
+        said += os.read(ours, 1000)
+    os.close(ours)
+    assert work.wait(60) == 128 + signal.SIGHUP
+    assert not list(tmp_path.rglob("zarr.json"))
+
+
+def test_a_narrow_or_odd_terminal_breaks_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for columns in ("5", "0", "-3", "wide"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["data", "show", "nowhere.tif"]) == 4
+        assert "nowhere.tif" in capsys.readouterr().err
+
+
+def test_parts_of_a_broken_line_are_indented_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    broken = filled("  a line of words that is longer than the terminal is wide").splitlines()
+    assert len(broken) == 2
+    assert broken[1].startswith("  t")
+
+
+def test_rows_with_other_fields_make_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    emit([{"a": "one", "b": "two"}, {"a": "three", "c": "four"}], Form.table)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("one", "two", "three", "four"))

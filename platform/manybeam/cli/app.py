@@ -6,12 +6,10 @@ code from `errors.exit_code`. A traceback is printed only with `--debug`.
 
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +30,7 @@ from manybeam.cli import (
 )
 from manybeam.cli.demo import command as demo
 from manybeam.cli.terminal.output import first_sign, say
+from manybeam.cli.terminal.signals import Ended, ended_cleanly
 from manybeam.cli.terminal.usage import usage_fault
 from manybeam.cli.zoo import listing as zoo
 from manybeam.errors import ManybeamError, exit_code
@@ -40,7 +39,7 @@ from manybeam.errors import ManybeamError, exit_code
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = 130
-_SIGNALLED = 128  # plus the number of the signal that ended a command
+CONTINUED = ("train", "calibrate", "iterate", "demo")
 
 app = typer.Typer(
     name="manybeam",
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # It logs faults of a damaged file; our error reports them once, with a remedy.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     first_sign.begin()
-    with _ended_cleanly():
+    with ended_cleanly():
         return _run(words, debug=debug)
 
 
@@ -114,7 +113,11 @@ def _run(words: list[str], *, debug: bool) -> int:
     try:
         code = app([word for word in words if word != "--debug"], standalone_mode=False)
         # typer translates Ctrl-C into this code.
-        return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
+        if code == INTERRUPTED:
+            return _stopped("interrupted", INTERRUPTED, words)
+        return code if isinstance(code, int) else 0
+    except Ended as ended:
+        return _stopped(f"ended by {ended.name}", ended.exit_code, words)
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
@@ -124,7 +127,7 @@ def _run(words: list[str], *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return _stopped("interrupted", INTERRUPTED, words)
     except Exception as error:  # noqa: BLE001 - the outermost call: every error becomes three lines
         if debug:
             traceback.print_exc()
@@ -134,36 +137,12 @@ def _run(words: list[str], *, debug: bool) -> int:
         first_sign.end()
 
 
-@contextmanager
-def _ended_cleanly() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end a command as Ctrl-C does: drafts are removed."""
-
-    def end(number: int, _: object) -> None:
-        say(f"ended by {signal.Signals(number).name}; {_AGAIN}")
-        raise SystemExit(_SIGNALLED + number)
-
-    changed = []
-    if threading.current_thread() is threading.main_thread():  # others cannot
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
-                signal.signal(number, end)
-                changed.append(number)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
-
-
-_AGAIN = (
-    "run the same command again; training, calibration and adaptation continue with their "
-    "finished work"
-)
-
-
-def _interrupted() -> int:
-    say(f"interrupted; {_AGAIN}")
-    return INTERRUPTED
+def _stopped(how: str, code: int, words: Sequence[str]) -> int:
+    """Say how a command was stopped, and return its exit code."""
+    is_continued = bool(words) and words[0] in CONTINUED
+    rest = "; the same command continues with what is finished" if is_continued else ""
+    _print(f"{how}{rest}")
+    return code
 
 
 def _print_error(error: Exception) -> None:
@@ -174,8 +153,14 @@ def _print_error(error: Exception) -> None:
         what = f"{type(error).__name__}: {error}"
         why = "Manybeam did not foresee this error"
         hint = "run the same command with --debug and report the traceback"
-    say(f"error: {what}")
+    _print(f"error: {what}")
     if why:
-        say(f"why: {why}", indent="     ")
+        _print(f"why: {why}", indent="     ")
     if hint:
-        typer.echo(f"try: {hint}", err=True)  # never broken: it may be a command to copy
+        _print(f"try: {hint}", is_whole=True)  # it may be a command to copy
+
+
+def _print(text: str, **more: Any) -> None:
+    """Print to stderr, unless its terminal was closed."""
+    with suppress(OSError):
+        say(text, **more)

@@ -265,9 +265,10 @@ def _imaging(name: str) -> "Condition | Policy":
     from manybeam.settings import settings
     from manybeam.spec import Library, load_condition, load_policy
     from manybeam.spec.faults import CLOSE
+    from manybeam.spec.files import YAML
 
     path = Path(name)
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if path.suffix.lower() not in YAML:
         library = Library(settings().zoo)
         both = {**library.policies, **library.conditions}
         if name not in both:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from manybeam.cli.terminal.output import first_sign, say
+from manybeam.cli.terminal.signals import leave_to_server
 
 
 def web(
@@ -26,6 +27,7 @@ def web(
     from manybeam.web.app import run
     from manybeam.web.auth import TOKEN_FILE, admin_token
 
+    leave_to_server()
     _, is_new = admin_token(settings().home)
     path = settings().home / TOKEN_FILE
 

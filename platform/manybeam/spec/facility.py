@@ -5,12 +5,14 @@ from pathlib import Path
 
 from manybeam.settings import settings
 from manybeam.spec import Library
+from manybeam.spec.files import KINDS, yaml_files
 
 
 def facility_library() -> Library:
     """Return the library of `MANYBEAM_ZOO`; read it again only if one of its files has changed."""
     folder = settings().zoo
-    stamps = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*.y*ml")))
+    files = [path for kind in KINDS for path in yaml_files(folder / kind)]
+    stamps = tuple((str(path), path.stat().st_mtime_ns) for path in files)
     return _read_library(folder, stamps)
 
 

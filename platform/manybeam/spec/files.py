@@ -21,6 +21,7 @@ from manybeam.spec.job import Job
 from manybeam.spec.plain_yaml import read_yaml
 from manybeam.spec.recipe import Recipe
 
+YAML = (".yaml", ".yml")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -135,7 +136,7 @@ class Library:
         """Return the items of one kind by id, and a line for every mistake."""
         found: dict[str, M] = {}
         faults: list[str] = []
-        for path in sorted((self.folder / kind).glob("*.y*ml")):
+        for path in yaml_files(self.folder / kind):
             try:
                 item = _load(path, model)
             except InvalidSpec as error:
@@ -146,6 +147,11 @@ class Library:
                 faults.append(f"{path}: id {name!r} is used by another file of {path.parent}")
             found[name] = item
         return found, faults
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """Return the YAML files of a folder, in order; none if there is no such folder."""
+    return sorted(path for path in folder.glob("*.y*ml") if path.suffix in YAML)
 
 
 def load_project(job_path: Path, fallback: Path) -> tuple[Job, Library]:

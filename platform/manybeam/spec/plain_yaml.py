@@ -16,6 +16,7 @@ from manybeam.errors import InvalidSpec
 
 LARGEST_BYTES = 1_000_000
 DEEPEST = 20  # groups and lists inside each other; PyYAML crashes at some thousands
+MOST_DIGITS = 40  # of a whole number; Python neither reads nor shows one of some thousands
 
 _TAG = "tag:yaml.org,2002:"
 _NO_TAG = "a tag (!) is not allowed; give plain values"
@@ -127,12 +128,15 @@ _Loader.yaml_constructors = {}
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     """Return a mapping; a field given twice is an error, although YAML would take the last."""
-    names = [key.value for key, _ in node.value]
-    for (key, _), name in zip(node.value, names, strict=True):
+    seen: set[str] = set()
+    for key, value in node.value:
         if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
             raise _refused("the name of a field is no text; put it in quotes", key)
-        if names.count(name) > 1:
-            raise _refused(f"field {name!r} is given twice", key)
+        if key.value in seen:
+            raise _refused(f"field {key.value!r} is given twice", key)
+        if key.tag == f"{_TAG}merge" and not isinstance(value, yaml.MappingNode):
+            raise _refused("<< is not followed by fields", value)  # a list of them may explode
+        seen.add(key.value)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -158,6 +162,8 @@ def _scalar(
 
 
 def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError
     return int(text, 0 if text[:2] in ("0x", "0o") else 10)
 
 

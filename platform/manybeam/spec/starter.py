@@ -6,6 +6,7 @@ from pathlib import Path
 
 from manybeam.errors import InvalidInput
 from manybeam.settings import starter_folder
+from manybeam.spec.files import yaml_files
 
 FOLDERS = ("zoo", "jobs")
 
@@ -37,7 +38,7 @@ def copy_starter(target: Path) -> dict[str, int]:
         ) from error
     kinds = {kind: target / "zoo" / kind for kind in ("conditions", "policies", "recipes")}
     kinds["jobs"] = target / "jobs"
-    return {kind: len(list(folder.glob("*.yaml"))) for kind, folder in kinds.items()}
+    return {kind: len(yaml_files(folder)) for kind, folder in kinds.items()}
 
 
 def job_here(path: Path) -> Path:

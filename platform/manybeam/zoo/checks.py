@@ -45,7 +45,7 @@ _KEY = re.compile(r"[a-z0-9][a-z0-9_]{0,99}")
 def check_tracking_uri(uri: str) -> None:
     """Refuse a text that is no URL of MLflow."""
     scheme, mark, _ = uri.partition("://")
-    if not mark or scheme.partition("+")[0] not in _TRACKING_SCHEMES:
+    if not mark or scheme.lower().partition("+")[0] not in _TRACKING_SCHEMES:
         raise InvalidSetting(
             f"tracking_uri: {without_password(uri)!r} is no URL of MLflow",
             "allowed: http://host:port of a server, sqlite:///file, postgresql+psycopg://...",

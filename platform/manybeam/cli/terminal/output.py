@@ -2,12 +2,13 @@
 
 import csv
 import json
+import os
 import re
-import shutil
 import sys
 import textwrap
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00")
 Row = Mapping[str, Any]
 WIDTH = 400  # of a table that goes into a file or a pipe
 FIRST_SIGN_S = 1.0
+FALLBACK_COLUMNS = 80
 GAP = 2  # between two columns
 UNKNOWN = "unknown"  # in a table, of a value that is missing
 NOT_MEASURED = "not measured"  # the same of a score
@@ -50,7 +52,8 @@ class FirstSign:
             if self._timer:
                 self._timer.cancel()
             if self._is_shown:
-                typer.echo(f"\r{' ' * len(self._WORDS)}\r", err=True, nl=False)
+                with suppress(OSError):  # the terminal was closed
+                    typer.echo(f"\r{' ' * len(self._WORDS)}\r", err=True, nl=False)
             self._timer, self._is_shown = None, False
 
     def _show(self) -> None:
@@ -110,7 +113,8 @@ def emit(
     if not listed:
         say(empty or f"{title}: nothing yet".removeprefix(": "))
     if form is Form.table and listed:
-        shown = [{k: cell(row.get(k), missing) for k in columns or row} for row in listed]
+        names = columns or tuple(dict.fromkeys(name for row in listed for name in row))
+        shown = [{name: cell(row.get(name), missing) for name in names} for row in listed]
         _table(shown, title)
     elif form is Form.json:
         typer.echo(json.dumps(listed, indent=2, default=str))
@@ -131,13 +135,20 @@ def settled(form: Form) -> Form:
     return Form.table if sys.stdout.isatty() else Form.jsonl
 
 
-def say(text: str, indent: str = "") -> None:
-    """Print text to stderr; each line but the first begins with `indent`."""
+def say(text: str, indent: str = "", *, is_whole: bool = False) -> None:
+    """Print text to stderr.
+
+    Args:
+        text: one or more lines.
+        indent: what each line but the first begins with.
+        is_whole: whether a terminal breaks no line between words, as of a command to copy.
+    """
+    shown = text if is_whole else filled(text, indent)
     first_sign.end()
     if bars:
-        bars[-1].print(filled(text, indent), markup=False, highlight=False, soft_wrap=True)
+        bars[-1].print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
     else:
-        typer.echo(filled(text, indent), err=True)
+        typer.echo(shown, err=True)
 
 
 def filled(text: str, indent: str = "") -> str:
@@ -149,13 +160,26 @@ def filled(text: str, indent: str = "") -> str:
     """
     if not sys.stderr.isatty():
         return text.replace("\n", f"\n{indent}")
-    broken = textwrap.TextWrapper(
-        shutil.get_terminal_size().columns - len(indent),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    lines = [part for line in text.splitlines() for part in broken.wrap(line) or [""]]
+    width = max(LEAST_TEXT, _columns() - len(indent))
+    lines = [part for line in text.splitlines() for part in _broken(line, width)]
     return f"\n{indent}".join(lines)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """Return the parts of a line; all of them are indented as it is."""
+    margin = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
+def _columns() -> int:
+    """Return the width of the terminal of stderr; stdout may be a file."""
+    with suppress(KeyError, ValueError):
+        return int(os.environ["COLUMNS"])
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or FALLBACK_COLUMNS
+    return FALLBACK_COLUMNS
 
 
 def cell(value: Any, missing: str = "") -> str:

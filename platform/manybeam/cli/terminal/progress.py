@@ -7,6 +7,7 @@ silence is longer than `SILENCE_S`.
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,8 +71,9 @@ class _Bars:
         self._first = self._bars.add_task(what, total=None, note="")
 
     def end(self) -> None:
-        self._bars.stop()
         bars.remove(self._bars.console)
+        with suppress(OSError):  # the terminal was closed
+            self._bars.stop()
 
     def update(self, task: str, done: float, total: float, note: str) -> None:
         if task not in self._ids:

@@ -83,10 +83,11 @@ def stated_condition(name: str) -> "Condition | None":
     """Return the condition of an id of the zoo folder or of a YAML file; None for ""."""
     from manybeam.spec import load_condition
     from manybeam.spec.facility import facility_library
+    from manybeam.spec.files import YAML
 
     if not name:
         return None
-    if name.lower().endswith((".yaml", ".yml")):
+    if name.lower().endswith(YAML):
         return load_condition(name)
     return facility_library().condition(name)
 

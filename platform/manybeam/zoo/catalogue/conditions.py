@@ -13,6 +13,7 @@ from typing import Literal
 
 from manybeam.errors import InvalidSpec
 from manybeam.spec import Condition, Library
+from manybeam.spec.files import yaml_files
 from manybeam.zoo.catalogue.phrases import Phrase
 from manybeam.zoo.catalogue.rows import numbers_of
 from manybeam.zoo.catalogue.words import words_of_condition
@@ -112,7 +113,7 @@ def _read(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Mapping[str,
 
 
 def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    found = sorted((folder / "conditions").glob("*.yaml"))
+    found = yaml_files(folder / "conditions")
     return tuple((one.name, *_stamp(one)) for one in found)
 
 
