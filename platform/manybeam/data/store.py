@@ -290,7 +290,7 @@ def _folder(path: Path, *, create: bool) -> LocalStore:
     except (OSError, BaseError) as error:
         raise WriteFailed(
             f"cannot make the folder {path}",
-            str(getattr(error, "strerror", "") or error).lower(),
+            getattr(error, "strerror", "") or str(error),
             "choose another folder, or correct its owner and its mode",
         ) from error
 

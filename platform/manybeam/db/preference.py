@@ -106,7 +106,7 @@ def listed_in_file(url: str, ensemble: str | None = None) -> list[Preference] | 
 
     Returns:
         None if the database is no such file, or is not up to date, or cannot be read: the
-        deployment's database then knows what to do, or says what is wrong.
+        deployment's database then brings it up to date, or says what is wrong.
     """
     if not url.startswith(SQLITE):
         return None
@@ -118,7 +118,8 @@ def listed_in_file(url: str, ensemble: str | None = None) -> list[Preference] | 
             if step != (REVISION,) or taken_over is None:
                 return None
             rows = file.execute(_LISTED, {"ensemble": ensemble}).fetchall()
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        logger.debug("preferences are read the usual way: %s", error)
         return None
     read = [read_preference(content, f"preference {name}") for name, content in rows]
     return [one for one in read if one is not None]

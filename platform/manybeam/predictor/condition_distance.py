@@ -2,28 +2,29 @@
 
 There are two distances, both in units of the scatter within one condition: between frame features,
 which needs only the frame, and between the quantities that both sides know. The features of a
-condition come from a few frames simulated under it, once in a home: they stay in its cache.
+condition come from a few frames simulated under it. They are kept in the cache of the settings, so
+that each machine simulates them once.
 """
 
 import hashlib
 import io
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from manybeam import __version__
 from manybeam.data.disk import write_files
 from manybeam.data.simulation import SIMULATOR
 from manybeam.data.simulation.typical import TYPICAL
 from manybeam.errors import WriteFailed
 from manybeam.learn.analysis.frame_features import (
+    FEATURES,
     distances,
     feature_names,
     frame_features,
@@ -32,6 +33,8 @@ from manybeam.learn.analysis.frame_features import (
 from manybeam.settings import settings
 from manybeam.spec import Condition, Imaging, Library
 from manybeam.zoo.matrix import Matrix
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_FRAMES = 6
 REFERENCE_SHAPE = (128, 128)
@@ -185,23 +188,35 @@ def _step(path: str, ours: object, theirs: object) -> float | None:
 def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noqa: FBT001
     """Return the frame features (n, f) of frames simulated under one condition."""
     file = _reference_file(condition, has_pixel_size)
-    with suppress(OSError, ValueError, EOFError):  # not there, or damaged
-        kept = np.load(file, allow_pickle=False)
-        if kept.shape == (REFERENCE_FRAMES, len(feature_names())):
-            return np.asarray(kept)
+    if (kept := _kept(file)) is not None:
+        return kept
     from manybeam.data.simulation.simulate import simulate
 
     made = simulate(condition, REFERENCE_FRAMES, seed=REFERENCE_SEED, shape=REFERENCE_SHAPE)
     found = stack_features(made.frames_nyx, made.pixel_size_pm if has_pixel_size else None)
     content = io.BytesIO()
     np.save(content, found)
-    with suppress(WriteFailed):  # the next process simulates again
+    try:
         write_files({file: content.getvalue()})
+    except WriteFailed as error:
+        logger.info("features are not kept, the next process simulates again: %s", error.what)
     return found
+
+
+def _kept(file: Path) -> np.ndarray | None:
+    """Return kept features; None if there are none, or they are damaged."""
+    if not file.exists():
+        return None
+    try:
+        kept = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("kept features cannot be read and are made anew: %s", error)
+        return None
+    return np.asarray(kept) if kept.shape == (REFERENCE_FRAMES, len(feature_names())) else None
 
 
 def _reference_file(condition: Condition, has_pixel_size: bool) -> Path:  # noqa: FBT001
     asked = [REFERENCE_FRAMES, REFERENCE_SHAPE, REFERENCE_SEED, feature_names(), has_pixel_size]
-    versions = [__version__, SIMULATOR, condition.digest]
+    versions = [SIMULATOR, FEATURES, condition.digest]
     name = hashlib.sha256(json.dumps([versions, asked]).encode()).hexdigest()[:32]
     return settings().cache / "features" / f"{name}.npy"

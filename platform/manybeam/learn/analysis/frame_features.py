@@ -12,6 +12,7 @@ from scipy import fft
 
 from manybeam.errors import InvalidFrame
 
+FEATURES = 1  # raised whenever the features of a frame change; kept ones are then made anew
 # Edges of the rings of the radial power spectrum, in cycles per nanometre: 1 nm is the largest
 # structure that counts, 20 per nm lies past the resolution of any probe.
 RING_EDGES_PER_NM = np.geomspace(0.9, 20.0, 25)
