@@ -45,8 +45,8 @@ from manybeam.errors import TooLarge
 
 # Names of axes: x, R_x, Rx, scan y, x axis, x [nm], width.
 _X = re.compile(r"(?:^|[^a-z])(?:r?x|width|columns?)(?![a-z])", re.IGNORECASE)
-_COLOURS = re.compile(r"colou?r|rgb|channel|sample", re.IGNORECASE)
 _Y = re.compile(r"(?:^|[^a-z])(?:r?y|height|rows?)(?![a-z])", re.IGNORECASE)
+_COLOURS = re.compile(r"colou?r|rgb|channel|sample", re.IGNORECASE)
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
 MEMORY_BYTES = 2 << 30  # of the child, beside the image
 # Each thread of numpy's OpenBLAS takes memory; those of 50 cores would exceed the limit.
