@@ -274,7 +274,7 @@ def _read_berkeley(file: Any, images: Sequence[Any]) -> Raw:
 
 def _may_be_frame(data: Any) -> bool:
     """Return whether an array has real numbers in rows and columns."""
-    return data.dtype.kind != "c" and sum(side > 1 for side in data.shape) > 1
+    return bool(data.dtype.kind != "c") and sum(side > 1 for side in data.shape) > 1
 
 
 def _rank(group: Any) -> tuple[bool, int, int]:

@@ -271,7 +271,7 @@ def read_png(path: Path) -> Raw:
     except Image.DecompressionBombError as error:
         raise TooLarge(
             f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels are declared",
-            "no picture is opened that could fill the memory",
+            "no image is opened that could fill the memory",
             "crop it, or give the file of the instrument",
         ) from error
     with image:
@@ -326,7 +326,7 @@ def _png_form(path: Path) -> tuple[int, int]:
 
 
 def _note_exif(notes: list[str], image: "Image.Image") -> None:
-    """Note the orientation in the EXIF of a picture; a damaged one costs no frame."""
+    """Note the orientation in the EXIF of a PNG or JPEG; a damaged one costs no frame."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - Pillow raises all kinds for damaged EXIF

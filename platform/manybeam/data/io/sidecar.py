@@ -247,8 +247,9 @@ def _unit_of(group: dict[str, Any], key: str) -> str:
     """
     stems = [key, re.sub(r"_[xy]$", "", key)]
     beside = _first_text(group, *(f"{stem}_{word}" for stem in stems for word in ("units", "unit")))
-    if beside or (suffix := _SUFFIX.search(key)):
-        return beside or str(suffix[1])
+    suffix = _SUFFIX.search(key)
+    if beside or suffix:
+        return beside or (suffix[1] if suffix else "")
     unit = _first_text(group, "units", "unit")
     if not NAMES.get(_plain(key), ("",))[0].startswith((PIXEL_SIZE, FIELD_OF_VIEW)):
         return ""
