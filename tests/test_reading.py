@@ -610,6 +610,7 @@ NANO = {"scale": 0.02, "units": "nm"}
         {"axes": [NANO | {"units": "keV/channel"}, NANO]},
         {"axes": [NANO | {"name": "Energy loss"}, NANO]},
         {"axes": [NANO | {"name": "photonEnergy"}, NANO]},
+        {"axes": [NANO | {"name": "E-loss"}, NANO]},
     ],
     ids=str,
 )
@@ -1347,6 +1348,14 @@ def test_the_recorded_image_of_a_dm_file_is_taken_not_its_thumbnail(tmp_path: Pa
     assert np.array_equal(
         read_frames(write_dm(tmp_path / "a.dm3", dm_image(small, 6, 0.01, "nm"))).frame, small
     )
+
+
+def test_a_dm_file_without_calibrations_has_a_frame_all_the_same(tmp_path: Path) -> None:
+    image = dm_image(IMAGE, 6, 1.0, "")
+    del image["ImageData"]["Calibrations"]
+    record = read_frames(write_dm_images(tmp_path / "a.dm4", image))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.pixel_size_pm is None
 
 
 def test_pixels_that_are_not_square_leave_the_size_open(tmp_path: Path) -> None:

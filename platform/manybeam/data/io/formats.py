@@ -36,9 +36,9 @@ _NOT_LENGTH = {
     **dict.fromkeys(("k", "°c"), "a scan over temperature"),
 }
 _RECIPROCAL = re.compile(r"(1|cycles?|cyc)?/.*|.*(\^?-1|⁻¹)|(inverse|reciprocal|inv).*")
-# Whole words: a glossary and a loss of defocus are no spectra.
+# A glossary and a loss of defocus are no spectra.
 _OF_SPECTRA = re.compile(
-    r"\b(energy|energies|wavelengths?|raman|eloss|energyloss)\b|^(e )?loss$|electron loss"
+    r"energ(y|ies)\b|energyloss|wavelength|\braman\b|\beloss\b|^(e )?loss$|electron loss"
 )
 # What programs write beside a number that is no size.
 _NO_UNIT = {"", "px", "pix", "pixel", "pixels", "none", "null", "undefined", "<undefined>",
@@ -137,7 +137,8 @@ def check_wavelengths(axes: Sequence[tuple[float | None, str, float, int]]) -> N
     """
     units_nm = [(factor(unit, "pm") or 0.0) / 1e3 for _, unit, *_ in axes]
     steps = [abs(axis[0] or 0.0) * nm for axis, nm in zip(axes, units_nm, strict=True)][-2:]
-    is_frame = max(steps) - min(steps) <= SQUARE * max(steps)
+    widest = max(steps, default=0.0)
+    is_frame = widest - min(steps, default=0.0) <= SQUARE * widest
     doubtful = axes[:-2] if is_frame else axes
     for (step, _, start, length), nm in zip(doubtful, units_nm, strict=False):
         low, high = sorted(place * nm for place in (start, start + (step or 0.0) * (length - 1)))
