@@ -503,6 +503,12 @@ def test_a_pixel_of_exactly_one_unit_is_doubted(
     assert any("write when they do not know it" in note for note in record.notes)
 
 
+def test_a_size_below_zero_in_an_mrc_file_is_none(tmp_path: Path) -> None:
+    record = read_frames(write_mrc(tmp_path / "a.mrc", STACK, angstrom=-0.2))
+    assert record.pixel_size_pm is None
+    assert record.notes == ()
+
+
 def test_a_doubted_size_is_that_of_the_caller_without_contradiction(tmp_path: Path) -> None:
     record = read_frames(write_mrc(tmp_path / "a.mrc", STACK, angstrom=1.0), pixel_size_pm=16.0)
     assert record.pixel_size_pm == 16.0

@@ -152,14 +152,13 @@ def pixel_pm(
 ) -> float | None:
     """Return the edge of a pixel in pm, of (scale, unit) along y and x; None if it is unknown.
 
-    A negative scale is that of a mirrored axis. The edge is unknown, with a note, if the two
-    differ, if the unit is not known, and if both are exactly 1 of their unit: this is what programs
-    write that know nothing.
+    It is unknown, with a note, if the two edges differ, if the unit is not known, and if both are
+    exactly 1 of their unit: this is what programs write that know nothing. A scale below zero is
+    none, as in MRC; where it is that of a mirrored axis, give its size.
 
     Raises:
         FileFault: the axes are not along the sample.
     """
-    y_axis, x_axis = ((abs(as_number(one) or 0.0), unit) for one, unit in (y_axis, x_axis))
     edges = [length_pm(*axis) for axis in (y_axis, x_axis)]
     known = [edge for edge in edges if edge]
     if known and max(known) > _WIDEST_PM:

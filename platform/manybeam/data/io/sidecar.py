@@ -188,7 +188,8 @@ def _axes_pm(axes: list[dict[str, Any]], notes: list[str]) -> float | None:
         check_axis(unit, str(axis.get("name", "")), is_of_stack=place < len(axes) - 2)
     if len(axes) < 2:
         return None
-    return pixel_pm((axes[-2]["scale"], units[-2]), (axes[-1]["scale"], units[-1]), notes)
+    y, x = (abs(as_number(axis["scale"]) or 0.0) for axis in axes[-2:])  # below zero if mirrored
+    return pixel_pm((y, units[-2]), (x, units[-1]), notes)
 
 
 def _leaves(

@@ -89,7 +89,8 @@ def _gatan_pm(tags: Mapping[int, Any], shape: tuple[int, ...], notes: list[str])
             ::-1
         ]
     )
-    return pixel_pm((scales[1], units[1]), (scales[0], units[0]), notes)
+    x, y = ((abs(scales[n] or 0.0), units[n]) for n in range(2))  # below zero if mirrored
+    return pixel_pm(y, x, notes)
 
 
 def _ome_pm(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> float | None:

@@ -273,7 +273,7 @@ def _ser_image(memory: mmap.mmap, offset: int) -> Raw:
     start = offset + 50
     pixels = np.frombuffer(memory[start : start + rows * columns * dtype.itemsize], dtype)
     raw = Raw(pixels.reshape(rows, columns)[::-1])
-    raw.pixel_size_pm = pixel_pm((y_m, "m"), (x_m, "m"), raw.notes)
+    raw.pixel_size_pm = pixel_pm((abs(y_m), "m"), (abs(x_m), "m"), raw.notes)
     return raw
 
 
