@@ -503,6 +503,12 @@ def test_a_pixel_of_exactly_one_unit_is_doubted(
     assert any("write when they do not know it" in note for note in record.notes)
 
 
+def test_a_size_below_zero_in_an_mrc_file_is_none(tmp_path: Path) -> None:
+    record = read_frames(write_mrc(tmp_path / "a.mrc", STACK, angstrom=-0.2))
+    assert record.pixel_size_pm is None
+    assert record.notes == ()
+
+
 def test_a_doubted_size_is_that_of_the_caller_without_contradiction(tmp_path: Path) -> None:
     record = read_frames(write_mrc(tmp_path / "a.mrc", STACK, angstrom=1.0), pixel_size_pm=16.0)
     assert record.pixel_size_pm == 16.0
@@ -607,6 +613,10 @@ NANO = {"scale": 0.02, "units": "nm"}
         {"calibration": NANO | {"units": "1/nm"}},
         {"spatial_calibrations": [NANO, NANO | {"units": "eV"}]},
         {"axes": {"axis-0": NANO | {"units": "eV"}, "axis-1": NANO, "axis-2": NANO}},
+        {"axes": [NANO | {"units": "keV/channel"}, NANO]},
+        {"axes": [NANO | {"name": "Energy loss"}, NANO]},
+        {"axes": [NANO | {"name": "photonEnergy"}, NANO]},
+        {"axes": [NANO | {"name": "E-loss"}, NANO]},
     ],
     ids=str,
 )
@@ -620,47 +630,114 @@ def test_a_sidecar_can_say_that_this_is_no_frame(tree: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("tree", "expected_pm"),
     [
+        ({"pixel_size_A": 0.12, "units": "nm"}, 12),
+        ({"pixel_size_A": 0.12, "pixel_size_A_unit": "nm"}, 120),
+        ({"field_of_view_nm": 0.34, "units": "um"}, 20),
+        ({"pixel_size_nm": 0.02, "units": "counts"}, 20),
+        ({"pixel_size_nm": 0.02, "voltage": 300, "unit": "kV"}, 20),
+        ({"pixel_size_nm": 0.02, "units": None}, 20),
+        ({"pixel_size": 0.02, "units": "", "unit": "nm"}, 20),
+        ({"pixel_size_nm": 0.02, "diffraction_calibration": NANO | {"units": "1/nm"}}, 20),
+        ({"pixel_size_nm": 0.02, "energy_calibration": NANO | {"units": "eV"}}, 20),
+        ({"pixel_size_nm": 0.02, "time_calibration": NANO | {"units": "s"}}, 20),
+        ({"pixel_size_nm": 0.02, "camera": {"calibration": NANO | {"units": "mrad"}}}, 20),
+        ({"axes": [NANO, NANO], "source": {"axes": [NANO | {"units": "eV"}] * 2}}, 20),
+        ({"items": [{"spatial_calibrations": [NANO, NANO]}]}, 20),
+        ({"spatial_calibrations": [NANO | {"scale": -0.02}] * 2}, 20),
+        ({"axes": [NANO | {"name": "defocus loss"}, NANO, NANO]}, 20),
+        ({"axes": [NANO | {"name": "Glossary"}] * 2}, 20),
+        ({"pixel_size_nm": [0.02, 0.02]}, 20),
+        ({"pixel_size": ["0.02 nm", "0.2 Å"]}, 20),
+        ({"pixel_size": {"value": [0.02, 0.02], "unit": "nm"}}, 20),
+        ({"pixel_size": "0.02 nm per pixel"}, 20),
+        ({"pixel_size": 0.02, "unit": "nm/pixels"}, 20),
+        ({"pixel_size_x": "1 Å", "pixel_size_y": "1.005 Å"}, 100.25),
+        ({"pixel_size": 1, "unit": "nm", "scan": {"pixel_size_pm": 12}}, 12),
         ({"pixel_size": 0.02, "unit": "nm"}, 20),
         ({"pixel_size": [0.02, 0.02], "units": "nanometers"}, 20),
         ({"pixel size (Å)": 0.2}, 20),
         ({"spatial_calibrations": [NANO, NANO], "intensity_calibration": {"scale": 3.0}}, 20),
         ({"axes": [NANO | {"units": "s"}, NANO, NANO]}, 20),
-        ({"pixel_size": "1 Å"}, None),
-        ({"pixel_size_A": 1.0}, None),
-        ({"calibration": {"scale": 1.0, "units": "A"}}, None),
         ({"pixel_size": "100 pm"}, 100),
     ],
     ids=str,
 )
 def test_a_sidecar_states_the_pixel_size_as_programs_write_it(
-    tree: Any, expected_pm: float | None, tmp_path: Path
+    tree: Any, expected_pm: float, tmp_path: Path
 ) -> None:
     write_npy(tmp_path / "a.npy", IMAGE)
     (tmp_path / "a.json").write_text(json.dumps(tree))
     record = read_frames(tmp_path / "a.npy")
     assert record.pixel_size_pm == pytest.approx(expected_pm)
-    assert record.notes
+    assert len(record.notes) == 1
+    assert f"the pixel size, {expected_pm} pm, is from" in record.notes[0]
 
 
-@pytest.mark.parametrize("diffracts", [True, False])
-def test_the_header_of_thermo_fisher_states_the_mode_of_the_microscope(
-    *, diffracts: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ({"pixel_size": "1 Å"}, "exactly 1, which"),
+        ({"pixel_size": "1 nanometer"}, "exactly 1, which"),
+        ({"pixel_size_A": 1.0}, "exactly 1, which"),
+        ({"pixel_size_x": 1, "pixel_size_y": 1, "units": "nm"}, "exactly 1, which"),
+        ({"calibration": {"scale": 1.0, "units": "A"}}, "exactly 1 A"),
+        ({"pixel_size_x": "2 Å", "pixel_size_y": "1 Å"}, "not square (100 x 200 pm)"),
+        ({"pixel_size": 0.02, "voltage": 300, "unit": "kV"}, "pixel_size 0.02 was not understood"),
+        ({"pixel_size": 0.02, "units": "counts"}, "pixel_size 0.02 counts was not understood"),
+    ],
+    ids=str,
+)
+def test_a_sidecar_can_leave_the_pixel_size_open_and_this_is_told(
+    tree: Any, why: str, tmp_path: Path
 ) -> None:
+    write_npy(tmp_path / "a.npy", IMAGE)
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    record = read_frames(tmp_path / "a.npy")
+    assert record.pixel_size_pm is None
+    assert len(record.notes) == 1
+    assert why in record.notes[0]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"pixel_size_nm": 0.02, "spatial_calibrations": [NANO | {"scale": 0.05}] * 2},
+        {"axes": [NANO, NANO], "a": {"axes": [NANO | {"scale": 0.05}] * 2}},
+        {"pixel_size_nm": 0.02, "scan": {"pixel_size_nm": 0.05}},
+    ],
+    ids=str,
+)
+def test_sizes_of_a_sidecar_that_contradict_each_other_are_told(tree: Any, tmp_path: Path) -> None:
+    write_npy(tmp_path / "a.npy", IMAGE)
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    record = read_frames(tmp_path / "a.npy")
+    assert record.pixel_size_pm == pytest.approx(20)
+    told = "a.json states scan.pixel_size_pm twice, 20 and 50: the first was taken"
+    assert told in record.notes
+
+
+def write_fei_mrc(path: Path, projection_mode: int) -> Path:
     from mrcfile.dtypes import get_ext_header_dtype
 
     fields = np.zeros(1, get_ext_header_dtype(b"FEI1", "<"))
     fields["Metadata size"] = fields.dtype.itemsize
     fields["Pixel size X"] = fields["Pixel size Y"] = 2e-11
-    fields["Instrument mode"], fields["Projection mode"] = 1, 1 if diffracts else 2
-    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+    fields["Instrument mode"], fields["Projection mode"] = 1, projection_mode
+    with mrcfile.new(path) as mrc:
         mrc.set_data(IMAGE.astype(np.uint16))
         mrc.set_extended_header(fields)
         mrc.header.exttyp = b"FEI1"
-    if diffracts:
-        with pytest.raises(UnreadableFile, match="diffraction mode"):
-            read_frames(tmp_path / "a.mrc")
-    else:
-        assert read_frames(tmp_path / "a.mrc").pixel_size_pm == pytest.approx(20)
+    return path
+
+
+def test_a_pattern_by_thermo_fisher_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match="diffraction mode"):
+        read_frames(write_fei_mrc(tmp_path / "a.mrc", projection_mode=1))
+
+
+def test_a_frame_by_thermo_fisher_has_the_size_in_its_header(tmp_path: Path) -> None:
+    record = read_frames(write_fei_mrc(tmp_path / "a.mrc", projection_mode=2))
+    assert record.pixel_size_pm == pytest.approx(20)
 
 
 def test_frames_that_follow_each_other_in_time_or_tilt_are_a_stack(tmp_path: Path) -> None:
@@ -762,11 +839,12 @@ FRAME_12PM = dm_image(IMAGE, 6, 0.012, "nm")
 
 
 @pytest.mark.parametrize(
-    ("name", "write"),
+    ("name", "write", "size_pm"),
     [
         pytest.param(
             "a.dm3",
             lambda path: write_dm_images(path, dm_image(COLOURS, 23, 0.006, "nm"), FRAME_12PM),
+            12,
             id="DM, colours first",
         ),
         pytest.param(
@@ -776,6 +854,7 @@ FRAME_12PM = dm_image(IMAGE, 6, 0.012, "nm")
                 FRAME_12PM,
                 dm_axes(STACK, 10, (0.1, "nm", 0.0), (0.1, "nm", 0.0), (0.5, "eV", 0.0)),
             ),
+            12,
             id="DM, survey and spectrum image",
         ),
         pytest.param(
@@ -783,11 +862,13 @@ FRAME_12PM = dm_image(IMAGE, 6, 0.012, "nm")
             lambda path: write_dm_images(
                 path, dm_image(np.tile(IMAGE, (2, 2)), 6, 0.1, "1/nm"), FRAME_12PM
             ),
+            12,
             id="DM, transform",
         ),
         pytest.param(
             "a.emd",
             lambda path: write_groups(path, (IMAGE, "nm", "", ""), (STACK, "nm", "eV", "Energy")),
+            12,
             id="EMD, spectrum image",
         ),
         pytest.param(
@@ -795,6 +876,7 @@ FRAME_12PM = dm_image(IMAGE, 6, 0.012, "nm")
             lambda path: write_groups(
                 path, (np.tile(IMAGE, (2, 2)), "1/nm", "", ""), (IMAGE, "nm", "", "")
             ),
+            12,
             id="EMD, pattern",
         ),
         pytest.param(
@@ -802,17 +884,46 @@ FRAME_12PM = dm_image(IMAGE, 6, 0.012, "nm")
             lambda path: write_groups(
                 path, (np.stack([IMAGE] * 3, axis=-1), "nm", "nm", "y"), (IMAGE, "nm", "", "")
             ),
+            12,
             id="EMD, colours",
         ),
-        pytest.param("a.emd", write_velox_pattern, id="Velox, pattern"),
+        pytest.param(
+            "a.dm4",
+            lambda path: write_dm_images(path, dm_image(STACK[:, :6], 10, 0.1, "nm"), FRAME_12PM),
+            12,
+            id="DM, more pixels in smaller frames",
+        ),
+        pytest.param(
+            "a.emd",
+            lambda path: write_groups(path, (STACK[:, :6], "nm", "s", "t"), (IMAGE, "nm", "", "")),
+            12,
+            id="EMD, more pixels in smaller frames",
+        ),
+        pytest.param(
+            "a.emd",
+            lambda path: write_groups(
+                path, (np.tile(IMAGE, (2, 2)) * 1j, "", "", ""), (IMAGE, "nm", "", "")
+            ),
+            12,
+            id="EMD, complex",
+        ),
+        pytest.param(
+            "a.emd",
+            lambda path: write_groups(
+                path, (np.arange(5000.0)[None], "", "", ""), (IMAGE, "nm", "", "")
+            ),
+            12,
+            id="EMD, profile",
+        ),
+        pytest.param("a.emd", write_velox_pattern, 15, id="Velox, pattern"),
     ],
 )
 def test_of_what_a_file_has_the_frame_is_taken(
-    name: str, write: Callable[[Path], Path], tmp_path: Path
+    name: str, write: Callable[[Path], Path], size_pm: float, tmp_path: Path
 ) -> None:
     record = read_frames(write(tmp_path / name))
     assert np.array_equal(record.frame, IMAGE)
-    assert record.pixel_size_pm == pytest.approx(15 if "Image" in str(record.notes) else 12, abs=4)
+    assert record.pixel_size_pm == pytest.approx(size_pm)
     assert any("2 images" in note for note in record.notes)
 
 
@@ -829,7 +940,7 @@ def test_of_what_a_file_has_the_frame_is_taken(
         pytest.param(
             "a.dm3",
             lambda path: write_dm_images(
-                path, dm_axes(IMAGE, 6, (0.5, "nm", -800.0), (1.0, "", 0.0))
+                path, dm_axes(IMAGE, 6, (2.0, "nm", -200.0), (1.0, "", 0.0))
             ),
             id="DM, line",
         ),
@@ -866,40 +977,95 @@ def test_wavelengths_are_told_by_their_numbers_and_energies_by_their_unit(
         read_frames(write(tmp_path / name))
 
 
-def test_a_frame_far_from_the_origin_of_the_stage_is_no_spectrum(tmp_path: Path) -> None:
-    image = dm_axes(IMAGE, 6, (0.012, "nm", -40_000.0), (0.012, "nm", -1000.0))
-    assert read_frames(write_dm_images(tmp_path / "a.dm3", image)).pixel_size_pm == 12
+WIDE = np.random.default_rng(1).integers(0, 250, (30, 1700)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("mode", ["DIFF", "MAG"])
-def test_jeol_states_the_mode_of_the_microscope(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [1.0, 1.000005, 1.009], ids=["equal", "rounded", "1 %"])
+@pytest.mark.parametrize("name", ["a.dm3", "a.emd", "a.tif"])
+def test_a_frame_far_from_the_origin_of_the_stage_is_no_spectrum(
+    name: str, other: float, tmp_path: Path
+) -> None:
+    steps = (0.02, 0.02 * other)  # x, y
+    if name == "a.dm3":
+        image = dm_axes(WIDE, 6, *((step, "nm", -310 / step) for step in steps))
+        write_dm_images(tmp_path / name, image)
+    elif name == "a.emd":
+        with h5py.File(write_berkeley(tmp_path / name, WIDE, "nm"), "r+") as file:
+            for number, (step, side) in enumerate(zip(steps[::-1], WIDE.shape, strict=True), 1):
+                file[f"data/scan/dim{number}"][:] = 310 + step * np.arange(side)
+    else:
+        starts = [(65006 + n, "d", 1, 310.0, True) for n in range(2)]
+        write_tif(tmp_path / name, WIDE, extratags=gatan_tags(("nm", "nm"), steps) + starts)
+    record = read_frames(tmp_path / name)
+    assert record.pixel_size_pm == pytest.approx(10 * (1 + other))
+
+
+def gatan_tags(units: tuple[str, ...], scales: tuple[float, ...]) -> list[Any]:
+    return [(65003 + n, "s", 0, unit, True) for n, unit in enumerate(units)] + [
+        (65009 + n, "d", 1, scale, True) for n, scale in enumerate(scales)
+    ]
+
+
+def test_a_short_axis_is_no_spectrum_whatever_its_start_and_the_other_step(tmp_path: Path) -> None:
+    image = dm_axes(IMAGE, 6, (0.5, "nm", -800.0), (0.4, "nm", -1000.0))
+    record = read_frames(write_dm_images(tmp_path / "a.dm3", image))
+    assert "not square" in record.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("units", "scales"),
+    [
+        pytest.param(("nm", "nm", "eV"), (0.02, 0.02, 0.5), id="a third unit of two axes"),
+        pytest.param(("nm", "nm"), (-0.02, -0.02), id="mirrored"),
+    ],
+)
+def test_the_tags_of_gatan_count_for_the_axes_that_there_are(
+    units: tuple[str, ...], scales: tuple[float, ...], tmp_path: Path
+) -> None:
+    path = write_tif(tmp_path / "a.tif", IMAGE, extratags=gatan_tags(units, scales))
+    assert read_frames(path).pixel_size_pm == pytest.approx(20)
+
+
+def write_jeol(path: Path, mode: str, per_inch: float) -> Path:
     text = (
         "<TemReporter><EosMode>eosTEM</EosMode><AccelerationVoltage>200000</AccelerationVoltage>"
         f"<ModeString>{mode}</ModeString><SelectorValue>1000000</SelectorValue></TemReporter>"
     )
-    path = write_tif(
-        tmp_path / "a.tif",
-        IMAGE,
-        description=text,
-        resolution=(1000, 1000),
-        resolutionunit="CENTIMETER",
-    )
-    if mode == "DIFF":
-        with pytest.raises(UnreadableFile, match="diffraction mode"):
-            read_frames(path)
-    else:
-        record = read_frames(path)
-        assert record.pixel_size_pm == pytest.approx(10)
-        assert record.condition.optics.beam_kv == 200
+    options: dict[str, Any] = {"resolution": (per_inch, per_inch), "resolutionunit": "INCH"}
+    return write_tif(path, IMAGE, description=text, **options)
+
+
+def test_a_pattern_by_jeol_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match="diffraction mode"):
+        read_frames(write_jeol(tmp_path / "a.tif", "DIFF", 2540))
+
+
+@pytest.mark.parametrize(
+    ("per_inch", "size_pm", "note"),
+    [
+        pytest.param(2540, 10, "rests on the nominal magnification 1e+06", id="of the chip"),
+        pytest.param(72, None, "its resolution is for a printer", id="of a printer"),
+    ],
+)
+def test_a_frame_by_jeol_has_the_pixel_of_its_chip_by_the_magnification(
+    per_inch: float, size_pm: float | None, note: str, tmp_path: Path
+) -> None:
+    record = read_frames(write_jeol(tmp_path / "a.tif", "MAG", per_inch))
+    assert record.pixel_size_pm == pytest.approx(size_pm)
+    assert record.condition.optics.beam_kv == 200
+    assert len(record.notes) == 1
+    assert note in record.notes[0]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_of_several_pictures_the_first_is_taken_and_told(suffix: str, tmp_path: Path) -> None:
+def test_of_several_frames_of_a_picture_the_first_is_taken_and_told(
+    suffix: str, tmp_path: Path
+) -> None:
     more = [Image.fromarray(IMAGE[::-1].copy())]
     kind = "MPO" if suffix == "jpg" else "PNG"
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(IMAGE).save(path, kind, save_all=True, append_images=more)
-    assert "2 pictures; the first was taken" in read_frames(path).notes
+    assert "2 frames; the first was taken" in read_frames(path).notes
 
 
 # -- which axis is which --------------------------------------------------------------------------
@@ -911,6 +1077,12 @@ def test_of_several_pictures_the_first_is_taken_and_told(suffix: str, tmp_path: 
         pytest.param(IMAGE, ["y", "x"], IMAGE, id="rows first"),
         pytest.param(IMAGE, ["index", "fly"], IMAGE, id="words"),
         pytest.param(STACK.T, ["x", "y", "t"], STACK, id="HyperSpy's stack"),
+        pytest.param(np.moveaxis(STACK, 0, -1), ["y", "x", "t"], STACK, id="frames last"),
+        pytest.param(IMAGE.T, ["x axis", "y axis"], IMAGE, id="with a word"),
+        pytest.param(IMAGE.T, ["x [nm]", "y [nm]"], IMAGE, id="with a unit"),
+        pytest.param(IMAGE.T, ["Rx", "Ry"], IMAGE, id="of the sample"),
+        pytest.param(IMAGE.T, ["width", "height"], IMAGE, id="sides"),
+        pytest.param(IMAGE, ["height", "width"], IMAGE, id="sides, rows first"),
         pytest.param(STACK.swapaxes(1, 2), ["t", "x", "y"], STACK, id="frames first"),
     ],
 )
@@ -924,6 +1096,51 @@ def test_the_names_of_emd_axes_say_which_is_which(
     record = read_frames(tmp_path / "a.emd")
     assert np.array_equal(record.frame, expected)
     assert record.pixel_size_pm == pytest.approx(200)
+
+
+@pytest.mark.parametrize("names", [("", ""), ("<undefined>",) * 2, ("x", "y"), ("a", "b")], ids=str)
+def test_hyperspy_writes_all_axes_in_reverse_whatever_their_names(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    with h5py.File(write_berkeley(tmp_path / "a.emd", IMAGE.T, "nm"), "r+") as file:
+        file.attrs.update({"version_major": "0", "version_minor": "2"})
+        file.move("data", "signals")
+        for number, name in enumerate(names, start=1):
+            file[f"signals/scan/dim{number}"].attrs["name"] = name
+    record = read_frames(tmp_path / "a.emd")
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.notes == ()
+
+
+def test_an_emd_file_that_does_not_say_which_axis_is_x_is_noted(tmp_path: Path) -> None:
+    record = read_frames(write_berkeley(tmp_path / "a.emd", IMAGE, "nm"))
+    assert np.array_equal(record.frame, IMAGE)
+    assert "which of its axes is x is not stated: rows and columns are as stored" in record.notes
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"), [("4DSTEM_experiment", IMAGE), ("4DSTEM_simulation", IMAGE.T)]
+)
+def test_x_is_along_the_rows_for_py4dstem_and_along_the_columns_for_prismatic(
+    top: str, expected: NDArray[Any], tmp_path: Path
+) -> None:
+    path = write_prismatic(tmp_path / "a.emd", {"BF": IMAGE.T})
+    with h5py.File(path, "r+") as file:
+        file.move("4DSTEM_simulation", "kept")
+        file.move("kept", top)
+    assert np.array_equal(read_frames(path).frame, expected)
+
+
+def test_slices_with_a_word_for_each_are_frames(tmp_path: Path) -> None:
+    path = write_berkeley(tmp_path / "a.emd", np.moveaxis(STACK, 0, -1), "nm")
+    with h5py.File(path, "r+") as file:
+        group = file["data/scan"]
+        group.attrs["emd_group_type"] = "array"
+        del group["dim3"]
+        for number in (1, 2):
+            group.move(f"dim{number}", f"dim{number - 1}")
+        group["dim2"] = [b"BF", b"ADF", b"HAADF"]
+    assert np.array_equal(read_frames(path).frame, STACK)
 
 
 def test_emd_of_version_1_counts_axes_from_0_and_states_only_two_positions(tmp_path: Path) -> None:
@@ -947,7 +1164,7 @@ def change_mrc(path: Path, *changes: tuple[str, int, Any]) -> Path:
     return path
 
 
-def test_a_map_whose_columns_run_along_y_is_turned(tmp_path: Path) -> None:
+def test_rows_and_columns_of_a_map_whose_columns_run_along_y_are_exchanged(tmp_path: Path) -> None:
     path = write_mrc(tmp_path / "a.mrc", IMAGE.astype(np.uint16))
     record = read_frames(change_mrc(path, ("<i", 64, 2), ("<i", 68, 1)))
     assert np.array_equal(record.frame, IMAGE.T)
@@ -967,6 +1184,24 @@ def test_integers_above_the_largest_signed_one_are_unsigned(tmp_path: Path) -> N
     path = write_mrc(tmp_path / "a.mrc", deep.view(np.int16))
     record = read_frames(change_mrc(path, ("<f", 76, 0.0), ("<f", 80, float(deep.max()))))
     assert np.array_equal(record.frame, deep)
+    assert "as its header says" in record.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "notes"),
+    [
+        pytest.param(-100.0, 149.0, 0, id="signed"),
+        pytest.param(0.0, 40_000.0, 1, id="a header of another map"),
+    ],
+)
+def test_integers_below_zero_stay_so_whatever_a_stale_header_says(
+    least: float, greatest: float, notes: int, tmp_path: Path
+) -> None:
+    signed = IMAGE.astype(np.int16) - 100
+    path = write_mrc(tmp_path / "a.mrc", signed)
+    record = read_frames(change_mrc(path, ("<f", 76, least), ("<f", 80, greatest)))
+    assert np.array_equal(record.frame, signed)
+    assert len(record.notes) == notes
 
 
 @pytest.mark.parametrize(
@@ -976,11 +1211,27 @@ def test_integers_above_the_largest_signed_one_are_unsigned(tmp_path: Path) -> N
         pytest.param({"cf": 0, "c0": 100.0, "c1": -1.0}, 100.0 - STACK[0], id="inverted"),
     ],
 )
-def test_counts_that_imagej_stores_otherwise_are_turned_back(
+def test_counts_that_imagej_stores_otherwise_are_read_as_they_were(
     calibration: dict[str, Any], expected: NDArray[Any], tmp_path: Path
 ) -> None:
     path = write_tif(tmp_path / "a.tif", STACK[0], imagej=True, metadata=calibration)
     assert np.array_equal(read_frames(path).frame, expected)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "how"),
+    [
+        pytest.param({"cf": 1, "c0": 1.0, "c1": 2.0, "c2": 3.0}, "by a curve", id="curve"),
+        pytest.param({"cf": 0}, "by a line without its numbers", id="no numbers"),
+    ],
+)
+def test_counts_that_imagej_calibrates_otherwise_are_taken_as_stored(
+    calibration: dict[str, Any], how: str, tmp_path: Path
+) -> None:
+    path = write_tif(tmp_path / "a.tif", STACK[0], imagej=True, metadata=calibration)
+    record = read_frames(path)
+    assert np.array_equal(record.frame, STACK[0])
+    assert f"ImageJ calibrates its counts {how}: they were taken as stored" in record.notes
 
 
 def test_of_the_series_of_an_experiment_the_one_with_images_is_taken(tmp_path: Path) -> None:
@@ -1015,6 +1266,33 @@ def test_a_part_that_is_longer_than_its_file_costs_no_memory(tmp_path: Path) -> 
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(UnreadableFile, match="runs past its end"):
         read_frames(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        pytest.param(b"eXIf", b"of no meaning", id="of PNG"),
+        pytest.param(b"tEXt", b"Raw profile type exif\0\nexif\n  10\nzzzz\n", id="as text"),
+    ],
+)
+def test_damaged_exif_costs_no_frame(kind: bytes, content: bytes, tmp_path: Path) -> None:
+    whole = write_png(tmp_path / "a.png", IMAGE).read_bytes()
+    part = kind + content
+    part = struct.pack(">I", len(content)) + part + struct.pack(">I", zlib.crc32(part))
+    start = whole.find(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(whole[:start] + part + whole[start:])
+    record = read_frames(tmp_path / "a.png")
+    assert np.array_equal(record.frame, IMAGE)
+    assert "its EXIF is damaged and was ignored" in record.notes[0]
+
+
+def test_a_palette_of_two_colours_has_one_bit_for_a_pixel(tmp_path: Path) -> None:
+    pixels = np.zeros((4096, 4096), np.uint8)
+    pixels[100:140, 100:140] = 1
+    image = Image.fromarray(pixels, mode="P")
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(tmp_path / "a.png", bits=1, compress_level=9)
+    assert np.array_equal(read_frames(tmp_path / "a.png").frame, pixels * 255)
 
 
 def test_a_jpeg_too_short_for_its_size_is_refused(tmp_path: Path) -> None:
@@ -1076,6 +1354,14 @@ def test_the_recorded_image_of_a_dm_file_is_taken_not_its_thumbnail(tmp_path: Pa
     assert np.array_equal(
         read_frames(write_dm(tmp_path / "a.dm3", dm_image(small, 6, 0.01, "nm"))).frame, small
     )
+
+
+def test_a_dm_file_without_calibrations_has_a_frame_all_the_same(tmp_path: Path) -> None:
+    image = dm_image(IMAGE, 6, 1.0, "")
+    del image["ImageData"]["Calibrations"]
+    record = read_frames(write_dm_images(tmp_path / "a.dm4", image))
+    assert np.array_equal(record.frame, IMAGE)
+    assert record.pixel_size_pm is None
 
 
 def test_pixels_that_are_not_square_leave_the_size_open(tmp_path: Path) -> None:

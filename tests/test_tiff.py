@@ -214,6 +214,31 @@ def test_opacity_is_no_channel_and_two_detectors_are_two_frames(tmp_path: Path) 
     assert "2 channels, each taken as a frame" in pair.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("sides", "axes", "named"),
+    [
+        ((5,), "TYXS", "2 channels x 5 times"),
+        ((5, 1), "TZYXS", "2 channels x 5 times"),
+        ((5, 3), "TZYXS", "2 channels x 5 times x 3 depths"),
+    ],
+)
+def test_frames_of_two_detectors_in_time_are_named_by_their_axes(
+    sides: tuple[int, ...], axes: str, named: str, tmp_path: Path
+) -> None:
+    stack = np.random.default_rng(2).integers(0, 255, (*sides, 24, 34, 2)).astype(np.uint8)
+    options: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "a.tif", stack, metadata={"axes": axes}, **options)
+    record = read_frames(tmp_path / "a.tif")
+    assert np.array_equal(record.frame, np.moveaxis(stack, -1, 0).reshape(-1, 24, 34))
+    assert f"{named}: each was taken as a frame, in this order" in record.notes
+
+
+def test_patterns_of_a_scan_whose_axes_have_no_name_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 7, 24, 34), np.uint8))
+    with pytest.raises(UnreadableFile, match="a scan of patterns"):
+        read_frames(tmp_path / "a.tif")
+
+
 def test_channels_written_last_are_refused(tmp_path: Path) -> None:
     channels = np.stack([IMAGE] * 3, axis=-1)
     tifffile.imwrite(tmp_path / "a.tif", channels, photometric="minisblack")
@@ -252,6 +277,14 @@ def test_scanning_microscopes_state_size_and_voltage_in_their_tags(
     record = read_frames(tmp_path / "a.tif")
     assert record.pixel_size_pm == pytest.approx(20)
     assert record.condition.optics.beam_kv == pytest.approx(kv)
+
+
+def test_the_rows_of_a_data_bar_of_fei_are_told(tmp_path: Path) -> None:
+    text = FEI + "[Image]\r\nResolutionX=60\r\nResolutionY=40\r\n"
+    tifffile.imwrite(tmp_path / "a.tif", BYTES, extratags=[(34682, "s", 0, text, True)])
+    record = read_frames(tmp_path / "a.tif")
+    assert record.frame.shape == BYTES.shape
+    assert "its last 8 rows are a data bar: crop them" in record.notes
 
 
 JEOL = "$CM_FULL_SIZE 60 48\n$CM_ACCEL_VOLT 30.00\n$$SM_MICRON_BAR 50\n$$SM_MICRON_MARKER 1nm\n"

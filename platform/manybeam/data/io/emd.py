@@ -43,7 +43,10 @@ from manybeam.data.io.sidecar import add_tree
 from manybeam.data.io.units import as_number
 from manybeam.errors import TooLarge
 
-_LETTER = re.compile(r"(?:^|[^a-z])([xy])$", re.IGNORECASE)  # of an axis: x, R_x, scan y
+# Names of axes: x, R_x, Rx, scan y, x axis, x [nm], width.
+_X = re.compile(r"(?:^|[^a-z])(?:r?x|width|columns?)(?![a-z])", re.IGNORECASE)
+_Y = re.compile(r"(?:^|[^a-z])(?:r?y|height|rows?)(?![a-z])", re.IGNORECASE)
+_COLOURS = re.compile(r"colou?r|rgb|channel|sample", re.IGNORECASE)
 METADATA_BYTES = 10_000_000  # Velox reserves 60,000 for a frame
 MEMORY_BYTES = 2 << 30  # of the child, beside the image
 # Each thread of numpy's OpenBLAS takes memory; those of 50 cores would exceed the limit.
@@ -51,13 +54,19 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 class _Axis(NamedTuple):
-    """An axis of an EMD group, and its place in the array."""
+    """An axis of an EMD group, its place in the array, and whether it has words for positions."""
 
     step: float | None
     unit: str
     name: str
     start: float
     place: int
+    is_labelled: bool
+
+    @property
+    def letter(self) -> str:
+        """Its name in short: x or y if it says so, else a dash."""
+        return "x" if _X.search(self.name) else "y" if _Y.search(self.name) else "-"
 
 
 def read_emd(path: Path) -> Raw:
@@ -244,13 +253,14 @@ def _is_emd_group(group: Any) -> bool:
 
 def _read_berkeley(file: Any, images: Sequence[Any]) -> Raw:
     """Read the largest frame of some EMD groups: data, and a vector of positions for each axis."""
-    # Colours, on a short last axis, are for display.
-    images = sorted(images, key=lambda group: (group["data"].shape[-1] <= 4, -group["data"].size))
-    group = frames_among(images, _check_berkeley)[0]
+    usable = [group for group in images if _may_be_frame(group["data"])] or images
+    group = frames_among(sorted(usable, key=_rank), _check_berkeley)[0]
     data = group["data"]
     _check_hdf(data)
     axes = _axes(group, data.ndim)
     raw = Raw(data[()].transpose([axis.place for axis in axes]))
+    if not _states_order(group, axes):
+        raw.notes.append("which of its axes is x is not stated: rows and columns are as stored")
     raw.pixel_size_pm = pixel_pm(axes[-2][:2], axes[-1][:2], raw.notes)
     if len(images) > 1:
         raw.notes.append(f"{len(images)} images; the largest frame was taken: {group.name}")
@@ -260,6 +270,18 @@ def _read_berkeley(file: Any, images: Sequence[Any]) -> Raw:
     if "sample" in file:
         raw.material = _plain(file["sample"].attrs.get("material", ""))
     return raw
+
+
+def _may_be_frame(data: Any) -> bool:
+    """Return whether an array has real numbers in rows and columns."""
+    return bool(data.dtype.kind != "c") and sum(side > 1 for side in data.shape) > 1
+
+
+def _rank(group: Any) -> tuple[bool, int, int]:
+    """Return what is smallest for the largest frames, of two alike for the longest stack."""
+    data = group["data"]
+    rows, columns = (data.shape[axis.place] for axis in _axes(group, data.ndim)[-2:])
+    return columns <= 4, -rows * columns, -data.size  # colours, on a short axis, are for display
 
 
 def _check_berkeley(group: Any) -> None:
@@ -274,7 +296,7 @@ def _check_berkeley(group: Any) -> None:
 
 
 def _read_prismatic(groups: list[Any]) -> Raw:
-    """Read a simulated image, of axes x and y, at the greatest depth.
+    """Read an image of Prismatic, or of py4DSTEM before EMD 1.0, at the greatest depth.
 
     What has a third axis is no frame: rings of a detector, a potential, or both centres of mass.
     """
@@ -300,23 +322,45 @@ def _read_prismatic(groups: list[Any]) -> Raw:
 def _axes(group: Any, count: int) -> list[_Axis]:
     """Return the axes of a group in our order: frames, rows (y), columns (x).
 
-    HyperSpy and Prismatic write x before y, and the names of the axes say so. EMD 1.0 counts axes
-    from 0; there x is along the rows of the picture by convention.
+    HyperSpy writes all axes in reverse. Of others the names of the axes say which is x, but for
+    py4DSTEM, where x is along the rows. Words for positions, on its last axis, name frames.
     """
     first = 0 if "dim0" in group else 1
-    names = [f"dim{first + place}" for place in range(count)]
     axes = []
-    for place, dim in enumerate(names):
-        start, step = _positions(group.get(dim))
+    for place in range(count):
+        dim = f"dim{first + place}"
+        vector = group.get(dim)
+        start, step = _positions(vector)
         unit, name = _text(group, dim, "units"), _text(group, dim, "name")
-        axes.append(_Axis(step, unit, name, start, place))
-    found = [_LETTER.search(axis.name) for axis in axes]
-    letters = "".join(one[1].lower() if one else "-" for one in found)
-    if first and letters.startswith("xy"):  # (x, y) or (x, y, frames)
-        return axes[::-1]
-    if first and letters.endswith("xy"):
+        is_labelled = hasattr(vector, "dtype") and vector.dtype.kind in "SUO"
+        axes.append(_Axis(step, unit, name, start, place, is_labelled))
+    letters = "".join(axis.letter for axis in axes)
+    is_last_of_frames = letters.startswith("yx") and not _COLOURS.search(axes[-1].name)
+    if _is_hyperspy(group) or (letters.startswith("xy") and not _is_py4dstem(group)):
+        return axes[::-1]  # (x, y) or (x, y, frames)
+    if count == 3 and (axes[2].is_labelled or is_last_of_frames):
+        return [axes[2], axes[0], axes[1]]
+    if letters.endswith("xy") and not _is_py4dstem(group):
         return [*axes[:-2], axes[-1], axes[-2]]
     return axes
+
+
+def _is_hyperspy(group: Any) -> bool:
+    """Return whether HyperSpy (RosettaSciIO) wrote a group."""
+    version = [_plain(group.file.attrs.get(f"version_{part}", "")) for part in ("major", "minor")]
+    return version == ["0", "2"] and group.name.startswith("/signals/")
+
+
+def _is_py4dstem(group: Any) -> bool:
+    """Return whether py4DSTEM wrote a group: in EMD 1.0, which counts axes from 0, or before."""
+    is_simulated = group.name.startswith("/4DSTEM_simulation/")  # by Prismatic
+    return "dim0" in group or ("realslice" in group and not is_simulated)
+
+
+def _states_order(group: Any, axes: Sequence[_Axis]) -> bool:
+    """Return whether the writer of a group, or a name, says which axis is x."""
+    is_named = any(axis.letter != "-" for axis in axes[-2:])
+    return is_named or _is_hyperspy(group) or _is_py4dstem(group)
 
 
 def _positions(vector: Any) -> tuple[float, float | None]:

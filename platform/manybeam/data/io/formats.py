@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,15 @@ from manybeam.data.io.limits import JPEG_RATIO, RATIO, FileFault, check_declared
 from manybeam.data.io.units import as_number, factor, plain_unit
 from manybeam.errors import TooLarge
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Array = NDArray[Any]
 _Image = TypeVar("_Image")
 
 _SPECTRUM, _PATTERN = "a spectrum or a spectrum image", "a diffraction pattern"
 _NOT_LENGTH = {
-    **dict.fromkeys(("ev", "kev", "mev", "ev/ch", "energy", "wavelength"), _SPECTRUM),
+    **dict.fromkeys(("ev", "kev", "mev", "energy", "wavelength"), _SPECTRUM),
     **dict.fromkeys(("hz", "khz", "mhz", "ghz", "thz"), _SPECTRUM),
     **dict.fromkeys(("rad", "mrad", "urad", "deg"), _PATTERN),
     **dict.fromkeys(("s", "sec", "ms", "us", "ns", "ps", "fs", "min"), "a scan over time"),
@@ -33,6 +36,10 @@ _NOT_LENGTH = {
     **dict.fromkeys(("k", "°c"), "a scan over temperature"),
 }
 _RECIPROCAL = re.compile(r"(1|cycles?|cyc)?/.*|.*(\^?-1|⁻¹)|(inverse|reciprocal|inv).*")
+# A glossary and a loss of defocus are no spectra.
+_OF_SPECTRA = re.compile(
+    r"energ(y|ies)\b|energyloss|wavelength|\braman\b|\beloss\b|^(e )?loss$|electron loss"
+)
 # What programs write beside a number that is no size.
 _NO_UNIT = {"", "px", "pix", "pixel", "pixels", "none", "null", "undefined", "<undefined>",
             "referenceframe", "unknown", "1", "a.u."}  # fmt: skip
@@ -44,6 +51,8 @@ _WIDEST_PM = (
     1e12  # 1 m; some programs write the scale of a diffraction pattern, in 1/m, without unit
 )
 _LIGHT_NM = (150.0, 3000.0)
+_SPAN_NM = 20.0  # the least of a spectrum of light
+SQUARE = 0.01  # largest relative difference of the two edges of a square pixel
 
 
 ORIENTATION = 274  # tag of TIFF and EXIF
@@ -96,22 +105,29 @@ def check_axis(unit: str, name: str = "", *, is_of_stack: bool = False) -> None:
     Raises:
         FileFault: the array is a spectrum image, a diffraction pattern or the like.
     """
-    plain, words = plain_unit(unit), name.lower()
-    is_reciprocal = _RECIPROCAL.fullmatch(plain) is not None
-    meaning = _PATTERN + " or a Fourier transform" if is_reciprocal else _NOT_LENGTH.get(plain, "")
-    if is_of_stack and not is_reciprocal and meaning != _SPECTRUM:
+    meaning = _NOT_LENGTH.get(plain_unit(unit), "")
+    if is_of_stack and meaning != _SPECTRUM:
         meaning = ""
-    if any(word in words for word in ("energy", "wavelength", "loss", "raman")):
+    if is_reciprocal(unit):
+        meaning = _PATTERN + " or a Fourier transform"
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    if _OF_SPECTRA.search(re.sub(r"[\W\d_]+", " ", words).strip().lower()):
         meaning, unit = _SPECTRUM, f"{name} ({unit})" if unit else name
     if meaning:
         what = "frames follow each other" if is_of_stack else "pixels are"
         raise FileFault(f"its {what} in {unit}: {meaning}, not a frame")
 
 
+def is_reciprocal(unit: str) -> bool:
+    """Return whether a unit is of reciprocal space."""
+    return _RECIPROCAL.fullmatch(plain_unit(unit)) is not None
+
+
 def check_wavelengths(axes: Sequence[tuple[float | None, str, float, int]]) -> None:
     """Refuse an axis of light, from the ultraviolet to the infrared, in units of length.
 
-    Rows and columns of one step are those of a frame, wherever on the sample it starts.
+    Rows and columns of one step, within 1 %, are those of a frame, wherever on the sample it
+    starts; so is an axis over less than 20 nm.
 
     Args:
         axes: (step, unit, start, length) of each; rows and columns last.
@@ -119,12 +135,15 @@ def check_wavelengths(axes: Sequence[tuple[float | None, str, float, int]]) -> N
     Raises:
         FileFault: both ends of an axis are wavelengths of light.
     """
-    is_square = len({axis[:2] for axis in axes[-2:]}) == 1
-    for step, unit, start, length in axes[:-2] if is_square else axes:
-        size_nm = (factor(unit, "pm") or 0.0) / 1e3
-        ends = sorted(place * size_nm for place in (start, start + (step or 0.0) * (length - 1)))
-        if _LIGHT_NM[0] <= ends[0] < ends[1] <= _LIGHT_NM[1]:
-            span = f"{ends[0]:.4g} to {ends[1]:.4g} nm"
+    units_nm = [(factor(unit, "pm") or 0.0) / 1e3 for _, unit, *_ in axes]
+    steps = [abs(axis[0] or 0.0) * nm for axis, nm in zip(axes, units_nm, strict=True)][-2:]
+    widest = max(steps, default=0.0)
+    is_frame = widest - min(steps, default=0.0) <= SQUARE * widest
+    doubtful = axes[:-2] if is_frame else axes
+    for (step, _, start, length), nm in zip(doubtful, units_nm, strict=False):
+        low, high = sorted(place * nm for place in (start, start + (step or 0.0) * (length - 1)))
+        if _LIGHT_NM[0] <= low and high <= _LIGHT_NM[1] and high - low >= _SPAN_NM:
+            span = f"{low:.4g} to {high:.4g} nm"
             raise FileFault(f"one of its axes goes from {span}, as wavelengths do: {_SPECTRUM}")
 
 
@@ -134,7 +153,8 @@ def pixel_pm(
     """Return the edge of a pixel in pm, of (scale, unit) along y and x; None if it is unknown.
 
     It is unknown, with a note, if the two edges differ, if the unit is not known, and if both are
-    exactly 1 of their unit: this is what programs write that know nothing.
+    exactly 1 of their unit: this is what programs write that know nothing. A scale below zero is
+    none, as in MRC; where it is that of a mirrored axis, give its size.
 
     Raises:
         FileFault: the axes are not along the sample.
@@ -181,7 +201,7 @@ def square_pm(y_pm: float | None, x_pm: float | None, notes: list[str]) -> float
     """Return the edge of a pixel, or None with a note if the two edges differ."""
     if y_pm is None or x_pm is None:
         return y_pm if x_pm is None else x_pm
-    if abs(y_pm - x_pm) > 0.01 * max(y_pm, x_pm):
+    if abs(y_pm - x_pm) > SQUARE * max(y_pm, x_pm):
         notes.append(
             f"pixels are not square ({y_pm:.4g} x {x_pm:.4g} pm): resample it, or give one size"
         )
@@ -211,7 +231,7 @@ def grey(array: Array, notes: list[str]) -> Array:
 
 
 def note_orientation(notes: list[str], orientation: object) -> None:
-    """Note that other programs may show a picture in another way than its rows are stored."""
+    """Note that other programs may show a frame in another way than its rows are stored."""
     number = as_number(orientation) or 1.0
     if number != 1:
         notes.append(
@@ -251,25 +271,27 @@ def read_png(path: Path) -> Raw:
     except Image.DecompressionBombError as error:
         raise TooLarge(
             f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels are declared",
-            "no picture is opened that could fill the memory",
+            "no image is opened that could fill the memory",
             "crop it, or give the file of the instrument",
         ) from error
     with image:
-        itemsize, ratio = (1 / 8 if image.mode == "1" else 1), RATIO
-        if image.format != "PNG":
-            ratio = JPEG_RATIO  # libjpeg fills what is missing with grey
+        bits, colour = _png_form(path) if image.format == "PNG" else (8, 0)
+        itemsize = min(bits, 8) / 8
+        ratio = RATIO if image.format == "PNG" else JPEG_RATIO  # libjpeg fills gaps with grey
         check_declared((image.height, image.width), itemsize, path.stat().st_size, ratio)
         if image.format != "PNG":
             _check_scans(path)
             raw.notes.append("JPEG loses detail: counts and positions are approximate")
-        note_orientation(raw.notes, image.getexif().get(ORIENTATION, 1))
-        if (pictures := getattr(image, "n_frames", 1)) > 1:
-            raw.notes.append(f"{pictures} pictures; the first was taken")
+        _note_exif(raw.notes, image)
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raw.notes.append(f"{frames} frames; the first was taken")
         is_coded = image.mode in ("P", "PA", "CMYK", "YCbCr")
-        deep = _deep_colours(path) if image.format == "PNG" else None
-        if deep is None:
-            deep = np.array(image.convert("RGB") if is_coded else image)
-        raw.array = deep
+        if bits == 16 and colour in _PNG_COLOURS:
+            from imagecodecs import png_decode  # because Pillow cuts these to 8 bits
+
+            raw.array = np.asarray(png_decode(path.read_bytes()))
+        else:
+            raw.array = np.array(image.convert("RGB") if is_coded else image)
     if raw.array.ndim == 3:
         raw.array = grey(raw.array, raw.notes)
     return raw
@@ -296,19 +318,26 @@ def _check_scans(path: Path) -> None:
         raise FileFault(f"it has more than {MOST_SCANS} passes over the image: damaged")
 
 
-def _deep_colours(path: Path) -> Array | None:
-    """Return the colours of a PNG of 16 bits, which Pillow cuts to 8; None for other files."""
+def _png_form(path: Path) -> tuple[int, int]:
+    """Return the bits of a number in a PNG, and its type of colour."""
     with path.open("rb") as file:
         head = file.read(26)
-    if head[24:26] not in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
-        return None
-    from imagecodecs import png_decode
+    return head[24], head[25]
 
-    return np.asarray(png_decode(path.read_bytes()))
+
+def _note_exif(notes: list[str], image: "Image.Image") -> None:
+    """Note the orientation in the EXIF of a PNG or JPEG; a damaged one costs no frame."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - Pillow raises all kinds for damaged EXIF
+        notes.append("its EXIF is damaged and was ignored: rows and columns are as stored")
+    else:
+        note_orientation(notes, orientation)
 
 
 _IMOD_STAMP = 1146047817  # "IMOD"
 _INT16_MAX = 32767
+_PNG_COLOURS = (2, 4, 6)  # RGB, grey with opacity, RGB with opacity
 _MRC_COMPLEX = (3, 4)
 _MRC_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
@@ -334,7 +363,7 @@ def read_mrc(path: Path) -> Raw:
         if mode == 0 and _is_unsigned(mrc.header, start, raw):
             raw.array = raw.array.view(np.uint8)
         if mode == 1 and float(mrc.header.dmin) >= 0 and float(mrc.header.dmax) > _INT16_MAX:
-            raw.array = raw.array.view(raw.array.dtype.str.replace("i", "u"))
+            _unwrap(raw, float(mrc.header.dmax))
         axes = _mrc_axes(raw, mrc)
         is_fei = bytes(mrc.header.exttyp) in (b"FEI1", b"FEI2")
         fields = mrc.indexed_extended_header if is_fei else None
@@ -348,7 +377,7 @@ def read_mrc(path: Path) -> Raw:
 
 
 def _mrc_axes(raw: Raw, mrc: Any) -> list[tuple[object, str]]:
-    """Return (scale, unit) along y and x; a map whose columns run along y is turned.
+    """Return (scale, unit) along y and x; of a map whose columns run along y, exchange both.
 
     MAPC, MAPR and MAPS say which axis of the sample columns, rows and sections run along. Maps of
     crystals use that; sections across x or y stay as they are stored.
@@ -361,6 +390,21 @@ def _mrc_axes(raw: Raw, mrc: Any) -> list[tuple[object, str]]:
         raw.array, x, y = raw.array.swapaxes(-1, -2), "x", "y"
         raw.notes.append("its columns run along y: rows and columns were exchanged")
     return [(mrc.voxel_size[axis], "A") for axis in (y, x)]
+
+
+def _unwrap(raw: Raw, greatest: float) -> None:
+    """Take integers of 16 bits as unsigned where this agrees with the greatest in the header."""
+    unsigned = raw.array.view(raw.array.dtype.str.replace("i", "u"))
+    if not (raw.array < 0).any():
+        return
+    if abs(float(unsigned.max()) - greatest) <= 0.01 * greatest:
+        raw.array = unsigned
+        raw.notes.append(f"its integers are from 0 to {greatest:.0f}, as its header says")
+    else:
+        raw.notes.append(
+            f"its header says that its integers go up to {greatest:.0f}, but they do not: they "
+            "were taken as signed"
+        )
 
 
 def _is_unsigned(header: Any, start: bytes, raw: Raw) -> bool:

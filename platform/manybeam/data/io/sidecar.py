@@ -7,6 +7,7 @@ The trees of such files differ. So names are searched at any depth, and units de
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,10 +18,12 @@ from manybeam.data.io.formats import (
     check_axis,
     detector_named,
     is_one,
+    is_reciprocal,
     pixel_pm,
     square_pm,
 )
-from manybeam.data.io.units import FIELD_OF_VIEW, OURS, as_number, measure
+from manybeam.data.io.limits import FileFault
+from manybeam.data.io.units import FIELD_OF_VIEW, OURS, as_number, factor, measure
 
 MOST_BYTES = 1_000_000
 PIXEL_SIZE = "scan.pixel_size_pm"
@@ -70,6 +73,7 @@ _BARE: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 # Groups of calibrated axes, as HyperSpy and Nion Swift write them: rows and columns last.
 _AXES = ("axes", "spatialcalibrations", "dimensionalcalibrations")
+_CALIBRATIONS = ("calibration", "spatialcalibration", "pixelcalibration")  # of both axes
 _KINDS = ("experimenttype", "modality", "detector", "detectorname")  # names of the kind of imaging
 _MEASURED = re.compile(r"^\s*[-+0-9.eE]+\s*")
 _SUFFIX = re.compile(
@@ -96,28 +100,79 @@ def add_sidecar(raw: Raw, path: Path) -> None:
 
 
 def add_tree(raw: Raw, tree: object, source: str) -> None:
-    """Add the values of a tree of names; notes on contradictions name the `source`."""
-    found: dict[str, float] = {}
+    """Add the values of a tree of names; notes on contradictions name the `source`.
+
+    Raises:
+        FileFault: the axes at the top of the tree are not those of a frame; further down they may
+            be of something else.
+    """
+    found = _Found(raw.notes, source)
     for leaf in _leaves(tree):
-        _take(found, raw, source, leaf)
-    for axes in _axes(tree):
-        if size := _axes_pm(axes, raw.notes):
-            found.setdefault(PIXEL_SIZE, size)
-    _add(raw, found, source)
+        _take(found, raw, leaf)
+    for axes, is_at_top in _axes(tree):
+        try:
+            size = _axes_pm(axes, raw.notes)
+        except FileFault:
+            if is_at_top:
+                raise
+        else:
+            if size:
+                found.add(PIXEL_SIZE, size)
+    _add(raw, found)
 
 
-def _axes(tree: Any, depth: int = 0) -> Iterator[list[dict[str, Any]]]:
-    """Yield every group of calibrated axes; one calibration is of rows and columns alike."""
-    if not isinstance(tree, dict) or depth > 20:
+@dataclass
+class _Found:
+    """The numbers of a tree, by our fields.
+
+    Attributes:
+        notes: those of the frame.
+        source: name of the tree.
+        numbers: the first of each field.
+        ones: fields whose number is exactly 1 of its unit.
+    """
+
+    notes: list[str]
+    source: str
+    numbers: dict[str, float] = field(default_factory=dict)
+    ones: set[str] = field(default_factory=set)
+
+    def add(self, name: str, number: float, *, is_unset: bool = False) -> None:
+        """Add a number; of two the first counts, with a note, unless it was exactly 1."""
+        if name not in self.numbers or (name in self.ones and not is_unset):
+            self.numbers[name] = number
+            (self.ones.add if is_unset else self.ones.discard)(name)
+        elif not is_unset and abs(self.numbers[name] - number) > 0.01 * abs(number):
+            self.notes.append(
+                f"{self.source} states {name} twice, {self.numbers[name]:.6g} and {number:.6g}: "
+                "the first was taken"
+            )
+
+    def edge_pm(self) -> float | None:
+        """Return the edge of a pixel; it is unknown if it is exactly 1 along both axes."""
+        sides = [side for side in (PIXEL_SIZE + " y", PIXEL_SIZE) if side in self.numbers]
+        y_pm, x_pm = (self.numbers.pop(side, None) for side in (PIXEL_SIZE + " y", PIXEL_SIZE))
+        if sides and self.ones.issuperset(sides):
+            self.notes.append(f"{self.source}: its pixel size is exactly 1, {ONE_IS_UNKNOWN}")
+            return None
+        return square_pm(y_pm, x_pm, self.notes)
+
+
+def _axes(tree: Any, depth: int = 0) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """Yield every group of calibrated axes, and whether it is at the top of the tree.
+
+    One calibration at the top is of rows and columns alike.
+    """
+    if not isinstance(tree, dict | list) or depth > 20:
         return
-    for key, value in tree.items():
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         axes = list(value.values()) if isinstance(value, dict) else value
         is_group = _plain(key) in _AXES and isinstance(axes, list) and len(axes) > 0
+        is_one_of_both = not depth and _plain(key) in _CALIBRATIONS and isinstance(value, dict)
         if is_group and all(isinstance(one, dict) and "scale" in one for one in axes):
-            yield axes
-        elif _plain(key).endswith("calibration") and isinstance(value, dict) and "scale" in value:
-            if "intensity" not in key.lower():
-                yield [value, value]
+            yield axes, not depth
+        elif is_one_of_both and "scale" in value:
+            yield [value, value], True
         else:
             yield from _axes(value, depth + 1)
 
@@ -133,7 +188,8 @@ def _axes_pm(axes: list[dict[str, Any]], notes: list[str]) -> float | None:
         check_axis(unit, str(axis.get("name", "")), is_of_stack=place < len(axes) - 2)
     if len(axes) < 2:
         return None
-    return pixel_pm((axes[-2]["scale"], units[-2]), (axes[-1]["scale"], units[-1]), notes)
+    y, x = (abs(as_number(axis["scale"]) or 0.0) for axis in axes[-2:])  # below zero if mirrored
+    return pixel_pm((y, units[-2]), (x, units[-1]), notes)
 
 
 def _leaves(
@@ -146,11 +202,14 @@ def _leaves(
     if isinstance(tree, dict) and depth < 20:
         for key, value in tree.items():
             units = _HYPERSPY_UNITS if key == _HYPERSPY else usual
+            unit = _unit_of(tree, str(key)) or usual.get(str(key), "")
+            is_pair_of_sizes = _plain(key) == "pixelsize"
             if isinstance(value, dict) and "value" in value:
-                unit = value.get("unit", value.get("units", ""))
-                yield str(key), value["value"], str(unit)
-            elif _plain(key) == "pixelsize" and _is_pair(value):
-                unit = _unit_beside(tree, str(key))
+                unit, value = _first_text(value, "unit", "units") or unit, value["value"]
+                if not (is_pair_of_sizes and _is_pair(value)):
+                    yield str(key), value, unit
+                    continue
+            if is_pair_of_sizes and _is_pair(value):
                 yield from (
                     (f"pixelsize{axis}", one, unit) for axis, one in zip("yx", value, strict=True)
                 )
@@ -161,14 +220,17 @@ def _leaves(
                 if _plain(key) in NAMES and not any(_plain(name) in NAMES for name, *_ in inside):
                     yield str(key), value, ""
             else:
-                yield str(key), value, _unit_beside(tree, str(key)) or usual.get(str(key), "")
+                yield str(key), value, unit
     elif isinstance(tree, list) and depth < 20:
         for value in tree:
             yield from _leaves(value, depth + 1, usual)
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and None not in map(as_number, value)
+    """Return whether a value is two numbers, or two texts that may have units."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(isinstance(one, str) or as_number(one) is not None for one in value)
 
 
 def _plain(key: object) -> str:
@@ -178,71 +240,82 @@ def _plain(key: object) -> str:
     return re.sub(r"[^a-z0-9]", "", (name[: suffix.start()] if suffix else name).lower())
 
 
-def _unit_beside(group: dict[str, Any], key: str) -> str:
-    """Return the value of KEY_unit or KEY_units, also for a pair KEY_x and KEY_y."""
+def _unit_of(group: dict[str, Any], key: str) -> str:
+    """Return the unit of an entry: KEY_unit, else the end of its name, else that of the group.
+
+    KEY_unit may be one for a pair KEY_x and KEY_y. The unit of the group may be of another entry,
+    so it counts only for a length, and only if it is one, or a reciprocal, or of nothing else.
+    """
     stems = [key, re.sub(r"_[xy]$", "", key)]
-    names = [f"{stem}_{word}" for stem in stems for word in ("units", "unit")]
-    if NAMES.get(_plain(key), ("",))[0].startswith((PIXEL_SIZE, FIELD_OF_VIEW)):
-        names += ["units", "unit"]  # one for the whole group, which is of lengths then
-    return next((str(group[name]) for name in names if name in group), "")
+    beside = _first_text(group, *(f"{stem}_{word}" for stem in stems for word in ("units", "unit")))
+    suffix = _SUFFIX.search(key)
+    if beside or suffix:
+        return beside or (suffix[1] if suffix else "")
+    unit = _first_text(group, "units", "unit")
+    if not NAMES.get(_plain(key), ("",))[0].startswith((PIXEL_SIZE, FIELD_OF_VIEW)):
+        return ""
+    is_alone = not any(as_number(value) is not None for name, value in group.items() if name != key)
+    return unit if factor(unit, "pm") or is_reciprocal(unit) or is_alone else ""
 
 
-def _take(found: dict[str, float], raw: Raw, file: str, leaf: tuple[str, Any, str]) -> None:
-    """Read one entry; of two values the first counts, and a note gives both."""
-    key, value, unit = leaf
-    suffix, name = _SUFFIX.search(key), _plain(key)
+def _first_text(group: Mapping[str, Any], *names: str) -> str:
+    """Return the first text under one of some names; a null and a tree are none."""
+    texts = (group.get(name) for name in names)
+    return next((text for text in texts if isinstance(text, str) and text), "")
+
+
+def _take(found: _Found, raw: Raw, leaf: tuple[str, Any, str]) -> None:
+    """Read one entry."""
+    key, value, stated = leaf
+    name, file = _plain(key), found.source
     if name in ("materialtype", "material", "specimen") and isinstance(value, str):
         raw.material = raw.material or value
     if name in _KINDS and isinstance(value, str) and raw.modality == "unknown":
         raw.modality = detector_named(value) or "unknown"
     if name not in NAMES or isinstance(value, bool) or value is None:
         return
-    field, usual, sign = NAMES[name]
-    ours = OURS[PIXEL_SIZE if field.startswith(PIXEL_SIZE) else field]
-    stated = unit or (suffix[1] if suffix else "")
-    read_as = stated or _si_unit(value, field, usual) or usual
+    quantity, usual, sign = NAMES[name]
+    ours = OURS[PIXEL_SIZE if quantity.startswith(PIXEL_SIZE) else quantity]
+    read_as = stated or _si_unit(value, quantity, usual) or usual
     number = measure(value, read_as, ours)
     if not stated and read_as != usual:
         raw.notes.append(f"{file}: {key} {value} was taken as {read_as}, not as {usual}")
-    is_length = field.startswith((PIXEL_SIZE, FIELD_OF_VIEW))
+    is_length = quantity.startswith((PIXEL_SIZE, FIELD_OF_VIEW))
     if is_length and isinstance(value, str | int | float):
         check_axis(_MEASURED.sub("", str(value)) or stated)
     if number is None:
         if as_number(value) != 0 and value != "":
-            raw.notes.append(f"{file}: {key} {value!r} {unit} was not understood")
+            given = f"{value!r} {stated}".rstrip()
+            raw.notes.append(f"{file}: {key} {given} was not understood")
         return
-    number *= sign
-    if field.startswith(PIXEL_SIZE) and is_one(re.sub(r"[^-+0-9.eE]+$", "", str(value))):
-        raw.notes.append(f"{file}: {key} is exactly 1, {ONE_IS_UNKNOWN}")
-        return
-    if abs(found.setdefault(field, number) - number) > 0.01 * abs(number):
-        raw.notes.append(
-            f"{file} states {field} twice, {found[field]:.6g} and {number:.6g}: the first was taken"
-        )
+    written = _MEASURED.match(str(value))
+    is_unset = written is not None and is_one(written[0]) and quantity.startswith(PIXEL_SIZE)
+    found.add(quantity, number * sign, is_unset=is_unset)
 
 
-def _si_unit(value: object, field: str, usual: str) -> str:
+def _si_unit(value: object, quantity: str, usual: str) -> str:
     """Return the SI unit of a bare number that is out of reach in the usual unit, else nothing."""
     number = abs(as_number(value) or 0.0)
-    is_beyond, unit = _BARE.get(field) or _BARE.get(usual, (lambda _: False, ""))
+    is_beyond, unit = _BARE.get(quantity) or _BARE.get(usual, (lambda _: False, ""))
     return unit if number and is_beyond(number) else ""
 
 
-def _add(raw: Raw, found: dict[str, float], file: str) -> None:
+def _add(raw: Raw, found: _Found) -> None:
     """Add numbers that the file of the frame does not have, and implied pixel sizes."""
+    file = found.source
     rows, columns = raw.array.shape[-2:] if raw.array.ndim >= 2 else (0, 0)
-    edge_pm = square_pm(found.pop(PIXEL_SIZE + " y", None), found.pop(PIXEL_SIZE, None), raw.notes)
+    edge_pm = found.edge_pm()
     if edge_pm is not None:
         raw.implied[file] = edge_pm
-    for field, number in found.items():
-        if field == FIELD_OF_VIEW and columns:
+    for quantity, number in found.numbers.items():
+        if quantity == FIELD_OF_VIEW and columns:
             raw.implied[f"the field of view in {file}"] = number / columns
-        elif field.startswith(FIELD_OF_VIEW) and rows:
+        elif quantity.startswith(FIELD_OF_VIEW) and rows:
             raw.implied[f"the field of view along y in {file}"] = number / rows
-        elif field in OURS and number:
-            known = raw.values.setdefault(field, number)
+        elif quantity in OURS and number:
+            known = raw.values.setdefault(quantity, number)
             if abs(known - number) > 0.01 * abs(known):
                 raw.notes.append(
-                    f"{field}: the frame's file says {known:.6g}, {file} {number:.6g}: "
+                    f"{quantity}: the frame's file says {known:.6g}, {file} {number:.6g}: "
                     f"{known:.6g} was taken"
                 )

@@ -33,7 +33,7 @@ GREY = 0.8  # share of a colour table above which it shows counts in grey
 FAR = 1 / 16  # share of the largest image from which a grey one is preferred to colours
 NEAR = 1 / 4  # the same for one that is better otherwise
 _NAMED_AXES = {"E": "wavelengths", "H": "a histogram of lifetimes"}
-_FRAME_AXES = {"T": "times", "Z": "depths", "C": "channels", "I": "pages"}
+_FRAME_AXES = {"T": "times", "Z": "depths", "C": "channels", "I": "pages", "S": "channels"}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _PLAIN, _JPEG = 1, {7, 33007}
 # These unpack no more than they are asked for: CCITT, LZW, deflate, PackBits, LZMA, Zstandard.
@@ -285,8 +285,9 @@ def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> 
     else:
         whole = page.asarray() if image.kind == "generic" else image.asarray(squeeze=False)
         array = whole.reshape(image.shape)
-    order = [axis for axis in axes if axis not in "SYX"] + list("YX") + ["S"] * ("S" in axes)
-    array = array.transpose([axes.index(axis) for axis in order])
+    places = [place for place, axis in enumerate(axes) if axis not in "SYX"]
+    places += [axes.index(axis) for axis in "YXS" if axis in axes]
+    array, order = array.transpose(places), [axes[place] for place in places]
     has_samples = "S" in axes
     if page.photometric == _PALETTE and page.colormap is not None:
         indices = array[..., 0] if has_samples else array  # what follows is opacity
@@ -294,6 +295,8 @@ def _grey_frames(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> 
         has_samples = array.ndim > indices.ndim
     if has_samples:
         array = _without_samples(array, page, notes)
+        if array.ndim == len(order) and order[-1] == "S":  # each is a frame
+            order = ["S", *order[:-1]]
     if page.photometric == _WHITE_IS_ZERO and 262 in page.tags:  # tifffile's default too
         array = _inverted(array, page.bitspersample, notes, is_shown_only=tif.is_imagej)
     frames = [(axis, side) for axis, side in zip(order, array.shape[:-2], strict=False) if side > 1]
@@ -342,8 +345,10 @@ def _calibrate(raw: Raw, written: Mapping[str, Any]) -> None:
     offset, slope = (as_number(written.get(name)) for name in ("c0", "c1"))
     if "cf" not in written:
         return
-    if as_number(written["cf"]) != 0 or offset is None or not slope:
-        raw.notes.append("ImageJ calibrates its counts by a curve: they were taken as stored")
+    is_line = as_number(written["cf"]) == 0
+    if not is_line or offset is None or not slope:
+        how = "a line without its numbers" if is_line else "a curve"
+        raw.notes.append(f"ImageJ calibrates its counts by {how}: they were taken as stored")
         return
     if (offset, slope) != (0.0, 1.0):
         raw.array = raw.array * slope + offset

@@ -28,6 +28,7 @@ _TVIPS, _TESCAN = 37706, 50431
 _ZEISS_COLUMNS = 1024  # the screen that its sizes are of
 _PRINTER_PM = 1e6  # above 1 um it is a resolution for printing
 _PRINTED = "a resolution for printing"
+_CHIP_PM = 1e8  # 0.1 mm; a pixel of no camera is larger
 
 
 def read_tags(raw: Raw, tif: "TiffFile", image: "TiffPageSeries") -> None:
@@ -81,13 +82,15 @@ def _gatan_pm(tags: Mapping[int, Any], shape: tuple[int, ...], notes: list[str])
     scales, starts = (
         [as_number(tags.get(code + n)) for n in range(3)] for code in (_GATAN_SCALE, _GATAN_START)
     )
-    check_axis(units[2], is_of_stack=True)
+    if len(shape) > 2:
+        check_axis(units[2], is_of_stack=True)
     check_wavelengths(
         [(scales[n], units[n], starts[n] or 0.0, side) for n, side in enumerate(shape[:-4:-1])][
             ::-1
         ]
     )
-    return pixel_pm((scales[1], units[1]), (scales[0], units[0]), notes)
+    x, y = ((abs(scales[n] or 0.0), units[n]) for n in range(2))  # below zero if mirrored
+    return pixel_pm(y, x, notes)
 
 
 def _ome_pm(tif: "TiffFile", image: "TiffPageSeries", notes: list[str]) -> float | None:
@@ -191,9 +194,14 @@ def _jeol(raw: Raw, tags: Mapping[int, Any], notes: list[str]) -> float | None:
     if value("ModeString") != "MAG" or magnification <= 0:
         return None
     unit = {2: "inch", 3: "cm"}.get(int(tags.get(296, 2)), "")
-    y, x = ((1 / (n * magnification) if n else None, unit)
-            for n in (_per_unit(tags.get(283)), _per_unit(tags.get(282))))  # fmt: skip
-    return pixel_pm(y, x, notes)
+    per_unit = (_per_unit(tags.get(283)), _per_unit(tags.get(282)))
+    if any((length_pm(1 / n, unit) or 0.0) > _CHIP_PM for n in per_unit if n):
+        return None  # a resolution for printing, as `_resolution_pm` notes
+    y, x = ((1 / (n * magnification) if n else None, unit) for n in per_unit)
+    size = pixel_pm(y, x, notes)
+    if size:
+        raw.notes.append(f"JEOL's pixel size rests on the nominal magnification {magnification:g}")
+    return size
 
 
 def _zeiss(raw: Raw, tags: Mapping[int, Any], page: "TiffPage") -> float | None:

@@ -59,11 +59,12 @@ def plain_unit(unit: str) -> str:
     """Return a unit in the form of our tables.
 
     Example:
-        >>> plain_unit("[_n_m]"), plain_unit("Å"), plain_unit("e-/Å²"), plain_unit("nanometers/px")
+        >>> plain_unit("[_n_m]"), plain_unit("Å"), plain_unit("e-/Å²"), plain_unit("nm per pixel")
         ('nm', 'a', 'e/a^2', 'nm')
     """
     name = re.sub(r"[\[\](){}_\s\x00]", "", unicodedata.normalize("NFC", unit)).lower()
-    name = re.sub(r"(?<=[a-zµμåö])/(px|pix|pixel)$", "", name)
+    name = re.sub(r"(?<=[a-zµμåö])(/|per)(px|pix|pixel)s?\.?$", "", name)
+    name = re.sub(r"(?<=ev)(/|per)(ch|chan|channel)s?$", "", name)
     name = name.replace("\\u00b5", "u").replace("µ", "u").replace("μ", "u").replace("å", "a")
     name = name.replace("âu", "u").replace("−", "-")  # UTF-8 read as Latin-1; a minus
     name = name.replace("e-/", "e/").replace("²", "^2").replace("**2", "^2")

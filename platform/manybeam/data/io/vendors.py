@@ -38,7 +38,7 @@ _DM_COLOUR = 23
 
 
 def read_dm(path: Path) -> Raw:
-    """Read the recorded image of a DM3 or DM4 file: the largest that is a frame.
+    """Read the recorded image of a DM3 or DM4 file: that of the largest frames.
 
     Thumbnails, pictures for display in colour, spectra and patterns are not taken where the file
     has a frame beside them.
@@ -50,7 +50,7 @@ def read_dm(path: Path) -> Raw:
     usable = [entry for entry in entries if _dm_is_image(entry["ImageData"])]
     if not usable:
         raise FileFault("it has no image of real numbers (only tags, spectra or a transform)")
-    usable.sort(key=lambda entry: -entry["ImageData"]["Data"].count)
+    usable.sort(key=_dm_rank)
     frames = frames_among(usable, _dm_check)
     entry = min(frames, key=lambda entry: entry["ImageData"]["DataType"] == _DM_COLOUR)
     data, axes = entry["ImageData"], _dm_axes(entry)
@@ -65,6 +65,13 @@ def read_dm(path: Path) -> Raw:
         raw.pixel_size_pm = pixel_pm(axes[1], axes[0], raw.notes)
     _dm_metadata(raw, entry.get("ImageTags", {}))
     return raw
+
+
+def _dm_rank(entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Return what is smallest for the image of the largest frames, of two alike the longest."""
+    data = entry["ImageData"]
+    columns, rows = list(data["Dimensions"].values())[:2]
+    return -int(columns) * int(rows), -data["Data"].count
 
 
 def _dm_axes(entry: Mapping[str, Any]) -> list[tuple[float, str]]:
@@ -197,7 +204,7 @@ def read_emi(path: Path) -> Raw:
 
 
 def _ser_kind(path: Path) -> int:
-    """Return whether a series has images or spectra, as its number; 0 if it is cut short."""
+    """Return the kind of a series, as TIA numbers it; 0 if it is cut short."""
     with path.open("rb") as file:
         head = file.read(_SER_HEAD.size)
     return int(_SER_HEAD.unpack(head)[3]) if len(head) == _SER_HEAD.size else 0
