@@ -62,6 +62,6 @@ def test_the_best_row_says_whose_score_it_is(query: str, words: str) -> None:
 
 
 def test_archived_rows_are_counted_though_the_list_leaves_them_out() -> None:
-    status = (Facet("serving", 1, False), Facet("archived", 2, False))
+    status = (Facet("serving", 1, is_chosen=False), Facet("archived", 2, is_chosen=False))
     assert replace(listing(()), facets={"status": status}).archived_count == 2
     assert listing(()).archived_count == 0

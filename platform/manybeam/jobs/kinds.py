@@ -148,7 +148,8 @@ def measure_version(
         scores = [one for one in scores if one.member == record.selected]
     elif calibration and len(members) > 1:
         scores = [_calibrated(one, calibration) for one in scores]
-        _say_unselected(record, scores, callbacks, is_usable=whole is not None)
+        if why := not_selected(record.ref, scores, is_usable=whole is not None):
+            callbacks.say(why)
     zoo.record_scores(record.ref, scores)
     note_measured(record, scores)
     return record
@@ -161,23 +162,28 @@ def _calibrated(score: "Score", calibration: str) -> "Score":
     )
 
 
-def _say_unselected(
-    record: "Record", scores: "Sequence[Score]", callbacks: Callbacks, *, is_usable: bool
-) -> None:
-    """Say on which conditions the selected members were not measured, and why."""
+def not_selected(ref: str, scores: "Sequence[Score]", *, is_usable: bool) -> str:
+    """Return on which conditions a calibrated version has no score of selected members, and why.
+
+    Args:
+        ref: the version.
+        scores: its scores.
+        is_usable: whether its calibration set is of its members.
+    """
     chosen = {one.condition for one in scores if one.member == SELECTED}
     names = [one.condition for one in scores if one.member == ENSEMBLE]
     lacking = [name for name in names if name not in chosen]
     if not is_usable:
-        callbacks.say(
-            f"the selected members are not measured: {record.ref} was calibrated with other "
-            f"members; run: manybeam calibrate {record.ref}"
+        return (
+            f"the selected members are not measured: {ref} was calibrated with other members; "
+            f"run: manybeam calibrate {ref}"
         )
-    elif lacking:
-        callbacks.say(
-            f"the selected members are not measured on {', '.join(lacking)}: some frames are under "
-            "48 px or without a pixel size, so members cannot be selected for them"
-        )
+    if not lacking:
+        return ""
+    return (
+        f"the selected members are not measured on {', '.join(lacking)}: some frames are under "
+        "48 px or without a pixel size, so members cannot be selected for them"
+    )
 
 
 def _as_first_measured(record: "Record", asked: Measure) -> Measure:
