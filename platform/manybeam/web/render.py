@@ -206,7 +206,7 @@ def score_name(key: str) -> str:
 
 # The beginning of a text that is a command or a name: of one thing without an article.
 _NAME = (
-    r"manybeam |(?!(?:there|it|this|that|what|one|nothing|nobody|none|each|all|only) )"
+    r"manybeam |(?!(?:there|it|this|that|what|one|nothing|nobody|none|each|all|only|members) )"
     r"[a-z]+ (?:is|has|was|serves|cannot|does) "
 )
 
