@@ -20,9 +20,10 @@ from manybeam.predictor.preferences import record_preference, retract
 from manybeam.predictor.selection import Selection
 from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library
-from manybeam.zoo.calibration_sets import KIND, digest_of, record_calibration_set
+from manybeam.zoo.calibration_sets import KIND, record_calibration_set
 from manybeam.zoo.matrix import ENSEMBLE, SELECTED, Score
 from manybeam.zoo.registry import Zoo
+from manybeam.zoo.selected_scores import digest_of
 from manybeam.zoo.ways import ways_of
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")

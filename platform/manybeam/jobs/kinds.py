@@ -128,9 +128,9 @@ def measure_version(
     """
     from manybeam.jobs.preflight import check_measure, is_asked
     from manybeam.predictor.learned import performance_predictor
-    from manybeam.zoo.calibration_sets import digest_of
     from manybeam.zoo.lifecycle.noted import note_measured
     from manybeam.zoo.registry import Zoo
+    from manybeam.zoo.selected_scores import digest_of
 
     zoo = Zoo()
     # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.

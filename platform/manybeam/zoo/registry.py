@@ -18,7 +18,6 @@ from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
 from manybeam.settings import settings
 from manybeam.zoo.backend.known_entries import KnownEntries
 from manybeam.zoo.cache import Cache, sha256_of
-from manybeam.zoo.calibration_sets import digest_of, is_current
 from manybeam.zoo.checks import (
     check_alias,
     check_folder,
@@ -58,6 +57,7 @@ from manybeam.zoo.registration import (
     report_number,
 )
 from manybeam.zoo.score_reports import REPORT_FILE, in_order, read_report
+from manybeam.zoo.selected_scores import digest_of, is_current
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble

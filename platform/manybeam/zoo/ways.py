@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from manybeam.zoo.calibration_sets import digest_of
 from manybeam.zoo.matrix import ENSEMBLE, SELECTED, Matrix, is_simulated
 from manybeam.zoo.records import Record, VersionEntry
+from manybeam.zoo.selected_scores import digest_of
 
 
 @dataclass(frozen=True)
