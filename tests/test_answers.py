@@ -22,6 +22,7 @@ from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.condition_distance import Near
+from manybeam.predictor.loaded import LoadedVersion, OneVersion
 from manybeam.predictor.performance import PredictedF1
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.reasons import answer_reason
@@ -57,7 +58,7 @@ def of_elements(noise_yx: np.ndarray) -> Answer:
         members.append(
             Member(plan.seed, plan.seed, plan.policy, recipe, loud, (0.5,), 0.1, "0" * 32)
         )
-    answer = Predictor.of_ensemble(Ensemble(members)).answer(
+    answer = Predictor(OneVersion(LoadedVersion(Ensemble(members)))).answer(
         frame_of(noise_yx, 16.0, origin="scan.tif"), Question("mos2")
     )
     assert len(answer.atoms)
@@ -66,7 +67,7 @@ def of_elements(noise_yx: np.ndarray) -> Answer:
 
 @pytest.fixture(scope="module")
 def of_one_kind(noise_yx: np.ndarray, tiny_members: Callable[[int], list[Any]]) -> Answer:
-    predictor = Predictor.of_ensemble(Ensemble(tiny_members(2)))
+    predictor = Predictor(OneVersion(LoadedVersion(Ensemble(tiny_members(2)))))
     return predictor.answer(frame_of(noise_yx, 16.0, origin="scan.tif"), Question("graphene"))
 
 

@@ -52,9 +52,23 @@ def test_the_selected_members_and_the_best_ones_stand_beside_all(
     ranked = listed(capsys, "--score", "selected_f1")
     assert [row["ref"] for row in ranked] == ["whole@1", "half@1", "plain@1"]
     assert "selected" not in listed(capsys, "--members")[0]
+    assert main(["zoo", "ls", "-o", "table"]) == 0
+    shown = capsys.readouterr()
+    assert "best_member" in shown.out
+    assert "selected: the members chosen for each frame" in shown.err
     for ref, words in (("whole@1", "selected     0.650"), ("plain@1", "selected     not measured")):
         assert main(["zoo", "show", ref]) == 0
         assert words in capsys.readouterr().err
+
+
+def test_only_scores_are_called_not_measured_and_columns_without_a_value_are_left_out(
+    filled: Zoo, tiny_members: Any, capsys: Any
+) -> None:
+    filled.register("never", tiny_members(1), job=JOB)
+    assert main(["zoo", "ls", "-o", "table"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("not measured") == 1
+    assert "best_member" not in shown.out + shown.err
 
 
 def test_a_condition_ranks_by_the_score_there(filled: Zoo, capsys: Any) -> None:

@@ -25,7 +25,7 @@ from manybeam.zoo.compare import (
     compare_members,
     tally,
 )
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, FrameSetUse, Matrix, Score, TestSet
+from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, FrameSetUse, Matrix, Score, TestSet
 from manybeam.zoo.registry import Zoo
 
 FIRST = TestSet(seed=0)
@@ -307,6 +307,16 @@ def test_members_are_compared_by_index() -> None:
         (1, ""),
         (ENSEMBLE, ""),
     ]
+
+
+def test_whether_selection_was_measured_does_not_change_the_significance_of_others() -> None:
+    a, b, c = frames_of(np.random.default_rng(8), 16, 0, 0.02, 0)
+    old, new = Matrix([score_of(a, member=0)]), Matrix([score_of(b, member=0)])
+    (alone,) = compare_members(old, new)
+    chosen = score_of(c, member=SELECTED)
+    beside, selected = compare_members(old.with_rows([chosen]), new.with_rows([chosen]))
+    assert beside == alone
+    assert (selected.member, selected.p_adjusted) == (SELECTED, selected.p_value)
 
 
 # -- through the zoo and the command line -------------------------------------------------------

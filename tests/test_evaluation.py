@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from manybeam.jobs.evaluate import Evaluation, evaluate
+from manybeam.jobs.kinds import not_selected
 from manybeam.jobs.test_sets import LabelledFrame
 from manybeam.learn.nets.member import Member
 from manybeam.predictor.performance import PerformancePredictor
@@ -78,6 +79,14 @@ def test_with_predicted_f1_the_members_selected_for_each_frame_are_measured_too(
     assert len(selected.counts) == 2
     alone = evaluate(rehearsed.members[:1], measure, library, executor="local", performance=known)
     assert SELECTED not in {row.member for row in alone}
+
+
+def test_conditions_without_a_score_of_selected_members_are_named_with_the_reason() -> None:
+    rows = [Score(row, name, "d-1") for row in (ENSEMBLE, SELECTED) for name in ("large", "small")]
+    assert not_selected("a@1", rows, is_usable=True) == ""
+    told = not_selected("a@1", rows[:-1], is_usable=True)
+    assert told.startswith("the selected members are not measured on small: some frames are under")
+    assert "manybeam calibrate a@1" in not_selected("a@1", rows[:2], is_usable=False)
 
 
 def sheet() -> np.ndarray:

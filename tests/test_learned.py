@@ -21,8 +21,10 @@ from manybeam.predictor.selection import Selection
 from manybeam.predictor.versions import ZooVersions
 from manybeam.spec import Library
 from manybeam.zoo.calibration_sets import KIND, record_calibration_set
-from manybeam.zoo.matrix import Score
+from manybeam.zoo.matrix import ENSEMBLE, SELECTED, Score
 from manybeam.zoo.registry import Zoo
+from manybeam.zoo.selected_scores import digest_of
+from manybeam.zoo.ways import ways_of
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 FACTS = {"frames": "3"}
@@ -148,6 +150,35 @@ def test_what_was_learnt_is_kept_until_a_preference_is_recorded_or_retracted(
     assert performance_predictor(zoo, "graphene") is with_preference
     retract(made.id, "Ada")
     assert performance_predictor(zoo, "graphene") is before
+
+
+def test_a_measurement_does_not_learn_from_preferences(
+    zoo: Zoo, dirty: Callable[[int, int], Preference]
+) -> None:
+    before = performance_predictor(zoo, "graphene")
+    dirty(2, 0)
+    assert performance_predictor(zoo, "graphene") is not before
+    assert performance_predictor(zoo, "graphene", with_preferences=False) is before
+
+
+def test_a_new_calibration_ends_the_scores_of_members_selected_with_the_old_one(
+    zoo: Zoo, rehearsed: Any
+) -> None:
+    old = digest_of(zoo.entry("graphene@2"))
+    assert len(old) == 64
+    both = [
+        Score(row, "nominal", "d-1", {"f1": 0.9}, calibration=old) for row in (ENSEMBLE, SELECTED)
+    ]
+    zoo.record_scores("graphene@2", both)
+    assert zoo.matrix("graphene@2").mean(SELECTED) == 0.9
+    record_calibration_set(zoo, "graphene@2", rehearsed.table.only(0), ("graphene-nominal",))
+    after = zoo.matrix("graphene@2")
+    assert (after.mean(ENSEMBLE), after.mean(SELECTED)) == (0.9, None)
+    ways = ways_of(zoo.resolve("graphene@2"), after, zoo.entry("graphene@2"))
+    assert ways.commands == ("manybeam evaluate graphene@2 --conditions nominal",)
+    row = Score(SELECTED, "nominal", "d-1", {"f1": 0.8})
+    zoo.record_scores("graphene@2", [row])  # of an older Manybeam: nobody knows its set
+    assert zoo.matrix("graphene@2").mean(SELECTED) == 0.8
 
 
 @pytest.mark.slow

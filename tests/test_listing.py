@@ -1,6 +1,6 @@
 """web.pages.listing: which row a page may call the best for a sample."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 
 from manybeam.spec import Library
 from manybeam.web.pages.listing import Listing, read_query
-from manybeam.zoo.catalogue import Page, Row
+from manybeam.zoo.catalogue import Facet, Page, Row
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
 NOMINAL, LOWDOSE, MOS2 = "graphene-60kv-nominal", "graphene-60kv-lowdose", "mos2-60kv-dirty"
@@ -46,3 +46,22 @@ def test_the_first_row_is_the_best_for_the_one_sample_of_all_compared_conditions
 )
 def test_elsewhere_no_row_is_called_the_best(other: Listing) -> None:
     assert other.best is None
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("", "all members"),
+        ("score=rmse_pm", "all members"),
+        ("score=selected_f1", "selected members"),
+        ("kind=members&score=rmse_pm", "one member"),
+    ],
+)
+def test_the_best_row_says_whose_score_it_is(query: str, words: str) -> None:
+    assert listing((NOMINAL,), query).who_answers == words
+
+
+def test_archived_rows_are_counted_though_the_list_leaves_them_out() -> None:
+    status = (Facet("serving", 1, is_chosen=False), Facet("archived", 2, is_chosen=False))
+    assert replace(listing(()), facets={"status": status}).archived_count == 2
+    assert listing(()).archived_count == 0

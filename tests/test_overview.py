@@ -10,7 +10,15 @@ import pytest
 from manybeam.spec import Library
 from manybeam.web.pages.overview import Overview, make_overview
 from manybeam.web.version_cache import CachedVersion
-from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Matrix, Score
+from manybeam.zoo.matrix import (
+    CLASSICAL,
+    ENSEMBLE,
+    SELECTED,
+    FrameSetUse,
+    Matrix,
+    Score,
+    TestSet,
+)
 from manybeam.zoo.records import MemberRecord, Record, VersionEntry
 
 CONDITIONS = Library(Path(__file__).parents[1] / "zoo").conditions
@@ -25,7 +33,7 @@ def scores(condition: str, all_: float, *members: float, classical: float = 0.1)
         Score(
             row,
             condition,
-            "d",
+            "d-2",
             {"f1": f1, "f1_low": f1 - 0.02, "f1_high": f1 + 0.02},
             counts=tuple((round(f1 * 50) + step, 10, 10) for step in (-5, 0, 5)),
         )
@@ -116,17 +124,27 @@ def test_the_advice_says_what_speaks_against_it(version: CachedVersion, told: st
 
 
 # -- the ways to answer -------------------------------------------------------------------------
+TAG = "manybeam.attached.reference-table"
+CALIBRATED = {TAG: "m ab"}
+
+
+def tagged(version: CachedVersion, tags: dict[str, str]) -> CachedVersion:
+    return replace(version, siblings=(replace(version.siblings[0], tags=tags),))
+
+
 def ways(version: CachedVersion) -> dict[str, float | None]:
-    return {one.name: one.f1 for one in overview(version).ways}
+    return {one.name: one.f1 for one in overview(version).ways.each}
 
 
 def test_the_selected_members_stand_beside_all_and_the_best_of_each_condition() -> None:
     rows = scores(NOMINAL, 0.8, 1.0, 0.6) + scores(DIRTY, 0.6, 0.6, 0.98)
-    chosen = [Score(SELECTED, name, "d", {"f1": f1}) for name, f1 in ((NOMINAL, 1.0), (DIRTY, 0.9))]
+    chosen = [
+        Score(SELECTED, name, "d-2", {"f1": f1}) for name, f1 in ((NOMINAL, 1.0), (DIRTY, 0.9))
+    ]
     found = overview(cached(rows + chosen))
-    means = {one.name: one.f1 and round(one.f1, 3) for one in found.ways}
+    means = {one.name: one.f1 and round(one.f1, 3) for one in found.ways.each}
     assert means == {"All members": 0.7, "Selected": 0.95, "Best member": 0.99}
-    assert found.to_measure == ""
+    assert (found.ways.commands, found.ways.note) == ((), "")
     assert found.advice[0].startswith("Let Manybeam select members for each frame: mean F1 0.95")
     assert "those selected for each frame, it works on 1 of 2 and fails on 0" in found.tally
 
@@ -134,28 +152,70 @@ def test_the_selected_members_stand_beside_all_and_the_best_of_each_condition() 
 @pytest.mark.parametrize(
     ("tags", "commands"),
     [
-        pytest.param({}, "manybeam calibrate graphene@1\nmanybeam evaluate graphene@1", id="new"),
+        pytest.param({}, ("manybeam calibrate graphene@1",), id="new"),
+        pytest.param(CALIBRATED, (), id="calibrated"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        pytest.param([], f"--conditions {DIRTY} --conditions {NOMINAL}", id="nowhere"),
         pytest.param(
-            {"manybeam.attached.reference-table": "m d"}, "manybeam evaluate graphene@1",
-            id="calibrated",
+            [Score(SELECTED, NOMINAL, "d-2", {"f1": 1.0})], f"--conditions {DIRTY}", id="once"
         ),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("chosen", [[], [Score(SELECTED, NOMINAL, "d", {"f1": 1.0})]])
+)
 def test_selection_that_was_not_measured_everywhere_has_no_number_but_a_command(
-    tags: dict[str, str], commands: str, chosen: list[Score]
+    tags: dict[str, str], commands: tuple[str, ...], chosen: list[Score], named: str
 ) -> None:
     version = cached(scores(NOMINAL, 0.8, 1.0, 0.6) + scores(DIRTY, 0.6, 0.6, 0.98) + chosen)
-    entry = replace(version.siblings[0], tags=tags)
-    found = overview(replace(version, siblings=(entry,)))
-    assert {one.name: one.f1 for one in found.ways}["Selected"] is None
-    assert found.to_measure == commands
+    found = overview(tagged(version, tags))
+    assert {one.name: one.f1 for one in found.ways.each}["Selected"] is None
+    assert found.ways.commands == (*commands, f"manybeam evaluate graphene@1 {named} --count 3")
+
+
+def test_if_nothing_is_measured_the_command_of_the_first_measurement_is_enough() -> None:
+    job = {"measure": {"conditions": ["graphene-*"], "frames": []}}
+    version = cached(scores(NOMINAL, 0.8, 1.0, 0.6) + scores(DIRTY, 0.6, 0.6, 0.98))
+    known = replace(version, record=replace(version.record, job=job))
+    found = overview(tagged(known, CALIBRATED)).ways
+    assert found.commands == ("manybeam evaluate graphene@1 --count 3",)
+
+
+def test_labelled_frames_are_measured_again_by_their_address() -> None:
+    use = TestSet(frame_sets=(FrameSetUse("file:///data/bench", "0a"),))
+    rows = [replace(row, condition_digest="d", test_set=use) for row in scores(NOMINAL, 0.8, 1.0)]
+    (command,) = overview(tagged(cached(rows), CALIBRATED)).ways.commands
+    assert command == "manybeam evaluate graphene@1 --frames 'file:///data/bench'"
+
+
+def test_where_members_cannot_be_selected_no_command_is_given_and_the_means_leave_it_out() -> None:
+    chosen = Score(SELECTED, NOMINAL, "d-2", {"f1": 1.0}, calibration="ab")
+    tried = [
+        replace(row, calibration="ab") if row.member == ENSEMBLE else row
+        for row in scores(DIRTY, 0.6, 0.6, 0.98)
+    ]
+    version = cached([*scores(NOMINAL, 0.8, 1.0, 0.6), *tried, chosen])
+    found = overview(tagged(version, CALIBRATED))
+    assert found.ways.commands == ()
+    assert [one.f1 for one in found.ways.each] == [0.8, 1.0, 1.0]
+    assert found.ways.note.startswith(
+        f"members cannot be selected on {DIRTY}; the means are over the other 1:"
+    )
+    assert found.advice[0].startswith("Let Manybeam select members for each frame: mean F1 1.00")
+    again = overview(tagged(version, {TAG: "m cd"}))  # calibrated again: it may be possible now
+    assert DIRTY in again.ways.commands[0]
+
+
+def test_only_conditions_of_the_row_are_counted() -> None:
+    rows = [*scores(NOMINAL, 0.9, 0.9), Score(1, DIRTY, "d-2", {"f1": 0.5})]
+    assert "Measured on simulated frames of 1 condition:" in overview(cached(rows)).tally
 
 
 def test_selection_measured_later_does_not_change_the_means_of_others() -> None:
     rows = scores(NOMINAL, 0.8, 1.0, 0.6) + scores(DIRTY, 0.6, 0.6, 0.98)
     before = ways(cached(rows))
-    after = ways(cached([*rows, Score(SELECTED, NOMINAL, "d", {"f1": 1.0})]))
+    after = ways(cached([*rows, Score(SELECTED, NOMINAL, "d-2", {"f1": 1.0})]))
     assert before == after
 
 

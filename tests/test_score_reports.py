@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from manybeam.zoo.matrix import Score
-from manybeam.zoo.score_reports import in_order
+from manybeam.errors import Corrupt
+from manybeam.zoo.matrix import SELECTED, Score
+from manybeam.zoo.score_reports import in_order, read_report, write_report
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -40,3 +41,11 @@ def test_reports_are_in_the_order_of_their_numbers(
     reports: list[tuple[int, list[Score]]], order: list[float]
 ) -> None:
     assert [row.values["f1"] for row in in_order(reports)] == order
+
+
+def test_the_calibration_set_of_a_selection_is_kept() -> None:
+    score = Score(SELECTED, "nominal", "d", {"f1": 0.9}, calibration="0a" * 32)
+    report = write_report([score, taken(0, 0.5)])
+    assert [one.calibration for one in read_report(report)] == ["0a" * 32, ""]
+    with pytest.raises(Corrupt, match="digest of the calibration set"):
+        read_report(report.replace(b"0a" * 32, b"<b>"))

@@ -42,6 +42,7 @@ from manybeam.web.pages.framesets import LIST_S
 from manybeam.web.pages.listing import read_query
 from manybeam.web.render import STATIC
 from manybeam.web.state import AppState
+from manybeam.zoo.lifecycle.life import archive
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
 
@@ -291,6 +292,21 @@ def test_an_archived_version_leaves_the_list_until_it_is_asked_for(
     assert (shown["total"], asked["total"]) == (2, 1)
     busy = client.post(f"/api/v1/zoo/{name}@1/archive", json={}, headers=bearer())
     assert busy.status_code == 409
+
+
+def test_a_zoo_of_archived_versions_only_is_not_called_empty(
+    embedded: Any, tiny_members: Any, tmp_path: Path, use_settings: Any
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_ZOO": str(LIBRARY.folder)})
+    with running(make_app_state(embedded, refresh_s=60)) as client:
+        assert "The zoo is empty" in client.get("/zoo").text
+    embedded.register("graphene", tiny_members(1), job=JOB)
+    archive(embedded, "graphene@1", who="Ada", reason="a try")
+    with running(make_app_state(embedded, refresh_s=60)) as client:
+        page = client.get("/zoo").text
+        assert "The zoo is empty" not in page
+        assert "/zoo?status=archived" in page
+        assert "graphene@1" in client.get("/zoo?status=archived").text
 
 
 def test_a_form_of_another_site_or_session_changes_nothing(reader: httpx.Client) -> None:

@@ -5,8 +5,9 @@ ensemble need the answers of all members. The classical detector is a separate t
 condition, because it is tuned on all frames.
 
 The members that selection chooses for each frame are measured if the version was calibrated.
-Such a selection rests on the calibration set and the frame only, never on scores of test frames,
-so a version may be measured again. Without calibration it would rest on these very scores.
+Such a selection rests on the calibration set and the frame only, never on scores of test frames or
+on people's preferences, so a version may be measured again. Without calibration it would rest on
+these very scores.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from manybeam.cluster import joining as cluster
 from manybeam.data.io.frame import Frame
+from manybeam.errors import InvalidFrame
 from manybeam.jobs.test_sets import (
     FrameBlock,
     LabelledFrame,
@@ -30,7 +32,7 @@ from manybeam.jobs.test_sets import (
     plan_blocks,
     test_set_of,
 )
-from manybeam.learn.analysis.condition_inference import LEAST_SIDE_PX
+from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring import classical
@@ -297,8 +299,17 @@ def evaluate_block(block: FrameBlock, predictor: Predictor, radius_pm: float | N
 
 def _question(frame: LabelledFrame, version: LoadedVersion) -> Question:
     """Return a question without selection if it cannot choose members for this frame."""
-    is_seen = frame.pixel_size_pm is not None and min(frame.frame_yx.shape) >= LEAST_SIDE_PX
-    return Question(is_raw=version.performance is None or not is_seen, is_size_trusted=True)
+    is_selecting = version.performance is not None and _may_select(frame)
+    return Question(is_raw=not is_selecting, is_size_trusted=True)
+
+
+def _may_select(frame: LabelledFrame) -> bool:
+    """Return whether members can be selected for a frame."""
+    try:
+        check_size(frame.frame_yx)
+    except InvalidFrame:
+        return False
+    return frame.pixel_size_pm is not None
 
 
 def evaluate_detector(blocks: Sequence[FrameBlock], radius_pm: float | None) -> Evaluation:

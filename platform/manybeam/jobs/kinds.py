@@ -1,12 +1,13 @@
 """The function that runs a job of each kind, in one table for all that start jobs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from manybeam.errors import InvalidInput, InvalidSpec, RefusedByGate
 from manybeam.spec import Job, Library
 from manybeam.spec.job import Measure
+from manybeam.zoo.matrix import ENSEMBLE, SELECTED
 
 if TYPE_CHECKING:
     from manybeam.jobs.adapt import AdaptOutcome
@@ -129,6 +130,7 @@ def measure_version(
     from manybeam.predictor.learned import performance_predictor
     from manybeam.zoo.lifecycle.noted import note_measured
     from manybeam.zoo.registry import Zoo
+    from manybeam.zoo.selected_scores import digest_of
 
     zoo = Zoo()
     # Measuring takes minutes, and an alias may move meanwhile; so the version is fixed here.
@@ -137,14 +139,51 @@ def measure_version(
         measure = _as_first_measured(record, measure)
     check_measure(measure, library, seed)
     zoo.check_writable(record.name)
-    whole = performance_predictor(zoo, record.ref) if record.selected is None else None
+    is_whole = record.selected is None
+    calibration = digest_of(zoo.entry(record.ref)) if is_whole else ""
+    whole = performance_predictor(zoo, record.ref, with_preferences=False) if is_whole else None
     members = zoo.members(record.ref)
     scores = _measured(measure, library, members, callbacks, seed=seed, performance=whole)
-    if record.selected is not None:
+    if not is_whole:
         scores = [one for one in scores if one.member == record.selected]
+    elif calibration and len(members) > 1:
+        scores = [_calibrated(one, calibration) for one in scores]
+        if why := not_selected(record.ref, scores, is_usable=whole is not None):
+            callbacks.say(why)
     zoo.record_scores(record.ref, scores)
     note_measured(record, scores)
     return record
+
+
+def _calibrated(score: "Score", calibration: str) -> "Score":
+    """Return a score with the calibration set that its selection had, or would have had."""
+    return (
+        replace(score, calibration=calibration) if score.member in (ENSEMBLE, SELECTED) else score
+    )
+
+
+def not_selected(ref: str, scores: "Sequence[Score]", *, is_usable: bool) -> str:
+    """Return on which conditions a calibrated version has no score of selected members, and why.
+
+    Args:
+        ref: the version.
+        scores: its scores.
+        is_usable: whether its calibration set is of its members.
+    """
+    chosen = {one.condition for one in scores if one.member == SELECTED}
+    names = [one.condition for one in scores if one.member == ENSEMBLE]
+    lacking = [name for name in names if name not in chosen]
+    if not is_usable:
+        return (
+            f"the selected members are not measured: {ref} was calibrated with other members; "
+            f"run: manybeam calibrate {ref}"
+        )
+    if not lacking:
+        return ""
+    return (
+        f"the selected members are not measured on {', '.join(lacking)}: some frames are under "
+        "48 px or without a pixel size, so members cannot be selected for them"
+    )
 
 
 def _as_first_measured(record: "Record", asked: Measure) -> Measure:

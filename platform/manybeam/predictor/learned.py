@@ -22,12 +22,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
+def performance_predictor(
+    zoo: "Zoo", ref: str, *, with_preferences: bool = True
+) -> PerformancePredictor | None:
     """Return the performance predictor of a version; None if it was never calibrated.
 
     For one member (`graphene@3/07`) it predicts that member only. If the calibration set has
     other members than the version, this is logged and None returned. The predictor is cached in
     this process until the set or the preferences change.
+
+    Args:
+        zoo: the zoo.
+        ref: the version, or a member of it.
+        with_preferences: whether it learns from people's preferences too. A measurement must not:
+            a person may have chosen on one of its test frames, and have known the true atoms.
 
     Raises:
         UnknownRef: there is no such version.
@@ -37,7 +45,8 @@ def performance_predictor(zoo: "Zoo", ref: str) -> PerformancePredictor | None:
     content = zoo.attached(ref, KIND)
     if content is None:
         return None
-    made = [one for one in preferences(record.name) if one.version == record.version]
+    told = preferences(record.name) if with_preferences else ()
+    made = [one for one in told if one.version == record.version]
     ids = tuple(one.id for one in made)
     known = _learnt(_Learned(sha256_of(content), record.selected, ids, content, tuple(made)))
     if set(known.table.members) != {member.index for member in record.members}:

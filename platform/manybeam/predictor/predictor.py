@@ -21,7 +21,7 @@ from manybeam.errors import (
 from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
-from manybeam.predictor.loaded import LoadedVersion, OneVersion, Versions
+from manybeam.predictor.loaded import LoadedVersion, Versions
 from manybeam.predictor.performance import Weights
 from manybeam.predictor.pixel_size import check_pixel_size, with_inferred_size
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
@@ -29,7 +29,7 @@ from manybeam.predictor.versions import ZooVersions
 from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
-    from manybeam.learn.nets.ensemble import Ensemble, Prediction
+    from manybeam.learn.nets.ensemble import Prediction
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo
 
@@ -70,11 +70,6 @@ class Predictor:
     def of_zoo(cls, zoo: "Zoo") -> "Predictor":
         """Return a predictor of all versions of a zoo."""
         return cls(ZooVersions(zoo))
-
-    @classmethod
-    def of_ensemble(cls, ensemble: "Ensemble") -> "Predictor":
-        """Return a predictor of members in memory, without scores."""
-        return cls(OneVersion(LoadedVersion(ensemble)))
 
     def answer(
         self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None

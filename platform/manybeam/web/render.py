@@ -204,16 +204,23 @@ def score_name(key: str) -> str:
     return known.get(key, key.replace("_", " "))
 
 
+# The beginning of a text that is a command or a name: of one thing without an article.
+_NAME = (
+    r"manybeam |(?!(?:there|it|this|that|what|one|nothing|nobody|none|each|all|only|members) )"
+    r"[a-z]+ (?:is|has|was|serves|cannot|does) "
+)
+
+
 def sentence(text: str) -> str:
     """Return a text of an error as a sentence begins; references and commands stay as they are.
 
     Example:
         >>> sentence("there is no page '/x'"), sentence("graphene@2 is archived")
         ("There is no page '/x'", 'graphene@2 is archived')
-        >>> sentence("manybeam doctor finds the reason")
-        'manybeam doctor finds the reason'
+        >>> sentence("manybeam doctor finds the reason"), sentence("graphene is archived")
+        ('manybeam doctor finds the reason', 'graphene is archived')
     """
-    is_plain = re.match(r"[a-z]+[ ,;:]", text) and not text.startswith("manybeam ")
+    is_plain = re.match(r"[a-z]+[ ,;]", text) and not re.match(_NAME, text)
     return text[:1].upper() + text[1:] if is_plain else text
 
 

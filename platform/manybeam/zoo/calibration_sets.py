@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from manybeam.zoo.registration import CALIBRATION_KIND
+
 if TYPE_CHECKING:
     from manybeam.learn.analysis.calibration_set import CalibrationSet
     from manybeam.zoo.registration import Attachment
     from manybeam.zoo.registry import Zoo
 
-KIND = "reference-table"  # the old name; versions of the zoo hold it
+KIND = CALIBRATION_KIND
 
 
 def record_calibration_set(

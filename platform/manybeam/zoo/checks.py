@@ -154,12 +154,17 @@ def check_frame_set(use: FrameSetUse) -> None:
             f"1 to {LONGEST_URL} printable characters",
             "give the URL of a FrameSet",
         )
-    if not _DIGEST.fullmatch(use.digest):
+    if not is_digest(use.digest):
         raise InvalidInput(
             f"{use.digest[:100]!r} is no digest of a FrameSet",
             "32 hex digits",
             "take the digest from the FrameSet",
         )
+
+
+def is_digest(text: str) -> bool:
+    """Return whether a text is a SHA-256 in hexadecimal digits, or the beginning of one."""
+    return bool(_DIGEST.fullmatch(text))
 
 
 def check_scores(rows: Sequence[Score], members: set[int]) -> None:
@@ -181,6 +186,8 @@ def check_scores(rows: Sequence[Score], members: set[int]) -> None:
         if any(count < 0 for frame in row.counts for count in frame):
             faults.append(f"scores[{i}]: negative counts")
         faults += [f"scores[{i}]: {fault}" for fault in _faults_of_test_set(row.test_set)]
+        if row.calibration and not is_digest(row.calibration):
+            faults.append(f"scores[{i}]: calibration {row.calibration!r}")
         if row.taken is not None and not 2000 <= row.taken.year <= 2200:
             faults.append(f"scores[{i}]: taken in the year {row.taken.year}")
     if faults:

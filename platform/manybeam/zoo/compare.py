@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.learn.scoring.scores import f1_of
-from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score, less_is_better
+from manybeam.zoo.matrix import ENSEMBLE, SELECTED, Matrix, Score, less_is_better
 
 NOT_MEASURED = "not measured"
 NUMBERS_CHANGED = "numbers changed"
@@ -138,13 +138,20 @@ def compare(
 
 
 def compare_members(old: Matrix, new: Matrix, *, key: str = "f1") -> list[Difference]:
-    """Return the differences of all rows that both have, tested together: members, then others.
+    """Return the differences of all rows that both have: members, then others.
 
-    Members are matched by index.
+    Members are matched by index. All are tested together, but the selected members alone, so
+    that it changes nothing for the others whether selection was measured.
     """
     indexed = (_newest(old, key), _newest(new, key))
+
+    def tested(rows: Iterable[int]) -> list[Difference]:
+        pairs = ((row, row) for row in rows)
+        return adjusted(one for pair in pairs for one in _compared((old, new), indexed, key, pair))
+
     both = [row for row in new.scored if row in old.scored]
-    return adjusted(one for row in both for one in _compared((old, new), indexed, key, (row, row)))
+    chosen = [row for row in both if row == SELECTED]
+    return tested(row for row in both if row != SELECTED) + tested(chosen)
 
 
 def adjusted(differences: Iterable[Difference]) -> list[Difference]:

@@ -6,7 +6,7 @@ A pair that was not measured is None, or NaN in an array. It is never 0, which i
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -139,6 +139,8 @@ class Score:
         test_set: the test frames; None if they are unknown, as in old scores.
         detector: parameters of the classical detector (`learn.scoring.classical.Blob`) for even
             frames and for odd frames; empty for other rows, or if they were not recorded.
+        calibration: of all members and the selected ones: digest of the calibration set that the
+            version had then; "" if it had none, for other rows, and in old scores.
     """
 
     member: int
@@ -151,6 +153,7 @@ class Score:
     reliability: tuple[Bin, ...] = ()
     test_set: TestSet | None = None
     detector: tuple[Mapping[str, float], ...] = ()
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         finite = {key: float(v) for key, v in self.values.items() if math.isfinite(v)}
@@ -271,19 +274,26 @@ class Matrix(
         self._compared[key] = found
         return found
 
-    def mean(self, member: int, key: str = "f1") -> float | None:
-        """Return the mean of one row over `compared_on`; None if it was not measured on them."""
-        seen = [self.value(member, condition, key) for condition in self.compared_on(key)]
+    def mean(
+        self, member: int, key: str = "f1", among: Sequence[str] | None = None
+    ) -> float | None:
+        """Return the mean of one row over some conditions; None if it was not measured on them.
+
+        The conditions are those of `compared_on` if left out.
+        """
+        names = self.compared_on(key) if among is None else among
+        seen = [self.value(member, condition, key) for condition in names]
         known = [value for value in seen if value is not None]
         return math.fsum(known) / len(known) if known and len(known) == len(seen) else None
 
-    def mean_of_best(self, key: str = "f1") -> float | None:
-        """Return the mean over `compared_on` of the best member of each condition.
+    def mean_of_best(self, key: str = "f1", among: Sequence[str] | None = None) -> float | None:
+        """Return the mean of the best member of each condition; conditions as `mean`.
 
         Nobody knows that member before the measurement: it is what a perfect choice of one member
         for each condition would reach. None if no member was measured on one of them.
         """
-        best = [(self.best(condition, key), condition) for condition in self.compared_on(key)]
+        names = self.compared_on(key) if among is None else among
+        best = [(self.best(condition, key), condition) for condition in names]
         known = [self.value(m, condition, key) for m, condition in best if m is not None]
         values = [value for value in known if value is not None]
         return math.fsum(values) / len(values) if values and len(values) == len(best) else None

@@ -43,6 +43,7 @@ PARENT_TAG = "manybeam.parent"
 INPUT_TAG = "manybeam.input."  # + digest of a FrameSet; value: its URL
 MEASURED_TAG = "manybeam.measured."  # + digest and cut hash of the URL of a FrameSet; its URL
 ATTACHED_TAG = "manybeam.attached."  # + kind; id of its LoggedModel, SHA-256 and signature
+CALIBRATION_KIND = "reference-table"  # of calibration sets: an old name that zoos hold
 SCORES_TAG = "manybeam.scores."  # + id of the LoggedModel of a score report; SHA-256, signature
 ORDER_TAG = "manybeam.scores_order."  # + the same id; number of the report, from 1
 

@@ -57,6 +57,7 @@ from manybeam.zoo.registration import (
     report_number,
 )
 from manybeam.zoo.score_reports import REPORT_FILE, in_order, read_report
+from manybeam.zoo.selected_scores import digest_of, is_current
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble
@@ -268,7 +269,7 @@ class Zoo:
         """Return all scores of a version, in the order in which they were recorded.
 
         If the settings name trusted keys, score reports that none of them signed are ignored, and
-        this is logged.
+        this is logged. Scores of members selected with an earlier calibration set are left out.
 
         Raises:
             Corrupt: a score report is not the one that was registered.
@@ -287,7 +288,8 @@ class Zoo:
                 number = report_number(entry, ORDER_TAG + model_id)
                 rows = read_report(self._file(model_id, REPORT_FILE, sha256, what))
                 reports.append((number, rows))
-        return in_order(reports)
+        calibration = digest_of(entry)
+        return [one for one in in_order(reports) if is_current(one, calibration)]
 
     def matrix(self, ref: str) -> Matrix:
         """Return the matrix of a version; a pair that was not measured is None in it."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from manybeam import __version__
 from manybeam.errors import Corrupt
-from manybeam.zoo.checks import LARGEST_PM, check_test_set
+from manybeam.zoo.checks import LARGEST_PM, check_test_set, is_digest
 from manybeam.zoo.matrix import BIN_COUNT, Bin, FrameSetUse, Score, TestSet
 
 REPORT_FORMAT = "manybeam-scores-1"
@@ -97,6 +97,7 @@ def _row(score: Score, now: datetime) -> dict[str, Any]:
         **({"reliability": [list(one) for one in score.reliability]} if score.reliability else {}),
         **({"trial": _test_set_row(score.test_set)} if score.test_set else {}),
         **({"detector": [dict(one) for one in score.detector]} if score.detector else {}),
+        **({"calibration": score.calibration} if score.calibration else {}),
     }
 
 
@@ -121,7 +122,15 @@ def _score(row: dict[str, Any]) -> Score:
         reliability=_bins(row.get("reliability", [])),
         test_set=_test_set(row["trial"]) if "trial" in row else None,
         detector=tuple(_detector(one) for one in row.get("detector", [])),
+        calibration=_digest(row.get("calibration", "")),
     )
+
+
+def _digest(text: str) -> str:
+    """Return the digest of a calibration set; scores of versions without one have none."""
+    if text and not is_digest(text):
+        raise ValueError(f"the digest of the calibration set is {text[:80]!r}")
+    return text
 
 
 def _moment(text: str) -> datetime:

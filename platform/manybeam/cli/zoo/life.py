@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli.terminal.output import NOT_MEASURED, Form, FormOption, emit, say
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
 
 if TYPE_CHECKING:
     from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
@@ -201,7 +201,7 @@ def _show(proposal: "PromotionProposal", form: Form) -> None:
     ]
     versus = f" against {proposal.old}" if proposal.old else ""
     empty = f"no check is needed: {proposal.new.ref} is {proposal.alias} already"
-    emit(rows, form, title=f"{proposal.new.ref}{versus}", empty=empty, missing=NOT_MEASURED)
+    emit(rows, form, title=f"{proposal.new.ref}{versus}", empty=empty)
 
 
 def _report(done: "Promotion") -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manybeam.cli.terminal.output import NOT_MEASURED, Form, FormOption, emit, say
+from manybeam.cli.terminal.output import NOT_MEASURED, Form, FormOption, emit, say, settled
 from manybeam.cli.zoo import compare as zoo_compare
 from manybeam.cli.zoo import exchange as zoo_exchange
 from manybeam.cli.zoo import life as zoo_life
@@ -117,9 +117,10 @@ def list_all(
         raise _no_score(score, known)
     rows = [_found(row, score) for row in page.rows]
     columns, empty = _shown(rows, score), _none_found(query)
-    emit(rows, form, title="Zoo", columns=columns, empty=empty, missing=NOT_MEASURED)
-    if any(row.get("selected") is not None for row in rows):
-        say("selected: the members chosen for each frame; best_member: known only afterwards")
+    emit(_said(rows, score, form), form, title="Zoo", columns=columns, empty=empty)
+    if "selected" in columns:
+        say("f1: all members together; selected: the members chosen for each frame")
+        say("best_member: the best one of each condition, known only afterwards")
     if order.removeprefix("-") == "score" and page.basis:
         say(f"{score} is {page.basis}")
     if page.total > len(page.rows):
@@ -144,10 +145,19 @@ def _no_score(score: str, known: "Iterable[str]") -> NotFound:
 def _shown(rows: "Sequence[dict[str, object]]", score: str) -> tuple[str, ...]:
     """Return the columns of a table; a mean over conditions has no interval."""
     ends = ("low", "high") if any(row["low"] is not None for row in rows) else ()
-    ways = (
-        ("selected", "best_member") if score == "f1" and any("selected" in r for r in rows) else ()
-    )
+    is_selected = any(row.get("selected") is not None for row in rows)
+    ways = ("selected", "best_member") if is_selected else ()
     return ("ref", "status", score, *ends, *ways, "frames", "coverage", "taken")
+
+
+def _said(
+    rows: "Sequence[dict[str, object]]", score: str, form: Form
+) -> "Sequence[dict[str, object]]":
+    """Return the rows; a table says of scores only that they were not measured."""
+    if settled(form) is not Form.table:
+        return rows
+    lacking = dict.fromkeys((score, "selected", "best_member"), NOT_MEASURED)
+    return [{**row, **{k: v for k, v in lacking.items() if row.get(k) is None}} for row in rows]
 
 
 def _refresh(catalogue: "Catalogue") -> None:
@@ -253,18 +263,19 @@ def show(ref: RefArgument, *, form: FormOption = Form.auto) -> None:
 
 def _say_ways(zoo: "Zoo", record: "Record") -> None:
     """Print the F1 of all members, of the selected ones and of the best ones."""
-    from manybeam.zoo.ways import commands_to_measure, measured_on, ways_of
+    from manybeam.zoo.ways import measured_on, ways_of
 
     table = zoo.matrix(record.ref)
-    ways = list(ways_of(record, table))
-    if ways:
-        say(f"mean F1, measured on {measured_on(table)}:")
-    for way in ways:
+    ways = ways_of(record, table, zoo.entry(record.ref))
+    if ways.each:
+        say(f"mean F1, measured on {measured_on(table, ways.conditions)}:")
+    for way in ways.each:
         f1 = NOT_MEASURED if way.f1 is None else f"{way.f1:.3f}"
         say(f"  {way.name.lower():12s} {f1} ({way.meaning})")
-        if way.f1 is None and way.name == "Selected":
-            commands = ", then ".join(commands_to_measure(zoo.entry(record.ref)))
-            say(f"  {'':12s} to measure it: {commands}")
+    if ways.note:
+        say(ways.note)
+    if ways.commands:
+        say(f"to measure the selected members: {', then '.join(ways.commands)}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ from manybeam.zoo.catalogue import (
     quantity_names,
 )
 from manybeam.zoo.catalogue.phrases import without_phrase
-from manybeam.zoo.matrix import less_is_better
+from manybeam.zoo.matrix import BEST_F1, SELECTED_F1, less_is_better
 from manybeam.zoo.records import Ref
 
 Pairs = Sequence[tuple[str, str]]
@@ -253,6 +253,21 @@ class Listing:
     def shows_ways(self) -> bool:
         """Whether F1 of the selected and of the best members is shown beside that of all."""
         return self.question.query.kind == "ensembles" and self.question.query.score == "f1"
+
+    @property
+    def archived_count(self) -> int:
+        """The number of archived rows, which the list leaves out if nobody asks for them."""
+        status = self.facets.get("status", ())
+        return sum(one.count for one in status if one.value == "archived")
+
+    @property
+    def who_answers(self) -> str:
+        """Whose score is shown, in words."""
+        query = self.question.query
+        if query.kind == "members":
+            return "one member"
+        others = {SELECTED_F1: "selected members", BEST_F1: "best member of each condition"}
+        return others.get(query.score, "all members")
 
     @property
     def basis(self) -> str:

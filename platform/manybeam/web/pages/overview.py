@@ -14,7 +14,7 @@ from manybeam.web.render import number, page_of
 from manybeam.web.version_cache import CachedVersion
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Matrix, Score, is_simulated
 from manybeam.zoo.reports.cards import POOR_F1
-from manybeam.zoo.ways import Way, commands_to_measure, measured_on, ways_of
+from manybeam.zoo.ways import Ways, measured_on, ways_of
 
 GOOD_F1 = 0.95  # from here on a condition counts as "works": about one atom in twenty is wrong
 CLEAR = 0.02  # a smaller difference of two F1 is not mentioned
@@ -67,8 +67,7 @@ class Overview:
         worst: conditions on which it fails, worst first; if there are none, the weakest ones. None
             is in both lists.
         advice: what to take, a sentence each.
-        ways: F1 of all members, of the selected ones and of the best ones; empty for one member.
-        to_measure: commands that measure the selected members; empty if they were measured.
+        ways: F1 of all members, of the selected ones and of the best ones, and how to measure it.
     """
 
     purpose: str
@@ -77,8 +76,7 @@ class Overview:
     best: tuple[Spot, ...]
     worst: tuple[Spot, ...]
     advice: tuple[str, ...]
-    ways: tuple[Way, ...] = ()
-    to_measure: str = ""
+    ways: Ways
 
     @property
     def places(self) -> tuple[tuple[str, tuple[Spot, ...]], ...]:
@@ -112,6 +110,8 @@ def make_overview(
     spots = sorted(_spots(cached, described), key=lambda one: -one.f1)
     count = min(LISTED, (len(spots) + 1) // 2)
     best, worst = spots[:count], spots[count:][::-1][:LISTED]
+    own = (one for one in cached.siblings if one.version == cached.record.version)
+    ways = ways_of(cached.record, whole, next(own, None))
     working = [one for one in best if one.f1 >= GOOD_F1]
     failing = [one for one in worst if one.f1 < POOR_F1]
     return Overview(
@@ -120,18 +120,8 @@ def make_overview(
         tally=_tally(spots, matrix),
         best=tuple(working or best),
         worst=tuple(failing or worst),
-        advice=tuple(_advice(cached, whole)),
-        ways=tuple(ways_of(cached.record, whole)),
-        to_measure=_to_measure(cached, whole),
-    )
-
-
-def _to_measure(cached: CachedVersion, matrix: Matrix) -> str:
-    own = [one for one in cached.siblings if one.version == cached.record.version]
-    return (
-        ""
-        if matrix.mean(SELECTED) is not None or not own
-        else "\n".join(commands_to_measure(own[0]))
+        advice=tuple(_advice(cached, whole, ways)),
+        ways=ways,
     )
 
 
@@ -203,13 +193,14 @@ def _tally(spots: Sequence[Spot], matrix: Matrix) -> str:
         f"{sum(one >= GOOD_F1 for one in chosen)} of {len(chosen)} and fails on "
         f"{sum(one < POOR_F1 for one in chosen)}"
     )
+    where = measured_on(matrix, (one.condition for one in spots))
     return (
-        f"Measured on {measured_on(matrix)}: it works on {good} (F1 {GOOD_F1:g} or more) and "
+        f"Measured on {where}: it works on {good} (F1 {GOOD_F1:g} or more) and "
         f"fails on {poor} (F1 below {POOR_F1:g}){selected if chosen else ''}."
     )
 
 
-def _advice(cached: CachedVersion, matrix: Matrix) -> Iterable[str]:
+def _advice(cached: CachedVersion, matrix: Matrix, ways: Ways) -> Iterable[str]:
     record = cached.record
     if record.archived:
         yield "Take another version: this one is archived."
@@ -220,7 +211,7 @@ def _advice(cached: CachedVersion, matrix: Matrix) -> Iterable[str]:
     if record.selected is not None:
         yield from _advice_on_member(record.selected, matrix)
     elif record.member_count > 1:
-        yield from _advice_on_selection(record.subject, matrix)
+        yield from _advice_on_selection(record.subject, matrix, ways)
     better = [c for c in matrix.conditions if _gain(matrix, CLASSICAL, record.subject, c) > CLEAR]
     if better:
         yield _advice_on_classical(record.subject, matrix, better)
@@ -250,9 +241,9 @@ def _advice_on_member(member: int, matrix: Matrix) -> Iterable[str]:
         yield f"It is the best member on {_named(won)}. Elsewhere take the whole ensemble."
 
 
-def _advice_on_selection(subject: int, matrix: Matrix) -> Iterable[str]:
+def _advice_on_selection(subject: int, matrix: Matrix, ways: Ways) -> Iterable[str]:
     """Say whether selection is better than all together, as measured or as members suggest."""
-    selected, together = matrix.mean(SELECTED), matrix.mean(subject)
+    selected, together = ways.f1_of(SELECTED), ways.f1_of(ENSEMBLE)
     if selected is not None and together is not None:
         yield _advice_measured(selected, together)
         return
