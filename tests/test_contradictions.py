@@ -155,7 +155,7 @@ def test_a_pixel_size_that_is_no_number_refuses_no_frame(value, tmp_path):
 def test_zero_in_a_json_is_unknown_and_strange_units_are_told(tmp_path):
     record = with_sidecar(tmp_path, {"voltage": "0 kV", "defocus": "3 turns", "dwell_us": None})
     assert quantities(record) == {}
-    assert record.notes == ("a.json: defocus '3 turns'  was not understood",)
+    assert record.notes == ("a.json: defocus '3 turns' was not understood",)
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2", "\x00"])
@@ -317,9 +317,9 @@ def test_a_pixel_size_of_a_file_out_of_bounds_is_left_unknown_as_is_said(tmp_pat
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({"fov_nm": [8, 8]}, "fov_nm [8, 8]  was not understood"),
-        ({"voltage": {"kilo": 60}}, "voltage {'kilo': 60}  was not understood"),
-        ({"defocus": []}, "defocus []  was not understood"),
+        ({"fov_nm": [8, 8]}, "fov_nm [8, 8] was not understood"),
+        ({"voltage": {"kilo": 60}}, "voltage {'kilo': 60} was not understood"),
+        ({"defocus": []}, "defocus [] was not understood"),
     ],
     ids=str,
 )

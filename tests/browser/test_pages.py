@@ -204,7 +204,7 @@ def test_a_range_of_doses_ranks_by_the_conditions_in_it(server: Server, new_page
 def test_back_and_forward_go_through_the_filters(server: Server, new_page: MakePage) -> None:
     page = new_page()
     page.goto(f"{server.url}/zoo")
-    page.get_by_label("members").check()
+    page.get_by_role("radio", name="members").check()
     expect(page.locator("#count")).to_contain_text("members")
     page.get_by_role("link", name="Member", exact=True).click()
     expect(page).to_have_url(re.compile("order=name"))
@@ -242,13 +242,14 @@ def test_the_matrix_is_a_table_with_its_best_members_and_what_was_not_measured(
     page.goto(f"{server.url}/zoo/graphene@2")
     table = page.locator("table.mb-matrix")
     assert table.locator("tbody th").all_inner_texts() == [
-        "ensemble",
+        "all members",
+        "selected",
         "00",
         "01",
         "02",
         "classical",
     ]
-    assert table.locator("tbody tr").nth(1).locator("td.mb-cell").count() == 12
+    assert table.locator("tbody tr").nth(2).locator("td.mb-cell").count() == 12
     assert table.locator(".mb-best").count() >= 12
     expect(page.locator(".mb-plot canvas")).to_be_visible()
     page.goto(f"{server.url}/zoo/weak@1")
@@ -376,7 +377,7 @@ def test_a_page_recovers_when_the_server_is_killed_and_started_again(
         expect(page.locator("tr[data-row]")).to_have_count(3)
         server.start()
         expect(page.locator("#offline")).to_be_hidden(timeout=20_000)
-        page.get_by_label("members").check()
+        page.get_by_role("radio", name="members").check()
         expect(page.locator("#count")).to_contain_text("members")
         begun = time.monotonic()
         server.stop(signal.SIGINT)  # Ctrl-C, while a page listens

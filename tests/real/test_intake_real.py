@@ -111,7 +111,7 @@ def test_the_vendor_folder_holds_no_file_that_is_not_tested(shared_data: Path) -
     [
         ("test-6.dm4", [[1, 2], [3, 4]]),
         ("test-23.dm3", [[1, 2], [3, 4]]),
-        ("example_image.emd", [[0, 1], [3, 4]]),
+        ("example_image.emd", [[0, 3], [1, 4]]),
         ("HAADFscan.mrc", [[5715, 6654], [6617, 7516]]),
         ("fei_example_dpc_titles.emd", [[30313, 29142], [30215, 30335]]),
     ],

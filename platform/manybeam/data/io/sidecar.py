@@ -230,7 +230,8 @@ def _is_pair(value: Any) -> bool:
     """Return whether a value is two numbers, or two texts that may have units."""
     if not isinstance(value, list) or len(value) != 2:
         return False
-    return all(isinstance(one, str) or as_number(one) is not None for one in value)
+    texts = sum(isinstance(one, str) for one in value)
+    return texts == 2 or (not texts and all(as_number(one) is not None for one in value))
 
 
 def _plain(key: object) -> str:
