@@ -42,7 +42,7 @@ def test_a_cell_of_the_matrix_leads_to_a_frame_with_its_errors(
     expect(page.get_by_role("note")).to_contain_text("not a frame of the score")
     page.get_by_role("link", name="Next frame").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("frame 2 of 16")
-    page.get_by_role("link", name="ensemble").click()
+    page.get_by_role("link", name="all members").click()
     expect(page).to_have_url(re.compile(re.escape(f"{EXAMPLE}?frame=1")))
     assert scripts is False or is_loaded(page)
 
