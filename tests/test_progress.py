@@ -77,7 +77,7 @@ def test_a_silent_command_gives_a_sign_on_a_terminal_and_removes_it(
     monkeypatch.setattr(output, "FIRST_SIGN_S", 0.1)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: bool(count))
     output.first_sign.begin()
-    time.sleep(0.5)
+    time.sleep(0.5)  # longer than the timer of the sign
     output.say("done")
     told = capsys.readouterr().err
     assert told.count("at work") == count
@@ -91,5 +91,5 @@ def test_a_command_that_speaks_soon_gives_no_other_sign(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     output.first_sign.begin()
     output.say("done")
-    time.sleep(0.3)
+    time.sleep(0.3)  # longer than the timer of the sign
     assert capsys.readouterr().err == "done\n"

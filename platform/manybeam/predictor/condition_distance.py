@@ -185,7 +185,7 @@ def _step(path: str, ours: object, theirs: object) -> float | None:
 
 
 @lru_cache(maxsize=512)
-def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noqa: FBT001
+def _reference(condition: Condition, has_pixel_size: bool) -> np.ndarray:  # noqa: FBT001 - a key of the cache
     """Return the frame features (n, f) of frames simulated under one condition."""
     file = _reference_file(condition, has_pixel_size)
     if (kept := _kept(file)) is not None:
@@ -215,7 +215,7 @@ def _kept(file: Path) -> np.ndarray | None:
     return np.asarray(kept) if kept.shape == (REFERENCE_FRAMES, len(feature_names())) else None
 
 
-def _reference_file(condition: Condition, has_pixel_size: bool) -> Path:  # noqa: FBT001
+def _reference_file(condition: Condition, has_pixel_size: bool) -> Path:  # noqa: FBT001 - as `_reference`
     asked = [REFERENCE_FRAMES, REFERENCE_SHAPE, REFERENCE_SEED, feature_names(), has_pixel_size]
     versions = [SIMULATOR, FEATURES, condition.digest]
     name = hashlib.sha256(json.dumps([versions, asked]).encode()).hexdigest()[:32]
