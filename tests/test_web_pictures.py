@@ -1,25 +1,28 @@
 """web: the pictures behind a score: the curve of its probabilities, and frames with its errors."""
 
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from manybeam.data.simulation.simulate import simulate_into
-from manybeam.errors import Busy
 from manybeam.jobs.evaluate import evaluate
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.spec.job import Measure
 from manybeam.web.app import create_app, listen, make_app_state, make_server
-from manybeam.web.pages import drawn
+from manybeam.web.pages import drawing
+from manybeam.web.pages.drawn import prune
+from manybeam.web.state import AppState
 from manybeam.zoo.matrix import FrameSetUse, TestSet
 from manybeam.zoo.registry import Zoo
 
@@ -63,10 +66,16 @@ def home(
 
 
 @pytest.fixture(scope="module")
-def reader(home: Path) -> Iterator[httpx.Client]:
+def app_state(home: Path) -> AppState:
+    """The parts of its pages."""
+    made = make_app_state(refresh_s=60)
+    made.refresher.refresh()
+    return made
+
+
+@pytest.fixture(scope="module")
+def reader(app_state: AppState) -> Iterator[httpx.Client]:
     """Who reads its pages."""
-    app_state = make_app_state(refresh_s=60)
-    app_state.refresher.refresh()
     with listen("127.0.0.1", 0) as listening:
         server = make_server(create_app(app_state))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -220,29 +229,70 @@ def test_a_damaged_entry_of_the_cache_is_drawn_anew(reader: httpx.Client, home: 
     assert picture_of(reader.get(address).text) == picture_of(first)
 
 
-def test_only_so_many_pictures_are_kept(
-    reader: httpx.Client, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drawn, "MOST_KEPT", 4)
+def test_only_so_many_pictures_are_kept(reader: httpx.Client, home: Path) -> None:
     for member in ("", "&member=00", "&member=01"):
         for frame in range(3):
             reader.get(f"/zoo/graphene@2/example/{NOMINAL}?frame={frame}{member}")
+    prune(4)
     assert len(list((home / "cache" / "examples").glob("*.json"))) <= 4
     page = reader.get(f"/zoo/graphene@2/example/{NOMINAL}?frame=2&member=01").text
     assert reader.get(picture_of(page)[0]).content.startswith(PNG)
 
 
-def test_who_asks_while_many_wait_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawn, "_turns", threading.BoundedSemaphore(1))
-    monkeypatch.setattr(drawn, "WAIT_S", 0.05)
-    with drawn.turn(), pytest.raises(Busy), drawn.turn():
-        pass
-    monkeypatch.setattr(drawn, "_turns", threading.BoundedSemaphore(9))
-    monkeypatch.setattr(drawn, "_places", threading.BoundedSemaphore(3))
-    with ExitStack() as held:
-        for _ in range(3):
-            held.enter_context(drawn.turn())
-        with pytest.raises(Busy), drawn.turn():
-            pass
-    with drawn.turn():  # all places are free again
-        pass
+def test_many_who_ask_at_once_each_get_a_picture_and_each_is_drawn_once(
+    reader: httpx.Client, home: Path
+) -> None:
+    shutil.rmtree(home / "cache" / "examples", ignore_errors=True)
+    asked = [
+        f"/zoo/graphene@1/example/{NOMINAL}/sample?member={member}&frame={frame}"
+        for member in ("-1", "0", "1", "-2")
+        for frame in range(3)
+    ]
+    with ThreadPoolExecutor(len(asked) * 2) as readers:
+        answers = list(readers.map(reader.get, asked * 2))
+    assert {one.headers["content-type"] for one in answers} == {"image/png"}
+    assert len(list((home / "cache" / "examples").glob("*.png"))) == len(asked)
+
+
+def test_the_process_of_the_pages_draws_nothing_itself(
+    reader: httpx.Client, app_state: AppState, home: Path
+) -> None:
+    shutil.rmtree(home / "cache" / "examples", ignore_errors=True)
+    address = f"/zoo/graphene@1/example/{NOMINAL}/sample?member=0"
+    assert reader.get(address).content.startswith(PNG)
+    (first,) = drawers()
+    shutil.rmtree(home / "cache" / "examples")
+    assert reader.get(address).content.startswith(PNG)
+    assert drawers() == [first]
+    # Killed, as it is where memory is short, it is started again.
+    first.kill()
+    first.wait()
+    shutil.rmtree(home / "cache" / "examples")
+    assert reader.get(address).content.startswith(PNG)
+    assert drawers() != [first]
+    app_state.drawing.close()
+    assert drawers() == []
+
+
+def drawers() -> list[psutil.Process]:
+    """Return the processes that draw for this one."""
+    return [
+        one
+        for one in psutil.Process().children()
+        if any("loky" in word and "popen" in word for word in one.cmdline())
+    ]
+
+
+def test_who_asks_while_too_many_wait_is_told_to_come_back(
+    reader: httpx.Client, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(home / "cache" / "examples", ignore_errors=True)
+    address = f"/zoo/graphene@1/example/{NOMINAL}"
+    monkeypatch.setattr(drawing, "WAITING", 0)
+    page, sample = reader.get(address), reader.get(f"{address}/sample")
+    assert page.status_code == 429
+    assert "not drawn yet" in page.text
+    assert sample.headers["content-type"] == "image/svg+xml"
+    assert "not drawn yet" in sample.text
+    monkeypatch.setattr(drawing, "WAITING", 1)
+    assert reader.get(f"{address}/sample").content.startswith(PNG)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from manybeam.zoo.lifecycle.changes import settled_state
@@ -17,7 +18,7 @@ from manybeam.zoo.lifecycle.life import promote
 from manybeam.zoo.older_objects import audit_log
 from manybeam.zoo.registry import Zoo
 
-from .conftest import Server, serving
+from .conftest import LOWDOSE, Server, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.faults]
 
@@ -99,3 +100,20 @@ def test_a_server_killed_while_it_promotes_leaves_the_alias_old_or_new(
 def version_shown(server: Server) -> int:
     with urllib.request.urlopen(f"{server.url}/api/v1/zoo/graphene", timeout=60) as answer:
         return int(json.load(answer)["version"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_what_draws_for_the_pages_ends_with_their_server(
+    make_home: Callable[[], Path], how: signal.Signals
+) -> None:
+    with serving(make_home()) as server:
+        assert server.process is not None
+        sample = f"{server.url}/zoo/graphene@2/example/{LOWDOSE}/sample"
+        with urllib.request.urlopen(sample, timeout=60) as answer:
+            assert answer.headers["content-type"] == "image/png"
+        started = psutil.Process(server.process.pid).children(recursive=True)
+        assert started
+        server.stop(how)
+        ended, left = psutil.wait_procs(started, timeout=10)
+        assert left == [], [one.cmdline() for one in left]
+        assert len(ended) == len(started)

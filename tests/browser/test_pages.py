@@ -126,6 +126,9 @@ def test_a_version_opens_with_what_it_is_for_and_where_it_fails(
     for picture in opening.locator("img").all():
         picture.scroll_into_view_if_needed()
         expect(picture).to_have_js_property("complete", value=True, timeout=30_000)
+        source = str(picture.get_attribute("src"))
+        told = page.request.get(server.url + source)
+        assert told.headers["content-type"] == "image/png", told.text()
         assert picture.evaluate("one => one.naturalWidth") > 300
 
 
@@ -363,6 +366,7 @@ def test_a_new_version_shows_up_by_itself_and_says_so(
         before = page.evaluate(picture)
         zoo.record_scores("fresh@1", [drawn(0.9, LOWDOSE, 0, seed=2)])
         page.wait_for_function(f"before => {picture} !== before", arg=before, timeout=20_000)
+        page.close()  # before its server, whose end a console would tell
 
 
 @pytest.mark.faults
@@ -405,6 +409,7 @@ def test_the_last_known_zoo_is_shown_with_its_age_while_mlflow_is_away_and_renew
         database.rmdir()
         (home / "away.db").rename(database)
         expect(banner).not_to_contain_text("ago", timeout=20_000)
+        page.close()  # before its server, whose end a console would tell
 
 
 def test_10_000_members_are_searched_while_mlflow_is_away(
@@ -423,3 +428,4 @@ def test_10_000_members_are_searched_while_mlflow_is_away(
         assert time.monotonic() - begun < 3, "the goal is 300 ms; the test leaves room for others"
         page.get_by_role("link", name="Next").click()
         expect(page.locator(".mb-pager")).to_contain_text("Page 2 of 200")
+        page.close()  # before its server, whose end a console would tell

@@ -75,3 +75,4 @@ def test_the_curve_of_an_ensemble_is_shown_by_condition(
         card.scroll_into_view_if_needed()
         assert is_loaded(page, "img.mb-drawing")
         assert not Axe().run(page).response["violations"]
+        page.close()  # before its server, whose end a console would tell

@@ -120,6 +120,7 @@ def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> F
         yield
         parts.refresher.close()
         parts.refresher.join()
+        parts.drawing.close()
 
     app = FastAPI(
         title="Manybeam control plane",

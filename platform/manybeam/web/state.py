@@ -1,9 +1,10 @@
 """The parts of the control plane that its routes share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from manybeam.web.auth import Gatekeeper
+from manybeam.web.pages.drawing import Drawing
 from manybeam.web.pages.framesets import FrameSets
 from manybeam.web.refresher import Refresher
 from manybeam.web.render import Pages
@@ -30,6 +31,7 @@ class AppState:
         library: the descriptions of conditions.
         gatekeeper: knows who may make changes.
         pages: renders templates.
+        drawing: draws example frames, in a process of its own.
     """
 
     zoo: "Zoo"
@@ -40,6 +42,7 @@ class AppState:
     library: "Library"
     gatekeeper: Gatekeeper
     pages: Pages
+    drawing: Drawing = field(default_factory=Drawing)
 
     def described(self) -> "Mapping[str, Condition]":
         """Return the present conditions of the library by id; none if a file is wrong."""

@@ -90,6 +90,10 @@ class Zoo:
         folder = cache or settings().cache / "zoo"
         self._cache, self._known = Cache(folder), KnownEntries(self.address, folder)
 
+    def __reduce__(self) -> tuple[type["Zoo"], tuple[str, str, Path]]:
+        """Pickle what it was made from: its connections stay in this process."""
+        return type(self), (self.address, self._artifacts, self._cache.folder)
+
     @cached_property
     def tracking(self) -> "Tracking":
         """The MLflow of this zoo."""

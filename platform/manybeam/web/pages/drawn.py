@@ -1,28 +1,27 @@
-"""Pictures of example frames: a cache on this machine, and a limit on parallel drawing."""
+"""Pictures of example frames, and their cache on this machine."""
 
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manybeam.data.disk import write_files
-from manybeam.errors import Busy
 from manybeam.settings import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from manybeam.jobs.examples import Example
+    from manybeam.spec import Condition
+    from manybeam.zoo.matrix import Score
+    from manybeam.zoo.registry import Zoo
 
 logger = logging.getLogger(__name__)
 
 DPI = 110
 MOST_KEPT = 400  # pictures of 0.3 MB each, of large frames 1 MB
-AT_ONCE, WAITING, WAIT_S = 2, 8, 60.0
-
-_turns, _places = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphore(WAITING)
 
 
 @dataclass(frozen=True)
@@ -49,24 +48,25 @@ class Drawn:
     is_simulated: bool
 
 
-@contextmanager
-def turn() -> Iterator[None]:
-    """Let two threads draw and a few wait, so that threads are left for other pages.
+def make_drawn(
+    digest: str,
+    zoo: "Zoo",
+    version_ref: str,
+    score: "Score",
+    number: int,
+    conditions: "Mapping[str, Condition]",
+    frame_urls: "Sequence[str]",
+) -> Drawn:
+    """Make an example, draw it into the cache under its digest, and return its description.
 
     Raises:
-        Busy: too many threads wait, or the wait was too long.
+        ManybeamError: as `jobs.examples.make_example` raises.
     """
-    if not _places.acquire(blocking=False):
-        raise _busy()
-    try:
-        if not _turns.acquire(timeout=WAIT_S):
-            raise _busy()
-        try:
-            yield
-        finally:
-            _turns.release()
-    finally:
-        _places.release()
+    from manybeam.jobs.examples import make_example
+
+    if (known := kept(digest)) is not None:  # drawn after the request had looked
+        return known
+    return keep(digest, make_example(zoo, version_ref, score, number, conditions, frame_urls))
 
 
 def keep(digest: str, made: "Example") -> Drawn:
@@ -93,7 +93,7 @@ def keep(digest: str, made: "Example") -> Drawn:
     picture, text = folder() / f"{digest}.png", folder() / f"{digest}.json"
     # The description is written last: if it exists, the picture does too.
     write_files({picture: png(figure, DPI), text: json.dumps(asdict(drawn)).encode()})
-    _prune()
+    prune()
     return drawn
 
 
@@ -116,16 +116,12 @@ def folder() -> Path:
     return settings().cache / "examples"
 
 
-def _busy() -> Busy:
-    return Busy("other example frames are being drawn", f"{AT_ONCE} at a time", "try again soon")
-
-
-def _prune() -> None:
+def prune(most: int = MOST_KEPT) -> None:
     """Delete the oldest pictures if there are too many; a quarter becomes free."""
-    if len(list(folder().glob("*.json"))) <= MOST_KEPT:
+    if len(list(folder().glob("*.json"))) <= most:
         return
     with suppress(FileNotFoundError):  # another process may delete them too
         oldest = sorted(folder().glob("*.json"), key=lambda one: one.stat().st_mtime)
-        for path in oldest[: len(oldest) - 3 * MOST_KEPT // 4]:
+        for path in oldest[: len(oldest) - 3 * most // 4]:
             path.unlink()
             path.with_suffix(".png").unlink(missing_ok=True)

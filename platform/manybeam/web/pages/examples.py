@@ -8,14 +8,16 @@ import html
 import json
 import textwrap
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote, urlencode
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from manybeam.errors import InvalidInput, ManybeamError, NotFound
-from manybeam.web.pages.drawn import Drawn, folder, keep, kept, turn
+from manybeam.web.pages.drawn import Drawn, folder, kept, make_drawn
 from manybeam.web.render import page_of
 from manybeam.web.state import AppState
 from manybeam.web.version_cache import CachedVersion
@@ -25,27 +27,31 @@ PICTURE = 2  # increased whenever the same frame is drawn differently
 
 
 def add_examples(router: APIRouter, app_state: AppState) -> None:
-    """Add the routes of example frames; they compute, so they run in the thread pool."""
+    """Add the routes of example frames; they wait for the process that draws them."""
 
     @router.get("/zoo/{ref:path}/example/{condition}/picture.png")
-    def picture(ref: str, condition: str, member: int | None = None, frame: int = 0) -> Response:
-        return example_picture(app_state, find_place(app_state, ref, condition, member, frame))
+    async def picture(
+        ref: str, condition: str, member: int | None = None, frame: int = 0
+    ) -> Response:
+        place = await run_in_threadpool(find_place, app_state, ref, condition, member, frame)
+        return await example_picture(app_state, place)
 
     @router.get("/zoo/{ref:path}/example/{condition}/sample")
-    def sample(ref: str, condition: str, member: int | None = None, frame: int = 0) -> Response:
-        place = find_place(app_state, ref, condition, member, frame)
+    async def sample(
+        ref: str, condition: str, member: int | None = None, frame: int = 0
+    ) -> Response:
+        place = await run_in_threadpool(find_place, app_state, ref, condition, member, frame)
         try:
-            return example_picture(app_state, place)
+            return await example_picture(app_state, place)
         except ManybeamError as error:  # a page with a picture missing is still a page
             return said_picture("This frame cannot be shown", error.what)
 
     @router.get("/zoo/{ref:path}/example/{condition}")
-    def example(
+    async def example(
         request: Request, ref: str, condition: str, member: int | None = None, frame: int = 0
     ) -> Response:
-        return example_page(
-            app_state, request, find_place(app_state, ref, condition, member, frame)
-        )
+        place = await run_in_threadpool(find_place, app_state, ref, condition, member, frame)
+        return await example_page(app_state, request, place)
 
 
 @dataclass(frozen=True)
@@ -131,27 +137,26 @@ def find_place(
     return ExamplePlace(cached, score, number)
 
 
-def example_page(app_state: AppState, request: Request, place: ExamplePlace) -> Response:
+async def example_page(app_state: AppState, request: Request, place: ExamplePlace) -> Response:
     """Return the page of one frame, or the reason why it cannot be shown."""
     from manybeam.learn.scoring.scores import f1_of
 
     drawn: Drawn | None = None
     reason: ManybeamError | None = None
     try:
-        drawn = draw(app_state, place)
+        drawn = await draw(app_state, place)
     except (NotFound, InvalidInput) as error:
         reason = error
     frames = [float(f1_of(np.array(counts))) for counts in place.score.counts]
     f1 = float(f1_of(np.array(drawn.counts))) if drawn else None
-    return app_state.pages.show(
-        request, "example.html", place=place, drawn=drawn, reason=reason, frames=frames, f1=f1
-    )
+    shown = partial(app_state.pages.show, request, "example.html", place=place, drawn=drawn)
+    return await run_in_threadpool(shown, reason=reason, frames=frames, f1=f1)
 
 
-def example_picture(app_state: AppState, place: ExamplePlace) -> Response:
+async def example_picture(app_state: AppState, place: ExamplePlace) -> Response:
     """Return the picture of one frame as PNG; raises as `draw` does."""
-    drawn = draw(app_state, place)
-    content = (folder() / f"{drawn.digest}.png").read_bytes()
+    drawn = await draw(app_state, place)
+    content = await run_in_threadpool((folder() / f"{drawn.digest}.png").read_bytes)
     return Response(content, media_type="image/png", headers={"cache-control": "max-age=3600"})
 
 
@@ -169,7 +174,7 @@ def said_picture(title: str, words: str) -> Response:
     return Response(content, media_type="image/svg+xml", headers={"cache-control": "no-store"})
 
 
-def draw(app_state: AppState, place: ExamplePlace) -> Drawn:
+async def draw(app_state: AppState, place: ExamplePlace) -> Drawn:
     """Return the description of the picture of a frame; the picture is in the cache then.
 
     Raises:
@@ -178,17 +183,13 @@ def draw(app_state: AppState, place: ExamplePlace) -> Drawn:
         Corrupt: the weights are not those registered.
         Unreachable: the zoo does not answer, and the picture is not in the cache.
     """
-    from manybeam.jobs.examples import make_example
-
     digest = _digest(place)
-    if (known := kept(digest)) is not None:
+    if (known := await run_in_threadpool(kept, digest)) is not None:
         return known
-    with turn():
-        if (known := kept(digest)) is not None:  # another request has drawn it meanwhile
-            return known
-        ref, (score, urls) = place.cached.record.version_ref, _readable(app_state, place)
-        made = make_example(app_state.zoo, ref, score, place.number, app_state.described(), urls)
-        return keep(digest, made)
+    score, urls = await run_in_threadpool(_readable, app_state, place)
+    ref, described = place.cached.record.version_ref, await run_in_threadpool(app_state.described)
+    frame = (app_state.zoo, ref, score, place.number, dict(described), urls)
+    return await app_state.drawing.draw(digest, partial(make_drawn, digest, *frame))
 
 
 def _readable(app_state: AppState, place: ExamplePlace) -> tuple[Score, list[str]]:
