@@ -34,7 +34,8 @@ def test_a_cell_of_the_matrix_leads_to_a_frame_with_its_errors(
     page = new_page(java_script_enabled=scripts)
     page.goto(f"{server.url}/zoo/graphene@2")
     column = page.locator("table.mb-matrix thead th.mb-turned").all_inner_texts().index(LOWDOSE)
-    page.locator("table.mb-matrix tbody tr").nth(2).locator("td.mb-cell a").nth(column).click()
+    cell = page.locator("table.mb-matrix tbody tr").nth(2).locator("td.mb-cell a").nth(column)
+    cell.click(timeout=30_000)  # its frame is drawn after those of this page, in a new process
     expect(page).to_have_url(re.compile(re.escape(f"{EXAMPLE}?member=00")))
     expect(page.get_by_role("heading", level=1)).to_have_text(f"{LOWDOSE}, frame 1 of 16")
     expect(page.get_by_alt_text("circles")).to_be_visible()
@@ -52,7 +53,7 @@ def test_an_example_breaks_no_accessibility_rule(
     server: Server, new_page: MakePage, scheme: str
 ) -> None:
     page = new_page(color_scheme=scheme)
-    page.goto(server.url + EXAMPLE)
+    page.goto(server.url + EXAMPLE, timeout=30_000)  # its frame is drawn first
     assert is_loaded(page)
     assert not Axe().run(page).response["violations"]
 

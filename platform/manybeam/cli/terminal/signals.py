@@ -1,12 +1,19 @@
-"""Signals: SIGTERM and a closed terminal end a command as Ctrl-C does, so drafts are removed."""
+"""Signals: SIGTERM and a closed terminal end a command as Ctrl-C does, so drafts are removed.
 
+An exception that a handler raises can get lost: where Python calls back from C, as at the end of
+an import, it is only printed. So the signal is sent again until the command ends.
+"""
+
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _SIGNALLED = 128  # plus the number of the signal: the exit code by the custom of shells
+_AGAIN_S, _TIMES = 1.0, 30  # after that the process ends at once
 
 
 class Ended(SystemExit):
@@ -33,6 +40,7 @@ def ended_cleanly() -> Iterator[None]:
     try:
         yield
     finally:
+        _insistence.stop()
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
 
@@ -44,5 +52,50 @@ def leave_to_server() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+class _Insistence:
+    """Sends a signal to the main thread again and again, from a thread of its own."""
+
+    def __init__(self) -> None:
+        self._lock = (
+            threading.Lock()
+        )  # held while a signal is sent, so that none comes after `stop`
+        self._stopped: threading.Event | None = None
+
+    def begin(self, number: int) -> None:
+        if self._stopped is None:
+            self._stopped = threading.Event()
+            threading.Thread(target=self._run, args=(number, self._stopped), daemon=True).start()
+
+    def stop(self) -> None:
+        if self._stopped is not None:
+            with self._lock:
+                self._stopped.set()
+            self._stopped = None
+
+    def _run(self, number: int, stopped: threading.Event) -> None:
+        for _ in range(_TIMES):
+            stopped.wait(_AGAIN_S)
+            with self._lock:
+                if stopped.is_set():
+                    return
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+        os._exit(_SIGNALLED + number)
+
+
+_insistence = _Insistence()
+
+
 def _end(number: int, _: object) -> None:
-    raise Ended(number)
+    if not _is_ending():
+        _insistence.begin(number)
+        raise Ended(number)
+
+
+def _is_ending() -> bool:
+    """Return whether the interrupted code handles an `Ended`, as what removes drafts does."""
+    handled = sys.exception()
+    while handled is not None:
+        if isinstance(handled, Ended):
+            return True
+        handled = handled.__context__
+    return False
