@@ -198,7 +198,7 @@ try:
     with ended_cleanly():
         try:
             Swallowing()
-            time.sleep(20)
+            time.sleep(20)  # ended by the signal that comes again
         finally:
             time.sleep(2.5)  # the signal comes again meanwhile, and does not disturb
             print("cleaned")
@@ -235,6 +235,7 @@ def test_a_closed_terminal_ends_a_command_and_leaves_nothing_half_written(tmp_pa
         assert work.wait(60) == 128 + signal.SIGHUP
     except subprocess.TimeoutExpired:
         stacks = subprocess.run(
+            # It comes with Ray.
             [Path(sys.executable).with_name("py-spy"), "dump", "--pid", str(work.pid)],
             capture_output=True,
             text=True,

@@ -1,10 +1,9 @@
 """Signals: SIGTERM and a closed terminal end a command as Ctrl-C does, so drafts are removed.
 
 An exception that a handler raises can get lost: where Python calls back from C, as at the end of
-an import, it is only printed. So the signal is sent again until the command ends.
+an import, it is only printed. So the signal is sent again until the command is ending.
 """
 
-import os
 import signal
 import sys
 import threading
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _SIGNALLED = 128  # plus the number of the signal: the exit code by the custom of shells
-_AGAIN_S, _TIMES = 1.0, 30  # after that the process ends at once
+_AGAIN_S = 1.0
 
 
 class Ended(SystemExit):
@@ -56,9 +55,8 @@ class _Insistence:
     """Sends a signal to the main thread again and again, from a thread of its own."""
 
     def __init__(self) -> None:
-        self._lock = (
-            threading.Lock()
-        )  # held while a signal is sent, so that none comes after `stop`
+        # Held while a signal is sent, so that none comes after `stop`.
+        self._lock = threading.Lock()
         self._stopped: threading.Event | None = None
 
     def begin(self, number: int) -> None:
@@ -73,22 +71,21 @@ class _Insistence:
             self._stopped = None
 
     def _run(self, number: int, stopped: threading.Event) -> None:
-        for _ in range(_TIMES):
-            stopped.wait(_AGAIN_S)
+        main = threading.main_thread().ident
+        while main is not None and not stopped.wait(_AGAIN_S):
             with self._lock:
-                if stopped.is_set():
-                    return
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
-        os._exit(_SIGNALLED + number)
+                if not stopped.is_set():
+                    signal.pthread_kill(main, number)
 
 
 _insistence = _Insistence()
 
 
 def _end(number: int, _: object) -> None:
-    if not _is_ending():
-        _insistence.begin(number)
-        raise Ended(number)
+    if _is_ending():
+        return  # drafts are being removed, which no signal disturbs
+    _insistence.begin(number)
+    raise Ended(number)
 
 
 def _is_ending() -> bool:

@@ -1,7 +1,8 @@
 """Example frames are made and drawn in a process of their own, one after another.
 
 A frame needs torch and seconds of processor time. In the process of the pages, that would slow down
-every other page and keep the memory. The process ends after some time without work.
+every other page and keep the memory. The process ends after some time without work. The pool is
+that of loky, because those of Python keep idle processes, and their memory, for ever.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ class Drawing:
 
         Args:
             digest: name of the picture.
-            make: makes it in the other process, to which it is pickled; called at most once.
+            make: makes it in the other process, to which it is pickled; called again if that ends.
 
         Raises:
             Busy: too many frames wait, it took too long, or the process ended.
