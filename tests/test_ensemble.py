@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from manybeam.data.tiles import normalise
 from manybeam.errors import InvalidFrame, InvalidInput, MemberCountError, NotFound, TooLarge
+from manybeam.learn.nets import ensemble as module
 from manybeam.learn.nets.answer import entropy
-from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
-from manybeam.learn.nets.tiled import prepare, probabilities
+from manybeam.learn.nets.prediction import Prediction
+from manybeam.learn.nets.tiled import probabilities
+from manybeam.learn.nets.torch_network import TorchNetwork, prepare
 from manybeam.learn.scoring.scores import match
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
 
@@ -147,10 +150,11 @@ def test_any_real_dtype_is_answered(dtype: str) -> None:
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_a_tiled_answer_equals_the_answer_in_one_piece(levels: int) -> None:
     member = drawn(3, levels)
-    network = prepare(member.network(), CPU)
+    networks = [TorchNetwork(member.network(), CPU)]
     input_yx = noise((130, 701))
     tiled, whole = (
-        probabilities(network, input_yx, member.recipe, tile_px, CPU) for tile_px in (256, 2000)
+        probabilities(networks, input_yx, member.recipe.network, tile_px)
+        for tile_px in (256, 2000)
     )
     assert whole.std() > 1e-3
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=2e-6)
@@ -158,10 +162,11 @@ def test_a_tiled_answer_equals_the_answer_in_one_piece(levels: int) -> None:
 
 def test_tiles_of_a_constant_answer_add_up_without_a_seam() -> None:
     member = bright(0, level=100.0)
-    network = prepare(member.network(), CPU)
     member.weights["head.bias"].zero_()
-    network.head.bias.zero_()  # type: ignore[union-attr, operator]
-    answer = probabilities(network, np.zeros((400, 131), np.float32), member.recipe, 128, CPU)
+    networks = [TorchNetwork(member.network(), CPU)]
+    answer = probabilities(
+        networks, np.zeros((400, 131), np.float32), member.recipe.network, 128
+    )
     np.testing.assert_allclose(answer, 0.5, rtol=0, atol=1e-6)
 
 
@@ -172,8 +177,9 @@ def test_folding_batch_norm_changes_nothing() -> None:
         plain = member.network()(torch.from_numpy(input_yx)[None, None]).sigmoid()[0]
     folded = prepare(member.network(), CPU)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    fast = probabilities(folded, input_yx, member.recipe, 1024, CPU)
-    np.testing.assert_allclose(fast, plain.numpy(), rtol=0, atol=2e-6)
+    networks = [TorchNetwork(member.network(), CPU)]
+    fast = probabilities(networks, input_yx, member.recipe.network, 1024)
+    np.testing.assert_allclose(fast[0], plain.numpy(), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 11])
@@ -205,8 +211,7 @@ def test_equal_members_have_no_spread_and_the_answer_of_one() -> None:
 
 def test_mean_and_spread_are_those_of_the_members_maps() -> None:
     ensemble = Ensemble([drawn(index) for index in range(4)])
-    answer = ensemble.predict(noise((70, 90)), 20.0, keep_members=True)
-    assert answer.prob_myx is not None
+    answer = ensemble.predict(noise((70, 90)), 20.0)
     np.testing.assert_allclose(answer.mean_yx, answer.prob_myx.mean(axis=0), rtol=0, atol=1e-6)
     np.testing.assert_allclose(answer.std_yx, answer.prob_myx.std(axis=0, ddof=1), atol=1e-6)
 
@@ -217,8 +222,7 @@ def mixed() -> Ensemble:
 
 
 def test_mutual_information_is_entropy_of_the_mean_less_mean_entropy() -> None:
-    answer = mixed().predict(noise((70, 90)), 18.0, keep_members=True)
-    assert answer.prob_myx is not None
+    answer = mixed().predict(noise((70, 90)), 18.0)
     assert answer.mi_yx is not None
     p = answer.prob_myx.astype(float)
     expected = bits(p.mean(axis=0)) - bits(p).mean(axis=0)
@@ -244,8 +248,8 @@ def test_members_that_hesitate_alike_contradict_nobody(count: int) -> None:
 @pytest.mark.parametrize("members", [[0], [7, 4], [0, 4, 5, 7], [5, 5, 0]])
 def test_regrouped_answers_are_those_of_the_members_asked(members: list[int]) -> None:
     ensemble, frame = mixed(), noise((70, 90))
-    regrouped = ensemble.predict(frame, 18.0, keep_members=True, threshold=0.4).subset(members)
-    asked = ensemble.predict(frame, 18.0, members=members, keep_members=True, threshold=0.4)
+    regrouped = ensemble.predict(frame, 18.0, threshold=0.4).subset(members)
+    asked = ensemble.predict(frame, 18.0, members=members, threshold=0.4)
     assert regrouped.members == asked.members
     for name in ("mean_yx", "std_yx", "mi_yx"):
         one, other = getattr(regrouped, name), getattr(asked, name)
@@ -272,8 +276,7 @@ def test_a_member_of_no_weight_is_not_asked() -> None:
 def test_weights_enter_maps_and_atoms() -> None:
     members = [bright(0), bright(1, level=1.6), drawn(2)]
     frame = atoms_at(lattice(16.0, (80, 80)), (80, 80), 2.8)
-    answer = Ensemble(members).predict(frame, 16.0, keep_members=True)
-    assert answer.prob_myx is not None
+    answer = Ensemble(members).predict(frame, 16.0)
     weighted = answer.subset([0, 1, 2], [0.7, 0.2, 0.1])
     p, w = answer.prob_myx.astype(float), np.array([0.7, 0.2, 0.1])
     mean = np.tensordot(w, p, 1)
@@ -326,11 +329,18 @@ def test_only_members_that_answered_can_be_regrouped() -> None:
         answer.without_maps().subset([0])
 
 
-def test_kept_maps_of_twenty_members_take_two_bytes_a_pixel() -> None:
-    ensemble = Ensemble([bright(index) for index in range(20)])
-    answer = ensemble.predict(noise((96, 128)), 16.0)
-    kept = sum(one.prob_yx.nbytes for one in answer._answers)
-    assert kept == 20 * 96 * 128 * 2
+def test_kept_maps_of_a_large_frame_take_two_bytes_a_pixel_and_their_mean_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ensemble, frame = Ensemble([drawn(index) for index in range(20)]), noise((96, 128))
+    exact = ensemble.predict(frame, 16.0)
+    monkeypatch.setattr(module, "EXACT_PX", 20 * 96 * 128 - 1)
+    monkeypatch.setattr(module, "AT_ONCE_PX", 3 * 96 * 128)
+    large = ensemble.predict(frame, 16.0)
+    assert sum(one.prob_yx.nbytes for one in large._answers) == 20 * 96 * 128 * 2
+    np.testing.assert_array_equal(large.mean_yx, exact.mean_yx)
+    np.testing.assert_array_equal(large.std_yx, exact.std_yx)
+    np.testing.assert_array_equal(large.mi_yx, exact.mi_yx)
 
 
 @pytest.mark.parametrize("order", [[3, 2, 1, 0], [1, 3, 0, 2]])

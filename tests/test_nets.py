@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from manybeam.errors import InvalidSpec
-from manybeam.learn.nets.networks import UNet, build, count_parameters, side_multiple
+from manybeam.learn.nets.networks import UNet, build, count_parameters
+from manybeam.learn.nets.shapes import side_multiple
 from manybeam.spec.recipe import Network
 
 

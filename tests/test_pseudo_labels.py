@@ -12,7 +12,7 @@ from manybeam.learn.adaptation.pseudo_labels import (
     sure_atoms,
     twin_tiles,
 )
-from manybeam.learn.nets.ensemble import Prediction
+from manybeam.learn.nets.prediction import Prediction
 from manybeam.spec import Policy
 from manybeam.spec.recipe import TileSpec
 
@@ -31,7 +31,9 @@ def answer(
     """Return what two members would answer: these atoms together, these each alone."""
     spread = np.full(frame.shape, std, np.float32)
     alone = [*lonely, *[np.empty((0, 4), np.float32)] * 2][:2]
-    return Prediction(atoms, spread, spread, alone, None, 16.0, (0, 1))
+    return Prediction(
+        atoms, alone, (0, 1), frame.shape, 16.0, _known=(spread, spread, spread)
+    )
 
 
 def atoms_at(*rows: tuple[float, ...]) -> np.ndarray:

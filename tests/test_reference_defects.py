@@ -169,8 +169,7 @@ def test_two_kinds_of_atom_are_trained_and_told_apart(tmp_path: Path) -> None:
 
 def test_every_member_answers_for_itself(trained: list[Member]) -> None:
     frame, _ = draw_frame(1000)
-    answer = Ensemble(trained).predict(frame, 16.0, keep_members=True)
-    assert answer.prob_myx is not None
+    answer = Ensemble(trained).predict(frame, 16.0)
     assert len(answer.member_atoms) == len(answer.prob_myx) == 3
     assert np.allclose(answer.prob_myx.mean(axis=0), answer.mean_yx, atol=1e-6)
     assert not np.array_equal(answer.prob_myx[0], answer.prob_myx[1])

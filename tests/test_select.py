@@ -18,7 +18,7 @@ from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES, scores
 from manybeam.learn.analysis.frame_analysis import FrameAnalysis
-from manybeam.learn.nets.ensemble import Prediction
+from manybeam.learn.nets.prediction import Prediction
 from manybeam.learn.scoring.calibration import calibrated
 from manybeam.predictor.condition_distance import Near
 from manybeam.predictor.loaded import LoadedVersion
@@ -102,9 +102,8 @@ def seen_of(name: str, found: list[dict[str, float]], lattice: Any = GRAPHENE) -
     atoms = [np.column_stack([one, np.ones(len(one))]).astype(np.float32) for one in atoms]
     steady = [1 - one.get("missed", 0.0) for one in found]
     model, score_mf = scores(frame, atoms, size, lattice, steady)
-    empty = np.zeros(frame.shape, np.float32)
     members = tuple(range(len(atoms)))
-    prediction = Prediction(np.empty((0, 7), np.float32), empty, empty, atoms, None, size, members)
+    prediction = Prediction(np.empty((0, 7), np.float32), atoms, members, frame.shape, size)
     window = (slice(0, SIDE), slice(0, SIDE))
     return FrameAnalysis(prediction, score_mf, np.zeros((1, 3)), window, size, lattice, model)
 

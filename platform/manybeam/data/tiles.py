@@ -14,14 +14,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
-from torch.nn import functional
+from scipy.sparse import csr_array
 
 from manybeam.errors import (
     InvalidFrame,
@@ -129,15 +129,34 @@ def rescale(frame: Frame, pixel_size_pm: float, target_pm: float) -> tuple[Frame
     _check_sides(frame.shape[-2:], scale, pixel_size_pm, target_pm)
     if abs(scale - 1) < 1e-6:
         return np.asarray(frame, np.float32), 1.0
-    batch = torch.from_numpy(np.array(frame, np.float32)).reshape(-1, 1, *frame.shape[-2:])
-    out = functional.interpolate(
-        batch,
-        scale_factor=(scale, scale),
-        mode="bicubic",
-        antialias=True,
-        recompute_scale_factor=False,
-    )
-    return out.reshape(*frame.shape[:-2], *out.shape[-2:]).numpy(), scale
+    frames_nyx = np.asarray(frame, np.float32).reshape(-1, *frame.shape[-2:])
+    rows, columns = (_bicubic(side, scale) for side in frame.shape[-2:])
+    out_nyx = np.stack([rows @ (columns @ one_yx.T).T for one_yx in frames_nyx])
+    return out_nyx.reshape(*frame.shape[:-2], *out_nyx.shape[-2:]), scale
+
+
+@lru_cache(maxsize=64)
+def _bicubic(side: int, scale: float) -> csr_array:
+    """Return the matrix (side out, side in) of bicubic interpolation along one axis.
+
+    The kernel of Keys (a = -0.5) is as wide as four pixels of the coarser side. Beyond the edges
+    there is nothing: weights are divided by their sum.
+    """
+    step = 1 / scale
+    wide = max(step, 1.0)
+    centre = (np.arange(int(side * scale)) + 0.5) * step
+    first = np.maximum((centre - 2 * wide + 0.5).astype(np.int64), 0)
+    column = first[:, None] + np.arange(int(np.ceil(4 * wide)) + 1)
+    far = np.abs(column + 0.5 - centre[:, None]) / wide
+    near = (1.5 * far - 2.5) * far**2 + 1
+    outer = ((-0.5 * far + 2.5) * far - 4) * far + 2
+    last = np.minimum((centre + 2 * wide + 0.5).astype(np.int64), side)
+    weight = np.where(far < 1, near, np.where(far < 2, outer, 0)) * (column < last[:, None])
+    weight /= weight.sum(axis=1, keepdims=True)
+    row = np.broadcast_to(np.arange(len(centre))[:, None], column.shape)
+    used = weight != 0
+    entries = (weight[used].astype(np.float32), (row[used], column[used]))
+    return csr_array(entries, shape=(len(centre), side))
 
 
 def rescale_truth(truth: Frame, scale: float) -> Frame:

@@ -23,7 +23,7 @@ from manybeam.spec.imaging import Condition
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, FrameSetUse, Score
 
 if TYPE_CHECKING:
-    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.learn.nets.prediction import Prediction
     from manybeam.zoo.registry import Zoo
 
 USUAL_SEED = 0  # of test frames, if the score has no seed

@@ -29,7 +29,7 @@ from manybeam.predictor.versions import ZooVersions
 from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
-    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.learn.nets.prediction import Prediction
     from manybeam.spec import Library
     from manybeam.zoo.registry import Zoo
 
@@ -104,7 +104,7 @@ class Predictor:
             best.frame,
             question,
             best.version.record,
-            prediction.without_maps(),
+            prediction,
             best.selection,
             best.whole,
             best.notes,

@@ -17,7 +17,7 @@ from manybeam.data.io.frame import Frame
 from manybeam.errors import InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES
 from manybeam.learn.analysis.frame_analysis import FrameAnalysis, analyse, check_size
-from manybeam.learn.nets.ensemble import Prediction
+from manybeam.learn.nets.prediction import Prediction
 from manybeam.predictor.condition_distance import (
     Near,
     comparable,

@@ -15,7 +15,7 @@ from manybeam.spec.elements import symbol_of
 
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
-    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.learn.nets.prediction import Prediction
     from manybeam.predictor.answer import Answer
     from manybeam.predictor.performance import PredictedF1
     from manybeam.predictor.predictor import Ranked

@@ -243,8 +243,9 @@ class Zoo:
     def ensemble(self, ref: str) -> "Ensemble":
         """Return the ensemble of a reference, ready to predict; raises as `members` does."""
         from manybeam.learn.nets.ensemble import Ensemble
+        from manybeam.learn.nets.graphs import Graphs
 
-        return Ensemble(self.members(ref))
+        return Ensemble(self.members(ref), graphs=Graphs(settings().cache / "graphs"))
 
     def record_scores(self, ref: str, rows: Iterable[Score]) -> None:
         """Add scores to a version; they replace earlier scores of the same pairs.
@@ -412,12 +413,12 @@ class Zoo:
 
     def _load(self, record: MemberRecord) -> "Member":
         from manybeam.learn.nets.card import MemberCard
-        from manybeam.learn.nets.member import load_weights
+        from manybeam.learn.nets.member import StoredWeights
 
         who, model_id = f"member {record.index:02d}", record.model_id
         weights = self._file(model_id, WEIGHTS_FILE, record.sha256, f"weights of {who}")
         card = self._file(model_id, CARD_FILE, record.card_sha256, f"recipe of {who}")
-        return MemberCard.read(card).to_member(load_weights(weights))
+        return MemberCard.read(card).to_member(StoredWeights(weights))
 
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
         """Return a file from the cache or the store; it is checked in both cases."""

@@ -12,7 +12,7 @@ import numpy as np
 from manybeam.jobs.test_sets import LabelledFrame
 
 if TYPE_CHECKING:
-    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.learn.nets.prediction import Prediction
     from manybeam.learn.scoring.scores import Scores
     from manybeam.predictor.selection import Selection
     from manybeam.spec import Condition, Library

@@ -20,7 +20,7 @@ from manybeam.zoo.reports.error_overlay import scale_bar
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.learn.nets.prediction import Prediction
 
 Array = np.ndarray[Any, Any]
 Window = tuple[slice, slice]

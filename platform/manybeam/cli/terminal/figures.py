@@ -15,7 +15,7 @@ from manybeam.zoo.reports.error_overlay import scale_bar
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from manybeam.learn.nets.ensemble import Prediction
+    from manybeam.learn.nets.prediction import Prediction
     from manybeam.predictor.selection import Candidate, Selection
 
 FOUND, MISSED, FALSE = "#1fa774", "#e8a11c", "#d1495b"

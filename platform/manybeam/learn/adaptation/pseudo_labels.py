@@ -16,7 +16,8 @@ import numpy as np
 from manybeam.data.simulation.simulate import Simulated, simulate
 from manybeam.data.tiles import Tiles, draw_mask, normalise, rescale, rescale_truth
 from manybeam.errors import InvalidInput
-from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.prediction import Prediction
 from manybeam.spec import Policy
 from manybeam.spec.recipe import TileSpec
 
@@ -226,7 +227,7 @@ def _pseudo_tiles(seen: Sequence[tuple[np.ndarray, Prediction]], spec: TileSpec)
 def _labels(prediction: Prediction, spec: TileSpec) -> tuple[np.ndarray, np.ndarray]:
     """Return the mask of the atoms the members agree on, and the weight of each pixel."""
     radius_px = spec.mask_radius_pm / spec.pixel_size_pm
-    shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
+    shape = prediction.shape
     is_sure = sure_atoms(prediction, radius_px)
     # The third column holds classes here, 1 to as many as there are elements.
     classes = range(1, len(spec.elements) + 1)

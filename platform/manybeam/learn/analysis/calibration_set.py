@@ -19,7 +19,6 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from manybeam.data.simulation import SIMULATOR
-from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import Corrupt, InvalidInput, NotFound
 from manybeam.learn.analysis.condition_inference import draw
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
@@ -221,6 +220,8 @@ def measure_calibration_set(
 
 
 def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> CalibrationSet:
+    from manybeam.data.simulation.simulate import simulate  # needs torch, reading a set does not
+
     rng = np.random.default_rng(seed)
     shape = policy.scan.shape or SHAPE
     made = simulate(draw(policy, rng), 1, seed=int(rng.integers(2**31)), shape=shape)
@@ -236,7 +237,7 @@ def _row(ensemble: Ensemble, policy: Policy, seed: tuple[int, int]) -> Calibrati
 def _of_frame(seen: FrameAnalysis, truth: np.ndarray, policy: Policy) -> CalibrationSet:
     """Return the row of an analysed frame whose truth is known."""
     prediction, size_pm = seen.prediction, seen.pixel_size_pm
-    shape = (prediction.mean_yx.shape[0], prediction.mean_yx.shape[1])
+    shape = prediction.shape
     truth = _inside(truth, seen.window)
     counts = [match_frame(a, truth, size_pm, shape).counts for a in prediction.member_atoms]
     place_k2 = _found_by_any(seen)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import InvalidFrame, InvalidInput, MissingPixelSize
 from manybeam.learn.analysis.pixel_size import cell_of, infer_pixel_size
 from manybeam.learn.analysis.regress import Regression, fit, square_distances, standardised
@@ -112,6 +111,8 @@ def infer(
         InvalidInput: no frames.
         InvalidFrame: the frames are too small.
     """
+    from manybeam.data.simulation.simulate import simulate  # needs torch, an analysis does not
+
     crops_cyx = crops(frames_nyx)
     rng = np.random.default_rng(seed)
     policy = _sized(imaging, frames_nyx, pixel_size_pm)

@@ -21,7 +21,8 @@ from manybeam.learn.analysis.fitness import (
     scores,
 )
 from manybeam.learn.analysis.summaries import summaries
-from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.prediction import Prediction
 
 WINDOW_PX = 256  # side of the analysed window, in pixels of the members
 
@@ -67,7 +68,7 @@ class FrameAnalysis:
         score_f[SCORES.index("forward")] = self.model.score(atoms)
         if self.lattice is not None and self.pixel_size_pm is not None:
             score_f[SCORES.index("lattice")] = lattice_score(
-                atoms, self.pixel_size_pm, self.lattice, self.prediction.mean_yx.shape
+                atoms, self.pixel_size_pm, self.lattice, self.prediction.shape
             )
         return np.asarray(score_f)
 

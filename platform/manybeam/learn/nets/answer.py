@@ -3,7 +3,9 @@
 Axis letters: m member, n atom, y row, x column, 2 the pair (y, x).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +106,16 @@ class Moments:
         self.total = self.square_total = 0.0
         self.sum_yx, self.square_yx, self.entropy_yx = (np.zeros(shape) for _ in range(3))
 
+    @classmethod
+    def of(
+        cls, answers: Sequence[MemberAnswer], weights: Sequence[float], shape: tuple[int, ...]
+    ) -> "Moments":
+        """Return the moments of these answers."""
+        moments = cls(shape)
+        for answer, weight in zip(answers, weights, strict=True):
+            moments.add(answer.on_frame(shape), weight)
+        return moments
+
     def add(self, prob_yx: Map, weight: float = 1.0) -> None:
         """Add the map of one member; equal weights give the same result as no weights."""
         self.total += weight
@@ -140,6 +152,7 @@ def entropy(prob_yx: Map) -> Map:
     return np.asarray(0 - gain_yx, np.float32)  # 0 - x: no minus zero
 
 
+@lru_cache(maxsize=64)
 def _weights(side: int, own_side: int, scale: float, start: int) -> csr_array:
     """Return the (side, own_side) matrix that samples a map at the pixels of the frame.
 

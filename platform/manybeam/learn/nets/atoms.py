@@ -4,10 +4,13 @@ Axis letters: n atom, p pair of atoms, m member, w pixel of a window, 2 the pair
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, label, maximum_filter
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from manybeam.errors import InvalidInput, MemberCountError
@@ -19,7 +22,8 @@ Sampler = Callable[[int, Array], Array]
 
 SMOOTHING = 0.25  # width of the smoothing before the search for maxima, per minimum distance
 WINDOW = 0.75  # radius of the window of a centroid, per minimum distance
-BATCH = 4096  # atoms whose windows are in memory at once
+BATCH = 512  # atoms whose windows are in memory at once; so they fit into the cache
+BLOCK = 64  # rows that are blurred by one matrix
 LEAST_SHARE = 1e-9  # of the whole weight; with less, there is no spread
 FAINT = 0.05  # least height of a candidate in the smoothed map, per threshold
 
@@ -27,17 +31,7 @@ FAINT = 0.05  # least height of a candidate in the smoothed map, per threshold
 def find_atoms(prob_yx: Array, threshold: float = 0.5, min_distance_px: float = 3.0) -> Found:
     """Return the atoms of one probability map: y, x, class 0, probability.
 
-    The map is smoothed a little before the search for maxima, because maps of networks are flat on
-    top. Of two maxima nearer than the minimum distance the stronger one stays. Each position is the
-    centroid of the map in a window, which is moved until it is centred on its centroid.
-
-    Args:
-        prob_yx: probability of an atom in each pixel, 0 to 1.
-        threshold: least probability of an atom.
-        min_distance_px: least distance of two atoms, in pixels; > 0.
-
-    Returns:
-        float32 (atoms, 4), the most probable first; never NaN.
+    See `find_atoms_of_members`.
 
     Example:
         >>> prob = np.zeros((9, 9), np.float32)
@@ -45,16 +39,46 @@ def find_atoms(prob_yx: Array, threshold: float = 0.5, min_distance_px: float = 
         >>> find_atoms(prob).round(1).tolist()
         [[4.0, 5.5, 0.0, 0.800000011920929]]
     """
-    prob_yx = np.asarray(prob_yx, np.float32)
-    smooth_yx = gaussian_filter(prob_yx, SMOOTHING * min_distance_px, mode="nearest")
-    position_n2 = local_maxima(smooth_yx, FAINT * threshold)
-    probability = sample(maximum_filter(prob_yx, 3, mode="nearest"), np.rint(position_n2))
+    (atoms,) = find_atoms_of_members(np.asarray(prob_yx)[None], threshold, min_distance_px)
+    return atoms
+
+
+def find_atoms_of_members(
+    prob_myx: Array, threshold: float = 0.5, min_distance_px: float = 3.0
+) -> list[Found]:
+    """Return the atoms of each of several maps: y, x, class 0, probability.
+
+    A map is smoothed a little before the search for maxima, because maps of networks are flat on
+    top. Of two maxima nearer than the minimum distance the stronger one stays. Each position is the
+    centroid of the map in a window, which is moved until it is centred on its centroid.
+
+    All maps are handled together, because calls of numpy for one map of usual size cost as much as
+    the work in them.
+
+    Args:
+        prob_myx: probability of an atom in each pixel, 0 to 1.
+        threshold: least probability of an atom.
+        min_distance_px: least distance of two atoms, in pixels; > 0.
+
+    Returns:
+        For each map float32 (atoms, 4), the most probable first; never NaN.
+    """
+    prob_myx = np.asarray(prob_myx, np.float32)
+    smooth_myx = smoothed(prob_myx, SMOOTHING * min_distance_px)
+    member_n, position_n2 = _maxima(smooth_myx, FAINT * threshold)
+    probability = _highest_around(prob_myx, member_n, position_n2)
     likely = probability >= threshold
-    position_n2, probability = position_n2[likely], probability[likely]
-    kept = strongest(position_n2, sample(smooth_yx, position_n2), min_distance_px)
-    centre_n2 = centroids(prob_yx, position_n2[kept], WINDOW * min_distance_px)
-    atoms = np.column_stack([centre_n2, np.zeros(len(kept)), probability[kept]])
-    return atoms[_order(atoms[:, 3], centre_n2)].astype(np.float32)
+    member_n, position_n2, probability = member_n[likely], position_n2[likely], probability[likely]
+    # Maps one below the other, so far apart that atoms of two maps are no neighbours.
+    apart_n2 = position_n2.copy()
+    apart_n2[:, 0] += member_n * (prob_myx.shape[1] + np.ceil(min_distance_px) + 1)
+    kept = strongest(apart_n2, _sampled(smooth_myx, member_n, position_n2), min_distance_px)
+    member_n, probability = member_n[kept], probability[kept]
+    centre_n2 = _centroids(prob_myx, member_n, position_n2[kept], WINDOW * min_distance_px)
+    atoms = np.column_stack([centre_n2, np.zeros(len(kept)), probability]).astype(np.float32)
+    order = np.lexsort((centre_n2[:, 1], centre_n2[:, 0], -probability, member_n))
+    ends = np.cumsum(np.bincount(member_n, minlength=len(prob_myx)))[:-1]
+    return np.split(atoms[order], ends)
 
 
 def cluster_atoms(
@@ -135,15 +159,15 @@ def strongest(position_n2: Array, strength_n: Array, distance_px: float) -> Inde
 
 def local_maxima(map_yx: Array, floor: float) -> Array:
     """Return (n, 2) centres of the maxima above the floor; a flat top is one maximum."""
-    map_yx = np.asarray(map_yx)
-    top_yx = (map_yx == maximum_filter(map_yx, 3, mode="nearest")) & (map_yx > floor)
-    labels_yx, count = label(top_yx, structure=np.ones((3, 3)))
-    pixel_n2 = np.argwhere(top_yx)
-    label_n = labels_yx[top_yx] - 1
-    size = np.bincount(label_n, minlength=count)
-    return np.column_stack(
-        [np.bincount(label_n, pixel_n2[:, axis], minlength=count) / size for axis in (0, 1)]
-    )
+    return _maxima(np.asarray(map_yx)[None], floor)[1]
+
+
+def smoothed(map_myx: Array, width_px: float) -> Array:
+    """Return maps blurred by a Gaussian; beyond an edge they go on as at the edge.
+
+    A matrix product with a band of blocks is four times as fast as a loop over taps.
+    """
+    return _blurred(np.swapaxes(_blurred(np.swapaxes(map_myx, 1, 2), width_px), 1, 2), width_px)
 
 
 def sample(map_yx: Array, position_n2: Array) -> Array:
@@ -161,20 +185,13 @@ def sample(map_yx: Array, position_n2: Array) -> Array:
 
 
 def centroids(map_yx: Array, position_n2: Array, radius_px: float, rounds: int = 5) -> Array:
-    """Return positions moved to the centroid of the map in a round window, batched.
+    """Return positions moved to the centroid of the map in a round window.
 
     The window follows the centroid by whole and part pixels (its edge is one pixel soft) for a few
     rounds, so that the result is not biased towards the pixel that it started from.
     """
-    reach = int(np.ceil(radius_px + 0.5))
-    padded_yx = np.pad(np.asarray(map_yx, float), reach)
-    last = np.array(map_yx.shape) - 1
-    centre_n2 = np.array(position_n2, float)
-    for start in range(0, len(centre_n2), BATCH):
-        batch = slice(start, start + BATCH)
-        for _ in range(rounds):
-            centre_n2[batch] = _centroids_once(padded_yx, centre_n2[batch], radius_px, reach, last)
-    return np.asarray(np.clip(centre_n2, 0, last))
+    member_n = np.zeros(len(position_n2), np.int64)
+    return _centroids(np.asarray(map_yx)[None], member_n, position_n2, radius_px, rounds)
 
 
 def first_come(atom_p: Index, seat_p: Index) -> Index:
@@ -201,18 +218,159 @@ def _order(strength_n: Array, position_n2: Array) -> Index:
     return np.lexsort((position_n2[:, 1], position_n2[:, 0], -np.asarray(strength_n)))
 
 
-def _centroids_once(
-    padded_yx: Array, centre_n2: Array, radius_px: float, reach: int, last: Index
+def _maxima(map_myx: Array, floor: float) -> tuple[Index, Array]:
+    """Return the map and the centre of each maximum above the floor."""
+    top_myx = (map_myx >= _highest_of_nine(map_myx)) & (map_myx > floor)
+    member_n, y_n, x_n = np.unravel_index(np.flatnonzero(top_myx), top_myx.shape)
+    position_n2 = np.column_stack([y_n, x_n]).astype(float)
+    flat_n = _flat_tops(top_myx, member_n, y_n, x_n)
+    if flat_n is None:
+        return member_n, position_n2
+    size = np.bincount(flat_n)
+    centre_n2 = np.column_stack([np.bincount(flat_n, one) / size for one in position_n2.T])
+    first_n = np.unique(flat_n, return_index=True)[1]
+    return member_n[first_n], centre_n2
+
+
+def _highest_of_nine(map_myx: Array) -> Array:
+    """Return for each pixel the highest value of it and its eight neighbours."""
+    row = map_myx.copy()
+    np.maximum(row[:, 1:], map_myx[:, :-1], out=row[:, 1:])
+    np.maximum(row[:, :-1], map_myx[:, 1:], out=row[:, :-1])
+    both = row.copy()
+    np.maximum(both[..., 1:], row[..., :-1], out=both[..., 1:])
+    np.maximum(both[..., :-1], row[..., 1:], out=both[..., :-1])
+    return both
+
+
+def _flat_tops(top_myx: Array, member_n: Index, y_n: Index, x_n: Index) -> Index | None:
+    """Return the number of the flat top of each top pixel; None if all stand alone."""
+    number_myx = np.pad(np.zeros(top_myx.shape, np.int32), ((0, 0), (0, 1), (1, 1)))
+    number_myx[member_n, y_n, x_n + 1] = np.arange(1, len(member_n) + 1)
+    pairs = []
+    for down, right in ((0, 1), (1, -1), (1, 0), (1, 1)):
+        other_n = number_myx[member_n, y_n + down, x_n + 1 + right]
+        first_n = np.flatnonzero(other_n)
+        pairs.append(np.stack([first_n, other_n[first_n] - 1]))
+    first_p, second_p = np.concatenate(pairs, axis=1)
+    if not len(first_p):
+        return None
+    count = len(member_n)
+    graph = csr_array((np.ones(len(first_p), bool), (first_p, second_p)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def _highest_around(map_myx: Array, member_n: Index, position_n2: Array) -> Array:
+    """Return the highest of the nine pixels around each position."""
+    last = np.array(map_myx.shape[1:]) - 1
+    pixel_n2 = np.rint(position_n2).astype(np.int64)
+    around = np.arange(-1, 2)
+    y_nw, x_nw = (
+        np.clip(pixel_n2[:, axis, None] + around, 0, last[axis]) for axis in (0, 1)
+    )
+    return map_myx[member_n[:, None, None], y_nw[:, :, None], x_nw[:, None]].max(axis=(1, 2))
+
+
+def _sampled(map_myx: Array, member_n: Index, position_n2: Array) -> Array:
+    """Return each map at its own positions, as `sample` does."""
+    last = np.array(map_myx.shape[1:]) - 1
+    position_n2 = np.clip(position_n2, 0, last)
+    low = np.floor(position_n2).astype(np.int64)
+    high = np.minimum(low + 1, last)
+    fy, fx = (position_n2 - low).T
+    (y, x), (below, right) = low.T, high.T
+    upper = map_myx[member_n, y, x] * (1 - fx) + map_myx[member_n, y, right] * fx
+    lower = map_myx[member_n, below, x] * (1 - fx) + map_myx[member_n, below, right] * fx
+    return np.asarray(upper * (1 - fy) + lower * fy, float)
+
+
+def _blurred(map_myx: Array, width_px: float) -> Array:
+    """Return maps blurred along y."""
+    reach = int(4 * width_px + 0.5)
+    tap = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width_px) ** 2)
+    count, side, columns = map_myx.shape
+    blocks = -(-side // BLOCK)
+    edge = ((0, 0), (reach, reach + blocks * BLOCK - side), (0, 0))
+    padded_myx = np.pad(np.ascontiguousarray(map_myx, np.float32), edge, mode="edge")
+    band = np.zeros((BLOCK, BLOCK + 2 * reach), np.float32)
+    for row in range(BLOCK):
+        band[row, row : row + len(tap)] = tap / tap.sum()
+    stride_m, stride_y, stride_x = padded_myx.strides
+    block_mbyx = as_strided(
+        padded_myx,
+        (count, blocks, BLOCK + 2 * reach, columns),
+        (stride_m, BLOCK * stride_y, stride_y, stride_x),
+        writeable=False,
+    )
+    return np.matmul(band, block_mbyx).reshape(count, -1, columns)[:, :side]
+
+
+def _centroids(
+    map_myx: Array, member_n: Index, position_n2: Array, radius_px: float, rounds: int = 5
 ) -> Array:
-    pixel_n2 = np.clip(np.rint(centre_n2), 0, last).astype(np.int64)
-    window_2w = np.indices((2 * reach + 1,) * 2).reshape(2, -1) - reach
-    y_nw, x_nw = (pixel_n2[:, axis, None] + window_2w[axis] for axis in (0, 1))
-    distance_nw = np.hypot(y_nw - centre_n2[:, :1], x_nw - centre_n2[:, 1:])
-    weight_nw = np.clip(radius_px + 0.5 - distance_nw, 0, 1)
-    weight_nw *= padded_yx[y_nw + reach, x_nw + reach]
-    total = np.maximum(weight_nw.sum(axis=1), 1e-12)
-    moments = [(weight_nw * axis_nw).sum(axis=1) for axis_nw in (y_nw, x_nw)]
-    return np.asarray(np.column_stack(moments) / total[:, None])
+    """Return positions of several maps moved as `centroids` does; `member_n` is the map of each."""
+    window = _Window.of(radius_px, map_myx.shape)
+    padded_myx = np.pad(map_myx, ((0, 0), (window.reach,) * 2, (window.reach,) * 2))
+    value_p, start_n = padded_myx.reshape(-1), member_n * padded_myx[0].size
+    last = np.array(map_myx.shape[1:]) - 1
+    centre_n2 = np.array(position_n2, float)
+    for start in range(0, len(centre_n2), BATCH):
+        batch = slice(start, start + BATCH)
+        for _ in range(rounds):
+            pixel_n2 = np.clip(np.rint(centre_n2[batch]), 0, last)
+            centre_n2[batch] = window.moved(value_p, start_n[batch], pixel_n2, centre_n2[batch])
+    return np.asarray(np.clip(centre_n2, 0, last))
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """A round window with an edge one pixel soft.
+
+    Attributes:
+        radius_px: radius of the middle of its edge.
+        reach: pixels that it reaches from its middle pixel.
+        step_w2: y and x of its pixels, from its middle pixel.
+        offset_w: the same in a flat array of padded maps, from the first pixel of the window.
+        width: columns of a padded map.
+    """
+
+    radius_px: float
+    reach: int
+    step_w2: NDArray[np.float32]
+    offset_w: Index
+    width: int
+
+    @classmethod
+    def of(cls, radius_px: float, shape: tuple[int, ...]) -> "_Window":
+        """Return the window for maps (m, y, x) that are padded by its reach."""
+        reach = int(np.ceil(radius_px + 0.5))
+        step_w2 = np.indices((2 * reach + 1,) * 2).reshape(2, -1).T - reach
+        # The middle of the window lies within a pixel of its middle pixel.
+        step_w2 = step_w2[np.hypot(*step_w2.T) < radius_px + 0.5 + np.sqrt(0.5)]
+        width = shape[2] + 2 * reach
+        offset_w = (step_w2[:, 0] + reach) * width + step_w2[:, 1] + reach
+        return cls(radius_px, reach, step_w2.astype(np.float32), offset_w, width)
+
+    def moved(
+        self, value_p: Array, start_n: Index, pixel_n2: Array, centre_n2: Array
+    ) -> Array:
+        """Return the centroids in windows at these centres, as float64.
+
+        Offsets from the middle pixel are small, so that float32 is exact enough for them.
+        """
+        off_n2 = (centre_n2 - pixel_n2).astype(np.float32)
+        weight_nw = off_n2 @ (-2 * self.step_w2.T)
+        weight_nw += np.square(off_n2).sum(axis=1)[:, None]
+        weight_nw += np.square(self.step_w2).sum(axis=1)
+        np.maximum(weight_nw, 0, out=weight_nw)  # of rounding
+        np.sqrt(weight_nw, out=weight_nw)
+        np.subtract(np.float32(self.radius_px + 0.5), weight_nw, out=weight_nw)
+        np.maximum(weight_nw, 0, out=weight_nw)
+        np.minimum(weight_nw, 1, out=weight_nw)
+        first_n = start_n + pixel_n2.astype(np.int64) @ (self.width, 1)
+        weight_nw *= value_p[first_n[:, None] + self.offset_w]
+        total = np.maximum(weight_nw.sum(axis=1), 1e-12)
+        return np.asarray(pixel_n2 + (weight_nw @ self.step_w2) / total[:, None])
 
 
 def _cluster(pooled: Array, member_n: Index, radius_px: float, member_count: int) -> Index:

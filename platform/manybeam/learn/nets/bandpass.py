@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manybeam.errors import InvalidSpec
+from manybeam.learn.nets.shapes import BANDPASS
 from manybeam.learn.scoring.classical import FLAT
 from manybeam.spec.recipe import Network
 
-NAME = "bandpass"  # of the network, in a recipe
 REACH_PX, WINDOW_REACH_PX = 32, 96  # of the kernels: of the band, and of the window
 MIRRORS = 4  # times that a side of 32 px is mirrored to fill the longest reach
 TINY = 1e-12
@@ -41,7 +41,7 @@ class BandPass(nn.Module):
         super().__init__()
         if network.classes != 1:
             raise InvalidSpec(
-                f"network.name: {NAME!r} with {network.classes} classes",
+                f"network.name: {BANDPASS!r} with {network.classes} classes",
                 "this network has one class, because it cannot distinguish kinds of atom",
                 "remove tiles.elements, or use another network",
             )

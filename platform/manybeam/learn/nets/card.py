@@ -87,7 +87,7 @@ class MemberCard(Model):
         """Return the card as a JSON document; `read` returns the same card."""
         return self.model_dump_json(indent=1).encode()
 
-    def to_member(self, weights: "dict[str, Tensor]") -> "Member":
+    def to_member(self, weights: "Mapping[str, Tensor]") -> "Member":
         """Return the member that has this card and these weights."""
         from manybeam.learn.nets.member import Member
 

@@ -1,16 +1,20 @@
-"""One member: a trained network, where it came from, and its weights as safetensors."""
+"""One member: a trained network, where it came from, and its weights as safetensors.
 
-from collections.abc import Mapping
+Torch is imported when a network or its weights are used: a member that answers by its compiled
+graph needs neither.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import safetensors
-import torch
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from manybeam.errors import Corrupt
-from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -21,18 +25,29 @@ class Member:
     seed: int
     policy: str
     recipe: Recipe
-    weights: dict[str, Tensor]
+    weights: "Mapping[str, Tensor]"
     losses: tuple[float, ...]
     wall_s: float
     data_digest: str
     parent: str = ""
 
-    def network(self) -> nn.Module:
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as a file."""
+        stored = self.weights
+        content = stored.content if isinstance(stored, StoredWeights) else save_weights(stored)
+        return hashlib.sha256(content).hexdigest()
+
+    def network(self) -> "nn.Module":
         """Return the network with its weights, on the CPU and in evaluation mode.
 
         Raises:
             Corrupt: the weights are not those of the recipe's network.
         """
+        import torch
+
+        from manybeam.learn.nets.networks import build
+
         network = build(self.recipe.network)
         try:
             network.load_state_dict(self.weights)
@@ -45,13 +60,46 @@ class Member:
         return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 
 
-def save_weights(weights: Mapping[str, Tensor]) -> bytes:
+@dataclass(frozen=True, eq=False)
+class StoredWeights(Mapping[str, "Tensor"]):
+    """Weights as the bytes of their file, which is read at the first use.
+
+    Raises:
+        Corrupt: at the first use, if the bytes are not a safetensors file.
+    """
+
+    content: bytes
+
+    @cached_property
+    def _tensors(self) -> "dict[str, Tensor]":
+        return load_weights(self.content)
+
+    def __getitem__(self, name: str) -> "Tensor":
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __reduce__(self) -> "tuple[type[StoredWeights], tuple[bytes]]":
+        """Pickle the bytes alone."""
+        return type(self), (self.content,)
+
+
+def save_weights(weights: "Mapping[str, Tensor]") -> bytes:
     """Return weights, or a checkpoint, as the bytes of a safetensors file."""
+    from safetensors.torch import save
+
     return save({name: tensor.contiguous() for name, tensor in weights.items()})
 
 
-def load_weights(data: bytes) -> dict[str, Tensor]:
+def load_weights(data: bytes) -> "dict[str, Tensor]":
     """Return the weights that `save_weights` wrote; raises Corrupt for any other bytes."""
+    import safetensors
+    from safetensors.torch import load
+
     try:
         return load(data)
     except safetensors.SafetensorError as error:

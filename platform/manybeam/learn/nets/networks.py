@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manybeam.errors import InvalidSpec
-from manybeam.learn.nets.atomai_unet import LEVELS, AtomAIUNet, Shape
-from manybeam.learn.nets.bandpass import NAME as BANDPASS
+from manybeam.learn.nets.atomai_unet import AtomAIUNet
 from manybeam.learn.nets.bandpass import BandPass
+from manybeam.learn.nets.shapes import BANDPASS, Shape
 from manybeam.spec.recipe import Network
 
 
@@ -25,7 +25,7 @@ def build(network: Network) -> nn.Module:
 
     Args:
         network: that of the recipe; `name` is `unet`, `bandpass`, a name of
-            `learn.nets.atomai_unet.Shape`, or a class of `monai.networks.nets`.
+            `learn.nets.shapes.Shape`, or a class of `monai.networks.nets`.
 
     Raises:
         InvalidSpec: MONAI has no such class, or it cannot be built from the fields of `network`.
@@ -41,15 +41,6 @@ def build(network: Network) -> nn.Module:
 def count_parameters(network: nn.Module) -> int:
     """Return the number of trained parameters."""
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-
-
-def side_multiple(network: Network) -> int:
-    """Return the number that divides the sides of a frame (our U-Net also accepts others)."""
-    if network.name == "unet":
-        return int(2 ** (network.levels - 1))
-    if network.name == BANDPASS:
-        return 1
-    return 32 if Shape.of(network.name) is None else 2 ** (LEVELS - 1)
 
 
 def shifted(weights: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 
 from manybeam.data.markup import facts_html, picture_html, table_html
-from manybeam.learn.nets.ensemble import Ensemble, Prediction
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.prediction import Prediction
 from manybeam.spec.elements import symbols_of
 
 MOST_MEMBERS = 40

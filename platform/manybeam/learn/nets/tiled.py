@@ -1,68 +1,55 @@
-"""One network on a frame of any size, as fast as possible without a change of the result.
+"""Networks on a frame of any size: padded to sides that they can halve, and cut into tiles.
 
-Axis letters: c kind of atom, y row, x column.
+Axis letters: m member, c kind of atom, y row, x column.
 """
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from collections.abc import Callable, Sequence
 
-from manybeam.learn.nets.networks import side_multiple
-from manybeam.spec.recipe import Recipe
+import numpy as np
+from numpy.typing import NDArray
+
+from manybeam.learn.nets.shapes import side_multiple
+from manybeam.spec.recipe import Network
 
 Map = NDArray[np.float32]
 Stack = NDArray[np.float32]
 Span = tuple[int, int, Map]
+Run = Callable[[Map], Stack]
 
 TILE_PX = 1024  # largest side of a tile: half a GB for 16 feature maps
 SMALLEST_PX = 32  # smaller frames are extended to this by reflection
 
 
-def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network, prepared for fast inference with the same result."""
-    network = network.to(device).eval().requires_grad_(requires_grad=False)
-    _fold_batch_norm(network)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _fold_batch_norm(network: nn.Module) -> None:
-    """Fold each batch norm into the convolution directly before it, in place."""
-    for module in network.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        for place in range(len(module) - 1):
-            first, second = module[place], module[place + 1]
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                module[place] = fuse_conv_bn_eval(first, second)
-                module[place + 1] = nn.Identity()
-
-
 def probabilities(
-    network: nn.Module, input_yx: Map, recipe: Recipe, tile_px: int, device: torch.device
+    networks: Sequence[Run], input_yx: Map, network: Network, tile_px: int
 ) -> Stack:
-    """Return probabilities (kinds, y, x) of one whole frame, computed in tiles if it is large."""
+    """Return probabilities (m, c, y, x) of one whole frame, computed in tiles if it is large.
+
+    Args:
+        networks: give the probabilities (c, y, x) of a tile; all have the same shape.
+        input_yx: the frame as the networks get it.
+        network: their shape.
+        tile_px: largest side of a tile.
+    """
     shape = input_yx.shape
-    step = max(side_multiple(recipe.network), 2)
+    step = max(side_multiple(network), 2)
     padded_yx = _reflect(input_yx, step)
-    margin = _margin(recipe)
+    margin = _margin(network)
     tile = max(tile_px, 4 * margin) // step * step
     rows, columns = (_spans(side, tile, margin, step) for side in padded_yx.shape)
-    prob_cyx = np.zeros((recipe.network.classes, *padded_yx.shape), np.float32)
-    for top, bottom, weight_y in rows:
-        for left, right, weight_x in columns:
-            part_cyx = _forward(network, padded_yx[top:bottom, left:right], device)
-            part_cyx *= weight_y[:, None] * weight_x
-            prob_cyx[:, top:bottom, left:right] += part_cyx
-    return np.clip(prob_cyx[:, : shape[0], : shape[1]], 0, 1)
-
-
-@torch.inference_mode()
-def _forward(network: nn.Module, input_yx: Map, device: torch.device) -> Stack:
-    batch = torch.from_numpy(np.ascontiguousarray(input_yx))[None, None].to(device)
-    logits = network(batch.contiguous(memory_format=torch.channels_last))
-    return np.ascontiguousarray(logits.float().sigmoid()[0].cpu().numpy())
+    if len(rows) == len(columns) == 1:
+        prob_mcyx = np.stack([run(padded_yx) for run in networks])
+    else:
+        whole = (len(networks), network.classes, *padded_yx.shape)
+        prob_mcyx = np.zeros(whole, np.float32)
+        for top, bottom, weight_y in rows:
+            for left, right, weight_x in columns:
+                for sum_cyx, run in zip(prob_mcyx, networks, strict=True):
+                    part_cyx = run(padded_yx[top:bottom, left:right])
+                    part_cyx *= weight_y[:, None] * weight_x
+                    sum_cyx[:, top:bottom, left:right] += part_cyx
+        np.clip(prob_mcyx, 0, 1, out=prob_mcyx)
+    return prob_mcyx[..., : shape[0], : shape[1]]
 
 
 def _reflect(input_yx: Map, step: int) -> Map:
@@ -75,9 +62,9 @@ def _reflect(input_yx: Map, step: int) -> Map:
     return np.pad(input_yx, missing, mode="reflect") if np.any(missing) else input_yx
 
 
-def _margin(recipe: Recipe) -> int:
+def _margin(network: Network) -> int:
     """Return the reach of the effect of a cut edge, in pixels: about twice that of our U-Net."""
-    return max(32, 16 << (recipe.network.levels - 1))
+    return max(32, 16 << (network.levels - 1))
 
 
 def _spans(side: int, tile: int, margin: int, step: int) -> list[Span]:

@@ -22,7 +22,7 @@ from manybeam.zoo.exchange.folder import ImportedPackage, check_fit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manybeam.learn.nets.atomai_unet import Shape
+    from manybeam.learn.nets.shapes import Shape
     from manybeam.learn.nets.member import Member
     from manybeam.spec.recipe import Recipe
 
@@ -171,7 +171,7 @@ def _recipe(
 
 
 def _shape(content: Mapping[str, Any], path: Path) -> "Shape":
-    from manybeam.learn.nets.atomai_unet import Shape
+    from manybeam.learn.nets.shapes import Shape
 
     name = content.get("model")
     if name != "Unet":

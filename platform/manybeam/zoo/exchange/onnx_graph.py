@@ -78,7 +78,7 @@ def view_of(members: Sequence["Member"]) -> View:
     Raises:
         InvalidInput: they differ in pixel size, normalisation or kinds of atom.
     """
-    from manybeam.learn.nets.networks import side_multiple
+    from manybeam.learn.nets.shapes import side_multiple
 
     seen = {
         (one.pixel_size_pm, one.normalise, one.local_nm * (one.normalise == "local"), one.elements)
@@ -119,7 +119,7 @@ def write_graph(members: Sequence["Member"], path: Path) -> View:
     require("onnx", "onnxscript", "onnxruntime")
     import torch
 
-    from manybeam.learn.nets.tiled import prepare
+    from manybeam.learn.nets.torch_network import prepare
 
     view, device = view_of(members), torch.device("cpu")
     ensemble = _together([prepare(member.network(), device) for member in members], view)

@@ -1,0 +1,76 @@
+"""A network of torch made into a graph of OpenVINO with the same answers at every size."""
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import openvino
+import torch
+from torch import Tensor, nn
+
+from manybeam.errors import WorkFailed
+from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.shapes import side_multiple
+from manybeam.learn.nets.tiled import SMALLEST_PX
+from manybeam.learn.nets.torch_network import prepare
+
+TOLERANCE = 1e-5  # of a probability, between a graph and its network
+
+logger = logging.getLogger(__name__)
+
+
+def to_graph(member: Member) -> dict[str, bytes]:
+    """Return the two files of a member's graph, by their endings.
+
+    The graph maps a tile (1, 1, y, x) to probabilities (1, c, y, x) in float32.
+
+    Raises:
+        WorkFailed: the network cannot be a graph, or the graph gives other answers.
+    """
+    network = _Probabilities(prepare(member.network(), torch.device("cpu"))).eval()
+    step = max(side_multiple(member.recipe.network), 2)
+    least = -(-SMALLEST_PX // step) * step
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the tracer, about lengths; `_check` sees them
+            example = torch.rand(1, 1, least + step, least + 2 * step)
+            traced = torch.jit.trace(network, example, check_trace=False)
+            graph = openvino.convert_model(traced, input=[1, 1, -1, -1])
+    except Exception as error:  # converters raise errors of many kinds
+        raise WorkFailed(
+            f"the network {member.recipe.network.name} cannot be compiled",
+            str(error).strip().splitlines()[0][:300],
+            "it answers without, more slowly",
+        ) from error
+    _check(network, graph, least, step)
+    with tempfile.TemporaryDirectory(prefix="manybeam-graph-") as folder:
+        path = Path(folder) / "graph.xml"
+        openvino.save_model(graph, path, compress_to_fp16=False)
+        return {end: path.with_suffix(end).read_bytes() for end in (".bin", ".xml")}
+
+
+class _Probabilities(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tile_ncyx: Tensor) -> Tensor:
+        return self.network(tile_ncyx).sigmoid()  # type: ignore[no-any-return]  # of a module
+
+
+def _check(network: nn.Module, graph: "openvino.Model", least: int, step: int) -> None:
+    """Refuse a graph that differs from its network at some size."""
+    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for shape in ((1, 1, least, least), (1, 1, least + step, least + 3 * step)):
+        tile_ncyx = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(tile_ncyx)).numpy()
+        far = float(np.abs(compiled(tile_ncyx)[0] - expected).max())
+        if not far <= TOLERANCE:
+            raise WorkFailed(
+                f"the compiled network differs by {far:.2g} at {shape[2:]} px",
+                f"at most {TOLERANCE:g} in probability",
+                "it answers without, more slowly",
+            )
