@@ -153,8 +153,7 @@ def test_a_tiled_answer_equals_the_answer_in_one_piece(levels: int) -> None:
     networks = [TorchNetwork(member.network(), CPU)]
     input_yx = noise((130, 701))
     tiled, whole = (
-        probabilities(networks, input_yx, member.recipe.network, tile_px)
-        for tile_px in (256, 2000)
+        probabilities(networks, input_yx, member.recipe.network, tile_px) for tile_px in (256, 2000)
     )
     assert whole.std() > 1e-3
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=2e-6)
@@ -164,9 +163,7 @@ def test_tiles_of_a_constant_answer_add_up_without_a_seam() -> None:
     member = bright(0, level=100.0)
     member.weights["head.bias"].zero_()
     networks = [TorchNetwork(member.network(), CPU)]
-    answer = probabilities(
-        networks, np.zeros((400, 131), np.float32), member.recipe.network, 128
-    )
+    answer = probabilities(networks, np.zeros((400, 131), np.float32), member.recipe.network, 128)
     np.testing.assert_allclose(answer, 0.5, rtol=0, atol=1e-6)
 
 

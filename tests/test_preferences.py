@@ -256,7 +256,9 @@ def test_of_a_large_frame_the_part_is_drawn_where_members_differ(
     atoms[:, :2] = 10 * np.argwhere(np.ones((40, 40)))
     std_yx = np.zeros(frame.shape, np.float32)
     std_yx[300:310, 400:410] = 0.5
-    rows, columns = window_of(replace(whole, _known=(std_yx, std_yx, std_yx)), atoms, MOST_ACROSS, ACROSS)
+    rows, columns = window_of(
+        replace(whole, _known=(std_yx, std_yx, std_yx)), atoms, MOST_ACROSS, ACROSS
+    )
     assert rows.stop - rows.start == columns.stop - columns.start == 10 * ACROSS
     assert rows.start <= 300 < 310 <= rows.stop
     assert columns.start <= 400 < 410 <= columns.stop

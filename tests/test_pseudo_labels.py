@@ -31,9 +31,7 @@ def answer(
     """Return what two members would answer: these atoms together, these each alone."""
     spread = np.full(frame.shape, std, np.float32)
     alone = [*lonely, *[np.empty((0, 4), np.float32)] * 2][:2]
-    return Prediction(
-        atoms, alone, (0, 1), frame.shape, 16.0, _known=(spread, spread, spread)
-    )
+    return Prediction(atoms, alone, (0, 1), frame.shape, 16.0, _known=(spread, spread, spread))
 
 
 def atoms_at(*rows: tuple[float, ...]) -> np.ndarray:

@@ -31,9 +31,9 @@ from manybeam.data.store import Store, open_store
 from manybeam.data.tiles import Tiles, stage_tiles
 from manybeam.errors import Corrupt, MemberDiverged
 from manybeam.jobs.mailbox import Event, OnEvent
-from manybeam.learn.nets.shapes import BANDPASS
 from manybeam.learn.nets.card import MemberCard
 from manybeam.learn.nets.member import Member, load_weights, save_weights
+from manybeam.learn.nets.shapes import BANDPASS
 from manybeam.learn.training.fitted import fit_bandpass
 from manybeam.learn.training.member import Checkpoint, train_member
 from manybeam.learn.training.threshold import Labelled, centred

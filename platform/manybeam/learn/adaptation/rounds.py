@@ -45,8 +45,8 @@ from manybeam.learn.adaptation.step_checkpoint import Attempt, Step, StepStore, 
 from manybeam.learn.analysis.condition_inference import DRAWS, infer
 from manybeam.learn.analysis.one_condition import check_one_condition
 from manybeam.learn.nets.ensemble import Ensemble
-from manybeam.learn.nets.prediction import Prediction
 from manybeam.learn.nets.member import Member
+from manybeam.learn.nets.prediction import Prediction
 from manybeam.learn.training.member import train_member
 from manybeam.learn.training.side_by_side import each_abreast, stop_if_nobody_waits
 from manybeam.learn.training.threshold import Labelled, centred

@@ -265,9 +265,7 @@ def _highest_around(map_myx: Array, member_n: Index, position_n2: Array) -> Arra
     last = np.array(map_myx.shape[1:]) - 1
     pixel_n2 = np.rint(position_n2).astype(np.int64)
     around = np.arange(-1, 2)
-    y_nw, x_nw = (
-        np.clip(pixel_n2[:, axis, None] + around, 0, last[axis]) for axis in (0, 1)
-    )
+    y_nw, x_nw = (np.clip(pixel_n2[:, axis, None] + around, 0, last[axis]) for axis in (0, 1))
     return map_myx[member_n[:, None, None], y_nw[:, :, None], x_nw[:, None]].max(axis=(1, 2))
 
 
@@ -351,9 +349,7 @@ class _Window:
         offset_w = (step_w2[:, 0] + reach) * width + step_w2[:, 1] + reach
         return cls(radius_px, reach, step_w2.astype(np.float32), offset_w, width)
 
-    def moved(
-        self, value_p: Array, start_n: Index, pixel_n2: Array, centre_n2: Array
-    ) -> Array:
+    def moved(self, value_p: Array, start_n: Index, pixel_n2: Array, centre_n2: Array) -> Array:
         """Return the centroids in windows at these centres, as float64.
 
         Offsets from the middle pixel are small, so that float32 is exact enough for them.

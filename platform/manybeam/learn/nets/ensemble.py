@@ -171,9 +171,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
             else [pixel_size_pm] * len(frames_nyx)
         )
         return [
-            self.predict(
-                frame, size, members=members, threshold=threshold
-            ).without_maps()
+            self.predict(frame, size, members=members, threshold=threshold).without_maps()
             for frame, size in zip(frames_nyx, sizes, strict=True)
         ]
 

@@ -20,9 +20,7 @@ TILE_PX = 1024  # largest side of a tile: half a GB for 16 feature maps
 SMALLEST_PX = 32  # smaller frames are extended to this by reflection
 
 
-def probabilities(
-    networks: Sequence[Run], input_yx: Map, network: Network, tile_px: int
-) -> Stack:
+def probabilities(networks: Sequence[Run], input_yx: Map, network: Network, tile_px: int) -> Stack:
     """Return probabilities (m, c, y, x) of one whole frame, computed in tiles if it is large.
 
     Args:

@@ -22,8 +22,8 @@ from manybeam.zoo.exchange.folder import ImportedPackage, check_fit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from manybeam.learn.nets.shapes import Shape
     from manybeam.learn.nets.member import Member
+    from manybeam.learn.nets.shapes import Shape
     from manybeam.spec.recipe import Recipe
 
 POLICY = "atomai"
