@@ -18,11 +18,11 @@ from manybeam.errors import InvalidFrame, InvalidInput, MemberCountError, NotFou
 from manybeam.learn.nets import ensemble as module
 from manybeam.learn.nets.answer import entropy
 from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.inference.tiled import probabilities
+from manybeam.learn.nets.inference.torch_network import TorchNetwork, prepare
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.learn.nets.prediction import Prediction
-from manybeam.learn.nets.tiled import probabilities
-from manybeam.learn.nets.torch_network import TorchNetwork, prepare
 from manybeam.learn.scoring.scores import match
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
 

@@ -122,7 +122,7 @@ def _best_threshold(maps_nyx: Array, held_out: Sequence[tuple[Array, Array]], sp
     from scipy.special import expit
 
     from manybeam.learn.nets.atoms import find_atoms
-    from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE
+    from manybeam.learn.nets.prediction import NEIGHBOUR_SHARE
     from manybeam.learn.scoring.scores import f1_of, match_frame
     from manybeam.learn.training.threshold import LOGITS
 
@@ -149,7 +149,7 @@ def _scores(
 ) -> dict[str, float]:
     """Return the scores of the rival's maps, its atoms found as ours are."""
     from manybeam.learn.nets.atoms import find_atoms
-    from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE
+    from manybeam.learn.nets.prediction import NEIGHBOUR_SHARE
     from manybeam.learn.scoring.scores import match_frame, summarise
 
     matched, found = [], []

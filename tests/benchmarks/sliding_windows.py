@@ -26,8 +26,8 @@ from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.simulate import simulate, simulate_into
 from manybeam.data.tiles import normalise, stage_tiles
 from manybeam.learn.nets.card import MemberCard
+from manybeam.learn.nets.inference.tiled import TILE_PX, prepare, probabilities
 from manybeam.learn.nets.member import Member, load_weights, save_weights
-from manybeam.learn.nets.tiled import TILE_PX, prepare, probabilities
 from manybeam.learn.training.member import train_member
 from manybeam.spec import Library
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, Training

@@ -243,7 +243,7 @@ class Zoo:
     def ensemble(self, ref: str) -> "Ensemble":
         """Return the ensemble of a reference, ready to predict; raises as `members` does."""
         from manybeam.learn.nets.ensemble import Ensemble
-        from manybeam.learn.nets.graphs import Graphs
+        from manybeam.learn.nets.inference.graphs import Graphs
 
         return Ensemble(self.members(ref), graphs=Graphs(settings().cache / "graphs"))
 

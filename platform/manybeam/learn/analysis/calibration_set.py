@@ -24,7 +24,8 @@ from manybeam.learn.analysis.condition_inference import draw
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
 from manybeam.learn.analysis.frame_analysis import FrameAnalysis, analyse
 from manybeam.learn.nets.atoms import cluster_atoms, strongest
-from manybeam.learn.nets.ensemble import NEIGHBOUR_SHARE, Ensemble
+from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.prediction import NEIGHBOUR_SHARE
 from manybeam.learn.scoring.scores import f1_of, match_frame
 from manybeam.spec import Policy
 

@@ -243,7 +243,7 @@ def _highest_of_nine(map_myx: Array) -> Array:
     return both
 
 
-def _flat_tops(top_myx: Array, member_n: Index, y_n: Index, x_n: Index) -> Index | None:
+def _flat_tops(top_myx: NDArray[np.bool_], member_n: Index, y_n: Index, x_n: Index) -> Index | None:
     """Return the number of the flat top of each top pixel; None if all stand alone."""
     number_myx = np.pad(np.zeros(top_myx.shape, np.int32), ((0, 0), (0, 1), (1, 1)))
     number_myx[member_n, y_n, x_n + 1] = np.arange(1, len(member_n) + 1)
@@ -266,7 +266,8 @@ def _highest_around(map_myx: Array, member_n: Index, position_n2: Array) -> Arra
     pixel_n2 = np.rint(position_n2).astype(np.int64)
     around = np.arange(-1, 2)
     y_nw, x_nw = (np.clip(pixel_n2[:, axis, None] + around, 0, last[axis]) for axis in (0, 1))
-    return map_myx[member_n[:, None, None], y_nw[:, :, None], x_nw[:, None]].max(axis=(1, 2))
+    near_nww = map_myx[member_n[:, None, None], y_nw[:, :, None], x_nw[:, None]]
+    return np.asarray(near_nww.max(axis=(1, 2)))
 
 
 def _sampled(map_myx: Array, member_n: Index, position_n2: Array) -> Array:
@@ -300,7 +301,8 @@ def _blurred(map_myx: Array, width_px: float) -> Array:
         (stride_m, BLOCK * stride_y, stride_y, stride_x),
         writeable=False,
     )
-    return np.matmul(band, block_mbyx).reshape(count, -1, columns)[:, :side]
+    blurred_mbyx = np.matmul(band, block_mbyx)
+    return np.asarray(blurred_mbyx.reshape(count, -1, columns)[:, :side])
 
 
 def _centroids(

@@ -17,11 +17,11 @@ from manybeam.data.tiles import normalise, rescale
 from manybeam.errors import InvalidInput, MemberCountError
 from manybeam.learn.nets.answer import MemberAnswer, Moments
 from manybeam.learn.nets.atoms import find_atoms_of_members, sample
-from manybeam.learn.nets.engine import Engine
-from manybeam.learn.nets.graphs import Graphs
+from manybeam.learn.nets.inference.engine import Engine
+from manybeam.learn.nets.inference.graphs import Graphs
+from manybeam.learn.nets.inference.tiled import TILE_PX, probabilities
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.prediction import NEIGHBOUR_SHARE, Prediction, places_of
-from manybeam.learn.nets.tiled import TILE_PX, probabilities
 from manybeam.spec.recipe import TileSpec
 
 Map = NDArray[np.float32]

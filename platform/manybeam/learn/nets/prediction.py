@@ -65,9 +65,11 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         """Return the answer of these members together.
 
         Args:
-            answers, members: the answers, and the indices of the members.
+            answers: the answers of the members.
+            members: their indices.
             shape: rows and columns of the frame.
-            pixel_size_pm, elements: see the attributes.
+            pixel_size_pm: edge of a pixel, in pm.
+            elements: atomic number of each class.
             threshold: least mean probability of an atom.
             moments: of the maps, if they are known.
         """

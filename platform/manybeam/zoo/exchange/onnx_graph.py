@@ -119,7 +119,7 @@ def write_graph(members: Sequence["Member"], path: Path) -> View:
     require("onnx", "onnxscript", "onnxruntime")
     import torch
 
-    from manybeam.learn.nets.torch_network import prepare
+    from manybeam.learn.nets.inference.torch_network import prepare
 
     view, device = view_of(members), torch.device("cpu")
     ensemble = _together([prepare(member.network(), device) for member in members], view)

@@ -13,18 +13,15 @@ import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.disk import write_files
+from manybeam.learn.nets.inference.runtime import core, openvino
 from manybeam.learn.nets.member import Member
-
-if TYPE_CHECKING:
-    import openvino
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ class Graphs:
         """
         missing = [member for member in members if not self.has(member)]
         for member in missing:
-            from manybeam.learn.nets.graph_conversion import to_graph
+            from manybeam.learn.nets.inference.graph_conversion import to_graph
 
             path = self._path(member)
             files = to_graph(member)
@@ -79,12 +76,10 @@ class Graphs:
             "ENABLE_CPU_PINNING": False,  # other processes use these cores too
             "CACHE_DIR": str(self.folder / "compiled"),
         }
-        return CompiledNetwork(_core().compile_model(path, "CPU", hints))
+        return CompiledNetwork(core().compile_model(path, "CPU", hints))
 
     def _path(self, member: Member) -> Path:
-        import openvino
-
-        decides = (GRAPH, openvino.__version__, member.recipe.network.model_dump_json())
+        decides = (GRAPH, openvino().__version__, member.recipe.network.model_dump_json())
         digest = hashlib.sha256(repr((*decides, member.weights_digest)).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.xml"
 
@@ -100,7 +95,7 @@ class Graphs:
 class CompiledNetwork:
     """A graph ready to run; safe to use from several threads."""
 
-    def __init__(self, compiled: "openvino.CompiledModel") -> None:
+    def __init__(self, compiled: Any) -> None:  # OpenVINO has no types
         self._compiled, self._own = compiled, threading.local()
 
     def __call__(self, tile_yx: Map) -> Stack:
@@ -116,10 +111,3 @@ def _age(path: Path) -> float:
         return -path.stat().st_mtime
     except FileNotFoundError:  # another process deleted it
         return 0.0
-
-
-@cache
-def _core() -> "openvino.Core":
-    import openvino
-
-    return openvino.Core()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manybeam.errors import ManybeamError
-from manybeam.learn.nets.graphs import Graphs
+from manybeam.learn.nets.inference.graphs import Graphs
+from manybeam.learn.nets.inference.tiled import Run
 from manybeam.learn.nets.member import Member
-from manybeam.learn.nets.tiled import Run
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Engine:
             return self._graphs.network(member)
         import torch
 
-        from manybeam.learn.nets.torch_network import TorchNetwork
+        from manybeam.learn.nets.inference.torch_network import TorchNetwork
 
         return TorchNetwork(member.network(), torch.device(self._device))
 

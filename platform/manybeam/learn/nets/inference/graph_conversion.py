@@ -4,17 +4,18 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import openvino
 import torch
 from torch import Tensor, nn
 
 from manybeam.errors import WorkFailed
+from manybeam.learn.nets.inference.runtime import core, openvino
+from manybeam.learn.nets.inference.tiled import SMALLEST_PX
+from manybeam.learn.nets.inference.torch_network import prepare
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.shapes import side_multiple
-from manybeam.learn.nets.tiled import SMALLEST_PX
-from manybeam.learn.nets.torch_network import prepare
 
 TOLERANCE = 1e-5  # of a probability, between a graph and its network
 
@@ -36,8 +37,10 @@ def to_graph(member: Member) -> dict[str, bytes]:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the tracer, about lengths; `_check` sees them
             example = torch.rand(1, 1, least + step, least + 2 * step)
-            traced = torch.jit.trace(network, example, check_trace=False)
-            graph = openvino.convert_model(traced, input=[1, 1, -1, -1])
+            traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch's lacks types
+                network, example, check_trace=False
+            )
+            graph = openvino().convert_model(traced, input=[1, 1, -1, -1])
     except Exception as error:  # converters raise errors of many kinds
         raise WorkFailed(
             f"the network {member.recipe.network.name} cannot be compiled",
@@ -47,7 +50,7 @@ def to_graph(member: Member) -> dict[str, bytes]:
     _check(network, graph, least, step)
     with tempfile.TemporaryDirectory(prefix="manybeam-graph-") as folder:
         path = Path(folder) / "graph.xml"
-        openvino.save_model(graph, path, compress_to_fp16=False)
+        openvino().save_model(graph, path, compress_to_fp16=False)
         return {end: path.with_suffix(end).read_bytes() for end in (".bin", ".xml")}
 
 
@@ -60,9 +63,9 @@ class _Probabilities(nn.Module):
         return self.network(tile_ncyx).sigmoid()  # type: ignore[no-any-return]  # of a module
 
 
-def _check(network: nn.Module, graph: "openvino.Model", least: int, step: int) -> None:
+def _check(network: nn.Module, graph: Any, least: int, step: int) -> None:
     """Refuse a graph that differs from its network at some size."""
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for shape in ((1, 1, least, least), (1, 1, least + step, least + 3 * step)):
         tile_ncyx = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         with torch.inference_mode():
