@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.tiles import (
@@ -103,6 +105,26 @@ def test_odd_sides_lose_less_than_a_pixel(shape: tuple[int, int]) -> None:
 def test_a_frame_that_would_vanish_is_refused() -> None:
     with pytest.raises(InvalidFrame, match="less than one pixel would remain"):
         rescale(np.ones((3, 3), np.float32), 1.0, 16.0)
+
+
+@pytest.mark.parametrize("target_pm", [2.7, 9.0, 11.0, 16.0, 40.0, 100.0])
+def test_rescaling_is_the_bicubic_one_with_antialiasing_of_torch(target_pm: float) -> None:
+    frame = noise(1, (97, 130))[0]
+    own, scale = rescale(frame, 11.0, target_pm)
+    expected = functional.interpolate(
+        torch.from_numpy(frame)[None, None],
+        scale_factor=(scale, scale),
+        mode="bicubic",
+        antialias=True,
+        recompute_scale_factor=False,
+    )
+    # Torch rounds its weights to float32.
+    np.testing.assert_allclose(own, expected[0, 0], rtol=0, atol=1e-4)
+
+
+def test_a_pixel_size_too_coarse_for_the_network_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"enlarged 30\.9 times"):
+        rescale(np.ones((100, 100), np.float32), 495.0, 16.0)
 
 
 def test_a_pixel_size_that_would_fill_the_memory_is_refused() -> None:

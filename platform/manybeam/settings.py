@@ -84,6 +84,11 @@ class Settings(BaseSettings):
         "if empty, those of the libraries",
     )
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
+    max_work_px: int = Field(
+        512_000_000,
+        gt=0,
+        description="most work accepted for one frame: pixels times members, at their pixel sizes",
+    )
 
     @field_validator("service_url", "control_url", "s3_endpoint", "tracking_uri")
     @classmethod

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 LAYOUT = 1  # raised if the same frames and spec give other tiles than before
 CLIP = (-4.0, 6.0)  # in standard deviations; the upper limit is higher because atoms are bright
 READ_PX = 8_000_000  # pixels that are read at a time
+MOST_ENLARGED = 8  # times, of a frame to the pixel size of a network
 FLAT = 0.1  # least local deviation, per root mean square, so that empty areas stay dark
 
 T = TypeVar("T", np.float32, np.uint8)
@@ -124,6 +125,7 @@ def rescale(frame: Frame, pixel_size_pm: float, target_pm: float) -> tuple[Frame
     Raises:
         InvalidFrame: less than one pixel would remain.
         TooLarge: the frame would grow past `max_frame_px`.
+        InvalidInput: it would be enlarged more than `MOST_ENLARGED` times.
     """
     scale = pixel_size_pm / target_pm
     _check_sides(frame.shape[-2:], scale, pixel_size_pm, target_pm)
@@ -293,6 +295,12 @@ def _check_sides(shape: tuple[int, ...], scale: float, pixel_size_pm: float, to_
             f"{change}: {rows * columns:.3g} px",
             f"at most {settings().max_frame_px} px (max_frame_px)",
             "correct --pixel-size-pm, or crop the frame",
+        )
+    if scale > MOST_ENLARGED:
+        raise InvalidInput(
+            f"{change}: enlarged {scale:.3g} times",
+            f"at most {MOST_ENLARGED} times, because a coarser frame shows no atoms",
+            "correct --pixel-size-pm, or use a member that was trained at a coarser pixel size",
         )
 
 

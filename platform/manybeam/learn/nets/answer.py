@@ -92,19 +92,14 @@ def atoms_inside(atoms: NDArray[np.float32], window: tuple[slice, slice]) -> NDA
 
 
 class Moments:
-    """Mean, standard deviation and mutual information of probability maps, added one by one.
+    """Mean and standard deviation of probability maps, added one by one.
 
     The sums are float64, so the order of the members has no effect on the float32 result.
-
-    Source:
-        Depeweg et al., ICML 2018, "Decomposition of uncertainty in Bayesian deep learning", for
-        the mutual information: entropy of the mean minus the mean entropy. It measures the
-        disagreement of members. If all members say one half, it is 0.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.total = self.square_total = 0.0
-        self.sum_yx, self.square_yx, self.entropy_yx = (np.zeros(shape) for _ in range(3))
+        self.sum_yx, self.square_yx = np.zeros(shape), np.zeros(shape)
 
     @classmethod
     def of(
@@ -122,21 +117,54 @@ class Moments:
         self.square_total += weight**2
         self.sum_yx += weight * prob_yx.astype(np.float64)
         self.square_yx += weight * np.square(prob_yx, dtype=np.float64)
-        self.entropy_yx += weight * entropy(prob_yx).astype(np.float64)
 
-    def result(self) -> tuple[Map, Map, Map]:
-        """Return mean, standard deviation (n - 1 divisor) and mutual information in nats."""
+    def result(self) -> tuple[Map, Map]:
+        """Return mean and standard deviation (n - 1 divisor)."""
         mean_yx = self.sum_yx / self.total
         mean_32 = mean_yx.astype(np.float32)
         # n - 1 for equal weights; for others, the divisor of an unbiased variance.
         freedom = self.total - self.square_total / self.total
         if freedom <= LEAST_SHARE * self.total:
-            nothing = np.zeros(mean_yx.shape, np.float32)
-            return mean_32, nothing, nothing.copy()
+            return mean_32, np.zeros(mean_yx.shape, np.float32)
         rest_yx = np.maximum(self.square_yx - self.sum_yx * mean_yx, 0)
-        known_yx = self.entropy_yx / self.total
-        mutual_yx = np.maximum(entropy(mean_32) - known_yx, 0).astype(np.float32)
-        return mean_32, np.sqrt(rest_yx / freedom).astype(np.float32), mutual_yx
+        return mean_32, np.sqrt(rest_yx / freedom).astype(np.float32)
+
+
+class Disagreement:
+    """Mutual information of members and "an atom or none", from maps added one by one.
+
+    If all members say one half, it is 0.
+
+    Source:
+        Depeweg et al., ICML 2018, "Decomposition of uncertainty in Bayesian deep learning": entropy
+        of the mean minus the mean entropy.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.total, self.count, self.sum_yx = 0.0, 0, np.zeros(shape)
+
+    @classmethod
+    def of(
+        cls, answers: Sequence[MemberAnswer], weights: Sequence[float], shape: tuple[int, ...]
+    ) -> "Disagreement":
+        """Return that of these answers."""
+        disagreement = cls(shape)
+        for answer, weight in zip(answers, weights, strict=True):
+            disagreement.add(answer.on_frame(shape), weight)
+        return disagreement
+
+    def add(self, prob_yx: Map, weight: float = 1.0) -> None:
+        """Add the map of one member; equal weights give the same result as no weights."""
+        self.total += weight
+        self.count += 1
+        self.sum_yx += weight * entropy(prob_yx).astype(np.float64)
+
+    def result(self, mean_yx: Map) -> Map:
+        """Return it in nats, 0 to ln 2, from the mean of the maps."""
+        if self.count == 1:
+            return np.zeros(mean_yx.shape, np.float32)
+        mutual_yx = np.maximum(entropy(mean_yx) - self.sum_yx / self.total, 0)
+        return np.asarray(mutual_yx, np.float32)
 
 
 def entropy(prob_yx: Map) -> Map:

@@ -6,7 +6,10 @@ answer together. The answers are transformed to pixels of the frame.
 Axis letters: m member, n frame or atom, c kind of atom, y row, x column, 2 the pair (y, x).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +17,17 @@ from numpy.typing import NDArray
 from manybeam.data.io.reading import check_frame
 from manybeam.data.representation import Drawable
 from manybeam.data.tiles import normalise, rescale
-from manybeam.errors import InvalidInput, MemberCountError
-from manybeam.learn.nets.answer import MemberAnswer, Moments
-from manybeam.learn.nets.atoms import find_atoms_of_members, sample
+from manybeam.errors import InvalidInput, MemberCountError, TooLarge
+from manybeam.learn.nets.answer import Disagreement, MemberAnswer, Moments
+from manybeam.learn.nets.atoms import Found, find_atoms_of_members, sample
 from manybeam.learn.nets.inference.engine import Engine
 from manybeam.learn.nets.inference.graphs import Graphs
+from manybeam.learn.nets.inference.runtime import cores
 from manybeam.learn.nets.inference.tiled import TILE_PX, probabilities
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.prediction import NEIGHBOUR_SHARE, Prediction, places_of
-from manybeam.spec.recipe import TileSpec
+from manybeam.settings import settings
+from manybeam.spec.recipe import Network, TileSpec
 
 Map = NDArray[np.float32]
 Stack = NDArray[np.float32]
@@ -108,6 +113,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         *,
         members: Sequence[int] | None = None,
         threshold: float = 0.5,
+        check: Callable[[], None] = lambda: None,
     ) -> Prediction:
         """Return atoms, mean and spread of one frame.
 
@@ -117,32 +123,44 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
                 this is right only if its pixel size is that of the training.
             members: indices of the members that answer; all if left out.
             threshold: least mean probability of an atom, and least probability in a member.
+            check: called before each network and tile; what it raises ends the work.
 
         Raises:
             InvalidFrame: the array is not a frame.
             InvalidInput: the pixel size is out of bounds.
-            TooLarge: at the members' pixel size, the frame would be larger than `max_frame_px`.
+            TooLarge: at the members' pixel sizes, the frame would be larger than `max_frame_px`, or
+                all their frames together larger than `max_work_px`.
             NotFound: no member has one of these indices.
         """
         _check_pixel_size(pixel_size_pm)
         frame_yx = check_frame(frame_yx)
         places = places_of(self.indices if members is None else members, self.indices)
-        inputs: dict[tuple[object, ...], tuple[Map, float]] = {}
         shape = (frame_yx.shape[0], frame_yx.shape[1])
         is_large = frame_yx.size * len(places) > EXACT_PX
-        moments = Moments(shape) if is_large else None
+        moments, disagreement = Moments(shape), Disagreement(shape)
         answer_of: dict[int, MemberAnswer] = {}
-        for alike in self._alike(places, frame_yx.size):
-            spec = self.members[alike[0]].recipe.tiles
-            key = (spec.pixel_size_pm, spec.normalise, spec.local_nm)
-            if key not in inputs:
-                inputs[key] = _see(frame_yx, pixel_size_pm, spec)
-            answers = self._ask(alike, *inputs[key], threshold)
-            if moments is not None:
-                for answer in answers:
-                    moments.add(answer.on_frame(shape))
-                answers = [answer.stored() for answer in answers]
-            answer_of.update(zip(alike, answers, strict=True))
+        groups = self._alike(places)
+        views = {_View.by(spec) for spec, _ in groups}
+        seen = {view: view.of(frame_yx, pixel_size_pm) for view in views}
+        _check_work(
+            sum(len(group) * seen[_View.by(spec)][0].size for (spec, _), group in groups.items())
+        )
+        for (spec, network), group in groups.items():
+            input_yx, scale = seen[_View.by(spec)]
+            count = max(1, AT_ONCE_PX // input_yx.size)
+            for start in range(0, len(group), count):
+                part = group[start : start + count]
+                networks = [self._engine.networks[place] for place in part]
+                prob_mcyx = probabilities(networks, input_yx, network, self.tile_px, check)
+                answers = _answers(prob_mcyx, spec, scale, threshold)
+                if is_large:
+                    for answer in answers:
+                        prob_yx = answer.on_frame(shape)
+                        moments.add(prob_yx)
+                        disagreement.add(prob_yx)
+                    answers = [answer.stored() for answer in answers]
+                answer_of.update(zip(part, answers, strict=True))
+        maps = moments.result() if is_large else None
         return Prediction.of_answers(
             [answer_of[place] for place in places],
             [self.members[place].index for place in places],
@@ -150,7 +168,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
             pixel_size_pm=pixel_size_pm,
             elements=self.elements,
             threshold=threshold,
-            moments=moments,
+            maps=(*maps, disagreement.result(maps[0])) if maps else None,
         )
 
     def predict_stack(
@@ -175,47 +193,65 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
             for frame, size in zip(frames_nyx, sizes, strict=True)
         ]
 
-    def _alike(self, places: Sequence[int], frame_px: int) -> Iterator[list[int]]:
-        """Yield places of members of one input and one shape, as many as are handled together."""
-        groups: dict[object, list[int]] = {}
+    def _alike(self, places: Sequence[int]) -> dict[tuple[TileSpec, Network], list[int]]:
+        """Return the places of members that are handled together."""
+        groups: dict[tuple[TileSpec, Network], list[int]] = {}
         for place in places:
             recipe = self.members[place].recipe
-            spec = recipe.tiles
-            groups.setdefault(
-                (
-                    recipe.network,
-                    spec.pixel_size_pm,
-                    spec.normalise,
-                    spec.local_nm,
-                    spec.mask_radius_pm,
-                ),
-                [],
-            ).append(place)
-        count = max(1, AT_ONCE_PX // frame_px)
-        for group in groups.values():
-            for start in range(0, len(group), count):
-                yield group[start : start + count]
+            groups.setdefault((recipe.tiles, recipe.network), []).append(place)
+        return groups
 
-    def _ask(
-        self, places: Sequence[int], input_yx: Map, scale: float, threshold: float
-    ) -> list[MemberAnswer]:
-        """Return the answers of members of one input and one shape."""
-        recipe = self.members[places[0]].recipe
-        networks = [self._engine.networks[place] for place in places]
-        prob_mcyx = probabilities(networks, input_yx, recipe.network, self.tile_px)
-        prob_myx = prob_mcyx.max(axis=1)
-        radius_px = recipe.tiles.mask_radius_pm / recipe.tiles.pixel_size_pm
-        apart_px = max(NEIGHBOUR_SHARE * radius_px, 1.0)
-        atoms_m = find_atoms_of_members(prob_myx, threshold, apart_px)
-        for atoms, prob_cyx in zip(atoms_m, prob_mcyx, strict=True):
-            if len(prob_cyx) > 1:
-                belief_cn = [sample(prob_yx, atoms[:, :2]) for prob_yx in prob_cyx]
-                atoms[:, 2] = 1 + np.argmax(belief_cn, axis=0)
-            atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
-        return [
-            MemberAnswer(atoms, prob_yx, scale, radius_px / scale)
-            for atoms, prob_yx in zip(atoms_m, prob_myx, strict=True)
-        ]
+
+@dataclass(frozen=True)
+class _View:
+    """How members get a frame; the fields are those of `TileSpec`."""
+
+    pixel_size_pm: float
+    normalise: str
+    local_nm: float
+
+    @classmethod
+    def by(cls, spec: TileSpec) -> "_View":
+        """Return that of a recipe."""
+        return cls(spec.pixel_size_pm, spec.normalise, spec.local_nm)
+
+    def of(self, frame_yx: Map, pixel_size_pm: float | None) -> tuple[Map, float]:
+        """Return a frame as members get it, and the scale."""
+        scale = 1.0
+        if pixel_size_pm is not None:
+            frame_yx, scale = rescale(frame_yx, pixel_size_pm, self.pixel_size_pm)
+        return normalise(frame_yx, self.normalise, self.local_nm * 1000 / self.pixel_size_pm), scale
+
+
+def _answers(
+    prob_mcyx: Stack, spec: TileSpec, scale: float, threshold: float
+) -> list[MemberAnswer]:
+    """Return the answers of members of one recipe from their maps."""
+    prob_myx = prob_mcyx.max(axis=1)
+    radius_px = spec.mask_radius_pm / spec.pixel_size_pm
+    atoms_m = _found(prob_myx, threshold, max(NEIGHBOUR_SHARE * radius_px, 1.0))
+    for atoms, prob_cyx in zip(atoms_m, prob_mcyx, strict=True):
+        if len(prob_cyx) > 1:
+            belief_cn = [sample(prob_yx, atoms[:, :2]) for prob_yx in prob_cyx]
+            atoms[:, 2] = 1 + np.argmax(belief_cn, axis=0)
+        atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
+    return [
+        MemberAnswer(atoms, prob_yx, scale, radius_px / scale)
+        for atoms, prob_yx in zip(atoms_m, prob_myx, strict=True)
+    ]
+
+
+def _found(prob_myx: Stack, threshold: float, apart_px: float) -> list[Found]:
+    """Return the atoms of each map; the cores share the maps."""
+    find = partial(find_atoms_of_members, threshold=threshold, min_distance_px=apart_px)
+    parts = np.array_split(prob_myx, min(cores(), len(prob_myx)))
+    found = map(find, parts) if len(parts) == 1 else _threads().map(find, parts)
+    return [atoms for part in found for atoms in part]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cores(), thread_name_prefix="atoms")
 
 
 def _check_members(members: Sequence[Member]) -> None:
@@ -239,10 +275,12 @@ def _check_pixel_size(pixel_size_pm: float | None) -> None:
         )
 
 
-def _see(frame_yx: Map, pixel_size_pm: float | None, spec: TileSpec) -> tuple[Map, float]:
-    """Return the frame as members with this spec get it, and the scale."""
-    scale = 1.0
-    if pixel_size_pm is not None:
-        frame_yx, scale = rescale(frame_yx, pixel_size_pm, spec.pixel_size_pm)
-    local_px = spec.local_nm * 1000 / spec.pixel_size_pm
-    return normalise(frame_yx, spec.normalise, local_px), scale
+def _check_work(work_px: int) -> None:
+    """Refuse what would keep the cores busy for minutes, before it begins."""
+    most = settings().max_work_px
+    if work_px > most:
+        raise TooLarge(
+            f"{work_px:.3g} px of work: all members, each at its pixel size",
+            f"at most {most:.3g} px (max_work_px)",
+            "correct pixel_size_pm, crop the frame, or ask fewer members",
+        )

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from manybeam.data.representation import Drawable
 from manybeam.errors import InvalidInput, MemberCountError, NotFound
-from manybeam.learn.nets.answer import Map, MemberAnswer, Moments, atoms_inside
+from manybeam.learn.nets.answer import (
+    Disagreement,
+    Map,
+    MemberAnswer,
+    Moments,
+    atoms_inside,
+)
 from manybeam.learn.nets.atoms import cluster_atoms, strongest
 
 Stack = NDArray[np.float32]
@@ -60,7 +66,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         pixel_size_pm: float | None = None,
         elements: tuple[int, ...] = (),
         threshold: float = 0.5,
-        moments: Moments | None = None,
+        maps: tuple[Map, Map, Map] | None = None,
     ) -> "Prediction":
         """Return the answer of these members together.
 
@@ -71,7 +77,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
             pixel_size_pm: edge of a pixel, in pm.
             elements: atomic number of each class.
             threshold: least mean probability of an atom.
-            moments: of the maps, if they are known.
+            maps: mean, standard deviation and mutual information, if they are known.
         """
         return cls(
             atoms=_bring_together(answers, threshold, shape),
@@ -83,7 +89,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
             _answers=tuple(answers),
             _weights=(1.0,) * len(answers),
             _threshold=threshold,
-            _known=None if moments is None else moments.result(),
+            _known=maps,
         )
 
     @property
@@ -96,14 +102,17 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         """float32, standard deviation over members (n - 1 divisor; zeros from one member)."""
         return self._maps[1]
 
-    @property
+    @cached_property
     def mi_yx(self) -> Map:
         """float32, mutual information of members and "an atom or none", in nats, 0 to ln 2.
 
         It is high where members contradict each other, and low where all are equally unsure. Zeros
-        from one member. See `learn.nets.answer.Moments`.
+        from one member. See `learn.nets.answer.Disagreement`.
         """
-        return self._maps[2]
+        if self._known is not None:
+            return self._known[2]
+        disagreement = Disagreement.of(self._answers, self._weights, self.shape)
+        return disagreement.result(self.mean_yx)
 
     @property
     def prob_myx(self) -> Stack:
@@ -116,8 +125,10 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         return np.stack([answer.on_frame(self.shape) for answer in self._answers])
 
     @cached_property
-    def _maps(self) -> tuple[Map, Map, Map]:
-        return self._known or Moments.of(self._answers, self._weights, self.shape).result()
+    def _maps(self) -> tuple[Map, Map]:
+        if self._known is not None:
+            return self._known[:2]
+        return Moments.of(self._answers, self._weights, self.shape).result()
 
     def subset(
         self, members: Sequence[int], weights: Sequence[float] | None = None
@@ -208,7 +219,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
 
     def without_maps(self) -> "Prediction":
         """Return the prediction with maps of the ensemble, but of no member; saves memory."""
-        return replace(self, _answers=(), _known=self._maps)
+        return replace(self, _answers=(), _known=(*self._maps, self.mi_yx))
 
 
 def places_of(indices: Sequence[int], held: Sequence[int]) -> list[int]:

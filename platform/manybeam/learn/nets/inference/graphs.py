@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.disk import write_files
-from manybeam.learn.nets.inference.runtime import core, openvino
+from manybeam.learn.nets.inference.runtime import core, cores, openvino
 from manybeam.learn.nets.member import Member
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,9 @@ class Graphs:
 
     Args:
         folder: where they are kept; any number of processes may share it.
-        cores: threads of one call; all cores of this process if 0.
     """
 
     folder: Path
-    cores: int = 0
 
     def has(self, member: Member) -> bool:
         """Tell whether the graph of a member was made."""
@@ -72,7 +70,7 @@ class Graphs:
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": self.cores or len(os.sched_getaffinity(0)),
+            "INFERENCE_NUM_THREADS": cores(),
             "ENABLE_CPU_PINNING": False,  # other processes use these cores too
             "CACHE_DIR": str(self.folder / "compiled"),
         }

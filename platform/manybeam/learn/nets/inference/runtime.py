@@ -1,5 +1,6 @@
-"""OpenVINO, loaded so that it keeps to itself."""
+"""The cores of this process, and OpenVINO, loaded so that it keeps to itself."""
 
+import os
 import sys
 from functools import cache
 from types import ModuleType
@@ -8,7 +9,7 @@ from typing import Any
 
 @cache
 def openvino() -> ModuleType:
-    """Return the package; its import would report itself to an analytics service on the internet."""
+    """Return the package, without the reports that it sends to an analytics service."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # "not there"
     import openvino as package
 
@@ -19,3 +20,13 @@ def openvino() -> ModuleType:
 def core() -> Any:
     """Return its core, of which a process needs one; it takes a tenth of a second."""
     return openvino().Core()
+
+
+def cores() -> int:
+    """Return how many threads one answer may use: `OMP_NUM_THREADS`, else all cores."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    if stated.isdecimal() and int(stated):
+        return int(stated)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -20,7 +20,13 @@ TILE_PX = 1024  # largest side of a tile: half a GB for 16 feature maps
 SMALLEST_PX = 32  # smaller frames are extended to this by reflection
 
 
-def probabilities(networks: Sequence[Run], input_yx: Map, network: Network, tile_px: int) -> Stack:
+def probabilities(
+    networks: Sequence[Run],
+    input_yx: Map,
+    network: Network,
+    tile_px: int,
+    check: Callable[[], None] = lambda: None,
+) -> Stack:
     """Return probabilities (m, c, y, x) of one whole frame, computed in tiles if it is large.
 
     Args:
@@ -28,6 +34,7 @@ def probabilities(networks: Sequence[Run], input_yx: Map, network: Network, tile
         input_yx: the frame as the networks get it.
         network: their shape.
         tile_px: largest side of a tile.
+        check: called before each network and tile; what it raises ends the work.
     """
     shape = input_yx.shape
     step = max(side_multiple(network), 2)
@@ -35,14 +42,18 @@ def probabilities(networks: Sequence[Run], input_yx: Map, network: Network, tile
     margin = _margin(network)
     tile = max(tile_px, 4 * margin) // step * step
     rows, columns = (_spans(side, tile, margin, step) for side in padded_yx.shape)
+    whole = (len(networks), network.classes, *padded_yx.shape)
     if len(rows) == len(columns) == 1:
-        prob_mcyx = np.stack([run(padded_yx) for run in networks])
+        prob_mcyx = np.empty(whole, np.float32)
+        for place, run in enumerate(networks):
+            check()
+            prob_mcyx[place] = run(padded_yx)
     else:
-        whole = (len(networks), network.classes, *padded_yx.shape)
         prob_mcyx = np.zeros(whole, np.float32)
         for top, bottom, weight_y in rows:
             for left, right, weight_x in columns:
                 for sum_cyx, run in zip(prob_mcyx, networks, strict=True):
+                    check()
                     part_cyx = run(padded_yx[top:bottom, left:right])
                     part_cyx *= weight_y[:, None] * weight_x
                     sum_cyx[:, top:bottom, left:right] += part_cyx
