@@ -26,7 +26,8 @@ from manybeam.data.frames import FrameSet
 from manybeam.data.simulation.simulate import simulate, simulate_into
 from manybeam.data.tiles import normalise, stage_tiles
 from manybeam.learn.nets.card import MemberCard
-from manybeam.learn.nets.inference.tiled import TILE_PX, prepare, probabilities
+from manybeam.learn.nets.inference.tiled import TILE_PX, probabilities
+from manybeam.learn.nets.inference.torch_network import TorchNetwork, prepare
 from manybeam.learn.nets.member import Member, load_weights, save_weights
 from manybeam.learn.training.member import train_member
 from manybeam.spec import Library
@@ -43,7 +44,8 @@ Way = Callable[[nn.Module, Map, Recipe, int], Map]
 
 def ours(network: nn.Module, frame_yx: Map, recipe: Recipe, tile_px: int) -> Map:
     """Return probabilities (c, y, x) as the ensemble computes them."""
-    return probabilities(network, frame_yx, recipe, tile_px, CPU)
+    (prob_cyx,) = probabilities([TorchNetwork(network, CPU)], frame_yx, recipe.network, tile_px)
+    return prob_cyx
 
 
 def gaussian(network: nn.Module, frame_yx: Map, recipe: Recipe, tile_px: int) -> Map:

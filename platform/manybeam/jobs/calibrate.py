@@ -18,6 +18,7 @@ from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
 from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
 from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.member import Member
 from manybeam.spec import Library, Policy, Range
 
@@ -147,11 +148,12 @@ def _results(
     if not spans:
         return
     if executor == "local":
-        ensemble = Ensemble(members)
+        ensemble = Ensemble(members, graphs=Graphs.here())
         for place, (start, stop) in enumerate(spans):
             yield place, measure_calibration_set(ensemble, policies, start, stop, seed=seed)
         return
     cluster.connect()
+    Graphs.here().networks(members)  # once, not by every worker of this machine
     shared = cluster.share(tuple(members))
     yield from cluster.each(
         [partial(_measure_on_worker, shared, tuple(policies), span, seed) for span in spans]
@@ -167,4 +169,4 @@ def _measure_on_worker(
 @lru_cache(maxsize=1)
 def _ensemble(shared: cluster.Shared) -> Ensemble:
     """Return the ensemble; each worker builds it once."""
-    return Ensemble(shared.value())
+    return Ensemble(shared.value(), graphs=Graphs.here())

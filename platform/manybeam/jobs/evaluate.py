@@ -34,6 +34,7 @@ from manybeam.jobs.test_sets import (
 )
 from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring import classical
 from manybeam.learn.scoring.kinds import confusion, f1_of_kinds, recall_of
@@ -220,7 +221,8 @@ class _Measured:
 
     def predictor(self) -> Predictor:
         performance = self.performance if len(self.members) > 1 else None
-        version = LoadedVersion(Ensemble(self.members), performance=performance)
+        ensemble = Ensemble(self.members, graphs=Graphs.here())
+        version = LoadedVersion(ensemble, performance=performance)
         return Predictor(OneVersion(version), self.library)
 
 
@@ -255,6 +257,7 @@ def _results(
             yield place, _evaluate(task, lambda: predictor, radius_pm)
         return
     cluster.connect()
+    Graphs.here().networks(measured.members)  # once, not by every worker of this machine
     shared = cluster.share(measured)
     yield from cluster.each([partial(_evaluate_on_worker, one, shared, radius_pm) for one in tasks])
 

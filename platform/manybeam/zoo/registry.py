@@ -245,7 +245,7 @@ class Zoo:
         from manybeam.learn.nets.ensemble import Ensemble
         from manybeam.learn.nets.inference.graphs import Graphs
 
-        return Ensemble(self.members(ref), graphs=Graphs(settings().cache / "graphs"))
+        return Ensemble(self.members(ref), graphs=Graphs.here())
 
     def record_scores(self, ref: str, rows: Iterable[Score]) -> None:
         """Add scores to a version; they replace earlier scores of the same pairs.

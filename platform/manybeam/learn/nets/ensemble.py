@@ -44,7 +44,8 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         members: at least one, of any recipes, each with its own index.
         tile_px: frames larger than this are cut into overlapping tiles, in the member's pixels.
         device: where to compute; the GPU if there is one, else the CPU.
-        graphs: compiled networks of this machine; those that exist answer on the CPU.
+        graphs: compiled networks of this machine, which answer on a CPU. What is missing is
+            compiled now, in half a second for each member.
 
     Raises:
         MemberCountError: no member.
@@ -68,14 +69,6 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
     def device(self) -> str:
         """Where the networks run, as `cpu`, `cpu, compiled` or `cuda`."""
         return self._engine.device
-
-    def compile(self) -> None:
-        """Compile the networks that are not compiled yet; seconds each, once for each machine.
-
-        Without a folder for graphs, or on a GPU, it does nothing. Answers may be asked for
-        meanwhile.
-        """
-        self._engine.compile()
 
     @property
     def member_count(self) -> int:

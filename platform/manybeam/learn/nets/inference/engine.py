@@ -1,16 +1,12 @@
 """The networks of an ensemble, ready to run: compiled for the CPU, or of torch on any device."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manybeam.errors import ManybeamError
 from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.inference.tiled import Run
 from manybeam.learn.nets.member import Member
-
-logger = logging.getLogger(__name__)
 
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 
@@ -20,54 +16,36 @@ class Engine:
 
     Args:
         members: the members.
-        device: `cpu`, `cuda`; the GPU if there is one, else the CPU.
-        graphs: compiled networks of this machine; None to use torch.
+        device: `cpu` or `cuda`; the GPU if there is one, else the CPU.
+        graphs: compiled networks of this machine, for the CPU; None to use torch.
 
     Attributes:
         networks: what gives the probabilities (c, y, x) of a tile, for each member.
+        device: where they run: `cpu`, `cpu, compiled` or `cuda`.
     """
 
     def __init__(
         self, members: Sequence[Member], device: str | None, graphs: Graphs | None
     ) -> None:
-        self._members, self._device = tuple(members), device or _usual_device()
-        self._graphs = graphs if self._device == "cpu" else None
-        self.networks: tuple[Run, ...] = tuple(map(self._load, self._members))
-
-    @property
-    def device(self) -> str:
-        """Where the networks run, as `cpu`, `cpu, compiled` or `cuda`."""
-        if self._graphs is not None and all(map(self._graphs.has, self._members)):
-            return f"{self._device}, compiled"
-        return self._device
+        self.device = device or _usual_device()
+        compiled = graphs.networks(members) if graphs and self.device == "cpu" else None
+        if compiled is not None:
+            self.device = "cpu, compiled"
+        self.networks: tuple[Run, ...] = compiled or tuple(map(self._torch, members))
 
     def part(self, places: Sequence[int]) -> "Engine":
         """Return the networks of some of the members."""
         part = Engine.__new__(Engine)
-        part._members = tuple(self._members[place] for place in places)
-        part._device, part._graphs = self._device, self._graphs
+        part.device = self.device
         part.networks = tuple(self.networks[place] for place in places)
         return part
 
-    def compile(self) -> None:
-        """Compile what is not compiled yet; what cannot be compiled goes on with torch."""
-        if self._graphs is None or all(map(self._graphs.has, self._members)):
-            return
-        for member in self._members:
-            try:
-                self._graphs.make([member])
-            except ManybeamError as error:
-                logger.warning("member %02d is not compiled: %s", member.index, error)
-        self.networks = tuple(map(self._load, self._members))
-
-    def _load(self, member: Member) -> Run:
-        if self._graphs is not None and self._graphs.has(member):
-            return self._graphs.network(member)
+    def _torch(self, member: Member) -> Run:
         import torch
 
         from manybeam.learn.nets.inference.torch_network import TorchNetwork
 
-        return TorchNetwork(member.network(), torch.device(self._device))
+        return TorchNetwork(member.network(), torch.device(self.device))
 
 
 def _usual_device() -> str:

@@ -1,9 +1,6 @@
 """A network of torch made into a graph of OpenVINO with the same answers at every size."""
 
-import logging
-import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manybeam.errors import WorkFailed
-from manybeam.learn.nets.inference.runtime import core, openvino
+from manybeam.learn.nets.inference.runtime import core, hints, openvino
 from manybeam.learn.nets.inference.tiled import SMALLEST_PX
 from manybeam.learn.nets.inference.torch_network import prepare
 from manybeam.learn.nets.member import Member
@@ -19,13 +16,11 @@ from manybeam.learn.nets.shapes import side_multiple
 
 TOLERANCE = 1e-5  # of a probability, between a graph and its network
 
-logger = logging.getLogger(__name__)
 
+def to_graph(member: Member) -> bytes:
+    """Return the graph of a member, compiled.
 
-def to_graph(member: Member) -> dict[str, bytes]:
-    """Return the two files of a member's graph, by their endings.
-
-    The graph maps a tile (1, 1, y, x) to probabilities (1, c, y, x) in float32.
+    It maps a tile (1, 1, y, x) to probabilities (1, c, y, x) in float32.
 
     Raises:
         WorkFailed: the network cannot be a graph, or the graph gives other answers.
@@ -41,17 +36,16 @@ def to_graph(member: Member) -> dict[str, bytes]:
                 network, example, check_trace=False
             )
             graph = openvino().convert_model(traced, input=[1, 1, -1, -1])
+            compiled = core().compile_model(graph, "CPU", hints())
     except Exception as error:  # converters raise errors of many kinds
         raise WorkFailed(
             f"the network {member.recipe.network.name} cannot be compiled",
             str(error).strip().splitlines()[0][:300],
             "it answers without, more slowly",
         ) from error
-    _check(network, graph, least, step)
-    with tempfile.TemporaryDirectory(prefix="manybeam-graph-") as folder:
-        path = Path(folder) / "graph.xml"
-        openvino().save_model(graph, path, compress_to_fp16=False)
-        return {end: path.with_suffix(end).read_bytes() for end in (".bin", ".xml")}
+    _check(network, compiled, least, step)
+    content: bytes = compiled.export_model().getvalue()
+    return content
 
 
 class _Probabilities(nn.Module):
@@ -63,9 +57,8 @@ class _Probabilities(nn.Module):
         return self.network(tile_ncyx).sigmoid()  # type: ignore[no-any-return]  # of a module
 
 
-def _check(network: nn.Module, graph: Any, least: int, step: int) -> None:
+def _check(network: nn.Module, compiled: Any, least: int, step: int) -> None:
     """Refuse a graph that differs from its network at some size."""
-    compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for shape in ((1, 1, least, least), (1, 1, least + step, least + 3 * step)):
         tile_ncyx = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         with torch.inference_mode():

@@ -20,13 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.disk import write_files
-from manybeam.learn.nets.inference.runtime import core, cores, openvino
+from manybeam.errors import ManybeamError
+from manybeam.learn.nets.inference.runtime import core, hints, openvino
 from manybeam.learn.nets.member import Member
+from manybeam.settings import settings
 
 logger = logging.getLogger(__name__)
 
 GRAPH = 1  # raised if the same network gives another graph than before
-MOST_KEPT = 1000  # graphs on this machine; a usual one has 0.5 MB, and as much compiled
+MOST_KEPT = 1000  # graphs on this machine; a usual one has 0.5 to 2 MB
+SUM_BYTES = hashlib.sha256().digest_size
 
 Map = NDArray[np.float32]
 Stack = NDArray[np.float32]
@@ -42,52 +45,46 @@ class Graphs:
 
     folder: Path
 
-    def has(self, member: Member) -> bool:
-        """Tell whether the graph of a member was made."""
-        return self._path(member).is_file()
+    @classmethod
+    def here(cls) -> "Graphs":
+        """Return those in the cache of the settings."""
+        return cls(settings().cache / "graphs")
 
-    def make(self, members: Iterable[Member]) -> None:
-        """Make the graphs of members that have none yet; a second of one core each.
+    def networks(self, members: Iterable[Member]) -> "tuple[CompiledNetwork, ...] | None":
+        """Return the compiled networks of members; what is missing is compiled.
 
-        Raises:
-            WriteFailed: the disk refused.
-            WorkFailed: a network cannot be compiled.
+        Returns:
+            None if one of them cannot be compiled or kept; the log says why.
         """
-        missing = [member for member in members if not self.has(member)]
-        for member in missing:
-            from manybeam.learn.nets.inference.graph_conversion import to_graph
+        try:
+            found = tuple(map(self._network, members))
+        except ManybeamError as error:
+            logger.warning("the networks run without being compiled, more slowly: %s", error)
+            return None
+        self._prune()
+        return found
 
-            path = self._path(member)
-            files = to_graph(member)
-            write_files({path.with_suffix(end): content for end, content in files.items()})
-        if missing:
-            self._prune()
-
-    def network(self, member: Member) -> "CompiledNetwork":
-        """Return the compiled graph of a member; it must have been made."""
+    def _network(self, member: Member) -> "CompiledNetwork":
         path = self._path(member)
-        os.utime(path)  # the oldest are deleted first
-        hints = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": cores(),
-            "ENABLE_CPU_PINNING": False,  # other processes use these cores too
-            "CACHE_DIR": str(self.folder / "compiled"),
-        }
-        return CompiledNetwork(core().compile_model(path, "CPU", hints))
+        graph = _kept(path)
+        if graph is None:
+            from manybeam.learn.nets.inference.graph_conversion import to_graph  # imports torch
+
+            graph = to_graph(member)
+            write_files({path: hashlib.sha256(graph).digest() + graph})
+        tensor = openvino().Tensor(np.frombuffer(graph, np.uint8))
+        return CompiledNetwork(core().import_model(tensor, "CPU", hints()))
 
     def _path(self, member: Member) -> Path:
-        decides = (GRAPH, openvino().__version__, member.recipe.network.model_dump_json())
-        digest = hashlib.sha256(repr((*decides, member.weights_digest)).encode()).hexdigest()
-        return self.folder / f"{digest[:32]}.xml"
+        machine = (openvino().__version__, core().get_property("CPU", "FULL_DEVICE_NAME"))
+        network = (member.recipe.network.model_dump_json(), member.weights_digest)
+        digest = hashlib.sha256(repr((GRAPH, *machine, *network)).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.graph"
 
     def _prune(self) -> None:
         """Delete what was not used for the longest time, if there is too much of it."""
-        for folder, ending in ((self.folder, "*.xml"), (self.folder / "compiled", "*.blob")):
-            by_age = sorted(folder.glob(ending), key=_age)
-            for path in by_age[MOST_KEPT:]:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".bin").unlink(missing_ok=True)
+        for path in sorted(self.folder.glob("*.graph"), key=_age)[MOST_KEPT:]:
+            path.unlink(missing_ok=True)
 
 
 class CompiledNetwork:
@@ -102,6 +99,17 @@ class CompiledNetwork:
             self._own.request = self._compiled.create_infer_request()
         found: Any = self._own.request.infer([np.ascontiguousarray(tile_yx)[None, None]])
         return np.array(found[0][0])
+
+
+def _kept(path: Path) -> bytes | None:
+    """Return the graph in a file; None if there is none, or it is damaged."""
+    try:
+        content = path.read_bytes()
+        os.utime(path)  # the oldest are deleted first
+    except OSError:
+        return None
+    graph = content[SUM_BYTES:]
+    return graph if hashlib.sha256(graph).digest() == content[:SUM_BYTES] else None
 
 
 def _age(path: Path) -> float:
