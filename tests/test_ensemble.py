@@ -4,6 +4,7 @@ The members here are not trained: one kind answers "bright" by hand-set weights,
 is known; the other has drawn weights and batch norms, so that every pixel of its answer differs.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -502,6 +503,34 @@ def test_a_pixel_size_in_another_unit_is_refused(pixel_size_pm: float) -> None:
 def test_a_frame_narrower_than_a_pixel_of_the_network_is_refused() -> None:
     with pytest.raises(InvalidFrame, match="less than one pixel"):
         Ensemble([drawn(0)]).predict(noise((1, 40)), 11.0)
+
+
+def test_more_work_than_allowed_is_refused_before_it_begins(
+    use_settings: Callable[[dict[str, str]], None],
+) -> None:
+    use_settings({"MANYBEAM_MAX_WORK_PX": "20000"})
+    ensemble = Ensemble([bright(0), bright(1), bright(2, pixel_size_pm=8.0)])
+    ensemble.predict(noise((50, 60)), 16.0)  # 2 x 3,000 + 12,000 px
+    with pytest.raises(TooLarge, match="max_work_px"):
+        ensemble.predict(noise((60, 60)), 16.0)
+    ensemble.predict(noise((60, 60)), 16.0, members=[0, 2])
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (700, 300)], ids=["whole", "tiles"])
+def test_work_ends_before_the_next_network_or_tile(shape: tuple[int, int]) -> None:
+    ensemble, asked = Ensemble([drawn(index) for index in range(3)], tile_px=256), []
+
+    class Gone(Exception):
+        pass
+
+    def check() -> None:
+        asked.append(len(asked))
+        if len(asked) == 3:
+            raise Gone
+
+    with pytest.raises(Gone):
+        ensemble.predict(noise(shape), None, check=check)
+    assert len(asked) == 3
 
 
 def test_a_frame_that_would_grow_past_the_limit_is_refused() -> None:

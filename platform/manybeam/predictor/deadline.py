@@ -10,29 +10,44 @@ from manybeam.errors import DeadlineExceeded
 
 @dataclass
 class Deadline:
-    """Times the stages of one answer and keeps its deadline.
+    """Times the stages of one answer and ends its work when nobody waits for it any more.
 
     Attributes:
         due_s: the deadline, by the same clock; None for no deadline.
         clock: monotonic seconds.
         seconds: time spent in each stage so far.
+        is_cancelled: whether the caller has gone; another thread may set it.
     """
 
     due_s: float | None = None
     clock: Callable[[], float] = time.monotonic
     seconds: dict[str, float] = field(default_factory=dict)
+    is_cancelled: bool = False
+
+    def check(self, what: str = "the answer was ready") -> None:
+        """Return if somebody still waits; long work asks between its parts.
+
+        Raises:
+            DeadlineExceeded: the time is up, or the caller has gone.
+        """
+        self._check(self.clock(), what)
+
+    def _check(self, now_s: float, what: str) -> None:
+        if self.is_cancelled:
+            raise DeadlineExceeded(f"the caller had gone before {what}", "", "")
+        if self.due_s is not None and now_s >= self.due_s:
+            raise DeadlineExceeded(
+                f"the deadline passed before {what}", "", "raise deadline_ms, or want less"
+            )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time one stage; after the deadline it is not begun.
 
         Raises:
-            DeadlineExceeded: the time is up.
+            DeadlineExceeded: the time is up, or the caller has gone.
         """
         begun = self.clock()
-        if self.due_s is not None and begun >= self.due_s:
-            raise DeadlineExceeded(
-                f"the deadline passed before {name}", "", "raise deadline_ms, or want less"
-            )
+        self._check(begun, name)
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - begun

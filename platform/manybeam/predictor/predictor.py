@@ -79,7 +79,7 @@ class Predictor:
         Args:
             frame: the frame.
             question: the question; `auto` if left out.
-            deadline: times the stages; no stage begins after it.
+            deadline: times the stages; after it, no stage, network or tile begins.
 
         Raises:
             UnknownRef: no such version or member.
@@ -219,7 +219,9 @@ class Predictor:
         too_small = _too_small(frame, question)
         limits = (*version.notes, *too_small, *_unsized(frame))
         with deadline.stage("predict"):
-            whole = version.ensemble.predict(frame.pixels_yx, frame.pixel_size_pm)
+            whole = version.ensemble.predict(
+                frame.pixels_yx, frame.pixel_size_pm, check=deadline.check
+            )
         if question.is_raw or too_small:
             return Ranked(frame, version, whole, None, limits)
         with deadline.stage("select"):
