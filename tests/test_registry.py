@@ -33,6 +33,7 @@ from manybeam.errors import (
     ZooUnreachable,
 )
 from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
@@ -77,7 +78,7 @@ def test_an_ensemble_from_the_zoo_answers_as_the_one_that_was_trained(zoo: Zoo, 
     given = [member_of(0), member_of(1)]
     zoo.register(name, given, job=JOB)
     frame = np.random.default_rng(0).normal(size=(40, 48)).astype(np.float32)
-    expected = Ensemble(given).predict(frame, None)
+    expected = Ensemble(given, graphs=Graphs.here()).predict(frame, None)
     found = zoo.ensemble(f"{name}@1").predict(frame, None)
     np.testing.assert_array_equal(found.mean_yx, expected.mean_yx)
 
