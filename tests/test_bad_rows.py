@@ -18,7 +18,7 @@ from manybeam.data.io.frame import frame_of
 from manybeam.errors import Corrupt
 from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.web.app import create_app, make_app_state
 from manybeam.zoo.catalogue import Catalogue
 from manybeam.zoo.matrix import Score

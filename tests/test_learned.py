@@ -18,7 +18,7 @@ from manybeam.predictor.learned import performance_predictor
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.preferences import record_preference, retract
 from manybeam.predictor.selection import Selection
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.spec import Library
 from manybeam.zoo.calibration_sets import KIND, record_calibration_set
 from manybeam.zoo.matrix import ENSEMBLE, SELECTED, Score

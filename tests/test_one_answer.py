@@ -26,7 +26,7 @@ from manybeam.data.io.frame import frame_of, frames_of
 from manybeam.data.io.reading import read_frames
 from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import WANTS

@@ -25,7 +25,7 @@ from manybeam.errors import Corrupt, InvalidInput, MemberCountError, NotFound, U
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.predictor.preferences import frame_digest, preferences, record_preference, retract
 from manybeam.predictor.selection import Candidate, Selection, select
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.settings import settings
 from manybeam.spec import Library
 from manybeam.zoo.older_objects import audit_log

@@ -15,7 +15,7 @@ import urllib3
 import uvicorn
 
 from manybeam.errors import MemberDiverged
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, WANTS

@@ -21,12 +21,12 @@ from manybeam.learn.analysis.frame_analysis import FrameAnalysis
 from manybeam.learn.nets.prediction import Prediction
 from manybeam.learn.scoring.calibration import calibrated
 from manybeam.predictor.condition_distance import Near
-from manybeam.predictor.loaded import LoadedVersion
 from manybeam.predictor.performance import PerformancePredictor, PredictedF1
 from manybeam.predictor.reasons import Outlook
 from manybeam.predictor.selection import Answerer, Selection
 from manybeam.predictor.selection import select as rank
 from manybeam.predictor.uncalibrated import rule_of_thumb, within_noise
+from manybeam.predictor.versions.loaded import LoadedVersion
 from manybeam.spec import Condition, Library
 from manybeam.zoo.matrix import Matrix, Score
 from manybeam.zoo.records import MemberRecord, Record

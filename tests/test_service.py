@@ -21,7 +21,7 @@ from manybeam.errors import (
 )
 from manybeam.learn.scoring.calibration import calibrated
 from manybeam.predictor.deadline import Deadline
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.predict import Service
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.wire import Frames

@@ -12,9 +12,9 @@ from manybeam.data.simulation.simulate import simulate
 from manybeam.errors import DoubtfulPixelSize, MissingPixelSize
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.predictor.answer import Question
-from manybeam.predictor.loaded import LoadedVersion, OneVersion
 from manybeam.predictor.pixel_size import contradiction
 from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.versions.loaded import LoadedVersion, OneVersion
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, read_query
 from manybeam.serve.wire import Frames
@@ -148,7 +148,7 @@ class TestOverHTTP:
 
     @pytest.fixture
     def service(self, tiny_zoo: Any, use_settings: Any) -> Service:
-        from manybeam.predictor.versions import ZooVersions
+        from manybeam.predictor.versions.of_zoo import ZooVersions
 
         use_settings({"MANYBEAM_ZOO": str(LIBRARY.folder)})
         return Service(ZooVersions(tiny_zoo, ["graphene"]))

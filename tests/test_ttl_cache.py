@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from manybeam.errors import UnknownRef, ZooUnreachable
-from manybeam.predictor.ttl_cache import TTLCache
+from manybeam.predictor.versions.ttl_cache import TTLCache
 
 
 class Clock:

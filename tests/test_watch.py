@@ -19,11 +19,11 @@ from manybeam.errors import InvalidInput, OutOfDistribution, exit_code
 from manybeam.learn.adaptation.pseudo_labels import simulated_tiles
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.training.member import train_member
-from manybeam.predictor.loaded import LoadedVersion, OneVersion
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.stream import advice
 from manybeam.predictor.stream.advice import known_frames, wandering
 from manybeam.predictor.stream.drift import DriftWatch
+from manybeam.predictor.versions.loaded import LoadedVersion, OneVersion
 from manybeam.spec import Condition, Library, MemberPlan, Policy, Recipe
 from manybeam.zoo.matrix import ENSEMBLE, Matrix, Score
 from manybeam.zoo.records import Record

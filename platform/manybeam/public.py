@@ -331,7 +331,7 @@ def _answer(
 def _predictor(zoo: Zoo) -> "Predictor":
     """Return the predictor of one zoo; it is cached, because it holds the networks."""
     from manybeam.predictor.predictor import Predictor
-    from manybeam.predictor.versions import ZooVersions
+    from manybeam.predictor.versions.of_zoo import ZooVersions
 
     key = (zoo.address, str(settings().home))
     with _LOCK:

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 SERVICE = """
 import sys, uvicorn
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api

@@ -161,7 +161,7 @@ class _Advisor:
     def propose(self, numbers: list[int]) -> "Advice":
         from manybeam.predictor.predictor import Predictor
         from manybeam.predictor.stream.advice import propose
-        from manybeam.predictor.versions import ZooVersions
+        from manybeam.predictor.versions.of_zoo import ZooVersions
 
         return propose(
             Predictor(ZooVersions(self.zoo), self.library),

@@ -29,7 +29,7 @@ from manybeam.learn.adaptation.pseudo_labels import LabelSource, frames_digest
 from manybeam.learn.adaptation.rounds import OnProgress, adapt
 from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.spec import Library, Policy
 from manybeam.spec.job import Adapt, Measure
 from manybeam.zoo.lifecycle.life import CANDIDATE, settle

@@ -50,8 +50,8 @@ from manybeam.learn.scoring.scores import (
     summarise,
 )
 from manybeam.predictor.answer import AUTO, Question
-from manybeam.predictor.loaded import LoadedVersion, OneVersion
 from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.versions.loaded import LoadedVersion, OneVersion
 from manybeam.spec.files import Library
 from manybeam.spec.job import Measure
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, SELECTED, Bin, Score, TestSet

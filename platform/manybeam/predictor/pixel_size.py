@@ -20,7 +20,7 @@ from manybeam.learn.analysis.pixel_size import (
     infer_pixel_size,
 )
 from manybeam.predictor.condition_distance import comparable, structure_of
-from manybeam.predictor.loaded import LoadedVersion
+from manybeam.predictor.versions.loaded import LoadedVersion
 from manybeam.spec import Library, Policy, Range
 
 MIDDLE_PX = 1024  # side of the part of a large frame whose lattice is measured

@@ -21,11 +21,11 @@ from manybeam.errors import (
 from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
-from manybeam.predictor.loaded import LoadedVersion, Versions
 from manybeam.predictor.performance import Weights
 from manybeam.predictor.pixel_size import check_pixel_size, with_inferred_size
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.loaded import LoadedVersion, Versions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:

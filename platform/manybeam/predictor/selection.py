@@ -24,7 +24,6 @@ from manybeam.predictor.condition_distance import (
     nearest_conditions,
     structure_of,
 )
-from manybeam.predictor.loaded import LoadedVersion
 from manybeam.predictor.performance import PerformancePredictor, PredictedF1, Weights
 from manybeam.predictor.reasons import Outlook, answer_reason, candidate_reason, selection_reasons
 from manybeam.predictor.transferred_calibration import (
@@ -39,6 +38,7 @@ from manybeam.predictor.uncalibrated import (
     rule_of_thumb,
     within_noise,
 )
+from manybeam.predictor.versions.loaded import LoadedVersion
 from manybeam.spec import Condition, Library, Policy
 from manybeam.spec.facility import facility_library
 from manybeam.zoo.matrix import Matrix

@@ -370,7 +370,8 @@ def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
     import torch
 
-    from manybeam.predictor.versions import ZooVersions
+    from manybeam.predictor.versions.live import LiveVersions
+    from manybeam.predictor.versions.of_zoo import ZooVersions
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import ReplicaLimits, api
@@ -378,7 +379,8 @@ def replica_api(plan: Plan) -> "FastAPI":
 
     cluster.adopt(plan.variables)
     torch.set_num_threads(plan.cores)
-    service = Service(ZooVersions(Zoo(), plan.refs, capacity=plan.capacity))
+    versions = ZooVersions(Zoo(), plan.refs, capacity=plan.capacity, fresh_s=0.0)
+    service = Service(LiveVersions(versions))
     limits = ReplicaLimits(
         threads=plan.threads,
         waiting=plan.waiting,

@@ -14,7 +14,8 @@ from manybeam.data.io.frame import Frame, stack_of
 from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor
-from manybeam.predictor.versions import ZooVersions
+from manybeam.predictor.versions.live import LiveVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.content import answer_meta, arrays, selection_content
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.wire import Frames
@@ -48,7 +49,7 @@ class Service:
         versions: the versions that may answer.
     """
 
-    def __init__(self, versions: ZooVersions) -> None:
+    def __init__(self, versions: ZooVersions | LiveVersions) -> None:
         self.versions, self._predictor = versions, Predictor(versions)
 
     def listing(self) -> list[dict[str, Any]]:

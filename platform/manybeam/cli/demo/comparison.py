@@ -59,7 +59,7 @@ def answer_each(
     from manybeam.data.io.frame import Frame
     from manybeam.predictor.answer import Question
     from manybeam.predictor.predictor import Predictor
-    from manybeam.predictor.versions import ZooVersions
+    from manybeam.predictor.versions.of_zoo import ZooVersions
 
     predictor = Predictor(ZooVersions(zoo), library)
     for frame in frames:

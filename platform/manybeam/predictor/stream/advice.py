@@ -23,11 +23,11 @@ from manybeam.predictor.condition_distance import (
     comparable,
     structure_of,
 )
-from manybeam.predictor.loaded import LoadedVersion
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.reasons import WORDS
 from manybeam.predictor.selection import Selection
 from manybeam.predictor.stream.drift import frame_features
+from manybeam.predictor.versions.loaded import LoadedVersion
 from manybeam.spec import Condition, Library, Policy, Range
 from manybeam.zoo.matrix import ENSEMBLE, Matrix
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from manybeam.addresses import without_password
 from manybeam.errors import NoCapacity
 from manybeam.predictor.learned import performance_predictor
-from manybeam.predictor.loaded import LoadedVersion
-from manybeam.predictor.ttl_cache import TTLCache
+from manybeam.predictor.versions.loaded import LoadedVersion
+from manybeam.predictor.versions.ttl_cache import TTLCache
 
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble
@@ -52,7 +52,7 @@ class ZooVersions:
         fresh_s: float = FRESH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._zoo, self._clock, self._capacity = zoo, clock, capacity + len(refs)
+        self._zoo, self._clock, self.capacity = zoo, clock, capacity + len(refs)
         self._records = TTLCache(zoo.resolve, fresh_s, clock)
         self._matrices = TTLCache(zoo.matrix, fresh_s, clock)
         self._performances = TTLCache(self._performance, fresh_s, clock)
@@ -128,6 +128,6 @@ class ZooVersions:
         logger.info("ensemble loaded", extra=took)
         with self._lock:
             self._held[record.ref] = (record, ensemble)
-            while len(self._held) > self._capacity:
+            while len(self._held) > self.capacity:
                 self._held.popitem(last=False)
         return ensemble

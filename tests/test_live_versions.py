@@ -1,0 +1,157 @@
+"""predictor.versions.live: a service whose versions change while it answers."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manybeam.data.io.frame import Frame
+from manybeam.errors import Corrupt, NoCapacity, UnknownRef, ZooUnreachable
+from manybeam.predictor.answer import Question
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.versions.live import LiveVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
+
+FRAME = Frame(np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32), 16.0)
+
+
+class Turned:
+    """The zoo of the fixture, with an alias that a test moves, and faults that it asks for."""
+
+    def __init__(self, zoo: Any) -> None:
+        self.zoo, self.serving_version = zoo, 1
+        self.fault: Exception | None = None
+        self.loading, self.may_load = threading.Event(), threading.Event()
+        self.may_load.set()
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.zoo, name)
+
+    def resolve(self, ref: str) -> Any:
+        self.asked += 1
+        if self.fault is not None:
+            raise self.fault
+        return self.zoo.resolve(f"graphene@{self.serving_version}" if ref == "graphene" else ref)
+
+    def ensemble(self, ref: str) -> Any:
+        self.loading.set()
+        assert self.may_load.wait(60)
+        return self.zoo.ensemble(ref)
+
+
+@pytest.fixture
+def turned(tiny_zoo: Any) -> Turned:
+    return Turned(tiny_zoo)
+
+
+@pytest.fixture
+def live(turned: Turned) -> Iterator[Callable[..., LiveVersions]]:
+    made: list[LiveVersions] = []
+
+    def start(*refs: str, every_s: float = 0.0) -> LiveVersions:
+        source = ZooVersions(turned, refs, fresh_s=0.0)  # type: ignore[arg-type]
+        made.append(LiveVersions(source, every_s=every_s))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def test_a_promotion_answers_after_the_next_round(turned: Turned, live: Any) -> None:
+    versions = live("graphene")
+    turned.serving_version = 2
+    assert versions.get("graphene").ref == "graphene@1"
+    versions.refresh()
+    assert versions.get("graphene").ref == "graphene@2"
+
+
+def test_no_request_asks_the_zoo(turned: Turned, live: Any) -> None:
+    versions = live("graphene")
+    predictor, before = Predictor(versions), turned.asked
+    turned.fault = ZooUnreachable("the zoo is down")
+    for _ in range(3):
+        predictor.answer(FRAME, Question("graphene"))
+        predictor.answer(FRAME, Question("auto"))
+    assert turned.asked == before
+
+
+def test_answers_go_on_while_the_next_version_loads(turned: Turned, live: Any) -> None:
+    versions = live("graphene", every_s=0.01)
+    predictor = Predictor(versions)
+    turned.loading.clear()
+    turned.may_load.clear()
+    turned.serving_version = 2
+    assert turned.loading.wait(60)
+    begun = time.monotonic()
+    assert predictor.answer(FRAME, Question("graphene")).record.ref == "graphene@1"
+    assert time.monotonic() - begun < 30  # it would wait for ever
+    turned.may_load.set()
+    _until(lambda: versions.get("graphene").ref == "graphene@2")
+
+
+def test_a_damaged_version_does_not_take_over_and_the_answers_say_so(
+    turned: Turned, live: Any
+) -> None:
+    versions = live("graphene")
+    turned.fault = Corrupt("weights of member 00 differ")
+    for _ in range(2):
+        versions.refresh()
+    loaded = versions.get("graphene")
+    assert loaded.ref == "graphene@1"
+    assert [one for one in loaded.notes if "weights of member 00 differ" in one] == [
+        "graphene@1 goes on, because what follows it fails: weights of member 00 differ"
+    ]
+    turned.fault = None
+    versions.refresh()
+    assert versions.get("graphene").notes == ()
+
+
+def test_while_the_zoo_is_away_the_last_version_answers_and_says_so(
+    turned: Turned, live: Any
+) -> None:
+    versions = live("graphene")
+    turned.fault = ZooUnreachable("the zoo is down")
+    versions.refresh()
+    assert "the zoo does not answer" in versions.get("graphene").notes[0]
+    turned.fault = None
+    versions.refresh()
+    assert versions.get("graphene").notes == ()
+
+
+def test_a_reference_that_was_removed_is_unknown(turned: Turned, live: Any) -> None:
+    versions = live("graphene")
+    versions.get("graphene@2")
+    turned.fault = UnknownRef("no version")
+    versions.refresh()
+    with pytest.raises(UnknownRef):
+        versions.get("graphene@2")
+
+
+def test_what_serves_is_loaded_before_it_is_asked_for(turned: Turned, live: Any) -> None:
+    versions = live()
+    assert versions.serving() == ("graphene@2",)
+    before = turned.asked
+    assert versions.get("graphene@2").ref == "graphene@2"
+    assert turned.asked == before
+
+
+def test_without_a_serving_version_auto_is_no_capacity(
+    turned: Turned, live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = live()
+    monkeypatch.setattr(turned.zoo, "listing", list)
+    versions.refresh()
+    with pytest.raises(NoCapacity):
+        versions.serving()
+
+
+def _until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # a round of its thread cannot be waited for
