@@ -16,6 +16,7 @@ from manybeam.data.markup import facts_html
 from manybeam.data.notebook import frameset_html
 from manybeam.errors import Conflict, InvalidInput, UnknownCondition, UnknownRef, Unreachable
 from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.notebook import ensemble_html, prediction_html
 from manybeam.public import OpenZoo, Version
 from manybeam.spec import Condition
@@ -175,7 +176,7 @@ def test_an_answer_is_that_of_the_ensemble(
     served: Zoo, tiny_members: Callable[[int], list[Any]]
 ) -> None:
     answer = mb.predict(FRAME, "graphene@serving", pixel_size_pm=16.0)
-    expected = Ensemble(tiny_members(2)).predict(FRAME, 16.0)
+    expected = Ensemble(tiny_members(2), graphs=Graphs.here()).predict(FRAME, 16.0)
     np.testing.assert_array_equal(answer.mean_yx, expected.mean_yx)
     np.testing.assert_array_equal(answer.atoms, expected.atoms)
 
