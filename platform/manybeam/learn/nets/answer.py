@@ -167,6 +167,23 @@ class Disagreement:
         return np.asarray(mutual_yx, np.float32)
 
 
+class MapTotals:
+    """Mean, standard deviation and mutual information of maps that are not kept."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._moments, self._disagreement = Moments(shape), Disagreement(shape)
+
+    def add(self, prob_yx: Map) -> None:
+        """Add the map of one member."""
+        self._moments.add(prob_yx)
+        self._disagreement.add(prob_yx)
+
+    def result(self) -> tuple[Map, Map, Map]:
+        """Return the three maps."""
+        mean_yx, std_yx = self._moments.result()
+        return mean_yx, std_yx, self._disagreement.result(mean_yx)
+
+
 def entropy(prob_yx: Map) -> Map:
     """Return the entropy of "an atom or none" in each pixel, in nats, 0 to ln 2.
 

@@ -18,7 +18,7 @@ from manybeam.data.io.reading import check_frame
 from manybeam.data.representation import Drawable
 from manybeam.data.tiles import normalise, rescale
 from manybeam.errors import InvalidInput, MemberCountError, TooLarge
-from manybeam.learn.nets.answer import Disagreement, MemberAnswer, Moments
+from manybeam.learn.nets.answer import MapTotals, MemberAnswer
 from manybeam.learn.nets.atoms import Found, find_atoms_of_members, sample
 from manybeam.learn.nets.inference.engine import Engine
 from manybeam.learn.nets.inference.graphs import Graphs
@@ -129,8 +129,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         frame_yx = check_frame(frame_yx)
         places = places_of(self.indices if members is None else members, self.indices)
         shape = (frame_yx.shape[0], frame_yx.shape[1])
-        is_large = frame_yx.size * len(places) > EXACT_PX
-        moments, disagreement = Moments(shape), Disagreement(shape)
+        totals = MapTotals(shape) if frame_yx.size * len(places) > EXACT_PX else None
         answer_of: dict[int, MemberAnswer] = {}
         groups = self._alike(places)
         views = {_View.by(spec) for spec, _ in groups}
@@ -146,14 +145,11 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
                 networks = [self._engine.networks[place] for place in part]
                 prob_mcyx = probabilities(networks, input_yx, network, self.tile_px, check)
                 answers = _answers(prob_mcyx, spec, scale, threshold)
-                if is_large:
+                if totals is not None:
                     for answer in answers:
-                        prob_yx = answer.on_frame(shape)
-                        moments.add(prob_yx)
-                        disagreement.add(prob_yx)
+                        totals.add(answer.on_frame(shape))
                     answers = [answer.stored() for answer in answers]
                 answer_of.update(zip(part, answers, strict=True))
-        maps = moments.result() if is_large else None
         return Prediction.of_answers(
             [answer_of[place] for place in places],
             [self.members[place].index for place in places],
@@ -161,7 +157,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
             pixel_size_pm=pixel_size_pm,
             elements=self.elements,
             threshold=threshold,
-            maps=(*maps, disagreement.result(maps[0])) if maps else None,
+            maps=totals.result() if totals else None,
         )
 
     def predict_stack(
