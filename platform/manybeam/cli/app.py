@@ -103,6 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     # It logs faults of a damaged file; our error reports them once, with a remedy.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    # Our products of matrices are small: on a busy machine the threads of BLAS make them many times
+    # slower, because each waits for the others. It reads this when numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     first_sign.begin()
     with ended_cleanly():
         return _run(words, debug=debug)

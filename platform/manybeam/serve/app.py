@@ -120,7 +120,7 @@ def run_service(
         tuple(refs), cluster.environment(), cores, threads, waiting, capacity, is_local=not expose
     )
     address = cluster.connect()
-    variables = {"OMP_NUM_THREADS": str(cores)}
+    variables = {"OMP_NUM_THREADS": str(cores), "OPENBLAS_NUM_THREADS": "1"}
     if running is not None:  # new replicas must fit the proxy that runs
         variables = _replica_variables()
     elif haproxy_can_serve(host):
@@ -368,8 +368,6 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 
 def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
-    import torch
-
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
     from manybeam.serve.metrics import Meter, gather
@@ -378,7 +376,6 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.zoo.registry import Zoo
 
     cluster.adopt(plan.variables)
-    torch.set_num_threads(plan.cores)
     versions = ZooVersions(Zoo(), plan.refs, capacity=plan.capacity, fresh_s=0.0)
     service = Service(LiveVersions(versions))
     limits = ReplicaLimits(
