@@ -84,6 +84,11 @@ class Settings(BaseSettings):
         "if empty, those of the libraries",
     )
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
+    reduced_precision: bool = Field(
+        default=False,
+        description="whether versions answer in bfloat16 on a CPU that has it, if their answers "
+        "hardly change by it (`manybeam calibrate` measures that)",
+    )
     max_work_px: int = Field(
         512_000_000,
         gt=0,

@@ -1,10 +1,14 @@
 """`manybeam calibrate`: measure a version on simulated frames of many conditions."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
+
+if TYPE_CHECKING:
+    from manybeam.learn.analysis.calibration_set import CalibrationSet
+    from manybeam.zoo.records import Record
 
 OLD_NAME = "The old name of `manybeam calibrate`.\n\nExample: manybeam calibrate graphene"
 
@@ -34,6 +38,7 @@ def calibrate(
 
     with Progress(f"start calibrating {ref}") as bars:
         from manybeam.jobs.calibrate import calibrate_ensemble
+        from manybeam.learn.analysis.precision import KIND, PrecisionGate
         from manybeam.predictor.learned import performance_predictor
         from manybeam.settings import settings
         from manybeam.spec import Library
@@ -51,21 +56,31 @@ def calibrate(
         )
     known = performance_predictor(zoo, record.ref)
     assert known is not None  # noqa: S101 - it was stored a moment ago
-    f1_nm = known.table.f1_nm
+    emit(
+        _rows(record, known.table),
+        form,
+        title=f"{record.ref} on {len(known.table)} simulated frames",
+    )
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in known.weights.items())
+    say(f"weights of the predicted F1: {weights}")
+    say(f"a frame is out of distribution if every predicted F1 is below {known.poor_f1:.2f}")
+    if gate := zoo.attached(record.ref, KIND):
+        say(str(PrecisionGate.from_bytes(gate)))
+    if record.member_count > 1:
+        say(f"manybeam evaluate {record.ref} now also measures the members selected for each frame")
+
+
+def _rows(record: "Record", table: "CalibrationSet") -> list[dict[str, Any]]:
+    """Return one row for each member."""
+    f1_nm = table.f1_nm
     is_best_nm = f1_nm == f1_nm.max(axis=1, keepdims=True)  # equal members share a frame
-    rows = [
+    return [
         {"member": f"{member:02d}", "policy": one.policy, "mean_f1": f1, "best_on": best}
         for member, one, f1, best in zip(
-            known.table.members,
+            table.members,
             record.members,
             f1_nm.mean(axis=0).tolist(),
             (is_best_nm / is_best_nm.sum(axis=1, keepdims=True)).mean(axis=0).tolist(),
             strict=True,
         )
     ]
-    emit(rows, form, title=f"{record.ref} on {len(known.table)} simulated frames")
-    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in known.weights.items())
-    say(f"weights of the predicted F1: {weights}")
-    say(f"a frame is out of distribution if every predicted F1 is below {known.poor_f1:.2f}")
-    if record.member_count > 1:
-        say(f"manybeam evaluate {record.ref} now also measures the members selected for each frame")

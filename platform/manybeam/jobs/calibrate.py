@@ -6,6 +6,7 @@ cluster. Finished rows are kept until all are finished, so that a calibration th
 can be continued.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,8 @@ from manybeam.errors import InvalidInput
 from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
 from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
+from manybeam.learn.analysis.precision import FRAMES, measure_precision
+from manybeam.learn.analysis.precision import KIND as PRECISION
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.member import Member
@@ -25,6 +28,8 @@ from manybeam.spec import Library, Policy, Range
 if TYPE_CHECKING:
     from manybeam.zoo.records import Record
     from manybeam.zoo.registry import Zoo
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 20  # rows in one task
 SEED = 50_007  # added to the job's seed: far from the seeds of training and test frames
@@ -82,9 +87,23 @@ def calibrate_ensemble(
             progress(sum(map(len, parts.values())), frame_count)
     table = CalibrationSet.joined([parts[span] for span in spans])
     record_calibration_set(zoo, record.ref, table, tuple(dict.fromkeys(one.id for one in drawn)))
+    _record_precision(zoo, record, drawn, min(FRAMES, len(table)), seed)
     note(CALIBRATED, record.ref, frames=len(table), policies=sorted({one.id for one in drawn}))
     scratch.clear()
     return record
+
+
+def _record_precision(
+    zoo: "Zoo", record: "Record", policies: Sequence[Policy], frame_count: int, seed: int
+) -> None:
+    """Measure whether the version may answer in bfloat16; a CPU without it leaves this open."""
+    members, own_seed = zoo.members(record.ref), 2 * SEED + seed
+    gate = measure_precision(
+        members, policies, Graphs.here(), seed=own_seed, frame_count=frame_count
+    )
+    if gate is not None:
+        logger.info("%s: %s", record.ref, gate)
+        zoo.attach(record.ref, PRECISION, gate.to_bytes(), {"verdict": str(gate)})
 
 
 def _digest(record: "Record", policies: Sequence[Policy], seed: int) -> str:

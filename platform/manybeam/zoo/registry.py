@@ -245,7 +245,16 @@ class Zoo:
         from manybeam.learn.nets.ensemble import Ensemble
         from manybeam.learn.nets.inference.graphs import Graphs
 
-        return Ensemble(self.members(ref), graphs=Graphs.here())
+        graphs = Graphs.here()
+        if settings().reduced_precision and self._may_reduce(ref):
+            graphs = graphs.reduced()
+        return Ensemble(self.members(ref), graphs=graphs)
+
+    def _may_reduce(self, ref: str) -> bool:
+        from manybeam.learn.analysis.precision import KIND, PrecisionGate
+
+        content = self.attached(ref, KIND)
+        return content is not None and PrecisionGate.from_bytes(content).is_passed
 
     def record_scores(self, ref: str, rows: Iterable[Score]) -> None:
         """Add scores to a version; they replace earlier scores of the same pairs.

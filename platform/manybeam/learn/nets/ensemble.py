@@ -71,6 +71,11 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         return self._engine.device
 
     @property
+    def is_reduced(self) -> bool:
+        """Whether the networks compute in bfloat16."""
+        return self.device.endswith("bf16")
+
+    @property
     def member_count(self) -> int:
         """The number of members."""
         return len(self.members)

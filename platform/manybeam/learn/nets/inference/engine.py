@@ -21,7 +21,7 @@ class Engine:
 
     Attributes:
         networks: what gives the probabilities (c, y, x) of a tile, for each member.
-        device: where they run: `cpu`, `cpu, compiled` or `cuda`.
+        device: where they run: `cpu`, `cpu, compiled`, `cpu, compiled, bf16` or `cuda`.
     """
 
     def __init__(
@@ -29,8 +29,8 @@ class Engine:
     ) -> None:
         self.device = device or _usual_device()
         compiled = graphs.networks(members) if graphs and self.device == "cpu" else None
-        if compiled is not None:
-            self.device = "cpu, compiled"
+        if graphs and compiled:
+            self.device = "cpu, compiled" + (", bf16" if graphs.precision == "bf16" else "")
         self.networks: tuple[Run, ...] = compiled or tuple(map(self._torch, members))
 
     def part(self, places: Sequence[int]) -> "Engine":

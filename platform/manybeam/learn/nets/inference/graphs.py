@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from manybeam.data.disk import write_files
 from manybeam.errors import ManybeamError
-from manybeam.learn.nets.inference.runtime import core, hints, openvino
+from manybeam.learn.nets.inference.runtime import core, has_bf16, hints, openvino
 from manybeam.learn.nets.member import Member
 from manybeam.settings import settings
 
@@ -41,14 +41,20 @@ class Graphs:
 
     Args:
         folder: where they are kept; any number of processes may share it.
+        precision: of the arithmetic, `f32` or `bf16`; the files are the same.
     """
 
     folder: Path
+    precision: str = "f32"
 
     @classmethod
     def here(cls) -> "Graphs":
         """Return those in the cache of the settings."""
         return cls(settings().cache / "graphs")
+
+    def reduced(self) -> "Graphs":
+        """Return the same in bfloat16, if this CPU has it."""
+        return replace(self, precision="bf16") if has_bf16() else self
 
     def networks(self, members: Iterable[Member]) -> "tuple[CompiledNetwork, ...] | None":
         """Return the compiled networks of members; what is missing is compiled.
@@ -73,7 +79,7 @@ class Graphs:
             graph = to_graph(member)
             write_files({path: hashlib.sha256(graph).digest() + graph})
         tensor = openvino().Tensor(np.frombuffer(graph, np.uint8))
-        return CompiledNetwork(core().import_model(tensor, "CPU", hints()))
+        return CompiledNetwork(core().import_model(tensor, "CPU", hints(self.precision)))
 
     def _path(self, member: Member) -> Path:
         machine = (openvino().__version__, core().get_property("CPU", "FULL_DEVICE_NAME"))

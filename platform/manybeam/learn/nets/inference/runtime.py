@@ -32,11 +32,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def hints() -> dict[str, Any]:
-    """Return how graphs run on this machine."""
+def has_bf16() -> bool:
+    """Return whether this CPU computes in bfloat16."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def hints(precision: str = "f32") -> dict[str, Any]:
+    """Return how graphs run on this machine; the precision is `f32` or `bf16`."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": cores(),
         "ENABLE_CPU_PINNING": False,  # other processes use these cores too
     }
