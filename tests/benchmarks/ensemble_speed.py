@@ -280,12 +280,14 @@ def main() -> None:
         "bandpass": bandpasses(url),
     }
     for name, members in groups.items():
-        graphs.make(members)
         compiled, eager = Ensemble(members, graphs=graphs), Ensemble(members, device="cpu")
+        reduced = Ensemble(members, graphs=graphs.reduced())
         found = compiled.predict(frames[256][0], PIXEL_PM)
         beside = eager.predict(frames[256][0], PIXEL_PM)
         difference = float(np.abs(found.prob_myx - beside.prob_myx).max())
         ways = {f"compiled {key}": way for key, way in ways_of(compiled, frames).items()}
+        if reduced.is_reduced:
+            ways |= {f"bf16 {key}": way for key, way in ways_of(reduced, frames).items()}
         ways |= {f"torch {key}": way for key, way in ways_of(eager, frames).items()}
         if rival and name == "atomai":
             ways |= {f"AtomAI {key}": rival.way(key) for key in ("maps", "atoms")}
