@@ -68,6 +68,10 @@ class TooLarge(InvalidInput):
     """A request body, file or array is above the limit."""
 
 
+class MalformedRequest(InvalidInput):
+    """A request breaks the rules of HTTP, or contradicts its own headers."""
+
+
 class TooSlow(InvalidInput):
     """A request body arrives too slowly."""
 
@@ -175,6 +179,7 @@ class MissingPackage(ManybeamError, ImportError):
 # One row for each class: (HTTP status, exit code). The first match along the MRO counts.
 _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     UnreadableFile: (400, 2),
+    MalformedRequest: (400, 2),
     UnsupportedMedia: (415, 2),
     WrongMethod: (405, 2),
     TooLarge: (413, 2),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 
-from manybeam.errors import Busy, CallerGone, DeadlineExceeded, TooSlow, UnreadableFile
+from manybeam.errors import Busy, CallerGone, DeadlineExceeded, TooSlow, MalformedRequest
 from manybeam.serve import wire
 
 SMALL_BODY = 8 * 2**20  # bytes; smaller bodies are bounded by the places
@@ -109,7 +109,7 @@ async def read_body(request: Request, place: Place, due_s: float | None = None) 
     Raises:
         TooLarge: it is above the limit; told before it is read if a header says so.
         Busy: there are too many bytes in the replica.
-        UnreadableFile: it has not the length that its header says.
+        MalformedRequest: it has not the length that its header says.
         TooSlow: its sender is too slow.
         DeadlineExceeded: the deadline came first.
         CallerGone: its sender went away.
@@ -142,13 +142,13 @@ def announced_length(request: Request) -> int | None:
     """Return the length of the body that a header says; None if none does.
 
     Raises:
-        UnreadableFile: it is no number.
+        MalformedRequest: it is no number.
     """
     text = request.headers.get("content-length")
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise UnreadableFile(f"Content-Length is {text[:40]!r}", "a number of bytes", "")
+        raise MalformedRequest(f"Content-Length is {text[:40]!r}", "a number of bytes", "")
     return int(text)
 
 
@@ -159,7 +159,7 @@ async def drain(request: Request, byte_limit: int) -> None:
     network in place of the answer. A client that waits for `100 Continue` sends nothing.
     """
     is_waiting = request.headers.get("expect", "").lower() == "100-continue"
-    with suppress(UnreadableFile, TimeoutError):
+    with suppress(MalformedRequest, TimeoutError):
         announced = announced_length(request)
         is_sent = announced or "transfer-encoding" in request.headers
         if not is_sent or is_waiting or (announced or 0) > byte_limit:
@@ -178,7 +178,7 @@ async def gone(request: Request) -> None:
 def _check_announced(byte_count: int, announced: int | None, *, is_whole: bool) -> None:
     if announced is None or byte_count == announced or (byte_count < announced and not is_whole):
         return
-    raise UnreadableFile(
+    raise MalformedRequest(
         f"the body has {byte_count} bytes{'' if is_whole else ' or more'}",
         f"its Content-Length says {announced}",
         "the body was cut short, or its header is wrong",

@@ -15,11 +15,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manybeam.addresses import is_loopback, place_of
 from manybeam.asgi import is_cross_site
-from manybeam.errors import ManybeamError, NotAllowed, UnreadableFile, http_status, problem
+from manybeam.errors import ManybeamError, NotAllowed, MalformedRequest, http_status, problem
 from manybeam.serve import wire
 
-# A caller could end its request or hide its disconnection from us with these.
-RAY_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
+# With these a caller could steer Ray, which fails if one is no text.
+RAY_HEADERS = (
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"x-session-id",
+    b"serve-multiplexed-model-id",
+)
 
 _ID = re.compile(r"[!-~]{1,128}")
 
@@ -43,10 +48,14 @@ class RayGuard:
         """Answer one request."""
         app = self._app
         if scope["type"] == "http":
-            scope["headers"] = [one for one in scope["headers"] if one[0] not in RAY_HEADERS]
+            scope["headers"] = [
+                (name, value)
+                for name, value in scope["headers"]
+                if name.replace(b"_", b"-") not in RAY_HEADERS
+            ]
             try:
                 checked_id(Request(scope).headers)
-            except UnreadableFile as error:
+            except MalformedRequest as error:
                 app = refusal(error, uuid.uuid4().hex, is_named=True)
         await app(scope, receive, send)
 
@@ -107,13 +116,13 @@ def checked_id(headers: Mapping[str, str]) -> str:
     """Return the id that the caller gave its request; a new one if there is none.
 
     Raises:
-        UnreadableFile: it is not 1 to 128 visible ASCII characters.
+        MalformedRequest: it is not 1 to 128 visible ASCII characters.
     """
     given = headers.get("x-request-id")
     if given is None:
         return uuid.uuid4().hex
     if not _ID.fullmatch(given):
-        raise UnreadableFile(
+        raise MalformedRequest(
             f"X-Request-Id is {given[:80]!r}",
             "1 to 128 visible ASCII characters",
             "or leave it out",
@@ -130,5 +139,5 @@ def refusal(error: ManybeamError, request_id: str, *, is_named: bool) -> Respons
 def _readable_id(headers: Mapping[str, str]) -> str:
     try:
         return checked_id(headers)
-    except UnreadableFile:
+    except MalformedRequest:
         return uuid.uuid4().hex
