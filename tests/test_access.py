@@ -377,6 +377,17 @@ def test_a_balancer_needs_no_token(ask: Ask, path: str) -> None:
     assert ask("GET", path, Host="manybeam.lab").status == 200
 
 
+def test_openapi_says_which_paths_need_a_token(ask: Ask) -> None:
+    told = ask("GET", "/openapi.json").json()
+    needing = {
+        path
+        for path, verbs in told["paths"].items()
+        if any(verb.get("security") == [{"token": []}] for verb in verbs.values())
+    }
+    assert needing == {"/v1/predict/{ref}", "/v1/select", "/v1/ensembles", "/metrics"}
+    assert told["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+
+
 def test_who_is_refused_costs_no_reading_of_the_query(ask: Ask) -> None:
     assert ask("POST", "/v1/predict/graphene?want=nonsense").status == 401
 

@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive
 
-from manybeam.errors import Busy, CallerGone, DeadlineExceeded, TooSlow, MalformedRequest
+from manybeam.errors import Busy, CallerGone, DeadlineExceeded, MalformedRequest, TooSlow
 from manybeam.serve import wire
 
 SMALL_BODY = 8 * 2**20  # bytes; smaller bodies are bounded by the places
@@ -21,6 +22,8 @@ GRACE_S = 5.0  # before the least rate counts, and the longest pause
 LEAST_RATE = 64 * 2**10  # bytes per second, on average
 LONGEST_S = 120.0  # for a whole body
 DRAIN_S = 1.0  # for the rest of a body that nobody reads
+FREE_BODY = 64 * 2**10  # bytes that pass a closed gate
+GATE = "manybeam.gate"  # of a request, in its ASGI scope
 
 
 class Places:
@@ -98,6 +101,36 @@ class Place:
             self.places.leave()
 
 
+class Gate:
+    """Holds the rest of a body back until it is read.
+
+    Ray Serve receives a whole body into memory as fast as it comes, also while its application
+    looks at the token or has no place.
+
+    Args:
+        receive: receives a part of the request, of the server.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._free = receive, FREE_BODY
+        self._loop, self._opened = asyncio.get_running_loop(), asyncio.Event()
+
+    async def receive(self) -> Message:
+        """Receive the next part, when the gate is open or little has come."""
+        if self._free <= 0:
+            await self._opened.wait()
+        message = await self._receive()
+        self._free -= len(message.get("body", b""))
+        return message
+
+    def open(self) -> None:
+        """Let everything pass; the application may run in another loop than the server."""
+        if asyncio.get_running_loop() is self._loop:
+            self._opened.set()
+        else:
+            self._loop.call_soon_threadsafe(self._opened.set)
+
+
 async def read_body(request: Request, place: Place, due_s: float | None = None) -> bytearray:
     """Return the body of a request that has a place.
 
@@ -118,6 +151,7 @@ async def read_body(request: Request, place: Place, due_s: float | None = None) 
     limit = place.places.byte_limit
     wire.check_length(announced or 0, limit)
     place.hold(announced or 0)
+    _open_gate(request)
     clock, body = asyncio.get_running_loop().time, bytearray()
     begun = clock()
     late = math.inf if due_s is None else begun + due_s - time.monotonic()
@@ -164,6 +198,7 @@ async def drain(request: Request, byte_limit: int) -> None:
         is_sent = announced or "transfer-encoding" in request.headers
         if not is_sent or is_waiting or (announced or 0) > byte_limit:
             return
+        _open_gate(request)
         async with asyncio.timeout(DRAIN_S):
             while (await request.receive()).get("more_body"):
                 pass
@@ -173,6 +208,12 @@ async def gone(request: Request) -> None:
     """Return when the sender of a request, whose body was read, has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _open_gate(request: Request) -> None:
+    gate: Gate | None = request.scope.get(GATE)
+    if gate:
+        gate.open()
 
 
 def _check_announced(byte_count: int, announced: int | None, *, is_whole: bool) -> None:

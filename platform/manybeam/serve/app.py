@@ -325,7 +325,7 @@ def _shut_down() -> None:
     shut_down: Any = serve.shutdown  # Ray's lacks types
     shut_down()
     forget_haproxy(cluster.connect())
-    if options is not None and is_loopback(options.host):
+    if options is not None and is_loopback(reachable(options.host)):
         _wait_until_free(options.host, options.port)
 
 

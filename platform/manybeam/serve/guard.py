@@ -3,6 +3,7 @@
 The id is checked twice: Ray reads it before our application does, and fails if it is no text.
 """
 
+import os
 import re
 import time
 import uuid
@@ -15,8 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manybeam.addresses import is_loopback, place_of
 from manybeam.asgi import is_cross_site
-from manybeam.errors import ManybeamError, NotAllowed, MalformedRequest, http_status, problem
+from manybeam.errors import MalformedRequest, ManybeamError, NotAllowed, http_status, problem
 from manybeam.serve import wire
+from manybeam.serve.admission import GATE, Gate
 
 # With these a caller could steer Ray, which fails if one is no text.
 RAY_HEADERS = (
@@ -30,8 +32,13 @@ _ID = re.compile(r"[!-~]{1,128}")
 
 
 def ray_middlewares() -> list[Middleware]:
-    """Return what Ray Serve wraps around each of its HTTP servers."""
-    return [Middleware(RayGuard)]
+    """Return what Ray Serve wraps around each of its HTTP servers.
+
+    Behind HAProxy these are the replicas; Ray's own proxy sends requests to another process, where
+    no gate reaches.
+    """
+    is_replica = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    return [Middleware(RayGuard, is_replica=is_replica)]
 
 
 class RayGuard:
@@ -39,10 +46,11 @@ class RayGuard:
 
     Args:
         app: Ray's application.
+        is_replica: whether our application is called in this process; then bodies have a gate.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, is_replica: bool) -> None:
+        self._app, self._is_replica = app, is_replica
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -57,6 +65,9 @@ class RayGuard:
                 checked_id(Request(scope).headers)
             except MalformedRequest as error:
                 app = refusal(error, uuid.uuid4().hex, is_named=True)
+            if self._is_replica:
+                scope[GATE] = gate = Gate(receive)
+                receive = gate.receive
         await app(scope, receive, send)
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from manybeam import __version__
@@ -98,23 +99,42 @@ def api(
     handler = RequestHandler(service, limits, meter, tokens)
     app.add_exception_handler(HTTPException, partial(_unrouted, handler))
 
-    @app.post("/v1/predict/{ref:path}", openapi_extra=_described(PREDICT_NAMES, wire.NPZ))
+    # It only describes what `TokenCache` checks.
+    bearer = Security(HTTPBearer(auto_error=False, scheme_name="token"))
+    needs = [bearer] if tokens else []
+
+    @app.post(
+        "/v1/predict/{ref:path}",
+        openapi_extra=_described(PREDICT_NAMES, wire.NPZ),
+        dependencies=needs,
+    )
     async def predict(ref: str, request: Request) -> Response:
         """Find the atoms in one frame or a stack."""
         work = partial(handler.predict, ref)
         return await handler.answered("predict", request, work, "predict")
 
-    @app.post("/v1/select", openapi_extra=_described(SELECT_NAMES, wire.JSON))
+    @app.post("/v1/select", openapi_extra=_described(SELECT_NAMES, wire.JSON), dependencies=needs)
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
         return await handler.answered("select", request, handler.select, "select")
 
-    @app.get("/v1/ensembles")
+    _add_listings(app, handler, metrics_text, needs)
+    _add_health(app, service, tokens)
+    names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
+    app.add_middleware(Guard, count=meter.request, **names)
+    app.add_middleware(HeadAsGet)
+    return app
+
+
+def _add_listings(
+    app: FastAPI, handler: "RequestHandler", metrics_text: Callable[[], str], needs: list[Any]
+) -> None:
+    @app.get("/v1/ensembles", dependencies=needs)
     async def ensembles(request: Request) -> Response:
         """List the ensembles in memory."""
         return await handler.answered("ensembles", request, handler.ensembles, "predict")
 
-    @app.get("/metrics")
+    @app.get("/metrics", dependencies=needs)
     async def metrics(request: Request) -> Response:
         """Return the metrics of all replicas, for Prometheus."""
 
@@ -122,12 +142,6 @@ def api(
             return Response(await asyncio.to_thread(metrics_text), media_type=TEXT)
 
         return await handler.answered("metrics", request, gathered, "predict")
-
-    _add_health(app, service, tokens)
-    names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
-    app.add_middleware(Guard, count=meter.request, **names)
-    app.add_middleware(HeadAsGet)
-    return app
 
 
 def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
@@ -204,7 +218,9 @@ class RequestHandler:
             response = self.problem(error, request_id)
         except Exception:
             # No error may end the replica; it is logged, and counted below.
-            logger.exception("request failed", extra={"path": path, "request_id": request_id})
+            caller = getattr(request.state, "caller", ANYBODY).name
+            facts = {"path": path, "request_id": request_id, "caller": caller}
+            logger.exception("request failed", extra=facts)
             fault = WorkFailed("the service failed", "internal error", "report this request id")
             response = self.problem(fault, request_id)
         if response.status_code >= 400 and not request.state.is_read:
