@@ -164,7 +164,7 @@ def test_bodies_that_do_not_end_share_a_bounded_memory(
             time.sleep(0.05)
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
     assert set(found) == {429}
-    assert most < 130 * MIB  # two bodies, grown by doubling, of ten times 30
+    assert most < 200 * MIB  # two large bodies and 8 MiB of each other, of ten times 30 MiB
 
 
 @pytest.mark.parametrize("length", ["", "3000000"], ids=["chunked", "announced"])
@@ -254,6 +254,25 @@ def test_who_leaves_while_waiting_gives_the_place_back_and_is_not_answered(
         last.join()
         inside.close()
     assert slow.asked <= 3  # what nobody waits for was not begun
+
+
+def test_who_leaves_while_being_answered_gives_the_place_back(
+    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, connect: Connect
+) -> None:
+    slow = Slow(tiny_zoo)
+    limits = ReplicaLimits(threads=2, waiting=1)
+    with serving(api(Service(ZooVersions(slow)), limits, Meter(), str)) as url:  # type: ignore[arg-type]
+        inside = connect(url, len(GOOD))
+        inside.send(GOOD)
+        while not slow.asked:
+            time.sleep(0.01)
+        assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 429
+        inside.close()
+        time.sleep(0.2)
+        late = pool.request("POST", f"{url}{PREDICT}&deadline_ms=200", body=GOOD, headers=NPY)
+        slow.go.set()
+        assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
+    assert late.status == 504  # it had a place, and gave it back
 
 
 @pytest.mark.parametrize("size", [100_000, 8 * MIB])
@@ -359,6 +378,17 @@ def test_a_page_of_another_site_cannot_ask(
     named = {**headers, **({"Content-Type": media} if media else {})}
     answer = pool.request("POST", url + PREDICT, body=GOOD, headers=named)
     assert (answer.status, answer.json()["type"]) == (403, "urn:manybeam:not-allowed")
+
+
+def test_a_refusal_without_a_body_keeps_the_connection(url: str) -> None:
+    host, port = place_of(url) or ("", None)
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    for path in ("/v1/ensembles?all=1", "/nothing"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        assert (answer.status >= 400, answer.headers["connection"]) == (True, None)
+    connection.close()
 
 
 @pytest.mark.parametrize("headers", [{}, {"Sec-Fetch-Site": "none"}, {"Origin": "own"}])

@@ -80,11 +80,11 @@ class Places:
 
 @dataclass
 class Place:
-    """One place; `free` gives it back with the bytes that it holds."""
+    """One place, and the bytes of the body in it."""
 
     places: Places
     _held: int = field(default=0, init=False)
-    _is_free: bool = field(default=False, init=False)
+    _is_left: bool = field(default=False, init=False)
 
     def hold(self, byte_count: int) -> None:
         """Hold the bytes of a body of this size; small bodies are free. Raises Busy."""
@@ -93,12 +93,17 @@ class Place:
             self.places.hold(wanted - self._held)
             self._held = wanted
 
-    def free(self) -> None:
-        """Give the place back; the second time nothing happens."""
-        if not self._is_free:
-            self._is_free = True
-            self.places.hold(-self._held)
+    def leave(self) -> None:
+        """Give the place back, because the request has ended; its body may still be in use."""
+        if not self._is_left:
+            self._is_left = True
             self.places.leave()
+
+    def free(self) -> None:
+        """Give back the bytes too."""
+        self.leave()
+        self.places.hold(-self._held)
+        self._held = 0
 
 
 class Gate:
@@ -186,6 +191,12 @@ def announced_length(request: Request) -> int | None:
     return int(text)
 
 
+def has_body(request: Request) -> bool:
+    """Return whether the head of a request says that a body follows."""
+    length = request.headers.get("content-length", "0")
+    return length != "0" or "transfer-encoding" in request.headers
+
+
 async def drain(request: Request, byte_limit: int) -> None:
     """Read and forget the rest of a body that was refused, for a moment.
 
@@ -195,8 +206,7 @@ async def drain(request: Request, byte_limit: int) -> None:
     is_waiting = request.headers.get("expect", "").lower() == "100-continue"
     with suppress(MalformedRequest, TimeoutError):
         announced = announced_length(request)
-        is_sent = announced or "transfer-encoding" in request.headers
-        if not is_sent or is_waiting or (announced or 0) > byte_limit:
+        if is_waiting or (announced or 0) > byte_limit:
             return
         _open_gate(request)
         async with asyncio.timeout(DRAIN_S):

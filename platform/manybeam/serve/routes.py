@@ -37,7 +37,7 @@ from manybeam.errors import (
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
 from manybeam.serve.access import ANYBODY, STALE_S, Caller, TokenCache
-from manybeam.serve.admission import Place, Places, drain, gone, read_body
+from manybeam.serve.admission import Place, Places, drain, gone, has_body, read_body
 from manybeam.serve.guard import Guard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
@@ -209,7 +209,7 @@ class RequestHandler:
             scope: what the caller's token must be for; None if everybody may ask.
         """
         begun = request.state.begun = time.monotonic()
-        request.state.is_read = False
+        request.state.is_read = not has_body(request)
         request_id = checked_id(request.headers)
         try:
             request.state.caller = await self._caller(request, scope)
@@ -297,7 +297,8 @@ class RequestHandler:
     async def _placed(self, request: Request, query: RequestQuery, work: FrameWork) -> Response:
         """Return the result of `work` in a thread, for a request that gets a place.
 
-        The place is free again when the thread has ended, or when the request ends before.
+        The place is free again when the request ends, and the bytes of its body when the thread
+        ends, which may go on after the deadline or without a caller.
         """
         due_s = None
         if query.deadline_ms is not None:
@@ -316,6 +317,7 @@ class RequestHandler:
                 place.free()
             else:
                 future.cancel()  # no effect on one that runs or has ended
+                place.leave()
 
     def _run(self, work: FrameWork, arrived: "Arrived") -> Response:
         begun, deadline = time.monotonic(), arrived.deadline
@@ -365,7 +367,7 @@ async def _answer(
 
 
 def _then(loop: asyncio.AbstractEventLoop, place: Place, _: "Future[Response]") -> None:
-    """Give the place back in its loop; the work has ended in a thread, or will not begin."""
+    """Give the bytes back in their loop; the work has ended in a thread, or will not begin."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(place.free)
 
