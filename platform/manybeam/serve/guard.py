@@ -3,7 +3,6 @@
 The id is checked twice: Ray reads it before our application does, and fails if it is no text.
 """
 
-import os
 import re
 import time
 import uuid
@@ -34,11 +33,17 @@ _ID = re.compile(r"[!-~]{1,128}")
 def ray_middlewares() -> list[Middleware]:
     """Return what Ray Serve wraps around each of its HTTP servers.
 
-    Behind HAProxy these are the replicas; Ray's own proxy sends requests to another process, where
-    no gate reaches.
+    Those behind HAProxy are in the replicas. Ray's own proxy, which HAProxy falls back to, sends a
+    request to another process, where no gate reaches.
     """
-    is_replica = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-    return [Middleware(RayGuard, is_replica=is_replica)]
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        serve.get_replica_context()
+    except RayServeException:
+        return [Middleware(RayGuard, is_replica=False)]
+    return [Middleware(RayGuard, is_replica=True)]
 
 
 class RayGuard:
