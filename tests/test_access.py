@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
 DAY_S = 86400.0
+X = {"Authorization": "Bearer mb-x"}
 
 
 class Clock:
@@ -218,6 +219,35 @@ def test_a_replica_that_starts_without_the_database_knows_what_an_earlier_one_kn
         cache.close()
 
 
+def test_a_replica_that_starts_with_a_wrong_clock_takes_the_time_of_the_database(
+    tokens: Tokens, tmp_path: Path
+) -> None:
+    away, path = Away(tokens), tmp_path / "tokens.json"
+    text, _ = tokens.create("scan", ["predict"], lifetime=timedelta(hours=2))
+    TokenCache(away, path).read()
+    away.is_cut = True
+    cache = TokenCache(away, path, wall=Clock(time.time() + 3 * 3600))
+    cache.start()
+    with pytest.raises(NotAuthenticated, match="expired"):
+        caller(cache, text)
+    away.is_cut = False
+    cache.read()
+    assert caller(cache, text)
+    cache.close()
+
+
+def test_a_copy_that_cannot_be_written_harms_nobody(
+    tokens: Tokens, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file, no folder")
+    cache = TokenCache(lambda: tokens, tmp_path / "cache" / "tokens.json")
+    text, _ = tokens.create("scan", ["predict"])
+    for _ in range(3):
+        cache.read()
+    assert caller(cache, text)
+    assert [one.message.startswith("the copy of the tokens") for one in caplog.records] == [True]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"read": 1}', '{"read": "x", "tokens": []}'])
 def test_a_damaged_copy_counts_as_none(tokens: Tokens, tmp_path: Path, content: str) -> None:
     path = tmp_path / "tokens.json"
@@ -260,6 +290,7 @@ def test_a_service_whose_postgresql_stops_goes_on_for_those_it_knows(
         assert [status(known), status("mb-x")] == [200, 401]
         frail_facility.stop("postgres")
         assert [status(known), status("mb-x"), status(known)] == [200, 503, 200]
+        assert int(pool.request("GET", f"{address}/v1/ensembles", headers=X).headers["retry-after"])
         frail_facility.mend()
         deadline = time.monotonic() + 20
         while status("mb-x") != 401:
@@ -405,5 +436,8 @@ def test_a_copy_that_grows_old_is_told_by_readyz(
         fresh = json.loads(urllib3.request("GET", f"{address}/readyz").data)
         clock.at = 37.0
         old = json.loads(urllib3.request("GET", f"{address}/readyz").data)
+        clock.at = AWAY_S + 1
+        gone = json.loads(urllib3.request("GET", f"{address}/readyz").data)
+    assert gone["degraded"] == ["no token can be checked: the database does not answer"]
     assert fresh["degraded"] == []
     assert old["degraded"] == ["tokens are checked from a copy of 37 s ago"]

@@ -1,5 +1,6 @@
 """Admission: places before bodies, a bound on bytes, slow senders and those who leave."""
 
+import asyncio
 import http.client
 import io
 import json
@@ -8,16 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import urllib3
+from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 
 from manybeam.addresses import place_of
+from manybeam.db.deployment import open_database
+from manybeam.db.tokens import Tokens
 from manybeam.predictor.versions import ZooVersions
 from manybeam.serve import admission
+from manybeam.serve.access import TokenCache
+from manybeam.serve.guard import RayGuard
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
@@ -27,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on
 
 Serving = Callable[[Any], AbstractContextManager[str]]
 MIB = 2**20
+JSON = "application/json"
 NPY = {"Content-Type": "application/x-npy"}
 PREDICT = "/v1/predict/graphene?pixel_size_pm=16"
 
@@ -325,6 +333,65 @@ def test_a_body_longer_than_its_length_is_cut_there(replica: Replica, connect: C
         response = http.client.HTTPResponse(sender.socket)
         response.begin()
     assert response.status == 400
+
+
+class AsRay:
+    """Receives a whole body at once, by Ray's own class, as Ray does around an application."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        own = ASGIDIReceiveProxy(scope, receive, asyncio.get_running_loop())
+        task = own.fetch_until_disconnect_task()
+        try:
+            await self._app(scope, own, send)
+        finally:
+            task.cancel()
+
+
+def test_a_body_stays_outside_while_its_token_is_looked_up(
+    tiny_zoo: Any, serving: Serving, tmp_path: Path, connect: Connect
+) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/manybeam.db")
+    text, _ = Tokens(database).create("scan", ["predict"])
+    is_slow = threading.Event()
+
+    def tokens() -> Tokens:
+        if is_slow.is_set():
+            time.sleep(1.5)
+        return Tokens(database)
+
+    cache = TokenCache(tokens, tmp_path / "tokens.json")
+    cache.start()
+    limits = ReplicaLimits(is_local=False)
+    app = api(Service(ZooVersions(tiny_zoo, ["graphene"])), limits, Meter(), str, cache)
+    with serving(RayGuard(AsRay(app), is_replica=True)) as url:
+        frame = npy(np.random.default_rng(0).random((700, 700), dtype=np.float32))
+        known = connect(url, len(frame), f"Authorization: Bearer {text}\r\nAccept: {JSON}\r\n")
+        known.send(frame)  # larger than what passes a closed gate
+        assert known.answer()[0] == 200
+        is_slow.set()
+        before, most = psutil.Process().memory_info().rss, 0
+        strangers = [connect(url, 40 * MIB, "Authorization: Bearer x\r\n") for _ in range(5)]
+        threads = [threading.Thread(target=_fill, args=(one, 40)) for one in strangers]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            most = max(most, psutil.Process().memory_info().rss - before)
+            time.sleep(0.02)
+        assert [one.answer()[0] for one in strangers] == [401] * 5
+        for thread in threads:
+            thread.join()
+    cache.close()
+    assert most < 40 * MIB  # of 200
+
+
+def _fill(sender: Sender, side_mib: int) -> None:
+    with suppress(OSError):  # cut
+        for _ in range(side_mib):
+            sender.send(b"\0" * MIB)
 
 
 # -- the head of a request ------------------------------------------------------------------------

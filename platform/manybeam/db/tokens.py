@@ -264,7 +264,7 @@ class Tokens:
             TokenRow.sha256, TokenRow.id, TokenRow.scopes, TokenRow.instrument_id, TokenRow.expires
         ).select_from(_joined())
         with self._database.reading() as connection:
-            rows = connection.execute(wanted.where(_is_valid())).all()
+            rows = connection.execute(wanted.where(_is_valid()).order_by(TokenRow.id)).all()
             at = now(connection)
         return at, [
             ValidToken(row.sha256, row.id, tuple(row.scopes), row.instrument_id or "", row.expires)

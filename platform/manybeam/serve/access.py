@@ -99,7 +99,9 @@ class TokenCache:
         self._known: dict[str, _Known] = {}
         self._read_s = -math.inf  # when the copy was read last, in seconds of the clock
         self._tried_s = self._read_s  # when the last finished reading began
+        self._is_of_file = False  # whether the copy is that of an earlier replica
         self._written: list[dict[str, Any]] | None = None
+        self._wrote_s = -math.inf
         self._used: set[str] = set()
         self._wake, self._closed, self._is_away = threading.Event(), threading.Event(), False
 
@@ -117,9 +119,12 @@ class TokenCache:
         self._wake.set()
         self.note_used()
 
-    def age_s(self) -> float:
-        """Return the age of the copy in seconds; it is small while the database answers."""
-        return self._clock() - self._read_s
+    def degraded(self) -> list[str]:
+        """Return what limits the checks, in words; nothing while the database answers."""
+        age_s = self._clock() - self._read_s
+        if age_s > AWAY_S:
+            return ["no token can be checked: the database does not answer"]
+        return [f"tokens are checked from a copy of {age_s:.0f} s ago"] if age_s > STALE_S else []
 
     async def caller(self, headers: Mapping[str, str], scope: str) -> Caller:
         """Return the sender of a request that needs a scope.
@@ -148,8 +153,8 @@ class TokenCache:
     async def _found(self, sha256: str) -> ValidToken:
         if sha256 not in self._known:
             await self._wait_for_reading()
-        known, age_s = self._known.get(sha256), self.age_s()
-        if age_s > AWAY_S or (known is None and self._is_away):
+        known, is_old = self._known.get(sha256), self._clock() - self._read_s > AWAY_S
+        if is_old or (known is None and self._is_away):
             raise DatabaseUnreachable(
                 "the token cannot be checked now",
                 "the database of the tokens does not answer",
@@ -189,7 +194,9 @@ class TokenCache:
         try:
             tokens = self._tokens()
             at, listed = tokens.valid()
-            self._take(at, listed, begun)
+            # What a file said of the time left was by the wall clock of this machine.
+            self._take(at, listed, begun, {} if self._is_of_file else self._known)
+            self._is_of_file = False
             self._write(listed)
         except Exception as error:  # the thread must go on, or nothing is revoked
             if not self._is_away:
@@ -202,13 +209,19 @@ class TokenCache:
         finally:
             self._tried_s = begun
 
-    def _take(self, at: datetime, listed: Sequence[ValidToken], begun: float) -> None:
-        """Use what was read; the time left of a token that is known goes on as it was."""
+    def _take(
+        self,
+        at: datetime,
+        listed: Sequence[ValidToken],
+        begun: float,
+        earlier: Mapping[str, _Known],
+    ) -> None:
+        """Use what was read; the time left of a token that was known goes on as it was."""
         known = {}
         for one in listed:
-            earlier = self._known.get(one.sha256)
-            is_same = earlier is not None and earlier.token.expires == one.expires
-            due_s = earlier.due_s if earlier and is_same else _due_s(one, at, begun)
+            was = earlier.get(one.sha256)
+            is_same = was is not None and was.token.expires == one.expires
+            due_s = was.due_s if was and is_same else _due_s(one, at, begun)
             known[one.sha256] = _Known(one, due_s)
         self._known, self._read_s = known, begun
 
@@ -230,31 +243,27 @@ class TokenCache:
             listed = [_from_json(one) for one in content["tokens"]]
             # A clock that was set back must not make the copy younger than it is, nor older.
             at = datetime.fromtimestamp(max(read, wall), UTC)
-            self._take(at, listed, self._clock())
+            self._take(at, listed, self._clock(), {})
             self._read_s = self._clock() - max(wall - read, 0.0)
+            self._is_of_file = True
 
     def _write(self, listed: Sequence[ValidToken]) -> None:
         """Write the copy, if it changed or is older than a minute, for this user's eyes only."""
         content = [_to_json(one) for one in listed]
-        now = self._wall()
-        if content == self._written and now - self._path_time() < SEEN_S:
+        if content == self._written and self._clock() - self._wrote_s < SEEN_S:
             return
+        self._written, self._wrote_s = content, self._clock()
         draft = self._path.with_name(f".{secrets.token_hex(8)}.part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as stream:
-                json.dump({"read": now, "tokens": content}, stream)
+                json.dump({"read": self._wall(), "tokens": content}, stream)
             draft.replace(self._path)
-            self._written = content
         except OSError as error:
-            logger.warning("the copy of the tokens cannot be kept: %s", error)
-            draft.unlink(missing_ok=True)
-
-    def _path_time(self) -> float:
-        with suppress(OSError):
-            return self._path.stat().st_mtime
-        return 0.0
+            logger.warning("the copy of the tokens was not written: %s", error)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def _bearer(header: str) -> str:

@@ -24,6 +24,7 @@ from manybeam.asgi import HeadAsGet
 from manybeam.errors import (
     Busy,
     CallerGone,
+    DatabaseUnreachable,
     DeadlineExceeded,
     ManybeamError,
     NotAuthenticated,
@@ -36,7 +37,7 @@ from manybeam.errors import (
 )
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
-from manybeam.serve.access import ANYBODY, STALE_S, Caller, TokenCache
+from manybeam.serve.access import ANYBODY, Caller, TokenCache
 from manybeam.serve.admission import Place, Places, drain, gone, has_body, read_body
 from manybeam.serve.guard import Guard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
@@ -175,9 +176,7 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
-        degraded = []
-        if tokens and (age_s := tokens.age_s()) > STALE_S:
-            degraded.append(f"tokens are checked from a copy of {age_s:.0f} s ago")
+        degraded = tokens.degraded() if tokens else []
         refs = list(service.versions.refs)
         return {"status": "ready", "ensembles": refs, "degraded": degraded}
 
@@ -250,7 +249,7 @@ class RequestHandler:
     def problem(self, error: ManybeamError, request_id: str) -> Response:
         """Return an error as problem+json."""
         headers = {}
-        if isinstance(error, Busy):
+        if isinstance(error, (Busy, DatabaseUnreachable)):
             headers["retry-after"] = str(self._places.wait_s())
         if isinstance(error, NotAuthenticated):
             headers["www-authenticate"] = "Bearer"
