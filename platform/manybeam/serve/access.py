@@ -104,19 +104,25 @@ class TokenCache:
         self._wrote_s = -math.inf
         self._used: set[str] = set()
         self._wake, self._closed, self._is_away = threading.Event(), threading.Event(), False
+        # Two of them: a writer may wait long for others, and readings must not wait for it.
+        self._threads = [
+            threading.Thread(target=one, name="tokens", daemon=True)
+            for one in (self._go_on_reading, self._go_on_noting)
+        ]
 
     def start(self) -> None:
         """Read the tokens, then go on doing so in a thread until `close`."""
         self._load()
         self.read()
-        threading.Thread(target=self._go_on_reading, name="tokens", daemon=True).start()
-        # A writer may wait long for others; readings must not wait for it.
-        threading.Thread(target=self._go_on_noting, name="tokens used", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """End the threads, and record the last uses."""
         self._closed.set()
         self._wake.set()
+        for thread in self._threads:
+            thread.join()
         self.note_used()
 
     def degraded(self) -> list[str]:

@@ -9,8 +9,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -92,10 +93,15 @@ def api(
         limits: the limits of the replica.
         meter: counts.
         metrics_text: returns the metrics of all replicas.
-        tokens: checks the tokens of all requests but those for health; anybody may ask if left out.
+        tokens: checks the tokens of all requests but those for health, and ends with the
+            application; anybody may ask if left out.
     """
     app = FastAPI(
-        title="Manybeam prediction service", version=__version__, docs_url=None, redoc_url=None
+        title="Manybeam prediction service",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=partial(_closing, tokens),
     )
     handler = RequestHandler(service, limits, meter, tokens)
     app.add_exception_handler(HTTPException, partial(_unrouted, handler))
@@ -125,6 +131,13 @@ def api(
     app.add_middleware(Guard, count=meter.request, **names)
     app.add_middleware(HeadAsGet)
     return app
+
+
+@asynccontextmanager
+async def _closing(tokens: TokenCache | None, _: FastAPI) -> AsyncIterator[None]:
+    yield
+    if tokens:
+        await asyncio.to_thread(tokens.close)
 
 
 def _add_listings(
