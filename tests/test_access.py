@@ -22,7 +22,7 @@ from manybeam.db.tables import TokenRow
 from manybeam.db.tokens import Instruments, Tokens, hash_of
 from manybeam.errors import DatabaseUnreachable, NotAllowed, NotAuthenticated
 from manybeam.predictor.versions import ZooVersions
-from manybeam.serve.access import AWAY_S, Caller, TokenCache
+from manybeam.serve.edge.access import AWAY_S, Caller, TokenCache
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api

@@ -22,9 +22,9 @@ from manybeam.addresses import place_of
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
 from manybeam.predictor.versions import ZooVersions
-from manybeam.serve import admission
-from manybeam.serve.access import TokenCache
-from manybeam.serve.guard import RayGuard
+from manybeam.serve.edge import admission
+from manybeam.serve.edge.access import TokenCache
+from manybeam.serve.edge.guard import RayGuard
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api

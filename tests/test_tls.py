@@ -29,7 +29,7 @@ from cryptography.x509.oid import NameOID
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Instruments, Tokens
 from manybeam.predictor.versions import ZooVersions
-from manybeam.serve.access import TokenCache
+from manybeam.serve.edge.access import TokenCache
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api

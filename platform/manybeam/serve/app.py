@@ -43,7 +43,7 @@ APP, DEPLOYMENT = "manybeam", "predict"
 TOKENS = "MANYBEAM_SERVE_TOKENS"  # in the environment of replicas: whether they require tokens
 # Ray calls this function for what it wraps around its HTTP servers.
 RAY_MIDDLEWARES = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "manybeam.serve.guard:ray_middlewares"
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "manybeam.serve.edge.guard:ray_middlewares"
 }
 READY_S = 60.0
 STOP_S = 30.0
@@ -407,7 +407,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.db.deployment import open_database
     from manybeam.db.tokens import Tokens
     from manybeam.predictor.versions import ZooVersions
-    from manybeam.serve.access import TokenCache
+    from manybeam.serve.edge.access import TokenCache
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import ReplicaLimits, api

@@ -38,9 +38,9 @@ from manybeam.errors import (
 )
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
-from manybeam.serve.access import ANYBODY, Caller, TokenCache
-from manybeam.serve.admission import Place, Places, drain, gone, has_body, read_body
-from manybeam.serve.guard import Guard, checked_id
+from manybeam.serve.edge.access import ANYBODY, Caller, TokenCache
+from manybeam.serve.edge.admission import Place, Places, drain, gone, has_body, read_body
+from manybeam.serve.edge.guard import Guard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, parameters, read_query

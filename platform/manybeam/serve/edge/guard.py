@@ -17,7 +17,7 @@ from manybeam.addresses import is_loopback, place_of
 from manybeam.asgi import is_cross_site
 from manybeam.errors import MalformedRequest, ManybeamError, NotAllowed, http_status, problem
 from manybeam.serve import wire
-from manybeam.serve.admission import GATE, Gate
+from manybeam.serve.edge.admission import GATE, Gate
 
 # With these a caller could steer Ray, which fails if one is no text.
 RAY_HEADERS = (
