@@ -381,7 +381,8 @@ def test_a_body_stays_outside_while_its_token_is_looked_up(
         while time.monotonic() < deadline:
             most = max(most, psutil.Process().memory_info().rss - before)
             time.sleep(0.02)
-        assert [one.answer()[0] for one in strangers] == [401] * 5
+        # Whose token is looked up for too long is told that it cannot be checked now.
+        assert {one.answer()[0] for one in strangers} <= {401, 503}
         for thread in threads:
             thread.join()
     cache.close()
