@@ -68,6 +68,16 @@ def url_of(host: str, port: int) -> str:
     return f"http://{name}:{port}"
 
 
+def reachable(host: str) -> str:
+    """Return the host at which a server that listens on `host` answers on this machine.
+
+    Example:
+        >>> reachable("0.0.0.0"), reachable("::"), reachable("10.0.0.7")
+        ('127.0.0.1', '::1', '10.0.0.7')
+    """
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound
+
+
 def without_password(url: str) -> str:
     """Return a URL as it may be shown and logged.
 

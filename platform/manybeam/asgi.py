@@ -1,7 +1,28 @@
-"""What both web servers do with every request: HEAD is answered as GET, without the body."""
+"""What both web servers do with requests: HEAD is answered as GET; other sites are known."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
+
+from manybeam.addresses import place_of
+
+
+def is_cross_site(headers: Mapping[str, str]) -> bool:
+    """Return whether a browser sent a request for a page of another site; programs send no origin.
+
+    Args:
+        headers: of the request, with names in lower case.
+
+    Example:
+        >>> is_cross_site({"host": "lab:8100", "origin": "http://lab:8100"}), is_cross_site({})
+        (False, False)
+        >>> is_cross_site({"host": "lab", "origin": "null"})
+        True
+    """
+    if headers.get("sec-fetch-site", "none").lower() not in ("same-origin", "none"):
+        return True
+    origin = headers.get("origin", "")
+    return bool(origin) and place_of(origin) != place_of(headers.get("host", ""))
 
 
 class HeadAsGet:

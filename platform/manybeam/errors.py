@@ -68,6 +68,14 @@ class TooLarge(InvalidInput):
     """A request body, file or array is above the limit."""
 
 
+class MalformedRequest(InvalidInput):
+    """A request breaks the rules of HTTP, or contradicts its own headers."""
+
+
+class TooSlow(InvalidInput):
+    """A request body arrives too slowly."""
+
+
 class MemberCountError(InvalidInput):
     """The requested answer needs more members."""
 
@@ -152,6 +160,14 @@ class NotAllowed(ManybeamError, PermissionError):
     """The caller may not do this."""
 
 
+class NotAuthenticated(NotAllowed):
+    """The caller shows no token that is valid."""
+
+
+class CallerGone(ManybeamError, ConnectionError):
+    """The caller closed the connection before the answer."""
+
+
 class OutOfDistribution(ManybeamError, RuntimeError):
     """The frame is out of distribution and the caller passed `--fail-on-drift`."""
 
@@ -163,9 +179,11 @@ class MissingPackage(ManybeamError, ImportError):
 # One row for each class: (HTTP status, exit code). The first match along the MRO counts.
 _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     UnreadableFile: (400, 2),
+    MalformedRequest: (400, 2),
     UnsupportedMedia: (415, 2),
     WrongMethod: (405, 2),
     TooLarge: (413, 2),
+    TooSlow: (408, 2),
     InvalidFrame: (422, 2),
     InvalidInput: (422, 2),
     NotFound: (404, 4),
@@ -174,7 +192,9 @@ _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     NoCapacity: (503, 3),
     DeadlineExceeded: (504, 3),
     Unreachable: (503, 3),
+    NotAuthenticated: (401, 5),
     NotAllowed: (403, 5),
+    CallerGone: (499, 1),  # nginx's number, for the metrics; nobody reads this answer
     OutOfDistribution: (409, 7),
     MissingPackage: (501, 1),
     WorkFailed: (500, 1),

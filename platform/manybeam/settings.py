@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     )
     ray_address: str = Field("", description="Ray cluster to join; if empty, a local one")
     service_url: str = Field("http://127.0.0.1:8100", description="URL of the prediction service")
+    serve_tokens: bool = Field(
+        default=False,
+        description="whether the prediction service requires a token also on loopback; on other "
+        "addresses it always does",
+    )
+    token: SecretStr = Field(
+        SecretStr(""), description="token that commands send to the prediction service"
+    )
     zoo: Path = Field(
         default_factory=lambda: _zoo_folder(),
         description="folder of recipes, conditions and policies; if empty, `zoo` in the current "
@@ -119,6 +127,12 @@ class Settings(BaseSettings):
         here = TomlConfigSettingsSource(settings_cls, Path("manybeam.toml"))
         user = TomlConfigSettingsSource(settings_cls, USER_CONFIG)
         return init_settings, env_settings, here, user
+
+    @property
+    def service_headers(self) -> dict[str, str]:
+        """The headers of our own requests to the prediction service: its token, if one is set."""
+        text = self.token.get_secret_value()
+        return {"Authorization": f"Bearer {text}"} if text else {}
 
     @property
     def cache(self) -> Path:

@@ -158,6 +158,32 @@ def test_only_this_machine_is_answered(url: str, pool: urllib3.PoolManager) -> N
             socket.create_connection((outer, int(url.rpartition(":")[2])), timeout=5).close()
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        pytest.param(b"X-Request-Id: \xff\xfe", 400, id="id of bytes"),
+        pytest.param(b"X-Request-Id: a b", 400, id="id of words"),
+        pytest.param(b"X-Request-Id: scan-7", 200, id="good id"),
+        pytest.param(b"X-Session-Id: \xff", 200, id="session of Ray"),
+        pytest.param(b"Serve_Multiplexed_Model_Id: \xff", 200, id="model of Ray"),
+        pytest.param(b"X-Request-Timeout-Seconds: 0.000001", 200, id="time of Ray"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/readyz", "/openapi.json", "/v1/ensembles"])
+def test_no_header_of_a_caller_makes_ray_fail(
+    url: str, path: str, head: bytes, status: int
+) -> None:
+    host, port = place_of(url) or ("", None)
+    with socket.create_connection((host, port), timeout=30) as connection:
+        connection.sendall(
+            b"GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n" % (path.encode(), head)
+        )
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == status
+        assert len(response.headers.get_all("x-request-id", [])) == 1
+
+
 def test_prometheus_finds_what_was_counted(url: str, pool: urllib3.PoolManager) -> None:
     pool.request("POST", f"{url}/v1/predict/graphene", body=npy(FRAME), headers=NPY)
     deadline = time.monotonic() + 40  # Ray's processes report every ten seconds

@@ -4,18 +4,23 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
+from manybeam.db.deployment import open_database
+from manybeam.db.tokens import Tokens
 from manybeam.errors import InvalidInput, NotAllowed, PortInUse, UnknownRef, WorkFailed
 from manybeam.serve.app import _start_serve, run_service, service_state, stop_service
 from manybeam.serve.ports import port_is_free
 from manybeam.zoo.registry import Zoo
 
 Ports = Callable[[], int]
+EVERYWHERE = "0.0.0.0"
 
 pytestmark = [
     pytest.mark.usefixtures("served_home"),
@@ -50,6 +55,47 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
         run_service(refs, host=host, port=port)
     assert service_state() is None
     assert port_is_free("127.0.0.1", port)
+
+
+def test_a_service_for_other_machines_answers_those_with_a_token(
+    cluster: str, free_port: Ports
+) -> None:
+    text, made = Tokens(open_database()).create("scan", ["predict"])
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1/ensembles"
+
+    def status(**headers: str) -> int:
+        named = {"Host": "manybeam.lab", **headers}
+        return int(urllib3.request("GET", url, headers=named, retries=False, timeout=30).status)
+
+    state = run_service([], host=EVERYWHERE, port=port, tokens=True)
+    assert state.needs_token
+    assert (status(), status(Authorization=f"Bearer {text}")) == (401, 200)
+    with pytest.raises(NotAllowed, match=r"manybeam serve up --host 0\.0\.0\.0 --tokens"):
+        run_service([], host=EVERYWHERE, port=port, tokens=False)
+    assert run_service(["graphene"], host=EVERYWHERE, port=port).needs_token  # as it was
+    assert (status(), status(Authorization=f"Bearer {text}")) == (401, 200)
+    Tokens(open_database()).revoke(made.id)
+    deadline = time.monotonic() + 10
+    while status(Authorization=f"Bearer {text}") != 401:
+        assert time.monotonic() < deadline
+    assert stop_service()
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        pytest.param({}, NotAllowed, id="nothing said"),
+        pytest.param({"tokens": False}, NotAllowed, id="no tokens"),
+        pytest.param({"tokens": True, "insecure": True}, InvalidInput, id="both"),
+    ],
+)
+def test_a_service_for_other_machines_needs_tokens(
+    cluster: str, free_port: Ports, given: dict[str, bool], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="--tokens"):
+        run_service([], host=EVERYWHERE, port=free_port(), **given)
+    assert service_state() is None
 
 
 @pytest.mark.faults

@@ -231,6 +231,17 @@ def test_the_audit_log_knows_who_made_and_revoked_a_token(
     assert text not in str(entries)
 
 
+def test_a_token_opens_nothing_while_its_person_is_disabled(
+    tokens: Tokens, database: Database
+) -> None:
+    text, made = tokens.create("scan", ["predict"], person="Ada")
+    for disabled, listed in ((NOW, []), (None, [made.id])):
+        with database.writing() as connection:
+            connection.execute(update(PersonRow).values(disabled=disabled))
+        assert [one.id for one in tokens.valid()[1]] == listed
+        assert (tokens.verify(text) is None) == (not listed)
+
+
 def test_a_token_expires_by_the_clock_of_the_database(tokens: Tokens, database: Database) -> None:
     text, _ = tokens.create("scan", ["predict"], lifetime=timedelta(hours=1))
     assert tokens.verify(text) is not None

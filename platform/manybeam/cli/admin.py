@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -126,7 +126,7 @@ def _parts_beside_ray() -> Iterator[Part]:
     weights = where.tracking_url if where.is_server else where.artifacts_url
     yield _checked_part("weights", without_password(weights), _weights_answer)
     yield _checked_part("database", _database_place(), _database_answers)
-    yield _server("service", where.service_url, "/readyz", "ensembles")
+    yield _server("service", where.service_url, "/readyz", "ensembles", where.service_headers)
     yield _server("pages", where.control_url, "/healthz", "is_fresh")
 
 
@@ -137,14 +137,16 @@ def _checked_part(name: str, where: str, check: Callable[[], str]) -> Part:
         return Part(name, "unreachable", where, error)
 
 
-def _server(name: str, url: str, path: str, field: str) -> Part:
+def _server(
+    name: str, url: str, path: str, field: str, headers: Mapping[str, str] | None = None
+) -> Part:
     """Ask one of our web servers; if another answers at its address, it lacks the field."""
     import json
 
     import urllib3
 
     try:
-        answer = urllib3.request("GET", url + path, timeout=2.0, retries=False)
+        answer = urllib3.request("GET", url + path, headers=headers, timeout=2.0, retries=False)
         if answer.status != 200:  # ours, before it is ready; or it refuses this name of its host
             return Part(name, f"not ready (HTTP {answer.status})", url)
         is_ours = field in json.loads(answer.data)

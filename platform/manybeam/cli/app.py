@@ -24,11 +24,11 @@ from manybeam.cli import (
     jobs,
     library,
     predict,
-    serve,
     watch,
     web,
 )
 from manybeam.cli.demo import command as demo
+from manybeam.cli.service import instrument, serve
 from manybeam.cli.terminal.output import first_sign, say
 from manybeam.cli.terminal.signals import Ended, ended_cleanly
 from manybeam.cli.terminal.usage import usage_fault
@@ -68,6 +68,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("rehearse", hidden=True, help=calibrate.OLD_NAME)(calibrate.calibrate)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(serve.app, name="serve")
+app.add_typer(instrument.app, name="instrument")
 app.command("predict")(predict.predict)
 app.command("select")(predict.select)
 app.command("iterate")(adapt.iterate)

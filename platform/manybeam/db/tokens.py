@@ -1,27 +1,40 @@
-"""Tokens of instruments and programs; only their SHA-256 is stored.
+"""Instruments, and the tokens of instruments and programs; only the SHA-256 of a token is stored.
 
 A token has 256 random bits, so it cannot be guessed from its hash. It can expire or be revoked. It
-belongs to a person, to an instrument or, as the first one, to neither.
+belongs to a person, to an instrument or, as the first one, to neither; it opens nothing while its
+person is disabled or its instrument retired.
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Join,
+    Row,
+    Select,
+    and_,
+    outerjoin,
+    select,
+    update,
+)
 
 from manybeam.db.audit import append
 from manybeam.db.database import Database, insert_if_new, now
 from manybeam.db.owner import whoami
 from manybeam.db.tables import InstrumentRow, PersonRow, TokenRow
-from manybeam.errors import InvalidInput, NotFound
+from manybeam.errors import Conflict, InvalidInput, NotFound
 
 SCOPES = ("predict", "select", "ingest", "zoo:read", "zoo:promote", "jobs:submit", "admin")
 MAX_NAME = 300  # characters; a path fits
-_SEEN_S = 60.0  # `last_used` is written at most so often: a check should only read
+SEEN_S = 60.0  # `last_used` is written at most so often: a check should only read
+_INSTRUMENT = re.compile(r"(?!t-[0-9a-f]{8}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,118 @@ class Token:
     expires: datetime | None
     revoked: datetime | None
     last_used: datetime | None
+
+
+@dataclass(frozen=True)
+class ValidToken:
+    """What a server needs to check a token without the database.
+
+    Attributes:
+        sha256: of its text.
+        id: of the token.
+        scopes: of `SCOPES`.
+        instrument: the id of its instrument; "" if it has none.
+        expires: when it ends by itself; None if never.
+    """
+
+    sha256: str
+    id: str
+    scopes: tuple[str, ...]
+    instrument: str
+    expires: datetime | None
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """A microscope, or another machine, that asks for answers.
+
+    Attributes:
+        id: its name in requests and tokens, such as `STEM-1`.
+        title: its name for people.
+        created: when it was added.
+        retired: since when none of its tokens is valid; None if it is in use.
+    """
+
+    id: str
+    title: str
+    created: datetime
+    retired: datetime | None
+
+
+class Instruments:
+    """The instruments of one database.
+
+    Args:
+        database: where they are kept.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, instrument_id: str, title: str = "", *, who: str = "") -> Instrument:
+        """Return a new instrument; a retired one of that id is in use again, with new tokens.
+
+        Args:
+            instrument_id: 1 to 64 letters, digits and . _ -, as it stands in URLs.
+            title: its name for people.
+            who: who adds it, for the audit log; the login of this process if left out.
+
+        Raises:
+            InvalidInput: the id or the title cannot be used.
+            Conflict: it is there already.
+        """
+        if not _INSTRUMENT.fullmatch(instrument_id):
+            raise InvalidInput(
+                f"{instrument_id[:80]!r} cannot be the id of an instrument",
+                "1 to 64 letters, digits and . _ -, and not like the id of a token",
+                "manybeam instrument add STEM-1 --title 'the big one'",
+            )
+        title = _checked_name(title) if title else ""
+        with self._database.writing() as connection:
+            known = connection.execute(_instruments(instrument_id)).first()
+            if known is not None and known.retired is None:
+                raise Conflict(
+                    f"there is an instrument {instrument_id!r} already",
+                    f"it was added on {known.created:%Y-%m-%d}",
+                    f"manybeam instrument token {instrument_id}",
+                )
+            row = {"id": instrument_id, "title": title, "created": now(connection)}
+            insert_if_new(connection, InstrumentRow, row)
+            own = InstrumentRow.id == instrument_id
+            connection.execute(update(InstrumentRow).where(own).values(retired=None, title=title))
+            append(connection, "instrument added", instrument_id, who=who or whoami(), details={})
+            return _as_instrument(connection.execute(_instruments(instrument_id)).one())
+
+    def list(self) -> Sequence[Instrument]:
+        """Return all instruments by id; the retired ones too."""
+        with self._database.reading() as connection:
+            rows = connection.execute(_instruments().order_by(InstrumentRow.id))
+            return [_as_instrument(row) for row in rows]
+
+    def retire(self, instrument_id: str, *, who: str = "") -> Instrument:
+        """Revoke all tokens of an instrument and let it have no others.
+
+        Args:
+            instrument_id: id of the instrument.
+            who: who retires it, for the audit log; the login of this process if left out.
+
+        Raises:
+            NotFound: there is no such instrument.
+        """
+        with self._database.writing() as connection:
+            known = connection.execute(_instruments(instrument_id)).first()
+            if known is None:
+                raise NotFound(
+                    f"no instrument {instrument_id!r}", "", "manybeam instrument ls lists them"
+                )
+            if known.retired is None:
+                at, own = now(connection), InstrumentRow.id == instrument_id
+                connection.execute(update(InstrumentRow).where(own).values(retired=at))
+                its = (TokenRow.instrument_id == instrument_id) & TokenRow.revoked.is_(None)
+                connection.execute(update(TokenRow).where(its).values(revoked=at))
+                who = who or whoami()
+                append(connection, "instrument retired", instrument_id, who=who, details={})
+            return _as_instrument(connection.execute(_instruments(instrument_id)).one())
 
 
 class Tokens:
@@ -109,27 +234,48 @@ class Tokens:
             place: of the file; the token is named after it.
             scopes: what it may do.
         """
-        earlier = (TokenRow.name == place) & (TokenRow.sha256 != _hash(text))
+        earlier = (TokenRow.name == place) & (TokenRow.sha256 != hash_of(text))
         with self._database.writing() as connection:
             still = earlier & TokenRow.revoked.is_(None)
             connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
-            is_new = _find(connection, TokenRow.sha256 == _hash(text)) is None
+            is_new = _find(connection, TokenRow.sha256 == hash_of(text)) is None
             made = self._add(connection, text, place, scopes)
             if is_new:
                 _note(connection, "token created", made)
         return made
 
     def verify(self, text: str) -> Token | None:
-        """Return the token of a text; None if there is none, it expired or was revoked."""
+        """Return the token of a text; None if there is none, it expired or is not valid."""
+        own = (TokenRow.sha256 == hash_of(text)) & _is_valid()
         with self._database.reading() as connection:
-            found, at = _find(connection, TokenRow.sha256 == _hash(text)), now(connection)
-        if found is None or found.revoked or (found.expires and found.expires <= at):
+            found, at = _find(connection, own), now(connection)
+        if found is None or (found.expires and found.expires <= at):
             return None
-        if found.last_used is None or (at - found.last_used).total_seconds() > _SEEN_S:
-            with self._database.writing() as connection:
-                seen = update(TokenRow).where(TokenRow.id == found.id).values(last_used=at)
-                connection.execute(seen)
+        if found.last_used is None or (at - found.last_used).total_seconds() > SEEN_S:
+            self.note_used([found.id])
         return found
+
+    def valid(self) -> tuple[datetime, Sequence[ValidToken]]:
+        """Return the time of the database and all tokens that are valid, the expired ones too.
+
+        One small query, for a server that checks tokens in its memory.
+        """
+        wanted = select(
+            TokenRow.sha256, TokenRow.id, TokenRow.scopes, TokenRow.instrument_id, TokenRow.expires
+        ).select_from(_joined())
+        with self._database.reading() as connection:
+            rows = connection.execute(wanted.where(_is_valid()).order_by(TokenRow.id)).all()
+            at = now(connection)
+        return at, [
+            ValidToken(row.sha256, row.id, tuple(row.scopes), row.instrument_id or "", row.expires)
+            for row in rows
+        ]
+
+    def note_used(self, token_ids: Iterable[str]) -> None:
+        """Record that tokens were shown now."""
+        with self._database.writing() as connection:
+            shown = TokenRow.id.in_(sorted(token_ids))
+            connection.execute(update(TokenRow).where(shown).values(last_used=now(connection)))
 
     def revoke(self, token_id: str, *, who: str = "") -> Token:
         """Revoke a token; raises NotFound. Revoking it twice has no further effect.
@@ -144,7 +290,7 @@ class Tokens:
             done = connection.execute(update(TokenRow).where(still).values(revoked=now(connection)))
             found = _find(connection, own)
             if found is None:
-                raise NotFound(f"no token {token_id!r}", "", "")
+                raise NotFound(f"no token {token_id!r}", "", "manybeam instrument ls --tokens")
             if done.rowcount:
                 _note(connection, "token revoked", found, who)
         return found
@@ -170,7 +316,7 @@ class Tokens:
         row = {
             "id": token_id,
             "name": _checked_name(name),
-            "sha256": _hash(text),
+            "sha256": hash_of(text),
             "scopes": _checked_scopes(scopes),
             "person_id": person_id,
             "instrument_id": instrument_id,
@@ -184,15 +330,43 @@ class Tokens:
 
 def _note(connection: Connection, action: str, token: Token, who: str = "") -> None:
     """Record an action in its own transaction: both are done, or neither."""
-    details = {"name": token.name, "scopes": list(token.scopes), "person": token.person}
+    details = {
+        "name": token.name,
+        "scopes": list(token.scopes),
+        "person": token.person,
+        "instrument": token.instrument,
+    }
     append(connection, action, token.id, who=who or whoami(), details=details)
 
 
 def _wanted() -> Select[*tuple[Any, ...]]:
     columns = [one for one in TokenRow.__table__.columns if one.name != "sha256"]
-    return select(*columns, PersonRow.name.label("person")).outerjoin(
-        PersonRow, PersonRow.id == TokenRow.person_id
+    return select(*columns, PersonRow.name.label("person")).select_from(_joined())
+
+
+def _joined() -> Join:
+    """Return the tokens with their persons and instruments, where they have any."""
+    return outerjoin(
+        outerjoin(TokenRow, PersonRow, PersonRow.id == TokenRow.person_id),
+        InstrumentRow,
+        InstrumentRow.id == TokenRow.instrument_id,
     )
+
+
+def _is_valid() -> ColumnElement[bool]:
+    """Return the condition of a token that opens what it was made for until it expires."""
+    return and_(
+        TokenRow.revoked.is_(None), PersonRow.disabled.is_(None), InstrumentRow.retired.is_(None)
+    )
+
+
+def _instruments(instrument_id: str = "") -> Select[*tuple[Any, ...]]:
+    wanted = select(*InstrumentRow.__table__.columns)
+    return wanted.where(InstrumentRow.id == instrument_id) if instrument_id else wanted
+
+
+def _as_instrument(row: Row[*tuple[Any, ...]]) -> Instrument:
+    return Instrument(row.id, row.title, row.created, row.retired)
 
 
 def _find(connection: Connection, which: ColumnElement[bool]) -> Token | None:
@@ -226,9 +400,13 @@ def _person_id(connection: Connection, name: str) -> int | None:
 def _instrument_id(connection: Connection, instrument: str) -> str | None:
     if not instrument:
         return None
-    own = InstrumentRow.id == instrument
-    if connection.execute(select(InstrumentRow.id).where(own)).first() is None:
-        raise NotFound(f"no instrument {instrument!r}", "a token belongs to a known one", "")
+    known = connection.execute(_instruments(instrument)).first()
+    if known is None or known.retired is not None:
+        raise NotFound(
+            f"no instrument {instrument!r}" + (" is in use: it was retired" if known else ""),
+            "a token belongs to a known one",
+            f"manybeam instrument add {instrument}",
+        )
     return instrument
 
 
@@ -249,5 +427,6 @@ def _checked_scopes(scopes: Iterable[str]) -> list[str]:
     return chosen
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
+    """Return what is stored of the text of a token."""
     return hashlib.sha256(text.encode()).hexdigest()

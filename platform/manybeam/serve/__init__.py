@@ -1,5 +1,5 @@
 """The prediction service: a frame comes over HTTP, atoms with their uncertainty are returned.
 
-`wire` reads requests and writes answers, `predict` answers (no Ray, no web), `routes` maps URLs to
-it, `metrics` counts, `app` runs all of it on Ray Serve.
+`edge` lets requests in, `wire` reads them and writes answers, `predict` answers (no Ray, no web),
+`routes` maps URLs to it, `metrics` counts, `app` runs all of it on Ray Serve.
 """

@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from manybeam.addresses import is_loopback, place_of, url_of
+from manybeam.addresses import is_loopback, place_of, reachable, url_of
 from manybeam.cluster import joining as cluster
 from manybeam.errors import (
     Conflict,
+    InvalidInput,
     ManybeamError,
     NotAllowed,
     UnknownRef,
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 APP, DEPLOYMENT = "manybeam", "predict"
+TOKENS = "MANYBEAM_SERVE_TOKENS"  # in the environment of replicas: whether they require tokens
+# Ray calls this function for what it wraps around its HTTP servers.
+RAY_MIDDLEWARES = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "manybeam.serve.edge.guard:ray_middlewares"
+}
 READY_S = 60.0
 STOP_S = 30.0
 
@@ -50,20 +56,20 @@ class Plan:
     Args:
         refs: ensembles loaded before the replica takes requests.
         variables: settings of the process that started the service.
-        cores: threads of one prediction.
         threads: predictions at the same time.
         waiting: largest number of requests in the replica.
         capacity: further ensembles in memory.
         is_local: answer only requests addressed to a loopback name.
+        needs_token: answer only requests with a token.
     """
 
     refs: tuple[str, ...]
     variables: dict[str, str]
-    cores: int
     threads: int
     waiting: int
     capacity: int
     is_local: bool
+    needs_token: bool
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class ServiceState:
     status: str
     replicas: int
     message: str = ""
+    needs_token: bool = False
 
 
 def run_service(
@@ -87,7 +94,8 @@ def run_service(
     threads: int = 2,
     waiting: int = 32,
     capacity: int = 4,
-    expose: bool = False,
+    tokens: bool | None = None,
+    insecure: bool = False,
 ) -> ServiceState:
     """Start the service, or change the ensembles of the running one; return when it answers.
 
@@ -104,27 +112,39 @@ def run_service(
         threads: predictions of a replica at the same time.
         waiting: largest number of requests in a replica; others get 429.
         capacity: ensembles in memory of a replica, in addition to `refs`.
-        expose: allow an address that other machines can reach. There is no log-in yet.
+        tokens: answer only callers with a token of the database. If left out, a running service
+            stays as it is, and for a new one the setting `serve_tokens` counts.
+        insecure: allow an address that other machines can reach without tokens.
 
     Raises:
         PortInUse: another process uses the port; nothing was started.
         UnknownRef: one of `refs` is not in the zoo; nothing was started.
-        NotAllowed: other machines can reach the address, and `expose` is not set.
+        NotAllowed: other machines can reach the address, and tokens are not required.
         Conflict: the service runs at another address.
         WorkFailed: Ray Serve did not come up.
     """
-    running = _running_at(host, port, expose=expose)
+    running = _running_at(host, port)
+    needs_token = _needs_token(host, running, tokens=tokens, insecure=insecure)
     _check_refs(refs)
     cores = max(1, int(cpus_per_replica) or (os.cpu_count() or 1) // replicas)
     plan = Plan(
-        tuple(refs), cluster.environment(), cores, threads, waiting, capacity, is_local=not expose
+        tuple(refs),
+        cluster.environment(),
+        threads,
+        waiting,
+        capacity,
+        is_local=not needs_token and is_loopback(host),
+        needs_token=needs_token,
     )
     address = cluster.connect()
-    variables = {"OMP_NUM_THREADS": str(cores), "OPENBLAS_NUM_THREADS": "1"}
+    # Products of matrices are small here; threads of BLAS would only wait for each other.
+    threads_of = {"OMP_NUM_THREADS": str(cores), "OPENBLAS_NUM_THREADS": "1"}
+    variables = {**threads_of, **RAY_MIDDLEWARES}
     if running is not None:  # new replicas must fit the proxy that runs
         variables = _replica_variables()
     elif haproxy_can_serve(host):
         variables |= haproxy_variables(address)
+    variables[TOKENS] = str(needs_token)
     actor = {
         "num_cpus": cpus_per_replica,
         "num_gpus": gpus_per_replica,
@@ -134,7 +154,7 @@ def run_service(
         if running is None:
             _start_serve(host, port, variables)
         _deploy(plan, actor, replicas)
-        return _answering(url_of(host, port))
+        return _answering(url_of(reachable(host), port))
     except BaseException as error:  # Ctrl-C too: no proxy may go on without a service behind it
         # Ray stops the old replica first, so after a failed change nothing answers any more.
         if running is None or isinstance(error, ManybeamError):
@@ -143,14 +163,25 @@ def run_service(
         raise
 
 
-def _running_at(host: str, port: int, *, expose: bool) -> ServiceState | None:
-    """Return the service that runs at an address; None if one can be started there."""
-    if not expose and not is_loopback(host):
+def _needs_token(
+    host: str, running: ServiceState | None, *, tokens: bool | None, insecure: bool
+) -> bool:
+    """Return whether the service requires tokens; a change of its ensembles does not open it."""
+    if tokens is None and not insecure:
+        tokens = running.needs_token if running else settings().serve_tokens
+    if tokens and insecure:
+        raise InvalidInput("--tokens and --insecure contradict each other", "", "leave one out")
+    if not tokens and not insecure and not is_loopback(host):
         raise NotAllowed(
             f"{host!r} can be reached from other machines",
-            "the service has no log-in yet",
-            "use 127.0.0.1, or expose it behind a proxy that checks the user",
+            "there, the service answers only callers with a token",
+            f"manybeam serve up --host {host} --tokens",
         )
+    return bool(tokens)
+
+
+def _running_at(host: str, port: int) -> ServiceState | None:
+    """Return the service that runs at an address; None if one can be started there."""
     is_free = port_is_free(host, port)
     running = service_state()
     if running is None and not is_free:
@@ -201,7 +232,9 @@ def service_state() -> ServiceState | None:
     options = _http_options()
     counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
     url = url_of(options.host, options.port) if options else ""
-    return ServiceState(url, str(found.status.value), sum(counts), found.message)
+    is_up = DEPLOYMENT in found.deployments
+    needs_token = is_up and _replica_variables().get(TOKENS) == str(True)
+    return ServiceState(url, str(found.status.value), sum(counts), found.message, needs_token)
 
 
 def _joined() -> bool:
@@ -291,7 +324,7 @@ def _shut_down() -> None:
     shut_down: Any = serve.shutdown  # Ray's lacks types
     shut_down()
     forget_haproxy(cluster.connect())
-    if options is not None and is_loopback(options.host):
+    if options is not None and is_loopback(reachable(options.host)):
         _wait_until_free(options.host, options.port)
 
 
@@ -368,8 +401,11 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 
 def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
+    from manybeam.db.deployment import open_database
+    from manybeam.db.tokens import Tokens
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
+    from manybeam.serve.edge.access import TokenCache
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import ReplicaLimits, api
@@ -385,11 +421,15 @@ def replica_api(plan: Plan) -> "FastAPI":
         is_local=plan.is_local,
         names_requests=False,
     )
-    return api(service, limits, Meter(), gather)
+    tokens = None
+    if plan.needs_token:
+        tokens = TokenCache(lambda: Tokens(open_database()), settings().cache / "tokens.json")
+        tokens.start()
+    return api(service, limits, Meter(), gather, tokens)
 
 
 def _answering(url: str) -> ServiceState:
-    """Wait until the service answers at its address; its proxy starts after its replicas."""
+    """Wait until the service answers at an address; its proxy starts after its replicas."""
     import urllib3
 
     deadline = time.monotonic() + READY_S

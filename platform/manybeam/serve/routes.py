@@ -1,36 +1,36 @@
 """The URLs of the service: requests become calls of `predict.Service`, errors become problem+json.
 
 The event loop only moves bytes. Reading, predicting and writing run in threads, so a large frame
-does not delay a health check.
+does not delay a health check. A request is checked in this order: its head (`guard`), its token
+(`access`), its query; then it takes a place, and only then its body is read (`admission`).
 """
 
 import asyncio
 import json
 import logging
-import math
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from manybeam import __version__
-from manybeam.addresses import is_loopback, place_of
 from manybeam.asgi import HeadAsGet
 from manybeam.errors import (
     Busy,
+    CallerGone,
+    DatabaseUnreachable,
     DeadlineExceeded,
     ManybeamError,
-    NotAllowed,
+    NotAuthenticated,
     NotFound,
     TooLarge,
-    UnreadableFile,
     WorkFailed,
     WrongMethod,
     http_status,
@@ -38,12 +38,16 @@ from manybeam.errors import (
 )
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
+from manybeam.serve.edge.access import ANYBODY, Caller, TokenCache
+from manybeam.serve.edge.admission import Place, Places, drain, gone, has_body, read_body
+from manybeam.serve.edge.guard import Guard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, parameters, read_query
 
 logger = logging.getLogger(__name__)
 
+LATE = (408, 499, 504)  # the caller has waited long enough, or is gone
 PATHS = (
     "POST /v1/predict/{REF}",
     "POST /v1/select",
@@ -76,7 +80,11 @@ class ReplicaLimits:
 
 
 def api(
-    service: Service, limits: ReplicaLimits, meter: Meter, metrics_text: Callable[[], str]
+    service: Service,
+    limits: ReplicaLimits,
+    meter: Meter,
+    metrics_text: Callable[[], str],
+    tokens: TokenCache | None = None,
 ) -> FastAPI:
     """Return the web application of one replica.
 
@@ -85,40 +93,69 @@ def api(
         limits: the limits of the replica.
         meter: counts.
         metrics_text: returns the metrics of all replicas.
+        tokens: checks the tokens of all requests but those for health, and ends with the
+            application; anybody may ask if left out.
     """
     app = FastAPI(
-        title="Manybeam prediction service", version=__version__, docs_url=None, redoc_url=None
+        title="Manybeam prediction service",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=partial(_closing, tokens),
     )
-    handler = RequestHandler(service, limits, meter)
+    handler = RequestHandler(service, limits, meter, tokens)
     app.add_exception_handler(HTTPException, partial(_unrouted, handler))
 
-    @app.post("/v1/predict/{ref:path}", openapi_extra=_described(PREDICT_NAMES, wire.NPZ))
+    # It only describes what `TokenCache` checks.
+    bearer = Security(HTTPBearer(auto_error=False, scheme_name="token"))
+    needs = [bearer] if tokens else []
+
+    @app.post(
+        "/v1/predict/{ref:path}",
+        openapi_extra=_described(PREDICT_NAMES, wire.NPZ),
+        dependencies=needs,
+    )
     async def predict(ref: str, request: Request) -> Response:
         """Find the atoms in one frame or a stack."""
-        return await handler.answered("predict", request, partial(handler.predict, ref))
+        work = partial(handler.predict, ref)
+        return await handler.answered("predict", request, work, "predict")
 
-    @app.post("/v1/select", openapi_extra=_described(SELECT_NAMES, wire.JSON))
+    @app.post("/v1/select", openapi_extra=_described(SELECT_NAMES, wire.JSON), dependencies=needs)
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
-        return await handler.answered("select", request, handler.select)
+        return await handler.answered("select", request, handler.select, "select")
 
-    @app.get("/v1/ensembles")
+    _add_listings(app, handler, metrics_text, needs)
+    _add_health(app, service, tokens)
+    names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
+    app.add_middleware(Guard, count=meter.request, **names)
+    app.add_middleware(HeadAsGet)
+    return app
+
+
+@asynccontextmanager
+async def _closing(tokens: TokenCache | None, _: FastAPI) -> AsyncIterator[None]:
+    yield
+    if tokens:
+        await asyncio.to_thread(tokens.close)
+
+
+def _add_listings(
+    app: FastAPI, handler: "RequestHandler", metrics_text: Callable[[], str], needs: list[Any]
+) -> None:
+    @app.get("/v1/ensembles", dependencies=needs)
     async def ensembles(request: Request) -> Response:
         """List the ensembles in memory."""
-        return await handler.answered("ensembles", request, handler.ensembles)
+        return await handler.answered("ensembles", request, handler.ensembles, "predict")
 
-    @app.get("/metrics")
+    @app.get("/metrics", dependencies=needs)
     async def metrics(request: Request) -> Response:
         """Return the metrics of all replicas, for Prometheus."""
 
         async def gathered(_: Request) -> Response:
             return Response(await asyncio.to_thread(metrics_text), media_type=TEXT)
 
-        return await handler.answered("metrics", request, gathered)
-
-    _add_health(app, service)
-    app.add_middleware(HeadAsGet)
-    return app
+        return await handler.answered("metrics", request, gathered, "predict")
 
 
 def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
@@ -143,7 +180,7 @@ def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
     }
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Return that the process answers."""
@@ -152,35 +189,56 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
-        return {"status": "ready", "ensembles": list(service.versions.refs)}
+        degraded = tokens.degraded() if tokens else []
+        refs = list(service.versions.refs)
+        return {"status": "ready", "ensembles": refs, "degraded": degraded}
 
 
 Work = Callable[[Request], Awaitable[Response]]
+FrameWork = Callable[[wire.Frames, RequestQuery, Deadline], Response]
 
 
 class RequestHandler:
     """Answers the requests of one replica in threads; every error becomes a problem."""
 
-    def __init__(self, service: Service, limits: ReplicaLimits, meter: Meter) -> None:
-        self.service, self.limits, self.meter = service, limits, meter
+    def __init__(
+        self, service: Service, limits: ReplicaLimits, meter: Meter, tokens: TokenCache | None
+    ) -> None:
+        self.service, self.limits, self.meter, self._tokens = service, limits, meter, tokens
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
-        self._inside = 0
-        self._mean_s = 1.0
+        body_limit = wire.body_limit(limits.max_frame_px)
+        self._places = Places(limits.waiting, limits.threads, body_limit, meter.waiting)
 
-    async def answered(self, path: str, request: Request, work: Work) -> Response:
-        """Return the answer of one request, or the problem."""
+    async def answered(
+        self, path: str, request: Request, work: Work, scope: str | None = None
+    ) -> Response:
+        """Return the answer of one request, or the problem.
+
+        Args:
+            path: its name in the metrics.
+            request: the request.
+            work: makes the answer.
+            scope: what the caller's token must be for; None if everybody may ask.
+        """
         begun = request.state.begun = time.monotonic()
-        request_id = request.headers.get("x-request-id", "")[:128] or uuid.uuid4().hex
+        request.state.is_read = not has_body(request)
+        request_id = checked_id(request.headers)
         try:
-            self._check_host(request)
+            request.state.caller = await self._caller(request, scope)
             response = await work(request)
         except ManybeamError as error:
             response = self.problem(error, request_id)
         except Exception:
             # No error may end the replica; it is logged, and counted below.
-            logger.exception("request failed", extra={"path": path, "request_id": request_id})
+            caller = getattr(request.state, "caller", ANYBODY).name
+            facts = {"path": path, "request_id": request_id, "caller": caller}
+            logger.exception("request failed", extra=facts)
             fault = WorkFailed("the service failed", "internal error", "report this request id")
             response = self.problem(fault, request_id)
+        if response.status_code >= 400 and not request.state.is_read:
+            if response.status_code not in LATE:
+                await drain(request, self._places.byte_limit)
+            response.headers["connection"] = "close"
         if self.limits.names_requests:
             response.headers["x-request-id"] = request_id
         self.meter.request(path, response.status_code, time.monotonic() - begun)
@@ -188,20 +246,13 @@ class RequestHandler:
 
     async def predict(self, ref: str, request: Request) -> Response:
         """Answer one prediction."""
-        query = read_query(request.query_params.multi_items(), PREDICT_NAMES)
+        query = self._query(request, PREDICT_NAMES)
         form = wire.answer_form(request.headers.get("accept", ""), query.want)
-        body = await self._body(request)
-        headers = dict(request.headers)
-        return await self._on_thread(
-            partial(self._predict, ref, body, headers, query, form), query, request
-        )
+        return await self._placed(request, query, partial(self._predict, ref, form))
 
     async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
-        query = read_query(request.query_params.multi_items(), SELECT_NAMES)
-        body = await self._body(request)
-        headers = dict(request.headers)
-        return await self._on_thread(partial(self._select, body, headers, query), query, request)
+        return await self._placed(request, self._query(request, SELECT_NAMES), self._select)
 
     async def ensembles(self, request: Request) -> Response:
         """List the ensembles in memory."""
@@ -210,20 +261,25 @@ class RequestHandler:
 
     def problem(self, error: ManybeamError, request_id: str) -> Response:
         """Return an error as problem+json."""
-        headers = {"retry-after": str(self._wait_s())} if isinstance(error, Busy) else {}
+        headers = {}
+        if isinstance(error, (Busy, DatabaseUnreachable)):
+            headers["retry-after"] = str(self._places.wait_s())
+        if isinstance(error, NotAuthenticated):
+            headers["www-authenticate"] = "Bearer"
         return _json(problem(error, request_id), http_status(error), wire.PROBLEM, headers)
 
+    async def _caller(self, request: Request, scope: str | None) -> Caller:
+        if self._tokens is None or scope is None:
+            return ANYBODY
+        return await self._tokens.caller(request.headers, scope)
+
+    def _query(self, request: Request, names: Sequence[str]) -> RequestQuery:
+        caller: Caller = request.state.caller
+        return caller.query(read_query(request.query_params.multi_items(), names))
+
     def _predict(
-        self,
-        ref: str,
-        body: bytes,
-        headers: dict[str, str],
-        query: RequestQuery,
-        form: str,
-        deadline: Deadline,
+        self, ref: str, form: str, frames: wire.Frames, query: RequestQuery, deadline: Deadline
     ) -> Response:
-        with deadline.stage("read"):
-            frames = wire.read_frames(wire.read_body(body, headers), self.limits.max_frame_px)
         answer = self.service.predict(ref, frames, query, deadline)
         with deadline.stage("write"):
             write = wire.write_json if form == wire.JSON else wire.write_npz
@@ -232,11 +288,7 @@ class RequestHandler:
         self._count(answer.meta, deadline, is_drifted=bool(answer.is_drifted))
         return Response(content, media_type=form)
 
-    def _select(
-        self, body: bytes, headers: dict[str, str], query: RequestQuery, deadline: Deadline
-    ) -> Response:
-        with deadline.stage("read"):
-            frames = wire.read_frames(wire.read_body(body, headers), self.limits.max_frame_px)
+    def _select(self, frames: wire.Frames, query: RequestQuery, deadline: Deadline) -> Response:
         content, is_drifted = self.service.select(frames, query, deadline)
         timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
         content["meta"]["timings_ms"] = timings
@@ -254,87 +306,83 @@ class RequestHandler:
             is_drifted=is_drifted,
         )
 
-    async def _body(self, request: Request) -> bytes:
-        """Return the body; a body that is too large is refused before it is read."""
-        limit = wire.body_limit(self.limits.max_frame_px)
-        announced = request.headers.get("content-length", "")
-        wire.check_length(int(announced) if announced.isdecimal() else 0, limit)
-        body = bytearray()
-        try:
-            async for chunk in request.stream():
-                body += chunk
-                wire.check_length(len(body), limit)
-        except ClientDisconnect as error:
-            raise UnreadableFile(
-                "the caller disconnected before the body was complete", "", ""
-            ) from error
-        return bytes(body)
+    async def _placed(self, request: Request, query: RequestQuery, work: FrameWork) -> Response:
+        """Return the result of `work` in a thread, for a request that gets a place.
 
-    async def _on_thread(
-        self, work: Callable[[Deadline], Response], query: RequestQuery, request: Request
-    ) -> Response:
-        """Return the result of `work`; its place is free again when the thread has ended."""
-        if self._inside >= self.limits.waiting:
-            raise Busy(
-                f"{self._inside} requests are waiting already",
-                f"at most {self.limits.waiting} at once",
-                f"send it again in {self._wait_s()} s",
-            )
-        due = None
+        The place is free again when the request ends, and the bytes of its body when the thread
+        ends, which may go on after the deadline or without a caller.
+        """
+        due_s = None
         if query.deadline_ms is not None:
-            due = request.state.begun + query.deadline_ms / 1000
-        deadline = Deadline(due)
-        self._enter()
-        future = self._pool.submit(self._run, work, deadline)
-        future.add_done_callback(partial(_then, asyncio.get_running_loop(), self._leave))
-        answer = asyncio.wrap_future(future)
-        answer.add_done_callback(_seen)
-        left_s = None if due is None else max(due - time.monotonic(), 0)
-        done, _ = await asyncio.wait({answer}, timeout=left_s)
-        if done:
-            return answer.result()
-        future.cancel()
-        raise DeadlineExceeded(
-            f"no answer within {query.deadline_ms} ms",
-            "deadline_ms counts from the arrival of the request",
-            "raise deadline_ms, want less, or send a smaller frame",
-        )
-
-    def _run(self, work: Callable[[Deadline], Response], deadline: Deadline) -> Response:
-        begun = time.monotonic()
+            due_s = request.state.begun + query.deadline_ms / 1000
+        deadline, place = Deadline(due_s), self._places.take()
+        future: Future[Response] | None = None
         try:
-            return work(deadline)
+            body = await read_body(request, place, due_s)
+            request.state.is_read = True
+            arrived = Arrived(body, dict(request.headers), query, deadline)
+            future = self._pool.submit(self._run, work, arrived)
+            future.add_done_callback(partial(_then, asyncio.get_running_loop(), place))
+            return await _answer(future, request, query, due_s)
+        finally:
+            deadline.is_cancelled = True  # work that goes on ends before its next network or tile
+            if future is None:
+                place.free()
+            else:
+                future.cancel()  # no effect on one that runs or has ended
+                place.leave()
+
+    def _run(self, work: FrameWork, arrived: "Arrived") -> Response:
+        begun, deadline = time.monotonic(), arrived.deadline
+        try:
+            with deadline.stage("read"):
+                array = wire.read_body(arrived.body, arrived.headers)
+                frames = wire.read_frames(array, self.limits.max_frame_px)
+            return work(frames, arrived.query, deadline)
         except MemoryError as error:
             raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
         finally:
-            self._mean_s += 0.1 * (time.monotonic() - begun - self._mean_s)
-
-    def _enter(self) -> None:
-        self._inside += 1
-        self.meter.waiting(self._inside)
-
-    def _leave(self) -> None:
-        self._inside -= 1
-        self.meter.waiting(self._inside)
-
-    def _wait_s(self) -> int:
-        """Return the time for Retry-After, in whole seconds, because clients read no fraction."""
-        return min(max(math.ceil(self._inside * self._mean_s / self.limits.threads), 1), 60)
-
-    def _check_host(self, request: Request) -> None:
-        name = request.headers.get("host", "")
-        host, _ = place_of(name) or ("", None)
-        if self.limits.is_local and not is_loopback(host):
-            raise NotAllowed(
-                f"this service is for its own machine, not for {name[:80]!r}",
-                "it has no log-in yet, so other machines must not reach it",
-                "use 127.0.0.1, or expose it behind a proxy that checks the user",
-            )
+            self._places.took(time.monotonic() - begun)
 
 
-def _then(loop: asyncio.AbstractEventLoop, done: Callable[[], None], _: "Future[Response]") -> None:
+@dataclass(frozen=True)
+class Arrived:
+    """A request whose body was read."""
+
+    body: bytearray
+    headers: dict[str, str]
+    query: RequestQuery
+    deadline: Deadline
+
+
+async def _answer(
+    future: "Future[Response]", request: Request, query: RequestQuery, due_s: float | None
+) -> Response:
+    """Return the result of work in a thread, unless the deadline passes or the caller leaves."""
+    answer = asyncio.wrap_future(future)
+    answer.add_done_callback(_seen)
+    left_s = None if due_s is None else max(due_s - time.monotonic(), 0)
+    leaving = asyncio.ensure_future(gone(request))
+    first: set[asyncio.Future[Any]] = {answer, leaving}
+    try:
+        await asyncio.wait(first, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if leaving.done():
+            raise CallerGone("the caller disconnected before its answer")
+    finally:
+        leaving.cancel()
+    raise DeadlineExceeded(
+        f"no answer within {query.deadline_ms} ms",
+        "deadline_ms counts from the arrival of the request",
+        "raise deadline_ms, want less, or send a smaller frame",
+    )
+
+
+def _then(loop: asyncio.AbstractEventLoop, place: Place, _: "Future[Response]") -> None:
+    """Give the bytes back in their loop; the work has ended in a thread, or will not begin."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(done)
+        loop.call_soon_threadsafe(place.free)
 
 
 def _seen(answer: "asyncio.Future[Response]") -> None:

@@ -66,7 +66,7 @@ def check_length(byte_count: int, limit: int) -> None:
         )
 
 
-def read_body(body: bytes, headers: Mapping[str, str]) -> NDArray[Any]:
+def read_body(body: bytes | bytearray, headers: Mapping[str, str]) -> NDArray[Any]:
     """Return the array of a body: (y, x) or (n, y, x), in its own dtype.
 
     Args:
@@ -100,9 +100,9 @@ def read_body(body: bytes, headers: Mapping[str, str]) -> NDArray[Any]:
     return _array(dtype, shape, values)
 
 
-def _npy_parts(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
+def _npy_parts(body: bytes | bytearray) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
     """Read the header here, because numpy.load would allocate any size that it states."""
-    stream = io.BytesIO(body)
+    stream = io.BytesIO(body[:HEADER_BYTES])  # the rest is not copied
     try:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
@@ -129,7 +129,7 @@ def _npy_parts(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]
 
 
 def _raw_parts(
-    body: bytes, headers: Mapping[str, str]
+    body: bytes | bytearray, headers: Mapping[str, str]
 ) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
     kind, sides = headers.get("x-dtype", "").strip(), headers.get("x-shape", "").strip()
     if not _DTYPE.fullmatch(kind):

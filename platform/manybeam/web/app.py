@@ -25,11 +25,11 @@ from manybeam.db.deployment import open_database
 from manybeam.db.tokens import SCOPES, Tokens
 from manybeam.errors import (
     InvalidInput,
+    MalformedRequest,
     ManybeamError,
     NotAllowed,
     PortInUse,
     Unreachable,
-    UnreadableFile,
     http_status,
     problem,
 )
@@ -187,8 +187,8 @@ def _refused(error: ManybeamError, asked_as: str) -> ASGIApp:
     return JSONResponse(problem(error, asked_as), http_status(error), media_type=PROBLEM)
 
 
-def _malformed(name: str) -> UnreadableFile:
-    return UnreadableFile(
+def _malformed(name: str) -> MalformedRequest:
+    return MalformedRequest(
         f"the header Host is {name[:80]!r}", "it must be a name or an address, with a port", ""
     )
 

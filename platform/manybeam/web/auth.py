@@ -19,6 +19,7 @@ from pathlib import Path
 from fastapi import Request
 
 from manybeam.addresses import place_of
+from manybeam.asgi import is_cross_site
 from manybeam.db.tokens import SCOPES, Tokens
 from manybeam.errors import InvalidInput, NotAllowed, WriteFailed
 
@@ -163,8 +164,7 @@ def check_asker(request: Request) -> None:
     Raises:
         NotAllowed: according to the browser, another site sent the request.
     """
-    site = request.headers.get("sec-fetch-site", "none").lower()
-    if site not in ("same-origin", "none"):
+    if is_cross_site(request.headers):
         raise NotAllowed(
             "another site asks for this file",
             "making it takes all cores for some seconds",

@@ -293,7 +293,7 @@ class Story:
         body, frame = io.BytesIO(), self.typical.frame
         np.save(body, frame.frame_yx, allow_pickle=False)
         url = f"{settings().service_url}{path}?{query}&pixel_size_pm={frame.pixel_size_pm}"
-        headers = {"Content-Type": "application/x-npy"}
+        headers = {"Content-Type": "application/x-npy", **settings().service_headers}
         answer = urllib3.request("POST", url, body=body.getvalue(), headers=headers, timeout=120.0)
         if answer.status != 200:
             raise Unreachable(f"HTTP {answer.status} from {url}", answer.data.decode()[:500], "")

@@ -1,0 +1,1 @@
+"""The prediction service, and the instruments that ask it."""

@@ -1,0 +1,144 @@
+"""`manybeam serve`: the prediction service on this machine's platform."""
+
+from typing import Annotated
+
+import typer
+
+from manybeam.addresses import place_of, reachable, unreached_hint, url_of
+from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.progress import Progress
+from manybeam.errors import InvalidSetting, NotAuthenticated, Unreachable
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The prediction service.\n\nExample: manybeam serve up graphene",
+)
+
+
+@app.command()
+def up(
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ensembles to load now; others are loaded at their first use."),
+    ] = None,
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; that of MANYBEAM_SERVICE_URL if left out.")
+    ] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; likewise.")] = 0,
+    tokens: Annotated[
+        bool | None,
+        typer.Option(
+            help="Answer only callers with a token. Needed on an address that other machines can "
+            "reach. If left out, a running service stays as it is."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Answer other machines without tokens: anybody may ask."),
+    ] = False,
+    cpus: Annotated[int, typer.Option(min=0, help="Cores for Ray; 0 for all.")] = 0,
+    form: FormOption = Form.auto,
+) -> None:
+    """Start the service at MANYBEAM_SERVICE_URL; start the platform too if it does not run.
+
+    Example: manybeam serve up graphene --host 0.0.0.0 --tokens
+    """
+    with Progress("start the service"):
+        from manybeam.cluster.head import start_head
+        from manybeam.cluster.running import head
+        from manybeam.serve.app import run_service
+        from manybeam.serve.ports import port_in_use, port_is_free
+        from manybeam.settings import settings
+
+        where = settings()
+        host, port = _listening_place(where.service_url, host, port)
+        if not where.ray_address:
+            if head(where.home) is None and not port_is_free(host, port):
+                raise port_in_use(host, port)
+            start_head(where.home, cpus or None)
+        state = run_service(refs or [], host=host, port=port, tokens=tokens, insecure=insecure)
+    if state.needs_token:
+        say(f"callers need a token; {_who_has_tokens()}")
+    if not state.needs_token or where.service_headers:
+        _list(url_of(reachable(host), port), form)
+
+
+@app.command("ls")
+def list_served(*, form: FormOption = Form.auto) -> None:
+    """List the ensembles of the service.
+
+    Example: manybeam serve ls
+    """
+    from manybeam.settings import settings
+
+    _list(settings().service_url, form)
+
+
+@app.command()
+def stop() -> None:
+    """Stop the service; the platform stays up.
+
+    Example: manybeam serve stop
+    """
+    from manybeam.serve.app import stop_service
+
+    with Progress("stop the service"):
+        was_running = stop_service()
+    say("stopped" if was_running else "no service was running")
+
+
+def _listening_place(service_url: str, host: str, port: int) -> tuple[str, int]:
+    """Return where to listen: the options, else the host and the port of the service's URL."""
+    known, known_port = place_of(service_url) or ("", None)
+    is_plain = known_port is not None and service_url.lower() == url_of(known, known_port)
+    if not is_plain and not (host and port):
+        raise InvalidSetting(
+            f"service_url: {service_url!r} cannot be listened on",
+            "a URL of a host and a port, such as http://127.0.0.1:8100, is needed",
+            "set MANYBEAM_SERVICE_URL; behind a proxy: "
+            "manybeam serve up --host 127.0.0.1 --port 8100 --tokens",
+        )
+    return host or known, port or known_port or 0
+
+
+def _who_has_tokens() -> str:
+    """Return how many instruments have a token, or how to make one."""
+    from manybeam.db.deployment import open_database
+    from manybeam.db.tokens import Tokens
+
+    at, listed = Tokens(open_database()).valid()
+    count = sum(
+        {"predict", "select"} & set(one.scopes) != set() and (not one.expires or one.expires > at)
+        for one in listed
+    )
+    if not count:
+        return "there is none yet: manybeam instrument add STEM-1"
+    return f"{count} valid: manybeam instrument ls --tokens"
+
+
+def _list(url: str, form: Form) -> None:
+    """Print the ensembles of the service at a URL."""
+    import urllib3
+
+    from manybeam.settings import settings
+
+    headers = settings().service_headers
+    try:
+        answer = urllib3.request(
+            "GET", f"{url}/v1/ensembles", headers=headers, timeout=10.0, retries=False
+        )
+    except urllib3.exceptions.HTTPError as error:
+        hint = unreached_hint(url, str(error), "manybeam serve up")
+        raise Unreachable(f"no service answers at {url}", type(error).__name__, hint) from error
+    if answer.status in (401, 403):
+        raise NotAuthenticated(
+            f"the service at {url} refuses this command",
+            answer.json()["detail"],
+            "export MANYBEAM_TOKEN=...; manybeam instrument token makes one",
+        )
+    if answer.status != 200:
+        raise Unreachable(f"HTTP {answer.status} from {url}", answer.data.decode()[:300], "")
+    empty = "no ensemble is loaded yet; one is loaded at its first request"
+    emit(answer.json()["ensembles"], form, title=url, empty=empty)

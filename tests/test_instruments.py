@@ -1,0 +1,122 @@
+"""`manybeam instrument` and `manybeam serve` about tokens: made, shown once, listed, revoked."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manybeam.cli.app import main
+from manybeam.db.audit import AuditLog
+from manybeam.db.deployment import open_database
+from manybeam.db.tokens import Tokens
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, use_settings: Callable[[dict[str, str]], None]) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_TOKEN": ""})
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run a command that succeeds, and return its rows."""
+
+    def command(*words: str) -> Any:
+        capsys.readouterr()
+        assert main([*words, "-o", "json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return command
+
+
+Run = Callable[..., Any]
+
+
+def test_an_instrument_gets_a_token_that_opens_the_service_for_it(run: Run) -> None:
+    (made,) = run("instrument", "add", "STEM-1", "--title", "the big one")
+    found = Tokens(open_database()).verify(made["token"])
+    assert found is not None
+    assert (found.instrument, found.scopes) == ("STEM-1", ("predict", "select"))
+    (row,) = run("instrument", "ls")
+    assert (row["instrument"], row["title"]) == ("STEM-1", "the big one")
+    assert (row["state"], row["valid_tokens"]) == ("in use", 1)
+
+
+def test_the_text_of_a_token_is_shown_once(run: Run) -> None:
+    (first,) = run("instrument", "add", "STEM-1")
+    (second,) = run(
+        "instrument", "token", "STEM-1", "--days", "7", "--scopes", "predict", "--name", "laptop"
+    )
+    rows = run("instrument", "ls", "--tokens")
+    assert {row["id"] for row in rows} == {first["id"], second["id"]}
+    assert (second["scopes"], second["name"]) == (["predict"], "laptop")
+    told = json.dumps([rows, [str(one) for one in AuditLog(open_database()).entries()]])
+    assert first["token"] not in told
+    assert second["token"] not in told
+
+
+def test_a_token_is_revoked_by_its_id(run: Run) -> None:
+    (made,) = run("instrument", "add", "STEM-1")
+    (other,) = run("instrument", "token", "STEM-1")
+    (row,) = run("instrument", "revoke", made["id"])
+    assert (row["id"], row["state"]) == (made["id"], "revoked")
+    states = {row["id"]: row["state"] for row in run("instrument", "ls", "--tokens")}
+    assert states == {made["id"]: "revoked", other["id"]: "valid"}
+
+
+def test_an_instrument_is_retired_with_all_its_tokens_and_can_come_back(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made,) = run("instrument", "add", "STEM-1")
+    run("instrument", "token", "STEM-1")
+    assert main(["instrument", "revoke", "STEM-1"]) == 2
+    assert "--yes" in capsys.readouterr().err
+    assert Tokens(open_database()).verify(made["token"]) is not None
+    rows = run("instrument", "revoke", "STEM-1", "--yes")
+    assert [row["state"] for row in rows] == ["revoked"] * 2
+    assert main(["instrument", "token", "STEM-1"]) == 4
+    assert "manybeam instrument add STEM-1" in capsys.readouterr().err
+    (again,) = run("instrument", "add", "STEM-1")
+    verify = Tokens(open_database()).verify
+    assert verify(again["token"]) is not None
+    assert verify(made["token"]) is None
+    actions = [one.action for one in AuditLog(open_database()).entries()]
+    assert actions.count("instrument added") == 2
+    assert actions.count("instrument retired") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        pytest.param(["add", "STEM-1"], 6, "manybeam instrument token STEM-1", id="there already"),
+        pytest.param(["add", "a b"], 2, "letters, digits", id="a bad id"),
+        pytest.param(["add", "t-0123abcd"], 2, "id of a token", id="like a token"),
+        pytest.param(["add", "a/../b"], 2, "letters, digits", id="a path"),
+        pytest.param(["token", "STEM-2"], 4, "instrument add STEM-2", id="unknown"),
+        pytest.param(["token", "STEM-1", "--scopes", "admin"], 2, "predict, select", id="scope"),
+        pytest.param(["token", "STEM-1", "--days", "0"], 2, "at least 1", id="no time"),
+        pytest.param(["revoke", "t-00000000"], 4, "ls --tokens", id="an unknown token"),
+    ],
+)
+def test_what_cannot_be_done_says_what_to_do(
+    run: Run, capsys: pytest.CaptureFixture[str], words: list[str], code: int, told: str
+) -> None:
+    run("instrument", "add", "STEM-1")
+    assert main(["instrument", *words]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_only_the_token_of_a_new_token_is_printed_as_its_id(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["instrument", "add", "STEM-1", "-o", "id"]) == 0
+    assert Tokens(open_database()).verify(capsys.readouterr().out.strip()) is not None
+
+
+def test_a_service_behind_tls_is_told_where_to_listen(
+    use_settings: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_settings({"MANYBEAM_SERVICE_URL": "https://manybeam.lab"})
+    assert main(["serve", "up"]) == 2
+    assert "manybeam serve up --host 127.0.0.1 --port 8100 --tokens" in capsys.readouterr().err
