@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from manybeam.addresses import place_of
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
+from manybeam.learn.nets.inference.graphs import CompiledNetwork
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge import admission
 from manybeam.serve.edge.access import TokenCache
@@ -281,6 +283,33 @@ def test_who_leaves_while_being_answered_gives_the_place_back(
         slow.go.set()
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
     assert late.status == 504  # it had a place, and gave it back
+
+
+def test_no_network_runs_for_who_left(
+    tiny_zoo: Any,
+    serving: Serving,
+    pool: urllib3.PoolManager,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[int] = []
+    call = CompiledNetwork.__call__
+    monkeypatch.setattr(
+        CompiledNetwork, "__call__", lambda self, tile: ran.append(id(self)) or call(self, tile)
+    )
+    slow, limits = Slow(tiny_zoo), ReplicaLimits(threads=1)
+    with serving(api(Service(ZooVersions(slow)), limits, Meter(), str)) as url:  # type: ignore[arg-type]
+        inside = connect(url, len(GOOD))
+        inside.send(GOOD)
+        while not slow.asked:
+            time.sleep(0.01)
+        inside.close()
+        time.sleep(0.2)  # until the service has seen it
+        slow.go.set()
+        for _ in range(2):
+            assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
+    assert ran
+    assert all(count % 2 == 0 for count in Counter(ran).values())
 
 
 @pytest.mark.parametrize("size", [100_000, 8 * MIB])
