@@ -169,11 +169,12 @@ def _ray_place() -> str:
 
 def _ray_answers() -> str:
     """Return the address of the cluster that answers; "" if none was started."""
-    from manybeam.cluster.joining import cluster_address, knock
+    from manybeam.cluster.joining import check_token_is_needed, cluster_address, knock
 
     address = cluster_address()
     if address:
         knock(address)
+        check_token_is_needed(address)
     return address
 
 

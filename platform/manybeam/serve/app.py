@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manybeam.addresses import is_loopback, place_of, url_of
+from manybeam.asgi import PLATFORM_HEADER, NamesPlatform
 from manybeam.cluster import joining as cluster
+from manybeam.cluster.identity import check_platform, platform_id
 from manybeam.errors import (
     Conflict,
     ManybeamError,
@@ -30,6 +32,8 @@ from manybeam.serve.haproxy import (
     haproxy_variables,
     has_haproxy,
 )
+from manybeam.serve.haproxy_rules import Rules
+from manybeam.serve.listening import LOOPBACK, listen_inside
 from manybeam.serve.ports import port_in_use, port_is_free
 from manybeam.settings import settings
 
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 APP, DEPLOYMENT = "manybeam", "predict"
+URL = "MANYBEAM_SERVICE_URL"  # a replica's variable: where HAProxy listens, which Ray is not told
 READY_S = 60.0
 STOP_S = 30.0
 
@@ -55,6 +60,7 @@ class Plan:
         waiting: largest number of requests in the replica.
         capacity: further ensembles in memory.
         is_local: answer only requests addressed to a loopback name.
+        platform: the id of the platform, which every answer names.
     """
 
     refs: tuple[str, ...]
@@ -64,6 +70,7 @@ class Plan:
     waiting: int
     capacity: int
     is_local: bool
+    platform: str
 
 
 @dataclass(frozen=True)
@@ -117,14 +124,22 @@ def run_service(
     _check_refs(refs)
     cores = max(1, int(cpus_per_replica) or (os.cpu_count() or 1) // replicas)
     plan = Plan(
-        tuple(refs), cluster.environment(), cores, threads, waiting, capacity, is_local=not expose
+        tuple(refs),
+        cluster.environment(),
+        cores,
+        threads,
+        waiting,
+        capacity,
+        is_local=not expose,
+        platform=platform_id(),
     )
     address = cluster.connect()
-    variables = {"OMP_NUM_THREADS": str(cores)}
+    variables = {"OMP_NUM_THREADS": str(cores), URL: url_of(host, port)}
     if running is not None:  # new replicas must fit the proxy that runs
         variables = _replica_variables()
     elif haproxy_can_serve(host):
-        variables |= haproxy_variables(address)
+        variables |= haproxy_variables(address, Rules(plan.platform, host, port))
+        host = LOOPBACK  # of all that Ray starts; the rules bring HAProxy itself to the host
     actor = {
         "num_cpus": cpus_per_replica,
         "num_gpus": gpus_per_replica,
@@ -134,7 +149,7 @@ def run_service(
         if running is None:
             _start_serve(host, port, variables)
         _deploy(plan, actor, replicas)
-        return _answering(url_of(host, port))
+        return _answering(_service_url(), plan.platform)
     except BaseException as error:  # Ctrl-C too: no proxy may go on without a service behind it
         # Ray stops the old replica first, so after a failed change nothing answers any more.
         if running is None or isinstance(error, ManybeamError):
@@ -198,10 +213,18 @@ def service_state() -> ServiceState | None:
     found = status.applications.get(APP)
     if found is None:
         return None
-    options = _http_options()
     counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
-    url = url_of(options.host, options.port) if options else ""
-    return ServiceState(url, str(found.status.value), sum(counts), found.message)
+    return ServiceState(_service_url(), str(found.status.value), sum(counts), found.message)
+
+
+def _service_url() -> str:
+    """Return where the running service is; of one that an older version started, what Ray says."""
+    options = _http_options()
+    if options is None:
+        return ""
+    with suppress(KeyError):
+        return _replica_variables()[URL]
+    return url_of(options.host, options.port)
 
 
 def _joined() -> bool:
@@ -281,7 +304,7 @@ def _shut_down() -> None:
     import ray
     from ray import serve
 
-    client, options = _client(), _http_options()
+    client, place = _client(), place_of(_service_url())
     if client is not None:
         end = client._controller.graceful_shutdown.options(max_task_retries=0)
         try:
@@ -291,8 +314,8 @@ def _shut_down() -> None:
     shut_down: Any = serve.shutdown  # Ray's lacks types
     shut_down()
     forget_haproxy(cluster.connect())
-    if options is not None and is_loopback(options.host):
-        _wait_until_free(options.host, options.port)
+    if place is not None and place[1] and is_loopback(place[0]):
+        _wait_until_free(place[0], place[1])
 
 
 def _serve_is_ours() -> bool:
@@ -376,6 +399,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.serve.routes import ReplicaLimits, api
     from manybeam.zoo.registry import Zoo
 
+    listen_inside()
     cluster.adopt(plan.variables)
     torch.set_num_threads(plan.cores)
     service = Service(ZooVersions(Zoo(), plan.refs, capacity=plan.capacity))
@@ -386,10 +410,12 @@ def replica_api(plan: Plan) -> "FastAPI":
         is_local=plan.is_local,
         names_requests=False,
     )
-    return api(service, limits, Meter(), gather)
+    app = api(service, limits, Meter(), gather)
+    app.add_middleware(NamesPlatform, platform=plan.platform)
+    return app
 
 
-def _answering(url: str) -> ServiceState:
+def _answering(url: str, platform: str) -> ServiceState:
     """Wait until the service answers at its address; its proxy starts after its replicas."""
     import urllib3
 
@@ -397,7 +423,9 @@ def _answering(url: str) -> ServiceState:
     with urllib3.PoolManager(retries=False, timeout=2.0) as http:
         while time.monotonic() < deadline:
             try:
-                if http.request("GET", f"{url}/readyz").status == 200:
+                answer = http.request("GET", f"{url}/readyz")
+                check_platform(url, answer.headers)
+                if answer.status == 200 and answer.headers.get(PLATFORM_HEADER) == platform:
                     state = service_state()
                     if state is not None:
                         return state

@@ -2,12 +2,16 @@
 
 import errno
 import logging
+import random
 import socket
 
 from manybeam.addresses import url_of
-from manybeam.errors import InvalidInput, NotAllowed, PortInUse
+from manybeam.errors import InvalidInput, NoCapacity, NotAllowed, PortInUse
 
 logger = logging.getLogger(__name__)
+
+BLOCK = 128  # a replica that starts again takes the next port for some minutes
+BLOCKS = (20_096, 29_952)  # the first port, and the one after the last
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -60,13 +64,31 @@ def _holder(port: int) -> str:
     return "another process"
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody uses now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+def free_block() -> list[int]:
+    """Return the neighbouring ports of a block that nobody uses, for the parts of one service.
+
+    Blocks begin at multiples of their size. So two services have the same ports or none in common,
+    and the first of them shows the second that the block is taken. They lie below the ports that
+    the system gives to connections, and are drawn at random, so that two starts at once differ.
+
+    Raises:
+        NoCapacity: no block is free.
+    """
+    blocks = [range(start, start + BLOCK) for start in range(*BLOCKS, BLOCK)]
+    for block in random.SystemRandom().sample(blocks, len(blocks)):
+        if all(map(_is_unused, block)):
+            return list(block)
+    raise NoCapacity(
+        f"no {BLOCK} neighbouring ports are free",
+        f"the parts of a service listen on ports from {BLOCKS[0]} to {BLOCKS[1] - 1}",
+        "manybeam doctor lists what of this platform listens; stop services that nobody needs",
+    )
+
+
+def _is_unused(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True

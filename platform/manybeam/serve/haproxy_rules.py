@@ -1,0 +1,124 @@
+"""HAProxy with the rules that Ray's configuration of it lacks: a program that Ray starts for it.
+
+Ray writes the configuration and starts this program in place of HAProxy. It adds the rules and
+becomes HAProxy. It starts at every change of the replicas, so it needs the standard library only:
+
+    python -I -S haproxy_rules.py RULES BINARY [arguments of HAProxy]
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PLATFORM_HEADER = "x-manybeam-platform"  # as in manybeam.asgi
+# Who sends the head of a request slower than this is cut; a body has its own limits.
+HEAD_S = 10
+# A scrape takes milliseconds. So few connections at once, and so short, cannot stop the service.
+WATCHERS, WATCHER_S = 16, 5
+
+_FOREIGN = "what answered is not this platform's service"
+_ABSENT = "no process of the service answers now"
+
+
+class UnknownConfiguration(ValueError):
+    """Ray's configuration lacks a line to which a rule belongs; so HAProxy is not started."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What Ray's configuration lacks.
+
+    Args:
+        platform: the id of the platform; answers of others are refused.
+        host: where the service listens, also if Ray was told another address.
+        port: of the service.
+    """
+
+    platform: str
+    host: str
+    port: int
+
+
+def with_rules(text: str, rules: Rules) -> str:
+    """Return Ray's configuration with the rules.
+
+    Raises:
+        UnknownConfiguration: a line to which a rule belongs is not there, or there twice.
+    """
+    lines: list[str] = []
+    section, added = "", dict.fromkeys(("prometheus", "http_frontend", "stats", "defaults"), 0)
+    for line in text.splitlines():
+        words = line.split()
+        if words and not line[0].isspace():
+            section = words[-1]
+        if words[:1] == ["bind"] and section in added:
+            line = f"    bind {_bound(section, words[1], rules)}"
+        lines.append(line)
+        if words[:1] == ["bind"] and section in added:
+            lines += _for_callers(rules) if section == "http_frontend" else _for_watchers()
+            added[section] += 1
+        elif words == ["defaults"]:
+            lines += [f"    {_answer('http-error', status, _ABSENT)}" for status in (502, 503, 504)]
+            added[section] += 1
+        elif words[:1] == ["http-reuse"]:
+            wanted = f"{{ res.hdr({PLATFORM_HEADER}) -m str {rules.platform} }}"
+            lines.append(f"    {_answer('http-response return', 503, _FOREIGN)} unless {wanted}")
+        elif words[:1] == ["errorfile"]:
+            lines.pop()
+    if wrong := [section for section, count in added.items() if count != 1]:
+        raise UnknownConfiguration(
+            f"Ray's configuration of HAProxy has no {' and no '.join(wrong)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _bound(section: str, address: str, rules: Rules) -> str:
+    """Return where a section listens: only the service leaves loopback, and only if it shall."""
+    if section == "http_frontend":
+        host = f"[{rules.host}]" if ":" in rules.host else rules.host
+        return f"{host}:{rules.port}"
+    return f"127.0.0.1:{address.rpartition(':')[2]}"
+
+
+def _for_watchers() -> list[str]:
+    return [
+        f"    maxconn {WATCHERS}",
+        f"    timeout client {WATCHER_S}s",
+        f"    timeout http-request {WATCHER_S}s",
+        f"    timeout http-keep-alive {WATCHER_S}s",
+    ]
+
+
+def _for_callers(rules: Rules) -> list[str]:
+    return [
+        f"    timeout http-request {HEAD_S}s",
+        f"    http-after-response set-header {PLATFORM_HEADER} {rules.platform}",
+    ]
+
+
+def _answer(rule: str, status: int, detail: str) -> str:
+    """Return a rule that answers with a problem (RFC 9457), as the service itself does."""
+    problem = {
+        "type": "urn:manybeam:no-capacity",
+        "title": "The service answers but cannot accept this request now",
+        "status": status,
+        "detail": detail,
+        "hint": "send the same request again soon",
+    }
+    text = json.dumps(problem).replace("'", r"'\''")  # as in a shell
+    content = f"content-type application/problem+json string '{text}'"
+    return f"{rule} status {status} {content} hdr retry-after 1"
+
+
+def main(arguments: list[str]) -> None:
+    """Add the rules to the file that HAProxy is told to read, and become HAProxy."""
+    rules, binary, *others = arguments
+    path = Path(others[others.index("-f") + 1])
+    path.write_text(with_rules(path.read_text(), Rules(**json.loads(Path(rules).read_text()))))
+    os.execv(binary, [binary, *others])  # noqa: S606 - no shell
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
