@@ -65,6 +65,7 @@ def list_served(*, form: FormOption = Form.auto) -> None:
     """
     import urllib3
 
+    from manybeam.cluster.identity import check_platform
     from manybeam.settings import settings
 
     url = settings().service_url
@@ -74,6 +75,7 @@ def list_served(*, form: FormOption = Form.auto) -> None:
         raise Unreachable(
             f"no service answers at {url}", type(error).__name__, "manybeam serve up"
         ) from error
+    check_platform(url, answer.headers)
     empty = "no ensemble is loaded yet; one is loaded at its first request"
     emit(answer.json()["ensembles"], form, title=url, empty=empty)
 

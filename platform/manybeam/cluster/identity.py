@@ -60,7 +60,7 @@ def check_platform(url: str, headers: Mapping[str, str]) -> None:
         raise Conflict(
             f"another platform answers at {url}: {named}",
             f"this one is {own}" if own else "nothing was started from this home yet",
-            "set MANYBEAM_HOME to the home of that platform, or MANYBEAM_SERVICE_URL to a free port",
+            "set MANYBEAM_HOME to that platform's home, or MANYBEAM_SERVICE_URL to a free port",
         )
 
 

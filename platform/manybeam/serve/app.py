@@ -33,8 +33,8 @@ from manybeam.serve.haproxy import (
     has_haproxy,
 )
 from manybeam.serve.haproxy_rules import Rules
-from manybeam.serve.listening import LOOPBACK, listen_inside
 from manybeam.serve.ports import port_in_use, port_is_free
+from manybeam.serve.replica_addresses import LOOPBACK, listen_inside
 from manybeam.settings import settings
 
 if TYPE_CHECKING:
