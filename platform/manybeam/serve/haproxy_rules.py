@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLATFORM_HEADER = "x-manybeam-platform"  # as in manybeam.asgi
+KEY_HEADER = "x-manybeam-proxy"  # of a request to a replica, which answers its proxy only
 # Who sends the head of a request slower than this is cut; a body has its own limits.
 HEAD_S = 10
 # A scrape takes milliseconds. So few connections at once, and so short, cannot stop the service.
@@ -34,11 +35,13 @@ class Rules:
         platform: the id of the platform; answers of others are refused.
         host: where the service listens, also if Ray was told another address.
         port: of the service.
+        key: what shows a replica that its proxy asks it; a secret.
     """
 
     platform: str
     host: str
     port: int
+    key: str
 
 
 def with_rules(text: str, rules: Rules) -> str:
@@ -94,6 +97,7 @@ def _for_watchers() -> list[str]:
 def _for_callers(rules: Rules) -> list[str]:
     return [
         f"    timeout http-request {HEAD_S}s",
+        f"    http-request set-header {KEY_HEADER} {rules.key}",
         f"    http-after-response set-header {PLATFORM_HEADER} {rules.platform}",
     ]
 

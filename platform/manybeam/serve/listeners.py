@@ -15,11 +15,12 @@ import psutil
 from manybeam.addresses import is_loopback, place_of
 from manybeam.cluster.joining import cluster_address
 from manybeam.cluster.running import head
-from manybeam.serve.haproxy import FALLBACK, FIRST_REPLICA, LAST_REPLICA, METRICS, STATISTICS
+from manybeam.serve.haproxy import FALLBACK, METRICS, STATISTICS
 from manybeam.settings import settings
 
 URL = "MANYBEAM_SERVICE_URL"
 TOKEN = "Ray's token"  # noqa: S105 - what closes, in words
+KEY = "the key of the service's proxy"
 _BETWEEN = "processes of the cluster call each other"
 _PROMETHEUS = "Prometheus may read it"
 # The name of a process -> what it is, why it listens, what keeps others out beside the address.
@@ -120,11 +121,12 @@ def _of_process(process: psutil.Process, variables: Mapping[str, str]) -> Iterat
     name = _name(process.cmdline(), process.name())
     for one in _listening(process):
         address, port = str(one.laddr.ip), int(one.laddr.port)
-        what, reason, closed_by = _described(name, port, variables)
+        what, reason, closed_by = _described(name, address, port, variables)
         is_inside = is_loopback(address)
         if is_inside:
             closed_by = f"loopback; {closed_by}".removesuffix("; ")
-        is_allowed = is_inside or _may_leave(name, address, port, variables)
+        closed_by = closed_by or "nothing; a firewall, if others must not read it"
+        is_allowed = is_inside or _may_leave(name, port, variables)
         yield Listener(address, port, process.pid, name, what, reason, closed_by, is_allowed)
 
 
@@ -138,7 +140,9 @@ def _name(words: list[str], otherwise: str) -> str:
     return (scripts or modules or [Path(title).name])[0]
 
 
-def _described(name: str, port: int, variables: Mapping[str, str]) -> tuple[str, str, str]:
+def _described(
+    name: str, address: str, port: int, variables: Mapping[str, str]
+) -> tuple[str, str, str]:
     """Return what a listener is, why it listens, and what keeps others out."""
     if name == "haproxy" or (name == "ray::ProxyActor" and _is_front(port, variables)):
         watchers = {variables.get(METRICS): "counters", variables.get(STATISTICS): "statistics"}
@@ -146,10 +150,9 @@ def _described(name: str, port: int, variables: Mapping[str, str]) -> tuple[str,
             return f"{kind} of the service's proxy", _PROMETHEUS, ""
         return "the service", "callers ask it", "tokens, if the service asks for them"
     if name == "ray::ProxyActor" and str(port) == variables.get(FALLBACK):
-        return "the service's second proxy", "HAProxy asks it while no replica answers", ""
-    first, last = (int(variables.get(one, 0)) for one in (FIRST_REPLICA, LAST_REPLICA))
-    if name == "ray::ServeReplica" and first <= port < last:
-        return "a replica of the service", "HAProxy asks it", "tokens, if the service asks for them"
+        return "the service's second proxy", "HAProxy asks it while no replica answers", KEY
+    if name == "ray::ServeReplica" and ":" not in address:  # those of gRPC are IPv6, mapped
+        return "a replica of the service", "HAProxy asks it", KEY
     if _is_page_server(name, port):
         return "the pages", "browsers ask them", "the token of the pages"
     return _OF_RAY.get(name, ("a process of the cluster", _BETWEEN, TOKEN))
@@ -165,14 +168,13 @@ def _is_page_server(name: str, port: int) -> bool:
     return port == own and not name.startswith("ray::")
 
 
-def _may_leave(name: str, address: str, port: int, variables: Mapping[str, str]) -> bool:
+def _may_leave(name: str, port: int, variables: Mapping[str, str]) -> bool:
     """Return whether a listener may be reached from other machines."""
     if name in ("haproxy", "ray::ProxyActor") and _is_front(port, variables):
         return not _is_local(variables.get(URL, ""))
     if _is_page_server(name, port):
         return not _is_local(settings().control_url)
-    # Of a facility's cluster: on the address of the host, for the other hosts of the cluster.
-    return bool(settings().ray_address) and address not in ("0.0.0.0", "::")  # noqa: S104
+    return bool(settings().ray_address)  # for the other hosts of a facility's cluster
 
 
 def _is_local(url: str) -> bool:

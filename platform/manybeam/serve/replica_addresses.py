@@ -1,11 +1,15 @@
-"""Where the servers of a replica listen: where they are asked, and nowhere else.
+"""Where the servers of a replica listen, and whom they answer: where and who asks, and no others.
 
 Ray binds them to the address of the service, and one of them, which unpickles, to all addresses.
 """
 
+import json
+import secrets
+import uuid
 from typing import Any
 
-from manybeam.errors import WorkFailed
+from manybeam.errors import NotAllowed, WorkFailed, http_status, problem
+from manybeam.serve.haproxy_rules import KEY_HEADER
 
 LOOPBACK = "127.0.0.1"
 _HEAD = "node:__internal_head__"  # Ray's name of the resource that only the head has
@@ -52,3 +56,28 @@ def _own_addresses() -> tuple[str, str]:
     (node,) = [one for one in nodes() if one["NodeID"] == own]
     host = str(node["NodeManagerAddress"])
     return host, LOOPBACK if _HEAD in node["Resources"] else host
+
+
+class ForProxyOnly:
+    """Answers only the proxy of the service, which shows a key; other hosts reach a replica too.
+
+    Args:
+        app: the ASGI application of the replica.
+        key: what the proxy shows; "" if it shows nothing, because it asks by Ray alone.
+    """
+
+    def __init__(self, app: Any, key: str) -> None:
+        self._app, self._key = app, key.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        shown = dict(scope.get("headers", ())).get(KEY_HEADER.encode(), b"")
+        if scope["type"] != "http" or secrets.compare_digest(shown, self._key) or not self._key:
+            await self._app(scope, receive, send)
+            return
+        refused = NotAllowed("a replica answers its proxy only", "", "ask the URL of the service")
+        text = json.dumps(problem(refused, uuid.uuid4().hex)).encode()
+        headers = [(b"content-type", b"application/problem+json")]
+        status = http_status(refused)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text})
