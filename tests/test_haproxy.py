@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from manybeam.data.disk import SHORT, short_temporary
-from manybeam.serve.haproxy import forget_haproxy, haproxy_can_serve, haproxy_variables
+from manybeam.errors import Conflict
+from manybeam.serve.haproxy import (
+    forget_haproxy,
+    haproxy_can_serve,
+    haproxy_key,
+    haproxy_variables,
+)
 from manybeam.serve.ports import BLOCK
 
 SERVICE = ("0123456789abcdef", "127.0.0.1", 8100)
@@ -78,3 +84,17 @@ def test_a_long_folder_for_temporary_files_is_replaced_by_a_short_one(
     assert short_temporary(300) == long.resolve()
     with socket.socket(socket.AF_UNIX) as server, pytest.raises(OSError, match="too long"):
         server.bind(str(long / ("s" * 40)))
+
+
+def test_the_key_of_the_proxy_is_new_for_each_service_and_only_the_owner_reads_it(
+    home: Path,
+) -> None:
+    found = haproxy_variables("127.0.0.1:2", *SERVICE)
+    again = haproxy_variables(GONE, *SERVICE)
+    assert haproxy_key({}) == ""  # of another proxy
+    assert len(haproxy_key(again)) == 32
+    assert haproxy_key(again) not in "".join(again.values())  # Ray shows the variables
+    assert _folder(again).stat().st_mode & 0o077 == 0
+    with pytest.raises(Conflict, match="cannot be read"):  # the folder of the first is gone
+        haproxy_key(found)
+    forget_haproxy(GONE)

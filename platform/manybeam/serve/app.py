@@ -137,17 +137,11 @@ def run_service(
         platform=platform_id(),
     )
     address = cluster.connect()
-    variables = {
-        "OMP_NUM_THREADS": str(cores),
-        URL: url_of(host, port),
-        PLATFORM: plan.platform,
-    }
     if running is not None:  # new replicas must fit the proxy that runs
         variables = _running_variables(running, plan.platform)
-    elif haproxy_can_serve(host):
-        variables |= haproxy_variables(address, plan.platform, host, port)
-        host = LOOPBACK  # of all that Ray starts; the rules bring HAProxy itself to the host
-    plan = replace(plan, proxy_key=haproxy_key(address))
+    else:
+        variables = _new_variables(plan, address, host, port)
+    plan = replace(plan, proxy_key=haproxy_key(variables))
     actor = {
         "num_cpus": cpus_per_replica,
         "num_gpus": gpus_per_replica,
@@ -155,7 +149,8 @@ def run_service(
     }
     try:
         if running is None:
-            _start_serve(host, port, variables)
+            # The rules bring HAProxy to the host; all else that Ray starts stays on loopback.
+            _start_serve(LOOPBACK if plan.proxy_key else host, port, variables)
         _deploy(plan, actor, replicas)
         return _answering(_service_url(), plan.platform)
     except BaseException as error:  # Ctrl-C too: no proxy may go on without a service behind it
@@ -354,6 +349,18 @@ def _replica_variables() -> dict[str, str]:
     deployment = _client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
     actor = deployment["deployment_config"]["ray_actor_options"]
     return dict(actor["runtime_env"]["env_vars"])
+
+
+def _new_variables(plan: Plan, address: str, host: str, port: int) -> dict[str, str]:
+    """Return the environment of the parts of a service that will be started."""
+    variables = {
+        "OMP_NUM_THREADS": str(plan.cores),
+        URL: url_of(host, port),
+        PLATFORM: plan.platform,
+    }
+    if haproxy_can_serve(host):
+        variables |= haproxy_variables(address, plan.platform, host, port)
+    return variables
 
 
 def _running_variables(running: ServiceState, platform: str) -> dict[str, str]:

@@ -12,13 +12,14 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 from manybeam.cluster.joining import knock
 from manybeam.data.disk import short_temporary, write_files
-from manybeam.errors import Unreachable
+from manybeam.errors import Conflict, Unreachable
 from manybeam.serve import haproxy_rules
 from manybeam.serve.haproxy_rules import Rules
 from manybeam.serve.ports import free_block
@@ -28,6 +29,7 @@ RULES = "rules.json"
 # Names of Ray's variables: where a part behind the proxy listens.
 METRICS, STATISTICS = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
+CONFIGURATION = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 # Ray adds 57 characters for the node to the folder, and the path of a socket has room for 97.
 LONGEST_TEMPORARY = 97 - 57 - len("/mb-abcdefgh/metrics.sock")
 
@@ -66,7 +68,7 @@ def haproxy_variables(address: str, platform: str, host: str, port: int) -> dict
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last + 1),  # the first after them
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        CONFIGURATION: str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -95,10 +97,26 @@ def _program(folder: Path, rules: Rules) -> Path:
     return program
 
 
-def haproxy_key(address: str) -> str:
-    """Return what HAProxy shows the replicas of a cluster's service; "" if it is not the proxy."""
-    folder = _folders().get(address)
-    return str(json.loads(Path(folder, RULES).read_text())["key"]) if folder else ""
+def haproxy_key(variables: Mapping[str, str]) -> str:
+    """Return what HAProxy shows the replicas of a service; "" if it is not the proxy.
+
+    Args:
+        variables: of the service.
+
+    Raises:
+        Conflict: its files are on another host.
+    """
+    if CONFIGURATION not in variables:
+        return ""
+    path = Path(variables[CONFIGURATION]).parent / RULES
+    try:
+        return str(json.loads(path.read_text())["key"])
+    except (OSError, ValueError) as error:
+        raise Conflict(
+            f"{path} cannot be read",
+            "the service was started on another host, or its files were deleted",
+            "use the host of the service, or start it again: manybeam serve stop",
+        ) from error
 
 
 def has_haproxy(address: str) -> bool:

@@ -85,7 +85,8 @@ def _roots() -> Iterator[psutil.Process]:
     """Yield the processes under which those of this platform are."""
     running, address = head(settings().home), cluster_address()
     if running:
-        yield psutil.Process(running.pid)
+        with suppress(psutil.NoSuchProcess):
+            yield psutil.Process(running.pid)
     _, port = place_of(address) or ("", None)
     of_cluster = {f"--gcs-address={address}", f"--gcs_server_port={port}"}
     for process in psutil.process_iter(["cmdline"]):
