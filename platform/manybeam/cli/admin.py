@@ -13,7 +13,7 @@ import typer
 
 from manybeam.cli.terminal.output import Form, FormOption, emit, say, settled
 from manybeam.cli.terminal.progress import Progress
-from manybeam.errors import Conflict, InvalidSetting, ManybeamError, WorkFailed
+from manybeam.errors import Conflict, InvalidSetting, ManybeamError, NotAllowed, WorkFailed
 
 
 def up(
@@ -168,6 +168,8 @@ def _parts_beside_ray() -> Iterator[Part]:
 def _checked_part(name: str, where: str, check: Callable[[], str]) -> Part:
     try:
         return Part(name, "up" if check() else "not started", where)
+    except NotAllowed as error:
+        return Part(name, "refused", where, error)
     except ManybeamError as error:
         return Part(name, "unreachable", where, error)
 

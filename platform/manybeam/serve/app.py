@@ -120,7 +120,7 @@ def run_service(
         PortInUse: another process uses the port; nothing was started.
         UnknownRef: one of `refs` is not in the zoo; nothing was started.
         NotAllowed: other machines can reach the address, and `expose` is not set.
-        Conflict: the service runs at another address.
+        Conflict: the service runs at another address, or is another platform's.
         WorkFailed: Ray Serve did not come up.
     """
     running = _running_at(host, port, expose=expose)

@@ -13,14 +13,14 @@ from typing import Any
 import psutil
 
 from manybeam.addresses import is_loopback, place_of
-from manybeam.cluster.joining import cluster_address
 from manybeam.cluster.running import head
 from manybeam.serve.haproxy import FALLBACK, METRICS, STATISTICS
-from manybeam.settings import settings
+from manybeam.settings import Settings, settings
 
 URL = "MANYBEAM_SERVICE_URL"
 TOKEN = "Ray's token"  # noqa: S105 - what closes, in words
 KEY = "the key of the service's proxy"
+PAGES = "manybeam web"
 _BETWEEN = "processes of the cluster call each other"
 _PROMETHEUS = "Prometheus may read it"
 # The name of a process -> what it is, why it listens, what keeps others out beside the address.
@@ -83,25 +83,29 @@ def _processes() -> Iterator[psutil.Process]:
 
 def _roots() -> Iterator[psutil.Process]:
     """Yield the processes under which those of this platform are."""
-    running, address = head(settings().home), cluster_address()
-    if running:
+    home, address = settings().home, settings().ray_address
+    if running := head(home):
         with suppress(psutil.NoSuchProcess):
             yield psutil.Process(running.pid)
     _, port = place_of(address) or ("", None)
-    of_cluster = {f"--gcs-address={address}", f"--gcs_server_port={port}"}
+    of_cluster = {f"--gcs-address={address}", f"--gcs_server_port={port}"} if port else set()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if (not running and address and of_cluster & set(words)) or _is_pages(process, words):
+        are_our_pages = _are_pages(words) and _home_of(process) == home.resolve()
+        if are_our_pages or of_cluster & set(words):
             yield process
 
 
-def _is_pages(process: psutil.Process, words: list[str]) -> bool:
-    if "web" not in words or not any("manybeam" in word for word in words):
-        return False
-    _, port = place_of(settings().control_url) or ("", None)
+def _are_pages(words: list[str]) -> bool:
+    return any(Path(word).name == "manybeam" for word in words) and "web" in words
+
+
+def _home_of(process: psutil.Process) -> Path | None:
+    """Return the home of a process of ours, if this user may know it."""
     with suppress(psutil.Error):
-        return port in [one.laddr.port for one in _listening(process)]
-    return False
+        named = process.environ().get("MANYBEAM_HOME", Settings.model_fields["home"].default)
+        return Path(process.cwd(), named).resolve()
+    return None
 
 
 def _service_variables(processes: Any) -> dict[str, str]:
@@ -119,7 +123,8 @@ def _listening(process: psutil.Process) -> list[Any]:
 
 
 def _of_process(process: psutil.Process, variables: Mapping[str, str]) -> Iterator[Listener]:
-    name = _name(process.cmdline(), process.name())
+    words = process.cmdline()
+    name = _name(words, process.name())
     for one in _listening(process):
         address, port = str(one.laddr.ip), int(one.laddr.port)
         what, reason, closed_by = _described(name, address, port, variables)
@@ -127,13 +132,15 @@ def _of_process(process: psutil.Process, variables: Mapping[str, str]) -> Iterat
         if is_inside:
             closed_by = f"loopback; {closed_by}".removesuffix("; ")
         closed_by = closed_by or "nothing; a firewall, if others must not read it"
-        is_allowed = is_inside or _may_leave(name, port, variables)
+        is_allowed = is_inside or _may_leave(name, words, port, variables)
         yield Listener(address, port, process.pid, name, what, reason, closed_by, is_allowed)
 
 
 def _name(words: list[str], otherwise: str) -> str:
     """Return a short name: of a worker of Ray its kind, of a program in Python its script."""
     title = words[0] if words else otherwise
+    if _are_pages(words):
+        return PAGES
     if title.startswith("ray::"):
         return ":".join(title.split(":")[:3])
     scripts = [Path(word).name for word in words[1:] if word.endswith(".py")]
@@ -154,8 +161,8 @@ def _described(
         return "the service's second proxy", "HAProxy asks it while no replica answers", KEY
     if name == "ray::ServeReplica" and ":" not in address:  # those of gRPC are IPv6, mapped
         return "a replica of the service", "HAProxy asks it", KEY
-    if _is_page_server(name, port):
-        return "the pages", "browsers ask them", "the token of the pages"
+    if name == PAGES:
+        return "the pages", "browsers ask them", "the admin token, for changes"
     return _OF_RAY.get(name, ("a process of the cluster", _BETWEEN, TOKEN))
 
 
@@ -164,17 +171,12 @@ def _is_front(port: int, variables: Mapping[str, str]) -> bool:
     return port == front
 
 
-def _is_page_server(name: str, port: int) -> bool:
-    _, own = place_of(settings().control_url) or ("", None)
-    return port == own and not name.startswith("ray::")
-
-
-def _may_leave(name: str, port: int, variables: Mapping[str, str]) -> bool:
+def _may_leave(name: str, words: list[str], port: int, variables: Mapping[str, str]) -> bool:
     """Return whether a listener may be reached from other machines."""
     if name in ("haproxy", "ray::ProxyActor") and _is_front(port, variables):
         return not _is_local(variables.get(URL, ""))
-    if _is_page_server(name, port):
-        return not _is_local(settings().control_url)
+    if name == PAGES:
+        return "--expose" in words
     return bool(settings().ray_address)  # for the other hosts of a facility's cluster
 
 
