@@ -1,7 +1,9 @@
 """The files and ports of HAProxy: short paths, none that stays, and ports of its own."""
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,3 +103,19 @@ def test_the_key_of_the_proxy_is_new_for_each_service_and_only_the_owner_reads_i
         haproxy_key(found)
     for address in (GONE, "127.0.0.1:2"):
         forget_haproxy(address)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a folder")
+def test_where_temporary_files_are_no_programs_it_is_started_from_the_home(home: Path) -> None:
+    code = (
+        "import os, sys; from manybeam.serve.haproxy import *\n"
+        f"found = haproxy_variables({GONE!r}, *{SERVICE!r})['RAY_SERVE_HAPROXY_BINARY_PATH']\n"
+        f"print(found, os.access(found, os.X_OK)); forget_haproxy({GONE!r})\n"
+        "print(os.path.exists(found))"
+    )
+    mount = 'mount -t tmpfs -o noexec tmpfs /mnt; TMPDIR=/mnt exec "$0" -c "$1"'
+    argv = ["unshare", "--mount", "sh", "-ec", mount, sys.executable, code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    (started, is_left) = done.stdout.splitlines() or [done.stderr, ""]
+    assert started.startswith(f"{home}/haproxy-mb-")
+    assert (started.split()[-1], is_left) == ("True", "False")

