@@ -199,9 +199,13 @@ def test_thousands_of_idle_sockets_on_what_watches_do_not_stop_the_service(
     assert time.monotonic() - begun < 2
 
 
-def test_a_configuration_without_the_lines_the_rules_belong_to_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "section", ["frontend prometheus", "frontend http_frontend", "listen stats"]
+)
+def test_a_configuration_in_which_others_listen_is_refused(section: str, tmp_path: Path) -> None:
     text, rules = configuration(tmp_path, [1, 2, 3], 4), Rules(OWN, "127.0.0.1", 3, KEY)
     assert with_rules(text, rules)
-    for line in ("frontend prometheus", "frontend http_frontend", "listen stats", "defaults"):
-        with pytest.raises(UnknownConfiguration, match=line.split()[-1]):
-            with_rules(text.replace(f"{line}\n", f"{line}-of-a-later-ray\n"), rules)
+    renamed = text.replace(f"{section}\n", f"{section}-of-a-later-ray\n")
+    for other in (renamed, text + "frontend grpc_frontend\n    bind *:9000\n", text + text):
+        with pytest.raises(UnknownConfiguration, match="these listen"):
+            with_rules(other, rules)

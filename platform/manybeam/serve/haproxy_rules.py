@@ -19,12 +19,15 @@ HEAD_S = 10
 # A scrape takes milliseconds. So few connections at once, and so short, cannot stop the service.
 WATCHERS, WATCHER_S = 16, 5
 
+# Ray's names of the sections that listen.
+FRONT, WATCHING = "http_frontend", ("prometheus", "stats")
+
 _FOREIGN = "the answer is not one of this platform's service"
 _ABSENT = "no process of the service answers now"
 
 
 class UnknownConfiguration(ValueError):
-    """Ray's configuration lacks a line to which a rule belongs; so HAProxy is not started."""
+    """Ray's configuration is not the one to which the rules belong; so HAProxy is not started."""
 
 
 @dataclass(frozen=True)
@@ -48,45 +51,35 @@ def with_rules(text: str, rules: Rules) -> str:
     """Return Ray's configuration with the rules.
 
     Raises:
-        UnknownConfiguration: a line to which a rule belongs is not there, or there twice.
+        UnknownConfiguration: a section that listens is not known, or a known one is not there.
     """
     lines: list[str] = []
-    section, added = "", dict.fromkeys(("prometheus", "http_frontend", "stats", "defaults"), 0)
+    section, listening = "", []
     for line in text.splitlines():
-        words = line.split()
-        if words and not line[0].isspace():
+        words = line.split() or [""]
+        if words[0] and not line[0].isspace():
             section = words[-1]
-        if words[:1] == ["bind"] and section in added:
-            line = f"    bind {_bound(section, words[1], rules)}"
-        lines.append(line)
-        if words[:1] == ["bind"] and section in added:
-            lines += _for_callers(rules) if section == "http_frontend" else _for_watchers()
-            added[section] += 1
-        elif words == ["defaults"]:
+        if words[0] == "bind":
+            listening.append(section)
+            lines += _for_callers(rules) if section == FRONT else _for_watchers(words[1])
+        elif words[0] != "errorfile":
+            lines.append(line)
+        if words == ["defaults"]:
             lines += [f"    {_answer('http-error', status, _ABSENT)}" for status in (502, 503, 504)]
-            added[section] += 1
-        elif words[:1] == ["http-reuse"]:
-            wanted = f"{{ res.hdr({PLATFORM_HEADER}) -m str {rules.platform} }}"
-            lines.append(f"    {_answer('http-response return', 503, _FOREIGN)} unless {wanted}")
-        elif words[:1] == ["errorfile"]:
-            lines.pop()
-    if wrong := [section for section, count in added.items() if count != 1]:
+        elif words[0] == "backend":
+            ours = f"{{ res.hdr({PLATFORM_HEADER}) -m str {rules.platform} }}"
+            lines.append(f"    {_answer('http-response return', 503, _FOREIGN)} unless {ours}")
+    if sorted(listening) != sorted((FRONT, *WATCHING)):
         raise UnknownConfiguration(
-            f"Ray's configuration of HAProxy has no {' and no '.join(wrong)}"
+            f"in Ray's configuration of HAProxy, these listen: {', '.join(listening)}; "
+            f"known are {', '.join((FRONT, *WATCHING))}"
         )
     return "\n".join(lines) + "\n"
 
 
-def _bound(section: str, address: str, rules: Rules) -> str:
-    """Return where a section listens: only the service leaves loopback, and only if it shall."""
-    if section == "http_frontend":
-        host = f"[{rules.host}]" if ":" in rules.host else rules.host
-        return f"{host}:{rules.port}"
-    return f"127.0.0.1:{address.rpartition(':')[2]}"
-
-
-def _for_watchers() -> list[str]:
+def _for_watchers(address: str) -> list[str]:
     return [
+        f"    bind 127.0.0.1:{address.rpartition(':')[2]}",
         f"    maxconn {WATCHERS}",
         f"    timeout client {WATCHER_S}s",
         f"    timeout http-request {WATCHER_S}s",
@@ -95,7 +88,10 @@ def _for_watchers() -> list[str]:
 
 
 def _for_callers(rules: Rules) -> list[str]:
+    """Return the rules of the service: only it leaves loopback, and only if it shall."""
+    host = f"[{rules.host}]" if ":" in rules.host else rules.host
     return [
+        f"    bind {host}:{rules.port}",
         f"    timeout http-request {HEAD_S}s",
         f"    http-request set-header {KEY_HEADER} {rules.key}",
         f"    http-after-response set-header {PLATFORM_HEADER} {rules.platform}",
