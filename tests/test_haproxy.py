@@ -1,7 +1,6 @@
 """The files and ports of HAProxy: short paths, none that stays, and ports of its own."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -105,7 +104,7 @@ def test_the_key_of_the_proxy_is_new_for_each_service_and_only_the_owner_reads_i
         forget_haproxy(address)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a folder")
+@pytest.mark.hosts  # it mounts a folder in a namespace of its own, as only root can
 def test_where_temporary_files_are_no_programs_it_is_started_from_the_home(home: Path) -> None:
     code = (
         "import os, sys; from manybeam.serve.haproxy import *\n"

@@ -76,7 +76,8 @@ class NamesPlatform:
 
         async def named(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), self._name]}
+                others = [one for one in message.get("headers", ()) if one[0] != self._name[0]]
+                message = {**message, "headers": [*others, self._name]}
             await send(message)
 
         await self._app(scope, receive, named)

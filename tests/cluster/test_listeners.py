@@ -123,6 +123,17 @@ def test_idle_sockets_on_the_statistics_do_not_stop_the_service(
         assert urllib3.request("GET", one.url + path, retries=False, timeout=5).status == 200
 
 
+def test_an_answer_of_ray_itself_names_the_platform_too(neighbours: list[Platform]) -> None:
+    one, _ = neighbours
+    (replica,) = [row for row in one.listed() if row["what"] == "a replica of the service"]
+    url = f"http://127.0.0.1:{replica['port']}"
+    health = urllib3.request("GET", f"{url}/-/healthz", retries=False)
+    past_the_proxy = urllib3.request("GET", f"{url}/readyz", retries=False)
+    assert (health.status, past_the_proxy.status) == (200, 403)
+    for answer in (health, past_the_proxy):
+        assert answer.headers.getlist(PLATFORM_HEADER) == [one.id]
+
+
 def test_a_neighbour_is_not_taken_for_the_own_service(neighbours: list[Platform]) -> None:
     one, other = neighbours
     confused = Platform(one.home, other.url)

@@ -460,7 +460,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.serve.routes import ReplicaLimits, api
     from manybeam.zoo.registry import Zoo
 
-    listen_inside()
+    listen_inside(plan.platform)
     cluster.adopt(plan.variables)
     torch.set_num_threads(plan.cores)
     service = Service(ZooVersions(Zoo(), plan.refs, capacity=plan.capacity))

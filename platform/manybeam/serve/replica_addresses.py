@@ -8,6 +8,9 @@ import secrets
 import uuid
 from typing import Any
 
+from starlette.middleware import Middleware
+
+from manybeam.asgi import NamesPlatform
 from manybeam.errors import NotAllowed, WorkFailed, http_status, problem
 from manybeam.serve.haproxy_rules import KEY_HEADER
 
@@ -15,11 +18,15 @@ LOOPBACK = "127.0.0.1"
 _HEAD = "node:__internal_head__"  # Ray's name of the resource that only the head has
 
 
-def listen_inside() -> None:
-    """Let the servers that Ray will start in this replica listen inside only.
+def listen_inside(platform: str) -> None:
+    """Let the servers that Ray will start in this replica listen inside and name the platform.
 
     Beside the head, HAProxy asks a replica on loopback, and on another host at the address of that
     host. Ray's other processes ask at the address of the host. On one host both are loopback.
+    Ray answers some requests itself, before our application; HAProxy must know these too.
+
+    Args:
+        platform: the id of the platform.
 
     Raises:
         WorkFailed: this Ray starts its servers in another way.
@@ -41,10 +48,12 @@ def listen_inside() -> None:
         return int(add_port(server, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
 
     async def start_http_inside(app: Any, options: Any, **more: Any) -> Any:
-        return await start_http(app, options.model_copy(update={"host": for_proxy}), **more)
+        outermost = Middleware(NamesPlatform, platform=platform)
+        ours = {"host": for_proxy, "middlewares": [*options.middlewares, outermost]}
+        return await start_http(app, options.model_copy(update=ours), **more)
 
-    for name, ours in zip(names, (add_port_inside, start_http_inside), strict=True):
-        setattr(replica, name, ours)
+    for name, inside in zip(names, (add_port_inside, start_http_inside), strict=True):
+        setattr(replica, name, inside)
 
 
 def _own_addresses() -> tuple[str, str]:
