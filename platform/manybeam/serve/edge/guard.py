@@ -3,7 +3,6 @@
 The id is checked twice: Ray reads it before our application does, and fails if it is no text.
 """
 
-import os
 import re
 import time
 import uuid
@@ -15,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manybeam.addresses import is_loopback, place_of
-from manybeam.asgi import NamesPlatform, is_cross_site
+from manybeam.asgi import is_cross_site
 from manybeam.errors import MalformedRequest, ManybeamError, NotAllowed, http_status, problem
 from manybeam.serve import wire
 from manybeam.serve.edge.admission import GATE, Gate
@@ -70,9 +69,7 @@ class RayGuard:
             try:
                 checked_id(Request(scope).headers)
             except MalformedRequest as error:
-                # The proxy passes no answer that does not name the platform.
-                own = refusal(error, uuid.uuid4().hex, is_named=True)
-                app = NamesPlatform(own, os.environ.get("MANYBEAM_PLATFORM_ID", ""))
+                app = refusal(error, uuid.uuid4().hex, is_named=True)
             if self._is_replica:
                 scope[GATE] = gate = Gate(receive)
                 receive = gate.receive
