@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -627,3 +628,27 @@ def zoo(request: pytest.FixtureRequest, zoo_on: Callable[[str], Any]) -> Any:
 def name() -> str:
     """A name nobody used."""
     return f"graphene-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def idle_sockets() -> Iterator[Callable[[int], int]]:
+    """Open thousands of connections to a port of loopback that never say anything."""
+    import resource
+
+    opened: list[socket.socket] = []
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def connect(port: int) -> int:
+        wanted = 4300
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], wanted + 1000), before[1]))
+        for _ in range(wanted):
+            one = socket.socket()
+            opened.append(one)
+            one.settimeout(0)
+            one.connect_ex(("127.0.0.1", port))  # those that find no room wait for it
+        return len(opened)
+
+    yield connect
+    for one in opened:
+        one.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)

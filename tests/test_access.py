@@ -84,6 +84,7 @@ def test_a_header_without_a_token_is_told_so(cache: TokenCache, header: str, tol
         asyncio.run(cache.caller({"authorization": header} if header else {}, "predict"))
 
 
+@pytest.mark.slow
 def test_a_token_made_now_works_at_once_and_one_revoked_now_soon_does_not(
     tokens: Tokens, cache: TokenCache
 ) -> None:
@@ -176,6 +177,7 @@ class Away:
         return self.tokens
 
 
+@pytest.mark.slow
 def test_a_known_token_works_for_a_day_without_the_database(tokens: Tokens, tmp_path: Path) -> None:
     away, clock = Away(tokens), Clock(0.0)
     cache = TokenCache(away, tmp_path / "tokens.json", clock=clock)
@@ -389,6 +391,7 @@ def test_each_path_wants_its_scope(
     assert "manybeam instrument token" in none.json()["hint"]
 
 
+@pytest.mark.slow
 def test_an_expired_and_a_revoked_token_are_refused(
     ask: Ask, of_module: tuple[str, Tokens]
 ) -> None:

@@ -31,8 +31,11 @@ from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
 
-# Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+pytestmark = [
+    pytest.mark.slow,
+    # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
+]
 
 Serving = Callable[[Any], AbstractContextManager[str]]
 MIB = 2**20

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import socket
 import threading
@@ -505,3 +506,14 @@ def test_auto_leaves_a_damaged_ensemble_out_and_says_so(
     assert json.loads(shown.out)[0]["ensemble"] == "good@1"
     assert "bad@1 is left out: weights of member 00" in shown.err
     assert main([*words, "-e", "bad"]) == 1
+
+
+def test_insecure_holds_for_the_command_and_what_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MANYBEAM_RAY_INSECURE", "0")
+    settings.cache_clear()
+    assert main(["--insecure", "conditions", "ls", "-o", "id"]) == 0
+    settings.cache_clear()
+    assert os.environ["MANYBEAM_RAY_INSECURE"] == "1"
+    assert settings().ray_insecure

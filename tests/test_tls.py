@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(NGINX is None, reason="no nginx; CI has it: apt-get install nginx-light"),
     # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
@@ -195,7 +196,6 @@ def command(edge: Edge, *words: str, **variables: str) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.slow
 def test_a_command_trusts_the_private_authority_and_sends_its_token(edge: Edge) -> None:
     text, _ = edge.tokens.create("laptop", ["predict"], instrument="STEM-1")
     known = {"MANYBEAM_CA_BUNDLE": str(edge.bundle)}

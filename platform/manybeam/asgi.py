@@ -55,3 +55,29 @@ class HeadAsGet:
             return {"type": "http.disconnect"}
 
         await self._app({**scope, "method": "GET"}, until_sent, only_head)
+
+
+PLATFORM_HEADER = "x-manybeam-platform"
+
+
+class NamesPlatform:
+    """Names the platform in every answer, so that nobody takes the answer of another one.
+
+    Args:
+        app: the ASGI application.
+        platform: the id of the platform.
+    """
+
+    def __init__(self, app: Any, platform: str) -> None:
+        self._app, self._name = app, (PLATFORM_HEADER.encode(), platform.encode())
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+
+        async def named(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                others = [one for one in message.get("headers", ()) if one[0] != self._name[0]]
+                message = {**message, "headers": [*others, self._name]}
+            await send(message)
+
+        await self._app(scope, receive, named)

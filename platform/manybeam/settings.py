@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         "if empty, a SQLite file in home",
     )
     ray_address: str = Field("", description="Ray cluster to join; if empty, a local one")
+    ray_insecure: bool = Field(
+        default=False,
+        description="join also a Ray cluster that asks for no token (manybeam --insecure)",
+    )
     service_url: str = Field("http://127.0.0.1:8100", description="URL of the prediction service")
     serve_tokens: bool = Field(
         default=False,
@@ -233,6 +237,7 @@ def _check_toml(path: Path) -> None:
 
 # The type of a fault in pydantic -> our words; {...} are values of the fault.
 _WORDS: Mapping[str, str] = {
+    "bool_parsing": "is neither 1 nor 0",
     "float_parsing": "is no number",
     "float_type": "is no number",
     "greater_than": "is too small; give more than {gt:g}",

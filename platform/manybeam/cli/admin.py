@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from manybeam.cli.terminal.output import Form, FormOption, emit, say
+from manybeam.cli.terminal.output import Form, FormOption, emit, say, settled
 from manybeam.cli.terminal.progress import Progress
-from manybeam.errors import InvalidSetting, ManybeamError, WorkFailed
+from manybeam.errors import Conflict, InvalidSetting, ManybeamError, NotAllowed, WorkFailed
 
 
 def up(
@@ -75,18 +75,53 @@ def status(*, form: FormOption = Form.auto) -> None:
 def doctor(*, form: FormOption = Form.auto) -> None:
     """Check this machine: versions, disk, shared memory, Ray, store, zoo; list remedies.
 
+    It also lists what of the platform listens here: where, why, and what keeps others out.
+
     Example: manybeam doctor
     """
     with Progress("check this machine"):
         rows = [_checked(name, check) for name, check in _CHECKS.items()]
-    emit(rows, form, title="Doctor")
-    failed = [str(row["check"]) for row in rows if row["state"] == "failed"]
+        listening = _listening_rows()
+    if settled(form) is Form.table:
+        emit(rows, form, title="Doctor")
+        columns = ("address", "port", "state", "process", "what", "closed_by", "reason")
+        empty = "nothing of this platform listens"
+        emit(listening, form, title="Listens", columns=columns, empty=empty)
+    else:
+        emit([*rows, *listening], form)
+    rows += listening
+    failed = dict.fromkeys(str(row["check"]) for row in rows if row["state"] == "failed")
     if failed:
         raise WorkFailed(
             f"failed checks: {', '.join(failed)}",
             "the column `found` gives the reason",
             "the column `try` gives the remedy",
         )
+
+
+def _listening_rows() -> list[dict[str, object]]:
+    """Return a row for each listener; one that other machines reach without a reason has failed."""
+    from manybeam.serve.listeners import listeners
+
+    try:
+        found = listeners()
+    except ManybeamError:  # the check of the part that cannot be asked gives the reason
+        return []
+    return [
+        {
+            "check": "listens",
+            "state": "ok" if one.is_allowed else "failed",
+            "found": f"{one.what} on {one.address}, port {one.port}",
+            "try": "" if one.is_allowed else f"close port {one.port} to other machines; report it",
+            "address": one.address,
+            "port": one.port,
+            "process": f"{one.process} {one.pid}",
+            "what": one.what,
+            "reason": one.reason,
+            "closed_by": one.closed_by,
+        }
+        for one in found
+    ]
 
 
 def _show(found: "Sequence[Part]", form: Form) -> None:
@@ -133,6 +168,8 @@ def _parts_beside_ray() -> Iterator[Part]:
 def _checked_part(name: str, where: str, check: Callable[[], str]) -> Part:
     try:
         return Part(name, "up" if check() else "not started", where)
+    except NotAllowed as error:
+        return Part(name, "refused", where, error)
     except ManybeamError as error:
         return Part(name, "unreachable", where, error)
 
@@ -145,13 +182,18 @@ def _server(
 
     import urllib3
 
+    from manybeam.cluster.identity import check_platform
+
     try:
         answer = urllib3.request("GET", url + path, headers=headers, timeout=2.0, retries=False)
+        check_platform(url, answer.headers)
         if answer.status != 200:  # ours, before it is ready; or it refuses this name of its host
             return Part(name, f"not ready (HTTP {answer.status})", url)
         is_ours = field in json.loads(answer.data)
     except urllib3.exceptions.HTTPError:
         return Part(name, "not started", url)
+    except Conflict:
+        return Part(name, "another platform answers", url)
     except (ValueError, TypeError):
         is_ours = False
     if is_ours:
@@ -171,11 +213,12 @@ def _ray_place() -> str:
 
 def _ray_answers() -> str:
     """Return the address of the cluster that answers; "" if none was started."""
-    from manybeam.cluster.joining import cluster_address, knock
+    from manybeam.cluster.joining import check_token_is_needed, cluster_address, knock
 
     address = cluster_address()
     if address:
         knock(address)
+        check_token_is_needed(address)
     return address
 
 

@@ -89,9 +89,15 @@ def _root(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print version."),
     ] = False,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Join a Ray cluster that asks for no token."),
+    ] = False,
 ) -> None:
     """Hold the options before a command."""
     del version
+    if insecure:  # also for the processes that the command starts
+        os.environ["MANYBEAM_RAY_INSECURE"] = "1"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,10 @@
 
 A process is on at most one cluster: the facility's (`MANYBEAM_RAY_ADDRESS`), else the head that
 `manybeam up` started, else a new cluster on loopback that ends with the process.
+
+Who reaches a port of Ray can run any command on its hosts. So every cluster asks for Ray's token
+(`RAY_AUTH_MODE=token`, set here and nowhere else), and one that asks for none is not joined, unless
+`MANYBEAM_RAY_INSECURE` allows it.
 """
 
 import logging
@@ -9,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -16,7 +21,7 @@ from typing import Any, TypeVar
 from manybeam.addresses import place_of
 from manybeam.cluster.running import head
 from manybeam.data.disk import short_temporary
-from manybeam.errors import ManybeamError, Unreachable, WorkFailed
+from manybeam.errors import ManybeamError, NotAllowed, Unreachable, WorkFailed
 from manybeam.settings import Settings, settings
 
 logger = logging.getLogger(__name__)
@@ -33,6 +38,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Delay of the service's counters in a Prometheus scrape.
     "RAY_metrics_report_interval_ms": "2000",
+    # Of Ray's own metrics. Its fixed ports would be free for one cluster of a machine only.
+    "AUTOSCALER_METRIC_PORT": "0",
+    "DASHBOARD_METRIC_PORT": "0",
 }
 # If off, Ray listens on loopback; if on, on the address of the machine. Despite its name, it also
 # decides the address of a node on Linux.
@@ -57,6 +65,7 @@ def connect(cpus: int | None = None) -> str:
 
     Raises:
         Unreachable: `ray_address` is set, and no cluster answers there.
+        NotAllowed: the cluster there asks for no token.
     """
     ray = _quiet_ray()
     if ray.is_initialized():
@@ -81,6 +90,7 @@ def start_local(cpus: int | None = None) -> str:
     """
     folder = short_temporary(LONGEST_TEMPORARY) / "ray"
     ray = _quiet_ray()
+    _let_agent_draw_its_port(ray)
     started = ray.init(
         address="local",
         num_cpus=cpus,
@@ -92,6 +102,12 @@ def start_local(cpus: int | None = None) -> str:
     )
     logger.info("cluster started", extra={"address": started.address_info["gcs_address"]})
     return str(started.address_info["gcs_address"])
+
+
+def _let_agent_draw_its_port(ray: ModuleType) -> None:
+    """Give no fixed port to Ray's agent in the next cluster; `ray.init` has no argument for it."""
+    parameters = ray._private.parameter
+    parameters.RayParams = partial(parameters.RayParams, dashboard_agent_listen_port=0)
 
 
 def disconnect() -> None:
@@ -204,6 +220,7 @@ def _get(reference: object) -> Any:
 
 def _attach(address: str) -> str:
     knock(address)
+    check_token_is_needed(address)
     ray = _quiet_ray()
     from ray.exceptions import AuthenticationError
 
@@ -215,7 +232,7 @@ def _attach(address: str) -> str:
             raise Unreachable(
                 f"the Ray cluster at {address!r} refuses this process",
                 "the cluster asks for its token",
-                "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds the token",
+                "set RAY_AUTH_TOKEN_PATH to a file that holds the token",
             ) from error
         raise _unreachable(address, str(error).splitlines()[0]) from error
     return address
@@ -239,7 +256,7 @@ def knock(address: str) -> None:
         raise _unreachable(address, "it has no host and port, such as 127.0.0.1:6379")
     try:
         with socket.create_connection(place, KNOCK_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") != "0":
+            if _is_tls():
                 return
             connection.sendall(_GREETING)
             answer = connection.recv(len(_GREETING))
@@ -247,6 +264,44 @@ def knock(address: str) -> None:
         raise _unreachable(address, str(error)) from error
     if answer[3:4] != b"\4":
         raise _unreachable(address, "another kind of server listens there")
+
+
+def check_token_is_needed(address: str) -> None:
+    """Refuse a facility's cluster that answers a process without its token.
+
+    With TLS, Ray checks the certificate of whoever asks. So such a cluster is closed anyway. A
+    cluster of our own asks for its token since its start.
+
+    Args:
+        address: of a cluster that answers, as `knock` takes it.
+
+    Raises:
+        NotAllowed: it asks for none, and the settings do not allow that.
+    """
+    if not settings().ray_address or settings().ray_insecure or _is_tls():
+        return
+    import grpc
+
+    asked = _of_this_machine() if address == "auto" else address
+    # Of a head, and of Ray's client server.
+    method = "RayletDriver/ClusterInfo" if "://" in asked else "NodeInfoGcsService/CheckAlive"
+    with grpc.insecure_channel(asked.partition("://")[2] or asked) as channel:
+        try:
+            channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=KNOCK_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return
+            logger.debug("the cluster said why it does not answer", extra={"said": str(error)})
+    raise NotAllowed(
+        f"the Ray cluster at {address!r} asks for no token",
+        "whoever reaches its ports can run commands on its hosts",
+        "start Ray on each host with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE; "
+        "on a network where you trust everybody: manybeam --insecure COMMAND",
+    )
+
+
+def _is_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0") != "0"
 
 
 def _of_this_machine() -> str:
@@ -279,13 +334,16 @@ def _quiet_ray() -> ModuleType:
         os.environ.setdefault(LOOPBACK, "0")
         # A single machine is not preempted, so the process that watches for it is not needed.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Ray would enable it for the process that starts a cluster, but not for those that join.
+    # Ray would enable it for the process that starts a cluster, but not for those that join.
+    if not settings().ray_insecure:
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif alone:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
+    # Ray reads both at import, and it may be imported already.
     if alone:
-        # Ray reads both at import, and it may be imported already.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-        if was is None:
-            ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # as Ray does itself
+    if was != os.environ.get("RAY_AUTH_MODE"):
+        ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # as Ray does itself
     return ray

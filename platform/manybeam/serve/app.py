@@ -11,11 +11,13 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from manybeam.addresses import is_loopback, place_of, reachable, url_of
+from manybeam.asgi import PLATFORM_HEADER, NamesPlatform
 from manybeam.cluster import joining as cluster
+from manybeam.cluster.identity import check_platform, platform_id
 from manybeam.errors import (
     Conflict,
     InvalidInput,
@@ -28,10 +30,12 @@ from manybeam.errors import (
 from manybeam.serve.haproxy import (
     forget_haproxy,
     haproxy_can_serve,
+    haproxy_key,
     haproxy_variables,
     has_haproxy,
 )
 from manybeam.serve.ports import port_in_use, port_is_free
+from manybeam.serve.replica_addresses import LOOPBACK, ForProxyOnly, listen_inside
 from manybeam.settings import settings
 
 if TYPE_CHECKING:
@@ -40,7 +44,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 APP, DEPLOYMENT = "manybeam", "predict"
-TOKENS = "MANYBEAM_SERVE_TOKENS"  # in the environment of replicas: whether they require tokens
+# Variables of the replicas: where HAProxy listens, which Ray is not told, whose service it is, and
+# whether it requires tokens.
+URL, PLATFORM = "MANYBEAM_SERVICE_URL", "MANYBEAM_PLATFORM_ID"
+TOKENS = "MANYBEAM_SERVE_TOKENS"
 # Ray calls this function for what it wraps around its HTTP servers.
 RAY_MIDDLEWARES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "manybeam.serve.edge.guard:ray_middlewares"
@@ -56,20 +63,26 @@ class Plan:
     Args:
         refs: ensembles loaded before the replica takes requests.
         variables: settings of the process that started the service.
+        cores: threads of one prediction.
         threads: predictions at the same time.
         waiting: largest number of requests in the replica.
         capacity: further ensembles in memory.
         is_local: answer only requests addressed to a loopback name.
         needs_token: answer only requests with a token.
+        platform: the id of the platform, which every answer names.
+        proxy_key: what the proxy shows; without it, requests are refused. "" if it shows nothing.
     """
 
     refs: tuple[str, ...]
     variables: dict[str, str]
+    cores: int
     threads: int
     waiting: int
     capacity: int
     is_local: bool
     needs_token: bool
+    platform: str
+    proxy_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ def run_service(
         PortInUse: another process uses the port; nothing was started.
         UnknownRef: one of `refs` is not in the zoo; nothing was started.
         NotAllowed: other machines can reach the address, and tokens are not required.
-        Conflict: the service runs at another address.
+        Conflict: the service runs at another address, or is another platform's.
         WorkFailed: Ray Serve did not come up.
     """
     running = _running_at(host, port)
@@ -130,21 +143,21 @@ def run_service(
     plan = Plan(
         tuple(refs),
         cluster.environment(),
+        cores,
         threads,
         waiting,
         capacity,
         is_local=not needs_token and is_loopback(host),
         needs_token=needs_token,
+        platform=platform_id(),
     )
     address = cluster.connect()
-    # Products of matrices are small here; threads of BLAS would only wait for each other.
-    threads_of = {"OMP_NUM_THREADS": str(cores), "OPENBLAS_NUM_THREADS": "1"}
-    variables = {**threads_of, **RAY_MIDDLEWARES}
     if running is not None:  # new replicas must fit the proxy that runs
-        variables = _replica_variables()
-    elif haproxy_can_serve(host):
-        variables |= haproxy_variables(address)
+        variables = _running_variables(running, plan.platform)
+    else:
+        variables = _new_variables(plan, address, host, port)
     variables[TOKENS] = str(needs_token)
+    plan = replace(plan, proxy_key=haproxy_key(variables))
     actor = {
         "num_cpus": cpus_per_replica,
         "num_gpus": gpus_per_replica,
@@ -152,9 +165,10 @@ def run_service(
     }
     try:
         if running is None:
-            _start_serve(host, port, variables)
+            # The rules bring HAProxy to the host; all else that Ray starts stays on loopback.
+            _start_serve(LOOPBACK if plan.proxy_key else host, port, variables)
         _deploy(plan, actor, replicas)
-        return _answering(url_of(reachable(host), port))
+        return _answering(_service_url(), plan.platform)
     except BaseException as error:  # Ctrl-C too: no proxy may go on without a service behind it
         # Ray stops the old replica first, so after a failed change nothing answers any more.
         if running is None or isinstance(error, ManybeamError):
@@ -229,12 +243,21 @@ def service_state() -> ServiceState | None:
     found = status.applications.get(APP)
     if found is None:
         return None
-    options = _http_options()
     counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
-    url = url_of(options.host, options.port) if options else ""
     is_up = DEPLOYMENT in found.deployments
     needs_token = is_up and _replica_variables().get(TOKENS) == str(True)
-    return ServiceState(url, str(found.status.value), sum(counts), found.message, needs_token)
+    status_name = str(found.status.value)
+    return ServiceState(_service_url(), status_name, sum(counts), found.message, needs_token)
+
+
+def _service_url() -> str:
+    """Return where the running service is; of one that an older version started, what Ray says."""
+    options = _http_options()
+    if options is None:
+        return ""
+    with suppress(KeyError):
+        return _replica_variables()[URL]
+    return url_of(options.host, options.port)
 
 
 def _joined() -> bool:
@@ -314,7 +337,7 @@ def _shut_down() -> None:
     import ray
     from ray import serve
 
-    client, options = _client(), _http_options()
+    client, place = _client(), place_of(_service_url())
     if client is not None:
         end = client._controller.graceful_shutdown.options(max_task_retries=0)
         try:
@@ -324,8 +347,8 @@ def _shut_down() -> None:
     shut_down: Any = serve.shutdown  # Ray's lacks types
     shut_down()
     forget_haproxy(cluster.connect())
-    if options is not None and is_loopback(reachable(options.host)):
-        _wait_until_free(options.host, options.port)
+    if place is not None and place[1] and is_loopback(reachable(place[0])):
+        _wait_until_free(place[0], place[1])
 
 
 def _serve_is_ours() -> bool:
@@ -356,6 +379,33 @@ def _replica_variables() -> dict[str, str]:
     deployment = _client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
     actor = deployment["deployment_config"]["ray_actor_options"]
     return dict(actor["runtime_env"]["env_vars"])
+
+
+def _new_variables(plan: Plan, address: str, host: str, port: int) -> dict[str, str]:
+    """Return the environment of the parts of a service that will be started."""
+    variables = {
+        "OMP_NUM_THREADS": str(plan.cores),
+        # Products of matrices are small here; threads of BLAS would only wait for each other.
+        "OPENBLAS_NUM_THREADS": "1",
+        **RAY_MIDDLEWARES,
+        URL: url_of(host, port),
+        PLATFORM: plan.platform,
+    }
+    if haproxy_can_serve(host):
+        variables |= haproxy_variables(address, plan.platform, host, port)
+    return variables
+
+
+def _running_variables(running: ServiceState, platform: str) -> dict[str, str]:
+    """Return the environment of the running replicas, if the service is this platform's."""
+    variables = _replica_variables()
+    if variables.get(PLATFORM) != platform:
+        raise Conflict(
+            f"the service at {running.url} is of another platform: {variables.get(PLATFORM)}",
+            f"this one is {platform}; its answers would be refused there",
+            "use the MANYBEAM_HOME from which it was started, or stop it: manybeam serve stop",
+        )
+    return variables
 
 
 def _http_options() -> Any:
@@ -411,6 +461,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.serve.routes import ReplicaLimits, api
     from manybeam.zoo.registry import Zoo
 
+    listen_inside(plan.platform)
     cluster.adopt(plan.variables)
     versions = ZooVersions(Zoo(), plan.refs, capacity=plan.capacity, fresh_s=0.0)
     service = Service(LiveVersions(versions))
@@ -425,18 +476,25 @@ def replica_api(plan: Plan) -> "FastAPI":
     if plan.needs_token:
         tokens = TokenCache(lambda: Tokens(open_database()), settings().cache / "tokens.json")
         tokens.start()
-    return api(service, limits, Meter(), gather, tokens)
+    app = api(service, limits, Meter(), gather, tokens)
+    app.add_middleware(ForProxyOnly, key=plan.proxy_key)
+    app.add_middleware(NamesPlatform, platform=plan.platform)
+    return app
 
 
-def _answering(url: str) -> ServiceState:
-    """Wait until the service answers at an address; its proxy starts after its replicas."""
+def _answering(listening_url: str, platform: str) -> ServiceState:
+    """Wait until the service answers; its proxy starts after its replicas."""
+    host, port = place_of(listening_url) or ("", None)
+    url = url_of(reachable(host), port or 80)
     import urllib3
 
     deadline = time.monotonic() + READY_S
     with urllib3.PoolManager(retries=False, timeout=2.0) as http:
         while time.monotonic() < deadline:
             try:
-                if http.request("GET", f"{url}/readyz").status == 200:
+                answer = http.request("GET", f"{url}/readyz")
+                check_platform(url, answer.headers)
+                if answer.status == 200 and answer.headers.get(PLATFORM_HEADER) == platform:
                     state = service_state()
                     if state is not None:
                         return state

@@ -2,12 +2,16 @@
 
 import errno
 import logging
+import random
 import socket
 
 from manybeam.addresses import url_of
-from manybeam.errors import InvalidInput, NotAllowed, PortInUse
+from manybeam.errors import InvalidInput, NoCapacity, NotAllowed, PortInUse
 
 logger = logging.getLogger(__name__)
+
+BLOCK = 128  # a replica that starts again takes the next port for some minutes
+BLOCKS = (20_096, 29_952)  # the first port, and the one after the last
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -60,13 +64,46 @@ def _holder(port: int) -> str:
     return "another process"
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody uses now."""
-    probes = [socket.socket() for _ in range(count)]
+def free_block() -> tuple[list[int], socket.socket]:
+    """Return the neighbouring ports of a block that nobody uses, for the parts of one service.
+
+    Blocks begin at multiples of their size. So two services have the same ports or none in common,
+    and the first of them shows the second that the block is taken. They lie below the ports that
+    the system gives to connections.
+
+    Returns:
+        The ports but the last, and a socket on the last. It keeps the block for whoever starts the
+        service; close it when its parts listen.
+
+    Raises:
+        NoCapacity: no block is free.
+    """
+    blocks = [range(start, start + BLOCK) for start in range(*BLOCKS, BLOCK)]
+    for *ports, last in random.SystemRandom().sample(blocks, len(blocks)):
+        if guard := _bound(last):  # before the others, so that of two starts at once one has it
+            if all(map(_is_unused, ports)):
+                return ports, guard
+            guard.close()
+    raise NoCapacity(
+        f"no {BLOCK} neighbouring ports are free",
+        f"the parts of a service listen on ports from {BLOCKS[0]} to {BLOCKS[1] - 1}",
+        "manybeam doctor lists what of this platform listens; stop services that nobody needs",
+    )
+
+
+def _is_unused(port: int) -> bool:
+    probe = _bound(port)
+    if probe:
+        probe.close()
+    return probe is not None
+
+
+def _bound(port: int) -> socket.socket | None:
+    """Return a socket on a port of all addresses; None if somebody uses the port on one of them."""
+    probe = socket.socket()
     try:
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+        probe.bind(("", port))
+    except OSError:
+        probe.close()
+        return None
+    return probe

@@ -122,6 +122,7 @@ def _list(url: str, form: Form) -> None:
     """Print the ensembles of the service at a URL."""
     import urllib3
 
+    from manybeam.cluster.identity import check_platform
     from manybeam.settings import settings
 
     headers = settings().service_headers
@@ -132,6 +133,7 @@ def _list(url: str, form: Form) -> None:
     except urllib3.exceptions.HTTPError as error:
         hint = unreached_hint(url, str(error), "manybeam serve up")
         raise Unreachable(f"no service answers at {url}", type(error).__name__, hint) from error
+    check_platform(url, answer.headers)
     if answer.status in (401, 403):
         raise NotAuthenticated(
             f"the service at {url} refuses this command",

@@ -1,0 +1,124 @@
+"""HAProxy with the rules that Ray's configuration of it lacks: a program that Ray starts for it.
+
+Ray writes the configuration and starts this program in place of HAProxy. It adds the rules and
+becomes HAProxy. It starts at every change of the replicas, so it needs the standard library only:
+
+    python -I -S haproxy_rules.py RULES BINARY [arguments of HAProxy]
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PLATFORM_HEADER = "x-manybeam-platform"  # as in manybeam.asgi
+KEY_HEADER = "x-manybeam-proxy"  # of a request to a replica, which answers its proxy only
+# Who sends the head of a request slower than this is cut; a body has its own limits.
+HEAD_S = 10
+# A scrape takes milliseconds. So few connections at once, and so short, cannot stop the service.
+WATCHERS, WATCHER_S = 16, 5
+
+# Ray's names of the sections that listen.
+FRONT, WATCHING = "http_frontend", ("prometheus", "stats")
+
+_FOREIGN = "the answer is not one of this platform's service"
+_ABSENT = "no process of the service answers now"
+
+
+class UnknownConfiguration(ValueError):
+    """Ray's configuration is not the one to which the rules belong; so HAProxy is not started."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What Ray's configuration lacks.
+
+    Args:
+        platform: the id of the platform; answers of others are refused.
+        host: where the service listens, also if Ray was told another address.
+        port: of the service.
+        key: what shows a replica that its proxy asks it; a secret.
+    """
+
+    platform: str
+    host: str
+    port: int
+    key: str
+
+
+def with_rules(text: str, rules: Rules) -> str:
+    """Return Ray's configuration with the rules.
+
+    Raises:
+        UnknownConfiguration: a section that listens is not known, or a known one is not there.
+    """
+    lines: list[str] = []
+    section, listening = "", []
+    for line in text.splitlines():
+        words = line.split() or [""]
+        if words[0] and not line[0].isspace():
+            section = words[-1]
+        if words[0] == "bind":
+            listening.append(section)
+            lines += _for_callers(rules) if section == FRONT else _for_watchers(words[1])
+        elif words[0] != "errorfile":
+            lines.append(line)
+        if words == ["defaults"]:
+            lines += [f"    {_answer('http-error', status, _ABSENT)}" for status in (502, 503, 504)]
+        elif words[0] == "backend":
+            ours = f"{{ res.hdr({PLATFORM_HEADER}) -m str {rules.platform} }}"
+            lines.append(f"    {_answer('http-response return', 503, _FOREIGN)} unless {ours}")
+    if sorted(listening) != sorted((FRONT, *WATCHING)):
+        raise UnknownConfiguration(
+            f"in Ray's configuration of HAProxy, these listen: {', '.join(listening)}; "
+            f"known are {', '.join((FRONT, *WATCHING))}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _for_watchers(address: str) -> list[str]:
+    return [
+        f"    bind 127.0.0.1:{address.rpartition(':')[2]}",
+        f"    maxconn {WATCHERS}",
+        f"    timeout client {WATCHER_S}s",
+        f"    timeout http-request {WATCHER_S}s",
+        f"    timeout http-keep-alive {WATCHER_S}s",
+    ]
+
+
+def _for_callers(rules: Rules) -> list[str]:
+    """Return the rules of the service: only it leaves loopback, and only if it shall."""
+    host = f"[{rules.host}]" if ":" in rules.host else rules.host
+    return [
+        f"    bind {host}:{rules.port}",
+        f"    timeout http-request {HEAD_S}s",
+        f"    http-request set-header {KEY_HEADER} {rules.key}",
+        f"    http-after-response set-header {PLATFORM_HEADER} {rules.platform}",
+    ]
+
+
+def _answer(rule: str, status: int, detail: str) -> str:
+    """Return a rule that answers with a problem (RFC 9457), as the service itself does."""
+    problem = {
+        "type": "urn:manybeam:no-capacity",
+        "title": "The service answers but cannot accept this request now",
+        "status": status,
+        "detail": detail,
+        "hint": "send the same request again soon",
+    }
+    text = json.dumps(problem).replace("'", r"'\''")  # as in a shell
+    content = f"content-type application/problem+json string '{text}'"
+    return f"{rule} status {status} {content} hdr retry-after 1"
+
+
+def main(arguments: list[str]) -> None:
+    """Add the rules to the file that HAProxy is told to read, and become HAProxy."""
+    rules, binary, *others = arguments
+    path = Path(others[others.index("-f") + 1])
+    path.write_text(with_rules(path.read_text(), Rules(**json.loads(Path(rules).read_text()))))
+    os.execv(binary, [binary, *others])  # noqa: S606 - no shell
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

