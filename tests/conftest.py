@@ -35,6 +35,11 @@ hypothesis.settings.load_profile("same")
 # A shell hands a deaf ear for Ctrl-C on to what it runs in the background; tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Networks are compiled once for all tests, not in every home of a test. Other processes inherit it.
+OWN_GRAPHS = ""
+if "MANYBEAM_GRAPHS" not in os.environ:
+    OWN_GRAPHS = os.environ["MANYBEAM_GRAPHS"] = tempfile.mkdtemp(prefix="manybeam-graphs-")
+
 SERVICES = Path(__file__).parents[1] / "infra" / "services.py"
 
 # What takes long to start: the fixture that starts it, and the marks of a test that asks for it.
@@ -122,6 +127,8 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if OWN_GRAPHS:
+        shutil.rmtree(OWN_GRAPHS, ignore_errors=True)
     if ROWS in config.stash:
         shutil.rmtree(config.stash[ROWS].parent)
 

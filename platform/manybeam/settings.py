@@ -96,6 +96,11 @@ class Settings(BaseSettings):
         "if empty, those of the libraries",
     )
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
+    graphs: Path | None = Field(
+        None,
+        description="folder of networks compiled for this machine; if empty, in the cache of the "
+        "home",
+    )
     reduced_precision: bool = Field(
         default=False,
         description="whether versions answer in bfloat16 on a CPU that has it, if their answers "
