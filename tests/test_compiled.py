@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,6 +88,15 @@ def test_a_graph_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "GRAPH", module.GRAPH + 1)
     Ensemble(members[:1], graphs=Graphs(tmp_path))
     assert len(_files(tmp_path)) == 3
+
+
+def test_the_settings_name_the_folder(
+    use_settings: Callable[[dict[str, str]], None], tmp_path: Path
+) -> None:
+    use_settings({"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_GRAPHS": ""})
+    assert Graphs.here().folder == tmp_path / "cache" / "graphs"
+    use_settings({"MANYBEAM_GRAPHS": str(tmp_path / "fast")})
+    assert Graphs.here().folder == tmp_path / "fast"
 
 
 def _files(folder: Path) -> dict[str, int]:

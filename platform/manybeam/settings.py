@@ -96,8 +96,8 @@ class Settings(BaseSettings):
         "if empty, those of the libraries",
     )
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
-    graphs: Path | None = Field(
-        None,
+    graphs: str = Field(
+        "",
         description="folder of networks compiled for this machine; if empty, in the cache of the "
         "home",
     )

@@ -50,7 +50,8 @@ class Graphs:
     @classmethod
     def here(cls) -> "Graphs":
         """Return those in the folder of the settings."""
-        return cls(settings().graphs or settings().cache / "graphs")
+        named = settings().graphs
+        return cls(Path(named) if named else settings().cache / "graphs")
 
     def reduced(self) -> "Graphs":
         """Return the same in bfloat16, if this CPU has it."""
