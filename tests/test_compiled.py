@@ -1,5 +1,6 @@
 """learn.nets.inference: compiled networks answer as torch does, and are kept on this machine."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -151,7 +152,21 @@ def test_the_least_used_graphs_are_deleted(tmp_path: Path, monkeypatch: pytest.M
     assert not first.exists()
 
 
-def test_many_threads_get_the_same_answers(tmp_path: Path) -> None:
+def test_a_graph_that_openvino_does_not_read_is_made_again(tmp_path: Path) -> None:
+    members = [member_of(Network(levels=2, filters=2))]
+    expected = Ensemble(members, graphs=Graphs(tmp_path)).predict(noise((64, 64)), None)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(hashlib.sha256(b"of another build").digest() + b"of another build")
+    found = Ensemble(members, graphs=Graphs(tmp_path))
+    assert found.device == "cpu, compiled"
+    np.testing.assert_array_equal(found.predict(noise((64, 64)), None).prob_myx, expected.prob_myx)
+
+
+@pytest.mark.parametrize("kept_px", [0, 1 << 30], ids=["memory given back", "kept"])
+def test_many_threads_get_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_px: int
+) -> None:
+    monkeypatch.setattr(module, "KEPT_PX", kept_px)
     ensemble = Ensemble(
         [member_of(Network(), index) for index in range(3)], graphs=Graphs(tmp_path)
     )

@@ -505,6 +505,19 @@ def test_a_frame_narrower_than_a_pixel_of_the_network_is_refused() -> None:
         Ensemble([drawn(0)]).predict(noise((1, 40)), 11.0)
 
 
+def test_a_prediction_without_member_maps_has_a_window_but_no_members() -> None:
+    frame = noise((80, 96))
+    (lean,) = Ensemble([drawn(0), drawn(1)]).predict_stack(frame[None], None)
+    window = (slice(8, 40), slice(16, 64))
+    np.testing.assert_array_equal(lean.inside(window).mean_yx, lean.mean_yx[window])
+    np.testing.assert_array_equal(lean.inside(window).mi_yx, lean.mi_yx[window])
+    for ask in (lambda: lean.radius_px, lambda: lean.belief(np.zeros((1, 2)))):
+        with pytest.raises(InvalidInput, match="no maps of single members"):
+            ask()
+    with pytest.raises(InvalidInput, match="no maps of single members"):
+        lean.atoms_only().mean_yx  # noqa: B018 - it raises
+
+
 def test_more_work_than_allowed_is_refused_before_it_begins(
     use_settings: Callable[[dict[str, str]], None],
 ) -> None:

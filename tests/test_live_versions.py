@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ class Turned:
         self.fault: Exception | None = None
         self.loading, self.may_load = threading.Event(), threading.Event()
         self.may_load.set()
-        self.asked = 0
+        self.asked = self.loads = self.listed = 0
+        self.damaged, self.unlisted = "", None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.zoo, name)
@@ -37,7 +39,16 @@ class Turned:
             raise self.fault
         return self.zoo.resolve(f"graphene@{self.serving_version}" if ref == "graphene" else ref)
 
+    def listing(self) -> Any:
+        self.listed += 1
+        if self.unlisted is not None:
+            raise self.unlisted
+        return self.zoo.listing()
+
     def ensemble(self, ref: str) -> Any:
+        self.loads += 1
+        if ref == self.damaged:
+            raise Corrupt("damaged")
         self.loading.set()
         assert self.may_load.wait(60)
         return self.zoo.ensemble(ref)
@@ -144,7 +155,7 @@ def test_without_a_serving_version_auto_is_no_capacity(
     turned: Turned, live: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = live()
-    monkeypatch.setattr(turned.zoo, "listing", list)
+    monkeypatch.setattr(turned, "listing", list)
     versions.refresh()
     with pytest.raises(NoCapacity):
         versions.serving()
@@ -155,3 +166,64 @@ def _until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.01)  # a round of its thread cannot be waited for
+
+
+def _auto_of(zoo: Any, *versions: str) -> Callable[[], list[Any]]:
+    """Return a listing of a zoo in which these versions serve."""
+    rows = {one.ref: one for one in zoo.listing()}
+    return lambda: [replace(rows[ref], aliases=("serving",)) for ref in versions]
+
+
+def test_auto_goes_on_with_the_earlier_version_until_the_next_one_is_loaded(
+    turned: Turned, live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turned, "listing", _auto_of(turned.zoo, "graphene@1"), raising=False)
+    versions = live(every_s=0.01)
+    turned.loading.clear()
+    turned.may_load.clear()
+    monkeypatch.setattr(turned, "listing", _auto_of(turned.zoo, "graphene@2"), raising=False)
+    assert turned.loading.wait(60)
+    assert versions.serving() == ("graphene@1",)
+    assert Predictor(versions).answer(FRAME, Question("auto")).ref == "graphene@1"
+    turned.may_load.set()
+    _until(lambda: versions.serving() == ("graphene@2",))
+
+
+def test_auto_goes_on_with_the_earlier_version_if_the_next_one_is_damaged(
+    turned: Turned, live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turned, "listing", _auto_of(turned.zoo, "graphene@1"), raising=False)
+    versions = live()
+    monkeypatch.setattr(turned, "listing", _auto_of(turned.zoo, "graphene@2"), raising=False)
+    turned.damaged = "graphene@2"
+    versions.refresh()
+    answer = Predictor(versions).answer(FRAME, Question("auto"))
+    assert answer.ref == "graphene@1"
+    assert any("goes on, because what follows it fails: damaged" in one for one in answer.notes)
+
+
+def test_a_round_loads_nothing_again_if_more_was_asked_for_than_fits(
+    turned: Turned, live: Any
+) -> None:
+    source = ZooVersions(turned, ["graphene"], capacity=1, fresh_s=0.0)  # type: ignore[arg-type]
+    versions = LiveVersions(source, every_s=0.0)
+    for ref in ("graphene@1", "graphene@2", "graphene@1/00", "graphene@2/00"):
+        versions.get(ref)
+    versions.refresh()
+    before = turned.loads
+    for _ in range(3):
+        versions.refresh()
+    assert turned.loads == before
+    assert versions.get("graphene").ref == "graphene@1"
+
+
+def test_while_it_is_unknown_what_serves_no_request_asks_the_zoo(turned: Turned, live: Any) -> None:
+    turned.unlisted = ZooUnreachable("the zoo is down")
+    versions = live()
+    for _ in range(3):
+        with pytest.raises(ZooUnreachable):
+            versions.serving()
+    assert turned.listed == 1
+    turned.unlisted = None
+    versions.refresh()
+    assert versions.serving() == ("graphene@2",)

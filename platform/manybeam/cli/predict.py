@@ -74,7 +74,7 @@ def predict(
     question = Question(ensemble, named, false_atoms, is_size_trusted=trust_pixel_size)
     predictor = _predictor()
     frames = _frames(predictor, question, files, pixel_size_pm, condition)
-    found = [_lean(answer) for answer in _answers(predictor, frames, question)]
+    found = [answer.lean() for answer in _answers(predictor, frames, question)]
     answers.write_atoms(atoms, found)
     answers.write_pictures(png, found)
     answers.write_zarr(zarr, found)
@@ -254,13 +254,6 @@ def _predictor() -> "Predictor":
     from manybeam.zoo.registry import Zoo
 
     return Predictor.of_zoo(Zoo())
-
-
-def _lean(answer: "Answer") -> "Answer":
-    """Return an answer without the maps of single members, to save memory."""
-    from dataclasses import replace
-
-    return replace(answer, whole=answer.whole.without_maps())
 
 
 def _check_targets(atoms: Path | None, zarr: str, png: Path | None) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 LAYOUT = 1  # raised if the same frames and spec give other tiles than before
 CLIP = (-4.0, 6.0)  # in standard deviations; the upper limit is higher because atoms are bright
 READ_PX = 8_000_000  # pixels that are read at a time
+USUAL_SIDE = 4096  # of frames whose matrices are kept: at most a few MB each
 MOST_ENLARGED = 8  # times, of a frame to the pixel size of a network
 FLAT = 0.1  # least local deviation, per root mean square, so that empty areas stay dark
 
@@ -132,12 +133,16 @@ def rescale(frame: Frame, pixel_size_pm: float, target_pm: float) -> tuple[Frame
     if abs(scale - 1) < 1e-6:
         return np.asarray(frame, np.float32), 1.0
     frames_nyx = np.asarray(frame, np.float32).reshape(-1, *frame.shape[-2:])
-    rows, columns = (_bicubic(side, scale) for side in frame.shape[-2:])
+    rows, columns = (_matrix(side, scale) for side in frame.shape[-2:])
     out_nyx = np.stack([rows @ (columns @ one_yx.T).T for one_yx in frames_nyx])
     return out_nyx.reshape(*frame.shape[:-2], *out_nyx.shape[-2:]), scale
 
 
-@lru_cache(maxsize=64)
+def _matrix(side: int, scale: float) -> csr_array:
+    """Return the matrix of `_bicubic`; those of usual sides are kept."""
+    return _kept_bicubic(side, scale) if side <= USUAL_SIDE else _bicubic(side, scale)
+
+
 def _bicubic(side: int, scale: float) -> csr_array:
     """Return the matrix (side out, side in) of bicubic interpolation along one axis.
 
@@ -159,6 +164,9 @@ def _bicubic(side: int, scale: float) -> csr_array:
     used = weight != 0
     entries = (weight[used].astype(np.float32), (row[used], column[used]))
     return csr_array(entries, shape=(len(centre), side))
+
+
+_kept_bicubic = lru_cache(maxsize=16)(_bicubic)
 
 
 def rescale_truth(truth: Frame, scale: float) -> Frame:

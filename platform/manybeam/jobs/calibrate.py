@@ -18,9 +18,10 @@ from manybeam.errors import InvalidInput
 from manybeam.jobs.run import TRAINING, digest_of
 from manybeam.jobs.scratch import Scratch
 from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
-from manybeam.learn.analysis.precision import FRAMES, measure_precision
+from manybeam.learn.analysis.precision import FRAMES, PrecisionGate, measure_precision
 from manybeam.learn.analysis.precision import KIND as PRECISION
 from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.inference.engine import compile_ahead
 from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.member import Member
 from manybeam.spec import Library, Policy, Range
@@ -101,9 +102,11 @@ def _record_precision(
     gate = measure_precision(
         members, policies, Graphs.here(), seed=own_seed, frame_count=frame_count
     )
-    if gate is not None:
-        logger.info("%s: %s", record.ref, gate)
-        zoo.attach(record.ref, PRECISION, gate.to_bytes(), {"verdict": str(gate)})
+    if gate is None and zoo.attached(record.ref, PRECISION) is None:
+        return
+    gate = gate or PrecisionGate.unmeasured()  # in place of that of an earlier calibration
+    logger.info("%s: %s", record.ref, gate)
+    zoo.attach(record.ref, PRECISION, gate.to_bytes(), {"verdict": str(gate)})
 
 
 def _digest(record: "Record", policies: Sequence[Policy], seed: int) -> str:
@@ -172,7 +175,7 @@ def _results(
             yield place, measure_calibration_set(ensemble, policies, start, stop, seed=seed)
         return
     cluster.connect()
-    Graphs.here().networks(members)  # once, not by every worker of this machine
+    compile_ahead(members)
     shared = cluster.share(tuple(members))
     yield from cluster.each(
         [partial(_measure_on_worker, shared, tuple(policies), span, seed) for span in spans]

@@ -34,6 +34,7 @@ from manybeam.jobs.test_sets import (
 )
 from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.learn.nets.ensemble import Ensemble
+from manybeam.learn.nets.inference.engine import compile_ahead
 from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.member import Member
 from manybeam.learn.scoring import classical
@@ -257,7 +258,7 @@ def _results(
             yield place, _evaluate(task, lambda: predictor, radius_pm)
         return
     cluster.connect()
-    Graphs.here().networks(measured.members)  # once, not by every worker of this machine
+    compile_ahead(measured.members)
     shared = cluster.share(measured)
     yield from cluster.each([partial(_evaluate_on_worker, one, shared, radius_pm) for one in tasks])
 

@@ -4,7 +4,7 @@ Axis letters: y row, x column.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,6 +78,11 @@ class Answer:
     whole: "Prediction" = field(repr=False)
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def lean(self) -> "Answer":
+        """Return the answer without the maps of single members, where many answers are kept."""
+        lean = self.prediction.without_maps()
+        return replace(self, prediction=lean, whole=self.whole.atoms_only())
 
     @property
     def atoms(self) -> NDArray[np.float32]:

@@ -232,6 +232,7 @@ class Predictor:
                 asked=asked,
                 false_atoms=question.false_atoms,
                 library=self._library,
+                check=deadline.check,
             )
         limits += selection.transferred.notes if selection.transferred else ()
         return Ranked(frame, version, whole, selection, limits)

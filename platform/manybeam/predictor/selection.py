@@ -7,7 +7,7 @@ comes from the members x conditions matrix and the label-free scores by a rule o
 Axis letters: m member, y row, x column.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -219,6 +219,7 @@ def select(
     asked: Weights | None = None,
     false_atoms: float = 0.0,
     library: Library | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Selection:
     """Return the members of a version ranked for one frame.
 
@@ -229,6 +230,7 @@ def select(
         asked: the members that will answer, if the caller named them.
         false_atoms: bound on the share of false atoms, 0 for none.
         library: conditions and policies by id; the facility's (`MANYBEAM_ZOO`) if left out.
+        check: called before each network and tile; what it raises ends the work.
 
     Raises:
         InvalidInput: a bound for a version that was never calibrated.
@@ -254,6 +256,7 @@ def select(
         frame.pixel_size_pm,
         LATTICES.get(structure),
         prediction=prediction,
+        check=check,
     )
     words = _Words(policies, near, _stated(frame), structure)
     if known is None:

@@ -87,7 +87,8 @@ class Service:
             ref, query.members, query.false_atoms, is_size_trusted=query.trust_pixel_size
         )
         asked = _frames(frames, query)
-        found = list(self._predictor.answers(asked, question, deadline))
+        answers = self._predictor.answers(asked, question, deadline)
+        found = [one.lean() if frames.is_stack else one for one in answers]
         wanted = arrays(found, query.want, is_stack=frames.is_stack)
         meta = answer_meta(found, frames, query)
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])

@@ -5,7 +5,7 @@ applies to real ones.
 Axis letters: m member, f score, c crop, s number of a summary, y row, x column.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +81,7 @@ def analyse(
     *,
     prediction: Prediction | None = None,
     window_px: int = WINDOW_PX,
+    check: Callable[[], None] = lambda: None,
 ) -> FrameAnalysis:
     """Return the analysis of a frame, or of the middle of a large one.
 
@@ -94,6 +95,7 @@ def analyse(
         lattice: the crystal, or None if there is none.
         prediction: the answer of all members for the frame, if it is known.
         window_px: side of the window, in pixels of the members.
+        check: called before each network and tile; what it raises ends the work.
 
     Raises:
         InvalidFrame: the array is too small for frame analysis, or not a frame.
@@ -105,9 +107,10 @@ def analyse(
     if np.ptp(frame_yx[window]) == 0:  # a hole in the middle of a large frame
         window = _middle(frame_yx.shape, max(frame_yx.shape))
     part_yx = np.ascontiguousarray(frame_yx[window])
-    whole = prediction or ensemble.predict(frame_yx, pixel_size_pm)
+    whole = prediction or ensemble.predict(frame_yx, pixel_size_pm, check=check)
     prediction = whole if part_yx.shape == frame_yx.shape else whole.inside(window)
-    turned = ensemble.predict(np.ascontiguousarray(np.rot90(part_yx)), pixel_size_pm)
+    turned_yx = np.ascontiguousarray(np.rot90(part_yx))
+    turned = ensemble.predict(turned_yx, pixel_size_pm, check=check)
     steady = consistency(
         prediction.member_atoms, turned.member_atoms, part_yx.shape, prediction.radius_px
     )

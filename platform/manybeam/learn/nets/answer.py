@@ -197,7 +197,7 @@ def entropy(prob_yx: Map) -> Map:
     return np.asarray(0 - gain_yx, np.float32)  # 0 - x: no minus zero
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _weights(side: int, own_side: int, scale: float, start: int) -> csr_array:
     """Return the (side, own_side) matrix that samples a map at the pixels of the frame.
 

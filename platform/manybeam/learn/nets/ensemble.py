@@ -45,7 +45,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         tile_px: frames larger than this are cut into overlapping tiles, in the member's pixels.
         device: where to compute; the GPU if there is one, else the CPU.
         graphs: compiled networks of this machine, which answer on a CPU. What is missing is
-            compiled now, in half a second for each member.
+            compiled now, in a third of a second for each member.
 
     Raises:
         MemberCountError: no member.
@@ -134,16 +134,17 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         frame_yx = check_frame(frame_yx)
         places = places_of(self.indices if members is None else members, self.indices)
         shape = (frame_yx.shape[0], frame_yx.shape[1])
-        totals = MapTotals(shape) if frame_yx.size * len(places) > EXACT_PX else None
         answer_of: dict[int, MemberAnswer] = {}
         groups = self._alike(places)
-        views = {_View.by(spec) for spec, _ in groups}
+        views = {_MemberView.by(spec) for spec, _ in groups}
         seen = {view: view.of(frame_yx, pixel_size_pm) for view in views}
-        _check_work(
-            sum(len(group) * seen[_View.by(spec)][0].size for (spec, _), group in groups.items())
+        work_px = sum(
+            len(group) * seen[_MemberView.by(spec)][0].size for (spec, _), group in groups.items()
         )
+        _check_work(work_px)
+        totals = MapTotals(shape) if work_px > EXACT_PX else None
         for (spec, network), group in groups.items():
-            input_yx, scale = seen[_View.by(spec)]
+            input_yx, scale = seen[_MemberView.by(spec)]
             count = max(1, AT_ONCE_PX // input_yx.size)
             for start in range(0, len(group), count):
                 part = group[start : start + count]
@@ -197,7 +198,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
 
 
 @dataclass(frozen=True)
-class _View:
+class _MemberView:
     """How members get a frame; the fields are those of `TileSpec`."""
 
     pixel_size_pm: float
@@ -205,7 +206,7 @@ class _View:
     local_nm: float
 
     @classmethod
-    def by(cls, spec: TileSpec) -> "_View":
+    def by(cls, spec: TileSpec) -> "_MemberView":
         """Return that of a recipe."""
         return cls(spec.pixel_size_pm, spec.normalise, spec.local_nm)
 

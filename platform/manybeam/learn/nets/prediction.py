@@ -111,6 +111,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         """
         if self._known is not None:
             return self._known[2]
+        self._check_answers()
         disagreement = Disagreement.of(self._answers, self._weights, self.shape)
         return disagreement.result(self.mean_yx)
 
@@ -128,6 +129,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
     def _maps(self) -> tuple[Map, Map]:
         if self._known is not None:
             return self._known[:2]
+        self._check_answers()
         return Moments.of(self._answers, self._weights, self.shape).result()
 
     def subset(
@@ -172,7 +174,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
             member_atoms=[answer.atoms for answer in answers],
             shape=(rows, columns),
             _answers=answers,
-            _known=None,
+            _known=_in_window(self._known, window),
         )
 
     def atoms_of(self, members: Sequence[int], weights: Sequence[float]) -> NDArray[np.float32]:
@@ -191,6 +193,7 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         It is that of the member's nearest atom within the radius of its masks, else that of its
         map. Answers of an ensemble use the same rule.
         """
+        self._check_answers()
         if not len(position_n2):
             return np.zeros((0, len(self._answers)))
         return np.stack([answer.belief(position_n2) for answer in self._answers], axis=1)
@@ -208,18 +211,32 @@ class Prediction(Drawable, html="manybeam.learn.nets.notebook:prediction_html"):
         if not self._answers:
             raise InvalidInput(
                 "this prediction has no maps of single members",
-                "`without_maps` and `predict_stack` do not keep them",
+                "`without_maps`, `atoms_only` and `predict_stack` do not keep them",
                 "predict the frame by itself",
             )
 
     @property
     def radius_px(self) -> float:
         """Radius of the largest of the members' training masks, in pixels of the frame."""
+        self._check_answers()
         return max(answer.radius_px for answer in self._answers)
 
     def without_maps(self) -> "Prediction":
         """Return the prediction with maps of the ensemble, but of no member; saves memory."""
         return replace(self, _answers=(), _known=(*self._maps, self.mi_yx))
+
+    def atoms_only(self) -> "Prediction":
+        """Return the prediction without any map; saves more memory."""
+        return replace(self, _answers=(), _known=None)
+
+
+def _in_window(
+    maps: tuple[Map, Map, Map] | None, window: tuple[slice, slice]
+) -> tuple[Map, Map, Map] | None:
+    if maps is None:
+        return None
+    mean_yx, std_yx, mi_yx = (one[window] for one in maps)
+    return mean_yx, std_yx, mi_yx
 
 
 def places_of(indices: Sequence[int], held: Sequence[int]) -> list[int]:

@@ -36,14 +36,22 @@ class LiveVersions:
         self.source, self._every_s = source, every_s
         self._ready: OrderedDict[str, LoadedVersion] = OrderedDict()
         self._serving: tuple[str, ...] = ()
+        self._fault: ManybeamError | None = None  # why it is unknown what serves
         self._lock, self._ended = threading.Lock(), threading.Event()
         self.refresh()
         if every_s:
             threading.Thread(target=self._run, name="live-versions", daemon=True).start()
 
     def serving(self) -> Sequence[str]:
-        """Return the references that `auto` selects among; raises NoCapacity if there are none."""
-        return self._serving or self.source.serving()
+        """Return the references that `auto` selects among.
+
+        Raises:
+            NoCapacity: there are none.
+            Unreachable: the zoo never said.
+        """
+        if not self._serving and self._fault is not None:
+            raise self._fault
+        return self._serving
 
     def get(self, ref: str) -> LoadedVersion:
         """Return what answers for a reference; raises as `ZooVersions.get` does."""
@@ -58,14 +66,37 @@ class LiveVersions:
 
     def refresh(self) -> None:
         """Bring every reference up to date; what fails is logged and told in answers."""
+        serving = self._asked_what_serves()
+        with self._lock:
+            others = [ref for ref in reversed(self._ready) if ref not in serving]
+        # What serves comes first, then what was asked for last, as much as there is room for.
+        wanted = [*serving, *others][: self.source.capacity]
+        failed = {ref: why for ref in wanted if (why := self._renew(ref))}
+        for ref, why in failed.items():
+            self._note(ref, why)
+        self._serving = self._answering(serving)
+
+    def _asked_what_serves(self) -> tuple[str, ...]:
         try:
-            self._serving = tuple(self.source.serving())
-        except NoCapacity:
-            self._serving = ()
+            serving = tuple(self.source.serving())
+        except NoCapacity as error:
+            self._fault = error
+            return ()
         except ManybeamError as error:
-            logger.warning("what serves is not asked again: %s", error)
-        for ref in dict.fromkeys((*self._serving[: self.source.capacity], *self._ready)):
-            self._renew(ref)
+            logger.warning("what serves is not known anew: %s", error)
+            self._fault = error
+            return self._serving
+        self._fault = None
+        return serving
+
+    def _answering(self, serving: Sequence[str]) -> tuple[str, ...]:
+        """Return what answers for the versions that serve: for one that fails, the one before."""
+        earlier = {ref.partition("@")[0]: ref for ref in self._serving if ref in self._ready}
+        found = []
+        for place, ref in enumerate(serving):
+            is_awaited = place < self.source.capacity and ref not in self._ready
+            found.append(earlier.get(ref.partition("@")[0], ref) if is_awaited else ref)
+        return tuple(dict.fromkeys(found))
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -80,21 +111,29 @@ class LiveVersions:
         """End the thread after its round."""
         self._ended.set()
 
-    def _renew(self, ref: str) -> None:
+    def _renew(self, ref: str) -> str:
+        """Load what a reference means now; return why that fails, or nothing."""
         try:
             self._put(ref, self.source.get(ref))
         except UnknownRef as error:  # removed, or its alias was: the next request is told so
             logger.warning("%s serves no longer: %s", ref, error)
             with self._lock:
                 self._ready.pop(ref, None)
-        except ManybeamError as error:
-            logger.warning("%s is not renewed: %s", ref, error)
-            with self._lock:
-                earlier = self._ready.get(ref)
+        except Exception as error:  # one that fails must not keep the others from being renewed
+            logger.warning("%s is not renewed: %s", ref, error, exc_info=not _is_ours(error))
+            return str(getattr(error, "what", type(error).__name__))
+        return ""
+
+    def _note(self, ref: str, why: str) -> None:
+        """Let answers say that a version goes on in place of one that fails."""
+        name = ref.partition("@")[0]
+        with self._lock:
+            for one in (ref, *(one for one in self._serving if one.partition("@")[0] == name)):
+                earlier = self._ready.get(one)
                 if earlier is not None:
-                    note = f"{earlier.ref} goes on, because what follows it fails: {error.what}"
+                    note = f"{earlier.ref} goes on, because what follows it fails: {why}"
                     kept = tuple(one for one in earlier.notes if "goes on, because" not in one)
-                    self._ready[ref] = replace(earlier, notes=(*kept, note))
+                    self._ready[one] = replace(earlier, notes=(*kept, note))
 
     def _put(self, ref: str, loaded: LoadedVersion) -> None:
         with self._lock:
@@ -102,8 +141,10 @@ class LiveVersions:
             if before is not None and before.ref != loaded.ref:
                 logger.info("%s: %s answers in place of %s", ref, loaded.ref, before.ref)
             self._ready[ref] = loaded
-            while len(self._ready) > self.source.capacity:
-                self._ready.popitem(last=False)
+            # What serves stays; of the rest, what was not asked for the longest time goes first.
+            spare = [one for one in self._ready if one not in (*self._serving, ref)]
+            while spare and len(self._ready) > self.source.capacity:
+                del self._ready[spare.pop(0)]
 
     def _run(self) -> None:
         while not self._ended.wait(self._every_s):
@@ -111,3 +152,8 @@ class LiveVersions:
                 self.refresh()
             except Exception:  # a round that failed must not end the rounds to come
                 logger.exception("versions are not renewed")
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether an error says all that the log needs."""
+    return isinstance(error, ManybeamError)

@@ -8,7 +8,7 @@ from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.inference.tiled import Run
 from manybeam.learn.nets.member import Member
 
-GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # of Linux
 
 
 class Engine:
@@ -48,9 +48,15 @@ class Engine:
         return TorchNetwork(member.network(), torch.device(self.device))
 
 
+def compile_ahead(members: Sequence[Member]) -> None:
+    """Compile networks once, before many processes of this machine do so, if they will need it."""
+    if _usual_device() == "cpu":
+        Graphs.here().networks(members)
+
+
 def _usual_device() -> str:
     """Return the GPU if there is one; torch is not imported where there is no driver of one."""
-    if "torch" not in sys.modules and not any(path.exists() for path in GPU_DRIVERS):
+    if sys.platform == "linux" and not any(path.exists() for path in GPU_DRIVERS):
         return "cpu"
     import torch
 

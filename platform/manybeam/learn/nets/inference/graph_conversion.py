@@ -37,14 +37,16 @@ def to_graph(member: Member) -> bytes:
             )
             graph = openvino().convert_model(traced, input=[1, 1, -1, -1])
             compiled = core().compile_model(graph, "CPU", hints())
+        _check(network, compiled, least, step)
+        content: bytes = compiled.export_model().getvalue()
+    except WorkFailed:
+        raise
     except Exception as error:  # converters raise errors of many kinds
         raise WorkFailed(
             f"the network {member.recipe.network.name} cannot be compiled",
             str(error).strip().splitlines()[0][:300],
             "it answers without, more slowly",
         ) from error
-    _check(network, compiled, least, step)
-    content: bytes = compiled.export_model().getvalue()
     return content
 
 
