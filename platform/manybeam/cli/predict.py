@@ -74,7 +74,9 @@ def predict(
     question = Question(ensemble, named, false_atoms, is_size_trusted=trust_pixel_size)
     predictor = _predictor()
     frames = _frames(predictor, question, files, pixel_size_pm, condition)
-    found = [answer.lean() for answer in _answers(predictor, frames, question)]
+    found = [
+        answer.lean(has_maps=bool(png or zarr)) for answer in _answers(predictor, frames, question)
+    ]
     answers.write_atoms(atoms, found)
     answers.write_pictures(png, found)
     answers.write_zarr(zarr, found)

@@ -79,10 +79,15 @@ class Answer:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
 
-    def lean(self) -> "Answer":
-        """Return the answer without the maps of single members, where many answers are kept."""
-        lean = self.prediction.without_maps()
-        return replace(self, prediction=lean, whole=self.whole.atoms_only())
+    def lean(self, *, has_maps: bool = True) -> "Answer":
+        """Return the answer without the maps of single members, where many answers are kept.
+
+        Args:
+            has_maps: whether mean, spread and mutual information of the answer stay.
+        """
+        own = self.prediction
+        own = own.without_maps() if has_maps else own.atoms_only()
+        return replace(self, prediction=own, whole=self.whole.atoms_only())
 
     @property
     def atoms(self) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.content import answer_meta, arrays, selection_content
-from manybeam.serve.query import RequestQuery
+from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.wire import Frames
 from manybeam.spec.facility import facility_library
 
@@ -88,7 +88,8 @@ class Service:
         )
         asked = _frames(frames, query)
         answers = self._predictor.answers(asked, question, deadline)
-        found = [one.lean() if frames.is_stack else one for one in answers]
+        has_maps = bool({*MAPS} & {*query.want})
+        found = [one.lean(has_maps=has_maps) if frames.is_stack else one for one in answers]
         wanted = arrays(found, query.want, is_stack=frames.is_stack)
         meta = answer_meta(found, frames, query)
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])

@@ -43,7 +43,14 @@ from manybeam.serve.edge.admission import Place, Places, drain, gone, has_body, 
 from manybeam.serve.edge.guard import Guard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES, RequestQuery, parameters, read_query
+from manybeam.serve.query import (
+    MAX_DEADLINE_MS,
+    PREDICT_NAMES,
+    SELECT_NAMES,
+    RequestQuery,
+    parameters,
+    read_query,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -312,9 +319,7 @@ class RequestHandler:
         The place is free again when the request ends, and the bytes of its body when the thread
         ends, which may go on after the deadline or without a caller.
         """
-        due_s = None
-        if query.deadline_ms is not None:
-            due_s = request.state.begun + query.deadline_ms / 1000
+        due_s = request.state.begun + _within_ms(query) / 1000
         deadline, place = Deadline(due_s), self._places.take()
         future: Future[Response] | None = None
         try:
@@ -356,12 +361,12 @@ class Arrived:
 
 
 async def _answer(
-    future: "Future[Response]", request: Request, query: RequestQuery, due_s: float | None
+    future: "Future[Response]", request: Request, query: RequestQuery, due_s: float
 ) -> Response:
     """Return the result of work in a thread, unless the deadline passes or the caller leaves."""
     answer = asyncio.wrap_future(future)
     answer.add_done_callback(_seen)
-    left_s = None if due_s is None else max(due_s - time.monotonic(), 0)
+    left_s = max(due_s - time.monotonic(), 0)
     leaving = asyncio.ensure_future(gone(request))
     first: set[asyncio.Future[Any]] = {answer, leaving}
     try:
@@ -373,10 +378,15 @@ async def _answer(
     finally:
         leaving.cancel()
     raise DeadlineExceeded(
-        f"no answer within {query.deadline_ms} ms",
+        f"no answer within {_within_ms(query)} ms",
         "deadline_ms counts from the arrival of the request",
         "raise deadline_ms, want less, or send a smaller frame",
     )
+
+
+def _within_ms(query: RequestQuery) -> int:
+    """Return how long an answer may take, so that no request keeps a thread for ever."""
+    return query.deadline_ms or MAX_DEADLINE_MS
 
 
 def _then(loop: asyncio.AbstractEventLoop, place: Place, _: "Future[Response]") -> None:
