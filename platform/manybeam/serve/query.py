@@ -120,7 +120,7 @@ class RequestQuery:
     deadline_ms: Annotated[
         Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None,
         _text(_deadline),
-        Field(description="Time the caller waits [ms]."),
+        Field(description="Time the caller waits [ms]; ten minutes if left out."),
     ] = None
     instrument: Annotated[
         str, _text(_label), _name("Name of the instrument, repeated in the answer.")
