@@ -238,6 +238,39 @@ def test_a_replica_that_starts_with_a_wrong_clock_takes_the_time_of_the_database
     cache.close()
 
 
+@pytest.mark.parametrize(
+    ("back_s", "opens"), [pytest.param(2, True, id="a little"), pytest.param(60, False, id="far")]
+)
+def test_a_copy_from_the_future_is_not_used(
+    tokens: Tokens, tmp_path: Path, back_s: float, *, opens: bool
+) -> None:
+    away, path = Away(tokens), tmp_path / "tokens.json"
+    text, _ = tokens.create("scan", ["predict"])
+    TokenCache(away, path).read()
+    away.is_cut = True
+    cache = TokenCache(away, path, wall=Clock(time.time() - back_s))
+    cache.start()
+    assert _opens(cache, text) is opens
+    cache.close()
+
+
+def test_that_the_database_is_away_is_logged_once_also_if_a_request_noticed_it_first(
+    tokens: Tokens,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("manybeam.serve.edge.access.PATIENCE_S", 0.01)
+    away = Away(tokens)
+    cache = TokenCache(away, tmp_path / "tokens.json")
+    away.is_cut = True
+    with pytest.raises(DatabaseUnreachable):
+        caller(cache, "mb-unknown")
+    for _ in range(2):
+        cache.read()
+    assert [one.message.startswith("tokens are checked") for one in caplog.records] == [True]
+
+
 def test_a_copy_that_cannot_be_written_harms_nobody(
     tokens: Tokens, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from manybeam.cli.app import main
+from manybeam.cli.service.serve import _list_started
+from manybeam.cli.terminal.output import Form
 from manybeam.db.audit import AuditLog
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
@@ -120,3 +124,29 @@ def test_a_service_behind_tls_is_told_where_to_listen(
     use_settings({"MANYBEAM_SERVICE_URL": "https://manybeam.lab"})
     assert main(["serve", "up"]) == 2
     assert "manybeam serve up --host 127.0.0.1 --port 8100 --tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        pytest.param(JSONResponse({"detail": "it was revoked"}, 401), "it was revoked", id="ours"),
+        pytest.param(HTMLResponse("<h1>no</h1>", 401), "HTTP 401, from a proxy", id="a proxy's"),
+        pytest.param(JSONResponse(["no"], 403), "HTTP 403, from a proxy", id="a list"),
+    ],
+)
+def test_a_service_that_refuses_to_list_is_told_and_its_start_does_not_fail(
+    answer: Response,
+    told: str,
+    serving: Callable[[Any], AbstractContextManager[str]],
+    use_settings: Callable[[dict[str, str]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with serving(answer) as url:
+        use_settings({"MANYBEAM_SERVICE_URL": url, "MANYBEAM_TOKEN": "mb-revoked"})
+        assert main(["serve", "ls"]) == 5
+        assert told in capsys.readouterr().err
+        _list_started(url, Form.json)
+        assert "the service is up, but it does not list its ensembles: " in (
+            said := capsys.readouterr().err
+        )
+        assert told in said

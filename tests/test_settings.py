@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from manybeam.errors import InvalidSetting
-from manybeam.settings import settings
+from manybeam.serve.app import PLATFORM, TOKENS
+from manybeam.serve.haproxy import URL
+from manybeam.settings import Settings, settings
 
 
 @pytest.fixture
@@ -60,6 +62,9 @@ def test_a_secret_is_never_repeated(toml: Path) -> None:
         ("MANYBEAM_HOEM", 1),
         ("MANYBEAM_TRACKING_URL", 1),
         ("MANYBEAM_SERVICE_HOST", 0),  # Kubernetes sets it for a service `manybeam`
+        (TOKENS, 0),
+        (URL, 0),
+        (PLATFORM, 0),
         ("MANYBEAM_TOKEN", 0),
     ],
 )
@@ -74,3 +79,8 @@ def test_a_variable_that_is_nearly_a_setting_is_warned_of(
     use_settings({name: "x"})
     settings()
     assert sum(name in record.getMessage() for record in caplog.records) == count
+
+
+@pytest.mark.parametrize("name", [PLATFORM, TOKENS, URL])
+def test_a_variable_of_the_replicas_has_no_name_of_a_setting(name: str) -> None:
+    assert name.removeprefix("MANYBEAM_").lower() not in Settings.model_fields

@@ -73,7 +73,8 @@ def test_a_service_for_other_machines_answers_those_with_a_token(
     assert (status(), status(Authorization=f"Bearer {text}")) == (401, 200)
     with pytest.raises(NotAllowed, match=r"manybeam serve up --host 0\.0\.0\.0 --tokens"):
         run_service([], host=EVERYWHERE, port=port, tokens=False)
-    assert run_service(["graphene"], host=EVERYWHERE, port=port).needs_token  # as it was
+    for more in ({}, {"insecure": True}):  # as it was
+        assert run_service(["graphene"], host=EVERYWHERE, port=port, **more).needs_token
     assert (status(), status(Authorization=f"Bearer {text}")) == (401, 200)
     Tokens(open_database()).revoke(made.id)
     deadline = time.monotonic() + 10

@@ -203,6 +203,31 @@ def test_a_password_that_is_refused_is_said(postgres_server: Any) -> None:
 
 
 @pytest.mark.postgres
+def test_a_silent_connection_is_given_up_soon_unless_the_url_says_otherwise(
+    new_schema: Callable[[], str],
+) -> None:
+    for more, timeout_ms in (("", "10000"), ("&tcp_user_timeout=70000", "70000")):
+        with open_database(new_schema() + more).reading() as connection:
+            told = connection.connection.driver_connection.info.get_parameters()
+        assert told["tcp_user_timeout"] == timeout_ms
+        assert told["keepalives_idle"] == "5"
+
+
+@pytest.mark.postgres
+def test_a_reading_with_a_limit_ends_in_time_and_leaves_no_limit_behind(
+    new_schema: Callable[[], str],
+) -> None:
+    database = open_database(new_schema())
+    with (
+        pytest.raises(DatabaseUnreachable, match="timeout"),
+        database.reading(0.1) as connection,
+    ):
+        connection.execute(text("SELECT pg_sleep(5)"))
+    with database.reading() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar() == "0"
+
+
+@pytest.mark.postgres
 def test_tables_lie_beside_those_of_mlflow_in_a_schema_of_their_own(postgres_server: Any) -> None:
     database = open_database(postgres_server.settings()["MANYBEAM_DATABASE_URL"])
     with database.reading() as connection:

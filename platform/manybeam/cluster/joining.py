@@ -277,6 +277,7 @@ def check_token_is_needed(address: str) -> None:
 
     Raises:
         NotAllowed: it asks for none, and the settings do not allow that.
+        Unreachable: it does not say so in time.
     """
     if not settings().ray_address or settings().ray_insecure or _is_tls():
         return
@@ -285,13 +286,18 @@ def check_token_is_needed(address: str) -> None:
     asked = _of_this_machine() if address == "auto" else address
     # Of a head, and of Ray's client server.
     method = "RayletDriver/ClusterInfo" if "://" in asked else "NodeInfoGcsService/CheckAlive"
-    with grpc.insecure_channel(asked.partition("://")[2] or asked) as channel:
+    direct = (("grpc.enable_http_proxy", 0),)  # as Ray asks
+    with grpc.insecure_channel(asked.partition("://")[2] or asked, direct) as channel:
         try:
             channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=KNOCK_S)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 return
-            logger.debug("the cluster said why it does not answer", extra={"said": str(error)})
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise _unreachable(
+                    address, f"it does not serve requests: {error.details()}"
+                ) from error
+            logger.debug("the cluster refused the request", extra={"said": str(error)})
     raise NotAllowed(
         f"the Ray cluster at {address!r} asks for no token",
         "whoever reaches its ports can run commands on its hosts",

@@ -32,6 +32,15 @@ from manybeam.errors import InvalidSetting, MissingPackage, WriteFailed
 
 SCHEMA = "manybeam"  # of PostgreSQL, so that MLflow's tables may lie in the same database
 WAIT_S = 20  # for a lock of another writer, and for a connection
+# When a connection that is silent counts as dead; without it, Linux waits a quarter of an hour. A
+# server that works long on a statement is not silent: its system answers.
+_SILENCE = {
+    "tcp_user_timeout": 10_000,  # ms
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 _parents: list[Pool] = []  # connections of the process this one was forked from
 _FORMS = "postgresql+psycopg://user:password@host/name, or sqlite:////folder/file.db"
 
@@ -66,14 +75,20 @@ class Database:
         return Path(self.url.database or "") if self.is_sqlite else None
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, limit_s: float | None = None) -> Iterator[Connection]:
         """Give a connection that sees one state, also if others write meanwhile.
 
+        Args:
+            limit_s: longest time of one statement; only PostgreSQL keeps it.
+
         Raises:
-            DatabaseUnreachable: there is no answer.
+            DatabaseUnreachable: there is no answer, or none in time.
         """
         options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         with self._block(**options) as connection:
+            if limit_s is not None and not self.is_sqlite:
+                limit = f"SET LOCAL statement_timeout = {round(limit_s * 1000)}"
+                connection.exec_driver_sql(limit)
             yield connection
 
     @contextmanager
@@ -197,13 +212,18 @@ def _postgres_engine(url: URL) -> Engine:
     if "search_path" not in given:
         options += f" -c search_path={SCHEMA}"
     wanted = url.difference_update_query(["options"])
+    silence = {name: value for name, value in _SILENCE.items() if name not in url.query}
     try:
         engine = create_engine(
             wanted,
             poolclass=QueuePool,
             pool_pre_ping=True,
             pool_timeout=WAIT_S,
-            connect_args={"options": f"{options} {given}".strip(), "connect_timeout": 10},
+            connect_args={
+                "options": f"{options} {given}".strip(),
+                "connect_timeout": 10,
+                **silence,
+            },
         )
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise MissingPackage(

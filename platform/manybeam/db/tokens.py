@@ -34,6 +34,7 @@ from manybeam.errors import Conflict, InvalidInput, NotFound
 SCOPES = ("predict", "select", "ingest", "zoo:read", "zoo:promote", "jobs:submit", "admin")
 MAX_NAME = 300  # characters; a path fits
 SEEN_S = 60.0  # `last_used` is written at most so often: a check should only read
+LIMIT_S = 5.0  # of the reading of valid tokens, so that the next one is soon
 _INSTRUMENT = re.compile(r"(?!t-[0-9a-f]{8}$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -263,7 +264,7 @@ class Tokens:
         wanted = select(
             TokenRow.sha256, TokenRow.id, TokenRow.scopes, TokenRow.instrument_id, TokenRow.expires
         ).select_from(_joined())
-        with self._database.reading() as connection:
+        with self._database.reading(LIMIT_S) as connection:
             rows = connection.execute(wanted.where(_is_valid()).order_by(TokenRow.id)).all()
             at = now(connection)
         return at, [

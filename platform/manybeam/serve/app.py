@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from manybeam.errors import (
     WorkFailed,
 )
 from manybeam.serve.haproxy import (
+    URL,
     forget_haproxy,
     haproxy_can_serve,
     haproxy_key,
@@ -44,10 +45,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 APP, DEPLOYMENT = "manybeam", "predict"
-# Variables of the replicas: where HAProxy listens, which Ray is not told, whose service it is, and
-# whether it requires tokens.
-URL, PLATFORM = "MANYBEAM_SERVICE_URL", "MANYBEAM_PLATFORM_ID"
-TOKENS = "MANYBEAM_SERVE_TOKENS"
+# Variables of the replicas: whose service it is, and whether it requires tokens. No name is that of
+# a setting, which has another meaning.
+PLATFORM, TOKENS = "MANYBEAM_PLATFORM_ID", "MANYBEAM_REPLICA_TOKENS"
+_TOKENS_BEFORE = "MANYBEAM_SERVE_TOKENS"  # of a service that an older version started
 # Ray calls this function for what it wraps around its HTTP servers.
 RAY_MIDDLEWARES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "manybeam.serve.edge.guard:ray_middlewares"
@@ -127,7 +128,8 @@ def run_service(
         capacity: ensembles in memory of a replica, in addition to `refs`.
         tokens: answer only callers with a token of the database. If left out, a running service
             stays as it is, and for a new one the setting `serve_tokens` counts.
-        insecure: allow an address that other machines can reach without tokens.
+        insecure: allow an address that other machines can reach without tokens. A running service
+            keeps its tokens all the same, unless `tokens` is False.
 
     Raises:
         PortInUse: another process uses the port; nothing was started.
@@ -181,10 +183,12 @@ def _needs_token(
     host: str, running: ServiceState | None, *, tokens: bool | None, insecure: bool
 ) -> bool:
     """Return whether the service requires tokens; a change of its ensembles does not open it."""
-    if tokens is None and not insecure:
-        tokens = running.needs_token if running else settings().serve_tokens
     if tokens and insecure:
         raise InvalidInput("--tokens and --insecure contradict each other", "", "leave one out")
+    if tokens is None and running is not None:
+        tokens = running.needs_token
+    elif tokens is None and not insecure:
+        tokens = settings().serve_tokens
     if not tokens and not insecure and not is_loopback(host):
         raise NotAllowed(
             f"{host!r} can be reached from other machines",
@@ -245,9 +249,13 @@ def service_state() -> ServiceState | None:
         return None
     counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
     is_up = DEPLOYMENT in found.deployments
-    needs_token = is_up and _replica_variables().get(TOKENS) == str(True)
+    needs_token = is_up and _has_tokens(_replica_variables())
     status_name = str(found.status.value)
     return ServiceState(_service_url(), status_name, sum(counts), found.message, needs_token)
+
+
+def _has_tokens(variables: Mapping[str, str]) -> bool:
+    return variables.get(TOKENS, variables.get(_TOKENS_BEFORE)) == str(True)
 
 
 def _service_url() -> str:

@@ -34,6 +34,8 @@ _guards: dict[str, socket.socket] = {}
 METRICS, STATISTICS = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 CONFIGURATION = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
+# A variable of ours: where HAProxy listens, which Ray is not told. It is no setting.
+URL = "MANYBEAM_REPLICA_URL"
 # Ray adds 57 characters for the node to the folder, and the path of a socket has room for 97.
 LONGEST_TEMPORARY = 97 - 57 - len("/mb-abcdefgh/metrics.sock")
 

@@ -14,10 +14,9 @@ import psutil
 
 from manybeam.addresses import is_loopback, place_of
 from manybeam.cluster.running import head
-from manybeam.serve.haproxy import FALLBACK, METRICS, STATISTICS
+from manybeam.serve.haproxy import FALLBACK, METRICS, STATISTICS, URL
 from manybeam.settings import Settings, settings
 
-URL = "MANYBEAM_SERVICE_URL"
 TOKEN = "Ray's token"  # noqa: S105 - what closes, in words
 KEY = "the key of the service's proxy"
 PAGES = "manybeam web"

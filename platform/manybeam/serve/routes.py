@@ -40,7 +40,7 @@ from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
 from manybeam.serve.edge.access import ANYBODY, Caller, TokenCache
 from manybeam.serve.edge.admission import Place, Places, drain, gone, has_body, read_body
-from manybeam.serve.edge.guard import Guard, checked_id
+from manybeam.serve.edge.guard import HeadGuard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import (
@@ -135,7 +135,7 @@ def api(
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
-    app.add_middleware(Guard, count=meter.request, **names)
+    app.add_middleware(HeadGuard, count=meter.request, **names)
     app.add_middleware(HeadAsGet)
     return app
 

@@ -9,6 +9,7 @@ import typer
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from manybeam.db.tokens import Token, Tokens
@@ -86,8 +87,8 @@ def list_instruments(
     from manybeam.db.tokens import Instruments, Tokens
 
     of_database = Tokens(open_database())
-    states = _states(of_database)
     listed = of_database.list()
+    states = _states(of_database, listed)
     if tokens:
         rows = [_token_row(one, states[one.id]) for one in listed]
         emit(rows, form, title="Tokens", empty="no token yet: manybeam instrument add STEM-1")
@@ -172,14 +173,12 @@ def _checked_scopes(text: str) -> tuple[str, ...]:
     return scopes
 
 
-def _states(tokens: "Tokens") -> dict[str, str]:
-    """Return whether each token is valid, expired or revoked, as the service sees it."""
+def _states(tokens: "Tokens", listed: "Sequence[Token]") -> dict[str, str]:
+    """Return whether each listed token is valid, expired or revoked, as the service sees it."""
     at, open_ones = tokens.valid()
     expired = {one.id: one.expires is not None and one.expires <= at for one in open_ones}
     words = {True: "expired", False: "valid"}
-    return {
-        one.id: words[expired[one.id]] if one.id in expired else "revoked" for one in tokens.list()
-    }
+    return {one.id: words[expired[one.id]] if one.id in expired else "revoked" for one in listed}
 
 
 def _token_row(one: "Token", state: str) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """`manybeam serve`: the prediction service on this machine's platform."""
 
-from typing import Annotated
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +9,9 @@ from manybeam.addresses import place_of, reachable, unreached_hint, url_of
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
 from manybeam.errors import InvalidSetting, NotAuthenticated, Unreachable
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +40,11 @@ def up(
     ] = None,
     insecure: Annotated[
         bool,
-        typer.Option("--insecure", help="Answer other machines without tokens: anybody may ask."),
+        typer.Option(
+            "--insecure",
+            help="Answer other machines without tokens: anybody may ask. A running service with "
+            "tokens needs --no-tokens too.",
+        ),
     ] = False,
     cpus: Annotated[int, typer.Option(min=0, help="Cores for Ray; 0 for all.")] = 0,
     form: FormOption = Form.auto,
@@ -62,7 +70,7 @@ def up(
     if state.needs_token:
         say(f"callers need a token; {_who_has_tokens()}")
     if not state.needs_token or where.service_headers:
-        _list(url_of(reachable(host), port), form)
+        _list_started(url_of(reachable(host), port), form)
 
 
 @app.command("ls")
@@ -118,6 +126,14 @@ def _who_has_tokens() -> str:
     return f"{count} valid: manybeam instrument ls --tokens"
 
 
+def _list_started(url: str, form: Form) -> None:
+    """Print the ensembles of a service that was started; if it refuses to list them, say so."""
+    try:
+        _list(url, form)
+    except NotAuthenticated as error:
+        say(f"the service is up, but it does not list its ensembles: {error}")
+
+
 def _list(url: str, form: Form) -> None:
     """Print the ensembles of the service at a URL."""
     import urllib3
@@ -137,10 +153,17 @@ def _list(url: str, form: Form) -> None:
     if answer.status in (401, 403):
         raise NotAuthenticated(
             f"the service at {url} refuses this command",
-            answer.json()["detail"],
+            _detail(answer),
             "export MANYBEAM_TOKEN=...; manybeam instrument token makes one",
         )
     if answer.status != 200:
         raise Unreachable(f"HTTP {answer.status} from {url}", answer.data.decode()[:300], "")
     empty = "no ensemble is loaded yet; one is loaded at its first request"
     emit(answer.json()["ensembles"], form, title=url, empty=empty)
+
+
+def _detail(answer: "BaseHTTPResponse") -> str:
+    """Return why a request was refused; of a proxy's answer, which is no problem, its status."""
+    with suppress(ValueError, LookupError, TypeError):
+        return str(answer.json()["detail"])
+    return f"HTTP {answer.status}, from a proxy before it"

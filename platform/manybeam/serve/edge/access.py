@@ -104,6 +104,7 @@ class TokenCache:
         self._wrote_s = -math.inf
         self._used: set[str] = set()
         self._wake, self._closed, self._is_away = threading.Event(), threading.Event(), False
+        self._is_logged = False  # that it is away
         # Two of them: a writer may wait long for others, and readings must not wait for it.
         self._threads = [
             threading.Thread(target=one, name="tokens", daemon=True)
@@ -205,13 +206,13 @@ class TokenCache:
             self._is_of_file = False
             self._write(listed)
         except Exception as error:  # the thread must go on, or nothing is revoked
-            if not self._is_away:
+            if not self._is_logged:
                 logger.warning(
                     "tokens are checked from a copy: %s", error, exc_info=_is_strange(error)
                 )
-            self._is_away = True
+            self._is_away = self._is_logged = True
         else:
-            self._is_away = False
+            self._is_away = self._is_logged = False
         finally:
             self._tried_s = begun
 
@@ -242,12 +243,17 @@ class TokenCache:
 
     # -- the file -------------------------------------------------------------------------------
     def _load(self) -> None:
-        """Take what an earlier replica wrote; a file that cannot be read counts as none."""
+        """Take what an earlier replica wrote; a file that cannot be read counts as none.
+
+        So does one from the future: the clock was set back, and nobody knows how old the file is.
+        """
         with suppress(OSError, ValueError, TypeError, KeyError):
             content = json.loads(self._path.read_text())
             read, wall = float(content["read"]), self._wall()
+            if read > wall + STALE_S:
+                logger.warning("the copy of the tokens is not used: it is from the future")
+                return
             listed = [_from_json(one) for one in content["tokens"]]
-            # A clock that was set back must not make the copy younger than it is, nor older.
             at = datetime.fromtimestamp(max(read, wall), UTC)
             self._take(at, listed, self._clock(), {})
             self._read_s = self._clock() - max(wall - read, 0.0)

@@ -76,7 +76,7 @@ class RayGuard:
         await app(scope, receive, send)
 
 
-class Guard:
+class HeadGuard:
     """Refuses requests to foreign host names, of other sites' pages, and with a bad id.
 
     Args:
