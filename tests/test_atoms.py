@@ -86,8 +86,21 @@ def test_a_map_without_atoms_has_none() -> None:
     assert find_atoms(np.full((20, 20), 0.4), 0.5, 3.0).shape == (0, 4)
 
 
-def test_a_map_that_is_sure_everywhere_has_one_atom_not_thousands() -> None:
-    assert len(find_atoms(np.ones((64, 64)), 0.5, 3.0)) == 1
+@pytest.mark.parametrize("shape", [(64, 64), (130, 200), (97, 311)])
+@pytest.mark.parametrize("level", [1.0, 0.97, 0.6])
+def test_a_map_that_is_sure_everywhere_has_one_atom_not_thousands(
+    shape: tuple[int, int], level: float
+) -> None:
+    assert len(find_atoms(np.full(shape, level), 0.5, 3.0)) == 1
+
+
+def test_atoms_that_touch_are_found_in_a_map_that_is_all_but_sure() -> None:
+    position_n2 = np.argwhere(np.ones((9, 9))) * 6.0 + 8
+    distance = np.hypot(*(np.indices((66, 66))[:, None, ...] - position_n2.T[..., None, None])).min(
+        axis=0
+    )
+    sure = 1 - 1e-5 * np.minimum(distance, 3.0) ** 2
+    assert len(find_atoms(sure.astype(np.float32), 0.5, 4.0)) == len(position_n2)
 
 
 def test_an_atom_cut_by_the_edge_is_found_at_the_edge() -> None:
