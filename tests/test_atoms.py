@@ -99,7 +99,7 @@ def test_atoms_that_touch_are_found_in_a_map_that_is_all_but_sure() -> None:
     distance = np.hypot(*(np.indices((66, 66))[:, None, ...] - position_n2.T[..., None, None])).min(
         axis=0
     )
-    sure = 1 - 1e-5 * np.minimum(distance, 3.0) ** 2
+    sure = 1 - 5e-6 * np.minimum(distance, 3.0) ** 2
     assert len(find_atoms(sure.astype(np.float32), 0.5, 4.0)) == len(position_n2)
 
 
