@@ -6,13 +6,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import pytest
 import urllib3
-import uvicorn
 
 from manybeam.errors import MemberDiverged
 from manybeam.predictor.versions.of_zoo import ZooVersions
@@ -34,26 +33,21 @@ def npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
-@contextmanager
-def running(service: Service, limits: ReplicaLimits) -> Iterator[str]:
-    """Serve one replica's application on a free port until the block ends."""
-    app = api(service, limits, Meter(), lambda: "manybeam_frames_total 1.0\n")
-    config = uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+Running = Callable[[Service, ReplicaLimits], AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="module")
-def url(tiny_zoo: Any) -> Iterator[str]:
+def running(serving: Callable[[Any], AbstractContextManager[str]]) -> Running:
+    """Serve one replica's application until a block ends."""
+
+    def serve(service: Service, limits: ReplicaLimits) -> AbstractContextManager[str]:
+        return serving(api(service, limits, Meter(), lambda: "manybeam_frames_total 1.0\n"))
+
+    return serve
+
+
+@pytest.fixture(scope="module")
+def url(tiny_zoo: Any, running: Running) -> Iterator[str]:
     limits = ReplicaLimits(max_frame_px=100_000)
     with running(Service(ZooVersions(tiny_zoo, ["graphene"])), limits) as address:
         yield address
@@ -298,7 +292,9 @@ class Slow:
         return self.zoo.resolve(ref)
 
 
-def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(tiny_zoo: Any) -> None:
+def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
+    tiny_zoo: Any, running: Running
+) -> None:
     slow = Slow(tiny_zoo)
     limits = ReplicaLimits(threads=1, waiting=2)
     with (
@@ -327,7 +323,7 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(tiny_zo
 
 @pytest.mark.parametrize("ref", ["diverged", "secret"])
 def test_a_fault_of_ours_is_told_without_its_inside_and_harms_no_one_else(
-    tiny_zoo: Any, ref: str
+    tiny_zoo: Any, running: Running, ref: str
 ) -> None:
     slow = Slow(tiny_zoo)
     slow.go.set()

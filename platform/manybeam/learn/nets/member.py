@@ -57,6 +57,7 @@ class Member:
                 str(error).splitlines()[-1].strip(),
                 "train the member again, or restore the zoo from its backup",
             ) from error
+        # Torch's types do not know this form of `to`.
         return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 
 

@@ -50,7 +50,7 @@ class LiveVersions:
             Unreachable: the zoo never said.
         """
         if not self._serving and self._fault is not None:
-            raise self._fault
+            raise self._fault.with_traceback(None)  # it would keep the frames of every request
         return self._serving
 
     def get(self, ref: str) -> LoadedVersion:

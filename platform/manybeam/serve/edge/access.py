@@ -191,6 +191,7 @@ class TokenCache:
         while not self._closed.is_set():
             begun = time.monotonic()
             self._wake.wait(READ_S)
+            # Many unknown tokens at once must not be as many readings.
             time.sleep(max(0.0, begun + LEAST_S - time.monotonic()))
             self._wake.clear()
             self.read()

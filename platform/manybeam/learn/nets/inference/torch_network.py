@@ -31,6 +31,7 @@ def prepare(network: nn.Module, device: torch.device) -> nn.Module:
     """Return the network, prepared for fast inference with the same result."""
     network = network.to(device).eval().requires_grad_(requires_grad=False)
     _fold_batch_norm(network)
+    # Torch's types do not know this form of `to`.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
