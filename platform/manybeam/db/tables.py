@@ -1,13 +1,13 @@
 """The tables of the database, one class each.
 
-Times are UTC. Tables for people, jobs, sessions and alerts are not used yet; they exist so that the
+Times are UTC. Tables for people, jobs and alerts are not used yet; they exist so that the
 next versions need no new tables in a database that is in use.
 """
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, LargeBinary, MetaData, Text
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, LargeBinary, MetaData, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -199,6 +199,7 @@ class InstrumentRow(DatabaseTable):
     title: Mapped[str]
     created: Mapped[datetime]
     retired: Mapped[datetime | None]
+    weight: Mapped[float] = mapped_column(server_default="1")  # its share where several wait
 
 
 class TokenRow(DatabaseTable):
@@ -261,7 +262,11 @@ class JobEventRow(DatabaseTable):
 
 # -- instruments at work -------------------------------------------------------------------------
 class SessionRow(DatabaseTable):
-    """A session of an instrument: the version and members that answer, and who chose them."""
+    """A session of an instrument: the version and members that answer, and who chose them.
+
+    `settings` are those that the caller gave, `state` is what the service chose since; `revision`
+    grows with each change of either, so that no change is lost.
+    """
 
     __tablename__ = "instrument_sessions"
 
@@ -271,8 +276,26 @@ class SessionRow(DatabaseTable):
     ref: Mapped[str]
     members: Mapped[list[int]]
     budget_ms: Mapped[int | None]
+    settings: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    state: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    revision: Mapped[int] = mapped_column(server_default="1")
     started: Mapped[datetime]
     ended: Mapped[datetime | None]
+
+
+class SessionFrameRow(DatabaseTable):
+    """A frame that a session answered: who answered it, and why."""
+
+    __tablename__ = "session_frames"
+    __table_args__ = (Index("ix_session_frames_session_id_at", "session_id", "at"),)
+
+    session_id: Mapped[int] = mapped_column(ForeignKey("instrument_sessions.id"), primary_key=True)
+    frame_id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    digest: Mapped[str]  # of the request, so that no other one has the same name
+    ref: Mapped[str]
+    members: Mapped[list[int]]
+    values: Mapped[dict[str, Any]]
 
 
 class SessionEventRow(DatabaseTable):
@@ -306,3 +329,35 @@ class AlertRow(DatabaseTable):
     values: Mapped[dict[str, Any]]
     acknowledged_by: Mapped[str | None]
     acknowledged: Mapped[datetime | None]
+
+
+# -- versions under traffic ----------------------------------------------------------------------
+class RolloutRow(DatabaseTable):
+    """A version that runs beside the one that serves (shadow), or answers a share (canary)."""
+
+    __tablename__ = "rollouts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    ensemble: Mapped[str] = mapped_column(index=True)
+    ref: Mapped[str]  # the new version
+    base: Mapped[str]  # the version that served at the start
+    kind: Mapped[str]  # shadow or canary
+    share: Mapped[float]
+    instruments: Mapped[list[str]]  # all if empty
+    started: Mapped[datetime]
+    started_by: Mapped[str]
+    ended: Mapped[datetime | None]
+    ended_by: Mapped[str | None]
+    outcome: Mapped[str]  # promoted, rolled back or "" while it goes on
+
+
+class RolloutComparisonRow(DatabaseTable):
+    """How the two versions of a rollout answered the frames of one instrument, as sums."""
+
+    __tablename__ = "rollout_comparisons"
+
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    instrument: Mapped[str] = mapped_column(primary_key=True)  # "" for callers without one
+    frames: Mapped[int]
+    sums: Mapped[dict[str, Any]]
+    changed: Mapped[datetime]
