@@ -22,7 +22,7 @@ from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.condition_distance import Near
-from manybeam.predictor.performance import PredictedF1
+from manybeam.predictor.f1.predicted import PredictedF1
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.reasons import answer_reason
 from manybeam.predictor.versions.loaded import LoadedVersion, OneVersion

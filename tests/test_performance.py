@@ -19,12 +19,9 @@ from manybeam.errors import InvalidFrame, InvalidInput
 from manybeam.learn.analysis.fitness import LATTICES, SCORES
 from manybeam.learn.analysis.frame_analysis import WINDOW_PX, FrameAnalysis, analyse
 from manybeam.learn.scoring.scores import f1_of, match_frame
-from manybeam.predictor.performance import (
-    PerformancePredictor,
-    PredictedF1,
-    PreferredMembers,
-    _Index,
-)
+from manybeam.predictor.f1.index import F1Index
+from manybeam.predictor.f1.predicted import PredictedF1
+from manybeam.predictor.performance import PerformancePredictor, PreferredMembers
 from manybeam.spec import Library
 
 LIBRARY = Library(Path(__file__).parents[1] / "zoo")
@@ -127,7 +124,7 @@ def test_nine_truths_in_ten_lie_within_the_interval_however_few_were_learnt_from
     inside = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        known = _Index(*drawn(count), np.arange(count))
+        known = F1Index(*drawn(count), np.arange(count))
         part_ni, f1_n = drawn(200)
         _, low_n, high_n, *_ = known.predict_f1(part_ni).T
         inside.append(np.mean((low_n <= f1_n) & (f1_n <= high_n)))
@@ -144,7 +141,7 @@ def test_the_interval_of_the_chosen_answer_holds_too_and_the_usual_one_does_not(
     inside = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        known = _Index(*drawn(300), np.repeat(np.arange(300), 6))
+        known = F1Index(*drawn(300), np.repeat(np.arange(300), 6))
         part_ni, f1_n = drawn(200)
         highest_n = np.arange(0, 1200, 6) + part_ni.reshape(200, 6).argmax(axis=1)
         _, low_n, high_n, chosen_low_n, chosen_high_n = known.predict_f1(part_ni[highest_n]).T

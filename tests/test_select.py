@@ -21,7 +21,8 @@ from manybeam.learn.analysis.frame_analysis import FrameAnalysis
 from manybeam.learn.nets.prediction import Prediction
 from manybeam.learn.scoring.calibration import calibrated
 from manybeam.predictor.condition_distance import Near
-from manybeam.predictor.performance import PerformancePredictor, PredictedF1
+from manybeam.predictor.f1.predicted import PredictedF1
+from manybeam.predictor.performance import PerformancePredictor
 from manybeam.predictor.reasons import Outlook
 from manybeam.predictor.selection import Answerer, Selection
 from manybeam.predictor.selection import select as rank

@@ -19,15 +19,8 @@ import numpy as np
 
 from manybeam.jobs.calibrate import SEED, usual_policies
 from manybeam.learn.analysis.calibration_set import CalibrationSet, measure_calibration_set
-from manybeam.predictor.performance import (
-    BINS,
-    FOLDS,
-    INDEX,
-    LEAST_BIN,
-    PerformancePredictor,
-    _monotone,
-    _Row,
-)
+from manybeam.predictor.f1.index import BINS, FOLDS, LEAST_BIN, _monotone
+from manybeam.predictor.performance import INDEX, PerformancePredictor, _Row
 from manybeam.settings import settings
 from manybeam.spec import Library, Policy
 from manybeam.zoo.calibration_sets import KIND

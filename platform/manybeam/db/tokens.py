@@ -101,6 +101,16 @@ class Instrument:
     retired: datetime | None
 
 
+def check_instrument_id(instrument_id: str) -> None:
+    """Refuse what cannot be the id of an instrument; raises InvalidInput."""
+    if not _INSTRUMENT.fullmatch(instrument_id):
+        raise InvalidInput(
+            f"{instrument_id[:80]!r} cannot be the id of an instrument",
+            "1 to 64 letters, digits and . _ -, and not like the id of a token",
+            "manybeam instrument add STEM-1 --title 'the big one'",
+        )
+
+
 class Instruments:
     """The instruments of one database.
 
@@ -123,12 +133,7 @@ class Instruments:
             InvalidInput: the id or the title cannot be used.
             Conflict: it is there already.
         """
-        if not _INSTRUMENT.fullmatch(instrument_id):
-            raise InvalidInput(
-                f"{instrument_id[:80]!r} cannot be the id of an instrument",
-                "1 to 64 letters, digits and . _ -, and not like the id of a token",
-                "manybeam instrument add STEM-1 --title 'the big one'",
-            )
+        check_instrument_id(instrument_id)
         title = _checked_name(title) if title else ""
         with self._database.writing() as connection:
             known = connection.execute(_instruments(instrument_id)).first()

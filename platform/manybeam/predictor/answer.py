@@ -16,7 +16,7 @@ from manybeam.spec.elements import symbols_of
 if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
     from manybeam.learn.nets.prediction import Prediction
-    from manybeam.predictor.performance import PredictedF1
+    from manybeam.predictor.f1.predicted import PredictedF1
     from manybeam.predictor.selection import Selection
     from manybeam.predictor.transferred_calibration import TransferredCalibration
     from manybeam.zoo.records import Record
@@ -38,6 +38,10 @@ class Question:
         is_raw: the answer has no calibration, predicted F1 or drift. Members are measured by
             raw answers.
         is_size_trusted: the stated pixel size is not compared with the frame.
+        shares: the share of each of `members` in the answer; equal if left out.
+        is_quick: only the networks that answer run. Calibration, predicted F1 and drift rest on
+            what the frame looks like (`predictor.f1.looks`), and so does the choice for `auto`.
+        why: why these members were named, for the reasons.
     """
 
     ref: str = AUTO
@@ -46,6 +50,9 @@ class Question:
     is_selecting: bool = False
     is_raw: bool = False
     is_size_trusted: bool = False
+    shares: tuple[float, ...] = ()
+    is_quick: bool = False
+    why: str = ""
 
     @property
     def is_auto(self) -> bool:
@@ -68,6 +75,8 @@ class Answer:
         whole: the answer of all members, with the map of each.
         notes: the limits of this answer, a sentence each.
         seconds: time spent in each stage.
+        dropped: members that were left out to be in time.
+        is_quick: whether only the networks that answered ran; see `Question.is_quick`.
     """
 
     frame: "Frame"
@@ -78,6 +87,8 @@ class Answer:
     whole: "Prediction" = field(repr=False)
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    dropped: tuple[int, ...] = ()
+    is_quick: bool = False
 
     def lean(self, *, has_maps: bool = True) -> "Answer":
         """Return the answer without the maps of single members, where many answers are kept.

@@ -14,6 +14,8 @@ class Deadline:
 
     Attributes:
         due_s: the deadline, by the same clock; None for no deadline.
+        begun_s: when the question arrived, by the same clock; None if nobody knows.
+        aim_s: when the answer should be ready; a later one is given all the same. None for never.
         clock: monotonic seconds.
         seconds: time spent in each stage so far.
         is_cancelled: whether the caller has gone; another thread may set it.
@@ -23,6 +25,14 @@ class Deadline:
     clock: Callable[[], float] = time.monotonic
     seconds: dict[str, float] = field(default_factory=dict)
     is_cancelled: bool = False
+    begun_s: float | None = None
+    aim_s: float | None = None
+
+    @property
+    def left_s(self) -> float | None:
+        """The time left, until the earlier of aim and deadline; None if there is neither."""
+        ends = [one for one in (self.due_s, self.aim_s) if one is not None]
+        return min(ends) - self.clock() if ends else None
 
     def check(self, what: str = "the answer was ready") -> None:
         """Return if somebody still waits; long work asks between its parts.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from manybeam.data.io.frame import Frame
 from manybeam.errors import (
     Corrupt,
+    DeadlineExceeded,
     DoubtfulPixelSize,
     InvalidFrame,
     InvalidInput,
@@ -21,8 +22,10 @@ from manybeam.errors import (
 from manybeam.learn.analysis.frame_analysis import check_size
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
-from manybeam.predictor.performance import Weights
+from manybeam.predictor.f1.predicted import Weights
+from manybeam.predictor.pace import Pace, Work
 from manybeam.predictor.pixel_size import check_pixel_size, with_inferred_size
+from manybeam.predictor.quick import Look, dropped_words, fewer
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
 from manybeam.predictor.versions.loaded import LoadedVersion, Versions
 from manybeam.predictor.versions.of_zoo import ZooVersions
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from manybeam.zoo.registry import Zoo
 
 logger = logging.getLogger(__name__)
+
+UNKNOWN_S = 1.0  # taken for the time of an analysis that was never timed
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +69,7 @@ class Predictor:
     """
 
     def __init__(self, versions: Versions, library: "Library | None" = None) -> None:
-        self.versions, self._library = versions, library
+        self.versions, self._library, self.pace = versions, library, Pace()
 
     @classmethod
     def of_zoo(cls, zoo: "Zoo") -> "Predictor":
@@ -91,10 +96,13 @@ class Predictor:
             DeadlineExceeded: the time is up.
         """
         question, deadline = question or Question(), deadline or Deadline()
-        (sized,) = self._sized((frame,), question, deadline)
-        return self._answer(sized, question, deadline)
+        (sized,) = self.sized_or_not((frame,), question, deadline)
+        return self.answer_sized(sized, question, deadline)
 
-    def _answer(self, frame: Frame, question: Question, deadline: Deadline) -> Answer:
+    def answer_sized(self, frame: Frame, question: Question, deadline: Deadline) -> Answer:
+        """Return the answer for a frame of `sized_or_not`; raises as `answer` does."""
+        if question.is_quick or (not question.is_raw and self._is_short(frame, question, deadline)):
+            return self._quick(frame, question, deadline)
         best = self._rank(frame, question, deadline)[0]
         if best.selection is not None:
             prediction = best.selection.answer(best.whole)
@@ -111,6 +119,102 @@ class Predictor:
             dict(deadline.seconds),
         )
 
+    def _is_short(self, frame: Frame, question: Question, deadline: Deadline) -> bool:
+        """Return whether there is no time to analyse the frame.
+
+        Nothing is known of the first frames of a size; they are analysed if there is a second.
+        """
+        left_s = deadline.left_s
+        if left_s is None:
+            return False
+        total = 0.0
+        for ref in self.versions.serving() if question.is_auto else (question.ref,):
+            with deadline.stage("load"):
+                version = self.versions.get(ref)
+            work = _work(version, frame, is_full=True)
+            seconds = self.pace.seconds(work, version.ensemble.member_count)
+            total += UNKNOWN_S if seconds is None else seconds
+        return total > left_s
+
+    def _quick(self, frame: Frame, question: Question, deadline: Deadline) -> Answer:
+        """Return an answer without frame analysis, of as many members as there is time for."""
+        version, look = self._quick_version(frame, question, deadline)
+        if question.is_auto or question.is_selecting:
+            everyone = look.best[0] if look else _named(version, question)
+            why = f"members {', '.join(f'{one:02d}' for one in everyone)} suit its look best"
+        else:
+            everyone, why = _named(version, question), question.why
+        check_bound(version, question.false_atoms)
+        if not question.is_size_trusted:
+            check_pixel_size(frame, version, self._facility)
+        work = _work(version, frame)
+        weights, notes = self._in_time(version, look, work, everyone, deadline)
+        with self.pace.timing(work, len(weights), deadline.seconds):
+            with deadline.stage("predict"):
+                whole = version.ensemble.predict(
+                    frame.pixels_yx,
+                    frame.pixel_size_pm,
+                    members=list(weights),
+                    check=deadline.check,
+                )
+            with deadline.stage("calibrate"):
+                selection = look.selection(weights, question.false_atoms, why) if look else None
+                prediction = selection.answer(whole) if selection else part_of(whole, weights)
+        if selection is None:
+            notes.append("no drift, calibration or predicted F1: the frame was not analysed")
+        elif selection.transferred:
+            notes += selection.transferred.notes
+        return Answer(
+            frame,
+            question,
+            version.record,
+            prediction,
+            selection,
+            whole,
+            (*version.notes, *_unsized(frame), *notes),
+            dict(deadline.seconds),
+            dropped=tuple(one for one in everyone if one not in weights),
+            is_quick=True,
+        )
+
+    def _quick_version(
+        self, frame: Frame, question: Question, deadline: Deadline
+    ) -> tuple[LoadedVersion, Look | None]:
+        """Return the version that answers, and what the frame looks like to it."""
+        found = []
+        for ref in self.versions.serving() if question.is_auto else (question.ref,):
+            with deadline.stage("load"):
+                version = self.versions.get(ref)
+            with deadline.stage("look"):
+                found.append((version, Look.of(version, frame)))
+        return max(found, key=lambda one: (True, *one[1].rank_key) if one[1] else (False,))
+
+    def _in_time(
+        self,
+        version: LoadedVersion,
+        look: Look | None,
+        work: Work,
+        everyone: Weights,
+        deadline: Deadline,
+    ) -> tuple[Weights, list[str]]:
+        """Return the members that can answer in time, and what is said if they are not all."""
+        left_s = deadline.left_s
+        if left_s is None:
+            return everyone, []
+        count = self.pace.members_within(work, len(everyone), left_s)
+        if count == 0 and deadline.due_s is not None:
+            least_s = self.pace.seconds(work, 1) or 0.0
+            raise DeadlineExceeded(
+                f"an answer takes about {1000 * least_s:.0f} ms",
+                f"{max(1000 * left_s, 0):.0f} ms were left when it could begin",
+                "raise deadline_ms, send a smaller frame, or send fewer at once",
+            )
+        weights = fewer(version, look, everyone, max(count, 1))
+        if len(weights) == len(everyone):
+            return weights, []
+        seconds = self.pace.seconds(work, len(everyone))
+        return weights, [dropped_words(look, everyone, weights, seconds, left_s)]
+
     def answers(
         self,
         frames: Sequence[Frame],
@@ -122,8 +226,8 @@ class Predictor:
         A missing pixel size is inferred once for all frames: they are of one recording.
         """
         question = question or Question()
-        for frame in self._sized(frames, question, deadline or Deadline()):
-            yield self._answer(frame, question, deadline or Deadline())
+        for frame in self.sized_or_not(frames, question, deadline or Deadline()):
+            yield self.answer_sized(frame, question, deadline or Deadline())
 
     def rank(
         self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
@@ -134,7 +238,7 @@ class Predictor:
         notes name it. Raises as `answer` does.
         """
         question, deadline = question or Question(), deadline or Deadline()
-        (sized,) = self._sized((frame,), question, deadline)
+        (sized,) = self.sized_or_not((frame,), question, deadline)
         return self._rank(sized, question, deadline)
 
     def _rank(self, frame: Frame, question: Question, deadline: Deadline) -> list[Ranked]:
@@ -164,7 +268,7 @@ class Predictor:
     def _facility(self) -> "Library":
         return self._library or facility_library()
 
-    def _sized(
+    def sized_or_not(
         self, frames: Sequence[Frame], question: Question, deadline: Deadline
     ) -> tuple[Frame, ...]:
         """Return the frames with the pixel size of `sized`, or without one if there is none."""
@@ -218,22 +322,24 @@ class Predictor:
             check_pixel_size(frame, version, self._facility)
         too_small = _too_small(frame, question)
         limits = (*version.notes, *too_small, *_unsized(frame))
-        with deadline.stage("predict"):
-            whole = version.ensemble.predict(
-                frame.pixels_yx, frame.pixel_size_pm, check=deadline.check
-            )
-        if question.is_raw or too_small:
-            return Ranked(frame, version, whole, None, limits)
-        with deadline.stage("select"):
-            selection = select(
-                version,
-                frame,
-                prediction=whole,
-                asked=asked,
-                false_atoms=question.false_atoms,
-                library=self._library,
-                check=deadline.check,
-            )
+        work = _work(version, frame, is_full=not (question.is_raw or too_small))
+        with self.pace.timing(work, version.ensemble.member_count, deadline.seconds):
+            with deadline.stage("predict"):
+                whole = version.ensemble.predict(
+                    frame.pixels_yx, frame.pixel_size_pm, check=deadline.check
+                )
+            if not work.is_full:
+                return Ranked(frame, version, whole, None, limits)
+            with deadline.stage("select"):
+                selection = select(
+                    version,
+                    frame,
+                    prediction=whole,
+                    asked=asked,
+                    false_atoms=question.false_atoms,
+                    library=self._library,
+                    check=deadline.check,
+                )
         limits += selection.transferred.notes if selection.transferred else ()
         return Ranked(frame, version, whole, selection, limits)
 
@@ -242,10 +348,9 @@ def _rank_key(one: Ranked) -> tuple[int, bool, float]:
     return one.selection.rank_key if one.selection else (-1, False, 0.0)
 
 
-def _named(version: LoadedVersion, question: Question) -> Weights:
-    """Return the named members with equal weights; raises UnknownRef for an unknown one."""
+def check_members(version: LoadedVersion, members: Sequence[int]) -> None:
+    """Refuse members that a version does not have; raises UnknownRef."""
     there = version.ensemble.indices
-    members = question.members or there
     if missing := [one for one in members if one not in there]:
         raise UnknownRef(
             f"{version.ref or 'this ensemble'} has no member "
@@ -253,7 +358,23 @@ def _named(version: LoadedVersion, question: Question) -> Weights:
             f"it has {', '.join(f'{one:02d}' for one in there)}",
             f"manybeam zoo show {version.ref}",
         )
+
+
+def _named(version: LoadedVersion, question: Question) -> Weights:
+    """Return the named members with their shares; raises UnknownRef for an unknown one."""
+    members = question.members or version.ensemble.indices
+    check_members(version, members)
+    if question.shares:
+        total = sum(question.shares)
+        return {one: share / total for one, share in zip(members, question.shares, strict=True)}
     return dict.fromkeys(members, 1 / len(members))
+
+
+def _work(version: LoadedVersion, frame: Frame, *, is_full: bool = False) -> Work:
+    """Return what an answer is for; its pixels are those that the finest network sees."""
+    own_pm = min(member.recipe.tiles.pixel_size_pm for member in version.ensemble.members)
+    scale = 1.0 if frame.pixel_size_pm is None else frame.pixel_size_pm / own_pm
+    return Work(version.ref, frame.pixels_yx.size * scale**2, is_full)
 
 
 def _unsized(frame: Frame) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from manybeam.predictor.condition_distance import Near
-from manybeam.predictor.performance import PredictedF1
+from manybeam.predictor.f1.predicted import PredictedF1
 from manybeam.spec import Policy, Range
 
 WORTH_A_WORD = 0.05  # gain in predicted F1 from which other members are proposed

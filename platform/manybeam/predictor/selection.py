@@ -24,7 +24,8 @@ from manybeam.predictor.condition_distance import (
     nearest_conditions,
     structure_of,
 )
-from manybeam.predictor.performance import PerformancePredictor, PredictedF1, Weights
+from manybeam.predictor.f1.predicted import PredictedF1, Weights
+from manybeam.predictor.performance import PerformancePredictor
 from manybeam.predictor.reasons import Outlook, answer_reason, candidate_reason, selection_reasons
 from manybeam.predictor.transferred_calibration import (
     NEIGHBOURS,
@@ -56,6 +57,7 @@ SHARPNESS = 0.02  # a member's share falls e-fold for this much less predicted F
 # Several members give a spread, so they are chosen over a single one unless its predicted F1 is
 # higher by more than this.
 WORTH_A_SPREAD = 0.002
+WEIGHTED = "weighted"  # name of the answerer with shares by predicted F1
 ALL = "all"  # name of the answerer of all members
 ASKED = "asked"  # name of the answerer of members that the caller named
 
@@ -164,7 +166,7 @@ class Selection:
         """Distance of the frame from known frames; 1 is usual, None unknown."""
         if self.is_calibrated:
             return self.distance
-        return self.candidates[0].components.get("distance")
+        return self.candidates[0].components.get("distance") if self.candidates else None
 
     def answer(self, prediction: Prediction) -> Prediction:
         """Return the answer of these members, calibrated if the version was calibrated.
@@ -380,7 +382,9 @@ def _calibrated(
         false_atoms=false_atoms,
         nearest_n=known.nearest(seen, NEIGHBOURS // 2),
     )
-    warned = _warnings(distance, first, known, words.structure)
+    warned = drift_reasons(
+        distance, first.predicted_f1, known.poor_f1, words.structure, known.table.structure
+    )
     selection = Selection(
         rests_on=f"a calibration set of {len(known.table)} simulated frames",
         verdict="out-of-distribution" if warned else "ok",
@@ -416,11 +420,19 @@ def _with_reasons(
     return replace(selection, reasons=(*own, *notes, f"{place} by {selection.rests_on}"))
 
 
-def _warnings(
-    distance: float, best: Answerer, known: PerformancePredictor, structure: str
+def drift_reasons(
+    distance: float, best_f1: float, poor_f1: float, structure: str, calibrated: str
 ) -> list[str]:
-    """Return why a frame is out of distribution; nothing if it is not."""
-    said, calibrated = [], known.table.structure
+    """Return why a frame is out of distribution; nothing if it is not.
+
+    Args:
+        distance: of the frame from the calibration set, 1 is usual.
+        best_f1: the highest predicted F1 of an answer.
+        poor_f1: the F1 below which no answer is of use.
+        structure: of the sample of the frame.
+        calibrated: structure of the calibration set; "" if unknown.
+    """
+    said = []
     if calibrated and structure != calibrated:
         said.append(
             f"out of distribution: the frame shows {structure}, the calibration set {calibrated}"
@@ -430,10 +442,8 @@ def _warnings(
             f"out of distribution: the frame is {distance:.1f} times as far from the calibration "
             f"set as its frames lie apart (limit {FAR_FROM_TABLE:g})"
         )
-    if best.predicted_f1 < known.poor_f1:
-        said.append(
-            f"out of distribution: no answer has a predicted F1 of {known.poor_f1:.2f} or more"
-        )
+    if best_f1 < poor_f1:
+        said.append(f"out of distribution: no answer has a predicted F1 of {poor_f1:.2f} or more")
     return said
 
 
@@ -456,7 +466,7 @@ def _answerers(
     """Return the possible answerers, the chosen one first."""
     best = ranked[0]
     single = Answerer("best", {best.member: 1.0}, best.predicted_f1, best.low, best.high)
-    tried = _sub_ensembles(ranked)
+    tried = sub_ensembles([(one.member, one.predicted_f1) for one in ranked])
     if asked and len(asked) > 1 and asked not in tried.values():
         tried[ASKED] = asked
     predicted = known.predict_f1(seen, list(tried.values())) if tried else []
@@ -476,21 +486,25 @@ def _answerers(
     return single, *several
 
 
-def _sub_ensembles(ranked: Sequence[Outlook]) -> dict[str, Weights]:
-    """Return the sub-ensembles to compare: the best, weighted by predicted F1, and all."""
-    order = [one.member for one in ranked]
+def sub_ensembles(ranked: Sequence[tuple[int, float]]) -> dict[str, Weights]:
+    """Return the sub-ensembles to compare: the best, weighted by predicted F1, and all.
+
+    Args:
+        ranked: members with their predicted F1, best first.
+    """
+    order = [member for member, _ in ranked]
     tried: dict[str, Weights] = {
         f"best {size}": dict.fromkeys(order[:size], 1 / size)
         for size in SUBSETS
         if size < len(order)
     }
     if len(order) > 1:
-        behind = np.array([one.predicted_f1 - ranked[0].predicted_f1 for one in ranked])
+        behind = np.array([f1 - ranked[0][1] for _, f1 in ranked])
         share = np.exp(behind / SHARPNESS)
         share[share < 0.01] = 0.0
         share /= share.sum()
         kept = {m: float(w) for m, w in zip(order, share, strict=True) if w > 0}
-        tried |= {"weighted": kept} if len(kept) > 1 else {}
+        tried |= {WEIGHTED: kept} if len(kept) > 1 else {}
         tried[ALL] = dict.fromkeys(order, 1 / len(order))
     return tried
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from manybeam.data.io.frame import Frame
     from manybeam.learn.nets.prediction import Prediction
     from manybeam.predictor.answer import Answer
-    from manybeam.predictor.performance import PredictedF1
+    from manybeam.predictor.f1.predicted import PredictedF1
     from manybeam.predictor.predictor import Ranked
     from manybeam.predictor.selection import Answerer, Candidate, Selection
     from manybeam.predictor.transferred_calibration import TransferredCalibration
@@ -45,6 +45,7 @@ def answer_meta(found: "Sequence[Answer]", frames: Frames, query: RequestQuery) 
     drifted = next((one for one in found if one.is_drifted), first)
     content = _meta(first.record, first.members, first.frame, frames, query) | _facts(first)
     content["drift"] = _drift(drifted)
+    content["dropped"] = sorted({member for one in found for member in one.dropped})
     content["degraded"] = [*_notes(found), *_limits(first.record)]
     if frames.is_stack:
         content["per_frame"] = [_facts(one) for one in found]

@@ -4,6 +4,7 @@ It needs no Ray and no web, so it gives the same answers in any process. All ans
 `predictor.predictor.Predictor`.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.io.frame import Frame, stack_of
-from manybeam.predictor.answer import Question
+from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
-from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.predictor import Predictor, Ranked
 from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.content import answer_meta, arrays, selection_content
 from manybeam.serve.query import MAPS, RequestQuery
+from manybeam.serve.sessions.answering import SessionAnswers
+from manybeam.serve.sessions.content import answer_content
+from manybeam.serve.sessions.keeper import LiveSession, SessionKeeper, no_session
 from manybeam.serve.wire import Frames
 from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
+    from manybeam.db.serving.sessions import Sessions
     from manybeam.spec import Condition
 
 
@@ -47,10 +52,18 @@ class Service:
 
     Args:
         versions: the versions that may answer.
+        sessions: returns the sessions of instruments; there are none if left out.
     """
 
-    def __init__(self, versions: ZooVersions | LiveVersions) -> None:
+    def __init__(
+        self,
+        versions: ZooVersions | LiveVersions,
+        sessions: "Callable[[], Sessions] | None" = None,
+    ) -> None:
         self.versions, self._predictor = versions, Predictor(versions)
+        self.sessions: SessionAnswers | None = None
+        if sessions is not None:
+            self.sessions = SessionAnswers(self._predictor, SessionKeeper(sessions))
 
     def listing(self) -> list[dict[str, Any]]:
         """Return one row for each ensemble in memory, for a table or JSON."""
@@ -83,16 +96,33 @@ class Service:
             NotFound: no such ensemble, member or condition.
         """
         deadline = deadline or Deadline()
-        question = Question(
-            ref, query.members, query.false_atoms, is_size_trusted=query.trust_pixel_size
-        )
-        asked = _frames(frames, query)
-        answers = self._predictor.answers(asked, question, deadline)
+        live = self._session(ref, query)
+        if self.sessions is not None and live is not None:
+            query = self.sessions.query(live, query)
+            in_session = self.sessions.answers(live, _frames(frames, query), query, deadline)
+            answers: Iterable[Answer] = [one.answer for one in in_session]
+            told = answer_content(live, in_session)
+        else:
+            answers, told = self._answers(ref, frames, query, deadline), None
         has_maps = bool({*MAPS} & {*query.want})
         found = [one.lean(has_maps=has_maps) if frames.is_stack else one for one in answers]
         wanted = arrays(found, query.want, is_stack=frames.is_stack)
-        meta = answer_meta(found, frames, query)
+        meta = answer_meta(found, frames, query) | ({"session": told} if told else {})
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])
+
+    def _session(self, ref: str, query: RequestQuery) -> LiveSession | None:
+        """Return the session that answers a request; it does so for `auto` of its instrument."""
+        if self.sessions is None or ref != AUTO or not query.instrument or query.members:
+            return None
+        return self.sessions.keeper.of(query.instrument)
+
+    def _answers(
+        self, ref: str, frames: Frames, query: RequestQuery, deadline: Deadline
+    ) -> "Iterable[Answer]":
+        question = Question(
+            ref, query.members, query.false_atoms, is_size_trusted=query.trust_pixel_size
+        )
+        return self._predictor.answers(_frames(frames, query), question, deadline)
 
     def select(
         self, frames: Frames, query: RequestQuery, deadline: Deadline | None = None
@@ -101,12 +131,32 @@ class Service:
 
         The candidates of all ensembles are in one ranking, best first.
         """
-        question = Question(
-            query.ensemble, is_selecting=True, is_size_trusted=query.trust_pixel_size
-        )
-        frame = _frames(frames, query)[0]
-        ranked = self._predictor.rank(frame, question, deadline or Deadline())
+        ranked = self._ranked(query.ensemble, frames, query, deadline or Deadline())
         return selection_content(ranked, frames, query)
+
+    def select_for(
+        self, instrument: str, frames: Frames, query: RequestQuery, deadline: Deadline
+    ) -> tuple[dict[str, Any], bool]:
+        """Return what `select` does; the chosen members answer the session of an instrument.
+
+        Raises:
+            NotFound: it has no session.
+            Conflict: the session is pinned, or its frames are others.
+        """
+        live = self.sessions.keeper.of(instrument) if self.sessions else None
+        if self.sessions is None or live is None:
+            raise no_session(instrument)
+        query = self.sessions.query(live, query)
+        begun_s = deadline.clock()
+        ranked = self._ranked(live.settings.ref, frames, query, deadline)
+        self.sessions.adopt(live, ranked[0], query.frame_id, deadline.clock() - begun_s)
+        return selection_content(ranked, frames, query)
+
+    def _ranked(
+        self, ref: str, frames: Frames, query: RequestQuery, deadline: Deadline
+    ) -> list[Ranked]:
+        question = Question(ref, is_selecting=True, is_size_trusted=query.trust_pixel_size)
+        return self._predictor.rank(_frames(frames, query)[0], question, deadline)
 
 
 def _frames(frames: Frames, query: RequestQuery) -> tuple[Frame, ...]:

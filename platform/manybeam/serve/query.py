@@ -173,6 +173,7 @@ SELECT_NAMES = (
     "ensemble",
     "condition",
 )
+SELECT_FOR_NAMES = tuple(name for name in SELECT_NAMES if name != "ensemble")
 
 
 def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> RequestQuery:

@@ -38,19 +38,29 @@ from manybeam.errors import (
 )
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
-from manybeam.serve.edge.access import ANYBODY, Caller, TokenCache
-from manybeam.serve.edge.admission import Place, Places, drain, gone, has_body, read_body
+from manybeam.serve.edge.access import ANYBODY, Caller, TokenCache, other_instrument
+from manybeam.serve.edge.admission import (
+    Place,
+    Places,
+    announced_length,
+    drain,
+    gone,
+    has_body,
+    read_body,
+)
 from manybeam.serve.edge.guard import HeadGuard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import (
     MAX_DEADLINE_MS,
     PREDICT_NAMES,
+    SELECT_FOR_NAMES,
     SELECT_NAMES,
     RequestQuery,
     parameters,
     read_query,
 )
+from manybeam.serve.sessions.routes import SessionRoutes
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +68,8 @@ LATE = (408, 499, 504)  # the caller has waited long enough, or is gone
 PATHS = (
     "POST /v1/predict/{REF}",
     "POST /v1/select",
+    "POST /v1/select/{ID}",
+    "GET, PUT, DELETE /v1/instruments/{ID}/session",
     "GET /v1/ensembles",
     "GET /healthz",
     "GET /readyz",
@@ -108,9 +120,11 @@ def api(
         version=__version__,
         docs_url=None,
         redoc_url=None,
-        lifespan=partial(_closing, tokens),
+        lifespan=partial(_closing, service, tokens),
     )
     handler = RequestHandler(service, limits, meter, tokens)
+    if service.sessions is not None:
+        service.sessions.is_quiet = handler.is_quiet
     app.add_exception_handler(HTTPException, partial(_unrouted, handler))
 
     # It only describes what `TokenCache` checks.
@@ -132,6 +146,16 @@ def api(
         """Rank the members that suit a frame."""
         return await handler.answered("select", request, handler.select, "select")
 
+    if service.sessions is not None:
+        SessionRoutes(handler, service.sessions, is_open=tokens is None).add_to(app, needs)
+        described = _described(SELECT_FOR_NAMES, wire.JSON)
+
+        @app.post("/v1/select/{instrument}", openapi_extra=described, dependencies=needs)
+        async def select_for(instrument: str, request: Request) -> Response:
+            """Rank the members that suit a frame, and let them answer the instrument's session."""
+            work = partial(handler.select_for, instrument)
+            return await handler.answered("select", request, work, "select")
+
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
@@ -141,8 +165,10 @@ def api(
 
 
 @asynccontextmanager
-async def _closing(tokens: TokenCache | None, _: FastAPI) -> AsyncIterator[None]:
+async def _closing(service: Service, tokens: TokenCache | None, _: FastAPI) -> AsyncIterator[None]:
     yield
+    if service.sessions is not None:
+        await asyncio.to_thread(service.sessions.close)
     if tokens:
         await asyncio.to_thread(tokens.close)
 
@@ -197,11 +223,13 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
     async def readyz() -> dict[str, Any]:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
         degraded = tokens.degraded() if tokens else []
+        degraded += service.sessions.keeper.degraded() if service.sessions else []
         refs = list(service.versions.refs)
         return {"status": "ready", "ensembles": refs, "degraded": degraded}
 
 
 Work = Callable[[Request], Awaitable[Response]]
+Selecting = Callable[[wire.Frames, RequestQuery, Deadline], tuple[dict[str, Any], bool]]
 FrameWork = Callable[[wire.Frames, RequestQuery, Deadline], Response]
 
 
@@ -259,7 +287,16 @@ class RequestHandler:
 
     async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
-        return await self._placed(request, self._query(request, SELECT_NAMES), self._select)
+        work = partial(self._selected, self.service.select)
+        return await self._placed(request, self._query(request, SELECT_NAMES), work)
+
+    async def select_for(self, instrument: str, request: Request) -> Response:
+        """Answer one selection, which switches the session of an instrument; always JSON."""
+        query = self._query(request, SELECT_FOR_NAMES)
+        if query.instrument not in ("", instrument):
+            raise other_instrument(instrument, query.instrument)
+        work = partial(self.service.select_for, instrument)
+        return await self._placed(request, query, partial(self._selected, work))
 
     async def ensembles(self, request: Request) -> Response:
         """List the ensembles in memory."""
@@ -274,6 +311,27 @@ class RequestHandler:
         if isinstance(error, NotAuthenticated):
             headers["www-authenticate"] = "Bearer"
         return _json(problem(error, request_id), http_status(error), wire.PROBLEM, headers)
+
+    async def small_body(self, request: Request, limit: int) -> bytes:
+        """Return the body of a request that has a place only while it is read."""
+        wire.check_length(announced_length(request) or 0, limit)
+        place = self._places.take()
+        try:
+            body = await read_body(request, place)
+        finally:
+            place.free()
+        request.state.is_read = True
+        wire.check_length(len(body), limit)
+        return bytes(body)
+
+    def is_quiet(self) -> bool:
+        """Return whether no request is here; any thread may ask."""
+        return self._places.inside == 0
+
+    @staticmethod
+    def as_json(content: dict[str, Any]) -> Response:
+        """Return JSON data as an answer."""
+        return _json(content)
 
     async def _caller(self, request: Request, scope: str | None) -> Caller:
         if self._tokens is None or scope is None:
@@ -295,8 +353,10 @@ class RequestHandler:
         self._count(answer.meta, deadline, is_drifted=bool(answer.is_drifted))
         return Response(content, media_type=form)
 
-    def _select(self, frames: wire.Frames, query: RequestQuery, deadline: Deadline) -> Response:
-        content, is_drifted = self.service.select(frames, query, deadline)
+    def _selected(
+        self, select: Selecting, frames: wire.Frames, query: RequestQuery, deadline: Deadline
+    ) -> Response:
+        content, is_drifted = select(frames, query, deadline)
         timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
         content["meta"]["timings_ms"] = timings
         self._count({**content["meta"], "frames": 0}, deadline, is_drifted=is_drifted)
@@ -319,8 +379,9 @@ class RequestHandler:
         The place is free again when the request ends, and the bytes of its body when the thread
         ends, which may go on after the deadline or without a caller.
         """
-        due_s = request.state.begun + _within_ms(query) / 1000
-        deadline, place = Deadline(due_s), self._places.take()
+        begun_s = request.state.begun
+        due_s = begun_s + _within_ms(query) / 1000
+        deadline, place = Deadline(due_s, begun_s=begun_s), self._places.take()
         future: Future[Response] | None = None
         try:
             body = await read_body(request, place, due_s)

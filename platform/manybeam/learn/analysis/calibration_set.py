@@ -30,6 +30,7 @@ from manybeam.learn.scoring.scores import f1_of, match_frame
 from manybeam.spec import Policy
 
 VERSION = 2
+BELIEVED = 0.5  # least mean probability of an atom in an answer
 UNSTRUCTURED = 1  # sets without the structure of their samples
 SHAPE = (128, 128)  # of a frame if the policy has none
 _UNREADABLE = (  # raised by reading a damaged npz
@@ -93,21 +94,38 @@ class CalibrationSet:
         mean_k = self.belief_km[:, places].astype(np.float32) @ (weight_m / weight_m.sum())
         return np.asarray(mean_k)
 
-    def f1(self, weights: Mapping[int, float], threshold: float = 0.5) -> np.ndarray:
+    def f1(self, weights: Mapping[int, float], threshold: float = BELIEVED) -> np.ndarray:
         """Return the F1 of a sub-ensemble on each frame, (n,); exact unless atoms merge."""
-        hits_n, false_n = self.found(weights, threshold)
-        return f1_of(np.stack([hits_n, false_n, self.truth_n - hits_n], axis=1))
+        return self._f1(self.found(weights, threshold))
+
+    def f1_of_each(self, answerers: Sequence[Mapping[int, float]]) -> np.ndarray:
+        """Return `f1` of several sub-ensembles, (n, q); faster than one by one."""
+        share_mq = np.zeros((len(self.members), len(answerers)), np.float32)
+        for q, weights in enumerate(answerers):
+            total = sum(weights.values())
+            for member, share in weights.items():
+                share_mq[self.members.index(member), q] = share / total
+        belief_kq = self.belief_km.astype(np.float32) @ share_mq
+        f1_qn = [self._f1(self._found(belief_k, BELIEVED)) for belief_k in belief_kq.T]
+        return np.stack(f1_qn, axis=1)
 
     def found(
-        self, weights: Mapping[int, float], threshold: float = 0.5
+        self, weights: Mapping[int, float], threshold: float = BELIEVED
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the numbers of true and of false atoms that a sub-ensemble finds on each frame."""
-        found_k = (self.belief(weights) >= threshold) & self.counts_k
+        return self._found(self.belief(weights), threshold)
+
+    def _found(self, belief_k: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        found_k = (belief_k >= threshold) & self.counts_k
         hits_n, false_n = (
             np.bincount(self.frame_k[found_k & one_k], minlength=len(self))
             for one_k in (self.is_true_k, ~self.is_true_k)
         )
         return hits_n, false_n
+
+    def _f1(self, found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        hits_n, false_n = found
+        return f1_of(np.stack([hits_n, false_n, self.truth_n - hits_n], axis=1))
 
     def only(self, member: int) -> "CalibrationSet":
         """Return the set of one member only, without scores of agreement.

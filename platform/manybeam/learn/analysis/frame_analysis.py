@@ -100,12 +100,7 @@ def analyse(
     Raises:
         InvalidFrame: the array is too small for frame analysis, or not a frame.
     """
-    check_size(frame_yx)
-    own_pm = min(member.recipe.tiles.pixel_size_pm for member in ensemble.members)
-    side = int(window_px * (own_pm / pixel_size_pm if pixel_size_pm else 1.0))
-    window = _middle(frame_yx.shape, max(side, 64))
-    if np.ptp(frame_yx[window]) == 0:  # a hole in the middle of a large frame
-        window = _middle(frame_yx.shape, max(frame_yx.shape))
+    window = _window(ensemble, frame_yx, pixel_size_pm, window_px)
     part_yx = np.ascontiguousarray(frame_yx[window])
     whole = prediction or ensemble.predict(frame_yx, pixel_size_pm, check=check)
     prediction = whole if part_yx.shape == frame_yx.shape else whole.inside(window)
@@ -115,8 +110,35 @@ def analyse(
         prediction.member_atoms, turned.member_atoms, part_yx.shape, prediction.radius_px
     )
     model, score_mf = scores(part_yx, prediction.member_atoms, pixel_size_pm, lattice, steady)
-    summary_cs = summaries(crops(part_yx[None]), pixel_size_pm)
+    summary_cs = _summaries(part_yx, pixel_size_pm)
     return FrameAnalysis(prediction, score_mf, summary_cs, window, pixel_size_pm, lattice, model)
+
+
+def summary_of(ensemble: Ensemble, frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
+    """Return the mean summary of a frame, (s,), as `analyse` finds it; no network runs.
+
+    Raises:
+        InvalidFrame: the array is too small for frame analysis, or not a frame.
+    """
+    window = _window(ensemble, frame_yx, pixel_size_pm, WINDOW_PX)
+    return np.asarray(_summaries(frame_yx[window], pixel_size_pm).mean(axis=0))
+
+
+def _summaries(part_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
+    return summaries(crops(part_yx[None]), pixel_size_pm)
+
+
+def _window(
+    ensemble: Ensemble, frame_yx: np.ndarray, pixel_size_pm: float | None, window_px: int
+) -> tuple[slice, slice]:
+    """Return the part of a frame that is analysed."""
+    check_size(frame_yx)
+    own_pm = min(member.recipe.tiles.pixel_size_pm for member in ensemble.members)
+    side = int(window_px * (own_pm / pixel_size_pm if pixel_size_pm else 1.0))
+    window = _middle(frame_yx.shape, max(side, 64))
+    if np.ptp(frame_yx[window]) == 0:  # a hole in the middle of a large frame
+        return _middle(frame_yx.shape, max(frame_yx.shape))
+    return window
 
 
 def check_size(frame_yx: np.ndarray) -> None:

@@ -55,15 +55,20 @@ class Caller:
             NotAllowed: the query is for another instrument.
         """
         if self.instrument and asked.instrument not in ("", self.instrument):
-            raise NotAllowed(
-                f"this token is not for the instrument {asked.instrument[:80]!r}",
-                f"it was made for {self.instrument!r}",
-                "leave `instrument` out, or use that instrument's own token",
-            )
+            raise other_instrument(asked.instrument, self.instrument)
         return replace(asked, instrument=self.instrument or asked.instrument)
 
 
 ANYBODY = Caller()
+
+
+def other_instrument(asked: str, own: str) -> NotAllowed:
+    """Return the error of a caller who speaks for another instrument than its own."""
+    return NotAllowed(
+        f"this token is not for the instrument {asked[:80]!r}",
+        f"it was made for {own!r}",
+        "leave `instrument` out, or use that instrument's own token",
+    )
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ class Places:
         self._move(1)
         return Place(self)
 
+    @property
+    def inside(self) -> int:
+        """Number of places taken."""
+        return self._inside
+
     def wait_s(self) -> int:
         """Return the time for Retry-After, in whole seconds, because clients read no fraction."""
         return min(max(math.ceil(self._inside * self._mean_s / self._threads), 1), 60)

@@ -1,0 +1,1 @@
+"""Sessions of instruments: who answers the frames of one, from frame to frame."""

@@ -1,0 +1,331 @@
+"""The sessions in the memory of a replica, brought in line with the database beside the requests.
+
+No frame waits for the database: sessions are read twice a second, and the history is written in
+batches. While the database is away, sessions go on as they were; what was answered is recorded
+when it is back, as much as fits in memory.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
+from manybeam.errors import Conflict, ManybeamError, NotFound
+from manybeam.serve.sessions.monitor import ConditionMonitor
+from manybeam.serve.sessions.settings import SessionSettings
+
+logger = logging.getLogger(__name__)
+
+READ_S = 0.5  # pause between two readings; a change is in every replica after twice this time
+STALE_S = 10.0  # age from which what is known is said to be old
+WAITING = 20_000  # answered frames that wait for the database
+BATCH = 500  # of one transaction
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The version and members that answer the frames of a session now.
+
+    Attributes:
+        ref: the version, as `graphene@3`.
+        members: its members that answer.
+        shares: the share of each of them.
+        why: why these.
+        frame: number of the frame of the session from which they answer.
+        is_selected: whether frame analysis chose them, or only the look of a frame.
+    """
+
+    ref: str
+    members: tuple[int, ...]
+    shares: tuple[float, ...]
+    why: str
+    frame: int = 0
+    is_selected: bool = False
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "Chosen | None":
+        """Return what a stored session says; None if nothing was chosen yet."""
+        now = state.get("now")
+        if not now:
+            return None
+        return cls(
+            now["ref"],
+            tuple(now["members"]),
+            tuple(now["shares"]),
+            now["why"],
+            now.get("frame", 0),
+            now.get("is_selected", False),
+        )
+
+
+@dataclass(eq=False)
+class LiveSession:
+    """A session in memory; what a frame needs of it is read once, so a switch is between frames.
+
+    Attributes:
+        stored: as it is in the database.
+        settings: its settings.
+        chosen: who answers now; None before the first frame.
+        taken_s: when it came into memory, by the keeper's clock.
+        monitor: watches the frames since the last choice.
+        frames: frames of the session so far, those of other replicas too.
+        is_selecting: whether a selection is under way here.
+    """
+
+    stored: Session
+    settings: SessionSettings
+    chosen: Chosen | None
+    taken_s: float = 0.0
+    monitor: ConditionMonitor | None = None
+    frames: int = 0
+    is_selecting: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @classmethod
+    def of(cls, stored: Session, taken_s: float = 0.0) -> "LiveSession":
+        """Return a stored session, taken into memory at a time."""
+        settings = SessionSettings.model_validate(
+            {
+                "policy": stored.policy,
+                "ref": stored.ref,
+                "members": list(stored.members),
+                "budget_ms": stored.budget_ms,
+                **stored.settings,
+            }
+        )
+        counts = stored.state.get("counts", {})
+        frames = counts.get("frames", 0)
+        return cls(stored, settings, Chosen.of_state(stored.state), taken_s, frames=frames)
+
+
+def no_session(instrument: str) -> NotFound:
+    """Return the error of an instrument without a session."""
+    return NotFound(
+        f"instrument {instrument[:80]!r} has no session",
+        "",
+        "PUT /v1/instruments/ID/session starts one",
+    )
+
+
+class SessionKeeper:
+    """The sessions of one replica; safe to use from several threads.
+
+    Args:
+        sessions: returns the sessions of the database, or raises an error if it is away.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, sessions: Callable[[], Sessions], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._sessions, self._clock = sessions, clock
+        self._live: dict[str, LiveSession] = {}
+        self._pending: deque[AnsweredFrame] = deque(maxlen=WAITING)
+        self._lost = 0
+        self._read_s = -math.inf
+        self._is_logged = False
+        self._closed, self._lock = threading.Event(), threading.Lock()
+        # Two of them: a writer may wait long for others, and readings must not wait for it.
+        self._threads = [
+            threading.Thread(target=one, name="sessions", daemon=True)
+            for one in (self._go_on_reading, self._go_on_writing)
+        ]
+
+    def start(self) -> None:
+        """Read the sessions, then keep them in line in threads until `close`."""
+        self.read()
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads, and record what is not recorded yet."""
+        self._closed.set()
+        for thread in self._threads:
+            thread.join()
+        self.write()
+
+    def of(self, instrument: str) -> LiveSession | None:
+        """Return the session of an instrument; None if it has none."""
+        return self._live.get(instrument)
+
+    def degraded(self) -> list[str]:
+        """Return what limits the sessions, in words; nothing while the database answers."""
+        said, age_s = [], self._clock() - self._read_s
+        if math.isinf(age_s):
+            said.append("sessions are not known: the database does not answer")
+        elif age_s > STALE_S:
+            said.append(f"sessions are those of {age_s:.0f} s ago")
+        if self._lost:
+            said.append(f"{self._lost} answered frames are missing in the history of sessions")
+        return said
+
+    # -- changes ------------------------------------------------------------------------------
+    def put(
+        self, instrument: str, settings: SessionSettings, *, is_new_welcome: bool, who: str
+    ) -> LiveSession:
+        """Start or change a session; every replica knows it when this returns.
+
+        Raises:
+            NotFound: there is no such instrument.
+            DatabaseUnreachable: nothing was changed.
+        """
+        stored = self._sessions().put(
+            instrument,
+            policy=settings.policy,
+            ref=settings.ref,
+            members=settings.members,
+            budget_ms=settings.budget_ms,
+            settings=settings.more,
+            is_new_welcome=is_new_welcome,
+            who=who,
+        )
+        live = self._take(stored)
+        self._closed.wait(2 * READ_S)
+        return live
+
+    def end(self, instrument: str, *, who: str) -> Session:
+        """End a session; every replica knows it when this returns. Raises as `put` does."""
+        ended = self._sessions().end(instrument, who=who)
+        with self._lock:
+            self._live.pop(instrument, None)
+        self._closed.wait(2 * READ_S)
+        return ended
+
+    def switch(self, live: LiveSession, chosen: Chosen, *, kind: str, values: Any) -> bool:
+        """Let others answer from the next frame on; return whether that is recorded.
+
+        Without the database they answer all the same. If the session was changed meanwhile,
+        nothing is done.
+
+        Args:
+            live: the session.
+            chosen: who answers.
+            kind: of the event.
+            values: `why`, `frame_id`, `selection_ms` of the event.
+        """
+        content = {
+            "ref": chosen.ref,
+            "members": list(chosen.members),
+            "shares": list(chosen.shares),
+            "why": chosen.why,
+            "frame": chosen.frame,
+            "is_selected": chosen.is_selected,
+            "selection_ms": values.get("selection_ms", 0),
+        }
+        try:
+            stored = self._sessions().switch(
+                live.stored,
+                content,
+                kind=kind,
+                why=values.get("why", chosen.why),
+                frame_id=values.get("frame_id", ""),
+            )
+        except ManybeamError as error:
+            logger.info("session of %s: %s", live.stored.instrument, error)
+            if isinstance(error, Conflict):
+                return False
+            with live.lock:
+                live.chosen, live.monitor = chosen, None
+            return False
+        self._take(stored)
+        return True
+
+    def note(self, frame: AnsweredFrame) -> None:
+        """Record an answered frame soon."""
+        if len(self._pending) == WAITING:
+            self._lost += 1
+        self._pending.append(frame)
+
+    def frame(self, live: LiveSession, frame_id: str) -> AnsweredFrame | None:
+        """Return an answered frame by the caller's name of it; None if it is not known."""
+        session_id = live.stored.id
+        for one in list(self._pending):
+            if (one.session_id, one.frame_id) == (session_id, frame_id):
+                return one
+        if self._clock() - self._read_s > 4 * READ_S:  # a frame does not wait for what is away
+            return None
+        try:
+            return self._sessions().frame(session_id, frame_id)
+        except ManybeamError as error:
+            logger.info("it is not known whether a frame is a repeat: %s", error)
+            return None
+
+    def told(
+        self, live: LiveSession, frames: int, events: int
+    ) -> tuple[list[SessionEvent], list[AnsweredFrame]]:
+        """Return the last changes and the last frames of a session, the newest first.
+
+        Raises:
+            DatabaseUnreachable: it is not known now.
+        """
+        self.write()
+        sessions, session_id = self._sessions(), live.stored.id
+        found = sessions.events(session_id, events), sessions.history(session_id, frames)
+        self.read()  # counts
+        return found
+
+    # -- the database -------------------------------------------------------------------------
+    def read(self) -> None:
+        """Bring the sessions in line; without an answer, keep those that are known."""
+        begun = self._clock()
+        try:
+            running = self._sessions().running()
+        except Exception as error:  # the thread must go on
+            if not self._is_logged:
+                strange = not isinstance(error, ManybeamError)
+                logger.warning("sessions are not read: %s", error, exc_info=strange)
+            self._is_logged = True
+            return
+        self._is_logged, self._read_s = False, begun
+        for stored in running:
+            self._take(stored)
+        known = {one.id for one in running}
+        with self._lock:
+            self._live = {
+                instrument: live
+                for instrument, live in self._live.items()
+                if live.stored.id in known or live.taken_s >= begun  # started after the reading
+            }
+
+    def write(self) -> None:
+        """Record the answered frames that wait; without an answer, the next time."""
+        while batch := [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]:
+            try:
+                self._sessions().record(batch)
+            except Exception as error:  # the thread must go on
+                strange = not isinstance(error, ManybeamError)
+                logger.info("answered frames are recorded later: %s", error, exc_info=strange)
+                self._pending.extendleft(reversed(batch))
+                return
+
+    def _take(self, stored: Session) -> LiveSession:
+        """Use a stored session, unless a newer one is known."""
+        with self._lock:
+            live = self._live.get(stored.instrument)
+            if live is None or live.stored.id != stored.id:
+                if live is not None and live.stored.id > stored.id:
+                    return live
+                live = self._live[stored.instrument] = LiveSession.of(stored, self._clock())
+                return live
+        with live.lock:
+            if stored.revision > live.stored.revision:
+                new = LiveSession.of(stored)
+                live.stored, live.settings = stored, new.settings
+                live.chosen, live.monitor = new.chosen, None
+            elif stored.revision == live.stored.revision:
+                live.stored = stored  # its counts
+            live.frames = max(live.frames, stored.state.get("counts", {}).get("frames", 0))
+        return live
+
+    def _go_on_reading(self) -> None:
+        while not self._closed.wait(READ_S):
+            self.read()
+
+    def _go_on_writing(self) -> None:
+        while not self._closed.wait(READ_S):
+            self.write()

@@ -1,0 +1,104 @@
+"""The URLs of sessions: `/v1/instruments/{id}/session`, and `/v1/select/{id}`."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+
+from manybeam.errors import InvalidInput
+from manybeam.serve.edge.access import Caller, other_instrument
+from manybeam.serve.sessions.answering import SessionAnswers
+from manybeam.serve.sessions.content import session_content, stored_content
+from manybeam.serve.sessions.keeper import LiveSession, no_session
+from manybeam.serve.sessions.settings import MAX_BODY, SessionSettings, read_settings
+
+if TYPE_CHECKING:
+    from manybeam.serve.routes import RequestHandler
+
+PATH = "/v1/instruments/{instrument}/session"
+FRAMES, MOST_FRAMES, EVENTS = 50, 1000, 50
+
+
+class SessionRoutes:
+    """Answers requests about sessions.
+
+    Args:
+        handler: answers the requests of the replica.
+        sessions: the sessions.
+        is_open: whether anybody may ask, so that a new instrument needs no token first.
+    """
+
+    def __init__(
+        self, handler: "RequestHandler", sessions: SessionAnswers, *, is_open: bool
+    ) -> None:
+        self._handler, self._sessions, self._is_open = handler, sessions, is_open
+
+    def add_to(self, app: FastAPI, needs: Any) -> None:
+        """Add the URLs to an application.
+
+        Args:
+            app: the application.
+            needs: what its documents say of tokens.
+        """
+        settings = SessionSettings.model_json_schema()
+        body = {"content": {"application/json": {"schema": settings}}}
+
+        @app.get(PATH, dependencies=needs)
+        async def look(instrument: str, request: Request) -> Response:
+            """Return the session of an instrument, with its last frames."""
+            return await self._answered(request, instrument, self._get)
+
+        @app.put(PATH, openapi_extra={"requestBody": body}, dependencies=needs)
+        async def put(instrument: str, request: Request) -> Response:
+            """Start a session, or change the one that goes on."""
+            return await self._answered(request, instrument, self._put)
+
+        @app.delete(PATH, dependencies=needs)
+        async def end(instrument: str, request: Request) -> Response:
+            """End the session of an instrument; its history stays in the database."""
+            return await self._answered(request, instrument, self._end)
+
+    async def _answered(self, request: Request, instrument: str, work: Any) -> Response:
+        async def placed(request: Request) -> Response:
+            caller: Caller = request.state.caller
+            if caller.instrument not in ("", instrument):
+                raise other_instrument(instrument, caller.instrument)
+            body = await self._handler.small_body(request, MAX_BODY)
+            content = await asyncio.to_thread(work, instrument, body, request, caller)
+            return self._handler.as_json(content)
+
+        return await self._handler.answered("session", request, placed, "predict")
+
+    def _get(self, instrument: str, _: bytes, request: Request, __: Caller) -> dict[str, Any]:
+        count, live = _frames(request), self._live(instrument)
+        return session_content(live, *self._sessions.keeper.told(live, count, EVENTS))
+
+    def _put(self, instrument: str, body: bytes, _: Request, caller: Caller) -> dict[str, Any]:
+        live = self._sessions.put(
+            instrument, read_settings(body), is_new_welcome=self._is_open, who=caller.name
+        )
+        return session_content(live, (), ())
+
+    def _end(self, instrument: str, _: bytes, __: Request, caller: Caller) -> dict[str, Any]:
+        return stored_content(self._sessions.keeper.end(instrument, who=caller.name))
+
+    def _live(self, instrument: str) -> LiveSession:
+        live = self._sessions.keeper.of(instrument)
+        if live is None:
+            raise no_session(instrument)
+        return live
+
+
+def _frames(request: Request) -> int:
+    """Return how many frames of the history are asked for."""
+    pairs = request.query_params.multi_items()
+    if not pairs:
+        return FRAMES
+    ((name, text), *others) = pairs
+    if name != "frames" or others or not (text.isascii() and text.isdigit() and len(text) < 5):
+        raise InvalidInput(
+            f"the query {str(request.query_params)[:80]!r}",
+            f"frames: how many of the last frames, up to {MOST_FRAMES}",
+            "?frames=100",
+        )
+    return min(int(text), MOST_FRAMES)
