@@ -202,18 +202,23 @@ class Predictor:
         if left_s is None:
             return everyone, []
         count = self.pace.members_within(work, len(everyone), left_s)
-        if count == 0 and deadline.due_s is not None:
-            least_s = self.pace.seconds(work, 1) or 0.0
-            raise DeadlineExceeded(
-                f"an answer takes about {1000 * least_s:.0f} ms",
-                f"{max(1000 * left_s, 0):.0f} ms were left when it could begin",
-                "raise deadline_ms, send a smaller frame, or send fewer at once",
-            )
+        if count == 0:
+            self._check_hopeless(work, deadline)
         weights = fewer(version, look, everyone, max(count, 1))
         if len(weights) == len(everyone):
             return weights, []
         seconds = self.pace.seconds(work, len(everyone))
         return weights, [dropped_words(look, everyone, weights, seconds, left_s)]
+
+    def _check_hopeless(self, work: Work, deadline: Deadline) -> None:
+        """Refuse an answer that one member alone would not give before the deadline."""
+        least_s, clock = self.pace.seconds(work, 1) or 0.0, deadline.clock
+        if deadline.due_s is not None and least_s > (left_s := deadline.due_s - clock()):
+            raise DeadlineExceeded(
+                f"an answer takes about {1000 * least_s:.0f} ms",
+                f"{max(1000 * left_s, 0):.0f} ms were left when it could begin",
+                "raise deadline_ms, send a smaller frame, or send fewer at once",
+            )
 
     def answers(
         self,

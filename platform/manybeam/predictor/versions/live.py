@@ -136,6 +136,8 @@ class LiveVersions:
                     self._ready[one] = replace(earlier, notes=(*kept, note))
 
     def _put(self, ref: str, loaded: LoadedVersion) -> None:
+        if loaded.performance is not None:
+            loaded.performance.prepare()  # else the first frame would wait for it
         with self._lock:
             before = self._ready.get(ref)
             if before is not None and before.ref != loaded.ref:

@@ -330,9 +330,10 @@ class SessionAnswers:
 
 
 def _chosen(answer: Answer, live: LiveSession, *, is_selected: bool) -> Chosen:
-    """Return the members of an answer as those that answer from now on."""
-    selection = answer.selection
-    weights = dict.fromkeys(answer.members, 1.0) if selection is None else selection.weights
+    """Return the members of an answer as those that answer from now on; the dropped ones too."""
+    weights = answer.selection.weights if answer.selection else {}
+    if answer.dropped or not weights:
+        weights = dict.fromkeys((*answer.members, *answer.dropped), 1.0)
     return Chosen(
         answer.ref,
         tuple(weights),
