@@ -21,7 +21,8 @@ from manybeam.serve.sessions.settings import SessionSettings
 
 logger = logging.getLogger(__name__)
 
-READ_S = 0.5  # pause between two readings; a change is in every replica after twice this time
+READ_S = 0.5  # pause between two readings: how soon a change is in the other replicas
+AWAY_S = 2.0  # age from which no frame asks the database whether it is a repeat
 STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
 BATCH = 500  # of one transaction
@@ -146,7 +147,8 @@ class SessionKeeper:
         """End the threads, and record what is not recorded yet."""
         self._closed.set()
         for thread in self._threads:
-            thread.join()
+            if thread.ident:  # it was started
+                thread.join()
         self.write()
 
     def of(self, instrument: str) -> LiveSession | None:
@@ -168,7 +170,7 @@ class SessionKeeper:
     def put(
         self, instrument: str, settings: SessionSettings, *, is_new_welcome: bool, who: str
     ) -> LiveSession:
-        """Start or change a session; every replica knows it when this returns.
+        """Start or change a session; it returns when other replicas had the time to read it.
 
         Raises:
             NotFound: there is no such instrument.
@@ -189,7 +191,7 @@ class SessionKeeper:
         return live
 
     def end(self, instrument: str, *, who: str) -> Session:
-        """End a session; every replica knows it when this returns. Raises as `put` does."""
+        """End a session, as `put` does."""
         ended = self._sessions().end(instrument, who=who)
         with self._lock:
             self._live.pop(instrument, None)
@@ -247,7 +249,7 @@ class SessionKeeper:
         for one in list(self._pending):
             if (one.session_id, one.frame_id) == (session_id, frame_id):
                 return one
-        if self._clock() - self._read_s > 4 * READ_S:  # a frame does not wait for what is away
+        if self._clock() - self._read_s > AWAY_S:  # a frame does not wait for what is away
             return None
         try:
             return self._sessions().frame(session_id, frame_id)

@@ -1,0 +1,474 @@
+"""Sessions of instruments: who answers from frame to frame, what is kept, and what is refused."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manybeam.data.io.frame import Frame
+from manybeam.db.deployment import open_database
+from manybeam.db.serving.sessions import Sessions
+from manybeam.errors import (
+    Conflict,
+    DatabaseUnreachable,
+    InvalidInput,
+    MalformedRequest,
+    NotFound,
+    UnknownRef,
+)
+from manybeam.predictor.deadline import Deadline
+from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.query import RequestQuery
+from manybeam.serve.sessions import keeper as keeping
+from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
+from manybeam.serve.sessions.content import session_content
+from manybeam.serve.sessions.keeper import Chosen, LiveSession, SessionKeeper
+from manybeam.serve.sessions.monitor import LAST, REFERENCE, ConditionMonitor
+from manybeam.serve.sessions.settings import SessionSettings, read_settings
+
+QUERY = RequestQuery(pixel_size_pm=16.0)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# -- settings -------------------------------------------------------------------------------------
+def test_nothing_means_the_defaults() -> None:
+    assert read_settings(b"") == read_settings(b"{}") == SessionSettings()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        pytest.param(b'{"policy": "pind"}', "policy", id="policy"),
+        pytest.param(b'{"budget": 5}', "budget", id="unknown name"),
+        pytest.param(b'{"budget_ms": 0}', "budget_ms", id="budget"),
+        pytest.param(b'{"budget_ms": 1e400}', "budget_ms", id="endless budget"),
+        pytest.param(b'{"members": [-1], "policy": "pinned", "ref": "a"}', "members", id="member"),
+        pytest.param(b'{"members": [1]}', "selection chooses", id="members under auto"),
+        pytest.param(b'{"policy": "pinned"}', "needs the REF", id="pinned to nothing"),
+        pytest.param(b'{"false_atoms": 1}', "false_atoms", id="bound"),
+        pytest.param(b'{"select_every": 0}', "select_every", id="never select"),
+        pytest.param(b'{"pixel_size_pm": "NaN"}', "pixel_size_pm", id="size"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(body: bytes, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        read_settings(body)
+
+
+def test_all_faults_of_settings_are_told_at_once() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_settings(b'{"policy": "x", "order": "y", "z": 1}')
+    assert all(name in caught.value.what for name in ("policy", "order", "z"))
+
+
+@pytest.mark.parametrize("body", [b"[1", b"[1]", b"\xff", b'"a"', b"null"])
+def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        read_settings(body)
+
+
+# -- the monitor ----------------------------------------------------------------------------------
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((one - other) ** 2)))
+
+
+def watch(frames: Any, gain: float = 0.0, *, is_drifted: bool = False) -> list[str]:
+    monitor = ConditionMonitor(apart)
+    return [monitor.see(one, gain, is_drifted=is_drifted) for one in frames]
+
+
+def test_frames_of_one_condition_seldom_ask_for_a_selection() -> None:
+    rng, alarms, count = np.random.default_rng(0), 0, 0
+    for _ in range(50):
+        said = watch(rng.normal(size=(60, 40)))
+        alarms, count = alarms + sum(map(bool, said)), count + len(said)
+    assert alarms <= 0.01 * count
+
+
+def test_a_condition_that_moves_is_noticed_within_three_frames() -> None:
+    rng = np.random.default_rng(1)
+    said = watch(np.vstack([rng.normal(size=(20, 40)), rng.normal(2.5, 1, size=(5, 40))]))
+    assert not any(said[:20])
+    assert any("moved" in one for one in said[20:23])
+
+
+def test_a_single_odd_frame_asks_for_nothing() -> None:
+    frames = np.random.default_rng(2).normal(size=(30, 40))
+    frames[20] += 2.5
+    assert not any(watch(frames))
+
+
+def test_members_that_would_gain_ask_for_a_selection() -> None:
+    said = watch(np.zeros((5, 4)), gain=0.2)
+    assert said[: LAST - 1] == [""] * (LAST - 1)
+    assert "gain 0.20" in said[LAST - 1]
+
+
+def test_a_change_of_the_verdict_asks_for_a_selection_once_it_lasts() -> None:
+    monitor = ConditionMonitor(apart)
+    flags = [False] * REFERENCE + [True, False, True, True, True]
+    said = [monitor.see(np.zeros(4), 0.0, is_drifted=one) for one in flags]
+    assert not any(said[:-1])
+    assert "out of distribution" in said[-1]
+
+
+# -- answers --------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "READ_S", 0.02)
+
+
+@pytest.fixture
+def home(tmp_path: Path, use_settings: Callable[[dict[str, str]], None]) -> Path:
+    use_settings({"MANYBEAM_HOME": str(tmp_path / "home")})
+    return tmp_path
+
+
+Make = Callable[[], SessionAnswers]
+
+
+@pytest.fixture
+def replica(home: Path, rehearsed_zoo: Any) -> Iterator[Make]:
+    """Make replicas of one service, each with its own memory, on one database."""
+    made: list[SessionAnswers] = []
+
+    def make() -> SessionAnswers:
+        keeper = SessionKeeper(lambda: Sessions(open_database()))
+        made.append(SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), keeper))
+        keeper.start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def answers(replica: Make) -> SessionAnswers:
+    return replica()
+
+
+@pytest.fixture(scope="module")
+def frames(rehearsed: Any) -> list[Frame]:
+    """Frames of one condition."""
+    from manybeam.data.simulation.simulate import simulate
+    from manybeam.learn.analysis.condition_inference import draw
+
+    condition = draw(rehearsed.policies[0], np.random.default_rng(4))
+    made = simulate(condition, 8, seed=4, shape=(96, 96))
+    size = float(made.pixel_size_pm[0])
+    return [Frame(one, pixel_size_pm=size) for one in made.frames_nyx]
+
+
+def put(answers: SessionAnswers, instrument: str = "STEM-1", **given: Any) -> LiveSession:
+    return answers.put(instrument, SessionSettings(**given), is_new_welcome=True, who="ada")
+
+
+def ask(
+    answers: SessionAnswers, live: LiveSession, frame: Frame, name: str = "", **more: Any
+) -> SessionAnswer:
+    query = answers.query(live, replace(RequestQuery(frame_id=name), **more))
+    (found,) = answers.answers(live, [frame], query, Deadline(begun_s=time.monotonic()))
+    return found
+
+
+def known(answers: SessionAnswers, revision: int, instrument: str = "STEM-1") -> LiveSession:
+    """Return a session once a replica knows of a change; on a busy machine that takes a while."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        live = answers.keeper.of(instrument)
+        if live is not None and live.stored.revision >= revision:
+            return live
+        time.sleep(0.01)
+    raise AssertionError("the replica does not read the sessions")
+
+
+def settled(answers: SessionAnswers, live: LiveSession) -> Chosen:
+    """Return who answers when no selection is under way."""
+    end = time.monotonic() + 60
+    while live.is_selecting and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not live.is_selecting
+    assert live.chosen is not None
+    return live.chosen
+
+
+@pytest.mark.slow
+def test_the_first_frame_is_answered_by_look_and_selection_follows_beside_it(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers)
+    first = ask(answers, live, frames[0], "a")
+    assert first.answer.is_quick
+    chosen = settled(answers, live)
+    assert chosen.is_selected
+    assert chosen.ref == "graphene@2"
+    second = ask(answers, live, frames[1], "b").answer
+    assert second.members == chosen.members
+    assert "select" not in second.seconds
+    events, history = answers.keeper.told(live, 9, 9)
+    assert events[0].kind in ("switched", "confirmed")
+    assert events[0].frame_id == "a"
+    assert events[0].why.startswith("the first frame: ")
+    assert [one.frame_id for one in history] == ["b", "a"]
+    counts = live.stored.state["counts"]
+    assert (counts["frames"], counts["selections"]) == (2, 1)
+    assert counts["selection_ms"] > 0
+
+
+@pytest.mark.slow
+def test_selection_comes_again_after_so_many_frames_and_not_for_each(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manybeam.serve.sessions.answering.RESERVED", 0)
+    live = put(answers, select_every=4)
+    for one in frames:
+        ask(answers, live, one)
+        settled(answers, live)
+    answers.keeper.write()
+    answers.keeper.read()
+    assert live.stored.state["counts"]["selections"] == 2  # the first frame, and the fifth
+    events, _ = answers.keeper.told(live, 1, 9)
+    assert events[0].why.startswith("4 frames passed")
+
+
+def test_a_pinned_session_is_answered_by_its_members_and_never_selects(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene", members=[2, 0], select_every=1)
+    assert live.settings.ref == "graphene@2"  # the version, so that a promotion changes nothing
+    for one in frames[:3]:
+        assert ask(answers, live, one).answer.members == (2, 0)
+    assert live.chosen is None
+    assert not live.is_selecting
+
+
+def test_what_is_pinned_has_to_be_there(answers: SessionAnswers) -> None:
+    with pytest.raises(UnknownRef):
+        put(answers, policy="pinned", ref="grafene")
+    with pytest.raises(UnknownRef, match="no member 07"):
+        put(answers, policy="pinned", ref="graphene", members=[7])
+    with pytest.raises(NotFound, match="condition"):
+        put(answers, condition="no-such-condition")
+    assert answers.keeper.of("STEM-1") is None
+
+
+def test_a_frame_sent_twice_is_answered_by_the_same_members_and_counts_once(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene", members=[0])
+    first = ask(answers, live, frames[0], "a").answer
+    live = put(answers, policy="pinned", ref="graphene", members=[1])
+    again = ask(answers, live, frames[0], "a")
+    assert again.is_repeat
+    assert again.answer.members == (0,)
+    np.testing.assert_array_equal(again.answer.atoms, first.atoms)
+    assert ask(answers, live, frames[0], "b").answer.members == (1,)
+    _, history = answers.keeper.told(live, 9, 9)
+    assert [one.frame_id for one in history] == ["b", "a"]
+    with pytest.raises(Conflict, match="names another frame"):
+        ask(answers, live, frames[1], "a")
+
+
+def test_a_repeat_is_known_to_another_replica(replica: Make, frames: list[Frame]) -> None:
+    one, two = replica(), replica()
+    live = put(one, policy="pinned", ref="graphene", members=[0])
+    ask(one, live, frames[0], "a")
+    one.keeper.write()
+    live = put(one, policy="pinned", ref="graphene", members=[1])
+    there = known(two, live.stored.revision)
+    assert there.settings.members == [1]
+    again = ask(two, there, frames[0], "a")
+    assert (again.is_repeat, again.answer.members) == (True, (0,))
+
+
+def test_a_session_outlives_its_replica(replica: Make, frames: list[Frame]) -> None:
+    one = replica()
+    live = put(one, budget_ms=60_000, pixel_size_pm=frames[0].pixel_size_pm)
+    ask(one, live, frames[0])
+    before = settled(one, live)
+    one.close()
+    after = replica().keeper.of("STEM-1")
+    assert after is not None
+    assert (after.chosen, after.settings, after.frames) == (before, live.settings, 1)
+
+
+def test_an_ended_session_is_gone_in_every_replica(replica: Make) -> None:
+    one, two = replica(), replica()
+    known(two, put(one).stored.revision)
+    one.keeper.end("STEM-1", who="ada")
+    assert one.keeper.of("STEM-1") is None
+    end = time.monotonic() + 20
+    while two.keeper.of("STEM-1") is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert two.keeper.of("STEM-1") is None
+
+
+def test_a_switch_is_between_two_frames(answers: SessionAnswers, frames: list[Frame]) -> None:
+    """Each frame is answered whole by one choice, while others change it all the time."""
+    live = put(answers)
+    live.chosen = Chosen("graphene@2", (0,), (1.0,), "first", is_selected=True)
+    choices = [
+        Chosen("graphene@2", members, (1.0,) * len(members), str(members), is_selected=True)
+        for members in ((0,), (1, 2), (0, 1, 2))
+    ]
+
+    def change(number: int) -> None:
+        answers.keeper.switch(live, choices[number % 3], kind="switched", values={})
+
+    def answer(number: int) -> SessionAnswer:
+        return ask(answers, live, frames[number % 8])
+
+    with ThreadPoolExecutor(3) as pool:
+        changing = pool.map(change, range(30))
+        found = list(pool.map(answer, range(12)))
+        list(changing)
+    for one in found:
+        assert one.answer.members in {choice.members for choice in choices}
+        assert one.answer.reasons[0] in ("first", str(one.answer.members))
+
+
+def test_a_promotion_makes_an_auto_session_choose_again(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers)
+    live.chosen = Chosen("graphene@1", (0,), (1.0,), "before", is_selected=True)
+    assert ask(answers, live, frames[0]).answer.ref == "graphene@2"
+    assert settled(answers, live).ref == "graphene@2"
+
+
+def test_what_a_frame_says_must_not_contradict_its_session(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, pixel_size_pm=16.0, condition="graphene-60kv-nominal")
+    assert answers.query(live, RequestQuery()).pixel_size_pm == 16.0
+    assert answers.query(live, RequestQuery()).condition == "graphene-60kv-nominal"
+    answers.query(live, RequestQuery(pixel_size_pm=16.02))  # as files round it
+    with pytest.raises(Conflict, match="pixels of 8 pm, its session of 16 pm"):
+        answers.query(live, RequestQuery(pixel_size_pm=8.0))
+    with pytest.raises(Conflict, match="condition"):
+        answers.query(live, RequestQuery(condition="graphene-60kv-dirty"))
+    bounded = put(answers, false_atoms=0.3)
+    assert ask(answers, bounded, frames[0]).answer.question.false_atoms == 0.3
+
+
+def test_an_answer_after_the_budget_is_given_and_counted(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene", budget_ms=1)
+    found = [ask(answers, live, one) for one in frames[:3]]
+    assert all(one.is_late for one in found)
+    assert len(found[-1].answer.members) == 1
+    assert len(found[-1].answer.dropped) == 2
+    answers.keeper.write()
+    answers.keeper.read()
+    counts = live.stored.state["counts"]
+    assert counts["late"] == 3
+    assert counts["dropped"] >= 1
+
+
+def test_a_first_choice_keeps_the_members_that_were_dropped(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, ref="graphene@1", budget_ms=1)  # without a calibration set: all members
+    ask(answers, put(answers, "STEM-2", ref="graphene@1"), frames[0])  # the pace is known now
+    found = ask(answers, live, frames[1])
+    assert len(found.answer.dropped) == 1
+    assert live.chosen is not None
+    assert set(live.chosen.members) == {0, 1}
+
+
+def test_frames_of_a_stack_are_frames_of_the_session(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene")
+    query = answers.query(live, RequestQuery(frame_id="s"))
+    answers.answers(live, frames[:3], query, Deadline())
+    _, history = answers.keeper.told(live, 9, 9)
+    assert {one.frame_id for one in history} == {"s/0", "s/1", "s/2"}
+
+
+def test_the_content_of_a_session_says_what_it_cost(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, budget_ms=60_000)
+    assert session_content(live, (), ())["now"] is None
+    for one in frames[:2]:
+        ask(answers, live, one)
+    settled(answers, live)
+    content = session_content(live, *answers.keeper.told(live, 9, 9))
+    assert content["now"]["selected"] is True
+    counts = content["counts"]
+    assert content["selection_ms_per_frame"] == round(counts["selection_ms"] / 2, 1)
+    assert len(content["history"]) == 2
+    row = content["history"][0]
+    assert set(row) >= {"frame_id", "ref", "members", "why", "drift_score", "timings_ms", "dropped"}
+
+
+# -- without the database -------------------------------------------------------------------------
+def test_sessions_go_on_without_the_database_and_the_history_follows(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame]
+) -> None:
+    is_away, now = [False], [0.0]
+
+    def sessions() -> Sessions:
+        if is_away[0]:
+            raise DatabaseUnreachable("the database does not answer", "", "")
+        return Sessions(open_database())
+
+    keeper = SessionKeeper(sessions, lambda: now[0])
+    answers = SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), keeper)
+    keeper.read()
+    live = put(answers)
+    is_away[0] = True
+    now[0] += 60
+    for number, one in enumerate(frames[:4]):
+        assert ask(answers, live, one, f"f{number}").answer.members
+    chosen = settled(answers, live)
+    assert chosen.is_selected  # it answers although it could not be recorded
+    assert keeper.degraded() == ["sessions are those of 60 s ago"]
+    keeper.write()
+    with pytest.raises(DatabaseUnreachable):
+        put(answers, policy="pinned", ref="graphene")
+    assert live.settings.policy == "auto"
+    is_away[0] = False
+    keeper.write()
+    keeper.read()
+    assert keeper.degraded() == []
+    _, history = keeper.told(live, 9, 9)
+    assert len(history) == 4
+    assert live.chosen == chosen
+    answers.close()
+    assert home.exists()
+
+
+def test_a_replica_that_never_reached_the_database_says_so(home: Path) -> None:
+    def sessions() -> Sessions:
+        raise DatabaseUnreachable("the database does not answer", "", "")
+
+    keeper = SessionKeeper(sessions)
+    keeper.start()
+    assert keeper.degraded() == ["sessions are not known: the database does not answer"]
+    assert keeper.of("STEM-1") is None
+    keeper.close()
+    assert home.exists()
+
+
+def test_frames_that_no_longer_fit_into_memory_are_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch, answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    monkeypatch.setattr(keeping, "WAITING", 2)
+    keeper = SessionKeeper(lambda: Sessions(open_database()))
+    live = put(answers, policy="pinned", ref="graphene", members=[0])
+    ask(answers, live, frames[0])
+    (row,) = answers.keeper.told(live, 9, 9)[1]
+    for _ in range(3):
+        keeper.note(row)
+    assert any("1 answered frames are missing" in one for one in keeper.degraded())
+    assert home.exists()
