@@ -9,9 +9,10 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
@@ -25,6 +26,7 @@ READ_S = 0.5  # pause between two readings: how soon a change is in the other re
 AWAY_S = 2.0  # age from which no frame asks the database whether it is a repeat
 STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
+RECENT = 4_096  # answered frames whose repeats are known without a query
 BATCH = 500  # of one transaction
 
 
@@ -126,11 +128,14 @@ class SessionKeeper:
     ) -> None:
         self._sessions, self._clock = sessions, clock
         self._live: dict[str, LiveSession] = {}
-        self._pending: deque[AnsweredFrame] = deque(maxlen=WAITING)
+        # By session and name; what is recorded stays for a while, to know repeats without a query.
+        self._answered: OrderedDict[tuple[int, str], AnsweredFrame] = OrderedDict()
+        self._pending: deque[AnsweredFrame] = deque()
         self._lost = 0
         self._read_s = -math.inf
         self._is_logged = False
         self._closed, self._lock = threading.Event(), threading.Lock()
+        self._writing = threading.Lock()
         # Two of them: a writer may wait long for others, and readings must not wait for it.
         self._threads = [
             threading.Thread(target=one, name="sessions", daemon=True)
@@ -239,16 +244,22 @@ class SessionKeeper:
 
     def note(self, frame: AnsweredFrame) -> None:
         """Record an answered frame soon."""
-        if len(self._pending) == WAITING:
-            self._lost += 1
-        self._pending.append(frame)
+        with self._lock:
+            self._answered[frame.session_id, frame.frame_id] = frame
+            while len(self._answered) > RECENT:
+                self._answered.popitem(last=False)
+            if len(self._pending) >= WAITING:
+                self._lost += 1
+            else:
+                self._pending.append(frame)
 
     def frame(self, live: LiveSession, frame_id: str) -> AnsweredFrame | None:
         """Return an answered frame by the caller's name of it; None if it is not known."""
         session_id = live.stored.id
-        for one in list(self._pending):
-            if (one.session_id, one.frame_id) == (session_id, frame_id):
-                return one
+        with self._lock:
+            known = self._answered.get((session_id, frame_id))
+        if known is not None:
+            return known
         if self._clock() - self._read_s > AWAY_S:  # a frame does not wait for what is away
             return None
         try:
@@ -296,14 +307,21 @@ class SessionKeeper:
 
     def write(self) -> None:
         """Record the answered frames that wait; without an answer, the next time."""
-        while batch := [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]:
-            try:
-                self._sessions().record(batch)
-            except Exception as error:  # the thread must go on
-                strange = not isinstance(error, ManybeamError)
-                logger.info("answered frames are recorded later: %s", error, exc_info=strange)
-                self._pending.extendleft(reversed(batch))
-                return
+        with self._writing:
+            while True:
+                with self._lock:
+                    batch = list(islice(self._pending, BATCH))
+                if not batch:
+                    return
+                try:
+                    self._sessions().record(batch)
+                except Exception as error:  # the thread must go on
+                    strange = not isinstance(error, ManybeamError)
+                    logger.info("answered frames are recorded later: %s", error, exc_info=strange)
+                    return
+                with self._lock:
+                    for _ in batch:
+                        self._pending.popleft()
 
     def _take(self, stored: Session) -> LiveSession:
         """Use a stored session, unless a newer one is known."""

@@ -1,0 +1,184 @@
+"""The URLs of sessions through real HTTP: put, look, select, end, and what is refused."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import urllib3
+
+from manybeam.db.deployment import open_database
+from manybeam.db.serving.sessions import Sessions
+from manybeam.db.tokens import Instruments, Tokens
+from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.access import TokenCache
+from manybeam.serve.metrics import Meter
+from manybeam.serve.predict import Service
+from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.sessions import keeper as keeping
+
+# Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+
+FRAME = np.random.default_rng(0).random((64, 64), dtype=np.float32)
+PATH = "/v1/instruments/STEM-1/session"
+Ask = Callable[..., Any]
+
+
+def npy(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def service(
+    tiny_zoo: Any,
+    tmp_path: Path,
+    use_settings: Callable[[dict[str, str]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Service]:
+    monkeypatch.setattr(keeping, "READ_S", 0.02)
+    use_settings({"MANYBEAM_HOME": str(tmp_path / "home")})
+    found = Service(ZooVersions(tiny_zoo, ["graphene"]), lambda: Sessions(open_database()))
+    assert found.sessions is not None
+    found.sessions.keeper.start()
+    yield found
+    found.sessions.close()
+
+
+@pytest.fixture
+def ask(service: Service, serving: Callable[[Any], AbstractContextManager[str]]) -> Iterator[Ask]:
+    app = api(service, ReplicaLimits(), Meter(), lambda: "")
+    with serving(app) as url, urllib3.PoolManager(retries=False) as pool:
+
+        def request(method: str, path: str, body: Any = None, **headers: str) -> Any:
+            if isinstance(body, dict):
+                body = json.dumps(body).encode()
+            content = "application/json" if method == "PUT" else "application/x-npy"
+            given = {"Content-Type": content, "Accept": "application/json", **headers}
+            return pool.request(method, url + path, body=body, headers=given)
+
+        yield request
+
+
+def frame(ask: Ask, more: str = "") -> Any:
+    path = f"/v1/predict/auto?instrument=STEM-1&pixel_size_pm=16{more}"
+    return ask("POST", path, npy(FRAME))
+
+
+def test_a_session_is_put_looked_at_and_ended(ask: Ask) -> None:
+    assert ask("GET", PATH).status == 404
+    made = ask("PUT", PATH, {"budget_ms": 60_000, "pixel_size_pm": 16})
+    assert made.status == 200
+    assert (made.json()["policy"], made.json()["now"]) == ("auto", None)
+    answer = frame(ask, "&frame_id=f1").json()["meta"]
+    assert answer["session"]["frame_ids"] == ["f1"]
+    assert answer["session"]["id"] == made.json()["id"]
+    told = ask("GET", f"{PATH}?frames=5").json()
+    assert [one["frame_id"] for one in told["history"]] == ["f1"]
+    assert told["counts"]["frames"] == 1
+    assert told["now"]["members"] == told["history"][0]["members"]
+    ended = ask("DELETE", PATH)
+    assert ended.json()["ended"] is not None
+    assert ask("GET", PATH).status == 404
+    assert ask("DELETE", PATH).status == 404
+    assert "session" not in frame(ask).json()["meta"]
+
+
+def test_a_pinned_session_answers_auto_and_a_named_ensemble_answers_itself(ask: Ask) -> None:
+    ask("PUT", PATH, {"policy": "pinned", "ref": "graphene@1", "members": [1]})
+    meta = frame(ask).json()["meta"]
+    assert (meta["ref"], meta["members"]) == ("graphene@1", [1])
+    named = "/v1/predict/graphene?instrument=STEM-1&pixel_size_pm=16"
+    other = ask("POST", named, npy(FRAME)).json()["meta"]
+    assert (other["ref"], "session" in other) == ("graphene@2", False)
+
+
+def test_a_repeated_frame_says_so_and_another_one_of_its_name_is_refused(ask: Ask) -> None:
+    ask("PUT", PATH, {"policy": "pinned", "ref": "graphene"})
+    first = frame(ask, "&frame_id=a").json()
+    again = frame(ask, "&frame_id=a").json()
+    assert again["meta"]["session"]["repeated"] == ["a"]
+    assert again["atoms"] == first["atoms"]
+    path = "/v1/predict/auto?instrument=STEM-1&pixel_size_pm=16&frame_id=a"
+    assert ask("POST", path, npy(FRAME[::-1])).status == 409
+
+
+def test_selection_for_an_instrument_switches_its_session(ask: Ask) -> None:
+    path = "/v1/select/STEM-1?pixel_size_pm=16"
+    assert ask("POST", path, npy(FRAME)).status == 404
+    ask("PUT", PATH, {})
+    ranked = ask("POST", path, npy(FRAME)).json()
+    told = ask("GET", PATH).json()
+    assert set(told["now"]["members"]) == set(ranked["chosen"])
+    assert told["now"]["selected"] is True
+    assert set(frame(ask).json()["meta"]["members"]) == set(ranked["chosen"])
+    ask("PUT", PATH, {"policy": "pinned", "ref": "graphene"})
+    assert ask("POST", path, npy(FRAME)).status == 409
+
+
+def test_a_frame_of_another_pixel_size_is_refused(ask: Ask) -> None:
+    ask("PUT", PATH, {"pixel_size_pm": 8})
+    answer = frame(ask)
+    assert answer.status == 409
+    assert "16 pm" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        pytest.param("PUT", PATH, b"[", 400, id="no JSON"),
+        pytest.param("PUT", PATH, {"policy": "x"}, 422, id="setting"),
+        pytest.param("PUT", PATH, {"policy": "pinned", "ref": "grafene"}, 404, id="REF"),
+        pytest.param("PUT", PATH, b" " * 70_000, 413, id="large"),
+        pytest.param("PUT", "/v1/instruments/a%20b/session", {}, 422, id="id"),
+        pytest.param("PUT", "/v1/instruments/t-12345678/session", {}, 422, id="id like a token"),
+        pytest.param("GET", f"{PATH}?frames=x", None, 422, id="count"),
+        pytest.param("GET", f"{PATH}?frames=1&frames=2", None, 422, id="count twice"),
+        pytest.param("POST", PATH, {}, 405, id="method"),
+        pytest.param("POST", "/v1/select/STEM-1?instrument=STEM-2", b"", 403, id="other"),
+    ],
+)
+def test_bad_requests_are_refused_as_problems(
+    ask: Ask, method: str, path: str, body: Any, status: int
+) -> None:
+    answer = ask(method, path, body)
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"]
+
+
+def test_what_is_public_is_described(ask: Ask) -> None:
+    paths = ask("GET", "/openapi.json").json()["paths"]
+    described = paths["/v1/instruments/{instrument}/session"]
+    assert set(described) == {"get", "put", "delete"}
+    schema = described["put"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) >= {"policy", "ref", "members", "budget_ms"}
+    assert "/v1/select/{instrument}" in paths
+
+
+def test_a_token_of_an_instrument_opens_its_own_session_only(
+    service: Service, serving: Callable[[Any], AbstractContextManager[str]], tmp_path: Path
+) -> None:
+    database = open_database()
+    Instruments(database).add("STEM-1")
+    Instruments(database).add("STEM-2")
+    text, _ = Tokens(database).create("ours", ["predict"], instrument="STEM-1")
+    cache = TokenCache(lambda: Tokens(open_database()), tmp_path / "tokens.json")
+    cache.read()
+    app = api(service, ReplicaLimits(is_local=False), Meter(), lambda: "", cache)
+    with serving(app) as url, urllib3.PoolManager(retries=False) as pool:
+
+        def put(instrument: str, token: str = text) -> int:
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            path = f"{url}/v1/instruments/{instrument}/session"
+            return pool.request("PUT", path, body=b"{}", headers=headers).status
+
+        assert put("STEM-1") == 200
+        assert put("STEM-2") == 403
+        assert put("STEM-1", "mb-wrong") in (401, 503)
