@@ -320,7 +320,8 @@ def test_a_switch_is_between_two_frames(answers: SessionAnswers, frames: list[Fr
     ]
 
     def change(number: int) -> None:
-        answers.keeper.switch(live, choices[number % 3], kind="switched", values={})
+        chosen = choices[number % 3]
+        answers.keeper.switch(live, live.stored, chosen, kind="switched", values={})
 
     def answer(number: int) -> SessionAnswer:
         return ask(answers, live, frames[number % 8])
@@ -332,6 +333,18 @@ def test_a_switch_is_between_two_frames(answers: SessionAnswers, frames: list[Fr
     for one in found:
         assert one.answer.members in {choice.members for choice in choices}
         assert one.answer.reasons[0] in ("first", str(one.answer.members))
+
+
+def test_a_selection_that_began_before_a_change_of_the_session_is_dropped(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers)
+    seen = live.stored
+    put(answers, policy="pinned", ref="graphene", members=[1])
+    late = Chosen("graphene@2", (0,), (1.0,), "too late", is_selected=True)
+    assert not answers.keeper.switch(live, seen, late, kind="switched", values={})
+    assert live.chosen is None
+    assert ask(answers, live, frames[0]).answer.members == (1,)
 
 
 def test_a_promotion_makes_an_auto_session_choose_again(

@@ -11,7 +11,7 @@ from manybeam.db.audit import AuditLog
 from manybeam.db.database import Database, now
 from manybeam.db.serving import sessions as module
 from manybeam.db.serving.sessions import AnsweredFrame, Session, Sessions
-from manybeam.db.tables import InstrumentRow
+from manybeam.db.tables import InstrumentRow, SessionRow
 from manybeam.db.tokens import Instruments
 from manybeam.errors import Conflict, InvalidInput, NotFound
 
@@ -185,6 +185,20 @@ def test_the_history_is_bounded(
     assert left == [f"f{number}" for number in range(29, 29 - len(left), -1)]
     assert 10 <= len(left) <= 14
     assert sessions.running()[0].state["counts"]["frames"] == 30
+
+
+def test_frames_of_sessions_that_ended_long_ago_are_forgotten(
+    sessions: Sessions, session: Session, database: Database
+) -> None:
+    sessions.record([frame(session, "a")])
+    for days, left in ((module.KEPT_DAYS - 1, 1), (module.KEPT_DAYS + 1, 0)):
+        sessions.end("STEM-1")
+        with database.writing() as connection:
+            ended = now(connection) - timedelta(days=days)
+            own = SessionRow.id == session.id
+            connection.execute(update(SessionRow).where(own).values(ended=ended))
+        put(sessions)
+        assert len(sessions.history(session.id, 9)) == left
 
 
 def test_frames_of_a_session_that_is_gone_are_left_out(sessions: Sessions) -> None:

@@ -72,7 +72,7 @@ class Answer:
             was calibrated, and maps as the networks give them.
         selection: the members ranked for this frame; None for a raw answer, or if the frame is
             too small for frame analysis.
-        whole: the answer of all members, with the map of each.
+        whole: the answer of all members that ran, with the map of each.
         notes: the limits of this answer, a sentence each.
         seconds: time spent in each stage.
         dropped: members that were left out to be in time.

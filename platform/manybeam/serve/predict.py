@@ -147,9 +147,9 @@ class Service:
         if self.sessions is None or live is None:
             raise no_session(instrument)
         query = self.sessions.query(live, query)
-        begun_s = deadline.clock()
+        begun_s, seen = deadline.clock(), live.stored
         ranked = self._ranked(live.settings.ref, frames, query, deadline)
-        self.sessions.adopt(live, ranked[0], query.frame_id, deadline.clock() - begun_s)
+        self.sessions.adopt(live, seen, ranked[0], query.frame_id, deadline.clock() - begun_s)
         return selection_content(ranked, frames, query)
 
     def _ranked(

@@ -147,15 +147,9 @@ def api(
         return await handler.answered("select", request, handler.select, "select")
 
     if service.sessions is not None:
-        SessionRoutes(handler, service.sessions, is_open=tokens is None).add_to(app, needs)
         described = _described(SELECT_FOR_NAMES, wire.JSON)
-
-        @app.post("/v1/select/{instrument}", openapi_extra=described, dependencies=needs)
-        async def select_for(instrument: str, request: Request) -> Response:
-            """Rank the members that suit a frame, and let them answer the instrument's session."""
-            work = partial(handler.select_for, instrument)
-            return await handler.answered("select", request, work, "select")
-
+        sessions = SessionRoutes(handler, service.sessions, is_open=tokens is None)
+        sessions.add_to(app, needs, described)
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
@@ -328,8 +322,7 @@ class RequestHandler:
         """Return whether no request is here; any thread may ask."""
         return self._places.inside == 0
 
-    @staticmethod
-    def as_json(content: dict[str, Any]) -> Response:
+    def as_json(self, content: dict[str, Any]) -> Response:
         """Return JSON data as an answer."""
         return _json(content)
 

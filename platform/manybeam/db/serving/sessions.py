@@ -7,7 +7,7 @@ chose since, with counts. Whoever changes it says which revision he saw, so no c
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
@@ -21,6 +21,7 @@ from manybeam.errors import Conflict, NotFound
 
 LIMIT_S = 5.0  # of one reading, so that the next one is soon
 KEPT = 20_000  # frames of a session in its history; the oldest are removed first
+KEPT_DAYS = 90  # frames of sessions that ended before are removed when their instrument starts one
 SPARE = 1_000  # more than that many are removed at once
 
 
@@ -148,6 +149,7 @@ class Sessions:
             _check_instrument(connection, instrument, at, is_new_welcome=is_new_welcome)
             row = _running(connection, instrument)
             if row is None:
+                _forget_old(connection, instrument, at - timedelta(days=KEPT_DAYS))
                 new = {
                     **given,
                     "instrument_id": instrument,
@@ -344,6 +346,13 @@ def _record(connection: Connection, session_id: int, frames: Sequence[AnsweredFr
     state = {**row.state, "counts": dict(counts)}
     connection.execute(update(SessionRow).where(SessionRow.id == session_id).values(state=state))
     _prune(connection, session_id)
+
+
+def _forget_old(connection: Connection, instrument: str, before: datetime) -> None:
+    ended = select(SessionRow.id).where(
+        SessionRow.instrument_id == instrument, SessionRow.ended < before
+    )
+    connection.execute(delete(SessionFrameRow).where(SessionFrameRow.session_id.in_(ended)))
 
 
 def _prune(connection: Connection, session_id: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from manybeam.data.io.frame import Frame
-from manybeam.db.serving.sessions import AnsweredFrame
+from manybeam.db.serving.sessions import AnsweredFrame, Session
 from manybeam.errors import Conflict, ManybeamError
 from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
@@ -146,14 +146,18 @@ class SessionAnswers:
         """
         if live.settings.budget_ms is not None and deadline.begun_s is not None:
             deadline.aim_s = deadline.begun_s + live.settings.budget_ms / 1000
-        sized = self._predictor.sized_or_not(frames, self._question(live, query, None), deadline)
+        sized = self._predictor.sized_or_not(
+            frames, _question(live.settings, query, None), deadline
+        )
         found = []
         for number, frame in enumerate(sized):
             name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
             found.append(self._answer(live, frame, name, query, deadline))
         return found
 
-    def adopt(self, live: LiveSession, best: Ranked, frame_id: str, took_s: float) -> None:
+    def adopt(
+        self, live: LiveSession, seen: Session, best: Ranked, frame_id: str, took_s: float
+    ) -> None:
         """Let the members that a caller's selection chose answer from the next frame on.
 
         Raises:
@@ -176,7 +180,8 @@ class SessionAnswers:
             is_selected=True,
         )
         values = {"frame_id": frame_id, "selection_ms": round(1000 * took_s)}
-        self.keeper.switch(live, chosen, kind="switched", values=values)
+        if not self.keeper.switch(live, seen, chosen, kind="switched", values=values):
+            logger.info("the choice for %s is not recorded", live.stored.instrument)
 
     # -- one frame ------------------------------------------------------------------------------
     def _answer(
@@ -192,13 +197,13 @@ class SessionAnswers:
                     "give each frame a name of its own",
                 )
             chosen = Chosen(before.ref, before.members, tuple(before.values["shares"]), "repeated")
-            question = self._question(live, query, chosen)
+            question = _question(live.settings, query, chosen)
             exact = replace(deadline, aim_s=None)  # the same members, whatever time it takes
             answer = self._predictor.answer_sized(frame, question, exact)
             return SessionAnswer(answer, name, is_repeat=True)
-        with live.lock:
-            chosen_now = self._current(live)
-        question = self._question(live, query, chosen_now)
+        with live.lock:  # a change of the session is between two frames
+            settings, chosen_now = live.settings, self._current(live)
+        question = _question(settings, query, chosen_now)
         answer = self._predictor.answer_sized(frame, question, deadline)
         is_late = deadline.aim_s is not None and deadline.clock() > deadline.aim_s
         name = name or uuid.uuid4().hex
@@ -207,33 +212,13 @@ class SessionAnswers:
         return SessionAnswer(answer, name, is_late=is_late)
 
     def _current(self, live: LiveSession) -> Chosen | None:
-        """Return who answers now; None if what was chosen serves no longer."""
+        """Return who was chosen to answer now; None if nobody was, or it serves no longer."""
         if live.settings.policy == "pinned" or live.chosen is None:
-            return live.chosen
+            return None
         versions = self._predictor.versions
         asked = live.settings.ref
         refs = versions.serving() if asked == AUTO else (asked,)
         return live.chosen if live.chosen.ref in {versions.get(ref).ref for ref in refs} else None
-
-    def _question(self, live: LiveSession, query: RequestQuery, chosen: Chosen | None) -> Question:
-        settings = live.settings
-        is_pinned = settings.policy == "pinned"
-        now = chosen or Chosen(
-            settings.ref,
-            tuple(settings.members),
-            (),
-            "as pinned by the session" if is_pinned else "",
-        )
-        return Question(
-            now.ref,
-            now.members,
-            query.false_atoms,
-            is_selecting=chosen is None and not is_pinned,
-            is_size_trusted=query.trust_pixel_size,
-            shares=now.shares,
-            is_quick=True,
-            why=now.why,
-        )
 
     def _watch(
         self,
@@ -257,9 +242,9 @@ class SessionAnswers:
             now = time.monotonic()
             if not why or live.is_selecting or now < self._not_before.get(live.stored.id, 0):
                 return
-            live.is_selecting = True
+            live.is_selecting, seen = True, live.stored
         with suppress(RuntimeError):  # the replica ends
-            self._selecting.submit(self._anew, live, answer.frame, name, query, why)
+            self._selecting.submit(self._anew, live, seen, answer.frame, name, query, why)
 
     def _why_anew(self, live: LiveSession, chosen: Chosen, answer: Answer) -> str:
         """Return why members should be selected, or nothing; the monitor sees the frame."""
@@ -287,7 +272,13 @@ class SessionAnswers:
 
     # -- selection beside the frames --------------------------------------------------------------
     def _anew(
-        self, live: LiveSession, frame: Frame, name: str, query: RequestQuery, why: str
+        self,
+        live: LiveSession,
+        seen: Session,
+        frame: Frame,
+        name: str,
+        query: RequestQuery,
+        why: str,
     ) -> None:
         """Select members for a frame; they answer from the next frame on."""
         try:
@@ -307,7 +298,7 @@ class SessionAnswers:
                 "selection_ms": round(1000 * took_s),
             }
             kind = "confirmed" if is_same else "switched"
-            self.keeper.switch(live, chosen, kind=kind, values=values)
+            self.keeper.switch(live, seen, chosen, kind=kind, values=values)
         except ManybeamError as error:
             logger.warning("no selection for %s: %s", live.stored.instrument, error)
             took_s = QUIET_S
@@ -327,6 +318,27 @@ class SessionAnswers:
         )
         answer = self._predictor.answer(frame, question)
         return answer, time.monotonic() - begun
+
+
+def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | None) -> Question:
+    """Return the question about a frame of a session."""
+    is_pinned = settings.policy == "pinned"
+    now = chosen or Chosen(
+        settings.ref,
+        tuple(settings.members),
+        (),
+        "as pinned by the session" if is_pinned else "",
+    )
+    return Question(
+        now.ref,
+        now.members,
+        query.false_atoms,
+        is_selecting=chosen is None and not is_pinned,
+        is_size_trusted=query.trust_pixel_size,
+        shares=now.shares,
+        is_quick=True,
+        why=now.why,
+    )
 
 
 def _chosen(answer: Answer, live: LiveSession, *, is_selected: bool) -> Chosen:

@@ -203,14 +203,17 @@ class SessionKeeper:
         self._closed.wait(2 * READ_S)
         return ended
 
-    def switch(self, live: LiveSession, chosen: Chosen, *, kind: str, values: Any) -> bool:
+    def switch(
+        self, live: LiveSession, seen: Session, chosen: Chosen, *, kind: str, values: Any
+    ) -> bool:
         """Let others answer from the next frame on; return whether that is recorded.
 
-        Without the database they answer all the same. If the session was changed meanwhile,
-        nothing is done.
+        Without the database they answer all the same. If the session was changed since it was
+        seen, nothing is done.
 
         Args:
             live: the session.
+            seen: as it was when the choice began.
             chosen: who answers.
             kind: of the event.
             values: `why`, `frame_id`, `selection_ms` of the event.
@@ -226,7 +229,7 @@ class SessionKeeper:
         }
         try:
             stored = self._sessions().switch(
-                live.stored,
+                seen,
                 content,
                 kind=kind,
                 why=values.get("why", chosen.why),
@@ -234,10 +237,10 @@ class SessionKeeper:
             )
         except ManybeamError as error:
             logger.info("session of %s: %s", live.stored.instrument, error)
-            if isinstance(error, Conflict):
-                return False
             with live.lock:
-                live.chosen, live.monitor = chosen, None
+                is_same = live.stored.revision == seen.revision
+                if is_same and not isinstance(error, Conflict):
+                    live.chosen, live.monitor = chosen, None
             return False
         self._take(stored)
         return True

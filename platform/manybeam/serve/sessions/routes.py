@@ -1,7 +1,9 @@
 """The URLs of sessions: `/v1/instruments/{id}/session`, and `/v1/select/{id}`."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 
@@ -12,11 +14,30 @@ from manybeam.serve.sessions.content import session_content, stored_content
 from manybeam.serve.sessions.keeper import LiveSession, no_session
 from manybeam.serve.sessions.settings import MAX_BODY, SessionSettings, read_settings
 
-if TYPE_CHECKING:
-    from manybeam.serve.routes import RequestHandler
-
 PATH = "/v1/instruments/{instrument}/session"
 FRAMES, MOST_FRAMES, EVENTS = 50, 1000, 50
+
+
+class Handler(Protocol):
+    """What answers the requests of a replica (`serve.routes.RequestHandler`)."""
+
+    async def answered(
+        self,
+        path: str,
+        request: Request,
+        work: Callable[[Request], Awaitable[Response]],
+        scope: str | None = None,
+    ) -> Response:
+        """Return the answer of one request, or the problem."""
+
+    async def small_body(self, request: Request, limit: int) -> bytes:
+        """Return the body of a request that has a place only while it is read."""
+
+    async def select_for(self, instrument: str, request: Request) -> Response:
+        """Answer one selection, which switches the session of an instrument."""
+
+    def as_json(self, content: dict[str, Any]) -> Response:
+        """Return JSON data as an answer."""
 
 
 class SessionRoutes:
@@ -28,17 +49,16 @@ class SessionRoutes:
         is_open: whether anybody may ask, so that a new instrument needs no token first.
     """
 
-    def __init__(
-        self, handler: "RequestHandler", sessions: SessionAnswers, *, is_open: bool
-    ) -> None:
+    def __init__(self, handler: Handler, sessions: SessionAnswers, *, is_open: bool) -> None:
         self._handler, self._sessions, self._is_open = handler, sessions, is_open
 
-    def add_to(self, app: FastAPI, needs: Any) -> None:
+    def add_to(self, app: FastAPI, needs: Any, selecting: dict[str, Any]) -> None:
         """Add the URLs to an application.
 
         Args:
             app: the application.
             needs: what its documents say of tokens.
+            selecting: what they say of a request for a selection.
         """
         settings = SessionSettings.model_json_schema()
         body = {"content": {"application/json": {"schema": settings}}}
@@ -57,6 +77,12 @@ class SessionRoutes:
         async def end(instrument: str, request: Request) -> Response:
             """End the session of an instrument; its history stays in the database."""
             return await self._answered(request, instrument, self._end)
+
+        @app.post("/v1/select/{instrument}", openapi_extra=selecting, dependencies=needs)
+        async def select_for(instrument: str, request: Request) -> Response:
+            """Rank the members that suit a frame, and let them answer the instrument's session."""
+            work = partial(self._handler.select_for, instrument)
+            return await self._handler.answered("select", request, work, "select")
 
     async def _answered(self, request: Request, instrument: str, work: Any) -> Response:
         async def placed(request: Request) -> Response:
