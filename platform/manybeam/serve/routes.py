@@ -131,6 +131,20 @@ def api(
     bearer = Security(HTTPBearer(auto_error=False, scheme_name="token"))
     needs = [bearer] if tokens else []
 
+    _add_answers(app, handler, needs)
+    if service.sessions is not None:
+        described = _described(SELECT_FOR_NAMES, wire.JSON)
+        sessions = SessionRoutes(handler, service.sessions, is_open=tokens is None)
+        sessions.add_to(app, needs, described)
+    _add_listings(app, handler, metrics_text, needs)
+    _add_health(app, service, tokens)
+    names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
+    app.add_middleware(HeadGuard, count=meter.request, **names)
+    app.add_middleware(HeadAsGet)
+    return app
+
+
+def _add_answers(app: FastAPI, handler: "RequestHandler", needs: list[Any]) -> None:
     @app.post(
         "/v1/predict/{ref:path}",
         openapi_extra=_described(PREDICT_NAMES, wire.NPZ),
@@ -145,17 +159,6 @@ def api(
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
         return await handler.answered("select", request, handler.select, "select")
-
-    if service.sessions is not None:
-        described = _described(SELECT_FOR_NAMES, wire.JSON)
-        sessions = SessionRoutes(handler, service.sessions, is_open=tokens is None)
-        sessions.add_to(app, needs, described)
-    _add_listings(app, handler, metrics_text, needs)
-    _add_health(app, service, tokens)
-    names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
-    app.add_middleware(HeadGuard, count=meter.request, **names)
-    app.add_middleware(HeadAsGet)
-    return app
 
 
 @asynccontextmanager
