@@ -73,7 +73,7 @@ def test_the_answer_over_http_is_the_ensembles_own(ask: Callable[..., Any], tiny
         assert np.array_equal(arrays["mean"], own.mean_yx.astype(np.float16))
         meta = json.loads(arrays["meta"].tobytes())
     assert meta["ref"] == "graphene@2"
-    assert set(meta["timings_ms"]) == {"read", "load", "predict", "select"}
+    assert set(meta["timings_ms"]) == {"wait", "read", "load", "predict", "select"}
 
 
 def test_raw_bytes_with_their_shape_mean_the_same_as_npy(ask: Callable[..., Any]) -> None:

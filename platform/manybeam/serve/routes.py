@@ -2,7 +2,8 @@
 
 The event loop only moves bytes. Reading, predicting and writing run in threads, so a large frame
 does not delay a health check. A request is checked in this order: its head (`guard`), its token
-(`access`), its query; then it takes a place, and only then its body is read (`admission`).
+(`access`), its query; then it takes a place (`fair_queue`), and only then its body is read
+(`admission`). Then it waits for its turn.
 """
 
 import asyncio
@@ -38,8 +39,9 @@ from manybeam.errors import (
 )
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
-from manybeam.serve.edge.access import ANYBODY, Caller, TokenCache
-from manybeam.serve.edge.admission import Place, Places, drain, gone, has_body, read_body
+from manybeam.serve.edge.access import ANYBODY, READ_S, Caller, TokenCache
+from manybeam.serve.edge.admission import drain, gone, has_body, read_body
+from manybeam.serve.edge.fair_queue import FairQueue, Place
 from manybeam.serve.edge.guard import HeadGuard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.predict import Service
@@ -214,7 +216,7 @@ class RequestHandler:
         self.service, self.limits, self.meter, self._tokens = service, limits, meter, tokens
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
         body_limit = wire.body_limit(limits.max_frame_px)
-        self._places = Places(limits.waiting, limits.threads, body_limit, meter.waiting)
+        self._queue = FairQueue(limits.waiting, limits.threads, body_limit, meter.waiting)
 
     async def answered(
         self, path: str, request: Request, work: Work, scope: str | None = None
@@ -244,7 +246,7 @@ class RequestHandler:
             response = self.problem(fault, request_id)
         if response.status_code >= 400 and not request.state.is_read:
             if response.status_code not in LATE:
-                await drain(request, self._places.byte_limit)
+                await drain(request, self._queue.byte_limit)
             response.headers["connection"] = "close"
         if self.limits.names_requests:
             response.headers["x-request-id"] = request_id
@@ -269,8 +271,11 @@ class RequestHandler:
     def problem(self, error: ManybeamError, request_id: str) -> Response:
         """Return an error as problem+json."""
         headers = {}
-        if isinstance(error, (Busy, DatabaseUnreachable)):
-            headers["retry-after"] = str(self._places.wait_s())
+        if isinstance(error, Busy):
+            headers["retry-after"] = str(error.retry_s)
+            self.meter.refused(error.reason)
+        if isinstance(error, DatabaseUnreachable):
+            headers["retry-after"] = f"{READ_S:.0f}"  # by then it was asked again
         if isinstance(error, NotAuthenticated):
             headers["www-authenticate"] = "Bearer"
         return _json(problem(error, request_id), http_status(error), wire.PROBLEM, headers)
@@ -320,25 +325,43 @@ class RequestHandler:
         ends, which may go on after the deadline or without a caller.
         """
         due_s = request.state.begun + _within_ms(query) / 1000
-        deadline, place = Deadline(due_s), self._places.take()
-        future: Future[Response] | None = None
+        deadline, caller = Deadline(due_s), request.state.caller
+        place = self._queue.take(caller.share(query))
         try:
-            body = await read_body(request, place, due_s)
+            body = await read_body(request, self._queue, place, due_s)
             request.state.is_read = True
-            arrived = Arrived(body, dict(request.headers), query, deadline)
-            future = self._pool.submit(self._run, work, arrived)
-            future.add_done_callback(partial(_then, asyncio.get_running_loop(), place))
-            return await _answer(future, request, query, due_s)
+            arrived = Arrived(body, dict(request.headers), query, deadline, time.monotonic())
+            answer = self._in_turn(place, partial(self._run, work, arrived))
+            return await _answer(answer, request, query, due_s)
         finally:
             deadline.is_cancelled = True  # work that goes on ends before its next network or tile
-            if future is None:
-                place.free()
+            self._queue.leave(place)
+
+    def _in_turn(self, place: Place, call: Callable[[], Response]) -> "asyncio.Future[Response]":
+        """Return the coming result of a call that a thread makes when it is the place's turn."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Response] = loop.create_future()
+        answer.add_done_callback(_seen)
+
+        def ended(done: Future[Response]) -> None:
+            self._queue.ended(place)
+            if answer.done():
+                return
+            if error := done.exception():
+                answer.set_exception(error)
             else:
-                future.cancel()  # no effect on one that runs or has ended
-                place.leave()
+                answer.set_result(done.result())
+
+        def start() -> None:
+            self._pool.submit(call).add_done_callback(partial(_then, loop, ended))
+
+        place.refused = answer.set_exception
+        self._queue.line_up(place, start)
+        return answer
 
     def _run(self, work: FrameWork, arrived: "Arrived") -> Response:
-        begun, deadline = time.monotonic(), arrived.deadline
+        deadline = arrived.deadline
+        deadline.seconds["wait"] = time.monotonic() - arrived.at_s
         try:
             with deadline.stage("read"):
                 array = wire.read_body(arrived.body, arrived.headers)
@@ -346,26 +369,23 @@ class RequestHandler:
             return work(frames, arrived.query, deadline)
         except MemoryError as error:
             raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
-        finally:
-            self._places.took(time.monotonic() - begun)
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A request whose body was read."""
+    """A request whose body was read at `at_s`, in monotonic seconds."""
 
     body: bytearray
     headers: dict[str, str]
     query: RequestQuery
     deadline: Deadline
+    at_s: float
 
 
 async def _answer(
-    future: "Future[Response]", request: Request, query: RequestQuery, due_s: float
+    answer: "asyncio.Future[Response]", request: Request, query: RequestQuery, due_s: float
 ) -> Response:
     """Return the result of work in a thread, unless the deadline passes or the caller leaves."""
-    answer = asyncio.wrap_future(future)
-    answer.add_done_callback(_seen)
     left_s = max(due_s - time.monotonic(), 0)
     leaving = asyncio.ensure_future(gone(request))
     first: set[asyncio.Future[Any]] = {answer, leaving}
@@ -389,10 +409,14 @@ def _within_ms(query: RequestQuery) -> int:
     return query.deadline_ms or MAX_DEADLINE_MS
 
 
-def _then(loop: asyncio.AbstractEventLoop, place: Place, _: "Future[Response]") -> None:
-    """Give the bytes back in their loop; the work has ended in a thread, or will not begin."""
+def _then(
+    loop: asyncio.AbstractEventLoop,
+    ended: Callable[["Future[Response]"], None],
+    done: "Future[Response]",
+) -> None:
+    """Go on in the loop, because the work has ended in a thread."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(place.free)
+        loop.call_soon_threadsafe(ended, done)
 
 
 def _seen(answer: "asyncio.Future[Response]") -> None:
