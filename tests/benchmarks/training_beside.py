@@ -3,7 +3,7 @@
     python tests/benchmarks/training_beside.py --steps 120
 
 The service of `fair_share.py` answers one frame of 256 x 256 px after another: alone, then while
-the six members of a shortened recipe `quickstart` are trained by two workers. Then they are trained alone.
+the six members of a shortened recipe `quickstart` are trained by two workers, then that alone.
 """
 
 import argparse
