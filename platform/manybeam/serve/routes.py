@@ -15,9 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response, Security
+from fastapi import FastAPI, Path, Request, Response, Security
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
@@ -44,18 +44,30 @@ from manybeam.serve.edge.admission import drain, gone, has_body, read_body
 from manybeam.serve.edge.fair_queue import FairQueue, Place
 from manybeam.serve.edge.guard import HeadGuard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
+from manybeam.serve.openapi import (
+    ATOMS,
+    BINARY,
+    CHECKED,
+    ENSEMBLES,
+    OF_FRAMES,
+    RANKING,
+    READY,
+    answers,
+    as_schema,
+    takes_frames,
+)
 from manybeam.serve.predict import Service
 from manybeam.serve.query import (
     MAX_DEADLINE_MS,
     PREDICT_NAMES,
     SELECT_NAMES,
     RequestQuery,
-    parameters,
     read_query,
 )
 
 logger = logging.getLogger(__name__)
 
+Ref = Annotated[str, Path(description="A REF such as graphene or graphene@3, or auto.")]
 LATE = (408, 499, 504)  # the caller has waited long enough, or is gone
 PATHS = (
     "POST /v1/predict/{REF}",
@@ -121,15 +133,23 @@ def api(
 
     @app.post(
         "/v1/predict/{ref:path}",
-        openapi_extra=_described(PREDICT_NAMES, wire.NPZ),
+        response_class=Response,
+        responses=answers({wire.NPZ: BINARY, **as_schema(ATOMS)}, OF_FRAMES),
+        openapi_extra=takes_frames(PREDICT_NAMES),
         dependencies=needs,
     )
-    async def predict(ref: str, request: Request) -> Response:
+    async def predict(ref: Ref, request: Request) -> Response:
         """Find the atoms in one frame or a stack."""
         work = partial(handler.predict, ref)
         return await handler.answered("predict", request, work, "predict")
 
-    @app.post("/v1/select", openapi_extra=_described(SELECT_NAMES, wire.JSON), dependencies=needs)
+    @app.post(
+        "/v1/select",
+        response_class=Response,
+        responses=answers(as_schema(RANKING), OF_FRAMES),
+        openapi_extra=takes_frames(SELECT_NAMES),
+        dependencies=needs,
+    )
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
         return await handler.answered("select", request, handler.select, "select")
@@ -152,12 +172,22 @@ async def _closing(tokens: TokenCache | None, _: FastAPI) -> AsyncIterator[None]
 def _add_listings(
     app: FastAPI, handler: "RequestHandler", metrics_text: Callable[[], str], needs: list[Any]
 ) -> None:
-    @app.get("/v1/ensembles", dependencies=needs)
+    @app.get(
+        "/v1/ensembles",
+        response_class=Response,
+        responses=answers(as_schema(ENSEMBLES), CHECKED),
+        dependencies=needs,
+    )
     async def ensembles(request: Request) -> Response:
         """List the ensembles in memory."""
         return await handler.answered("ensembles", request, handler.ensembles, "predict")
 
-    @app.get("/metrics", dependencies=needs)
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses=answers({"text/plain": {"schema": {"type": "string"}}}, CHECKED),
+        dependencies=needs,
+    )
     async def metrics(request: Request) -> Response:
         """Return the metrics of all replicas, for Prometheus."""
 
@@ -167,35 +197,13 @@ def _add_listings(
         return await handler.answered("metrics", request, gathered, "predict")
 
 
-def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
-    """Return the description of a path that takes a frame, for `/openapi.json`."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    forms = dict.fromkeys((answer, wire.JSON), binary) | {wire.JSON: {"schema": {"type": "object"}}}
-    return {
-        "parameters": parameters(names),
-        "requestBody": {
-            "required": True,
-            "description": "One frame (y, x) or a stack (n, y, x): .npy, or raw values in C order "
-            "with the headers X-Dtype and X-Shape.",
-            "content": {wire.NPY: binary, wire.RAW: binary},
-        },
-        "responses": {
-            "200": {"description": "the answer", "content": forms},
-            "4XX": {
-                "description": "what is wrong, why, and what to do",
-                "content": {wire.PROBLEM: {"schema": {"type": "object"}}},
-            },
-        },
-    }
-
-
 def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> None:
-    @app.get("/healthz")
+    @app.get("/healthz", responses=answers({}))
     async def healthz() -> dict[str, str]:
         """Return that the process answers."""
         return {"status": "ok", "version": __version__}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=answers(as_schema(READY)))
     async def readyz() -> dict[str, Any]:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
         degraded = tokens.degraded() if tokens else []
