@@ -104,8 +104,8 @@ def takes_frames(names: Sequence[str]) -> dict[str, Any]:
         names: of its query.
     """
     headers = {
-        "X-Dtype": (_TEXT, "Type of raw values, such as float32 or >u2."),
-        "X-Shape": (_TEXT, "Shape of raw values, such as 512,512."),
+        "X-Dtype": ({**_TEXT, "pattern": "^[<>|=]?[a-z]+[0-9]*$"}, "Type of raw values: float32."),
+        "X-Shape": ({**_TEXT, "pattern": "^[0-9]+(,[0-9]+){1,2}$"}, "Shape of raw values: 64,64."),
         "X-Request-Id": ({**_TEXT, "pattern": "^[!-~]{1,128}$"}, "Repeated in the answer."),
     }
     of_head = [
