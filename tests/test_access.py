@@ -22,9 +22,11 @@ from manybeam.db.tables import TokenRow
 from manybeam.db.tokens import Instruments, Tokens, hash_of
 from manybeam.errors import DatabaseUnreachable, NotAllowed, NotAuthenticated
 from manybeam.predictor.versions.of_zoo import ZooVersions
-from manybeam.serve.edge.access import AWAY_S, Caller, TokenCache
+from manybeam.serve.edge.access import ANYBODY, AWAY_S, Caller, TokenCache
+from manybeam.serve.edge.fair_queue import Share
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
+from manybeam.serve.query import RequestQuery
 from manybeam.serve.routes import ReplicaLimits, api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
@@ -82,6 +84,22 @@ def test_a_token_opens_what_it_was_made_for(tokens: Tokens, cache: TokenCache) -
 def test_a_header_without_a_token_is_told_so(cache: TokenCache, header: str, told: str) -> None:
     with pytest.raises(NotAuthenticated, match=told):
         asyncio.run(cache.caller({"authorization": header} if header else {}, "predict"))
+
+
+def test_a_changed_weight_comes_with_the_next_reading(
+    tokens: Tokens, cache: TokenCache, database: Any
+) -> None:
+    text, made = tokens.create("scan", ["predict"], instrument="STEM-1")
+    other, program = tokens.create("program", ["predict"])
+    cache.read()
+    asked = RequestQuery(instrument="STEM-9")
+    assert caller(cache, text).share(asked) == Share("instrument STEM-1", 1.0)
+    assert caller(cache, other).share(asked) == Share(f"token {program.id}", 1.0)
+    assert ANYBODY.share(asked) == Share("instrument STEM-9", 1.0)
+    Instruments(database).set_weight("STEM-1", 2.5)
+    cache.read()
+    assert caller(cache, text) == Caller(made.id, "STEM-1", 2.5)
+    assert caller(cache, other).weight == 1.0
 
 
 @pytest.mark.slow

@@ -56,10 +56,11 @@ GOOD = npy(np.random.default_rng(0).random((48, 56), dtype=np.float32))
 class Sender:
     """A connection that sends the head of a request, and of its body what a test says."""
 
-    def __init__(self, url: str, length: int | str, more: str = "") -> None:
+    def __init__(self, url: str, length: int | str, more: str = "", of: str = "") -> None:
         host, port = place_of(url) or ("", None)
         self.socket = socket.create_connection((host, port), timeout=30)
-        head = f"POST {PREDICT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-npy\r\n"
+        path = f"{PREDICT}&instrument={of}"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-npy\r\n"
         said = f"Content-Length: {length}\r\n" if length != "" else ""
         self.socket.sendall(f"{head}{said}{more}\r\n".encode())
 
@@ -83,8 +84,8 @@ def connect() -> Iterator[Connect]:
     """Make senders; after the test all are closed."""
     with ExitStack() as stack:
 
-        def make(url: str, length: int | str, more: str = "") -> Sender:
-            made = Sender(url, length, more)
+        def make(url: str, length: int | str, more: str = "", of: str = "") -> Sender:
+            made = Sender(url, length, more, of)
             stack.callback(made.close)
             return made
 
@@ -267,6 +268,62 @@ def test_who_leaves_while_waiting_gives_the_place_back_and_is_not_answered(
         last.join()
         inside.close()
     assert slow.asked <= 3  # what nobody waits for was not begun
+
+
+def test_a_flood_waits_behind_a_newcomer_and_gives_it_a_place(
+    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, connect: Connect
+) -> None:
+    slow, answers = Slow(tiny_zoo), list[int]()
+    limits = ReplicaLimits(threads=1, waiting=3)
+    with serving(api(Service(ZooVersions(slow)), limits, Meter(), str)) as url:  # type: ignore[arg-type]
+        flood = [connect(url, len(GOOD), of="flood") for _ in range(3)]
+        for one in flood:
+            one.send(GOOD)
+            time.sleep(0.2)
+
+        def polite() -> None:
+            own = f"{url}{PREDICT}&instrument=polite"
+            answers.append(pool.request("POST", own, body=GOOD, headers=NPY).status)
+
+        thread = threading.Thread(target=polite)
+        thread.start()
+        status, problem, headers = flood[2].answer()
+        assert (status, problem["type"]) == (429, "urn:manybeam:busy")
+        assert "share them by their weights" in problem["detail"]
+        assert 1 <= int(headers["retry-after"]) <= 60
+        slow.go.set()
+        thread.join()
+    assert answers == [200]
+    assert slow.asked <= 3
+
+
+def test_a_body_that_is_read_gives_its_place_to_a_newcomer(
+    replica: Replica, pool: urllib3.PoolManager, connect: Connect
+) -> None:
+    with replica(waiting=2) as url:
+        flood = [connect(url, len(GOOD), of="flood") for _ in range(2)]
+        time.sleep(0.2)
+        own = f"{url}{PREDICT}&instrument=polite"
+        assert pool.request("POST", own, body=GOOD, headers=NPY).status == 200
+        status, problem, headers = flood[1].answer()
+        assert (status, headers["connection"]) == (429, "close")
+        assert "its place went to another request" in problem["detail"]
+        flood[0].send(GOOD)
+        response = http.client.HTTPResponse(flood[0].socket)
+        response.begin()
+        assert response.status == 200
+
+
+def test_slow_senders_leave_room_for_others_of_the_same_caller(
+    replica: Replica, pool: urllib3.PoolManager, connect: Connect
+) -> None:
+    with replica(waiting=4) as url:
+        slow = [connect(url, 10**6) for _ in range(4)]
+        time.sleep(1.3)
+        assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
+        status, problem, _ = slow[0].answer()
+    assert status == 429
+    assert "too many slow bodies" in problem["detail"]
 
 
 def test_who_leaves_while_being_answered_gives_the_place_back(

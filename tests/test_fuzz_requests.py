@@ -37,13 +37,33 @@ def home(tmp_path_factory: pytest.TempPathFactory, script: Any) -> Iterator[Path
     return folder
 
 
-def test_no_request_of_a_thousand_ends_or_hangs_a_server(home: Path, script: Any) -> None:
-    with script.running(home) as (ports, processes):
-        token = (home / "admin-token").read_text().strip()
-        report = script.fuzz(ports, 1000, seed=int(os.environ.get("FUZZ_SEED", "7")), token=token)
-        assert report.faults == []
-        assert report.statuses[200] > 20
-        assert all(process.is_running() for process in processes.values())
+@pytest.fixture(scope="module")
+def servers(home: Path, script: Any) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
+    """The ports and processes of service and pages."""
+    with script.running(home) as started:
+        yield started
+
+
+Servers = tuple[dict[str, int], dict[str, Any]]
+
+
+def test_no_request_of_a_thousand_ends_or_hangs_a_server(
+    home: Path, script: Any, servers: Servers
+) -> None:
+    ports, processes = servers
+    token = (home / "admin-token").read_text().strip()
+    report = script.fuzz(ports, 1000, seed=int(os.environ.get("FUZZ_SEED", "7")), token=token)
+    assert report.faults == []
+    assert report.statuses[200] > 20
+    assert all(process.is_running() for process in processes.values())
+
+
+def test_the_service_answers_as_its_description_says(
+    home: Path, script: Any, servers: Servers
+) -> None:
+    is_so, told = script.described(servers[0]["service"], 10, int(os.environ.get("FUZZ_SEED", "7")))
+    assert is_so, told[-6000:]
+    assert list(script.temporary(home).rglob("*")) == []
 
 
 def test_a_fault_is_seen(script: Any) -> None:

@@ -47,6 +47,36 @@ def test_an_instrument_gets_a_token_that_opens_the_service_for_it(run: Run) -> N
     assert (row["state"], row["valid_tokens"]) == ("in use", 1)
 
 
+def test_the_weight_of_an_instrument_is_given_changed_and_listed(run: Run) -> None:
+    run("instrument", "add", "STEM-1", "--weight", "2")
+    run("instrument", "add", "STEM-2")
+    assert [row["weight"] for row in run("instrument", "ls")] == [2, 1]
+    (changed,) = run("instrument", "weight", "STEM-2", "0.5")
+    assert (changed["instrument"], changed["weight"]) == ("STEM-2", 0.5)
+    assert [row["weight"] for row in run("instrument", "ls")] == [2, 0.5]
+    last = AuditLog(open_database()).entries()[0]
+    assert (last.action, last.details) == ("instrument weighted", {"weight": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        pytest.param(("weight", "STEM-9", "2"), 4, "no instrument 'STEM-9'", id="unknown"),
+        pytest.param(("weight", "STEM-1", "0"), 2, "0.1 to 10", id="nothing"),
+        pytest.param(("weight", "STEM-1", "nan"), 2, "0.1 to 10", id="no number"),
+        pytest.param(("weight", "STEM-1", "11"), 2, "0.1 to 10", id="too much"),
+        pytest.param(("add", "STEM-2", "--weight", "-1"), 2, "0.1 to 10", id="negative"),
+    ],
+)
+def test_a_weight_that_cannot_be_is_refused(
+    run: Run, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, told: str
+) -> None:
+    run("instrument", "add", "STEM-1")
+    assert main(["instrument", *words]) == code
+    assert told in capsys.readouterr().err
+    assert [row["weight"] for row in run("instrument", "ls")] == [1]
+
+
 def test_the_text_of_a_token_is_shown_once(run: Run) -> None:
     (first,) = run("instrument", "add", "STEM-1")
     (second,) = run(

@@ -16,9 +16,10 @@ import urllib3
 from manybeam.errors import MemberDiverged
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
+from manybeam.serve.openapi import OF_FRAMES, PROBLEM
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, WANTS
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import PATHS, ReplicaLimits, api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -73,7 +74,7 @@ def test_the_answer_over_http_is_the_ensembles_own(ask: Callable[..., Any], tiny
         assert np.array_equal(arrays["mean"], own.mean_yx.astype(np.float16))
         meta = json.loads(arrays["meta"].tobytes())
     assert meta["ref"] == "graphene@2"
-    assert set(meta["timings_ms"]) == {"read", "load", "predict", "select"}
+    assert set(meta["timings_ms"]) == {"wait", "read", "load", "predict", "select"}
 
 
 def test_raw_bytes_with_their_shape_mean_the_same_as_npy(ask: Callable[..., Any]) -> None:
@@ -268,11 +269,29 @@ def test_an_answer_that_comes_too_late_is_a_problem(ask: Callable[..., Any]) -> 
 def test_openapi_describes_every_parameter_and_form(ask: Callable[..., Any]) -> None:
     told = ask("GET", "/openapi.json").json()["paths"]["/v1/predict/{ref}"]["post"]
     named = {one["name"]: one for one in told["parameters"]}
-    assert set(named) == {"ref", *PREDICT_NAMES}
-    assert all(one.get("description") for name, one in named.items() if name != "ref")
+    assert set(named) == {"ref", *PREDICT_NAMES, "X-Dtype", "X-Shape", "X-Request-Id"}
+    assert all(one.get("description") for one in named.values())
     assert named["want"]["schema"]["items"]["enum"] == list(WANTS)
     assert set(told["requestBody"]["content"]) == {"application/x-npy", "application/octet-stream"}
     assert {"application/x-npz", "application/json"} <= set(told["responses"]["200"]["content"])
+
+
+def test_openapi_describes_every_path_status_and_problem(ask: Callable[..., Any]) -> None:
+    paths = ask("GET", "/openapi.json").json()["paths"]
+    told = {
+        f"{verb.upper()} {path}".replace("{ref}", "{REF}") for path in paths for verb in paths[path]
+    }
+    assert told == set(PATHS)
+    for path, verbs in paths.items():
+        for verb in verbs.values():
+            problems = {status: one for status, one in verb["responses"].items() if status != "200"}
+            assert {"400", "403", "500"} <= set(problems)
+            for one in problems.values():
+                schema = one["content"]["application/problem+json"]["schema"]
+                assert schema["required"] == PROBLEM["required"]
+            assert verb["responses"]["200"]["content"]
+            if path.startswith(("/v1/predict", "/v1/select")):
+                assert set(problems) == {str(status) for status in OF_FRAMES}
 
 
 class Slow:

@@ -132,7 +132,18 @@ class NoCapacity(Unreachable):
 
 
 class Busy(NoCapacity):
-    """Too many requests are waiting; send the same request again soon."""
+    """Too many requests are waiting; send the same request again soon.
+
+    Attributes:
+        reason: one word, for metrics.
+        retry_s: after how many seconds it makes sense to send it again.
+    """
+
+    def __init__(
+        self, what: str, why: str = "", hint: str = "", *, reason: str = "full", retry_s: int = 1
+    ) -> None:
+        super().__init__(what, why, hint)
+        self.reason, self.retry_s = reason, retry_s
 
 
 class DeadlineExceeded(Unreachable, TimeoutError):

@@ -4,8 +4,10 @@
 
 It makes a zoo of tiny networks, starts both servers as processes of their own, and sends mutated
 methods, paths, queries, headers and bodies over raw sockets. It reports every answer of 5xx but a
-full queue, every answer slower than 10 s, and the memory of each server. The exit code is 1 if
-there was one, or if a server's memory grew by more than 10 % after the first tenth.
+full queue, every answer slower than 10 s, and the memory of each server. Then schemathesis sends
+requests made from `/openapi.json` of the service (`--described`, for each path) and compares the
+answers with it. The exit code is 1 if there was one, if a temporary file was left, or if a server's
+memory grew by more than 10 % after the first tenth.
 """
 
 import argparse
@@ -236,6 +238,7 @@ def running(home: Path) -> Iterator[tuple[dict[str, int], dict[str, psutil.Proce
         argv = [sys.executable, "-c", code, str(ports[name])]
         path = os.pathsep.join((str(ROOT / "platform"), os.environ.get("PYTHONPATH", "")))
         own = {"MANYBEAM_HOME": str(home), "MANYBEAM_ZOO": str(ROOT / "zoo"), "PYTHONPATH": path}
+        own["TMPDIR"] = str(temporary(home))
         with (home / f"{name}.log").open("wb") as log:
             children[name] = subprocess.Popen(argv, env=os.environ | own, stdout=log, stderr=log)
     try:
@@ -248,6 +251,32 @@ def running(home: Path) -> Iterator[tuple[dict[str, int], dict[str, psutil.Proce
         for child in children.values():
             child.kill()
             child.wait()
+
+
+def temporary(home: Path) -> Path:
+    """Return the folder for temporary files of the servers."""
+    folder = home / "temporary"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def described(port: int, examples: int, seed: int) -> tuple[bool, str]:
+    """Let schemathesis send requests of the description; return whether all is as it says.
+
+    Args:
+        port: of the service.
+        examples: requests for each path, about.
+        seed: what they are drawn from.
+    """
+    options = ["--phases", "coverage,fuzzing", "--max-examples", str(examples), "--no-color"]
+    options += ["--seed", str(seed), "--suppress-health-check", "all", "--workers", "1"]
+    program = Path(sys.executable).with_name("st")
+    config = Path(__file__).with_name("schemathesis.toml")
+    url = f"http://127.0.0.1:{port}/openapi.json"
+    command = [str(program), "--config-file", str(config), "run", url, *options]
+    with tempfile.TemporaryDirectory() as folder:  # it keeps its examples where it runs
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return done.returncode == 0, done.stdout + done.stderr
 
 
 def make_zoo() -> None:
@@ -273,6 +302,7 @@ def main() -> int:
     """Run; return 1 if a server failed, hung or grew."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--described", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -292,11 +322,15 @@ def main() -> int:
             token = (Path(folder) / "admin-token").read_text().strip()
             report = fuzz(ports, given.count, given.seed, token, look)
             look(0)
+            is_described, told = described(ports["service"], given.described, given.seed)
+            look(0)
+            left = [str(path) for path in temporary(Path(folder)).rglob("*")]
     grown = [name for name, found in sizes.items() if found[-1] > GROWTH * found[1]]
     print(f"statuses: {dict(sorted(report.statuses.items()))}; slowest {report.slowest_s:.1f} s")
     print("\n".join(report.faults[:50]))
-    print(f"{len(report.faults)} faults; grown: {grown or 'none'}")
-    return 1 if report.faults or grown else 0
+    print(told[-3000:])
+    print(f"{len(report.faults)} faults; grown: {grown or 'none'}; files left: {left or 'none'}")
+    return 1 if report.faults or grown or left or not is_described else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """jobs.cluster: where a cluster listens, and how work, errors and settings travel on it."""
 
 import ipaddress
+import os
 import socket
 import threading
 import time
@@ -33,6 +34,12 @@ def test_connecting_again_stays_on_the_same_cluster(cluster: str) -> None:
 def test_each_piece_of_work_is_done_once_and_told_by_its_place(cluster: str) -> None:
     work = [partial(pow, 2, power) for power in range(6)]
     assert sorted(jobs_cluster.each(work)) == [(power, 2**power) for power in range(6)]
+
+
+def test_work_gives_way_to_answers_however_often_a_worker_is_used(cluster: str) -> None:
+    work = [partial(os.getpriority, os.PRIO_PROCESS, 0)] * 6
+    assert {niceness for _, niceness in jobs_cluster.each(work)} == {jobs_cluster.GIVES_WAY}
+    assert next(jobs_cluster.each([partial(os.sched_getscheduler, 0)]))[1] == os.SCHED_BATCH
 
 
 def test_an_error_of_ours_comes_back_as_it_was_raised(cluster: str, tmp_path: Path) -> None:

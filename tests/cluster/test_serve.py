@@ -67,6 +67,12 @@ def pool() -> Iterator[urllib3.PoolManager]:
         yield made
 
 
+def test_a_replica_does_not_give_way_to_other_processes(url: str) -> None:
+    below = psutil.Process().children(recursive=True)
+    replicas = [one for one in below if one.name().startswith("ray::ServeRepli")]
+    assert [one.nice() for one in replicas if one.status() != psutil.STATUS_ZOMBIE] == [0]
+
+
 def test_the_services_answer_equals_the_in_process_answer(
     url: str, pool: urllib3.PoolManager, tiny_zoo: Any
 ) -> None:

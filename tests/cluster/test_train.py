@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from manybeam.cluster.joining import GIVES_WAY
 from manybeam.data.frames import FrameSet
 from manybeam.data.store import open_store
 from manybeam.errors import (
@@ -59,6 +61,14 @@ def training_processes() -> list[psutil.Process]:
     return [process for process in below if "RayTrainWorker" in _title(process)]
 
 
+def niceness_of_threads(processes: Sequence[psutil.Process]) -> set[int]:
+    found = set()
+    for process in processes:
+        with suppress(psutil.Error, ProcessLookupError):
+            found |= {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads()}
+    return found
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -78,13 +88,20 @@ def test_workers_train_and_fail_the_members_this_process_would(
     for name in ("here", "there"):
         leave_a_checkpoint_of_nan(plan_run(job, library, str(tmp_path / name), "local"), member=1)
     told: list[Event] = []
+    niceness: set[int] = set()
+
+    def progress(event: Event) -> None:
+        told.append(event)
+        niceness.update(niceness_of_threads(training_processes()))
+
     here = train(job, library, str(tmp_path / "here"), executor="local")
-    there = train(job, library, str(tmp_path / "there"), progress=told.append)
+    there = train(job, library, str(tmp_path / "there"), progress=progress)
     assert [member.index for member in there.members] == [0, 2]
     assert are_equal(here.members, there.members)
     assert there.failed == here.failed
     assert there.failed[0].startswith("member 1 diverged: loss nan at step 10; the last finite")
     assert {event.member for event in told if event.step == event.steps == 30} == {0, 2}
+    assert niceness == {0, GIVES_WAY}  # a worker answers its cluster, but trains when there is time
 
 
 @pytest.mark.faults

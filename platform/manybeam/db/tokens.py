@@ -20,6 +20,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    func,
     outerjoin,
     select,
     update,
@@ -32,6 +33,7 @@ from manybeam.db.tables import InstrumentRow, PersonRow, TokenRow
 from manybeam.errors import Conflict, InvalidInput, NotFound
 
 SCOPES = ("predict", "select", "ingest", "zoo:read", "zoo:promote", "jobs:submit", "admin")
+WEIGHTS = (0.1, 10.0)  # the least and the largest
 MAX_NAME = 300  # characters; a path fits
 SEEN_S = 60.0  # `last_used` is written at most so often: a check should only read
 LIMIT_S = 5.0  # of the reading of valid tokens, so that the next one is soon
@@ -75,6 +77,7 @@ class ValidToken:
         scopes: of `SCOPES`.
         instrument: the id of its instrument; "" if it has none.
         expires: when it ends by itself; None if never.
+        weight: of its instrument; 1 if it has none.
     """
 
     sha256: str
@@ -82,6 +85,7 @@ class ValidToken:
     scopes: tuple[str, ...]
     instrument: str
     expires: datetime | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,14 @@ class Instrument:
         title: its name for people.
         created: when it was added.
         retired: since when none of its tokens is valid; None if it is in use.
+        weight: its share of a busy service, in proportion to the weights of the others.
     """
 
     id: str
     title: str
     created: datetime
     retired: datetime | None
+    weight: float = 1.0
 
 
 def check_instrument_id(instrument_id: str) -> None:
@@ -121,20 +127,24 @@ class Instruments:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, instrument_id: str, title: str = "", *, who: str = "") -> Instrument:
+    def add(
+        self, instrument_id: str, title: str = "", *, weight: float = 1.0, who: str = ""
+    ) -> Instrument:
         """Return a new instrument; a retired one of that id is in use again, with new tokens.
 
         Args:
             instrument_id: 1 to 64 letters, digits and . _ -, as it stands in URLs.
             title: its name for people.
+            weight: its share of a busy service.
             who: who adds it, for the audit log; the login of this process if left out.
 
         Raises:
-            InvalidInput: the id or the title cannot be used.
+            InvalidInput: the id, the title or the weight cannot be used.
             Conflict: it is there already.
         """
         check_instrument_id(instrument_id)
         title = _checked_name(title) if title else ""
+        facts = {"title": title, "weight": _checked_weight(weight)}
         with self._database.writing() as connection:
             known = connection.execute(_instruments(instrument_id)).first()
             if known is not None and known.retired is None:
@@ -143,11 +153,13 @@ class Instruments:
                     f"it was added on {known.created:%Y-%m-%d}",
                     f"manybeam instrument token {instrument_id}",
                 )
-            row = {"id": instrument_id, "title": title, "created": now(connection)}
+            row = {"id": instrument_id, "created": now(connection), **facts}
             insert_if_new(connection, InstrumentRow, row)
             own = InstrumentRow.id == instrument_id
-            connection.execute(update(InstrumentRow).where(own).values(retired=None, title=title))
-            append(connection, "instrument added", instrument_id, who=who or whoami(), details={})
+            connection.execute(update(InstrumentRow).where(own).values(retired=None, **facts))
+            details = {"weight": weight}
+            who = who or whoami()
+            append(connection, "instrument added", instrument_id, who=who, details=details)
             return _as_instrument(connection.execute(_instruments(instrument_id)).one())
 
     def list(self) -> Sequence[Instrument]:
@@ -155,6 +167,27 @@ class Instruments:
         with self._database.reading() as connection:
             rows = connection.execute(_instruments().order_by(InstrumentRow.id))
             return [_as_instrument(row) for row in rows]
+
+    def set_weight(self, instrument_id: str, weight: float, *, who: str = "") -> Instrument:
+        """Change the share of an instrument; a running service knows it within 10 s.
+
+        Args:
+            instrument_id: id of the instrument.
+            weight: its new weight.
+            who: who changes it, for the audit log; the login of this process if left out.
+
+        Raises:
+            InvalidInput: the weight cannot be used.
+            NotFound: there is no such instrument.
+        """
+        values = {"weight": _checked_weight(weight)}
+        with self._database.writing() as connection:
+            _known_instrument(connection, instrument_id)
+            own = InstrumentRow.id == instrument_id
+            connection.execute(update(InstrumentRow).where(own).values(**values))
+            who = who or whoami()
+            append(connection, "instrument weighted", instrument_id, who=who, details=values)
+            return _as_instrument(connection.execute(_instruments(instrument_id)).one())
 
     def retire(self, instrument_id: str, *, who: str = "") -> Instrument:
         """Revoke all tokens of an instrument and let it have no others.
@@ -167,12 +200,7 @@ class Instruments:
             NotFound: there is no such instrument.
         """
         with self._database.writing() as connection:
-            known = connection.execute(_instruments(instrument_id)).first()
-            if known is None:
-                raise NotFound(
-                    f"no instrument {instrument_id!r}", "", "manybeam instrument ls lists them"
-                )
-            if known.retired is None:
+            if _known_instrument(connection, instrument_id).retired is None:
                 at, own = now(connection), InstrumentRow.id == instrument_id
                 connection.execute(update(InstrumentRow).where(own).values(retired=at))
                 its = (TokenRow.instrument_id == instrument_id) & TokenRow.revoked.is_(None)
@@ -267,13 +295,25 @@ class Tokens:
         One small query, for a server that checks tokens in its memory.
         """
         wanted = select(
-            TokenRow.sha256, TokenRow.id, TokenRow.scopes, TokenRow.instrument_id, TokenRow.expires
+            TokenRow.sha256,
+            TokenRow.id,
+            TokenRow.scopes,
+            TokenRow.instrument_id,
+            TokenRow.expires,
+            func.coalesce(InstrumentRow.weight, 1.0).label("weight"),
         ).select_from(_joined())
         with self._database.reading(LIMIT_S) as connection:
             rows = connection.execute(wanted.where(_is_valid()).order_by(TokenRow.id)).all()
             at = now(connection)
         return at, [
-            ValidToken(row.sha256, row.id, tuple(row.scopes), row.instrument_id or "", row.expires)
+            ValidToken(
+                row.sha256,
+                row.id,
+                tuple(row.scopes),
+                row.instrument_id or "",
+                row.expires,
+                row.weight,
+            )
             for row in rows
         ]
 
@@ -372,7 +412,14 @@ def _instruments(instrument_id: str = "") -> Select[*tuple[Any, ...]]:
 
 
 def _as_instrument(row: Row[*tuple[Any, ...]]) -> Instrument:
-    return Instrument(row.id, row.title, row.created, row.retired)
+    return Instrument(row.id, row.title, row.created, row.retired, row.weight)
+
+
+def _known_instrument(connection: Connection, instrument_id: str) -> Row[*tuple[Any, ...]]:
+    known = connection.execute(_instruments(instrument_id)).first()
+    if known is None:
+        raise NotFound(f"no instrument {instrument_id!r}", "", "manybeam instrument ls lists them")
+    return known
 
 
 def _find(connection: Connection, which: ColumnElement[bool]) -> Token | None:
@@ -421,6 +468,17 @@ def _checked_name(name: str) -> str:
     if not 0 < len(name) <= MAX_NAME:
         raise InvalidInput(f"{name[:40]!r} names no token", f"1 to {MAX_NAME} characters", "")
     return name
+
+
+def _checked_weight(weight: float) -> float:
+    least, most = WEIGHTS
+    if not least <= weight <= most:
+        raise InvalidInput(
+            f"a weight of {weight:g}",
+            f"{least:g} to {most:g}; 1 is that of an instrument without one",
+            "manybeam instrument weight STEM-1 2",
+        )
+    return weight
 
 
 def _checked_scopes(scopes: Iterable[str]) -> list[str]:

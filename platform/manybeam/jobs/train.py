@@ -214,6 +214,7 @@ def _work_as_rank(
     from ray.train import get_context
 
     cluster.adopt(environment)
+    cluster.give_way()  # to the answers of a service on the same host
     torch.set_num_threads(threads)
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
     sender = Sender(mailbox)

@@ -21,6 +21,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "manybeam_frames": ("frames predicted, by ensemble", ("ensemble",)),
     "manybeam_drifted_answers": ("answers for frames out of distribution", ("ensemble",)),
     "manybeam_degraded_answers": ("answers with a limitation", ("ensemble",)),
+    "manybeam_refused_requests": ("requests refused because the service is busy", ("reason",)),
     "manybeam_faults": ("requests that failed by an internal error", ("path",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
@@ -81,6 +82,10 @@ class Meter:
         """Count the time of each stage of one answer."""
         for stage, value in seconds.items():
             self._histograms["manybeam_stage_seconds"].observe(value, {"stage": stage})
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was refused because the service is busy."""
+        self._counters["manybeam_refused_requests"].inc(1, {"reason": reason})
 
     def waiting(self, count: int) -> None:
         """Set the number of requests in the replica."""

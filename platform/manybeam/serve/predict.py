@@ -110,6 +110,11 @@ class Service:
         meta = answer_meta(found, frames, query) | ({"session": told} if told else {})
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])
 
+    def wants_newest(self, ref: str, query: RequestQuery) -> bool:
+        """Return whether a frame takes the place of those of its session that still wait."""
+        live = self._session(ref, query)
+        return live is not None and live.settings.order == "newest"
+
     def _session(self, ref: str, query: RequestQuery) -> LiveSession | None:
         """Return the session that answers a request; it does so for `auto` of its instrument."""
         if self.sessions is None or ref != AUTO or not query.instrument or query.members:

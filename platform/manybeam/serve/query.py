@@ -114,7 +114,7 @@ class RequestQuery:
         Field(
             description="What the answer holds, with commas: atoms (one row each), the maps mean, "
             "std and mi (mutual information in nats), members (what each found), votes.",
-            json_schema_extra={"items": {"enum": list(WANTS)}},
+            json_schema_extra={"minItems": 1, "items": {"enum": list(WANTS)}},
         ),
     ] = ("atoms",)
     deadline_ms: Annotated[
@@ -131,13 +131,19 @@ class RequestQuery:
     false_atoms: Annotated[
         float,
         _text(_share),
-        Field(ge=0, lt=1, description="Bound on the share of false atoms; left out for none."),
+        Field(
+            description="Bound on the share of false atoms; left out for none.",
+            json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        ),
     ] = 0.0
     ensemble: Annotated[str, _text(_label), _name("REF to select from, or auto.")] = "auto"
     members: Annotated[
         tuple[int, ...],
         _text(_members),
-        Field(description="Indices of the members of REF that answer, with commas; all if empty."),
+        Field(
+            description="Indices of the members of REF that answer, with commas; left out for all.",
+            json_schema_extra={"minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        ),
     ] = ()
     condition: Annotated[
         str,
@@ -211,6 +217,9 @@ def read_query(pairs: Sequence[tuple[str, str]], allowed: Sequence[str]) -> Requ
 def parameters(names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the description of a query with these names for `/openapi.json`."""
     known = _MODEL.json_schema()["properties"]
+    for schema in known.values():
+        if schema.get("default") in ("", [], None, 0.0) and schema.get("type") != "boolean":
+            schema.pop("default", None)  # it means that nothing was given, and cannot be sent
     assert set(names) <= {one.name for one in fields(RequestQuery)}  # noqa: S101 - of this module
     return [
         {

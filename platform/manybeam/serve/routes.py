@@ -2,7 +2,8 @@
 
 The event loop only moves bytes. Reading, predicting and writing run in threads, so a large frame
 does not delay a health check. A request is checked in this order: its head (`guard`), its token
-(`access`), its query; then it takes a place, and only then its body is read (`admission`).
+(`access`), its query; then it takes a place (`fair_queue`), and only then its body is read
+(`admission`). Then it waits for its turn.
 """
 
 import asyncio
@@ -14,9 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response, Security
+from fastapi import FastAPI, Path, Request, Response, Security
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
@@ -38,18 +39,23 @@ from manybeam.errors import (
 )
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
-from manybeam.serve.edge.access import ANYBODY, Caller, TokenCache, other_instrument
-from manybeam.serve.edge.admission import (
-    Place,
-    Places,
-    announced_length,
-    drain,
-    gone,
-    has_body,
-    read_body,
-)
+from manybeam.serve.edge.access import ANYBODY, READ_S, Caller, TokenCache, other_instrument
+from manybeam.serve.edge.admission import announced_length, drain, gone, has_body, read_body
+from manybeam.serve.edge.fair_queue import FairQueue, Place
 from manybeam.serve.edge.guard import HeadGuard, checked_id
 from manybeam.serve.metrics import TEXT, Meter
+from manybeam.serve.openapi import (
+    ATOMS,
+    BINARY,
+    CHECKED,
+    ENSEMBLES,
+    OF_FRAMES,
+    RANKING,
+    READY,
+    answers,
+    as_schema,
+    takes_frames,
+)
 from manybeam.serve.predict import Service
 from manybeam.serve.query import (
     MAX_DEADLINE_MS,
@@ -57,13 +63,13 @@ from manybeam.serve.query import (
     SELECT_FOR_NAMES,
     SELECT_NAMES,
     RequestQuery,
-    parameters,
     read_query,
 )
 from manybeam.serve.sessions.routes import SessionRoutes
 
 logger = logging.getLogger(__name__)
 
+Ref = Annotated[str, Path(description="A REF such as graphene or graphene@3, or auto.")]
 LATE = (408, 499, 504)  # the caller has waited long enough, or is gone
 PATHS = (
     "POST /v1/predict/{REF}",
@@ -133,9 +139,8 @@ def api(
 
     _add_answers(app, handler, needs)
     if service.sessions is not None:
-        described = _described(SELECT_FOR_NAMES, wire.JSON)
         sessions = SessionRoutes(handler, service.sessions, is_open=tokens is None)
-        sessions.add_to(app, needs, described)
+        sessions.add_to(app, needs)
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
@@ -147,15 +152,23 @@ def api(
 def _add_answers(app: FastAPI, handler: "RequestHandler", needs: list[Any]) -> None:
     @app.post(
         "/v1/predict/{ref:path}",
-        openapi_extra=_described(PREDICT_NAMES, wire.NPZ),
+        response_class=Response,
+        responses=answers({wire.NPZ: BINARY, **as_schema(ATOMS)}, OF_FRAMES),
+        openapi_extra=takes_frames(PREDICT_NAMES),
         dependencies=needs,
     )
-    async def predict(ref: str, request: Request) -> Response:
+    async def predict(ref: Ref, request: Request) -> Response:
         """Find the atoms in one frame or a stack."""
         work = partial(handler.predict, ref)
         return await handler.answered("predict", request, work, "predict")
 
-    @app.post("/v1/select", openapi_extra=_described(SELECT_NAMES, wire.JSON), dependencies=needs)
+    @app.post(
+        "/v1/select",
+        response_class=Response,
+        responses=answers(as_schema(RANKING), OF_FRAMES),
+        openapi_extra=takes_frames(SELECT_NAMES),
+        dependencies=needs,
+    )
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
         return await handler.answered("select", request, handler.select, "select")
@@ -173,12 +186,22 @@ async def _closing(service: Service, tokens: TokenCache | None, _: FastAPI) -> A
 def _add_listings(
     app: FastAPI, handler: "RequestHandler", metrics_text: Callable[[], str], needs: list[Any]
 ) -> None:
-    @app.get("/v1/ensembles", dependencies=needs)
+    @app.get(
+        "/v1/ensembles",
+        response_class=Response,
+        responses=answers(as_schema(ENSEMBLES), CHECKED),
+        dependencies=needs,
+    )
     async def ensembles(request: Request) -> Response:
         """List the ensembles in memory."""
         return await handler.answered("ensembles", request, handler.ensembles, "predict")
 
-    @app.get("/metrics", dependencies=needs)
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses=answers({"text/plain": {"schema": {"type": "string"}}}, CHECKED),
+        dependencies=needs,
+    )
     async def metrics(request: Request) -> Response:
         """Return the metrics of all replicas, for Prometheus."""
 
@@ -188,35 +211,13 @@ def _add_listings(
         return await handler.answered("metrics", request, gathered, "predict")
 
 
-def _described(names: Sequence[str], answer: str) -> dict[str, Any]:
-    """Return the description of a path that takes a frame, for `/openapi.json`."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    forms = dict.fromkeys((answer, wire.JSON), binary) | {wire.JSON: {"schema": {"type": "object"}}}
-    return {
-        "parameters": parameters(names),
-        "requestBody": {
-            "required": True,
-            "description": "One frame (y, x) or a stack (n, y, x): .npy, or raw values in C order "
-            "with the headers X-Dtype and X-Shape.",
-            "content": {wire.NPY: binary, wire.RAW: binary},
-        },
-        "responses": {
-            "200": {"description": "the answer", "content": forms},
-            "4XX": {
-                "description": "what is wrong, why, and what to do",
-                "content": {wire.PROBLEM: {"schema": {"type": "object"}}},
-            },
-        },
-    }
-
-
 def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> None:
-    @app.get("/healthz")
+    @app.get("/healthz", responses=answers({}))
     async def healthz() -> dict[str, str]:
         """Return that the process answers."""
         return {"status": "ok", "version": __version__}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=answers(as_schema(READY)))
     async def readyz() -> dict[str, Any]:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
         degraded = tokens.degraded() if tokens else []
@@ -239,7 +240,7 @@ class RequestHandler:
         self.service, self.limits, self.meter, self._tokens = service, limits, meter, tokens
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
         body_limit = wire.body_limit(limits.max_frame_px)
-        self._places = Places(limits.waiting, limits.threads, body_limit, meter.waiting)
+        self._queue = FairQueue(limits.waiting, limits.threads, body_limit, meter.waiting)
 
     async def answered(
         self, path: str, request: Request, work: Work, scope: str | None = None
@@ -269,7 +270,7 @@ class RequestHandler:
             response = self.problem(fault, request_id)
         if response.status_code >= 400 and not request.state.is_read:
             if response.status_code not in LATE:
-                await drain(request, self._places.byte_limit)
+                await drain(request, self._queue.byte_limit)
             response.headers["connection"] = "close"
         if self.limits.names_requests:
             response.headers["x-request-id"] = request_id
@@ -280,7 +281,9 @@ class RequestHandler:
         """Answer one prediction."""
         query = self._query(request, PREDICT_NAMES)
         form = wire.answer_form(request.headers.get("accept", ""), query.want)
-        return await self._placed(request, query, partial(self._predict, ref, form))
+        newest = self.service.wants_newest(ref, query)
+        work = partial(self._predict, ref, form)
+        return await self._placed(request, query, work, newest=newest)
 
     async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
@@ -303,8 +306,11 @@ class RequestHandler:
     def problem(self, error: ManybeamError, request_id: str) -> Response:
         """Return an error as problem+json."""
         headers = {}
-        if isinstance(error, (Busy, DatabaseUnreachable)):
-            headers["retry-after"] = str(self._places.wait_s())
+        if isinstance(error, Busy):
+            headers["retry-after"] = str(error.retry_s)
+            self.meter.refused(error.reason)
+        if isinstance(error, DatabaseUnreachable):
+            headers["retry-after"] = f"{READ_S:.0f}"  # by then it was asked again
         if isinstance(error, NotAuthenticated):
             headers["www-authenticate"] = "Bearer"
         return _json(problem(error, request_id), http_status(error), wire.PROBLEM, headers)
@@ -312,18 +318,18 @@ class RequestHandler:
     async def small_body(self, request: Request, limit: int) -> bytes:
         """Return the body of a request that has a place only while it is read."""
         wire.check_length(announced_length(request) or 0, limit)
-        place = self._places.take()
+        place = self._queue.take(request.state.caller.share(RequestQuery()))
         try:
-            body = await read_body(request, place)
+            body = await read_body(request, self._queue, place)
         finally:
-            place.free()
+            self._queue.leave(place)
         request.state.is_read = True
         wire.check_length(len(body), limit)
         return bytes(body)
 
     def is_quiet(self) -> bool:
         """Return whether no request is here; any thread may ask."""
-        return self._places.inside == 0
+        return self._queue.inside == 0
 
     def as_json(self, content: dict[str, Any]) -> Response:
         """Return JSON data as an answer."""
@@ -369,7 +375,9 @@ class RequestHandler:
             is_drifted=is_drifted,
         )
 
-    async def _placed(self, request: Request, query: RequestQuery, work: FrameWork) -> Response:
+    async def _placed(
+        self, request: Request, query: RequestQuery, work: FrameWork, *, newest: bool = False
+    ) -> Response:
         """Return the result of `work` in a thread, for a request that gets a place.
 
         The place is free again when the request ends, and the bytes of its body when the thread
@@ -377,25 +385,46 @@ class RequestHandler:
         """
         begun_s = request.state.begun
         due_s = begun_s + _within_ms(query) / 1000
-        deadline, place = Deadline(due_s, begun_s=begun_s), self._places.take()
-        future: Future[Response] | None = None
+        deadline, caller = Deadline(due_s, begun_s=begun_s), request.state.caller
+        place = self._queue.take(caller.share(query), newest=newest)
         try:
-            body = await read_body(request, place, due_s)
+            body = await read_body(request, self._queue, place, due_s)
             request.state.is_read = True
-            arrived = Arrived(body, dict(request.headers), query, deadline)
-            future = self._pool.submit(self._run, work, arrived)
-            future.add_done_callback(partial(_then, asyncio.get_running_loop(), place))
-            return await _answer(future, request, query, due_s)
+            arrived = Arrived(body, dict(request.headers), query, deadline, time.monotonic())
+            run = partial(self._run, work, arrived)
+            answer = self._in_turn(place, run, newest=newest)
+            return await _answer(answer, request, query, due_s)
         finally:
             deadline.is_cancelled = True  # work that goes on ends before its next network or tile
-            if future is None:
-                place.free()
+            self._queue.leave(place)
+
+    def _in_turn(
+        self, place: Place, call: Callable[[], Response], *, newest: bool
+    ) -> "asyncio.Future[Response]":
+        """Return the coming result of a call that a thread makes when it is the place's turn."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Response] = loop.create_future()
+        answer.add_done_callback(_seen)
+
+        def ended(done: Future[Response]) -> None:
+            self._queue.ended(place)
+            if answer.done():
+                return
+            if error := done.exception():
+                answer.set_exception(error)
             else:
-                future.cancel()  # no effect on one that runs or has ended
-                place.leave()
+                answer.set_result(done.result())
+
+        def start() -> None:
+            self._pool.submit(call).add_done_callback(partial(_then, loop, ended))
+
+        place.refused = answer.set_exception
+        self._queue.line_up(place, start, newest=newest)
+        return answer
 
     def _run(self, work: FrameWork, arrived: "Arrived") -> Response:
-        begun, deadline = time.monotonic(), arrived.deadline
+        deadline = arrived.deadline
+        deadline.seconds["wait"] = time.monotonic() - arrived.at_s
         try:
             with deadline.stage("read"):
                 array = wire.read_body(arrived.body, arrived.headers)
@@ -403,26 +432,23 @@ class RequestHandler:
             return work(frames, arrived.query, deadline)
         except MemoryError as error:
             raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
-        finally:
-            self._places.took(time.monotonic() - begun)
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A request whose body was read."""
+    """A request whose body was read at `at_s`, in monotonic seconds."""
 
     body: bytearray
     headers: dict[str, str]
     query: RequestQuery
     deadline: Deadline
+    at_s: float
 
 
 async def _answer(
-    future: "Future[Response]", request: Request, query: RequestQuery, due_s: float
+    answer: "asyncio.Future[Response]", request: Request, query: RequestQuery, due_s: float
 ) -> Response:
     """Return the result of work in a thread, unless the deadline passes or the caller leaves."""
-    answer = asyncio.wrap_future(future)
-    answer.add_done_callback(_seen)
     left_s = max(due_s - time.monotonic(), 0)
     leaving = asyncio.ensure_future(gone(request))
     first: set[asyncio.Future[Any]] = {answer, leaving}
@@ -446,10 +472,14 @@ def _within_ms(query: RequestQuery) -> int:
     return query.deadline_ms or MAX_DEADLINE_MS
 
 
-def _then(loop: asyncio.AbstractEventLoop, place: Place, _: "Future[Response]") -> None:
-    """Give the bytes back in their loop; the work has ended in a thread, or will not begin."""
+def _then(
+    loop: asyncio.AbstractEventLoop,
+    ended: Callable[["Future[Response]"], None],
+    done: "Future[Response]",
+) -> None:
+    """Go on in the loop, because the work has ended in a thread."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(place.free)
+        loop.call_soon_threadsafe(ended, done)
 
 
 def _seen(answer: "asyncio.Future[Response]") -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from manybeam.db.tokens import Token, Tokens
+    from manybeam.db.tokens import Instrument, Token, Tokens
 
 SCOPES = "predict,select"
 DAYS = 365
@@ -32,12 +32,15 @@ DaysOption = Annotated[
     int, typer.Option(min=1, max=3650, help="Days until the token expires by itself.")
 ]
 
+_SHARE = "Its share of a busy service, 0.1 to 10, in proportion to the weights of the others."
+
 
 @app.command()
 def add(
     instrument: InstrumentArgument,
     *,
     title: Annotated[str, typer.Option(help="Its name for people.")] = "",
+    weight: Annotated[float, typer.Option(help=_SHARE)] = 1.0,
     scopes: ScopesOption = SCOPES,
     days: DaysOption = DAYS,
     form: FormOption = Form.auto,
@@ -50,7 +53,7 @@ def add(
     from manybeam.db.tokens import Instruments
 
     chosen = _checked_scopes(scopes)
-    Instruments(open_database()).add(instrument, title)
+    Instruments(open_database()).add(instrument, title, weight=weight)
     _make_token(instrument, "", chosen, days, form)
 
 
@@ -100,9 +103,7 @@ def list_instruments(
             used[one.instrument] = max(one.last_used, used.get(one.instrument, one.last_used))
     rows = [
         {
-            "instrument": one.id,
-            "title": one.title,
-            "state": "retired" if one.retired else "in use",
+            **_instrument_row(one),
             "valid_tokens": valid[one.id],
             "last_used": _text(used.get(one.id)),
             "added": _text(one.created),
@@ -110,6 +111,27 @@ def list_instruments(
         for one in Instruments(open_database()).list()
     ]
     emit(rows, form, title="Instruments", empty="no instrument yet: manybeam instrument add STEM-1")
+
+
+@app.command()
+def weight(
+    instrument: InstrumentArgument,
+    share: Annotated[float, typer.Argument(metavar="WEIGHT", help=_SHARE)],
+    *,
+    form: FormOption = Form.auto,
+) -> None:
+    """Change the weight of an instrument. A running service with tokens uses it within 10 s.
+
+    It counts where several instruments wait: one of weight 2 gets twice the time of one of weight
+    1. What an instrument does not use is shared by the others.
+
+    Example: manybeam instrument weight STEM-1 2
+    """
+    from manybeam.db.deployment import open_database
+    from manybeam.db.tokens import Instruments
+
+    changed = Instruments(open_database()).set_weight(instrument, share)
+    emit([_instrument_row(changed)], form, title="Instruments")
 
 
 @app.command()
@@ -179,6 +201,11 @@ def _states(tokens: "Tokens", listed: "Sequence[Token]") -> dict[str, str]:
     expired = {one.id: one.expires is not None and one.expires <= at for one in open_ones}
     words = {True: "expired", False: "valid"}
     return {one.id: words[expired[one.id]] if one.id in expired else "revoked" for one in listed}
+
+
+def _instrument_row(one: "Instrument") -> dict[str, object]:
+    state = "retired" if one.retired else "in use"
+    return {"instrument": one.id, "title": one.title, "state": state, "weight": one.weight}
 
 
 def _token_row(one: "Token", state: str) -> dict[str, object]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from manybeam.db.tokens import SEEN_S, Tokens, ValidToken, hash_of
 from manybeam.errors import DatabaseUnreachable, ManybeamError, NotAllowed, NotAuthenticated
+from manybeam.serve.edge.fair_queue import Share
 from manybeam.serve.query import RequestQuery
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,21 @@ class Caller:
     Attributes:
         name: for logs; the id of a token.
         instrument: the only instrument that it may speak for; "" for any.
+        weight: of its instrument.
     """
 
     name: str = ""
     instrument: str = ""
+    weight: float = 1.0
+
+    def share(self, asked: RequestQuery) -> Share:
+        """Return with whom a request shares: all of its instrument, or of its token.
+
+        Without tokens, callers are believed whose they are.
+        """
+        if self.name and not self.instrument:
+            return Share(f"token {self.name}")
+        return Share(f"instrument {self.instrument or asked.instrument}", self.weight)
 
     def query(self, asked: RequestQuery) -> RequestQuery:
         """Return the query of this caller; its instrument is filled in.
@@ -160,7 +172,7 @@ class TokenCache:
                 f"make another one: manybeam instrument token --scopes {scope}",
             )
         self._used.add(token.id)
-        return Caller(token.id, token.instrument)
+        return Caller(token.id, token.instrument, token.weight)
 
     async def _found(self, sha256: str) -> ValidToken:
         if sha256 not in self._known:

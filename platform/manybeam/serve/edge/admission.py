@@ -1,4 +1,4 @@
-"""Admission: a request takes a place before its body is read, and large bodies share a budget.
+"""Admission: the body of a request is read only after it has a place.
 
 A sender that is too slow is cut, and one that goes away gives its place back.
 """
@@ -6,109 +6,22 @@ A sender that is too slow is cut, and one that goes away gives its place back.
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
 from manybeam.errors import Busy, CallerGone, DeadlineExceeded, MalformedRequest, TooSlow
 from manybeam.serve import wire
+from manybeam.serve.edge.fair_queue import FairQueue, Place
 
-SMALL_BODY = 8 * 2**20  # bytes; smaller bodies are bounded by the places
-LARGE_BODIES = 2  # the budget of the others, in bodies of the largest size
 GRACE_S = 5.0  # before the least rate counts, and the longest pause
 LEAST_RATE = 64 * 2**10  # bytes per second, on average
 LONGEST_S = 120.0  # for a whole body
 DRAIN_S = 1.0  # for the rest of a body that nobody reads
 FREE_BODY = 64 * 2**10  # bytes that pass a closed gate
 GATE = "manybeam.gate"  # of a request, in its ASGI scope
-
-
-class Places:
-    """The places of one replica, and the bytes of large bodies in it; for one event loop.
-
-    Args:
-        count: requests in the replica at the same time, from before their body to their answer.
-        threads: requests answered at the same time.
-        byte_limit: largest body.
-        changed: called with the number of places taken, when it changes.
-    """
-
-    def __init__(
-        self, count: int, threads: int, byte_limit: int, changed: Callable[[int], None]
-    ) -> None:
-        self.byte_limit = byte_limit
-        self._count, self._threads, self._changed = count, threads, changed
-        self._inside = self._bytes = 0
-        self._mean_s = 1.0
-
-    def take(self) -> "Place":
-        """Return a place; raises Busy if there is none."""
-        if self._inside >= self._count:
-            raise self._busy(f"{self._inside} requests are waiting already", self._count)
-        self._move(1)
-        return Place(self)
-
-    @property
-    def inside(self) -> int:
-        """Number of places taken."""
-        return self._inside
-
-    def wait_s(self) -> int:
-        """Return the time for Retry-After, in whole seconds, because clients read no fraction."""
-        return min(max(math.ceil(self._inside * self._mean_s / self._threads), 1), 60)
-
-    def took(self, seconds: float) -> None:
-        """Count the time of one answer."""
-        self._mean_s += 0.1 * (seconds - self._mean_s)
-
-    def hold(self, more: int) -> None:
-        """Take bytes of the budget, or give them back if negative; raises Busy."""
-        most = LARGE_BODIES * self.byte_limit
-        if more > 0 and self._bytes + more > most:
-            raise self._busy(f"{self._bytes} bytes of large bodies are here already", most)
-        self._bytes += more
-
-    def leave(self) -> None:
-        """Give one place back."""
-        self._move(-1)
-
-    def _move(self, by: int) -> None:
-        self._inside += by
-        self._changed(self._inside)
-
-    def _busy(self, what: str, most: int) -> Busy:
-        return Busy(what, f"at most {most} at once", f"send it again in {self.wait_s()} s")
-
-
-@dataclass
-class Place:
-    """One place, and the bytes of the body in it."""
-
-    places: Places
-    _held: int = field(default=0, init=False)
-    _is_left: bool = field(default=False, init=False)
-
-    def hold(self, byte_count: int) -> None:
-        """Hold the bytes of a body of this size; small bodies are free. Raises Busy."""
-        wanted = byte_count if byte_count > SMALL_BODY else 0
-        if wanted > self._held:
-            self.places.hold(wanted - self._held)
-            self._held = wanted
-
-    def leave(self) -> None:
-        """Give the place back, because the request has ended; its body may still be in use."""
-        if not self._is_left:
-            self._is_left = True
-            self.places.leave()
-
-    def free(self) -> None:
-        """Give back the bytes too."""
-        self.leave()
-        self.places.hold(-self._held)
-        self._held = 0
 
 
 class Gate:
@@ -141,40 +54,45 @@ class Gate:
             self._loop.call_soon_threadsafe(self._opened.set)
 
 
-async def read_body(request: Request, place: Place, due_s: float | None = None) -> bytearray:
+async def read_body(
+    request: Request, queue: FairQueue, place: Place, due_s: float | None = None
+) -> bytearray:
     """Return the body of a request that has a place.
 
     Args:
         request: the request.
-        place: its place; it holds the bytes.
+        queue: gives the bytes.
+        place: its place.
         due_s: deadline of the answer in monotonic seconds; None for no deadline.
 
     Raises:
         TooLarge: it is above the limit; told before it is read if a header says so.
-        Busy: there are too many bytes in the replica.
+        Busy: there are too many bytes in the replica, or another request has got the place.
         MalformedRequest: it has not the length that its header says.
         TooSlow: its sender is too slow.
         DeadlineExceeded: the deadline came first.
         CallerGone: its sender went away.
     """
     announced = announced_length(request)
-    limit = place.places.byte_limit
+    limit = queue.byte_limit
     wire.check_length(announced or 0, limit)
-    place.hold(announced or 0)
+    queue.hold(place, announced or 0)
     _open_gate(request)
     clock, body = asyncio.get_running_loop().time, bytearray()
     begun = clock()
     late = math.inf if due_s is None else begun + due_s - time.monotonic()
     try:
         async with asyncio.timeout_at(min(begun + GRACE_S, late)) as timer:
+            place.refused = partial(_interrupt, timer)
             async for chunk in request.stream():
                 body += chunk
                 wire.check_length(len(body), limit)
-                place.hold(len(body))
+                queue.hold(place, len(body))
                 _check_announced(len(body), announced, is_whole=False)
                 least = begun + GRACE_S + len(body) / LEAST_RATE
                 timer.reschedule(min(clock() + GRACE_S, least, begun + LONGEST_S, late))
     except TimeoutError as error:
+        place.check()
         raise _late(len(body), announced, clock() - begun, is_due=clock() >= late) from error
     except ClientDisconnect as error:
         raise CallerGone("the caller disconnected before the body was complete") from error
@@ -223,6 +141,12 @@ async def gone(request: Request) -> None:
     """Return when the sender of a request, whose body was read, has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _interrupt(timer: asyncio.Timeout, _: Busy) -> None:
+    """End the reading of a body at once; one that ends already has expired."""
+    if not timer.expired():
+        timer.reschedule(0.0)
 
 
 def _open_gate(request: Request) -> None:

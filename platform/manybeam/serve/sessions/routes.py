@@ -3,18 +3,29 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Path, Request, Response
 
 from manybeam.errors import InvalidInput
 from manybeam.serve.edge.access import Caller, other_instrument
+from manybeam.serve.openapi import (
+    OF_FRAMES,
+    OF_SESSIONS,
+    RANKING,
+    SESSION,
+    answers,
+    as_schema,
+    takes_frames,
+)
+from manybeam.serve.query import SELECT_FOR_NAMES
 from manybeam.serve.sessions.answering import SessionAnswers
 from manybeam.serve.sessions.content import session_content, stored_content
 from manybeam.serve.sessions.keeper import LiveSession, no_session
 from manybeam.serve.sessions.settings import MAX_BODY, SessionSettings, read_settings
 
 PATH = "/v1/instruments/{instrument}/session"
+Instrument = Annotated[str, Path(description="Id of the instrument, such as STEM-1.")]
 FRAMES, MOST_FRAMES, EVENTS = 50, 1000, 50
 
 
@@ -52,34 +63,44 @@ class SessionRoutes:
     def __init__(self, handler: Handler, sessions: SessionAnswers, *, is_open: bool) -> None:
         self._handler, self._sessions, self._is_open = handler, sessions, is_open
 
-    def add_to(self, app: FastAPI, needs: Any, selecting: dict[str, Any]) -> None:
+    def add_to(self, app: FastAPI, needs: Any) -> None:
         """Add the URLs to an application.
 
         Args:
             app: the application.
             needs: what its documents say of tokens.
-            selecting: what they say of a request for a selection.
         """
         settings = SessionSettings.model_json_schema()
         body = {"content": {"application/json": {"schema": settings}}}
+        told: dict[str, Any] = {
+            "response_class": Response,
+            "responses": answers(as_schema(SESSION), OF_SESSIONS),
+            "dependencies": needs,
+        }
 
-        @app.get(PATH, dependencies=needs)
-        async def look(instrument: str, request: Request) -> Response:
+        @app.get(PATH, **told)
+        async def look(instrument: Instrument, request: Request) -> Response:
             """Return the session of an instrument, with its last frames."""
             return await self._answered(request, instrument, self._get)
 
-        @app.put(PATH, openapi_extra={"requestBody": body}, dependencies=needs)
-        async def put(instrument: str, request: Request) -> Response:
+        @app.put(PATH, openapi_extra={"requestBody": body}, **told)
+        async def put(instrument: Instrument, request: Request) -> Response:
             """Start a session, or change the one that goes on."""
             return await self._answered(request, instrument, self._put)
 
-        @app.delete(PATH, dependencies=needs)
-        async def end(instrument: str, request: Request) -> Response:
+        @app.delete(PATH, **told)
+        async def end(instrument: Instrument, request: Request) -> Response:
             """End the session of an instrument; its history stays in the database."""
             return await self._answered(request, instrument, self._end)
 
-        @app.post("/v1/select/{instrument}", openapi_extra=selecting, dependencies=needs)
-        async def select_for(instrument: str, request: Request) -> Response:
+        @app.post(
+            "/v1/select/{instrument}",
+            response_class=Response,
+            responses=answers(as_schema(RANKING), OF_FRAMES),
+            openapi_extra=takes_frames(SELECT_FOR_NAMES),
+            dependencies=needs,
+        )
+        async def select_for(instrument: Instrument, request: Request) -> Response:
             """Rank the members that suit a frame, and let them answer the instrument's session."""
             work = partial(self._handler.select_for, instrument)
             return await self._handler.answered("select", request, work, "select")
