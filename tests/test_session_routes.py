@@ -12,7 +12,6 @@ import pytest
 import urllib3
 
 from manybeam.db.deployment import open_database
-from manybeam.db.serving.sessions import Sessions
 from manybeam.db.tokens import Instruments, Tokens
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import TokenCache
@@ -44,8 +43,7 @@ def service(
 ) -> Iterator[Service]:
     monkeypatch.setattr(keeping, "READ_S", 0.02)
     use_settings({"MANYBEAM_HOME": str(tmp_path / "home")})
-    found = Service(ZooVersions(tiny_zoo, ["graphene"]), lambda: Sessions(open_database()))
-    assert found.sessions is not None
+    found = Service(ZooVersions(tiny_zoo, ["graphene"]))
     found.sessions.keeper.start()
     yield found
     found.sessions.close()

@@ -460,7 +460,6 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
     from manybeam.db.deployment import open_database
-    from manybeam.db.serving.sessions import Sessions
     from manybeam.db.tokens import Tokens
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
@@ -473,8 +472,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     listen_inside(plan.platform)
     cluster.adopt(plan.variables)
     versions = ZooVersions(Zoo(), plan.refs, capacity=plan.capacity, fresh_s=0.0)
-    service = Service(LiveVersions(versions), lambda: Sessions(open_database()))
-    assert service.sessions is not None  # noqa: S101 - just given
+    service = Service(LiveVersions(versions))
     service.sessions.keeper.start()
     limits = ReplicaLimits(
         threads=plan.threads,

@@ -47,23 +47,30 @@ class WireAnswer:
     is_drifted: bool | None = None
 
 
+def stored_sessions() -> "Sessions":
+    """Return the sessions of the settings' database; raises an error if it is away."""
+    from manybeam.db.deployment import open_database
+    from manybeam.db.serving.sessions import Sessions
+
+    return Sessions(open_database())
+
+
 class Service:
     """Answers requests with the versions of one zoo; safe to use from several threads.
 
     Args:
         versions: the versions that may answer.
-        sessions: returns the sessions of instruments; there are none if left out.
+        sessions: returns the sessions of instruments; those of the settings' database if left
+            out. They are known after `sessions.keeper.start()`.
     """
 
     def __init__(
         self,
         versions: ZooVersions | LiveVersions,
-        sessions: "Callable[[], Sessions] | None" = None,
+        sessions: "Callable[[], Sessions]" = stored_sessions,
     ) -> None:
         self.versions, self._predictor = versions, Predictor(versions)
-        self.sessions: SessionAnswers | None = None
-        if sessions is not None:
-            self.sessions = SessionAnswers(self._predictor, SessionKeeper(sessions))
+        self.sessions = SessionAnswers(self._predictor, SessionKeeper(sessions))
 
     def listing(self) -> list[dict[str, Any]]:
         """Return one row for each ensemble in memory, for a table or JSON."""
@@ -97,7 +104,7 @@ class Service:
         """
         deadline = deadline or Deadline()
         live = self._session(ref, query)
-        if self.sessions is not None and live is not None:
+        if live is not None:
             query = self.sessions.query(live, query)
             in_session = self.sessions.answers(live, _frames(frames, query), query, deadline)
             answers: Iterable[Answer] = [one.answer for one in in_session]
@@ -117,7 +124,7 @@ class Service:
 
     def _session(self, ref: str, query: RequestQuery) -> LiveSession | None:
         """Return the session that answers a request; it does so for `auto` of its instrument."""
-        if self.sessions is None or ref != AUTO or not query.instrument or query.members:
+        if ref != AUTO or not query.instrument or query.members:
             return None
         return self.sessions.keeper.of(query.instrument)
 
@@ -148,8 +155,8 @@ class Service:
             NotFound: it has no session.
             Conflict: the session is pinned, or its frames are others.
         """
-        live = self.sessions.keeper.of(instrument) if self.sessions else None
-        if self.sessions is None or live is None:
+        live = self.sessions.keeper.of(instrument)
+        if live is None:
             raise no_session(instrument)
         query = self.sessions.query(live, query)
         begun_s, seen = deadline.clock(), live.stored

@@ -75,7 +75,9 @@ PATHS = (
     "POST /v1/predict/{REF}",
     "POST /v1/select",
     "POST /v1/select/{ID}",
-    "GET, PUT, DELETE /v1/instruments/{ID}/session",
+    "GET /v1/instruments/{ID}/session",
+    "PUT /v1/instruments/{ID}/session",
+    "DELETE /v1/instruments/{ID}/session",
     "GET /v1/ensembles",
     "GET /healthz",
     "GET /readyz",
@@ -129,8 +131,7 @@ def api(
         lifespan=partial(_closing, service, tokens),
     )
     handler = RequestHandler(service, limits, meter, tokens)
-    if service.sessions is not None:
-        service.sessions.is_quiet = handler.is_quiet
+    service.sessions.is_quiet = handler.is_quiet
     app.add_exception_handler(HTTPException, partial(_unrouted, handler))
 
     # It only describes what `TokenCache` checks.
@@ -138,9 +139,7 @@ def api(
     needs = [bearer] if tokens else []
 
     _add_answers(app, handler, needs)
-    if service.sessions is not None:
-        sessions = SessionRoutes(handler, service.sessions, is_open=tokens is None)
-        sessions.add_to(app, needs)
+    SessionRoutes(handler, service.sessions, is_open=tokens is None).add_to(app, needs)
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
@@ -177,8 +176,7 @@ def _add_answers(app: FastAPI, handler: "RequestHandler", needs: list[Any]) -> N
 @asynccontextmanager
 async def _closing(service: Service, tokens: TokenCache | None, _: FastAPI) -> AsyncIterator[None]:
     yield
-    if service.sessions is not None:
-        await asyncio.to_thread(service.sessions.close)
+    await asyncio.to_thread(service.sessions.close)
     if tokens:
         await asyncio.to_thread(tokens.close)
 
@@ -221,7 +219,7 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
     async def readyz() -> dict[str, Any]:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
         degraded = tokens.degraded() if tokens else []
-        degraded += service.sessions.keeper.degraded() if service.sessions else []
+        degraded += service.sessions.keeper.degraded()
         refs = list(service.versions.refs)
         return {"status": "ready", "ensembles": refs, "degraded": degraded}
 
