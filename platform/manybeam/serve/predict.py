@@ -52,6 +52,10 @@ class Service:
     def __init__(self, versions: ZooVersions | LiveVersions) -> None:
         self.versions, self._predictor = versions, Predictor(versions)
 
+    def degraded(self) -> list[str]:
+        """Return what is out of date because the zoo or the database is away, in words."""
+        return self.versions.degraded() if isinstance(self.versions, LiveVersions) else []
+
     def listing(self) -> list[dict[str, Any]]:
         """Return one row for each ensemble in memory, for a table or JSON."""
         return [

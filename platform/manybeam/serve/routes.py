@@ -195,8 +195,8 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
 
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
-        """Return the loaded ensembles; a replica takes requests after all are loaded."""
-        degraded = tokens.degraded() if tokens else []
+        """Return the loaded ensembles, and what is out of date; it answers after all are loaded."""
+        degraded = [*service.degraded(), *(tokens.degraded() if tokens else ())]
         refs = list(service.versions.refs)
         return {"status": "ready", "ensembles": refs, "degraded": degraded}
 
