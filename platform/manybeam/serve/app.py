@@ -21,7 +21,6 @@ from manybeam.cluster.identity import check_platform, platform_id
 from manybeam.errors import (
     Conflict,
     InvalidInput,
-    ManybeamError,
     NotAllowed,
     UnknownRef,
     Unreachable,
@@ -180,7 +179,9 @@ def run_service(
         variables = _new_variables(plan.platform, cores, address, host, port)
     variables[TOKENS] = str(needs_token)
     plan = replace(plan, proxy_key=haproxy_key(variables))
-    wanted = Rollout(asdict(plan), _actor(before, cpus_per_replica, gpus_per_replica, variables), replicas)
+    wanted = Rollout(
+        asdict(plan), _actor(before, cpus_per_replica, gpus_per_replica, variables), replicas
+    )
     check_room(wanted)
     try:
         if running is None:
@@ -436,9 +437,7 @@ def _details() -> dict[str, Any]:
     return dict(_client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT])
 
 
-def _new_variables(
-    platform: str, cores: int, address: str, host: str, port: int
-) -> dict[str, str]:
+def _new_variables(platform: str, cores: int, address: str, host: str, port: int) -> dict[str, str]:
     """Return the environment of the parts of a service that will be started.
 
     Args:
@@ -490,7 +489,9 @@ def _deploy(wanted: Rollout) -> None:
         health_check_period_s=HEALTH_S,
         ray_actor_options=wanted.actor,
     )(serve.ingress(_builder(_plan(wanted)))(Replica))
-    versioned: Any = deployment.options  # Ray restarts replicas at each change, if it has no version
+    versioned: Any = (
+        deployment.options
+    )  # Ray restarts replicas at each change, if it has no version
     deployment = versioned(version=wanted.version, _internal=True)
     try:
         serve.run(deployment.bind(), name=APP, route_prefix="/")

@@ -117,10 +117,11 @@ def _for_all() -> list[str]:
 def _for_callers(rules: Rules) -> list[str]:
     """Return the rules of the service: only it leaves loopback, and only if it shall."""
     host = f"[{rules.host}]" if ":" in rules.host else rules.host
+    is_repeated = f"{{ req.hdr_val(content-length) 1:{REPEATED} }}"
     return [
         f"    bind {host}:{rules.port}",
         f"    timeout http-request {HEAD_S}s",
-        f"    http-request wait-for-body time {BODY_S}s if {{ req.hdr_val(content-length) 1:{REPEATED} }}",
+        f"    http-request wait-for-body time {BODY_S}s if {is_repeated}",
         f"    http-request set-header {KEY_HEADER} {rules.key}",
         f"    http-after-response set-header {PLATFORM_HEADER} {rules.platform}",
     ]

@@ -449,7 +449,7 @@ class _ZooReadLast(Zoo):
         self._known = dataclasses.replace(self._known, is_away=True)
 
     @property
-    def tracking(self) -> "Tracking":  # type: ignore[override]
+    def tracking(self) -> "Tracking":
         """Raise ZooUnreachable: something is asked for that is not in the cache."""
         raise ZooUnreachable(
             "the zoo does not answer",
