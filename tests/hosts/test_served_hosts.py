@@ -65,3 +65,57 @@ def test_replicas_on_other_hosts_answer_the_proxy_and_nobody_else(
 def _list_in(text: str) -> str:
     """Return the list that a command printed, without the messages around it."""
     return text[text.index("[\n") : text.rindex("]") + 1]
+
+
+LOAD = """
+import io, json, pathlib, sys, threading, time, numpy as np, urllib3
+from manybeam.serve import app
+url = app.run_service([], port=8100, replicas=3).url
+print("hosts", *app.service_state().hosts, flush=True)
+body = bytes(2**18)  # no frame: each is refused with 400 after it was read
+times, lost, ended = [], [], threading.Event()
+
+def send():
+    with urllib3.PoolManager(retries=False, timeout=30) as pool:
+        while not ended.is_set():
+            try:
+                answer = pool.request("POST", url + "/v1/predict/auto", body=body)
+                if answer.status != 400:
+                    lost.append(answer.data.decode())
+            except urllib3.exceptions.HTTPError as error:
+                lost.append(repr(error))
+            times.append(time.monotonic())
+            time.sleep(0.02)
+
+threads = [threading.Thread(target=send) for _ in range(4)]
+for thread in threads:
+    thread.start()
+time.sleep(3)
+print("loaded", flush=True)
+time.sleep(20)
+ended.set()
+for thread in threads:
+    thread.join()
+print("told", json.dumps([len(times), float(np.diff(sorted(times)).max()), lost]), flush=True)
+"""
+
+
+def test_a_host_that_is_killed_under_load_takes_at_most_its_requests_with_it(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    home = {"MANYBEAM_HOME": str(tmp_path / "home")}
+    process = hosts[0].begin("python", "-c", LOAD, **home)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("loaded"):
+            hosts[2].kill()
+    process.wait()
+    told = next((line for line in lines if line.startswith("told ")), "".join(lines[-20:]))
+    count, gap_s, lost = json.loads(told.removeprefix("told "))
+    spread = next(line for line in lines if line.startswith("hosts ")).split()[1:]
+    assert "mb3" in spread
+    assert count > 100
+    assert len(lost) <= 4, lost  # one a caller
+    assert gap_s < 8
+    hosts[0].run("python", "-c", STOP, **home)
