@@ -151,7 +151,8 @@ def ask(url: str, status: int) -> urllib3.BaseHTTPResponse:
         time.sleep(0.05)
 
 
-Proxy, Start = Callable[..., list[int]], Callable[..., int]
+Proxy = Callable[..., list[int]]
+Start = Callable[..., int]
 
 
 def test_the_header_has_one_name() -> None:

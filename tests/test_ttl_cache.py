@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from manybeam.errors import DatabaseUnreachable, Unreachable, UnknownRef, ZooUnreachable
+from manybeam.errors import DatabaseUnreachable, UnknownRef, Unreachable, ZooUnreachable
 from manybeam.predictor.versions.ttl_cache import TTLCache
 
 

@@ -15,7 +15,6 @@ import psutil
 import pytest
 import urllib3
 
-from manybeam.addresses import place_of
 from manybeam.cluster.identity import platform_id
 from manybeam.errors import NoCapacity, WorkFailed
 from manybeam.serve.app import PLATFORM, run_service, service_state, stop_service
@@ -97,12 +96,16 @@ def url(home: Path, free_port: Callable[[], int]) -> Iterator[str]:
 
 def _replicas() -> set[int]:
     """Return the processes of the replicas of this platform."""
-    found = set()
-    for one in psutil.process_iter(["cmdline"]):
-        if " ".join(one.info["cmdline"] or ()).startswith("ray::ServeReplica"):
-            if one.environ().get(PLATFORM) == platform_id():
-                found.add(one.pid)
-    return found
+    return {
+        one.pid
+        for one in psutil.process_iter(["cmdline"])
+        if " ".join(one.info["cmdline"] or ()).startswith("ray::ServeReplica")
+        and one.environ().get(PLATFORM) == platform_id()
+    }
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2])
 
 
 def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
@@ -120,7 +123,7 @@ def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
 
 
 def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str) -> None:
-    port = (place_of(url) or ("", 0))[1]
+    port = _port(url)
     before = _replicas()
     with Load(url) as load:
         assert run_service(None, port=port, replicas=1).hosts
@@ -129,7 +132,7 @@ def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str)
 
 
 def test_a_change_that_fails_leaves_the_service_as_it_was(url: str) -> None:
-    port = (place_of(url) or ("", 0))[1]
+    port = _port(url)
     before = _replicas()
     with Load(url) as load:
         with pytest.raises(WorkFailed, match="the service goes on as it was"):
