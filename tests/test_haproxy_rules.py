@@ -18,6 +18,7 @@ import urllib3
 
 from manybeam import asgi
 from manybeam.serve import haproxy_rules
+from manybeam.serve.haproxy import RETRIES
 from manybeam.serve.haproxy_rules import Rules, UnknownConfiguration, with_rules
 from manybeam.serve.ports import free_block
 
@@ -40,6 +41,15 @@ class Replica(BaseHTTPRequestHandler):
         shown = self.headers[haproxy_rules.KEY_HEADER]
         self.wfile.write(b"atoms" if shown == KEY else b"not for you")
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.asked is not None:  # type: ignore[attr-defined]
+            self.server.asked.append("died")  # type: ignore[attr-defined]
+            self.server.socket.close()  # type: ignore[attr-defined]
+            self.close_connection = True  # as a process that is killed: without an answer
+            return
+        self.do_GET()
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -49,9 +59,9 @@ def replica() -> Iterator[Callable[[str], int]]:
     """Start replicas of platforms; their ports are returned."""
     servers = []
 
-    def start(platform: str) -> int:
+    def start(platform: str, asked: list[str] | None = None) -> int:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
-        server.platform = platform  # type: ignore[attr-defined]
+        server.platform, server.asked = platform, asked  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         servers.append(server)
         return int(server.server_port)
@@ -62,8 +72,8 @@ def replica() -> Iterator[Callable[[str], int]]:
         server.server_close()
 
 
-def configuration(folder: Path, ports: list[int], target: int) -> str:
-    """Return what the installed Ray writes for one replica."""
+def configuration(folder: Path, ports: list[int], *targets: int) -> str:
+    """Return what the installed Ray writes for replicas on these ports."""
     from ray.serve._private import haproxy as rays
     from ray.serve.config import HTTPOptions
 
@@ -77,8 +87,13 @@ def configuration(folder: Path, ports: list[int], target: int) -> str:
         http_options=HTTPOptions(host="127.0.0.1", port=ports[2]),
         has_received_routes=True,
         is_head=True,
+        retry_on=RETRIES["RAY_SERVE_HAPROXY_RETRY_ON"],
+        retries=int(RETRIES["RAY_SERVE_HAPROXY_RETRIES"]),
+        observe_error_limit=int(RETRIES["RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT"]),
+        bufsize=int(RETRIES["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]),
+        balance_algorithm="first",
     )
-    servers = [rays.ServerConfig("replica", "127.0.0.1", target)]
+    servers = [rays.ServerConfig(f"replica{one}", "127.0.0.1", one) for one in targets]
     backend = rays.BackendConfig("http-manybeam", "/", app_name="manybeam", servers=servers)
     path = folder / "haproxy.cfg"
     made: Any = rays.HAProxyApi(config, {"http-manybeam": backend}, config_file_path=str(path))
@@ -93,11 +108,11 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., li
 
     started, guards = [], []
 
-    def start(target: int, host: str = "127.0.0.1") -> list[int]:
+    def start(*targets: int, host: str = "127.0.0.1") -> list[int]:
         folder, (block, guard) = tmp_path_factory.mktemp("haproxy"), free_block()
         guards.append(guard)
         ports = block[:3]
-        configuration(folder, ports, target)
+        configuration(folder, ports, *targets)
         rules = folder / "rules.json"
         rules.write_text(json.dumps(asdict(Rules(OWN, host, ports[2], KEY))))
         program = [sys.executable, "-I", "-S", haproxy_rules.__file__, str(rules)]
@@ -136,7 +151,8 @@ def ask(url: str, status: int) -> urllib3.BaseHTTPResponse:
         time.sleep(0.05)
 
 
-Proxy, Start = Callable[..., list[int]], Callable[[str], int]
+Proxy = Callable[..., list[int]]
+Start = Callable[..., int]
 
 
 def test_the_header_has_one_name() -> None:
@@ -175,6 +191,29 @@ def test_without_a_replica_the_answer_says_so_and_when_to_ask_again(
         nobody.bind(("127.0.0.1", 0))
         answer = ask(f"http://127.0.0.1:{proxy(nobody.getsockname()[1])[2]}/readyz", 503)
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["type"] == "urn:manybeam:no-capacity"
+
+
+@pytest.mark.parametrize("byte_count", [100, 2**18, haproxy_rules.REPEATED])
+def test_a_request_whose_replica_dies_is_answered_by_another(
+    byte_count: int, proxy: Proxy, replica: Start
+) -> None:
+    asked: list[str] = []
+    url = f"http://127.0.0.1:{proxy(replica(OWN, asked), replica(OWN))[2]}"
+    ask(f"{url}/readyz", 200)
+    with urllib3.PoolManager(retries=False, timeout=20) as pool:  # one connection, used before
+        assert pool.request("GET", f"{url}/readyz").status == 200
+        answers = [pool.request("POST", f"{url}/v1", body=bytes(byte_count)) for _ in range(3)]
+    assert [one.status for one in answers] == [200] * 3
+    assert asked
+
+
+def test_a_body_too_large_to_be_kept_is_not_sent_twice(proxy: Proxy, replica: Start) -> None:
+    asked: list[str] = []
+    url = f"http://127.0.0.1:{proxy(replica(OWN, asked), replica(OWN))[2]}"
+    ask(f"{url}/readyz", 200)
+    answer = urllib3.request("POST", f"{url}/v1", body=bytes(4 * 2**20), retries=False, timeout=20)
+    assert (answer.status, answer.headers["retry-after"], asked) == (502, "1", ["died"])
     assert answer.json()["type"] == "urn:manybeam:no-capacity"
 
 

@@ -2,13 +2,16 @@
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manybeam.addresses import sqlite_url
+from manybeam.errors import ZooUnreachable
 from manybeam.zoo.backend import known_entries
 from manybeam.zoo.backend.known_entries import KnownEntries
 from manybeam.zoo.records import VersionEntry
@@ -70,3 +73,47 @@ def test_a_damaged_entry_is_read_again(known: KnownEntries, damaged: Any) -> Non
     file.write_text(json.dumps({**kept, "entries": {"graphene": damaged}}))
     assert known.one("graphene", read) == ENTRY
     assert read.count == 2
+
+
+@pytest.fixture
+def of_server(tmp_path: Path) -> KnownEntries:
+    return KnownEntries("http://mlflow.lab:5000", tmp_path)
+
+
+def test_a_server_is_asked_each_time(of_server: KnownEntries) -> None:
+    read = Counted()
+    assert [of_server.one("graphene", read), of_server.one("graphene", read)] == [ENTRY, ENTRY]
+    assert read.count == 2
+
+
+def test_what_a_server_said_last_is_known_while_it_is_away(of_server: KnownEntries) -> None:
+    later = replace(ENTRY, version=2)
+    of_server.one("graphene", lambda: ENTRY)
+    of_server.one("graphene", lambda: later)
+    of_server.all("all of None", lambda: [ENTRY, later])
+    away = replace(of_server, is_away=True)
+    assert away.one("graphene", Counted()) == later
+    assert away.all("all of None", list) == [ENTRY, later]
+
+
+def _never(known: KnownEntries) -> None:
+    known.one("mos2", Counted())
+
+
+def _of_another_server(known: KnownEntries) -> None:
+    KnownEntries("http://other.lab:5000", known.folder).one("graphene", Counted())
+
+
+def _damaged(known: KnownEntries) -> None:
+    known.one("graphene", Counted())
+    (file,) = known.folder.glob("entries-*.json")
+    file.write_text(file.read_text()[:-9])
+
+
+@pytest.mark.parametrize("before", [_never, _of_another_server, _damaged])
+def test_what_a_server_never_said_here_is_not_known_while_it_is_away(
+    of_server: KnownEntries, before: Callable[[KnownEntries], None]
+) -> None:
+    before(of_server)
+    with pytest.raises(ZooUnreachable, match="never read 'graphene'"):
+        replace(of_server, is_away=True).one("graphene", Counted())

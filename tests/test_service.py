@@ -330,7 +330,7 @@ def test_an_alias_that_moved_is_followed_and_one_unreachable_goes_on(tiny_zoo: A
     class Zoo:
         serving, is_silent = 1, False
         matrix, ensemble, ls = tiny_zoo.matrix, tiny_zoo.ensemble, tiny_zoo.ls
-        attached = tiny_zoo.attached
+        attached, read_last = tiny_zoo.attached, tiny_zoo.read_last
 
         def resolve(self, ref: str) -> Any:
             if self.is_silent:

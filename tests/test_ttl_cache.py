@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from manybeam.errors import UnknownRef, ZooUnreachable
+from manybeam.errors import DatabaseUnreachable, UnknownRef, Unreachable, ZooUnreachable
 from manybeam.predictor.versions.ttl_cache import TTLCache
 
 
@@ -85,3 +85,34 @@ def test_no_more_values_are_kept_than_there_is_room_for() -> None:
     for key in "abca":
         fresh.get(key)
     assert asked == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "who"),
+    [
+        pytest.param(ZooUnreachable("down"), "the zoo", id="zoo"),
+        pytest.param(DatabaseUnreachable("down"), "the database", id="database"),
+    ],
+)
+def test_a_source_that_never_answered_gives_what_this_machine_read_last(
+    error: Unreachable, who: str
+) -> None:
+    def ask(_: str) -> str:
+        if silent:
+            raise error
+        return "new"
+
+    silent = [True]
+    cache = TTLCache(ask, 10.0, Clock(), read_last=str.upper)
+    assert cache.get("a") == ("A", (f"{who} does not answer; a is what this machine read last",))
+    silent.clear()  # it is asked again at once
+    assert cache.get("a") == ("new", ())
+
+
+def test_the_first_error_is_told_if_this_machine_read_nothing() -> None:
+    def ask(what: str) -> str:
+        raise ZooUnreachable(what)
+
+    cache = TTLCache(ask, 10.0, Clock(), read_last=lambda _: ask("never read"))
+    with pytest.raises(ZooUnreachable, match="the zoo is down"):
+        cache.get("the zoo is down")

@@ -13,6 +13,8 @@ import torch
 from manybeam.errors import ZooUnreachable
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
+from manybeam.predictor.versions.live import LiveVersions
+from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.spec.recipe import MemberPlan, Network, Recipe
 from manybeam.zoo.lifecycle import orphans
 from manybeam.zoo.lifecycle.orphans import Orphans
@@ -99,3 +101,19 @@ def test_without_the_server_the_zoo_is_unreachable(zoo: Zoo, frail_facility: Ser
     with pytest.raises(ZooUnreachable, match="manybeam doctor"):
         zoo.ls()
     assert time.monotonic() - start < 10
+
+
+def test_without_the_server_a_version_that_was_answered_with_is_loaded_again(
+    zoo: Zoo, frail_facility: Services, name: str
+) -> None:
+    zoo.register(name, members_of(1), job={}, scores=[Score(0, "nominal", "d", {"f1": 0.5})])
+    before = LiveVersions(ZooVersions(zoo, [name + "@1"], fresh_s=0.0), every_s=0.0)
+    assert before.degraded() == []
+    frail_facility.stop("mlflow")
+    again = zoo_at(frail_facility, zoo._cache.folder)  # of a replica that starts now
+    live = LiveVersions(ZooVersions(again, [name + "@1"], fresh_s=0.0), every_s=0.0)
+    assert live.get(name + "@1").matrix.value(0, "nominal") == 0.5
+    assert "what this machine read last" in live.degraded()[0]
+    frail_facility.mend()
+    live.refresh()
+    assert live.degraded() == []

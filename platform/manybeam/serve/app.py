@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from manybeam.addresses import is_loopback, place_of, reachable, url_of
@@ -21,7 +21,6 @@ from manybeam.cluster.identity import check_platform, platform_id
 from manybeam.errors import (
     Conflict,
     InvalidInput,
-    ManybeamError,
     NotAllowed,
     UnknownRef,
     Unreachable,
@@ -37,6 +36,13 @@ from manybeam.serve.haproxy import (
 )
 from manybeam.serve.ports import port_in_use, port_is_free
 from manybeam.serve.replica_addresses import LOOPBACK, ForProxyOnly, listen_inside
+from manybeam.serve.rollout import (
+    Rollout,
+    check_room,
+    forget_rollout,
+    roll_out,
+    running_rollout,
+)
 from manybeam.settings import settings
 
 if TYPE_CHECKING:
@@ -54,6 +60,7 @@ RAY_MIDDLEWARES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "manybeam.serve.edge.guard:ray_middlewares"
 }
 READY_S = 60.0
+HEALTH_S = 1.0  # a replica that died is replaced after so long; Ray's is 10
 STOP_S = 30.0
 
 
@@ -64,7 +71,6 @@ class Plan:
     Args:
         refs: ensembles loaded before the replica takes requests.
         variables: settings of the process that started the service.
-        cores: threads of one prediction.
         threads: predictions at the same time.
         waiting: largest number of requests in the replica.
         capacity: further ensembles in memory.
@@ -76,7 +82,6 @@ class Plan:
 
     refs: tuple[str, ...]
     variables: dict[str, str]
-    cores: int
     threads: int
     waiting: int
     capacity: int
@@ -88,41 +93,53 @@ class Plan:
 
 @dataclass(frozen=True)
 class ServiceState:
-    """The state of the running service, from Ray Serve."""
+    """The state of the running service, from Ray Serve.
+
+    Attributes:
+        url: where it listens.
+        status: of Ray Serve, as `RUNNING`.
+        replicas: processes of every state, those that start or end among them.
+        message: why it is in this state.
+        needs_token: whether callers need a token.
+        hosts: the name of the host of each replica that answers.
+    """
 
     url: str
     status: str
     replicas: int
     message: str = ""
     needs_token: bool = False
+    hosts: tuple[str, ...] = ()
 
 
 def run_service(
-    refs: Sequence[str],
+    refs: Sequence[str] | None,
     *,
     host: str = "127.0.0.1",
     port: int = 8100,
-    replicas: int = 1,
-    cpus_per_replica: float = 0.0,
-    gpus_per_replica: float = 0.0,
+    replicas: int | None = None,
+    cpus_per_replica: float | None = None,
+    gpus_per_replica: float | None = None,
     threads: int = 2,
     waiting: int = 32,
     capacity: int = 4,
     tokens: bool | None = None,
     insecure: bool = False,
 ) -> ServiceState:
-    """Start the service, or change the ensembles of the running one; return when it answers.
+    """Start the service, or change the running one; return when it answers.
 
-    It runs in the cluster until `stop_service` or the end of the cluster.
+    It runs in the cluster until `stop_service` or the end of the cluster. Replicas are spread over
+    the nodes. During a change requests are answered by what runs, and if the change fails it goes
+    on. Ensembles, number and reserved devices of a running service stay as they are if left out.
 
     Args:
-        refs: ensembles loaded now; others are loaded at their first use.
+        refs: ensembles loaded now; others are loaded at their first use. None for no change.
         host: address to listen on.
         port: port to listen on.
-        replicas: processes that answer.
-        cpus_per_replica: cores reserved on the cluster for each. None by default, so that an
+        replicas: processes that answer; at first one.
+        cpus_per_replica: cores reserved on the cluster for each. At first none, so that an
             instrument gets its answer also while a training uses every core.
-        gpus_per_replica: GPUs reserved for each.
+        gpus_per_replica: GPUs reserved for each; at first none.
         threads: predictions of a replica at the same time.
         waiting: largest number of requests in a replica; others get 429.
         capacity: ensembles in memory of a replica, in addition to `refs`.
@@ -134,18 +151,20 @@ def run_service(
     Raises:
         PortInUse: another process uses the port; nothing was started.
         UnknownRef: one of `refs` is not in the zoo; nothing was started.
+        NoCapacity: the nodes have too few cores or GPUs; nothing was started.
         NotAllowed: other machines can reach the address, and tokens are not required.
         Conflict: the service runs at another address, or is another platform's.
         WorkFailed: Ray Serve did not come up.
     """
     running = _running_at(host, port)
     needs_token = _needs_token(host, running, tokens=tokens, insecure=insecure)
-    _check_refs(refs)
-    cores = max(1, int(cpus_per_replica) or (os.cpu_count() or 1) // replicas)
+    _check_refs(refs or ())
+    address = cluster.connect()
+    before = running_rollout() if running else None
+    replicas = replicas or (before.replicas if before else running.replicas if running else 1)
     plan = Plan(
-        tuple(refs),
+        _refs_of(before) if refs is None else tuple(refs),
         cluster.environment(),
-        cores,
         threads,
         waiting,
         capacity,
@@ -153,30 +172,44 @@ def run_service(
         needs_token=needs_token,
         platform=platform_id(),
     )
-    address = cluster.connect()
     if running is not None:  # new replicas must fit the proxy that runs
         variables = _running_variables(running, plan.platform)
     else:
-        variables = _new_variables(plan, address, host, port)
+        cores = max(1, int(cpus_per_replica or 0) or (os.cpu_count() or 1) // replicas)
+        variables = _new_variables(plan.platform, cores, address, host, port)
     variables[TOKENS] = str(needs_token)
     plan = replace(plan, proxy_key=haproxy_key(variables))
-    actor = {
-        "num_cpus": cpus_per_replica,
-        "num_gpus": gpus_per_replica,
-        "runtime_env": {"env_vars": variables},
-    }
+    wanted = Rollout(
+        asdict(plan), _actor(before, cpus_per_replica, gpus_per_replica, variables), replicas
+    )
+    check_room(wanted)
     try:
         if running is None:
             # The rules bring HAProxy to the host; all else that Ray starts stays on loopback.
             _start_serve(LOOPBACK if plan.proxy_key else host, port, variables)
-        _deploy(plan, actor, replicas)
+        roll_out(wanted, _deploy, before)
         return _answering(_service_url(), plan.platform)
-    except BaseException as error:  # Ctrl-C too: no proxy may go on without a service behind it
-        # Ray stops the old replica first, so after a failed change nothing answers any more.
-        if running is None or isinstance(error, ManybeamError):
+    except BaseException:  # Ctrl-C too: no proxy may go on without a service behind it
+        if running is None:
             with suppress(Exception):  # the first error is the one to report
                 stop_service()
         raise
+
+
+def _refs_of(before: Rollout | None) -> tuple[str, ...]:
+    return tuple(before.plan["refs"]) if before else ()
+
+
+def _actor(
+    before: Rollout | None, cpus: float | None, gpus: float | None, variables: dict[str, str]
+) -> dict[str, Any]:
+    """Return the options of a replica's process for Ray."""
+    known = before.actor if before else {"num_cpus": 0.0, "num_gpus": 0.0}
+    return {
+        "num_cpus": known["num_cpus"] if cpus is None else cpus,
+        "num_gpus": known["num_gpus"] if gpus is None else gpus,
+        "runtime_env": {"env_vars": variables},
+    }
 
 
 def _needs_token(
@@ -230,6 +263,7 @@ def stop_service() -> bool:
         _shut_down()
     else:
         return False
+    forget_rollout()
     logger.info("service stopped")
     return True
 
@@ -250,8 +284,8 @@ def service_state() -> ServiceState | None:
     counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
     is_up = DEPLOYMENT in found.deployments
     needs_token = is_up and _has_tokens(_replica_variables())
-    status_name = str(found.status.value)
-    return ServiceState(_service_url(), status_name, sum(counts), found.message, needs_token)
+    status_name, hosts = str(found.status.value), _hosts() if is_up else ()
+    return ServiceState(_service_url(), status_name, sum(counts), found.message, needs_token, hosts)
 
 
 def _has_tokens(variables: Mapping[str, str]) -> bool:
@@ -384,23 +418,45 @@ def _client() -> Any:
 
 def _replica_variables() -> dict[str, str]:
     """Return the environment of the running replicas."""
-    deployment = _client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
-    actor = deployment["deployment_config"]["ray_actor_options"]
+    actor = _details()["deployment_config"]["ray_actor_options"]
     return dict(actor["runtime_env"]["env_vars"])
 
 
-def _new_variables(plan: Plan, address: str, host: str, port: int) -> dict[str, str]:
-    """Return the environment of the parts of a service that will be started."""
+def _hosts() -> tuple[str, ...]:
+    """Return the name of the host of each replica that answers."""
+    import ray
+
+    nodes: Any = ray.nodes  # Ray's lacks types
+    names = {one["NodeID"]: str(one["NodeManagerHostname"]) for one in nodes()}
+    running = [one for one in _details()["replicas"] if one["state"] == "RUNNING"]
+    return tuple(sorted(names.get(one["node_id"], str(one["node_ip"])) for one in running))
+
+
+def _details() -> dict[str, Any]:
+    """Return what Ray knows of the deployment."""
+    return dict(_client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT])
+
+
+def _new_variables(platform: str, cores: int, address: str, host: str, port: int) -> dict[str, str]:
+    """Return the environment of the parts of a service that will be started.
+
+    Args:
+        platform: the id of the platform.
+        cores: threads of one prediction.
+        address: of the cluster.
+        host: where the service listens.
+        port: of the service.
+    """
     variables = {
-        "OMP_NUM_THREADS": str(plan.cores),
+        "OMP_NUM_THREADS": str(cores),
         # Products of matrices are small here; threads of BLAS would only wait for each other.
         "OPENBLAS_NUM_THREADS": "1",
         **RAY_MIDDLEWARES,
         URL: url_of(host, port),
-        PLATFORM: plan.platform,
+        PLATFORM: platform,
     }
     if haproxy_can_serve(host):
-        variables |= haproxy_variables(address, plan.platform, host, port)
+        variables |= haproxy_variables(address, platform, host, port)
     return variables
 
 
@@ -421,16 +477,22 @@ def _http_options() -> Any:
     return client.http_config if client else None
 
 
-def _deploy(plan: Plan, actor: dict[str, Any], replicas: int) -> None:
+def _deploy(wanted: Rollout) -> None:
     from ray import serve
 
     deployment = serve.deployment(
         name=DEPLOYMENT,
-        num_replicas=replicas,
+        num_replicas=wanted.replicas,
         max_ongoing_requests=1000,
+        max_surge_percent=wanted.surge_percent,
         graceful_shutdown_timeout_s=10,
-        ray_actor_options=actor,
-    )(serve.ingress(_builder(plan))(Replica))
+        health_check_period_s=HEALTH_S,
+        ray_actor_options=wanted.actor,
+    )(serve.ingress(_builder(_plan(wanted)))(Replica))
+    versioned: Any = (
+        deployment.options
+    )  # Ray restarts replicas at each change, if it has no version
+    deployment = versioned(version=wanted.version, _internal=True)
     try:
         serve.run(deployment.bind(), name=APP, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
@@ -442,6 +504,11 @@ def _deploy(plan: Plan, actor: dict[str, Any], replicas: int) -> None:
             reason,
             f"manybeam zoo ls lists what can be served; logs are in {cluster.logs_folder()}",
         ) from error
+
+
+def _plan(wanted: Rollout) -> Plan:
+    """Return the arguments of a replica, from JSON data."""
+    return Plan(**{**wanted.plan, "refs": tuple(wanted.plan["refs"])})
 
 
 class Replica:

@@ -34,6 +34,17 @@ _guards: dict[str, socket.socket] = {}
 METRICS, STATISTICS = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 CONFIGURATION = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
+# A request is sent to another replica if its own dies: all answer the same. The first failed
+# connection takes a replica out until it answers two checks, so that the request finds another one,
+# or Ray's proxy, which waits for the next replica.
+RETRIES = {
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "4",
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(haproxy_rules.BUFFER),
+    "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",  # a host that was switched off refuses nothing
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
+}
 # A variable of ours: where HAProxy listens, which Ray is not told. It is no setting.
 URL = "MANYBEAM_REPLICA_URL"
 # Ray adds 57 characters for the node to the folder, and the path of a socket has room for 97.
@@ -82,6 +93,7 @@ def haproxy_variables(address: str, platform: str, host: str, port: int) -> dict
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         # Of a caller who sends no more of a body, or takes no more of an answer; Ray's is an hour.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        **RETRIES,
         # At Ray's 30 s a replica goes on draining longer than Serve waits when it is stopped.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }

@@ -72,6 +72,12 @@ class Service:
         self.versions, self._predictor = versions, Predictor(versions)
         self.sessions = SessionAnswers(self._predictor, SessionKeeper(sessions))
 
+    def degraded(self) -> list[str]:
+        """Return what is out of date because the zoo or the database is away, in words."""
+        versions = self.versions
+        said = versions.degraded() if isinstance(versions, LiveVersions) else []
+        return [*said, *self.sessions.keeper.degraded()]
+
     def listing(self) -> list[dict[str, Any]]:
         """Return one row for each ensemble in memory, for a table or JSON."""
         return [

@@ -217,9 +217,8 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
 
     @app.get("/readyz", responses=answers(as_schema(READY)))
     async def readyz() -> dict[str, Any]:
-        """Return the loaded ensembles; a replica takes requests after all are loaded."""
-        degraded = tokens.degraded() if tokens else []
-        degraded += service.sessions.keeper.degraded()
+        """Return the loaded ensembles, and what is out of date; it answers after all are loaded."""
+        degraded = [*service.degraded(), *(tokens.degraded() if tokens else ())]
         refs = list(service.versions.refs)
         return {"status": "ready", "ensembles": refs, "degraded": degraded}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manybeam.addresses import without_password
-from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound
+from manybeam.errors import Corrupt, InvalidInput, InvalidSetting, NotFound, ZooUnreachable
 from manybeam.settings import settings
 from manybeam.zoo.backend.known_entries import KnownEntries
 from manybeam.zoo.cache import Cache, sha256_of
@@ -93,6 +93,13 @@ class Zoo:
     def __reduce__(self) -> tuple[type["Zoo"], tuple[str, str, Path]]:
         """Pickle what it was made from: its connections stay in this process."""
         return type(self), (self.address, self._artifacts, self._cache.folder)
+
+    def read_last(self) -> "Zoo":
+        """Return this zoo as this machine read it last; it asks nobody.
+
+        What was not read here raises ZooUnreachable; of a zoo without a server nothing is kept.
+        """
+        return _ZooReadLast(self.address, self._artifacts, self._cache.folder)
 
     @cached_property
     def tracking(self) -> "Tracking":
@@ -432,6 +439,23 @@ class Zoo:
     def _file(self, model_id: str, path: str, sha256: str, what: str) -> bytes:
         """Return a file from the cache or the store; it is checked in both cases."""
         return self._cache.get(sha256, lambda: self.tracking.read_file(model_id, path), what)
+
+
+class _ZooReadLast(Zoo):
+    """A zoo whose MLflow is not asked: its entries and files are those in the cache."""
+
+    def __init__(self, tracking_uri: str, artifacts: str, cache: Path) -> None:
+        super().__init__(tracking_uri, artifacts, cache)
+        self._known = dataclasses.replace(self._known, is_away=True)
+
+    @property
+    def tracking(self) -> "Tracking":
+        """Raise ZooUnreachable: something is asked for that is not in the cache."""
+        raise ZooUnreachable(
+            "the zoo does not answer",
+            "this machine has not all files of this version in its cache",
+            "start MLflow again; manybeam status",
+        )
 
 
 def _moment(entry: VersionEntry, key: str) -> datetime | None:

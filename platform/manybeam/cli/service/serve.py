@@ -1,5 +1,6 @@
 """`manybeam serve`: the prediction service on this machine's platform."""
 
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,10 +9,12 @@ import typer
 from manybeam.addresses import place_of, reachable, unreached_hint, url_of
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
-from manybeam.errors import InvalidSetting, NotAuthenticated, Unreachable
+from manybeam.errors import InvalidSetting, ManybeamError, NotAuthenticated, Unreachable
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
+
+    from manybeam.serve.app import ServiceState
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,12 +49,29 @@ def up(
             "tokens needs --no-tokens too.",
         ),
     ] = False,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that answer, spread over the hosts of the cluster; at first 1. With 2, "
+            "the service answers on while one is started again.",
+        ),
+    ] = None,
+    cpus_per_replica: Annotated[
+        float | None, typer.Option(min=0, help="Cores reserved for each; at first none.")
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None, typer.Option(min=0, help="GPUs reserved for each; at first none.")
+    ] = None,
     cpus: Annotated[int, typer.Option(min=0, help="Cores for Ray; 0 for all.")] = 0,
     form: FormOption = Form.auto,
 ) -> None:
     """Start the service at MANYBEAM_SERVICE_URL; start the platform too if it does not run.
 
-    Example: manybeam serve up graphene --host 0.0.0.0 --tokens
+    A running service is changed while it answers. What is left out stays as it is, and if the
+    change fails, the service goes on as it was.
+
+    Example: manybeam serve up graphene --host 0.0.0.0 --tokens --replicas 2
     """
     with Progress("start the service"):
         from manybeam.cluster.head import start_head
@@ -66,7 +86,17 @@ def up(
             if head(where.home) is None and not port_is_free(host, port):
                 raise port_in_use(host, port)
             start_head(where.home, cpus or None)
-        state = run_service(refs or [], host=host, port=port, tokens=tokens, insecure=insecure)
+        state = run_service(
+            refs or None,
+            host=host,
+            port=port,
+            replicas=replicas,
+            cpus_per_replica=cpus_per_replica,
+            gpus_per_replica=gpus_per_replica,
+            tokens=tokens,
+            insecure=insecure,
+        )
+    say(_where(state))
     if state.needs_token:
         say(f"callers need a token; {_who_has_tokens()}")
     if not state.needs_token or where.service_headers:
@@ -75,13 +105,15 @@ def up(
 
 @app.command("ls")
 def list_served(*, form: FormOption = Form.auto) -> None:
-    """List the ensembles of the service.
+    """List the ensembles of the service; on stderr, where its replicas run.
 
     Example: manybeam serve ls
     """
     from manybeam.settings import settings
 
     _list(settings().service_url, form)
+    if where := _known_where():
+        say(where)
 
 
 @app.command()
@@ -95,6 +127,24 @@ def stop() -> None:
     with Progress("stop the service"):
         was_running = stop_service()
     say("stopped" if was_running else "no service was running")
+
+
+def _known_where() -> str:
+    """Return where the replicas run; "" if this machine has no cluster to ask."""
+    from manybeam.serve.app import service_state
+
+    try:
+        state = service_state()
+    except ManybeamError:
+        return ""
+    return _where(state) if state else ""
+
+
+def _where(state: "ServiceState") -> str:
+    """Return how many replicas run, and on which hosts."""
+    counts = Counter(state.hosts)
+    listed = ", ".join(f"{count} on {host}" for host, count in sorted(counts.items()))
+    return f"{len(state.hosts)} replica{'s' if len(state.hosts) != 1 else ''}: {listed or 'none'}"
 
 
 def _listening_place(service_url: str, host: str, port: int) -> tuple[str, int]:
@@ -112,11 +162,14 @@ def _listening_place(service_url: str, host: str, port: int) -> tuple[str, int]:
 
 
 def _who_has_tokens() -> str:
-    """Return how many instruments have a token, or how to make one."""
+    """Return how many instruments have a token, or how to make one; the service runs already."""
     from manybeam.db.deployment import open_database
     from manybeam.db.tokens import Tokens
 
-    at, listed = Tokens(open_database()).valid()
+    try:
+        at, listed = Tokens(open_database()).valid()
+    except ManybeamError as error:
+        return f"how many have one is not known now: {error.what}"
     count = sum(
         {"predict", "select"} & set(one.scopes) != set() and (not one.expires or one.expires > at)
         for one in listed

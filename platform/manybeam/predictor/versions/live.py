@@ -107,6 +107,14 @@ class LiveVersions:
         """Return the ensembles in memory, the most recently used one last."""
         return self.source.held()
 
+    def degraded(self) -> list[str]:
+        """Return what is out of date, in words; nothing while all is as the zoo has it."""
+        with self._lock:
+            notes = [note for one in self._ready.values() for note in one.notes]
+        if self._fault is not None:
+            notes.append(f"what serves is not known anew: {self._fault.what}")
+        return list(dict.fromkeys(notes))
+
     def close(self) -> None:
         """End the thread after its round."""
         self._ended.set()

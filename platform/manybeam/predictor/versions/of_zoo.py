@@ -5,11 +5,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from manybeam.addresses import without_password
-from manybeam.errors import NoCapacity
+from manybeam.errors import DatabaseUnreachable, NoCapacity, Unreachable
 from manybeam.predictor.learned import performance_predictor
 from manybeam.predictor.versions.loaded import LoadedVersion
 from manybeam.predictor.versions.ttl_cache import TTLCache
@@ -17,7 +19,7 @@ from manybeam.predictor.versions.ttl_cache import TTLCache
 if TYPE_CHECKING:
     from manybeam.learn.nets.ensemble import Ensemble
     from manybeam.predictor.performance import PerformancePredictor
-    from manybeam.zoo.records import Record
+    from manybeam.zoo.records import Record, VersionEntry
     from manybeam.zoo.registry import Zoo
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,8 @@ FRESH_S = 10.0
 class ZooVersions:
     """Versions of one zoo, loaded on demand; the most recently used ones stay in memory.
 
-    Safe to call from several threads; one thread at a time loads.
+    Safe to call from several threads; one thread at a time loads. While the zoo is away, versions
+    are loaded as this machine read them last, and their notes say so.
 
     Args:
         zoo: the zoo.
@@ -53,9 +56,15 @@ class ZooVersions:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._zoo, self._clock, self.capacity = zoo, clock, capacity + len(refs)
-        self._records = TTLCache(zoo.resolve, fresh_s, clock)
-        self._matrices = TTLCache(zoo.matrix, fresh_s, clock)
-        self._performances = TTLCache(self._performance, fresh_s, clock)
+        self._records = TTLCache(
+            zoo.resolve, fresh_s, clock, read_last=lambda ref: self._last.resolve(ref)
+        )
+        self._matrices = TTLCache(
+            zoo.matrix, fresh_s, clock, read_last=lambda ref: self._last.matrix(ref)
+        )
+        self._performances = TTLCache(
+            self._performance, fresh_s, clock, read_last=self._last_performance
+        )
         self._loading, self._lock = threading.Lock(), threading.Lock()
         self._held: OrderedDict[str, tuple[Record, Ensemble]] = OrderedDict()
         self.refs = tuple(refs)
@@ -68,9 +77,7 @@ class ZooVersions:
         Raises:
             NoCapacity: there is none.
         """
-        refs = self.refs or tuple(
-            one.ref for one in self._zoo.listing() if "serving" in one.aliases
-        )
+        refs = self.refs or tuple(one.ref for one in self._listing() if "serving" in one.aliases)
         if not refs:
             raise NoCapacity(
                 "the zoo serves no ensemble yet",
@@ -101,7 +108,8 @@ class ZooVersions:
         ensemble = self._take(record)
         if ensemble is None:
             with self._loading:
-                ensemble = self._take(record) or self._fetch(record)
+                zoo = self._last if notes else self._zoo
+                ensemble = self._take(record) or self._fetch(zoo, record)
         return LoadedVersion(ensemble, record=record, notes=notes)
 
     def held(self) -> "list[tuple[Record, Ensemble]]":
@@ -109,8 +117,26 @@ class ZooVersions:
         with self._lock:
             return list(self._held.values())
 
+    @cached_property
+    def _last(self) -> "Zoo":
+        return self._zoo.read_last()
+
+    def _listing(self) -> "list[VersionEntry]":
+        try:
+            return self._zoo.listing()
+        except Unreachable as error:
+            with suppress(Unreachable):
+                return self._last.listing()
+            raise error
+
     def _performance(self, ref: str) -> "PerformancePredictor | None":
         return performance_predictor(self._zoo, ref)
+
+    def _last_performance(self, ref: str) -> "PerformancePredictor | None":
+        try:
+            return performance_predictor(self._last, ref)
+        except DatabaseUnreachable:
+            return performance_predictor(self._last, ref, with_preferences=False)
 
     def _take(self, record: "Record") -> "Ensemble | None":
         with self._lock:
@@ -121,9 +147,9 @@ class ZooVersions:
             self._held.move_to_end(record.ref)
         return found[1]
 
-    def _fetch(self, record: "Record") -> "Ensemble":
+    def _fetch(self, zoo: "Zoo", record: "Record") -> "Ensemble":
         begun = self._clock()
-        ensemble = self._zoo.ensemble(record.ref)
+        ensemble = zoo.ensemble(record.ref)
         took = {"ref": record.ref, "wall_s": round(self._clock() - begun, 3)}
         logger.info("ensemble loaded", extra=took)
         with self._lock:

@@ -1,4 +1,7 @@
-"""A cache of what the zoo said: old values are read again, or kept while it does not answer."""
+"""A cache of what the zoo said: old values are read again, or kept while it does not answer.
+
+If it never answered this process, the value is what this machine read last, if there is any.
+"""
 
 import logging
 import threading
@@ -6,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from manybeam.errors import Unreachable
+from manybeam.errors import DatabaseUnreachable, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,7 @@ class TTLCache(Generic[V]):
         fresh_s: time to live.
         clock: monotonic seconds.
         capacity: number of values; the most recently used ones are kept.
+        read_last: gives the value as this machine read it last; may raise Unreachable.
     """
 
     def __init__(
@@ -32,8 +36,10 @@ class TTLCache(Generic[V]):
         fresh_s: float,
         clock: Callable[[], float],
         capacity: int = KEPT,
+        read_last: Callable[[str], V] | None = None,
     ) -> None:
         self._ask, self._fresh_s, self._clock, self._capacity = ask, fresh_s, clock, capacity
+        self._read_last = read_last
         self._known: OrderedDict[str, tuple[V, float]] = OrderedDict()
         self._asking, self._lock = threading.Lock(), threading.Lock()
 
@@ -41,7 +47,7 @@ class TTLCache(Generic[V]):
         """Return the value of a key, and a note if it is older than it should be.
 
         Raises:
-            Unreachable: the source does not answer and never gave this value.
+            Unreachable: the source does not answer and never gave this value to this machine.
         """
         known = self._known.get(key)
         if known is not None and self._clock() - known[1] < self._fresh_s:
@@ -61,13 +67,28 @@ class TTLCache(Generic[V]):
         try:
             value = self._ask(key)
         except Unreachable as error:
-            if known is None:
-                raise
             logger.warning("zoo did not answer", extra={"ref": key, "why": error.what})
-            return known[0], (f"the zoo does not answer; {key} is of {now - known[1]:.0f} s ago",)
+            if known is None:
+                return self._of_this_machine(key, error)
+            age_s = now - known[1]
+            return known[0], (f"{_who(error)} does not answer; {key} is of {age_s:.0f} s ago",)
         with self._lock:
             self._known[key] = (value, now)
             self._known.move_to_end(key)
             while len(self._known) > self._capacity:
                 self._known.popitem(last=False)
         return value, ()
+
+    def _of_this_machine(self, key: str, error: Unreachable) -> tuple[V, tuple[str, ...]]:
+        """Return what this machine read last; raises the error if there is nothing."""
+        if self._read_last is None:
+            raise error
+        try:
+            value = self._read_last(key)
+        except Unreachable:
+            raise error from None
+        return value, (f"{_who(error)} does not answer; {key} is what this machine read last",)
+
+
+def _who(error: Unreachable) -> str:
+    return "the database" if isinstance(error, DatabaseUnreachable) else "the zoo"

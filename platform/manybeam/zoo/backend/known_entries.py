@@ -8,6 +8,7 @@ time. Another version of Manybeam may write other entries, so each version reads
 Source: sqlite.org/fileformat2.html, 1.3 "The Database Header", file change counter.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import Any
 from manybeam import __version__
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.data.disk import write_files
-from manybeam.errors import WriteFailed
+from manybeam.errors import WriteFailed, ZooUnreachable
 from manybeam.zoo.records import VersionEntry
 
 _LEGACY = 1  # write version of a file without a write-ahead log; only then the counter counts
@@ -29,12 +30,14 @@ class KnownEntries:
     """Entries by the question that they answer, in one file of the cache.
 
     Args:
-        uri: database of MLflow; of a server nothing is kept.
+        uri: database of MLflow, or its server.
         folder: folder of the cache.
+        is_away: ask nobody, and answer with what the server said last.
     """
 
     uri: str
     folder: Path
+    is_away: bool = False
 
     def one(self, question: str, read: Callable[[], VersionEntry]) -> VersionEntry:
         """Return the entry that answers a question; `read` is called only if it is not known."""
@@ -42,7 +45,17 @@ class KnownEntries:
         return found[0] if found else read()
 
     def all(self, question: str, read: Callable[[], list[VersionEntry]]) -> list[VersionEntry]:
-        """Return the entries that answer a question; `read` is called only if they are unknown."""
+        """Return the entries that answer a question; `read` is called only if they are unknown.
+
+        Raises:
+            ZooUnreachable: nobody may be asked, and a server never said this here.
+        """
+        if self.is_away:
+            return self._said_last(question)
+        if not self.uri.startswith(SQLITE):
+            found = read()
+            self._keep_said(question, found)
+            return found
         before = self._stamp()
         if before is None:
             return read()
@@ -56,6 +69,35 @@ class KnownEntries:
             with suppress(WriteFailed):  # the next command reads the entries again
                 write_files({self._file: content.encode()})
         return found
+
+    def _said_last(self, question: str) -> list[VersionEntry]:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            return [_entry(one) for one in self._all_said()[question]]
+        raise ZooUnreachable(
+            "the zoo does not answer",
+            f"this machine never read {question!r} of it",
+            "start MLflow again; manybeam status",
+        )
+
+    def _keep_said(self, question: str, found: list[VersionEntry]) -> None:
+        said = self._all_said()
+        # As JSON gives it back, so that only what is new is written.
+        entries = json.loads(json.dumps([asdict(one) for one in found]))
+        if said.get(question) != entries:
+            content = json.dumps({**said, question: entries})
+            with suppress(WriteFailed):  # it is kept the next time
+                write_files({self._file_of_server: content.encode()})
+
+    def _all_said(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError, TypeError):
+            return dict(json.loads(self._file_of_server.read_bytes()))
+        return {}
+
+    @property
+    def _file_of_server(self) -> Path:
+        """Return the file of this server and this version of Manybeam; others have their own."""
+        digest = hashlib.sha256(f"{__version__} {self.uri}".encode()).hexdigest()
+        return self.folder / f"entries-{digest[:12]}.json"
 
     @property
     def _file(self) -> Path:

@@ -1,0 +1,144 @@
+"""A service that loses a replica, or is changed, while it answers: real Ray Serve, real HTTP."""
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import urllib3
+
+from manybeam.cluster.identity import platform_id
+from manybeam.errors import NoCapacity, WorkFailed
+from manybeam.serve.app import PLATFORM, run_service, service_state, stop_service
+from manybeam.settings import settings
+from manybeam.zoo.registry import Zoo
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.faults,
+    pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProxy on Linux only"),
+    # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
+]
+
+
+class Load:
+    """Two callers that send a frame again and again for a block; each on a kept connection."""
+
+    def __init__(self, url: str) -> None:
+        stream = io.BytesIO()
+        np.save(stream, np.random.default_rng(0).random((48, 56), dtype=np.float32))
+        self._target, self._body = f"{url}/v1/predict/graphene?pixel_size_pm=16", stream.getvalue()
+        self.failures: list[str] = []
+        self.answered_s: list[float] = []
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._send) for _ in range(2)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def longest_gap_s(self) -> float:
+        return float(np.diff(sorted(self.answered_s)).max())
+
+    def _send(self) -> None:
+        with urllib3.PoolManager(retries=False, timeout=60) as pool:
+            while not self._ended.is_set():
+                try:
+                    answer = pool.request("POST", self._target, body=self._body)
+                    if answer.status != 200:
+                        self.failures.append(answer.data.decode())
+                except urllib3.exceptions.HTTPError as error:
+                    self.failures.append(repr(error))
+                self.answered_s.append(time.monotonic())
+
+
+@pytest.fixture(scope="module")
+def home(
+    cluster: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_members: Callable[[int], list[Any]],
+) -> Iterator[Path]:
+    """A platform with `graphene`, and `damaged`, whose weights are not those registered."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYBEAM_HOME", str(folder))
+        settings.cache_clear()
+        one, other = tiny_members(2)
+        Zoo().register("damaged", [one], job={"kind": "train"}, alias="serving")
+        (weights,) = (folder / "weights").rglob("weights.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        Zoo().register("graphene", [other], job={"kind": "train"}, alias="serving")
+        yield folder
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def url(home: Path, free_port: Callable[[], int]) -> Iterator[str]:
+    yield run_service(["graphene"], port=free_port(), replicas=2).url
+    assert stop_service()
+
+
+def _replicas() -> set[int]:
+    """Return the processes of the replicas of this platform."""
+    return {
+        one.pid
+        for one in psutil.process_iter(["cmdline"])
+        if " ".join(one.info["cmdline"] or ()).startswith("ray::ServeReplica")
+        and one.environ().get(PLATFORM) == platform_id()
+    }
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
+    before = _replicas()
+    assert len(before) == 2
+    with Load(url) as load:
+        time.sleep(2)
+        os.kill(before.pop(), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while len(_replicas() - before) < 1 or len(service_state().hosts) < 2:  # type: ignore[union-attr]
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    assert load.failures == []
+    assert load.longest_gap_s < 3
+
+
+def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str) -> None:
+    port = _port(url)
+    before = _replicas()
+    with Load(url) as load:
+        assert run_service(None, port=port, replicas=1).hosts
+    assert load.failures == []
+    assert _replicas() < before
+
+
+def test_a_change_that_fails_leaves_the_service_as_it_was(url: str) -> None:
+    port = _port(url)
+    before = _replicas()
+    with Load(url) as load:
+        with pytest.raises(WorkFailed, match="the service goes on as it was"):
+            run_service(["graphene", "damaged"], port=port)
+        with pytest.raises(NoCapacity, match="room for 0 of 1 replicas with 0 cores and 64 GPUs"):
+            run_service(None, port=port, gpus_per_replica=64)
+    assert load.failures == []
+    assert _replicas() == before
+    assert service_state().status == "RUNNING"  # type: ignore[union-attr]
