@@ -162,7 +162,8 @@ class SessionKeeper:
 
     def degraded(self) -> list[str]:
         """Return what limits the sessions, in words; nothing while the database answers."""
-        said, age_s = [], self._clock() - self._read_s
+        said: list[str] = []
+        age_s = self._clock() - self._read_s
         if self._threads[0].ident is None:
             return said  # it was not started
         if math.isinf(age_s):
