@@ -4,14 +4,16 @@ It needs no Ray and no web, so it gives the same answers in any process. All ans
 `predictor.predictor.Predictor`.
 """
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manybeam.data.io.frame import Frame, stack_of
-from manybeam.predictor.answer import Question
+from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.live import LiveVersions
@@ -22,7 +24,10 @@ from manybeam.serve.wire import Frames
 from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
+    from manybeam.serve.traffic.traffic import Route, Traffic
     from manybeam.spec import Condition
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,14 @@ class Service:
 
     Args:
         versions: the versions that may answer.
+        traffic: routes requests between the versions of a rollout; no rollouts if left out.
     """
 
-    def __init__(self, versions: ZooVersions | LiveVersions) -> None:
-        self.versions, self._predictor = versions, Predictor(versions)
+    def __init__(
+        self, versions: ZooVersions | LiveVersions, traffic: "Traffic | None" = None
+    ) -> None:
+        self.versions, self.traffic = versions, traffic
+        self._predictor = Predictor(versions)
 
     def listing(self) -> list[dict[str, Any]]:
         """Return one row for each ensemble in memory, for a table or JSON."""
@@ -86,12 +95,20 @@ class Service:
         question = Question(
             ref, query.members, query.false_atoms, is_size_trusted=query.trust_pixel_size
         )
-        asked = _frames(frames, query)
-        answers = self._predictor.answers(asked, question, deadline)
+        asked, begun_s = _frames(frames, query), time.monotonic()
         has_maps = bool({*MAPS} & {*query.want})
-        found = [one.lean(has_maps=has_maps) if frames.is_stack else one for one in answers]
+
+        def answers(predictor: Predictor) -> list[Answer]:
+            found = predictor.answers(asked, question, deadline)
+            return [one.lean(has_maps=has_maps) if frames.is_stack else one for one in found]
+
+        found, route = self._asked(question, asked, query, answers)
+        took_s = time.monotonic() - begun_s
         wanted = arrays(found, query.want, is_stack=frames.is_stack)
-        meta = answer_meta(found, frames, query)
+        meta = answer_meta(found, frames, query) | {"rollout": None}
+        if self.traffic and route:
+            meta["rollout"] = self.traffic.meta(route, found[0])
+            self.traffic.note(route, found, question, took_s)
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])
 
     def select(
@@ -104,9 +121,24 @@ class Service:
         question = Question(
             query.ensemble, is_selecting=True, is_size_trusted=query.trust_pixel_size
         )
-        frame = _frames(frames, query)[0]
-        ranked = self._predictor.rank(frame, question, deadline or Deadline())
+        frame, known = _frames(frames, query)[0], deadline or Deadline()
+        ranked, _ = self._asked(
+            question, [frame], query, lambda predictor: predictor.rank(frame, question, known)
+        )
         return selection_content(ranked, frames, query)
+
+    def _asked(
+        self,
+        question: Question,
+        frames: Sequence[Frame],
+        query: RequestQuery,
+        work: Callable[[Predictor], T],
+    ) -> "tuple[T, Route | None]":
+        """Return the result of work with the versions that answer this request."""
+        if self.traffic is None:
+            return work(self._predictor), None
+        route = self.traffic.route(question, frames, query.instrument, query.frame_id)
+        return self.traffic.ask(route, work)
 
 
 def _frames(frames: Frames, query: RequestQuery) -> tuple[Frame, ...]:

@@ -108,7 +108,7 @@ def api(
         version=__version__,
         docs_url=None,
         redoc_url=None,
-        lifespan=partial(_closing, tokens),
+        lifespan=partial(_closing, tokens, service),
     )
     handler = RequestHandler(service, limits, meter, tokens)
     app.add_exception_handler(HTTPException, partial(_unrouted, handler))
@@ -141,10 +141,12 @@ def api(
 
 
 @asynccontextmanager
-async def _closing(tokens: TokenCache | None, _: FastAPI) -> AsyncIterator[None]:
+async def _closing(tokens: TokenCache | None, service: Service, _: FastAPI) -> AsyncIterator[None]:
     yield
     if tokens:
         await asyncio.to_thread(tokens.close)
+    if service.traffic:
+        await asyncio.to_thread(service.traffic.close)
 
 
 def _add_listings(
@@ -197,6 +199,7 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
     async def readyz() -> dict[str, Any]:
         """Return the loaded ensembles; a replica takes requests after all are loaded."""
         degraded = tokens.degraded() if tokens else []
+        degraded += service.traffic.degraded() if service.traffic else []
         refs = list(service.versions.refs)
         return {"status": "ready", "ensembles": refs, "degraded": degraded}
 
