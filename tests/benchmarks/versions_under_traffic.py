@@ -21,7 +21,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import urllib3
@@ -56,6 +58,9 @@ class Platform:
             raise SystemExit(f"manybeam {' '.join(words)}: {done.stderr}")
         return done.stdout
 
+    def rows(self, *words: str) -> list[dict[str, Any]]:
+        return list(json.loads(self.run(*words, "-o", "json")))
+
 
 @dataclass
 class Load:
@@ -83,9 +88,9 @@ class Load:
             begun, number = time.monotonic(), 0
             while not ended.wait(max(0.0, begun + number / self.rate - time.monotonic())):
                 target = f"{self.platform.url}/v1/predict/{self.name}?{query}&frame_id=f{number}"
-                body, at = self.bodies[number % len(self.bodies)], time.monotonic()
+                body, at = self.bodies[number % len(self.bodies)], time.time()
                 answer = http.request("POST", target, body=body, headers=HEADERS)
-                took_ms = (time.monotonic() - at) * 1000
+                took_ms = (time.time() - at) * 1000
                 ref = answer.json()["meta"]["ref"] if answer.status == 200 else ""
                 self.rows.append((at, took_ms, answer.status, ref))
                 number += 1
@@ -137,10 +142,10 @@ def _shadow(platform: Platform, load: Load, new: str, seconds: float) -> None:
         time.sleep(8)  # until it is loaded
         took["with"] += _while_sending(load, seconds)
         bad += _bad(load)
-        rows = json.loads(platform.run("serve", "shadow", "-o", "json"))
+        rows = platform.rows("serve", "shadow")
         print("shadow:", {key: rows[0][key] for key in ("frames", "agreed", "skipped", "failed")})
         platform.run("serve", "rollback", load.name)
-        time.sleep(5)
+        time.sleep(3)
     for name, ms in took.items():
         p50, p90, p99 = np.percentile(ms, [50, 90, 99])
         print(f"{name:>8} a shadow: n {len(ms)}, p50 {p50:.0f} ms, p90 {p90:.0f}, p99 {p99:.0f}")
@@ -152,17 +157,19 @@ def _swap(platform: Platform, load: Load, new: str) -> None:
     load.rows.clear()
     platform.run("serve", "canary", new, "--share", "0.5")
     with load.going_on():
-        time.sleep(12)
+        time.sleep(10)
         platform.run("serve", "promote", load.name, "--force", "--reason", "benchmark")
-        promoted = time.monotonic()
         time.sleep(15)
         platform.run("serve", "rollback", load.name)
-        rolled_back = time.monotonic()
-        time.sleep(10)
-    last_old = [at for at, _, _, ref in load.rows if promoted < at < rolled_back and ref != new]
-    last_new = [at for at, _, _, ref in load.rows if at > rolled_back and ref == new]
+        time.sleep(15)
+    done = {one["action"]: one["when"] for one in platform.rows("zoo", "audit", load.name)[::-1]}
+    promoted, back = (
+        datetime.fromisoformat(done[f"{verb} done"]).timestamp() for verb in ("promote", "rollback")
+    )
+    last_old = [at for at, _, _, ref in load.rows if promoted < at < back and ref != new]
+    last_new = [at for at, _, _, ref in load.rows if at > back and ref == new]
     print(f"promotion: only {new} after {max(last_old, default=promoted) - promoted:.1f} s")
-    print(f"rollback: none of {new} after {max(last_new, default=rolled_back) - rolled_back:.1f} s")
+    print(f"rollback: none of {new} after {max(last_new, default=back) - back:.1f} s")
     p50, p99 = np.percentile([ms for _, ms, _, _ in load.rows], [50, 99])
     print(
         f"{len(load.rows)} frames, p50 {p50:.0f} ms, p99 {p99:.0f} ms; failed or late: {_bad(load)}"
