@@ -218,6 +218,12 @@ def test_a_version_that_cannot_be_loaded_never_answers_and_the_service_says_so(
     assert answer.meta["degraded"] == ["1 planned member(s) failed in training"]
     (told,) = setting.traffic.degraded()
     assert told == "canary of graphene@1 with all frames waits: graphene@1 is gone"
+    setting.look()
+    assert setting.compared().fault == "it cannot be loaded: graphene@1 is gone"
+    setting.zoo.unloadable = ""
+    setting.look()
+    setting.look()
+    assert (setting.compared().fault, setting.who()) == ("", NEW)
 
 
 def test_if_the_new_version_fails_the_serving_one_answers_and_it_is_counted(

@@ -20,18 +20,18 @@ class RolloutCache:
 
     Args:
         rollouts: returns those of the database, or raises an error if it is away.
-        changed: called with what was read, and with what was read before, if they differ.
+        follow: called after each reading with what was read, and with what was read before.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
         rollouts: Callable[[], Rollouts],
-        changed: Callable[[Watched, Watched], None],
+        follow: Callable[[Watched, Watched], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rollouts, self._changed, self._clock = rollouts, changed, clock
+        self._rollouts, self._follow, self._clock = rollouts, follow, clock
         self._known, self._running = Watched(), dict[str, Rollout]()
         self._read_s, self._begun_s = -math.inf, clock()
         self._is_logged = False  # that the database is away
@@ -83,8 +83,7 @@ class RolloutCache:
             self._is_logged = False
         before, self._known, self._read_s = self._known, found, begun
         self._running = {one.ensemble: one for one in found.running}
-        if found != before:
-            self._changed(found, before)
+        self._follow(found, before)
 
     def _log(self, error: Exception) -> None:
         if not self._is_logged:

@@ -111,6 +111,7 @@ class Traffic:
         self._versions, self._meter = versions, meter
         self.cache = RolloutCache(rollouts, self._follow)
         self.tally = Tally(rollouts)
+        self._faults: dict[int, str] = {}  # why new versions cannot be loaded, as it was written
         self.live = LiveWork()
         self.shadow = Shadow(self.live, self._tell)
 
@@ -276,6 +277,10 @@ class Traffic:
 
     def _follow(self, found: Watched, before: Watched) -> None:
         """Load what the rollouts need, and look at once what serves if something was changed."""
+        for one in found.running:
+            self._note_fault(one)
+        if found == before:
+            return
         refs = [ref for one in found.running for ref in (one.base, one.ref)]
         self._versions.hold([*refs, *found.kept])
         self._meter.rollouts(len(found.running))
@@ -287,6 +292,13 @@ class Traffic:
         for one in before.running:
             if one.id not in still:
                 logger.info("rollout ended: %s", one.words)
+
+    def _note_fault(self, rollout: Rollout) -> None:
+        """Write why the new version cannot be loaded, so that a person sees it; and its end."""
+        why = self._versions.fault(rollout.ref)
+        if why != self._faults.get(rollout.id, ""):
+            self._faults[rollout.id] = why
+            self.tally.add(rollout.id, "", {"fault": why and f"it cannot be loaded: {why}"})
 
 
 def _draw(rollout: Rollout, instrument: str, key: str) -> tuple[bool, str]:
