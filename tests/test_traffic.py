@@ -1,6 +1,5 @@
 """serve.traffic: which version answers a request, and how both versions of a rollout compare."""
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -387,22 +386,34 @@ def test_a_shadow_of_a_share_looks_at_that_share(setting: Setting) -> None:
 
 
 # -- below the live traffic -----------------------------------------------------------------------
-def test_the_shadow_waits_for_requests_and_a_moment_longer() -> None:
-    live, went = LiveWork(), threading.Event()
+class Clock:
+    """A clock that a test sets."""
 
-    def wait() -> None:
-        while not live.is_quiet:
-            live.wait()
-        went.set()
+    at = 100.0
 
-    with live.one():
-        thread = threading.Thread(target=wait)
-        thread.start()
-        assert not went.wait(0.3)
-        ended = time.monotonic()
-    assert went.wait(10)
-    assert time.monotonic() - ended >= QUIET_S
-    thread.join()
+    def __call__(self) -> float:
+        return self.at
+
+
+def test_the_shadow_gets_the_time_between_the_requests_of_a_stream() -> None:
+    clock = Clock()
+    live = LiveWork(clock)
+    assert live.leaves(9.0)  # nobody has asked yet
+    for _ in range(12):  # each second a frame that takes .4 s
+        with live.one():
+            assert not live.leaves(0.0)
+            clock.at += 0.4
+        assert not live.leaves(0.0)  # not at once: another one is often near
+        clock.at += QUIET_S
+        assert live.leaves(0.1)
+        clock.at += 0.6 - QUIET_S
+    clock.at -= 0.3
+    assert live.leaves(0.1)
+    assert not live.leaves(0.3)  # it would meet the next frame
+    clock.at += 0.3
+    assert not live.leaves(0.01)
+    clock.at += 0.8
+    assert live.leaves(9.0)  # the stream has ended
 
 
 def test_a_shadow_that_never_gets_its_turn_is_skipped(

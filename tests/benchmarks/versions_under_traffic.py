@@ -33,7 +33,6 @@ from manybeam.spec import Library
 
 ROOT = Path(__file__).parents[2]
 SIDE_PX, PIXEL_PM = 256, 16.0
-ROUNDS = 3
 HEADERS = {"Content-Type": "application/x-npy", "Accept": "application/json"}
 
 
@@ -102,6 +101,7 @@ def main() -> None:
     words.add_argument("new")
     words.add_argument("--rate", type=float, default=2.0)
     words.add_argument("--seconds", type=float, default=20.0)
+    words.add_argument("--rounds", type=int, default=3)
     words.add_argument("--deadline-ms", type=int, default=2000)
     asked = words.parse_args()
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
@@ -115,7 +115,7 @@ def main() -> None:
         try:
             platform.run("serve", "up", name)
             load = Load(platform, name, _bodies(), asked.rate, asked.deadline_ms)
-            _shadow(platform, load, asked.new, asked.seconds)
+            _shadow(platform, load, asked.new, asked.seconds, asked.rounds)
             _swap(platform, load, asked.new)
         finally:
             platform.run("down")
@@ -130,12 +130,12 @@ def _bodies() -> list[bytes]:
     return [stream.getvalue() for stream in streams]
 
 
-def _shadow(platform: Platform, load: Load, new: str, seconds: float) -> None:
+def _shadow(platform: Platform, load: Load, new: str, seconds: float, rounds: int) -> None:
     """Print the times of live answers without and with a shadow, in turn."""
     took: dict[str, list[float]] = {"without": [], "with": []}
     bad = 0
     _while_sending(load, 5.0)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         took["without"] += _while_sending(load, seconds)
         bad += _bad(load)
         platform.run("serve", "shadow", new)
@@ -166,7 +166,7 @@ def _swap(platform: Platform, load: Load, new: str) -> None:
     promoted, back = (
         datetime.fromisoformat(done[f"{verb} done"]).timestamp() for verb in ("promote", "rollback")
     )
-    last_old = [at for at, _, _, ref in load.rows if promoted < at < back and ref != new]
+    last_old = [at for at, _, _, ref in load.rows if promoted < at < back and ref not in ("", new)]
     last_new = [at for at, _, _, ref in load.rows if at > back and ref == new]
     print(f"promotion: only {new} after {max(last_old, default=promoted) - promoted:.1f} s")
     print(f"rollback: none of {new} after {max(last_new, default=back) - back:.1f} s")

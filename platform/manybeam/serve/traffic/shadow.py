@@ -1,11 +1,12 @@
 """The shadow: the new version answers frames again, below the live traffic.
 
-One thread does it, in the time that live requests leave. It stops before each network and tile
-while a request is answered, and for a moment after it, because the next one is often near. Threads
-of lower priority would not do: one that holds Python's lock and gets no core delays everybody.
+One thread does it, in the time that live requests leave. Before each network, tile and stage it
+waits while a request is answered, and while the next one will probably come too soon. Threads of
+lower priority would not do: one that holds Python's lock and gets no core delays everybody.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -26,46 +27,52 @@ logger = logging.getLogger(__name__)
 QUEUE = 4  # frames that wait
 MOST_PX = 4_200_000  # of a frame: larger ones would wait too long in memory
 QUIET_S = 0.02  # without a request, before the shadow goes on
-LOOK_S = 0.5  # pause between two looks at whether the replica ends
+LOOK_S = 0.01  # pause between two looks at whether there is time
+MOST_APART_S = 10.0  # requests further apart are not those of a stream
 PATIENCE_S = 20.0  # that a frame waits in all
 TIMED_EVERY = 10  # frames; of these the base answers again, for the comparison of times
 
 
 class LiveWork:
-    """Counts the live requests that are answered now."""
+    """Counts the live requests that are answered now, and knows about when the next one comes.
 
-    def __init__(self) -> None:
-        self._count, self._last_s, self.begun = 0, 0.0, 0
-        self._changed = threading.Condition()
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._count, self.begun = clock, 0, 0
+        self._begun_s = self._ended_s = -math.inf  # of the last request
+        self._apart_s = 0.0  # how far requests lie apart, on average
+        self._lock = threading.Lock()
 
     @contextmanager
     def one(self) -> Iterator[None]:
         """Count one request for the block."""
-        with self._changed:
-            self._count += 1
-            self.begun += 1
+        with self._lock:
+            now_s = self._clock()
+            if self.begun:
+                apart_s = min(now_s - self._begun_s, MOST_APART_S)
+                self._apart_s += (apart_s - self._apart_s) / min(self.begun, 5)
+            self._begun_s, self._count, self.begun = now_s, self._count + 1, self.begun + 1
         try:
             yield
         finally:
-            with self._changed:
-                self._count -= 1
-                self._last_s = time.monotonic()
-                self._changed.notify_all()
+            with self._lock:
+                self._count, self._ended_s = self._count - 1, self._clock()
 
-    def wait(self) -> None:
-        """Wait until there is no request, and was none for a moment; or for half a second."""
-        end_s = time.monotonic() + LOOK_S
-        with self._changed:
-            while (left_s := end_s - time.monotonic()) > 0:
-                quiet_s = self._last_s + QUIET_S - time.monotonic()
-                if not self._count and quiet_s <= 0:
-                    return
-                self._changed.wait(left_s if self._count else min(left_s, quiet_s))
+    def leaves(self, need_s: float) -> bool:
+        """Return whether there is no request now, and probably none for so long.
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether there is no request, and was none for a moment."""
-        return not self._count and time.monotonic() >= self._last_s + QUIET_S
+        Instruments send at a steady rate. If a request stays away for much longer than usual, the
+        rate says no more when the next one comes.
+        """
+        with self._lock:
+            now_s = self._clock()
+            if self._count or now_s < self._ended_s + QUIET_S:
+                return False
+            since_s = now_s - self._begun_s
+            return since_s > 1.5 * self._apart_s or since_s + need_s < 0.9 * self._apart_s
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Shadow:
     def __init__(self, live: LiveWork, tell: Callable[[Rollout, str, Sums], None]) -> None:
         self._live, self._tell = live, tell
         self._frames: queue.Queue[ShadowFrame | None] = queue.Queue(QUEUE)
-        self._is_closed, self._count = False, 0
+        self._is_closed, self._count, self._steps = False, 0, Steps()
         self._thread = threading.Thread(target=self._go_on, name="shadow", daemon=True)
 
     def start(self) -> None:
@@ -140,7 +147,8 @@ class Shadow:
         self._tell(frame.rollout, frame.instrument, sums)
 
     def _compared(self, frame: ShadowFrame) -> Sums:
-        deadline = _Below(self._live, time.monotonic() + PATIENCE_S, lambda: self._is_closed)
+        end_s = time.monotonic() + PATIENCE_S
+        deadline = _Below(self._live, self._steps, end_s, lambda: self._is_closed)
         answer, new_s = self._timed(frame, frame.new, deadline)
         sums = {
             "base": answered(frame.answer),
@@ -162,24 +170,58 @@ class Shadow:
         own = frame.question
         question = replace(own, ref=version.ref, is_selecting=own.is_auto or own.is_selecting)
         deadline.check()
-        before, begun_s = self._live.begun, time.monotonic()
+        before, begun_s = self._live.begun, time.monotonic() - deadline.waited_s
         answer = Predictor(OneVersion(version)).answer(frame.answer.frame, question, deadline)
-        seconds = time.monotonic() - begun_s
+        seconds = time.monotonic() - deadline.waited_s - begun_s
         return answer.lean(has_maps=False), seconds if self._live.begun == before else None
 
 
-class _Below(Deadline):
-    """The deadline of work that waits before each network and tile while others are answered."""
+class Steps:
+    """How long the steps of a shadow take, from one check to the next."""
 
-    def __init__(self, live: LiveWork, due_s: float, is_closed: Callable[[], bool]) -> None:
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._begun_s = math.nan
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._begun_s = time.monotonic()
+
+    def end(self) -> None:
+        """End the step; a long one is forgotten slowly."""
+        took_s = time.monotonic() - self._begun_s
+        if not math.isnan(took_s):
+            self.longest_s = max(took_s, 0.97 * self.longest_s)
+        self._begun_s = math.nan
+
+
+class _Below(Deadline):
+    """The deadline of work that waits before each of its steps until live requests leave time."""
+
+    def __init__(
+        self, live: LiveWork, steps: Steps, due_s: float, is_closed: Callable[[], bool]
+    ) -> None:
         super().__init__(due_s)
-        self._live, self._is_closed = live, is_closed
+        self._live, self._steps, self._is_closed = live, steps, is_closed
+        self.waited_s = 0.0
 
     def check(self, what: str = "the answer was ready") -> None:
-        """Wait until nobody else is answered; raises DeadlineExceeded if that does not come."""
+        """Wait until there is time; raises DeadlineExceeded if that does not come."""
+        self._steps.end()
+        begun_s, before_s = time.monotonic(), self.waited_s
         while True:
             self.is_cancelled = self._is_closed()
             super().check(what)
-            if self._live.is_quiet:
+            if self._live.leaves(self._steps.longest_s):
+                self._steps.begin()
                 return
-            self._live.wait()
+            time.sleep(LOOK_S)
+            self.waited_s = time.monotonic() - begun_s + before_s
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage; it begins when there is time."""
+        self.check(name)
+        with super().stage(name):
+            yield
+        self._steps.end()
