@@ -71,8 +71,9 @@ def test_a_shadow_is_started_listed_promoted_and_taken_back(told: Told, home: Zo
     assert "graphene@3 is now serving, before it graphene@2" in err
     assert told("shadow")[1] == []
     assert told("shadow", "--all")[1][0]["state"] == "promoted"
-    code, _, err = told("rollback", "graphene")
+    code, rows, err = told("rollback", "graphene")
     assert (code, home.resolve("graphene").version) == (0, 2)
+    assert rows == [{"ref": "graphene@2", "alias": "serving", "before": "graphene@3"}]
     assert "graphene@2 is now serving, before it graphene@3" in err
 
 

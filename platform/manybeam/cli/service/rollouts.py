@@ -148,6 +148,8 @@ def rollback(
     move, rollout = changes.rollback(Zoo(), name, who=authenticated_name(), reason=reason)
     if rollout is None:
         if move is not None:
+            row = {"ref": move.ref, "alias": move.alias, "before": move.previous}
+            emit([row], form, title="rolled back")
             report_move(move)
         say("a running service follows within 5 s")
         return
