@@ -69,7 +69,7 @@ class Load:
         np.save(stream, FRAME)
         query = f"pixel_size_pm=16&instrument=STEM-1&deadline_ms={DEADLINE_MS}"
         with urllib3.PoolManager(retries=False, timeout=60.0) as http:
-            while not self._ended.wait(0.04):
+            while not self._ended.wait(0.15):
                 target = f"{self.url}/v1/predict/graphene?{query}&frame_id={len(self.answers)}"
                 answer = http.request("POST", target, body=stream.getvalue(), headers=HEADERS)
                 self.answers.append((time.monotonic(), answer.status, answer.json()))
