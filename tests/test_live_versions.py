@@ -227,3 +227,44 @@ def test_while_it_is_unknown_what_serves_no_request_asks_the_zoo(turned: Turned,
     turned.unlisted = None
     versions.refresh()
     assert versions.serving() == ("graphene@2",)
+
+
+def test_a_version_that_is_held_is_loaded_beside_the_requests_and_stays(
+    turned: Turned, live: Any
+) -> None:
+    source = ZooVersions(turned, ["graphene"], capacity=0, fresh_s=0.0)  # type: ignore[arg-type]
+    versions = LiveVersions(source, every_s=0.0)
+    versions.hold(["graphene@2"])
+    assert versions.loaded("graphene@2") is None
+    versions.refresh()
+    for ref in ("graphene@1/00", "graphene@2/00"):
+        versions.get(ref)
+        assert versions.loaded("graphene@2") is not None
+    versions.refresh()
+    before = turned.loads
+    versions.refresh()
+    assert versions.get("graphene@2").ref == "graphene@2"
+    assert turned.loads == before
+    versions.hold([])
+    versions.get("graphene@1/01")
+    assert versions.loaded("graphene@2") is None
+
+
+def test_a_version_that_is_held_and_fails_does_not_limit_what_serves(
+    turned: Turned, live: Any
+) -> None:
+    versions = live("graphene")
+    turned.damaged = "graphene@2"
+    versions.hold(["graphene@2"])
+    versions.refresh()
+    assert versions.fault("graphene@2") == "damaged"
+    assert versions.get("graphene").notes == ()
+
+
+def test_a_change_is_looked_at_without_waiting_for_the_next_round(
+    turned: Turned, live: Any
+) -> None:
+    versions = live("graphene", every_s=600.0)
+    turned.serving_version = 2
+    versions.renew_soon()
+    _until(lambda: versions.get("graphene").ref == "graphene@2")

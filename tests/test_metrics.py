@@ -55,3 +55,5 @@ def test_counting_outside_of_a_cluster_counts_into_nothing() -> None:
     meter.stages({"predict": 0.1})
     meter.waiting(1)
     meter.held(1)
+    meter.rollout("canary", "new")
+    meter.rollouts(1)

@@ -19,6 +19,7 @@ from manybeam.learn.analysis.pixel_size import (
     cell_of,
     infer_pixel_size,
 )
+from manybeam.learn.nets.member import Member
 from manybeam.predictor.condition_distance import comparable, structure_of
 from manybeam.predictor.versions.loaded import LoadedVersion
 from manybeam.spec import Library, Policy, Range
@@ -43,7 +44,7 @@ def cell_for(frame: Frame, version: LoadedVersion | None, library: Library) -> C
     known = version.performance
     structure = structure_of(
         None,
-        [*measured, *_policies(version, library)],
+        [*measured, *policies_of(version.ensemble.members, library)],
         known.table.structure if known else "",
     )
     return CELLS.get(structure)
@@ -122,11 +123,22 @@ def contradiction(frame: Frame) -> str:
 
 def trained_sizes_pm(version: LoadedVersion, library: Library) -> tuple[float, float]:
     """Return the smallest and the largest pixel size that the members of a version know, in pm."""
-    sizes = [member.recipe.tiles.pixel_size_pm for member in version.ensemble.members]
-    for policy in _policies(version, library):
+    return sizes_of_members_pm(version.ensemble.members, library)
+
+
+def sizes_of_members_pm(members: Sequence[Member], library: Library) -> tuple[float, float]:
+    """Return the smallest and the largest pixel size that members know, in pm."""
+    sizes = [member.recipe.tiles.pixel_size_pm for member in members]
+    for policy in policies_of(members, library):
         size = policy.scan.pixel_size_pm
         sizes += [size.low, size.high] if isinstance(size, Range) else [size] if size else []
     return min(sizes), max(sizes)
+
+
+def policies_of(members: Sequence[Member], library: Library) -> list[Policy]:
+    """Return the policies of members that the library has."""
+    names = dict.fromkeys(member.policy for member in members)
+    return [library.policies[name] for name in names if name in library.policies]
 
 
 def _names_sample(frame: Frame) -> bool:
@@ -142,11 +154,6 @@ def _words(size: InferredPixelSize) -> str:
         f"{size.pixel_size_pm:.3g} +- {size.error_pm:.2g} pm, from {size.spot_count} spots of the "
         f"{size.lattice} lattice"
     )
-
-
-def _policies(version: LoadedVersion, library: Library) -> list[Policy]:
-    names = dict.fromkeys(member.policy for member in version.ensemble.members)
-    return [library.policies[name] for name in names if name in library.policies]
 
 
 def _contradicts(seen: InferredPixelSize, size_pm: float) -> bool:

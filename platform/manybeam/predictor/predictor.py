@@ -76,6 +76,12 @@ class Predictor:
         """Return a predictor of all versions of a zoo."""
         return cls(ZooVersions(zoo))
 
+    def among(self, versions: Versions) -> "Predictor":
+        """Return a predictor of other versions that shares what was learned of the pace."""
+        other = Predictor(versions, self._library)
+        other.pace = self.pace
+        return other
+
     def answer(
         self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
     ) -> Answer:

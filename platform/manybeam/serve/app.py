@@ -527,6 +527,7 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
     from manybeam.db.deployment import open_database
+    from manybeam.db.serving.rollouts import Rollouts
     from manybeam.db.tokens import Tokens
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
@@ -534,12 +535,16 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import ReplicaLimits, api
+    from manybeam.serve.traffic.traffic import Traffic
     from manybeam.zoo.registry import Zoo
 
     listen_inside(plan.platform)
     cluster.adopt(plan.variables)
-    versions = ZooVersions(Zoo(), plan.refs, capacity=plan.capacity, fresh_s=0.0)
-    service = Service(LiveVersions(versions))
+    source = ZooVersions(Zoo(), plan.refs, capacity=plan.capacity, fresh_s=0.0)
+    versions, meter = LiveVersions(source), Meter()
+    traffic = Traffic(versions, lambda: Rollouts(open_database()), meter)
+    traffic.start()
+    service = Service(versions, traffic)
     service.sessions.keeper.start()
     limits = ReplicaLimits(
         threads=plan.threads,
@@ -552,7 +557,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     if plan.needs_token:
         tokens = TokenCache(lambda: Tokens(open_database()), settings().cache / "tokens.json")
         tokens.start()
-    app = api(service, limits, Meter(), gather, tokens)
+    app = api(service, limits, meter, gather, tokens)
     app.add_middleware(ForProxyOnly, key=plan.proxy_key)
     app.add_middleware(NamesPlatform, platform=plan.platform)
     return app

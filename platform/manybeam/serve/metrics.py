@@ -22,6 +22,11 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "manybeam_drifted_answers": ("answers for frames out of distribution", ("ensemble",)),
     "manybeam_degraded_answers": ("answers with a limitation", ("ensemble",)),
     "manybeam_refused_requests": ("requests refused because the service is busy", ("reason",)),
+    "manybeam_rollout_frames": (
+        "frames of rollouts, by what became of them: answered by the base or the new version, "
+        "skipped, or failed by the new version",
+        ("kind", "what"),
+    ),
     "manybeam_faults": ("requests that failed by an internal error", ("path",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
@@ -32,6 +37,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
 GAUGES: dict[str, str] = {
     "manybeam_waiting_requests": "requests waiting or being answered",
     "manybeam_ensembles_held": "ensembles in memory",
+    "manybeam_rollouts_running": "shadows and canaries that run",
 }
 
 _SCOPE = re.compile(r'otel_scope_\w+="[^"]*",?')
@@ -94,6 +100,14 @@ class Meter:
     def held(self, count: int) -> None:
         """Set the number of ensembles in memory."""
         self._gauges["manybeam_ensembles_held"].set(count)
+
+    def rollout(self, kind: str, what: str, frames: int = 1) -> None:
+        """Count frames of a rollout; `what` is base, new, skipped or failed."""
+        self._counters["manybeam_rollout_frames"].inc(frames, {"kind": kind, "what": what})
+
+    def rollouts(self, count: int) -> None:
+        """Set the number of rollouts that run."""
+        self._gauges["manybeam_rollouts_running"].set(count)
 
 
 def series_names() -> set[str]:

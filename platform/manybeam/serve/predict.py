@@ -4,9 +4,10 @@ It needs no Ray and no web, so it gives the same answers in any process. All ans
 `predictor.predictor.Predictor`.
 """
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.content import answer_meta, arrays, selection_content
 from manybeam.serve.query import MAPS, RequestQuery
-from manybeam.serve.sessions.answering import SessionAnswers
+from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import answer_content
 from manybeam.serve.sessions.keeper import LiveSession, SessionKeeper, no_session
 from manybeam.serve.wire import Frames
@@ -27,7 +28,10 @@ from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
     from manybeam.db.serving.sessions import Sessions
+    from manybeam.serve.traffic.traffic import Route, Traffic
     from manybeam.spec import Condition
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Service:
 
     Args:
         versions: the versions that may answer.
+        traffic: routes requests between the versions of a rollout; no rollouts if left out.
         sessions: returns the sessions of instruments; those of the settings' database if left
             out. They are known after `sessions.keeper.start()`.
     """
@@ -67,16 +72,19 @@ class Service:
     def __init__(
         self,
         versions: ZooVersions | LiveVersions,
+        traffic: "Traffic | None" = None,
         sessions: "Callable[[], Sessions]" = stored_sessions,
     ) -> None:
-        self.versions, self._predictor = versions, Predictor(versions)
+        self.versions, self.traffic = versions, traffic
+        self._predictor = Predictor(versions)
         self.sessions = SessionAnswers(self._predictor, SessionKeeper(sessions))
 
     def degraded(self) -> list[str]:
-        """Return what is out of date because the zoo or the database is away, in words."""
+        """Return what limits the service now, in words."""
         versions = self.versions
         said = versions.degraded() if isinstance(versions, LiveVersions) else []
-        return [*said, *self.sessions.keeper.degraded()]
+        of_traffic = self.traffic.degraded() if self.traffic else []
+        return [*said, *self.sessions.keeper.degraded(), *of_traffic]
 
     def listing(self) -> list[dict[str, Any]]:
         """Return one row for each ensemble in memory, for a table or JSON."""
@@ -112,15 +120,34 @@ class Service:
         live = self._session(ref, query)
         if live is not None:
             query = self.sessions.query(live, query)
-            in_session = self.sessions.answers(live, _frames(frames, query), query, deadline)
-            answers: Iterable[Answer] = [one.answer for one in in_session]
-            told = answer_content(live, in_session)
-        else:
-            answers, told = self._answers(ref, frames, query, deadline), None
+        question = Question(
+            live.settings.ref if live else ref,
+            query.members,
+            query.false_atoms,
+            is_size_trusted=query.trust_pixel_size,
+            is_quick=live is not None,
+        )
+        asked, begun_s = _frames(frames, query), time.monotonic()
         has_maps = bool({*MAPS} & {*query.want})
-        found = [one.lean(has_maps=has_maps) if frames.is_stack else one for one in answers]
+        in_session: list[SessionAnswer] = []
+
+        def answers(predictor: Predictor) -> list[Answer]:
+            if live is None:
+                found = predictor.answers(asked, question, deadline)
+            else:
+                in_session[:] = self.sessions.answers(live, asked, query, deadline, predictor)
+                found = (one.answer for one in in_session)
+            return [one.lean(has_maps=has_maps) if frames.is_stack else one for one in found]
+
+        found, route = self._asked(question, asked, query, answers)
+        took_s = time.monotonic() - begun_s
         wanted = arrays(found, query.want, is_stack=frames.is_stack)
-        meta = answer_meta(found, frames, query) | ({"session": told} if told else {})
+        meta = answer_meta(found, frames, query) | {"rollout": None}
+        if live is not None:
+            meta["session"] = answer_content(live, in_session)
+        if self.traffic and route:
+            meta["rollout"] = self.traffic.meta(route, found[0])
+            self.traffic.note(route, found, question, took_s)
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])
 
     def wants_newest(self, ref: str, query: RequestQuery) -> bool:
@@ -133,14 +160,6 @@ class Service:
         if ref != AUTO or not query.instrument or query.members:
             return None
         return self.sessions.keeper.of(query.instrument)
-
-    def _answers(
-        self, ref: str, frames: Frames, query: RequestQuery, deadline: Deadline
-    ) -> "Iterable[Answer]":
-        question = Question(
-            ref, query.members, query.false_atoms, is_size_trusted=query.trust_pixel_size
-        )
-        return self._predictor.answers(_frames(frames, query), question, deadline)
 
     def select(
         self, frames: Frames, query: RequestQuery, deadline: Deadline | None = None
@@ -166,7 +185,10 @@ class Service:
             raise no_session(instrument)
         query = self.sessions.query(live, query)
         begun_s, seen = deadline.clock(), live.stored
-        ranked = self._ranked(live.settings.ref, frames, query, deadline)
+        question = Question(
+            live.settings.ref, is_selecting=True, is_size_trusted=query.trust_pixel_size
+        )
+        ranked = self._predictor.rank(_frames(frames, query)[0], question, deadline)
         self.sessions.adopt(live, seen, ranked[0], query.frame_id, deadline.clock() - begun_s)
         return selection_content(ranked, frames, query)
 
@@ -174,7 +196,24 @@ class Service:
         self, ref: str, frames: Frames, query: RequestQuery, deadline: Deadline
     ) -> list[Ranked]:
         question = Question(ref, is_selecting=True, is_size_trusted=query.trust_pixel_size)
-        return self._predictor.rank(_frames(frames, query)[0], question, deadline)
+        frame = _frames(frames, query)[0]
+        ranked, _ = self._asked(
+            question, [frame], query, lambda predictor: predictor.rank(frame, question, deadline)
+        )
+        return ranked
+
+    def _asked(
+        self,
+        question: Question,
+        frames: Sequence[Frame],
+        query: RequestQuery,
+        work: Callable[[Predictor], T],
+    ) -> "tuple[T, Route | None]":
+        """Return the result of work with the versions that answer this request."""
+        if self.traffic is None:
+            return work(self._predictor), None
+        route = self.traffic.route(question, frames, query.instrument, query.frame_id)
+        return self.traffic.ask(route, self._predictor, work)
 
 
 def _frames(frames: Frames, query: RequestQuery) -> tuple[Frame, ...]:

@@ -73,8 +73,13 @@ def _want(text: str) -> tuple[str, ...]:
     return names
 
 
+def is_label(text: str) -> bool:
+    """Return whether a text can be the name of an instrument, a frame or a condition."""
+    return _LABEL.fullmatch(text) is not None
+
+
 def _label(text: str) -> str:
-    if text and not _LABEL.fullmatch(text):  # an empty value means that it is left out
+    if text and not is_label(text):  # an empty value means that it is left out
         raise ValueError(
             f"{text[:40]!r} is not a name; 1 to 200 letters, digits, spaces and . _ : / @ -"
         )

@@ -179,6 +179,8 @@ async def _closing(service: Service, tokens: TokenCache | None, _: FastAPI) -> A
     await asyncio.to_thread(service.sessions.close)
     if tokens:
         await asyncio.to_thread(tokens.close)
+    if service.traffic:
+        await asyncio.to_thread(service.traffic.close)
 
 
 def _add_listings(

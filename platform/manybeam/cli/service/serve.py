@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manybeam.addresses import place_of, reachable, unreached_hint, url_of
+from manybeam.cli.service import rollouts
 from manybeam.cli.terminal.output import Form, FormOption, emit, say
 from manybeam.cli.terminal.progress import Progress
 from manybeam.errors import InvalidSetting, ManybeamError, NotAuthenticated, Unreachable
@@ -21,6 +22,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="The prediction service.\n\nExample: manybeam serve up graphene",
 )
+app.command()(rollouts.shadow)
+app.command()(rollouts.canary)
+app.command()(rollouts.promote)
+app.command()(rollouts.rollback)
 
 
 @app.command()

@@ -49,7 +49,7 @@ def promote(
 
     if dry_run:
         proposal = life.propose(Zoo(), ref, to=to.value)
-        _show(proposal, form)
+        show_proposal(proposal, form)
         result = "refused" if proposal.refusals else "promoted"
         say(f"nothing was changed; the version would be {result}")
         return
@@ -60,9 +60,9 @@ def promote(
         who=authenticated_name(),
         force=force,
         reason=reason,
-        on_proposal=lambda proposal: _show(proposal, form),
+        on_proposal=lambda proposal: show_proposal(proposal, form),
     )
-    _report(done)
+    report_move(done)
 
 
 def rollback(
@@ -76,7 +76,7 @@ def rollback(
     from manybeam.zoo.lifecycle import life
     from manybeam.zoo.registry import Zoo
 
-    _report(life.rollback(Zoo(), name, who=authenticated_name(), reason=reason))
+    report_move(life.rollback(Zoo(), name, who=authenticated_name(), reason=reason))
 
 
 def archive(ref: RefArgument, *, reason: ReasonOption = "") -> None:
@@ -189,7 +189,8 @@ def audit(
 _AUDIT_COLUMNS = ("number", "when", "action", "subject", "who", "reason")
 
 
-def _show(proposal: "PromotionProposal", form: Form) -> None:
+def show_proposal(proposal: "PromotionProposal", form: Form) -> None:
+    """Print the results of the gates."""
     rows = [
         {
             "gate": one.gate,
@@ -204,7 +205,8 @@ def _show(proposal: "PromotionProposal", form: Form) -> None:
     emit(rows, form, title=f"{proposal.new.ref}{versus}", empty=empty)
 
 
-def _report(done: "Promotion") -> None:
+def report_move(done: "Promotion") -> None:
+    """Say which version serves now, and how to undo it."""
     if not done.number:
         say(f"{done.ref} is already {done.alias}")
         return

@@ -36,8 +36,10 @@ class LiveVersions:
         self.source, self._every_s = source, every_s
         self._ready: OrderedDict[str, LoadedVersion] = OrderedDict()
         self._serving: tuple[str, ...] = ()
+        self._held: tuple[str, ...] = ()
+        self._faults: dict[str, str] = {}  # why references could not be brought up to date
         self._fault: ManybeamError | None = None  # why it is unknown what serves
-        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._lock, self._wake, self._is_ended = threading.Lock(), threading.Event(), False
         self.refresh()
         if every_s:
             threading.Thread(target=self._run, name="live-versions", daemon=True).start()
@@ -64,16 +66,37 @@ class LiveVersions:
         self._put(ref, ready)
         return ready
 
+    def loaded(self, ref: str) -> LoadedVersion | None:
+        """Return what answers for a reference if it is in memory; nothing is loaded."""
+        with self._lock:
+            return self._ready.get(ref)
+
+    def fault(self, ref: str) -> str:
+        """Return why the last round could not load a reference; "" if it could."""
+        return self._faults.get(ref, "")
+
+    def hold(self, refs: Sequence[str]) -> None:
+        """Load these references too, beside the requests, and keep them; others are let go."""
+        self._held = tuple(dict.fromkeys(refs))
+        self.source.make_room(len(self._held))
+        self.renew_soon()
+
+    def renew_soon(self) -> None:
+        """Let the next round begin now."""
+        self._wake.set()
+
     def refresh(self) -> None:
         """Bring every reference up to date; what fails is logged and told in answers."""
-        serving = self._asked_what_serves()
+        serving, held = self._asked_what_serves(), self._held
+        first = dict.fromkeys((*serving, *held))
         with self._lock:
-            others = [ref for ref in reversed(self._ready) if ref not in serving]
+            others = [ref for ref in reversed(self._ready) if ref not in first]
         # What serves comes first, then what was asked for last, as much as there is room for.
-        wanted = [*serving, *others][: self.source.capacity]
-        failed = {ref: why for ref in wanted if (why := self._renew(ref))}
-        for ref, why in failed.items():
-            self._note(ref, why)
+        wanted = [*first, *others][: self.source.capacity]
+        self._faults = {ref: why for ref in wanted if (why := self._renew(ref))}
+        for ref, why in self._faults.items():
+            if ref in serving or ref not in held:
+                self._note(ref, why)
         self._serving = self._answering(serving)
 
     def _asked_what_serves(self) -> tuple[str, ...]:
@@ -117,7 +140,8 @@ class LiveVersions:
 
     def close(self) -> None:
         """End the thread after its round."""
-        self._ended.set()
+        self._is_ended = True
+        self._wake.set()
 
     def _renew(self, ref: str) -> str:
         """Load what a reference means now; return why that fails, or nothing."""
@@ -127,6 +151,7 @@ class LiveVersions:
             logger.warning("%s serves no longer: %s", ref, error)
             with self._lock:
                 self._ready.pop(ref, None)
+            return error.what if ref in self._held else ""
         except Exception as error:  # one that fails must not keep the others from being renewed
             logger.warning("%s is not renewed: %s", ref, error, exc_info=not _is_ours(error))
             return str(getattr(error, "what", type(error).__name__))
@@ -152,12 +177,17 @@ class LiveVersions:
                 logger.info("%s: %s answers in place of %s", ref, loaded.ref, before.ref)
             self._ready[ref] = loaded
             # What serves stays; of the rest, what was not asked for the longest time goes first.
-            spare = [one for one in self._ready if one not in (*self._serving, ref)]
+            kept = (*self._serving, *self._held, ref)
+            spare = [one for one in self._ready if one not in kept]
             while spare and len(self._ready) > self.source.capacity:
                 del self._ready[spare.pop(0)]
 
     def _run(self) -> None:
-        while not self._ended.wait(self._every_s):
+        while True:
+            self._wake.wait(self._every_s)
+            self._wake.clear()
+            if self._is_ended:
+                return
             try:
                 self.refresh()
             except Exception:  # a round that failed must not end the rounds to come

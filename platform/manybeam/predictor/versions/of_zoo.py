@@ -55,7 +55,8 @@ class ZooVersions:
         fresh_s: float = FRESH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._zoo, self._clock, self.capacity = zoo, clock, capacity + len(refs)
+        self._zoo, self._clock, self._capacity = zoo, clock, capacity + len(refs)
+        self._extra = 0
         self._records = TTLCache(
             zoo.resolve, fresh_s, clock, read_last=lambda ref: self._last.resolve(ref)
         )
@@ -70,6 +71,15 @@ class ZooVersions:
         self.refs = tuple(refs)
         for ref in self.refs:
             self.load(ref)
+
+    @property
+    def capacity(self) -> int:
+        """The number of ensembles in memory."""
+        return self._capacity + self._extra
+
+    def make_room(self, count: int) -> None:
+        """Keep so many ensembles in memory beside those that there is room for."""
+        self._extra = count
 
     def serving(self) -> Sequence[str]:
         """Return the references that `auto` selects among.

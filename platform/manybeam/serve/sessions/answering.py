@@ -131,7 +131,12 @@ class SessionAnswers:
         )
 
     def answers(
-        self, live: LiveSession, frames: Sequence[Frame], query: RequestQuery, deadline: Deadline
+        self,
+        live: LiveSession,
+        frames: Sequence[Frame],
+        query: RequestQuery,
+        deadline: Deadline,
+        predictor: Predictor | None = None,
     ) -> list[SessionAnswer]:
         """Return the answers for the frames of one request, in order.
 
@@ -140,19 +145,20 @@ class SessionAnswers:
             frames: the frames.
             query: as `query` returns it.
             deadline: of the request; the budget of the session is added.
+            predictor: gives the answers, if a rollout has its own. Members that another version
+                answers with are chosen by the look of each frame, and the session keeps its own.
 
         Raises:
             Conflict: a frame of the same name was another one.
         """
         if live.settings.budget_ms is not None and deadline.begun_s is not None:
             deadline.aim_s = deadline.begun_s + live.settings.budget_ms / 1000
-        sized = self._predictor.sized_or_not(
-            frames, _question(live.settings, query, None), deadline
-        )
+        predictor = predictor or self._predictor
+        sized = predictor.sized_or_not(frames, _question(live.settings, query, None), deadline)
         found = []
         for number, frame in enumerate(sized):
             name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
-            found.append(self._answer(live, frame, name, query, deadline))
+            found.append(self._answer(live, frame, name, query, deadline, predictor))
         return found
 
     def adopt(
@@ -185,7 +191,13 @@ class SessionAnswers:
 
     # -- one frame ------------------------------------------------------------------------------
     def _answer(
-        self, live: LiveSession, frame: Frame, name: str, query: RequestQuery, deadline: Deadline
+        self,
+        live: LiveSession,
+        frame: Frame,
+        name: str,
+        query: RequestQuery,
+        deadline: Deadline,
+        predictor: Predictor,
     ) -> SessionAnswer:
         digest = _digest(frame) if name else ""
         before = self.keeper.frame(live, name) if name else None
@@ -199,26 +211,24 @@ class SessionAnswers:
             chosen = Chosen(before.ref, before.members, tuple(before.values["shares"]), "repeated")
             question = _question(live.settings, query, chosen)
             exact = replace(deadline, aim_s=None)  # the same members, whatever time it takes
-            answer = self._predictor.answer_sized(frame, question, exact)
+            answer = predictor.answer_sized(frame, question, exact)
             return SessionAnswer(answer, name, is_repeat=True)
         with live.lock:  # a change of the session is between two frames
-            settings, chosen_now = live.settings, self._current(live)
+            settings, chosen_now = live.settings, self._current(live, predictor)
         question = _question(settings, query, chosen_now)
-        answer = self._predictor.answer_sized(frame, question, deadline)
+        answer = predictor.answer_sized(frame, question, deadline)
         is_late = deadline.aim_s is not None and deadline.clock() > deadline.aim_s
         name = name or uuid.uuid4().hex
         self.keeper.note(_record(live, answer, name, digest, is_late=is_late))
-        self._watch(live, chosen_now, answer, name, query)
+        if _refs(settings, predictor) == _refs(settings, self._predictor):
+            self._watch(live, chosen_now, answer, name, query)
         return SessionAnswer(answer, name, is_late=is_late)
 
-    def _current(self, live: LiveSession) -> Chosen | None:
+    def _current(self, live: LiveSession, predictor: Predictor) -> Chosen | None:
         """Return who was chosen to answer now; None if nobody was, or it serves no longer."""
         if live.settings.policy == "pinned" or live.chosen is None:
             return None
-        versions = self._predictor.versions
-        asked = live.settings.ref
-        refs = versions.serving() if asked == AUTO else (asked,)
-        return live.chosen if live.chosen.ref in {versions.get(ref).ref for ref in refs} else None
+        return live.chosen if live.chosen.ref in _refs(live.settings, predictor) else None
 
     def _watch(
         self,
@@ -318,6 +328,13 @@ class SessionAnswers:
         )
         answer = self._predictor.answer(frame, question)
         return answer, time.monotonic() - begun
+
+
+def _refs(settings: SessionSettings, predictor: Predictor) -> set[str]:
+    """Return the versions that may answer now."""
+    versions = predictor.versions
+    refs = versions.serving() if settings.ref == AUTO else (settings.ref,)
+    return {versions.get(ref).ref for ref in refs}
 
 
 def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | None) -> Question:

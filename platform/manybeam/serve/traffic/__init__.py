@@ -1,0 +1,1 @@
+"""Versions under traffic: shadow, canary, and how both versions of a rollout answered."""

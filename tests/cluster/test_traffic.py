@@ -1,0 +1,143 @@
+"""A new version under traffic on a real service: shadow, canary, swap and rollback under load."""
+
+import io
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import urllib3
+
+from manybeam.db.deployment import open_database
+from manybeam.db.serving.rollouts import Rollouts
+from manybeam.serve.app import run_service, stop_service
+from manybeam.serve.traffic import changes
+from manybeam.serve.traffic.comparison import Comparison
+from manybeam.settings import settings
+from manybeam.zoo.registry import Zoo
+
+pytestmark = [
+    pytest.mark.cluster,
+    # Ray Serve declares its models the way pydantic wants to forget; only importing it warns.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),
+]
+
+DEADLINE_MS = 5000  # of every frame; other programs use these cores too
+FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
+HEADERS = {"Content-Type": "application/x-npy", "Accept": "application/json"}
+
+
+class Load:
+    """One instrument that sends a frame after the other, and what it was answered."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.answers = url, list[tuple[float, int, dict[str, Any]]]()
+        self._ended, self._thread = threading.Event(), threading.Thread(target=self._send)
+
+    @contextmanager
+    def going_on(self) -> Iterator["Load"]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            self._thread.join()
+
+    def refs(self) -> list[str]:
+        return [str(content["meta"]["ref"]) for _, _, content in self.answers]
+
+    def failed(self) -> list[Any]:
+        """Return what was refused, failed or late."""
+        return [(status, content) for _, status, content in self.answers if status != 200]
+
+    def wait_for(self, ref: str, limit_s: float) -> float:
+        """Return after how long only this version answers; 5 answers in a row count."""
+        begun, first = time.monotonic(), len(self.answers)
+        while self.refs()[first:][-5:] != [ref] * 5:
+            assert time.monotonic() - begun < limit_s, self.refs()[first:]
+            time.sleep(0.05)
+        others = [at for at, _, content in self.answers[first:] if content["meta"]["ref"] != ref]
+        return max(others, default=begun) - begun
+
+    def _send(self) -> None:
+        stream = io.BytesIO()
+        np.save(stream, FRAME)
+        query = f"pixel_size_pm=16&instrument=STEM-1&deadline_ms={DEADLINE_MS}"
+        with urllib3.PoolManager(retries=False, timeout=60.0) as http:
+            while not self._ended.wait(0.15):
+                target = f"{self.url}/v1/predict/graphene?{query}&frame_id={len(self.answers)}"
+                answer = http.request("POST", target, body=stream.getvalue(), headers=HEADERS)
+                self.answers.append((time.monotonic(), answer.status, answer.json()))
+
+
+@pytest.fixture(scope="module")
+def url(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_database: Path,
+    tiny_members: Callable[[int], list[Any]],
+    cluster: str,
+    free_port: Callable[[], int],
+) -> Iterator[str]:
+    """A service of a platform of its own: `graphene@1` serves, two versions are beside it."""
+    home = tmp_path_factory.mktemp("traffic") / "home"
+    home.mkdir()
+    shutil.copy(empty_database, home / "zoo.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYBEAM_HOME", str(home))
+        patch.setenv("MANYBEAM_ZOO", str(Path(__file__).parents[2] / "zoo"))
+        settings.cache_clear()
+        for count, alias in ((2, "serving"), (3, None), (1, None)):
+            Zoo().register("graphene", tiny_members(count), job={}, alias=alias)
+        yield run_service(["graphene"], port=free_port()).url
+        stop_service()
+    settings.cache_clear()
+
+
+def start(kind: Any, ref: str, **more: Any) -> int:
+    return changes.start(Zoo(), kind, ref, who="ada", **{"share": 1.0, **more}).rollout.id
+
+
+def compared(number: int) -> Comparison:
+    return Comparison.of(Rollouts(open_database()).comparisons(number).get("STEM-1", {}))
+
+
+def test_a_version_goes_from_shadow_to_canary_to_serving_and_back_without_a_failed_or_late_frame(
+    url: str,
+) -> None:
+    load = Load(url)
+    with load.going_on():
+        shadow = start("shadow", "graphene@2")
+        deadline = time.monotonic() + 60
+        while compared(shadow).new.frames < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert set(load.refs()) == {"graphene@1"}
+
+        canary = start("canary", "graphene@2", instruments=["STEM-1"])
+        load.wait_for("graphene@2", limit_s=30)
+        changes.rollback(Zoo(), "graphene", who="ada")
+        assert load.wait_for("graphene@1", limit_s=30) <= 5
+
+        start("canary", "graphene@2", share=0.5)
+        changes.promote(Zoo(), "graphene", who="ada", force=True, reason="never measured")
+        assert load.wait_for("graphene@2", limit_s=30) <= 10
+        changes.rollback(Zoo(), "graphene", who="ada")
+        assert load.wait_for("graphene@1", limit_s=30) <= 5
+    assert load.failed() == []
+    assert compared(canary).new.frames > 0
+    assert compared(canary).failed == 0
+
+
+def test_a_replica_that_ends_writes_what_it_compared_last(url: str) -> None:
+    canary = start("canary", "graphene@3", instruments=["STEM-1"])
+    load = Load(url)
+    with load.going_on():
+        load.wait_for("graphene@3", limit_s=30)
+    answered = load.refs().count("graphene@3")
+    stop_service()  # before the next writing
+    assert compared(canary).new.frames == answered
