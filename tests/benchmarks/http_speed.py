@@ -98,15 +98,24 @@ def service(*, is_null: bool) -> Iterator[str]:
 
 def null_builder(plan: Any) -> Callable[[], Any]:
     """Return the function that makes a replica whose ensemble costs nothing."""
+    here = str(HERE)
 
     def build() -> Any:
-        import manybeam.serve.predict
-        from manybeam.serve.app import replica_api
+        sys.path.insert(0, here)  # of the replica
+        from http_speed import null_replica
 
-        manybeam.serve.predict.Service = null_service()  # type: ignore[misc]
-        return replica_api(plan)
+        return null_replica(plan)
 
     return build
+
+
+def null_replica(plan: Any) -> Any:
+    """Return the application of a replica whose ensemble costs nothing."""
+    import manybeam.serve.predict
+    from manybeam.serve.app import replica_api
+
+    manybeam.serve.predict.Service = null_service()  # type: ignore[misc]
+    return replica_api(plan)
 
 
 def null_service() -> type:
