@@ -18,6 +18,33 @@ import numpy as np
 
 PIXEL_PM = 12.6
 HERE = Path(__file__).parent
+LITSERVE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {here!r})
+import litserve as ls
+from http_rival import Answers
+
+
+class Api(ls.LitAPI):
+    def setup(self, device):
+        self.answers = Answers(Path({folder!r}))
+
+    def decode_request(self, request):
+        return request["frame"].file.read()
+
+    def predict(self, body):
+        return self.answers(body)
+
+    def encode_response(self, atoms):
+        return dict(atoms=atoms)
+
+
+if __name__ == "__main__":
+    server = ls.LitServer(Api(), accelerator="cpu")
+    server.run(port={port}, host="127.0.0.1", log_level="error", generate_client_file=False)
+"""
 BENTO = """
 import sys
 from pathlib import Path
@@ -83,22 +110,9 @@ def fastapi(folder: Path, port: int) -> None:
 
 def litserve(folder: Path, port: int) -> None:
     """Serve by LitServe; a file in a form."""
-    import litserve as ls
-
-    class Api(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self._answers = Answers(folder)
-
-        def decode_request(self, request: Any) -> bytes:
-            return bytes(request["frame"].file.read())
-
-        def predict(self, x: bytes) -> list[list[float]]:
-            return self._answers(x)
-
-        def encode_response(self, output: list[list[float]]) -> dict[str, Any]:
-            return {"atoms": output}
-
-    ls.LitServer(Api(), accelerator="cpu").run(port=port, host="127.0.0.1", log_level="error")
+    script = folder / "lit.py"
+    script.write_text(LITSERVE.format(here=str(HERE), folder=str(folder), port=port))
+    os.execv(sys.executable, [sys.executable, str(script)])
 
 
 def bentoml(folder: Path, port: int) -> None:

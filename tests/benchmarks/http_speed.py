@@ -32,7 +32,7 @@ import urllib3
 from http_rival import PIXEL_PM
 
 HERE = Path(__file__).parent
-START_S = 180.0
+START_S = 120.0
 REF = "speed"
 ROUNDS = 3
 
