@@ -40,7 +40,7 @@ check: install
 bench: install
 	mkdir -p bench
 	$(BIN)/python -m pytest -q --benchmark-enable --benchmark-only --benchmark-json=bench/benchmarks.json tests/benchmarks
-	$(BIN)/python tests/benchmarks/ensemble_speed.py --out bench/speed # beside AtomAI, if ATOMAI_PYTHON names its Python
+	$(BIN)/python tests/benchmarks/ensemble_speed.py --out bench/speed && $(BIN)/python tests/benchmarks/http_speed.py --out bench/http # rivals: ATOMAI_PYTHON, LITSERVE_PYTHON, BENTOML_PYTHON
 bench-science: install # the headline table; ATOMAI_PYTHON names the Python of the rival, if there is one
 	$(BIN)/python tests/benchmarks/headline.py --out bench/science
 bench-files: install # vendor files, beside another reader whose Python FILES_PYTHON names

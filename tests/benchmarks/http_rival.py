@@ -18,6 +18,33 @@ import numpy as np
 
 PIXEL_PM = 12.6
 HERE = Path(__file__).parent
+LITSERVE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {here!r})
+import litserve as ls
+from http_rival import Answers
+
+
+class Api(ls.LitAPI):
+    def setup(self, device):
+        self.answers = Answers(Path({folder!r}))
+
+    def decode_request(self, request):
+        return request["frame"].file.read()
+
+    def predict(self, body):
+        return self.answers(body)
+
+    def encode_response(self, atoms):
+        return dict(atoms=atoms)
+
+
+if __name__ == "__main__":
+    server = ls.LitServer(Api(), accelerator="cpu")
+    server.run(port={port}, host="127.0.0.1", log_level="error", generate_client_file=False)
+"""
 BENTO = """
 import sys
 from pathlib import Path
@@ -63,42 +90,29 @@ class Answers:
 
 
 def fastapi(folder: Path, port: int) -> None:
-    """Serve what the null ensemble costs at least: read an array, write an archive of a map."""
+    """Serve the work of the null ensemble, by the functions of the service, and nothing else."""
     import uvicorn
-    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi import FastAPI, Request, Response
+
+    from manybeam.serve import wire
 
     app, map_yx = FastAPI(), np.zeros((256, 256), np.float16)
 
     @app.post("/predict/{ref}")
     async def predict(ref: str, request: Request, pixel_size_pm: float) -> Response:
-        frame_yx = np.load(io.BytesIO(await request.body()), allow_pickle=False)
-        if not np.isfinite(frame_yx).any():
-            raise HTTPException(400, "no finite pixel")
-        stream, meta = io.BytesIO(), f'{{"ensemble": "{ref}", "pixel_size_pm": {pixel_size_pm}}}'
-        np.savez(stream, mean=map_yx, meta=np.frombuffer(meta.encode(), np.uint8))
-        return Response(stream.getvalue(), media_type="application/x-npz")
+        array = wire.read_body(await request.body(), dict(request.headers))
+        frames = wire.read_frames(array, 64_000_000)
+        meta = {"ensemble": ref, "pixel_size_pm": pixel_size_pm, "frames": len(frames.frames)}
+        return Response(wire.write_npz({"mean": map_yx}, meta), media_type=wire.NPZ)
 
     uvicorn.run(app, port=port, log_level="critical")
 
 
 def litserve(folder: Path, port: int) -> None:
     """Serve by LitServe; a file in a form."""
-    import litserve as ls
-
-    class Api(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self._answers = Answers(folder)
-
-        def decode_request(self, request: Any) -> bytes:
-            return bytes(request["frame"].file.read())
-
-        def predict(self, x: bytes) -> list[list[float]]:
-            return self._answers(x)
-
-        def encode_response(self, output: list[list[float]]) -> dict[str, Any]:
-            return {"atoms": output}
-
-    ls.LitServer(Api(), accelerator="cpu").run(port=port, host="127.0.0.1", log_level="error")
+    script = folder / "lit.py"
+    script.write_text(LITSERVE.format(here=str(HERE), folder=str(folder), port=port))
+    os.execv(sys.executable, [sys.executable, str(script)])
 
 
 def bentoml(folder: Path, port: int) -> None:

@@ -32,7 +32,7 @@ import urllib3
 from http_rival import PIXEL_PM
 
 HERE = Path(__file__).parent
-START_S = 180.0
+START_S = 120.0
 REF = "speed"
 ROUNDS = 3
 
@@ -62,7 +62,9 @@ def rival(name: str, python: str, folder: Path) -> Iterator[str]:
     command = [python, str(HERE / "http_rival.py"), name, str(folder), str(port)]
     path = os.pathsep.join((str(HERE.parents[1] / "platform"), str(HERE)))
     with (folder / f"{name}.log").open("wb") as log:
-        environment = os.environ | {"PYTHONPATH": path}
+        # MLflow looks for the program `uvicorn`.
+        programs = os.pathsep.join((str(Path(python).parent), os.environ.get("PATH", "")))
+        environment = os.environ | {"PYTHONPATH": path, "PATH": programs}
         child = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True
         )
@@ -98,15 +100,24 @@ def service(*, is_null: bool) -> Iterator[str]:
 
 def null_builder(plan: Any) -> Callable[[], Any]:
     """Return the function that makes a replica whose ensemble costs nothing."""
+    here = str(HERE)
 
     def build() -> Any:
-        import manybeam.serve.predict
-        from manybeam.serve.app import replica_api
+        sys.path.insert(0, here)  # of the replica
+        from http_speed import null_replica
 
-        manybeam.serve.predict.Service = null_service()  # type: ignore[misc]
-        return replica_api(plan)
+        return null_replica(plan)
 
     return build
+
+
+def null_replica(plan: Any) -> Any:
+    """Return the application of a replica whose ensemble costs nothing."""
+    import manybeam.serve.predict
+    from manybeam.serve.app import replica_api
+
+    manybeam.serve.predict.Service = null_service()  # type: ignore[misc]
+    return replica_api(plan)
 
 
 def null_service() -> type:
@@ -256,7 +267,9 @@ def overhead(body: bytes, folder: Path, seconds: float) -> list[dict[str, Any]]:
         return compare(ways, (1, 8), seconds)
 
 
-def beside(body: bytes, folder: Path, seconds: float) -> list[dict[str, Any]]:
+def beside(
+    body: bytes, folder: Path, seconds: float, rivals: Sequence[str]
+) -> list[dict[str, Any]]:
     """Compare the servers of one ensemble."""
     own, octets = sys.executable, {"Content-Type": "application/octet-stream"}
     form, of_form = urllib3.encode_multipart_formdata({"frame": ("frame.npy", body)})
@@ -280,7 +293,7 @@ def beside(body: bytes, folder: Path, seconds: float) -> list[dict[str, Any]]:
         asked_of_us = f"{url}/v1/predict/{REF}?pixel_size_pm={PIXEL_PM}"
         ways = [Way("the service", asked_of_us, body, headers)]
         for name, (python, path, sent, told) in pythons.items():
-            if python:
+            if python and name in rivals:
                 place = stack.enter_context(rival(name, python, folder))
                 ways.append(Way(f"{name} {version(name, python)}", place + path, sent, told))
         there = []
@@ -307,6 +320,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/http"))
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--only", choices=("null", "rivals"))
+    parser.add_argument("--rivals", nargs="*", default=["litserve", "bentoml", "mlflow", "ray"])
     given = parser.parse_args()
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -318,7 +332,7 @@ def main() -> None:
         report["null"] = overhead(body, out, given.seconds)
     if given.only != "null":
         prepare(out)
-        report["ensemble"] = beside(body, out, given.seconds)
+        report["ensemble"] = beside(body, out, given.seconds, given.rivals)
     (out / "http.json").write_text(json.dumps(report, indent=1))
 
 

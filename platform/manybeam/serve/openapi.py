@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.responses import Response
+
 from manybeam.serve import wire
 from manybeam.serve.query import parameters
 
@@ -110,11 +112,12 @@ def answers(
     return {200: {"description": "the answer", "content": dict(content)}} | found
 
 
-def takes_frames(names: Sequence[str]) -> dict[str, Any]:
-    """Return the description of the query and the body of a path that takes frames.
+def takes_frames(names: Sequence[str], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what FastAPI has to know of a path that takes frames.
 
     Args:
         names: of its query.
+        content: the schema of its good answer by media type.
     """
     headers = {
         "X-Dtype": ({**_TEXT, "pattern": "^[<>|=]?[a-z]+[0-9]*$"}, "Type of raw values: float32."),
@@ -125,7 +128,7 @@ def takes_frames(names: Sequence[str]) -> dict[str, Any]:
         {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
         for name, (schema, text) in headers.items()
     ]
-    return {
+    extra = {
         "parameters": [*parameters(names), *of_head],
         "requestBody": {
             "required": True,
@@ -134,6 +137,8 @@ def takes_frames(names: Sequence[str]) -> dict[str, Any]:
             "content": {wire.NPY: BINARY, wire.RAW: BINARY},
         },
     }
+    all_answers = answers(content, OF_FRAMES)
+    return {"response_class": Response, "responses": all_answers, "openapi_extra": extra}
 
 
 def as_schema(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,6 @@ from manybeam.serve.openapi import (
     BINARY,
     CHECKED,
     ENSEMBLES,
-    OF_FRAMES,
     RANKING,
     READY,
     answers,
@@ -149,25 +148,17 @@ def api(
 
 
 def _add_answers(app: FastAPI, handler: "RequestHandler", needs: list[Any]) -> None:
-    @app.post(
-        "/v1/predict/{ref:path}",
-        response_class=Response,
-        responses=answers({wire.NPZ: BINARY, **as_schema(ATOMS)}, OF_FRAMES),
-        openapi_extra=takes_frames(PREDICT_NAMES),
-        dependencies=needs,
-    )
+    of_predict = takes_frames(PREDICT_NAMES, {wire.NPZ: BINARY, **as_schema(ATOMS)})
+
+    @app.post("/v1/predict/{ref:path}", dependencies=needs, **of_predict)
     async def predict(ref: Ref, request: Request) -> Response:
         """Find the atoms in one frame or a stack."""
         work = partial(handler.predict, ref)
         return await handler.answered("predict", request, work, "predict")
 
-    @app.post(
-        "/v1/select",
-        response_class=Response,
-        responses=answers(as_schema(RANKING), OF_FRAMES),
-        openapi_extra=takes_frames(SELECT_NAMES),
-        dependencies=needs,
-    )
+    of_select = takes_frames(SELECT_NAMES, as_schema(RANKING))
+
+    @app.post("/v1/select", dependencies=needs, **of_select)
     async def select(request: Request) -> Response:
         """Rank the members that suit a frame."""
         return await handler.answered("select", request, handler.select, "select")

@@ -12,7 +12,7 @@ import numpy as np
 REFERENCE = 6  # frames after a choice that say how the condition looks
 LAST = 3  # frames that are compared with them; a single odd frame is no change
 # Mean of the last frames from the mean of the reference, per scatter of one frame. Within a
-# condition that wanders as sessions do, 1 in 100 is above (decision 0038).
+# condition that wanders as sessions do, 1 in 100 is above (decision 0039).
 MOVED = 1.8
 LEAST_SCATTER = 0.3  # frames may be alike by chance
 GAIN = 0.05  # predicted F1 that other members would gain

@@ -10,7 +10,6 @@ from fastapi import FastAPI, Path, Request, Response
 from manybeam.errors import InvalidInput
 from manybeam.serve.edge.access import Caller, other_instrument
 from manybeam.serve.openapi import (
-    OF_FRAMES,
     OF_SESSIONS,
     RANKING,
     SESSION,
@@ -93,13 +92,9 @@ class SessionRoutes:
             """End the session of an instrument; its history stays in the database."""
             return await self._answered(request, instrument, self._end)
 
-        @app.post(
-            "/v1/select/{instrument}",
-            response_class=Response,
-            responses=answers(as_schema(RANKING), OF_FRAMES),
-            openapi_extra=takes_frames(SELECT_FOR_NAMES),
-            dependencies=needs,
-        )
+        of_select = takes_frames(SELECT_FOR_NAMES, as_schema(RANKING))
+
+        @app.post("/v1/select/{instrument}", dependencies=needs, **of_select)
         async def select_for(instrument: Instrument, request: Request) -> Response:
             """Rank the members that suit a frame, and let them answer the instrument's session."""
             work = partial(self._handler.select_for, instrument)
