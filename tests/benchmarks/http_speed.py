@@ -7,7 +7,8 @@ edge, a thread), our application alone, and uvicorn with FastAPI that reads the 
 writes the same map. Then eight trained U-Nets and a frame of 256 x 256 px: the service, and those
 servers of `http_rival.py` that are there. LitServe and BentoML have virtual environments of their
 own, which must see the packages of the project (a .pth file); MLflow and plain Ray Serve are in
-that of the project. All take turns, with one client and with eight.
+that of the project. All take turns, with one client and with eight. `quick` is an answer without frame
+analysis; the ensemble was not calibrated, so nothing is said of its look.
 """
 
 import argparse
@@ -291,7 +292,10 @@ def beside(
         url = stack.enter_context(service(is_null=False))
         headers = {"Content-Type": "application/x-npy", "Accept": "application/json"}
         asked_of_us = f"{url}/v1/predict/{REF}?pixel_size_pm={PIXEL_PM}"
-        ways = [Way("the service", asked_of_us, body, headers)]
+        ways = [
+            Way("the service", asked_of_us, body, headers),
+            Way("the service, quick", f"{asked_of_us}&quick=true", body, headers),
+        ]
         for name, (python, path, sent, told) in pythons.items():
             if python and name in rivals:
                 place = stack.enter_context(rival(name, python, folder))

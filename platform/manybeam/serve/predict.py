@@ -125,7 +125,7 @@ class Service:
             query.members,
             query.false_atoms,
             is_size_trusted=query.trust_pixel_size,
-            is_quick=live is not None,
+            is_quick=live is not None or query.quick,
         )
         asked, begun_s = _frames(frames, query), time.monotonic()
         has_maps = bool({*MAPS} & {*query.want})

@@ -160,6 +160,14 @@ class RequestQuery:
         _text(_flag),
         Field(description="Take pixel_size_pm also if it contradicts the frame or the training."),
     ] = False
+    quick: Annotated[
+        bool,
+        _text(_flag),
+        Field(
+            description="Without frame analysis: drift, predicted F1 and calibration come from "
+            "what the frame looks like, several times as fast and less sure."
+        ),
+    ] = False
 
 
 _MODEL: TypeAdapter[RequestQuery] = TypeAdapter(RequestQuery)
@@ -174,6 +182,7 @@ PREDICT_NAMES = (
     "false_atoms",
     "members",
     "condition",
+    "quick",
 )
 SELECT_NAMES = (
     "pixel_size_pm",

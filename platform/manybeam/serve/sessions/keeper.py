@@ -133,7 +133,7 @@ class SessionKeeper:
         self._pending: deque[AnsweredFrame] = deque()
         self._lost = 0
         self._read_s = -math.inf
-        self._is_logged = False
+        self._is_logged = self._is_started = False
         self._closed, self._lock = threading.Event(), threading.Lock()
         self._writing = threading.Lock()
         # Two of them: a writer may wait long for others, and readings must not wait for it.
@@ -144,6 +144,7 @@ class SessionKeeper:
 
     def start(self) -> None:
         """Read the sessions, then keep them in line in threads until `close`."""
+        self._is_started = True
         self.read()
         for thread in self._threads:
             thread.start()
@@ -164,11 +165,9 @@ class SessionKeeper:
         """Return what limits the sessions, in words; nothing while the database answers."""
         said: list[str] = []
         age_s = self._clock() - self._read_s
-        if self._threads[0].ident is None:
-            return said  # it was not started
-        if math.isinf(age_s):
+        if math.isinf(age_s) and self._is_started:
             said.append("sessions are not known: the database does not answer")
-        elif age_s > STALE_S:
+        elif STALE_S < age_s < math.inf:
             said.append(f"sessions are those of {age_s:.0f} s ago")
         if self._lost:
             said.append(f"{self._lost} answered frames are missing in the history of sessions")
