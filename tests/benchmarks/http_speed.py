@@ -7,8 +7,8 @@ edge, a thread), our application alone, and uvicorn with FastAPI that reads the 
 writes the same map. Then eight trained U-Nets and a frame of 256 x 256 px: the service, and those
 servers of `http_rival.py` that are there. LitServe and BentoML have virtual environments of their
 own, which must see the packages of the project (a .pth file); MLflow and plain Ray Serve are in
-that of the project. All take turns, with one client and with eight. `quick` is an answer without frame
-analysis; the ensemble was not calibrated, so nothing is said of its look.
+that of the project. All take turns, with one client and with eight. `quick` is an answer without
+frame analysis; the ensemble was not calibrated, so nothing is said of its look.
 """
 
 import argparse

@@ -56,6 +56,7 @@ def test_a_change_keeps_the_session_and_forgets_who_was_chosen(
 ) -> None:
     switched = sessions.switch(session, CHOSEN, kind="switched", why="moved")
     sessions.record([frame(session, "a")])
+    assert put(sessions).state["now"] == CHOSEN  # the same settings once more
     changed = put(sessions, budget_ms=50)
     assert (changed.id, changed.revision) == (session.id, switched.revision + 1)
     assert "now" not in changed.state
@@ -75,7 +76,7 @@ def test_changes_are_in_the_audit_log_and_switches_among_the_events(
     sessions: Sessions, session: Session, database: Database
 ) -> None:
     sessions.switch(session, CHOSEN, kind="switched", why="it moved", frame_id="f7")
-    put(sessions)
+    put(sessions, budget_ms=50)
     sessions.end("STEM-1", who="grace")
     said = [(one.action, one.who) for one in AuditLog(database).entries()]
     assert said[2::-1] == [
@@ -185,6 +186,23 @@ def test_the_history_is_bounded(
     assert left == [f"f{number}" for number in range(29, 29 - len(left), -1)]
     assert 10 <= len(left) <= 14
     assert sessions.running()[0].state["counts"]["frames"] == 30
+
+
+def test_the_changes_that_are_kept_are_bounded(
+    sessions: Sessions, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVENTS_KEPT", 5)
+    for budget in range(1, 20):
+        put(sessions, budget_ms=budget)
+    assert len(sessions.events(session.id, 99)) == 5
+
+
+def test_the_session_of_a_retired_instrument_is_not_running(
+    sessions: Sessions, session: Session, database: Database
+) -> None:
+    assert sessions.running() == [session]
+    Instruments(database).retire("STEM-1")
+    assert sessions.running() == []
 
 
 def test_frames_of_sessions_that_ended_long_ago_are_forgotten(

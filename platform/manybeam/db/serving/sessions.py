@@ -1,7 +1,7 @@
 """Sessions of instruments: who answers their frames, and what was answered so far.
 
-A session is one row. Its settings are those that the instrument gave; `state` is what the service
-chose since, with counts. Whoever changes it says which revision he saw, so no change is lost.
+A session is one row. Its settings are those that the instrument gave, the last ones count; `state`
+is what the service chose since, with counts. A choice counts only for the revision it was made for.
 """
 
 from collections import Counter
@@ -21,6 +21,7 @@ from manybeam.errors import Conflict, NotFound
 
 LIMIT_S = 5.0  # of one reading, so that the next one is soon
 KEPT = 20_000  # frames of a session in its history; the oldest are removed first
+EVENTS_KEPT = 2_000  # changes of a session
 KEPT_DAYS = 90  # frames of sessions that ended before are removed when their instrument starts one
 SPARE = 1_000  # more than that many are removed at once
 
@@ -102,10 +103,12 @@ class Sessions:
         self._database = database
 
     def running(self) -> list[Session]:
-        """Return the sessions that go on; one for each instrument at most."""
+        """Return the sessions of instruments in use that go on; one for each at most."""
         with self._database.reading(LIMIT_S) as connection:
             rows = connection.execute(
-                select(SessionRow.__table__).where(SessionRow.ended.is_(None))
+                select(SessionRow.__table__)
+                .join(InstrumentRow, InstrumentRow.id == SessionRow.instrument_id)
+                .where(SessionRow.ended.is_(None), InstrumentRow.retired.is_(None))
             ).all()
         return [_as_session(row) for row in rows]
 
@@ -121,7 +124,9 @@ class Sessions:
         is_new_welcome: bool = False,
         who: str = "",
     ) -> Session:
-        """Start a session, or change the one that goes on; what the service chose starts anew.
+        """Start a session, or change the one that goes on; then the service chooses anew.
+
+        The same settings once more change nothing.
 
         Args:
             instrument: its id.
@@ -148,6 +153,8 @@ class Sessions:
             at = now(connection)
             _check_instrument(connection, instrument, at, is_new_welcome=is_new_welcome)
             row = _running(connection, instrument)
+            if row is not None and all(getattr(row, name) == given[name] for name in given):
+                return _as_session(row)
             if row is None:
                 _forget_old(connection, instrument, at - timedelta(days=KEPT_DAYS))
                 new = {
@@ -231,9 +238,9 @@ class Sessions:
 
     def record(self, frames: Sequence[AnsweredFrame]) -> None:
         """Add frames to the history and the counts of their sessions; one that is there is kept."""
-        with self._database.writing() as connection:
-            for session_id in sorted({one.session_id for one in frames}):
-                own = [one for one in frames if one.session_id == session_id]
+        for session_id in sorted({one.session_id for one in frames}):
+            own = [one for one in frames if one.session_id == session_id]
+            with self._database.writing() as connection:
                 _record(connection, session_id, own)
 
     def frame(self, session_id: int, frame_id: str) -> AnsweredFrame | None:
@@ -321,6 +328,11 @@ def _note(
         "why": why,
     }
     connection.execute(insert(SessionEventRow).values(row))
+    own = SessionEventRow.session_id == session.id
+    newest = select(SessionEventRow.id).where(own).order_by(SessionEventRow.id.desc())
+    last = connection.execute(newest.offset(EVENTS_KEPT).limit(1)).scalar()
+    if last is not None:
+        connection.execute(delete(SessionEventRow).where(own, SessionEventRow.id <= last))
 
 
 def _record(connection: Connection, session_id: int, frames: Sequence[AnsweredFrame]) -> None:

@@ -31,6 +31,7 @@ from manybeam.serve.query import RequestQuery
 from manybeam.serve.sessions.keeper import Chosen, LiveSession, SessionKeeper
 from manybeam.serve.sessions.monitor import ConditionMonitor
 from manybeam.serve.sessions.settings import SessionSettings
+from manybeam.serve.wire import plain
 from manybeam.spec.facility import facility_library
 
 logger = logging.getLogger(__name__)
@@ -388,8 +389,8 @@ def _record(
         "shares": [float(weights.get(member, 1.0)) for member in answer.members],
         "why": answer.why,
         "verdict": answer.verdict,
-        "drift_score": answer.drift_score,
-        "predicted_f1": known and [known.f1, known.low, known.high],
+        "drift_score": plain(answer.drift_score),
+        "predicted_f1": known and [plain(one) for one in (known.f1, known.low, known.high)],
         "atoms": len(answer.atoms),
         "dropped": list(answer.dropped),
         "degraded": list(answer.notes),
