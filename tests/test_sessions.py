@@ -1,5 +1,6 @@
 """Sessions of instruments: who answers from frame to frame, what is kept, and what is refused."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -459,6 +460,19 @@ def test_sessions_go_on_without_the_database_and_the_history_follows(
     assert live.chosen == chosen
     answers.close()
     assert home.exists()
+
+
+def test_a_frame_does_not_wait_for_a_database_that_hangs(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene", members=[0])
+    hanging = threading.Event()
+    monkeypatch.setattr(Sessions, "frame", lambda *_: hanging.wait(30))
+    begun = time.monotonic()
+    assert answers.keeper.frame(live, "a") is None
+    assert time.monotonic() - begun < 5
+    hanging.set()
+    assert ask(answers, live, frames[0]).answer.members == (0,)
 
 
 def test_a_replica_that_never_reached_the_database_says_so(home: Path) -> None:

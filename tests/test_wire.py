@@ -257,7 +257,7 @@ def test_json_says_null_where_a_spread_is_not_known() -> None:
 def test_a_problem_says_what_is_wrong_what_to_do_and_which_request_it_was() -> None:
     assert problem(Busy("full", "32 at most", "come back"), "r-1") == {
         "type": "urn:manybeam:busy",
-        "title": (Busy.__doc__ or "").rstrip("."),
+        "title": "Too many requests are waiting; send the same request again soon",
         "status": 429,
         "detail": "full; 32 at most",
         "hint": "come back",

@@ -109,8 +109,8 @@ def test_without_the_server_a_version_that_was_answered_with_is_loaded_again(
     zoo.register(name, members_of(1), job={}, scores=[Score(0, "nominal", "d", {"f1": 0.5})])
     before = LiveVersions(ZooVersions(zoo, [name + "@1"], fresh_s=0.0), every_s=0.0)
     assert before.degraded() == []
-    frail_facility.stop("mlflow")
     again = zoo_at(frail_facility, zoo._cache.folder)  # of a replica that starts now
+    frail_facility.stop("mlflow")
     live = LiveVersions(ZooVersions(again, [name + "@1"], fresh_s=0.0), every_s=0.0)
     assert live.get(name + "@1").matrix.value(0, "nominal") == 0.5
     assert "what this machine read last" in live.degraded()[0]

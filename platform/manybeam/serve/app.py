@@ -26,6 +26,13 @@ from manybeam.errors import (
     Unreachable,
     WorkFailed,
 )
+from manybeam.serve.deployed import (
+    Deployed,
+    check_room,
+    deploy_or_go_on,
+    forget_deployed,
+    running_deployed,
+)
 from manybeam.serve.haproxy import (
     URL,
     forget_haproxy,
@@ -36,13 +43,6 @@ from manybeam.serve.haproxy import (
 )
 from manybeam.serve.ports import port_in_use, port_is_free
 from manybeam.serve.replica_addresses import LOOPBACK, ForProxyOnly, listen_inside
-from manybeam.serve.rollout import (
-    Rollout,
-    check_room,
-    forget_rollout,
-    roll_out,
-    running_rollout,
-)
 from manybeam.settings import settings
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def run_service(
     needs_token = _needs_token(host, running, tokens=tokens, insecure=insecure)
     _check_refs(refs or ())
     address = cluster.connect()
-    before = running_rollout() if running else None
+    before = running_deployed() if running else None
     replicas = replicas or (before.replicas if before else running.replicas if running else 1)
     plan = Plan(
         _refs_of(before) if refs is None else tuple(refs),
@@ -179,7 +179,7 @@ def run_service(
         variables = _new_variables(plan.platform, cores, address, host, port)
     variables[TOKENS] = str(needs_token)
     plan = replace(plan, proxy_key=haproxy_key(variables))
-    wanted = Rollout(
+    wanted = Deployed(
         asdict(plan), _actor(before, cpus_per_replica, gpus_per_replica, variables), replicas
     )
     check_room(wanted)
@@ -187,7 +187,7 @@ def run_service(
         if running is None:
             # The rules bring HAProxy to the host; all else that Ray starts stays on loopback.
             _start_serve(LOOPBACK if plan.proxy_key else host, port, variables)
-        roll_out(wanted, _deploy, before)
+        deploy_or_go_on(wanted, _deploy, before)
         return _answering(_service_url(), plan.platform)
     except BaseException:  # Ctrl-C too: no proxy may go on without a service behind it
         if running is None:
@@ -196,12 +196,12 @@ def run_service(
         raise
 
 
-def _refs_of(before: Rollout | None) -> tuple[str, ...]:
+def _refs_of(before: Deployed | None) -> tuple[str, ...]:
     return tuple(before.plan["refs"]) if before else ()
 
 
 def _actor(
-    before: Rollout | None, cpus: float | None, gpus: float | None, variables: dict[str, str]
+    before: Deployed | None, cpus: float | None, gpus: float | None, variables: dict[str, str]
 ) -> dict[str, Any]:
     """Return the options of a replica's process for Ray."""
     known = before.actor if before else {"num_cpus": 0.0, "num_gpus": 0.0}
@@ -263,7 +263,7 @@ def stop_service() -> bool:
         _shut_down()
     else:
         return False
-    forget_rollout()
+    forget_deployed()
     logger.info("service stopped")
     return True
 
@@ -477,7 +477,7 @@ def _http_options() -> Any:
     return client.http_config if client else None
 
 
-def _deploy(wanted: Rollout) -> None:
+def _deploy(wanted: Deployed) -> None:
     from ray import serve
 
     deployment = serve.deployment(
@@ -506,7 +506,7 @@ def _deploy(wanted: Rollout) -> None:
         ) from error
 
 
-def _plan(wanted: Rollout) -> Plan:
+def _plan(wanted: Deployed) -> Plan:
     """Return the arguments of a replica, from JSON data."""
     return Plan(**{**wanted.plan, "refs": tuple(wanted.plan["refs"])})
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Request, Response, Security
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from manybeam import __version__
 from manybeam.asgi import HeadAsGet
@@ -489,8 +490,18 @@ async def _unrouted(handler: RequestHandler, request: Request, error: Exception)
         raise NotFound(f"no path {path!r}", there)
 
     response = await handler.answered("unknown", request, refuse)
-    response.headers.update(getattr(error, "headers", None) or {})
+    if is_known:
+        response.headers["allow"] = ", ".join(_methods(request))
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of a path; each of them may be a route of its own."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
 
 
 def _json(

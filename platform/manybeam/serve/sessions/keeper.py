@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,6 +24,7 @@ from manybeam.serve.sessions.settings import SessionSettings
 logger = logging.getLogger(__name__)
 
 READ_S = 0.5  # pause between two readings: how soon a change is in the other replicas
+PATIENCE_S = 0.25  # of a frame that asks whether it is a repeat
 AWAY_S = 2.0  # age from which no frame asks the database whether it is a repeat
 STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
@@ -136,6 +138,7 @@ class SessionKeeper:
         self._is_logged = self._is_started = False
         self._closed, self._lock = threading.Event(), threading.Lock()
         self._writing = threading.Lock()
+        self._asking = ThreadPoolExecutor(2, thread_name_prefix="repeats")
         # Two of them: a writer may wait long for others, and readings must not wait for it.
         self._threads = [
             threading.Thread(target=one, name="sessions", daemon=True)
@@ -152,6 +155,7 @@ class SessionKeeper:
     def close(self) -> None:
         """End the threads, and record what is not recorded yet."""
         self._closed.set()
+        self._asking.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
             if thread.ident:  # it was started
                 thread.join()
@@ -267,9 +271,10 @@ class SessionKeeper:
             return known
         if self._clock() - self._read_s > AWAY_S:  # a frame does not wait for what is away
             return None
+        asking = self._asking.submit(lambda: self._sessions().frame(session_id, frame_id))
         try:
-            return self._sessions().frame(session_id, frame_id)
-        except ManybeamError as error:
+            return asking.result(timeout=PATIENCE_S)
+        except (ManybeamError, TimeoutError) as error:
             logger.info("it is not known whether a frame is a repeat: %s", error)
             return None
 

@@ -17,11 +17,11 @@ from manybeam.errors import ManybeamError, NoCapacity, WorkFailed
 
 logger = logging.getLogger(__name__)
 
-_KEY, _NAMESPACE = b"rollout", b"manybeam"  # in the memory of the cluster, which ends with it
+_KEY, _NAMESPACE = b"deployed", b"manybeam"  # in the memory of the cluster, which ends with it
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Deployed:
     """What the replicas of a service shall be; it may contain secrets.
 
     Args:
@@ -50,7 +50,7 @@ class Rollout:
         return -(-100 // self.replicas)
 
 
-def check_room(wanted: Rollout) -> None:
+def check_room(wanted: Deployed) -> None:
     """Refuse what no state of this cluster has room for; Ray would wait for ever.
 
     Raises:
@@ -74,7 +74,9 @@ def _places(node: dict[str, float], cpus: float, gpus: float, most: int) -> int:
     return min([most, *(int(has / each) for has, each in asked if each)])
 
 
-def roll_out(wanted: Rollout, deploy: Callable[[Rollout], None], running: Rollout | None) -> None:
+def deploy_or_go_on(
+    wanted: Deployed, deploy: Callable[[Deployed], None], running: Deployed | None
+) -> None:
     """Start what is wanted, in place of what runs; return when it answers.
 
     Args:
@@ -99,20 +101,20 @@ def roll_out(wanted: Rollout, deploy: Callable[[Rollout], None], running: Rollou
     _put(wanted)
 
 
-def running_rollout() -> Rollout | None:
+def running_deployed() -> Deployed | None:
     """Return what runs; None if that is not known, as of a service of an older version."""
     with suppress(ValueError, TypeError, KeyError):
-        return Rollout(**json.loads(_kv()._internal_kv_get(_KEY, namespace=_NAMESPACE) or b""))
+        return Deployed(**json.loads(_kv()._internal_kv_get(_KEY, namespace=_NAMESPACE) or b""))
     return None
 
 
-def forget_rollout() -> None:
+def forget_deployed() -> None:
     """Forget what runs: the service has ended."""
     _kv()._internal_kv_del(_KEY, namespace=_NAMESPACE)
 
 
-def _put(rollout: Rollout) -> None:
-    content = json.dumps(asdict(rollout)).encode()
+def _put(deployed: Deployed) -> None:
+    content = json.dumps(asdict(deployed)).encode()
     _kv()._internal_kv_put(_KEY, content, overwrite=True, namespace=_NAMESPACE)
 
 
