@@ -53,6 +53,8 @@ def test_nothing_means_the_defaults() -> None:
         pytest.param(b'{"members": [1]}', "selection chooses", id="members under auto"),
         pytest.param(b'{"policy": "pinned"}', "needs the REF", id="pinned to nothing"),
         pytest.param(b'{"false_atoms": 1}', "false_atoms", id="bound"),
+        pytest.param(b'{"false_atoms": false}', "false_atoms", id="bound of another type"),
+        pytest.param(b'{"budget_ms": "50"}', "budget_ms", id="number as text"),
         pytest.param(b'{"select_every": 0}', "select_every", id="never select"),
         pytest.param(b'{"pixel_size_pm": "NaN"}', "pixel_size_pm", id="size"),
     ],

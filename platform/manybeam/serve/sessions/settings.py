@@ -15,7 +15,7 @@ MAX_BODY = 64 * 2**10  # bytes
 class SessionSettings(BaseModel):
     """The settings of a session; all have a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     policy: Literal["auto", "pinned"] = Field(
         "auto",
