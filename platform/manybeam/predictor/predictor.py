@@ -154,7 +154,9 @@ class Predictor:
         if not question.is_size_trusted:
             check_pixel_size(frame, version, self._facility)
         work = _work(version, frame)
-        weights, notes = self._in_time(version, look, work, everyone, deadline)
+        weights, notes = everyone, list[str]()
+        if not question.keeps_members:
+            weights, notes = self._in_time(version, look, work, everyone, deadline)
         with self.pace.timing(work, len(weights), deadline.seconds):
             with deadline.stage("predict"):
                 whole = version.ensemble.predict(
