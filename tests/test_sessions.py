@@ -13,6 +13,7 @@ import pytest
 
 from manybeam.data.io.frame import Frame
 from manybeam.db.deployment import open_database
+from manybeam.db.serving.rollouts import Rollouts
 from manybeam.db.serving.sessions import Sessions
 from manybeam.errors import (
     Conflict,
@@ -27,8 +28,11 @@ from manybeam.errors import (
 from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked
+from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.loaded import OneVersion
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.metrics import Meter
+from manybeam.serve.predict import Service
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.sessions import keeper as keeping
 from manybeam.serve.sessions.answering import SELECTIONS, SessionAnswer, SessionAnswers
@@ -36,6 +40,8 @@ from manybeam.serve.sessions.content import session_content
 from manybeam.serve.sessions.keeper import Chosen, LiveSession, SessionKeeper
 from manybeam.serve.sessions.monitor import LAST, REFERENCE, ConditionMonitor
 from manybeam.serve.sessions.settings import SessionSettings, read_settings
+from manybeam.serve.traffic.traffic import Traffic
+from manybeam.serve.wire import Frames
 
 QUERY = RequestQuery(pixel_size_pm=16.0)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -573,7 +579,7 @@ def test_few_selections_wait_with_their_frames_in_memory(
     answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go = threading.Event()
-    monkeypatch.setattr(answers, "_selected", lambda *_: may_go.wait(60))
+    monkeypatch.setattr(answers, "_ranked", lambda *_: may_go.wait(60))
     lives = [put(answers, f"STEM-{number}") for number in range(SELECTIONS + 2)]
     for live in lives:
         ask(answers, live, frames[0])
@@ -611,6 +617,26 @@ def test_a_callers_selection_for_a_session_that_changed_is_refused(
     two.keeper.end("STEM-1", who="ada")
     with pytest.raises(Conflict, match="changed or ended meanwhile"):
         one.adopt(live, seen, best, "a", 0.1)
+
+
+def test_a_shadow_waits_for_a_callers_selection(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame]
+) -> None:
+    versions = LiveVersions(ZooVersions(rehearsed_zoo), every_s=0.0)
+    traffic = Traffic(versions, lambda: Rollouts(open_database()), Meter())
+    service = Service(versions, traffic)
+    service.sessions.put("STEM-1", SessionSettings(), is_new_welcome=True, who="ada")
+    one = Frames((frames[0].pixels_yx,))
+    content, _ = service.select_for("STEM-1", one, QUERY, Deadline())
+    assert content["ref"] == "graphene@2"
+    assert traffic.live.begun == 1
+    pinned = SessionSettings(policy="pinned", ref="graphene@2")
+    service.sessions.put("STEM-1", pinned, is_new_welcome=True, who="ada")
+    with pytest.raises(Conflict, match="is pinned"):
+        service.select_for("STEM-1", one, QUERY, Deadline())
+    assert traffic.live.begun == 1  # it is refused before any work
+    service.sessions.close()
+    assert home.exists()
 
 
 def test_an_earlier_reading_does_not_bring_back_a_session_that_ended(

@@ -113,7 +113,8 @@ class LiveVersions:
             self._fault = error
             return ()
         except ManybeamError as error:
-            self._warn("", f"what serves is not known anew: {error}")
+            if self._is_news("", error):
+                logger.warning("what serves is not known anew: %s", error)
             self._fault = error
             return self._serving
         self._fault = None
@@ -156,21 +157,22 @@ class LiveVersions:
         try:
             self._put(ref, self.source.get(ref))
         except UnknownRef as error:  # removed, or its alias was: the next request is told so
-            self._warn(ref, f"{ref} serves no longer: {error}")
+            if self._is_news(ref, error):
+                logger.warning("%s serves no longer: %s", ref, error)
             with self._lock:
                 self._ready.pop(ref, None)
             return error.what if ref in self._held else ""
         except Exception as error:  # one that fails must not keep the others from being renewed
-            self._warn(ref, f"{ref} is not renewed: {error}", exc_info=not _is_ours(error))
+            if self._is_news(ref, error):
+                logger.warning("%s is not renewed: %s", ref, error, exc_info=not _is_ours(error))
             return str(getattr(error, "what", type(error).__name__))
         self._warned.pop(ref, None)
         return ""
 
-    def _warn(self, ref: str, text: str, *, exc_info: bool = False) -> None:
-        """Log what is wrong with a reference, once until it changes: rounds follow each other."""
-        if self._warned.get(ref) != text:
-            logger.warning("%s", text, exc_info=exc_info)
-        self._warned[ref] = text
+    def _is_news(self, ref: str, error: Exception) -> bool:
+        """Return whether the log was not told of it yet; rounds follow each other soon."""
+        before, self._warned[ref] = self._warned.get(ref), str(error)
+        return before != str(error)
 
     def _note(self, ref: str, why: str) -> None:
         """Let answers say that a version goes on in place of one that fails."""

@@ -219,16 +219,7 @@ class SessionAnswers:
             Conflict: the session is pinned, or it was changed or ended meanwhile.
         """
         self.check_selects(live)
-        assert best.selection is not None  # noqa: S101 - a frame too small is refused
-        weights = best.selection.weights
-        chosen = Chosen(
-            best.version.ref,
-            tuple(weights),
-            tuple(weights.values()),
-            best.selection.reasons[0],
-            live.frames,
-            is_selected=True,
-        )
+        chosen = _selected(live, best)
         values = {"frame_id": frame_id, "selection_ms": round(1000 * took_s)}
         while not self.keeper.switch(live, seen, chosen, kind="switched", values=values):
             instrument, before = live.stored.instrument, seen
@@ -300,7 +291,7 @@ class SessionAnswers:
             if live.settings.policy == "pinned" or live.chosen is not seen:
                 return  # others answer already
             if chosen is None:
-                chosen = live.chosen = _chosen(answer, live, is_selected=False)
+                chosen = live.chosen = _chosen(answer, live)
                 live.monitor = None
             why = _why_anew(live, chosen, answer, look, best_f1)
             is_resting = time.monotonic() < live.rests_until_s
@@ -329,8 +320,7 @@ class SessionAnswers:
             while not (self.is_quiet() or time.monotonic() > begun + QUIET_S):
                 self._closed.wait(0.01)
             before, begun = live.chosen, time.monotonic()
-            answer = self._selected(request, frame)
-            chosen = _chosen(answer, live, is_selected=True)
+            chosen = _selected(live, self._ranked(request, frame))
             is_same = before is not None and (before.ref, before.members) == (
                 chosen.ref,
                 chosen.members,
@@ -355,7 +345,7 @@ class SessionAnswers:
             live.is_selecting = False
             self._room.release()
 
-    def _selected(self, request: _Request, frame: Frame) -> Answer:
+    def _ranked(self, request: _Request, frame: Frame) -> Ranked:
         question = Question(
             request.live.settings.ref,
             is_selecting=True,
@@ -363,7 +353,7 @@ class SessionAnswers:
         )
         self._at_work = Deadline()
         self._at_work.is_cancelled = self._closed.is_set()
-        return self._predictor.answer(frame, question, self._at_work)
+        return self._predictor.rank(frame, question, self._at_work)[0]
 
 
 def _why_anew(
@@ -411,7 +401,21 @@ def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | N
     )
 
 
-def _chosen(answer: Answer, live: LiveSession, *, is_selected: bool) -> Chosen:
+def _selected(live: LiveSession, best: Ranked) -> Chosen:
+    """Return the members that a selection chose as those that answer from now on."""
+    selection = best.selection
+    assert selection is not None  # noqa: S101 - a frame too small is refused
+    return Chosen(
+        best.version.ref,
+        tuple(selection.weights),
+        tuple(selection.weights.values()),
+        selection.reasons[0],
+        frame=live.frames,
+        is_selected=True,
+    )
+
+
+def _chosen(answer: Answer, live: LiveSession) -> Chosen:
     """Return the members of an answer as those that answer from now on; the dropped ones too."""
     weights = answer.selection.weights if answer.selection else {}
     if answer.dropped or not weights:
@@ -422,7 +426,6 @@ def _chosen(answer: Answer, live: LiveSession, *, is_selected: bool) -> Chosen:
         tuple(weights.values()),
         answer.reasons[0] if answer.reasons else "all members",
         frame=live.frames,
-        is_selected=is_selected,
     )
 
 
