@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.learn.nets.shapes import side_multiple
+from manybeam.learn.nets.shapes import is_local, side_multiple
 from manybeam.spec.recipe import Network
 
 Map = NDArray[np.float32]
@@ -82,6 +82,8 @@ def around(
         scale: its pixels for each recorded pixel.
         network: their shape.
     """
+    if not is_local(network):
+        return slice(0, shape[0]), slice(0, shape[1])
     step = max(side_multiple(network), 2)
     starts, stops = [], []
     for part, side in zip(window, shape, strict=False):
