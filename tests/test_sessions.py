@@ -760,6 +760,53 @@ def test_what_was_never_recorded_is_logged_when_a_replica_ends(
     monkeypatch.undo()
 
 
+def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame]
+) -> None:
+    is_away, copy = [False], home / "cache" / "sessions.json"
+
+    def sessions() -> Sessions:
+        if is_away[0]:
+            raise DatabaseUnreachable("the database does not answer")
+        return Sessions(open_database())
+
+    def replica() -> SessionAnswers:
+        keeper = SessionKeeper(sessions, copy=copy)
+        keeper.start()
+        return SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), keeper)
+
+    first = replica()
+    put(first, policy="pinned", ref="graphene", members=[1])
+    put(first, "STEM-2")
+    first.keeper.end("STEM-2", who="ada")
+    first.keeper.read()
+    first.close()
+    is_away[0] = True
+    second = replica()
+    live = known(second, 1)
+    assert second.keeper.of("STEM-2") is None
+    assert "this machine read last" in second.keeper.degraded()[0]
+    assert ask(second, live, frames[0], "a").answer.members == (1,)
+    is_away[0] = False
+    second.keeper.read()
+    assert second.keeper.degraded() == []
+    assert [one.frame_id for one in second.keeper.told(live, 9, 9)[1]] == ["a"]
+    second.close()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"7", b'[{"id": 1}]', b"[7]"])
+def test_a_damaged_copy_of_sessions_counts_as_none(home: Path, damaged: bytes) -> None:
+    def sessions() -> Sessions:
+        raise DatabaseUnreachable("the database does not answer")
+
+    copy = home / "sessions.json"
+    copy.write_bytes(damaged)
+    keeper = SessionKeeper(sessions, copy=copy)
+    keeper.start()
+    assert keeper.degraded() == ["sessions are not known: the database does not answer"]
+    keeper.close()
+
+
 def test_a_replica_that_never_reached_the_database_says_so(home: Path) -> None:
     def sessions() -> Sessions:
         raise DatabaseUnreachable("the database does not answer", "", "")

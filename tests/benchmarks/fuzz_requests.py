@@ -91,7 +91,7 @@ VALUES = [
 METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "X" * 30]
 SESSION = ["GET", "GET", "PUT", "PUT", "PUT", "DELETE"]  # methods of a session's path
 SETTINGS = {  # of a session: values that are allowed, and some that are not
-    "policy": ("auto", "auto", "pinned", "x", 1), "ref": ("auto", "tiny", "tiny@1", "\ud800", "", 7),
+    "policy": ("auto", "auto", "pinned", "x", 1), "ref": ("auto", "tiny", "tiny@1", "\ud800", 7),
     "members": ([], [0], [1, 0], [0, 0], [99], [-1], {}), "order": ("all", "newest", None),
     "budget_ms": (None, 1, 50, 60_000, 0, 1e300, True, 10**30), "condition": ("", "none", "a\0b"),
     "pixel_size_pm": (None, 16, 16.5, 0, float("nan")), "select_every": (1, 2, 100, 0, "1"),

@@ -25,6 +25,7 @@ from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import answer_content
 from manybeam.serve.sessions.keeper import LiveSession, SessionKeeper, no_session
 from manybeam.serve.wire import Frames
+from manybeam.settings import settings
 from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Service:
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
-        self.sessions = SessionAnswers(self._predictor, SessionKeeper(sessions))
+        keeper = SessionKeeper(sessions, copy=settings().cache / "sessions.json")
+        self.sessions = SessionAnswers(self._predictor, keeper)
 
     def degraded(self) -> list[str]:
         """Return what limits the service now, in words."""

@@ -2,23 +2,27 @@
 
 No frame waits for the database: sessions are read twice a second, and the history is written in
 batches. While the database is away, sessions go on as they were; what was answered is recorded
-when it is back, as much as fits in memory.
+when it is back, as much as fits in memory. A copy in a file is for a replica that starts then.
 """
 
+import json
 import logging
 import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
+from manybeam.data.disk import write_files
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
-from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound
+from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound, WriteFailed
 from manybeam.serve.sessions.monitor import ConditionMonitor
 from manybeam.serve.sessions.settings import SessionSettings
 
@@ -132,12 +136,18 @@ class SessionKeeper:
     Args:
         sessions: returns the sessions of the database, or raises an error if it is away.
         clock: monotonic seconds.
+        copy: the file of the copy; no copy if left out.
     """
 
     def __init__(
-        self, sessions: Callable[[], Sessions], clock: Callable[[], float] = time.monotonic
+        self,
+        sessions: Callable[[], Sessions],
+        clock: Callable[[], float] = time.monotonic,
+        copy: Path | None = None,
     ) -> None:
-        self._sessions, self._clock = sessions, clock
+        self._sessions, self._clock, self._copy = sessions, clock, copy
+        self._copied: set[tuple[int, int]] | None = None  # id and revision of what is in the file
+        self._is_of_copy = False
         self._live: dict[str, LiveSession] = {}
         # By instrument: the session that ended here, and when. An earlier reading still shows it.
         self._ended: dict[str, tuple[int, float]] = {}
@@ -165,6 +175,8 @@ class SessionKeeper:
         """Read the sessions, then keep them in line in threads until `close`."""
         self._is_started = True
         self.read()
+        if math.isinf(self._read_s):
+            self._load()
         for thread in self._threads:
             thread.start()
 
@@ -198,7 +210,11 @@ class SessionKeeper:
         said: list[str] = []
         age_s = self._clock() - self._read_s
         if math.isinf(age_s) and self._is_started:
-            said.append("sessions are not known: the database does not answer")
+            said.append(
+                "sessions are those that this machine read last: the database does not answer"
+                if self._is_of_copy
+                else "sessions are not known: the database does not answer"
+            )
         elif STALE_S < age_s < math.inf:
             said.append(f"sessions are those of {age_s:.0f} s ago")
         if self._lost:
@@ -387,6 +403,7 @@ class SessionKeeper:
                 for instrument, live in self._live.items()
                 if live.stored.id in known or live.taken_s >= begun  # started after the reading
             }
+        self._write_copy(running)
 
     def _take_if_readable(self, stored: Session) -> None:
         """Use a stored session; one that another version of Manybeam wrote may not be readable."""
@@ -397,6 +414,30 @@ class SessionKeeper:
             if key not in self._unreadable:
                 logger.exception("the session of %s cannot be used", stored.instrument)
             self._unreadable.add(key)
+
+    def _write_copy(self, running: Sequence[Session]) -> None:
+        """Write the copy if sessions began, changed or ended; their counts may be older in it."""
+        there = {(one.id, one.revision) for one in running}
+        if self._copy is None or there == self._copied:
+            return
+        self._copied = there
+        content = json.dumps([asdict(one) for one in running], default=datetime.isoformat)
+        try:
+            write_files({self._copy: content.encode()})
+        except WriteFailed as error:
+            logger.warning("the copy of the sessions was not written: %s", error)
+
+    def _load(self) -> None:
+        """Take the copy, because the database did not answer yet; a damaged one counts as none."""
+        try:
+            listed = json.loads(self._copy.read_bytes()) if self._copy else []
+            sessions = [_of_copy(one) for one in listed]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.info("there is no copy of the sessions: %s", error)
+            return
+        for one in sessions:
+            self._take_if_readable(one)
+        self._is_of_copy = self._copy is not None
 
     def write(self) -> None:
         """Record the answered frames that wait; without an answer, the next time."""
@@ -446,6 +487,11 @@ class SessionKeeper:
     def _go_on_writing(self) -> None:
         while not self._closed.wait(READ_S):
             self.write()
+
+
+def _of_copy(content: dict[str, Any]) -> Session:
+    started = datetime.fromisoformat(content["started"])
+    return Session(**{**content, "members": tuple(content["members"]), "started": started})
 
 
 def _taken(frame_id: str, what: str) -> Conflict:
