@@ -17,8 +17,9 @@ import pytest
 import urllib3
 
 from manybeam.cluster.identity import platform_id
-from manybeam.errors import NoCapacity, WorkFailed
+from manybeam.errors import Conflict, NoCapacity, WorkFailed
 from manybeam.serve.app import PLATFORM, run_service, service_state, stop_service
+from manybeam.serve.deployed import forget_deployed
 from manybeam.settings import settings
 from manybeam.zoo.registry import Zoo
 
@@ -141,10 +142,11 @@ def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> Non
         """Be the frame that no process survives: a process that begins it is killed."""
         while not is_answered.wait(0.001):
             for path in marks.glob("*.*"):
-                pid = int(path.read_text() or 0)
-                if pid and pid not in killed:
-                    os.kill(pid, signal.SIGKILL)
-                    killed.add(pid)
+                with suppress(FileNotFoundError):  # it ended first
+                    pid = int(path.read_text() or 0)
+                    if pid and pid not in killed:
+                        os.kill(pid, signal.SIGKILL)
+                        killed.add(pid)
 
     stream = io.BytesIO()
     np.save(stream, np.random.default_rng(0).random((500, 500), dtype=np.float32))
@@ -169,9 +171,20 @@ def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str)
     assert _replicas() < before
 
 
+def test_a_service_that_an_older_version_started_loses_no_ensemble(url: str) -> None:
+    port, before = _port(url), _two_replicas(url)
+    forget_deployed()  # older versions kept nothing there
+    with pytest.raises(Conflict, match="manybeam serve up REF"):
+        run_service(None, port=port, replicas=2)
+    assert _replicas() == before
+    run_service(["graphene"], port=port, replicas=2)
+    run_service(None, port=port, replicas=2)
+    listed = urllib3.request("GET", f"{url}/v1/ensembles").json()["ensembles"]
+    assert [one["name"] for one in listed] == ["graphene"]
+
+
 def test_a_change_that_fails_leaves_the_service_as_it_was(url: str) -> None:
-    port = _port(url)
-    before = _replicas()
+    port, before = _port(url), _two_replicas(url)
     with Load(url) as load:
         with pytest.raises(WorkFailed, match="the service goes on as it was"):
             run_service(["graphene", "damaged"], port=port)
