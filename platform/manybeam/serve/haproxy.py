@@ -34,13 +34,14 @@ _guards: dict[str, socket.socket] = {}
 METRICS, STATISTICS = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 CONFIGURATION = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
-# A request is sent to another replica if its own dies: all answer the same. HAProxy counts tries
-# that found no replica and tries that ended one together; `edge.proxied` lets no request end more
-# than two. The first failed connection takes a replica out until it answers two checks, so that the
-# request finds another one, or Ray's proxy, which waits for the next replica.
+# A request is sent to another replica if its own dies: all answer the same. HAProxy has one count
+# for replicas that refused it and for those that died with it, so `edge.proxied` lets no request be
+# begun in more than two. The first failed connection takes a replica out until it answers two
+# checks, so that the request finds another one, or Ray's proxy, which waits for the next replica:
+# that is one try for each replica that is gone.
 RETRIES = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "4",
+    "RAY_SERVE_HAPROXY_RETRIES": "8",
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(haproxy_rules.BUFFER),
     "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",  # a host that was switched off refuses nothing
