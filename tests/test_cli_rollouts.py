@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from manybeam.cli import main
+from manybeam.cli.service.rollouts import _serves
 from manybeam.db.deployment import open_database
 from manybeam.db.owner import whoami
-from manybeam.db.serving.rollouts import Rollouts
+from manybeam.db.serving.rollouts import LOADING, Rollouts
 from manybeam.db.tokens import Instruments
+from manybeam.serve.traffic import changes
 from manybeam.zoo.lifecycle import life
 from manybeam.zoo.matrix import ENSEMBLE, Score
 from manybeam.zoo.registry import Zoo
@@ -87,6 +89,57 @@ def test_a_rollback_ends_what_runs_and_names_the_command_that_starts_it_again(
     again = "manybeam serve canary graphene@3 --instrument 'STEM 1' --instrument B --share 0.1"
     assert f"to undo: {again}\n" in err
     assert home.resolve("graphene").version == 2
+
+
+def test_a_rollback_takes_back_what_another_road_promoted_before_the_canary_ended(
+    told: Told, home: Zoo
+) -> None:
+    told("canary", "graphene@3", "--share", "0.1")
+    life.promote(home, "graphene@3", who="ada")
+    code, (row,), err = told("rollback", "graphene")
+    assert (code, row["state"], row["serves"]) == (0, "rolled back", "graphene@2")
+    assert home.resolve("graphene").version == 2
+    assert "graphene@3 served already, so the version before it serves again" in err
+    assert "graphene@2 is now serving, before it graphene@3" in err
+    assert Rollouts(open_database()).running() == []
+
+
+def test_a_rollback_of_a_canary_that_rests_names_what_serves(told: Told, home: Zoo) -> None:
+    told("canary", "graphene@3", "--share", "0.1")
+    life.promote(home, "graphene@4", who="ada", force=True, reason="trial")
+    code, (row,), err = told("rollback", "graphene")
+    assert (code, row["serves"], home.resolve("graphene").version) == (0, "graphene@4", 4)
+    assert "graphene@4 answers every frame: a running service follows" in err
+
+
+def test_a_canary_ends_while_the_zoo_is_away(told: Told, tmp_path: Path) -> None:
+    told("canary", "graphene@3", "--share", "0.1")
+    away = Zoo("http://127.0.0.1:9", "", tmp_path / "cache")  # nobody listens on that port
+    done = changes.rollback(away, "graphene", who="ada")
+    assert done.rollout
+    assert (done.rollout.outcome, done.move, done.serves) == ("rolled back", None, None)
+    assert _serves(done.serves, done.rollout) == (
+        "the zoo does not answer, so what serves is unknown: if graphene@3 does, "
+        "manybeam zoo rollback graphene"
+    )
+
+
+def test_a_rollout_whose_version_serves_is_in_nobodys_way(told: Told, home: Zoo) -> None:
+    told("canary", "graphene@3", "--share", "0.1")
+    life.promote(home, "graphene@3", who="ada")
+    assert told("shadow", "graphene@2")[0] == 0
+    (ended,) = told("canary", "--all")[1]
+    assert (ended["state"], home.resolve("graphene").version) == ("promoted", 3)
+
+
+def test_why_a_version_cannot_be_loaded_is_told_without_a_row_of_its_own(told: Told) -> None:
+    told("shadow", "graphene@3")
+    stored = Rollouts(open_database())
+    (running,) = stored.running()
+    stored.add(running.id, {LOADING: {"fault": "it cannot be loaded: graphene@3 is gone"}})
+    _, (row,), err = told("shadow")
+    assert (row["instrument"], row["fault"]) == ("", "it cannot be loaded: graphene@3 is gone")
+    assert "last failure: it cannot be loaded: graphene@3 is gone" in err
 
 
 def test_a_refused_promotion_is_exit_6_and_the_canary_goes_on_until_it_is_forced(

@@ -13,10 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manybeam.data.io.frame import stack_of
 from manybeam.db.deployment import open_database
-from manybeam.db.serving.rollouts import ROLLED_BACK, Rollout, Rollouts
-from manybeam.errors import DatabaseUnreachable, DeadlineExceeded, InvalidSetting, UnknownRef
+from manybeam.db.serving import rollouts
+from manybeam.db.serving.rollouts import LOADING, OTHERS, ROLLED_BACK, Rollout, Rollouts
+from manybeam.errors import (
+    CallerGone,
+    DatabaseUnreachable,
+    DeadlineExceeded,
+    InvalidSetting,
+    UnknownRef,
+)
+from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
+from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.predict import Service, WireAnswer
@@ -30,6 +40,7 @@ from manybeam.serve.wire import Frames
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
 ONE = Frames((FRAME,))
+FRAMES = stack_of([FRAME], 16.0, None, origin="request", is_stack=False)
 NEW, BASE = "graphene@1", "graphene@2"  # the fixture's second version serves
 
 
@@ -186,12 +197,13 @@ def test_a_share_of_the_frames_is_answered_and_a_repeated_frame_alike(setting: S
     assert len({setting.who() for _ in range(4)}) == 1  # without a name, by its pixels
 
 
-def test_a_larger_share_of_a_canary_contains_the_smaller() -> None:
+def test_a_larger_share_of_a_version_contains_the_smaller() -> None:
     made = Rollout(3, "graphene", NEW, BASE, "canary", 0.2, (), datetime.now(UTC), "ada")
     names = [f"f{number}" for number in range(500)]
+    # A larger share is a rollout of its own, with another number.
     small, large = (
-        {name for name in names if _draw(replace(made, share=share), "STEM-1", name)[0]}
-        for share in (0.2, 0.5)
+        {name for name in names if _draw(replace(made, id=id_, share=share), "STEM-1", name)[0]}
+        for id_, share in ((3, 0.2), (4, 0.5))
     )
     assert small < large
     assert abs(len(small) / 500 - 0.2) < 0.06
@@ -218,11 +230,11 @@ def test_a_version_that_cannot_be_loaded_never_answers_and_the_service_says_so(
     (told,) = setting.traffic.degraded()
     assert told == "canary of graphene@1 with all frames waits: graphene@1 is gone"
     setting.look()
-    assert setting.compared().fault == "it cannot be loaded: graphene@1 is gone"
+    assert setting.compared(LOADING).fault == "it cannot be loaded: graphene@1 is gone"
     setting.zoo.unloadable = ""
     setting.look()
     setting.look()
-    assert (setting.compared().fault, setting.who()) == ("", NEW)
+    assert (setting.compared(LOADING).fault, setting.who()) == ("", NEW)
 
 
 def test_if_the_new_version_fails_the_serving_one_answers_and_it_is_counted(
@@ -253,6 +265,67 @@ def test_a_late_answer_of_a_canary_is_late_and_not_answered_twice(setting: Setti
     with pytest.raises(DeadlineExceeded):
         setting.service.predict("graphene", ONE, query, Deadline(due_s=time.monotonic() - 1))
     assert (setting.compared().new.late, setting.compared().failed) == (1, 0)
+
+
+def test_a_caller_who_hangs_up_does_not_make_a_canary_late(setting: Setting) -> None:
+    made = setting.start("canary", share=1.0)
+    query = RequestQuery(pixel_size_pm=16.0)
+    with pytest.raises(CallerGone, match="had gone before"):
+        setting.service.predict("graphene", ONE, query, Deadline(is_cancelled=True))
+    setting.traffic.tally.write()
+    assert setting.rollouts().comparisons(made.id) == {}
+
+
+def test_of_several_ensembles_none_is_called_late_or_failed_before_one_is_chosen(
+    setting: Setting,
+) -> None:
+    setting.start("canary", share=1.0)
+    traffic, question = setting.traffic, Question("graphene")
+    sure = traffic.route(question, FRAMES, "", "f")
+    assert sure.is_sure
+    turn = sure.turns["graphene"]
+    other = replace(turn, rollout=replace(turn.rollout, id=99, ensemble="mos2", ref="mos2@2"))
+    two = replace(sure, turns={"graphene": turn, "mos2": other}, is_sure=False)
+    with pytest.raises(DeadlineExceeded):
+        traffic.ask(two, Predictor(setting.versions), _late)
+    found, back = traffic.ask(two, Predictor(setting.versions), _fails_once())
+    assert (found, back.is_back) == ("answered", True)
+    assert setting.meter.frames["canary", "failed"] == 0
+    traffic.tally.write()
+    assert setting.rollouts().comparisons(turn.rollout.id) == {}
+
+
+def _late(_: Predictor) -> str:
+    raise DeadlineExceeded("late")
+
+
+def _fails_once() -> Callable[[Predictor], str]:
+    answers = iter([RuntimeError("no such kernel"), "answered"])
+
+    def work(_: Predictor) -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return work
+
+
+def test_callers_cannot_make_rows_without_bound_by_names_that_they_invent(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "MOST_INSTRUMENTS", 3)
+    made = setting.start("canary", share=1.0)
+    for first in (0, 5):  # what a replica adds up, and what several have written
+        for number in range(first, first + 5):
+            setting.ask(instrument=f"i{number}")
+        setting.traffic.tally.write()
+    setting.traffic.tally.add(made.id, LOADING, {"fault": "gone"})
+    setting.traffic.tally.write()
+    found = setting.rollouts().comparisons(made.id)
+    counted = {name: sums["new"]["frames"] for name, sums in found.items() if "new" in sums}
+    assert counted == {"i0": 1, "i1": 1, "i2": 1, OTHERS: 7}
+    assert set(found) == {*counted, LOADING}
 
 
 # -- it ends, or the database is away ---------------------------------------------------------
@@ -287,6 +360,30 @@ def test_a_service_without_a_database_serves_and_is_not_degraded(
     setting.fault = InvalidSetting("a shared zoo needs a database")
     setting.look()
     assert (setting.who(), setting.traffic.degraded()) == (BASE, [])
+
+
+def test_what_was_read_is_followed_by_the_next_reading_if_it_could_not_be_at_once(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, follow = setting.traffic.cache, setting.traffic.cache._follow
+    monkeypatch.setattr(cache, "_follow", _fail)
+    setting.rollouts().start("canary", NEW, BASE, who="ada")
+    cache.read()
+    monkeypatch.setattr(cache, "_follow", follow)
+    setting.look()
+    assert (setting.who(), setting.meter.running) == (NEW, 1)
+
+
+def test_a_rollout_whose_version_was_promoted_by_another_road_says_how_to_end_it(
+    setting: Setting,
+) -> None:
+    setting.rollouts().start("canary", BASE, NEW, who="ada")
+    setting.look()
+    setting.ask()
+    assert setting.traffic.degraded() == [
+        "canary of graphene@2 with all frames has nothing to do: that version serves; "
+        "manybeam serve promote graphene ends it"
+    ]
 
 
 def test_a_rollout_rests_while_another_version_than_its_base_serves(setting: Setting) -> None:
@@ -426,6 +523,31 @@ def test_a_shadow_that_never_gets_its_turn_is_skipped(
     with setting.traffic.live.one():
         setting.ask(frame_id="f1")
         _until(lambda: setting.meter.frames["shadow", "skipped"] >= 1)
+
+
+def test_a_shadow_counts_the_wait_of_a_frame_from_when_it_was_given(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadows, "PATIENCE_S", 0.0)
+    setting.start("shadow")
+    setting.ask()
+    monkeypatch.setattr(shadows, "PATIENCE_S", 60.0)
+    setting.traffic.shadow.start()
+    _until(lambda: setting.meter.frames["shadow", "skipped"] == 1)
+
+
+def test_a_base_that_fails_when_it_is_timed_says_nothing_about_the_new_version(
+    setting: Setting,
+) -> None:
+    setting.traffic.shadow.start()
+    setting.start("shadow")
+    for number in range(2):  # of the second frame, the base is timed
+        setting.ask(frame_id=f"f{number}")
+        if number == 1:
+            setting.versions.get("graphene").ensemble.predict = _fail  # type: ignore[method-assign]
+        _until(lambda: setting.meter.frames["shadow", "new"] > number)  # noqa: B023 - called here
+    found = setting.compared()
+    assert (found.new.frames, found.failed, found.skipped, found.base.timed) == (2, 0, 0, 0)
 
 
 def test_a_replica_that_ends_does_not_wait_for_a_shadow(setting: Setting) -> None:

@@ -7,8 +7,9 @@ edge, a thread), our application alone, and uvicorn with FastAPI that reads the 
 writes the same map. Then eight trained U-Nets and a frame of 256 x 256 px: the service, and those
 servers of `http_rival.py` that are there. LitServe and BentoML have virtual environments of their
 own, which must see the packages of the project (a .pth file); MLflow and plain Ray Serve are in
-that of the project. All take turns, with one client and with eight. `quick` is an answer without
-frame analysis; the ensemble was not calibrated, so nothing is said of its look.
+that of the project. All take turns, with one client and with eight, or with as many as `--clients`
+says; a refused client (429) waits as long as it was told. `quick` is an answer without frame
+analysis; the ensemble was not calibrated, so nothing is said of its look.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -187,9 +189,12 @@ def prepare(out: Path) -> None:
 
 
 # -- the clients ----------------------------------------------------------------------------------
-def asked(way: Way, pool: urllib3.PoolManager) -> bytes:
-    """Return the answer of a way; raises RuntimeError if it is none."""
+def asked(way: Way, pool: urllib3.PoolManager) -> bytes | None:
+    """Return the answer of a way, None if it is refused; raises RuntimeError if it is no answer."""
     answer = pool.request("POST", way.url, body=way.body, headers=way.headers)
+    if answer.status == 429:
+        time.sleep(int(answer.headers["Retry-After"]))  # as an instrument would
+        return None
     if answer.status != 200:
         raise RuntimeError(f"{way.name} answered {answer.status}: {answer.data[:300]!r}")
     return bytes(answer.data)
@@ -201,54 +206,64 @@ def wait_for(way: Way) -> bytes:
     with urllib3.PoolManager(retries=False, timeout=60.0) as pool:
         while True:
             try:
-                return asked(way, pool)
+                return asked(way, pool) or b""
             except (urllib3.exceptions.HTTPError, RuntimeError):
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.5)
 
 
-def loaded(way: Way, clients: int, seconds: float) -> tuple[list[float], float]:
-    """Return the milliseconds of each answer to some clients, and answers per second."""
+def loaded(way: Way, clients: int, seconds: float) -> tuple[list[float], float, int]:
+    """Return milliseconds of each answer to some clients, answers per second, refused requests."""
     times: list[float] = []
+    refused: list[int] = []
     begun = time.monotonic()
 
     def ask() -> None:
         with urllib3.PoolManager(retries=False, timeout=60.0) as pool:
             while time.monotonic() < begun + seconds:
                 sent = time.perf_counter()
-                asked(way, pool)
-                times.append(1000 * (time.perf_counter() - sent))
+                answer = asked(way, pool)
+                if answer is None:
+                    refused.append(1)
+                else:
+                    times.append(1000 * (time.perf_counter() - sent))
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return times, len(times) / (time.monotonic() - begun)
+    return times, len(times) / (time.monotonic() - begun), len(refused)
 
 
 def compare(ways: Sequence[Way], clients: Sequence[int], seconds: float) -> list[dict[str, Any]]:
     """Return and print a row for each way and number of clients; ways take turns."""
     rows = []
-    print(f"{'':34s}{'clients':>8s}{'p50 ms':>10s}{'p99 ms':>10s}{'answers/s':>11s}")
+    print(f"{'':34s}{'clients':>8s}{'p50 ms':>10s}{'p99 ms':>10s}{'answers/s':>11s}{'429':>6s}")
     for count in clients:
         times: dict[str, list[float]] = {way.name: [] for way in ways}
         rates: dict[str, list[float]] = {way.name: [] for way in ways}
+        refused: Counter[str] = Counter()
         for _ in range(ROUNDS):
             for way in ways:
-                found, rate = loaded(way, count, seconds)
+                found, rate, refusals = loaded(way, count, seconds)
+                refused[way.name] += refusals
                 times[way.name] += found
                 rates[way.name].append(rate)
         for name, found in times.items():
             p50, p99 = np.percentile(found, [50, 99])
             rate = float(np.median(rates[name]))
-            rows.append({"way": name, "clients": count, "p50": p50, "p99": p99, "rate": rate})
-            print(f"{name:34s}{count:8d}{p50:10.2f}{p99:10.2f}{rate:11.1f}", flush=True)
+            row = {"way": name, "clients": count, "p50": p50, "p99": p99, "rate": rate}
+            rows.append(row | {"refused": refused[name]})
+            numbers = f"{count:8d}{p50:10.2f}{p99:10.2f}{rate:11.1f}{refused[name]:6d}"
+            print(f"{name:34s}{numbers}", flush=True)
     return rows
 
 
-def overhead(body: bytes, folder: Path, seconds: float) -> list[dict[str, Any]]:
+def overhead(
+    body: bytes, folder: Path, seconds: float, clients: Sequence[int]
+) -> list[dict[str, Any]]:
     """Compare what the null ensemble costs by HTTP."""
     query, headers = f"?pixel_size_pm={PIXEL_PM}", {"Content-Type": "application/x-npy"}
     with (
@@ -265,11 +280,11 @@ def overhead(body: bytes, folder: Path, seconds: float) -> list[dict[str, Any]]:
         for way in ways:
             wait_for(way)
             loaded(way, 1, 1.0)
-        return compare(ways, (1, 8), seconds)
+        return compare(ways, clients, seconds)
 
 
 def beside(
-    body: bytes, folder: Path, seconds: float, rivals: Sequence[str]
+    body: bytes, folder: Path, seconds: float, clients: Sequence[int], rivals: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Compare the servers of one ensemble."""
     own, octets = sys.executable, {"Content-Type": "application/octet-stream"}
@@ -307,7 +322,7 @@ def beside(
                 there.append(way)
             except (urllib3.exceptions.HTTPError, RuntimeError) as error:
                 print(f"{way.name} is left out: {error}", flush=True)
-        return compare(there, (1, 8), seconds)
+        return compare(there, clients, seconds)
 
 
 def version(name: str, python: str) -> str:
@@ -323,6 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("bench/http"))
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--only", choices=("null", "rivals"))
     parser.add_argument("--rivals", nargs="*", default=["litserve", "bentoml", "mlflow", "ray"])
     given = parser.parse_args()
@@ -333,10 +349,10 @@ def main() -> None:
     np.save(stream, frame())
     body, report = stream.getvalue(), {}
     if given.only != "rivals":
-        report["null"] = overhead(body, out, given.seconds)
+        report["null"] = overhead(body, out, given.seconds, given.clients)
     if given.only != "null":
         prepare(out)
-        report["ensemble"] = beside(body, out, given.seconds, given.rivals)
+        report["ensemble"] = beside(body, out, given.seconds, given.clients, given.rivals)
     (out / "http.json").write_text(json.dumps(report, indent=1))
 
 

@@ -14,7 +14,7 @@ import pytest
 import urllib3
 
 from manybeam.db.deployment import open_database
-from manybeam.db.serving.rollouts import Rollouts
+from manybeam.db.serving.rollouts import ROLLED_BACK, Rollouts
 from manybeam.serve.app import run_service, stop_service
 from manybeam.serve.traffic import changes
 from manybeam.serve.traffic.comparison import Comparison
@@ -76,14 +76,14 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def url(
+def port(
     tmp_path_factory: pytest.TempPathFactory,
     empty_database: Path,
     tiny_members: Callable[[int], list[Any]],
     cluster: str,
     free_port: Callable[[], int],
-) -> Iterator[str]:
-    """A service of a platform of its own: `graphene@1` serves, two versions are beside it."""
+) -> Iterator[int]:
+    """Where a platform of its own serves: `graphene@1` serves, two versions are beside it."""
     home = tmp_path_factory.mktemp("traffic") / "home"
     home.mkdir()
     shutil.copy(empty_database, home / "zoo.db")
@@ -93,9 +93,18 @@ def url(
         settings.cache_clear()
         for count, alias in ((2, "serving"), (3, None), (1, None)):
             Zoo().register("graphene", tiny_members(count), job={}, alias=alias)
-        yield run_service(["graphene"], port=free_port()).url
+        yield free_port()
         stop_service()
     settings.cache_clear()
+
+
+@pytest.fixture
+def url(port: int) -> Iterator[str]:
+    """The service, started if no test before did so; no rollout runs, and none is left."""
+    yield run_service(["graphene"], port=port).url
+    stored = Rollouts(open_database())
+    for one in stored.running():
+        stored.end(one.id, ROLLED_BACK, who="ada")
 
 
 def start(kind: Any, ref: str, **more: Any) -> int:

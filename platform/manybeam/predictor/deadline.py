@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from manybeam.errors import DeadlineExceeded
+from manybeam.errors import CallerGone, DeadlineExceeded
 
 
 @dataclass
@@ -38,13 +38,14 @@ class Deadline:
         """Return if somebody still waits; long work asks between its parts.
 
         Raises:
-            DeadlineExceeded: the time is up, or the caller has gone.
+            DeadlineExceeded: the time is up.
+            CallerGone: the caller has gone.
         """
         self._check(self.clock(), what)
 
     def _check(self, now_s: float, what: str) -> None:
         if self.is_cancelled:
-            raise DeadlineExceeded(f"the caller had gone before {what}", "", "")
+            raise CallerGone(f"the caller had gone before {what}")
         if self.due_s is not None and now_s >= self.due_s:
             raise DeadlineExceeded(
                 f"the deadline passed before {what}", "", "raise deadline_ms, or want less"
@@ -55,7 +56,8 @@ class Deadline:
         """Time one stage; after the deadline it is not begun.
 
         Raises:
-            DeadlineExceeded: the time is up, or the caller has gone.
+            DeadlineExceeded: the time is up.
+            CallerGone: the caller has gone.
         """
         begun = self.clock()
         self._check(begun, name)

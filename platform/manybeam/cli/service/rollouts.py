@@ -139,23 +139,42 @@ def rollback(
 ) -> None:
     """End the running shadow or canary; if none runs, let the version before serve again.
 
+    The version before serves again too if that of the shadow or canary was promoted meanwhile.
+
     Example: manybeam serve rollback graphene --reason "misses the dopants"
     """
     from manybeam.db.deployment import authenticated_name
     from manybeam.serve.traffic import changes
     from manybeam.zoo.registry import Zoo
 
-    move, rollout = changes.rollback(Zoo(), name, who=authenticated_name(), reason=reason)
-    if rollout is None:
-        if move is not None:
-            row = {"ref": move.ref, "alias": move.alias, "before": move.previous}
-            emit([row], form, title="rolled back")
-            report_move(move)
-        say("a running service follows within 5 s")
-        return
-    emit([_facts(rollout)], form, title=f"{rollout.kind} ended")
-    say(f"{rollout.base} answers every frame again: {FOLLOWS}")
-    say(f"to undo: {_command(rollout)}", is_whole=True)
+    done = changes.rollback(Zoo(), name, who=authenticated_name(), reason=reason)
+    rollout, move = done.rollout, done.move
+    if rollout is not None:
+        row = _facts(rollout) | {"serves": done.serves}
+        emit([row], form, title=f"{rollout.kind} ended", missing=UNKNOWN)
+    elif move is not None:
+        row = {"ref": move.ref, "alias": move.alias, "before": move.previous}
+        emit([row], form, title="rolled back")
+    if move is not None:
+        if rollout is not None:
+            say(f"{rollout.ref} served already, so the version before it serves again")
+        report_move(move)
+        say(FOLLOWS)
+    elif rollout is not None:
+        say(f"{_serves(done.serves, rollout)}: {FOLLOWS}")
+        say(f"to undo: {_command(rollout)}", is_whole=True)
+
+
+def _serves(ref: str | None, ended: "Rollout") -> str:
+    """Return what answers after a rollout, in words."""
+    if ref is None:
+        return (
+            f"the zoo does not answer, so what serves is unknown: if {ended.ref} does, "
+            f"manybeam zoo rollback {ended.ensemble}"
+        )
+    if not ref:
+        return f"no version of {ended.ensemble} serves"
+    return f"{ref} answers every frame{' again' if ref == ended.base else ''}"
 
 
 def _start(
@@ -212,8 +231,8 @@ def _say_state(one: "Compared") -> None:
     since = f"since {rollout.started:%Y-%m-%d %H:%M} UTC, by {rollout.started_by}"
     ended = f"; {rollout.outcome} by {rollout.ended_by}" if rollout.ended else ""
     say(f"{rollout.id}: {rollout.words} beside {rollout.base} {since}{ended}")
-    if fault := next((row.fault for _, row in one.rows if row.fault), ""):
-        say(f"   last failure: {fault}")
+    if one.fault:
+        say(f"   last failure: {one.fault}")
     if not one.rows and rollout.ended is None:
         say("   no frame so far: is a service running, and does it get frames?")
 
@@ -230,6 +249,7 @@ def _comparison_rows(one: "Compared") -> list[dict[str, Any]]:
             **_numbers(found),
             **facts,
             "instruments": whose,
+            **({} if found else {"fault": one.fault}),
         }
         for instrument, found in rows
     ]

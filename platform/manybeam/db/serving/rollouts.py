@@ -4,7 +4,7 @@ A shadow answers frames after the serving version did, and nobody waits for it. 
 share of the frames, or those of some instruments. An ensemble has one rollout at a time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, cast
@@ -20,6 +20,10 @@ Kind = Literal["shadow", "canary"]
 KINDS: tuple[Kind, ...] = ("shadow", "canary")
 PROMOTED, ROLLED_BACK, FOLLOWED = "promoted", "rolled back", "followed by another"
 LIMIT_S = 5.0  # of the reading of a replica, so that the next one is soon
+# An instrument is what a caller writes, so only so many are kept apart; the rest is one more.
+MOST_INSTRUMENTS = 200
+# What no instrument can be called: the rest, and the loading of the new version.
+OTHERS, LOADING = "(others)", "(loading)"
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Rollouts:
     ) -> Rollout:
         """Return a new rollout of a version; one of the same version that runs is ended by it.
 
+        One whose version serves already is ended too: it was promoted.
+
         Args:
             kind: `shadow` or `canary`.
             ref: the new version, as `graphene@4`.
@@ -124,6 +130,9 @@ class Rollouts:
             connection.execute(select(AuditHead.number).with_for_update())
             ensemble = ref.partition("@")[0]
             for other in _found(connection, RolloutRow.ensemble == ensemble, _RUNS):
+                if other.ref == base:
+                    _end(connection, other, PROMOTED, who)
+                    continue
                 _check_follows(other, ref, base, kind, share, whose)
                 _end(connection, other, FOLLOWED, who)
             row = {"ensemble": ensemble, "started": now(connection), "started_by": who, **wanted}
@@ -192,7 +201,8 @@ class Rollouts:
         Args:
             rollout_id: its number.
             more: for each instrument ("" for callers without one), what is added: see `added`.
-                `new.frames` is the number of frames that the new version answered.
+                `new.frames` is the number of frames that the new version answered. Beyond
+                `MOST_INSTRUMENTS`, what a new one adds is that of `OTHERS`.
 
         Raises:
             NotFound: there is no such rollout.
@@ -200,7 +210,8 @@ class Rollouts:
         with self._database.writing() as connection:
             if not _found(connection, RolloutRow.id == rollout_id):
                 raise _unknown(rollout_id)
-            for instrument, sums in sorted(more.items()):  # two replicas lock in the same order
+            kept = _within(_instruments(connection, rollout_id), more)
+            for instrument, sums in sorted(kept.items()):  # two replicas lock in the same order
                 key = {"rollout_id": rollout_id, "instrument": instrument}
                 empty = {"frames": 0, "sums": {}, "changed": now(connection)}
                 insert_if_new(connection, RolloutComparisonRow, {**key, **empty})
@@ -239,6 +250,29 @@ def added(before: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         else:
             total[name] = total.get(name, 0) + value
     return total
+
+
+def keyed(known: Collection[str], instrument: str) -> str:
+    """Return the instrument if it is known or there is room for one more, else `OTHERS`."""
+    if instrument in known or instrument in (LOADING, OTHERS):
+        return instrument
+    count = len(known) - sum(one in known for one in (LOADING, OTHERS))
+    return instrument if count < MOST_INSTRUMENTS else OTHERS
+
+
+def _within(known: set[str], more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what is added, with instruments beyond the number that is kept as one."""
+    kept: dict[str, dict[str, Any]] = {}
+    for instrument, sums in sorted(more.items()):
+        key = keyed(known, instrument)
+        kept[key] = added(kept.get(key, {}), sums)
+        known.add(key)
+    return kept
+
+
+def _instruments(connection: Connection, rollout_id: int) -> set[str]:
+    own = RolloutComparisonRow.rollout_id == rollout_id
+    return set(connection.execute(select(RolloutComparisonRow.instrument).where(own)).scalars())
 
 
 _RUNS = RolloutRow.ended.is_(None)

@@ -1,7 +1,7 @@
 """What a person does with a rollout: start it, look at it, promote its version, roll it back.
 
-They write to the database only, so they work also while no service runs. A running service follows
-within 5 s.
+They write to the database, and a promotion or rollback of what serves to the zoo. No service has to
+run; one that runs follows within 5 s, and within 10 s if it has to load a version first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from manybeam.db.deployment import open_database
 from manybeam.db.serving.rollouts import (
+    LOADING,
     PROMOTED,
     ROLLED_BACK,
     Kind,
@@ -18,7 +19,7 @@ from manybeam.db.serving.rollouts import (
     added,
 )
 from manybeam.db.tokens import Instruments
-from manybeam.errors import Conflict, InvalidInput, NotFound
+from manybeam.errors import Conflict, InvalidInput, ManybeamError, NotFound, ZooUnreachable
 from manybeam.predictor.pixel_size import policies_of, sizes_of_members_pm
 from manybeam.serve.query import is_label
 from manybeam.serve.traffic.comparison import Comparison, Sums
@@ -58,11 +59,28 @@ class Compared:
     Attributes:
         rollout: it.
         rows: (instrument, comparison); `ALL` first if there are several, `NONE` for callers
-            without an instrument.
+            without an instrument, `OTHERS` for those beyond the number that is kept apart.
+        fault: why the new version cannot be loaded, or the last failure; "" if there is none.
     """
 
     rollout: Rollout
     rows: tuple[tuple[str, Comparison], ...]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """What a rollback did.
+
+    Attributes:
+        rollout: that was ended; None if none ran.
+        move: of the alias; None if it was not moved.
+        serves: the version that serves now, "" if none does; None if the zoo does not answer.
+    """
+
+    rollout: Rollout | None
+    move: "Promotion | None"
+    serves: str | None
 
 
 def start(
@@ -128,7 +146,7 @@ def compared(kind: Kind, *, with_ended: bool = False) -> list[Compared]:
     rollouts = Rollouts(open_database())
     wanted = [one for one in rollouts.list() if one.kind == kind]
     return [
-        Compared(one, tuple(_rows(rollouts.comparisons(one.id))))
+        _compared(one, rollouts.comparisons(one.id))
         for one in wanted
         if with_ended or one.ended is None
     ]
@@ -167,19 +185,18 @@ def promote(
     return done, rollout
 
 
-def rollback(
-    zoo: "Zoo", name: str, *, who: str, reason: str = ""
-) -> "tuple[Promotion | None, Rollout | None]":
-    """End the running rollout; if none runs, let the version before serve again.
+def rollback(zoo: "Zoo", name: str, *, who: str, reason: str = "") -> RolledBack:
+    """End the running rollout, so that its version answers no more frames.
+
+    The version before serves again if no rollout runs, or if the version of the rollout serves
+    already: it was promoted by another road, or the promotion was broken off before its end. While
+    the zoo is away, the rollout is ended all the same.
 
     Args:
         zoo: the zoo.
         name: the ensemble, or the version of its rollout.
         who: the person, for the audit log.
         reason: for the audit log.
-
-    Returns:
-        The move of the alias, or the rollout that was ended; the other one is None.
 
     Raises: as `running` and `zoo.lifecycle.life.rollback` do.
     """
@@ -188,9 +205,22 @@ def rollback(
     except NotFound:
         if Ref.parse(name).version is not None:
             raise
-        return life.rollback(zoo, name, who=who, reason=reason), None
+        move = life.rollback(zoo, name, who=who, reason=reason)
+        return RolledBack(None, move, move.ref)
     ended = Rollouts(open_database()).end(rollout.id, ROLLED_BACK, who=who, reason=reason)
-    return None, ended
+    try:
+        now = version_at(zoo.listing(ended.ensemble), life.SERVING)
+    except ZooUnreachable:
+        return RolledBack(ended, None, None)
+    serves = "" if now is None else f"{ended.ensemble}@{now}"
+    if serves != ended.ref:
+        return RolledBack(ended, None, serves)
+    try:
+        move = life.rollback(zoo, ended.ensemble, who=who, reason=reason, expect=now)
+    except ManybeamError as error:
+        what = f"the {ended.kind} of {ended.ref} has ended, but that version still serves: "
+        raise type(error)(what + error.what, error.why, error.hint) from error
+    return RolledBack(ended, move, move.ref)
 
 
 def running(name: str) -> Rollout:
@@ -301,6 +331,12 @@ def _unknown(instruments: Sequence[str], known: set[str]) -> Iterator[str]:
             f"no instrument {', '.join(map(repr, strange))} was added here: only frames whose "
             "caller names it count (manybeam instrument ls)"
         )
+
+
+def _compared(rollout: Rollout, sums: dict[str, Sums]) -> Compared:
+    faults = [sums.pop(LOADING, {}), *sums.values()]
+    fault = next((str(one["fault"]) for one in faults if one.get("fault")), "")
+    return Compared(rollout, tuple(_rows(sums)), fault)
 
 
 def _rows(sums: dict[str, Sums]) -> Iterator[tuple[str, Comparison]]:

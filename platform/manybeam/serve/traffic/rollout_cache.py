@@ -74,21 +74,26 @@ class RolloutCache:
         try:
             found = self._rollouts().watched()
         except InvalidSetting as error:  # no database, so nobody can start a rollout
-            self._log(error)
+            self._log("read", error)
             found = Watched()
         except Exception as error:  # noqa: BLE001 - the thread must go on, or nothing is rolled back
-            self._log(error)
+            self._log("read", error)
             return
         else:
             self._is_logged = False
-        before, self._known, self._read_s = self._known, found, begun
+        self._read_s = begun
         self._running = {one.ensemble: one for one in found.running}
-        self._follow(found, before)
+        try:
+            self._follow(found, self._known)
+        except Exception as error:  # noqa: BLE001 - as above; the next reading follows again
+            self._log("followed", error)
+            return
+        self._known = found
 
-    def _log(self, error: Exception) -> None:
+    def _log(self, what: str, error: Exception) -> None:
         if not self._is_logged:
             is_strange = not isinstance(error, ManybeamError)
-            logger.warning("rollouts are not read: %s", error, exc_info=is_strange)
+            logger.warning("rollouts are not %s: %s", what, error, exc_info=is_strange)
         self._is_logged = True
 
     def _go_on_reading(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from manybeam.db.serving.rollouts import Rollout
-from manybeam.errors import DeadlineExceeded, ManybeamError
+from manybeam.errors import CallerGone, DeadlineExceeded, ManybeamError
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor
@@ -105,7 +105,7 @@ class Shadow:
 
     def __init__(self, live: LiveWork, tell: Callable[[Rollout, str, Sums], None]) -> None:
         self._live, self._tell = live, tell
-        self._frames: queue.Queue[ShadowFrame | None] = queue.Queue(QUEUE)
+        self._frames: queue.Queue[tuple[ShadowFrame, float] | None] = queue.Queue(QUEUE)
         self._is_closed, self._count, self._steps = False, 0, Steps()
         self._thread = threading.Thread(target=self._go_on, name="shadow", daemon=True)
 
@@ -124,21 +124,22 @@ class Shadow:
         """Take a frame, or count it as skipped; it never waits."""
         try:
             if frame.answer.frame.pixels_yx.size <= MOST_PX:
-                self._frames.put_nowait(frame)
+                self._frames.put_nowait((frame, time.monotonic() + PATIENCE_S))
                 return
         except queue.Full:
             pass
         self._tell(frame.rollout, frame.instrument, {"skipped": 1})
 
     def _go_on(self) -> None:
-        while (frame := self._frames.get()) is not None:
-            self._compare(frame)
+        while (waiting := self._frames.get()) is not None:
+            self._compare(*waiting)
 
-    def _compare(self, frame: ShadowFrame) -> None:
+    def _compare(self, frame: ShadowFrame, end_s: float) -> None:
         """Compare one frame; what goes wrong is counted."""
+        deadline = _Below(self._live, self._steps, end_s, lambda: self._is_closed)
         try:
-            sums = self._compared(frame)
-        except DeadlineExceeded:
+            sums = self._compared(frame, deadline)
+        except (DeadlineExceeded, CallerGone):
             sums = {"skipped": 1}
         except Exception as error:  # the shadow of one frame must not end those of others
             is_strange = not isinstance(error, ManybeamError)
@@ -146,9 +147,7 @@ class Shadow:
             sums = {"failed": 1, "fault": str(error)[:300]}
         self._tell(frame.rollout, frame.instrument, sums)
 
-    def _compared(self, frame: ShadowFrame) -> Sums:
-        end_s = time.monotonic() + PATIENCE_S
-        deadline = _Below(self._live, self._steps, end_s, lambda: self._is_closed)
+    def _compared(self, frame: ShadowFrame, deadline: "_Below") -> Sums:
         answer, new_s = self._timed(frame, frame.new, deadline)
         sums = {
             "base": answered(frame.answer),
@@ -157,7 +156,10 @@ class Shadow:
         }
         self._count += 1
         if new_s is not None and self._count % TIMED_EVERY == 2:  # the first one warms up
-            _, base_s = self._timed(frame, frame.base, deadline)
+            try:
+                _, base_s = self._timed(frame, frame.base, deadline)
+            except Exception:  # noqa: BLE001 - too late or broken: it says nothing about the new one
+                return sums
             if base_s is not None:
                 sums["base"] |= took(base_s)
                 sums["new"] |= took(new_s)

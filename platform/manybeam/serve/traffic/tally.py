@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from manybeam.db.serving.rollouts import Rollouts, added
+from manybeam.db.serving.rollouts import Rollouts, added, keyed
 from manybeam.errors import ManybeamError, NotFound
 from manybeam.serve.traffic.comparison import Sums
 
@@ -43,7 +43,8 @@ class Tally:
         """Add to the sums of one instrument; "" for callers without one."""
         with self._lock:
             own = self._sums.setdefault(rollout_id, {})
-            own[instrument] = added(own.get(instrument, {}), sums)
+            key = keyed(own, instrument)
+            own[key] = added(own.get(key, {}), sums)
 
     def write(self) -> None:
         """Write what was added; without an answer, the next time."""

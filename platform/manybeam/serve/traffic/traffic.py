@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from manybeam.data.io.frame import Frame
-from manybeam.db.serving.rollouts import Rollout, Rollouts, Watched
-from manybeam.errors import DeadlineExceeded, ManybeamError
+from manybeam.db.serving.rollouts import LOADING, Rollout, Rollouts, Watched
+from manybeam.errors import CallerGone, DeadlineExceeded, ManybeamError
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.live import LiveVersions
@@ -71,12 +71,14 @@ class Route:
         versions: those of the service.
         instrument: that asks; "" if it named none.
         turns: the rollouts that concern the request, by the reference that was asked for.
+        is_sure: whether only one ensemble can answer; `auto` may choose among several.
         is_back: whether the new version failed, so that the base answers.
     """
 
     versions: LiveVersions
     instrument: str = ""
     turns: Mapping[str, Turn] = field(default_factory=dict)
+    is_sure: bool = True
     is_back: bool = False
 
     def serving(self) -> Sequence[str]:
@@ -132,6 +134,9 @@ class Traffic:
             serves = self._serving_of(one.ensemble)
             if why := self._versions.fault(one.ref):
                 limits.append(f"{one.words} waits: {why}")
+            elif serves == one.ref:
+                end = f"manybeam serve promote {one.ensemble} ends it"
+                limits.append(f"{one.words} has nothing to do: that version serves; {end}")
             elif serves not in ("", one.base):
                 limits.append(f"{one.words} rests: {serves} serves, not {one.base}")
         return limits
@@ -148,12 +153,12 @@ class Traffic:
         if not running or question.members:
             return Route(self._versions)
         key = frame_id or _digest(frames[0])
-        turns = {}
-        for ref in self._open_refs(question.ref):
+        turns, asked = {}, self._open_refs(question.ref)
+        for ref in asked:
             rollout, base = running.get(ref.partition("@")[0]), self._versions.loaded(ref)
             if rollout is not None and base is not None and base.ref == rollout.base:
                 turns[ref] = self._turn(rollout, base, instrument, key)
-        return Route(self._versions, instrument, turns)
+        return Route(self._versions, instrument, turns, is_sure=len(asked) == 1)
 
     def ask(
         self, route: Route, predictor: Predictor, work: Callable[[Predictor], T]
@@ -169,6 +174,8 @@ class Traffic:
         with self.live.one():
             try:
                 return work(predictor.among(route)), route
+            except CallerGone:
+                raise
             except DeadlineExceeded:
                 self._note_late(route)
                 raise
@@ -180,10 +187,12 @@ class Traffic:
             # itself is raised by the base.
             back = replace(route, is_back=True)
             found = work(predictor.among(back))
-        for one in canaries:
-            is_strange = not isinstance(fault, ManybeamError)
-            logger.warning("%s failed: %s", one.rollout.words, fault, exc_info=is_strange)
-            self._tell(one.rollout, route.instrument, {"failed": 1, "fault": str(fault)[:300]})
+        words = " or ".join(one.rollout.words for one in canaries)
+        is_strange = not isinstance(fault, ManybeamError)
+        logger.warning("%s failed: %s", words, fault, exc_info=is_strange)
+        if len(canaries) == 1:  # of several that `auto` selects among, nobody knows which failed
+            why = {"failed": 1, "fault": str(fault)[:300]}
+            self._tell(canaries[0].rollout, route.instrument, why)
         return found, back
 
     def note(
@@ -226,6 +235,8 @@ class Traffic:
         }
 
     def _note_late(self, route: Route) -> None:
+        if not route.is_sure:
+            return
         for one in route.turns.values():
             if one.rollout.kind == "canary":
                 side = "new" if one.is_canary else "base"
@@ -301,17 +312,17 @@ class Traffic:
         why = self._versions.fault(rollout.ref)
         if why != self._faults.get(rollout.id, ""):
             self._faults[rollout.id] = why
-            self.tally.add(rollout.id, "", {"fault": why and f"it cannot be loaded: {why}"})
+            self.tally.add(rollout.id, LOADING, {"fault": why and f"it cannot be loaded: {why}"})
 
 
 def _draw(rollout: Rollout, instrument: str, key: str) -> tuple[bool, str]:
     """Return whether a rollout wants a frame, and why; the same frame is always answered alike.
 
-    A larger share of the same rollout contains a smaller one.
+    A larger share of the same version contains a smaller one, also if it is another rollout.
     """
     if rollout.instruments and instrument not in rollout.instruments:
         return False, f"the {rollout.words} is not for this instrument"
-    text = f"{rollout.id}\0{instrument}\0{key}".encode()
+    text = f"{rollout.ref}\0{instrument}\0{key}".encode()
     drawn = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) / 2**64
     if drawn < rollout.share:
         return True, rollout.words
