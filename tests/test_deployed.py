@@ -8,7 +8,9 @@ import pytest
 from manybeam.serve.deployed import Deployed, with_threads
 
 
-def deployed(threads: str, replicas: int, refs: tuple[str, ...] = (), cpus: float = 0.0) -> Deployed:
+def deployed(
+    threads: str, replicas: int, refs: tuple[str, ...] = (), cpus: float = 0.0
+) -> Deployed:
     environment = {"OMP_NUM_THREADS": threads} if threads else {}
     actor = {"num_cpus": cpus, "num_gpus": 0.0, "runtime_env": {"env_vars": environment}}
     return Deployed({"refs": list(refs)}, actor, replicas)

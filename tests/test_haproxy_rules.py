@@ -20,7 +20,7 @@ import urllib3
 
 from manybeam import asgi
 from manybeam.errors import problem
-from manybeam.serve import haproxy_rules
+from manybeam.serve import haproxy_rules, openapi
 from manybeam.serve.edge import access
 from manybeam.serve.haproxy import RETRIES
 from manybeam.serve.haproxy_rules import Rules, UnknownConfiguration, with_rules
@@ -277,7 +277,7 @@ def test_a_request_without_a_token_is_refused_before_its_body_comes(
         answer = http.client.HTTPResponse(sender)
         answer.begin()
         found = json.loads(answer.read())
-    assert found == problem(access.no_token(), "it's-100%-\"mine\"")
+    assert found == problem(access.no_token(), 'it\'s-100%-"mine"')
     assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert answer.headers["content-type"] == "application/problem+json"
     assert not told
@@ -315,6 +315,17 @@ def test_thousands_of_idle_sockets_on_what_watches_do_not_stop_the_service(
     begun = time.monotonic()
     assert ask(f"http://127.0.0.1:{ports[2]}/readyz", 200).status == 200
     assert time.monotonic() - begun < 2
+
+
+def test_openapi_describes_every_answer_of_the_proxy(tmp_path: Path) -> None:
+    rules = Rules(OWN, "127.0.0.1", 3, KEY, no_token='{"request_id": "NAME"}')
+    lines = with_rules(configuration(tmp_path, [1, 2, 3], 4), rules).splitlines()
+    problems = [line.split() for line in lines if "application/problem+json" in line]
+    told = {int(words[words.index("status") + 1]) for words in problems}
+    assert told == {401, 408, 502, 503, 504}
+    assert told - {401} <= set(openapi.ALWAYS)
+    assert told <= set(openapi.CHECKED)  # under /v1/
+    assert all("request_id" in line for line in lines if "application/problem+json" in line)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ proxy; it is four to seven times faster than Ray's proxy in Python.
 """
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -86,11 +86,11 @@ class ForProxyOnly:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
-        headers = dict(scope.get("headers", ()))
-        is_shown = secrets.compare_digest(headers.get(KEY_HEADER.encode(), b""), self._key)
+        given = dict(scope.get("headers", ()))
+        is_shown = secrets.compare_digest(given.get(KEY_HEADER.encode(), b""), self._key)
         if scope["type"] != "http" or is_shown or not self._key:
             if self._key and scope["type"] == "http":
-                scope = {**scope, PROXIED: self._requests.told(headers)}
+                scope = {**scope, PROXIED: self._requests.told(given)}
             await self._app(scope, receive, send)
             return
         refused = NotAllowed("a replica answers its proxy only", "", "ask the URL of the service")

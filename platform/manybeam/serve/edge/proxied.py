@@ -82,9 +82,7 @@ class Arrivals:
         wall: seconds since 1970.
     """
 
-    def __init__(
-        self, *, is_beside_proxy: bool, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, *, is_beside_proxy: bool, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self._lately: deque[float] | None = None if is_beside_proxy else deque(maxlen=LAST)
 
