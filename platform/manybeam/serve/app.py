@@ -215,6 +215,8 @@ def _actor(
     return {
         "num_cpus": known["num_cpus"] if cpus is None else cpus,
         "num_gpus": known["num_gpus"] if gpus is None else gpus,
+        # Ray spreads over the hosts only what needs something; this is next to nothing.
+        "memory": 2**20,
         "runtime_env": {"env_vars": variables},
     }
 

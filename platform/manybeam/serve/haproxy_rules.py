@@ -34,9 +34,10 @@ BODY_S = 22  # for such a body: the least rate and the grace of `edge.admission`
 # address, all are still answered.
 KEPT_OF_ADDRESS, KEPT = 64, 256
 SENDERS = "manybeam_senders"  # the section that counts all of them
-# A host that was switched off does not say so. Linux asks it after so many seconds of silence, so
-# often, and then its requests are sent again.
-SILENCE_S, ASKED = 2, 3
+# A host that was switched off does not say so. Linux asks it after a second of silence, so often,
+# and then its requests are sent again; also if it takes nothing of one for as long as that.
+ASKED = 2
+LOST_S = 1 + ASKED
 # HAProxy would otherwise map, clear and unmap its buffers at each request: 0.7 of 1.8 ms.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 
@@ -121,9 +122,10 @@ def _for_all() -> list[str]:
         *(f"    {_answer('http-error', status, _ABSENT)}" for status in (502, 503, 504)),
         "    unique-id-format %[uuid()]",
         "    option srvtcpka",
-        f"    srvtcpka-idle {SILENCE_S}s",
+        "    srvtcpka-idle 1s",
         "    srvtcpka-intvl 1s",
         f"    srvtcpka-cnt {ASKED}",
+        f"    default-server tcp-ut {LOST_S}s",
     ]
 
 
