@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from manybeam.cli import main
-from manybeam.cli.service.rollouts import _serves
+from manybeam.cli.service.rollouts import FOLLOWS, _serves
 from manybeam.db.deployment import open_database
 from manybeam.db.owner import whoami
 from manybeam.db.serving.rollouts import LOADING, Rollouts
@@ -63,7 +63,7 @@ def test_a_shadow_is_started_listed_promoted_and_taken_back(told: Told, home: Zo
         0, "graphene@3", "graphene@2", ["STEM-1"],
     )  # fmt: skip
     assert "warning" not in err
-    assert "a running service follows within 5 s; one that starts later, at its start" in err
+    assert FOLLOWS in err
     assert "to undo: manybeam serve rollback graphene" in err
     code, (row,), err = told("shadow")
     assert (code, row["frames"], row["agreed"], row["state"]) == (0, 0, None, "running")

@@ -1,5 +1,6 @@
 """The rules of HAProxy, in the real one: who may answer, who may listen, who may wait."""
 
+import http.client
 import json
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +19,9 @@ import pytest
 import urllib3
 
 from manybeam import asgi
-from manybeam.serve import haproxy_rules
+from manybeam.errors import problem
+from manybeam.serve import haproxy_rules, openapi
+from manybeam.serve.edge import access
 from manybeam.serve.haproxy import RETRIES
 from manybeam.serve.haproxy_rules import Rules, UnknownConfiguration, with_rules
 from manybeam.serve.ports import free_block
@@ -43,6 +47,8 @@ class Replica(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        names = (haproxy_rules.ARRIVED_HEADER, haproxy_rules.REQUEST_HEADER)
+        self.server.told.append([self.headers[one] for one in names])  # type: ignore[attr-defined]
         if self.server.asked is not None:  # type: ignore[attr-defined]
             self.server.asked.append("died")  # type: ignore[attr-defined]
             self.server.socket.close()  # type: ignore[attr-defined]
@@ -59,9 +65,13 @@ def replica() -> Iterator[Callable[[str], int]]:
     """Start replicas of platforms; their ports are returned."""
     servers = []
 
-    def start(platform: str, asked: list[str] | None = None) -> int:
+    def start(
+        platform: str, asked: list[str] | None = None, told: list[list[str]] | None = None
+    ) -> int:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
         server.platform, server.asked = platform, asked  # type: ignore[attr-defined]
+        server.told = [] if told is None else told  # type: ignore[attr-defined]
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a caller that left
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         servers.append(server)
         return int(server.server_port)
@@ -108,13 +118,13 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., li
 
     started, guards = [], []
 
-    def start(*targets: int, host: str = "127.0.0.1") -> list[int]:
+    def start(*targets: int, host: str = "127.0.0.1", no_token: str = "") -> list[int]:
         folder, (block, guard) = tmp_path_factory.mktemp("haproxy"), free_block()
         guards.append(guard)
         ports = block[:3]
         configuration(folder, ports, *targets)
         rules = folder / "rules.json"
-        rules.write_text(json.dumps(asdict(Rules(OWN, host, ports[2], KEY))))
+        rules.write_text(json.dumps(asdict(Rules(OWN, host, ports[2], KEY, no_token))))
         program = [sys.executable, "-I", "-S", haproxy_rules.__file__, str(rules)]
         ray_adds = ["-db", "-f", str(folder / "haproxy.cfg"), "-dR"]
         with (folder / "log").open("wb") as log:
@@ -208,6 +218,75 @@ def test_a_request_whose_replica_dies_is_answered_by_another(
     assert asked
 
 
+def test_replicas_are_told_when_a_request_arrived_and_which_it_is(
+    proxy: Proxy, replica: Start
+) -> None:
+    told: list[list[str]] = []
+    port = proxy(replica(OWN, [], told), replica(OWN, None, told))[2]
+    ask(f"http://127.0.0.1:{port}/readyz", 200)
+    names = (haproxy_rules.ARRIVED_HEADER, haproxy_rules.REQUEST_HEADER)
+    forged = "".join(f"{one}: 1\r\n" for one in names)
+    begun = time.time()
+    with Sender(port, 4, forged) as sender:
+        time.sleep(0.3)  # the body comes later
+        sender.sendall(b"late")
+        assert sender.recv(100).split()[1] == b"200"
+    first, second = told  # its replica died, so another one got it
+    assert first == second
+    assert 0 <= int(first[0]) / 1000 - begun + 0.001 < 0.3
+    assert len(first[1]) == 36
+
+
+class Sender(socket.socket):
+    """A connection on which the head of a request came, and nothing of its body."""
+
+    def __init__(self, port: int, length: int, more: str = "", source: str = "127.0.0.1") -> None:
+        super().__init__()
+        self.settimeout(20)
+        self.bind((source, 0))
+        self.connect(("127.0.0.1", port))
+        head = f"POST /v1/predict/graphene HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\n"
+        self.sendall(f"{head}{more}\r\n".encode())
+
+
+@pytest.mark.parametrize("addresses", [1, 65])
+def test_hundreds_of_slow_senders_do_not_stop_the_service(
+    addresses: int, proxy: Proxy, replica: Start
+) -> None:
+    port = proxy(replica(OWN))[2]
+    url = f"http://127.0.0.1:{port}"
+    ask(f"{url}/readyz", 200)
+    with ExitStack() as stack:
+        for one in range(haproxy_rules.BUFFERS + 8):
+            source = f"127.0.1.{1 + one % addresses}"
+            stack.enter_context(Sender(port, 2**20, source=source)).sendall(b"x")
+        time.sleep(0.5)
+        begun = time.monotonic()
+        answer = urllib3.request("POST", f"{url}/v1", body=bytes(2**18), retries=False, timeout=20)
+        assert (answer.status, time.monotonic() - begun < 2) == (200, True)
+
+
+def test_a_request_without_a_token_is_refused_before_its_body_comes(
+    proxy: Proxy, replica: Start
+) -> None:
+    told: list[list[str]] = []
+    no_token = json.dumps(problem(access.no_token(), haproxy_rules.NAME))
+    port = proxy(replica(OWN, None, told), no_token=no_token)[2]
+    ask(f"http://127.0.0.1:{port}/readyz", 200)
+    with Sender(port, 2**20, 'X-Request-Id: it\'s-100%-"mine"\r\n') as sender:
+        answer = http.client.HTTPResponse(sender)
+        answer.begin()
+        found = json.loads(answer.read())
+    assert found == problem(access.no_token(), 'it\'s-100%-"mine"')
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert not told
+    with Sender(port, 4, "Authorization: Bearer t\r\n") as sender:
+        sender.sendall(b"body")
+        assert sender.recv(100).split()[1] == b"200"
+    assert told
+
+
 def test_a_body_too_large_to_be_kept_is_not_sent_twice(proxy: Proxy, replica: Start) -> None:
     asked: list[str] = []
     url = f"http://127.0.0.1:{proxy(replica(OWN, asked), replica(OWN))[2]}"
@@ -236,6 +315,17 @@ def test_thousands_of_idle_sockets_on_what_watches_do_not_stop_the_service(
     begun = time.monotonic()
     assert ask(f"http://127.0.0.1:{ports[2]}/readyz", 200).status == 200
     assert time.monotonic() - begun < 2
+
+
+def test_openapi_describes_every_answer_of_the_proxy(tmp_path: Path) -> None:
+    rules = Rules(OWN, "127.0.0.1", 3, KEY, no_token='{"request_id": "NAME"}')
+    lines = with_rules(configuration(tmp_path, [1, 2, 3], 4), rules).splitlines()
+    problems = [line.split() for line in lines if "application/problem+json" in line]
+    told = {int(words[words.index("status") + 1]) for words in problems}
+    assert told == {401, 408, 502, 503, 504}
+    assert told - {401} <= set(openapi.ALWAYS)
+    assert told <= set(openapi.CHECKED)  # under /v1/
+    assert all("request_id" in line for line in lines if "application/problem+json" in line)
 
 
 @pytest.mark.parametrize(

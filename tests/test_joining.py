@@ -1,5 +1,6 @@
 """Whether a cluster asks for its token: what each answer of a head means."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from manybeam.cluster.joining import check_token_is_needed
+from manybeam.cluster.joining import check_token_is_needed, give_way
 from manybeam.errors import NotAllowed, Unreachable
 
 Head = Callable[[Callable[[grpc.ServicerContext], bytes]], str]
@@ -76,3 +77,19 @@ def test_a_busy_head_is_not_said_to_be_open(head: Head, monkeypatch: pytest.Monk
     with pytest.raises(Unreachable, match="does not serve requests"):
         check_token_is_needed(address)
     done.set()
+
+
+def test_work_gives_way_by_its_niceness_where_its_scheduling_is_fixed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError("as in a container")
+
+    def niceness() -> int:
+        give_way()
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1) as pool:  # on Linux it is that of a thread
+        assert pool.submit(niceness).result() > before

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 import urllib3
 
 from manybeam.cluster.identity import platform_id
-from manybeam.errors import NoCapacity, WorkFailed
+from manybeam.errors import Conflict, NoCapacity, WorkFailed
 from manybeam.serve.app import PLATFORM, run_service, service_state, stop_service
+from manybeam.serve.deployed import forget_deployed
 from manybeam.settings import settings
 from manybeam.zoo.registry import Zoo
 
@@ -96,21 +98,31 @@ def url(home: Path, free_port: Callable[[], int]) -> Iterator[str]:
 
 def _replicas() -> set[int]:
     """Return the processes of the replicas of this platform."""
-    return {
-        one.pid
-        for one in psutil.process_iter(["cmdline"])
-        if " ".join(one.info["cmdline"] or ()).startswith("ray::ServeReplica")
-        and one.environ().get(PLATFORM) == platform_id()
-    }
+    found = set()
+    for one in psutil.process_iter(["cmdline"]):
+        if " ".join(one.info["cmdline"] or ()).startswith("ray::ServeReplica"):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                if one.environ().get(PLATFORM) == platform_id():
+                    found.add(one.pid)
+    return found
 
 
 def _port(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
+def _two_replicas(url: str) -> set[int]:
+    """Return the processes of the two replicas, whatever an earlier test left."""
+    run_service(None, port=_port(url), replicas=2)
+    deadline = time.monotonic() + 60
+    while len(service_state().hosts) < 2 or len(_replicas()) != 2:  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return _replicas()
+
+
 def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
-    before = _replicas()
-    assert len(before) == 2
+    before = _two_replicas(url)
     with Load(url) as load:
         time.sleep(2)
         os.kill(before.pop(), signal.SIGKILL)
@@ -122,18 +134,57 @@ def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
     assert load.longest_gap_s < 3
 
 
+def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> None:
+    before, marks, killed = _two_replicas(url), settings().cache / "begun", set[int]()
+    is_answered, left = threading.Event(), set(marks.glob("*.*"))  # by those killed before
+
+    def kill_who_begins() -> None:
+        """Be the frame that no process survives: a process that begins it is killed."""
+        while not is_answered.wait(0.001):
+            for path in set(marks.glob("*.*")) - left:
+                with suppress(FileNotFoundError):  # it ended first
+                    pid = int(path.read_text() or 0)
+                    if pid and pid not in killed:
+                        os.kill(pid, signal.SIGKILL)
+                        killed.add(pid)
+
+    stream = io.BytesIO()
+    np.save(stream, np.random.default_rng(0).random((500, 500), dtype=np.float32))
+    target = f"{url}/v1/predict/graphene?pixel_size_pm=16"
+    killer = threading.Thread(target=kill_who_begins)
+    killer.start()
+    try:
+        answer = urllib3.request("POST", target, body=stream.getvalue(), retries=False, timeout=60)
+    finally:
+        is_answered.set()
+        killer.join()
+    assert killed == before
+    assert (answer.status, answer.json()["type"]) == (500, "urn:manybeam:work-failed")
+    assert "2 processes of the service ended" in answer.json()["detail"]
+
+
 def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str) -> None:
-    port = _port(url)
-    before = _replicas()
+    port, before = _port(url), _two_replicas(url)
     with Load(url) as load:
         assert run_service(None, port=port, replicas=1).hosts
     assert load.failures == []
     assert _replicas() < before
 
 
+def test_a_service_that_an_older_version_started_loses_no_ensemble(url: str) -> None:
+    port, before = _port(url), _two_replicas(url)
+    forget_deployed()  # older versions kept nothing there
+    with pytest.raises(Conflict, match="manybeam serve up REF"):
+        run_service(None, port=port, replicas=2)
+    assert _replicas() == before
+    run_service(["graphene"], port=port, replicas=2)
+    run_service(None, port=port, replicas=2)
+    listed = urllib3.request("GET", f"{url}/v1/ensembles").json()["ensembles"]
+    assert [one["name"] for one in listed] == ["graphene"]
+
+
 def test_a_change_that_fails_leaves_the_service_as_it_was(url: str) -> None:
-    port = _port(url)
-    before = _replicas()
+    port, before = _port(url), _two_replicas(url)
     with Load(url) as load:
         with pytest.raises(WorkFailed, match="the service goes on as it was"):
             run_service(["graphene", "damaged"], port=port)

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -205,7 +206,8 @@ def give_way() -> None:
     """
     os.setpriority(os.PRIO_PROCESS, 0, _lowered())
     if hasattr(os, "SCHED_BATCH"):  # Linux: it interrupts nobody when it wakes up
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):  # containers may forbid it; then the niceness has to do
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 @cache

@@ -6,7 +6,6 @@ proxy; it is four to seven times faster than Ray's proxy in Python.
 """
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +31,11 @@ from manybeam.serve.deployed import (
     deploy_or_go_on,
     forget_deployed,
     running_deployed,
+    with_threads,
 )
 from manybeam.serve.haproxy import (
     URL,
+    ask_for_tokens,
     forget_haproxy,
     haproxy_can_serve,
     haproxy_key,
@@ -136,7 +137,8 @@ def run_service(
         refs: ensembles loaded now; others are loaded at their first use. None for no change.
         host: address to listen on.
         port: port to listen on.
-        replicas: processes that answer; at first one.
+        replicas: processes that answer; at first one. If nothing else changes, those that run keep
+            their threads; otherwise the cores are divided anew.
         cpus_per_replica: cores reserved on the cluster for each. At first none, so that an
             instrument gets its answer also while a training uses every core.
         gpus_per_replica: GPUs reserved for each; at first none.
@@ -153,7 +155,8 @@ def run_service(
         UnknownRef: one of `refs` is not in the zoo; nothing was started.
         NoCapacity: the nodes have too few cores or GPUs; nothing was started.
         NotAllowed: other machines can reach the address, and tokens are not required.
-        Conflict: the service runs at another address, or is another platform's.
+        Conflict: the service runs at another address, is another platform's, or was started by an
+            older version and `refs` is left out.
         WorkFailed: Ray Serve did not come up.
     """
     running = _running_at(host, port)
@@ -161,6 +164,12 @@ def run_service(
     _check_refs(refs or ())
     address = cluster.connect()
     before = running_deployed() if running else None
+    if running and not before and refs is None:
+        raise Conflict(
+            "it is not known which ensembles the running service has",
+            "an older version of Manybeam started it, and a change without them would end them",
+            "name them: manybeam serve up REF...; or stop it first: manybeam serve stop",
+        )
     replicas = replicas or (before.replicas if before else running.replicas if running else 1)
     plan = Plan(
         _refs_of(before) if refs is None else tuple(refs),
@@ -175,13 +184,11 @@ def run_service(
     if running is not None:  # new replicas must fit the proxy that runs
         variables = _running_variables(running, plan.platform)
     else:
-        cores = max(1, int(cpus_per_replica or 0) or (os.cpu_count() or 1) // replicas)
-        variables = _new_variables(plan.platform, cores, address, host, port)
+        variables = _new_variables(plan.platform, address, host, port)
     variables[TOKENS] = str(needs_token)
     plan = replace(plan, proxy_key=haproxy_key(variables))
-    wanted = Deployed(
-        asdict(plan), _actor(before, cpus_per_replica, gpus_per_replica, variables), replicas
-    )
+    actor = _actor(before, cpus_per_replica, gpus_per_replica, variables)
+    wanted = with_threads(Deployed(asdict(plan), actor, replicas), before)
     check_room(wanted)
     try:
         if running is None:
@@ -208,6 +215,8 @@ def _actor(
     return {
         "num_cpus": known["num_cpus"] if cpus is None else cpus,
         "num_gpus": known["num_gpus"] if gpus is None else gpus,
+        # Ray spreads over the hosts only what needs something; this is next to nothing.
+        "memory": 2**20,
         "runtime_env": {"env_vars": variables},
     }
 
@@ -437,18 +446,16 @@ def _details() -> dict[str, Any]:
     return dict(_client().get_serve_details()["applications"][APP]["deployments"][DEPLOYMENT])
 
 
-def _new_variables(platform: str, cores: int, address: str, host: str, port: int) -> dict[str, str]:
+def _new_variables(platform: str, address: str, host: str, port: int) -> dict[str, str]:
     """Return the environment of the parts of a service that will be started.
 
     Args:
         platform: the id of the platform.
-        cores: threads of one prediction.
         address: of the cluster.
         host: where the service listens.
         port: of the service.
     """
     variables = {
-        "OMP_NUM_THREADS": str(cores),
         # Products of matrices are small here; threads of BLAS would only wait for each other.
         "OPENBLAS_NUM_THREADS": "1",
         **RAY_MIDDLEWARES,
@@ -480,6 +487,9 @@ def _http_options() -> Any:
 def _deploy(wanted: Deployed) -> None:
     from ray import serve
 
+    # HAProxy starts again with the new replicas, or with those before if the new ones fail.
+    variables = wanted.actor["runtime_env"]["env_vars"]
+    ask_for_tokens(variables, needs_token=bool(wanted.plan["needs_token"]))
     deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=wanted.replicas,
@@ -532,13 +542,14 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
     from manybeam.serve.edge.access import TokenCache
+    from manybeam.serve.edge.proxied import Arrivals, Marks, ProxiedRequests
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import ReplicaLimits, api
     from manybeam.serve.traffic.traffic import Traffic
     from manybeam.zoo.registry import Zoo
 
-    listen_inside(plan.platform)
+    is_beside_proxy = listen_inside(plan.platform)
     cluster.adopt(plan.variables)
     source = ZooVersions(Zoo(), plan.refs, capacity=plan.capacity, fresh_s=0.0)
     versions, meter = LiveVersions(source), Meter()
@@ -558,7 +569,10 @@ def replica_api(plan: Plan) -> "FastAPI":
         tokens = TokenCache(lambda: Tokens(open_database()), settings().cache / "tokens.json")
         tokens.start()
     app = api(service, limits, meter, gather, tokens)
-    app.add_middleware(ForProxyOnly, key=plan.proxy_key)
+    marks = Marks(settings().cache / "begun")
+    marks.tidy()
+    requests = ProxiedRequests(marks, Arrivals(is_beside_proxy=is_beside_proxy))
+    app.add_middleware(ForProxyOnly, key=plan.proxy_key, requests=requests)
     app.add_middleware(NamesPlatform, platform=plan.platform)
     return app
 

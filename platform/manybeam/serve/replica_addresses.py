@@ -12,13 +12,14 @@ from starlette.middleware import Middleware
 
 from manybeam.asgi import NamesPlatform
 from manybeam.errors import NotAllowed, WorkFailed, http_status, problem
+from manybeam.serve.edge.proxied import PROXIED, ProxiedRequests
 from manybeam.serve.haproxy_rules import KEY_HEADER
 
 LOOPBACK = "127.0.0.1"
 _HEAD = "node:__internal_head__"  # Ray's name of the resource that only the head has
 
 
-def listen_inside(platform: str) -> None:
+def listen_inside(platform: str) -> bool:
     """Let the servers that Ray will start in this replica listen inside and name the platform.
 
     Beside the head, HAProxy asks a replica on loopback, and on another host at the address of that
@@ -27,6 +28,9 @@ def listen_inside(platform: str) -> None:
 
     Args:
         platform: the id of the platform.
+
+    Returns:
+        Whether HAProxy is on the host of this replica.
 
     Raises:
         WorkFailed: this Ray starts its servers in another way.
@@ -54,6 +58,7 @@ def listen_inside(platform: str) -> None:
 
     for name, inside in zip(names, (add_port_inside, start_http_inside), strict=True):
         setattr(replica, name, inside)
+    return for_proxy == LOOPBACK
 
 
 def _own_addresses() -> tuple[str, str]:
@@ -73,15 +78,19 @@ class ForProxyOnly:
     Args:
         app: the ASGI application of the replica.
         key: what the proxy shows; "" if it shows nothing, because it asks by Ray alone.
+        requests: reads what the proxy tells with the key.
     """
 
-    def __init__(self, app: Any, key: str) -> None:
-        self._app, self._key = app, key.encode()
+    def __init__(self, app: Any, key: str, requests: ProxiedRequests) -> None:
+        self._app, self._key, self._requests = app, key.encode(), requests
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
-        shown = dict(scope.get("headers", ())).get(KEY_HEADER.encode(), b"")
-        if scope["type"] != "http" or secrets.compare_digest(shown, self._key) or not self._key:
+        given = dict(scope.get("headers", ()))
+        is_shown = secrets.compare_digest(given.get(KEY_HEADER.encode(), b""), self._key)
+        if scope["type"] != "http" or is_shown or not self._key:
+            if self._key and scope["type"] == "http":
+                scope = {**scope, PROXIED: self._requests.told(given)}
             await self._app(scope, receive, send)
             return
         refused = NotAllowed("a replica answers its proxy only", "", "ask the URL of the service")

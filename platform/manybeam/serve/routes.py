@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -44,6 +44,7 @@ from manybeam.serve.edge.access import ANYBODY, READ_S, Caller, TokenCache, othe
 from manybeam.serve.edge.admission import announced_length, drain, gone, has_body, read_body
 from manybeam.serve.edge.fair_queue import FairQueue, Place
 from manybeam.serve.edge.guard import HeadGuard, checked_id
+from manybeam.serve.edge.proxied import proxied
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.openapi import (
     ATOMS,
@@ -244,7 +245,7 @@ class RequestHandler:
             work: makes the answer.
             scope: what the caller's token must be for; None if everybody may ask.
         """
-        begun = request.state.begun = time.monotonic()
+        begun = request.state.begun = time.monotonic() - proxied(request.scope).waited_s
         request.state.is_read = not has_body(request)
         request_id = checked_id(request.headers)
         try:
@@ -381,7 +382,8 @@ class RequestHandler:
         try:
             body = await read_body(request, self._queue, place, due_s)
             request.state.is_read = True
-            arrived = Arrived(body, dict(request.headers), query, deadline, time.monotonic())
+            head, begun = dict(request.headers), proxied(request.scope).begun
+            arrived = Arrived(body, head, query, deadline, time.monotonic(), begun)
             run = partial(self._run, work, arrived)
             answer = self._in_turn(place, run, newest=newest)
             return await _answer(answer, request, query, due_s)
@@ -417,23 +419,25 @@ class RequestHandler:
         deadline = arrived.deadline
         deadline.seconds["wait"] = time.monotonic() - arrived.at_s
         try:
-            with deadline.stage("read"):
-                array = wire.read_body(arrived.body, arrived.headers)
-                frames = wire.read_frames(array, self.limits.max_frame_px)
-            return work(frames, arrived.query, deadline)
+            with arrived.begun():
+                with deadline.stage("read"):
+                    array = wire.read_body(arrived.body, arrived.headers)
+                    frames = wire.read_frames(array, self.limits.max_frame_px)
+                return work(frames, arrived.query, deadline)
         except MemoryError as error:
             raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A request whose body was read at `at_s`, in monotonic seconds."""
+    """A request whose body was read at `at_s`, in monotonic seconds; `begun` marks its work."""
 
     body: bytearray
     headers: dict[str, str]
     query: RequestQuery
     deadline: Deadline
     at_s: float
+    begun: Callable[[], AbstractContextManager[None]]
 
 
 async def _answer(

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from manybeam.serve.traffic.changes import Compared
     from manybeam.serve.traffic.comparison import Comparison
 
-FOLLOWS = "a running service follows within 5 s; one that starts later, at its start"
+FOLLOWS = (
+    "a running service follows within 5 s, within 10 s if it has to load a version first; one that "
+    "starts later, at its start"
+)
 BEFORE_AND_NEW = "serving version / new one"
 
 RefArgument = Annotated[
@@ -131,7 +134,7 @@ def promote(
         on_proposal=lambda proposal: show_proposal(proposal, form),
     )
     report_move(done)
-    say(f"the {rollout.kind} has ended; a running service follows within 10 s")
+    say(f"the {rollout.kind} has ended: {FOLLOWS}")
 
 
 def rollback(

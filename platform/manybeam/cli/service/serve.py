@@ -36,7 +36,11 @@ def up(
     ] = None,
     *,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; that of MANYBEAM_SERVICE_URL if left out.")
+        str,
+        typer.Option(
+            help="Address to listen on; that of MANYBEAM_SERVICE_URL if left out. On one of IPv6, "
+            "Ray's proxy in Python serves, which is slower and repeats no request."
+        ),
     ] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; likewise.")] = 0,
     tokens: Annotated[
@@ -59,7 +63,8 @@ def up(
         typer.Option(
             min=1,
             help="Processes that answer, spread over the hosts of the cluster; at first 1. With 2, "
-            "the service answers on while one is started again.",
+            "the service answers on while one is started again. Another number alone restarts "
+            "none: each keeps its threads until something else is changed too.",
         ),
     ] = None,
     cpus_per_replica: Annotated[

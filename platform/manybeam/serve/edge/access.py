@@ -300,11 +300,16 @@ def _bearer(header: str) -> str:
     """Return the token of an Authorization header."""
     scheme, _, text = header.partition(" ")
     if not header:
-        raise NotAuthenticated("this request needs a token", "it has none", _HOW)
+        raise no_token()
     text = text.strip()
     if scheme.lower() != "bearer" or not text or len(text) > MAX_TOKEN or not text.isascii():
         raise NotAuthenticated("the header Authorization holds no token", "", _HOW)
     return text
+
+
+def no_token() -> NotAuthenticated:
+    """Return the error of a request without a token; the proxy answers it too."""
+    return NotAuthenticated("this request needs a token", "it has none", _HOW)
 
 
 def _is_strange(error: Exception) -> bool:
