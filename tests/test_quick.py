@@ -94,8 +94,8 @@ def test_a_quick_answer_says_what_its_look_says(predictor: Predictor, frame: Fra
     assert answer.predicted_f1 is not None
     assert answer.predicted_f1.low <= answer.predicted_f1.f1 <= answer.predicted_f1.high
     assert (answer.verdict, answer.drift_score) == (full.verdict, full.drift_score)
-    assert "by its look" in answer.why
-    assert set(answer.seconds) == {"load", "look", NETWORKS, "calibrate"}
+    assert "by its summary" in answer.why
+    assert set(answer.seconds) == {"load", "summarise", NETWORKS, "calibrate"}
 
 
 def test_shares_weigh_the_members(predictor: Predictor, frame: Frame) -> None:
@@ -143,7 +143,7 @@ def test_a_member_that_is_not_there_is_refused(predictor: Predictor, frame: Fram
         predictor.answer(frame, Question("graphene", (7,), is_quick=True))
 
 
-def test_a_bound_on_false_atoms_is_kept_by_look(predictor: Predictor, frame: Frame) -> None:
+def test_a_bound_on_false_atoms_is_kept_by_summary(predictor: Predictor, frame: Frame) -> None:
     strict = predictor.answer(frame, Question("graphene", false_atoms=0.3, is_quick=True))
     assert strict.calibration is not None
     assert strict.calibration.false_atoms == 0.3
@@ -180,7 +180,7 @@ def test_members_that_cost_least_are_dropped_and_the_answer_says_so(
     known, selection = predictor.versions.get("graphene").performance, answer.selection
     assert known is not None
     assert selection is not None
-    left = known.looks.fewer(np.array(selection.summary), dict.fromkeys((0, 1, 2), 1 / 3), 2)
+    left = known.by_summary.fewer(np.array(selection.summary), dict.fromkeys((0, 1, 2), 1 / 3), 2)
     assert set(left) == set(answer.members)
     (note,) = [one for one in answer.notes if one.startswith("without members")]
     assert f"{answer.dropped[0]:02d}" in note

@@ -18,7 +18,7 @@ from manybeam.serve.edge.access import TokenCache
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
-from manybeam.serve.sessions import keeper as keeping
+from manybeam.serve.sessions import refresher as keeping
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -44,7 +44,7 @@ def service(
     monkeypatch.setattr(keeping, "READ_S", 0.02)
     use_settings({"MANYBEAM_HOME": str(tmp_path / "home")})
     found = Service(ZooVersions(tiny_zoo, ["graphene"]))
-    found.sessions.keeper.start()
+    found.sessions.refresher.start()
     yield found
     found.sessions.close()
 

@@ -16,6 +16,7 @@ from manybeam.db.deployment import open_database
 from manybeam.db.serving.rollouts import Rollouts
 from manybeam.db.serving.sessions import Sessions
 from manybeam.errors import (
+    CallerGone,
     Conflict,
     DatabaseUnreachable,
     DeadlineExceeded,
@@ -34,11 +35,11 @@ from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import RequestQuery
-from manybeam.serve.sessions import keeper as keeping
+from manybeam.serve.sessions import refresher as keeping
 from manybeam.serve.sessions.answering import SELECTIONS, SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import session_content
-from manybeam.serve.sessions.keeper import Chosen, LiveSession, SessionKeeper
 from manybeam.serve.sessions.monitor import LAST, REFERENCE, ConditionMonitor
+from manybeam.serve.sessions.refresher import Chosen, LiveSession, SessionRefresher
 from manybeam.serve.sessions.settings import SessionSettings, read_settings
 from manybeam.serve.traffic.traffic import Traffic
 from manybeam.serve.wire import Frames
@@ -158,9 +159,9 @@ def replica(home: Path, rehearsed_zoo: Any) -> Iterator[Make]:
     made: list[SessionAnswers] = []
 
     def make() -> SessionAnswers:
-        keeper = SessionKeeper(lambda: Sessions(open_database()))
-        made.append(SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), keeper))
-        keeper.start()
+        refresher = SessionRefresher(lambda: Sessions(open_database()))
+        made.append(SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher))
+        refresher.start()
         return made[-1]
 
     yield make
@@ -201,7 +202,7 @@ def known(answers: SessionAnswers, revision: int, instrument: str = "STEM-1") ->
     """Return a session once a replica knows of a change; on a busy machine that takes a while."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        live = answers.keeper.of(instrument)
+        live = answers.refresher.of(instrument)
         if live is not None and live.stored.revision >= revision:
             return live
         time.sleep(0.01)
@@ -219,7 +220,7 @@ def settled(answers: SessionAnswers, live: LiveSession) -> Chosen:
 
 
 @pytest.mark.slow
-def test_the_first_frame_is_answered_by_look_and_selection_follows_beside_it(
+def test_the_first_frame_is_answered_by_summary_and_selection_follows_beside_it(
     answers: SessionAnswers, frames: list[Frame]
 ) -> None:
     live = put(answers)
@@ -231,7 +232,7 @@ def test_the_first_frame_is_answered_by_look_and_selection_follows_beside_it(
     second = ask(answers, live, frames[1], "b").answer
     assert second.members == chosen.members
     assert "select" not in second.seconds
-    events, history = answers.keeper.told(live, 9, 9)
+    events, history = answers.refresher.told(live, 9, 9)
     assert events[0].kind in ("switched", "confirmed")
     assert events[0].frame_id == "a"
     assert events[0].why.startswith("the first frame: ")
@@ -250,10 +251,10 @@ def test_selection_comes_again_after_so_many_frames_and_not_for_each(
     for one in frames:
         ask(answers, live, one)
         settled(answers, live)
-    answers.keeper.write()
-    answers.keeper.read()
+    answers.refresher.write()
+    answers.refresher.read()
     assert live.stored.state["counts"]["selections"] == 2  # the first frame, and the fifth
-    events, _ = answers.keeper.told(live, 1, 9)
+    events, _ = answers.refresher.told(live, 1, 9)
     assert events[0].why.startswith("4 frames passed")
 
 
@@ -275,7 +276,7 @@ def test_what_is_pinned_has_to_be_there(answers: SessionAnswers) -> None:
         put(answers, policy="pinned", ref="graphene", members=[7])
     with pytest.raises(NotFound, match="condition"):
         put(answers, condition="no-such-condition")
-    assert answers.keeper.of("STEM-1") is None
+    assert answers.refresher.of("STEM-1") is None
 
 
 def test_a_frame_sent_twice_is_answered_by_the_same_members_and_counts_once(
@@ -289,7 +290,7 @@ def test_a_frame_sent_twice_is_answered_by_the_same_members_and_counts_once(
     assert again.answer.members == (0,)
     np.testing.assert_array_equal(again.answer.atoms, first.atoms)
     assert ask(answers, live, frames[0], "b").answer.members == (1,)
-    _, history = answers.keeper.told(live, 9, 9)
+    _, history = answers.refresher.told(live, 9, 9)
     assert [one.frame_id for one in history] == ["b", "a"]
     with pytest.raises(Conflict, match="names another frame"):
         ask(answers, live, frames[1], "a")
@@ -299,7 +300,7 @@ def test_a_repeat_is_known_to_another_replica(replica: Make, frames: list[Frame]
     one, two = replica(), replica()
     live = put(one, policy="pinned", ref="graphene", members=[0])
     ask(one, live, frames[0], "a")
-    one.keeper.write()
+    one.refresher.write()
     live = put(one, policy="pinned", ref="graphene", members=[1])
     there = known(two, live.stored.revision)
     assert there.settings.members == [1]
@@ -313,7 +314,7 @@ def test_a_session_outlives_its_replica(replica: Make, frames: list[Frame]) -> N
     ask(one, live, frames[0])
     before = settled(one, live)
     one.close()
-    after = replica().keeper.of("STEM-1")
+    after = replica().refresher.of("STEM-1")
     assert after is not None
     assert (after.chosen, after.settings, after.frames) == (before, live.settings, 1)
 
@@ -321,12 +322,12 @@ def test_a_session_outlives_its_replica(replica: Make, frames: list[Frame]) -> N
 def test_an_ended_session_is_gone_in_every_replica(replica: Make) -> None:
     one, two = replica(), replica()
     known(two, put(one).stored.revision)
-    one.keeper.end("STEM-1", who="ada")
-    assert one.keeper.of("STEM-1") is None
+    one.refresher.end("STEM-1", who="ada")
+    assert one.refresher.of("STEM-1") is None
     end = time.monotonic() + 20
-    while two.keeper.of("STEM-1") is not None and time.monotonic() < end:
+    while two.refresher.of("STEM-1") is not None and time.monotonic() < end:
         time.sleep(0.01)
-    assert two.keeper.of("STEM-1") is None
+    assert two.refresher.of("STEM-1") is None
 
 
 def test_a_switch_is_between_two_frames(answers: SessionAnswers, frames: list[Frame]) -> None:
@@ -340,7 +341,7 @@ def test_a_switch_is_between_two_frames(answers: SessionAnswers, frames: list[Fr
 
     def change(number: int) -> None:
         chosen = choices[number % 3]
-        answers.keeper.switch(live, live.stored, chosen, kind="switched", values={})
+        answers.refresher.switch(live, live.stored, chosen, kind="switched", values={})
 
     def answer(number: int) -> SessionAnswer:
         return ask(answers, live, frames[number % 8])
@@ -361,7 +362,7 @@ def test_a_selection_that_began_before_a_change_of_the_session_is_dropped(
     seen = live.stored
     put(answers, policy="pinned", ref="graphene", members=[1])
     late = Chosen("graphene@2", (0,), (1.0,), "too late", is_selected=True)
-    assert not answers.keeper.switch(live, seen, late, kind="switched", values={})
+    assert not answers.refresher.switch(live, seen, late, kind="switched", values={})
     now = known(answers, seen.revision + 1)
     assert live.chosen is now.chosen is None
     assert ask(answers, now, frames[0]).answer.members == (1,)
@@ -399,8 +400,8 @@ def test_an_answer_after_the_budget_is_given_and_counted(
     assert all(one.is_late for one in found)
     assert len(found[-1].answer.members) == 1
     assert len(found[-1].answer.dropped) == 2
-    answers.keeper.write()
-    answers.keeper.read()
+    answers.refresher.write()
+    answers.refresher.read()
     counts = live.stored.state["counts"]
     assert counts["late"] == 3
     assert counts["dropped"] >= 1
@@ -423,7 +424,7 @@ def test_frames_of_a_stack_are_frames_of_the_session(
     live = put(answers, policy="pinned", ref="graphene")
     query = answers.query(live, RequestQuery(frame_id="s"))
     answers.answers(live, frames[:3], query, Deadline())
-    _, history = answers.keeper.told(live, 9, 9)
+    _, history = answers.refresher.told(live, 9, 9)
     assert {one.frame_id for one in history} == {"s/0", "s/1", "s/2"}
 
 
@@ -435,7 +436,7 @@ def test_the_content_of_a_session_says_what_it_cost(
     for one in frames[:2]:
         ask(answers, live, one)
     settled(answers, live)
-    content = session_content(live, *answers.keeper.told(live, 9, 9))
+    content = session_content(live, *answers.refresher.told(live, 9, 9))
     assert content["now"]["selected"] is True
     counts = content["counts"]
     assert content["selection_ms_per_frame"] == round(counts["selection_ms"] / 2, 1)
@@ -485,7 +486,7 @@ def test_one_frame_sent_twice_at_once_is_answered_once_and_repeated(
         assert held.count == 1
         held.may_go.set()
         assert [first.result().is_repeat, second.result().is_repeat] == [False, True]
-    assert len(answers.keeper.told(live, 9, 9)[1]) == 1
+    assert len(answers.refresher.told(live, 9, 9)[1]) == 1
     assert live.frames == 1
 
 
@@ -495,7 +496,7 @@ def test_a_frame_that_began_before_a_selection_does_not_undo_it(
     live = put(answers)
     selected = Chosen("graphene@2", (1,), (1.0,), "selected", is_selected=True)
     held.may_go.set()
-    held.then = lambda: answers.keeper.switch(
+    held.then = lambda: answers.refresher.switch(
         live, live.stored, selected, kind="switched", values={}
     )
     assert ask(answers, live, frames[0]).answer.why != "selected"
@@ -510,7 +511,7 @@ def test_a_request_is_answered_by_the_settings_it_began_with(
     now = put(answers, policy="pinned", ref="graphene", members=[1], pixel_size_pm=99)
     found = ask(answers, before, frames[0]).answer
     assert (found.members, found.question.false_atoms) == ((0,), 0.3)
-    assert answers.keeper.of("STEM-1") is now
+    assert answers.refresher.of("STEM-1") is now
     assert now.stored.id == before.stored.id
 
 
@@ -527,7 +528,7 @@ def test_frames_of_a_request_that_fails_are_not_in_the_history(
     query = replace(QUERY, frame_id="s")
     with pytest.raises(DeadlineExceeded):
         answers.answers(live, frames[:3], query, Deadline())
-    assert answers.keeper.told(live, 9, 9)[1] == []
+    assert answers.refresher.told(live, 9, 9)[1] == []
     held.then = lambda: None
     found = answers.answers(live, frames[:3], query, Deadline())
     assert [one.is_repeat for one in found] == [False] * 3
@@ -543,7 +544,7 @@ def test_what_fails_after_an_answer_does_not_take_it_away(
     held.may_go.set()
     held.then = lambda: monkeypatch.setattr(answers._predictor.versions, "serving", fail)
     assert len(ask(answers, live, frames[0], "a").answer.members) > 0
-    assert len(answers.keeper.told(live, 9, 9)[1]) == 1
+    assert len(answers.refresher.told(live, 9, 9)[1]) == 1
 
 
 def test_a_repeat_is_answered_by_its_version_and_all_its_members(
@@ -571,7 +572,7 @@ def test_a_repeat_ends_when_its_caller_is_gone(
     live = put(answers, policy="pinned", ref="graphene")
     ask(answers, live, frames[0], "a")
     deadline = Deadline(clock=leave)
-    with pytest.raises(DeadlineExceeded, match="the caller had gone"):
+    with pytest.raises(CallerGone, match="the caller had gone"):
         answers.answers(live, frames[:1], replace(QUERY, frame_id="a"), deadline)
 
 
@@ -598,7 +599,7 @@ def test_a_callers_selection_counts_although_another_one_came_first(
     live = put(answers)
     seen, best = live.stored, selected(answers, live, frames[0])
     other = Chosen("graphene@2", (9,), (1.0,), "beside the frames", is_selected=True)
-    assert answers.keeper.switch(live, seen, other, kind="switched", values={})
+    assert answers.refresher.switch(live, seen, other, kind="switched", values={})
     answers.adopt(live, seen, best, "a", 0.1)
     assert live.chosen is not None
     assert live.chosen.why == best.selection.reasons[0]  # type: ignore[union-attr]
@@ -614,7 +615,7 @@ def test_a_callers_selection_for_a_session_that_changed_is_refused(
     put(two, select_every=7)
     with pytest.raises(Conflict, match="changed or ended meanwhile"):
         one.adopt(live, seen, best, "a", 0.1)
-    two.keeper.end("STEM-1", who="ada")
+    two.refresher.end("STEM-1", who="ada")
     with pytest.raises(Conflict, match="changed or ended meanwhile"):
         one.adopt(live, seen, best, "a", 0.1)
 
@@ -646,16 +647,16 @@ def test_an_earlier_reading_does_not_bring_back_a_session_that_ended(
 
     def late(sessions: Sessions) -> Any:
         found = running(sessions)
-        if answers.keeper.of("STEM-1"):
-            answers.keeper.end("STEM-1", who="ada")
+        if answers.refresher.of("STEM-1"):
+            answers.refresher.end("STEM-1", who="ada")
         return found
 
     put(answers)
     monkeypatch.setattr(Sessions, "running", late)
-    answers.keeper.read()
-    assert answers.keeper.of("STEM-1") is None
+    answers.refresher.read()
+    assert answers.refresher.of("STEM-1") is None
     monkeypatch.undo()
-    assert answers.keeper.of("STEM-1") is None
+    assert answers.refresher.of("STEM-1") is None
     assert put(answers).stored.revision == 1
 
 
@@ -664,9 +665,9 @@ def test_a_session_that_cannot_be_read_does_not_hide_the_others(answers: Session
     given = {"policy": "auto", "ref": "auto", "is_new_welcome": True}
     stored.put("STEM-1", settings={"written_by": "a later version"}, **given)  # type: ignore[arg-type]
     stored.put("STEM-2", settings={}, **given)  # type: ignore[arg-type]
-    answers.keeper.read()
+    answers.refresher.read()
     assert known(answers, 1, "STEM-2").settings == SessionSettings()
-    assert answers.keeper.of("STEM-1") is None
+    assert answers.refresher.of("STEM-1") is None
     put(answers, "STEM-1")  # a session of our own takes its place
     stored.put("STEM-3", settings={}, **given)  # type: ignore[arg-type]
     assert known(answers, 1, "STEM-3")  # the thread goes on reading
@@ -683,9 +684,9 @@ def test_sessions_go_on_without_the_database_and_the_history_follows(
             raise DatabaseUnreachable("the database does not answer", "", "")
         return Sessions(open_database())
 
-    keeper = SessionKeeper(sessions, lambda: now[0])
-    answers = SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), keeper)
-    keeper.read()
+    refresher = SessionRefresher(sessions, lambda: now[0])
+    answers = SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
+    refresher.read()
     live = put(answers)
     is_away[0] = True
     now[0] += 60
@@ -693,16 +694,16 @@ def test_sessions_go_on_without_the_database_and_the_history_follows(
         assert ask(answers, live, one, f"f{number}").answer.members
     chosen = settled(answers, live)
     assert chosen.is_selected  # it answers although it could not be recorded
-    assert keeper.degraded() == ["sessions are those of 60 s ago"]
-    keeper.write()
+    assert refresher.degraded() == ["sessions are those of 60 s ago"]
+    refresher.write()
     with pytest.raises(DatabaseUnreachable):
         put(answers, policy="pinned", ref="graphene")
     assert live.settings.policy == "auto"
     is_away[0] = False
-    keeper.write()
-    keeper.read()
-    assert keeper.degraded() == []
-    _, history = keeper.told(live, 9, 9)
+    refresher.write()
+    refresher.read()
+    assert refresher.degraded() == []
+    _, history = refresher.told(live, 9, 9)
     assert len(history) == 4
     assert live.chosen == chosen
     answers.close()
@@ -716,7 +717,7 @@ def test_a_frame_does_not_wait_for_a_database_that_hangs(
     hanging = threading.Event()
     monkeypatch.setattr(Sessions, "frame", lambda *_: hanging.wait(30))
     begun = time.monotonic()
-    assert answers.keeper.frame(live, "a") is None
+    assert answers.refresher.frame(live, "a") is None
     assert time.monotonic() - begun < 5
     hanging.set()
     assert ask(answers, live, frames[0]).answer.members == (0,)
@@ -755,7 +756,7 @@ def test_what_was_never_recorded_is_logged_when_a_replica_ends(
     live = put(answers, policy="pinned", ref="graphene", members=[0])
     monkeypatch.setattr(Sessions, "record", away)
     ask(answers, live, frames[0])
-    answers.keeper.close()
+    answers.refresher.close()
     assert "1 answered frames of sessions were not recorded" in caplog.text
     monkeypatch.undo()
 
@@ -771,26 +772,26 @@ def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
         return Sessions(open_database())
 
     def replica() -> SessionAnswers:
-        keeper = SessionKeeper(sessions, copy=copy)
-        keeper.start()
-        return SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), keeper)
+        refresher = SessionRefresher(sessions, copy=copy)
+        refresher.start()
+        return SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
 
     first = replica()
     put(first, policy="pinned", ref="graphene", members=[1])
     put(first, "STEM-2")
-    first.keeper.end("STEM-2", who="ada")
-    first.keeper.read()
+    first.refresher.end("STEM-2", who="ada")
+    first.refresher.read()
     first.close()
     is_away[0] = True
     second = replica()
     live = known(second, 1)
-    assert second.keeper.of("STEM-2") is None
-    assert "this machine read last" in second.keeper.degraded()[0]
+    assert second.refresher.of("STEM-2") is None
+    assert "this machine read last" in second.refresher.degraded()[0]
     assert ask(second, live, frames[0], "a").answer.members == (1,)
     is_away[0] = False
-    second.keeper.read()
-    assert second.keeper.degraded() == []
-    assert [one.frame_id for one in second.keeper.told(live, 9, 9)[1]] == ["a"]
+    second.refresher.read()
+    assert second.refresher.degraded() == []
+    assert [one.frame_id for one in second.refresher.told(live, 9, 9)[1]] == ["a"]
     second.close()
 
 
@@ -801,21 +802,21 @@ def test_a_damaged_copy_of_sessions_counts_as_none(home: Path, damaged: bytes) -
 
     copy = home / "sessions.json"
     copy.write_bytes(damaged)
-    keeper = SessionKeeper(sessions, copy=copy)
-    keeper.start()
-    assert keeper.degraded() == ["sessions are not known: the database does not answer"]
-    keeper.close()
+    refresher = SessionRefresher(sessions, copy=copy)
+    refresher.start()
+    assert refresher.degraded() == ["sessions are not known: the database does not answer"]
+    refresher.close()
 
 
 def test_a_replica_that_never_reached_the_database_says_so(home: Path) -> None:
     def sessions() -> Sessions:
         raise DatabaseUnreachable("the database does not answer", "", "")
 
-    keeper = SessionKeeper(sessions)
-    keeper.start()
-    assert keeper.degraded() == ["sessions are not known: the database does not answer"]
-    assert keeper.of("STEM-1") is None
-    keeper.close()
+    refresher = SessionRefresher(sessions)
+    refresher.start()
+    assert refresher.degraded() == ["sessions are not known: the database does not answer"]
+    assert refresher.of("STEM-1") is None
+    refresher.close()
     assert home.exists()
 
 
@@ -823,11 +824,11 @@ def test_frames_that_no_longer_fit_into_memory_are_told(
     home: Path, monkeypatch: pytest.MonkeyPatch, answers: SessionAnswers, frames: list[Frame]
 ) -> None:
     monkeypatch.setattr(keeping, "WAITING", 2)
-    keeper = SessionKeeper(lambda: Sessions(open_database()))
+    refresher = SessionRefresher(lambda: Sessions(open_database()))
     live = put(answers, policy="pinned", ref="graphene", members=[0])
     ask(answers, live, frames[0])
-    (row,) = answers.keeper.told(live, 9, 9)[1]
+    (row,) = answers.refresher.told(live, 9, 9)[1]
     for _ in range(3):
-        keeper.note(row)
-    assert any("1 answered frames are missing" in one for one in keeper.degraded())
+        refresher.note(row)
+    assert any("1 answered frames are missing" in one for one in refresher.degraded())
     assert home.exists()

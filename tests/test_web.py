@@ -509,7 +509,7 @@ def test_what_was_kept_is_not_called_fresh_before_mlflow_confirmed_it_nor_in_a_h
 
 def _page_before_the_first_look(app_state: AppState) -> str:
     async def ask() -> str:
-        transport = httpx.ASGITransport(create_app(app_state))  # starts no keeper
+        transport = httpx.ASGITransport(create_app(app_state))  # starts no refresher
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return (await client.get("/zoo")).text
 

@@ -42,12 +42,12 @@ from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
-from manybeam.serve.sessions import keeper
+from manybeam.serve.sessions import refresher
 from manybeam.zoo.registry import Zoo
 limits = ReplicaLimits(max_frame_px=20_000)
-keeper.READ_S = 0.05  # else each change of a session waits a second for other replicas
+refresher.READ_S = 0.05  # else each change of a session waits a second for other replicas
 service = Service(ZooVersions(Zoo(), ["tiny"]))
-service.sessions.keeper.start()
+service.sessions.refresher.start()
 app = api(service, limits, Meter(), lambda: "")
 uvicorn.run(app, port=int(sys.argv[1]), log_level="critical", ws="none", lifespan="off")
 """

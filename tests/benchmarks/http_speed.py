@@ -9,7 +9,7 @@ servers of `http_rival.py` that are there. LitServe and BentoML have virtual env
 own, which must see the packages of the project (a .pth file); MLflow and plain Ray Serve are in
 that of the project. All take turns, with one client and with eight, or with as many as `--clients`
 says; a refused client (429) waits as long as it was told. `quick` is an answer without frame
-analysis; the ensemble was not calibrated, so nothing is said of its look.
+analysis; the ensemble was not calibrated, so nothing is said of its summary.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 HOME is the folder of a platform whose REF was calibrated. Streams of simulated frames move from one
 condition to another, each wandering as sessions do. Every frame is answered by a session under
 `auto`, which selects beside the frames, and by its rivals: all members, the members chosen by the
-look of each frame, full selection for each frame, and the best and the worst member by the truth.
-The second table leaves members out: by the look of the frame, by their mean score, at random.
+summary of each frame, full selection for each, and the best and the worst member by the truth.
+The second table leaves members out: by the summary of the frame, by their mean score, at random.
 Seeds are those of no calibration set, and chose no threshold.
 """
 
@@ -29,7 +29,7 @@ STREAMS = (
     ("graphene-60kv-source", "graphene-60kv-16k", "graphene-60kv-detector"),
 )
 BLOCK = 5  # consecutive frames of one place of a condition that wanders
-WAYS = ("session", "look", "selection", "all", "best member", "worst member")
+WAYS = ("session", "summary", "selection", "all", "best member", "worst member")
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ class Bench:
         from manybeam.predictor.predictor import Predictor
         from manybeam.predictor.versions.of_zoo import ZooVersions
         from manybeam.serve.sessions.answering import SessionAnswers
-        from manybeam.serve.sessions.keeper import SessionKeeper
+        from manybeam.serve.sessions.refresher import SessionRefresher
         from manybeam.spec.facility import facility_library
         from manybeam.zoo.registry import Zoo
 
@@ -70,7 +70,7 @@ class Bench:
         assert self.version.performance is not None, f"{ref} was not calibrated"
         self.version.performance.prepare()
         self.sessions = SessionAnswers(
-            self.predictor, SessionKeeper(lambda: Sessions(open_database()))
+            self.predictor, SessionRefresher(lambda: Sessions(open_database()))
         )
         self.rng = np.random.default_rng(SEED)
         self.costs: list[dict[str, float]] = []
@@ -94,9 +94,9 @@ class Bench:
                 row = self.row(frame, truth, found.answer)
                 rows.append(row | {"condition": name, "place": place, "number": number,
                                    "seconds": took_s})  # fmt: skip
-        self.sessions.keeper.write()
-        self.sessions.keeper.read()
-        events, _ = self.sessions.keeper.told(live, 1, 1000)
+        self.sessions.refresher.write()
+        self.sessions.refresher.read()
+        events, _ = self.sessions.refresher.told(live, 1, 1000)
         for one in events:
             print(one.kind, one.members, one.why)
         counts = live.stored.state["counts"]
@@ -122,42 +122,42 @@ class Bench:
     def row(self, frame: Any, truth: np.ndarray, answered: Any) -> dict[str, Any]:
         """Return the F1 of every way on one frame."""
         from manybeam.predictor.answer import Question
-        from manybeam.predictor.quick import Look
+        from manybeam.predictor.quick import SummarisedFrame
 
         def f1(atoms: np.ndarray) -> float:
             return f1_on(atoms, truth, frame)
 
         whole = self.version.ensemble.predict(frame.pixels_yx, frame.pixel_size_pm)
-        look = Look.of(self.version, frame)
-        assert look is not None
-        best, _ = look.best
+        seen = SummarisedFrame.of(self.version, frame)
+        assert seen is not None
+        best, _ = seen.best
         alone = [f1(one) for one in whole.member_atoms]
         selected = self.predictor.answer(frame, Question(self.ref, is_selecting=True))
-        known = look.predicted(dict.fromkeys(whole.members, 1 / len(whole.members)))
+        known = seen.predicted(dict.fromkeys(whole.members, 1 / len(whole.members)))
         return {
             "session": f1(answered.atoms),
-            "look": f1(whole.atoms_of(list(best), list(best.values()))),
+            "summary": f1(whole.atoms_of(list(best), list(best.values()))),
             "selection": f1(selected.atoms),
             "all": f1(whole.atoms),
             "best member": max(alone),
             "worst member": min(alone),
             "members": list(answered.members),
-            "looked": [known.low, known.f1, known.high],
-            "session_looked": predicted(answered),
+            "by summary": [known.low, known.f1, known.high],
+            "session by summary": predicted(answered),
             "selection_predicted": predicted(selected),
-            "dropped": self.fewer(whole, look, f1),
+            "dropped": self.fewer(whole, seen, f1),
         }
 
-    def fewer(self, whole: Any, look: Any, f1: Any) -> dict[str, list[float]]:
+    def fewer(self, whole: Any, seen: Any, f1: Any) -> dict[str, list[float]]:
         """Return the F1 of fewer and fewer members, by who leaves them out."""
         everyone = dict.fromkeys(whole.members, 1 / len(whole.members))
         means = self.version.performance.table.f1_nm.mean(axis=0)  # type: ignore[union-attr]
         by_mean = [whole.members[place] for place in np.argsort(-means)]
         at_random = self.rng.permutation(whole.members).tolist()
-        found: dict[str, list[float]] = {"look": [], "mean score": [], "random": []}
+        found: dict[str, list[float]] = {"summary": [], "mean score": [], "random": []}
         for count in range(len(everyone), 0, -1):
             kept = {
-                "look": list(look.looks.fewer(look.summary_s, everyone, count)),
+                "summary": list(seen.known.fewer(seen.summary_s, everyone, count)),
                 "mean score": by_mean[:count],
                 "random": at_random[:count],
             }
@@ -208,8 +208,8 @@ def of_all(rows: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, float
         f"{1000 * np.median([row['seconds'] for row in rows]):.0f} ms (median)"
     )
     for name, key, way in (
-        ("all members by look", "looked", "all"),
-        ("the session's answer by look", "session_looked", "session"),
+        ("all members by summary", "by summary", "all"),
+        ("the session's answer by summary", "session by summary", "session"),
         ("the selected answer by analysis", "selection_predicted", "selection"),
     ):
         own = [row for row in rows if row[key] is not None]

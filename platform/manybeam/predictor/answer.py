@@ -40,7 +40,7 @@ class Question:
         is_size_trusted: the stated pixel size is not compared with the frame.
         shares: the share of each of `members` in the answer; equal if left out.
         is_quick: only the networks that answer run. Calibration, predicted F1 and drift rest on
-            what the frame looks like (`predictor.f1.looks`), and so does the choice for `auto`.
+            the summary of the frame (`predictor.f1.by_summary`), and so does the choice for `auto`.
         why: why these members were named, for the reasons.
         keeps_members: a quick answer leaves none of them out, even if it will be late.
     """

@@ -24,8 +24,8 @@ from manybeam.errors import InvalidInput
 from manybeam.learn.analysis.calibration_set import CalibrationSet
 from manybeam.learn.analysis.fitness import SCORES
 from manybeam.learn.analysis.frame_analysis import FrameAnalysis
+from manybeam.predictor.f1.by_summary import SummaryPredictor
 from manybeam.predictor.f1.index import F1Index, View, alike, poor_f1
-from manybeam.predictor.f1.looks import Looks
 from manybeam.predictor.f1.predicted import PredictedF1, Weights
 
 PARTS = ("simulated", "resembled", *SCORES)
@@ -121,14 +121,14 @@ class PerformancePredictor:
         return alike(rows, near_n, self.table.found(weights), count)
 
     @cached_property
-    def looks(self) -> Looks:
+    def by_summary(self) -> SummaryPredictor:
         """The same from the summary of a frame alone."""
-        return Looks(self.table)
+        return SummaryPredictor(self.table)
 
     def prepare(self) -> None:
         """Learn everything now that the first frame would else wait for."""
         views = (*self._views, self._frames)
-        _ = (self._near, self._far, self.poor_f1, self.looks)
+        _ = (self._near, self._far, self.poor_f1, self.by_summary)
         _ = tuple((view.kernels, view.usual) for view in views)
 
     @property

@@ -26,7 +26,7 @@ from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.f1.predicted import Weights
 from manybeam.predictor.pace import Pace, Work
 from manybeam.predictor.pixel_size import check_pixel_size, with_inferred_size
-from manybeam.predictor.quick import Look, dropped_words, fewer
+from manybeam.predictor.quick import SummarisedFrame, dropped_words, fewer
 from manybeam.predictor.selection import Selection, check_bound, part_of, select
 from manybeam.predictor.versions.loaded import LoadedVersion, Versions
 from manybeam.predictor.versions.of_zoo import ZooVersions
@@ -146,19 +146,17 @@ class Predictor:
 
     def _quick(self, frame: Frame, question: Question, deadline: Deadline) -> Answer:
         """Return an answer without frame analysis, of as many members as there is time for."""
-        version, look = self._quick_version(frame, question, deadline)
+        version, summary = self._quick_version(frame, question, deadline)
         if question.is_auto or question.is_selecting:
-            everyone = look.best[0] if look else _named(version, question)
-            why = f"members {', '.join(f'{one:02d}' for one in everyone)} suit its look best"
+            everyone = summary.best[0] if summary else _named(version, question)
+            why = f"members {', '.join(f'{one:02d}' for one in everyone)} suit its summary best"
         else:
             everyone, why = _named(version, question), question.why
         check_bound(version, question.false_atoms)
         if not question.is_size_trusted:
             check_pixel_size(frame, version, self._facility)
         work = _work(version, frame)
-        weights, notes = everyone, list[str]()
-        if not question.keeps_members:
-            weights, notes = self._in_time(version, look, work, everyone, deadline)
+        weights, notes = self._in_time(question, version, summary, work, everyone, deadline)
         with self.pace.timing(work, len(weights), deadline.seconds):
             with deadline.stage("predict"):
                 whole = version.ensemble.predict(
@@ -168,7 +166,8 @@ class Predictor:
                     check=deadline.check,
                 )
             with deadline.stage("calibrate"):
-                selection = look.selection(weights, question.false_atoms, why) if look else None
+                bound = question.false_atoms
+                selection = summary.selection(weights, bound, why) if summary else None
                 prediction = selection.answer(whole) if selection else part_of(whole, weights)
         if selection is None:
             notes.append("no drift, calibration or predicted F1: the frame was not analysed")
@@ -189,36 +188,37 @@ class Predictor:
 
     def _quick_version(
         self, frame: Frame, question: Question, deadline: Deadline
-    ) -> tuple[LoadedVersion, Look | None]:
-        """Return the version that answers, and what the frame looks like to it."""
+    ) -> tuple[LoadedVersion, SummarisedFrame | None]:
+        """Return the version that answers, and the summary of the frame for it."""
         found = []
         for ref in self.versions.serving() if question.is_auto else (question.ref,):
             with deadline.stage("load"):
                 version = self.versions.get(ref)
-            with deadline.stage("look"):
-                found.append((version, Look.of(version, frame)))
+            with deadline.stage("summarise"):
+                found.append((version, SummarisedFrame.of(version, frame)))
         return max(found, key=lambda one: (True, *one[1].rank_key) if one[1] else (False,))
 
     def _in_time(
         self,
+        question: Question,
         version: LoadedVersion,
-        look: Look | None,
+        summary: SummarisedFrame | None,
         work: Work,
         everyone: Weights,
         deadline: Deadline,
     ) -> tuple[Weights, list[str]]:
         """Return the members that can answer in time, and what is said if they are not all."""
         left_s = deadline.left_s
-        if left_s is None:
+        if left_s is None or question.keeps_members:
             return everyone, []
         count = self.pace.members_within(work, len(everyone), left_s)
         if count == 0:
             self._check_hopeless(work, deadline)
-        weights = fewer(version, look, everyone, max(count, 1))
+        weights = fewer(version, summary, everyone, max(count, 1))
         if len(weights) == len(everyone):
             return weights, []
         seconds = self.pace.seconds(work, len(everyone))
-        return weights, [dropped_words(look, everyone, weights, seconds, left_s)]
+        return weights, [dropped_words(summary, everyone, weights, seconds, left_s)]
 
     def _check_hopeless(self, work: Work, deadline: Deadline) -> None:
         """Refuse an answer that one member alone would not give before the deadline."""

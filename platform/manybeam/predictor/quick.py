@@ -1,4 +1,4 @@
-"""Quick answers: only the networks that answer run, and the rest is said by the frame's look.
+"""Quick answers: only the networks that answer run, and the rest is said by the frame's summary.
 
 Frame analysis runs every network twice and compares what they found. That is more work than the
 answer itself, so an answer that has little time, or one of many frames of one session, goes without
@@ -15,7 +15,7 @@ from manybeam.data.io.frame import Frame
 from manybeam.errors import InvalidFrame
 from manybeam.learn.analysis.frame_analysis import summary_of
 from manybeam.predictor.condition_distance import structure_of
-from manybeam.predictor.f1.looks import Looks
+from manybeam.predictor.f1.by_summary import SummaryPredictor
 from manybeam.predictor.f1.predicted import PredictedF1, Weights
 from manybeam.predictor.selection import (
     ASKED,
@@ -36,22 +36,22 @@ from manybeam.zoo.matrix import Matrix
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """What a frame looks like to one version that was calibrated.
+class SummarisedFrame:
+    """The summary of a frame beside the calibration set of one version.
 
     Attributes:
-        looks: of the version.
+        known: what the version's calibration set says of a summary.
         summary_s: summary of the frame.
         structure: of the sample, as stated or as calibrated.
     """
 
-    looks: Looks
+    known: SummaryPredictor
     summary_s: np.ndarray
     structure: str
 
     @classmethod
-    def of(cls, version: LoadedVersion, frame: Frame) -> "Look | None":
-        """Return the look of a frame; None if the version or the frame allows none."""
+    def of(cls, version: LoadedVersion, frame: Frame) -> "SummarisedFrame | None":
+        """Return the summary of a frame; None if the version or the frame allows none."""
         known = version.performance
         if known is None:
             return None
@@ -60,18 +60,18 @@ class Look:
         except InvalidFrame:  # too small
             return None
         structure = structure_of(frame.condition, (), known.table.structure)
-        return cls(known.looks, summary_s, structure)
+        return cls(known.by_summary, summary_s, structure)
 
     @cached_property
     def distance(self) -> float:
         """Distance of the frame from the calibration set, 1 is usual."""
-        return self.looks.distance(self.summary_s)
+        return self.known.distance(self.summary_s)
 
     @cached_property
     def ranked(self) -> list[tuple[int, PredictedF1]]:
         """Each member with its predicted F1, best first."""
-        members = self.looks.table.members
-        alone = self.looks.predict_f1(self.summary_s, [{member: 1.0} for member in members])
+        members = self.known.table.members
+        alone = self.known.predict_f1(self.summary_s, [{member: 1.0} for member in members])
         return sorted(zip(members, alone, strict=True), key=lambda one: (-one[1].f1, one[0]))
 
     @cached_property
@@ -80,7 +80,7 @@ class Look:
         first, known = self.ranked[0]
         tried = sub_ensembles([(member, one.f1) for member, one in self.ranked])
         tried.pop(WEIGHTED, None)  # with shares of its own on each frame, no fit could be reused
-        together = self.looks.predict_f1(self.summary_s, list(tried.values())) if tried else []
+        together = self.known.predict_f1(self.summary_s, list(tried.values())) if tried else []
         weights, best = max(
             zip(tried.values(), together, strict=True),
             key=lambda one: one[1].f1,
@@ -96,9 +96,9 @@ class Look:
         return drift_reasons(
             self.distance,
             self.ranked[0][1].f1,
-            self.looks.poor_f1,
+            self.known.poor_f1,
             self.structure,
-            self.looks.table.structure,
+            self.known.table.structure,
         )
 
     @property
@@ -108,7 +108,7 @@ class Look:
 
     def predicted(self, weights: Weights) -> PredictedF1:
         """Return the predicted F1 of one answerer."""
-        (known,) = self.looks.predict_f1(self.summary_s, [weights])
+        (known,) = self.known.predict_f1(self.summary_s, [weights])
         return known
 
     def selection(self, weights: Weights, false_atoms: float, why: str) -> Selection:
@@ -122,18 +122,18 @@ class Look:
         known, members = self.predicted(weights), list(weights)
         count = frames_needed(false_atoms) if false_atoms else NEIGHBOURS
         transferred = transfer_calibration(
-            self.looks.table,
-            self.looks.alike(self.summary_s, weights, count),
+            self.known.table,
+            self.known.alike(self.summary_s, weights, count),
             weights,
             distance=self.distance,
             false_atoms=false_atoms,
-            nearest_n=self.looks.nearest(self.summary_s, NEIGHBOURS // 2),
+            nearest_n=self.known.nearest(self.summary_s, NEIGHBOURS // 2),
         )
         warned = self.warned
-        rests_on = f"its look among {len(self.looks.table)} simulated frames"
+        rests_on = f"its summary among {len(self.known.table)} simulated frames"
         reasons = [
             why or f"members {_names(members)} answer",
-            f"predicted F1 {known.f1:.2f} ({known.low:.2f} to {known.high:.2f}) by its look",
+            f"predicted F1 {known.f1:.2f} ({known.low:.2f} to {known.high:.2f}) by its summary",
             *warned,
             f"{'out of distribution' if warned else 'verdict ok'} by {rests_on}",
         ]
@@ -152,20 +152,26 @@ class Look:
         )
 
 
-def fewer(version: LoadedVersion, look: Look | None, weights: Weights, count: int) -> Weights:
+def fewer(
+    version: LoadedVersion, summarised: SummarisedFrame | None, weights: Weights, count: int
+) -> Weights:
     """Return `count` of some members; those that cost least F1 are dropped.
 
-    Without a look, the members with the highest measured F1 stay.
+    Without a summary, the members with the highest measured F1 stay.
     """
-    if look is not None:
-        return look.looks.fewer(look.summary_s, weights, count)
+    if summarised is not None:
+        return summarised.known.fewer(summarised.summary_s, weights, count)
     best = sorted(weights, key=lambda member: -_measured(version.matrix, member))[:count]
     total = sum(weights[member] for member in best)
     return {member: weights[member] / total for member in weights if member in best}
 
 
 def dropped_words(
-    look: Look | None, all_of: Weights, kept: Weights, seconds: float | None, left_s: float
+    summarised: SummarisedFrame | None,
+    all_of: Weights,
+    kept: Weights,
+    seconds: float | None,
+    left_s: float,
 ) -> str:
     """Return that members were left out, why, and what it costs."""
     gone = [member for member in all_of if member not in kept]
@@ -173,9 +179,9 @@ def dropped_words(
         "" if seconds is None else f"all {len(all_of)} would take about {1000 * seconds:.0f} ms, "
     )
     words = f"without members {_names(gone)}: {took}{max(1000 * left_s, 0):.0f} ms were left"
-    if look is None:
+    if summarised is None:
         return words
-    with_all, now = look.looks.predict_f1(look.summary_s, [all_of, kept])
+    with_all, now = summarised.known.predict_f1(summarised.summary_s, [all_of, kept])
     return f"{words}; predicted F1 {now.f1:.2f} instead of {with_all.f1:.2f}"
 
 

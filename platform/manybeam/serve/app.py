@@ -556,7 +556,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     traffic = Traffic(versions, lambda: Rollouts(open_database()), meter)
     traffic.start()
     service = Service(versions, traffic)
-    service.sessions.keeper.start()
+    service.sessions.refresher.start()
     limits = ReplicaLimits(
         threads=plan.threads,
         waiting=plan.waiting,

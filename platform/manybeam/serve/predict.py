@@ -23,7 +23,7 @@ from manybeam.serve.content import answer_meta, arrays, selection_content
 from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import answer_content
-from manybeam.serve.sessions.keeper import LiveSession, SessionKeeper, no_session
+from manybeam.serve.sessions.refresher import LiveSession, SessionRefresher, no_session
 from manybeam.serve.wire import Frames
 from manybeam.settings import settings
 from manybeam.spec.facility import facility_library
@@ -68,7 +68,7 @@ class Service:
         versions: the versions that may answer.
         traffic: routes requests between the versions of a rollout; no rollouts if left out.
         sessions: returns the sessions of instruments; those of the settings' database if left
-            out. They are known after `sessions.keeper.start()`.
+            out. They are known after `sessions.refresher.start()`.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class Service:
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
-        keeper = SessionKeeper(sessions, copy=settings().cache / "sessions.json")
-        self.sessions = SessionAnswers(self._predictor, keeper)
+        refresher = SessionRefresher(sessions, copy=settings().cache / "sessions.json")
+        self.sessions = SessionAnswers(self._predictor, refresher)
 
     def degraded(self) -> list[str]:
         """Return what limits the service now, in words."""
         versions = self.versions
         said = versions.degraded() if isinstance(versions, LiveVersions) else []
         of_traffic = self.traffic.degraded() if self.traffic else []
-        return [*said, *self.sessions.keeper.degraded(), *of_traffic]
+        return [*said, *self.sessions.refresher.degraded(), *of_traffic]
 
     def listing(self) -> list[dict[str, Any]]:
         """Return one row for each ensemble in memory, for a table or JSON."""
@@ -162,7 +162,7 @@ class Service:
         """Return the session that answers a request; it does so for `auto` of its instrument."""
         if ref != AUTO or not query.instrument or query.members:
             return None
-        return self.sessions.keeper.of(query.instrument)
+        return self.sessions.refresher.of(query.instrument)
 
     def select(
         self, frames: Frames, query: RequestQuery, deadline: Deadline | None = None
@@ -183,7 +183,7 @@ class Service:
             NotFound: it has no session.
             Conflict: the session is pinned, or its frames are others.
         """
-        live = self.sessions.keeper.of(instrument)
+        live = self.sessions.refresher.of(instrument)
         if live is None:
             raise no_session(instrument)
         self.sessions.check_selects(live)

@@ -165,7 +165,7 @@ class RequestQuery:
         _text(_flag),
         Field(
             description="Without frame analysis: drift, predicted F1 and calibration come from "
-            "what the frame looks like, several times as fast and less sure."
+            "the summary of the frame, several times as fast and less sure."
         ),
     ] = False
 

@@ -26,10 +26,10 @@ from manybeam.errors import Conflict, ManybeamError
 from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked, check_members
-from manybeam.predictor.quick import Look
+from manybeam.predictor.quick import SummarisedFrame
 from manybeam.serve.query import RequestQuery
-from manybeam.serve.sessions.keeper import Chosen, LiveSession, SessionKeeper
 from manybeam.serve.sessions.monitor import ConditionMonitor
+from manybeam.serve.sessions.refresher import Chosen, LiveSession, SessionRefresher
 from manybeam.serve.sessions.settings import SessionSettings
 from manybeam.serve.wire import plain
 from manybeam.spec.facility import facility_library
@@ -87,27 +87,27 @@ class SessionAnswers:
 
     Args:
         predictor: gives the answers.
-        keeper: the sessions.
+        refresher: the sessions.
         is_quiet: returns whether no request waits; selections prefer such moments.
     """
 
     def __init__(
         self,
         predictor: Predictor,
-        keeper: SessionKeeper,
+        refresher: SessionRefresher,
         is_quiet: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._predictor, self.keeper, self.is_quiet = predictor, keeper, is_quiet
+        self._predictor, self.refresher, self.is_quiet = predictor, refresher, is_quiet
         self._selecting = ThreadPoolExecutor(1, thread_name_prefix="selection")
         self._room = threading.BoundedSemaphore(SELECTIONS)
         self._closed, self._at_work = threading.Event(), Deadline()
 
     def close(self) -> None:
-        """End the selections, then the keeper of the sessions."""
+        """End the selections, then the refresher of the sessions."""
         self._closed.set()
         self._at_work.is_cancelled = True
         self._selecting.shutdown(wait=True, cancel_futures=True)
-        self.keeper.close()
+        self.refresher.close()
 
     def put(
         self, instrument: str, settings: SessionSettings, *, is_new_welcome: bool, who: str
@@ -126,7 +126,7 @@ class SessionAnswers:
             check_members(version, settings.members)
             if settings.policy == "pinned":
                 settings = settings.model_copy(update={"ref": version.ref})
-        return self.keeper.put(instrument, settings, is_new_welcome=is_new_welcome, who=who)
+        return self.refresher.put(instrument, settings, is_new_welcome=is_new_welcome, who=who)
 
     def query(self, live: LiveSession, asked: RequestQuery) -> RequestQuery:
         """Return a query with what the session says of its frames.
@@ -172,7 +172,7 @@ class SessionAnswers:
             query: as `query` returns it.
             deadline: of the request; the budget of the session is added.
             predictor: gives the answers, if a rollout has its own. Members that another version
-                answers with are chosen by the look of each frame, and the session keeps its own.
+                answers with are chosen by the summary of each frame, and the session keeps its own.
 
         Raises:
             Conflict: a frame of the same name was another one.
@@ -187,7 +187,7 @@ class SessionAnswers:
                 name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
                 digest, before = _digest(frame) if name else "", None
                 if name:
-                    claim = self.keeper.claim(live, name, digest, deadline.check)
+                    claim = self.refresher.claim(live, name, digest, deadline.check)
                     before = claimed.enter_context(claim)
                 if before is not None:
                     found.append(self._again(request, frame, before))
@@ -196,7 +196,7 @@ class SessionAnswers:
             # Only now: if a frame fails, the caller gets no answer for those before it either.
             for one in found:
                 if one.recorded is not None:
-                    self.keeper.note(one.recorded)
+                    self.refresher.note(one.recorded)
         return found
 
     def check_selects(self, live: LiveSession) -> None:
@@ -221,9 +221,9 @@ class SessionAnswers:
         self.check_selects(live)
         chosen = _selected(live, best)
         values = {"frame_id": frame_id, "selection_ms": round(1000 * took_s)}
-        while not self.keeper.switch(live, seen, chosen, kind="switched", values=values):
+        while not self.refresher.switch(live, seen, chosen, kind="switched", values=values):
             instrument, before = live.stored.instrument, seen
-            if self.keeper.of(instrument) is not live:
+            if self.refresher.of(instrument) is not live:
                 raise Conflict(
                     f"the session of {instrument!r} was changed or ended meanwhile",
                     "the members were selected for the session as it was",
@@ -284,8 +284,8 @@ class SessionAnswers:
         """
         live = request.live
         # Before the lock: nobody must wait for what may take a while.
-        look = None if live.settings.policy == "pinned" else self._look(answer)
-        best_f1 = look.best[1].f1 if look else 0.0
+        summarised = None if live.settings.policy == "pinned" else self._summarised(answer)
+        best_f1 = summarised.best[1].f1 if summarised else 0.0
         with live.lock:
             live.frames += 1
             if live.settings.policy == "pinned" or live.chosen is not seen:
@@ -293,7 +293,7 @@ class SessionAnswers:
             if chosen is None:
                 chosen = live.chosen = _chosen(answer, live)
                 live.monitor = None
-            why = _why_anew(live, chosen, answer, look, best_f1)
+            why = _why_anew(live, chosen, answer, summarised, best_f1)
             is_resting = time.monotonic() < live.rests_until_s
             if not why or live.is_selecting or is_resting or not self._room.acquire(blocking=False):
                 return
@@ -304,13 +304,15 @@ class SessionAnswers:
             live.is_selecting = False
             self._room.release()
 
-    def _look(self, answer: Answer) -> Look | None:
-        """Return the look of an answered frame, without looking again."""
+    def _summarised(self, answer: Answer) -> SummarisedFrame | None:
+        """Return the summary of an answered frame, which is not made again."""
         known = self._predictor.versions.get(answer.ref).performance if answer.ref else None
         if known is None or answer.selection is None:
             return None
-        table = known.looks.table
-        return Look(known.looks, np.array(answer.selection.summary), table.structure)
+        table = known.by_summary.table
+        return SummarisedFrame(
+            known.by_summary, np.array(answer.selection.summary), table.structure
+        )
 
     # -- selection beside the frames --------------------------------------------------------------
     def _anew(self, request: _Request, seen: Session, frame: Frame, name: str, why: str) -> None:
@@ -331,7 +333,7 @@ class SessionAnswers:
                 "selection_ms": round(1000 * (time.monotonic() - begun)),
             }
             kind = "confirmed" if is_same else "switched"
-            self.keeper.switch(live, seen, chosen, kind=kind, values=values)
+            self.refresher.switch(live, seen, chosen, kind=kind, values=values)
         except ManybeamError as error:
             if not self._closed.is_set():
                 logger.warning("no selection for %s: %s", live.stored.instrument, error)
@@ -357,15 +359,19 @@ class SessionAnswers:
 
 
 def _why_anew(
-    live: LiveSession, chosen: Chosen, answer: Answer, look: Look | None, best_f1: float
+    live: LiveSession,
+    chosen: Chosen,
+    answer: Answer,
+    summarised: SummarisedFrame | None,
+    best_f1: float,
 ) -> str:
     """Return why members should be selected, or nothing; the monitor sees the frame."""
     moved = ""
-    if look is not None:
-        live.monitor = live.monitor or ConditionMonitor(look.looks.apart)
+    if summarised is not None:
+        live.monitor = live.monitor or ConditionMonitor(summarised.known.apart)
         shares = dict(zip(chosen.members, chosen.shares, strict=True))
-        gain = best_f1 - look.predicted(shares).f1
-        moved = live.monitor.see(look.summary_s, gain, is_drifted=bool(answer.is_drifted))
+        gain = best_f1 - summarised.predicted(shares).f1
+        moved = live.monitor.see(summarised.summary_s, gain, is_drifted=bool(answer.is_drifted))
     if not chosen.is_selected:
         return "the first frame"
     if live.frames - chosen.frame >= live.settings.select_every:

@@ -5,7 +5,7 @@ from typing import Any
 
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent
 from manybeam.serve.sessions.answering import SessionAnswer
-from manybeam.serve.sessions.keeper import LiveSession
+from manybeam.serve.sessions.refresher import LiveSession
 
 COUNTS = ("frames", "late", "dropped", "drifted", "degraded", "selections", "selection_ms")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-REFERENCE = 6  # frames after a choice that say how the condition looks
+REFERENCE = 6  # frames after a choice that say what the condition is
 LAST = 3  # frames that are compared with them; a single odd frame is no change
 # Mean of the last frames from the mean of the reference, per scatter of one frame. Within a
 # condition that wanders as sessions do, 1 in 100 is above (decision 0039).

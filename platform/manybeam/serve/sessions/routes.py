@@ -21,7 +21,7 @@ from manybeam.serve.openapi import (
 from manybeam.serve.query import SELECT_FOR_NAMES, is_label
 from manybeam.serve.sessions.answering import SessionAnswers
 from manybeam.serve.sessions.content import session_content, stored_content
-from manybeam.serve.sessions.keeper import LiveSession, no_session
+from manybeam.serve.sessions.refresher import LiveSession, no_session
 from manybeam.serve.sessions.settings import MAX_BODY, SessionSettings, read_settings
 
 PATH = "/v1/instruments/{instrument}/session"
@@ -114,14 +114,14 @@ class SessionRoutes:
             call = partial(work, instrument, body, request, caller)
             content = await asyncio.get_running_loop().run_in_executor(self._threads, call)
             if request.method != "GET":
-                await asyncio.sleep(self._sessions.keeper.settle_s)
+                await asyncio.sleep(self._sessions.refresher.settle_s)
             return self._handler.as_json(content)
 
         return await self._handler.answered("session", request, placed, "predict")
 
     def _get(self, instrument: str, _: bytes, request: Request, __: Caller) -> dict[str, Any]:
         count, live = _frames(request), self._live(instrument)
-        return session_content(live, *self._sessions.keeper.told(live, count, EVENTS))
+        return session_content(live, *self._sessions.refresher.told(live, count, EVENTS))
 
     def _put(self, instrument: str, body: bytes, _: Request, caller: Caller) -> dict[str, Any]:
         live = self._sessions.put(
@@ -130,10 +130,10 @@ class SessionRoutes:
         return session_content(live, (), ())
 
     def _end(self, instrument: str, _: bytes, __: Request, caller: Caller) -> dict[str, Any]:
-        return stored_content(self._sessions.keeper.end(instrument, who=caller.name))
+        return stored_content(self._sessions.refresher.end(instrument, who=caller.name))
 
     def _live(self, instrument: str) -> LiveSession:
-        live = self._sessions.keeper.of(instrument)
+        live = self._sessions.refresher.of(instrument)
         if live is None:
             raise no_session(instrument)
         return live

@@ -170,7 +170,7 @@ class Shadow:
     ) -> tuple[Answer, float | None]:
         """Return the answer of one version, and its time if no live request came meanwhile."""
         own = frame.question
-        # Of a session only the members that suit the look answer, of both versions.
+        # Of a session only the members that suit the summary of the frame answer, of both versions.
         is_selecting = own.is_auto or own.is_selecting or own.is_quick
         question = replace(own, ref=version.ref, is_selecting=is_selecting)
         deadline.check()

@@ -51,7 +51,7 @@ class Chosen:
         shares: the share of each of them.
         why: why these.
         frame: number of the frame of the session from which they answer.
-        is_selected: whether frame analysis chose them, or only the look of a frame.
+        is_selected: whether frame analysis chose them, or only the summary of a frame.
     """
 
     ref: str
@@ -87,7 +87,7 @@ class LiveSession:
         stored: as it is in the database.
         settings: its settings.
         chosen: who answers now; None before the first frame.
-        taken_s: when it came into memory, by the keeper's clock.
+        taken_s: when it came into memory, by the refresher's clock.
         monitor: watches the frames since the last choice.
         frames: frames of the session so far, those of other replicas too.
         is_selecting: whether a selection is under way here.
@@ -130,7 +130,7 @@ def no_session(instrument: str) -> NotFound:
     )
 
 
-class SessionKeeper:
+class SessionRefresher:
     """The sessions of one replica; safe to use from several threads.
 
     Args:

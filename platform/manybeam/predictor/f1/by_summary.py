@@ -1,4 +1,4 @@
-"""Looks: F1, calibration and distance of answers from the summary of a frame alone.
+"""F1, calibration and distance of answers from the summary of a frame alone.
 
 No network runs, so this takes milliseconds where frame analysis takes several times as long as the
 networks. It is less sure, and its intervals are wider, because it does not know what the members
@@ -30,7 +30,7 @@ class _Fit:
     weight_n: np.ndarray
 
 
-class Looks:
+class SummaryPredictor:
     """Predicts from the summary of a frame; safe to use from several threads.
 
     Args:
@@ -50,7 +50,7 @@ class Looks:
         self.poor_f1 = poor_f1(best_n, table.f1_nm)
 
     def predict_f1(self, summary_s: np.ndarray, answerers: Sequence[Weights]) -> list[PredictedF1]:
-        """Return the predicted F1 of each answerer on a frame that looks like this.
+        """Return the predicted F1 of each answerer on a frame of such a summary.
 
         Beyond the usual distance from the set the intervals grow; at twice of it they cover what
         the answerer scored on nine of ten frames of the set.
@@ -62,8 +62,8 @@ class Looks:
         fits = self._fitted(answerers)
         square_n = square_distances(self._view.seen(summary_s[None]), self._view.known_ns)[0]
         kernel_wn = {width: np.exp(-square_n / (2 * width**2)) for width in WIDTHS}
-        looks_q = np.array([one.middle + kernel_wn[one.width] @ one.weight_n for one in fits])
-        found_q5 = self._index.predict_f1(looks_q.clip(0, 1)[:, None])
+        raw_q = np.array([one.middle + kernel_wn[one.width] @ one.weight_n for one in fits])
+        found_q5 = self._index.predict_f1(raw_q.clip(0, 1)[:, None])
         known = float(np.clip((FAR - self.distance(summary_s)) / (FAR - NEAR), 0, 1))
         if known < 1:
             low, high = np.quantile(self.table.f1_nm, [0.05, 0.95])
