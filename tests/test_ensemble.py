@@ -563,3 +563,40 @@ def test_a_frame_of_5000_x_3000_is_answered_whole() -> None:
     assert answer.mean_yx.shape == (5000, 3000)
     assert len(pairs) == len(truth) == len(answer.atoms)
     assert pairs.distance_px.max() < 0.05
+
+
+def test_the_answer_for_a_window_is_that_of_the_whole_frame() -> None:
+    members = [bright(0), bright(1, 24.0, 0.8), drawn(2), drawn(3, levels=4, classes=2)]
+    for name in ("bandpass", "atomai1223bilinearNorm", "atomai1223nearestDilated", "BasicUNet"):
+        recipe = recipe_of(Network(name=name, filters=4))
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            members.append(member_of(len(members), recipe, build(recipe.network).state_dict()))
+    pixel_size_pm, shape, window = 13.3, (377, 340), (slice(151, 222), slice(100, 163))
+    rng = np.random.default_rng(5)
+    frame = atoms_at(rng.uniform(0, shape, (700, 2)), shape, 2.0)
+    frame += rng.normal(0, 0.05, shape).astype(np.float32)
+    ensemble = Ensemble(members)
+    whole = ensemble.predict(frame, pixel_size_pm).inside(window)
+    part = ensemble.predict(frame, pixel_size_pm, window=window).inside(window)
+    assert len(whole.atoms) > 10
+    for one, other in zip(
+        [whole.atoms, *whole.member_atoms], [part.atoms, *part.member_atoms], strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+    np.testing.assert_allclose(whole.mean_yx, part.mean_yx, atol=1e-5)
+    np.testing.assert_allclose(whole.mi_yx, part.mi_yx, atol=1e-5)
+
+
+def test_networks_do_not_run_on_what_has_no_effect_on_a_window() -> None:
+    ensemble, seen = Ensemble([bright(0)]), []
+    (run,) = ensemble._engine.networks
+
+    def noted(part_yx: Frame) -> Frame:
+        seen.append(part_yx.shape)
+        return np.asarray(run(part_yx))
+
+    ensemble._engine.networks = (noted,)
+    frame = np.random.default_rng(0).normal(size=(1500, 1500)).astype(np.float32)
+    ensemble.predict(frame, 16.0, window=(slice(700, 800), slice(0, 100)))
+    assert seen == [(100 + 2 * 32, 100 + 32)]

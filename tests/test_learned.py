@@ -123,6 +123,22 @@ def ranked(zoo: Zoo, ref: str, frame: np.ndarray, size_pm: float) -> Selection:
     return found
 
 
+def test_a_ranking_without_an_answer_is_the_same_and_needs_less_of_the_frame(zoo: Zoo) -> None:
+    made = simulate(LIBRARY.conditions["graphene-60kv-dirty"], 1, seed=8, shape=(560, 560))
+    frame = Frame(made.frames_nyx[0], float(made.pixel_size_pm[0]))
+    predictor = Predictor(ZooVersions(zoo), LIBRARY)
+    question = Question("graphene", is_selecting=True)
+    (part,), (whole,) = (predictor.rank(frame, question, has_answer=one) for one in (False, True))
+    assert part.selection is not None
+    assert whole.selection is not None
+    assert part.selection.chosen == whole.selection.chosen
+    assert part.selection.reasons == whole.selection.reasons
+    f1 = [
+        [one.predicted_f1 for one in each.candidates] for each in (part.selection, whole.selection)
+    ]
+    np.testing.assert_allclose(*f1, atol=1e-5)
+
+
 @pytest.fixture
 def dirty(zoo: Zoo) -> Callable[[int, int], Preference]:
     """Prefer one member on a dirty frame."""

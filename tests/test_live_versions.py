@@ -268,3 +268,69 @@ def test_a_change_is_looked_at_without_waiting_for_the_next_round(
     turned.serving_version = 2
     versions.renew_soon()
     _until(lambda: versions.get("graphene").ref == "graphene@2")
+
+
+def test_a_version_in_memory_for_an_alias_answers_by_its_own_name_while_the_zoo_is_away(
+    turned: Turned, live: Any
+) -> None:
+    versions = live("graphene")
+    turned.fault = ZooUnreachable("the zoo is down")
+    assert versions.get("graphene@1").ref == "graphene@1"
+    turned.fault, turned.serving_version = None, 2
+    versions.refresh()
+    assert (versions.get("graphene").ref, versions.get("graphene@1").ref) == (
+        "graphene@2",
+        "graphene@1",
+    )
+
+
+def test_what_was_removed_does_not_answer_when_the_zoo_is_away_later(
+    turned: Turned, live: Any
+) -> None:
+    versions = live("graphene")
+    turned.fault = UnknownRef("no version")
+    versions.refresh()
+    turned.fault = ZooUnreachable("the zoo is down")
+    with pytest.raises(ZooUnreachable):
+        versions.get("graphene")
+
+
+def _serving_fails(turned: Turned) -> None:
+    turned.unlisted = ZooUnreachable("the zoo is down")
+
+
+def _version_fails(turned: Turned) -> None:
+    turned.damaged = "graphene@1"
+
+
+def _version_is_gone(turned: Turned) -> None:
+    turned.fault = UnknownRef("no version")
+
+
+def _zoo_is_away(turned: Turned) -> None:
+    turned.fault = ZooUnreachable("the zoo is down")
+
+
+@pytest.mark.parametrize("fails", [_serving_fails, _version_fails, _version_is_gone, _zoo_is_away])
+def test_what_fails_is_logged_once_until_it_changes(
+    turned: Turned, live: Any, caplog: pytest.LogCaptureFixture, fails: Callable[[Turned], None]
+) -> None:
+    versions = live()
+    versions.hold(["graphene@1"])
+    fails(turned)
+    versions.refresh()
+    first = len(caplog.records)
+    for _ in range(3):
+        versions.refresh()
+    assert len(caplog.records) == first > 0
+
+
+def test_what_fails_again_is_logged_again(
+    turned: Turned, live: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions, said = live("graphene"), []
+    for fault in (ZooUnreachable("the zoo is down"), None, ZooUnreachable("the zoo is down")):
+        turned.fault = fault
+        versions.refresh()
+        said.append(len(caplog.records))
+    assert said[0] == said[1] < said[2]

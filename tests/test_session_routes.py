@@ -135,6 +135,8 @@ def test_a_frame_of_another_pixel_size_is_refused(ask: Ask) -> None:
         pytest.param("PUT", PATH, {"policy": "pinned", "ref": "grafene"}, 404, id="REF"),
         pytest.param("PUT", PATH, b" " * 70_000, 413, id="large"),
         pytest.param("PUT", "/v1/instruments/a%20b/session", {}, 422, id="id"),
+        pytest.param("DELETE", "/v1/instruments/a%00b/session", None, 422, id="NUL"),
+        pytest.param("PUT", PATH, b"[" * 60_000, 400, id="nested"),
         pytest.param("PUT", "/v1/instruments/t-12345678/session", {}, 422, id="id like a token"),
         pytest.param("GET", f"{PATH}?frames=x", None, 422, id="count"),
         pytest.param("GET", f"{PATH}?frames=1&frames=2", None, 422, id="count twice"),

@@ -13,25 +13,35 @@ import pytest
 
 from manybeam.data.io.frame import Frame
 from manybeam.db.deployment import open_database
+from manybeam.db.serving.rollouts import Rollouts
 from manybeam.db.serving.sessions import Sessions
 from manybeam.errors import (
     Conflict,
     DatabaseUnreachable,
+    DeadlineExceeded,
     InvalidInput,
     MalformedRequest,
+    NoCapacity,
     NotFound,
     UnknownRef,
 )
+from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
-from manybeam.predictor.predictor import Predictor
+from manybeam.predictor.predictor import Predictor, Ranked
+from manybeam.predictor.versions.live import LiveVersions
+from manybeam.predictor.versions.loaded import OneVersion
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.metrics import Meter
+from manybeam.serve.predict import Service
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.sessions import keeper as keeping
-from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
+from manybeam.serve.sessions.answering import SELECTIONS, SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import session_content
 from manybeam.serve.sessions.keeper import Chosen, LiveSession, SessionKeeper
 from manybeam.serve.sessions.monitor import LAST, REFERENCE, ConditionMonitor
 from manybeam.serve.sessions.settings import SessionSettings, read_settings
+from manybeam.serve.traffic.traffic import Traffic
+from manybeam.serve.wire import Frames
 
 QUERY = RequestQuery(pixel_size_pm=16.0)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,6 +67,9 @@ def test_nothing_means_the_defaults() -> None:
         pytest.param(b'{"budget_ms": "50"}', "budget_ms", id="number as text"),
         pytest.param(b'{"select_every": 0}', "select_every", id="never select"),
         pytest.param(b'{"pixel_size_pm": "NaN"}', "pixel_size_pm", id="size"),
+        pytest.param(
+            b'{"members": [1, 1], "policy": "pinned", "ref": "a"}', "named once", id="member twice"
+        ),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(body: bytes, words: str) -> None:
@@ -70,7 +83,10 @@ def test_all_faults_of_settings_are_told_at_once() -> None:
     assert all(name in caught.value.what for name in ("policy", "order", "z"))
 
 
-@pytest.mark.parametrize("body", [b"[1", b"[1]", b"\xff", b'"a"', b"null"])
+@pytest.mark.parametrize(
+    "body",
+    [b"[1", b"[1]", b"\xff", b'"a"', b"null", b"[" * 60_000, b'{"a":' * 12_000, b"9" * 60_000],
+)
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedRequest):
         read_settings(body)
@@ -346,8 +362,9 @@ def test_a_selection_that_began_before_a_change_of_the_session_is_dropped(
     put(answers, policy="pinned", ref="graphene", members=[1])
     late = Chosen("graphene@2", (0,), (1.0,), "too late", is_selected=True)
     assert not answers.keeper.switch(live, seen, late, kind="switched", values={})
-    assert live.chosen is None
-    assert ask(answers, live, frames[0]).answer.members == (1,)
+    now = known(answers, seen.revision + 1)
+    assert live.chosen is now.chosen is None
+    assert ask(answers, now, frames[0]).answer.members == (1,)
 
 
 def test_a_promotion_makes_an_auto_session_choose_again(
@@ -427,6 +444,234 @@ def test_the_content_of_a_session_says_what_it_cost(
     assert set(row) >= {"frame_id", "ref", "members", "why", "drift_score", "timings_ms", "dropped"}
 
 
+# -- several requests at once ---------------------------------------------------------------------
+class Held:
+    """Answers of a predictor that wait until a test lets them go; each is asked for first."""
+
+    def __init__(self, answers: SessionAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.may_go, self.count = threading.Event(), threading.Event(), 0
+        self.then: Callable[[], object] = lambda: None
+        predictor = answers._predictor
+        answered = predictor.answer_sized
+
+        def held(*given: Any) -> Any:
+            self.count += 1
+            answer = answered(*given)
+            self.begun.set()
+            assert self.may_go.wait(60)
+            self.then()
+            return answer
+
+        monkeypatch.setattr(predictor, "answer_sized", held)
+
+
+@pytest.fixture
+def held(answers: SessionAnswers, monkeypatch: pytest.MonkeyPatch) -> Held:
+    return Held(answers, monkeypatch)
+
+
+def test_one_frame_sent_twice_at_once_is_answered_once_and_repeated(
+    answers: SessionAnswers, held: Held, frames: list[Frame]
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene", members=[0])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, answers, live, frames[0], "a")
+        assert held.begun.wait(60)
+        second = pool.submit(ask, answers, live, frames[0], "a")
+        with pytest.raises(Conflict, match="is being answered"):
+            ask(answers, live, frames[1], "a")
+        with pytest.raises(DeadlineExceeded):  # who waits keeps to its own deadline
+            answers.answers(live, frames[:1], replace(QUERY, frame_id="a"), Deadline(0.0))
+        assert held.count == 1
+        held.may_go.set()
+        assert [first.result().is_repeat, second.result().is_repeat] == [False, True]
+    assert len(answers.keeper.told(live, 9, 9)[1]) == 1
+    assert live.frames == 1
+
+
+def test_a_frame_that_began_before_a_selection_does_not_undo_it(
+    answers: SessionAnswers, held: Held, frames: list[Frame]
+) -> None:
+    live = put(answers)
+    selected = Chosen("graphene@2", (1,), (1.0,), "selected", is_selected=True)
+    held.may_go.set()
+    held.then = lambda: answers.keeper.switch(
+        live, live.stored, selected, kind="switched", values={}
+    )
+    assert ask(answers, live, frames[0]).answer.why != "selected"
+    assert live.chosen is not None
+    assert (live.chosen.why, live.is_selecting) == ("selected", False)
+
+
+def test_a_request_is_answered_by_the_settings_it_began_with(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    before = put(answers, policy="pinned", ref="graphene", members=[0], false_atoms=0.3)
+    now = put(answers, policy="pinned", ref="graphene", members=[1], pixel_size_pm=99)
+    found = ask(answers, before, frames[0]).answer
+    assert (found.members, found.question.false_atoms) == ((0,), 0.3)
+    assert answers.keeper.of("STEM-1") is now
+    assert now.stored.id == before.stored.id
+
+
+def test_frames_of_a_request_that_fails_are_not_in_the_history(
+    answers: SessionAnswers, held: Held, frames: list[Frame]
+) -> None:
+    def fail() -> None:
+        if held.count == 2:
+            raise DeadlineExceeded("the time is up")
+
+    live = put(answers, policy="pinned", ref="graphene")
+    held.may_go.set()
+    held.then = fail
+    query = replace(QUERY, frame_id="s")
+    with pytest.raises(DeadlineExceeded):
+        answers.answers(live, frames[:3], query, Deadline())
+    assert answers.keeper.told(live, 9, 9)[1] == []
+    held.then = lambda: None
+    found = answers.answers(live, frames[:3], query, Deadline())
+    assert [one.is_repeat for one in found] == [False] * 3
+
+
+def test_what_fails_after_an_answer_does_not_take_it_away(
+    answers: SessionAnswers, held: Held, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise NoCapacity("nothing serves any more")
+
+    live = put(answers)
+    held.may_go.set()
+    held.then = lambda: monkeypatch.setattr(answers._predictor.versions, "serving", fail)
+    assert len(ask(answers, live, frames[0], "a").answer.members) > 0
+    assert len(answers.keeper.told(live, 9, 9)[1]) == 1
+
+
+def test_a_repeat_is_answered_by_its_version_and_all_its_members(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene")
+    first = ask(answers, live, frames[0], "a").answer
+    live = put(answers, policy="pinned", ref="graphene", budget_ms=1)
+    answers._predictor.answer(frames[0], Question("graphene", is_quick=True))  # a pace is known
+    other = Predictor(OneVersion(answers._predictor.versions.get("graphene@1")))
+    (again,) = answers.answers(
+        live, frames[:1], replace(QUERY, frame_id="a"), Deadline(begun_s=time.monotonic()), other
+    )
+    assert again.is_repeat
+    assert (again.answer.ref, again.answer.members) == ("graphene@2", first.members)
+
+
+def test_a_repeat_ends_when_its_caller_is_gone(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    def leave() -> float:
+        deadline.is_cancelled = True
+        return time.monotonic()
+
+    live = put(answers, policy="pinned", ref="graphene")
+    ask(answers, live, frames[0], "a")
+    deadline = Deadline(clock=leave)
+    with pytest.raises(DeadlineExceeded, match="the caller had gone"):
+        answers.answers(live, frames[:1], replace(QUERY, frame_id="a"), deadline)
+
+
+def test_few_selections_wait_with_their_frames_in_memory(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go = threading.Event()
+    monkeypatch.setattr(answers, "_ranked", lambda *_: may_go.wait(60))
+    lives = [put(answers, f"STEM-{number}") for number in range(SELECTIONS + 2)]
+    for live in lives:
+        ask(answers, live, frames[0])
+    assert sum(live.is_selecting for live in lives) == SELECTIONS
+    may_go.set()
+
+
+def selected(answers: SessionAnswers, live: LiveSession, frame: Frame) -> Ranked:
+    (best,) = answers._predictor.rank(frame, Question("graphene", is_selecting=True))
+    return best
+
+
+def test_a_callers_selection_counts_although_another_one_came_first(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers)
+    seen, best = live.stored, selected(answers, live, frames[0])
+    other = Chosen("graphene@2", (9,), (1.0,), "beside the frames", is_selected=True)
+    assert answers.keeper.switch(live, seen, other, kind="switched", values={})
+    answers.adopt(live, seen, best, "a", 0.1)
+    assert live.chosen is not None
+    assert live.chosen.why == best.selection.reasons[0]  # type: ignore[union-attr]
+    assert live.stored.state["now"]["members"] == list(live.chosen.members)
+
+
+def test_a_callers_selection_for_a_session_that_changed_is_refused(
+    replica: Make, frames: list[Frame]
+) -> None:
+    one, two = replica(), replica()
+    live = put(one)
+    seen, best = live.stored, selected(one, live, frames[0])
+    put(two, select_every=7)
+    with pytest.raises(Conflict, match="changed or ended meanwhile"):
+        one.adopt(live, seen, best, "a", 0.1)
+    two.keeper.end("STEM-1", who="ada")
+    with pytest.raises(Conflict, match="changed or ended meanwhile"):
+        one.adopt(live, seen, best, "a", 0.1)
+
+
+def test_a_shadow_waits_for_a_callers_selection(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame]
+) -> None:
+    versions = LiveVersions(ZooVersions(rehearsed_zoo), every_s=0.0)
+    traffic = Traffic(versions, lambda: Rollouts(open_database()), Meter())
+    service = Service(versions, traffic)
+    service.sessions.put("STEM-1", SessionSettings(), is_new_welcome=True, who="ada")
+    one = Frames((frames[0].pixels_yx,))
+    content, _ = service.select_for("STEM-1", one, QUERY, Deadline())
+    assert content["ref"] == "graphene@2"
+    assert traffic.live.begun == 1
+    pinned = SessionSettings(policy="pinned", ref="graphene@2")
+    service.sessions.put("STEM-1", pinned, is_new_welcome=True, who="ada")
+    with pytest.raises(Conflict, match="is pinned"):
+        service.select_for("STEM-1", one, QUERY, Deadline())
+    assert traffic.live.begun == 1  # it is refused before any work
+    service.sessions.close()
+    assert home.exists()
+
+
+def test_an_earlier_reading_does_not_bring_back_a_session_that_ended(
+    answers: SessionAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Sessions.running
+
+    def late(sessions: Sessions) -> Any:
+        found = running(sessions)
+        if answers.keeper.of("STEM-1"):
+            answers.keeper.end("STEM-1", who="ada")
+        return found
+
+    put(answers)
+    monkeypatch.setattr(Sessions, "running", late)
+    answers.keeper.read()
+    assert answers.keeper.of("STEM-1") is None
+    monkeypatch.undo()
+    assert answers.keeper.of("STEM-1") is None
+    assert put(answers).stored.revision == 1
+
+
+def test_a_session_that_cannot_be_read_does_not_hide_the_others(answers: SessionAnswers) -> None:
+    stored = Sessions(open_database())
+    given = {"policy": "auto", "ref": "auto", "is_new_welcome": True}
+    stored.put("STEM-1", settings={"written_by": "a later version"}, **given)  # type: ignore[arg-type]
+    stored.put("STEM-2", settings={}, **given)  # type: ignore[arg-type]
+    answers.keeper.read()
+    assert known(answers, 1, "STEM-2").settings == SessionSettings()
+    assert answers.keeper.of("STEM-1") is None
+    put(answers, "STEM-1")  # a session of our own takes its place
+    stored.put("STEM-3", settings={}, **given)  # type: ignore[arg-type]
+    assert known(answers, 1, "STEM-3")  # the thread goes on reading
+
+
 # -- without the database -------------------------------------------------------------------------
 def test_sessions_go_on_without_the_database_and_the_history_follows(
     home: Path, rehearsed_zoo: Any, frames: list[Frame]
@@ -475,6 +720,91 @@ def test_a_frame_does_not_wait_for_a_database_that_hangs(
     assert time.monotonic() - begun < 5
     hanging.set()
     assert ask(answers, live, frames[0]).answer.members == (0,)
+
+
+def test_a_selection_does_not_wait_for_a_database_that_hangs(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "SWITCH_S", 0.05)
+    live = put(answers)
+    best, hanging = selected(answers, live, frames[0]), threading.Event()
+    monkeypatch.setattr(Sessions, "switch", lambda *_, **__: hanging.wait(30))
+    begun = time.monotonic()
+    answers.adopt(live, live.stored, best, "a", 0.1)
+    assert time.monotonic() - begun < 5
+    hanging.set()
+    assert live.chosen is not None
+    assert live.chosen.is_selected
+
+
+def test_a_replica_that_ends_does_not_fail_a_frame_with_a_name(
+    answers: SessionAnswers, frames: list[Frame]
+) -> None:
+    live = put(answers, policy="pinned", ref="graphene", members=[0])
+    answers.close()
+    assert ask(answers, live, frames[0], "a").answer.members == (0,)
+
+
+def test_what_was_never_recorded_is_logged_when_a_replica_ends(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def away(*_: object) -> None:
+        raise DatabaseUnreachable("the database does not answer")
+
+    live = put(answers, policy="pinned", ref="graphene", members=[0])
+    monkeypatch.setattr(Sessions, "record", away)
+    ask(answers, live, frames[0])
+    answers.keeper.close()
+    assert "1 answered frames of sessions were not recorded" in caplog.text
+    monkeypatch.undo()
+
+
+def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame]
+) -> None:
+    is_away, copy = [False], home / "cache" / "sessions.json"
+
+    def sessions() -> Sessions:
+        if is_away[0]:
+            raise DatabaseUnreachable("the database does not answer")
+        return Sessions(open_database())
+
+    def replica() -> SessionAnswers:
+        keeper = SessionKeeper(sessions, copy=copy)
+        keeper.start()
+        return SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), keeper)
+
+    first = replica()
+    put(first, policy="pinned", ref="graphene", members=[1])
+    put(first, "STEM-2")
+    first.keeper.end("STEM-2", who="ada")
+    first.keeper.read()
+    first.close()
+    is_away[0] = True
+    second = replica()
+    live = known(second, 1)
+    assert second.keeper.of("STEM-2") is None
+    assert "this machine read last" in second.keeper.degraded()[0]
+    assert ask(second, live, frames[0], "a").answer.members == (1,)
+    is_away[0] = False
+    second.keeper.read()
+    assert second.keeper.degraded() == []
+    assert [one.frame_id for one in second.keeper.told(live, 9, 9)[1]] == ["a"]
+    second.close()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"7", b'[{"id": 1}]', b"[7]"])
+def test_a_damaged_copy_of_sessions_counts_as_none(home: Path, damaged: bytes) -> None:
+    def sessions() -> Sessions:
+        raise DatabaseUnreachable("the database does not answer")
+
+    copy = home / "sessions.json"
+    copy.write_bytes(damaged)
+    keeper = SessionKeeper(sessions, copy=copy)
+    keeper.start()
+    assert keeper.degraded() == ["sessions are not known: the database does not answer"]
+    keeper.close()
 
 
 def test_a_replica_that_never_reached_the_database_says_so(home: Path) -> None:

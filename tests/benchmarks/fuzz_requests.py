@@ -42,9 +42,13 @@ from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.sessions import keeper
 from manybeam.zoo.registry import Zoo
 limits = ReplicaLimits(max_frame_px=20_000)
-app = api(Service(ZooVersions(Zoo(), ["tiny"])), limits, Meter(), lambda: "")
+keeper.READ_S = 0.05  # else each change of a session waits a second for other replicas
+service = Service(ZooVersions(Zoo(), ["tiny"]))
+service.sessions.keeper.start()
+app = api(service, limits, Meter(), lambda: "")
 uvicorn.run(app, port=int(sys.argv[1]), log_level="critical", ws="none", lifespan="off")
 """
 PAGES = """
@@ -61,6 +65,8 @@ PATHS = {
     "service": [
         "/v1/predict/{}", "/v1/predict/tiny", "/v1/predict/auto", "/v1/select", "/v1/ensembles",
         "/healthz", "/readyz", "/metrics", "/openapi.json", "/{}",
+        *("/v1/instruments/STEM-1/session",) * 3, "/v1/instruments/{}/session", "/v1/select/STEM-1",
+        "/v1/select/{}",
     ],
     "pages": [
         "/", "/zoo", "/zoo/{}", "/zoo/tiny@1", "/compare", "/datasets", "/conditions", "/login",
@@ -76,9 +82,21 @@ QUERY = [
     "pixel_size_pm", "want", "deadline_ms", "instrument", "frame_id", "false_atoms", "members",
     "ensemble", "condition", "q", "page", "kind", "order", "score", "status", "ids", "back",
     "limit", "subject", "name", "recipe", "policy", "beam_kv", "dose_e_per_a2", "member", "number",
+    "frames", "instrument", "frame_id", "quick", "trust_pixel_size",
 ]  # fmt: skip
-VALUES = [*WORDS, "16", "atoms,mean", "mean,std", "0,1", "0.05", "1", "2", "f1", "-score"]
+VALUES = [
+    *WORDS, "16", "atoms,mean", "mean,std", "0,1", "0.05", "1", "2", "f1", "-score", "STEM-1",
+    "STEM-1", "STEM-2", "f1", "f1/0", "f2",
+]  # fmt: skip
 METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "X" * 30]
+SESSION = ["GET", "GET", "PUT", "PUT", "PUT", "DELETE"]  # methods of a session's path
+SETTINGS = {  # of a session: values that are allowed, and some that are not
+    "policy": ("auto", "auto", "pinned", "x", 1), "ref": ("auto", "tiny", "tiny@1", "\ud800", 7),
+    "members": ([], [0], [1, 0], [0, 0], [99], [-1], {}), "order": ("all", "newest", None),
+    "budget_ms": (None, 1, 50, 60_000, 0, 1e300, True, 10**30), "condition": ("", "none", "a\0b"),
+    "pixel_size_pm": (None, 16, 16.5, 0, float("nan")), "select_every": (1, 2, 100, 0, "1"),
+    "false_atoms": (0, 0.05, 1, float("inf")), "color": ("red",), "": (None,),
+}  # fmt: skip
 HEADERS = [
     "Host", "Content-Type", "Content-Encoding", "Accept", "Authorization", "Origin", "Referer",
     "Cookie", "X-Dtype", "X-Shape", "X-Request-Id", "Transfer-Encoding", "Range", "Expect",
@@ -141,14 +159,17 @@ class Fuzzer:
     def request(self, server: str, port: int, token: str) -> tuple[bytes, bool]:
         """Return one request for a server, and whether all that it announces is in it."""
         draw = self._random
-        method = draw.choice(METHODS[:2] if draw.random() < 0.8 else METHODS)
-        path = draw.choice(PATHS[server]).replace("{}", self._word(draw.choice(WORDS)))
+        form = draw.choice(PATHS[server])
+        path = form.replace("{}", self._word(draw.choice(WORDS)))
+        usual = SESSION if form.endswith("/session") else METHODS[:2]
+        method = draw.choice(usual if draw.random() < 0.8 else METHODS)
         pairs = [
             f"{draw.choice(QUERY)}={self._word(draw.choice(VALUES))}"
             for _ in range(draw.choice((0, 0, 1, 1, 2, 5)))
         ]
         target = path + ("?" + "&".join(pairs) if pairs else "")
-        body = b"" if method in ("GET", "HEAD") else self._mutated(draw.choice(self._bodies))
+        start = self._settings() if method == "PUT" else draw.choice(self._bodies)
+        body = b"" if method in ("GET", "HEAD") else self._mutated(start)
         headers = {"Host": f"127.0.0.1:{port}", "Content-Type": "application/x-npy"}
         if body or method == "POST":
             headers["Content-Length"] = str(len(body))
@@ -169,6 +190,14 @@ class Fuzzer:
         odd = {"Transfer-Encoding", "Expect"} & set(headers)
         is_whole = sent == head and not odd and headers.get("Content-Length", "0") == str(len(body))
         return sent + body, is_whole
+
+    def _settings(self) -> bytes:
+        """Return the settings of a session, or any body."""
+        draw = self._random
+        if draw.random() < 0.1:
+            return draw.choice(self._bodies)
+        names = draw.sample(list(SETTINGS), draw.choice((0, 1, 1, 2, 4)))
+        return json.dumps({name: draw.choice(SETTINGS[name]) for name in names}).encode()
 
     def _word(self, word: str) -> str:
         word = word.replace(" ", "%20").encode().decode("latin-1")

@@ -1,6 +1,7 @@
 """db.serving.sessions: started, changed, switched and ended by several at once; the history."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -223,3 +224,29 @@ def test_frames_of_a_session_that_is_gone_are_left_out(sessions: Sessions) -> No
     gone = frame(put(sessions), "a")
     sessions.record([AnsweredFrame(gone.session_id + 1, "b", AT, "", "graphene@1", (0,), {})])
     assert sessions.history(gone.session_id + 1, 9) == []
+
+
+def test_frames_of_a_clock_that_was_ahead_are_older_than_those_that_follow(
+    sessions: Sessions, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 3)
+    monkeypatch.setattr(module, "SPARE", 1)
+    today = datetime.now(UTC)
+    ahead = [replace(frame(session, f"ahead-{n}"), at=today + timedelta(days=1)) for n in range(4)]
+    sessions.record(ahead)
+    for number in range(4):
+        sessions.record([replace(frame(session, f"f{number}"), at=datetime.now(UTC))])
+    names = [one.frame_id for one in sessions.history(session.id, 9)]
+    assert names[:3] == ["f3", "f2", "f1"]
+
+
+def test_only_so_many_sessions_go_on_at_once(
+    sessions: Sessions, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SESSIONS", 2)
+    put(sessions, "STEM-2", is_new_welcome=True)
+    with pytest.raises(Conflict, match="2 sessions go on already"):
+        put(sessions, "STEM-3", is_new_welcome=True)
+    put(sessions, budget_ms=50)  # those that are there may change
+    sessions.end(session.instrument)
+    assert put(sessions, "STEM-3", is_new_welcome=True).instrument == "STEM-3"

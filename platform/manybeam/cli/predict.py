@@ -137,7 +137,7 @@ def select(
     frames = _frames(predictor, question, [file], pixel_size_pm, condition)
     if len(frames) > 1:
         say(f"{file.name}: the first of {len(frames)} frames; predict answers for each")
-    best = predictor.rank(frames[0], question)[0]
+    best = predictor.rank(frames[0], question, has_answer=bool(show or png))[0]
     rows, verdict = _ranked(best, preferred, who, note, path if show or png else None)
     emit(rows, form, title=f"{file.name}: {verdict}", columns=TABLE_COLUMNS)
 

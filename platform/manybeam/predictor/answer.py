@@ -42,6 +42,7 @@ class Question:
         is_quick: only the networks that answer run. Calibration, predicted F1 and drift rest on
             what the frame looks like (`predictor.f1.looks`), and so does the choice for `auto`.
         why: why these members were named, for the reasons.
+        keeps_members: a quick answer leaves none of them out, even if it will be late.
     """
 
     ref: str = AUTO
@@ -53,6 +54,7 @@ class Question:
     shares: tuple[float, ...] = ()
     is_quick: bool = False
     why: str = ""
+    keeps_members: bool = False
 
     @property
     def is_auto(self) -> bool:

@@ -92,6 +92,17 @@ class Pace:
                     # It was ended because it was late; what is known of it is too short.
                     self._learn(key, took / count / work.pixels)
 
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Count one more answer at work in this block; nothing is learned from it."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+
     def _learn(
         self, key: tuple[str, bool, int, int], network: float, rest: float | None = None
     ) -> None:

@@ -7,6 +7,7 @@ the frame; ranking, calibration and answer use the same output.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from manybeam.data.io.frame import Frame
@@ -19,7 +20,7 @@ from manybeam.errors import (
     MissingPixelSize,
     UnknownRef,
 )
-from manybeam.learn.analysis.frame_analysis import check_size
+from manybeam.learn.analysis.frame_analysis import check_size, predict_window
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.f1.predicted import Weights
@@ -48,7 +49,8 @@ class Ranked:
     Attributes:
         frame: the frame, with its pixel size as it was used.
         version: the version.
-        whole: the answer of all its members.
+        whole: the answer of all its members; if only a ranking was asked for, in the analysed
+            window of the frame.
         selection: their ranking; None if they were not ranked.
         notes: the limits of its answer.
     """
@@ -109,7 +111,7 @@ class Predictor:
         """Return the answer for a frame of `sized_or_not`; raises as `answer` does."""
         if question.is_quick or (not question.is_raw and self._is_short(frame, question, deadline)):
             return self._quick(frame, question, deadline)
-        best = self._rank(frame, question, deadline)[0]
+        best = self._rank(frame, question, deadline, has_answer=True)[0]
         if best.selection is not None:
             prediction = best.selection.answer(best.whole)
         else:
@@ -154,7 +156,9 @@ class Predictor:
         if not question.is_size_trusted:
             check_pixel_size(frame, version, self._facility)
         work = _work(version, frame)
-        weights, notes = self._in_time(version, look, work, everyone, deadline)
+        weights, notes = everyone, list[str]()
+        if not question.keeps_members:
+            weights, notes = self._in_time(version, look, work, everyone, deadline)
         with self.pace.timing(work, len(weights), deadline.seconds):
             with deadline.stage("predict"):
                 whole = version.ensemble.predict(
@@ -241,23 +245,38 @@ class Predictor:
             yield self.answer_sized(frame, question, deadline or Deadline())
 
     def rank(
-        self, frame: Frame, question: Question | None = None, deadline: Deadline | None = None
+        self,
+        frame: Frame,
+        question: Question | None = None,
+        deadline: Deadline | None = None,
+        *,
+        has_answer: bool = False,
     ) -> list[Ranked]:
         """Return every version that may answer with its ranking; the first one answers.
 
         For `auto`, a version with damaged files, or for other pixel sizes, is left out, and the
         notes name it. Raises as `answer` does.
+
+        Args:
+            frame: the frame; of a large one the middle is analysed.
+            question: the question; `auto` if left out.
+            deadline: as that of `answer`.
+            has_answer: whether `whole` is for the whole frame; else networks run on the analysed
+                window only, with the same ranking.
         """
         question, deadline = question or Question(), deadline or Deadline()
         (sized,) = self.sized_or_not((frame,), question, deadline)
-        return self._rank(sized, question, deadline)
+        return self._rank(sized, question, deadline, has_answer=has_answer)
 
-    def _rank(self, frame: Frame, question: Question, deadline: Deadline) -> list[Ranked]:
+    def _rank(
+        self, frame: Frame, question: Question, deadline: Deadline, *, has_answer: bool
+    ) -> list[Ranked]:
         if not question.is_auto:
             with deadline.stage("load"):
                 version = self.versions.get(question.ref)
-            return [self._ranked(version, frame, question, deadline)]
-        return self._best_of(self.versions.serving(), frame, question, deadline)
+            return [self._ranked(version, frame, question, deadline, has_answer=has_answer)]
+        refs = self.versions.serving()
+        return self._best_of(refs, frame, question, deadline, has_answer=has_answer)
 
     def sized(self, frames: Sequence[Frame], question: Question | None = None) -> tuple[Frame, ...]:
         """Return the frames of one recording; a missing pixel size is inferred from a lattice.
@@ -292,7 +311,13 @@ class Predictor:
             return tuple(frames)
 
     def _best_of(
-        self, refs: Sequence[str], frame: Frame, question: Question, deadline: Deadline
+        self,
+        refs: Sequence[str],
+        frame: Frame,
+        question: Question,
+        deadline: Deadline,
+        *,
+        has_answer: bool,
     ) -> list[Ranked]:
         ranked: list[Ranked] = []
         refused: dict[str, Corrupt | DoubtfulPixelSize] = {}
@@ -307,7 +332,8 @@ class Predictor:
             if question.false_atoms and version.performance is None and len(refs) > 1:
                 continue  # it cannot keep a bound; another version may
             try:
-                ranked.append(self._ranked(version, frame, question, deadline))
+                one = self._ranked(version, frame, question, deadline, has_answer=has_answer)
+                ranked.append(one)
             except DoubtfulPixelSize as error:
                 refused[ref] = error
         if refused and not ranked:
@@ -323,7 +349,13 @@ class Predictor:
         return [replace(one, notes=(*one.notes, *left_out)) for one in ranked]
 
     def _ranked(
-        self, version: LoadedVersion, frame: Frame, question: Question, deadline: Deadline
+        self,
+        version: LoadedVersion,
+        frame: Frame,
+        question: Question,
+        deadline: Deadline,
+        *,
+        has_answer: bool,
     ) -> Ranked:
         """Return the answer of a version's members, and their ranking."""
         is_free = question.is_auto or question.is_selecting
@@ -334,11 +366,19 @@ class Predictor:
         too_small = _too_small(frame, question)
         limits = (*version.notes, *too_small, *_unsized(frame))
         work = _work(version, frame, is_full=not (question.is_raw or too_small))
-        with self.pace.timing(work, version.ensemble.member_count, deadline.seconds):
+        count = version.ensemble.member_count
+        is_whole = has_answer or not work.is_full
+        timing = (
+            self.pace.timing(work, count, deadline.seconds) if is_whole else self.pace.at_work()
+        )
+        with timing:
             with deadline.stage("predict"):
-                whole = version.ensemble.predict(
-                    frame.pixels_yx, frame.pixel_size_pm, check=deadline.check
+                run = (
+                    version.ensemble.predict
+                    if is_whole
+                    else partial(predict_window, version.ensemble)
                 )
+                whole = run(frame.pixels_yx, frame.pixel_size_pm, check=deadline.check)
             if not work.is_full:
                 return Ranked(frame, version, whole, None, limits)
             with deadline.stage("select"):

@@ -6,6 +6,7 @@ It needs no Ray and no web, so it gives the same answers in any process. All ans
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import answer_content
 from manybeam.serve.sessions.keeper import LiveSession, SessionKeeper, no_session
 from manybeam.serve.wire import Frames
+from manybeam.settings import settings
 from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ class Service:
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
-        self.sessions = SessionAnswers(self._predictor, SessionKeeper(sessions))
+        keeper = SessionKeeper(sessions, copy=settings().cache / "sessions.json")
+        self.sessions = SessionAnswers(self._predictor, keeper)
 
     def degraded(self) -> list[str]:
         """Return what limits the service now, in words."""
@@ -183,12 +186,16 @@ class Service:
         live = self.sessions.keeper.of(instrument)
         if live is None:
             raise no_session(instrument)
+        self.sessions.check_selects(live)
         query = self.sessions.query(live, query)
         begun_s, seen = deadline.clock(), live.stored
         question = Question(
             live.settings.ref, is_selecting=True, is_size_trusted=query.trust_pixel_size
         )
-        ranked = self._predictor.rank(_frames(frames, query)[0], question, deadline)
+        # By the versions that serve, not by those of a rollout, as its other frames are. A shadow
+        # waits for it all the same.
+        with self.traffic.live.one() if self.traffic else nullcontext():
+            ranked = self._predictor.rank(_frames(frames, query)[0], question, deadline)
         self.sessions.adopt(live, seen, ranked[0], query.frame_id, deadline.clock() - begun_s)
         return selection_content(ranked, frames, query)
 

@@ -196,7 +196,9 @@ class Zoo:
 
     def listing(self, name: str | None = None) -> list[VersionEntry]:
         """Return the entries of all versions in MLflow, without manifests; it needs two calls."""
-        return self._known.all(f"all of {name}", lambda: self.tracking.versions(name))
+        return self._known.all(
+            f"all of {name}", lambda: self.tracking.versions(name), is_whole=name is None
+        )
 
     def entry(self, ref: str) -> VersionEntry:
         """Return the entry of one version in MLflow; raises UnknownRef."""

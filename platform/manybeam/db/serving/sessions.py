@@ -24,6 +24,8 @@ KEPT = 20_000  # frames of a session in its history; the oldest are removed firs
 EVENTS_KEPT = 2_000  # changes of a session
 KEPT_DAYS = 90  # frames of sessions that ended before are removed when their instrument starts one
 SPARE = 1_000  # more than that many are removed at once
+SESSIONS = 1_000  # that go on at once: without tokens, callers choose the names of instruments
+AHEAD_S = 60  # a frame later than that is from a clock that went wrong
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Sessions:
         Raises:
             NotFound: there is no such instrument, or it was retired.
             InvalidInput: this cannot be the id of a new one.
+            Conflict: too many sessions go on.
         """
         given = {
             "policy": policy,
@@ -156,6 +159,7 @@ class Sessions:
             if row is not None and all(getattr(row, name) == given[name] for name in given):
                 return _as_session(row)
             if row is None:
+                _check_room(connection)
                 _forget_old(connection, instrument, at - timedelta(days=KEPT_DAYS))
                 new = {
                     **given,
@@ -300,6 +304,16 @@ def _check_instrument(
     )
 
 
+def _check_room(connection: Connection) -> None:
+    going_on = select(func.count()).select_from(SessionRow).where(SessionRow.ended.is_(None))
+    if connection.execute(going_on).scalar_one() >= SESSIONS:
+        raise Conflict(
+            f"{SESSIONS} sessions go on already",
+            "that is the limit",
+            "end those that are not needed: DELETE /v1/instruments/ID/session",
+        )
+
+
 def _running(connection: Connection, instrument: str) -> Row[*tuple[Any, ...]] | None:
     """Return the row of a session that goes on, locked for this transaction where that exists."""
     wanted = select(SessionRow.__table__).where(
@@ -357,6 +371,7 @@ def _record(connection: Connection, session_id: int, frames: Sequence[AnsweredFr
         counts.update({"frames": 1, **dict.fromkeys(one.values.get("counted", ()), 1)})
     state = {**row.state, "counts": dict(counts)}
     connection.execute(update(SessionRow).where(SessionRow.id == session_id).values(state=state))
+    _bring_back(connection, session_id)
     _prune(connection, session_id)
 
 
@@ -364,7 +379,21 @@ def _forget_old(connection: Connection, instrument: str, before: datetime) -> No
     ended = select(SessionRow.id).where(
         SessionRow.instrument_id == instrument, SessionRow.ended < before
     )
-    connection.execute(delete(SessionFrameRow).where(SessionFrameRow.session_id.in_(ended)))
+    for table in (SessionFrameRow, SessionEventRow):
+        connection.execute(delete(table).where(table.session_id.in_(ended)))
+
+
+def _bring_back(connection: Connection, session_id: int) -> None:
+    """Let frames from the future be of now: the clock was set back since, or is wrong elsewhere.
+
+    Else they would stay the newest, and those that follow would be removed first.
+    """
+    at = now(connection)
+    early = (
+        SessionFrameRow.session_id == session_id,
+        SessionFrameRow.at > at + timedelta(seconds=AHEAD_S),
+    )
+    connection.execute(update(SessionFrameRow).where(*early).values(at=at))
 
 
 def _prune(connection: Connection, session_id: int) -> None:

@@ -85,15 +85,15 @@ def analyse(
 ) -> FrameAnalysis:
     """Return the analysis of a frame, or of the middle of a large one.
 
-    Each network runs once on the frame, unless its prediction is given, and once on the turned
-    window.
+    Each network runs once on the window and what has an effect on it, unless its prediction is
+    given, and once on the turned window.
 
     Args:
         ensemble: the members.
         frame_yx: the frame.
         pixel_size_pm: edge of a pixel, or None.
         lattice: the crystal, or None if there is none.
-        prediction: the answer of all members for the frame, if it is known.
+        prediction: the answer of all members for the frame or the window, if it is known.
         window_px: side of the window, in pixels of the members.
         check: called before each network and tile; what it raises ends the work.
 
@@ -102,7 +102,7 @@ def analyse(
     """
     window = _window(ensemble, frame_yx, pixel_size_pm, window_px)
     part_yx = np.ascontiguousarray(frame_yx[window])
-    whole = prediction or ensemble.predict(frame_yx, pixel_size_pm, check=check)
+    whole = prediction or predict_window(ensemble, frame_yx, pixel_size_pm, window, check=check)
     prediction = whole if part_yx.shape == frame_yx.shape else whole.inside(window)
     turned_yx = np.ascontiguousarray(np.rot90(part_yx))
     turned = ensemble.predict(turned_yx, pixel_size_pm, check=check)
@@ -112,6 +112,22 @@ def analyse(
     model, score_mf = scores(part_yx, prediction.member_atoms, pixel_size_pm, lattice, steady)
     summary_cs = _summaries(part_yx, pixel_size_pm)
     return FrameAnalysis(prediction, score_mf, summary_cs, window, pixel_size_pm, lattice, model)
+
+
+def predict_window(
+    ensemble: Ensemble,
+    frame_yx: np.ndarray,
+    pixel_size_pm: float | None,
+    window: tuple[slice, slice] | None = None,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Prediction:
+    """Return the answer of all members, of use in the analysed window only; see `analyse`."""
+    window = window or _window(ensemble, frame_yx, pixel_size_pm, WINDOW_PX)
+    is_whole = frame_yx[window].shape == frame_yx.shape
+    return ensemble.predict(
+        frame_yx, pixel_size_pm, window=None if is_whole else window, check=check
+    )
 
 
 def summary_of(ensemble: Ensemble, frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:

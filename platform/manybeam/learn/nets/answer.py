@@ -30,14 +30,15 @@ class MemberAnswer:
         prob_yx: probability of an atom.
         scale: pixels of the map for each pixel of the frame.
         radius_px: radius of the member's training masks, in pixels of the frame.
-        start: first row and column of the window, if the answer is for a window.
+        start: first row and column of the window, if the answer is for a window; less, if the
+            map itself is only a part.
     """
 
     atoms: NDArray[np.float32]
     prob_yx: NDArray[np.floating]
     scale: float
     radius_px: float
-    start: tuple[int, int] = (0, 0)
+    start: tuple[float, float] = (0, 0)
 
     def on_frame(self, shape: tuple[int, ...]) -> Map:
         """Return the map in the frame's pixels."""
@@ -198,7 +199,7 @@ def entropy(prob_yx: Map) -> Map:
 
 
 @lru_cache(maxsize=16)
-def _weights(side: int, own_side: int, scale: float, start: int) -> csr_array:
+def _weights(side: int, own_side: int, scale: float, start: float) -> csr_array:
     """Return the (side, own_side) matrix that samples a map at the pixels of the frame.
 
     If the map is coarser than the frame, the interpolation is linear. If it is finer, the weights

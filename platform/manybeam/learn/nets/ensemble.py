@@ -23,7 +23,7 @@ from manybeam.learn.nets.atoms import Found, find_atoms_of_members, sample
 from manybeam.learn.nets.inference.engine import Engine
 from manybeam.learn.nets.inference.graphs import Graphs
 from manybeam.learn.nets.inference.runtime import cores
-from manybeam.learn.nets.inference.tiled import TILE_PX, probabilities
+from manybeam.learn.nets.inference.tiled import TILE_PX, around, probabilities
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.prediction import NEIGHBOUR_SHARE, Prediction, places_of
 from manybeam.settings import settings
@@ -35,6 +35,8 @@ Stack = NDArray[np.float32]
 PIXEL_SIZE_PM = (1.0, 500.0)  # other values have a wrong unit
 AT_ONCE_PX = 1 << 22  # pixels of maps that are handled together
 EXACT_PX = 1 << 25  # of all maps of one answer; more are stored in half precision
+BORDER_PX = 32  # around a window, in which atoms are found too; they compete with those inside
+BORDER_RADII = 8  # the same in radii of the training masks, whichever is more
 
 
 class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
@@ -111,6 +113,7 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         *,
         members: Sequence[int] | None = None,
         threshold: float = 0.5,
+        window: tuple[slice, slice] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Prediction:
         """Return atoms, mean and spread of one frame.
@@ -121,6 +124,8 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
                 this is right only if its pixel size is that of the training.
             members: indices of the members that answer; all if left out.
             threshold: least mean probability of an atom, and least probability in a member.
+            window: rows and columns for which an answer is needed; `inside` gives it. What is said
+                of the rest has no meaning. Networks run on what has an effect on the window.
             check: called before each network and tile; what it raises ends the work.
 
         Raises:
@@ -138,22 +143,25 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
         groups = self._alike(places)
         views = {_MemberView.by(spec) for spec, _ in groups}
         seen = {view: view.of(frame_yx, pixel_size_pm) for view in views}
-        work_px = sum(
-            len(group) * seen[_MemberView.by(spec)][0].size for (spec, _), group in groups.items()
-        )
+        given = {
+            (spec, network): _Given.of(*seen[_MemberView.by(spec)], spec, network, window)
+            for spec, network in groups
+        }
+        work_px = sum(len(group) * given[key].input_yx.size for key, group in groups.items())
         _check_work(work_px)
-        totals = MapTotals(shape) if work_px > EXACT_PX else None
-        for (spec, network), group in groups.items():
-            input_yx, scale = seen[_MemberView.by(spec)]
-            count = max(1, AT_ONCE_PX // input_yx.size)
+        totals = MapTotals(shape) if work_px > EXACT_PX and window is None else None
+        for key, group in groups.items():
+            one, network = given[key], key[1]
+            count = max(1, AT_ONCE_PX // one.input_yx.size)
             for start in range(0, len(group), count):
                 part = group[start : start + count]
                 networks = [self._engine.networks[place] for place in part]
-                prob_mcyx = probabilities(networks, input_yx, network, self.tile_px, check)
-                answers = _answers(prob_mcyx, spec, scale, threshold)
+                prob_mcyx = probabilities(networks, one.input_yx, network, self.tile_px, check)
+                answers = _answers(prob_mcyx[..., *one.kept], key[0], one, threshold)
                 if totals is not None:
                     for answer in answers:
                         totals.add(answer.on_frame(shape))
+                if work_px > EXACT_PX:
                     answers = [answer.stored() for answer in answers]
                 answer_of.update(zip(part, answers, strict=True))
         return Prediction.of_answers(
@@ -218,10 +226,53 @@ class _MemberView:
         return normalise(frame_yx, self.normalise, self.local_nm * 1000 / self.pixel_size_pm), scale
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What members of one recipe get of a frame, and what is kept of their answer.
+
+    Attributes:
+        input_yx: the frame, or a part of it.
+        scale: its pixels for each recorded pixel.
+        origin: row and column of the frame, in the members' pixels, at which what is kept begins.
+        kept: rows and columns of the answer that are kept.
+    """
+
+    input_yx: Map
+    scale: float
+    origin: tuple[int, int] = (0, 0)
+    kept: tuple[slice, slice] = (slice(None), slice(None))
+
+    @classmethod
+    def of(
+        cls,
+        input_yx: Map,
+        scale: float,
+        spec: TileSpec,
+        network: Network,
+        window: tuple[slice, slice] | None,
+    ) -> "_Given":
+        """Return what is given of a frame for a window of it."""
+        if window is None:
+            return cls(input_yx, scale)
+        outer = around(window, input_yx.shape, scale, network)
+        border = max(BORDER_PX, round(BORDER_RADII * spec.mask_radius_pm / spec.pixel_size_pm))
+        starts, kept = [], []
+        for part, whole in zip(window, outer, strict=True):
+            start = max(int(part.start * scale) - border, whole.start)
+            stop = min(int(np.ceil(part.stop * scale)) + border, whole.stop)
+            starts.append(start)
+            kept.append(slice(start - whole.start, stop - whole.start))
+        return cls(
+            np.ascontiguousarray(input_yx[outer]), scale, (starts[0], starts[1]), (kept[0], kept[1])
+        )
+
+
 def _answers(
-    prob_mcyx: Stack, spec: TileSpec, scale: float, threshold: float
+    prob_mcyx: Stack, spec: TileSpec, given: _Given, threshold: float
 ) -> list[MemberAnswer]:
     """Return the answers of members of one recipe from their maps."""
+    scale, origin_2 = given.scale, np.array(given.origin, np.float32)
+    start = (-given.origin[0] / scale, -given.origin[1] / scale)
     prob_myx = prob_mcyx.max(axis=1)
     radius_px = spec.mask_radius_pm / spec.pixel_size_pm
     atoms_m = _found(prob_myx, threshold, max(NEIGHBOUR_SHARE * radius_px, 1.0))
@@ -229,9 +280,9 @@ def _answers(
         if len(prob_cyx) > 1:
             belief_cn = [sample(prob_yx, atoms[:, :2]) for prob_yx in prob_cyx]
             atoms[:, 2] = 1 + np.argmax(belief_cn, axis=0)
-        atoms[:, :2] = (atoms[:, :2] + 0.5) / scale - 0.5
+        atoms[:, :2] = (atoms[:, :2] + origin_2 + 0.5) / scale - 0.5
     return [
-        MemberAnswer(atoms, prob_yx, scale, radius_px / scale)
+        MemberAnswer(atoms, prob_yx, scale, radius_px / scale, start)
         for atoms, prob_yx in zip(atoms_m, prob_myx, strict=True)
     ]
 

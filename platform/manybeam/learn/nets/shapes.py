@@ -59,6 +59,15 @@ class Shape:
         return f"atomai{''.join(map(str, self.layers))}{self.enlarging}{words}"
 
 
+def is_local(network: Network) -> bool:
+    """Return whether each pixel of an answer depends on the frame around it only.
+
+    The band-pass measures heights in the scatter of the whole frame, and MONAI's networks may
+    normalise by its mean.
+    """
+    return network.name == "unet" or Shape.of(network.name) is not None
+
+
 def side_multiple(network: Network) -> int:
     """Return the number that divides the sides of a frame (our U-Net also accepts others)."""
     if network.name == "unet":

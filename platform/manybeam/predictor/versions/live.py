@@ -39,6 +39,7 @@ class LiveVersions:
         self._held: tuple[str, ...] = ()
         self._faults: dict[str, str] = {}  # why references could not be brought up to date
         self._fault: ManybeamError | None = None  # why it is unknown what serves
+        self._warned: dict[str, str] = {}  # what the log was told of a reference last
         self._lock, self._wake, self._is_ended = threading.Lock(), threading.Event(), False
         self.refresh()
         if every_s:
@@ -56,13 +57,18 @@ class LiveVersions:
         return self._serving
 
     def get(self, ref: str) -> LoadedVersion:
-        """Return what answers for a reference; raises as `ZooVersions.get` does."""
+        """Return what answers for a reference; raises as `ZooVersions.get` does.
+
+        A version that is in memory for another reference, as an alias, is not asked for again: the
+        zoo may be away.
+        """
         with self._lock:
             ready = self._ready.get(ref)
             if ready is not None:
                 self._ready.move_to_end(ref)
                 return ready
-        ready = self.source.get(ref)
+            ready = next((one for one in self._ready.values() if one.ref == ref), None)
+        ready = ready or self.source.get(ref)
         self._put(ref, ready)
         return ready
 
@@ -94,6 +100,7 @@ class LiveVersions:
         # What serves comes first, then what was asked for last, as much as there is room for.
         wanted = [*first, *others][: self.source.capacity]
         self._faults = {ref: why for ref in wanted if (why := self._renew(ref))}
+        self._warned = {ref: text for ref, text in self._warned.items() if ref in ("", *wanted)}
         for ref, why in self._faults.items():
             if ref in serving or ref not in held:
                 self._note(ref, why)
@@ -106,10 +113,12 @@ class LiveVersions:
             self._fault = error
             return ()
         except ManybeamError as error:
-            logger.warning("what serves is not known anew: %s", error)
+            if self._is_news("", error):
+                logger.warning("what serves is not known anew: %s", error)
             self._fault = error
             return self._serving
         self._fault = None
+        self._warned.pop("", None)
         return serving
 
     def _answering(self, serving: Sequence[str]) -> tuple[str, ...]:
@@ -148,14 +157,22 @@ class LiveVersions:
         try:
             self._put(ref, self.source.get(ref))
         except UnknownRef as error:  # removed, or its alias was: the next request is told so
-            logger.warning("%s serves no longer: %s", ref, error)
+            if self._is_news(ref, error):
+                logger.warning("%s serves no longer: %s", ref, error)
             with self._lock:
                 self._ready.pop(ref, None)
             return error.what if ref in self._held else ""
         except Exception as error:  # one that fails must not keep the others from being renewed
-            logger.warning("%s is not renewed: %s", ref, error, exc_info=not _is_ours(error))
+            if self._is_news(ref, error):
+                logger.warning("%s is not renewed: %s", ref, error, exc_info=not _is_ours(error))
             return str(getattr(error, "what", type(error).__name__))
+        self._warned.pop(ref, None)
         return ""
+
+    def _is_news(self, ref: str, error: Exception) -> bool:
+        """Return whether the log was not told of it yet; rounds follow each other soon."""
+        before, self._warned[ref] = self._warned.get(ref), str(error)
+        return before != str(error)
 
     def _note(self, ref: str, why: str) -> None:
         """Let answers say that a version goes on in place of one that fails."""

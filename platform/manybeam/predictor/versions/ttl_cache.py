@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from manybeam.errors import DatabaseUnreachable, Unreachable
+from manybeam.errors import DatabaseUnreachable, NotFound, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class TTLCache(Generic[V]):
         self._read_last = read_last
         self._known: OrderedDict[str, tuple[V, float]] = OrderedDict()
         self._asking, self._lock = threading.Lock(), threading.Lock()
+        self._is_logged = False  # that the source is away
 
     def get(self, key: str) -> tuple[V, tuple[str, ...]]:
         """Return the value of a key, and a note if it is older than it should be.
@@ -66,12 +67,19 @@ class TTLCache(Generic[V]):
         now = self._clock()
         try:
             value = self._ask(key)
+        except NotFound:  # it is gone, and must not answer while the source is away later
+            with self._lock:
+                self._known.pop(key, None)
+            raise
         except Unreachable as error:
-            logger.warning("zoo did not answer", extra={"ref": key, "why": error.what})
+            if not self._is_logged:
+                logger.warning("zoo did not answer", extra={"ref": key, "why": error.what})
+            self._is_logged = True
             if known is None:
                 return self._of_this_machine(key, error)
             age_s = now - known[1]
             return known[0], (f"{_who(error)} does not answer; {key} is of {age_s:.0f} s ago",)
+        self._is_logged = False
         with self._lock:
             self._known[key] = (value, now)
             self._known.move_to_end(key)

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SAME_SIZE = 0.005  # pixel sizes closer than this share are one
 RESERVED = 4  # a selection is followed by so many times its duration without another one
+SELECTIONS = 4  # that wait or are under way, each with its frame in memory; others are tried later
 QUIET_S = 1.0  # a selection waits at most so long for a moment without requests
 
 
@@ -50,12 +51,35 @@ class SessionAnswer:
         frame_id: the name of the frame in the history.
         is_repeat: whether the frame was answered before; then the same members answered again.
         is_late: whether it was ready after the budget of the session.
+        recorded: what the history keeps of it; None of a repeat.
     """
 
     answer: Answer
     frame_id: str
     is_repeat: bool = False
     is_late: bool = False
+    recorded: AnsweredFrame | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What the frames of one request have in common.
+
+    Attributes:
+        live: the session.
+        query: with what the session says of its frames.
+        deadline: of the request.
+        predictor: gives the answers.
+    """
+
+    live: LiveSession
+    query: RequestQuery
+    deadline: Deadline
+    predictor: Predictor
+
+    def question(self, chosen: Chosen | None) -> Question:
+        """Return the question about a frame."""
+        return _question(self.live.settings, self.query, chosen)
 
 
 class SessionAnswers:
@@ -75,12 +99,13 @@ class SessionAnswers:
     ) -> None:
         self._predictor, self.keeper, self.is_quiet = predictor, keeper, is_quiet
         self._selecting = ThreadPoolExecutor(1, thread_name_prefix="selection")
-        self._not_before: dict[int, float] = {}
-        self._closed = threading.Event()
+        self._room = threading.BoundedSemaphore(SELECTIONS)
+        self._closed, self._at_work = threading.Event(), Deadline()
 
     def close(self) -> None:
-        """End selections that have not begun, then the keeper of the sessions."""
+        """End the selections, then the keeper of the sessions."""
         self._closed.set()
+        self._at_work.is_cancelled = True
         self._selecting.shutdown(wait=True, cancel_futures=True)
         self.keeper.close()
 
@@ -154,124 +179,130 @@ class SessionAnswers:
         """
         if live.settings.budget_ms is not None and deadline.begun_s is not None:
             deadline.aim_s = deadline.begun_s + live.settings.budget_ms / 1000
-        predictor = predictor or self._predictor
-        sized = predictor.sized_or_not(frames, _question(live.settings, query, None), deadline)
-        found = []
-        for number, frame in enumerate(sized):
-            name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
-            found.append(self._answer(live, frame, name, query, deadline, predictor))
+        request = _Request(live, query, deadline, predictor or self._predictor)
+        sized = request.predictor.sized_or_not(frames, request.question(None), deadline)
+        found: list[SessionAnswer] = []
+        with ExitStack() as claimed:
+            for number, frame in enumerate(sized):
+                name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
+                digest, before = _digest(frame) if name else "", None
+                if name:
+                    claim = self.keeper.claim(live, name, digest, deadline.check)
+                    before = claimed.enter_context(claim)
+                if before is not None:
+                    found.append(self._again(request, frame, before))
+                else:
+                    found.append(self._answer(request, frame, name or uuid.uuid4().hex, digest))
+            # Only now: if a frame fails, the caller gets no answer for those before it either.
+            for one in found:
+                if one.recorded is not None:
+                    self.keeper.note(one.recorded)
         return found
 
-    def adopt(
-        self, live: LiveSession, seen: Session, best: Ranked, frame_id: str, took_s: float
-    ) -> None:
-        """Let the members that a caller's selection chose answer from the next frame on.
-
-        Raises:
-            Conflict: the session is pinned.
-        """
+    def check_selects(self, live: LiveSession) -> None:
+        """Refuse to select members for a session that is pinned; raises Conflict."""
         if live.settings.policy == "pinned":
             raise Conflict(
                 f"the session of {live.stored.instrument!r} is pinned to {live.settings.ref}",
                 "selection does not change it",
                 'PUT it with {"policy": "auto"}',
             )
-        assert best.selection is not None  # noqa: S101 - a frame too small is refused
-        weights = best.selection.weights
-        chosen = Chosen(
-            best.version.ref,
-            tuple(weights),
-            tuple(weights.values()),
-            best.selection.reasons[0],
-            live.frames,
-            is_selected=True,
-        )
+
+    def adopt(
+        self, live: LiveSession, seen: Session, best: Ranked, frame_id: str, took_s: float
+    ) -> None:
+        """Let the members that a caller's selection chose answer from the next frame on.
+
+        The choice counts although a selection beside the frames made another one meanwhile.
+
+        Raises:
+            Conflict: the session is pinned, or it was changed or ended meanwhile.
+        """
+        self.check_selects(live)
+        chosen = _selected(live, best)
         values = {"frame_id": frame_id, "selection_ms": round(1000 * took_s)}
-        if not self.keeper.switch(live, seen, chosen, kind="switched", values=values):
-            logger.info("the choice for %s is not recorded", live.stored.instrument)
+        while not self.keeper.switch(live, seen, chosen, kind="switched", values=values):
+            instrument, before = live.stored.instrument, seen
+            if self.keeper.of(instrument) is not live:
+                raise Conflict(
+                    f"the session of {instrument!r} was changed or ended meanwhile",
+                    "the members were selected for the session as it was",
+                    "send the frame again",
+                )
+            seen = live.stored
+            if seen.revision == before.revision:  # without the database; they answer all the same
+                return
 
     # -- one frame ------------------------------------------------------------------------------
-    def _answer(
-        self,
-        live: LiveSession,
-        frame: Frame,
-        name: str,
-        query: RequestQuery,
-        deadline: Deadline,
-        predictor: Predictor,
-    ) -> SessionAnswer:
-        digest = _digest(frame) if name else ""
-        before = self.keeper.frame(live, name) if name else None
-        if before is not None:
-            if before.digest != digest:
-                raise Conflict(
-                    f"frame_id {name!r} names another frame of this session",
-                    f"that one was answered at {before.at:%H:%M:%S} UTC",
-                    "give each frame a name of its own",
-                )
-            chosen = Chosen(before.ref, before.members, tuple(before.values["shares"]), "repeated")
-            question = _question(live.settings, query, chosen)
-            exact = replace(deadline, aim_s=None)  # the same members, whatever time it takes
-            answer = predictor.answer_sized(frame, question, exact)
-            return SessionAnswer(answer, name, is_repeat=True)
-        with live.lock:  # a change of the session is between two frames
-            settings, chosen_now = live.settings, self._current(live, predictor)
-        question = _question(settings, query, chosen_now)
-        answer = predictor.answer_sized(frame, question, deadline)
-        is_late = deadline.aim_s is not None and deadline.clock() > deadline.aim_s
-        name = name or uuid.uuid4().hex
-        self.keeper.note(_record(live, answer, name, digest, is_late=is_late))
-        if _refs(settings, predictor) == _refs(settings, self._predictor):
-            self._watch(live, chosen_now, answer, name, query)
-        return SessionAnswer(answer, name, is_late=is_late)
+    def _again(self, request: _Request, frame: Frame, before: AnsweredFrame) -> SessionAnswer:
+        """Answer a frame once more, by the version and members that answered it."""
+        chosen = Chosen(before.ref, before.members, tuple(before.values["shares"]), "repeated")
+        question = replace(request.question(chosen), keeps_members=True)
+        # Not by the predictor of the request: a rollout may put another version in the place.
+        answer = self._predictor.answer_sized(frame, question, request.deadline)
+        return SessionAnswer(answer, before.frame_id, is_repeat=True)
 
-    def _current(self, live: LiveSession, predictor: Predictor) -> Chosen | None:
-        """Return who was chosen to answer now; None if nobody was, or it serves no longer."""
-        if live.settings.policy == "pinned" or live.chosen is None:
+    def _answer(self, request: _Request, frame: Frame, name: str, digest: str) -> SessionAnswer:
+        live, deadline = request.live, request.deadline
+        with live.lock:
+            seen = live.chosen
+        chosen = self._usable(live.settings, seen, request.predictor)
+        answer = request.predictor.answer_sized(frame, request.question(chosen), deadline)
+        is_late = deadline.aim_s is not None and deadline.clock() > deadline.aim_s
+        recorded = _record(live, answer, name, digest, is_late=is_late)
+        try:
+            if _refs(live.settings, request.predictor) == _refs(live.settings, self._predictor):
+                self._watch(request, answer, name, seen, chosen)
+        except ManybeamError as error:  # a version was removed meanwhile; the frame is answered
+            logger.warning("%s is not watched: %s", live.stored.instrument, error)
+        return SessionAnswer(answer, name, is_late=is_late, recorded=recorded)
+
+    def _usable(
+        self, settings: SessionSettings, chosen: Chosen | None, predictor: Predictor
+    ) -> Chosen | None:
+        """Return who was chosen to answer; None if nobody was, or it serves no longer."""
+        if settings.policy == "pinned" or chosen is None:
             return None
-        return live.chosen if live.chosen.ref in _refs(live.settings, predictor) else None
+        return chosen if chosen.ref in _refs(settings, predictor) else None
 
     def _watch(
         self,
-        live: LiveSession,
-        chosen: Chosen | None,
+        request: _Request,
         answer: Answer,
         name: str,
-        query: RequestQuery,
+        seen: Chosen | None,
+        chosen: Chosen | None,
     ) -> None:
-        """Let the monitor see a frame, and choose members anew if it says so."""
+        """Let the monitor see a frame, and choose members anew if it says so.
+
+        Args:
+            request: of the frame.
+            answer: the answer.
+            name: of the frame.
+            seen: who was chosen when the frame began.
+            chosen: the same, if it could answer.
+        """
+        live = request.live
+        # Before the lock: nobody must wait for what may take a while.
+        look = None if live.settings.policy == "pinned" else self._look(answer)
+        best_f1 = look.best[1].f1 if look else 0.0
         with live.lock:
             live.frames += 1
-            if live.settings.policy == "pinned":
-                return
-            if chosen is None:
-                chosen = live.chosen = _chosen(answer, live, is_selected=False)
-                live.monitor = None
-            elif live.chosen is not chosen:
+            if live.settings.policy == "pinned" or live.chosen is not seen:
                 return  # others answer already
-            why = self._why_anew(live, chosen, answer)
-            now = time.monotonic()
-            if not why or live.is_selecting or now < self._not_before.get(live.stored.id, 0):
+            if chosen is None:
+                chosen = live.chosen = _chosen(answer, live)
+                live.monitor = None
+            why = _why_anew(live, chosen, answer, look, best_f1)
+            is_resting = time.monotonic() < live.rests_until_s
+            if not why or live.is_selecting or is_resting or not self._room.acquire(blocking=False):
                 return
-            live.is_selecting, seen = True, live.stored
-        with suppress(RuntimeError):  # the replica ends
-            self._selecting.submit(self._anew, live, seen, answer.frame, name, query, why)
-
-    def _why_anew(self, live: LiveSession, chosen: Chosen, answer: Answer) -> str:
-        """Return why members should be selected, or nothing; the monitor sees the frame."""
-        look = self._look(answer)
-        moved = ""
-        if look is not None:
-            live.monitor = live.monitor or ConditionMonitor(look.looks.apart)
-            shares = dict(zip(chosen.members, chosen.shares, strict=True))
-            gain = look.best[1].f1 - look.predicted(shares).f1
-            is_drifted = bool(answer.is_drifted)
-            moved = live.monitor.see(look.summary_s, gain, is_drifted=is_drifted)
-        if not chosen.is_selected:
-            return "the first frame"
-        if live.frames - chosen.frame >= live.settings.select_every:
-            return f"{live.settings.select_every} frames passed"
-        return moved
+            live.is_selecting, stored = True, live.stored
+        try:
+            self._selecting.submit(self._anew, request, stored, answer.frame, name, why)
+        except RuntimeError:  # the replica ends
+            live.is_selecting = False
+            self._room.release()
 
     def _look(self, answer: Answer) -> Look | None:
         """Return the look of an answered frame, without looking again."""
@@ -282,23 +313,14 @@ class SessionAnswers:
         return Look(known.looks, np.array(answer.selection.summary), table.structure)
 
     # -- selection beside the frames --------------------------------------------------------------
-    def _anew(
-        self,
-        live: LiveSession,
-        seen: Session,
-        frame: Frame,
-        name: str,
-        query: RequestQuery,
-        why: str,
-    ) -> None:
+    def _anew(self, request: _Request, seen: Session, frame: Frame, name: str, why: str) -> None:
         """Select members for a frame; they answer from the next frame on."""
+        live, begun = request.live, time.monotonic()
         try:
-            end = time.monotonic() + QUIET_S
-            while not self.is_quiet() and time.monotonic() < end:
+            while not (self.is_quiet() or time.monotonic() > begun + QUIET_S):
                 self._closed.wait(0.01)
-            before = live.chosen
-            answer, took_s = self._selected(live, frame, query)
-            chosen = _chosen(answer, live, is_selected=True)
+            before, begun = live.chosen, time.monotonic()
+            chosen = _selected(live, self._ranked(request, frame))
             is_same = before is not None and (before.ref, before.members) == (
                 chosen.ref,
                 chosen.members,
@@ -306,29 +328,49 @@ class SessionAnswers:
             values = {
                 "frame_id": name,
                 "why": f"{why}: {chosen.why}",
-                "selection_ms": round(1000 * took_s),
+                "selection_ms": round(1000 * (time.monotonic() - begun)),
             }
             kind = "confirmed" if is_same else "switched"
             self.keeper.switch(live, seen, chosen, kind=kind, values=values)
         except ManybeamError as error:
-            logger.warning("no selection for %s: %s", live.stored.instrument, error)
-            took_s = QUIET_S
+            if not self._closed.is_set():
+                logger.warning("no selection for %s: %s", live.stored.instrument, error)
+            begun -= QUIET_S
         except Exception:  # the thread must go on for other sessions
             logger.exception("no selection for %s", live.stored.instrument)
-            took_s = QUIET_S
+            begun -= QUIET_S
         finally:
-            self._not_before[live.stored.id] = time.monotonic() + RESERVED * took_s
+            now = time.monotonic()
+            live.rests_until_s = now + RESERVED * (now - begun)
             live.is_selecting = False
+            self._room.release()
 
-    def _selected(
-        self, live: LiveSession, frame: Frame, query: RequestQuery
-    ) -> tuple[Answer, float]:
-        begun = time.monotonic()
+    def _ranked(self, request: _Request, frame: Frame) -> Ranked:
         question = Question(
-            live.settings.ref, is_selecting=True, is_size_trusted=query.trust_pixel_size
+            request.live.settings.ref,
+            is_selecting=True,
+            is_size_trusted=request.query.trust_pixel_size,
         )
-        answer = self._predictor.answer(frame, question)
-        return answer, time.monotonic() - begun
+        self._at_work = Deadline()
+        self._at_work.is_cancelled = self._closed.is_set()
+        return self._predictor.rank(frame, question, self._at_work)[0]
+
+
+def _why_anew(
+    live: LiveSession, chosen: Chosen, answer: Answer, look: Look | None, best_f1: float
+) -> str:
+    """Return why members should be selected, or nothing; the monitor sees the frame."""
+    moved = ""
+    if look is not None:
+        live.monitor = live.monitor or ConditionMonitor(look.looks.apart)
+        shares = dict(zip(chosen.members, chosen.shares, strict=True))
+        gain = best_f1 - look.predicted(shares).f1
+        moved = live.monitor.see(look.summary_s, gain, is_drifted=bool(answer.is_drifted))
+    if not chosen.is_selected:
+        return "the first frame"
+    if live.frames - chosen.frame >= live.settings.select_every:
+        return f"{live.settings.select_every} frames passed"
+    return moved
 
 
 def _refs(settings: SessionSettings, predictor: Predictor) -> set[str]:
@@ -359,7 +401,21 @@ def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | N
     )
 
 
-def _chosen(answer: Answer, live: LiveSession, *, is_selected: bool) -> Chosen:
+def _selected(live: LiveSession, best: Ranked) -> Chosen:
+    """Return the members that a selection chose as those that answer from now on."""
+    selection = best.selection
+    assert selection is not None  # noqa: S101 - a frame too small is refused
+    return Chosen(
+        best.version.ref,
+        tuple(selection.weights),
+        tuple(selection.weights.values()),
+        selection.reasons[0],
+        frame=live.frames,
+        is_selected=True,
+    )
+
+
+def _chosen(answer: Answer, live: LiveSession) -> Chosen:
     """Return the members of an answer as those that answer from now on; the dropped ones too."""
     weights = answer.selection.weights if answer.selection else {}
     if answer.dropped or not weights:
@@ -370,7 +426,6 @@ def _chosen(answer: Answer, live: LiveSession, *, is_selected: bool) -> Chosen:
         tuple(weights.values()),
         answer.reasons[0] if answer.reasons else "all members",
         frame=live.frames,
-        is_selected=is_selected,
     )
 
 
@@ -407,5 +462,5 @@ def _digest(frame: Frame) -> str:
     pixels = frame.pixels_yx
     known = hashlib.blake2b(digest_size=16)
     known.update(repr((pixels.shape, pixels.dtype.str, frame.pixel_size_pm)).encode())
-    known.update(pixels.tobytes())
+    known.update(np.ascontiguousarray(pixels).data)
     return known.hexdigest()

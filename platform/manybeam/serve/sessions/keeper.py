@@ -2,22 +2,27 @@
 
 No frame waits for the database: sessions are read twice a second, and the history is written in
 batches. While the database is away, sessions go on as they were; what was answered is recorded
-when it is back, as much as fits in memory.
+when it is back, as much as fits in memory. A copy in a file is for a replica that starts then.
 """
 
+import json
 import logging
 import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from manybeam.data.disk import write_files
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
-from manybeam.errors import Conflict, ManybeamError, NotFound
+from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound, WriteFailed
 from manybeam.serve.sessions.monitor import ConditionMonitor
 from manybeam.serve.sessions.settings import SessionSettings
 
@@ -25,11 +30,15 @@ logger = logging.getLogger(__name__)
 
 READ_S = 0.5  # pause between two readings: how soon a change is in the other replicas
 PATIENCE_S = 0.25  # of a frame that asks whether it is a repeat
+SWITCH_S = 2.0  # of a choice of members that is recorded
+LOOK_S = 0.05  # between two looks whether who waits for the same frame still has time
 AWAY_S = 2.0  # age from which no frame asks the database whether it is a repeat
 STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
 RECENT = 4_096  # answered frames whose repeats are known without a query
 BATCH = 500  # of one transaction
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,9 @@ class Chosen:
 
 @dataclass(eq=False)
 class LiveSession:
-    """A session in memory; what a frame needs of it is read once, so a switch is between frames.
+    """A session with certain settings in memory; a change of settings makes another one.
+
+    So a request is answered by the settings it began with, and who answers a frame is read once.
 
     Attributes:
         stored: as it is in the database.
@@ -80,6 +91,7 @@ class LiveSession:
         monitor: watches the frames since the last choice.
         frames: frames of the session so far, those of other replicas too.
         is_selecting: whether a selection is under way here.
+        rests_until_s: before that, by the same clock, no selection begins.
     """
 
     stored: Session
@@ -89,6 +101,7 @@ class LiveSession:
     monitor: ConditionMonitor | None = None
     frames: int = 0
     is_selecting: bool = False
+    rests_until_s: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -123,13 +136,24 @@ class SessionKeeper:
     Args:
         sessions: returns the sessions of the database, or raises an error if it is away.
         clock: monotonic seconds.
+        copy: the file of the copy; no copy if left out.
     """
 
     def __init__(
-        self, sessions: Callable[[], Sessions], clock: Callable[[], float] = time.monotonic
+        self,
+        sessions: Callable[[], Sessions],
+        clock: Callable[[], float] = time.monotonic,
+        copy: Path | None = None,
     ) -> None:
-        self._sessions, self._clock = sessions, clock
+        self._sessions, self._clock, self._copy = sessions, clock, copy
+        self._copied: set[tuple[int, int]] | None = None  # id and revision of what is in the file
+        self._is_of_copy = False
         self._live: dict[str, LiveSession] = {}
+        # By instrument: the session that ended here, and when. An earlier reading still shows it.
+        self._ended: dict[str, tuple[int, float]] = {}
+        self._unreadable: set[tuple[int, int]] = set()  # id and revision, as they were logged
+        # Frames with a name that are being answered, with their digests.
+        self._under_way: dict[tuple[int, str], str] = {}
         # By session and name; what is recorded stays for a while, to know repeats without a query.
         self._answered: OrderedDict[tuple[int, str], AnsweredFrame] = OrderedDict()
         self._pending: deque[AnsweredFrame] = deque()
@@ -137,8 +161,10 @@ class SessionKeeper:
         self._read_s = -math.inf
         self._is_logged = self._is_started = False
         self._closed, self._lock = threading.Event(), threading.Lock()
-        self._writing = threading.Lock()
+        self._answered_one = threading.Condition(self._lock)
+        self._reading, self._writing = threading.Lock(), threading.Lock()
         self._asking = ThreadPoolExecutor(2, thread_name_prefix="repeats")
+        self._switching = ThreadPoolExecutor(1, thread_name_prefix="switches")
         # Two of them: a writer may wait long for others, and readings must not wait for it.
         self._threads = [
             threading.Thread(target=one, name="sessions", daemon=True)
@@ -149,17 +175,31 @@ class SessionKeeper:
         """Read the sessions, then keep them in line in threads until `close`."""
         self._is_started = True
         self.read()
+        if math.isinf(self._read_s):
+            self._load()
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         """End the threads, and record what is not recorded yet."""
         self._closed.set()
-        self._asking.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._asking, self._switching):
+            pool.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
             if thread.ident:  # it was started
                 thread.join()
         self.write()
+        if self._pending:
+            logger.warning(
+                "%d answered frames of sessions were not recorded, because the database does "
+                "not answer",
+                len(self._pending),
+            )
+
+    @property
+    def settle_s(self) -> float:
+        """How long other replicas take to read a change."""
+        return 2 * READ_S
 
     def of(self, instrument: str) -> LiveSession | None:
         """Return the session of an instrument; None if it has none."""
@@ -170,7 +210,11 @@ class SessionKeeper:
         said: list[str] = []
         age_s = self._clock() - self._read_s
         if math.isinf(age_s) and self._is_started:
-            said.append("sessions are not known: the database does not answer")
+            said.append(
+                "sessions are those that this machine read last: the database does not answer"
+                if self._is_of_copy
+                else "sessions are not known: the database does not answer"
+            )
         elif STALE_S < age_s < math.inf:
             said.append(f"sessions are those of {age_s:.0f} s ago")
         if self._lost:
@@ -181,7 +225,7 @@ class SessionKeeper:
     def put(
         self, instrument: str, settings: SessionSettings, *, is_new_welcome: bool, who: str
     ) -> LiveSession:
-        """Start or change a session; it returns when other replicas had the time to read it.
+        """Start or change a session; the other replicas have read it after `settle_s`.
 
         Raises:
             NotFound: there is no such instrument.
@@ -197,16 +241,14 @@ class SessionKeeper:
             is_new_welcome=is_new_welcome,
             who=who,
         )
-        live = self._take(stored)
-        self._closed.wait(2 * READ_S)
-        return live
+        return self._take(stored)
 
     def end(self, instrument: str, *, who: str) -> Session:
         """End a session, as `put` does."""
         ended = self._sessions().end(instrument, who=who)
         with self._lock:
             self._live.pop(instrument, None)
-        self._closed.wait(2 * READ_S)
+            self._ended[instrument] = ended.id, self._clock()
         return ended
 
     def switch(
@@ -214,8 +256,8 @@ class SessionKeeper:
     ) -> bool:
         """Let others answer from the next frame on; return whether that is recorded.
 
-        Without the database they answer all the same. If the session was changed since it was
-        seen, nothing is done.
+        Without the database they answer all the same, and so they do if it hangs. If the session
+        was changed since it was seen, nothing is done but to read it.
 
         Args:
             live: the session.
@@ -233,19 +275,23 @@ class SessionKeeper:
             "is_selected": chosen.is_selected,
             "selection_ms": values.get("selection_ms", 0),
         }
+        why, frame_id = values.get("why", chosen.why), values.get("frame_id", "")
         try:
-            stored = self._sessions().switch(
-                seen,
-                content,
-                kind=kind,
-                why=values.get("why", chosen.why),
-                frame_id=values.get("frame_id", ""),
+            stored = _within(
+                SWITCH_S,
+                self._switching,
+                lambda: self._sessions().switch(
+                    seen, content, kind=kind, why=why, frame_id=frame_id
+                ),
             )
+        except Conflict as error:
+            logger.info("session of %s: %s", live.stored.instrument, error)
+            self.read()
+            return False
         except ManybeamError as error:
             logger.info("session of %s: %s", live.stored.instrument, error)
             with live.lock:
-                is_same = live.stored.revision == seen.revision
-                if is_same and not isinstance(error, Conflict):
+                if live.stored.revision == seen.revision:
                     live.chosen, live.monitor = chosen, None
             return False
         self._take(stored)
@@ -262,6 +308,42 @@ class SessionKeeper:
             else:
                 self._pending.append(frame)
 
+    @contextmanager
+    def claim(
+        self, live: LiveSession, frame_id: str, digest: str, check: Callable[[], None]
+    ) -> Iterator[AnsweredFrame | None]:
+        """Keep the name of a frame for the block; give the frame if it was answered before.
+
+        Another request with the same frame waits until this one was answered, so that it is
+        answered by the same members and counts once.
+
+        Args:
+            live: the session.
+            frame_id: the caller's name of the frame.
+            digest: of the frame.
+            check: called again and again while this waits; what it raises ends the wait.
+
+        Raises:
+            Conflict: the name is that of another frame.
+        """
+        key = live.stored.id, frame_id
+        with self._answered_one:
+            while (now := self._under_way.get(key)) is not None:
+                if now != digest:
+                    raise _taken(frame_id, "is being answered")
+                check()
+                self._answered_one.wait(LOOK_S)
+            self._under_way[key] = digest
+        try:
+            before = self.frame(live, frame_id)
+            if before is not None and before.digest != digest:
+                raise _taken(frame_id, f"was answered at {before.at:%H:%M:%S} UTC")
+            yield before
+        finally:
+            with self._answered_one:
+                self._under_way.pop(key)
+                self._answered_one.notify_all()
+
     def frame(self, live: LiveSession, frame_id: str) -> AnsweredFrame | None:
         """Return an answered frame by the caller's name of it; None if it is not known."""
         session_id = live.stored.id
@@ -271,10 +353,11 @@ class SessionKeeper:
             return known
         if self._clock() - self._read_s > AWAY_S:  # a frame does not wait for what is away
             return None
-        asking = self._asking.submit(lambda: self._sessions().frame(session_id, frame_id))
         try:
-            return asking.result(timeout=PATIENCE_S)
-        except (ManybeamError, TimeoutError) as error:
+            return _within(
+                PATIENCE_S, self._asking, lambda: self._sessions().frame(session_id, frame_id)
+            )
+        except ManybeamError as error:
             logger.info("it is not known whether a frame is a repeat: %s", error)
             return None
 
@@ -295,7 +378,10 @@ class SessionKeeper:
     # -- the database -------------------------------------------------------------------------
     def read(self) -> None:
         """Bring the sessions in line; without an answer, keep those that are known."""
-        begun = self._clock()
+        with self._reading:  # else an earlier one could end last
+            self._read(self._clock())
+
+    def _read(self, begun: float) -> None:
         try:
             running = self._sessions().running()
         except Exception as error:  # the thread must go on
@@ -305,8 +391,11 @@ class SessionKeeper:
             self._is_logged = True
             return
         self._is_logged, self._read_s = False, begun
+        with self._lock:
+            # What began after that end knows of it.
+            self._ended = {key: one for key, one in self._ended.items() if one[1] >= begun}
         for stored in running:
-            self._take(stored)
+            self._take_if_readable(stored)
         known = {one.id for one in running}
         with self._lock:
             self._live = {
@@ -314,6 +403,41 @@ class SessionKeeper:
                 for instrument, live in self._live.items()
                 if live.stored.id in known or live.taken_s >= begun  # started after the reading
             }
+        self._write_copy(running)
+
+    def _take_if_readable(self, stored: Session) -> None:
+        """Use a stored session; one that another version of Manybeam wrote may not be readable."""
+        try:
+            self._take(stored)
+        except Exception:  # one session must not keep the others from being read
+            key = stored.id, stored.revision
+            if key not in self._unreadable:
+                logger.exception("the session of %s cannot be used", stored.instrument)
+            self._unreadable.add(key)
+
+    def _write_copy(self, running: Sequence[Session]) -> None:
+        """Write the copy if sessions began, changed or ended; their counts may be older in it."""
+        there = {(one.id, one.revision) for one in running}
+        if self._copy is None or there == self._copied:
+            return
+        self._copied = there
+        content = json.dumps([asdict(one) for one in running], default=datetime.isoformat)
+        try:
+            write_files({self._copy: content.encode()})
+        except WriteFailed as error:
+            logger.warning("the copy of the sessions was not written: %s", error)
+
+    def _load(self) -> None:
+        """Take the copy, because the database did not answer yet; a damaged one counts as none."""
+        try:
+            listed = json.loads(self._copy.read_bytes()) if self._copy else []
+            sessions = [_of_copy(one) for one in listed]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.info("there is no copy of the sessions: %s", error)
+            return
+        for one in sessions:
+            self._take_if_readable(one)
+        self._is_of_copy = self._copy is not None
 
     def write(self) -> None:
         """Record the answered frames that wait; without an answer, the next time."""
@@ -335,22 +459,26 @@ class SessionKeeper:
 
     def _take(self, stored: Session) -> LiveSession:
         """Use a stored session, unless a newer one is known."""
+        new = LiveSession.of(stored, self._clock())
         with self._lock:
             live = self._live.get(stored.instrument)
-            if live is None or live.stored.id != stored.id:
-                if live is not None and live.stored.id > stored.id:
-                    return live
-                live = self._live[stored.instrument] = LiveSession.of(stored, self._clock())
+            if live is None:
+                ended, _ = self._ended.get(stored.instrument, (0, 0.0))
+                if stored.id > ended:
+                    self._live[stored.instrument] = new
+                return new
+            if (stored.id, stored.revision) < (live.stored.id, live.stored.revision):
                 return live
-        with live.lock:
-            if stored.revision > live.stored.revision:
-                new = LiveSession.of(stored)
-                live.stored, live.settings = stored, new.settings
-                live.chosen, live.monitor = new.chosen, None
-            elif stored.revision == live.stored.revision:
-                live.stored = stored  # its counts
-            live.frames = max(live.frames, stored.state.get("counts", {}).get("frames", 0))
-        return live
+            if stored.id != live.stored.id or new.settings != live.settings:
+                new.frames = max(new.frames, live.frames if stored.id == live.stored.id else 0)
+                self._live[stored.instrument] = new
+                return new
+            with live.lock:
+                if stored.revision > live.stored.revision:
+                    live.chosen, live.monitor = new.chosen, None
+                live.stored = stored  # its counts too
+                live.frames = max(live.frames, new.frames)
+            return live
 
     def _go_on_reading(self) -> None:
         while not self._closed.wait(READ_S):
@@ -359,3 +487,35 @@ class SessionKeeper:
     def _go_on_writing(self) -> None:
         while not self._closed.wait(READ_S):
             self.write()
+
+
+def _of_copy(content: dict[str, Any]) -> Session:
+    started = datetime.fromisoformat(content["started"])
+    return Session(**{**content, "members": tuple(content["members"]), "started": started})
+
+
+def _taken(frame_id: str, what: str) -> Conflict:
+    """Return the error of a name that is that of another frame."""
+    return Conflict(
+        f"frame_id {frame_id!r} names another frame of this session",
+        f"that one {what}",
+        "give each frame a name of its own",
+    )
+
+
+def _within(patience_s: float, pool: Executor, call: Callable[[], T]) -> T:
+    """Return the result of a call to the database, which may hang, in another thread.
+
+    Raises:
+        DatabaseUnreachable: there was none in this time, or for another reason.
+    """
+    try:
+        asking = pool.submit(call)
+    except RuntimeError:  # the pool was shut down
+        raise DatabaseUnreachable("the database is not asked: the replica ends") from None
+    try:
+        return asking.result(patience_s)
+    except TimeoutError:
+        asking.cancel()
+        words = f"the database gave no answer within {patience_s:g} s"
+        raise DatabaseUnreachable(words) from None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated, Any, Protocol
 
@@ -17,7 +18,7 @@ from manybeam.serve.openapi import (
     as_schema,
     takes_frames,
 )
-from manybeam.serve.query import SELECT_FOR_NAMES
+from manybeam.serve.query import SELECT_FOR_NAMES, is_label
 from manybeam.serve.sessions.answering import SessionAnswers
 from manybeam.serve.sessions.content import session_content, stored_content
 from manybeam.serve.sessions.keeper import LiveSession, no_session
@@ -26,6 +27,7 @@ from manybeam.serve.sessions.settings import MAX_BODY, SessionSettings, read_set
 PATH = "/v1/instruments/{instrument}/session"
 Instrument = Annotated[str, Path(description="Id of the instrument, such as STEM-1.")]
 FRAMES, MOST_FRAMES, EVENTS = 50, 1000, 50
+THREADS = 4  # which wait for the database; those of answers do not
 
 
 class Handler(Protocol):
@@ -61,6 +63,7 @@ class SessionRoutes:
 
     def __init__(self, handler: Handler, sessions: SessionAnswers, *, is_open: bool) -> None:
         self._handler, self._sessions, self._is_open = handler, sessions, is_open
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="session")
 
     def add_to(self, app: FastAPI, needs: Any) -> None:
         """Add the URLs to an application.
@@ -105,8 +108,13 @@ class SessionRoutes:
             caller: Caller = request.state.caller
             if caller.instrument not in ("", instrument):
                 raise other_instrument(instrument, caller.instrument)
+            if not is_label(instrument):
+                raise InvalidInput(f"{instrument[:80]!r} cannot be the id of an instrument")
             body = await self._handler.small_body(request, MAX_BODY)
-            content = await asyncio.to_thread(work, instrument, body, request, caller)
+            call = partial(work, instrument, body, request, caller)
+            content = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            if request.method != "GET":
+                await asyncio.sleep(self._sessions.keeper.settle_s)
             return self._handler.as_json(content)
 
         return await self._handler.answered("session", request, placed, "predict")

@@ -64,6 +64,8 @@ class SessionSettings(BaseModel):
             raise ValueError("ref: a pinned session needs the REF of a version")
         if self.policy == "auto" and self.members:
             raise ValueError("members: under auto, selection chooses them; use policy 'pinned'")
+        if len(set(self.members)) < len(self.members):
+            raise ValueError("members: each may be named once")
         return self
 
     @property
@@ -84,7 +86,7 @@ def read_settings(body: bytes) -> SessionSettings:
     """
     try:
         content = json.loads(body or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second, if it is nested too deep
         raise MalformedRequest("the body is no JSON", str(error), _EXAMPLE) from error
     if not isinstance(content, dict):
         raise MalformedRequest("the body is no JSON object", "", _EXAMPLE)

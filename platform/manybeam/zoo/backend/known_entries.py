@@ -3,7 +3,9 @@
 Reading an entry needs MLflow, and importing MLflow takes two seconds, which would be half of a
 `manybeam predict`. A SQLite file counts its transactions in its header, so an entry that was read
 at the same count is the same entry. Only the embedded zoo has such a file; a server is asked each
-time. Another version of Manybeam may write other entries, so each version reads its own.
+time, and what it said last is kept for the time when it is away. Each question has its own file, so
+that several processes never undo each other's work. Another version of Manybeam may write other
+entries, so each version reads its own.
 
 Source: sqlite.org/fileformat2.html, 1.3 "The Database Header", file change counter.
 """
@@ -19,7 +21,7 @@ from typing import Any
 from manybeam import __version__
 from manybeam.addresses import SQLITE, sqlite_path
 from manybeam.data.disk import write_files
-from manybeam.errors import WriteFailed, ZooUnreachable
+from manybeam.errors import NotFound, WriteFailed, ZooUnreachable
 from manybeam.zoo.records import VersionEntry
 
 _LEGACY = 1  # write version of a file without a write-ahead log; only then the counter counts
@@ -27,16 +29,16 @@ _LEGACY = 1  # write version of a file without a write-ahead log; only then the 
 
 @dataclass(frozen=True)
 class KnownEntries:
-    """Entries by the question that they answer, in one file of the cache.
+    """Entries by the question that they answer, in one folder of the cache.
 
     Args:
         uri: database of MLflow, or its server.
-        folder: folder of the cache.
+        cache: folder of the cache.
         is_away: ask nobody, and answer with what the server said last.
     """
 
     uri: str
-    folder: Path
+    cache: Path
     is_away: bool = False
 
     def one(self, question: str, read: Callable[[], VersionEntry]) -> VersionEntry:
@@ -44,8 +46,15 @@ class KnownEntries:
         found = self.all(question, lambda: [read()])
         return found[0] if found else read()
 
-    def all(self, question: str, read: Callable[[], list[VersionEntry]]) -> list[VersionEntry]:
+    def all(
+        self, question: str, read: Callable[[], list[VersionEntry]], *, is_whole: bool = False
+    ) -> list[VersionEntry]:
         """Return the entries that answer a question; `read` is called only if they are unknown.
+
+        Args:
+            question: the question.
+            read: asks MLflow.
+            is_whole: whether the answer holds all entries that there are, so that others are gone.
 
         Raises:
             ZooUnreachable: nobody may be asked, and a server never said this here.
@@ -53,62 +62,73 @@ class KnownEntries:
         if self.is_away:
             return self._said_last(question)
         if not self.uri.startswith(SQLITE):
-            found = read()
-            self._keep_said(question, found)
-            return found
+            return self._asked(question, read, is_whole=is_whole)
         before = self._stamp()
         if before is None:
             return read()
-        known = self._known(before)
-        with suppress(ValueError, KeyError, TypeError, AttributeError):  # a damaged entry
-            return [_entry(one) for one in known[question]]
+        known = self._kept(question, before)
+        if known is not None:
+            return known
         found = read()
         if self._stamp() == before:
-            known[question] = [asdict(one) for one in found]
-            content = json.dumps({"stamp": before, "entries": known})
-            with suppress(WriteFailed):  # the next command reads the entries again
-                write_files({self._file: content.encode()})
+            self._keep(question, found, before)
+            for path in self._files():
+                if not path.name.startswith(_digest(before)):  # of a state that is past
+                    _remove(path)
+        return found
+
+    def _asked(
+        self, question: str, read: Callable[[], list[VersionEntry]], *, is_whole: bool
+    ) -> list[VersionEntry]:
+        """Return what the server says; what is gone there will not answer while it is away."""
+        try:
+            found = read()
+        except NotFound:
+            _remove(self._file(question))
+            raise
+        # As JSON gives it back, so that only what is new is written.
+        if self._kept(question) != found:
+            self._keep(question, found)
+            if is_whole:
+                self._forget_all_but({one.ref for one in found})
         return found
 
     def _said_last(self, question: str) -> list[VersionEntry]:
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
-            return [_entry(one) for one in self._all_said()[question]]
+        known = self._kept(question)
+        if known is not None:
+            return known
         raise ZooUnreachable(
             "the zoo does not answer",
             f"this machine never read {question!r} of it",
             "start MLflow again; manybeam status",
         )
 
-    def _keep_said(self, question: str, found: list[VersionEntry]) -> None:
-        said = self._all_said()
-        # As JSON gives it back, so that only what is new is written.
-        entries = json.loads(json.dumps([asdict(one) for one in found]))
-        if said.get(question) != entries:
-            content = json.dumps({**said, question: entries})
-            with suppress(WriteFailed):  # it is kept the next time
-                write_files({self._file_of_server: content.encode()})
+    def _forget_all_but(self, refs: set[str]) -> None:
+        """Remove what was kept of versions that are gone; nobody may ask for them again."""
+        for path in self._files():
+            known = _read(path)
+            if known is None or any(one.ref not in refs for one in known):
+                _remove(path)
 
-    def _all_said(self) -> dict[str, Any]:
-        with suppress(OSError, ValueError, TypeError):
-            return dict(json.loads(self._file_of_server.read_bytes()))
-        return {}
+    def _keep(self, question: str, found: list[VersionEntry], stamp: str = "") -> None:
+        content = json.dumps({"question": question, "entries": [asdict(one) for one in found]})
+        with suppress(WriteFailed):  # it is read again, or kept the next time
+            write_files({self._file(question, stamp): content.encode()})
 
-    @property
-    def _file_of_server(self) -> Path:
-        """Return the file of this server and this version of Manybeam; others have their own."""
-        digest = hashlib.sha256(f"{__version__} {self.uri}".encode()).hexdigest()
-        return self.folder / f"entries-{digest[:12]}.json"
+    def _kept(self, question: str, stamp: str = "") -> list[VersionEntry] | None:
+        """Return what was kept; None if nothing was, or if it is damaged."""
+        return _read(self._file(question, stamp))
 
     @property
-    def _file(self) -> Path:
-        return self.folder / "entries.json"
+    def _folder(self) -> Path:
+        """Return the folder of this database or server and this version of Manybeam."""
+        return self.cache / f"entries-{_digest(f'{__version__} {self.uri}')}"
 
-    def _known(self, stamp: str) -> dict[str, Any]:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(self._file.read_bytes())
-            if kept["stamp"] == stamp:
-                return dict(kept["entries"])
-        return {}
+    def _file(self, question: str, stamp: str = "") -> Path:
+        return self._folder / f"{_digest(stamp)}-{_digest(question)}.json"
+
+    def _files(self) -> list[Path]:
+        return list(self._folder.glob("*.json"))
 
     def _stamp(self) -> str | None:
         """Return a text that differs after every change; None if there is no such text.
@@ -132,6 +152,21 @@ class KnownEntries:
             return None
         place = f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
         return f"{__version__} {path} {place} {header[24:28].hex()}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> list[VersionEntry] | None:
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
+        return [_entry(one) for one in json.loads(path.read_bytes())["entries"]]
+    return None
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # another process was first, or may write here and this one may not
+        path.unlink()
 
 
 def _entry(kept: dict[str, Any]) -> VersionEntry:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.learn.nets.shapes import side_multiple
+from manybeam.learn.nets.shapes import is_local, side_multiple
 from manybeam.spec.recipe import Network
 
 Map = NDArray[np.float32]
@@ -69,6 +69,28 @@ def _reflect(input_yx: Map, step: int) -> Map:
         for wanted, side in zip(sides, input_yx.shape, strict=True)
     ]
     return np.pad(input_yx, missing, mode="reflect") if np.any(missing) else input_yx
+
+
+def around(
+    window: tuple[slice, slice], shape: tuple[int, ...], scale: float, network: Network
+) -> tuple[slice, slice]:
+    """Return the part of a frame on which networks say the same of a window as on the whole.
+
+    Args:
+        window: rows and columns, in pixels of the recorded frame.
+        shape: of the frame as the networks get it.
+        scale: its pixels for each recorded pixel.
+        network: their shape.
+    """
+    if not is_local(network):
+        return slice(0, shape[0]), slice(0, shape[1])
+    step = max(side_multiple(network), 2)
+    starts, stops = [], []
+    for part, side in zip(window, shape, strict=False):
+        start = max(int(part.start * scale) - _margin(network), 0)
+        starts.append(start // step * step)  # so that poolings agree
+        stops.append(min(int(np.ceil(part.stop * scale)) + _margin(network), side))
+    return slice(starts[0], stops[0]), slice(starts[1], stops[1])
 
 
 def _margin(network: Network) -> int:
