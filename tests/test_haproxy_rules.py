@@ -60,6 +60,10 @@ class Replica(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 1024  # as that of a replica
+
+
 @pytest.fixture
 def replica() -> Iterator[Callable[[str], int]]:
     """Start replicas of platforms; their ports are returned."""
@@ -68,7 +72,7 @@ def replica() -> Iterator[Callable[[str], int]]:
     def start(
         platform: str, asked: list[str] | None = None, told: list[list[str]] | None = None
     ) -> int:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+        server = Server(("127.0.0.1", 0), Replica)
         server.platform, server.asked = platform, asked  # type: ignore[attr-defined]
         server.told = [] if told is None else told  # type: ignore[attr-defined]
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a caller that left
@@ -257,7 +261,7 @@ def test_hundreds_of_slow_senders_do_not_stop_the_service(
     url = f"http://127.0.0.1:{port}"
     ask(f"{url}/readyz", 200)
     with ExitStack() as stack:
-        for one in range(haproxy_rules.BUFFERS + 8):
+        for one in range(haproxy_rules.BUFFERS + 128):
             source = f"127.0.1.{1 + one % addresses}"
             stack.enter_context(Sender(port, 2**20, source=source)).sendall(b"x")
         time.sleep(0.5)
@@ -315,6 +319,13 @@ def test_thousands_of_idle_sockets_on_what_watches_do_not_stop_the_service(
     begun = time.monotonic()
     assert ask(f"http://127.0.0.1:{ports[2]}/readyz", 200).status == 200
     assert time.monotonic() - begun < 2
+
+
+def test_no_connection_to_a_replica_waits_for_a_host_that_was_switched_off(tmp_path: Path) -> None:
+    text = with_rules(configuration(tmp_path, [1, 2, 3], 4, 5), Rules(OWN, "127.0.0.1", 3, KEY))
+    servers = [line for line in text.splitlines() if line.split()[:1] == ["server"]]
+    assert len(servers) == 2
+    assert all(line.endswith(f" tcp-ut {haproxy_rules.LOST_S}s") for line in servers)
 
 
 def test_openapi_describes_every_answer_of_the_proxy(tmp_path: Path) -> None:

@@ -164,15 +164,9 @@ def run_service(
     _check_refs(refs or ())
     address = cluster.connect()
     before = running_deployed() if running else None
-    if running and not before and refs is None:
-        raise Conflict(
-            "it is not known which ensembles the running service has",
-            "an older version of Manybeam started it, and a change without them would end them",
-            "name them: manybeam serve up REF...; or stop it first: manybeam serve stop",
-        )
     replicas = replicas or (before.replicas if before else running.replicas if running else 1)
     plan = Plan(
-        _refs_of(before) if refs is None else tuple(refs),
+        _refs(refs, running, before),
         cluster.environment(),
         threads,
         waiting,
@@ -203,8 +197,17 @@ def run_service(
         raise
 
 
-def _refs_of(before: Deployed | None) -> tuple[str, ...]:
-    return tuple(before.plan["refs"]) if before else ()
+def _refs(
+    refs: Sequence[str] | None, running: ServiceState | None, before: Deployed | None
+) -> tuple[str, ...]:
+    """Return the ensembles of the service: those that were named, else those that it has."""
+    if refs is None and running and not before:
+        raise Conflict(
+            "it is not known which ensembles the running service has",
+            "an older version of Manybeam started it, and a change without them would end them",
+            "name them: manybeam serve up REF...; or stop it first: manybeam serve stop",
+        )
+    return tuple(before.plan["refs"] if refs is None and before else refs or ())
 
 
 def _actor(

@@ -88,6 +88,8 @@ def with_rules(text: str, rules: Rules) -> str:
         if words[0] == "bind":
             listening.append(section)
             lines += _for_callers(rules) if section == FRONT else _for_watchers(words[1])
+        elif words[0] == "server":  # it is not inherited from `default-server`
+            lines.append(f"{line} tcp-ut {LOST_S}s")
         elif words[0] != "errorfile":
             lines.append(line)
         if words == ["global"]:
@@ -125,7 +127,6 @@ def _for_all() -> list[str]:
         "    srvtcpka-idle 1s",
         "    srvtcpka-intvl 1s",
         f"    srvtcpka-cnt {ASKED}",
-        f"    default-server tcp-ut {LOST_S}s",
     ]
 
 
