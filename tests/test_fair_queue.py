@@ -28,23 +28,21 @@ class Replica:
     def _note(self, inside: int) -> None:
         self.inside = inside
 
-    def take(self, key: str, weight: float = 1.0, *, newest: bool = False) -> Place:
-        place = self.queue.take(Share(key, weight), newest=newest)
+    def take(self, key: str, weight: float = 1.0, stream: str = "") -> Place:
+        place = self.queue.take(Share(key, weight), stream)
         place.refused = lambda error: self.refused.append((key, error))
         return place
 
-    def line_up(self, place: Place, key: str, seconds: float, *, newest: bool = False) -> None:
+    def line_up(self, place: Place, key: str, seconds: float) -> None:
         def start() -> None:
             self.begun.append((key, seconds))
             heapq.heappush(self._ends, (self.now_s + seconds, place.number, place))
 
-        self.queue.line_up(place, start, newest=newest)
+        self.queue.line_up(place, start)
 
-    def arrive(
-        self, key: str, seconds: float, weight: float = 1.0, *, newest: bool = False
-    ) -> Place:
-        place = self.take(key, weight, newest=newest)
-        self.line_up(place, key, seconds, newest=newest)
+    def arrive(self, key: str, seconds: float, weight: float = 1.0, stream: str = "") -> Place:
+        place = self.take(key, weight, stream)
+        self.line_up(place, key, seconds)
         return place
 
     def step(self) -> bool:
@@ -308,7 +306,7 @@ def test_nobody_is_displaced_in_vain() -> None:
 def test_a_newer_frame_takes_the_place_of_those_that_wait() -> None:
     replica = Replica()
     for number in range(4):
-        replica.arrive("scan", 0.1 * (number + 1), newest=True)
+        replica.arrive("scan", 0.1 * (number + 1), stream="STEM-1")
     replica.arrive("other", 0.5)
     replica.run()
     assert [taken for _, taken in replica.begun if taken != 0.5] == [0.1, 0.4]
@@ -318,25 +316,38 @@ def test_a_newer_frame_takes_the_place_of_those_that_wait() -> None:
 def test_an_older_frame_that_was_longer_on_its_way_is_refused() -> None:
     replica = Replica()
     replica.arrive("other", 1.0)
-    old, new = replica.take("scan"), replica.take("scan")
-    replica.line_up(new, "scan", 0.2, newest=True)
+    old, new = (replica.take("scan", stream="STEM-1") for _ in range(2))
+    replica.line_up(new, "scan", 0.2)
     with pytest.raises(Busy, match="a newer frame took its place"):
-        replica.line_up(old, "scan", 0.1, newest=True)
+        replica.line_up(old, "scan", 0.1)
 
 
 def test_a_newer_frame_needs_no_free_place() -> None:
     replica = Replica(places=3)
     replica.arrive("other", 1.0)
-    for _ in range(2):
-        replica.arrive("scan", 1.0)
-    replica.arrive("scan", 1.0, newest=True)
-    assert [error.reason for _, error in replica.refused] == ["newer", "newer"]
+    for _ in range(3):
+        replica.arrive("scan", 1.0, stream="STEM-1")
+    replica.arrive("scan", 1.0, stream="STEM-1")
+    assert [error.reason for _, error in replica.refused] == ["newer"] * 3
     assert replica.inside == 2
+
+
+def test_a_newer_frame_leaves_other_streams_and_requests_of_its_caller_alone() -> None:
+    replica = Replica(places=5)
+    replica.arrive("control room", 1.0)
+    for stream in ("STEM-1", "STEM-2", "", "STEM-1"):
+        replica.arrive("control room", 1.0, stream=stream)
+    assert len(replica.refused) == 1
+    replica.arrive("control room", 1.0)
+    with pytest.raises(Busy, match="requests are here already"):  # nothing of this stream waits
+        replica.take("control room", stream="STEM-3")
+    replica.run()
+    assert len(replica.begun) == 5
 
 
 # -- nothing is lost ------------------------------------------------------------------------------
 OPERATIONS = st.tuples(
-    st.sampled_from(["take", "hold", "line up", "newest", "leave", "step"]),
+    st.sampled_from(["take", "hold", "line up", "leave", "step"]),
     st.integers(0, 30),
     st.integers(0, 3),
 )
@@ -365,7 +376,8 @@ def test_no_place_thread_or_byte_is_lost(
 def _do(replica: Replica, places: list[Place], what: str, which: int, key: str) -> None:
     place = places[which % len(places)] if places else None
     if what == "take" or place is None:
-        places.append(replica.take(key, float(which % 3 + 1), newest=which > 25))
+        stream = f"s{which % 2}" if which > 15 else ""
+        places.append(replica.take(key, float(which % 3 + 1), stream))
     elif what == "step":
         replica.step()
     elif what == "leave":
@@ -373,7 +385,7 @@ def _do(replica: Replica, places: list[Place], what: str, which: int, key: str) 
     elif what == "hold" and place in place.flow.inside and place.start is None:
         replica.queue.hold(place, which * SMALL_BODY // 8)
     elif place in place.flow.inside and place.start is None:
-        replica.line_up(place, key, 0.5, newest=what == "newest")
+        replica.line_up(place, key, 0.5)
 
 
 # -- Retry-After ----------------------------------------------------------------------------------

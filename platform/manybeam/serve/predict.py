@@ -153,10 +153,11 @@ class Service:
             self.traffic.note(route, found, question, took_s)
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])
 
-    def wants_newest(self, ref: str, query: RequestQuery) -> bool:
-        """Return whether a frame takes the place of those of its session that still wait."""
+    def newest_stream(self, ref: str, query: RequestQuery) -> str:
+        """Return whose frames that still wait are replaced by this one: its session, or ""."""
         live = self._session(ref, query)
-        return live is not None and live.settings.order == "newest"
+        is_replacing = live is not None and live.settings.order == "newest"
+        return query.instrument if is_replacing else ""
 
     def _session(self, ref: str, query: RequestQuery) -> LiveSession | None:
         """Return the session that answers a request; it does so for `auto` of its instrument."""

@@ -273,9 +273,9 @@ class RequestHandler:
         """Answer one prediction."""
         query = self._query(request, PREDICT_NAMES)
         form = wire.answer_form(request.headers.get("accept", ""), query.want)
-        newest = self.service.wants_newest(ref, query)
+        stream = self.service.newest_stream(ref, query)
         work = partial(self._predict, ref, form)
-        return await self._placed(request, query, work, newest=newest)
+        return await self._placed(request, query, work, stream)
 
     async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
@@ -368,7 +368,7 @@ class RequestHandler:
         )
 
     async def _placed(
-        self, request: Request, query: RequestQuery, work: FrameWork, *, newest: bool = False
+        self, request: Request, query: RequestQuery, work: FrameWork, stream: str = ""
     ) -> Response:
         """Return the result of `work` in a thread, for a request that gets a place.
 
@@ -378,22 +378,20 @@ class RequestHandler:
         begun_s = request.state.begun
         due_s = begun_s + _within_ms(query) / 1000
         deadline, caller = Deadline(due_s, begun_s=begun_s), request.state.caller
-        place = self._queue.take(caller.share(query), newest=newest)
+        place = self._queue.take(caller.share(query), stream)
         try:
             body = await read_body(request, self._queue, place, due_s)
             request.state.is_read = True
             head, begun = dict(request.headers), proxied(request.scope).begun
             arrived = Arrived(body, head, query, deadline, time.monotonic(), begun)
             run = partial(self._run, work, arrived)
-            answer = self._in_turn(place, run, newest=newest)
+            answer = self._in_turn(place, run)
             return await _answer(answer, request, query, due_s)
         finally:
             deadline.is_cancelled = True  # work that goes on ends before its next network or tile
             self._queue.leave(place)
 
-    def _in_turn(
-        self, place: Place, call: Callable[[], Response], *, newest: bool
-    ) -> "asyncio.Future[Response]":
+    def _in_turn(self, place: Place, call: Callable[[], Response]) -> "asyncio.Future[Response]":
         """Return the coming result of a call that a thread makes when it is the place's turn."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Response] = loop.create_future()
@@ -412,7 +410,7 @@ class RequestHandler:
             self._pool.submit(call).add_done_callback(partial(_then, loop, ended))
 
         place.refused = answer.set_exception
-        self._queue.line_up(place, start, newest=newest)
+        self._queue.line_up(place, start)
         return answer
 
     def _run(self, work: FrameWork, arrived: "Arrived") -> Response:

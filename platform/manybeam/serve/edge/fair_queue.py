@@ -69,6 +69,7 @@ class Place:
 
     Attributes:
         number: grows with the arrival.
+        stream: of the caller's frames of which only the newest is wanted; "" for no such stream.
         taken_s: when it was taken.
         byte_count: bytes of the large body that it holds.
         refusal: why another request has got the place; None if none has.
@@ -81,6 +82,7 @@ class Place:
     flow: _Flow
     number: int
     taken_s: float
+    stream: str = ""
     byte_count: int = 0
     refusal: Busy | None = None
     refused: Callable[[Busy], None] = lambda _: None
@@ -122,25 +124,25 @@ class FairQueue:
         self._virtual_s, self._mean_s = 0.0, FIRST_S
         self._inside = self._running = self._bytes = self._arrived = 0
 
-    def take(self, share: Share, *, newest: bool = False) -> Place:
+    def take(self, share: Share, stream: str = "") -> Place:
         """Return a place.
 
         Args:
             share: whose request it is.
-            newest: whether it may have the place of an older request of the same caller.
+            stream: it may have the place of an older request of this stream of the same caller.
 
         Raises:
             Busy: there is none, and the caller has its share.
         """
         flow = self._flow(share)
         if self._inside >= self._count:
-            self._clear_a_place(flow, newest=newest)
+            self._clear_a_place(flow, stream)
         if self._inside >= self._count:
             refusal = self._busy("full", flow, f"{self._inside} requests are here already")
             self._tidy()
             raise refusal
         self._arrived += 1
-        place = Place(flow, self._arrived, self._clock())
+        place = Place(flow, self._arrived, self._clock(), stream)
         flow.inside[place] = None
         self._move(1)
         return place
@@ -165,13 +167,14 @@ class FairQueue:
         self._bytes += more
         place.byte_count += more
 
-    def line_up(self, place: Place, start: Callable[[], None], *, newest: bool = False) -> None:
+    def line_up(self, place: Place, start: Callable[[], None]) -> None:
         """Let a request wait for a thread, because its body was read.
+
+        Of a stream only the newest request goes on to wait; that may be another one.
 
         Args:
             place: its place.
             start: begins its work, now or later; `ended` must be called after the work.
-            newest: refuse older requests of the same caller that wait, or this one if it is older.
 
         Raises:
             Busy: another request has got the place.
@@ -182,9 +185,9 @@ class FairQueue:
             flow.virtual_s = max(flow.virtual_s, self._virtual_s)
         place.start = start
         flow.waiting[place] = None
-        if newest:
-            last = max(flow.waiting, key=lambda one: one.number)
-            for one in [one for one in flow.waiting if one is not last]:
+        if place.stream:
+            same = sorted(_of_stream(flow, place.stream), key=lambda one: one.number)
+            for one in same[:-1]:
                 self._refuse(one, "newer")
         self._dispatch()
         place.check()
@@ -239,10 +242,10 @@ class FairQueue:
             place.start()
 
     # -- who has to go --------------------------------------------------------------------------
-    def _clear_a_place(self, flow: _Flow, *, newest: bool) -> None:
+    def _clear_a_place(self, flow: _Flow, stream: str) -> None:
         """Refuse one request for the sake of a new one, if there is a reason."""
-        if newest and flow.waiting:
-            self._refuse(next(iter(flow.waiting)), "newer")
+        if stream and (older := _of_stream(flow, stream)):
+            self._refuse(older[0], "newer")
         elif slow := self._slow():
             self._refuse(slow, "slow")
         else:
@@ -338,6 +341,11 @@ _WHY = {
     "slow": "all places are taken, and its caller sends too many slow bodies",
 }
 REASONS = tuple(_WHY)
+
+
+def _of_stream(flow: _Flow, stream: str) -> list[Place]:
+    """Return the requests of a stream that wait for a thread."""
+    return [one for one in flow.waiting if one.stream == stream]
 
 
 def _bytes(place: Place) -> int:
