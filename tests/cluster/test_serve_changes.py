@@ -111,18 +111,18 @@ def _port(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def _two_replicas(url: str) -> set[int]:
-    """Return the processes of the two replicas, whatever an earlier test left."""
-    run_service(None, port=_port(url), replicas=2)
+def _settled(url: str, count: int) -> set[int]:
+    """Return the processes of so many replicas, whatever an earlier test left."""
+    run_service(None, port=_port(url), replicas=count)
     deadline = time.monotonic() + 60
-    while len(service_state().hosts) < 2 or len(_replicas()) != 2:  # type: ignore[union-attr]
+    while len(service_state().hosts) != count or len(_replicas()) != count:  # type: ignore[union-attr]
         assert time.monotonic() < deadline
         time.sleep(0.2)
     return _replicas()
 
 
 def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
-    before = _two_replicas(url)
+    before = _settled(url, 2)
     with Load(url) as load:
         time.sleep(2)
         os.kill(before.pop(), signal.SIGKILL)
@@ -135,7 +135,7 @@ def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
 
 
 def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> None:
-    before, marks, killed = _two_replicas(url), settings().cache / "begun", set[int]()
+    before, marks, killed = _settled(url, 2), settings().cache / "begun", set[int]()
     is_answered, left = threading.Event(), set(marks.glob("*.*"))  # by those killed before
 
     def kill_who_begins() -> None:
@@ -164,7 +164,7 @@ def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> Non
 
 
 def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str) -> None:
-    port, before = _port(url), _two_replicas(url)
+    port, before = _port(url), _settled(url, 2)
     with Load(url) as load:
         assert run_service(None, port=port, replicas=1).hosts
     assert load.failures == []
@@ -172,19 +172,19 @@ def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str)
 
 
 def test_a_service_that_an_older_version_started_loses_no_ensemble(url: str) -> None:
-    port, before = _port(url), _two_replicas(url)
+    port, before = _port(url), _settled(url, 1)
     forget_deployed()  # older versions kept nothing there
     with pytest.raises(Conflict, match="manybeam serve up REF"):
-        run_service(None, port=port, replicas=2)
+        run_service(None, port=port, replicas=1)
     assert _replicas() == before
-    run_service(["graphene"], port=port, replicas=2)
-    run_service(None, port=port, replicas=2)
+    run_service(["graphene"], port=port, replicas=1)
+    run_service(None, port=port, replicas=1)
     listed = urllib3.request("GET", f"{url}/v1/ensembles").json()["ensembles"]
     assert [one["name"] for one in listed] == ["graphene"]
 
 
 def test_a_change_that_fails_leaves_the_service_as_it_was(url: str) -> None:
-    port, before = _port(url), _two_replicas(url)
+    port, before = _port(url), _settled(url, 1)
     with Load(url) as load:
         with pytest.raises(WorkFailed, match="the service goes on as it was"):
             run_service(["graphene", "damaged"], port=port)
