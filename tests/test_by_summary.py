@@ -110,7 +110,7 @@ def test_fits_are_kept_and_their_number_is_bounded(
     expected = [known_set.predict_f1(summary_s, [one])[0].f1 for one in [*ALONE, ALL]]
     for share in (0.1, 0.2, 0.3, 0.4):
         known_set.predict_f1(summary_s, [{0: share, 1: 1 - share}])
-        assert len(known_set._fits) <= 5
+        assert len(known_set._view._fits) <= 5
     assert [known_set.predict_f1(summary_s, [one])[0].f1 for one in [*ALONE, ALL]] == expected
 
 

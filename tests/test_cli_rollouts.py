@@ -104,6 +104,16 @@ def test_a_rollback_takes_back_what_another_road_promoted_before_the_canary_ende
     assert Rollouts(open_database()).running() == []
 
 
+def test_a_canary_whose_version_was_forced_by_another_road_ends_without_the_gates(
+    told: Told, home: Zoo
+) -> None:
+    told("canary", "graphene@4", "--share", "0.1")
+    life.promote(home, "graphene@4", who="ada", force=True, reason="trial")
+    assert told("promote", "graphene")[0] == 0
+    (ended,) = told("canary", "--all")[1]
+    assert (ended["state"], home.resolve("graphene").version) == ("promoted", 4)
+
+
 def test_a_rollback_of_a_canary_that_rests_names_what_serves(told: Told, home: Zoo) -> None:
     told("canary", "graphene@3", "--share", "0.1")
     life.promote(home, "graphene@4", who="ada", force=True, reason="trial")

@@ -319,6 +319,10 @@ def test_callers_cannot_make_rows_without_bound_by_names_that_they_invent(
     for first in (0, 5):  # what a replica adds up, and what several have written
         for number in range(first, first + 5):
             setting.ask(instrument=f"i{number}")
+            setting.fault = DatabaseUnreachable("away")
+            setting.traffic.tally.write()  # fails, and keeps the sums
+            setting.fault = None
+        assert len(setting.traffic.tally._sums[made.id]) == 4
         setting.traffic.tally.write()
     setting.traffic.tally.add(made.id, LOADING, {"fault": "gone"})
     setting.traffic.tally.write()
@@ -363,12 +367,14 @@ def test_a_service_without_a_database_serves_and_is_not_degraded(
 
 
 def test_what_was_read_is_followed_by_the_next_reading_if_it_could_not_be_at_once(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, follow = setting.traffic.cache, setting.traffic.cache._follow
     monkeypatch.setattr(cache, "_follow", _fail)
     setting.rollouts().start("canary", NEW, BASE, who="ada")
-    cache.read()
+    for _ in range(3):
+        cache.read()
+    assert len(caplog.records) == 1  # not one each time
     monkeypatch.setattr(cache, "_follow", follow)
     setting.look()
     assert (setting.who(), setting.meter.running) == (NEW, 1)

@@ -151,11 +151,14 @@ class PerformancePredictor:
 
     def _by_views(self, row: "_Row", answerers: Sequence[Weights]) -> list[np.ndarray]:
         """Return the F1 of each answerer by each view."""
-        known_nq = np.stack([self._known(one) for one in answerers], axis=1)
         return [
-            np.clip(view.kernels.fit(known_nq).predict(view.seen(seen_1s))[0], 0, 1)
+            np.clip(view.regress(seen_1s, answerers, self._known_of), 0, 1)
             for view, seen_1s in zip(self._views, row.of_views, strict=True)
         ]
+
+    def _known_of(self, answerers: Sequence[Weights]) -> np.ndarray:
+        """Return the F1 of answerers on each frame, (n, q)."""
+        return np.stack([self._known(one) for one in answerers], axis=1)
 
     def _known(self, weights: Weights) -> np.ndarray:
         """Return the F1 of an answerer on each frame; of a preference, the mean of its members."""

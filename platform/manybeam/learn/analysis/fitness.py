@@ -317,7 +317,7 @@ def agreement_scores(member_atoms: Sequence[np.ndarray], radius_px: float) -> li
     if member_count < 2:
         return [0.0] * member_count
     points = [np.asarray(atoms[:, :2], dtype=np.float64) for atoms in member_atoms]
-    near = [[_has_near(one, other, radius_px) for other in points] for one in points]
+    near = _near(points, radius_px)
     scores = []
     for index in range(member_count):
         others = [other for other in range(member_count) if other != index]
@@ -342,10 +342,17 @@ def _missed_by(near: list[list[np.ndarray]], other: int, index: int, others: lis
     return float(np.sum(1.0 / np.maximum(votes[shared], 1)))
 
 
-def _has_near(one: np.ndarray, other: np.ndarray, radius_px: float) -> np.ndarray:
-    if not len(one) or not len(other):
-        return np.zeros(len(one), dtype=bool)
-    return np.asarray(cKDTree(other).query(one, distance_upper_bound=radius_px)[0] <= radius_px)
+def _near(points: Sequence[np.ndarray], radius_px: float) -> list[list[np.ndarray]]:
+    """Return which points of each member have one of each other member near them."""
+    every_n2, ends = np.concatenate(points), np.cumsum([len(one) for one in points])[:-1]
+    found = []  # by the other member, for the points of all
+    for other in points:
+        near_n = np.zeros(len(every_n2), dtype=bool)
+        if len(other) and len(every_n2):
+            tree = cKDTree(other)
+            near_n = tree.query(every_n2, distance_upper_bound=radius_px)[0] <= radius_px
+        found.append(np.split(near_n, ends))
+    return [list(of_one) for of_one in zip(*found, strict=True)]
 
 
 def _confidence(atoms: np.ndarray) -> float:

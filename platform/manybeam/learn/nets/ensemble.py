@@ -35,8 +35,8 @@ Stack = NDArray[np.float32]
 PIXEL_SIZE_PM = (1.0, 500.0)  # other values have a wrong unit
 AT_ONCE_PX = 1 << 22  # pixels of maps that are handled together
 EXACT_PX = 1 << 25  # of all maps of one answer; more are stored in half precision
-BORDER_PX = 32  # around a window, in which atoms are found too; they compete with those inside
-BORDER_RADII = 8  # the same in radii of the training masks, whichever is more
+BORDER_PX = 16  # around a window, in which atoms are found too; they compete with those inside
+BORDER_RADII = 4  # the same in radii of the training masks, whichever is more
 
 
 class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
@@ -254,8 +254,8 @@ class _Given:
         """Return what is given of a frame for a window of it."""
         if window is None:
             return cls(input_yx, scale)
-        outer = around(window, input_yx.shape, scale, network)
         border = max(BORDER_PX, round(BORDER_RADII * spec.mask_radius_pm / spec.pixel_size_pm))
+        outer = around(window, input_yx.shape, scale, network, border)
         starts, kept = [], []
         for part, whole in zip(window, outer, strict=True):
             start = max(int(part.start * scale) - border, whole.start)

@@ -62,10 +62,11 @@ class Shape:
 def is_local(network: Network) -> bool:
     """Return whether each pixel of an answer depends on the frame around it only.
 
-    The band-pass measures heights in the scatter of the whole frame, and MONAI's networks may
-    normalise by its mean.
+    The band-pass measures heights in the scatter of the whole frame, MONAI's networks may normalise
+    by its mean, and dilated convolutions reach far.
     """
-    return network.name == "unet" or Shape.of(network.name) is not None
+    shape = Shape.of(network.name)
+    return network.name == "unet" or (shape is not None and not shape.is_dilated)
 
 
 def side_multiple(network: Network) -> int:

@@ -7,27 +7,16 @@ Axis letters: n frame of the set, s number of a summary, q answerer, m member.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from manybeam.learn.analysis.calibration_set import CalibrationSet
-from manybeam.learn.analysis.regress import WIDTHS, square_distances
 from manybeam.predictor.f1.index import F1Index, View, alike, poor_f1
 from manybeam.predictor.f1.predicted import PredictedF1, Weights
 
-KEPT = 4096  # answerers whose fits stay in memory, 5 KB each for 600 frames
+KEPT = 4096  # answerers whose fits stay in memory; sessions ask about many sub-ensembles
 FAR = 2.0  # distance from which nothing is known of a frame
 NEAR = 1.0  # distance up to which intervals are as measured
-
-
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """The kernel regression of one answerer's F1."""
-
-    middle: float
-    width: float
-    weight_n: np.ndarray
 
 
 class SummaryPredictor:
@@ -41,8 +30,7 @@ class SummaryPredictor:
     """
 
     def __init__(self, table: CalibrationSet) -> None:
-        self.table, self._view = table, View(table.summary_ns)
-        self._fits: dict[tuple[tuple[int, float], ...], _Fit] = {}
+        self.table, self._view = table, View(table.summary_ns, KEPT)
         left_out_nm = self._view.kernels.fit(table.f1_nm).fitted_nq
         frame_n = np.repeat(np.arange(len(table)), len(table.members))
         self._index = F1Index(left_out_nm.clip(0, 1).reshape(-1, 1), table.f1_nm.ravel(), frame_n)
@@ -59,10 +47,7 @@ class SummaryPredictor:
             summary_s: summary of the frame, `frame_analysis.summary_of`.
             answerers: members and sub-ensembles, each as member -> share.
         """
-        fits = self._fitted(answerers)
-        square_n = square_distances(self._view.seen(summary_s[None]), self._view.known_ns)[0]
-        kernel_wn = {width: np.exp(-square_n / (2 * width**2)) for width in WIDTHS}
-        raw_q = np.array([one.middle + kernel_wn[one.width] @ one.weight_n for one in fits])
+        raw_q = self._view.regress(summary_s[None], answerers, self.table.f1_of_each)
         found_q5 = self._index.predict_f1(raw_q.clip(0, 1)[:, None])
         known = float(np.clip((FAR - self.distance(summary_s)) / (FAR - NEAR), 0, 1))
         if known < 1:
@@ -105,20 +90,6 @@ class SummaryPredictor:
             f1_q = [one.f1 for one in self.predict_f1(summary_s, tried)]
             left = tried[int(np.argmax(f1_q))]
         return left
-
-    def _fitted(self, answerers: Sequence[Weights]) -> list[_Fit]:
-        keys = [tuple(sorted(weights.items())) for weights in answerers]
-        fits = self._fits  # never changed but replaced whole, so threads do not disturb each other
-        missing = {key: one for key, one in zip(keys, answerers, strict=True) if key not in fits}
-        if missing:
-            fit = self._view.kernels.fit(self.table.f1_of_each(list(missing.values())))
-            new = {
-                key: _Fit(float(fit.middle_q[q]), float(fit.width_q[q]), fit.weight_nq[:, q].copy())
-                for q, key in enumerate(missing)
-            }
-            kept = fits if len(fits) < KEPT else {key: fits[key] for key in keys if key in fits}
-            fits = self._fits = {**kept, **new}
-        return [fits[key] for key in keys]
 
 
 def _without(weights: Weights, member: int) -> Weights:

@@ -6,13 +6,21 @@ Source: Barlow et al., Statistical Inference under Order Restrictions (1972), is
 Lei et al., JASA 113, 1094 (2018), conformal intervals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy.optimize import isotonic_regression, nnls
 
-from manybeam.learn.analysis.regress import Kernels, Regression, Scatter, square_distances
+from manybeam.learn.analysis.regress import (
+    WIDTHS,
+    Kernels,
+    Regression,
+    Scatter,
+    square_distances,
+)
+from manybeam.predictor.f1.predicted import Weights
 
 TAIL = 0.05  # on either side of a 90 % interval
 BINS = 12  # largest number of bins of predictions, each with its own errors
@@ -25,17 +33,70 @@ WRONGLY_POOR = 0.02  # share of the frames that a member fits, but that are call
 CLOSE = 0.002  # F1 by which answers do not differ; an interval of a chosen one reaches farther
 
 
-class View:
-    """Frames as rows of numbers, with the distances between them."""
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """The kernel regression of one answerer's F1."""
 
-    def __init__(self, raw_ns: np.ndarray) -> None:
-        self.raw_ns, self._scatter = raw_ns, Scatter(raw_ns)
+    middle: float
+    width: float
+    weight_n: np.ndarray
+
+
+class View:
+    """Frames as rows of numbers, with the distances between them; safe for several threads.
+
+    Args:
+        raw_ns: the rows.
+        kept: answerers whose fits stay in memory, 5 KB each for 600 frames.
+    """
+
+    def __init__(self, raw_ns: np.ndarray, kept: int = 256) -> None:
+        self.raw_ns, self._scatter, self._kept = raw_ns, Scatter(raw_ns), kept
         self.known_ns = self._scatter.measured(raw_ns)
+        self._fits: dict[tuple[tuple[int, float], ...], _Fit] = {}
 
     @cached_property
     def kernels(self) -> Kernels:
         """The rows, prepared for regression."""
         return Kernels(self.known_ns)
+
+    def regress(
+        self,
+        row_1s: np.ndarray,
+        answerers: Sequence[Weights],
+        f1_of: Callable[[Sequence[Weights]], np.ndarray],
+    ) -> np.ndarray:
+        """Return the F1 of each answerer on a new row by kernel regression, (q,).
+
+        Fits are kept, because every frame asks about the same answerers.
+
+        Args:
+            row_1s: the row.
+            answerers: members and sub-ensembles, each as member -> share.
+            f1_of: returns the F1 of answerers on the rows of the view, (n, q); the same each time.
+        """
+        fits = self._fitted(answerers, f1_of)
+        square_n = square_distances(self.seen(row_1s), self.known_ns)[0]
+        kernel_wn = {width: np.exp(-square_n / (2 * width**2)) for width in WIDTHS}
+        return np.array([one.middle + kernel_wn[one.width] @ one.weight_n for one in fits])
+
+    def _fitted(
+        self, answerers: Sequence[Weights], f1_of: Callable[[Sequence[Weights]], np.ndarray]
+    ) -> list[_Fit]:
+        keys = [tuple(sorted(weights.items())) for weights in answerers]
+        fits = self._fits  # never changed but replaced whole, so threads do not disturb each other
+        missing = {key: one for key, one in zip(keys, answerers, strict=True) if key not in fits}
+        if missing:
+            fit = self.kernels.fit(f1_of(list(missing.values())))
+            new = {
+                key: _Fit(float(fit.middle_q[q]), float(fit.width_q[q]), fit.weight_nq[:, q].copy())
+                for q, key in enumerate(missing)
+            }
+            kept = (
+                fits if len(fits) < self._kept else {key: fits[key] for key in keys if key in fits}
+            )
+            fits = self._fits = {**kept, **new}
+        return [fits[key] for key in keys]
 
     def fit_first(self, value_nq: np.ndarray) -> Regression:
         """Return a fit to the first rows; rows without a value get the mean."""

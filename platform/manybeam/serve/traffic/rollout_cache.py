@@ -79,8 +79,6 @@ class RolloutCache:
         except Exception as error:  # noqa: BLE001 - the thread must go on, or nothing is rolled back
             self._log("read", error)
             return
-        else:
-            self._is_logged = False
         self._read_s = begun
         self._running = {one.ensemble: one for one in found.running}
         try:
@@ -88,7 +86,7 @@ class RolloutCache:
         except Exception as error:  # noqa: BLE001 - as above; the next reading follows again
             self._log("followed", error)
             return
-        self._known = found
+        self._known, self._is_logged = found, False
 
     def _log(self, what: str, error: Exception) -> None:
         if not self._is_logged:

@@ -42,9 +42,7 @@ class Tally:
     def add(self, rollout_id: int, instrument: str, sums: Sums) -> None:
         """Add to the sums of one instrument; "" for callers without one."""
         with self._lock:
-            own = self._sums.setdefault(rollout_id, {})
-            key = keyed(own, instrument)
-            own[key] = added(own.get(key, {}), sums)
+            self._add(rollout_id, instrument, sums)
 
     def write(self) -> None:
         """Write what was added; without an answer, the next time."""
@@ -62,7 +60,14 @@ class Tally:
 
     def _put_back(self, rollout_id: int, earlier: dict[str, Sums]) -> None:
         with self._lock:
-            self._sums[rollout_id] = added(earlier, self._sums.get(rollout_id, {}))
+            later, self._sums[rollout_id] = self._sums.get(rollout_id, {}), earlier
+            for instrument, sums in later.items():
+                self._add(rollout_id, instrument, sums)
+
+    def _add(self, rollout_id: int, instrument: str, sums: Sums) -> None:
+        own = self._sums.setdefault(rollout_id, {})
+        key = keyed(own, instrument)
+        own[key] = added(own.get(key, {}), sums)
 
     def _go_on_writing(self) -> None:
         while not self._closed.wait(WRITE_S):

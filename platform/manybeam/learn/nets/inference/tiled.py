@@ -72,7 +72,7 @@ def _reflect(input_yx: Map, step: int) -> Map:
 
 
 def around(
-    window: tuple[slice, slice], shape: tuple[int, ...], scale: float, network: Network
+    window: tuple[slice, slice], shape: tuple[int, ...], scale: float, network: Network, border: int
 ) -> tuple[slice, slice]:
     """Return the part of a frame on which networks say the same of a window as on the whole.
 
@@ -81,21 +81,27 @@ def around(
         shape: of the frame as the networks get it.
         scale: its pixels for each recorded pixel.
         network: their shape.
+        border: pixels around the window on which they shall say the same too.
     """
     if not is_local(network):
         return slice(0, shape[0]), slice(0, shape[1])
-    step = max(side_multiple(network), 2)
+    step, more = max(side_multiple(network), 2), border + _reach(network)
     starts, stops = [], []
     for part, side in zip(window, shape, strict=False):
-        start = max(int(part.start * scale) - _margin(network), 0)
+        start = max(int(part.start * scale) - more, 0)
         starts.append(start // step * step)  # so that poolings agree
-        stops.append(min(int(np.ceil(part.stop * scale)) + _margin(network), side))
+        stops.append(min(int(np.ceil(part.stop * scale)) + more, side))
     return slice(starts[0], stops[0]), slice(starts[1], stops[1])
 
 
 def _margin(network: Network) -> int:
     """Return the reach of the effect of a cut edge, in pixels: about twice that of our U-Net."""
     return max(32, 16 << (network.levels - 1))
+
+
+def _reach(network: Network) -> int:
+    """Return the pixels beyond which a cut edge has no effect at all, or a few more."""
+    return 8 << (network.levels - 1) if network.name == "unet" else _margin(network)
 
 
 def _spans(side: int, tile: int, margin: int, step: int) -> list[Span]:
