@@ -545,7 +545,7 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
     from manybeam.serve.edge.access import TokenCache
-    from manybeam.serve.edge.proxied import Arrivals, Marks, ProxiedRequests
+    from manybeam.serve.edge.proxied import Arrivals, Marks, ProxyHeaders
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import ReplicaLimits, api
@@ -574,8 +574,8 @@ def replica_api(plan: Plan) -> "FastAPI":
     app = api(service, limits, meter, gather, tokens)
     marks = Marks(settings().cache / "begun")
     marks.tidy()
-    requests = ProxiedRequests(marks, Arrivals(is_beside_proxy=is_beside_proxy))
-    app.add_middleware(ForProxyOnly, key=plan.proxy_key, requests=requests)
+    headers = ProxyHeaders(marks, Arrivals(is_beside_proxy=is_beside_proxy))
+    app.add_middleware(ForProxyOnly, key=plan.proxy_key, headers=headers)
     app.add_middleware(NamesPlatform, platform=plan.platform)
     return app
 
