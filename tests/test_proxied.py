@@ -69,9 +69,9 @@ def test_marks_of_long_ago_are_removed(folder: Path) -> None:
 
 
 def test_marks_of_long_ago_are_removed_while_the_replica_runs(folder: Path) -> None:
-    now_s, left = 0.0, []
-    marks = Marks(folder, lambda: now_s)
-    for now_s in (0.0, OLD_S / 2, OLD_S * 1.1):
+    clock, left = {"now_s": 0.0}, []
+    marks = Marks(folder, lambda: clock["now_s"])
+    for clock["now_s"] in (0.0, OLD_S / 2, OLD_S * 1.1):
         die(marks, "old")
         os.utime(folder / "old.0", (0, 0))
         with marks.marking(NAME):

@@ -30,7 +30,9 @@ from manybeam.serve.deployed import (
     check_room,
     deploy_or_go_on,
     forget_deployed,
+    host_count,
     running_deployed,
+    use_cores_of_host,
     with_threads,
 )
 from manybeam.serve.haproxy import (
@@ -182,7 +184,7 @@ def run_service(
     variables[TOKENS] = str(needs_token)
     plan = replace(plan, proxy_key=haproxy_key(variables))
     actor = _actor(before, cpus_per_replica, gpus_per_replica, variables)
-    wanted = with_threads(Deployed(asdict(plan), actor, replicas), before)
+    wanted = with_threads(Deployed(asdict(plan), actor, replicas), before, host_count(actor))
     check_room(wanted)
     try:
         if running is None:
@@ -539,6 +541,7 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 
 def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
+    use_cores_of_host()
     from manybeam.db.deployment import open_database
     from manybeam.db.serving.rollouts import Rollouts
     from manybeam.db.tokens import Tokens
