@@ -28,6 +28,7 @@ LAST, LATELY_S = 100, 60.0  # requests by which the clock of another host is com
 # More is counted of no wait, because it is rather a clock that was set: HAProxy takes 22 s at most
 # for a body, and 3 s for a host that is lost. Only work that ended with its replica takes longer.
 LONGEST_S = 30.0
+_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 
 
 @dataclass(frozen=True)
@@ -183,13 +184,14 @@ class Marks:
 
 
 def _make_new(path: Path) -> None:
-    """Make an empty file that nobody made before; what a full disk refuses leaves nothing."""
+    """Make a file that nobody made before, with the id of this process if the disk has room."""
     try:
-        _make_empty(path)
+        made = os.open(path, _NEW, 0o600)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make_empty(path)
-
-
-def _make_empty(path: Path) -> None:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        made = os.open(path, _NEW, 0o600)
+    with suppress(OSError):  # that it is there is the mark; its content only tells who made it
+        try:
+            os.write(made, str(os.getpid()).encode())
+        finally:
+            os.close(made)
