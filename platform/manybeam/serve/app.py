@@ -30,7 +30,9 @@ from manybeam.serve.deployed import (
     check_room,
     deploy_or_go_on,
     forget_deployed,
+    host_count,
     running_deployed,
+    use_cores_of_host,
     with_threads,
 )
 from manybeam.serve.haproxy import (
@@ -182,7 +184,7 @@ def run_service(
     variables[TOKENS] = str(needs_token)
     plan = replace(plan, proxy_key=haproxy_key(variables))
     actor = _actor(before, cpus_per_replica, gpus_per_replica, variables)
-    wanted = with_threads(Deployed(asdict(plan), actor, replicas), before)
+    wanted = with_threads(Deployed(asdict(plan), actor, replicas), before, host_count(actor))
     check_room(wanted)
     try:
         if running is None:
@@ -539,13 +541,14 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 
 def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
+    use_cores_of_host()
     from manybeam.db.deployment import open_database
     from manybeam.db.serving.rollouts import Rollouts
     from manybeam.db.tokens import Tokens
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
     from manybeam.serve.edge.access import TokenCache
-    from manybeam.serve.edge.proxied import Arrivals, Marks, ProxiedRequests
+    from manybeam.serve.edge.proxied import Arrivals, Marks, ProxyHeaders
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import ReplicaLimits, api
@@ -574,8 +577,8 @@ def replica_api(plan: Plan) -> "FastAPI":
     app = api(service, limits, meter, gather, tokens)
     marks = Marks(settings().cache / "begun")
     marks.tidy()
-    requests = ProxiedRequests(marks, Arrivals(is_beside_proxy=is_beside_proxy))
-    app.add_middleware(ForProxyOnly, key=plan.proxy_key, requests=requests)
+    headers = ProxyHeaders(marks, Arrivals(is_beside_proxy=is_beside_proxy))
+    app.add_middleware(ForProxyOnly, key=plan.proxy_key, headers=headers)
     app.add_middleware(NamesPlatform, platform=plan.platform)
     return app
 

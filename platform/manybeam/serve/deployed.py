@@ -8,6 +8,7 @@ cluster, and is put back.
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,9 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from manybeam.errors import ManybeamError, NoCapacity, WorkFailed
+from manybeam.learn.nets.inference.runtime import cores
 
 logger = logging.getLogger(__name__)
 
+# Variables of a replica: the threads of one prediction, and, if they depend on its host, how many
+# replicas share that.
+THREADS, ON_HOST = "OMP_NUM_THREADS", "MANYBEAM_REPLICAS_ON_HOST"
 _KEY, _NAMESPACE = b"deployed", b"manybeam"  # in the memory of the cluster, which ends with it
 
 
@@ -51,8 +56,11 @@ class Deployed:
         return -(-100 // self.replicas)
 
 
-def with_threads(wanted: Deployed, before: Deployed | None) -> Deployed:
-    """Return what is wanted, with the threads of one prediction: the cores of a replica.
+def with_threads(wanted: Deployed, before: Deployed | None, hosts: int) -> Deployed:
+    """Return what is wanted, with what gives one prediction the threads of its replica's cores.
+
+    These are the reserved cores. If none are, a replica divides those of its host, which need not
+    be this one, by the replicas there: see `use_cores_of_host`.
 
     Another number of replicas restarts none, so those that run keep their threads, and new ones
     get as many; Ray has one environment for all.
@@ -60,12 +68,35 @@ def with_threads(wanted: Deployed, before: Deployed | None) -> Deployed:
     Args:
         wanted: what shall run; its environment is that of `before`, or new.
         before: what runs; None if nothing does, or if that is not known.
+        hosts: over how many the replicas are spread.
     """
     if before and before.version == wanted.version:
         return wanted
-    cores = int(wanted.actor["num_cpus"]) or (os.cpu_count() or 1) // wanted.replicas
-    variables = {**wanted.actor["runtime_env"]["env_vars"], "OMP_NUM_THREADS": str(max(1, cores))}
+    known = wanted.actor["runtime_env"]["env_vars"]
+    variables = {name: value for name, value in known.items() if name not in (THREADS, ON_HOST)}
+    if reserved := int(wanted.actor["num_cpus"]):
+        variables[THREADS] = str(reserved)
+    else:
+        # Of what has no number, Ray sets one, and takes it away when a replica has started.
+        variables |= {THREADS: "1", ON_HOST: str(math.ceil(wanted.replicas / max(1, hosts)))}
     return replace(wanted, actor={**wanted.actor, "runtime_env": {"env_vars": variables}})
+
+
+def use_cores_of_host() -> None:
+    """Give a prediction in this replica its part of the cores of the host.
+
+    It comes before the libraries that read the number of threads when they are imported.
+    """
+    if on_host := os.environ.get(ON_HOST):
+        os.environ.pop(THREADS, None)
+        os.environ[THREADS] = str(max(1, cores() // int(on_host)))
+
+
+def host_count(actor: dict[str, Any]) -> int:
+    """Return over how many hosts Ray spreads replicas with these options."""
+    asked = actor["num_cpus"], actor["num_gpus"]
+    nodes = [one for one in _ray().nodes() if one["Alive"]]
+    return len({one["NodeManagerAddress"] for one in nodes if _places(one["Resources"], *asked, 1)})
 
 
 def check_room(wanted: Deployed) -> None:

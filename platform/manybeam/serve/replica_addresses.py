@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 
 from manybeam.asgi import NamesPlatform
 from manybeam.errors import NotAllowed, WorkFailed, http_status, problem
-from manybeam.serve.edge.proxied import PROXIED, ProxiedRequests
+from manybeam.serve.edge.proxied import SCOPE_KEY, ProxyHeaders
 from manybeam.serve.haproxy_rules import KEY_HEADER
 
 LOOPBACK = "127.0.0.1"
@@ -78,11 +78,11 @@ class ForProxyOnly:
     Args:
         app: the ASGI application of the replica.
         key: what the proxy shows; "" if it shows nothing, because it asks by Ray alone.
-        requests: reads what the proxy tells with the key.
+        headers: reads what the proxy tells with the key.
     """
 
-    def __init__(self, app: Any, key: str, requests: ProxiedRequests) -> None:
-        self._app, self._key, self._requests = app, key.encode(), requests
+    def __init__(self, app: Any, key: str, headers: ProxyHeaders) -> None:
+        self._app, self._key, self._headers = app, key.encode(), headers
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -90,7 +90,7 @@ class ForProxyOnly:
         is_shown = secrets.compare_digest(given.get(KEY_HEADER.encode(), b""), self._key)
         if scope["type"] != "http" or is_shown or not self._key:
             if self._key and scope["type"] == "http":
-                scope = {**scope, PROXIED: self._requests.told(given)}
+                scope = {**scope, SCOPE_KEY: self._headers.read(given)}
             await self._app(scope, receive, send)
             return
         refused = NotAllowed("a replica answers its proxy only", "", "ask the URL of the service")

@@ -44,7 +44,7 @@ from manybeam.serve.edge.access import ANYBODY, READ_S, Caller, TokenCache, othe
 from manybeam.serve.edge.admission import announced_length, drain, gone, has_body, read_body
 from manybeam.serve.edge.fair_queue import FairQueue, Place
 from manybeam.serve.edge.guard import HeadGuard, checked_id
-from manybeam.serve.edge.proxied import proxied
+from manybeam.serve.edge.proxied import proxied_request
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.openapi import (
     ATOMS,
@@ -245,7 +245,8 @@ class RequestHandler:
             work: makes the answer.
             scope: what the caller's token must be for; None if everybody may ask.
         """
-        begun = request.state.begun = time.monotonic() - proxied(request.scope).waited_s
+        waited_s = proxied_request(request.scope).waited_s
+        begun_s = request.state.begun_s = time.monotonic() - waited_s
         request.state.is_read = not has_body(request)
         request_id = checked_id(request.headers)
         try:
@@ -266,7 +267,7 @@ class RequestHandler:
             response.headers["connection"] = "close"
         if self.limits.names_requests:
             response.headers["x-request-id"] = request_id
-        self.meter.request(path, response.status_code, time.monotonic() - begun)
+        self.meter.request(path, response.status_code, time.monotonic() - begun_s)
         return response
 
     async def predict(self, ref: str, request: Request) -> Response:
@@ -375,15 +376,15 @@ class RequestHandler:
         The place is free again when the request ends, and the bytes of its body when the thread
         ends, which may go on after the deadline or without a caller.
         """
-        begun_s = request.state.begun
+        begun_s = request.state.begun_s
         due_s = begun_s + _within_ms(query) / 1000
         deadline, caller = Deadline(due_s, begun_s=begun_s), request.state.caller
         place = self._queue.take(caller.share(query), stream)
         try:
             body = await read_body(request, self._queue, place, due_s)
             request.state.is_read = True
-            head, begun = dict(request.headers), proxied(request.scope).begun
-            arrived = Arrived(body, head, query, deadline, time.monotonic(), begun)
+            head, marking = dict(request.headers), proxied_request(request.scope).marking
+            arrived = Arrived(body, head, query, deadline, time.monotonic(), marking)
             run = partial(self._run, work, arrived)
             answer = self._in_turn(place, run)
             return await _answer(answer, request, query, due_s)
@@ -417,7 +418,7 @@ class RequestHandler:
         deadline = arrived.deadline
         deadline.seconds["wait"] = time.monotonic() - arrived.at_s
         try:
-            with arrived.begun():
+            with arrived.marking():
                 with deadline.stage("read"):
                     array = wire.read_body(arrived.body, arrived.headers)
                     frames = wire.read_frames(array, self.limits.max_frame_px)
@@ -428,14 +429,14 @@ class RequestHandler:
 
 @dataclass(frozen=True)
 class Arrived:
-    """A request whose body was read at `at_s`, in monotonic seconds; `begun` marks its work."""
+    """A request whose body was read at `at_s`, in monotonic seconds; `marking` marks its work."""
 
     body: bytearray
     headers: dict[str, str]
     query: RequestQuery
     deadline: Deadline
     at_s: float
-    begun: Callable[[], AbstractContextManager[None]]
+    marking: Callable[[], AbstractContextManager[None]]
 
 
 async def _answer(

@@ -210,7 +210,7 @@ class Rollouts:
         with self._database.writing() as connection:
             if not _found(connection, RolloutRow.id == rollout_id):
                 raise _unknown(rollout_id)
-            kept = _within(_instruments(connection, rollout_id), more)
+            kept = _capped(_instruments(connection, rollout_id), more)
             for instrument, sums in sorted(kept.items()):  # two replicas lock in the same order
                 key = {"rollout_id": rollout_id, "instrument": instrument}
                 empty = {"frames": 0, "sums": {}, "changed": now(connection)}
@@ -260,7 +260,7 @@ def keyed(known: Collection[str], instrument: str) -> str:
     return instrument if count < MOST_INSTRUMENTS else OTHERS
 
 
-def _within(known: set[str], more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _capped(known: set[str], more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return what is added, with instruments beyond the number that is kept as one."""
     kept: dict[str, dict[str, Any]] = {}
     for instrument, sums in sorted(more.items()):

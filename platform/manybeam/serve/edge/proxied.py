@@ -5,6 +5,7 @@ request that ended two replicas is not begun in a third.
 """
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -13,39 +14,43 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from manybeam.errors import WorkFailed
 from manybeam.serve.haproxy_rules import ARRIVED_HEADER, REQUEST_HEADER
 
 logger = logging.getLogger(__name__)
 
-PROXIED = "manybeam.proxied"  # of a request, in its ASGI scope
+SCOPE_KEY = "manybeam.proxied"  # of what is known of a request, in its ASGI scope
 TRIES = 2  # replicas that may begin one request
 OLD_S = 3600.0  # marks of requests that ended so long ago are removed
-LAST = 100  # requests by which the clock of another host is compared
+LAST, LATELY_S = 100, 60.0  # requests by which the clock of another host is compared
+# More is counted of no wait, because it is rather a clock that was set: HAProxy takes 22 s at most
+# for a body, and 3 s for a host that is lost. Only work that ended with its replica takes longer.
+LONGEST_S = 30.0
+_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 
 
 @dataclass(frozen=True)
-class Proxied:
+class ProxiedRequest:
     """What is known of one request.
 
     Attributes:
         waited_s: since its arrival at the proxy, also in a replica that died.
-        begun: marks its work as begun, as long as the work goes on.
+        marking: marks its work as begun, as long as the work goes on.
     """
 
     waited_s: float = 0.0
-    begun: Callable[[], AbstractContextManager[None]] = nullcontext
+    marking: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def proxied(scope: Mapping[str, Any]) -> Proxied:
+def proxied_request(scope: Mapping[str, Any]) -> ProxiedRequest:
     """Return what the proxy told of a request; nothing if it came without one."""
-    found: Proxied = scope.get(PROXIED, Proxied())
+    found: ProxiedRequest = scope.get(SCOPE_KEY, ProxiedRequest())
     return found
 
 
-class ProxiedRequests:
+class ProxyHeaders:
     """Reads what the proxy tells a replica of its requests.
 
     Args:
@@ -56,7 +61,7 @@ class ProxiedRequests:
     def __init__(self, marks: "Marks", arrivals: "Arrivals") -> None:
         self._marks, self._arrivals = marks, arrivals
 
-    def told(self, headers: Mapping[bytes, bytes]) -> Proxied:
+    def read(self, headers: Mapping[bytes, bytes]) -> ProxiedRequest:
         """Return what is known of a request of the proxy.
 
         Args:
@@ -64,35 +69,52 @@ class ProxiedRequests:
         """
         at, name = (headers.get(one.encode(), b"") for one in (ARRIVED_HEADER, REQUEST_HEADER))
         if not at or not name:  # a proxy that an older version started
-            return Proxied()
+            return ProxiedRequest()
         waited_s = self._arrivals.since_s(int(at) / 1000)
-        return Proxied(waited_s, partial(self._marks.begun, name.decode()))
+        return ProxiedRequest(waited_s, partial(self._marks.marking, name.decode()))
 
 
 class Arrivals:
     """How long ago a request arrived, by the wall clock of the proxy.
 
-    Clocks of two hosts differ. By the requests that came with the least delay lately, a replica on
-    another host knows the difference, at most too large; so it counts too little time, never too
-    much.
+    A replica on another host does not know that clock. It takes the request that came with the
+    least delay lately for one that came at once, so it counts too little time rather than too much.
+    It compares with its monotonic clock, which nobody sets. If the clock of the proxy is set back,
+    requests seem to have waited by that much longer, at most `LONGEST_S`, for a minute or 100
+    requests; if it is set forward, for none.
 
     Args:
         is_beside_proxy: whether the replica is on the host of the proxy, so that both have one
             clock.
         wall: seconds since 1970.
+        monotonic: seconds since any time.
     """
 
-    def __init__(self, *, is_beside_proxy: bool, wall: Callable[[], float] = time.time) -> None:
-        self._wall = wall
-        self._lately: deque[float] | None = None if is_beside_proxy else deque(maxlen=LAST)
+    def __init__(
+        self,
+        *,
+        is_beside_proxy: bool,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = wall if is_beside_proxy else monotonic
+        self._is_beside_proxy = is_beside_proxy
+        self._lately: deque[tuple[float, float]] = deque(maxlen=LAST)  # (now_s, since_s) of each
 
     def since_s(self, arrived_s: float) -> float:
-        """Return the seconds since an arrival, in seconds since 1970; at least 0."""
-        seen_s = self._wall() - arrived_s
-        if self._lately is None:
-            return max(seen_s, 0.0)
-        self._lately.append(seen_s)
-        return seen_s - min(self._lately)
+        """Return the seconds since an arrival, in seconds since 1970; 0 to `LONGEST_S`."""
+        now_s = self._clock()
+        since_s = now_s - arrived_s
+        if not self._is_beside_proxy:
+            since_s -= self._at_once_s(now_s, since_s)
+        return min(max(since_s, 0.0), LONGEST_S)
+
+    def _at_once_s(self, now_s: float, since_s: float) -> float:
+        """Return the difference of the two clocks for a request that came at once."""
+        while self._lately and self._lately[0][0] < now_s - LATELY_S:
+            self._lately.popleft()
+        self._lately.append((now_s, since_s))
+        return min(one for _, one in self._lately)
 
 
 class Marks:
@@ -103,21 +125,25 @@ class Marks:
 
     Args:
         folder: of the marks; it need not be there.
+        monotonic: seconds since any time.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._is_told = folder, False
+    def __init__(self, folder: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._monotonic = folder, monotonic
+        self._is_told, self._tidied_s = False, -math.inf
 
     def tidy(self) -> None:
         """Remove the marks of requests that ended long ago."""
+        self._tidied_s = self._monotonic()
         before = time.time() - OLD_S
-        for path in self._folder.glob("*.*"):
-            with suppress(OSError):  # another replica removed it, or it stays
-                if path.stat().st_mtime < before:
-                    path.unlink()
+        with suppress(OSError):  # there is no folder yet, or its disk is gone
+            for path in self._folder.iterdir():
+                with suppress(OSError):  # another replica removed it, or it stays
+                    if path.stat().st_mtime < before:
+                        path.unlink()
 
     @contextmanager
-    def begun(self, name: str) -> Iterator[None]:
+    def marking(self, name: str) -> Iterator[None]:
         """Mark a request as long as the block runs.
 
         Args:
@@ -126,6 +152,8 @@ class Marks:
         Raises:
             WorkFailed: as many replicas began it as may, and did not end it.
         """
+        if self._monotonic() > self._tidied_s + OLD_S:
+            self.tidy()
         paths = [self._folder / f"{name}.{one}" for one in range(TRIES)]
         taken = self._take(paths)
         try:
@@ -139,8 +167,7 @@ class Marks:
         """Make the first mark that is not there; return its number, -1 if none can be made."""
         for place, path in enumerate(paths):
             try:
-                with _new(path) as stream:
-                    stream.write(str(os.getpid()))
+                _make_new(path)
                 return place
             except FileExistsError:
                 continue
@@ -156,10 +183,15 @@ class Marks:
         )
 
 
-def _new(path: Path) -> TextIO:
-    """Open a file that nobody made before."""
+def _make_new(path: Path) -> None:
+    """Make a file that nobody made before, with the id of this process if the disk has room."""
     try:
-        return path.open("x")
+        made = os.open(path, _NEW, 0o600)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("x")
+        made = os.open(path, _NEW, 0o600)
+    with suppress(OSError):  # that it is there is the mark; its content only tells who made it
+        try:
+            os.write(made, str(os.getpid()).encode())
+        finally:
+            os.close(made)
