@@ -334,3 +334,16 @@ def test_what_fails_again_is_logged_again(
         versions.refresh()
         said.append(len(caplog.records))
     assert said[0] == said[1] < said[2]
+
+
+def test_requests_do_not_try_again_what_a_round_could_not_load(turned: Turned, live: Any) -> None:
+    turned.damaged = "graphene@2"
+    versions = live()
+    before = turned.loads
+    for _ in range(3):
+        with pytest.raises(Corrupt):
+            versions.get("graphene@2")
+    assert turned.loads == before
+    turned.damaged = ""
+    versions.refresh()
+    assert versions.get("graphene@2").ref == "graphene@2"

@@ -18,6 +18,7 @@ from manybeam.db.serving.sessions import Sessions
 from manybeam.errors import (
     CallerGone,
     Conflict,
+    Corrupt,
     DatabaseUnreachable,
     DeadlineExceeded,
     InvalidInput,
@@ -375,6 +376,26 @@ def test_a_promotion_makes_an_auto_session_choose_again(
     live.chosen = Chosen("graphene@1", (0,), (1.0,), "before", is_selected=True)
     assert ask(answers, live, frames[0]).answer.ref == "graphene@2"
     assert settled(answers, live).ref == "graphene@2"
+
+
+def test_a_damaged_version_that_serves_does_not_stop_a_session(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = answers._predictor.versions
+    load, serving = versions.get, versions.serving
+
+    def get(ref: str) -> Any:
+        if ref == "bad@1":
+            raise Corrupt("weights of member 00 differ")
+        return load(ref)
+
+    monkeypatch.setattr(versions, "get", get)
+    monkeypatch.setattr(versions, "serving", lambda: ["bad@1", *serving()])
+    live = put(answers)
+    found = [ask(answers, live, one).answer for one in frames[:2]]
+    assert {one.ref for one in found} == {"graphene@2"}
+    assert "bad@1 is left out: weights of member 00 differ" in found[0].notes
+    assert settled(answers, live).is_selected
 
 
 def test_what_a_frame_says_must_not_contradict_its_session(

@@ -38,6 +38,7 @@ class LiveVersions:
         self._serving: tuple[str, ...] = ()
         self._held: tuple[str, ...] = ()
         self._faults: dict[str, str] = {}  # why references could not be brought up to date
+        self._errors: dict[str, ManybeamError] = {}  # the same, as the round got them
         self._fault: ManybeamError | None = None  # why it is unknown what serves
         self._warned: dict[str, str] = {}  # what the log was told of a reference last
         self._lock, self._wake, self._is_ended = threading.Lock(), threading.Event(), False
@@ -60,7 +61,7 @@ class LiveVersions:
         """Return what answers for a reference; raises as `ZooVersions.get` does.
 
         A version that is in memory for another reference, as an alias, is not asked for again: the
-        zoo may be away.
+        zoo may be away. What the last round could not load is not tried by each request.
         """
         with self._lock:
             ready = self._ready.get(ref)
@@ -68,6 +69,9 @@ class LiveVersions:
                 self._ready.move_to_end(ref)
                 return ready
             ready = next((one for one in self._ready.values() if one.ref == ref), None)
+            error = self._errors.get(ref)
+        if ready is None and error is not None:
+            raise error.with_traceback(None)  # it would keep the frames of every request
         ready = ready or self.source.get(ref)
         self._put(ref, ready)
         return ready
@@ -100,6 +104,7 @@ class LiveVersions:
         # What serves comes first, then what was asked for last, as much as there is room for.
         wanted = [*first, *others][: self.source.capacity]
         self._faults = {ref: why for ref in wanted if (why := self._renew(ref))}
+        self._errors = {ref: one for ref, one in self._errors.items() if ref in self._faults}
         self._warned = {ref: text for ref, text in self._warned.items() if ref in ("", *wanted)}
         for ref, why in self._faults.items():
             if ref in serving or ref not in held:
@@ -163,10 +168,13 @@ class LiveVersions:
                 self._ready.pop(ref, None)
             return error.what if ref in self._held else ""
         except Exception as error:  # one that fails must not keep the others from being renewed
+            if isinstance(error, ManybeamError):
+                self._errors[ref] = error
             if self._is_news(ref, error):
                 logger.warning("%s is not renewed: %s", ref, error, exc_info=not _is_ours(error))
             return str(getattr(error, "what", type(error).__name__))
         self._warned.pop(ref, None)
+        self._errors.pop(ref, None)
         return ""
 
     def _is_news(self, ref: str, error: Exception) -> bool:

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -251,7 +251,7 @@ class SessionAnswers:
         is_late = deadline.aim_s is not None and deadline.clock() > deadline.aim_s
         recorded = _record(live, answer, name, digest, is_late=is_late)
         try:
-            if _refs(live.settings, request.predictor) == _refs(live.settings, self._predictor):
+            if self._has_own_versions(request):
                 self._watch(request, answer, name, seen, chosen)
         except ManybeamError as error:  # a version was removed meanwhile; the frame is answered
             logger.warning("%s is not watched: %s", live.stored.instrument, error)
@@ -263,7 +263,15 @@ class SessionAnswers:
         """Return who was chosen to answer; None if nobody was, or it serves no longer."""
         if settings.policy == "pinned" or chosen is None:
             return None
-        return chosen if chosen.ref in _refs(settings, predictor) else None
+        serving = _refs(settings.ref, predictor)
+        return chosen if any(one == chosen.ref for one in serving) else None
+
+    def _has_own_versions(self, request: _Request) -> bool:
+        """Return whether the versions that may answer a request are those of the session."""
+        ref, predictor = request.live.settings.ref, request.predictor
+        return predictor is self._predictor or {*_refs(ref, predictor)} == {
+            *_refs(ref, self._predictor)
+        }
 
     def _watch(
         self,
@@ -379,11 +387,9 @@ def _why_anew(
     return moved
 
 
-def _refs(settings: SessionSettings, predictor: Predictor) -> set[str]:
-    """Return the versions that may answer now."""
-    versions = predictor.versions
-    refs = versions.serving() if settings.ref == AUTO else (settings.ref,)
-    return {versions.get(ref).ref for ref in refs}
+def _refs(ref: str, predictor: Predictor) -> Iterator[str]:
+    """Yield the versions that may answer now for a REF or `auto`."""
+    return (one.ref for one in predictor.loadable(ref))
 
 
 def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | None) -> Question:
