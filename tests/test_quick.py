@@ -216,6 +216,19 @@ def test_a_deadline_that_nobody_can_keep_is_told_at_once(
     assert ran == []
 
 
+def test_the_frames_of_a_stack_share_the_time(
+    predictor: Predictor, frame: Frame, ran: list[tuple[int, ...]]
+) -> None:
+    teach(predictor, frame, 10.0)
+    with pytest.raises(DeadlineExceeded, match="for each of 3 frames"):
+        next(predictor.answers([frame] * 3, QUICK, within(25)))
+    assert ran == []
+    first = next(predictor.answers([frame] * 3, QUICK, within(45)))
+    assert (len(first.members), len(first.dropped)) == (1, 2)
+    aimed = Deadline(aim_s=time.monotonic() + 75)
+    assert len(next(predictor.answers([frame] * 3, QUICK, aimed)).members) == 2
+
+
 def test_without_a_look_the_members_with_the_best_scores_stay(
     predictor: Predictor, frame: Frame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -555,6 +555,33 @@ def test_frames_of_a_request_that_fails_are_not_in_the_history(
     assert [one.is_repeat for one in found] == [False] * 3
 
 
+@pytest.mark.parametrize("error", [CallerGone, DeadlineExceeded])
+def test_frames_whose_caller_gets_no_answer_are_not_in_the_history(
+    answers: SessionAnswers, held: Held, frames: list[Frame], error: type[Exception]
+) -> None:
+    def be_late() -> None:
+        deadline.is_cancelled, deadline.due_s = error is CallerGone, 0.0
+
+    live, deadline = put(answers, policy="pinned", ref="graphene"), Deadline()
+    held.may_go.set()
+    held.then = be_late
+    with pytest.raises(error):
+        answers.answers(live, frames[:1], replace(QUERY, frame_id="a"), deadline)
+    held.then = lambda: None
+    assert not ask(answers, live, frames[0], "a").is_repeat
+
+
+def test_frames_of_a_stack_share_the_budget_of_a_session(
+    answers: SessionAnswers, held: Held, frames: list[Frame]
+) -> None:
+    live, shared = put(answers, policy="pinned", ref="graphene"), []
+    deadline = Deadline(due_s=time.monotonic() + 600)
+    held.may_go.set()
+    held.then = lambda: shared.append(deadline.frames_left)
+    answers.answers(live, frames[:3], QUERY, deadline)
+    assert shared == [3, 2, 1]
+
+
 def test_what_fails_after_an_answer_does_not_take_it_away(
     answers: SessionAnswers, held: Held, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,11 +226,13 @@ class Predictor:
 
     def _check_hopeless(self, work: Work, deadline: Deadline) -> None:
         """Refuse an answer that one member alone would not give before the deadline."""
-        least_s, clock = self.pace.seconds(work, 1) or 0.0, deadline.clock
-        if deadline.due_s is not None and least_s > (left_s := deadline.due_s - clock()):
+        least_s, left_s = self.pace.seconds(work, 1) or 0.0, deadline.due_left_s
+        if left_s is not None and least_s > left_s:
+            many = deadline.frames_left > 1
+            each = f" for each of {deadline.frames_left} frames" if many else ""
             raise DeadlineExceeded(
                 f"an answer takes about {1000 * least_s:.0f} ms",
-                f"{max(1000 * left_s, 0):.0f} ms were left when it could begin",
+                f"{max(1000 * left_s, 0):.0f} ms were left{each} when it could begin",
                 "raise deadline_ms, send a smaller frame, or send fewer at once",
             )
 
@@ -245,8 +247,11 @@ class Predictor:
         A missing pixel size is inferred once for all frames: they are of one recording.
         """
         question = question or Question()
-        for frame in self.sized_or_not(frames, question, deadline or Deadline()):
-            yield self.answer_sized(frame, question, deadline or Deadline())
+        sized = self.sized_or_not(frames, question, deadline or Deadline())
+        for number, frame in enumerate(sized):
+            own = deadline or Deadline()
+            own.frames_left = len(sized) - number  # else the first frame would take all the time
+            yield self.answer_sized(frame, question, own)
 
     def rank(
         self,

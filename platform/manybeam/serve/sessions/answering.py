@@ -184,6 +184,7 @@ class SessionAnswers:
         found: list[SessionAnswer] = []
         with ExitStack() as claimed:
             for number, frame in enumerate(sized):
+                deadline.frames_left = len(sized) - number
                 name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
                 digest, before = _digest(frame) if name else "", None
                 if name:
@@ -193,7 +194,9 @@ class SessionAnswers:
                     found.append(self._again(request, frame, before))
                 else:
                     found.append(self._answer(request, frame, name or uuid.uuid4().hex, digest))
-            # Only now: if a frame fails, the caller gets no answer for those before it either.
+            # Only now: if a frame fails, the caller gets no answer for those before it either. Nor
+            # does it if it is gone by now.
+            deadline.check()
             for one in found:
                 if one.recorded is not None:
                     self.refresher.note(one.recorded)
