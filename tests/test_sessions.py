@@ -40,7 +40,7 @@ from manybeam.serve.sessions import refresher as keeping
 from manybeam.serve.sessions.answering import SELECTIONS, SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import session_content
 from manybeam.serve.sessions.monitor import LAST, REFERENCE, ConditionMonitor
-from manybeam.serve.sessions.refresher import Chosen, LiveSession, SessionRefresher
+from manybeam.serve.sessions.refresher import HELD, Chosen, LiveSession, SessionRefresher
 from manybeam.serve.sessions.settings import SessionSettings, read_settings
 from manybeam.serve.traffic.traffic import Traffic
 from manybeam.serve.wire import Frames
@@ -719,6 +719,43 @@ def test_a_session_that_cannot_be_read_does_not_hide_the_others(answers: Session
     put(answers, "STEM-1")  # a session of our own takes its place
     stored.put("STEM-3", settings={}, **given)  # type: ignore[arg-type]
     assert known(answers, 1, "STEM-3")  # the thread goes on reading
+
+
+def test_replicas_load_the_versions_of_sessions_before_their_frames_come(
+    replica: Make, rehearsed_zoo: Any
+) -> None:
+    versions = LiveVersions(ZooVersions(rehearsed_zoo), every_s=0.0)
+    service = Service(versions)
+    put(replica(), policy="pinned", ref="graphene@1")
+    service.sessions.refresher.read()
+    versions.refresh()
+    assert versions.loaded("graphene@1") is not None
+    service.sessions.refresher.end("STEM-1", who="ada")
+    service.sessions.refresher.read()
+    assert versions.source.capacity == 4
+    service.sessions.close()
+
+
+def test_versions_of_the_sessions_used_last_are_held(home: Path) -> None:
+    held, now = [()], [0.0]
+    refresher = SessionRefresher(
+        lambda: Sessions(open_database()), lambda: now[0], hold=lambda refs: held.append(refs)
+    )
+    for number in range(HELD + 1):
+        settings = SessionSettings(policy="pinned", ref=f"a@{number}")
+        refresher.put(f"STEM-{number}", settings, is_new_welcome=True, who="ada")
+        now[0] += 1
+    refresher.read()
+    assert held[-1] == [f"a@{number}" for number in range(HELD, 0, -1)]
+    first = refresher.of("STEM-0")
+    assert first is not None
+    refresher.used(first)
+    refresher.read()
+    assert held[-1][:2] == ["a@0", f"a@{HELD}"]
+    count = len(held)
+    refresher.read()
+    assert len(held) == count
+    assert home.exists()
 
 
 # -- without the database -------------------------------------------------------------------------

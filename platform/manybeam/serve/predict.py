@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -79,7 +80,9 @@ class Service:
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
-        refresher = SessionRefresher(sessions, copy=settings().cache / "sessions.json")
+        is_live = isinstance(versions, LiveVersions)
+        hold = partial(versions.hold, "sessions") if is_live else lambda _: None
+        refresher = SessionRefresher(sessions, copy=settings().cache / "sessions.json", hold=hold)
         self.sessions = SessionAnswers(self._predictor, refresher)
 
     def degraded(self) -> list[str]:

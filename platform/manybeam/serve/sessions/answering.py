@@ -179,6 +179,7 @@ class SessionAnswers:
         """
         if live.settings.budget_ms is not None and deadline.begun_s is not None:
             deadline.aim_s = deadline.begun_s + live.settings.budget_ms / 1000
+        self.refresher.used(live)
         request = _Request(live, query, deadline, predictor or self._predictor)
         sized = request.predictor.sized_or_not(frames, request.question(None), deadline)
         found: list[SessionAnswer] = []

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from manybeam.data.disk import write_files
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
 from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound, WriteFailed
+from manybeam.predictor.answer import AUTO
 from manybeam.serve.sessions.monitor import ConditionMonitor
 from manybeam.serve.sessions.settings import SessionSettings
 
@@ -37,6 +38,7 @@ STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
 RECENT = 4_096  # answered frames whose repeats are known without a query
 BATCH = 500  # of one transaction
+HELD = 8  # versions that are kept in memory for sessions: on an open service callers choose them
 
 T = TypeVar("T")
 
@@ -88,6 +90,7 @@ class LiveSession:
         settings: its settings.
         chosen: who answers now; None before the first frame.
         taken_s: when it came into memory, by the refresher's clock.
+        used_s: when it was taken or a frame of it was answered last, here or elsewhere.
         monitor: watches the frames since the last choice.
         frames: frames of the session so far, those of other replicas too.
         is_selecting: whether a selection is under way here.
@@ -98,6 +101,7 @@ class LiveSession:
     settings: SessionSettings
     chosen: Chosen | None
     taken_s: float = 0.0
+    used_s: float = 0.0
     monitor: ConditionMonitor | None = None
     frames: int = 0
     is_selecting: bool = False
@@ -118,7 +122,15 @@ class LiveSession:
         )
         counts = stored.state.get("counts", {})
         frames = counts.get("frames", 0)
-        return cls(stored, settings, Chosen.of_state(stored.state), taken_s, frames=frames)
+        chosen = Chosen.of_state(stored.state)
+        return cls(stored, settings, chosen, taken_s, taken_s, frames=frames)
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """The versions that its next frames need."""
+        named = () if self.settings.ref == AUTO else (self.settings.ref,)
+        chosen = self.chosen
+        return named if chosen is None else (*named, chosen.ref)
 
 
 def no_session(instrument: str) -> NotFound:
@@ -137,6 +149,7 @@ class SessionRefresher:
         sessions: returns the sessions of the database, or raises an error if it is away.
         clock: monotonic seconds.
         copy: the file of the copy; no copy if left out.
+        hold: is told which versions the sessions need, so that no frame waits for one to load.
     """
 
     def __init__(
@@ -144,8 +157,10 @@ class SessionRefresher:
         sessions: Callable[[], Sessions],
         clock: Callable[[], float] = time.monotonic,
         copy: Path | None = None,
+        hold: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
-        self._sessions, self._clock, self._copy = sessions, clock, copy
+        self._sessions, self._clock, self._copy, self._hold = sessions, clock, copy, hold
+        self._held: frozenset[str] = frozenset()
         self._copied: set[tuple[int, int]] | None = None  # id and revision of what is in the file
         self._is_of_copy = False
         self._live: dict[str, LiveSession] = {}
@@ -204,6 +219,10 @@ class SessionRefresher:
     def of(self, instrument: str) -> LiveSession | None:
         """Return the session of an instrument; None if it has none."""
         return self._live.get(instrument)
+
+    def used(self, live: LiveSession) -> None:
+        """Note that a session is in use now."""
+        live.used_s = self._clock()
 
     def degraded(self) -> list[str]:
         """Return what limits the sessions, in words; nothing while the database answers."""
@@ -403,7 +422,17 @@ class SessionRefresher:
                 for instrument, live in self._live.items()
                 if live.stored.id in known or live.taken_s >= begun  # started after the reading
             }
+        self._hold_versions()
         self._write_copy(running)
+
+    def _hold_versions(self) -> None:
+        """Have the versions loaded that sessions need, of those used last."""
+        with self._lock:
+            lives = sorted(self._live.values(), key=lambda one: one.used_s, reverse=True)
+        refs = list(dict.fromkeys(ref for live in lives for ref in live.refs))[:HELD]
+        if self._held != frozenset(refs):
+            self._held = frozenset(refs)
+            self._hold(refs)
 
     def _take_if_readable(self, stored: Session) -> None:
         """Use a stored session; one that another version of Manybeam wrote may not be readable."""
@@ -438,6 +467,7 @@ class SessionRefresher:
         for one in sessions:
             self._take_if_readable(one)
         self._is_of_copy = self._copy is not None
+        self._hold_versions()
 
     def write(self) -> None:
         """Record the answered frames that wait; without an answer, the next time."""
@@ -477,6 +507,8 @@ class SessionRefresher:
                 if stored.revision > live.stored.revision:
                     live.chosen, live.monitor = new.chosen, None
                 live.stored = stored  # its counts too
+                if new.frames > live.frames:  # another replica answered some
+                    live.used_s = new.used_s
                 live.frames = max(live.frames, new.frames)
             return live
 
