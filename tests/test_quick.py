@@ -261,7 +261,9 @@ class BesideBad:
         return self.versions.get(ref)
 
 
-@pytest.mark.parametrize("fault", [Corrupt("damaged"), StoreUnreachable("away"), UnknownRef("gone")])
+@pytest.mark.parametrize(
+    "fault", [Corrupt("damaged"), StoreUnreachable("away"), UnknownRef("gone")]
+)
 @pytest.mark.parametrize("due_s", [None, 60.0], ids=["quick", "deadline"])
 def test_a_version_that_cannot_be_loaded_is_left_out_of_auto_and_named(
     predictor: Predictor, frame: Frame, fault: Any, due_s: float | None,

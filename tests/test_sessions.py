@@ -233,7 +233,7 @@ def test_the_first_frame_is_answered_by_summary_and_selection_follows_beside_it(
     second = ask(answers, live, frames[1], "b").answer
     assert second.members == chosen.members
     assert "select" not in second.seconds
-    events, history = answers.refresher.told(live, 9, 9)
+    events, history = answers.refresher.history(live, 9, 9)
     assert events[0].kind in ("switched", "confirmed")
     assert events[0].frame_id == "a"
     assert events[0].why.startswith("the first frame: ")
@@ -255,7 +255,7 @@ def test_selection_comes_again_after_so_many_frames_and_not_for_each(
     answers.refresher.write()
     answers.refresher.read()
     assert live.stored.state["counts"]["selections"] == 2  # the first frame, and the fifth
-    events, _ = answers.refresher.told(live, 1, 9)
+    events, _ = answers.refresher.history(live, 1, 9)
     assert events[0].why.startswith("4 frames passed")
 
 
@@ -291,7 +291,7 @@ def test_a_frame_sent_twice_is_answered_by_the_same_members_and_counts_once(
     assert again.answer.members == (0,)
     np.testing.assert_array_equal(again.answer.atoms, first.atoms)
     assert ask(answers, live, frames[0], "b").answer.members == (1,)
-    _, history = answers.refresher.told(live, 9, 9)
+    _, history = answers.refresher.history(live, 9, 9)
     assert [one.frame_id for one in history] == ["b", "a"]
     with pytest.raises(Conflict, match="names another frame"):
         ask(answers, live, frames[1], "a")
@@ -445,7 +445,7 @@ def test_frames_of_a_stack_are_frames_of_the_session(
     live = put(answers, policy="pinned", ref="graphene")
     query = answers.query(live, RequestQuery(frame_id="s"))
     answers.answers(live, frames[:3], query, Deadline())
-    _, history = answers.refresher.told(live, 9, 9)
+    _, history = answers.refresher.history(live, 9, 9)
     assert {one.frame_id for one in history} == {"s/0", "s/1", "s/2"}
 
 
@@ -457,7 +457,7 @@ def test_the_content_of_a_session_says_what_it_cost(
     for one in frames[:2]:
         ask(answers, live, one)
     settled(answers, live)
-    content = session_content(live, *answers.refresher.told(live, 9, 9))
+    content = session_content(live, *answers.refresher.history(live, 9, 9))
     assert content["now"]["selected"] is True
     counts = content["counts"]
     assert content["selection_ms_per_frame"] == round(counts["selection_ms"] / 2, 1)
@@ -507,7 +507,7 @@ def test_one_frame_sent_twice_at_once_is_answered_once_and_repeated(
         assert held.count == 1
         held.may_go.set()
         assert [first.result().is_repeat, second.result().is_repeat] == [False, True]
-    assert len(answers.refresher.told(live, 9, 9)[1]) == 1
+    assert len(answers.refresher.history(live, 9, 9)[1]) == 1
     assert live.frames == 1
 
 
@@ -549,7 +549,7 @@ def test_frames_of_a_request_that_fails_are_not_in_the_history(
     query = replace(QUERY, frame_id="s")
     with pytest.raises(DeadlineExceeded):
         answers.answers(live, frames[:3], query, Deadline())
-    assert answers.refresher.told(live, 9, 9)[1] == []
+    assert answers.refresher.history(live, 9, 9)[1] == []
     held.then = lambda: None
     found = answers.answers(live, frames[:3], query, Deadline())
     assert [one.is_repeat for one in found] == [False] * 3
@@ -592,7 +592,7 @@ def test_what_fails_after_an_answer_does_not_take_it_away(
     held.may_go.set()
     held.then = lambda: monkeypatch.setattr(answers._predictor.versions, "serving", fail)
     assert len(ask(answers, live, frames[0], "a").answer.members) > 0
-    assert len(answers.refresher.told(live, 9, 9)[1]) == 1
+    assert len(answers.refresher.history(live, 9, 9)[1]) == 1
 
 
 def test_a_repeat_is_answered_by_its_version_and_all_its_members(
@@ -788,7 +788,7 @@ def test_sessions_go_on_without_the_database_and_the_history_follows(
     refresher.write()
     refresher.read()
     assert refresher.degraded() == []
-    _, history = refresher.told(live, 9, 9)
+    _, history = refresher.history(live, 9, 9)
     assert len(history) == 4
     assert live.chosen == chosen
     answers.close()
@@ -800,12 +800,34 @@ def test_a_frame_does_not_wait_for_a_database_that_hangs(
 ) -> None:
     live = put(answers, policy="pinned", ref="graphene", members=[0])
     hanging = threading.Event()
-    monkeypatch.setattr(Sessions, "frame", lambda *_: hanging.wait(30))
+    monkeypatch.setattr(Sessions, "frames", lambda *_: hanging.wait(30))
+    names = [f"f{number}" for number in range(200)]
     begun = time.monotonic()
-    assert answers.refresher.frame(live, "a") is None
-    assert time.monotonic() - begun < 5
+    assert answers.refresher.names.answered(live.stored.id, names) == {}
+    assert time.monotonic() - begun < 5  # 0.25 s for each of them would be 50 s
     hanging.set()
     assert ask(answers, live, frames[0]).answer.members == (0,)
+
+
+def test_the_names_of_a_stack_are_asked_for_at_once_and_known_ones_not_at_all(
+    replica: Make, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = replica(), replica()
+    live = put(one, policy="pinned", ref="graphene", members=[0])
+    query = replace(one.query(live, RequestQuery()), frame_id="s")
+    one.answers(live, frames[:3], query, Deadline())
+    one.refresher.write()
+    asked, real = [], Sessions.frames
+
+    def frames_of(sessions: Sessions, session_id: int, names: Any) -> Any:
+        asked.append(list(names))
+        return real(sessions, session_id, names)
+
+    monkeypatch.setattr(Sessions, "frames", frames_of)
+    for made in (one, two):
+        again = made.answers(known(made, 1), frames[:3], query, Deadline())
+        assert all(found.is_repeat for found in again)
+    assert asked == [["s/0", "s/1", "s/2"]]
 
 
 def test_a_selection_does_not_wait_for_a_database_that_hangs(
@@ -876,7 +898,7 @@ def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
     is_away[0] = False
     second.refresher.read()
     assert second.refresher.degraded() == []
-    assert [one.frame_id for one in second.refresher.told(live, 9, 9)[1]] == ["a"]
+    assert [one.frame_id for one in second.refresher.history(live, 9, 9)[1]] == ["a"]
     second.close()
 
 
@@ -912,7 +934,7 @@ def test_frames_that_no_longer_fit_into_memory_are_told(
     refresher = SessionRefresher(lambda: Sessions(open_database()))
     live = put(answers, policy="pinned", ref="graphene", members=[0])
     ask(answers, live, frames[0])
-    (row,) = answers.refresher.told(live, 9, 9)[1]
+    (row,) = answers.refresher.history(live, 9, 9)[1]
     for _ in range(3):
         refresher.note(row)
     assert any("1 answered frames are missing" in one for one in refresher.degraded())

@@ -24,6 +24,7 @@ KEPT = 20_000  # frames of a session in its history; the oldest are removed firs
 EVENTS_KEPT = 2_000  # changes of a session
 KEPT_DAYS = 90  # frames of sessions that ended before are removed when their instrument starts one
 SPARE = 1_000  # more than that many are removed at once
+AT_ONCE = 500  # names that one query asks for
 SESSIONS = 1_000  # that go on at once: without tokens, callers choose the names of instruments
 AHEAD_S = 60  # a frame later than that is from a clock that went wrong
 
@@ -247,15 +248,18 @@ class Sessions:
             with self._database.writing() as connection:
                 _record(connection, session_id, own)
 
-    def frame(self, session_id: int, frame_id: str) -> AnsweredFrame | None:
-        """Return a frame of a session by the caller's name of it; None if it is not known."""
+    def frames(self, session_id: int, names: Sequence[str]) -> dict[str, AnsweredFrame]:
+        """Return the known frames of a session by the callers' names of them."""
         table = SessionFrameRow.__table__
-        wanted = select(table).where(
-            SessionFrameRow.session_id == session_id, SessionFrameRow.frame_id == frame_id
-        )
+        found: list[AnsweredFrame] = []
         with self._database.reading(LIMIT_S) as connection:
-            row = connection.execute(wanted).first()
-        return None if row is None else _as_frame(row)
+            for first in range(0, len(names), AT_ONCE):
+                wanted = select(table).where(
+                    SessionFrameRow.session_id == session_id,
+                    SessionFrameRow.frame_id.in_(names[first : first + AT_ONCE]),
+                )
+                found += map(_as_frame, connection.execute(wanted))
+        return {one.frame_id: one for one in found}
 
     def history(self, session_id: int, count: int) -> list[AnsweredFrame]:
         """Return the last frames of a session, the newest first."""

@@ -182,15 +182,17 @@ class SessionAnswers:
         self.refresher.used(live)
         request = _Request(live, query, deadline, predictor or self._predictor)
         sized = request.predictor.sized_or_not(frames, request.question(None), deadline)
+        names, session_id = _names(query.frame_id, len(sized)), live.stored.id
+        known = self.refresher.names.answered(session_id, [one for one in names if one])
         found: list[SessionAnswer] = []
-        with ExitStack() as claimed:
-            for number, frame in enumerate(sized):
+        with ExitStack() as locked:
+            for number, (name, frame) in enumerate(zip(names, sized, strict=True)):
                 deadline.frames_left = len(sized) - number
-                name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
                 digest, before = _digest(frame) if name else "", None
                 if name:
-                    claim = self.refresher.claim(live, name, digest, deadline.check)
-                    before = claimed.enter_context(claim)
+                    before = locked.enter_context(
+                        self.refresher.names.lock(session_id, name, digest, deadline.check, known)
+                    )
                 if before is not None:
                     found.append(self._again(request, frame, before))
                 else:
@@ -471,6 +473,12 @@ def _record(
     return AnsweredFrame(
         live.stored.id, name, datetime.now(UTC), digest, answer.ref, answer.members, values
     )
+
+
+def _names(frame_id: str, count: int) -> list[str]:
+    """Return the names of the frames of a request; "" for those without one."""
+    is_stack = bool(frame_id) and count > 1
+    return [f"{frame_id}/{number}" if is_stack else frame_id for number in range(count)]
 
 
 def _digest(frame: Frame) -> str:

@@ -1,7 +1,7 @@
 """The sessions in the memory of a replica, brought in line with the database beside the requests.
 
-No frame waits for the database: sessions are read twice a second, and the history is written in
-batches. While the database is away, sessions go on as they were; what was answered is recorded
+Sessions are read twice a second, and the history is written in batches, so no frame waits for that.
+A request whose frames have names asks once whether they are repeats, for 0.25 s at most. While the database is away, sessions go on as they were; what was answered is recorded
 when it is back, as much as fits in memory. A copy in a file is for a replica that starts then.
 """
 
@@ -10,37 +10,33 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from manybeam.data.disk import write_files
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
 from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound, WriteFailed
 from manybeam.predictor.answer import AUTO
+from manybeam.serve.sessions.frame_names import FrameNames
 from manybeam.serve.sessions.monitor import ConditionMonitor
+from manybeam.serve.sessions.patience import result_within
 from manybeam.serve.sessions.settings import SessionSettings
 
 logger = logging.getLogger(__name__)
 
 READ_S = 0.5  # pause between two readings: how soon a change is in the other replicas
-PATIENCE_S = 0.25  # of a frame that asks whether it is a repeat
 SWITCH_S = 2.0  # of a choice of members that is recorded
-LOOK_S = 0.05  # between two looks whether who waits for the same frame still has time
-AWAY_S = 2.0  # age from which no frame asks the database whether it is a repeat
+AWAY_S = 2.0  # age of the last reading from which the database counts as away
 STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
-RECENT = 4_096  # answered frames whose repeats are known without a query
 BATCH = 500  # of one transaction
 HELD = 8  # versions that are kept in memory for sessions: on an open service callers choose them
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -167,18 +163,16 @@ class SessionRefresher:
         # By instrument: the session that ended here, and when. An earlier reading still shows it.
         self._ended: dict[str, tuple[int, float]] = {}
         self._unreadable: set[tuple[int, int]] = set()  # id and revision, as they were logged
-        # Frames with a name that are being answered, with their digests.
-        self._under_way: dict[tuple[int, str], str] = {}
-        # By session and name; what is recorded stays for a while, to know repeats without a query.
-        self._answered: OrderedDict[tuple[int, str], AnsweredFrame] = OrderedDict()
+        self.names = FrameNames(
+            lambda session_id, names: self._sessions().frames(session_id, names),
+            lambda: not self._is_away,
+        )
         self._pending: deque[AnsweredFrame] = deque()
         self._lost = 0
         self._read_s = -math.inf
         self._is_logged = self._is_started = False
         self._closed, self._lock = threading.Event(), threading.Lock()
-        self._answered_one = threading.Condition(self._lock)
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._asking = ThreadPoolExecutor(2, thread_name_prefix="repeats")
         self._switching = ThreadPoolExecutor(1, thread_name_prefix="switches")
         # Two of them: a writer may wait long for others, and readings must not wait for it.
         self._threads = [
@@ -198,8 +192,8 @@ class SessionRefresher:
     def close(self) -> None:
         """End the threads, and record what is not recorded yet."""
         self._closed.set()
-        for pool in (self._asking, self._switching):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.names.close()
+        self._switching.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
             if thread.ident:  # it was started
                 thread.join()
@@ -210,6 +204,11 @@ class SessionRefresher:
                 "not answer",
                 len(self._pending),
             )
+
+    @property
+    def _is_away(self) -> bool:
+        """Whether the database did not answer lately; then nobody waits for it."""
+        return self._clock() - self._read_s > AWAY_S
 
     @property
     def settle_s(self) -> float:
@@ -296,7 +295,7 @@ class SessionRefresher:
         }
         why, frame_id = values.get("why", chosen.why), values.get("frame_id", "")
         try:
-            stored = _within(
+            stored = result_within(
                 SWITCH_S,
                 self._switching,
                 lambda: self._sessions().switch(
@@ -318,69 +317,14 @@ class SessionRefresher:
 
     def note(self, frame: AnsweredFrame) -> None:
         """Record an answered frame soon."""
+        self.names.note(frame)
         with self._lock:
-            self._answered[frame.session_id, frame.frame_id] = frame
-            while len(self._answered) > RECENT:
-                self._answered.popitem(last=False)
             if len(self._pending) >= WAITING:
                 self._lost += 1
             else:
                 self._pending.append(frame)
 
-    @contextmanager
-    def claim(
-        self, live: LiveSession, frame_id: str, digest: str, check: Callable[[], None]
-    ) -> Iterator[AnsweredFrame | None]:
-        """Keep the name of a frame for the block; give the frame if it was answered before.
-
-        Another request with the same frame waits until this one was answered, so that it is
-        answered by the same members and counts once.
-
-        Args:
-            live: the session.
-            frame_id: the caller's name of the frame.
-            digest: of the frame.
-            check: called again and again while this waits; what it raises ends the wait.
-
-        Raises:
-            Conflict: the name is that of another frame.
-        """
-        key = live.stored.id, frame_id
-        with self._answered_one:
-            while (now := self._under_way.get(key)) is not None:
-                if now != digest:
-                    raise _taken(frame_id, "is being answered")
-                check()
-                self._answered_one.wait(LOOK_S)
-            self._under_way[key] = digest
-        try:
-            before = self.frame(live, frame_id)
-            if before is not None and before.digest != digest:
-                raise _taken(frame_id, f"was answered at {before.at:%H:%M:%S} UTC")
-            yield before
-        finally:
-            with self._answered_one:
-                self._under_way.pop(key)
-                self._answered_one.notify_all()
-
-    def frame(self, live: LiveSession, frame_id: str) -> AnsweredFrame | None:
-        """Return an answered frame by the caller's name of it; None if it is not known."""
-        session_id = live.stored.id
-        with self._lock:
-            known = self._answered.get((session_id, frame_id))
-        if known is not None:
-            return known
-        if self._clock() - self._read_s > AWAY_S:  # a frame does not wait for what is away
-            return None
-        try:
-            return _within(
-                PATIENCE_S, self._asking, lambda: self._sessions().frame(session_id, frame_id)
-            )
-        except ManybeamError as error:
-            logger.info("it is not known whether a frame is a repeat: %s", error)
-            return None
-
-    def told(
+    def history(
         self, live: LiveSession, frames: int, events: int
     ) -> tuple[list[SessionEvent], list[AnsweredFrame]]:
         """Return the last changes and the last frames of a session, the newest first.
@@ -524,30 +468,3 @@ class SessionRefresher:
 def _of_copy(content: dict[str, Any]) -> Session:
     started = datetime.fromisoformat(content["started"])
     return Session(**{**content, "members": tuple(content["members"]), "started": started})
-
-
-def _taken(frame_id: str, what: str) -> Conflict:
-    """Return the error of a name that is that of another frame."""
-    return Conflict(
-        f"frame_id {frame_id!r} names another frame of this session",
-        f"that one {what}",
-        "give each frame a name of its own",
-    )
-
-
-def _within(patience_s: float, pool: Executor, call: Callable[[], T]) -> T:
-    """Return the result of a call to the database, which may hang, in another thread.
-
-    Raises:
-        DatabaseUnreachable: there was none in this time, or for another reason.
-    """
-    try:
-        asking = pool.submit(call)
-    except RuntimeError:  # the pool was shut down
-        raise DatabaseUnreachable("the database is not asked: the replica ends") from None
-    try:
-        return asking.result(patience_s)
-    except TimeoutError:
-        asking.cancel()
-        words = f"the database gave no answer within {patience_s:g} s"
-        raise DatabaseUnreachable(words) from None

@@ -121,7 +121,7 @@ class SessionRoutes:
 
     def _get(self, instrument: str, _: bytes, request: Request, __: Caller) -> dict[str, Any]:
         count, live = _frames(request), self._live(instrument)
-        return session_content(live, *self._sessions.refresher.told(live, count, EVENTS))
+        return session_content(live, *self._sessions.refresher.history(live, count, EVENTS))
 
     def _put(self, instrument: str, body: bytes, _: Request, caller: Caller) -> dict[str, Any]:
         live = self._sessions.put(
