@@ -31,6 +31,7 @@ from manybeam.serve.sessions.settings import SessionSettings
 logger = logging.getLogger(__name__)
 
 READ_S = 0.5  # pause between two readings: how soon a change is in the other replicas
+PATIENCE_S = 0.25  # of who asks for the history while answered frames are written
 SWITCH_S = 2.0  # of a choice of members that is recorded
 AWAY_S = 2.0  # age of the last reading from which the database counts as away
 STALE_S = 10.0  # age from which what is known is said to be old
@@ -332,7 +333,13 @@ class SessionRefresher:
         Raises:
             DatabaseUnreachable: it is not known now.
         """
-        self.write()
+        if self._clock() - self._read_s > STALE_S:
+            raise DatabaseUnreachable(
+                "the history of sessions is not known: the database does not answer",
+                "",
+                "ask again when it does; frames are answered meanwhile",
+            )
+        self.write(PATIENCE_S)
         sessions, session_id = self._sessions(), live.stored.id
         found = sessions.events(session_id, events), sessions.history(session_id, frames)
         self.read()  # counts
@@ -413,9 +420,15 @@ class SessionRefresher:
         self._is_of_copy = self._copy is not None
         self._hold_versions()
 
-    def write(self) -> None:
-        """Record the answered frames that wait; without an answer, the next time."""
-        with self._writing:
+    def write(self, patience_s: float = -1) -> None:
+        """Record the answered frames that wait; without an answer, the next time.
+
+        Args:
+            patience_s: how long to wait while others write; -1 for as long as it takes.
+        """
+        if not self._writing.acquire(timeout=patience_s):
+            return
+        try:
             while True:
                 with self._lock:
                     batch = list(islice(self._pending, BATCH))
@@ -430,6 +443,8 @@ class SessionRefresher:
                 with self._lock:
                     for _ in batch:
                         self._pending.popleft()
+        finally:
+            self._writing.release()
 
     def _take(self, stored: Session) -> LiveSession:
         """Use a stored session, unless a newer one is known."""
