@@ -41,6 +41,7 @@ from manybeam.serve.sessions.answering import SELECTIONS, SessionAnswer, Session
 from manybeam.serve.sessions.content import session_content
 from manybeam.serve.sessions.monitor import LAST, REFERENCE, ConditionMonitor
 from manybeam.serve.sessions.refresher import HELD, Chosen, LiveSession, SessionRefresher
+from manybeam.serve.sessions.session_copy import OLDEST_S, RENEW_S, SessionCopy
 from manybeam.serve.sessions.settings import SessionSettings, read_settings
 from manybeam.serve.traffic.traffic import Traffic
 from manybeam.serve.wire import Frames
@@ -879,7 +880,7 @@ def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
         return Sessions(open_database())
 
     def replica() -> SessionAnswers:
-        refresher = SessionRefresher(sessions, copy=copy)
+        refresher = SessionRefresher(sessions, copy=SessionCopy(copy))
         refresher.start()
         return SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
 
@@ -893,7 +894,7 @@ def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
     second = replica()
     live = known(second, 1)
     assert second.refresher.of("STEM-2") is None
-    assert "this machine read last" in second.refresher.degraded()[0]
+    assert "this machine read last, 0 min ago" in second.refresher.degraded()[0]
     assert ask(second, live, frames[0], "a").answer.members == (1,)
     is_away[0] = False
     second.refresher.read()
@@ -902,17 +903,45 @@ def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
     second.close()
 
 
-@pytest.mark.parametrize("damaged", [b"", b"{", b"7", b'[{"id": 1}]', b"[7]"])
+@pytest.mark.parametrize("damaged", [b"", b"{", b"7", b'[{"id": 1}]', b"[7]", b"{}",
+    b'{"read_s": NaN, "sessions": []}', b'{"read_s": 1e300, "sessions": [{}]}'])  # fmt: skip
 def test_a_damaged_copy_of_sessions_counts_as_none(home: Path, damaged: bytes) -> None:
     def sessions() -> Sessions:
         raise DatabaseUnreachable("the database does not answer")
 
     copy = home / "sessions.json"
     copy.write_bytes(damaged)
-    refresher = SessionRefresher(sessions, copy=copy)
+    refresher = SessionRefresher(sessions, copy=SessionCopy(copy))
     refresher.start()
     assert refresher.degraded() == ["sessions are not known: the database does not answer"]
     refresher.close()
+
+
+def test_a_copy_of_sessions_has_an_age_and_is_not_used_for_ever(home: Path) -> None:
+    now, path = [1e9], home / "sessions.json"
+    copy = SessionCopy(path, lambda: now[0])
+    copy.write([])
+    now[0] += RENEW_S - 1
+    copy.write([])
+    assert copy.read() == ([], RENEW_S - 1)
+    now[0] += 1
+    copy.write([])  # the same sessions, read anew
+    assert copy.read() == ([], 0)
+    now[0] += OLDEST_S
+    assert copy.read() == ([], OLDEST_S)
+    now[0] += 1
+    assert copy.read() is None
+
+
+def test_a_copy_that_could_not_be_written_is_written_with_the_next_reading(home: Path) -> None:
+    folder = home / "cache"
+    folder.write_text("a file where the folder should be")
+    copy = SessionCopy(folder / "sessions.json")
+    copy.write([])
+    assert copy.read() is None
+    folder.unlink()
+    copy.write([])
+    assert copy.read() is not None
 
 
 def test_a_replica_that_never_reached_the_database_says_so(home: Path) -> None:

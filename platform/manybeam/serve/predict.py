@@ -25,6 +25,7 @@ from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import answer_content
 from manybeam.serve.sessions.refresher import LiveSession, SessionRefresher, no_session
+from manybeam.serve.sessions.session_copy import SessionCopy
 from manybeam.serve.wire import Frames
 from manybeam.settings import settings
 from manybeam.spec.facility import facility_library
@@ -82,7 +83,8 @@ class Service:
         self._predictor = Predictor(versions)
         is_live = isinstance(versions, LiveVersions)
         hold = partial(versions.hold, "sessions") if is_live else lambda _: None
-        refresher = SessionRefresher(sessions, copy=settings().cache / "sessions.json", hold=hold)
+        copy = SessionCopy(settings().cache / "sessions.json")
+        refresher = SessionRefresher(sessions, copy=copy, hold=hold)
         self.sessions = SessionAnswers(self._predictor, refresher)
 
     def degraded(self) -> list[str]:

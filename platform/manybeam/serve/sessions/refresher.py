@@ -5,7 +5,6 @@ A request whose frames have names asks once whether they are repeats, for 0.25 s
 when it is back, as much as fits in memory. A copy in a file is for a replica that starts then.
 """
 
-import json
 import logging
 import math
 import threading
@@ -13,19 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from manybeam.data.disk import write_files
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
-from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound, WriteFailed
+from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound
 from manybeam.predictor.answer import AUTO
 from manybeam.serve.sessions.frame_names import FrameNames
 from manybeam.serve.sessions.monitor import ConditionMonitor
 from manybeam.serve.sessions.patience import result_within
+from manybeam.serve.sessions.session_copy import SessionCopy
 from manybeam.serve.sessions.settings import SessionSettings
 
 logger = logging.getLogger(__name__)
@@ -145,7 +142,7 @@ class SessionRefresher:
     Args:
         sessions: returns the sessions of the database, or raises an error if it is away.
         clock: monotonic seconds.
-        copy: the file of the copy; no copy if left out.
+        copy: is for a start without the database; no copy if left out.
         hold: is told which versions the sessions need, so that no frame waits for one to load.
     """
 
@@ -153,13 +150,12 @@ class SessionRefresher:
         self,
         sessions: Callable[[], Sessions],
         clock: Callable[[], float] = time.monotonic,
-        copy: Path | None = None,
+        copy: SessionCopy | None = None,
         hold: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
         self._sessions, self._clock, self._copy, self._hold = sessions, clock, copy, hold
         self._held: frozenset[str] = frozenset()
-        self._copied: set[tuple[int, int]] | None = None  # id and revision of what is in the file
-        self._is_of_copy = False
+        self._copied_s: float | None = None  # of which time the copy was that is used
         self._live: dict[str, LiveSession] = {}
         # By instrument: the session that ended here, and when. An earlier reading still shows it.
         self._ended: dict[str, tuple[int, float]] = {}
@@ -230,9 +226,10 @@ class SessionRefresher:
         age_s = self._clock() - self._read_s
         if math.isinf(age_s) and self._is_started:
             said.append(
-                "sessions are those that this machine read last: the database does not answer"
-                if self._is_of_copy
-                else "sessions are not known: the database does not answer"
+                "sessions are not known: the database does not answer"
+                if self._copied_s is None
+                else "sessions are those that this machine read last, "
+                f"{(self._clock() - self._copied_s) / 60:.0f} min ago: the database does not answer"
             )
         elif STALE_S < age_s < math.inf:
             said.append(f"sessions are those of {age_s:.0f} s ago")
@@ -374,7 +371,8 @@ class SessionRefresher:
                 if live.stored.id in known or live.taken_s >= begun  # started after the reading
             }
         self._hold_versions()
-        self._write_copy(running)
+        if self._copy is not None:
+            self._copy.write(running)
 
     def _hold_versions(self) -> None:
         """Have the versions loaded that sessions need, of those used last."""
@@ -395,29 +393,15 @@ class SessionRefresher:
                 logger.exception("the session of %s cannot be used", stored.instrument)
             self._unreadable.add(key)
 
-    def _write_copy(self, running: Sequence[Session]) -> None:
-        """Write the copy if sessions began, changed or ended; their counts may be older in it."""
-        there = {(one.id, one.revision) for one in running}
-        if self._copy is None or there == self._copied:
-            return
-        self._copied = there
-        content = json.dumps([asdict(one) for one in running], default=datetime.isoformat)
-        try:
-            write_files({self._copy: content.encode()})
-        except WriteFailed as error:
-            logger.warning("the copy of the sessions was not written: %s", error)
-
     def _load(self) -> None:
-        """Take the copy, because the database did not answer yet; a damaged one counts as none."""
-        try:
-            listed = json.loads(self._copy.read_bytes()) if self._copy else []
-            sessions = [_of_copy(one) for one in listed]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.info("there is no copy of the sessions: %s", error)
+        """Take the copy, because the database did not answer yet."""
+        found = self._copy and self._copy.read()
+        if not found:
             return
+        sessions, age_s = found
         for one in sessions:
             self._take_if_readable(one)
-        self._is_of_copy = self._copy is not None
+        self._copied_s = self._clock() - age_s
         self._hold_versions()
 
     def write(self, patience_s: float = -1) -> None:
@@ -478,8 +462,3 @@ class SessionRefresher:
     def _go_on_writing(self) -> None:
         while not self._closed.wait(READ_S):
             self.write()
-
-
-def _of_copy(content: dict[str, Any]) -> Session:
-    started = datetime.fromisoformat(content["started"])
-    return Session(**{**content, "members": tuple(content["members"]), "started": started})
