@@ -250,3 +250,5 @@ def test_only_so_many_sessions_go_on_at_once(
     put(sessions, budget_ms=50)  # those that are there may change
     sessions.end(session.instrument)
     assert put(sessions, "STEM-3", is_new_welcome=True).instrument == "STEM-3"
+    Instruments(sessions._database).retire("STEM-3")  # its session is not running any more
+    assert put(sessions, "STEM-4", is_new_welcome=True).instrument == "STEM-4"

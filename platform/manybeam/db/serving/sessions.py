@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 
 from manybeam.db.audit import append
 from manybeam.db.database import Database, insert_if_new, now
@@ -108,11 +108,8 @@ class Sessions:
     def running(self) -> list[Session]:
         """Return the sessions of instruments in use that go on; one for each at most."""
         with self._database.reading(LIMIT_S) as connection:
-            rows = connection.execute(
-                select(SessionRow.__table__)
-                .join(InstrumentRow, InstrumentRow.id == SessionRow.instrument_id)
-                .where(SessionRow.ended.is_(None), InstrumentRow.retired.is_(None))
-            ).all()
+            wanted = _going_on(select(SessionRow.__table__))
+            rows = connection.execute(wanted).all()
         return [_as_session(row) for row in rows]
 
     def put(
@@ -308,8 +305,15 @@ def _check_instrument(
     )
 
 
+def _going_on(wanted: Select[Any]) -> Select[Any]:
+    """Return a query for sessions that go on: those of retired instruments do not."""
+    return wanted.join(InstrumentRow, InstrumentRow.id == SessionRow.instrument_id).where(
+        SessionRow.ended.is_(None), InstrumentRow.retired.is_(None)
+    )
+
+
 def _check_room(connection: Connection) -> None:
-    going_on = select(func.count()).select_from(SessionRow).where(SessionRow.ended.is_(None))
+    going_on = _going_on(select(func.count()).select_from(SessionRow))
     if connection.execute(going_on).scalar_one() >= SESSIONS:
         raise Conflict(
             f"{SESSIONS} sessions go on already",
