@@ -30,6 +30,7 @@ from manybeam.errors import (
 from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked
+from manybeam.predictor.quick import SummarisedFrame
 from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.loaded import OneVersion
 from manybeam.predictor.versions.of_zoo import ZooVersions
@@ -364,7 +365,8 @@ def test_a_selection_that_began_before_a_change_of_the_session_is_dropped(
     seen = live.stored
     put(answers, policy="pinned", ref="graphene", members=[1])
     late = Chosen("graphene@2", (0,), (1.0,), "too late", is_selected=True)
-    assert not answers.refresher.switch(live, seen, late, kind="switched", values={})
+    switch = answers.refresher.switch
+    assert switch(live, seen, late, kind="switched", values={}) == "refused"
     now = known(answers, seen.revision + 1)
     assert live.chosen is now.chosen is None
     assert ask(answers, now, frames[0]).answer.members == (1,)
@@ -584,16 +586,22 @@ def test_frames_of_a_stack_share_the_budget_of_a_session(
 
 
 def test_what_fails_after_an_answer_does_not_take_it_away(
-    answers: SessionAnswers, held: Held, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+    answers: SessionAnswers,
+    held: Held,
+    frames: list[Frame],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail() -> Any:
+    def fail(_: object) -> Any:
         raise NoCapacity("nothing serves any more")
 
     live = put(answers)
     held.may_go.set()
-    held.then = lambda: monkeypatch.setattr(answers._predictor.versions, "serving", fail)
+    held.then = lambda: monkeypatch.setattr(answers, "_summarised", fail)
     assert len(ask(answers, live, frames[0], "a").answer.members) > 0
     assert len(answers.refresher.history(live, 9, 9)[1]) == 1
+    ask(answers, live, frames[1])
+    assert caplog.text.count("is not watched") == 1
 
 
 def test_a_repeat_is_answered_by_its_version_and_all_its_members(
@@ -625,6 +633,23 @@ def test_a_repeat_ends_when_its_caller_is_gone(
         answers.answers(live, frames[:1], replace(QUERY, frame_id="a"), deadline)
 
 
+def test_no_frame_waits_for_what_the_monitor_computes(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, seen, real = put(answers), [], SummarisedFrame.predicted
+
+    def predicted(summarised: SummarisedFrame, shares: Any) -> Any:
+        seen.append(live.lock.locked())
+        return real(summarised, shares)
+
+    monkeypatch.setattr(SummarisedFrame, "predicted", predicted)
+    for one in frames[:2]:
+        ask(answers, live, one)
+    settled(answers, live)
+    assert seen
+    assert not any(seen)
+
+
 def test_few_selections_wait_with_their_frames_in_memory(
     answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -648,7 +673,8 @@ def test_a_callers_selection_counts_although_another_one_came_first(
     live = put(answers)
     seen, best = live.stored, selected(answers, live, frames[0])
     other = Chosen("graphene@2", (9,), (1.0,), "beside the frames", is_selected=True)
-    assert answers.refresher.switch(live, seen, other, kind="switched", values={})
+    switch = answers.refresher.switch
+    assert switch(live, seen, other, kind="switched", values={}) == "recorded"
     answers.adopt(live, seen, best, "a", 0.1)
     assert live.chosen is not None
     assert live.chosen.why == best.selection.reasons[0]  # type: ignore[union-attr]
@@ -667,6 +693,48 @@ def test_a_callers_selection_for_a_session_that_changed_is_refused(
     two.refresher.end("STEM-1", who="ada")
     with pytest.raises(Conflict, match="changed or ended meanwhile"):
         one.adopt(live, seen, best, "a", 0.1)
+
+
+def test_a_callers_selection_is_not_lost_without_a_word(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresher = SessionRefresher(lambda: Sessions(open_database()))
+    one = SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
+    live = put(one)
+    best = selected(one, live, frames[0])
+    other = {"ref": "graphene@2", "members": [1], "shares": [1.0], "why": "by another replica"}
+    Sessions(open_database()).switch(live.stored, other, kind="switched", why="")
+
+    def away(_: object) -> Any:
+        raise DatabaseUnreachable("the database does not answer")
+
+    monkeypatch.setattr(Sessions, "running", away)  # it refuses the choice, and then is away
+    with pytest.raises(Conflict, match="changed or ended meanwhile"):
+        one.adopt(live, live.stored, best, "a", 0.1)
+    assert live.chosen is None
+    one.close()
+    assert home.exists()
+
+
+def test_a_choice_that_is_recorded_late_is_recorded_once(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresher = SessionRefresher(lambda: Sessions(open_database()))
+    one = SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
+    live, write = put(one), Sessions.switch
+    best = selected(one, live, frames[0])
+
+    def late(*given: Any, **more: Any) -> Any:
+        write(*given, **more)
+        refresher.read()
+        raise DatabaseUnreachable("the database gave no answer in time")
+
+    monkeypatch.setattr(Sessions, "switch", late)
+    one.adopt(live, live.stored, best, "a", 0.1)
+    monkeypatch.undo()
+    assert len(Sessions(open_database()).events(live.stored.id, 9)) == 2  # started, switched
+    one.close()
+    assert home.exists()
 
 
 def test_a_shadow_waits_for_a_callers_selection(

@@ -81,8 +81,9 @@ class Service:
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
-        is_live = isinstance(versions, LiveVersions)
-        hold = partial(versions.hold, "sessions") if is_live else lambda _: None
+        hold: Callable[[Sequence[str]], None] = lambda _: None  # all is loaded on demand
+        if isinstance(versions, LiveVersions):
+            hold = partial(versions.hold, "sessions")
         copy = SessionCopy(settings().cache / "sessions.json")
         refresher = SessionRefresher(sessions, copy=copy, hold=hold)
         self.sessions = SessionAnswers(self._predictor, refresher)

@@ -111,7 +111,7 @@ class LiveVersions:
         first = dict.fromkeys((*held, *serving))  # there is room of its own for what is held
         with self._lock:
             others = [ref for ref in reversed(self._ready) if ref not in first]
-        # What was asked for last follows, as much as there is room for. What serves is loaded first.
+        # What was asked for last follows, as far as there is room. What serves is loaded first.
         wanted = sorted(
             [*first, *others][: self.source.capacity], key=lambda ref: ref not in serving
         )

@@ -22,7 +22,7 @@ import numpy as np
 
 from manybeam.data.io.frame import Frame
 from manybeam.db.serving.sessions import AnsweredFrame, Session
-from manybeam.errors import Conflict, ManybeamError
+from manybeam.errors import Conflict, InvalidFrame, ManybeamError
 from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked, check_members
@@ -227,17 +227,18 @@ class SessionAnswers:
         self.check_selects(live)
         chosen = _selected(live, best)
         values = {"frame_id": frame_id, "selection_ms": round(1000 * took_s)}
-        while not self.refresher.switch(live, seen, chosen, kind="switched", values=values):
+        while (
+            self.refresher.switch(live, seen, chosen, kind="switched", values=values) == "refused"
+        ):
             instrument, before = live.stored.instrument, seen
-            if self.refresher.of(instrument) is not live:
+            seen = live.stored
+            # Of the same revision: somebody changed it, and the database did not say how.
+            if self.refresher.of(instrument) is not live or seen.revision == before.revision:
                 raise Conflict(
                     f"the session of {instrument!r} was changed or ended meanwhile",
                     "the members were selected for the session as it was",
                     "send the frame again",
                 )
-            seen = live.stored
-            if seen.revision == before.revision:  # without the database; they answer all the same
-                return
 
     # -- one frame ------------------------------------------------------------------------------
     def _again(self, request: _Request, frame: Frame, before: AnsweredFrame) -> SessionAnswer:
@@ -259,8 +260,11 @@ class SessionAnswers:
         try:
             if self._has_own_versions(request):
                 self._watch(request, answer, name, seen, chosen)
+            live.why_unwatched = ""
         except ManybeamError as error:  # a version was removed meanwhile; the frame is answered
-            logger.warning("%s is not watched: %s", live.stored.instrument, error)
+            if live.why_unwatched != str(error):  # once, until it changes: frames are many
+                logger.warning("%s is not watched: %s", live.stored.instrument, error)
+            live.why_unwatched = str(error)
         return SessionAnswer(answer, name, is_late=is_late, recorded=recorded)
 
     def _usable(
@@ -296,18 +300,19 @@ class SessionAnswers:
             seen: who was chosen when the frame began.
             chosen: the same, if it could answer.
         """
-        live = request.live
+        live, is_pinned = request.live, request.live.settings.policy == "pinned"
+        answering = chosen or _chosen(answer)
         # Before the lock: nobody must wait for what may take a while.
-        summarised = None if live.settings.policy == "pinned" else self._summarised(answer)
-        best_f1 = summarised.best[1].f1 if summarised else 0.0
+        summarised = None if is_pinned else self._summarised(answer)
+        gain = 0.0 if summarised is None else _gain(summarised, answering)
         with live.lock:
             live.frames += 1
-            if live.settings.policy == "pinned" or live.chosen is not seen:
+            if is_pinned or live.chosen is not seen:
                 return  # others answer already
             if chosen is None:
-                chosen = live.chosen = _chosen(answer, live)
+                answering = live.chosen = replace(answering, frame=live.frames)
                 live.monitor = None
-            why = _why_anew(live, chosen, answer, summarised, best_f1)
+            why = _why_anew(live, answering, answer, summarised, gain)
             is_resting = time.monotonic() < live.rests_until_s
             if not why or live.is_selecting or is_resting or not self._room.acquire(blocking=False):
                 return
@@ -372,19 +377,23 @@ class SessionAnswers:
         return self._predictor.rank(frame, question, self._at_work)[0]
 
 
+def _gain(summarised: SummarisedFrame, chosen: Chosen) -> float:
+    """Return the predicted F1 that the best members have more than those that answer."""
+    shares = dict(zip(chosen.members, chosen.shares, strict=True))
+    return summarised.best[1].f1 - summarised.predicted(shares).f1
+
+
 def _why_anew(
     live: LiveSession,
     chosen: Chosen,
     answer: Answer,
     summarised: SummarisedFrame | None,
-    best_f1: float,
+    gain: float,
 ) -> str:
     """Return why members should be selected, or nothing; the monitor sees the frame."""
     moved = ""
     if summarised is not None:
         live.monitor = live.monitor or ConditionMonitor(summarised.known.apart)
-        shares = dict(zip(chosen.members, chosen.shares, strict=True))
-        gain = best_f1 - summarised.predicted(shares).f1
         moved = live.monitor.see(summarised.summary_s, gain, is_drifted=bool(answer.is_drifted))
     if not chosen.is_selected:
         return "the first frame"
@@ -422,7 +431,8 @@ def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | N
 def _selected(live: LiveSession, best: Ranked) -> Chosen:
     """Return the members that a selection chose as those that answer from now on."""
     selection = best.selection
-    assert selection is not None  # noqa: S101 - a frame too small is refused
+    if selection is None:
+        raise InvalidFrame("the frame is too small to select members for it")
     return Chosen(
         best.version.ref,
         tuple(selection.weights),
@@ -433,7 +443,7 @@ def _selected(live: LiveSession, best: Ranked) -> Chosen:
     )
 
 
-def _chosen(answer: Answer, live: LiveSession) -> Chosen:
+def _chosen(answer: Answer) -> Chosen:
     """Return the members of an answer as those that answer from now on; the dropped ones too."""
     weights = answer.selection.weights if answer.selection else {}
     if answer.dropped or not weights:
@@ -443,7 +453,6 @@ def _chosen(answer: Answer, live: LiveSession) -> Chosen:
         tuple(weights),
         tuple(weights.values()),
         answer.reasons[0] if answer.reasons else "all members",
-        frame=live.frames,
     )
 
 

@@ -1,8 +1,9 @@
 """The sessions in the memory of a replica, brought in line with the database beside the requests.
 
 Sessions are read twice a second, and the history is written in batches, so no frame waits for that.
-A request whose frames have names asks once whether they are repeats, for 0.25 s at most. While the database is away, sessions go on as they were; what was answered is recorded
-when it is back, as much as fits in memory. A copy in a file is for a replica that starts then.
+A request whose frames have names asks once whether they are repeats, for 0.25 s at most. While the
+database is away, sessions go on as they were; what was answered is recorded when it is back, as
+much as fits in memory. A copy in a file is for a replica that starts then.
 """
 
 import logging
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
 from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound
@@ -35,6 +36,10 @@ STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
 BATCH = 500  # of one transaction
 HELD = 8  # versions that are kept in memory for sessions: on an open service callers choose them
+
+# What became of a choice of members: it is in the database; it is in the memory of this replica
+# only; or nothing was done, because somebody changed the session.
+Choice = Literal["recorded", "kept", "refused"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class LiveSession:
         frames: frames of the session so far, those of other replicas too.
         is_selecting: whether a selection is under way here.
         rests_until_s: before that, by the same clock, no selection begins.
+        why_unwatched: why the monitor did not see the last frame, as it was logged.
     """
 
     stored: Session
@@ -100,6 +106,7 @@ class LiveSession:
     frames: int = 0
     is_selecting: bool = False
     rests_until_s: float = 0.0
+    why_unwatched: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -269,8 +276,8 @@ class SessionRefresher:
 
     def switch(
         self, live: LiveSession, seen: Session, chosen: Chosen, *, kind: str, values: Any
-    ) -> bool:
-        """Let others answer from the next frame on; return whether that is recorded.
+    ) -> Choice:
+        """Let others answer from the next frame on; return what became of the choice.
 
         Without the database they answer all the same, and so they do if it hangs. If the session
         was changed since it was seen, nothing is done but to read it.
@@ -303,15 +310,17 @@ class SessionRefresher:
         except Conflict as error:
             logger.info("session of %s: %s", live.stored.instrument, error)
             self.read()
-            return False
+            return "refused"
         except ManybeamError as error:
             logger.info("session of %s: %s", live.stored.instrument, error)
             with live.lock:
                 if live.stored.revision == seen.revision:
                     live.chosen, live.monitor = chosen, None
-            return False
+                    return "kept"
+                # A write that came late was read meanwhile; else somebody changed the session.
+                return "recorded" if live.chosen == chosen else "refused"
         self._take(stored)
-        return True
+        return "recorded"
 
     def note(self, frame: AnsweredFrame) -> None:
         """Record an answered frame soon."""
