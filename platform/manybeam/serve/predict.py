@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -81,12 +80,14 @@ class Service:
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
-        hold: Callable[[Sequence[str]], None] = lambda _: None  # all is loaded on demand
-        if isinstance(versions, LiveVersions):
-            hold = partial(versions.hold, "sessions")
         copy = SessionCopy(settings().cache / "sessions.json")
-        refresher = SessionRefresher(sessions, copy=copy, hold=hold)
+        refresher = SessionRefresher(sessions, copy=copy, hold=self._hold)
         self.sessions = SessionAnswers(self._predictor, refresher)
+
+    def _hold(self, refs: Sequence[str]) -> None:
+        """Have the versions of sessions loaded beside the requests, if versions are live."""
+        if isinstance(self.versions, LiveVersions):
+            self.versions.hold("sessions", refs)
 
     def degraded(self) -> list[str]:
         """Return what limits the service now, in words."""
