@@ -234,7 +234,7 @@ def test_a_version_that_is_held_is_loaded_beside_the_requests_and_stays(
 ) -> None:
     source = ZooVersions(turned, ["graphene"], capacity=0, fresh_s=0.0)  # type: ignore[arg-type]
     versions = LiveVersions(source, every_s=0.0)
-    versions.hold(["graphene@2"])
+    versions.hold("rollouts", ["graphene@2"])
     assert versions.loaded("graphene@2") is None
     versions.refresh()
     for ref in ("graphene@1/00", "graphene@2/00"):
@@ -245,9 +245,28 @@ def test_a_version_that_is_held_is_loaded_beside_the_requests_and_stays(
     versions.refresh()
     assert versions.get("graphene@2").ref == "graphene@2"
     assert turned.loads == before
-    versions.hold([])
+    versions.hold("rollouts", [])
     versions.get("graphene@1/01")
     assert versions.loaded("graphene@2") is None
+
+
+def test_what_is_held_has_room_of_its_own_beside_what_serves(
+    turned: Turned, live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = _auto_of(turned.zoo, "graphene@2", "graphene@1")
+    monkeypatch.setattr(turned, "listing", both, raising=False)
+    source = ZooVersions(turned, capacity=2, fresh_s=0.0)  # type: ignore[arg-type]
+    versions = LiveVersions(source, every_s=0.0)
+    versions.hold("sessions", ["graphene@1/00"])
+    versions.hold("rollouts", ["graphene@2/00"])
+    versions.refresh()
+    before = turned.loads
+    versions.refresh()
+    for ref in ("graphene@1", "graphene@2", "graphene@1/00", "graphene@2/00"):
+        assert versions.loaded(ref) is not None
+    assert turned.loads == before
+    versions.hold("rollouts", [])
+    assert source.capacity == 3
 
 
 def test_a_version_that_is_held_and_fails_does_not_limit_what_serves(
@@ -255,7 +274,7 @@ def test_a_version_that_is_held_and_fails_does_not_limit_what_serves(
 ) -> None:
     versions = live("graphene")
     turned.damaged = "graphene@2"
-    versions.hold(["graphene@2"])
+    versions.hold("rollouts", ["graphene@2"])
     versions.refresh()
     assert versions.fault("graphene@2") == "damaged"
     assert versions.get("graphene").notes == ()
@@ -316,7 +335,7 @@ def test_what_fails_is_logged_once_until_it_changes(
     turned: Turned, live: Any, caplog: pytest.LogCaptureFixture, fails: Callable[[Turned], None]
 ) -> None:
     versions = live()
-    versions.hold(["graphene@1"])
+    versions.hold("rollouts", ["graphene@1"])
     fails(turned)
     versions.refresh()
     first = len(caplog.records)
@@ -334,3 +353,16 @@ def test_what_fails_again_is_logged_again(
         versions.refresh()
         said.append(len(caplog.records))
     assert said[0] == said[1] < said[2]
+
+
+def test_requests_do_not_try_again_what_a_round_could_not_load(turned: Turned, live: Any) -> None:
+    turned.damaged = "graphene@2"
+    versions = live()
+    before = turned.loads
+    for _ in range(3):
+        with pytest.raises(Corrupt):
+            versions.get("graphene@2")
+    assert turned.loads == before
+    turned.damaged = ""
+    versions.refresh()
+    assert versions.get("graphene@2").ref == "graphene@2"

@@ -10,12 +10,19 @@ import numpy as np
 import pytest
 
 from manybeam.data.io.frame import Frame
-from manybeam.errors import DeadlineExceeded, InvalidInput, UnknownRef
+from manybeam.errors import (
+    Corrupt,
+    DeadlineExceeded,
+    InvalidInput,
+    StoreUnreachable,
+    UnknownRef,
+)
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.pace import NETWORKS
 from manybeam.predictor.predictor import Predictor, _work
+from manybeam.predictor.versions.loaded import LoadedVersion
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.zoo.matrix import Matrix, Score
 
@@ -209,6 +216,19 @@ def test_a_deadline_that_nobody_can_keep_is_told_at_once(
     assert ran == []
 
 
+def test_the_frames_of_a_stack_share_the_time(
+    predictor: Predictor, frame: Frame, ran: list[tuple[int, ...]]
+) -> None:
+    teach(predictor, frame, 10.0)
+    with pytest.raises(DeadlineExceeded, match="for each of 3 frames"):
+        next(predictor.answers([frame] * 3, QUICK, within(25)))
+    assert ran == []
+    first = next(predictor.answers([frame] * 3, QUICK, within(45)))
+    assert (len(first.members), len(first.dropped)) == (1, 2)
+    aimed = Deadline(aim_s=time.monotonic() + 75)
+    assert len(next(predictor.answers([frame] * 3, QUICK, aimed)).members) == 2
+
+
 def test_without_a_look_the_members_with_the_best_scores_stay(
     predictor: Predictor, frame: Frame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,3 +244,44 @@ def test_the_pace_is_learned_from_answers(predictor: Predictor, frame: Frame) ->
     predictor.answer(frame, QUICK)
     work = _work(predictor.versions.get("graphene"), frame)
     assert 0 < (predictor.pace.seconds(work, 1) or 0) < (predictor.pace.seconds(work, 3) or 0) < 60
+
+
+class BesideBad:
+    """The versions of a zoo, and one that serves and cannot be loaded."""
+
+    def __init__(self, versions: ZooVersions, fault: Exception) -> None:
+        self.versions, self.fault = versions, fault
+
+    def serving(self) -> list[str]:
+        return ["bad@1", *self.versions.serving()]
+
+    def get(self, ref: str) -> LoadedVersion:
+        if ref == "bad@1":
+            raise self.fault
+        return self.versions.get(ref)
+
+
+@pytest.mark.parametrize(
+    "fault", [Corrupt("damaged"), StoreUnreachable("away"), UnknownRef("gone")]
+)
+@pytest.mark.parametrize("due_s", [None, 60.0], ids=["quick", "deadline"])
+def test_a_version_that_cannot_be_loaded_is_left_out_of_auto_and_named(
+    predictor: Predictor, frame: Frame, fault: Any, due_s: float | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    beside = Predictor(BesideBad(predictor.versions, fault))  # type: ignore[arg-type]
+    for _ in range(2):
+        deadline = Deadline() if due_s is None else within(due_s)
+        found = beside.answer(frame, Question("auto", is_quick=due_s is None), deadline)
+        assert found.ref == "graphene@2"
+        assert f"bad@1 is left out: {fault.what}" in found.notes
+    assert caplog.text.count("bad@1 is left out") == 1
+    with pytest.raises(type(fault)):
+        beside.answer(frame, Question("bad@1", is_quick=True))
+
+
+def test_if_no_version_can_be_loaded_auto_says_why(predictor: Predictor, frame: Frame) -> None:
+    alone = BesideBad(predictor.versions, Corrupt("damaged"))  # type: ignore[arg-type]
+    alone.serving = lambda: ["bad@1"]  # type: ignore[method-assign]
+    with pytest.raises(Corrupt):
+        Predictor(alone).answer(frame, Question("auto", is_quick=True))

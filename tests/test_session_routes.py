@@ -2,7 +2,10 @@
 
 import io
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import urllib3
 
 from manybeam.db.deployment import open_database
+from manybeam.db.serving.sessions import Sessions
 from manybeam.db.tokens import Instruments, Tokens
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import TokenCache
@@ -19,6 +23,7 @@ from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
 from manybeam.serve.sessions import refresher as keeping
+from manybeam.serve.sessions import routes
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -118,6 +123,47 @@ def test_selection_for_an_instrument_switches_its_session(ask: Ask) -> None:
     assert set(frame(ask).json()["meta"]["members"]) == set(ranked["chosen"])
     ask("PUT", PATH, {"policy": "pinned", "ref": "graphene"})
     assert ask("POST", path, npy(FRAME)).status == 409
+
+
+@pytest.fixture
+def _few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "PLACES", routes.THREADS)
+
+
+@pytest.mark.usefixtures("_few_places")
+def test_requests_about_sessions_do_not_pile_up_while_the_database_hangs(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("PUT", PATH, {})
+    may_go, begun = threading.Event(), threading.Semaphore(0)
+
+    def hang(*_: object) -> list[Any]:
+        begun.release()
+        may_go.wait(60)
+        return []
+
+    monkeypatch.setattr(Sessions, "events", hang)
+    monkeypatch.setattr(routes, "WAIT_S", 0.5)
+    with ThreadPoolExecutor(routes.THREADS) as pool:
+        waiting = [pool.submit(ask, "GET", PATH) for _ in range(routes.THREADS)]
+        assert {one.result().status for one in waiting} == {503}
+    for _ in waiting:
+        assert begun.acquire(timeout=60)
+    assert ask("GET", PATH).status == 429  # the threads are not back yet
+    monkeypatch.setattr(routes, "WAIT_S", 60)
+    may_go.set()
+    end = time.monotonic() + 60
+    while (status := ask("GET", PATH).status) == 429 and time.monotonic() < end:
+        time.sleep(0.01)  # until a thread is back
+    assert status == 200
+
+
+def test_the_history_is_refused_at_once_while_the_database_is_away(
+    ask: Ask, service: Service
+) -> None:
+    ask("PUT", PATH, {})
+    service.sessions.refresher._clock = lambda: time.monotonic() + 60
+    assert ask("GET", PATH).status == 503
 
 
 def test_a_frame_of_another_pixel_size_is_refused(ask: Ask) -> None:

@@ -18,6 +18,7 @@ from manybeam.db.serving.sessions import Sessions
 from manybeam.errors import (
     CallerGone,
     Conflict,
+    Corrupt,
     DatabaseUnreachable,
     DeadlineExceeded,
     InvalidInput,
@@ -29,6 +30,7 @@ from manybeam.errors import (
 from manybeam.predictor.answer import Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked
+from manybeam.predictor.quick import SummarisedFrame
 from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.loaded import OneVersion
 from manybeam.predictor.versions.of_zoo import ZooVersions
@@ -39,7 +41,8 @@ from manybeam.serve.sessions import refresher as keeping
 from manybeam.serve.sessions.answering import SELECTIONS, SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import session_content
 from manybeam.serve.sessions.monitor import LAST, REFERENCE, ConditionMonitor
-from manybeam.serve.sessions.refresher import Chosen, LiveSession, SessionRefresher
+from manybeam.serve.sessions.refresher import HELD, Chosen, LiveSession, SessionRefresher
+from manybeam.serve.sessions.session_copy import OLDEST_S, RENEW_S, SessionCopy
 from manybeam.serve.sessions.settings import SessionSettings, read_settings
 from manybeam.serve.traffic.traffic import Traffic
 from manybeam.serve.wire import Frames
@@ -232,7 +235,7 @@ def test_the_first_frame_is_answered_by_summary_and_selection_follows_beside_it(
     second = ask(answers, live, frames[1], "b").answer
     assert second.members == chosen.members
     assert "select" not in second.seconds
-    events, history = answers.refresher.told(live, 9, 9)
+    events, history = answers.refresher.history(live, 9, 9)
     assert events[0].kind in ("switched", "confirmed")
     assert events[0].frame_id == "a"
     assert events[0].why.startswith("the first frame: ")
@@ -254,7 +257,7 @@ def test_selection_comes_again_after_so_many_frames_and_not_for_each(
     answers.refresher.write()
     answers.refresher.read()
     assert live.stored.state["counts"]["selections"] == 2  # the first frame, and the fifth
-    events, _ = answers.refresher.told(live, 1, 9)
+    events, _ = answers.refresher.history(live, 1, 9)
     assert events[0].why.startswith("4 frames passed")
 
 
@@ -290,7 +293,7 @@ def test_a_frame_sent_twice_is_answered_by_the_same_members_and_counts_once(
     assert again.answer.members == (0,)
     np.testing.assert_array_equal(again.answer.atoms, first.atoms)
     assert ask(answers, live, frames[0], "b").answer.members == (1,)
-    _, history = answers.refresher.told(live, 9, 9)
+    _, history = answers.refresher.history(live, 9, 9)
     assert [one.frame_id for one in history] == ["b", "a"]
     with pytest.raises(Conflict, match="names another frame"):
         ask(answers, live, frames[1], "a")
@@ -362,7 +365,8 @@ def test_a_selection_that_began_before_a_change_of_the_session_is_dropped(
     seen = live.stored
     put(answers, policy="pinned", ref="graphene", members=[1])
     late = Chosen("graphene@2", (0,), (1.0,), "too late", is_selected=True)
-    assert not answers.refresher.switch(live, seen, late, kind="switched", values={})
+    switch = answers.refresher.switch
+    assert switch(live, seen, late, kind="switched", values={}) == "refused"
     now = known(answers, seen.revision + 1)
     assert live.chosen is now.chosen is None
     assert ask(answers, now, frames[0]).answer.members == (1,)
@@ -375,6 +379,26 @@ def test_a_promotion_makes_an_auto_session_choose_again(
     live.chosen = Chosen("graphene@1", (0,), (1.0,), "before", is_selected=True)
     assert ask(answers, live, frames[0]).answer.ref == "graphene@2"
     assert settled(answers, live).ref == "graphene@2"
+
+
+def test_a_damaged_version_that_serves_does_not_stop_a_session(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = answers._predictor.versions
+    load, serving = versions.get, versions.serving
+
+    def get(ref: str) -> Any:
+        if ref == "bad@1":
+            raise Corrupt("weights of member 00 differ")
+        return load(ref)
+
+    monkeypatch.setattr(versions, "get", get)
+    monkeypatch.setattr(versions, "serving", lambda: ["bad@1", *serving()])
+    live = put(answers)
+    found = [ask(answers, live, one).answer for one in frames[:2]]
+    assert {one.ref for one in found} == {"graphene@2"}
+    assert "bad@1 is left out: weights of member 00 differ" in found[0].notes
+    assert settled(answers, live).is_selected
 
 
 def test_what_a_frame_says_must_not_contradict_its_session(
@@ -424,7 +448,7 @@ def test_frames_of_a_stack_are_frames_of_the_session(
     live = put(answers, policy="pinned", ref="graphene")
     query = answers.query(live, RequestQuery(frame_id="s"))
     answers.answers(live, frames[:3], query, Deadline())
-    _, history = answers.refresher.told(live, 9, 9)
+    _, history = answers.refresher.history(live, 9, 9)
     assert {one.frame_id for one in history} == {"s/0", "s/1", "s/2"}
 
 
@@ -436,7 +460,7 @@ def test_the_content_of_a_session_says_what_it_cost(
     for one in frames[:2]:
         ask(answers, live, one)
     settled(answers, live)
-    content = session_content(live, *answers.refresher.told(live, 9, 9))
+    content = session_content(live, *answers.refresher.history(live, 9, 9))
     assert content["now"]["selected"] is True
     counts = content["counts"]
     assert content["selection_ms_per_frame"] == round(counts["selection_ms"] / 2, 1)
@@ -486,7 +510,7 @@ def test_one_frame_sent_twice_at_once_is_answered_once_and_repeated(
         assert held.count == 1
         held.may_go.set()
         assert [first.result().is_repeat, second.result().is_repeat] == [False, True]
-    assert len(answers.refresher.told(live, 9, 9)[1]) == 1
+    assert len(answers.refresher.history(live, 9, 9)[1]) == 1
     assert live.frames == 1
 
 
@@ -528,23 +552,56 @@ def test_frames_of_a_request_that_fails_are_not_in_the_history(
     query = replace(QUERY, frame_id="s")
     with pytest.raises(DeadlineExceeded):
         answers.answers(live, frames[:3], query, Deadline())
-    assert answers.refresher.told(live, 9, 9)[1] == []
+    assert answers.refresher.history(live, 9, 9)[1] == []
     held.then = lambda: None
     found = answers.answers(live, frames[:3], query, Deadline())
     assert [one.is_repeat for one in found] == [False] * 3
 
 
-def test_what_fails_after_an_answer_does_not_take_it_away(
-    answers: SessionAnswers, held: Held, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [CallerGone, DeadlineExceeded])
+def test_frames_whose_caller_gets_no_answer_are_not_in_the_history(
+    answers: SessionAnswers, held: Held, frames: list[Frame], error: type[Exception]
 ) -> None:
-    def fail() -> Any:
+    def be_late() -> None:
+        deadline.is_cancelled, deadline.due_s = error is CallerGone, 0.0
+
+    live, deadline = put(answers, policy="pinned", ref="graphene"), Deadline()
+    held.may_go.set()
+    held.then = be_late
+    with pytest.raises(error):
+        answers.answers(live, frames[:1], replace(QUERY, frame_id="a"), deadline)
+    held.then = lambda: None
+    assert not ask(answers, live, frames[0], "a").is_repeat
+
+
+def test_frames_of_a_stack_share_the_budget_of_a_session(
+    answers: SessionAnswers, held: Held, frames: list[Frame]
+) -> None:
+    live, shared = put(answers, policy="pinned", ref="graphene"), []
+    deadline = Deadline(due_s=time.monotonic() + 600)
+    held.may_go.set()
+    held.then = lambda: shared.append(deadline.frames_left)
+    answers.answers(live, frames[:3], QUERY, deadline)
+    assert shared == [3, 2, 1]
+
+
+def test_what_fails_after_an_answer_does_not_take_it_away(
+    answers: SessionAnswers,
+    held: Held,
+    frames: list[Frame],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_: object) -> Any:
         raise NoCapacity("nothing serves any more")
 
     live = put(answers)
     held.may_go.set()
-    held.then = lambda: monkeypatch.setattr(answers._predictor.versions, "serving", fail)
+    held.then = lambda: monkeypatch.setattr(answers, "_summarised", fail)
     assert len(ask(answers, live, frames[0], "a").answer.members) > 0
-    assert len(answers.refresher.told(live, 9, 9)[1]) == 1
+    assert len(answers.refresher.history(live, 9, 9)[1]) == 1
+    ask(answers, live, frames[1])
+    assert caplog.text.count("is not watched") == 1
 
 
 def test_a_repeat_is_answered_by_its_version_and_all_its_members(
@@ -576,6 +633,23 @@ def test_a_repeat_ends_when_its_caller_is_gone(
         answers.answers(live, frames[:1], replace(QUERY, frame_id="a"), deadline)
 
 
+def test_no_frame_waits_for_what_the_monitor_computes(
+    answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, seen, real = put(answers), [], SummarisedFrame.predicted
+
+    def predicted(summarised: SummarisedFrame, shares: Any) -> Any:
+        seen.append(live.lock.locked())
+        return real(summarised, shares)
+
+    monkeypatch.setattr(SummarisedFrame, "predicted", predicted)
+    for one in frames[:2]:
+        ask(answers, live, one)
+    settled(answers, live)
+    assert seen
+    assert not any(seen)
+
+
 def test_few_selections_wait_with_their_frames_in_memory(
     answers: SessionAnswers, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -599,7 +673,8 @@ def test_a_callers_selection_counts_although_another_one_came_first(
     live = put(answers)
     seen, best = live.stored, selected(answers, live, frames[0])
     other = Chosen("graphene@2", (9,), (1.0,), "beside the frames", is_selected=True)
-    assert answers.refresher.switch(live, seen, other, kind="switched", values={})
+    switch = answers.refresher.switch
+    assert switch(live, seen, other, kind="switched", values={}) == "recorded"
     answers.adopt(live, seen, best, "a", 0.1)
     assert live.chosen is not None
     assert live.chosen.why == best.selection.reasons[0]  # type: ignore[union-attr]
@@ -618,6 +693,48 @@ def test_a_callers_selection_for_a_session_that_changed_is_refused(
     two.refresher.end("STEM-1", who="ada")
     with pytest.raises(Conflict, match="changed or ended meanwhile"):
         one.adopt(live, seen, best, "a", 0.1)
+
+
+def test_a_callers_selection_is_not_lost_without_a_word(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresher = SessionRefresher(lambda: Sessions(open_database()))
+    one = SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
+    live = put(one)
+    best = selected(one, live, frames[0])
+    other = {"ref": "graphene@2", "members": [1], "shares": [1.0], "why": "by another replica"}
+    Sessions(open_database()).switch(live.stored, other, kind="switched", why="")
+
+    def away(_: object) -> Any:
+        raise DatabaseUnreachable("the database does not answer")
+
+    monkeypatch.setattr(Sessions, "running", away)  # it refuses the choice, and then is away
+    with pytest.raises(Conflict, match="changed or ended meanwhile"):
+        one.adopt(live, live.stored, best, "a", 0.1)
+    assert live.chosen is None
+    one.close()
+    assert home.exists()
+
+
+def test_a_choice_that_is_recorded_late_is_recorded_once(
+    home: Path, rehearsed_zoo: Any, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresher = SessionRefresher(lambda: Sessions(open_database()))
+    one = SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
+    live, write = put(one), Sessions.switch
+    best = selected(one, live, frames[0])
+
+    def late(*given: Any, **more: Any) -> Any:
+        write(*given, **more)
+        refresher.read()
+        raise DatabaseUnreachable("the database gave no answer in time")
+
+    monkeypatch.setattr(Sessions, "switch", late)
+    one.adopt(live, live.stored, best, "a", 0.1)
+    monkeypatch.undo()
+    assert len(Sessions(open_database()).events(live.stored.id, 9)) == 2  # started, switched
+    one.close()
+    assert home.exists()
 
 
 def test_a_shadow_waits_for_a_callers_selection(
@@ -673,6 +790,43 @@ def test_a_session_that_cannot_be_read_does_not_hide_the_others(answers: Session
     assert known(answers, 1, "STEM-3")  # the thread goes on reading
 
 
+def test_replicas_load_the_versions_of_sessions_before_their_frames_come(
+    replica: Make, rehearsed_zoo: Any
+) -> None:
+    versions = LiveVersions(ZooVersions(rehearsed_zoo), every_s=0.0)
+    service = Service(versions)
+    put(replica(), policy="pinned", ref="graphene@1")
+    service.sessions.refresher.read()
+    versions.refresh()
+    assert versions.loaded("graphene@1") is not None
+    service.sessions.refresher.end("STEM-1", who="ada")
+    service.sessions.refresher.read()
+    assert versions.source.capacity == 4
+    service.sessions.close()
+
+
+def test_versions_of_the_sessions_used_last_are_held(home: Path) -> None:
+    held, now = [()], [0.0]
+    refresher = SessionRefresher(
+        lambda: Sessions(open_database()), lambda: now[0], hold=lambda refs: held.append(refs)
+    )
+    for number in range(HELD + 1):
+        settings = SessionSettings(policy="pinned", ref=f"a@{number}")
+        refresher.put(f"STEM-{number}", settings, is_new_welcome=True, who="ada")
+        now[0] += 1
+    refresher.read()
+    assert held[-1] == [f"a@{number}" for number in range(HELD, 0, -1)]
+    first = refresher.of("STEM-0")
+    assert first is not None
+    refresher.used(first)
+    refresher.read()
+    assert held[-1][:2] == ["a@0", f"a@{HELD}"]
+    count = len(held)
+    refresher.read()
+    assert len(held) == count
+    assert home.exists()
+
+
 # -- without the database -------------------------------------------------------------------------
 def test_sessions_go_on_without_the_database_and_the_history_follows(
     home: Path, rehearsed_zoo: Any, frames: list[Frame]
@@ -703,7 +857,7 @@ def test_sessions_go_on_without_the_database_and_the_history_follows(
     refresher.write()
     refresher.read()
     assert refresher.degraded() == []
-    _, history = refresher.told(live, 9, 9)
+    _, history = refresher.history(live, 9, 9)
     assert len(history) == 4
     assert live.chosen == chosen
     answers.close()
@@ -715,12 +869,34 @@ def test_a_frame_does_not_wait_for_a_database_that_hangs(
 ) -> None:
     live = put(answers, policy="pinned", ref="graphene", members=[0])
     hanging = threading.Event()
-    monkeypatch.setattr(Sessions, "frame", lambda *_: hanging.wait(30))
+    monkeypatch.setattr(Sessions, "frames", lambda *_: hanging.wait(30))
+    names = [f"f{number}" for number in range(200)]
     begun = time.monotonic()
-    assert answers.refresher.frame(live, "a") is None
-    assert time.monotonic() - begun < 5
+    assert answers.refresher.names.answered(live.stored.id, names) == {}
+    assert time.monotonic() - begun < 5  # 0.25 s for each of them would be 50 s
     hanging.set()
     assert ask(answers, live, frames[0]).answer.members == (0,)
+
+
+def test_the_names_of_a_stack_are_asked_for_at_once_and_known_ones_not_at_all(
+    replica: Make, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = replica(), replica()
+    live = put(one, policy="pinned", ref="graphene", members=[0])
+    query = replace(one.query(live, RequestQuery()), frame_id="s")
+    one.answers(live, frames[:3], query, Deadline())
+    one.refresher.write()
+    asked, real = [], Sessions.frames
+
+    def frames_of(sessions: Sessions, session_id: int, names: Any) -> Any:
+        asked.append(list(names))
+        return real(sessions, session_id, names)
+
+    monkeypatch.setattr(Sessions, "frames", frames_of)
+    for made in (one, two):
+        again = made.answers(known(made, 1), frames[:3], query, Deadline())
+        assert all(found.is_repeat for found in again)
+    assert asked == [["s/0", "s/1", "s/2"]]
 
 
 def test_a_selection_does_not_wait_for_a_database_that_hangs(
@@ -772,7 +948,7 @@ def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
         return Sessions(open_database())
 
     def replica() -> SessionAnswers:
-        refresher = SessionRefresher(sessions, copy=copy)
+        refresher = SessionRefresher(sessions, copy=SessionCopy(copy))
         refresher.start()
         return SessionAnswers(Predictor(ZooVersions(rehearsed_zoo)), refresher)
 
@@ -786,26 +962,54 @@ def test_a_replica_that_starts_without_the_database_goes_on_with_the_copy(
     second = replica()
     live = known(second, 1)
     assert second.refresher.of("STEM-2") is None
-    assert "this machine read last" in second.refresher.degraded()[0]
+    assert "this machine read last, 0 min ago" in second.refresher.degraded()[0]
     assert ask(second, live, frames[0], "a").answer.members == (1,)
     is_away[0] = False
     second.refresher.read()
     assert second.refresher.degraded() == []
-    assert [one.frame_id for one in second.refresher.told(live, 9, 9)[1]] == ["a"]
+    assert [one.frame_id for one in second.refresher.history(live, 9, 9)[1]] == ["a"]
     second.close()
 
 
-@pytest.mark.parametrize("damaged", [b"", b"{", b"7", b'[{"id": 1}]', b"[7]"])
+@pytest.mark.parametrize("damaged", [b"", b"{", b"7", b'[{"id": 1}]', b"[7]", b"{}",
+    b'{"read_s": NaN, "sessions": []}', b'{"read_s": 1e300, "sessions": [{}]}'])  # fmt: skip
 def test_a_damaged_copy_of_sessions_counts_as_none(home: Path, damaged: bytes) -> None:
     def sessions() -> Sessions:
         raise DatabaseUnreachable("the database does not answer")
 
     copy = home / "sessions.json"
     copy.write_bytes(damaged)
-    refresher = SessionRefresher(sessions, copy=copy)
+    refresher = SessionRefresher(sessions, copy=SessionCopy(copy))
     refresher.start()
     assert refresher.degraded() == ["sessions are not known: the database does not answer"]
     refresher.close()
+
+
+def test_a_copy_of_sessions_has_an_age_and_is_not_used_for_ever(home: Path) -> None:
+    now, path = [1e9], home / "sessions.json"
+    copy = SessionCopy(path, lambda: now[0])
+    copy.write([])
+    now[0] += RENEW_S - 1
+    copy.write([])
+    assert copy.read() == ([], RENEW_S - 1)
+    now[0] += 1
+    copy.write([])  # the same sessions, read anew
+    assert copy.read() == ([], 0)
+    now[0] += OLDEST_S
+    assert copy.read() == ([], OLDEST_S)
+    now[0] += 1
+    assert copy.read() is None
+
+
+def test_a_copy_that_could_not_be_written_is_written_with_the_next_reading(home: Path) -> None:
+    folder = home / "cache"
+    folder.write_text("a file where the folder should be")
+    copy = SessionCopy(folder / "sessions.json")
+    copy.write([])
+    assert copy.read() is None
+    folder.unlink()
+    copy.write([])
+    assert copy.read() is not None
 
 
 def test_a_replica_that_never_reached_the_database_says_so(home: Path) -> None:
@@ -827,7 +1031,7 @@ def test_frames_that_no_longer_fit_into_memory_are_told(
     refresher = SessionRefresher(lambda: Sessions(open_database()))
     live = put(answers, policy="pinned", ref="graphene", members=[0])
     ask(answers, live, frames[0])
-    (row,) = answers.refresher.told(live, 9, 9)[1]
+    (row,) = answers.refresher.history(live, 9, 9)[1]
     for _ in range(3):
         refresher.note(row)
     assert any("1 answered frames are missing" in one for one in refresher.degraded())

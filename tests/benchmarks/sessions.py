@@ -96,7 +96,7 @@ class Bench:
                                    "seconds": took_s})  # fmt: skip
         self.sessions.refresher.write()
         self.sessions.refresher.read()
-        events, _ = self.sessions.refresher.told(live, 1, 1000)
+        events, _ = self.sessions.refresher.history(live, 1, 1000)
         for one in events:
             print(one.kind, one.members, one.why)
         counts = live.stored.state["counts"]

@@ -141,8 +141,8 @@ def test_frames_read_back_the_newest_first(sessions: Sessions, session: Session)
     made = [frame(session, f"f{number}", number, why="so") for number in range(5)]
     sessions.record(made)
     assert sessions.history(session.id, 3) == made[:1:-1]
-    assert sessions.frame(session.id, "f1") == made[1]
-    assert sessions.frame(session.id, "f9") is None
+    names = ["f9", *map(str, range(1000)), "f1"]
+    assert sessions.frames(session.id, names) == {"f1": made[1]}
 
 
 def test_a_frame_counts_once_however_often_it_is_recorded(
@@ -151,7 +151,7 @@ def test_a_frame_counts_once_however_often_it_is_recorded(
     first = frame(session, "a", counted=["late"])
     sessions.record([first, frame(session, "a", 1), frame(session, "b", counted=["late"])])
     sessions.record([frame(session, "a", 2)])
-    assert sessions.frame(session.id, "a") == first
+    assert sessions.frames(session.id, ["a"]) == {"a": first}
     assert sessions.running()[0].state["counts"] == {"frames": 2, "late": 2}
 
 
@@ -250,3 +250,5 @@ def test_only_so_many_sessions_go_on_at_once(
     put(sessions, budget_ms=50)  # those that are there may change
     sessions.end(session.instrument)
     assert put(sessions, "STEM-3", is_new_welcome=True).instrument == "STEM-3"
+    Instruments(sessions._database).retire("STEM-3")  # its session is not running any more
+    assert put(sessions, "STEM-4", is_new_welcome=True).instrument == "STEM-4"

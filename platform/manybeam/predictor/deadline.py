@@ -16,6 +16,7 @@ class Deadline:
         due_s: the deadline, by the same clock; None for no deadline.
         begun_s: when the question arrived, by the same clock; None if nobody knows.
         aim_s: when the answer should be ready; a later one is given all the same. None for never.
+        frames_left: frames of the request that are not answered yet; they share the time left.
         clock: monotonic seconds.
         seconds: time spent in each stage so far.
         is_cancelled: whether the caller has gone; another thread may set it.
@@ -27,12 +28,21 @@ class Deadline:
     is_cancelled: bool = False
     begun_s: float | None = None
     aim_s: float | None = None
+    frames_left: int = 1
 
     @property
     def left_s(self) -> float | None:
-        """The time left, until the earlier of aim and deadline; None if there is neither."""
+        """The time left for a frame, until the earlier of aim and deadline; None without both."""
         ends = [one for one in (self.due_s, self.aim_s) if one is not None]
-        return min(ends) - self.clock() if ends else None
+        return self._share(min(ends)) if ends else None
+
+    @property
+    def due_left_s(self) -> float | None:
+        """The time left for a frame until the deadline; None if there is none."""
+        return None if self.due_s is None else self._share(self.due_s)
+
+    def _share(self, end_s: float) -> float:
+        return (end_s - self.clock()) / self.frames_left
 
     def check(self, what: str = "the answer was ready") -> None:
         """Return if somebody still waits; long work asks between its parts.

@@ -5,7 +5,7 @@ the frame; ranking, calibration and answer use the same output.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,11 +17,13 @@ from manybeam.errors import (
     DoubtfulPixelSize,
     InvalidFrame,
     InvalidInput,
+    ManybeamError,
     MissingPixelSize,
     UnknownRef,
+    Unreachable,
 )
 from manybeam.learn.analysis.frame_analysis import check_size, predict_window
-from manybeam.predictor.answer import Answer, Question
+from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.f1.predicted import Weights
 from manybeam.predictor.pace import Pace, Work
@@ -72,6 +74,7 @@ class Predictor:
 
     def __init__(self, versions: Versions, library: "Library | None" = None) -> None:
         self.versions, self._library, self.pace = versions, library, Pace()
+        self._left_out: dict[str, str] = {}  # what the log was told of versions left out
 
     @classmethod
     def of_zoo(cls, zoo: "Zoo") -> "Predictor":
@@ -81,7 +84,7 @@ class Predictor:
     def among(self, versions: Versions) -> "Predictor":
         """Return a predictor of other versions that shares what was learned of the pace."""
         other = Predictor(versions, self._library)
-        other.pace = self.pace
+        other.pace, other._left_out = self.pace, self._left_out
         return other
 
     def answer(
@@ -136,9 +139,7 @@ class Predictor:
         if left_s is None:
             return False
         total = 0.0
-        for ref in self.versions.serving() if question.is_auto else (question.ref,):
-            with deadline.stage("load"):
-                version = self.versions.get(ref)
+        for version in self.loadable(question.ref, deadline):
             work = _work(version, frame, is_full=True)
             seconds = self.pace.seconds(work, version.ensemble.member_count)
             total += UNKNOWN_S if seconds is None else seconds
@@ -146,7 +147,8 @@ class Predictor:
 
     def _quick(self, frame: Frame, question: Question, deadline: Deadline) -> Answer:
         """Return an answer without frame analysis, of as many members as there is time for."""
-        version, summary = self._quick_version(frame, question, deadline)
+        left_out: dict[str, ManybeamError] = {}
+        version, summary = self._quick_version(frame, question, deadline, left_out)
         if question.is_auto or question.is_selecting:
             everyone = summary.best[0] if summary else _named(version, question)
             why = f"members {', '.join(f'{one:02d}' for one in everyone)} suit its summary best"
@@ -180,20 +182,22 @@ class Predictor:
             prediction,
             selection,
             whole,
-            (*version.notes, *_unsized(frame), *notes),
+            (*version.notes, *_unsized(frame), *notes, *_left_out_words(left_out)),
             dict(deadline.seconds),
             dropped=tuple(one for one in everyone if one not in weights),
             is_quick=True,
         )
 
     def _quick_version(
-        self, frame: Frame, question: Question, deadline: Deadline
+        self,
+        frame: Frame,
+        question: Question,
+        deadline: Deadline,
+        left_out: dict[str, ManybeamError],
     ) -> tuple[LoadedVersion, SummarisedFrame | None]:
         """Return the version that answers, and the summary of the frame for it."""
         found = []
-        for ref in self.versions.serving() if question.is_auto else (question.ref,):
-            with deadline.stage("load"):
-                version = self.versions.get(ref)
+        for version in self.loadable(question.ref, deadline, left_out):
             with deadline.stage("summarise"):
                 found.append((version, SummarisedFrame.of(version, frame)))
         return max(found, key=lambda one: (True, *one[1].rank_key) if one[1] else (False,))
@@ -222,11 +226,13 @@ class Predictor:
 
     def _check_hopeless(self, work: Work, deadline: Deadline) -> None:
         """Refuse an answer that one member alone would not give before the deadline."""
-        least_s, clock = self.pace.seconds(work, 1) or 0.0, deadline.clock
-        if deadline.due_s is not None and least_s > (left_s := deadline.due_s - clock()):
+        least_s, left_s = self.pace.seconds(work, 1) or 0.0, deadline.due_left_s
+        if left_s is not None and least_s > left_s:
+            many = deadline.frames_left > 1
+            each = f" for each of {deadline.frames_left} frames" if many else ""
             raise DeadlineExceeded(
                 f"an answer takes about {1000 * least_s:.0f} ms",
-                f"{max(1000 * left_s, 0):.0f} ms were left when it could begin",
+                f"{max(1000 * left_s, 0):.0f} ms were left{each} when it could begin",
                 "raise deadline_ms, send a smaller frame, or send fewer at once",
             )
 
@@ -241,8 +247,11 @@ class Predictor:
         A missing pixel size is inferred once for all frames: they are of one recording.
         """
         question = question or Question()
-        for frame in self.sized_or_not(frames, question, deadline or Deadline()):
-            yield self.answer_sized(frame, question, deadline or Deadline())
+        sized = self.sized_or_not(frames, question, deadline or Deadline())
+        for number, frame in enumerate(sized):
+            own = deadline or Deadline()
+            own.frames_left = len(sized) - number  # else the first frame would take all the time
+            yield self.answer_sized(frame, question, own)
 
     def rank(
         self,
@@ -272,11 +281,49 @@ class Predictor:
         self, frame: Frame, question: Question, deadline: Deadline, *, has_answer: bool
     ) -> list[Ranked]:
         if not question.is_auto:
-            with deadline.stage("load"):
-                version = self.versions.get(question.ref)
+            (version,) = self.loadable(question.ref, deadline)
             return [self._ranked(version, frame, question, deadline, has_answer=has_answer)]
-        refs = self.versions.serving()
-        return self._best_of(refs, frame, question, deadline, has_answer=has_answer)
+        return self._best_of(frame, question, deadline, has_answer=has_answer)
+
+    def loadable(
+        self,
+        ref: str,
+        deadline: Deadline | None = None,
+        left_out: dict[str, ManybeamError] | None = None,
+    ) -> Iterator[LoadedVersion]:
+        """Yield the versions that may answer: the one named, or for `auto` those that serve.
+
+        For `auto`, a version that is damaged, away or removed must not keep the others from
+        answering. It is left out; if that leaves none, the first error is raised.
+
+        Args:
+            ref: a REF or `auto`.
+            deadline: times the loading.
+            left_out: gets the error of each version that is left out, by its reference.
+        """
+        deadline, refused = deadline or Deadline(), {} if left_out is None else left_out
+        is_auto, is_any = ref == AUTO, False
+        for one in self.versions.serving() if is_auto else (ref,):
+            with deadline.stage("load"):
+                try:
+                    version = self.versions.get(one)
+                except (Corrupt, Unreachable, UnknownRef) as error:
+                    if not is_auto:
+                        raise
+                    refused[one] = error
+                    self._log_left_out(one, str(error))
+                    continue
+            self._left_out.pop(one, None)
+            is_any = True
+            yield version
+        if not is_any and refused:
+            raise next(iter(refused.values()))
+
+    def _log_left_out(self, ref: str, why: str) -> None:
+        """Tell the log once why a version is left out, until that changes: frames are many."""
+        if self._left_out.get(ref) != why:
+            logger.warning("%s is left out: %s", ref, why)
+            self._left_out[ref] = why
 
     def sized(self, frames: Sequence[Frame], question: Question | None = None) -> tuple[Frame, ...]:
         """Return the frames of one recording; a missing pixel size is inferred from a lattice.
@@ -311,31 +358,19 @@ class Predictor:
             return tuple(frames)
 
     def _best_of(
-        self,
-        refs: Sequence[str],
-        frame: Frame,
-        question: Question,
-        deadline: Deadline,
-        *,
-        has_answer: bool,
+        self, frame: Frame, question: Question, deadline: Deadline, *, has_answer: bool
     ) -> list[Ranked]:
         ranked: list[Ranked] = []
-        refused: dict[str, Corrupt | DoubtfulPixelSize] = {}
-        for ref in refs:
-            try:
-                with deadline.stage("load"):
-                    version = self.versions.get(ref)
-            except Corrupt as error:
-                logger.warning("%s is left out: %s", ref, error)
-                refused[ref] = error
-                continue
+        refused: dict[str, ManybeamError] = {}
+        refs = self.versions.serving()
+        for version in self.loadable(AUTO, deadline, refused):
             if question.false_atoms and version.performance is None and len(refs) > 1:
                 continue  # it cannot keep a bound; another version may
             try:
                 one = self._ranked(version, frame, question, deadline, has_answer=has_answer)
                 ranked.append(one)
             except DoubtfulPixelSize as error:
-                refused[ref] = error
+                refused[version.ref] = error
         if refused and not ranked:
             raise next(iter(refused.values()))
         if not ranked:
@@ -345,7 +380,7 @@ class Predictor:
                 f"manybeam calibrate {refs[0]}",
             )
         ranked.sort(key=_rank_key, reverse=True)
-        left_out = [f"{ref} is left out: {error.what}" for ref, error in refused.items()]
+        left_out = _left_out_words(refused)
         return [replace(one, notes=(*one.notes, *left_out)) for one in ranked]
 
     def _ranked(
@@ -393,6 +428,10 @@ class Predictor:
                 )
         limits += selection.transferred.notes if selection.transferred else ()
         return Ranked(frame, version, whole, selection, limits)
+
+
+def _left_out_words(left_out: Mapping[str, ManybeamError]) -> list[str]:
+    return [f"{ref} is left out: {error.what}" for ref, error in left_out.items()]
 
 
 def _rank_key(one: Ranked) -> tuple[int, bool, float]:

@@ -24,6 +24,7 @@ from manybeam.serve.query import MAPS, RequestQuery
 from manybeam.serve.sessions.answering import SessionAnswer, SessionAnswers
 from manybeam.serve.sessions.content import answer_content
 from manybeam.serve.sessions.refresher import LiveSession, SessionRefresher, no_session
+from manybeam.serve.sessions.session_copy import SessionCopy
 from manybeam.serve.wire import Frames
 from manybeam.settings import settings
 from manybeam.spec.facility import facility_library
@@ -79,8 +80,14 @@ class Service:
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
-        refresher = SessionRefresher(sessions, copy=settings().cache / "sessions.json")
+        copy = SessionCopy(settings().cache / "sessions.json")
+        refresher = SessionRefresher(sessions, copy=copy, hold=self._hold)
         self.sessions = SessionAnswers(self._predictor, refresher)
+
+    def _hold(self, refs: Sequence[str]) -> None:
+        """Have the versions of sessions loaded beside the requests, if versions are live."""
+        if isinstance(self.versions, LiveVersions):
+            self.versions.hold("sessions", refs)
 
     def degraded(self) -> list[str]:
         """Return what limits the service now, in words."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 
 from manybeam.db.audit import append
 from manybeam.db.database import Database, insert_if_new, now
@@ -24,6 +24,7 @@ KEPT = 20_000  # frames of a session in its history; the oldest are removed firs
 EVENTS_KEPT = 2_000  # changes of a session
 KEPT_DAYS = 90  # frames of sessions that ended before are removed when their instrument starts one
 SPARE = 1_000  # more than that many are removed at once
+AT_ONCE = 500  # names that one query asks for
 SESSIONS = 1_000  # that go on at once: without tokens, callers choose the names of instruments
 AHEAD_S = 60  # a frame later than that is from a clock that went wrong
 
@@ -107,11 +108,8 @@ class Sessions:
     def running(self) -> list[Session]:
         """Return the sessions of instruments in use that go on; one for each at most."""
         with self._database.reading(LIMIT_S) as connection:
-            rows = connection.execute(
-                select(SessionRow.__table__)
-                .join(InstrumentRow, InstrumentRow.id == SessionRow.instrument_id)
-                .where(SessionRow.ended.is_(None), InstrumentRow.retired.is_(None))
-            ).all()
+            wanted = _going_on(select(SessionRow.__table__))
+            rows = connection.execute(wanted).all()
         return [_as_session(row) for row in rows]
 
     def put(
@@ -247,15 +245,18 @@ class Sessions:
             with self._database.writing() as connection:
                 _record(connection, session_id, own)
 
-    def frame(self, session_id: int, frame_id: str) -> AnsweredFrame | None:
-        """Return a frame of a session by the caller's name of it; None if it is not known."""
+    def frames(self, session_id: int, names: Sequence[str]) -> dict[str, AnsweredFrame]:
+        """Return the known frames of a session by the callers' names of them."""
         table = SessionFrameRow.__table__
-        wanted = select(table).where(
-            SessionFrameRow.session_id == session_id, SessionFrameRow.frame_id == frame_id
-        )
+        found: list[AnsweredFrame] = []
         with self._database.reading(LIMIT_S) as connection:
-            row = connection.execute(wanted).first()
-        return None if row is None else _as_frame(row)
+            for first in range(0, len(names), AT_ONCE):
+                wanted = select(table).where(
+                    SessionFrameRow.session_id == session_id,
+                    SessionFrameRow.frame_id.in_(names[first : first + AT_ONCE]),
+                )
+                found += map(_as_frame, connection.execute(wanted))
+        return {one.frame_id: one for one in found}
 
     def history(self, session_id: int, count: int) -> list[AnsweredFrame]:
         """Return the last frames of a session, the newest first."""
@@ -304,8 +305,15 @@ def _check_instrument(
     )
 
 
+def _going_on(wanted: Select[Any]) -> Select[Any]:
+    """Return a query for sessions that go on: those of retired instruments do not."""
+    return wanted.join(InstrumentRow, InstrumentRow.id == SessionRow.instrument_id).where(
+        SessionRow.ended.is_(None), InstrumentRow.retired.is_(None)
+    )
+
+
 def _check_room(connection: Connection) -> None:
-    going_on = select(func.count()).select_from(SessionRow).where(SessionRow.ended.is_(None))
+    going_on = _going_on(select(func.count()).select_from(SessionRow))
     if connection.execute(going_on).scalar_one() >= SESSIONS:
         raise Conflict(
             f"{SESSIONS} sessions go on already",

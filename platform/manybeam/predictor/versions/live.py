@@ -36,8 +36,9 @@ class LiveVersions:
         self.source, self._every_s = source, every_s
         self._ready: OrderedDict[str, LoadedVersion] = OrderedDict()
         self._serving: tuple[str, ...] = ()
-        self._held: tuple[str, ...] = ()
+        self._held: dict[str, tuple[str, ...]] = {}  # by who needs them
         self._faults: dict[str, str] = {}  # why references could not be brought up to date
+        self._errors: dict[str, ManybeamError] = {}  # the same, as the round got them
         self._fault: ManybeamError | None = None  # why it is unknown what serves
         self._warned: dict[str, str] = {}  # what the log was told of a reference last
         self._lock, self._wake, self._is_ended = threading.Lock(), threading.Event(), False
@@ -60,7 +61,7 @@ class LiveVersions:
         """Return what answers for a reference; raises as `ZooVersions.get` does.
 
         A version that is in memory for another reference, as an alias, is not asked for again: the
-        zoo may be away.
+        zoo may be away. What the last round could not load is not tried by each request.
         """
         with self._lock:
             ready = self._ready.get(ref)
@@ -68,6 +69,9 @@ class LiveVersions:
                 self._ready.move_to_end(ref)
                 return ready
             ready = next((one for one in self._ready.values() if one.ref == ref), None)
+            error = self._errors.get(ref)
+        if ready is None and error is not None:
+            raise error.with_traceback(None)  # it would keep the frames of every request
         ready = ready or self.source.get(ref)
         self._put(ref, ready)
         return ready
@@ -81,11 +85,21 @@ class LiveVersions:
         """Return why the last round could not load a reference; "" if it could."""
         return self._faults.get(ref, "")
 
-    def hold(self, refs: Sequence[str]) -> None:
-        """Load these references too, beside the requests, and keep them; others are let go."""
-        self._held = tuple(dict.fromkeys(refs))
-        self.source.make_room(len(self._held))
+    def hold(self, who: str, refs: Sequence[str]) -> None:
+        """Load these references too, beside the requests, and keep them.
+
+        Args:
+            who: needs them, as `rollouts`; what it needed before is let go.
+            refs: the references.
+        """
+        with self._lock:
+            self._held = {**self._held, who: tuple(refs)}
+            self.source.make_room(len(self._all_held))
         self.renew_soon()
+
+    @property
+    def _all_held(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(ref for refs in self._held.values() for ref in refs))
 
     def renew_soon(self) -> None:
         """Let the next round begin now."""
@@ -93,13 +107,16 @@ class LiveVersions:
 
     def refresh(self) -> None:
         """Bring every reference up to date; what fails is logged and told in answers."""
-        serving, held = self._asked_what_serves(), self._held
-        first = dict.fromkeys((*serving, *held))
+        serving, held = self._asked_what_serves(), self._all_held
+        first = dict.fromkeys((*held, *serving))  # there is room of its own for what is held
         with self._lock:
             others = [ref for ref in reversed(self._ready) if ref not in first]
-        # What serves comes first, then what was asked for last, as much as there is room for.
-        wanted = [*first, *others][: self.source.capacity]
+        # What was asked for last follows, as far as there is room. What serves is loaded first.
+        wanted = sorted(
+            [*first, *others][: self.source.capacity], key=lambda ref: ref not in serving
+        )
         self._faults = {ref: why for ref in wanted if (why := self._renew(ref))}
+        self._errors = {ref: one for ref, one in self._errors.items() if ref in self._faults}
         self._warned = {ref: text for ref, text in self._warned.items() if ref in ("", *wanted)}
         for ref, why in self._faults.items():
             if ref in serving or ref not in held:
@@ -161,12 +178,15 @@ class LiveVersions:
                 logger.warning("%s serves no longer: %s", ref, error)
             with self._lock:
                 self._ready.pop(ref, None)
-            return error.what if ref in self._held else ""
+            return error.what if ref in self._all_held else ""
         except Exception as error:  # one that fails must not keep the others from being renewed
+            if isinstance(error, ManybeamError):
+                self._errors[ref] = error
             if self._is_news(ref, error):
                 logger.warning("%s is not renewed: %s", ref, error, exc_info=not _is_ours(error))
             return str(getattr(error, "what", type(error).__name__))
         self._warned.pop(ref, None)
+        self._errors.pop(ref, None)
         return ""
 
     def _is_news(self, ref: str, error: Exception) -> bool:
@@ -194,7 +214,7 @@ class LiveVersions:
                 logger.info("%s: %s answers in place of %s", ref, loaded.ref, before.ref)
             self._ready[ref] = loaded
             # What serves stays; of the rest, what was not asked for the longest time goes first.
-            kept = (*self._serving, *self._held, ref)
+            kept = (*self._serving, *self._all_held, ref)
             spare = [one for one in self._ready if one not in kept]
             while spare and len(self._ready) > self.source.capacity:
                 del self._ready[spare.pop(0)]

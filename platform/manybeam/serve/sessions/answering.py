@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ import numpy as np
 
 from manybeam.data.io.frame import Frame
 from manybeam.db.serving.sessions import AnsweredFrame, Session
-from manybeam.errors import Conflict, ManybeamError
+from manybeam.errors import Conflict, InvalidFrame, ManybeamError
 from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked, check_members
@@ -179,21 +179,27 @@ class SessionAnswers:
         """
         if live.settings.budget_ms is not None and deadline.begun_s is not None:
             deadline.aim_s = deadline.begun_s + live.settings.budget_ms / 1000
+        self.refresher.used(live)
         request = _Request(live, query, deadline, predictor or self._predictor)
         sized = request.predictor.sized_or_not(frames, request.question(None), deadline)
+        names, session_id = _names(query.frame_id, len(sized)), live.stored.id
+        known = self.refresher.names.answered(session_id, [one for one in names if one])
         found: list[SessionAnswer] = []
-        with ExitStack() as claimed:
-            for number, frame in enumerate(sized):
-                name = query.frame_id and query.frame_id + (f"/{number}" if len(sized) > 1 else "")
+        with ExitStack() as locked:
+            for number, (name, frame) in enumerate(zip(names, sized, strict=True)):
+                deadline.frames_left = len(sized) - number
                 digest, before = _digest(frame) if name else "", None
                 if name:
-                    claim = self.refresher.claim(live, name, digest, deadline.check)
-                    before = claimed.enter_context(claim)
+                    before = locked.enter_context(
+                        self.refresher.names.lock(session_id, name, digest, deadline.check, known)
+                    )
                 if before is not None:
                     found.append(self._again(request, frame, before))
                 else:
                     found.append(self._answer(request, frame, name or uuid.uuid4().hex, digest))
-            # Only now: if a frame fails, the caller gets no answer for those before it either.
+            # Only now: if a frame fails, the caller gets no answer for those before it either. Nor
+            # does it if it is gone by now.
+            deadline.check()
             for one in found:
                 if one.recorded is not None:
                     self.refresher.note(one.recorded)
@@ -221,17 +227,18 @@ class SessionAnswers:
         self.check_selects(live)
         chosen = _selected(live, best)
         values = {"frame_id": frame_id, "selection_ms": round(1000 * took_s)}
-        while not self.refresher.switch(live, seen, chosen, kind="switched", values=values):
+        while (
+            self.refresher.switch(live, seen, chosen, kind="switched", values=values) == "refused"
+        ):
             instrument, before = live.stored.instrument, seen
-            if self.refresher.of(instrument) is not live:
+            seen = live.stored
+            # Of the same revision: somebody changed it, and the database did not say how.
+            if self.refresher.of(instrument) is not live or seen.revision == before.revision:
                 raise Conflict(
                     f"the session of {instrument!r} was changed or ended meanwhile",
                     "the members were selected for the session as it was",
                     "send the frame again",
                 )
-            seen = live.stored
-            if seen.revision == before.revision:  # without the database; they answer all the same
-                return
 
     # -- one frame ------------------------------------------------------------------------------
     def _again(self, request: _Request, frame: Frame, before: AnsweredFrame) -> SessionAnswer:
@@ -251,10 +258,13 @@ class SessionAnswers:
         is_late = deadline.aim_s is not None and deadline.clock() > deadline.aim_s
         recorded = _record(live, answer, name, digest, is_late=is_late)
         try:
-            if _refs(live.settings, request.predictor) == _refs(live.settings, self._predictor):
+            if self._has_own_versions(request):
                 self._watch(request, answer, name, seen, chosen)
+            live.why_unwatched = ""
         except ManybeamError as error:  # a version was removed meanwhile; the frame is answered
-            logger.warning("%s is not watched: %s", live.stored.instrument, error)
+            if live.why_unwatched != str(error):  # once, until it changes: frames are many
+                logger.warning("%s is not watched: %s", live.stored.instrument, error)
+            live.why_unwatched = str(error)
         return SessionAnswer(answer, name, is_late=is_late, recorded=recorded)
 
     def _usable(
@@ -263,7 +273,15 @@ class SessionAnswers:
         """Return who was chosen to answer; None if nobody was, or it serves no longer."""
         if settings.policy == "pinned" or chosen is None:
             return None
-        return chosen if chosen.ref in _refs(settings, predictor) else None
+        serving = _refs(settings.ref, predictor)
+        return chosen if any(one == chosen.ref for one in serving) else None
+
+    def _has_own_versions(self, request: _Request) -> bool:
+        """Return whether the versions that may answer a request are those of the session."""
+        ref, predictor = request.live.settings.ref, request.predictor
+        return predictor is self._predictor or {*_refs(ref, predictor)} == {
+            *_refs(ref, self._predictor)
+        }
 
     def _watch(
         self,
@@ -282,18 +300,19 @@ class SessionAnswers:
             seen: who was chosen when the frame began.
             chosen: the same, if it could answer.
         """
-        live = request.live
+        live, is_pinned = request.live, request.live.settings.policy == "pinned"
+        answering = chosen or _chosen(answer)
         # Before the lock: nobody must wait for what may take a while.
-        summarised = None if live.settings.policy == "pinned" else self._summarised(answer)
-        best_f1 = summarised.best[1].f1 if summarised else 0.0
+        summarised = None if is_pinned else self._summarised(answer)
+        gain = 0.0 if summarised is None else _gain(summarised, answering)
         with live.lock:
             live.frames += 1
-            if live.settings.policy == "pinned" or live.chosen is not seen:
+            if is_pinned or live.chosen is not seen:
                 return  # others answer already
             if chosen is None:
-                chosen = live.chosen = _chosen(answer, live)
+                answering = live.chosen = replace(answering, frame=live.frames)
                 live.monitor = None
-            why = _why_anew(live, chosen, answer, summarised, best_f1)
+            why = _why_anew(live, answering, answer, summarised, gain)
             is_resting = time.monotonic() < live.rests_until_s
             if not why or live.is_selecting or is_resting or not self._room.acquire(blocking=False):
                 return
@@ -358,19 +377,23 @@ class SessionAnswers:
         return self._predictor.rank(frame, question, self._at_work)[0]
 
 
+def _gain(summarised: SummarisedFrame, chosen: Chosen) -> float:
+    """Return the predicted F1 that the best members have more than those that answer."""
+    shares = dict(zip(chosen.members, chosen.shares, strict=True))
+    return summarised.best[1].f1 - summarised.predicted(shares).f1
+
+
 def _why_anew(
     live: LiveSession,
     chosen: Chosen,
     answer: Answer,
     summarised: SummarisedFrame | None,
-    best_f1: float,
+    gain: float,
 ) -> str:
     """Return why members should be selected, or nothing; the monitor sees the frame."""
     moved = ""
     if summarised is not None:
         live.monitor = live.monitor or ConditionMonitor(summarised.known.apart)
-        shares = dict(zip(chosen.members, chosen.shares, strict=True))
-        gain = best_f1 - summarised.predicted(shares).f1
         moved = live.monitor.see(summarised.summary_s, gain, is_drifted=bool(answer.is_drifted))
     if not chosen.is_selected:
         return "the first frame"
@@ -379,11 +402,9 @@ def _why_anew(
     return moved
 
 
-def _refs(settings: SessionSettings, predictor: Predictor) -> set[str]:
-    """Return the versions that may answer now."""
-    versions = predictor.versions
-    refs = versions.serving() if settings.ref == AUTO else (settings.ref,)
-    return {versions.get(ref).ref for ref in refs}
+def _refs(ref: str, predictor: Predictor) -> Iterator[str]:
+    """Yield the versions that may answer now for a REF or `auto`."""
+    return (one.ref for one in predictor.loadable(ref))
 
 
 def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | None) -> Question:
@@ -410,7 +431,8 @@ def _question(settings: SessionSettings, query: RequestQuery, chosen: Chosen | N
 def _selected(live: LiveSession, best: Ranked) -> Chosen:
     """Return the members that a selection chose as those that answer from now on."""
     selection = best.selection
-    assert selection is not None  # noqa: S101 - a frame too small is refused
+    if selection is None:
+        raise InvalidFrame("the frame is too small to select members for it")
     return Chosen(
         best.version.ref,
         tuple(selection.weights),
@@ -421,7 +443,7 @@ def _selected(live: LiveSession, best: Ranked) -> Chosen:
     )
 
 
-def _chosen(answer: Answer, live: LiveSession) -> Chosen:
+def _chosen(answer: Answer) -> Chosen:
     """Return the members of an answer as those that answer from now on; the dropped ones too."""
     weights = answer.selection.weights if answer.selection else {}
     if answer.dropped or not weights:
@@ -431,7 +453,6 @@ def _chosen(answer: Answer, live: LiveSession) -> Chosen:
         tuple(weights),
         tuple(weights.values()),
         answer.reasons[0] if answer.reasons else "all members",
-        frame=live.frames,
     )
 
 
@@ -461,6 +482,12 @@ def _record(
     return AnsweredFrame(
         live.stored.id, name, datetime.now(UTC), digest, answer.ref, answer.members, values
     )
+
+
+def _names(frame_id: str, count: int) -> list[str]:
+    """Return the names of the frames of a request; "" for those without one."""
+    is_stack = bool(frame_id) and count > 1
+    return [f"{frame_id}/{number}" if is_stack else frame_id for number in range(count)]
 
 
 def _digest(frame: Frame) -> str:

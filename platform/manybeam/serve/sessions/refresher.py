@@ -1,44 +1,45 @@
 """The sessions in the memory of a replica, brought in line with the database beside the requests.
 
-No frame waits for the database: sessions are read twice a second, and the history is written in
-batches. While the database is away, sessions go on as they were; what was answered is recorded
-when it is back, as much as fits in memory. A copy in a file is for a replica that starts then.
+Sessions are read twice a second, and the history is written in batches, so no frame waits for that.
+A request whose frames have names asks once whether they are repeats, for 0.25 s at most. While the
+database is away, sessions go on as they were; what was answered is recorded when it is back, as
+much as fits in memory. A copy in a file is for a replica that starts then.
 """
 
-import json
 import logging
 import math
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-from manybeam.data.disk import write_files
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent, Sessions
-from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound, WriteFailed
+from manybeam.errors import Conflict, DatabaseUnreachable, ManybeamError, NotFound
+from manybeam.predictor.answer import AUTO
+from manybeam.serve.sessions.frame_names import FrameNames
 from manybeam.serve.sessions.monitor import ConditionMonitor
+from manybeam.serve.sessions.patience import result_within
+from manybeam.serve.sessions.session_copy import SessionCopy
 from manybeam.serve.sessions.settings import SessionSettings
 
 logger = logging.getLogger(__name__)
 
 READ_S = 0.5  # pause between two readings: how soon a change is in the other replicas
-PATIENCE_S = 0.25  # of a frame that asks whether it is a repeat
+PATIENCE_S = 0.25  # of who asks for the history while answered frames are written
 SWITCH_S = 2.0  # of a choice of members that is recorded
-LOOK_S = 0.05  # between two looks whether who waits for the same frame still has time
-AWAY_S = 2.0  # age from which no frame asks the database whether it is a repeat
+AWAY_S = 2.0  # age of the last reading from which the database counts as away
 STALE_S = 10.0  # age from which what is known is said to be old
 WAITING = 20_000  # answered frames that wait for the database
-RECENT = 4_096  # answered frames whose repeats are known without a query
 BATCH = 500  # of one transaction
+HELD = 8  # versions that are kept in memory for sessions: on an open service callers choose them
 
-T = TypeVar("T")
+# What became of a choice of members: it is in the database; it is in the memory of this replica
+# only; or nothing was done, because somebody changed the session.
+Choice = Literal["recorded", "kept", "refused"]
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,24 @@ class LiveSession:
         settings: its settings.
         chosen: who answers now; None before the first frame.
         taken_s: when it came into memory, by the refresher's clock.
+        used_s: when it was taken or a frame of it was answered last, here or elsewhere.
         monitor: watches the frames since the last choice.
         frames: frames of the session so far, those of other replicas too.
         is_selecting: whether a selection is under way here.
         rests_until_s: before that, by the same clock, no selection begins.
+        why_unwatched: why the monitor did not see the last frame, as it was logged.
     """
 
     stored: Session
     settings: SessionSettings
     chosen: Chosen | None
     taken_s: float = 0.0
+    used_s: float = 0.0
     monitor: ConditionMonitor | None = None
     frames: int = 0
     is_selecting: bool = False
     rests_until_s: float = 0.0
+    why_unwatched: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -118,7 +123,15 @@ class LiveSession:
         )
         counts = stored.state.get("counts", {})
         frames = counts.get("frames", 0)
-        return cls(stored, settings, Chosen.of_state(stored.state), taken_s, frames=frames)
+        chosen = Chosen.of_state(stored.state)
+        return cls(stored, settings, chosen, taken_s, taken_s, frames=frames)
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """The versions that its next frames need."""
+        named = () if self.settings.ref == AUTO else (self.settings.ref,)
+        chosen = self.chosen
+        return named if chosen is None else (*named, chosen.ref)
 
 
 def no_session(instrument: str) -> NotFound:
@@ -136,34 +149,34 @@ class SessionRefresher:
     Args:
         sessions: returns the sessions of the database, or raises an error if it is away.
         clock: monotonic seconds.
-        copy: the file of the copy; no copy if left out.
+        copy: is for a start without the database; no copy if left out.
+        hold: is told which versions the sessions need, so that no frame waits for one to load.
     """
 
     def __init__(
         self,
         sessions: Callable[[], Sessions],
         clock: Callable[[], float] = time.monotonic,
-        copy: Path | None = None,
+        copy: SessionCopy | None = None,
+        hold: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
-        self._sessions, self._clock, self._copy = sessions, clock, copy
-        self._copied: set[tuple[int, int]] | None = None  # id and revision of what is in the file
-        self._is_of_copy = False
+        self._sessions, self._clock, self._copy, self._hold = sessions, clock, copy, hold
+        self._held: frozenset[str] = frozenset()
+        self._copied_s: float | None = None  # of which time the copy was that is used
         self._live: dict[str, LiveSession] = {}
         # By instrument: the session that ended here, and when. An earlier reading still shows it.
         self._ended: dict[str, tuple[int, float]] = {}
         self._unreadable: set[tuple[int, int]] = set()  # id and revision, as they were logged
-        # Frames with a name that are being answered, with their digests.
-        self._under_way: dict[tuple[int, str], str] = {}
-        # By session and name; what is recorded stays for a while, to know repeats without a query.
-        self._answered: OrderedDict[tuple[int, str], AnsweredFrame] = OrderedDict()
+        self.names = FrameNames(
+            lambda session_id, names: self._sessions().frames(session_id, names),
+            lambda: not self._is_away,
+        )
         self._pending: deque[AnsweredFrame] = deque()
         self._lost = 0
         self._read_s = -math.inf
         self._is_logged = self._is_started = False
         self._closed, self._lock = threading.Event(), threading.Lock()
-        self._answered_one = threading.Condition(self._lock)
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._asking = ThreadPoolExecutor(2, thread_name_prefix="repeats")
         self._switching = ThreadPoolExecutor(1, thread_name_prefix="switches")
         # Two of them: a writer may wait long for others, and readings must not wait for it.
         self._threads = [
@@ -183,8 +196,8 @@ class SessionRefresher:
     def close(self) -> None:
         """End the threads, and record what is not recorded yet."""
         self._closed.set()
-        for pool in (self._asking, self._switching):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.names.close()
+        self._switching.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
             if thread.ident:  # it was started
                 thread.join()
@@ -197,6 +210,11 @@ class SessionRefresher:
             )
 
     @property
+    def _is_away(self) -> bool:
+        """Whether the database did not answer lately; then nobody waits for it."""
+        return self._clock() - self._read_s > AWAY_S
+
+    @property
     def settle_s(self) -> float:
         """How long other replicas take to read a change."""
         return 2 * READ_S
@@ -205,15 +223,20 @@ class SessionRefresher:
         """Return the session of an instrument; None if it has none."""
         return self._live.get(instrument)
 
+    def used(self, live: LiveSession) -> None:
+        """Note that a session is in use now."""
+        live.used_s = self._clock()
+
     def degraded(self) -> list[str]:
         """Return what limits the sessions, in words; nothing while the database answers."""
         said: list[str] = []
         age_s = self._clock() - self._read_s
         if math.isinf(age_s) and self._is_started:
             said.append(
-                "sessions are those that this machine read last: the database does not answer"
-                if self._is_of_copy
-                else "sessions are not known: the database does not answer"
+                "sessions are not known: the database does not answer"
+                if self._copied_s is None
+                else "sessions are those that this machine read last, "
+                f"{(self._clock() - self._copied_s) / 60:.0f} min ago: the database does not answer"
             )
         elif STALE_S < age_s < math.inf:
             said.append(f"sessions are those of {age_s:.0f} s ago")
@@ -253,8 +276,8 @@ class SessionRefresher:
 
     def switch(
         self, live: LiveSession, seen: Session, chosen: Chosen, *, kind: str, values: Any
-    ) -> bool:
-        """Let others answer from the next frame on; return whether that is recorded.
+    ) -> Choice:
+        """Let others answer from the next frame on; return what became of the choice.
 
         Without the database they answer all the same, and so they do if it hangs. If the session
         was changed since it was seen, nothing is done but to read it.
@@ -277,7 +300,7 @@ class SessionRefresher:
         }
         why, frame_id = values.get("why", chosen.why), values.get("frame_id", "")
         try:
-            stored = _within(
+            stored = result_within(
                 SWITCH_S,
                 self._switching,
                 lambda: self._sessions().switch(
@@ -287,81 +310,28 @@ class SessionRefresher:
         except Conflict as error:
             logger.info("session of %s: %s", live.stored.instrument, error)
             self.read()
-            return False
+            return "refused"
         except ManybeamError as error:
             logger.info("session of %s: %s", live.stored.instrument, error)
             with live.lock:
                 if live.stored.revision == seen.revision:
                     live.chosen, live.monitor = chosen, None
-            return False
+                    return "kept"
+                # A write that came late was read meanwhile; else somebody changed the session.
+                return "recorded" if live.chosen == chosen else "refused"
         self._take(stored)
-        return True
+        return "recorded"
 
     def note(self, frame: AnsweredFrame) -> None:
         """Record an answered frame soon."""
+        self.names.note(frame)
         with self._lock:
-            self._answered[frame.session_id, frame.frame_id] = frame
-            while len(self._answered) > RECENT:
-                self._answered.popitem(last=False)
             if len(self._pending) >= WAITING:
                 self._lost += 1
             else:
                 self._pending.append(frame)
 
-    @contextmanager
-    def claim(
-        self, live: LiveSession, frame_id: str, digest: str, check: Callable[[], None]
-    ) -> Iterator[AnsweredFrame | None]:
-        """Keep the name of a frame for the block; give the frame if it was answered before.
-
-        Another request with the same frame waits until this one was answered, so that it is
-        answered by the same members and counts once.
-
-        Args:
-            live: the session.
-            frame_id: the caller's name of the frame.
-            digest: of the frame.
-            check: called again and again while this waits; what it raises ends the wait.
-
-        Raises:
-            Conflict: the name is that of another frame.
-        """
-        key = live.stored.id, frame_id
-        with self._answered_one:
-            while (now := self._under_way.get(key)) is not None:
-                if now != digest:
-                    raise _taken(frame_id, "is being answered")
-                check()
-                self._answered_one.wait(LOOK_S)
-            self._under_way[key] = digest
-        try:
-            before = self.frame(live, frame_id)
-            if before is not None and before.digest != digest:
-                raise _taken(frame_id, f"was answered at {before.at:%H:%M:%S} UTC")
-            yield before
-        finally:
-            with self._answered_one:
-                self._under_way.pop(key)
-                self._answered_one.notify_all()
-
-    def frame(self, live: LiveSession, frame_id: str) -> AnsweredFrame | None:
-        """Return an answered frame by the caller's name of it; None if it is not known."""
-        session_id = live.stored.id
-        with self._lock:
-            known = self._answered.get((session_id, frame_id))
-        if known is not None:
-            return known
-        if self._clock() - self._read_s > AWAY_S:  # a frame does not wait for what is away
-            return None
-        try:
-            return _within(
-                PATIENCE_S, self._asking, lambda: self._sessions().frame(session_id, frame_id)
-            )
-        except ManybeamError as error:
-            logger.info("it is not known whether a frame is a repeat: %s", error)
-            return None
-
-    def told(
+    def history(
         self, live: LiveSession, frames: int, events: int
     ) -> tuple[list[SessionEvent], list[AnsweredFrame]]:
         """Return the last changes and the last frames of a session, the newest first.
@@ -369,7 +339,13 @@ class SessionRefresher:
         Raises:
             DatabaseUnreachable: it is not known now.
         """
-        self.write()
+        if self._clock() - self._read_s > STALE_S:
+            raise DatabaseUnreachable(
+                "the history of sessions is not known: the database does not answer",
+                "",
+                "ask again when it does; frames are answered meanwhile",
+            )
+        self.write(PATIENCE_S)
         sessions, session_id = self._sessions(), live.stored.id
         found = sessions.events(session_id, events), sessions.history(session_id, frames)
         self.read()  # counts
@@ -403,7 +379,18 @@ class SessionRefresher:
                 for instrument, live in self._live.items()
                 if live.stored.id in known or live.taken_s >= begun  # started after the reading
             }
-        self._write_copy(running)
+        self._hold_versions()
+        if self._copy is not None:
+            self._copy.write(running)
+
+    def _hold_versions(self) -> None:
+        """Have the versions loaded that sessions need, of those used last."""
+        with self._lock:
+            lives = sorted(self._live.values(), key=lambda one: one.used_s, reverse=True)
+        refs = list(dict.fromkeys(ref for live in lives for ref in live.refs))[:HELD]
+        if self._held != frozenset(refs):
+            self._held = frozenset(refs)
+            self._hold(refs)
 
     def _take_if_readable(self, stored: Session) -> None:
         """Use a stored session; one that another version of Manybeam wrote may not be readable."""
@@ -415,33 +402,26 @@ class SessionRefresher:
                 logger.exception("the session of %s cannot be used", stored.instrument)
             self._unreadable.add(key)
 
-    def _write_copy(self, running: Sequence[Session]) -> None:
-        """Write the copy if sessions began, changed or ended; their counts may be older in it."""
-        there = {(one.id, one.revision) for one in running}
-        if self._copy is None or there == self._copied:
-            return
-        self._copied = there
-        content = json.dumps([asdict(one) for one in running], default=datetime.isoformat)
-        try:
-            write_files({self._copy: content.encode()})
-        except WriteFailed as error:
-            logger.warning("the copy of the sessions was not written: %s", error)
-
     def _load(self) -> None:
-        """Take the copy, because the database did not answer yet; a damaged one counts as none."""
-        try:
-            listed = json.loads(self._copy.read_bytes()) if self._copy else []
-            sessions = [_of_copy(one) for one in listed]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.info("there is no copy of the sessions: %s", error)
+        """Take the copy, because the database did not answer yet."""
+        found = self._copy and self._copy.read()
+        if not found:
             return
+        sessions, age_s = found
         for one in sessions:
             self._take_if_readable(one)
-        self._is_of_copy = self._copy is not None
+        self._copied_s = self._clock() - age_s
+        self._hold_versions()
 
-    def write(self) -> None:
-        """Record the answered frames that wait; without an answer, the next time."""
-        with self._writing:
+    def write(self, patience_s: float = -1) -> None:
+        """Record the answered frames that wait; without an answer, the next time.
+
+        Args:
+            patience_s: how long to wait while others write; -1 for as long as it takes.
+        """
+        if not self._writing.acquire(timeout=patience_s):
+            return
+        try:
             while True:
                 with self._lock:
                     batch = list(islice(self._pending, BATCH))
@@ -456,6 +436,8 @@ class SessionRefresher:
                 with self._lock:
                     for _ in batch:
                         self._pending.popleft()
+        finally:
+            self._writing.release()
 
     def _take(self, stored: Session) -> LiveSession:
         """Use a stored session, unless a newer one is known."""
@@ -477,6 +459,8 @@ class SessionRefresher:
                 if stored.revision > live.stored.revision:
                     live.chosen, live.monitor = new.chosen, None
                 live.stored = stored  # its counts too
+                if new.frames > live.frames:  # another replica answered some
+                    live.used_s = new.used_s
                 live.frames = max(live.frames, new.frames)
             return live
 
@@ -487,35 +471,3 @@ class SessionRefresher:
     def _go_on_writing(self) -> None:
         while not self._closed.wait(READ_S):
             self.write()
-
-
-def _of_copy(content: dict[str, Any]) -> Session:
-    started = datetime.fromisoformat(content["started"])
-    return Session(**{**content, "members": tuple(content["members"]), "started": started})
-
-
-def _taken(frame_id: str, what: str) -> Conflict:
-    """Return the error of a name that is that of another frame."""
-    return Conflict(
-        f"frame_id {frame_id!r} names another frame of this session",
-        f"that one {what}",
-        "give each frame a name of its own",
-    )
-
-
-def _within(patience_s: float, pool: Executor, call: Callable[[], T]) -> T:
-    """Return the result of a call to the database, which may hang, in another thread.
-
-    Raises:
-        DatabaseUnreachable: there was none in this time, or for another reason.
-    """
-    try:
-        asking = pool.submit(call)
-    except RuntimeError:  # the pool was shut down
-        raise DatabaseUnreachable("the database is not asked: the replica ends") from None
-    try:
-        return asking.result(patience_s)
-    except TimeoutError:
-        asking.cancel()
-        words = f"the database gave no answer within {patience_s:g} s"
-        raise DatabaseUnreachable(words) from None

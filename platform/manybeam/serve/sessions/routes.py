@@ -1,6 +1,7 @@
 """The URLs of sessions: `/v1/instruments/{id}/session`, and `/v1/select/{id}`."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Path, Request, Response
 
-from manybeam.errors import InvalidInput
+from manybeam.errors import Busy, DatabaseUnreachable, InvalidInput
 from manybeam.serve.edge.access import Caller, other_instrument
 from manybeam.serve.openapi import (
     OF_SESSIONS,
@@ -28,6 +29,8 @@ PATH = "/v1/instruments/{instrument}/session"
 Instrument = Annotated[str, Path(description="Id of the instrument, such as STEM-1.")]
 FRAMES, MOST_FRAMES, EVENTS = 50, 1000, 50
 THREADS = 4  # which wait for the database; those of answers do not
+PLACES = 32  # requests that wait for them or are under way; further ones are refused
+WAIT_S = 20.0  # for an answer; a pinned version may have to be loaded for it
 
 
 class Handler(Protocol):
@@ -64,6 +67,7 @@ class SessionRoutes:
     def __init__(self, handler: Handler, sessions: SessionAnswers, *, is_open: bool) -> None:
         self._handler, self._sessions, self._is_open = handler, sessions, is_open
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="session")
+        self._places = threading.BoundedSemaphore(PLACES)
 
     def add_to(self, app: FastAPI, needs: Any) -> None:
         """Add the URLs to an application.
@@ -112,16 +116,31 @@ class SessionRoutes:
                 raise InvalidInput(f"{instrument[:80]!r} cannot be the id of an instrument")
             body = await self._handler.small_body(request, MAX_BODY)
             call = partial(work, instrument, body, request, caller)
-            content = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            content = await self._done(call)
             if request.method != "GET":
                 await asyncio.sleep(self._sessions.refresher.settle_s)
             return self._handler.as_json(content)
 
         return await self._handler.answered("session", request, placed, "predict")
 
+    async def _done(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of a call in a thread; those that wait and their time are bounded."""
+        if not self._places.acquire(blocking=False):
+            raise Busy(f"{PLACES} requests about sessions wait", "", "send it again in a second")
+        work = self._threads.submit(call)
+        work.add_done_callback(lambda _: self._places.release())  # also if it never began
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(work), WAIT_S)
+        except TimeoutError:
+            raise DatabaseUnreachable(
+                f"there was no answer about the session within {WAIT_S:g} s",
+                "a change may be made all the same",
+                "look at the session, then send the request again",
+            ) from None
+
     def _get(self, instrument: str, _: bytes, request: Request, __: Caller) -> dict[str, Any]:
         count, live = _frames(request), self._live(instrument)
-        return session_content(live, *self._sessions.refresher.told(live, count, EVENTS))
+        return session_content(live, *self._sessions.refresher.history(live, count, EVENTS))
 
     def _put(self, instrument: str, body: bytes, _: Request, caller: Caller) -> dict[str, Any]:
         live = self._sessions.put(

@@ -296,7 +296,7 @@ class Traffic:
         if found == before:
             return
         refs = [ref for one in found.running for ref in (one.base, one.ref)]
-        self._versions.hold([*refs, *found.kept])
+        self._versions.hold("rollouts", [*refs, *found.kept])
         self._meter.rollouts(len(found.running))
         ids = {one.id for one in before.running}
         for one in found.running:
