@@ -149,8 +149,9 @@ def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> Non
                         killed.add(pid)
 
     stream = io.BytesIO()
-    np.save(stream, np.random.default_rng(0).random((500, 500), dtype=np.float32))
-    target = f"{url}/v1/predict/graphene?pixel_size_pm=16"
+    # As much work as a body that is sent again can hold, so that none ends before it is killed.
+    np.save(stream, np.random.default_rng(0).integers(0, 255, (1000, 1000), np.uint8))
+    target = f"{url}/v1/predict/graphene?pixel_size_pm=32"
     killer = threading.Thread(target=kill_who_begins)
     killer.start()
     try:
