@@ -34,12 +34,32 @@ pytestmark = [
 ]
 
 
+class Server(ThreadingHTTPServer):
+    """The server of a replica.
+
+    Attributes:
+        platform: the id of the platform, "" for none.
+        asked: gets a word if the replica dies of a request; None if it does not.
+        told: gets what the proxy told of each request.
+    """
+
+    request_queue_size = 1024  # as that of a replica
+    platform: str
+    asked: list[str] | None
+    told: list[list[str]]
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of a caller that left."""
+
+
 class Replica(BaseHTTPRequestHandler):
-    """Answers as a replica of a platform does; the server has its id, "" for none."""
+    """Answers as a replica of a platform does."""
+
+    server: Server
 
     def do_GET(self) -> None:
         self.send_response(200)
-        if platform := self.server.platform:  # type: ignore[attr-defined]
+        if platform := self.server.platform:
             self.send_header(asgi.PLATFORM_HEADER, platform)
         self.end_headers()
         shown = self.headers[haproxy_rules.KEY_HEADER]
@@ -48,20 +68,16 @@ class Replica(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         names = (haproxy_rules.ARRIVED_HEADER, haproxy_rules.REQUEST_HEADER)
-        self.server.told.append([self.headers[one] for one in names])  # type: ignore[attr-defined]
-        if self.server.asked is not None:  # type: ignore[attr-defined]
-            self.server.asked.append("died")  # type: ignore[attr-defined]
-            self.server.socket.close()  # type: ignore[attr-defined]
+        self.server.told.append([self.headers[one] for one in names])
+        if self.server.asked is not None:
+            self.server.asked.append("died")
+            self.server.socket.close()
             self.close_connection = True  # as a process that is killed: without an answer
             return
         self.do_GET()
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-class Server(ThreadingHTTPServer):
-    request_queue_size = 1024  # as that of a replica
 
 
 @pytest.fixture
@@ -73,9 +89,8 @@ def replica() -> Iterator[Callable[[str], int]]:
         platform: str, asked: list[str] | None = None, told: list[list[str]] | None = None
     ) -> int:
         server = Server(("127.0.0.1", 0), Replica)
-        server.platform, server.asked = platform, asked  # type: ignore[attr-defined]
-        server.told = [] if told is None else told  # type: ignore[attr-defined]
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a caller that left
+        server.platform, server.asked = platform, asked
+        server.told = [] if told is None else told
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         servers.append(server)
         return int(server.server_port)

@@ -1,6 +1,7 @@
 """`manybeam instrument` and `manybeam serve` about tokens: made, shown once, listed, revoked."""
 
 import json
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,9 +13,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from manybeam.cli.app import main
 from manybeam.cli.service.serve import _list_started
 from manybeam.cli.terminal.output import Form
+from manybeam.cluster.running import head
 from manybeam.db.audit import AuditLog
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
+from manybeam.settings import settings
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +157,25 @@ def test_a_service_behind_tls_is_told_where_to_listen(
     use_settings({"MANYBEAM_SERVICE_URL": "https://manybeam.lab"})
     assert main(["serve", "up"]) == 2
     assert "manybeam serve up --host 127.0.0.1 --port 8100 --tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        pytest.param(["nobody"], 4, "the zoo is empty", id="ensemble"),
+        pytest.param(["--host", "0.0.0.0"], 5, "can be reached from other machines", id="address"),
+        pytest.param(["--tokens", "--insecure"], 2, "contradict each other", id="tokens"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_a_cluster_starts(
+    words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as probe:  # a port that nobody holds
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert main(["serve", "up", *words, "--port", str(port)]) == code
+    assert told in capsys.readouterr().err
+    assert head(settings().home) is None
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Instrument:
                 if rate:
                     late = int((now - due_s) * rate)
                     self.dropped, due_s = self.dropped + max(late, 0), due_s + max(late, 0) / rate
-                    time.sleep(max(0.0, due_s - now))
+                    time.sleep(max(0.0, due_s - now))  # an instrument sends at a steady rate
                     due_s += 1 / rate
                 self._one(http)
 

@@ -115,9 +115,9 @@ def _settled(url: str, count: int) -> set[int]:
     """Return the processes of so many replicas, whatever an earlier test left."""
     run_service(None, port=_port(url), replicas=count)
     deadline = time.monotonic() + 60
-    while len(service_state().hosts) != count or len(_replicas()) != count:  # type: ignore[union-attr]
+    while len(_replicas()) != count or not (state := service_state()) or len(state.hosts) != count:
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.2)  # Ray tells nobody when a replica has started or ended
     return _replicas()
 
 

@@ -42,7 +42,7 @@ from manybeam.serve import app
 url = app.run_service(["graphene"], port=8100, replicas=3).url
 deadline = time.monotonic() + 60
 while len(app.service_state().hosts) < 3 and time.monotonic() < deadline:
-    time.sleep(0.2)
+    time.sleep(0.2)  # between two looks at the state of the service
 stream = io.BytesIO()
 numpy.save(stream, numpy.random.default_rng(0).random((48, 56), dtype=numpy.float32))
 told, is_over = [], threading.Event()
@@ -61,9 +61,9 @@ def send():
 senders = [threading.Thread(target=send) for _ in range(4)]
 for sender in senders:
     sender.start()
-time.sleep(4)
+time.sleep(4)  # of load before the loss
 print("lose", *app.service_state().hosts, flush=True)
-time.sleep(25)
+time.sleep(25)  # of load during and after it: longer than any time-out that is tested
 is_over.set()
 for sender in senders:
     sender.join()

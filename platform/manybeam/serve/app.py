@@ -331,6 +331,17 @@ def _joined() -> bool:
     return True
 
 
+def check_start(
+    refs: Sequence[str] | None, host: str, *, tokens: bool | None, insecure: bool
+) -> None:
+    """Refuse what cannot be a new service, before a cluster is started for it.
+
+    Args and errors are those of `run_service`.
+    """
+    _needs_token(host, None, tokens=tokens, insecure=insecure)
+    _check_refs(refs or ())
+
+
 def _check_refs(refs: Sequence[str]) -> None:
     """Refuse unknown references before anything starts; the error names all of them."""
     if not refs:

@@ -86,15 +86,17 @@ def up(
     with Progress("start the service"):
         from manybeam.cluster.head import start_head
         from manybeam.cluster.running import head
-        from manybeam.serve.app import run_service
+        from manybeam.serve.app import check_start, run_service
         from manybeam.serve.ports import port_in_use, port_is_free
         from manybeam.settings import settings
 
         where = settings()
         host, port = _listening_place(where.service_url, host, port)
         if not where.ray_address:
-            if head(where.home) is None and not port_is_free(host, port):
-                raise port_in_use(host, port)
+            if head(where.home) is None:
+                if not port_is_free(host, port):
+                    raise port_in_use(host, port)
+                check_start(refs, host, tokens=tokens, insecure=insecure)
             start_head(where.home, cpus or None)
         state = run_service(
             refs or None,
