@@ -1,5 +1,6 @@
 """A service that loses a replica, or is changed, while it answers: real Ray Serve, real HTTP."""
 
+import csv
 import io
 import os
 import signal
@@ -18,8 +19,15 @@ import urllib3
 
 from manybeam.cluster.identity import platform_id
 from manybeam.errors import Conflict, NoCapacity, WorkFailed
-from manybeam.serve.app import PLATFORM, run_service, service_state, stop_service
+from manybeam.serve.app import (
+    PLATFORM,
+    _replica_variables,
+    run_service,
+    service_state,
+    stop_service,
+)
 from manybeam.serve.deployed import forget_deployed
+from manybeam.serve.haproxy import STATISTICS
 from manybeam.settings import settings
 from manybeam.zoo.registry import Zoo
 
@@ -112,13 +120,23 @@ def _port(url: str) -> int:
 
 
 def _settled(url: str, count: int) -> set[int]:
-    """Return the processes of so many replicas, whatever an earlier test left."""
+    """Return the processes of so many replicas, whatever an earlier test left.
+
+    HAProxy learns of a replica some time after its start; until then others get its requests.
+    """
     run_service(None, port=_port(url), replicas=count)
-    deadline = time.monotonic() + 60
-    while len(_replicas()) != count or not (state := service_state()) or len(state.hosts) != count:
+    statistics, deadline = _replica_variables()[STATISTICS], time.monotonic() + 60
+    while len(_replicas()) != count or _known_to_haproxy(statistics) != count:
         assert time.monotonic() < deadline
-        time.sleep(0.2)  # Ray tells nobody when a replica has started or ended
+        time.sleep(0.2)  # nobody tells when that changes
     return _replicas()
+
+
+def _known_to_haproxy(port: str) -> int:
+    """Return the number of replicas that get requests of HAProxy, by its statistics."""
+    page = urllib3.request("GET", f"http://127.0.0.1:{port}/stats;csv").data.decode()
+    rows = csv.DictReader(page.removeprefix("# ").splitlines())
+    return sum("REPLICA" in row["svname"] and row["status"].startswith("UP") for row in rows)
 
 
 def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
@@ -159,7 +177,7 @@ def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> Non
     finally:
         is_answered.set()
         killer.join()
-    assert killed == before
+    assert killed == before, answer.data
     assert (answer.status, answer.json()["type"]) == (500, "urn:manybeam:work-failed")
     assert "2 processes of the service ended" in answer.json()["detail"]
 
