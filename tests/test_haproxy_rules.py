@@ -41,12 +41,14 @@ class Server(ThreadingHTTPServer):
         platform: the id of the platform, "" for none.
         asked: gets a word if the replica dies of a request; None if it does not.
         told: gets what the proxy told of each request.
+        status: of its answers.
     """
 
     request_queue_size = 1024  # as that of a replica
     platform: str
     asked: list[str] | None
     told: list[list[str]]
+    status = 200
 
     def handle_error(self, *_: object) -> None:
         """Say nothing of a caller that left."""
@@ -58,7 +60,7 @@ class Replica(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.send_response(200)
+        self.send_response(self.server.status)
         if platform := self.server.platform:
             self.send_header(asgi.PLATFORM_HEADER, platform)
         self.end_headers()
@@ -86,10 +88,13 @@ def replica() -> Iterator[Callable[[str], int]]:
     servers = []
 
     def start(
-        platform: str, asked: list[str] | None = None, told: list[list[str]] | None = None
+        platform: str,
+        asked: list[str] | None = None,
+        told: list[list[str]] | None = None,
+        status: int = 200,
     ) -> int:
         server = Server(("127.0.0.1", 0), Replica)
-        server.platform, server.asked = platform, asked
+        server.platform, server.asked, server.status = platform, asked, status
         server.told = [] if told is None else told
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         servers.append(server)
@@ -101,8 +106,8 @@ def replica() -> Iterator[Callable[[str], int]]:
         server.server_close()
 
 
-def configuration(folder: Path, ports: list[int], *targets: int) -> str:
-    """Return what the installed Ray writes for replicas on these ports."""
+def configuration(folder: Path, ports: list[int], *targets: int, spare: int = 0) -> str:
+    """Return what the installed Ray writes for replicas on these ports, and its own proxy."""
     from ray.serve._private import haproxy as rays
     from ray.serve.config import HTTPOptions
 
@@ -124,6 +129,8 @@ def configuration(folder: Path, ports: list[int], *targets: int) -> str:
     )
     servers = [rays.ServerConfig(f"replica{one}", "127.0.0.1", one) for one in targets]
     backend = rays.BackendConfig("http-manybeam", "/", app_name="manybeam", servers=servers)
+    if spare:
+        backend.fallback_server = rays.ServerConfig("rays-own-proxy", "127.0.0.1", spare)
     path = folder / "haproxy.cfg"
     made: Any = rays.HAProxyApi(config, {"http-manybeam": backend}, config_file_path=str(path))
     made._generate_config_file_internal()
@@ -137,11 +144,13 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., li
 
     started, guards = [], []
 
-    def start(*targets: int, host: str = "127.0.0.1", no_token: str = "") -> list[int]:
+    def start(
+        *targets: int, host: str = "127.0.0.1", no_token: str = "", spare: int = 0
+    ) -> list[int]:
         folder, (block, guard) = tmp_path_factory.mktemp("haproxy"), free_block()
         guards.append(guard)
         ports = block[:3]
-        configuration(folder, ports, *targets)
+        configuration(folder, ports, *targets, spare=spare)
         rules = folder / "rules.json"
         rules.write_text(json.dumps(asdict(Rules(OWN, host, ports[2], KEY, no_token))))
         program = [sys.executable, "-I", "-S", haproxy_rules.__file__, str(rules)]
@@ -235,6 +244,22 @@ def test_a_request_whose_replica_dies_is_answered_by_another(
         answers = [pool.request("POST", f"{url}/v1", body=bytes(byte_count)) for _ in range(3)]
     assert [one.status for one in answers] == [200] * 3
     assert asked
+
+
+def test_a_request_that_ends_a_replica_behind_rays_proxy_is_not_sent_again(
+    proxy: Proxy, replica: Start
+) -> None:
+    asked: list[str] = []
+    ports = proxy(replica(OWN, asked), spare=replica("", status=500))
+    url = f"http://127.0.0.1:{ports[2]}"
+    ask(f"{url}/readyz", 200)
+    for _ in range(2):
+        answer = urllib3.request("POST", f"{url}/v1", body=b"killing", retries=False, timeout=20)
+        assert (answer.status, answer.json()["type"]) == (500, "urn:manybeam:work-failed")
+        assert "ended before it answered" in answer.json()["detail"]
+        assert "retry-after" not in answer.headers
+        time.sleep(1)  # Ray's proxy fails every check in this time, and is asked all the same
+    assert asked == ["died"]
 
 
 def test_replicas_are_told_when_a_request_arrived_and_which_it_is(
@@ -345,10 +370,10 @@ def test_no_connection_to_a_replica_waits_for_a_host_that_was_switched_off(tmp_p
 
 def test_openapi_describes_every_answer_of_the_proxy(tmp_path: Path) -> None:
     rules = Rules(OWN, "127.0.0.1", 3, KEY, no_token='{"request_id": "NAME"}')
-    lines = with_rules(configuration(tmp_path, [1, 2, 3], 4), rules).splitlines()
+    lines = with_rules(configuration(tmp_path, [1, 2, 3], 4, spare=5), rules).splitlines()
     problems = [line.split() for line in lines if "application/problem+json" in line]
     told = {int(words[words.index("status") + 1]) for words in problems}
-    assert told == {401, 408, 502, 503, 504}
+    assert told == {401, 408, 500, 502, 503, 504}
     assert told - {401} <= set(openapi.ALWAYS)
     assert told <= set(openapi.CHECKED)  # under /v1/
     assert all("request_id" in line for line in lines if "application/problem+json" in line)

@@ -152,8 +152,9 @@ def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
     assert load.longest_gap_s < 3
 
 
-def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> None:
-    before, marks, killed = _settled(url, 2), settings().cache / "begun", set[int]()
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str, replicas: int) -> None:
+    before, marks, killed = _settled(url, replicas), settings().cache / "begun", set[int]()
     is_answered, left = threading.Event(), set(marks.glob("*.*"))  # by those killed before
 
     def kill_who_begins() -> None:
@@ -177,9 +178,11 @@ def test_a_request_that_kills_its_replica_kills_two_and_no_more(url: str) -> Non
     finally:
         is_answered.set()
         killer.join()
-    assert killed == before, answer.data
-    assert (answer.status, answer.json()["type"]) == (500, "urn:manybeam:work-failed")
-    assert "2 processes of the service ended" in answer.json()["detail"]
+    assert len(killed) == 2, answer.data
+    assert killed >= before
+    # Of both, a third replica knows; Ray's proxy knows of the one that it asked itself.
+    assert (answer.status, answer.json()["type"]) == (500, "urn:manybeam:work-failed"), answer.data
+    assert "ended" in answer.json()["detail"]
 
 
 def test_another_number_of_replicas_restarts_none_and_loses_no_request(url: str) -> None:

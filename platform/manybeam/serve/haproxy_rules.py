@@ -47,6 +47,7 @@ FRONT, WATCHING = "http_frontend", ("prometheus", "stats")
 _FOREIGN = "the answer is not one of this platform's service"
 _ABSENT = "no process of the service answers now"
 _SLOW = "the head or the body of the request did not arrive in time"
+_ENDED = "the last process of the service that began this request ended before it answered"
 
 
 class UnknownConfiguration(ValueError):
@@ -81,6 +82,7 @@ def with_rules(text: str, rules: Rules) -> str:
     """
     lines: list[str] = []
     section, listening = "", []
+    spares = _spares(text)
     for line in text.splitlines():
         words = line.split() or [""]
         if words[0] and not line[0].isspace():
@@ -88,8 +90,9 @@ def with_rules(text: str, rules: Rules) -> str:
         if words[0] == "bind":
             listening.append(section)
             lines += _for_callers(rules) if section == FRONT else _for_watchers(words[1])
-        elif words[0] == "server":  # it is not inherited from `default-server`
-            lines.append(f"{line} tcp-ut {LOST_S}s")
+        elif words[0] == "server":  # `tcp-ut` is not inherited from `default-server`
+            unasked = " no-check" if words[1] in spares else ""
+            lines.append(f"{line} tcp-ut {LOST_S}s{unasked}")
         elif words[0] != "errorfile":
             lines.append(line)
         if words == ["global"]:
@@ -97,8 +100,7 @@ def with_rules(text: str, rules: Rules) -> str:
         elif words == ["defaults"]:
             lines += _for_all()
         elif words[0] == "backend":
-            ours = f"{{ res.hdr({PLATFORM_HEADER}) -m str {rules.platform} }}"
-            lines.append(f"    {_answer('http-response return', 503, _FOREIGN)} unless {ours}")
+            lines += _for_answers(rules, spares)
     if sorted(listening) != sorted((FRONT, *WATCHING)):
         raise UnknownConfiguration(
             f"in Ray's configuration of HAProxy, these listen: {', '.join(listening)}; "
@@ -106,6 +108,26 @@ def with_rules(text: str, rules: Rules) -> str:
         )
     lines += [f"backend {SENDERS}", "    stick-table type integer size 1 store conn_cur"]
     return "\n".join(lines) + "\n"
+
+
+def _spares(text: str) -> list[str]:
+    """Return the servers that are asked if no replica is there: Ray's own proxy.
+
+    It waits until there is one. A check that is late, as on busy cores, must not take it away.
+    """
+    lines = (line.split() for line in text.splitlines())
+    return [words[1] for words in lines if words[:1] == ["server"] and words[-1] == "backup"]
+
+
+def _for_answers(rules: Rules, spares: list[str]) -> list[str]:
+    """Return the rules for what replicas answer, and Ray's proxy for them."""
+    is_ours = f"{{ res.hdr({PLATFORM_HEADER}) -m str {rules.platform} }}"
+    ended = [
+        f"    {_answer('http-response return', 500, _ENDED, 'work-failed')} "
+        f"if !{is_ours} {{ srv_name -m str {one} }} {{ status 500 }}"
+        for one in spares
+    ]
+    return [*ended, f"    {_answer('http-response return', 503, _FOREIGN)} unless {is_ours}"]
 
 
 def _for_watchers(address: str) -> list[str]:
@@ -166,23 +188,30 @@ def _for_tokens(rules: Rules) -> list[str]:
 # The id of a request: what its caller gave, or a new one.
 _NAME, _GIVEN = "txn.manybeam_name", "req.fhdr(x-request-id)"
 NAME = "NAME"  # where a problem says it
-_TITLES = {
-    "no-capacity": "The service answers but cannot accept this request now",
-    "too-slow": "A request body arrives too slowly",
+_AGAIN = "send the same request again soon"
+_SAID = {  # title and hint of each problem
+    "no-capacity": ("The service answers but cannot accept this request now", _AGAIN),
+    "too-slow": ("A request body arrives too slowly", _AGAIN),
+    "work-failed": (
+        "A job, member or step failed",
+        "its frame may be the reason: keep the frame, and report this request id",
+    ),
 }
 
 
 def _answer(rule: str, status: int, detail: str, kind: str = "no-capacity") -> str:
     """Return a rule that answers with a problem (RFC 9457), as the service itself does."""
+    title, hint = _SAID[kind]
     problem = {
         "type": f"urn:manybeam:{kind}",
-        "title": _TITLES[kind],
+        "title": title,
         "status": status,
         "detail": detail,
-        "hint": "send the same request again soon",
+        "hint": hint,
         "request_id": NAME,
     }
-    return f"{rule} status {status} {_content(json.dumps(problem))} hdr retry-after 1"
+    later = " hdr retry-after 1" if hint is _AGAIN else ""
+    return f"{rule} status {status} {_content(json.dumps(problem))}{later}"
 
 
 def _content(problem: str) -> str:
