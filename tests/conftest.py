@@ -211,7 +211,7 @@ class Services:
         """Write rows of MLflow's tables instead of those that there are; files stay."""
         with self._tables() as db:
             db.execute("SET session_replication_role = replica")  # rows may refer to later tables
-            for name, content in rows.items():
+            for name in rows:
                 db.execute(f'TRUNCATE "{name}" CASCADE')
             for name, content in rows.items():
                 with db.cursor().copy(f'COPY "{name}" FROM STDIN') as copy:
