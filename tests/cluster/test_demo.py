@@ -77,7 +77,7 @@ def _small_job(folder: Path) -> Path:
 
 
 def _start(job: Path, out: Path, port: int) -> subprocess.Popen[str]:
-    words = ["demo", "--job", str(job), "--out", str(out), "--port", str(port)]
+    words = ["demo", "--job", str(job), "--out", str(out), "--port", str(port), "--frames", "200"]
     environment = {**os.environ, "MANYBEAM_ZOO": str(job.parent.parent / "zoo")}
     return subprocess.Popen(
         [sys.executable, "-m", "manybeam", *words],
