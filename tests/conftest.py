@@ -657,7 +657,7 @@ def zoo_on(
 
 @pytest.fixture(scope="session")
 def zoo_copies() -> dict[tuple[str, str], Any]:
-    """What `fill` writes again: the folder of an embedded zoo, or the rows of MLflow's tables."""
+    """What `fill` writes again: the folder of an embedded zoo, or MLflow's rows and files."""
     return {}
 
 
@@ -670,24 +670,39 @@ def fill(
 ) -> Callable[[Any, Callable[[Any], None]], None]:
     """Fill the empty zoo of a test by a function, and that of the next test by a copy.
 
-    To register a version takes half a second. Tests that remove files of versions register their
-    own: on a server, all copies share the files.
+    To register a version takes half a second. On servers, Manybeam's own database is not copied.
     """
+    from manybeam.data.store import open_store
     from manybeam.db.deployment import close_databases
 
-    def write(zoo: Any, make: Callable[[Any], None]) -> None:
-        server = zoo_servers.get(zoo.address)
-        key = (zoo.address if server else "embedded", f"{make.__module__} {make.__qualname__}")
-        if key not in zoo_copies:
-            make(zoo)
-            close_databases()
-            kept = tmp_path_factory.mktemp("copy") / "home"
-            zoo_copies[key] = server.read_zoo() if server else shutil.copytree(tmp_path, kept)
-        elif server:
-            server.write_zoo(zoo_copies[key])
-        else:
+    def on_servers(server: Services, key: tuple[str, str], make: Callable[[], None]) -> None:
+        files = open_store("s3://mlflow/artifacts")  # the bucket of `infra/services.py`
+        if key in zoo_copies:
+            rows, contents = zoo_copies[key]
+            server.write_zoo(rows)
+            for path, content in contents.items():
+                files.put(path, content)
+            return
+        before = set(files.list())
+        make()
+        contents = {path: files.get(path) for path in set(files.list()) - before}
+        zoo_copies[key] = server.read_zoo(), contents
+
+    def in_folder(zoo: Any, key: tuple[str, str], make: Callable[[], None]) -> None:
+        if key in zoo_copies:
             shutil.copytree(zoo_copies[key], tmp_path, dirs_exist_ok=True)
             zoo.tracking.follow_moved()
+            return
+        make()
+        close_databases()
+        zoo_copies[key] = shutil.copytree(tmp_path, tmp_path_factory.mktemp("copy") / "home")
+
+    def write(zoo: Any, make: Callable[[Any], None]) -> None:
+        key = (zoo.address, f"{make.__module__} {make.__qualname__}")
+        if server := zoo_servers.get(zoo.address):
+            on_servers(server, key, lambda: make(zoo))
+        else:
+            in_folder(zoo, ("embedded", key[1]), lambda: make(zoo))
 
     return write
 
