@@ -66,6 +66,7 @@ def _small_job(folder: Path) -> Path:
         "kind": "train",
         "name": "small",
         "recipe": "small",
+        "resources": {"workers": 1},  # each takes seconds to start
         "measure": {
             "conditions": ["graphene-60kv-nominal", "graphene-60kv-dirty"],
             "frames_per_condition": 2,
