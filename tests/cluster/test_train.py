@@ -386,8 +386,8 @@ def test_an_error_in_a_worker_arrives_as_the_error_it_is(
     for chunk in (tmp_path / "damaged" / "0" / "c").rglob("*"):
         if chunk.is_file():
             chunk.write_bytes(b"no chunk")
+    asked = by_one_worker(job.model_copy(update={"frames": (frames.url,)}))
     with pytest.raises(Corrupt, match=r"frame 0 of .* is corrupt"):
-        asked = by_one_worker(job.model_copy(update={"frames": (frames.url,)}))
         train(asked, library, str(tmp_path / "store"))
 
 
