@@ -184,7 +184,8 @@ def test_members_that_see_frames_normalised_locally_make_a_package_too(
     embedded: Any, tmp_path: Path
 ) -> None:
     local = {"tiles": {"normalise": "local", "pixel_size_pm": 29.3}}
-    mixed = [member_of(0, **local), member_of(1, network={"name": "bandpass"}, **local)]
+    small, bandpass = {"filters": 2, "levels": 2}, {"name": "bandpass"}
+    mixed = [member_of(i, network=one, **local) for i, one in enumerate((small, bandpass))]
     embedded.register("mixed", mixed, job={})
     path = export(embedded, "mixed@1", tmp_path / "mixed.zip", credit=Credit(("Ada",), "MIT", ()))
     got = import_(embedded, path, "guest")
@@ -247,7 +248,9 @@ def test_a_package_holds_a_card_and_pictures(package: Path) -> None:
             2,
             id="two-kinds",
         ),
-        pytest.param({"tiles": {"normalise": "local"}, "network": {"filters": 2}}, 2, id="local"),
+        pytest.param(
+            {"tiles": {"normalise": "local"}, "network": {"filters": 2, "levels": 2}}, 2, id="local"
+        ),
         pytest.param({"network": {"name": "bandpass"}}, 2, id="band-pass"),
     ],
 )
