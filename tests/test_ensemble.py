@@ -19,11 +19,12 @@ from manybeam.errors import InvalidFrame, InvalidInput, MemberCountError, NotFou
 from manybeam.learn.nets import ensemble as module
 from manybeam.learn.nets.answer import entropy
 from manybeam.learn.nets.ensemble import Ensemble
-from manybeam.learn.nets.inference.tiled import _reach, probabilities
+from manybeam.learn.nets.inference.tiled import probabilities
 from manybeam.learn.nets.inference.torch_network import TorchNetwork, prepare
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.learn.nets.prediction import Prediction
+from manybeam.learn.nets.shapes import reach_px
 from manybeam.learn.scoring.scores import match
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
 
@@ -601,8 +602,8 @@ def test_networks_do_not_run_on_what_has_no_effect_on_a_window() -> None:
     ensemble._engine.networks = (noted,)
     frame = np.random.default_rng(0).normal(size=(1500, 1500)).astype(np.float32)
     ensemble.predict(frame, 16.0, window=(slice(700, 800), slice(0, 100)))
-    more = 16 + 8  # in which atoms compete, and the reach of a network of one level
-    assert seen == [(100 + 2 * more, 100 + more)]
+    more = 16 + 1  # in which atoms compete, and the reach of a network of one level
+    assert seen == [(2 + 100 + 2 * more, 1 + 100 + more)]  # from an even row, to even sides
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
@@ -618,4 +619,4 @@ def test_a_cut_edge_has_no_effect_beyond_the_reach_of_a_network(levels: int) -> 
         with torch.inference_mode():
             differs = (run(row) != run(changed)).any(dim=2).flatten()
         reaches.append(place - int(differs.nonzero()[0]))
-    assert max(reaches) <= _reach(network) <= 8 * max(reaches)
+    assert max(reaches) <= reach_px(network) <= 8 * max(reaches)
