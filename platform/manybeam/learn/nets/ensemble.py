@@ -33,7 +33,7 @@ Map = NDArray[np.float32]
 Stack = NDArray[np.float32]
 
 PIXEL_SIZE_PM = (1.0, 500.0)  # other values have a wrong unit
-AT_ONCE_PX = 1 << 22  # pixels of maps that are handled together
+AT_ONCE_PX = 1 << 23  # pixels of maps that are handled together
 EXACT_PX = 1 << 25  # of all maps of one answer; more are stored in half precision
 BORDER_PX = 16  # around a window, in which atoms are found too; they compete with those inside
 BORDER_RADII = 4  # the same in radii of the training masks, whichever is more
