@@ -44,7 +44,8 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
 
     Args:
         members: at least one, of any recipes, each with its own index.
-        tile_px: frames larger than this are cut into overlapping tiles, in the member's pixels.
+        tile_px: frames with more pixels than a square of this side are cut into overlapping tiles,
+            in the member's pixels.
         device: where to compute; the GPU if there is one, else the CPU.
         graphs: compiled networks of this machine, which answer on a CPU. What is missing is
             compiled now, in a third of a second for each member.

@@ -125,7 +125,8 @@ class CompiledNetwork:
             self._own.request = self._compiled.create_infer_request()
         with self.keeping_memory():
             found: Any = self._own.request.infer([np.ascontiguousarray(tile_yx)[None, None]])
-            self._is_large |= tile_yx.size > KEPT_PX
+            with self._lock:
+                self._is_large |= tile_yx.size > KEPT_PX
             return np.array(found[0][0])
 
     @contextmanager

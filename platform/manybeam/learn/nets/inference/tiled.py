@@ -169,22 +169,17 @@ class _Overlap:
         """Return how many equal tiles cover a length, if none is larger than `side`."""
         if length <= side:
             return 1
-        free = max(side // self.step * self.step - self.least, 1)
+        free = max(_down(side, self.step) - self.least, 1)
         return max(-(-(length - self.least) // free), 1)
 
-    def starts(self, length: int, count: int) -> list[int]:
-        """Return where so many equal tiles begin, spread evenly."""
-        free = (length - self.side(length, count)) // self.step
-        return [free * place // max(count - 1, 1) * self.step for place in range(count)]
+    def largest(self, length: int, count: int) -> int:
+        """Return the largest side of so many tiles with which at most two are blended anywhere."""
+        return length - (count - 1) * _up(max(self.blended, 1), self.step)
 
-    def allows(self, length: int, count: int) -> bool:
-        """Return whether so many tiles are far enough apart that at most two meet at a pixel."""
-        starts = self.starts(length, count)
-        return all(np.diff(starts) >= max(self.blended, self.step))
-
-    def spans(self, length: int, count: int) -> list[_Span]:
-        """Return so many equal tiles that cover a length."""
-        side, starts, half = self.side(length, count), self.starts(length, count), self.blended // 2
+    def spans(self, length: int, count: int, side: int) -> list[_Span]:
+        """Return so many tiles of one side that cover a length, spread evenly."""
+        free, half = (length - side) // self.step, self.blended // 2
+        starts = [free * place // max(count - 1, 1) * self.step for place in range(count)]
         middles = [(start + before + side) // 2 for before, start in pairwise(starts)]
         firsts = [0, *(middle - half for middle in middles)]
         lasts = [*(middle + half for middle in middles), length]
@@ -206,24 +201,33 @@ def _layout(
     """Return rows and columns of tiles of one shape, so that networks see the fewest pixels.
 
     No tile has more pixels than a square of `tile_px`, or of four thirds of the overlap if that is
-    larger; that of a band-pass has four times as many, so that fewer frames have a scatter in each
-    tile.
+    larger; that of a band-pass has four times as many. If the whole tile has an effect on each
+    pixel, as with a norm over it, tiles are made as large as that allows.
     """
     overlap = _Overlap.of(network, tile_px)
-    side = max(tile_px, overlap.least * 4 // 3) // overlap.step * overlap.step
+    side = _down(max(tile_px, overlap.least * 4 // 3), overlap.step)
     most = side**2 * (BANDPASS_TILES if network.name == BANDPASS else 1)
     height, width = shape
     found = []
     for rows in range(1, 2 * overlap.count(height, side) + 1):
         tall = overlap.side(height, rows)
         columns = overlap.count(width, most // tall)
-        area = tall * overlap.side(width, columns)
-        if area <= most and overlap.allows(height, rows) and overlap.allows(width, columns):
-            found.append((rows * columns * area, rows * columns, rows, columns))
-    *_, rows, columns = min(found)
-    return overlap.spans(height, rows), overlap.spans(width, columns)
+        wide = overlap.side(width, columns)
+        tallest, widest = overlap.largest(height, rows), overlap.largest(width, columns)
+        if tall <= tallest and wide <= widest and tall * wide <= most:
+            found.append((rows * columns * tall * wide, rows, columns, tall, wide))
+    _, rows, columns, tall, wide = min(found)
+    if reach_px(network) is None:
+        wide = min(overlap.largest(width, columns), _down(most // tall, overlap.step))
+        tall = min(overlap.largest(height, rows), _down(most // wide, overlap.step))
+    return overlap.spans(height, rows, tall), overlap.spans(width, columns, wide)
 
 
 def _up(length: int, step: int) -> int:
     """Return the least multiple of `step` that is not smaller."""
     return -(-length // step) * step
+
+
+def _down(length: int, step: int) -> int:
+    """Return the greatest multiple of `step` that is not larger."""
+    return length // step * step
