@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from manybeam.errors import WorkFailed
 from manybeam.learn.nets.ensemble import Ensemble
 from manybeam.learn.nets.inference import graphs as module
 from manybeam.learn.nets.inference.graph_conversion import TOLERANCE, to_graph
-from manybeam.learn.nets.inference.graphs import Graphs
+from manybeam.learn.nets.inference.graphs import CompiledNetwork, Graphs
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
@@ -77,6 +78,54 @@ def test_tiles_are_answered_alike(tmp_path: Path) -> None:
     expected = Ensemble(members, device="cpu", tile_px=256).predict(noise((700, 500)), None)
     answer = compiled.predict(noise((700, 500)), None)
     np.testing.assert_allclose(answer.prob_myx, expected.prob_myx, rtol=0, atol=TOLERANCE)
+
+
+class _Noted:
+    """What is compiled, with the number of times that its memory was given back."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled, self.given_back = compiled, 0
+
+    def create_infer_request(self) -> Any:
+        return self.compiled.create_infer_request()
+
+    def release_memory(self) -> None:
+        self.given_back += 1
+        self.compiled.release_memory()
+
+
+@pytest.mark.parametrize(
+    ("shape", "times"), [((300, 300), 1), ((700, 500), 1), ((64, 64), 0)], ids=str
+)
+def test_memory_is_kept_between_the_tiles_of_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], times: int
+) -> None:
+    monkeypatch.setattr(module, "KEPT_PX", 128 * 128)
+    ensemble = Ensemble([member_of(Network())], graphs=Graphs(tmp_path), tile_px=320)
+    (network,) = ensemble._engine.networks
+    assert isinstance(network, CompiledNetwork)
+    network._compiled = noted = _Noted(network._compiled)
+    ensemble.predict(noise(shape), None)
+    assert noted.given_back == times
+
+
+def test_memory_is_given_back_when_a_deadline_ends_a_frame_between_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT_PX", 128 * 128)
+    ensemble, checks = Ensemble([member_of(Network())], graphs=Graphs(tmp_path), tile_px=320), []
+    (network,) = ensemble._engine.networks
+    assert isinstance(network, CompiledNetwork)
+    network._compiled = noted = _Noted(network._compiled)
+
+    def check() -> None:
+        checks.append(noted.given_back)
+        if len(checks) == 3:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        ensemble.predict(noise((700, 500)), None, check=check)
+    assert (checks, noted.given_back) == ([0, 0, 0], 1)
 
 
 def test_a_graph_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,12 @@ from manybeam.errors import InvalidFrame, InvalidInput, MemberCountError, NotFou
 from manybeam.learn.nets import ensemble as module
 from manybeam.learn.nets.answer import entropy
 from manybeam.learn.nets.ensemble import Ensemble
-from manybeam.learn.nets.inference.tiled import _reach, probabilities
+from manybeam.learn.nets.inference.tiled import TILE_PX, probabilities
 from manybeam.learn.nets.inference.torch_network import TorchNetwork, prepare
 from manybeam.learn.nets.member import Member
 from manybeam.learn.nets.networks import build
 from manybeam.learn.nets.prediction import Prediction
+from manybeam.learn.nets.shapes import reach_px, side_multiple
 from manybeam.learn.scoring.scores import match
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
 
@@ -148,16 +149,89 @@ def test_any_real_dtype_is_answered(dtype: str) -> None:
     )
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3, 4])
-def test_a_tiled_answer_equals_the_answer_in_one_piece(levels: int) -> None:
-    member = drawn(3, levels)
-    networks = [TorchNetwork(member.network(), CPU)]
-    input_yx = noise((130, 701))
-    tiled, whole = (
-        probabilities(networks, input_yx, member.recipe.network, tile_px) for tile_px in (256, 2000)
-    )
-    assert whole.std() > 1e-3
+LOCAL = [
+    *(Network(levels=levels, filters=4) for levels in (1, 2, 3, 4, 5)),
+    *(
+        Network(name=f"atomai{kind}", filters=4, levels=4)
+        for kind in ("1223bilinearNorm", "1111nearest", "2312bilinear", "1223bilinearDilated")
+    ),
+]
+
+
+def named(network: Network) -> str:
+    return f"{network.name}-{network.levels}"
+
+
+def drawn_run(network: Network) -> TorchNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return TorchNetwork(build(network), CPU)
+
+
+@pytest.mark.parametrize("network", LOCAL, ids=named)
+@pytest.mark.parametrize("shape", [(563, 561), (130, 2501), (701, 903)], ids=str)
+def test_a_tiled_answer_equals_the_answer_in_one_piece(
+    network: Network, shape: tuple[int, int]
+) -> None:
+    runs, input_yx = [drawn_run(network)], noise(shape)
+    tiled, whole = (probabilities(runs, input_yx, network, side) for side in (560, 2000))
+    assert whole.std() > 1e-4
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=2e-6)
+
+
+def test_a_band_pass_gets_more_in_one_piece_because_it_needs_less_memory() -> None:
+    network = Network(name="bandpass")
+    runs, input_yx = [drawn_run(network)], noise((400, 500))
+    tiled, whole = (probabilities(runs, input_yx, network, side) for side in (256, 1000))
+    np.testing.assert_array_equal(tiled, whole)  # its scatter is that of the whole frame
+
+
+def test_a_band_pass_in_tiles_measures_the_scatter_of_each() -> None:
+    network = Network(name="bandpass")
+    runs, input_yx = [drawn_run(network)], noise((600, 500))
+    tiled, whole = (probabilities(runs, input_yx, network, side) for side in (256, 1000))
+    assert 0 < np.abs(tiled - whole).max() < 0.01
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    network=st.sampled_from([*LOCAL, Network(name="bandpass"), Network(name="BasicUNet")]),
+    rows=st.integers(1, 900),
+    columns=st.integers(1, 3000),
+    tile_px=st.sampled_from([64, 256, 1024]),
+)
+def test_tiles_of_one_bounded_shape_make_up_any_frame(
+    network: Network, rows: int, columns: int, tile_px: int
+) -> None:
+    shapes = set()
+
+    def echo(tile_yx: Frame) -> Frame:
+        shapes.add(tile_yx.shape)
+        return tile_yx[None].repeat(network.classes, axis=0)
+
+    frame = np.random.default_rng(0).random((rows, columns), np.float32)
+    (prob_cyx,) = probabilities([echo], frame, network, tile_px)
+    np.testing.assert_allclose(prob_cyx[0], frame, rtol=0, atol=1e-6)
+    ((tall, wide),) = shapes  # all have one
+    assert tall % side_multiple(network) == wide % side_multiple(network) == 0
+    margin = 16 << (network.levels - 1)
+    assert tall * wide <= max(tile_px * (1 + (network.name == "bandpass")), 4 * margin, 128) ** 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    [((1032, 1032), 1.15), ((1536, 1536), 1.2), ((2048, 2048), 1.2), ((3000, 3000), 1.25)],
+    ids=str,
+)
+def test_networks_see_little_more_than_a_large_frame(shape: tuple[int, int], most: float) -> None:
+    seen = []
+
+    def echo(tile_yx: Frame) -> Frame:
+        seen.append(tile_yx.size)
+        return tile_yx[None]
+
+    probabilities([echo], np.zeros(shape, np.float32), Network(levels=4), TILE_PX)
+    assert sum(seen) < most * shape[0] * shape[1]
 
 
 def test_tiles_of_a_constant_answer_add_up_without_a_seam() -> None:
@@ -601,21 +675,24 @@ def test_networks_do_not_run_on_what_has_no_effect_on_a_window() -> None:
     ensemble._engine.networks = (noted,)
     frame = np.random.default_rng(0).normal(size=(1500, 1500)).astype(np.float32)
     ensemble.predict(frame, 16.0, window=(slice(700, 800), slice(0, 100)))
-    more = 16 + 8  # in which atoms compete, and the reach of a network of one level
-    assert seen == [(100 + 2 * more, 100 + more)]
+    more = 16 + 1  # in which atoms compete, and the reach of a network of one level
+    assert seen == [(2 + 100 + 2 * more, 1 + 100 + more)]  # from an even row, to even sides
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
-def test_a_cut_edge_has_no_effect_beyond_the_reach_of_a_network(levels: int) -> None:
-    network, cut = Network(filters=4, levels=levels), 256
+@pytest.mark.parametrize("network", LOCAL, ids=named)
+def test_a_cut_edge_has_no_effect_beyond_the_reach_of_a_network(network: Network) -> None:
+    cut = 256
     with torch.random.fork_rng():
-        torch.manual_seed(levels)
-        run = build(network).eval()
-        row, other = torch.randn(2, 1, 1, 16, 512)
+        torch.manual_seed(network.levels)
+        run = build(network).eval().double()
+        row, other = torch.randn(2, 1, 1, 16, 512, dtype=torch.float64)
     reaches = []
-    for place in range(cut, cut + 2**levels):  # poolings begin at each of these
-        changed = torch.cat([row[..., :place], other[..., place:]], dim=-1)
+    for place in range(cut, cut + 2**network.levels):  # poolings begin at each of these
+        left = torch.cat([other[..., :place], row[..., place:]], dim=-1)
+        right = torch.cat([row[..., :place], other[..., place:]], dim=-1)
         with torch.inference_mode():
-            differs = (run(row) != run(changed)).any(dim=2).flatten()
-        reaches.append(place - int(differs.nonzero()[0]))
-    assert max(reaches) <= _reach(network) <= 8 * max(reaches)
+            from_left, from_right = (
+                (run(row) != run(one)).any(dim=2).flatten().nonzero() for one in (left, right)
+            )
+        reaches += [int(from_left[-1]) - place + 1, place - int(from_right[0])]
+    assert max(reaches) == reach_px(network)

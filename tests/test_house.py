@@ -50,6 +50,10 @@ def test_the_folders_a_facility_writes_hold_no_python(folder: str) -> None:
     assert not list((ROOT / folder).rglob("*.py"))
 
 
+def test_no_python_lies_at_the_top() -> None:
+    assert not list(ROOT.glob("*.py"))  # a rival's server once wrote a client there
+
+
 def test_every_module_says_what_it_holds() -> None:
     silent = [path for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not silent

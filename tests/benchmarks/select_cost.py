@@ -102,7 +102,7 @@ def copied(member: Any, place: int, own: int) -> Any:
         name: tensor * (1 + CHANGE * torch.randn_like(tensor))
         if tensor.is_floating_point() and tensor.ndim > 1
         else tensor
-        for name, tensor in member.weights.items()
+        for name, tensor in sorted(member.weights.items())  # not in the order of a file
     }
     return replace(member, index=place, weights=weights)
 

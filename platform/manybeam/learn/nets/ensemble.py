@@ -33,7 +33,7 @@ Map = NDArray[np.float32]
 Stack = NDArray[np.float32]
 
 PIXEL_SIZE_PM = (1.0, 500.0)  # other values have a wrong unit
-AT_ONCE_PX = 1 << 22  # pixels of maps that are handled together
+AT_ONCE_PX = 1 << 23  # pixels of maps that are handled together
 EXACT_PX = 1 << 25  # of all maps of one answer; more are stored in half precision
 BORDER_PX = 16  # around a window, in which atoms are found too; they compete with those inside
 BORDER_RADII = 4  # the same in radii of the training masks, whichever is more
@@ -44,7 +44,8 @@ class Ensemble(Drawable, html="manybeam.learn.nets.notebook:ensemble_html"):
 
     Args:
         members: at least one, of any recipes, each with its own index.
-        tile_px: frames larger than this are cut into overlapping tiles, in the member's pixels.
+        tile_px: frames with more pixels than a square of this side are cut into overlapping tiles,
+            in the member's pixels.
         device: where to compute; the GPU if there is one, else the CPU.
         graphs: compiled networks of this machine, which answer on a CPU. What is missing is
             compiled now, in a third of a second for each member.

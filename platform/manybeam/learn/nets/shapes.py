@@ -1,6 +1,7 @@
 """What the name of a network says about it, without torch."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manybeam.spec.recipe import Network
@@ -59,14 +60,52 @@ class Shape:
         return f"atomai{''.join(map(str, self.layers))}{self.enlarging}{words}"
 
 
-def is_local(network: Network) -> bool:
-    """Return whether each pixel of an answer depends on the frame around it only.
+def reach_px(network: Network) -> int | None:
+    """Return how far from a pixel the frame has an effect on its answer, in pixels.
 
-    The band-pass measures heights in the scatter of the whole frame, MONAI's networks may normalise
-    by its mean, and dilated convolutions reach far.
+    Beyond it there is none at all, so an answer cut there is that of the whole frame.
+
+    Returns:
+        None if the whole frame has an effect, or nobody knows. The band-pass measures heights in
+        the scatter of the whole frame, and MONAI's networks may normalise by its mean.
+
+    Example:
+        >>> [reach_px(Network(levels=levels)) for levels in (1, 2, 3, 4)]
+        [1, 8, 24, 56]
+        >>> reach_px(Network(name="bandpass"))
     """
     shape = Shape.of(network.name)
-    return network.name == "unet" or (shape is not None and not shape.is_dilated)
+    if network.name == "unet":
+        down = [1] + [2] * (network.levels - 1)
+        return _farthest(down, down[:-1], is_bilinear=True)
+    if shape is None:
+        return None
+    *upper, deepest = shape.layers
+    dilated = deepest * (deepest + 1) if shape.is_dilated else deepest  # 2 + 4 + 6 ...
+    return _farthest([*upper, dilated], upper, is_bilinear=shape.enlarging == "bilinear")
+
+
+def _farthest(down: Sequence[int], up: Sequence[int], *, is_bilinear: bool) -> int:
+    """Return how far the frame has an effect on some pixel of a U-Net's answer.
+
+    From each pixel the way leads back through the deepest level, to the pixels that have an effect
+    on it.
+
+    Args:
+        down: reach of the convolutions of each level on the way down, the frame's first.
+        up: the same on the way up, the frame's first.
+        is_bilinear: whether maps are enlarged by bilinear interpolation, else by repetition.
+    """
+    farthest, more = 0, int(is_bilinear)
+    for pixel in range(2 ** len(up)):  # poolings begin anew after so many
+        first = last = pixel
+        for reach in up:
+            first, last = (first - reach - more) // 2, (last + reach + more) // 2
+        first, last = first - down[-1], last + down[-1]
+        for reach in reversed(down[:-1]):
+            first, last = 2 * first - reach, 2 * last + 1 + reach
+        farthest = max(farthest, pixel - first, last - pixel)
+    return farthest
 
 
 def side_multiple(network: Network) -> int:

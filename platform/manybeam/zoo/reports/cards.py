@@ -334,6 +334,7 @@ def _use(record: "Record") -> list[tuple[str, str]]:
     )
     curl = (
         "curl --data-binary @frame.npy -H 'Content-Type: application/x-npy' \\\n"
+        '  -H "Authorization: Bearer $MANYBEAM_TOKEN" \\\n'  # without tokens, none is read
         f"  '{service}/v1/predict/{ref}?pixel_size_pm=7.8' -o answer.npz"
     )
     command = f"manybeam predict scan.dm4 -e {ref} --atoms atoms.csv"
