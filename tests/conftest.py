@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import json
 import os
 import shutil
@@ -31,6 +32,9 @@ from manybeam.settings import settings
 # `pytest --hypothesis-profile=default` looks at others.
 hypothesis.settings.register_profile("same", derandomize=True, database=None)
 hypothesis.settings.load_profile("same")
+
+# Python looks for garbage after every 700 objects, which takes a tenth of the time of all tests.
+gc.set_threshold(20_000, 20, 20)
 
 # A shell hands a deaf ear for Ctrl-C on to what it runs in the background; tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -188,12 +192,36 @@ class Services:
 
     def empty_zoo(self) -> None:
         """Remove what other tests registered: a listing reads all there is."""
-        import psycopg
-
-        url = self.settings()["MANYBEAM_DATABASE_URL"].replace("+psycopg", "")
-        with psycopg.connect(url) as db:
+        with self._tables() as db:
             db.execute("TRUNCATE registered_models, logged_models, runs, inputs, datasets CASCADE")
             db.execute("DELETE FROM experiments WHERE experiment_id <> 0")
+
+    def read_zoo(self) -> dict[str, bytes]:
+        """Return the rows of MLflow's tables, by table, to be written back later."""
+        with self._tables() as db:
+            found = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            names = sorted({name for (name,) in found} - {"alembic_version"})
+            rows = {}
+            for name in names:
+                with db.cursor().copy(f'COPY "{name}" TO STDOUT') as copy:
+                    rows[name] = b"".join(copy)
+        return {name: content for name, content in rows.items() if content}
+
+    def write_zoo(self, rows: dict[str, bytes]) -> None:
+        """Write rows of MLflow's tables instead of those that there are; files stay."""
+        with self._tables() as db:
+            db.execute("SET session_replication_role = replica")  # rows may refer to later tables
+            for name in rows:
+                db.execute(f'TRUNCATE "{name}" CASCADE')
+            for name, content in rows.items():
+                with db.cursor().copy(f'COPY "{name}" FROM STDIN') as copy:
+                    copy.write(content)
+
+    def _tables(self) -> Any:
+        """Return a connection to the database of MLflow, and of Manybeam's schemas."""
+        import psycopg
+
+        return psycopg.connect(self.settings()["MANYBEAM_DATABASE_URL"].replace("+psycopg", ""))
 
     def _goes_on(self, name: str) -> bool:
         """Let a service go on if it was frozen; say whether it runs at all."""
@@ -595,9 +623,18 @@ def embedded(tmp_path: Path, empty_database: Path) -> Any:
     return zoo_of(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def zoo_servers() -> dict[str, Services]:
+    """The services of each MLflow that a test's zoo was on, by its address."""
+    return {}
+
+
 @pytest.fixture
 def zoo_on(
-    request: pytest.FixtureRequest, tmp_path: Path, use_settings: Callable[[dict[str, str]], None]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    use_settings: Callable[[dict[str, str]], None],
+    zoo_servers: dict[str, Services],
 ) -> Callable[[str], Any]:
     """Make the zoo of a stack, or the `embedded` one, that of the settings."""
     from manybeam.zoo.registry import Zoo
@@ -612,9 +649,62 @@ def zoo_on(
         own = {"MANYBEAM_HOME": str(tmp_path), "MANYBEAM_DATABASE_URL": own_schema(services)}
         own["MANYBEAM_STORE"] = f"{found['MANYBEAM_STORE']}/{uuid.uuid4().hex}"
         use_settings({**found, **own})
+        zoo_servers[found["MANYBEAM_TRACKING_URI"]] = services
         return Zoo(found["MANYBEAM_TRACKING_URI"], "", tmp_path / "cache" / "zoo")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def zoo_copies() -> dict[tuple[str, str], Any]:
+    """What `fill` writes again: the folder of an embedded zoo, or MLflow's rows and files."""
+    return {}
+
+
+@pytest.fixture
+def fill(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    zoo_servers: dict[str, Services],
+    zoo_copies: dict[tuple[str, str], Any],
+) -> Callable[[Any, Callable[[Any], None]], None]:
+    """Fill the empty zoo of a test by a function, and that of the next test by a copy.
+
+    To register a version takes half a second. On servers, Manybeam's own database is not copied.
+    """
+    from manybeam.data.store import open_store
+    from manybeam.db.deployment import close_databases
+
+    def on_servers(server: Services, key: tuple[str, str], make: Callable[[], None]) -> None:
+        files = open_store("s3://mlflow/artifacts")  # the bucket of `infra/services.py`
+        if key in zoo_copies:
+            rows, contents = zoo_copies[key]
+            server.write_zoo(rows)
+            for path, content in contents.items():
+                files.put(path, content)
+            return
+        before = set(files.list())
+        make()
+        contents = {path: files.get(path) for path in set(files.list()) - before}
+        zoo_copies[key] = server.read_zoo(), contents
+
+    def in_folder(zoo: Any, key: tuple[str, str], make: Callable[[], None]) -> None:
+        if key in zoo_copies:
+            shutil.copytree(zoo_copies[key], tmp_path, dirs_exist_ok=True)
+            zoo.tracking.follow_moved()
+            return
+        make()
+        close_databases()
+        zoo_copies[key] = shutil.copytree(tmp_path, tmp_path_factory.mktemp("copy") / "home")
+
+    def write(zoo: Any, make: Callable[[Any], None]) -> None:
+        key = (zoo.address, f"{make.__module__} {make.__qualname__}")
+        if server := zoo_servers.get(zoo.address):
+            on_servers(server, key, lambda: make(zoo))
+        else:
+            in_folder(zoo, ("embedded", key[1]), lambda: make(zoo))
+
+    return write
 
 
 @pytest.fixture(

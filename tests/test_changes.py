@@ -27,12 +27,22 @@ pytestmark = pytest.mark.slow
 Members = Callable[[int], list[Any]]
 
 
+@pytest.fixture(scope="module")
+def three_versions(tiny_members: Members) -> Callable[[Zoo], None]:
+    """Register `graphene` three times; none serves."""
+
+    def register(zoo: Zoo) -> None:
+        for _ in range(3):
+            zoo.register("graphene", tiny_members(1), job={})
+
+    return register
+
+
 @pytest.fixture
-def versions(zoo: Zoo, name: str, tiny_members: Members) -> str:
+def versions(zoo: Zoo, fill: Any, three_versions: Callable[[Zoo], None]) -> str:
     """An ensemble of three versions, none of which serves."""
-    for _ in range(3):
-        zoo.register(name, tiny_members(1), job={})
-    return name
+    fill(zoo, three_versions)
+    return "graphene"
 
 
 def serving(zoo: Zoo, name: str) -> int:
@@ -45,11 +55,10 @@ def told(name: str) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def embedded_versions(
-    embedded: Zoo, tmp_path: Any, use_settings: Any, tiny_members: Members
+    embedded: Zoo, tmp_path: Any, use_settings: Any, fill: Any, three_versions: Any
 ) -> tuple[Zoo, str]:
     use_settings({"MANYBEAM_HOME": str(tmp_path)})
-    for _ in range(3):
-        embedded.register("graphene", tiny_members(1), job={})
+    fill(embedded, three_versions)
     return embedded, "graphene"
 
 

@@ -36,6 +36,13 @@ def _a_platform_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     settings.cache_clear()
 
 
+@pytest.fixture
+def an_empty_zoo(tmp_path: Path, empty_database: Path) -> None:
+    """Give that platform the database of its zoo, which a command takes a second to make."""
+    (tmp_path / "home").mkdir()
+    shutil.copy(empty_database, tmp_path / "home" / "zoo.db")
+
+
 def _frame(path: Path, shape: tuple[int, int] = (64, 64)) -> Path:
     noise = np.random.default_rng(0).poisson(50, shape).astype(np.uint16)
     tifffile.imwrite(path, noise)
@@ -216,6 +223,7 @@ def test_an_empty_platform_answers(words: list[str]) -> None:
     assert main(words) == 0
 
 
+@pytest.mark.usefixtures("an_empty_zoo")
 @pytest.mark.parametrize("words", [["status"], ["up"], ["doctor"]])
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:1", "ray://[::1]:1"])
 def test_a_cluster_that_does_not_answer_is_not_called_up(
@@ -231,6 +239,7 @@ def test_a_cluster_that_does_not_answer_is_not_called_up(
     assert f"no Ray cluster answers at {address!r}" in said.err + row.get("found", "")
 
 
+@pytest.mark.usefixtures("an_empty_zoo")
 @pytest.mark.parametrize(
     ("code", "state"),
     [

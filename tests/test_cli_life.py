@@ -26,13 +26,21 @@ def scores(found: int) -> list[Score]:
 
 @pytest.fixture
 def home(
-    embedded: Zoo, tmp_path: Path, use_settings: Any, tiny_members: Callable[[int], list[Any]]
+    embedded: Zoo,
+    tmp_path: Path,
+    use_settings: Any,
+    fill: Any,
+    tiny_members: Callable[[int], list[Any]],
 ) -> Zoo:
     """The platform's zoo: the second of three versions of `graphene` serves."""
+
+    def register(zoo: Zoo) -> None:
+        for found in (80, 90, 95):
+            zoo.register("graphene", tiny_members(1), job={}, scores=scores(found))
+        main(["zoo", "promote", "graphene@2"])
+
     use_settings({"MANYBEAM_HOME": str(tmp_path)})
-    for found in (80, 90, 95):
-        embedded.register("graphene", tiny_members(1), job={}, scores=scores(found))
-    main(["zoo", "promote", "graphene@2"])
+    fill(embedded, register)
     return embedded
 
 

@@ -32,13 +32,21 @@ def scores(found: int) -> list[Score]:
 
 @pytest.fixture
 def home(
-    embedded: Zoo, tmp_path: Path, use_settings: Any, tiny_members: Callable[[int], list[Any]]
+    embedded: Zoo,
+    tmp_path: Path,
+    use_settings: Any,
+    fill: Any,
+    tiny_members: Callable[[int], list[Any]],
 ) -> Zoo:
     """The platform's zoo: of four versions of `graphene`, the second serves; the last is worse."""
+
+    def register(zoo: Zoo) -> None:
+        for found in (80, 90, 95, 70):
+            zoo.register("graphene", tiny_members(1), job={}, scores=scores(found))
+        life.promote(zoo, "graphene@2", who="ada")
+
     use_settings({"MANYBEAM_HOME": str(tmp_path)})
-    for found in (80, 90, 95, 70):
-        embedded.register("graphene", tiny_members(1), job={}, scores=scores(found))
-    life.promote(embedded, "graphene@2", who="ada")
+    fill(embedded, register)
     return embedded
 
 

@@ -58,15 +58,18 @@ def stopped(*_: Any) -> Any:
 
 
 @pytest.fixture
-def cut_off(zoo: Zoo, name: str, tiny_members: Members, monkeypatch: pytest.MonkeyPatch) -> str:
+def cut_off(zoo: Zoo, fill: Any, tiny_members: Members, monkeypatch: pytest.MonkeyPatch) -> str:
     """An ensemble with one version, and a registration that was stopped before the second."""
-    zoo.register(name, tiny_members(2), job={}, alias="serving")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracking, "add_version", stopped)
-        with pytest.raises(Cut):
-            zoo.register(name, tiny_members(3), job={})
-    return name
+    def register(zoo: Zoo) -> None:
+        zoo.register("graphene", tiny_members(2), job={}, alias="serving")
+        with monkeypatch.context() as patched:
+            patched.setattr(Tracking, "add_version", stopped)
+            with pytest.raises(Cut):
+                zoo.register("graphene", tiny_members(3), job={})
+
+    fill(zoo, register)
+    return "graphene"
 
 
 # -- registrations that were cut off --------------------------------------------------------------
@@ -175,12 +178,16 @@ def test_the_log_says_which_frames_a_version_that_is_gone_was_trained_and_measur
 
 # -- archived versions ----------------------------------------------------------------------------
 @pytest.fixture
-def two(zoo: Zoo, name: str, tiny_members: Members) -> str:
+def two(zoo: Zoo, fill: Any, tiny_members: Members) -> str:
     """An ensemble whose second version serves and whose first is archived."""
-    zoo.register(name, tiny_members(2), job={})
-    zoo.register(name, tiny_members(1), job={}, alias="serving")
-    archive(zoo, f"{name}@1", who="ada")
-    return name
+
+    def register(zoo: Zoo) -> None:
+        zoo.register("graphene", tiny_members(2), job={})
+        zoo.register("graphene", tiny_members(1), job={}, alias="serving")
+
+    fill(zoo, register)
+    archive(zoo, "graphene@1", who="ada")
+    return "graphene"
 
 
 def test_an_archived_version_stays_unless_asked_for_and_long_enough(zoo: Zoo, two: str) -> None:

@@ -124,9 +124,9 @@ def test_a_version_measured_twice_on_one_condition_is_imported_with_both_scores(
 
 @pytest.mark.parametrize("form", ["safetensors", "bioimageio"])
 def test_an_export_states_no_licence_that_nobody_chose(
-    rehearsed_zoo: Any, tmp_path: Path, form: Any
+    tiny_zoo: Any, tmp_path: Path, form: Any
 ) -> None:
-    path = export(rehearsed_zoo, "graphene@serving", tmp_path / "out", form=form)
+    path = export(tiny_zoo, "graphene@1", tmp_path / "out", form=form)
     if form == "bioimageio":
         with zipfile.ZipFile(path) as package:
             assert yaml.safe_load(package.read("rdf.yaml"))["license"] is None
@@ -184,7 +184,8 @@ def test_members_that_see_frames_normalised_locally_make_a_package_too(
     embedded: Any, tmp_path: Path
 ) -> None:
     local = {"tiles": {"normalise": "local", "pixel_size_pm": 29.3}}
-    mixed = [member_of(0, **local), member_of(1, network={"name": "bandpass"}, **local)]
+    small, bandpass = {"filters": 2, "levels": 2}, {"name": "bandpass"}
+    mixed = [member_of(i, network=one, **local) for i, one in enumerate((small, bandpass))]
     embedded.register("mixed", mixed, job={})
     path = export(embedded, "mixed@1", tmp_path / "mixed.zip", credit=Credit(("Ada",), "MIT", ()))
     got = import_(embedded, path, "guest")
@@ -235,25 +236,28 @@ def test_a_package_holds_a_card_and_pictures(package: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "count"),  # each further member of a deep network takes seconds to write
     [
-        pytest.param({"network": {"filters": 2, "levels": 1}}, id="one-level"),
-        pytest.param({"network": {"filters": 2, "levels": 5}}, id="five-levels"),
+        pytest.param({"network": {"filters": 2, "levels": 1}}, 3, id="one-level"),
+        pytest.param({"network": {"filters": 2, "levels": 5}}, 2, id="five-levels"),
         pytest.param(
             {
                 "network": {"filters": 2, "levels": 2, "classes": 2},
                 "tiles": {"elements": [6, 14]},
             },
+            2,
             id="two-kinds",
         ),
-        pytest.param({"tiles": {"normalise": "local"}, "network": {"filters": 2}}, id="local"),
-        pytest.param({"network": {"name": "bandpass"}}, id="band-pass"),
+        pytest.param(
+            {"tiles": {"normalise": "local"}, "network": {"filters": 2, "levels": 2}}, 2, id="local"
+        ),
+        pytest.param({"network": {"name": "bandpass"}}, 2, id="band-pass"),
     ],
 )
 def test_a_graph_answers_as_its_members_at_every_size(
-    tmp_path: Path, fields: dict[str, Any]
+    tmp_path: Path, fields: dict[str, Any], count: int
 ) -> None:
-    members = [member_of(index, **fields) for index in range(3)]
+    members = [member_of(index, **fields) for index in range(count)]
     view = write_graph(members, tmp_path / "ensemble.onnx")
     frame_yx = np.random.default_rng(1).normal(size=(3 * view.least, view.least)).astype("f4")
     found = run_graph(tmp_path / "ensemble.onnx", seen(frame_yx, view))

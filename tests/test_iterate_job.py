@@ -1,6 +1,7 @@
 """Jobs of kind adapt: from YAML to a candidate, stopped and continued, and the report."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def members(one_thread) -> list[Member]:
 
 @pytest.fixture
 def facility_folder(
-    tmp_path: Path, members, use_settings: Callable[[dict[str, str]], None]
+    tmp_path: Path, members, use_settings: Callable[[dict[str, str]], None], empty_database: Path
 ) -> Path:
     """A folder with a zoo that serves two members, a library, and a set of dirty frames."""
     library = tmp_path / "zoo"
@@ -91,6 +92,7 @@ def facility_folder(
     use_settings({"MANYBEAM_HOME": str(tmp_path / "home"), "MANYBEAM_ZOO": str(library),
                   "MANYBEAM_TRACKING_URI": f"sqlite:///{tmp_path}/zoo.db",
                   "MANYBEAM_ARTIFACTS": (tmp_path / "weights").as_uri()})  # fmt: skip
+    shutil.copy(empty_database, tmp_path / "zoo.db")
     scores = [Score(i, "nominal", NOMINAL.digest, {"f1": 0.99}) for i in range(2)]
     Zoo().register("graphene", members, job={}, alias="serving", scores=scores)
     frames = FrameSet.create(str(tmp_path / "new.zarr"), DIRTY, shape=(96, 96))

@@ -32,11 +32,22 @@ def scores(found: int) -> list[Score]:
 
 
 @pytest.fixture
-def versions(zoo: Zoo, name: str, tiny_members: Members) -> str:
+def versions(zoo: Zoo, fill: Any, three_versions: Callable[[Zoo], None]) -> str:
     """An ensemble of three versions, each better than the one before; none serves."""
-    for found in (80, 90, 95):
-        zoo.register(name, tiny_members(1), job={"kind": "train"}, scores=scores(found))
-    return name
+    fill(zoo, three_versions)
+    return "graphene"
+
+
+@pytest.fixture(scope="module")
+def three_versions(tiny_members: Members) -> Callable[[Zoo], None]:
+    """Register `graphene` three times; none serves."""
+
+    def register(zoo: Zoo) -> None:
+        for found in (80, 90, 95):
+            job = {"kind": "train"}
+            zoo.register("graphene", tiny_members(1), job=job, scores=scores(found))
+
+    return register
 
 
 def serving(zoo: Zoo, name: str) -> int:
@@ -149,11 +160,10 @@ def test_a_proposal_changes_nothing(zoo: Zoo, versions: str) -> None:
 
 @pytest.fixture
 def embedded_versions(
-    embedded: Zoo, tmp_path: Any, use_settings: Any, tiny_members: Members
+    embedded: Zoo, tmp_path: Any, use_settings: Any, fill: Any, three_versions: Any
 ) -> tuple[Zoo, str]:
     use_settings({"MANYBEAM_HOME": str(tmp_path)})
-    for found in (80, 90, 95):
-        embedded.register("graphene", tiny_members(1), job={}, scores=scores(found))
+    fill(embedded, three_versions)
     return embedded, "graphene"
 
 

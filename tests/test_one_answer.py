@@ -101,8 +101,9 @@ def stacks(rehearsed: Any) -> list[tuple[np.ndarray, float]]:
     return [*alone, *wide, *scaled, *twins]
 
 
-def by_predictor(array: np.ndarray, size_pm: float, asked: Asked) -> list[dict[str, Any]]:
-    predictor = Predictor.of_zoo(mb.zoo())
+def by_predictor(
+    array: np.ndarray, size_pm: float, asked: Asked, predictor: Predictor
+) -> list[dict[str, Any]]:
     frames = array if array.ndim == 3 else array[None]
     answers = [predictor.answer(frame_of(one, size_pm), asked.question) for one in frames]
     return [
@@ -169,10 +170,11 @@ def same(one: dict[str, Any], other: dict[str, Any], dtype: type = np.float32) -
 def test_every_road_gives_the_same_arrays(
     home: Path, stacks: list[Any], service: str, tmp_path: Path, asked: Asked
 ) -> None:
+    predictor = Predictor.of_zoo(mb.zoo())
     for number, (array, size_pm) in enumerate(stacks):
         folder = tmp_path / str(number)
         folder.mkdir()
-        expected = by_predictor(array, size_pm, asked)
+        expected = by_predictor(array, size_pm, asked, predictor)
         roads = (
             (by_command_line(array, size_pm, asked, folder), np.float32),
             (by_service(service, array, size_pm, asked), np.float16),  # maps travel halved
@@ -185,13 +187,14 @@ def test_every_road_gives_the_same_arrays(
 
 @pytest.mark.filterwarnings("ignore::manybeam.public.OutOfDistributionWarning")
 def test_python_gives_the_same_arrays(home: Path, stacks: list[Any]) -> None:
+    predictor = Predictor.of_zoo(mb.zoo())
     for array, size_pm in stacks[:6]:
         for asked in (Asked(), Asked("auto"), Asked(false_atoms=0.2)):
             answer = mb.predict(
                 array, asked.ref, pixel_size_pm=size_pm, false_atoms=asked.false_atoms
             )
             own = {"atoms": answer.atoms, "mean": answer.mean_yx, "std": answer.std_yx}
-            same(own | {"mi": answer.mi_yx}, by_predictor(array, size_pm, asked)[0])
+            same(own | {"mi": answer.mi_yx}, by_predictor(array, size_pm, asked, predictor)[0])
 
 
 @pytest.mark.parametrize("name", NAMES[:3])

@@ -41,13 +41,17 @@ def scores(low_dose: float | None, nominal: float) -> list[Score]:
 
 
 @pytest.fixture
-def filled(zoo: Zoo, name: str, tiny_members: Callable[[int], list[Any]]) -> str:
+def filled(zoo: Zoo, fill: Any, tiny_members: Callable[[int], list[Any]]) -> str:
     """Three versions: one good everywhere, one better at low dose, one never measured there."""
-    for low_dose, nominal in ((0.6, 0.9), (0.8, 0.7), (None, 0.95)):
-        job = {"kind": "train"}
-        zoo.register(name, tiny_members(2), job=job, scores=scores(low_dose, nominal))
-    zoo.set_alias(name, "serving", 1)
-    return name
+
+    def register(zoo: Zoo) -> None:
+        for low_dose, nominal in ((0.6, 0.9), (0.8, 0.7), (None, 0.95)):
+            job = {"kind": "train"}
+            zoo.register("graphene", tiny_members(2), job=job, scores=scores(low_dose, nominal))
+        zoo.set_alias("graphene", "serving", 1)
+
+    fill(zoo, register)
+    return "graphene"
 
 
 @pytest.fixture

@@ -116,11 +116,16 @@ def test_weights_are_kept_as_safetensors_and_json_only(
 
 # -- references ---------------------------------------------------------------------------------
 @pytest.fixture
-def versions(zoo: Zoo, name: str) -> str:
+def versions(zoo: Zoo, fill: Any) -> str:
     """An ensemble with two versions: 1 is serving, 2 is the candidate."""
-    zoo.register(name, [member_of(0)], job=JOB, alias="serving")
-    zoo.register(name, [member_of(0), member_of(7)], job=JOB, alias="candidate", failed=["01: NaN"])
-    return name
+    fill(zoo, two_versions)
+    return "graphene"
+
+
+def two_versions(zoo: Zoo) -> None:
+    failed, both = ["01: NaN"], [member_of(0), member_of(7)]
+    zoo.register("graphene", [member_of(0)], job=JOB, alias="serving")
+    zoo.register("graphene", both, job=JOB, alias="candidate", failed=failed)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from manybeam.learn.training.member import train_member
 from manybeam.learn.training.threshold import centred
 from manybeam.spec import Condition, Library, Policy, Recipe
 from manybeam.zoo.matrix import Matrix, Score
-from manybeam.zoo.registry import Zoo
 
 pytestmark = pytest.mark.slow
 
@@ -370,17 +369,16 @@ def test_truth_is_held_out_for_every_simulated_condition_of_the_matrix(library):
 
 
 def test_an_accepted_round_is_registered_as_a_candidate_and_the_serving_version_stays(
-    tmp_path, ensemble, drifted, library
+    embedded, tmp_path, ensemble, drifted, library
 ):
-    zoo = Zoo(f"sqlite:///{tmp_path}/zoo.db", (tmp_path / "weights").as_uri(), tmp_path / "cache")
     scores = [Score(i, "nominal", NOMINAL.digest, {"f1": 0.99}) for i in range(2)]
-    zoo.register("graphene", ensemble.members, job={}, alias="serving", scores=scores)
+    embedded.register("graphene", ensemble.members, job={}, alias="serving", scores=scores)
     frames = FrameSet.create(str(tmp_path / "new.zarr"), DIRTY, shape=(96, 96))
     frames.append(drifted.frames_nyx, None, 20.0)
     asked = {"members": [0], "labels": "pseudo", "steps": 40, "max_regression": 0.2}
-    outcome = iterate(zoo, "graphene", frames.url, BROAD, library, **asked)
+    outcome = iterate(embedded, "graphene", frames.url, BROAD, library, **asked)
     assert outcome.record is not None, outcome.round.why
     assert outcome.record.aliases == ("candidate",)
     assert outcome.record.parent == "graphene@1"
     assert [one.parent for one in outcome.record.members] == ["graphene@1/00", ""]
-    assert zoo.resolve("graphene").version == 1
+    assert embedded.resolve("graphene").version == 1

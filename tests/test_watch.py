@@ -264,7 +264,7 @@ def test_a_session_watched_in_two_parts_ends_as_if_watched_in_one(here, session,
 
 def test_a_session_at_another_magnification_is_a_drift_and_not_refused(here, session, capsys):
     fine, dirty = session
-    closer = dataclasses.replace(dirty, pixel_size_pm=dirty.pixel_size_pm * 6)
+    closer = dataclasses.replace(dirty, pixel_size_pm=dirty.pixel_size_pm * 4)
     url, state = written(here, "closer", fine, closer), here / "closer.json"
     with pytest.raises(OutOfDistribution, match="drift since frame"):
         run(url, "-e", "graphene", "--first", "60", "--state", str(state), "--fail-on-drift",

@@ -90,16 +90,29 @@ def own(client: httpx.Client) -> dict[str, str]:
 
 
 @pytest.fixture
+def name() -> str:
+    """The name of the versions of `client`."""
+    return "graphene"
+
+
+@pytest.fixture
 def client(
-    zoo: Any, name: str, tiny_members: Callable[[int], list[Any]], use_settings: Any
+    zoo: Any,
+    name: str,
+    fill: Any,
+    tiny_members: Callable[[int], list[Any]],
+    use_settings: Any,
 ) -> Iterator[httpx.Client]:
     """The control plane over a zoo where version 1 serves and 2 is worse at low dose."""
+
+    def register(zoo: Any) -> None:
+        given = {"members": tiny_members(2), "job": JOB}
+        zoo.register(name, **given, scores=scores(48, 42), alias="serving")
+        more = {"alias": "candidate", "parent": f"{name}@1"}
+        zoo.register(name, **given, scores=scores(54, 30), **more)
+
     use_settings({"MANYBEAM_ZOO": str(LIBRARY.folder)})
-    members = tiny_members(2)
-    zoo.register(name, members, job=JOB, scores=scores(48, 42), alias="serving")
-    zoo.register(
-        name, members, job=JOB, scores=scores(54, 30), alias="candidate", parent=f"{name}@1"
-    )
+    fill(zoo, register)
     with running(make_app_state(zoo, refresh_s=60)) as made:
         yield made
 

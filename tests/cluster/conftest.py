@@ -1,6 +1,7 @@
 """One real Ray cluster of two cores for every test of this folder, and work small enough for it."""
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,8 +43,10 @@ def cluster(ends: dict[str, Callable[[], None]]) -> Iterator[str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A platform of its own for one test."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Iterator[Path]:
+    """A platform of its own for one test, with an empty zoo."""
+    (tmp_path / "home").mkdir()
+    shutil.copy(empty_database, tmp_path / "home" / "zoo.db")
     monkeypatch.setenv("MANYBEAM_HOME", str(tmp_path / "home"))
     settings.cache_clear()
     yield tmp_path / "home"

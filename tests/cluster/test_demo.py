@@ -66,6 +66,7 @@ def _small_job(folder: Path) -> Path:
         "kind": "train",
         "name": "small",
         "recipe": "small",
+        "resources": {"workers": 1},  # each takes seconds to start
         "measure": {
             "conditions": ["graphene-60kv-nominal", "graphene-60kv-dirty"],
             "frames_per_condition": 2,
@@ -77,7 +78,7 @@ def _small_job(folder: Path) -> Path:
 
 
 def _start(job: Path, out: Path, port: int) -> subprocess.Popen[str]:
-    words = ["demo", "--job", str(job), "--out", str(out), "--port", str(port)]
+    words = ["demo", "--job", str(job), "--out", str(out), "--port", str(port), "--frames", "200"]
     environment = {**os.environ, "MANYBEAM_ZOO": str(job.parent.parent / "zoo")}
     return subprocess.Popen(
         [sys.executable, "-m", "manybeam", *words],

@@ -353,7 +353,7 @@ def test_a_job_that_names_nothing_to_measure_on_is_complete_and_not_measured(
     cluster: str, job: Job, library: Library, home: Path
 ) -> None:
     said: list[str] = []
-    record = run(job, library, Callbacks(lambda *_: None, said.append))
+    record = run(by_one_worker(job), library, Callbacks(lambda *_: None, said.append))
     assert (record.ref, record.aliases) == (f"{job.name}@1", ("serving",))
     assert len(Zoo().matrix(record.ref)) == 0
     assert f"manybeam evaluate {record.ref}" in said[0]
@@ -386,8 +386,15 @@ def test_an_error_in_a_worker_arrives_as_the_error_it_is(
     for chunk in (tmp_path / "damaged" / "0" / "c").rglob("*"):
         if chunk.is_file():
             chunk.write_bytes(b"no chunk")
+    asked = by_one_worker(job.model_copy(update={"frames": (frames.url,)}))
     with pytest.raises(Corrupt, match=r"frame 0 of .* is corrupt"):
-        train(job.model_copy(update={"frames": (frames.url,)}), library, str(tmp_path / "store"))
+        train(asked, library, str(tmp_path / "store"))
+
+
+def by_one_worker(job: Job) -> Job:
+    """Return the job for one worker: each takes seconds to start."""
+    alone = job.resources.model_copy(update={"workers": 1})
+    return job.model_copy(update={"resources": alone})
 
 
 NO_ATOMS = np.zeros((0, 3), np.float32)

@@ -32,6 +32,9 @@ def run(
     drift: Annotated[str, typer.Option(help="Condition of the unseen frames.")] = (
         "graphene-60kv-mix-c"
     ),
+    frames: Annotated[
+        int, typer.Option(min=200, help="Frames to calibrate on; fewer take less time.")
+    ] = 400,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8100,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
 ) -> None:
@@ -57,7 +60,7 @@ def run(
     from manybeam.cli.demo.story import Story
 
     steps = Steps(out / "demo.json")
-    story = Story(job, drift, out, steps.facts)
+    story = Story(job, drift, out, frames, steps.facts)
     try:
         for title, step in story.steps():
             with steps.step(title) as show:

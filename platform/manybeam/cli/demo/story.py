@@ -34,7 +34,6 @@ Lines = Iterator[str]
 # Not seeds of training or measuring.
 UNSEEN_SEED, ADAPT_SEED, COMPARED_SEED = 424_242, 515_151, 626_262
 UNSEEN_FRAMES, ADAPT_FRAMES, COMPARED_FRAMES = 8, 6, 4
-CALIBRATION_FRAMES = 400
 
 
 class Story:
@@ -44,15 +43,18 @@ class Story:
         job: file of the training job.
         drift: id of the condition of the unseen frames.
         out: folder of the report.
+        frame_count: simulated frames to calibrate on.
         facts: results of earlier runs; this run adds its own.
     """
 
-    def __init__(self, job: Path, drift: str, out: Path, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, job: Path, drift: str, out: Path, frame_count: int, facts: dict[str, Any]
+    ) -> None:
         self.job = load_job(job)
         self.library = Library.beside(job, settings().zoo)
         self.drift = self.library.condition(drift)
         self.recipe = self.library.recipe(self.job.recipe)
-        self.out, self.facts = out, facts
+        self.out, self.frame_count, self.facts = out, frame_count, facts
         self._forget_other_stories()
 
     def steps(self) -> list[tuple[str, Callable[[], Lines]]]:
@@ -128,12 +130,12 @@ class Story:
                     self.zoo,
                     self.record.ref,
                     self.library,
-                    frame_count=CALIBRATION_FRAMES,
+                    frame_count=self.frame_count,
                     progress=lambda done, total: progress.update("calibrate", done, total),
                 )
                 callbacks = Callbacks(progress.update, say)
                 measure_version(self.record.ref, self.job.measure, self.library, callbacks)
-            self.facts["calibrated"] = CALIBRATION_FRAMES
+            self.facts["calibrated"] = self.frame_count
         yield f"{self.facts['calibrated']} frames; F1 can now be predicted for a new frame"
         matrix = self.zoo.matrix(self.record.ref)
         selected, together = matrix.mean(SELECTED), matrix.mean(ENSEMBLE)

@@ -122,7 +122,8 @@ def write_graph(members: Sequence["Member"], path: Path) -> View:
     from manybeam.learn.nets.inference.torch_network import prepare
 
     view, device = view_of(members), torch.device("cpu")
-    ensemble = _together([prepare(member.network(), device) for member in members], view)
+    networks = [_out_of_place(prepare(member.network(), device)) for member in members]
+    ensemble = _together(networks, view)
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -155,6 +156,14 @@ def run_graph(path: Path, input_ncyx: Map) -> dict[str, Map]:
     )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {INPUT: input_ncyx}), strict=True))
+
+
+def _out_of_place(network: "torch.nn.Module") -> "torch.nn.Module":
+    """Return the network, whose activations overwrite nothing: the exporter takes those apart."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # a switch, not a tensor
+    return network
 
 
 def _together(networks: Sequence["torch.nn.Module"], view: View) -> "torch.nn.Module":
