@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from select_cost import made, simulated
 
 from manybeam.learn.nets.atoms import find_atoms
 from manybeam.learn.nets.inference.graphs import Graphs
@@ -93,6 +92,8 @@ def compare(member: Member, run: Run, frame_yx: NDArray[np.float32]) -> str:
 
 def differences() -> None:
     """Print the first table."""
+    from select_cost import simulated  # of this folder, which only a script has in its path
+
     titles = "network | frame px | tiles | seen | max | mean | atoms | lost | new | moved > .01 px"
     print(f"| {titles} |\n{'|---' * 10}|")
     large_yx = simulated(CONDITION, max(map(max, SHAPES))).pixels_yx
@@ -109,6 +110,8 @@ def differences() -> None:
 
 def cost(ref: str, count: int, side: int, rounds: int) -> None:
     """Print a row of the second table."""
+    from select_cost import made, simulated
+
     from manybeam.predictor.answer import Question
     from manybeam.predictor.predictor import Predictor
 

@@ -131,7 +131,7 @@ def _run(words: list[str], *, debug: bool) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
-        _print_error(usage_fault(error))
+        _print_error(usage_fault(error, typer.main.get_command(app), words))
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
