@@ -348,6 +348,25 @@ def _give_connections_back() -> Iterator[None]:
         opened.close_databases()
 
 
+@pytest.fixture(autouse=True)
+def _leave_the_settings_alone() -> Iterator[None]:
+    """Fail a test that leaves a setting behind: the ones after it would run with it."""
+    before = _settings_of_environment()
+    yield
+    after = _settings_of_environment()
+    if after != before:
+        for name in after.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+        settings.cache_clear()
+    assert after == before
+
+
+def _settings_of_environment() -> dict[str, str]:
+    names = ("MANYBEAM_", "RAY_USE_TLS")
+    return {name: value for name, value in os.environ.items() if name.startswith(names)}
+
+
 @pytest.fixture
 def lapse() -> Callable[[], None]:
     """Let every lease in the settings' database end, as time does."""

@@ -193,7 +193,10 @@ def post(
 
 def test_a_deadline_counts_from_the_arrival_at_the_proxy(post: Any, folder: Path) -> None:
     assert [post().status, post(waited_s=21).status, post("forged").status] == [200, 504, 403]
-    assert not list(folder.iterdir())
+    deadline = time.monotonic() + 10
+    while list(folder.iterdir()):  # the work of the late one ends a moment after its answer
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_replica_refuses_what_ended_two_others(post: Any, folder: Path) -> None:

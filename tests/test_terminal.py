@@ -162,8 +162,13 @@ def test_on_a_terminal_lines_stand_in_place_of_the_table(
     ],
 )  # fmt: skip
 def test_a_wrong_word_is_told_as_any_other_fault(
-    words: list[str], said: str, command: str, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MANYBEAM_RAY_INSECURE", "0")  # --insecure is read before the wrong word
     assert main(words) == 2
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith("error: ")
