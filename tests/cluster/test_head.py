@@ -1,6 +1,7 @@
 """The platform's own process: started once, found by its home, ended with all below it."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from manybeam.cluster.head import start_head, stop_head
+from manybeam.cluster.head import _end, start_head, stop_head
 from manybeam.cluster.joining import knock
 from manybeam.cluster.running import head
 
 pytestmark = pytest.mark.cluster
+TGKILL = 234  # of Linux on x86-64: a signal to one thread
 
 JOIN = """
 import ray  # as another library might have done before
@@ -24,6 +26,11 @@ connect()
 print(ray.get(ray.remote(lambda: 6 * 7).options(num_cpus=0.1).remote()))
 disconnect()
 """
+
+
+def _running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return those that have not ended; the exit code of one may not be read yet."""
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture
@@ -70,7 +77,39 @@ def test_a_head_outlives_the_command_and_is_joined_by_the_next_also_where_rays_f
     finally:
         assert stop_head(home)
     assert head(home) is None
-    assert not [process for process in below if process.is_running()]
+    assert not _running(below)
+
+
+def test_a_head_that_does_not_end_by_itself_is_gone_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("manybeam.cluster.head.STOP_S", 1.0)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    child = f"import sys, time; {deaf}; print('deaf', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; {deaf}; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"deaf\n"
+        (below,) = psutil.Process(process.pid).children()
+        _end(process.pid)
+        assert not _running([below])
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_signal_that_a_thread_of_ray_receives_ends_the_head(home: Path) -> None:
+    started = start_head(home, cpus=1)
+    try:
+        below = psutil.Process(started.pid).children(recursive=True)
+        thread = max(one.id for one in psutil.Process(started.pid).threads())
+        assert thread != started.pid
+        ctypes.CDLL(None).syscall(TGKILL, started.pid, thread, signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while (alive := _running(below)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive
+        assert head(home) is None
+    finally:
+        stop_head(home)
 
 
 def test_a_killed_head_is_not_taken_for_a_running_one_also_where_the_folder_of_all_is_long(

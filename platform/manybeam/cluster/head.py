@@ -16,16 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manybeam.cluster.joining import LONGEST_TEMPORARY, start_local
 from manybeam.cluster.running import Head, head, state_file
 from manybeam.data.disk import alone, short_temporary, write_files
 from manybeam.errors import WorkFailed
 
+if TYPE_CHECKING:
+    import psutil
+
 START_S = 90.0
 # Python warns about a child process that is dropped while it runs; so the head is kept here.
 _started: list[subprocess.Popen[bytes]] = []
 STOP_S = 30.0
+WAKE_S = 1.0
 
 
 def start_head(home: Path, cpus: int | None = None) -> Head:
@@ -119,12 +124,33 @@ def _end(pid: int) -> None:
         process = psutil.Process(pid)
         below = process.children(recursive=True)
         process.terminate()
-        _, alive = psutil.wait_procs([process, *below], timeout=STOP_S)
+        alive = _running_after(STOP_S, [process, *below])
         for left in alive:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
+        _running_after(STOP_S, alive)
     for child in _started:
         child.poll()
+
+
+def _running_after(within_s: float, processes: list["psutil.Process"]) -> list["psutil.Process"]:
+    """Wait until all processes have ended; return those that have not.
+
+    `psutil.wait_procs` would also wait until somebody reads their exit codes, and the first process
+    of a container may never do so.
+    """
+    deadline = time.monotonic() + within_s
+    while (alive := list(filter(_is_running, processes))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return alive
+
+
+def _is_running(process: "psutil.Process") -> bool:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _tail(log: Path) -> str:
@@ -146,7 +172,9 @@ def _serve_until_stopped(home: Path, cpus: int | None) -> None:
     born = psutil.Process().create_time()
     state = Head(os.getpid(), born, address, resources.get("CPU", 0.0))
     write_files({state_file(home): json.dumps(asdict(state)).encode()})
-    stop.wait()
+    # A signal that arrives in a thread of Ray wakes nobody: this thread sees it when it wakes.
+    while not stop.wait(WAKE_S):
+        pass
     state_file(home).unlink(missing_ok=True)
     ray.shutdown()
 
