@@ -7,6 +7,7 @@ clients need to know.
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+
+DRAWN = range(10_000, 20_000)  # below those of connections, and of the parts of Manybeam's service
 
 
 class ServiceError(Exception):
@@ -112,15 +115,21 @@ def wait_for_end(pid: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports; all are held open until the last is found."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Return free ports that the system gives to no connection, so that they stay free.
+
+    Raises:
+        ServiceError: there are too few.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(DRAWN, len(DRAWN)):
+        if len(found) == count:
+            return found
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            found.append(port)
+    raise ServiceError(
+        f"of the ports {DRAWN[0]} to {DRAWN[-1]} too few are free\ngive some: --port"
+    )
 
 
 def check_free(port: int) -> None:

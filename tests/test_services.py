@@ -45,10 +45,12 @@ def test_a_server_that_runs_is_kept(frail_s3: Any) -> None:
     assert frail_s3.pid("seaweedfs") == before
 
 
-def test_servers_listen_on_the_loopback_only(frail_s3: Any) -> None:
+def test_servers_listen_on_the_loopback_only_and_where_no_connection_can_be(frail_s3: Any) -> None:
     server = psutil.Process(frail_s3.pid("seaweedfs"))
     listening = [c for c in server.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+    of_connections = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert max(connection.laddr.port for connection in listening) < int(of_connections[0])
 
 
 def test_secrets_are_for_the_owners_eyes_only(frail_s3: Any) -> None:

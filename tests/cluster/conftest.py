@@ -1,9 +1,11 @@
 """One real Ray cluster of two cores for every test of this folder, and work small enough for it."""
 
 import os
+import random
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +110,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """A function that returns a port of this machine that nobody holds now."""
+    """A function that returns a free port, which the system gives to no connection meanwhile."""
 
     def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+        drawn = random.SystemRandom()  # each process of the tests draws others
+        while True:
+            port = drawn.randrange(10_000, 20_000)
+            with suppress(OSError), socket.socket() as probe:
+                probe.bind(("", port))
+                return port
 
     return find
 
