@@ -17,7 +17,6 @@ from manybeam.cluster.joining import knock
 from manybeam.cluster.running import head
 
 pytestmark = pytest.mark.cluster
-TGKILL = 234  # of Linux on x86-64: a signal to one thread
 
 JOIN = """
 import ray  # as another library might have done before
@@ -102,10 +101,10 @@ def test_a_signal_that_a_thread_of_ray_receives_ends_the_head(home: Path) -> Non
         below = psutil.Process(started.pid).children(recursive=True)
         thread = max(one.id for one in psutil.Process(started.pid).threads())
         assert thread != started.pid
-        ctypes.CDLL(None).syscall(TGKILL, started.pid, thread, signal.SIGTERM)
+        ctypes.CDLL(None).tgkill(started.pid, thread, signal.SIGTERM)
         deadline = time.monotonic() + 20
         while (alive := _running(below)) and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.05)  # it ends by itself
         assert not alive
         assert head(home) is None
     finally:

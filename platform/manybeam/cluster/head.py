@@ -141,7 +141,7 @@ def _running_after(within_s: float, processes: list["psutil.Process"]) -> list["
     """
     deadline = time.monotonic() + within_s
     while (alive := list(filter(_is_running, processes))) and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.02)  # the system tells only a parent that a process has ended
     return alive
 
 
