@@ -194,9 +194,9 @@ def post(
 def test_a_deadline_counts_from_the_arrival_at_the_proxy(post: Any, folder: Path) -> None:
     assert [post().status, post(waited_s=21).status, post("forged").status] == [200, 504, 403]
     deadline = time.monotonic() + 10
-    while list(folder.iterdir()):  # the work of the late one ends a moment after its answer
+    while list(folder.iterdir()):
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.01)  # the work of the late one ends a moment after its answer
 
 
 def test_a_replica_refuses_what_ended_two_others(post: Any, folder: Path) -> None:

@@ -83,6 +83,7 @@ def test_a_head_that_does_not_end_by_itself_is_gone_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("manybeam.cluster.head.STOP_S", 1.0)
+    # Neither ends when it is asked to; the child would go on for a minute.
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     child = f"import sys, time; {deaf}; print('deaf', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; {deaf}; subprocess.run([sys.executable, '-c', {child!r}])"
