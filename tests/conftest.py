@@ -28,9 +28,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 from manybeam.settings import settings
 
-# The same examples in every run: what is red is red for everybody, and so is what is green.
-# `pytest --hypothesis-profile=default` looks at others.
-hypothesis.settings.register_profile("same", derandomize=True, database=None)
+# The same examples in every run, and no times: what is red is red for everybody, and so is what is
+# green. `pytest --hypothesis-profile=default` looks at others.
+hypothesis.settings.register_profile(
+    "same",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("same")
 
 # Python looks for garbage after every 700 objects, which takes a tenth of the time of all tests.

@@ -24,7 +24,7 @@ from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
 from manybeam.learn.nets.inference.graphs import CompiledNetwork
 from manybeam.predictor.versions.of_zoo import ZooVersions
-from manybeam.serve.edge import admission
+from manybeam.serve.edge import admission, fair_queue
 from manybeam.serve.edge.access import TokenCache
 from manybeam.serve.edge.guard import RayGuard
 from manybeam.serve.metrics import Meter
@@ -76,6 +76,31 @@ class Sender:
         self.socket.close()
 
 
+class Watched(Meter):
+    """Counts, and lets a test wait until so many requests have a place."""
+
+    inside = 0
+
+    def waiting(self, count: int) -> None:
+        super().waiting(count)
+        self.inside = count
+
+    def until(self, count: int) -> None:
+        _until(lambda: self.inside == count)
+
+
+def _until(is_true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def meter() -> Watched:
+    return Watched()
+
+
 Connect = Callable[..., Sender]
 
 
@@ -92,8 +117,32 @@ def connect() -> Iterator[Connect]:
         yield make
 
 
+Enter = Callable[..., list[Sender]]
+
+
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def enter(connect: Connect, meter: Watched) -> Enter:
+    """Make senders that have the first places, in their order."""
+
+    def make(count: int, url: str, length: int, of: str = "") -> list[Sender]:
+        made = []
+        for number in range(count):
+            made.append(connect(url, length, of=of))
+            meter.until(number + 1)
+        return made
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a machine pause in a test that is not about slow senders."""
+    monkeypatch.setattr(admission, "GRACE_S", 60.0)
+    monkeypatch.setattr(fair_queue, "SLOW_S", 60.0)
+
+
+@pytest.fixture
+def quick(_patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the limits of a sender come soon."""
     monkeypatch.setattr(admission, "GRACE_S", 0.4)
 
@@ -105,12 +154,14 @@ def pool() -> Iterator[urllib3.PoolManager]:
 
 
 @pytest.fixture
-def replica(tiny_zoo: Any, serving: Serving) -> Callable[..., AbstractContextManager[str]]:
+def replica(
+    tiny_zoo: Any, serving: Serving, meter: Watched
+) -> Callable[..., AbstractContextManager[str]]:
     """Start a replica with limits."""
 
     def start(zoo: Any = tiny_zoo, **limits: int) -> AbstractContextManager[str]:
         service = Service(ZooVersions(zoo, ["graphene"]))
-        return serving(api(service, ReplicaLimits(**limits), Meter(), str))
+        return serving(api(service, ReplicaLimits(**limits), meter, str))
 
     return start
 
@@ -119,11 +170,10 @@ Replica = Callable[..., AbstractContextManager[str]]
 
 
 def test_a_place_is_taken_before_the_body_is_read(
-    replica: Replica, pool: urllib3.PoolManager, connect: Connect
+    replica: Replica, pool: urllib3.PoolManager, connect: Connect, enter: Enter
 ) -> None:
     with replica(waiting=2) as url:
-        inside = [connect(url, 1000) for _ in range(2)]
-        time.sleep(0.2)
+        inside = enter(2, url, 1000)
         refused = connect(url, len(GOOD), "Expect: 100-continue\r\n")
         status, problem, headers = refused.answer()  # nothing of its body was sent
         assert (status, problem["type"]) == (429, "urn:manybeam:busy")
@@ -139,16 +189,17 @@ def test_ten_slow_senders_harm_nobody_and_are_cut(
     with replica() as url:
         pool.request("POST", url + PREDICT, body=GOOD, headers=NPY)
         before = psutil.Process().memory_info().rss
-        slow = [connect(url, 400 * 10**6) for _ in range(10)]
-        for one in slow:
-            one.send(b"\x93NUMPY")
+        slow = []
+        for _ in range(10):
+            slow.append(connect(url, 400 * 10**6))
+            slow[-1].send(b"\x93NUMPY")
         good = pool.request("POST", url + PREDICT, body=GOOD, headers=NPY)
         answers = [one.answer() for one in slow]
         assert psutil.Process().memory_info().rss - before < 30 * MIB
     assert good.status == 200
     assert sorted({status for status, _, _ in answers}) == [408, 429]
-    late = next(problem for status, problem, _ in answers if status == 408)
-    assert "6 of 400000000 bytes arrived" in late["detail"]
+    late = [problem["detail"] for status, problem, _ in answers if status == 408]
+    assert any("6 of 400000000 bytes arrived" in detail for detail in late)
 
 
 def test_bodies_that_do_not_end_share_a_bounded_memory(
@@ -219,19 +270,18 @@ def test_a_deadline_counts_while_the_body_arrives(replica: Replica) -> None:
             response = http.client.HTTPResponse(connection)
             response.begin()
             assert response.status == 504
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 5
 
 
 def test_who_leaves_while_sending_gives_the_place_back(
-    replica: Replica, pool: urllib3.PoolManager, connect: Connect
+    replica: Replica, pool: urllib3.PoolManager, enter: Enter, meter: Watched
 ) -> None:
     with replica(waiting=1) as url:
-        sender = connect(url, 1000)
+        (sender,) = enter(1, url, 1000)
         sender.send(b"\x93NUMPY")
-        time.sleep(0.2)
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 429
         sender.close()
-        time.sleep(0.2)
+        meter.until(0)
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
 
 
@@ -248,20 +298,49 @@ class Slow:
         self.go.wait(30)
         return self.zoo.resolve(ref)
 
+    def until_asked(self) -> None:
+        _until(lambda: bool(self.asked))
+
+
+def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
+    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, meter: Watched
+) -> None:
+    slow, found = Slow(tiny_zoo), list[int]()
+    limits = ReplicaLimits(threads=1, waiting=2)
+    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+
+        def post() -> None:
+            found.append(pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status)
+
+        inside = [threading.Thread(target=post) for _ in range(2)]
+        for thread in inside:
+            thread.start()
+        meter.until(2)
+        refused = pool.request("POST", url + PREDICT, body=GOOD, headers=NPY)
+        assert pool.request("GET", f"{url}/healthz").status == 200
+        slow.go.set()
+        for thread in inside:
+            thread.join()
+        again = pool.request("POST", url + PREDICT, body=GOOD, headers=NPY)
+    assert refused.status == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (found, again.status) == ([200, 200], 200)
+
 
 def test_who_leaves_while_waiting_gives_the_place_back_and_is_not_answered(
-    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, connect: Connect
+    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, enter: Enter, meter: Watched
 ) -> None:
     slow = Slow(tiny_zoo)
     limits = ReplicaLimits(threads=1, waiting=2)
-    with serving(api(Service(ZooVersions(slow)), limits, Meter(), str)) as url:  # type: ignore[arg-type]
-        inside, waiting = (connect(url, len(GOOD)) for _ in range(2))
-        for one in (inside, waiting):
-            one.send(GOOD)
-            time.sleep(0.2)
+    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+        inside, waiting = enter(2, url, len(GOOD))
+        inside.send(GOOD)
+        slow.until_asked()
+        waiting.send(GOOD)
+        time.sleep(0.2)  # until its body is read, which nobody tells
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 429
         waiting.close()
-        time.sleep(0.2)
+        meter.until(1)
         last = threading.Thread(target=slow.go.set)
         threading.Timer(0.3, last.start).start()
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
@@ -271,15 +350,15 @@ def test_who_leaves_while_waiting_gives_the_place_back_and_is_not_answered(
 
 
 def test_a_flood_waits_behind_a_newcomer_and_gives_it_a_place(
-    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, connect: Connect
+    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, enter: Enter, meter: Watched
 ) -> None:
     slow, answers = Slow(tiny_zoo), list[int]()
     limits = ReplicaLimits(threads=1, waiting=3)
-    with serving(api(Service(ZooVersions(slow)), limits, Meter(), str)) as url:  # type: ignore[arg-type]
-        flood = [connect(url, len(GOOD), of="flood") for _ in range(3)]
+    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+        flood = enter(3, url, len(GOOD), of="flood")
         for one in flood:
             one.send(GOOD)
-            time.sleep(0.2)
+            slow.until_asked()
 
         def polite() -> None:
             own = f"{url}{PREDICT}&instrument=polite"
@@ -298,11 +377,10 @@ def test_a_flood_waits_behind_a_newcomer_and_gives_it_a_place(
 
 
 def test_a_body_that_is_read_gives_its_place_to_a_newcomer(
-    replica: Replica, pool: urllib3.PoolManager, connect: Connect
+    replica: Replica, pool: urllib3.PoolManager, enter: Enter
 ) -> None:
     with replica(waiting=2) as url:
-        flood = [connect(url, len(GOOD), of="flood") for _ in range(2)]
-        time.sleep(0.2)
+        flood = enter(2, url, len(GOOD), of="flood")
         own = f"{url}{PREDICT}&instrument=polite"
         assert pool.request("POST", own, body=GOOD, headers=NPY).status == 200
         status, problem, headers = flood[1].answer()
@@ -315,11 +393,12 @@ def test_a_body_that_is_read_gives_its_place_to_a_newcomer(
 
 
 def test_slow_senders_leave_room_for_others_of_the_same_caller(
-    replica: Replica, pool: urllib3.PoolManager, connect: Connect
+    replica: Replica, pool: urllib3.PoolManager, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with replica(waiting=4) as url:
-        slow = [connect(url, 10**6) for _ in range(4)]
-        time.sleep(1.3)
+        slow = enter(4, url, 10**6)
+        monkeypatch.setattr(fair_queue, "SLOW_S", 0.1)
+        time.sleep(0.2)
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
         status, problem, _ = slow[0].answer()
     assert status == 429
@@ -327,18 +406,17 @@ def test_slow_senders_leave_room_for_others_of_the_same_caller(
 
 
 def test_who_leaves_while_being_answered_gives_the_place_back(
-    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, connect: Connect
+    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, connect: Connect, meter: Watched
 ) -> None:
     slow = Slow(tiny_zoo)
     limits = ReplicaLimits(threads=2, waiting=1)
-    with serving(api(Service(ZooVersions(slow)), limits, Meter(), str)) as url:  # type: ignore[arg-type]
+    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
         inside = connect(url, len(GOOD))
         inside.send(GOOD)
-        while not slow.asked:
-            time.sleep(0.01)
+        slow.until_asked()
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 429
         inside.close()
-        time.sleep(0.2)
+        meter.until(0)
         late = pool.request("POST", f"{url}{PREDICT}&deadline_ms=200", body=GOOD, headers=NPY)
         slow.go.set()
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
@@ -350,6 +428,7 @@ def test_no_network_runs_for_who_left(
     serving: Serving,
     pool: urllib3.PoolManager,
     connect: Connect,
+    meter: Watched,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[int] = []
@@ -358,13 +437,12 @@ def test_no_network_runs_for_who_left(
         CompiledNetwork, "__call__", lambda self, tile: ran.append(id(self)) or call(self, tile)
     )
     slow, limits = Slow(tiny_zoo), ReplicaLimits(threads=1)
-    with serving(api(Service(ZooVersions(slow)), limits, Meter(), str)) as url:  # type: ignore[arg-type]
+    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
         inside = connect(url, len(GOOD))
         inside.send(GOOD)
-        while not slow.asked:
-            time.sleep(0.01)
+        slow.until_asked()
         inside.close()
-        time.sleep(0.2)  # until the service has seen it
+        meter.until(0)
         slow.go.set()
         for _ in range(2):
             assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
@@ -374,12 +452,11 @@ def test_no_network_runs_for_who_left(
 
 @pytest.mark.parametrize("size", [100_000, 8 * MIB])
 def test_who_sends_all_before_it_listens_is_told_why_it_was_refused(
-    replica: Replica, pool: urllib3.PoolManager, size: int, connect: Connect
+    replica: Replica, pool: urllib3.PoolManager, size: int, enter: Enter
 ) -> None:
     body = b"\0" * size
     with replica(waiting=1) as url:
-        inside = connect(url, 1000)
-        time.sleep(0.2)
+        (inside,) = enter(1, url, 1000)
         busy = pool.request("POST", url + PREDICT, body=body, headers=NPY)
         wrong = pool.request("POST", f"{url}/v1/predict/graphene?want=x", body=body, headers=NPY)
         lost = pool.request("POST", f"{url}/nothing", body=body, headers=NPY)

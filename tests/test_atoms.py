@@ -113,7 +113,7 @@ def test_atoms_come_with_the_most_probable_first() -> None:
     assert (np.diff(find_atoms(map_yx, 0.5, 3.9)[:, 3]) <= 0).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=SEEDS)
 def test_a_rotated_map_has_the_rotated_atoms(seed: int) -> None:
     map_yx = discs(grid(seed), (60, 70))
@@ -135,7 +135,7 @@ def test_the_centroid_of_a_lone_pixel_is_that_pixel() -> None:
     assert centroids(map_yx, np.array([[4.4, 5.6]]), 2.0).round(6).tolist() == [[4.0, 6.0]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS)
 def test_the_strongest_are_those_kept_by_going_down_from_the_top(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -193,7 +193,7 @@ def test_the_class_is_the_one_believed_most() -> None:
     assert cluster_atoms(rows, 2.0)[0, 2] == 6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=SEEDS, order=st.permutations(range(4)))
 def test_the_order_of_members_does_not_matter(seed: int, order: list[int]) -> None:
     said = members_of(seed)
@@ -202,7 +202,7 @@ def test_the_order_of_members_does_not_matter(seed: int, order: list[int]) -> No
     assert np.allclose(first, again, rtol=0, atol=1e-5, equal_nan=True)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=SEEDS)
 def test_each_atom_of_each_member_votes_exactly_once(seed: int) -> None:
     said = members_of(seed)
@@ -210,7 +210,7 @@ def test_each_atom_of_each_member_votes_exactly_once(seed: int) -> None:
     assert round(float(votes)) == sum(len(rows) for rows in said)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=SEEDS)
 def test_clusters_recover_the_truth_better_than_a_member(seed: int) -> None:
     truth_n2, said = grid(seed), members_of(seed, 8)

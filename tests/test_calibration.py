@@ -94,7 +94,7 @@ def test_frames_without_a_false_atom_make_nobody_certain() -> None:
     assert 0.99 < fitted.probability(np.array([0.9]))[0] < 0.9999
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     raw=st.lists(st.floats(0, 1), min_size=2),
     temperature=st.floats(0.2, 20),
@@ -116,7 +116,7 @@ def test_too_few_atoms_leave_probabilities_as_they_are_and_it_is_said() -> None:
     assert "64 atoms, 100 are needed" in fitted.notes[0]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31))
 def test_the_order_of_atoms_changes_no_fit(seed: int) -> None:
     claimed, so = (np.concatenate(part) for part in draw(5, 20, 2.0))

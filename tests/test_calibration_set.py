@@ -105,7 +105,7 @@ def test_a_table_of_another_version_is_corrupt(six: CalibrationSet) -> None:
             CalibrationSet.from_bytes(file.getvalue())
 
 
-@bounded(max_examples=60, deadline=None)
+@bounded(max_examples=60)
 @given(share=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
 def test_a_damaged_byte_is_told_or_does_no_harm(
     six: CalibrationSet, share: float, mask: int

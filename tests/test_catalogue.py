@@ -259,9 +259,7 @@ def test_every_quantity_has_a_name_of_its_own() -> None:
     assert len(set(quantity_names())) == len(quantity_names())
 
 
-@effort(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@effort(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60))
 @pytest.mark.slow
 def test_no_text_breaks_the_search(filled: Catalogue, text: str) -> None:
@@ -375,7 +373,7 @@ def test_the_classical_detector_is_no_member(catalogue: Catalogue) -> None:
     assert catalogue.find().rows[0].value is None
 
 
-@effort(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@effort(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_what_is_found_is_what_a_plain_loop_finds(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)

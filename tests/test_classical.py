@@ -52,7 +52,7 @@ def test_atoms_carry_a_rank_between_a_half_and_one() -> None:
     assert (np.diff(found[:, 3]) <= 0).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(gain=st.floats(0.01, 1e4), offset=st.floats(-100, 100))
 def test_gain_and_offset_of_the_detector_do_not_matter(gain: float, offset: float) -> None:
     frame, _ = scene(3)

@@ -193,7 +193,7 @@ def test_a_band_pass_in_tiles_measures_the_scatter_of_each() -> None:
     assert 0 < np.abs(tiled - whole).max() < 0.01
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     network=st.sampled_from([*LOCAL, Network(name="bandpass"), Network(name="BasicUNet")]),
     rows=st.integers(1, 900),
@@ -436,7 +436,7 @@ def test_members_of_other_pixel_sizes_answer_about_the_same_atoms() -> None:
     assert np.median(atoms[:, 4:6]) < 0.15
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 1000), turns=st.integers(1, 3))
 def test_a_turned_frame_has_the_turned_atoms(seed: int, turns: int) -> None:
     side = 96
@@ -451,7 +451,7 @@ def test_a_turned_frame_has_the_turned_atoms(seed: int, turns: int) -> None:
     assert len(match(turned, still, 0.02)) == len(still) == len(turned)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(gain=st.floats(0.01, 1e4), offset=st.floats(-100, 1e4))
 def test_gain_and_offset_of_the_detector_do_not_matter(gain: float, offset: float) -> None:
     frame = noise((64, 64))

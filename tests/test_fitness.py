@@ -87,7 +87,7 @@ def test_no_atoms_score_zero_and_nothing_fails():
         assert one.score < 1e-3
 
 
-@bounded(max_examples=15, deadline=None)
+@bounded(max_examples=15)
 @given(gain=st.floats(1e-3, 1e4), offset=st.floats(-1e3, 1e3))
 def test_gain_and_offset_of_the_detector_do_not_change_the_fitness(gain, offset):
     atoms = honeycomb(96)

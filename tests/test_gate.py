@@ -1,6 +1,7 @@
 """The gate between Zarr and the store: once shut, no write begins and none is under way."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +19,17 @@ from manybeam.data.store import open_store
 from manybeam.errors import StoreUnreachable, WriteFailed
 
 
-def _slow(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ObjectStore.set
+def _slow(seconds: float, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let writes to the store take some time; return what tells that one has begun."""
+    real, has_begun = ObjectStore.set, threading.Event()
 
     async def set_slowly(self: ObjectStore, key: str, value: Buffer) -> None:
+        has_begun.set()
         await asyncio.sleep(seconds)
         await real(self, key, value)
 
     monkeypatch.setattr(ObjectStore, "set", set_slowly)
+    return has_begun
 
 
 def test_a_shut_gate_lets_no_write_begin() -> None:
@@ -45,11 +49,11 @@ def background() -> Iterator[ThreadPoolExecutor]:
 def test_shutting_waits_for_the_writes_under_way(
     monkeypatch: pytest.MonkeyPatch, background: ThreadPoolExecutor
 ) -> None:
-    _slow(0.3, monkeypatch)
+    has_begun = _slow(0.3, monkeypatch)
     memory = MemoryStore()
     gate = GatedStore(memory)
     writing = background.submit(zarr.save_array, StorePath(gate), np.ones(3))
-    time.sleep(0.1)
+    assert has_begun.wait(30)
     gate.shut(5.0)
     assert [meta["path"] for meta in memory.list().collect()] == ["zarr.json"]
     with pytest.raises(WriteFailed, match="was stopped"):
@@ -59,10 +63,10 @@ def test_shutting_waits_for_the_writes_under_way(
 def test_a_write_that_does_not_end_is_told(
     monkeypatch: pytest.MonkeyPatch, background: ThreadPoolExecutor
 ) -> None:
-    _slow(0.5, monkeypatch)
+    has_begun = _slow(0.5, monkeypatch)
     gate = GatedStore(MemoryStore())
     writing = background.submit(zarr.save_array, StorePath(gate), np.ones(3))
-    time.sleep(0.1)
+    assert has_begun.wait(30)
     with pytest.raises(StoreUnreachable, match=r"did not end within 0\.1 s"):
         gate.shut(0.1)
     with pytest.raises(WriteFailed):

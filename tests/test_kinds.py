@@ -93,7 +93,7 @@ def test_a_class_without_an_element_is_refused(kind: int) -> None:
         confusion(one_frame(found, truth), [found], [truth], (C, SI))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_order_of_atoms_and_a_turn_change_no_count(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -117,7 +117,7 @@ def test_the_recall_of_dopants_is_theirs_alone() -> None:
     assert np.isnan(recall_of(frames, [is_dopant(truth, (C, N, SI))]))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(angle=st.floats(0, np.pi))
 def test_single_vacancies_are_where_the_atoms_were(angle: float) -> None:
     sheet, gone = without(honeycomb(angle), (80, 80), (150, 100), (100, 170))

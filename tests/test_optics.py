@@ -101,7 +101,7 @@ def test_a_perfect_probe_is_as_wide_as_an_airy_disc() -> None:
     astigmatism_nm=st.floats(0, 4),
     azimuth=st.floats(0, 2 * math.pi),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_probe_keeps_its_electrons_and_has_none_to_owe(
     defocus_nm: float, coma_nm: float, astigmatism_nm: float, azimuth: float
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_probe_keeps_its_electrons_and_has_none_to_owe(
 
 
 @given(azimuth=st.floats(0, 2 * math.pi), defocus_nm=st.floats(-8, 8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @pytest.mark.parametrize(
     ("name", "amount", "place", "fold"),
     [
@@ -133,7 +133,7 @@ def test_an_aberration_repeats_after_its_own_share_of_a_turn(
 
 
 @given(azimuth=st.floats(0, 2 * math.pi))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_turning_every_aberration_by_90_degrees_turns_the_probe(azimuth: float) -> None:
     aberrations = {"astigmatism_nm": 3.0, "coma_nm": 60.0, "trefoil_nm": 40.0, "defocus_nm": 2.0}
     before = _probe((azimuth, azimuth, azimuth), **aberrations)

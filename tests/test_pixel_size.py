@@ -53,7 +53,7 @@ def test_a_lattice_has_the_spacings_of_the_tables(cell, spacings):
 
 @pytest.mark.parametrize("cell", [*CELLS.values(), SQUARE], ids=lambda cell: cell.name)
 @given(size_pm=st.floats(14, 30), turn=st.floats(0, math.pi))
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 def test_a_known_crystal_tells_its_pixel_size_within_1_5_per_cent(cell, size_pm, turn):
     told = infer_pixel_size(crystal(cell, size_pm, turn), cell)
     assert told.pixel_size_pm == pytest.approx(size_pm, rel=0.015)

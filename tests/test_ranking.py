@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -57,7 +56,6 @@ def test_no_rows_and_no_conditions_are_allowed(shape: tuple[int, int]) -> None:
     assert not found.common_c.any()
 
 
-@effort(deadline=None)
 @given(
     cells_rc=arrays.arrays(float, (9, 5), elements=st.sampled_from([NO, NO, 0.5, 0.7, 1.0])),
     row=st.integers(0, 8),
@@ -73,7 +71,6 @@ def test_measuring_less_never_helps(cells_rc: np.ndarray, row: int, fewer: set[i
     assert same or places.index(row + 1) < places.index(0)
 
 
-@effort(deadline=None)
 @given(cells_rc=arrays.arrays(float, (7, 4), elements=st.sampled_from([NO, 0.1, 0.4, 0.9])))
 def test_rows_of_one_group_have_the_same_conditions(cells_rc: np.ndarray) -> None:
     found = compare_rows(cells_rc)

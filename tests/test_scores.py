@@ -84,7 +84,7 @@ def test_f1_of_counts(counts: tuple[int, int, int], f1: float) -> None:
     assert f1_of(np.array(counts)) == pytest.approx(f1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, radius=st.floats(1, 40))
 def test_matching_is_the_hungarian_assignment(seed: int, radius: float) -> None:
     found, truth = answers(seed)
@@ -97,7 +97,7 @@ def test_matching_is_the_hungarian_assignment(seed: int, radius: float) -> None:
     assert pairs.distance_px.sum() == pytest.approx(distance[rows, columns][inside].sum(), abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_pairs_are_one_to_one_and_within_the_radius(seed: int) -> None:
     pairs = match(*answers(seed), 6.0)
@@ -107,7 +107,7 @@ def test_pairs_are_one_to_one_and_within_the_radius(seed: int) -> None:
     assert (pairs.distance_px <= 6.0).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_turning_the_frame_changes_no_score(seed: int) -> None:
     found, truth = answers(seed)
@@ -117,7 +117,7 @@ def test_turning_the_frame_changes_no_score(seed: int) -> None:
     assert turned.values() == pytest.approx(scored(found, truth).values())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, factor=st.sampled_from([2, 4, 8]))
 def test_finer_pixels_change_no_score(seed: int, factor: int) -> None:
     found, truth = ((atoms + 0.5) * factor - 0.5 for atoms in answers(seed))
@@ -126,7 +126,7 @@ def test_finer_pixels_change_no_score(seed: int, factor: int) -> None:
     assert finer.values() == pytest.approx(scored(*answers(seed)).values())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_the_order_of_atoms_changes_no_score(seed: int) -> None:
     found, truth = answers(seed)
@@ -136,7 +136,7 @@ def test_the_order_of_atoms_changes_no_score(seed: int) -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS)
 def test_crowded_atoms_are_paired_as_the_hungarian_assignment_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -303,7 +303,7 @@ def test_spread_tells_wrong_from_right(spread: list[float], wrong: list[int], au
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_auroc_is_the_share_of_pairs_in_the_right_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -321,7 +321,7 @@ def test_frames_of_another_condition_are_told_by_their_distance() -> None:
     assert auroc(distance, is_other) == pytest.approx(0.961, abs=0.02)  # Phi(0.5 / 0.2 sqrt 2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_calibration_turns_with_the_frame(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -345,7 +345,7 @@ def test_risk_over_coverage_by_hand() -> None:
     assert np.isnan(aurc(np.zeros(0), np.zeros(0, bool)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_risk_over_coverage_does_not_know_the_order_of_rows(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ import urllib3
 from manybeam.db.deployment import open_database
 from manybeam.db.serving.sessions import Sessions
 from manybeam.db.tokens import Instruments, Tokens
+from manybeam.errors import DatabaseUnreachable
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import TokenCache
 from manybeam.serve.metrics import Meter
@@ -159,10 +160,15 @@ def test_requests_about_sessions_do_not_pile_up_while_the_database_hangs(
 
 
 def test_the_history_is_refused_at_once_while_the_database_is_away(
-    ask: Ask, service: Service
+    ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def away() -> None:
+        raise DatabaseUnreachable("the database does not answer")
+
     ask("PUT", PATH, {})
-    service.sessions.refresher._clock = lambda: time.monotonic() + 60
+    # In this order: a reading that has begun counts as one of before.
+    monkeypatch.setattr(service.sessions.refresher, "_sessions", away)
+    monkeypatch.setattr(service.sessions.refresher, "_clock", lambda: time.monotonic() + 60)
     assert ask("GET", PATH).status == 503
 
 

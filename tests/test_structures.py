@@ -96,7 +96,7 @@ def _seen(
 
 
 @given(st.floats(20, 40), st.floats(20, 40))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_an_atom_is_seen_where_it_stands(y: float, x: float) -> None:
     ground = Ground((64, 64), (64, 64), 0, 15.0)
     atom = Structure(np.array([[y, x]]) * 15.0, np.array([14.0]))
@@ -128,7 +128,7 @@ def test_tiles_make_the_same_picture_as_one_piece(structure: str, rng: Generator
 
 @pytest.mark.slow
 @given(st.floats(0, 6.3), st.floats(-300, 300), st.floats(-300, 300))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_crystal_turned_by_90_degrees_is_that_crystal_turned(
     angle: float, y: float, x: float
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_crystal_turned_by_90_degrees_is_that_crystal_turned(
 
 
 @given(st.tuples(*[st.integers(-3, 3)] * 3), st.sampled_from([LSMO, MOS2]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_view_keeps_every_site_and_the_volume(
     zone_axis: tuple[int, int, int], crystal: Crystal
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -146,7 +146,6 @@ def test_a_bright_neighbour_in_the_stack_changes_nothing(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["frame", "local"])
-@settings(deadline=None)  # machines pause
 @given(gain=st.floats(0.01, 1e4), offset=st.floats(-1e3, 1e3))
 def test_gain_and_offset_of_the_detector_do_not_matter(
     how: str, gain: float, offset: float
@@ -181,7 +180,6 @@ def test_a_constant_frame_becomes_zeros() -> None:
     assert not normalise(np.full((2, 16, 16), 7, np.float32), "local", 4.0).any()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-6, 26), st.floats(-6, 36)), max_size=12),
     st.floats(0.1, 5),

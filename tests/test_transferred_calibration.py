@@ -181,7 +181,7 @@ def test_where_no_atom_is_true_no_position_is_promised() -> None:
     assert one.apply(atoms_of(np.array([0.99])))[0, 3] < 0.05
 
 
-@bounded(max_examples=100, deadline=None)
+@bounded(max_examples=100)
 @given(
     raw=st.lists(st.floats(0, 1, width=32), max_size=20),
     temperature=st.floats(0.05, 20),

@@ -35,7 +35,7 @@ class RolloutCache:
         self._known, self._running = Watched(), dict[str, Rollout]()
         self._read_s, self._begun_s = -math.inf, clock()
         self._is_logged = False  # that the database is away
-        self._closed = threading.Event()
+        self._closed, self._reading = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._go_on_reading, name="rollouts", daemon=True)
 
     def start(self) -> None:
@@ -70,7 +70,10 @@ class RolloutCache:
 
     def read(self) -> None:
         """Read the rollouts from the database; without an answer, keep those that are known."""
-        begun = self._clock()
+        with self._reading:  # else an earlier one could end last
+            self._read(self._clock())
+
+    def _read(self, begun: float) -> None:
         try:
             found = self._rollouts().watched()
         except InvalidSetting as error:  # no database, so nobody can start a rollout
