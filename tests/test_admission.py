@@ -18,10 +18,12 @@ import psutil
 import pytest
 import urllib3
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
+from starlette.requests import Request
 
 from manybeam.addresses import place_of
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Tokens
+from manybeam.errors import DeadlineExceeded
 from manybeam.learn.nets.inference.graphs import CompiledNetwork
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge import admission, fair_queue
@@ -271,6 +273,24 @@ def test_a_deadline_counts_while_the_body_arrives(replica: Replica) -> None:
             response.begin()
             assert response.status == 504
             assert time.monotonic() - begun < 5
+
+
+class EarlyLoop(asyncio.SelectorEventLoop):
+    """Calls early, as uvloop does by up to half a millisecond."""
+
+    def call_at(self, when: float, *args: Any, **more: Any) -> asyncio.TimerHandle:
+        return super().call_at(when - 0.05, *args, **more)
+
+
+def test_a_deadline_is_told_as_one_also_if_its_timer_is_early() -> None:
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    queue = fair_queue.FairQueue(1, 1, MIB)
+    place, due_s = queue.take(fair_queue.Share()), time.monotonic() + 0.2
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with asyncio.Runner(loop_factory=EarlyLoop) as runner, pytest.raises(DeadlineExceeded):
+        runner.run(admission.read_body(request, queue, place, due_s))
 
 
 def test_who_leaves_while_sending_gives_the_place_back(

@@ -162,7 +162,10 @@ def test_requests_about_sessions_do_not_pile_up_while_the_database_hangs(
 def test_the_history_is_refused_at_once_while_the_database_is_away(
     ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    askers = set[str]()
+
     def away() -> None:
+        askers.add(threading.current_thread().name)
         raise DatabaseUnreachable("the database does not answer")
 
     ask("PUT", PATH, {})
@@ -170,6 +173,7 @@ def test_the_history_is_refused_at_once_while_the_database_is_away(
     monkeypatch.setattr(service.sessions.refresher, "_sessions", away)
     monkeypatch.setattr(service.sessions.refresher, "_clock", lambda: time.monotonic() + 60)
     assert ask("GET", PATH).status == 503
+    assert askers <= {"sessions"}  # its own threads; the request asked nobody
 
 
 def test_a_frame_of_another_pixel_size_is_refused(ask: Ask) -> None:
