@@ -364,7 +364,7 @@ def _leave_the_settings_alone() -> Iterator[None]:
         for name in after.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
-        settings.cache_clear()
+    settings.cache_clear()  # they may have been read while the test had changed one
     assert after == before
 
 
@@ -425,16 +425,15 @@ def frail_s3(frail_s3_services: Services) -> Iterator[Services]:
 
 
 @pytest.fixture
-def use_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], None]]:
-    """Set MANYBEAM_ variables for one test; `settings()` is read afresh, and again after it."""
+def use_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Set MANYBEAM_ variables for one test; `settings()` is read afresh."""
 
     def use(values: dict[str, str]) -> None:
         for name, value in values.items():
             monkeypatch.setenv(name, value)
         settings.cache_clear()
 
-    yield use
-    settings.cache_clear()
+    return use
 
 
 @pytest.fixture

@@ -94,6 +94,12 @@ def test_a_map_that_is_sure_everywhere_has_one_atom_not_thousands(
     assert len(find_atoms(np.full(shape, level), 0.5, 3.0)) == 1
 
 
+@pytest.mark.parametrize("level", [0.6, 0.97, 0.9999])
+def test_a_map_that_is_flat_but_for_the_last_bit_has_one_atom(level: float) -> None:
+    last_bit = np.random.default_rng(0).integers(-1, 2, (97, 311)) * np.spacing(np.float32(level))
+    assert len(find_atoms(np.float32(level) + last_bit, 0.5, 3.0)) == 1
+
+
 def test_atoms_that_touch_are_found_in_a_map_that_is_all_but_sure() -> None:
     position_n2 = np.argwhere(np.ones((9, 9))) * 6.0 + 8
     distance = np.hypot(*(np.indices((66, 66))[:, None, ...] - position_n2.T[..., None, None])).min(

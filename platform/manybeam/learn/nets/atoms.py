@@ -24,6 +24,7 @@ SMOOTHING = 0.25  # width of the smoothing before the search for maxima, per min
 WINDOW = 0.75  # radius of the window of a centroid, per minimum distance
 BATCH = 512  # atoms whose windows are in memory at once; so they fit into the cache
 ROUNDING = np.float32(4)  # float32 next to it have steps of 5e-7
+LEVEL = 7e-7  # values beside each other that differ by less count as equal
 BLOCK = 64  # rows, or columns, that are blurred by one matrix
 LARGEST_SHARE = 0.75  # of a step in the one before, that is believed
 LEAST_SHARE = 1e-9  # of the whole weight; with less, there is no spread
@@ -67,7 +68,7 @@ def find_atoms_of_members(
     """
     prob_myx = np.asarray(prob_myx, np.float32)
     smooth_myx = smoothed(prob_myx, SMOOTHING * min_distance_px)
-    member_n, position_n2 = _maxima(smooth_myx, FAINT * threshold)
+    member_n, position_n2 = _maxima(smooth_myx, FAINT * threshold, LEVEL)
     probability = _highest_around(prob_myx, member_n, position_n2)
     likely = probability >= threshold
     member_n, position_n2, probability = member_n[likely], position_n2[likely], probability[likely]
@@ -188,7 +189,8 @@ def smoothed(map_myx: Array, width_px: float) -> Array:
         band.T,
         out=_blocks(twice_myx, (*tall, BLOCK), axis=2),
     )
-    # Rounded, so that a flat top stays flat although not all columns are summed in the same order.
+    # Rounded, so that of equals the last bit does not decide: columns are summed in several orders,
+    # and each processor has its own.
     twice_myx += ROUNDING
     twice_myx -= ROUNDING
     return twice_myx[:, : sides[0], : sides[1]]
@@ -242,9 +244,15 @@ def _order(strength_n: Array, position_n2: Array) -> Index:
     return np.lexsort((position_n2[:, 1], position_n2[:, 0], -np.asarray(strength_n)))
 
 
-def _maxima(map_myx: Array, floor: float) -> tuple[Index, Array]:
-    """Return the map and the centre of each maximum above the floor."""
-    top_myx = (map_myx >= _highest_of_nine(map_myx)) & (map_myx > floor)
+def _maxima(map_myx: Array, floor: float, level: float = 0.0) -> tuple[Index, Array]:
+    """Return the map and the centre of each maximum above the floor.
+
+    A pixel that is lower than the highest beside it by less than `level` belongs to a flat top.
+    """
+    highest_myx = _highest_of_nine(map_myx)
+    if level:
+        highest_myx -= level
+    top_myx = (map_myx >= highest_myx) & (map_myx > floor)
     member_n, y_n, x_n = np.unravel_index(np.flatnonzero(top_myx), top_myx.shape)
     position_n2 = np.column_stack([y_n, x_n]).astype(float)
     flat_n = _flat_tops(top_myx, member_n, y_n, x_n)
