@@ -98,11 +98,13 @@ def test_a_cluster_is_known_by_its_answer(cluster: str) -> None:
 )
 def test_what_is_no_cluster_is_told_at_once(address: str, told: str) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.handle_request).start()
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
         place = f"127.0.0.1:{server.server_port}"
         with pytest.raises(Unreachable, match=told):
             jobs_cluster.knock(place if address == "HTTP" else address)
         socket.create_connection(("127.0.0.1", server.server_port)).close()  # ends the thread
+        thread.join()
 
 
 def test_an_address_where_no_cluster_answers_is_told(
