@@ -58,13 +58,15 @@ GOOD = npy(np.random.default_rng(0).random((48, 56), dtype=np.float32))
 class Sender:
     """A connection that sends the head of a request, and of its body what a test says."""
 
-    def __init__(self, url: str, length: int | str, more: str = "", of: str = "") -> None:
+    def __init__(
+        self, url: str, length: int | str, more: str = "", of: str = "", body: bytes = b""
+    ) -> None:
         host, port = place_of(url) or ("", None)
         self.socket = socket.create_connection((host, port), timeout=30)
         path = f"{PREDICT}&instrument={of}"
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-npy\r\n"
         said = f"Content-Length: {length}\r\n" if length != "" else ""
-        self.socket.sendall(f"{head}{said}{more}\r\n".encode())
+        self.socket.sendall(f"{head}{said}{more}\r\n".encode() + body)
 
     def send(self, body: bytes) -> None:
         self.socket.sendall(body)
@@ -95,7 +97,7 @@ def _until(is_true: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not is_true():
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks at what another thread does
 
 
 @pytest.fixture
@@ -111,8 +113,10 @@ def connect() -> Iterator[Connect]:
     """Make senders; after the test all are closed."""
     with ExitStack() as stack:
 
-        def make(url: str, length: int | str, more: str = "", of: str = "") -> Sender:
-            made = Sender(url, length, more, of)
+        def make(
+            url: str, length: int | str, more: str = "", of: str = "", body: bytes = b""
+        ) -> Sender:
+            made = Sender(url, length, more, of, body)
             stack.callback(made.close)
             return made
 
@@ -159,11 +163,11 @@ def pool() -> Iterator[urllib3.PoolManager]:
 def replica(
     tiny_zoo: Any, serving: Serving, meter: Watched
 ) -> Callable[..., AbstractContextManager[str]]:
-    """Start a replica with limits."""
+    """Start a replica with limits, of a zoo that has loaded or of one that answers when told."""
 
-    def start(zoo: Any = tiny_zoo, **limits: int) -> AbstractContextManager[str]:
-        service = Service(ZooVersions(zoo, ["graphene"]))
-        return serving(api(service, ReplicaLimits(**limits), meter, str))
+    def start(slow: Any = None, **limits: int) -> AbstractContextManager[str]:
+        versions = ZooVersions(slow) if slow else ZooVersions(tiny_zoo, ["graphene"])
+        return serving(api(Service(versions), ReplicaLimits(**limits), meter, str))
 
     return start
 
@@ -191,17 +195,14 @@ def test_ten_slow_senders_harm_nobody_and_are_cut(
     with replica() as url:
         pool.request("POST", url + PREDICT, body=GOOD, headers=NPY)
         before = psutil.Process().memory_info().rss
-        slow = []
-        for _ in range(10):
-            slow.append(connect(url, 400 * 10**6))
-            slow[-1].send(b"\x93NUMPY")
+        slow = [connect(url, 400 * 10**6, body=b"\x93NUMPY") for _ in range(10)]
         good = pool.request("POST", url + PREDICT, body=GOOD, headers=NPY)
         answers = [one.answer() for one in slow]
         assert psutil.Process().memory_info().rss - before < 30 * MIB
     assert good.status == 200
     assert sorted({status for status, _, _ in answers}) == [408, 429]
-    late = [problem["detail"] for status, problem, _ in answers if status == 408]
-    assert any("6 of 400000000 bytes arrived" in detail for detail in late)
+    late = next(problem for status, problem, _ in answers if status == 408)
+    assert "6 of 400000000 bytes arrived" in late["detail"]
 
 
 def test_bodies_that_do_not_end_share_a_bounded_memory(
@@ -244,8 +245,9 @@ def test_a_sender_of_drops_is_cut(
         stop = threading.Event()
 
         def drip() -> None:
-            while not stop.wait(0.1):
-                sender.send(b"1\r\nx\r\n")
+            with suppress(OSError):  # cut while it is sending
+                while not stop.wait(0.1):
+                    sender.send(b"1\r\nx\r\n")
 
         thread = threading.Thread(target=drip)
         thread.start()
@@ -272,7 +274,7 @@ def test_a_deadline_counts_while_the_body_arrives(replica: Replica) -> None:
             response = http.client.HTTPResponse(connection)
             response.begin()
             assert response.status == 504
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 1
 
 
 class EarlyLoop(asyncio.SelectorEventLoop):
@@ -323,11 +325,10 @@ class Slow:
 
 
 def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
-    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, meter: Watched
+    tiny_zoo: Any, replica: Replica, pool: urllib3.PoolManager, meter: Watched
 ) -> None:
     slow, found = Slow(tiny_zoo), list[int]()
-    limits = ReplicaLimits(threads=1, waiting=2)
-    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+    with replica(slow, threads=1, waiting=2) as url:
 
         def post() -> None:
             found.append(pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status)
@@ -348,11 +349,10 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
 
 
 def test_who_leaves_while_waiting_gives_the_place_back_and_is_not_answered(
-    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, enter: Enter, meter: Watched
+    tiny_zoo: Any, replica: Replica, pool: urllib3.PoolManager, enter: Enter, meter: Watched
 ) -> None:
     slow = Slow(tiny_zoo)
-    limits = ReplicaLimits(threads=1, waiting=2)
-    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+    with replica(slow, threads=1, waiting=2) as url:
         inside, waiting = enter(2, url, len(GOOD))
         inside.send(GOOD)
         slow.until_asked()
@@ -370,11 +370,10 @@ def test_who_leaves_while_waiting_gives_the_place_back_and_is_not_answered(
 
 
 def test_a_flood_waits_behind_a_newcomer_and_gives_it_a_place(
-    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, enter: Enter, meter: Watched
+    tiny_zoo: Any, replica: Replica, pool: urllib3.PoolManager, enter: Enter, meter: Watched
 ) -> None:
     slow, answers = Slow(tiny_zoo), list[int]()
-    limits = ReplicaLimits(threads=1, waiting=3)
-    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+    with replica(slow, threads=1, waiting=3) as url:
         flood = enter(3, url, len(GOOD), of="flood")
         for one in flood:
             one.send(GOOD)
@@ -418,7 +417,7 @@ def test_slow_senders_leave_room_for_others_of_the_same_caller(
     with replica(waiting=4) as url:
         slow = enter(4, url, 10**6)
         monkeypatch.setattr(fair_queue, "SLOW_S", 0.1)
-        time.sleep(0.2)
+        time.sleep(0.2)  # all are slow then
         assert pool.request("POST", url + PREDICT, body=GOOD, headers=NPY).status == 200
         status, problem, _ = slow[0].answer()
     assert status == 429
@@ -426,11 +425,10 @@ def test_slow_senders_leave_room_for_others_of_the_same_caller(
 
 
 def test_who_leaves_while_being_answered_gives_the_place_back(
-    tiny_zoo: Any, serving: Serving, pool: urllib3.PoolManager, connect: Connect, meter: Watched
+    tiny_zoo: Any, replica: Replica, pool: urllib3.PoolManager, connect: Connect, meter: Watched
 ) -> None:
     slow = Slow(tiny_zoo)
-    limits = ReplicaLimits(threads=2, waiting=1)
-    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+    with replica(slow, threads=2, waiting=1) as url:
         inside = connect(url, len(GOOD))
         inside.send(GOOD)
         slow.until_asked()
@@ -445,7 +443,7 @@ def test_who_leaves_while_being_answered_gives_the_place_back(
 
 def test_no_network_runs_for_who_left(
     tiny_zoo: Any,
-    serving: Serving,
+    replica: Replica,
     pool: urllib3.PoolManager,
     connect: Connect,
     meter: Watched,
@@ -456,8 +454,8 @@ def test_no_network_runs_for_who_left(
     monkeypatch.setattr(
         CompiledNetwork, "__call__", lambda self, tile: ran.append(id(self)) or call(self, tile)
     )
-    slow, limits = Slow(tiny_zoo), ReplicaLimits(threads=1)
-    with serving(api(Service(ZooVersions(slow)), limits, meter, str)) as url:  # type: ignore[arg-type]
+    slow = Slow(tiny_zoo)
+    with replica(slow, threads=1) as url:
         inside = connect(url, len(GOOD))
         inside.send(GOOD)
         slow.until_asked()

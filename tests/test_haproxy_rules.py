@@ -272,7 +272,7 @@ def test_replicas_are_told_when_a_request_arrived_and_which_it_is(
     forged = "".join(f"{one}: 1\r\n" for one in names)
     begun = time.time()
     with Sender(port, 4, forged) as sender:
-        time.sleep(1)
+        time.sleep(1)  # the body comes later
         late = time.time()
         sender.sendall(b"late")
         assert sender.recv(100).split()[1] == b"200"

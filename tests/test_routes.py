@@ -313,9 +313,9 @@ class Faulty:
 def test_a_fault_of_ours_is_told_without_its_inside_and_harms_no_one_else(
     tiny_zoo: Any, running: Running, ref: str
 ) -> None:
-    service = Service(ZooVersions(Faulty(tiny_zoo)))  # type: ignore[arg-type]
+    faulty: Any = Faulty(tiny_zoo)
     with (
-        running(service, ReplicaLimits()) as address,
+        running(Service(ZooVersions(faulty)), ReplicaLimits()) as address,
         urllib3.PoolManager(retries=False) as pool,
     ):
         answer = pool.request("POST", f"{address}/v1/predict/{ref}", body=GOOD, headers=NPY)
