@@ -1,0 +1,263 @@
+"""One WebSocket connection of a stream: its messages, its beats, its end.
+
+The protocol: JSON heads as text; the parts of a body follow as binary messages.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import ssl
+import struct
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import websocket
+
+from manybeam_client.errors import problem_of
+from manybeam_client.version import USER_AGENT
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+
+    from manybeam_client.place import Place
+    from manybeam_client.stream.window import Ticket
+
+CONNECT_S = 5.0
+BEAT_S, BEATS = 5.0, 3  # without anything for so many beats the connection is dead
+PART_BYTES = 2**20
+WAY_S = 0.003  # of the deadline, for the way of the answer
+NO_STREAM = (429, 503)  # refusals that pass
+_BROKEN = (websocket.WebSocketException, OSError, ssl.SSLError)
+
+
+class WireEnded(Exception):
+    """The connection ended, or could not be made.
+
+    Attributes:
+        why: in words.
+        code: of the WebSocket, or the status of the refusal; 0 if the connection broke.
+    """
+
+    def __init__(self, why: str, code: int = 0) -> None:
+        super().__init__(why)
+        self.why, self.code = why, code
+
+
+class NoWebSocket(Exception):
+    """Something answers here, but no WebSocket can be had."""
+
+
+class Wire:
+    """One connection, for the thread that made it; a context manager.
+
+    Args:
+        place: where the service is.
+        instrument: whose stream it is.
+    """
+
+    def __init__(self, place: Place, instrument: str) -> None:
+        self._place = place
+        self._path = "/v1/stream/{}?order=all".format(quote(instrument, safe=""))
+        self._socket: Any = None
+        self.in_flight, self._part_bytes, self._beat_s = 1, PART_BYTES, BEAT_S
+        self._sent_s = self._heard_s = time.monotonic()
+
+    def __enter__(self) -> Wire:
+        """Connect, and read what the service says first."""
+        self._socket = self._connected()
+        try:
+            self._read_welcome()
+        except BaseException:
+            self._socket.shutdown()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the connection; nobody waits for the other end."""
+        try:
+            if error is None:
+                self._socket.send_close()
+        except _BROKEN:
+            pass
+        finally:
+            self._socket.shutdown()
+
+    def send(self, ticket: Ticket) -> None:
+        """Send one frame."""
+        left_s = ticket.due_s - time.monotonic() - WAY_S
+        deadline_ms = None if left_s == float("inf") else max(int(left_s * 1000), 1)
+        body = ticket.request.body
+        try:
+            self._socket.send(ticket.request.head(deadline_ms))
+            for start in range(0, len(body), self._part_bytes):
+                self._socket.send_binary(bytes(body[start : start + self._part_bytes]))
+        except _BROKEN as error:
+            raise _ended(error) from error
+        self._sent_s = time.monotonic()
+
+    def beat(self) -> None:
+        """Show that this end lives, if nothing was sent for a while; raise if the other is dead."""
+        now_s = time.monotonic()
+        if now_s - self._heard_s > BEATS * self._beat_s:
+            raise WireEnded(f"nothing was heard for {BEATS * self._beat_s:g} s")
+        if now_s - self._sent_s < self._beat_s:
+            return
+        try:
+            self._socket.send('{"type":"beat"}')
+        except _BROKEN as error:
+            raise _ended(error) from error
+        self._sent_s = now_s
+
+    def wait(self, woken: socket.socket, longest_s: float) -> bool:
+        """Wait for a message, or for a byte of `woken`; return whether there is a message."""
+        own = self._socket.sock
+        if own is None:
+            raise WireEnded("the connection broke")
+        if getattr(own, "pending", int)():  # TLS has read more than was asked for
+            return True
+        with selectors.DefaultSelector() as both:
+            both.register(own, selectors.EVENT_READ)
+            both.register(woken, selectors.EVENT_READ)
+            return any(key.fileobj is own for key, _ in both.select(longest_s))
+
+    def receive(self) -> tuple[dict[str, Any], bytes] | None:
+        """Return one head and its body; None for a message that says nothing."""
+        text = self._message()
+        if text is None:
+            return None
+        head = _head(text)
+        size = head.get("bytes")
+        return head, self._body(size if isinstance(size, int) else 0)
+
+    def _connected(self) -> Any:
+        place = self._place
+        proxy = urlsplit(place.proxy) if place.proxy else None
+        options: dict[str, Any] = {"http_no_proxy": ["*"]}
+        if proxy is not None:
+            options = {
+                "http_proxy_host": proxy.hostname,
+                "http_proxy_port": proxy.port or 8080,
+                "http_proxy_auth": (proxy.username, proxy.password) if proxy.username else None,
+                "proxy_type": "http",
+            }
+        headers = {"User-Agent": USER_AGENT, **place.headers()}
+        try:
+            return websocket.create_connection(
+                place.websocket_url(self._path),
+                timeout=CONNECT_S,
+                header=["{}: {}".format(*one) for one in headers.items()],
+                sslopt={"context": place.context()} if place.is_tls else {},
+                suppress_origin=True,  # an Origin is what pages of other sites have
+                enable_multithread=False,
+                skip_utf8_validation=True,
+                **options,
+            )
+        except websocket.WebSocketBadStatusException as error:
+            raise _refused(error) from error
+        except (
+            OSError,
+            websocket.WebSocketAddressException,
+            websocket.WebSocketConnectionClosedException,
+            websocket.WebSocketTimeoutException,
+        ) as error:
+            raise _ended(error) from error
+        except websocket.WebSocketException as error:
+            raise NoWebSocket(str(error)) from error
+
+    def _read_welcome(self) -> None:
+        try:
+            found = self.receive()
+        except WireEnded as error:
+            if isinstance(error.__cause__, websocket.WebSocketTimeoutException):
+                raise NoWebSocket("no welcome came over the WebSocket") from error
+            raise
+        head = found[0] if found else {}
+        if head.get("type") != "welcome":
+            raise NoWebSocket("what answers the WebSocket is no Manybeam")
+        self.in_flight = max(int(head.get("in_flight") or 1), 1)
+        self._part_bytes = max(int(head.get("part_bytes") or PART_BYTES), 1)
+        self._beat_s = float(head.get("beat_s") or BEAT_S)
+        self._socket.settimeout(BEATS * self._beat_s)
+
+    def _body(self, size: int) -> bytes:
+        parts, count = [], 0
+        while count < size:
+            part = self._message()
+            if isinstance(part, str):
+                raise WireEnded("a head came inside of a body")
+            if part is not None:
+                parts.append(part)
+                count += len(part)
+        return b"".join(parts)
+
+    def _message(self) -> str | bytes | None:
+        """Return text or bytes; None for what the WebSocket says itself."""
+        try:
+            code, frame = self._socket.recv_data_frame(control_frame=True)
+        except _BROKEN as error:
+            raise _ended(error) from error
+        self._heard_s = time.monotonic()
+        data = bytes(frame.data if hasattr(frame, "data") else frame)
+        if code == websocket.ABNF.OPCODE_CLOSE:
+            number = struct.unpack("!H", data[:2])[0] if len(data) >= 2 else 0
+            raise WireEnded(data[2:].decode("utf-8", "replace"), number)
+        if code == websocket.ABNF.OPCODE_TEXT:
+            return data.decode("utf-8", "replace")
+        return data if code == websocket.ABNF.OPCODE_BINARY else None
+
+
+def _head(text: str | bytes) -> dict[str, Any]:
+    try:
+        head = json.loads(text)
+    except ValueError:
+        head = None
+    if not isinstance(head, dict) or isinstance(text, bytes):
+        raise WireEnded("the service sent a head that cannot be read")
+    return head
+
+
+def _ended(error: Exception) -> WireEnded:
+    return WireEnded(f"{type(error).__name__}: {str(error)[:160]}")
+
+
+def _refused(error: Any) -> Exception:
+    """Return what a refusal of the WebSocket means."""
+    status = int(error.status_code)
+    body = getattr(error, "resp_body", None) or b""
+    problem = problem_of(status, error.resp_headers or {}, bytes(body))
+    said = str(problem)[:200]
+    if "no path" in problem.what:  # an older service
+        return NoWebSocket(said)
+    if status in (401, 403, 404, *NO_STREAM):
+        return WireEnded(said, status)
+    return NoWebSocket(said)
+
+
+def probe(place: Place) -> str:
+    """Return in words that a WebSocket can be had, without touching any instrument's stream.
+
+    To connect as an instrument would end the stream that it may have. So this asks for the stream
+    of a made-up instrument; its refusal in the words of the stream says that upgrades get through.
+
+    Raises:
+        NoWebSocket: none can be had.
+        WireEnded: the connection broke.
+    """
+    try:
+        with Wire(place, "check-" + uuid.uuid4().hex[:12]):
+            return "a WebSocket can be had"
+    except WireEnded as error:
+        if error.code not in (403, 404):
+            raise
+        if not error.why.startswith(("not-found", "not-allowed")):
+            raise NoWebSocket(error.why) from error
+    return "a WebSocket can be had"
