@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Mapping
 
-import numpy as np
-
 from manybeam_client.errors import Problem, Unanswered
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy is half of the time of an import; it is loaded with the first frame
+    import numpy as np
     from numpy.typing import NDArray
 
 ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
 NPZ = "application/x-npz"
 _NO_MAPS = ("atoms", "members", "votes", "meta")
-# What a damaged or foreign body raises in numpy's and Python's readers.
-_UNREADABLE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +37,7 @@ class Answer:
     """
 
     frame_id: str = ""
-    atoms: NDArray[np.float32] = field(
-        default_factory=lambda: np.empty((0, len(ATOM_COLUMNS)), np.float32)
-    )
+    atoms: NDArray[np.float32] = field(default_factory=lambda: _no_atoms())
     maps: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -62,13 +56,15 @@ class Answer:
     @property
     def spread(self) -> NDArray[np.float32]:
         """Disagreement of the members on the position of each atom [px]: sqrt(var_y + var_x)."""
+        import numpy as np
+
         return np.asarray(np.hypot(self.atoms[:, 4], self.atoms[:, 5]), np.float32)
 
     @property
     def spread_pm(self) -> NDArray[np.float32] | None:
         """`spread` in pm; None if the pixel size is not known."""
         size_pm = self.pixel_size_pm
-        return None if size_pm is None else self.spread * np.float32(size_pm)
+        return None if size_pm is None else self.spread * self.spread.dtype.type(size_pm)
 
     @property
     def pixel_size_pm(self) -> float | None:
@@ -112,6 +108,8 @@ def read_answer(data: bytes, frame_id: str = "", took_ms: float = 0.0) -> Answer
         frame_id: name of the frame.
         took_ms: time that it took.
     """
+    import numpy as np
+
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as parts:
             arrays = {name: parts[name] for name in parts.files}
@@ -119,7 +117,7 @@ def read_answer(data: bytes, frame_id: str = "", took_ms: float = 0.0) -> Answer
         atoms = _atoms(arrays.get("atoms"))
         if not isinstance(meta, dict):
             raise ValueError("meta is no object")
-    except _UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 - a damaged or foreign body raises anything
         cause = f"{type(error).__name__}: {str(error)[:120]}"
         problem = Problem(
             "unreadable",
@@ -141,7 +139,13 @@ def _atoms(found: NDArray[Any] | None) -> NDArray[np.float32]:
     """Return the atoms with the columns that are known here; a newer service may add some."""
     count = len(ATOM_COLUMNS)
     if found is None:
-        return np.empty((0, count), np.float32)
+        return _no_atoms()
     if found.ndim != 2 or found.shape[1] < count:
         raise ValueError(f"atoms have shape {found.shape}")
-    return np.asarray(found[:, :count], np.float32)
+    return found[:, :count].astype("float32", copy=False)
+
+
+def _no_atoms() -> NDArray[np.float32]:
+    import numpy as np
+
+    return np.empty((0, len(ATOM_COLUMNS)), np.float32)

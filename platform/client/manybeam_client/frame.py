@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Mapping
 from urllib.parse import quote, urlencode
 
-import numpy as np
-
 from manybeam_client.answer import NPZ
 
 if TYPE_CHECKING:
@@ -88,6 +86,8 @@ def checked_frame(frame: Any) -> NDArray[Any]:
         TypeError: its values are no real numbers.
         ValueError: it has not two axes, or no pixels.
     """
+    import numpy as np
+
     found = np.asarray(frame)
     if found.dtype.kind not in "biuf":
         advice = "send the modulus or the phase" if found.dtype.kind == "c" else "give numbers"
@@ -100,13 +100,13 @@ def checked_frame(frame: Any) -> NDArray[Any]:
             f"shape {found.shape} is not that of a frame; give (rows, columns), one frame at a time"
         )
     if found.dtype.itemsize > 8:  # long double, which has another layout on each machine
-        found = found.astype(np.float64)
+        found = found.astype("float64")
     return np.ascontiguousarray(found)
 
 
 def raw_body(frame_yx: NDArray[Any]) -> tuple[memoryview, str, str]:
     """Return the values of a checked frame without a copy, its type and its shape."""
-    values = frame_yx.reshape(-1).view(np.uint8).data
+    values = frame_yx.reshape(-1).view("uint8").data
     return values, frame_yx.dtype.str, ",".join(str(side) for side in frame_yx.shape)
 
 

@@ -15,7 +15,6 @@ from manybeam_client.connection import Connection, NotReached
 from manybeam_client.errors import Problem, problem_of
 from manybeam_client.instrument import InstrumentSession
 from manybeam_client.outage import Outage
-from manybeam_client.spool import Spool, SpoolSender
 from manybeam_client.stats import Stats
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from manybeam_client.frame import FrameRequest
     from manybeam_client.place import Place
+    from manybeam_client.spool import Spool, SpoolSender
 
 logger = logging.getLogger("manybeam_client")
 
@@ -59,6 +59,8 @@ class Link:
 
     def spool_to(self, folder: Path, limit_mb: float) -> None:
         """Keep frames in a folder while the service is away."""
+        from manybeam_client.spool import Spool, SpoolSender
+
         self.spool = Spool(folder, limit_mb, self.stats)
         self._sender = SpoolSender(self.spool, self.outage, self._ask_later, self._is_quiet)
 

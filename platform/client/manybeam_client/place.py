@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+
+if TYPE_CHECKING:
+    import ssl
 
 DEFAULT_URL = "http://127.0.0.1:8100"
 
@@ -46,6 +47,8 @@ class Place:
     @property
     def proxy(self) -> str:
         """URL of the proxy that the environment names for this service; empty for none."""
+        from urllib.request import getproxies, proxy_bypass  # slow to load
+
         if proxy_bypass(self.host):
             return ""
         known = getproxies()
@@ -58,6 +61,8 @@ class Place:
 
     def context(self) -> ssl.SSLContext | None:
         """Return what checks certificates; None without TLS."""
+        import ssl
+
         return ssl.create_default_context(cafile=self.ca or None) if self.is_tls else None
 
     def websocket_url(self, path: str) -> str:
@@ -102,6 +107,8 @@ def _check_url(url: str) -> None:
 
 
 def _check_authority(ca: str) -> None:
+    import ssl
+
     try:
         ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
@@ -16,7 +16,6 @@ from manybeam_client.place import find_place
 from manybeam_client.stream.stream import POLICIES, TRANSPORTS, answers_of
 
 if TYPE_CHECKING:
-    import os
     from types import TracebackType
 
     from manybeam_client.answer import Answer
@@ -72,7 +71,7 @@ class Session:
         self._link = Link(place, self._instrument, self._ensemble, self._pixel_size_pm)
         if spool is not None:
             self._link.spool_to(Path(spool), spool_limit_mb)
-        self._names, self._run = itertools.count(), uuid.uuid4().hex[:12]
+        self._names, self._run = itertools.count(), os.urandom(6).hex()
         self._opening = threading.Lock()
         self._is_opened = not instrument
 
