@@ -1,0 +1,169 @@
+"""The service, the network between, and frames for the tests of the client."""
+
+import select
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.metrics import Meter
+from manybeam.serve.predict import Service
+from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.settings import settings
+
+FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
+
+
+class Wire:
+    """A TCP proxy in front of a server: it can be cut, so that nothing passes, and mended.
+
+    Attributes:
+        url: where to connect.
+    """
+
+    def __init__(self, url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._to, self._cut, self.is_silent = (host, int(port)), threading.Event(), False
+        self._open: list[socket.socket] = []
+        self._server: socketserver.ThreadingTCPServer | None = None
+        self._port = 0
+        self.mend()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def mend(self) -> None:
+        """Let connections pass, from now on."""
+        pump = self._pump
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                pump(self.request)
+
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+            daemon_threads = True
+
+        self.is_silent = False
+        self._server = Server(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
+
+    def cut(self) -> None:
+        """Reset all connections and refuse new ones."""
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+        self._server = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset all connections; new ones pass."""
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self.cut()
+
+    def _pump(self, near: socket.socket) -> None:
+        with socket.create_connection(self._to) as far, suppress(OSError):
+            self._open += [near, far]
+            while True:
+                for one in select.select([near, far], [], [], 0.5)[0]:
+                    data = one.recv(65536)
+                    if not data:
+                        return
+                    while self.is_silent:
+                        if not self._server:
+                            return
+                        time.sleep(0.01)
+                    (far if one is near else near).sendall(data)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="session")
+def service_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("client-home")
+
+
+@pytest.fixture(scope="session")
+def url(
+    tiny_zoo: Any, service_home: Path, serving: Callable[[Any], AbstractContextManager[str]]
+) -> Iterator[str]:
+    """The real service with a small ensemble, without tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYBEAM_HOME", str(service_home))
+        settings.cache_clear()
+        from manybeam.db.deployment import open_database
+        from manybeam.db.serving.sessions import Sessions
+
+        database_url = f"sqlite:///{service_home}/manybeam.db"
+        found = Service(
+            ZooVersions(tiny_zoo, ["graphene"]), sessions=lambda: Sessions(open_database(database_url))
+        )
+        found.sessions.refresher.start()
+    settings.cache_clear()
+    with serving(api(found, ReplicaLimits(), Meter(), lambda: "")) as address:
+        yield address
+    found.sessions.close()
+
+
+@pytest.fixture
+def wire(url: str) -> Iterator[Wire]:
+    """A network before the service that a test may cut."""
+    made = Wire(url)
+    yield made
+    made.close()
+
+
+def until(is_true: Callable[[], Any], patience_s: float = 10.0) -> None:
+    """Wait until something is observed."""
+    end_s = time.monotonic() + patience_s
+    while not is_true():
+        assert time.monotonic() < end_s, "it was never observed"
+        time.sleep(0.005)
+
+
+@pytest.fixture(name="until")
+def _until() -> Callable[..., None]:
+    return until
+
+
+@contextmanager
+def _no_threads_left() -> Iterator[None]:
+    before = _threads()
+    yield
+    until(lambda: not _threads() - before)
+
+
+def _threads() -> set[threading.Thread]:
+    return {one for one in threading.enumerate() if one.name.startswith("manybeam-")}
+
+
+@pytest.fixture
+def no_threads_left() -> Callable[[], AbstractContextManager[None]]:
+    """Check that a block leaves no thread behind."""
+    return _no_threads_left
+
+
+@pytest.fixture
+def frame() -> Any:
+    return FRAME.copy()
