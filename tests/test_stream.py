@@ -281,7 +281,7 @@ def _half(client: Client) -> None:
 
 def _two_heads(client: Client) -> None:
     _half(client)
-    client.frame("b", npy(FRAMES[0]))
+    client.socket.send('{"type": "beat"}')
 
 
 def _too_many_bytes(client: Client) -> None:

@@ -134,15 +134,14 @@ class StreamRoutes:
         """Serve a stream, or refuse it by an HTTP answer."""
         try:
             request = await self._checked(socket, instrument)
+            number = await self.new_number(instrument)
         except ManybeamError as error:
             self._meter.request("stream", http_status(error), 0.0)
             response = self._handler.problem(error, checked_id(socket.headers))
             await socket.send_denial_response(response)
             return
-        if older := self._streams.get(instrument):
-            older.end(taken_over(instrument))
-        stream = FrameStream(socket, request, self, self._handler, self._meter)
-        self._streams[instrument] = stream
+        stream = FrameStream(socket, request, number, self, self._handler, self._meter)
+        self._take(instrument, stream)
         self._meter.streams(len(self._streams))
         try:
             await stream.run()
@@ -150,6 +149,16 @@ class StreamRoutes:
             if self._streams.get(instrument) is stream:
                 del self._streams[instrument]
             self._meter.streams(len(self._streams))
+
+    def _take(self, instrument: str, stream: FrameStream) -> None:
+        """Let the newest stream of an instrument be its only one; that may be another one."""
+        other = self._streams.get(instrument)
+        if other is not None and other.number.number > stream.number.number:
+            stream.end(taken_over(instrument))
+            return
+        if other is not None:
+            other.end(taken_over(instrument))
+        self._streams[instrument] = stream
 
     async def _checked(self, socket: WebSocket, instrument: str) -> StreamRequest:
         """Return what a client asks for.

@@ -75,7 +75,7 @@ class StreamRequest:
 
 @dataclass(frozen=True)
 class StreamNumber:
-    """The number of a stream within its session; the newest one is the largest."""
+    """The number of a stream within its session; that of the newest one is the largest."""
 
     session_id: int
     number: int
@@ -122,6 +122,7 @@ class FrameStream:
     Args:
         socket: the connection, not accepted yet.
         request: what its client asked for.
+        number: of the stream.
         sessions: the sessions of the replica.
         handler: answers frames.
         meter: counts.
@@ -131,18 +132,18 @@ class FrameStream:
         self,
         socket: WebSocket,
         request: StreamRequest,
+        number: StreamNumber,
         sessions: StreamSessions,
         handler: FrameHandler,
         meter: EventMeter,
     ) -> None:
-        self._socket, self._request, self._sessions = socket, request, sessions
-        self._handler, self._meter = handler, meter
+        self._socket, self._request, self.number = socket, request, number
+        self._sessions, self._handler, self._meter = sessions, handler, meter
         self._answers: set[asyncio.Task[Response]] = set()  # under way
         self._unsent: asyncio.Queue[_Unsent] = asyncio.Queue()
         self._events, self._sending = StreamEvents(), asyncio.Lock()
         self._told_s = time.monotonic()  # when the client was sent something last
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._number = StreamNumber(0, 0)
 
     def end(self, why: ManybeamError) -> None:
         """End the stream from outside; its client is told why."""
@@ -181,11 +182,7 @@ class FrameStream:
                 frame = None
 
     async def _send(self) -> None:
-        live = self._sessions.session(self._request.instrument)
-        if live is None:
-            raise no_session(self._request.instrument)
-        self._number = await self._sessions.new_number(self._request.instrument)
-        await self._tell(messages.welcome(__version__, self._number.session_id))
+        await self._tell(messages.welcome(__version__, self.number.session_id))
         while True:
             unsent = await self._unsent.get()
             response = await unsent.answer
@@ -203,9 +200,9 @@ class FrameStream:
             live = self._sessions.session(self._request.instrument)
             if live is None:
                 raise no_session(self._request.instrument)
-            own, now = self._number, live.stored
-            if own.session_id and now.id != own.session_id:  # it ended, and another one began
-                self._number = await self._sessions.new_number(self._request.instrument)
+            own, now = self.number, live.stored
+            if now.id != own.session_id:  # it ended, and another one began
+                self.number = await self._sessions.new_number(self._request.instrument)
             elif now.stream > own.number:
                 raise taken_over(self._request.instrument)
             if time.monotonic() > self._told_s + messages.BEAT_S:
@@ -237,7 +234,7 @@ class FrameStream:
         asked = self._request
         own = {"instrument": asked.instrument, "frame_id": head.frame_id}
         query = {**asked.query, **head.query, **own}
-        name = f"{self._number.session_id}/{asked.instrument}/{head.frame_id}"
+        name = f"{self.number.session_id}/{asked.instrument}/{head.frame_id}"
         mark = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
         caller = await asked.caller()
         frame = StreamedFrame(head, query, caller, lambda: asked.marking_of(mark))
