@@ -496,7 +496,7 @@ def serving() -> Callable[[Any], AbstractContextManager[str]]:
 
     @contextmanager
     def serve(app: Any) -> Iterator[str]:
-        config = uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off")
+        config = uvicorn.Config(app, port=0, log_level="critical", lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()

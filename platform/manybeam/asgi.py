@@ -58,6 +58,8 @@ class HeadAsGet:
 
 
 PLATFORM_HEADER = "x-manybeam-platform"
+# The messages of ASGI that hold the head of an answer: of HTTP, of a WebSocket, of one refused.
+_STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
 class NamesPlatform:
@@ -75,7 +77,7 @@ class NamesPlatform:
         """Answer one request."""
 
         async def named(message: Any) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in _STARTS:
                 others = [one for one in message.get("headers", ()) if one[0] != self._name[0]]
                 message = {**message, "headers": [*others, self._name]}
             await send(message)

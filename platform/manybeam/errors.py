@@ -72,6 +72,10 @@ class MalformedRequest(InvalidInput):
     """A request breaks the rules of HTTP, or contradicts its own headers."""
 
 
+class UpgradeRequired(InvalidInput):
+    """This path speaks another protocol, to which the request must ask to change."""
+
+
 class TooSlow(InvalidInput):
     """A request body arrives too slowly."""
 
@@ -193,6 +197,7 @@ _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     MalformedRequest: (400, 2),
     UnsupportedMedia: (415, 2),
     WrongMethod: (405, 2),
+    UpgradeRequired: (426, 2),
     TooLarge: (413, 2),
     TooSlow: (408, 2),
     InvalidFrame: (422, 2),

@@ -281,6 +281,7 @@ class SessionRow(DatabaseTable):
     revision: Mapped[int] = mapped_column(server_default="1")
     started: Mapped[datetime]
     ended: Mapped[datetime | None]
+    stream: Mapped[int] = mapped_column(server_default="0")  # number of its newest stream
 
 
 class SessionFrameRow(DatabaseTable):

@@ -38,6 +38,9 @@ SENDERS = "manybeam_senders"  # the section that counts all of them
 # and then its requests are sent again; also if it takes nothing of one for as long as that.
 ASKED = 2
 LOST_S = 1 + ASKED
+# A stream (WebSocket) without a byte either way is dead: the service says every 5 s that it is
+# there, and its server asks the client every 20 s.
+SILENT_S = 60
 # HAProxy would otherwise map, clear and unmap its buffers at each request: 0.7 of 1.8 ms.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 
@@ -144,6 +147,7 @@ def _for_all() -> list[str]:
     return [
         f"    {_answer('http-error', 408, _SLOW, 'too-slow')}",
         *(f"    {_answer('http-error', status, _ABSENT)}" for status in (502, 503, 504)),
+        f"    timeout tunnel {SILENT_S}s",
         "    unique-id-format %[uuid()]",
         "    option srvtcpka",
         "    srvtcpka-idle 1s",

@@ -27,6 +27,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "skipped, or failed by the new version",
         ("kind", "what"),
     ),
+    "manybeam_stream_events": ("changes that streams told their clients, by kind", ("kind",)),
     "manybeam_faults": ("requests that failed by an internal error", ("path",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
@@ -36,6 +37,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
 }
 GAUGES: dict[str, str] = {
     "manybeam_waiting_requests": "requests waiting or being answered",
+    "manybeam_open_streams": "streams of frames that are open",
     "manybeam_ensembles_held": "ensembles in memory",
     "manybeam_rollouts_running": "shadows and canaries that run",
 }
@@ -100,6 +102,14 @@ class Meter:
     def held(self, count: int) -> None:
         """Set the number of ensembles in memory."""
         self._gauges["manybeam_ensembles_held"].set(count)
+
+    def streams(self, count: int) -> None:
+        """Set the number of open streams."""
+        self._gauges["manybeam_open_streams"].set(count)
+
+    def stream_event(self, kind: str) -> None:
+        """Count a change that a stream told its client; `kind` is that of the event."""
+        self._counters["manybeam_stream_events"].inc(1, {"kind": kind})
 
     def rollout(self, kind: str, what: str, frames: int = 1) -> None:
         """Count frames of a rollout; `what` is base, new, skipped or failed."""

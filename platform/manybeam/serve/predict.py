@@ -160,10 +160,16 @@ class Service:
             self.traffic.note(route, found, question, took_s)
         return WireAnswer(wanted, meta, deadline.seconds, meta["drift"]["flag"])
 
-    def newest_stream(self, ref: str, query: RequestQuery) -> str:
-        """Return whose frames that still wait are replaced by this one: its session, or ""."""
+    def newest_stream(self, ref: str, query: RequestQuery, order: str = "") -> str:
+        """Return whose frames that still wait are replaced by this one: its session, or "".
+
+        Args:
+            ref: a REF or `auto`.
+            query: the query.
+            order: as in the settings of a session; "" for that of the session.
+        """
         live = self._session(ref, query)
-        is_replacing = live is not None and live.settings.order == "newest"
+        is_replacing = live is not None and (order or live.settings.order) == "newest"
         return query.instrument if is_replacing else ""
 
     def _session(self, ref: str, query: RequestQuery) -> LiveSession | None:

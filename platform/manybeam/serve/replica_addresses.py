@@ -88,10 +88,13 @@ class ForProxyOnly:
         """Answer one request."""
         given = dict(scope.get("headers", ()))
         is_shown = secrets.compare_digest(given.get(KEY_HEADER.encode(), b""), self._key)
-        if scope["type"] != "http" or is_shown or not self._key:
-            if self._key and scope["type"] == "http":
+        if scope["type"] not in ("http", "websocket") or is_shown or not self._key:
+            if self._key and scope["type"] in ("http", "websocket"):
                 scope = {**scope, SCOPE_KEY: self._headers.read(given)}
             await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it was accepted: 403
             return
         refused = NotAllowed("a replica answers its proxy only", "", "ask the URL of the service")
         text = json.dumps(problem(refused, uuid.uuid4().hex)).encode()

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -38,10 +38,18 @@ from manybeam.errors import (
     http_status,
     problem,
 )
+from manybeam.predictor.answer import AUTO
 from manybeam.predictor.deadline import Deadline
 from manybeam.serve import wire
 from manybeam.serve.edge.access import ANYBODY, READ_S, Caller, TokenCache, other_instrument
-from manybeam.serve.edge.admission import announced_length, drain, gone, has_body, read_body
+from manybeam.serve.edge.admission import (
+    Incoming,
+    IncomingRequest,
+    announced_length,
+    drain,
+    has_body,
+    read_body,
+)
 from manybeam.serve.edge.fair_queue import FairQueue, Place
 from manybeam.serve.edge.guard import HeadGuard, checked_id
 from manybeam.serve.edge.proxied import proxied_request
@@ -66,7 +74,10 @@ from manybeam.serve.query import (
     RequestQuery,
     read_query,
 )
+from manybeam.serve.sessions.refresher import no_session
 from manybeam.serve.sessions.routes import SessionRoutes
+from manybeam.serve.stream.frame import StreamedFrame
+from manybeam.serve.stream.routes import StreamRoutes
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +152,7 @@ def api(
 
     _add_answers(app, handler, needs)
     SessionRoutes(handler, service.sessions, is_open=tokens is None).add_to(app, needs)
+    StreamRoutes(handler, service.sessions, meter).add_to(app)
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
@@ -249,18 +261,14 @@ class RequestHandler:
         begun_s = request.state.begun_s = time.monotonic() - waited_s
         request.state.is_read = not has_body(request)
         request_id = checked_id(request.headers)
-        try:
-            request.state.caller = await self._caller(request, scope)
-            response = await work(request)
-        except ManybeamError as error:
-            response = self.problem(error, request_id)
-        except Exception:
-            # No error may end the replica; it is logged, and counted below.
-            caller = getattr(request.state, "caller", ANYBODY).name
-            facts = {"path": path, "request_id": request_id, "caller": caller}
-            logger.exception("request failed", extra=facts)
-            fault = WorkFailed("the service failed", "internal error", "report this request id")
-            response = self.problem(fault, request_id)
+        request.state.caller = ANYBODY
+
+        async def named() -> Response:
+            if scope is not None:
+                request.state.caller = await self.caller(request.headers, scope)
+            return await work(request)
+
+        response = await self._outcome(path, request_id, named(), lambda: request.state.caller.name)
         if response.status_code >= 400 and not request.state.is_read:
             if response.status_code not in LATE:
                 await drain(request, self._queue.byte_limit)
@@ -270,18 +278,58 @@ class RequestHandler:
         self.meter.request(path, response.status_code, time.monotonic() - begun_s)
         return response
 
+    async def _outcome(
+        self, path: str, request_id: str, work: Awaitable[Response], caller: Callable[[], str]
+    ) -> Response:
+        """Return the answer that work gives, or the problem."""
+        try:
+            return await work
+        except ManybeamError as error:
+            return self.problem(error, request_id)
+        except Exception:
+            # No error may end the replica; it is logged, and its 500 is counted.
+            facts = {"path": path, "request_id": request_id, "caller": caller()}
+            logger.exception("request failed", extra=facts)
+            fault = WorkFailed("the service failed", "internal error", "report this request id")
+            return self.problem(fault, request_id)
+
     async def predict(self, ref: str, request: Request) -> Response:
         """Answer one prediction."""
         query = self._query(request, PREDICT_NAMES)
         form = wire.answer_form(request.headers.get("accept", ""), query.want)
         stream = self.service.newest_stream(ref, query)
-        work = partial(self._predict, ref, form)
-        return await self._placed(request, query, work, stream)
+        work = partial(self._predict, ref, form, _unheard)
+        return await self._placed(IncomingRequest(request), query, work, stream)
+
+    async def stream_frame(self, frame: StreamedFrame, order: str) -> Response:
+        """Return the answer to a frame of a stream, or the problem; as `predict` does.
+
+        Args:
+            frame: the frame, whose body may still be on its way.
+            order: as in the settings of a session; "" for that of the session.
+        """
+
+        async def work() -> Response:
+            query = frame.caller.query(read_query(list(frame.query.items()), PREDICT_NAMES))
+            if self.service.sessions.refresher.of(query.instrument) is None:
+                raise no_session(query.instrument)
+            form = wire.answer_form(frame.headers.get("accept", ""), query.want)
+            newest = self.service.newest_stream(AUTO, query, order)
+            return await self._placed(
+                frame, query, partial(self._predict, AUTO, form, frame.hear), newest
+            )
+
+        response = await self._outcome(
+            "stream", frame.request_id, work(), lambda: frame.caller.name
+        )
+        self.meter.request("stream", response.status_code, time.monotonic() - frame.begun_s)
+        return response
 
     async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
         work = partial(self._selected, self.service.select)
-        return await self._placed(request, self._query(request, SELECT_NAMES), work)
+        query = self._query(request, SELECT_NAMES)
+        return await self._placed(IncomingRequest(request), query, work)
 
     async def select_for(self, instrument: str, request: Request) -> Response:
         """Answer one selection, which switches the session of an instrument; always JSON."""
@@ -289,7 +337,7 @@ class RequestHandler:
         if query.instrument not in ("", instrument):
             raise other_instrument(instrument, query.instrument)
         work = partial(self.service.select_for, instrument)
-        return await self._placed(request, query, partial(self._selected, work))
+        return await self._placed(IncomingRequest(request), query, partial(self._selected, work))
 
     async def ensembles(self, request: Request) -> Response:
         """List the ensembles in memory."""
@@ -328,17 +376,30 @@ class RequestHandler:
         """Return JSON data as an answer."""
         return _json(content)
 
-    async def _caller(self, request: Request, scope: str | None) -> Caller:
-        if self._tokens is None or scope is None:
+    async def caller(self, headers: Mapping[str, str], scope: str) -> Caller:
+        """Return who sends a request with these headers.
+
+        Raises:
+            NotAuthenticated: nobody who is known.
+            NotAllowed: the token is for other scopes.
+            DatabaseUnreachable: the token cannot be checked now.
+        """
+        if self._tokens is None:
             return ANYBODY
-        return await self._tokens.caller(request.headers, scope)
+        return await self._tokens.caller(headers, scope)
 
     def _query(self, request: Request, names: Sequence[str]) -> RequestQuery:
         caller: Caller = request.state.caller
         return caller.query(read_query(request.query_params.multi_items(), names))
 
     def _predict(
-        self, ref: str, form: str, frames: wire.Frames, query: RequestQuery, deadline: Deadline
+        self,
+        ref: str,
+        form: str,
+        hear: Callable[[Mapping[str, Any]], None],
+        frames: wire.Frames,
+        query: RequestQuery,
+        deadline: Deadline,
     ) -> Response:
         answer = self.service.predict(ref, frames, query, deadline)
         with deadline.stage("write"):
@@ -346,6 +407,7 @@ class RequestHandler:
             timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
             content = write(answer.arrays, {**answer.meta, "timings_ms": timings})
         self._count(answer.meta, deadline, is_drifted=bool(answer.is_drifted))
+        hear(answer.meta)
         return Response(content, media_type=form)
 
     def _selected(
@@ -369,25 +431,22 @@ class RequestHandler:
         )
 
     async def _placed(
-        self, request: Request, query: RequestQuery, work: FrameWork, stream: str = ""
+        self, incoming: Incoming, query: RequestQuery, work: FrameWork, stream: str = ""
     ) -> Response:
         """Return the result of `work` in a thread, for a request that gets a place.
 
         The place is free again when the request ends, and the bytes of its body when the thread
         ends, which may go on after the deadline or without a caller.
         """
-        begun_s = request.state.begun_s
-        due_s = begun_s + _within_ms(query) / 1000
-        deadline, caller = Deadline(due_s, begun_s=begun_s), request.state.caller
-        place = self._queue.take(caller.share(query), stream)
+        due_s = incoming.begun_s + _within_ms(query) / 1000
+        deadline = Deadline(due_s, begun_s=incoming.begun_s)
+        place = self._queue.take(incoming.caller.share(query), stream)
         try:
-            body = await read_body(request, self._queue, place, due_s)
-            request.state.is_read = True
-            head, marking = dict(request.headers), proxied_request(request.scope).marking
+            body = await incoming.read(self._queue, place, due_s)
+            head, marking = dict(incoming.headers), incoming.marking
             arrived = Arrived(body, head, query, deadline, time.monotonic(), marking)
-            run = partial(self._run, work, arrived)
-            answer = self._in_turn(place, run)
-            return await _answer(answer, request, query, due_s)
+            answer = self._in_turn(place, partial(self._run, work, arrived))
+            return await _answer(answer, incoming, query, due_s)
         finally:
             deadline.is_cancelled = True  # work that goes on ends before its next network or tile
             self._queue.leave(place)
@@ -440,11 +499,11 @@ class Arrived:
 
 
 async def _answer(
-    answer: "asyncio.Future[Response]", request: Request, query: RequestQuery, due_s: float
+    answer: "asyncio.Future[Response]", incoming: Incoming, query: RequestQuery, due_s: float
 ) -> Response:
     """Return the result of work in a thread, unless the deadline passes or the caller leaves."""
     left_s = max(due_s - time.monotonic(), 0)
-    leaving = asyncio.ensure_future(gone(request))
+    leaving = asyncio.ensure_future(incoming.gone())
     first: set[asyncio.Future[Any]] = {answer, leaving}
     try:
         await asyncio.wait(first, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -459,6 +518,10 @@ async def _answer(
         "deadline_ms counts from the arrival of the request",
         "raise deadline_ms, want less, or send a smaller frame",
     )
+
+
+def _unheard(_: Mapping[str, Any]) -> None:
+    """Hear the facts of an answer about which nobody wants to know more than it says."""
 
 
 def _within_ms(query: RequestQuery) -> int:

@@ -45,6 +45,7 @@ class Session:
         revision: grows with each change of settings or of `now`.
         started: when.
         ended: when; None while it goes on.
+        stream: number of its newest stream of frames; 0 for none so far.
     """
 
     id: int
@@ -58,6 +59,7 @@ class Session:
     revision: int
     started: datetime
     ended: datetime | None
+    stream: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,21 @@ class Sessions:
             found = _running(connection, session.instrument)
             assert found is not None  # noqa: S101 - it was just written
             return _as_session(found)
+
+    def number_stream(self, session_id: int) -> Session:
+        """Return a session with the number of a new stream, which is larger than those before.
+
+        Raises:
+            NotFound: there is no such session.
+        """
+        own = SessionRow.id == session_id
+        with self._database.writing() as connection:
+            changed = update(SessionRow).where(own).values(stream=SessionRow.stream + 1)
+            connection.execute(changed)
+            row = connection.execute(select(SessionRow.__table__).where(own)).first()
+        if row is None:
+            raise NotFound(f"there is no session {session_id}")
+        return _as_session(row)
 
     def record(self, frames: Sequence[AnsweredFrame]) -> None:
         """Add frames to the history and the counts of their sessions; one that is there is kept."""
@@ -450,4 +467,5 @@ def _as_session(row: Row[*tuple[Any, ...]]) -> Session:
         row.revision,
         row.started,
         row.ended,
+        row.stream,
     )

@@ -6,8 +6,10 @@ A sender that is too slow is cut, and one that goes away gives its place back.
 import asyncio
 import math
 import time
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
@@ -15,6 +17,10 @@ from starlette.types import Message, Receive
 from manybeam.errors import Busy, CallerGone, DeadlineExceeded, MalformedRequest, TooSlow
 from manybeam.serve import wire
 from manybeam.serve.edge.fair_queue import FairQueue, Place
+from manybeam.serve.edge.proxied import proxied_request
+
+if TYPE_CHECKING:
+    from manybeam.serve.edge.access import Caller
 
 GRACE_S = 5.0  # before the least rate counts, and the longest pause
 LEAST_RATE = 64 * 2**10  # bytes per second, on average
@@ -52,6 +58,57 @@ class Gate:
             self._opened.set()
         else:
             self._loop.call_soon_threadsafe(self._opened.set)
+
+
+class Incoming(Protocol):
+    """What sends a frame: a request (`IncomingRequest`), or a stream (`stream.frame`)."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the frame, with names in lower case."""
+
+    @property
+    def caller(self) -> "Caller":
+        """Who sends it."""
+
+    @property
+    def begun_s(self) -> float:
+        """When it arrived, in monotonic seconds."""
+
+    @property
+    def marking(self) -> Callable[[], AbstractContextManager[None]]:
+        """Marks the work for it, as long as it goes on."""
+
+    async def read(self, queue: FairQueue, place: Place, due_s: float) -> bytearray:
+        """Return the body; raises what `read_body` does."""
+
+    async def gone(self) -> None:
+        """Return when its sender, whose body was read, has gone."""
+
+
+class IncomingRequest:
+    """A request that `RequestHandler.answered` answers, as what sends a frame.
+
+    Args:
+        request: the request.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request, self.headers = request, request.headers
+        self.caller: Caller = request.state.caller
+        self.begun_s: float = request.state.begun_s
+        self.marking = proxied_request(request.scope).marking
+
+    async def read(self, queue: FairQueue, place: Place, due_s: float) -> bytearray:
+        """Return the body, as `read_body` does."""
+        body = await read_body(self._request, queue, place, due_s)
+        self._request.state.is_read = True
+        return body
+
+    async def gone(self) -> None:
+        """Return when the sender has closed the connection."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
 
 
 async def read_body(
@@ -95,7 +152,7 @@ async def read_body(
         place.check()
         # Not by the clock: uvloop rounds its timers to milliseconds, so they may come early.
         is_due = timer.when() == late
-        raise _late(len(body), announced, clock() - begun, is_due=is_due) from error
+        raise late_body(len(body), announced, clock() - begun, is_due=is_due) from error
     except ClientDisconnect as error:
         raise CallerGone("the caller disconnected before the body was complete") from error
     _check_announced(len(body), announced, is_whole=True)
@@ -139,12 +196,6 @@ async def drain(request: Request, byte_limit: int) -> None:
                 pass
 
 
-async def gone(request: Request) -> None:
-    """Return when the sender of a request, whose body was read, has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _interrupt(timer: asyncio.Timeout, _: Busy) -> None:
     """End the reading of a body at once; one that ends already has expired."""
     if not timer.expired():
@@ -167,9 +218,17 @@ def _check_announced(byte_count: int, announced: int | None, *, is_whole: bool) 
     )
 
 
-def _late(
+def late_body(
     byte_count: int, announced: int | None, seconds: float, *, is_due: bool
 ) -> TooSlow | DeadlineExceeded:
+    """Return the error of a body of which only a part came in time.
+
+    Args:
+        byte_count: bytes that came.
+        announced: bytes that were announced; None if none were.
+        seconds: since the first.
+        is_due: whether the deadline of the answer passed, not the time for the body.
+    """
     got = f"{byte_count} of {'an unknown number of' if announced is None else announced} bytes"
     if is_due:
         return DeadlineExceeded(

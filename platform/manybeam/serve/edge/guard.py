@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from manybeam.addresses import is_loopback, place_of
 from manybeam.asgi import is_cross_site
@@ -60,17 +61,17 @@ class RayGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         app = self._app
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             scope["headers"] = [
                 (name, value)
                 for name, value in scope["headers"]
                 if name.replace(b"_", b"-") not in RAY_HEADERS
             ]
             try:
-                checked_id(Request(scope).headers)
+                checked_id(HTTPConnection(scope).headers)
             except MalformedRequest as error:
-                app = refusal(error, uuid.uuid4().hex, is_named=True)
-            if self._is_replica:
+                app = _refusing(refusal(error, uuid.uuid4().hex, is_named=True))
+            if self._is_replica and scope["type"] == "http":
                 scope[GATE] = gate = Gate(receive)
                 receive = gate.receive
         await app(scope, receive, send)
@@ -101,12 +102,14 @@ class HeadGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         app, begun = self._app, time.monotonic()
-        if scope["type"] == "http":
-            headers = Request(scope).headers
+        if scope["type"] in ("http", "websocket"):
+            headers = HTTPConnection(scope).headers
             try:
-                self._check(scope["method"], headers)
+                # A page may open a WebSocket to any site, so its origin counts as for a POST.
+                self._check(scope.get("method", "POST"), headers)
             except ManybeamError as error:
-                app = refusal(error, _readable_id(headers), is_named=self._names_requests)
+                said = refusal(error, _readable_id(headers), is_named=self._names_requests)
+                app = _refusing(said)
                 self._count("refused", http_status(error), time.monotonic() - begun)
         await app(scope, receive, send)
 
@@ -150,6 +153,18 @@ def refusal(error: ManybeamError, request_id: str, *, is_named: bool) -> Respons
     """Return the problem of a request that is refused by its head."""
     headers = {"connection": "close"} | ({"x-request-id": request_id} if is_named else {})
     return JSONResponse(problem(error, request_id), http_status(error), headers, wire.PROBLEM)
+
+
+def _refusing(response: Response) -> ASGIApp:
+    """Return an application that gives this answer, also to who opens a WebSocket."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).send_denial_response(response)
+        else:
+            await response(scope, receive, send)
+
+    return refuse
 
 
 def _readable_id(headers: Mapping[str, str]) -> str:

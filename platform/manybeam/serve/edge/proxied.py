@@ -38,10 +38,12 @@ class ProxiedRequest:
     Attributes:
         waited_s: since its arrival at the proxy, also in a replica that died.
         marking: marks its work as begun, as long as the work goes on.
+        marking_of: does so for work of that name, which is a part of the request.
     """
 
     waited_s: float = 0.0
     marking: Callable[[], AbstractContextManager[None]] = nullcontext
+    marking_of: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
 
 
 def proxied_request(scope: Mapping[str, Any]) -> ProxiedRequest:
@@ -71,7 +73,8 @@ class ProxyHeaders:
         if not at or not name:  # a proxy that an older version started
             return ProxiedRequest()
         waited_s = self._arrivals.since_s(int(at) / 1000)
-        return ProxiedRequest(waited_s, partial(self._marks.marking, name.decode()))
+        marking = self._marks.marking
+        return ProxiedRequest(waited_s, partial(marking, name.decode()), marking)
 
 
 class Arrivals:

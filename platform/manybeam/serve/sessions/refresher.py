@@ -322,6 +322,16 @@ class SessionRefresher:
         self._take(stored)
         return "recorded"
 
+    def number_stream(self, live: LiveSession) -> Session:
+        """Return a session with the number of a new stream; older streams end when they read it.
+
+        Raises:
+            DatabaseUnreachable: it has none.
+        """
+        stored = self._sessions().number_stream(live.stored.id)
+        self._take(stored)
+        return stored
+
     def note(self, frame: AnsweredFrame) -> None:
         """Record an answered frame soon."""
         self.names.note(frame)
