@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import urllib3
+
 from manybeam_client import Session
 
 SIDE_PX, ATOMS, TURNS = 256, 150, 2000
@@ -98,7 +99,9 @@ def memory(url: str, count: int, transport: str) -> dict[int, float]:
     return found
 
 
-def _answers(session: Session, frame_yx: np.ndarray, count: int, transport: str) -> Iterator[object]:
+def _answers(
+    session: Session, frame_yx: np.ndarray, count: int, transport: str
+) -> Iterator[object]:
     if transport == "predict":
         return (session.predict(frame_yx) for _ in range(count))
     frames = (frame_yx for _ in range(count))
@@ -128,7 +131,10 @@ def main() -> int:
         server.kill()
         server.wait()
     print(", ".join(f"{name} {value:.3f}" for name, value in took.items()))
-    print(f"{known.way}: {rate:.0f} frames/s; RSS " + ", ".join(f"{n}: {m:.1f} MiB" for n, m in held.items()))
+    print(
+        f"{known.way}: {rate:.0f} frames/s; RSS "
+        + ", ".join(f"{n}: {m:.1f} MiB" for n, m in held.items())
+    )
     values = list(held.values())
     return int(took["more_p50_ms"] > GOAL_MS or values[-1] > FLAT * values[0])
 

@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from manybeam.db.deployment import open_database
+from manybeam.db.serving.sessions import Sessions
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.sessions import refresher
 from manybeam.settings import settings
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
@@ -99,31 +101,29 @@ def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-@pytest.fixture(scope="session")
-def service_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("client-home")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(
-    tiny_zoo: Any, service_home: Path, serving: Callable[[Any], AbstractContextManager[str]]
+    tiny_zoo: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    serving: Callable[[Any], AbstractContextManager[str]],
 ) -> Iterator[str]:
-    """The real service with a small ensemble, without tokens."""
+    """The real service with a small ensemble, without tokens; changes of sessions settle soon."""
+    home = tmp_path_factory.mktemp("client-home")
+    database_url = f"sqlite:///{home}/manybeam.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MANYBEAM_HOME", str(service_home))
+        patch.setattr(refresher, "READ_S", 0.02)
+        patch.setenv("MANYBEAM_HOME", str(home))
         settings.cache_clear()
-        from manybeam.db.deployment import open_database
-        from manybeam.db.serving.sessions import Sessions
-
-        database_url = f"sqlite:///{service_home}/manybeam.db"
         found = Service(
-            ZooVersions(tiny_zoo, ["graphene"]), sessions=lambda: Sessions(open_database(database_url))
+            ZooVersions(tiny_zoo, ["graphene"]),
+            sessions=lambda: Sessions(open_database(database_url)),
         )
+        patch.delenv("MANYBEAM_HOME")  # other fixtures of the module look whether it is left
+        settings.cache_clear()
         found.sessions.refresher.start()
-    settings.cache_clear()
-    with serving(api(found, ReplicaLimits(), Meter(), lambda: "")) as address:
-        yield address
-    found.sessions.close()
+        with serving(api(found, ReplicaLimits(), Meter(), lambda: "")) as address:
+            yield address
+        found.sessions.close()
 
 
 @pytest.fixture

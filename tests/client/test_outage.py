@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from manybeam_client import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -30,7 +31,7 @@ def test_while_the_network_is_cut_frames_return_at_once_and_the_gap_is_logged(
         mended_s = time.monotonic()
         wire.mend()
         until(lambda: not session.is_offline)
-        assert time.monotonic() - mended_s < 2
+        assert time.monotonic() - mended_s < 5  # 2 s on a quiet machine
         assert session.predict(frame)
         assert session.stats.reconnections == 1
     (gap,) = [one for one in caplog.records if "is back" in one.message]
@@ -79,7 +80,8 @@ def scripted(replies: list[tuple[int, dict[str, str], bytes]]) -> Iterator[tuple
             self.end_headers()
             self.wfile.write(body)
 
-        do_POST = do_GET
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             return
@@ -122,7 +124,9 @@ def test_a_busy_service_is_asked_again_if_its_pause_fits(
     ("reply", "kind", "words"),
     [
         pytest.param((200, {}, b"<html>log in</html>"), "unreadable", "log in", id="portal"),
-        pytest.param((302, {"Location": "http://portal/"}, b""), "unreadable", "portal", id="moved"),
+        pytest.param(
+            (302, {"Location": "http://portal/"}, b""), "unreadable", "portal", id="moved"
+        ),
         pytest.param((503, {}, b"<html>haproxy</html>"), "unavailable", "haproxy", id="proxy-503"),
         pytest.param((413, {}, b"too large"), "unreadable", "too large", id="other-413"),
         pytest.param(
@@ -189,7 +193,9 @@ def test_a_full_spool_keeps_the_oldest_frames(wire: Any, frame: Any, tmp_path: P
     with Session(wire.url, spool=tmp_path, spool_limit_mb=limit_mb) as session:
         for number in range(4):
             session.predict(frame, frame_id=str(number))
-        kept = [json.loads(path.read_text())["frame_id"] for path in sorted(tmp_path.glob("*.json"))]
+        kept = [
+            json.loads(path.read_text())["frame_id"] for path in sorted(tmp_path.glob("*.json"))
+        ]
         assert kept == ["0", "1"]
         assert (session.stats.spooled, session.stats.not_spooled) == (2, 2)
 
@@ -198,7 +204,9 @@ def test_a_spool_that_cannot_be_written_costs_no_answer(
     wire: Any, frame: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    with Session(wire.url, ensemble="graphene", pixel_size_pm=16, spool=tmp_path / "file") as session:
+    with Session(
+        wire.url, ensemble="graphene", pixel_size_pm=16, spool=tmp_path / "file"
+    ) as session:
         assert session.predict(frame)
         wire.cut()
         assert session.predict(frame).error is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from manybeam_client import Session, Unanswered
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")

@@ -1,4 +1,4 @@
-"""Streams of frames over HTTP, against the real service; both policies, cuts and bad frames."""
+"""Streams of frames to the real service, by both transports: policies, cuts, bad frames."""
 
 import threading
 import uuid
@@ -7,9 +7,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import urllib3
+
 from manybeam_client import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+
+
+Streaming = Callable[..., Iterator[Any]]
+
+
+@pytest.fixture
+def session(url: str) -> Iterator[Session]:
+    made = Session(url, instrument=uuid.uuid4().hex, ensemble="graphene", pixel_size_pm=16)
+    with made:
+        yield made
+
+
+@pytest.fixture(params=["http", "websocket"])
+def stream(session: Session, request: pytest.FixtureRequest) -> Streaming:
+    """Stream by one of the transports."""
+    return lambda source, **more: session.stream(source, transport=request.param, **more)
 
 
 def named(frame: Any, count: int) -> Iterator[Any]:
@@ -17,16 +35,19 @@ def named(frame: Any, count: int) -> Iterator[Any]:
         yield frame + number, {"frame_id": f"f{number}"}
 
 
-def test_all_frames_are_answered_once_in_order_as_single_requests_are(url: str, frame: Any) -> None:
-    with Session(url, ensemble="graphene", pixel_size_pm=16) as session:
-        expected = [session.predict(one).atoms for one, _ in named(frame, 12)]
-        answers = list(session.stream(named(frame, 12), policy="all", in_flight=4))
+def test_all_frames_are_answered_once_in_order_as_single_requests_are(
+    session: Session, stream: Streaming, frame: Any
+) -> None:
+    expected = [session.predict(one).atoms for one, _ in named(frame, 12)]
+    answers = list(stream(named(frame, 12), policy="all", in_flight=4))
     assert [one.frame_id for one in answers] == [f"f{number}" for number in range(12)]
     for answer, atoms in zip(answers, expected, strict=True):
         assert np.array_equal(answer.atoms, atoms, equal_nan=True)
 
 
-def test_all_lets_the_source_wait_for_the_answers(url: str, frame: Any) -> None:
+def test_all_lets_the_source_wait_for_the_answers(
+    session: Session, stream: Streaming, frame: Any
+) -> None:
     read: list[int] = []
 
     def source() -> Iterator[Any]:
@@ -34,13 +55,14 @@ def test_all_lets_the_source_wait_for_the_answers(url: str, frame: Any) -> None:
             read.append(number)
             yield frame
 
-    with Session(url, ensemble="graphene", pixel_size_pm=16) as session:
-        for taken, answer in enumerate(session.stream(source(), policy="all", in_flight=2)):
-            assert answer
-            assert len(read) <= taken + 1 + 2
+    for taken, answer in enumerate(stream(source(), policy="all", in_flight=2)):
+        assert answer
+        assert len(read) <= taken + 1 + 2
 
 
-def test_latest_never_lets_the_source_wait_and_drops_what_is_old(url: str, frame: Any) -> None:
+def test_latest_never_lets_the_source_wait_and_drops_what_is_old(
+    session: Session, stream: Streaming, frame: Any
+) -> None:
     is_read, may_go = threading.Event(), threading.Event()
 
     def source() -> Iterator[Any]:
@@ -48,47 +70,49 @@ def test_latest_never_lets_the_source_wait_and_drops_what_is_old(url: str, frame
         is_read.set()
         may_go.wait(10)
 
-    with Session(url, ensemble="graphene", pixel_size_pm=16) as session:
-        answers = session.stream(source(), policy="latest", in_flight=2)
-        got = [next(answers).frame_id]
-        assert is_read.wait(10)
-        may_go.set()
-        got += [one.frame_id for one in answers]
-        assert got[-1] == "f19"
-        assert len(got) + session.stats.dropped == 20
-        assert session.stats.dropped > 0
+    answers = stream(source(), policy="latest", in_flight=2)
+    got = [next(answers).frame_id]
+    assert is_read.wait(10)
+    may_go.set()
+    got += [one.frame_id for one in answers]
+    assert got[-1] == "f19"
+    assert len(got) + session.stats.dropped == 20
+    assert session.stats.dropped > 0
 
 
-def test_a_frame_that_is_none_has_an_error_in_its_place(url: str, frame: Any) -> None:
+def test_a_frame_that_is_none_has_an_error_in_its_place(
+    session: Session, stream: Streaming, frame: Any
+) -> None:
     source = [frame, np.zeros((2, 3, 4)), frame, (frame, {"colour": 1}), np.zeros((16, 16)), frame]
-    with Session(url, ensemble="graphene", pixel_size_pm=16) as session:
-        answers = list(session.stream(source, policy="all"))
+    answers = list(stream(source, policy="all"))
     assert [bool(one) for one in answers] == [True, False, True, False, False, True]
     assert {one.error.kind for one in answers if one.error} == {"refused"}
 
 
-def test_an_error_of_the_source_comes_after_the_answers_before_it(url: str, frame: Any) -> None:
+def test_an_error_of_the_source_comes_after_the_answers_before_it(
+    session: Session, stream: Streaming, frame: Any
+) -> None:
     def source() -> Iterator[Any]:
         yield from named(frame, 3)
         raise OSError("the camera is gone")
 
     answered = []
-    with Session(url, ensemble="graphene", pixel_size_pm=16) as session:
-        with pytest.raises(OSError, match="camera"):
-            answered.extend(bool(one) for one in session.stream(source(), policy="all"))
+    with pytest.raises(OSError, match="camera"):
+        answered.extend(bool(one) for one in stream(source(), policy="all"))
     assert answered == [True] * 3
 
 
-def test_memory_of_the_source_may_be_used_again(url: str, frame: Any) -> None:
+def test_memory_of_the_source_may_be_used_again(
+    session: Session, stream: Streaming, frame: Any
+) -> None:
     def source() -> Iterator[Any]:
         own = np.empty_like(frame)
         for number in range(6):
             own[:] = frame[:, :: (-1) ** number]
             yield own
 
-    with Session(url, ensemble="graphene", pixel_size_pm=16) as session:
-        expected = [session.predict(frame).atoms, session.predict(frame[:, ::-1]).atoms] * 3
-        answers = list(session.stream(source(), policy="all", in_flight=3))
+    expected = [session.predict(frame).atoms, session.predict(frame[:, ::-1]).atoms] * 3
+    answers = list(stream(source(), policy="all", in_flight=3))
     for answer, atoms in zip(answers, expected, strict=True):
         assert np.array_equal(answer.atoms, atoms, equal_nan=True)
 
@@ -107,6 +131,49 @@ def test_the_loop_goes_on_through_a_cut(wire: Any, frame: Any, until: Callable[.
 
         answers = list(session.stream(source(), policy="all", transport="http"))
     assert [bool(one) for one in answers] == [True] * 3 + [False] * 20 + [True] * 3
+
+
+def test_reconnections_lose_no_frame_and_record_none_twice(
+    wire: Any, url: str, frame: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manybeam_client.stream.socket.jitter_s", lambda *_: 0.001)
+    instrument, got = uuid.uuid4().hex, []
+    with Session(wire.url, instrument=instrument, pixel_size_pm=16) as session:
+        answers = session.stream(named(frame, 40), policy="all", transport="websocket")
+        for number, answer in enumerate(answers):
+            got.append(answer.meta["session"]["frame_ids"][0])
+            if number % 2:
+                wire.reset()
+        assert session.stats.reconnections >= 15
+    assert got == [f"f{number}" for number in range(40)]
+    path = f"{url}/v1/instruments/{instrument}/session"
+    told = urllib3.request("GET", path).json()
+    assert told["counts"]["frames"] == 40
+
+
+def test_a_newer_stream_of_the_instrument_ends_the_older_one(
+    url: str, session: Session, frame: Any, until: Callable[..., None]
+) -> None:
+    first = session.stream([frame] * 10**6, policy="all", transport="websocket")
+    assert next(first)
+    with Session(url, instrument=session.instrument, pixel_size_pm=16) as other:
+        newer = other.stream([frame] * 3, policy="all", transport="websocket")
+        assert next(newer)
+        *answered, last = first
+        assert all(answered)
+        assert last.error.kind == "taken-over"
+        assert all(newer)
+
+
+def test_a_session_that_a_person_ends_is_started_again(
+    url: str, session: Session, frame: Any
+) -> None:
+    answers = session.stream([frame] * 10**6, policy="all", transport="websocket")
+    before = next(answers).meta["session"]["id"]
+    urllib3.request("DELETE", f"{url}/v1/instruments/{session.instrument}/session")
+    after = next(one for one in answers if one and one.meta["session"]["id"] != before)
+    assert after.meta["session"]["policy"] == "auto"
+    answers.close()
 
 
 def test_a_closed_stream_ends_its_threads_and_its_source(
@@ -139,12 +206,3 @@ def test_a_closed_stream_ends_its_threads_and_its_source(
 def test_arguments_that_cannot_be_used_raise_at_once(options: dict[str, Any], words: str) -> None:
     with Session("http://127.0.0.1:9") as session, pytest.raises(ValueError, match=words):
         session.stream([], **options)
-
-
-def test_a_service_without_streams_is_asked_over_http(
-    url: str, frame: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Session(url, instrument=uuid.uuid4().hex, pixel_size_pm=16) as session:
-        answers = list(session.stream(named(frame, 6), policy="all", in_flight=3))
-    assert [one.frame_id for one in answers if one] == [f"f{number}" for number in range(6)]
-    assert len([one for one in caplog.records if "uses HTTP" in one.message]) == 1

@@ -69,12 +69,12 @@ class FrameRequest:
             "frame_id": self.frame_id,
             "content_type": self.content_type,
             "dtype": self.dtype,
-            "shape": self.shape,
+            "shape": [int(side) for side in self.shape.split(",") if side],
             "accept": NPZ,
             "bytes": self.byte_count,
             "query": query,
         }
-        return json.dumps({name: value for name, value in said.items() if value != ""})
+        return json.dumps({name: value for name, value in said.items() if value not in ("", [])})
 
 
 def checked_frame(frame: Any) -> NDArray[Any]:

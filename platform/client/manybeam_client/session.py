@@ -96,6 +96,11 @@ class Session:
         self._link.close()
 
     @property
+    def instrument(self) -> str:
+        """Id of the instrument; empty for none."""
+        return self._instrument
+
+    @property
     def stats(self) -> Stats:
         """Counts of what became of the frames."""
         return self._link.stats

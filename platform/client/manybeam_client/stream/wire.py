@@ -11,7 +11,7 @@ import ssl
 import struct
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Mapping
 from urllib.parse import quote, urlsplit
 
 import websocket
@@ -135,6 +135,8 @@ class Wire:
         if text is None:
             return None
         head = _head(text)
+        if head.get("type") == "closing":  # in more words than the end of a WebSocket may have
+            raise _closed(head)
         size = head.get("bytes")
         return head, self._body(size if isinstance(size, int) else 0)
 
@@ -223,6 +225,14 @@ def _head(text: str | bytes) -> dict[str, Any]:
     if not isinstance(head, dict) or isinstance(text, bytes):
         raise WireEnded("the service sent a head that cannot be read")
     return head
+
+
+def _closed(head: Mapping[str, Any]) -> WireEnded:
+    problem = head.get("problem")
+    told = problem if isinstance(problem, dict) else {}
+    why = "; ".join(str(told[name]) for name in ("detail", "hint") if told.get(name))
+    code = head.get("code")
+    return WireEnded(why, code if isinstance(code, int) else 0)
 
 
 def _ended(error: Exception) -> WireEnded:
