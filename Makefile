@@ -8,10 +8,10 @@ unexport PYTHONDONTWRITEBYTECODE # compile a module once, not at each start of P
 # Two processes of one thread each. A run prints its seed; SEED=... repeats it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(SEED:%=--randomly-seed=%)
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml platform/client/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable 'platform/client[stream]'
 	touch $@
 
 install: $(VENV)/.installed

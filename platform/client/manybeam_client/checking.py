@@ -146,6 +146,7 @@ class _Look:
         self._place, self._instrument, self._ensemble = place, instrument, ensemble
         self.link = Link(place)
         self._health: dict[str, object] = {}
+        self._ref = ensemble
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
         """Return names and functions of the steps; they return what was found."""
@@ -244,6 +245,7 @@ class _Look:
             raise _not_allowed(problem_of(reply.status, reply.headers, reply.data))
         if reply.status != 200:
             raise _Noted(str(problem_of(reply.status, reply.headers, reply.data)))
+        self._ref = self._ensemble if self._ensemble != "auto" else _first_ref(reply.data)
         return f"{shown}, and the service lets this client in"
 
     def _session(self) -> str:
@@ -263,12 +265,12 @@ class _Look:
         raise _Noted(str(problem))
 
     def _frame(self) -> str:
-        """Send noise, so that the answer says nothing; it is sent without the instrument."""
+        """Send noise to an ensemble by its name, so that no session of an instrument sees it."""
         frame_yx = np.random.RandomState(0).rand(SIDE_PX, SIDE_PX).astype(np.float32)
         body, dtype, shape = raw_body(frame_yx)
         name = "check-" + uuid.uuid4().hex[:12]
         query = {"pixel_size_pm": "16", "trust_pixel_size": "true"}
-        request = FrameRequest(self._ensemble, name, body, dtype=dtype, shape=shape, query=query)
+        request = FrameRequest(self._ref, name, body, dtype=dtype, shape=shape, query=query)
         answer = self.link.answer(request, time.monotonic(), PATIENCE_S * 1000)
         problem = answer.error
         if problem is None:
@@ -314,3 +316,11 @@ def _not_allowed(problem: Problem) -> _Failed:
 def _release(version: str) -> tuple[int, ...]:
     """Return the first two numbers of a version; what follows changes nothing on the way."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def _first_ref(data: bytes) -> str:
+    """Return the REF of an ensemble that serves, of the list of them; `auto` if it is empty."""
+    try:
+        return str(json.loads(data.decode("utf-8"))["ensembles"][0]["ref"])
+    except (ValueError, LookupError, TypeError):  # a newer service may write another list
+        return "auto"

@@ -71,9 +71,10 @@ class Link:
         problem = self.session.ensure()
         if problem is None:
             return
-        logger.warning("the session of %s is not ready: %s", self.session.instrument, problem)
         if problem.is_away or problem.kind == "tls":
             self.outage.begin(problem)
+        else:
+            logger.warning("the session of %s is not ready: %s", self.session.instrument, problem)
 
     def answer(self, request: FrameRequest, begun_s: float, deadline_ms: float | None) -> Answer:
         """Return the answer for a live frame; one that cannot be sent goes to the spool."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import logging
 import sys
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Sequence
@@ -88,7 +88,9 @@ class FolderWatch:
         self._seen = now
         taken = []
         for name in stable:
-            found = self._take(name)
+            found = self._take(name, now[name])
+            if found is None:
+                continue
             taken.append(found)
             if found.problem is not None and found.problem.kind not in _FINAL:
                 break  # the next ones would meet the same; all of them are tried again
@@ -110,14 +112,15 @@ class FolderWatch:
         name = path.name.lower()
         return any(fnmatch.fnmatch(name, one.lower()) for one in self._patterns)
 
-    def _take(self, name: str) -> Taken:
+    def _take(self, name: str, mark: list[int]) -> Taken | None:
+        """Send a file and write its result; None if it cannot be read yet."""
         path = self._folder / name
         try:
             body = path.read_bytes()
         except OSError as error:
             logger.warning("%s cannot be read yet: %s", path, error)
-            return Taken(name)
-        answer = self._answer(name, body)
+            return None
+        answer = self._answer(name, mark, body)
         problem = answer.error
         if problem is None:
             _write(self._out / (name + ".atoms.csv"), _csv(answer))
@@ -126,11 +129,13 @@ class FolderWatch:
             _write(self._out / (name + ".error.txt"), f"{problem}\n")
         return Taken(name, len(answer.atoms), problem)
 
-    def _answer(self, name: str, body: bytes) -> Answer:
+    def _answer(self, name: str, mark: list[int], body: bytes) -> Answer:
         is_npy = name.lower().endswith(".npy")
         # An older service refuses a name in the query, and an .npy needs none.
         query = self._query if is_npy else {**self._query, "filename": name}
-        frame_id = "watch-" + uuid.uuid4().hex[:16]
+        # The same for this version of the file after a restart, so that it counts once.
+        version = f"{self._folder.absolute()} {name} {mark}"
+        frame_id = "watch-" + hashlib.blake2b(version.encode(), digest_size=12).hexdigest()
         media = NPY if is_npy else ANY
         request = FrameRequest(self._ref, frame_id, body, media, query=query)
         return self._link.answer(request, time.monotonic(), None)
