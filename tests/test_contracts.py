@@ -35,7 +35,13 @@ BREAKS = [
         "serving and pages reach training",
         id="serve",
     ),
+    pytest.param("client", "import manybeam.errors", "the client stands alone", id="client"),
 ]
+
+
+def _path(module: str) -> str:
+    """Return the path of a module below the source root; `client` is one of the client."""
+    return "client/manybeam_client/errors.py" if module == "client" else f"manybeam/{module}"
 
 
 def _lint(platform: Path) -> subprocess.CompletedProcess[str]:
@@ -45,7 +51,8 @@ def _lint(platform: Path) -> subprocess.CompletedProcess[str]:
         "--config",
         ROOT / "pyproject.toml",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(platform)}
+    path = os.pathsep.join([str(platform), str(platform / "client")])
+    environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(
         command, cwd=platform, env=environment, capture_output=True, text=True, check=False
     )
@@ -67,7 +74,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What is said of each contract of a copy that is broken in all these ways at once."""
     copy = shutil.copytree(ROOT / "platform", tmp_path_factory.mktemp("broken") / "platform")
     for module, line, _ in (case.values for case in BREAKS):
-        with (copy / "manybeam" / module).open("a") as file:
+        with (copy / _path(module)).open("a") as file:
             file.write(f"\n{line}\n")
     done = _lint(copy)
     assert done.returncode == 1
@@ -80,7 +87,7 @@ def test_a_broken_contract_is_seen(
     faults: dict[str, str], module: str, line: str, contract: str
 ) -> None:
     (said,) = [said for name, said in faults.items() if name.startswith(contract)]
-    importer = "manybeam." + module.removesuffix(".py").replace("/", ".")
+    importer = _path(module).removeprefix("client/").removesuffix(".py").replace("/", ".")
     assert f"{importer} -> {line.removeprefix('import ')} (l." in said
 
 

@@ -287,4 +287,4 @@ def test_the_command_prints_the_steps_and_ends_with_a_code(url: str) -> None:
     assert good.stdout.rstrip().endswith("frames can be sent")
     assert "fail tcp" in bad.stdout
     assert (good.stderr, bad.stderr) == ("", "")
-    assert (command().returncode, command("chekc").returncode) == (2, 2)
+    assert (command().returncode, command("look").returncode) == (2, 2)

@@ -13,7 +13,7 @@ import pytest
 
 from manybeam_client import Session
 from manybeam_client.link import Link
-from manybeam_client.place import find_place
+from manybeam_client.network.place import find_place
 from manybeam_client.watch import STATE, FolderWatch, Taken
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")

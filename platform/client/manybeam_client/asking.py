@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from manybeam_client.answer import NPZ, Answer, read_answer
-from manybeam_client.connection import NotReached, Reply
 from manybeam_client.errors import Problem, problem_of
-from manybeam_client.outage import jitter_s, left_s
+from manybeam_client.network.connection import NotReached, Reply
+from manybeam_client.network.outage import jitter_s, left_s
 
 if TYPE_CHECKING:
-    from manybeam_client.connection import Connection
     from manybeam_client.frame import FrameRequest
-    from manybeam_client.outage import Outage
+    from manybeam_client.network.connection import Connection
+    from manybeam_client.network.outage import Outage
     from manybeam_client.stats import Stats
 
 ATTEMPTS = 4

@@ -19,17 +19,17 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from manybeam_client.connection import NotReached, tls_problem
 from manybeam_client.errors import Problem, problem_of
 from manybeam_client.frame import FrameRequest, raw_body
 from manybeam_client.link import Link, healthy
-from manybeam_client.place import Place, find_place
+from manybeam_client.network.connection import NotReached, tls_problem
+from manybeam_client.network.place import Place, find_place
 from manybeam_client.version import __version__
 
 if TYPE_CHECKING:
     import os
 
-    from manybeam_client.connection import Reply
+    from manybeam_client.network.connection import Reply
 
 PATIENCE_S = 10.0
 SIDE_PX = 64  # of the frame that is sent

@@ -8,11 +8,11 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from manybeam_client.connection import NotReached
 from manybeam_client.errors import Problem, problem_of
+from manybeam_client.network.connection import NotReached
 
 if TYPE_CHECKING:
-    from manybeam_client.connection import Connection
+    from manybeam_client.network.connection import Connection
 
 logger = logging.getLogger("manybeam_client")
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Iterator
 
 from manybeam_client.answer import Answer
 from manybeam_client.asking import Asker
-from manybeam_client.connection import Connection, NotReached
 from manybeam_client.errors import Problem, problem_of
 from manybeam_client.instrument import InstrumentSession
-from manybeam_client.outage import Outage
+from manybeam_client.network.connection import Connection, NotReached
+from manybeam_client.network.outage import Outage
 from manybeam_client.stats import Stats
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from manybeam_client.frame import FrameRequest
-    from manybeam_client.place import Place
+    from manybeam_client.network.place import Place
     from manybeam_client.spool import Spool, SpoolSender
 
 logger = logging.getLogger("manybeam_client")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
 from manybeam_client.frame import FrameRequest, checked_frame, checked_label, raw_body
 from manybeam_client.link import Link
-from manybeam_client.place import find_place
+from manybeam_client.network.place import find_place
 from manybeam_client.stream.stream import POLICIES, TRANSPORTS, answers_of
 
 if TYPE_CHECKING:

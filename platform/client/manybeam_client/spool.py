@@ -21,7 +21,7 @@ from manybeam_client.frame import FrameRequest, checked_frame, raw_body
 
 if TYPE_CHECKING:
     from manybeam_client.answer import Answer
-    from manybeam_client.outage import Outage
+    from manybeam_client.network.outage import Outage
     from manybeam_client.stats import Stats
 
 logger = logging.getLogger("manybeam_client")

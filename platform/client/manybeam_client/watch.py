@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Sequence
 from manybeam_client.answer import ATOM_COLUMNS
 from manybeam_client.frame import FrameRequest
 from manybeam_client.link import Link
-from manybeam_client.place import find_place
+from manybeam_client.network.place import find_place
 
 if TYPE_CHECKING:
     from manybeam_client.answer import Answer

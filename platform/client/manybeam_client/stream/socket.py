@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from manybeam_client.answer import Answer, read_answer
 from manybeam_client.errors import Problem, problem_of
-from manybeam_client.outage import jitter_s
+from manybeam_client.network.outage import jitter_s
 from manybeam_client.stream.event import Event
 from manybeam_client.stream.wire import NO_STREAM, NoWebSocket, Wire, WireEnded
 

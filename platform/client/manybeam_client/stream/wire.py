@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import socket
     from types import TracebackType
 
-    from manybeam_client.place import Place
+    from manybeam_client.network.place import Place
     from manybeam_client.stream.window import Ticket
 
 CONNECT_S = 5.0

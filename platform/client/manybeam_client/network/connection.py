@@ -7,14 +7,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Mapping
 
-from manybeam_client.bounded import BoundedCalls, TimeIsUp
 from manybeam_client.errors import Problem
+from manybeam_client.network.bounded import BoundedCalls, TimeIsUp
 from manybeam_client.version import USER_AGENT
 
 if TYPE_CHECKING:
     import urllib3
 
-    from manybeam_client.place import Place
+    from manybeam_client.network.place import Place
     from manybeam_client.stats import Stats
 
 PIECE = 2**20  # bytes that are read of a reply at once
