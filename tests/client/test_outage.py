@@ -172,8 +172,9 @@ def test_frames_of_an_outage_are_answered_later_and_lie_beside_their_answers(
         assert all(one is not None and one.is_away for one in errors)
         assert (session.spooled, session.stats.spooled) == (3, 3)
     wire.mend()
-    (folder / "half.npy").write_bytes(b"\x93NUMPY")
+    (folder / "20260101T000000000000-0123abcd.npy").write_bytes(b"\x93NUMPY")
     (folder / "half.npy.part").write_bytes(b"\x93NUMPY")
+    (folder / "other.json").write_text("{}")
     # Another process takes them up.
     with Session(wire.url, ensemble="graphene", pixel_size_pm=16, spool=folder) as session:
         until(lambda: session.spooled == 0)
@@ -183,7 +184,8 @@ def test_frames_of_an_outage_are_answered_later_and_lie_beside_their_answers(
     with np.load(found[0]) as answer:
         assert np.array_equal(answer["atoms"], live.atoms, equal_nan=True)
         assert json.loads(answer["meta"].tobytes())["frame_id"] == "a:0/x"
-    assert sorted(path.suffix for path in folder.iterdir()) == [".npy", *[".npz"] * 3, ".part"]
+    kinds = sorted(path.suffix for path in folder.iterdir())
+    assert kinds == [".json", ".npy", *[".npz"] * 3, ".part"]
     assert not {*':*?"<>|'} & {letter for path in folder.iterdir() for letter in path.name}
 
 

@@ -87,6 +87,18 @@ def test_a_file_that_is_refused_has_its_reason_beside_it_until_it_is_better(
     assert (third.problem, why.exists()) == (None, False)
 
 
+def test_a_result_that_cannot_be_written_is_tried_again(
+    url: str, watching: Watching, frame: Any, tmp_path: Path
+) -> None:
+    watch, table = watching(url), tmp_path / "out" / "a.npy.atoms.csv"
+    np.save(tmp_path / "a.npy", frame)
+    table.mkdir()  # as if another program held it
+    looked(watch)
+    table.rmdir()
+    assert [one.name for one in watch.look()] == ["a.npy"]
+    assert table.is_file()
+
+
 def test_files_wait_while_the_service_is_away(
     wire: Any, watching: Watching, frame: Any, tmp_path: Path, until: Callable[..., None]
 ) -> None:

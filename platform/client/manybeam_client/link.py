@@ -72,7 +72,7 @@ class Link:
         if problem is None:
             return
         if problem.is_away or problem.kind == "tls":
-            self.outage.begin(problem)
+            self.outage.begin(problem, frame_count=0)
         else:
             logger.warning("the session of %s is not ready: %s", self.session.instrument, problem)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("manybeam_client")
 
+OWN = "[0-9]*T[0-9]*-????????"  # names of ours; the folder may hold other files
 OFF_S = 30.0  # without spooling after a write that failed
 REST_S = 0.05  # at least, between two frames of the spool
 LONGEST_REST_S = 30.0  # if the service cannot take them
@@ -52,7 +53,7 @@ class Spool:
         self._off_until_s = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._used = sum(_size(path) for path in folder.glob("*.npy"))
+            self._used = sum(_size(path) for path in folder.glob(OWN + ".npy"))
         except OSError as error:
             self._used = 0
             self._switch_off(error)
@@ -101,7 +102,7 @@ class Spool:
 
     def _entries(self) -> list[Path]:
         try:
-            return sorted(self._folder.glob("*.json"))
+            return sorted(self._folder.glob(OWN + ".json"))
         except OSError:  # a network drive that is away
             return []
 

@@ -88,14 +88,15 @@ class FolderWatch:
         self._seen = now
         taken = []
         for name in stable:
-            found = self._take(name, now[name])
-            if found is None:
-                continue
-            taken.append(found)
-            if found.problem is not None and found.problem.kind not in _FINAL:
-                break  # the next ones would meet the same; all of them are tried again
-            self._done[name] = now[name]
-            _write(self._state, json.dumps(self._done, indent=0, sort_keys=True))
+            try:
+                found = self._take(name, now[name])
+                taken.append(found)
+                if found.problem is not None and found.problem.kind not in _FINAL:
+                    break  # the next ones would meet the same; all of them are tried again
+                self._done[name] = now[name]
+                _write(self._state, json.dumps(self._done, indent=0, sort_keys=True))
+            except OSError as error:  # it is open in another program, or the disk is full
+                logger.warning("%s is tried again: %s", name, error)
         return taken
 
     def _is_new(self, name: str, mark: list[int]) -> bool:
@@ -112,15 +113,13 @@ class FolderWatch:
         name = path.name.lower()
         return any(fnmatch.fnmatch(name, one.lower()) for one in self._patterns)
 
-    def _take(self, name: str, mark: list[int]) -> Taken | None:
-        """Send a file and write its result; None if it cannot be read yet."""
-        path = self._folder / name
-        try:
-            body = path.read_bytes()
-        except OSError as error:
-            logger.warning("%s cannot be read yet: %s", path, error)
-            return None
-        answer = self._answer(name, mark, body)
+    def _take(self, name: str, mark: list[int]) -> Taken:
+        """Send a file and write its result.
+
+        Raises:
+            OSError: it cannot be read, or the result cannot be written, now.
+        """
+        answer = self._answer(name, mark, (self._folder / name).read_bytes())
         problem = answer.error
         if problem is None:
             _write(self._out / (name + ".atoms.csv"), _csv(answer))

@@ -79,16 +79,21 @@ class Outage:
             self.begin(problem)
         return self.is_open
 
-    def begin(self, cause: Problem) -> None:
-        """Take the service as away from now on, and ask until it is back."""
+    def begin(self, cause: Problem, frame_count: int = 1) -> None:
+        """Take the service as away from now on, and ask until it is back.
+
+        Args:
+            cause: why.
+            frame_count: frames that have no answer because of it, so far.
+        """
         with self._lock:
             if self._ended.is_set():
                 return
-            self._frames += 1  # the frame that found out
             if self.is_open:
+                self._frames += frame_count
                 return
             self._cause, self._begun = cause, datetime.now(timezone.utc)
-            self._silent, self._frames = 0, 1
+            self._silent, self._frames = 0, frame_count
             self._back.clear()
         logger.warning("the service went away: %s", cause)
         self._when_begun()

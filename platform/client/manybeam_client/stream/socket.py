@@ -18,7 +18,7 @@ from manybeam_client.answer import Answer, read_answer
 from manybeam_client.errors import Problem, problem_of
 from manybeam_client.network.outage import jitter_s
 from manybeam_client.stream.event import Event
-from manybeam_client.stream.wire import NO_STREAM, NoWebSocket, Wire, WireEnded
+from manybeam_client.stream.wire import NoWebSocket, Wire, WireEnded
 
 if TYPE_CHECKING:
     from manybeam_client.link import Link
@@ -143,8 +143,6 @@ class SocketTransport:
             self._pause(REFUSED_S)
         elif error.code == UNREADABLE:
             self._refuse_often_sent(error.why)
-        elif error.code in NO_STREAM:
-            self._pause(REFUSED_S)
         else:
             self._wait_out(error)
         return True
@@ -160,15 +158,17 @@ class SocketTransport:
         """Answer frames at once while the service is away for longer, until it is back."""
         now_s = time.monotonic()
         self._away_s = now_s if self._away_s is None else self._away_s
-        if now_s - self._away_s < GRACE_S:
+        is_known = self._link.outage.is_open
+        if now_s - self._away_s < GRACE_S and not is_known:
             return
-        if not self._link.outage.is_open and self._link.health(GRACE_S) is None:
+        if not is_known and self._link.health(GRACE_S) is None:
             self._healthy += 1  # it may have come back just now
             if self._healthy >= MOST_HEALTHY:
                 raise NoWebSocket(error.why)
             return
         why = "the stream cannot be connected"
-        self._link.outage.begin(Problem("connection", why, error.why, is_away=True))
+        cause = Problem("connection", why, error.why, is_away=True)
+        self._link.outage.begin(cause, frame_count=0)
         while self._link.outage.is_open and not self._is_closed:
             for ticket in self._drain():
                 if ticket.answer is None:

@@ -30,7 +30,7 @@ CONNECT_S = 5.0
 BEAT_S, BEATS = 5.0, 3  # without anything for so many beats the connection is dead
 PART_BYTES = 2**20
 WAY_S = 0.003  # of the deadline, for the way of the answer
-NO_STREAM = (429, 503)  # refusals that pass
+PASSING = (429, 502, 503, 504)  # refusals that may not last
 _BROKEN = (websocket.WebSocketException, OSError, ssl.SSLError)
 
 
@@ -247,7 +247,7 @@ def _refused(error: Any) -> Exception:
     said = str(problem)[:200]
     if "no path" in problem.what:  # an older service
         return NoWebSocket(said)
-    if status in (401, 403, 404, *NO_STREAM):
+    if status in (401, 403, 404, *PASSING):
         return WireEnded(said, status)
     return NoWebSocket(said)
 
