@@ -48,9 +48,12 @@ class Client:
         self.socket, self.events = socket, list[dict[str, Any]]()
         self.welcome = json.loads(socket.recv(timeout=30))
 
-    def frame(self, name: str, body: bytes, **more: Any) -> None:
+    def head(self, name: str, **more: Any) -> None:
         head = {"type": "frame", "frame_id": name, "content_type": "application/x-npy", **more}
-        self.socket.send(json.dumps({"bytes": len(body), **head}))
+        self.socket.send(json.dumps(head))
+
+    def frame(self, name: str, body: bytes, **more: Any) -> None:
+        self.head(name, bytes=len(body), **more)
         for first in range(0, len(body), 2**20):
             self.socket.send(body[first : first + 2**20])
 
@@ -295,9 +298,9 @@ def _too_many_bytes(client: Client) -> None:
         pytest.param(lambda it: it.socket.send("frame"), "cannot be read", id="no-json"),
         pytest.param(lambda it: it.socket.send("[" * 9999), "cannot be read", id="deep-json"),
         pytest.param(lambda it: it.socket.send('{"type": "stop"}'), "cannot be read", id="type"),
-        pytest.param(lambda it: it.frame("", b"1"), "frame_id", id="no-name"),
-        pytest.param(lambda it: it.frame("a", b"1", bytes=-1), "bytes", id="negative"),
-        pytest.param(lambda it: it.frame("a", b"1", pixel=3), "pixel", id="unknown-field"),
+        pytest.param(lambda it: it.head("", bytes=1), "frame_id", id="no-name"),
+        pytest.param(lambda it: it.head("a", bytes=-1), "bytes", id="negative"),
+        pytest.param(lambda it: it.head("a", bytes=1, pixel=3), "pixel", id="unknown-field"),
         pytest.param(lambda it: it.socket.send("9" * 20_000), "20000 characters", id="long-head"),
         pytest.param(lambda it: it.socket.send(b"123"), "without a head", id="no-head"),
         pytest.param(_two_heads, "before the body", id="half-a-frame"),
