@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from socket import AF_INET, SHUT_RDWR, SO_RCVBUF, SOL_SOCKET
 from socket import socket as create_socket
@@ -48,9 +48,12 @@ class Client:
         self.socket, self.events = socket, list[dict[str, Any]]()
         self.welcome = json.loads(socket.recv(timeout=30))
 
-    def frame(self, name: str, body: bytes, **more: Any) -> None:
+    def head(self, name: str, **more: Any) -> None:
         head = {"type": "frame", "frame_id": name, "content_type": "application/x-npy", **more}
-        self.socket.send(json.dumps({"bytes": len(body), **head}))
+        self.socket.send(json.dumps(head))
+
+    def frame(self, name: str, body: bytes, **more: Any) -> None:
+        self.head(name, bytes=len(body), **more)
         for first in range(0, len(body), 2**20):
             self.socket.send(body[first : first + 2**20])
 
@@ -295,9 +298,9 @@ def _too_many_bytes(client: Client) -> None:
         pytest.param(lambda it: it.socket.send("frame"), "cannot be read", id="no-json"),
         pytest.param(lambda it: it.socket.send("[" * 9999), "cannot be read", id="deep-json"),
         pytest.param(lambda it: it.socket.send('{"type": "stop"}'), "cannot be read", id="type"),
-        pytest.param(lambda it: it.frame("", b"1"), "frame_id", id="no-name"),
-        pytest.param(lambda it: it.frame("a", b"1", bytes=-1), "bytes", id="negative"),
-        pytest.param(lambda it: it.frame("a", b"1", pixel=3), "pixel", id="unknown-field"),
+        pytest.param(lambda it: it.head("", bytes=1), "frame_id", id="no-name"),
+        pytest.param(lambda it: it.head("a", bytes=-1), "bytes", id="negative"),
+        pytest.param(lambda it: it.head("a", bytes=1, pixel=3), "pixel", id="unknown-field"),
         pytest.param(lambda it: it.socket.send("9" * 20_000), "20000 characters", id="long-head"),
         pytest.param(lambda it: it.socket.send(b"123"), "without a head", id="no-head"),
         pytest.param(_two_heads, "before the body", id="half-a-frame"),
@@ -318,6 +321,34 @@ def test_a_stream_that_breaks_the_protocol_ends_with_a_reason(
         code, reason = client.end()
     assert code == said["code"] == 4400
     assert reason
+
+
+def test_no_sequence_of_messages_makes_the_service_fail(url: str) -> None:
+    rng, ends = np.random.default_rng(7), set[int]()
+    head = json.dumps({"type": "frame", "frame_id": "a", "bytes": 3, "query": {"want": "atoms"}})
+    for _ in range(60):
+        with opened(url) as socket:
+            client = Client(socket)
+            with suppress(ConnectionClosed):  # it was ended while this was being sent
+                for _ in range(rng.integers(1, 6)):
+                    socket.send(_noise(rng, head))
+                socket.send("the end")
+            ends.add(client.end()[0])
+    assert ends == {4400}
+    with opened(url) as socket:
+        client = Client(socket)
+        client.frame("good", npy(FRAMES[0]))
+        assert client.heard()["status"] == 200
+
+
+def _noise(rng: np.random.Generator, head: str) -> str | bytes:
+    """Return a part of a body, or a head of which some characters are others."""
+    if rng.random() < 0.4:
+        return rng.bytes(int(rng.integers(0, 4)))
+    text = list(head)
+    for place in rng.integers(0, len(text), rng.integers(0, 3)):
+        text[place] = str(rng.choice(list('{}[]":,9eE-+. \x00é\\')))
+    return "".join(text)
 
 
 def test_half_a_frame_that_does_not_go_on_ends_the_stream(

@@ -25,6 +25,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Instruments, Tokens
@@ -247,6 +249,30 @@ def test_the_proxy_passes_host_and_where_the_caller_is(
         assert pool.request("GET", url).status == 204
     assert seen["host"] == seen["x-forwarded-host"] == url.removeprefix("https://")
     assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("127.0.0.1", "https")
+
+
+def test_a_stream_passes_the_proxy_both_ways(
+    edge: Edge, serving: Callable[[Any], AbstractContextManager[str]], tmp_path: Path
+) -> None:
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        message = await receive()
+        await send({"type": "websocket.send", "bytes": message["bytes"]})
+
+    certificates(tmp_path)
+    context = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+    frame = bytes(2**20)
+    with serving(echo) as behind, proxy(tmp_path, behind) as url:
+        address = f"wss{url.removeprefix('https')}/v1/stream/STEM-1"
+        with connect(address, ssl=context) as stream:
+            stream.send(frame)
+            assert stream.recv(30) == frame
+    trusted = ssl.create_default_context(cafile=edge.bundle)
+    address = f"wss{edge.url.removeprefix('https')}/v1/stream/STEM-1"
+    with pytest.raises(InvalidStatus) as refused, connect(address, ssl=trusted):
+        pass
+    assert refused.value.response.status_code == 401
 
 
 def test_a_large_body_is_refused_by_the_proxy_in_the_form_of_the_service(

@@ -14,12 +14,16 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import urllib3
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as serve_streams
 
 from manybeam_client import Session
 
@@ -37,8 +41,23 @@ def answer() -> bytes:
     return stream.getvalue()
 
 
+def stream(connection: ServerConnection) -> None:
+    """Answer every frame of a stream with the same bytes."""
+    content = answer()
+    connection.send(json.dumps({"type": "welcome", "in_flight": 16, "beat_s": 5}))
+    for text in connection:
+        head = json.loads(text)
+        count = 0
+        while count < head.get("bytes", 0):
+            count += len(connection.recv())
+        if head["type"] == "frame":
+            said = {"type": "answer", "frame_id": head["frame_id"], "status": 200}
+            connection.send(json.dumps({**said, "bytes": len(content)}))
+            connection.send(content)
+
+
 def serve() -> None:
-    """Answer every request with the same bytes."""
+    """Answer every request with the same bytes, and every frame of a stream."""
     content = answer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,7 +78,9 @@ def serve() -> None:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    print(server.server_address[1], flush=True)
+    streams = serve_streams(stream, "127.0.0.1", 0, compression=None)
+    threading.Thread(target=streams.serve_forever, daemon=True).start()
+    print(server.server_address[1], streams.socket.getsockname()[1], flush=True)
     server.serve_forever()
 
 
@@ -91,7 +112,8 @@ def memory(url: str, count: int, transport: str) -> dict[int, float]:
     """Return the memory [MiB] after so many frames."""
     frame_yx = np.zeros((SIDE_PX, SIDE_PX), np.uint16)
     found = {}
-    with Session(url, pixel_size_pm=16) as session:
+    session = Session(url, instrument="STEM-1", pixel_size_pm=16)
+    with closing(session):
         for number, one in enumerate(_answers(session, frame_yx, count, transport), 1):
             assert one, one.error
             if number in (*LOOKS, count):
@@ -112,7 +134,7 @@ def main() -> int:
     """Run the benchmark; return 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--way", choices=["predict", "http"], default="predict")
+    parser.add_argument("--way", choices=["predict", "http", "websocket"], default="predict")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     known = parser.parse_args()
     if known.serve:
@@ -122,8 +144,9 @@ def main() -> int:
     )
     assert server.stdout is not None
     try:
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        took = overhead(url)
+        http, websocket = server.stdout.readline().split()
+        took = overhead(f"http://127.0.0.1:{http}")
+        url = f"http://127.0.0.1:{websocket if known.way == 'websocket' else http}"
         begun = time.perf_counter()
         held = memory(url, known.frames, known.way)
         rate = known.frames / (time.perf_counter() - begun)

@@ -14,6 +14,8 @@ import numpy as np
 import psutil
 import pytest
 import urllib3
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from manybeam.addresses import place_of
 from manybeam.errors import Conflict
@@ -96,6 +98,39 @@ def test_selection_and_auto_answer(url: str, pool: urllib3.PoolManager) -> None:
     )
     assert ranked.json()["candidates"][0]["ref"].startswith("graphene@2/")
     assert auto.json()["meta"]["members"] == ranked.json()["chosen"]
+
+
+def test_a_stream_answers_as_requests_do_and_says_that_it_is_there(
+    url: str, pool: urllib3.PoolManager
+) -> None:
+    session = f"{url}/v1/instruments/STEM-7/session"
+    settings = {"policy": "pinned", "ref": "graphene", "pixel_size_pm": 16}
+    assert pool.request("PUT", session, body=json.dumps(settings)).status == 200
+    alone = pool.request(
+        "POST", f"{url}/v1/predict/auto?instrument=STEM-7", body=npy(FRAME), headers=NPY
+    )
+    body = npy(FRAME)
+    head = {"type": "frame", "frame_id": "a", "content_type": NPY["Content-Type"]}
+    with connect(f"ws{url.removeprefix('http')}/v1/stream/STEM-7") as stream:
+        assert json.loads(stream.recv(30))["type"] == "welcome"
+        stream.send(json.dumps({**head, "bytes": len(body)}))
+        stream.send(body)
+        told = json.loads(stream.recv(30))
+        assert told["status"] == 200
+        with np.load(io.BytesIO(stream.recv(30))) as one, np.load(io.BytesIO(alone.data)) as two:
+            assert one["atoms"].tobytes() == two["atoms"].tobytes()
+        assert json.loads(stream.recv(30)) == {"type": "beat"}
+        assert pool.request("DELETE", session).status == 200
+        assert json.loads(stream.recv(30))["code"] == 4404
+
+
+def test_a_stream_without_a_session_gets_a_problem(url: str) -> None:
+    address = f"ws{url.removeprefix('http')}/v1/stream/STEM-8"
+    with pytest.raises(InvalidStatus) as refused, connect(address):
+        pass
+    answer = refused.value.response
+    assert answer.status_code == 404
+    assert "has no session" in json.loads(answer.body)["detail"]
 
 
 @pytest.mark.parametrize(

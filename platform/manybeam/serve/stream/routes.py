@@ -136,7 +136,7 @@ class StreamRoutes:
             request = await self._checked(socket, instrument)
             number = await self.new_number(instrument)
         except ManybeamError as error:
-            self._meter.request("stream", http_status(error), 0.0)
+            self._meter.request("open-stream", http_status(error), 0.0)
             response = self._handler.problem(error, checked_id(socket.headers))
             await socket.send_denial_response(response)
             return
