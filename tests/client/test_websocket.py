@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,29 @@ def test_a_connection_without_beats_is_dead(session: Session, double: Double, fr
     assert double.connections == 2
     may_end.set()
     assert all(answers)
+
+
+def test_a_network_that_swallows_a_stream_costs_few_deadlines(
+    double: Double, frame: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manybeam_client.stream.socket.GRACE_S", 0.3)
+    may_end = threading.Event()
+
+    def fall_silent(connection: ServerConnection, frame_id: str) -> None:
+        if double.connections == 1:
+            may_end.wait(30)
+
+    double.before_answer = fall_silent
+    with served(double) as url:
+        session = Session(url, instrument="STEM-1", deadline_ms=150)
+        answers = session.stream([frame] * 10**6, policy="all", transport="websocket")
+        before = [one.error.kind for one in takewhile(lambda one: not one, answers)]
+        assert double.connections == 2
+        assert set(before) == {"deadline"}
+        assert len(before) < 20  # three beats would be a hundred
+        may_end.set()
+        answers.close()
+        session.close()
 
 
 def test_a_deadline_holds_in_a_stream_and_the_late_answer_is_counted(

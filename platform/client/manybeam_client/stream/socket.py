@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from manybeam_client.answer import Answer, read_answer
 from manybeam_client.errors import Problem, problem_of
-from manybeam_client.network.outage import jitter_s
+from manybeam_client.network.outage import SILENT, jitter_s
 from manybeam_client.stream.event import Event
 from manybeam_client.stream.wire import NoWebSocket, Wire, WireEnded
 
@@ -207,6 +207,21 @@ class SocketTransport:
             else:
                 self._hear()
             wire.beat()
+            self._check_silence(wire)
+
+    def _check_silence(self, wire: Wire) -> None:
+        """End a connection that gave no sign while frames missed their deadlines.
+
+        The service tells each late frame, so silence means that the network is cut; to wait for
+        three beats would cost the deadline of every frame until then.
+        """
+        now_s = time.monotonic()
+        if now_s - wire.heard_s < GRACE_S:
+            return
+        late = [one for one in self._sent if wire.heard_s < one.begun_s and one.due_s < now_s]
+        if len(late) >= SILENT:
+            self._away_s = wire.heard_s
+            raise WireEnded(f"nothing was heard for {now_s - wire.heard_s:.1f} s")
 
     def _next(self) -> Ticket | None:
         """Return the next frame to be sent; those whose time is up are left out."""

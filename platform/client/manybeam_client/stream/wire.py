@@ -57,6 +57,10 @@ class Wire:
     Args:
         place: where the service is.
         instrument: whose stream it is.
+
+    Attributes:
+        in_flight: frames that the service takes before it answers the first.
+        heard_s: when the service said something last, in monotonic seconds.
     """
 
     def __init__(self, place: Place, instrument: str) -> None:
@@ -64,7 +68,7 @@ class Wire:
         self._path = "/v1/stream/{}?order=all".format(quote(instrument, safe=""))
         self._socket: Any = None
         self.in_flight, self._part_bytes, self._beat_s = 1, PART_BYTES, BEAT_S
-        self._sent_s = self._heard_s = time.monotonic()
+        self._sent_s = self.heard_s = time.monotonic()
 
     def __enter__(self) -> Wire:
         """Connect, and read what the service says first."""
@@ -107,7 +111,7 @@ class Wire:
     def beat(self) -> None:
         """Show that this end lives, if nothing was sent for a while; raise if the other is dead."""
         now_s = time.monotonic()
-        if now_s - self._heard_s > BEATS * self._beat_s:
+        if now_s - self.heard_s > BEATS * self._beat_s:
             raise WireEnded(f"nothing was heard for {BEATS * self._beat_s:g} s")
         if now_s - self._sent_s < self._beat_s:
             return
@@ -207,7 +211,7 @@ class Wire:
             code, frame = self._socket.recv_data_frame(control_frame=True)
         except _BROKEN as error:
             raise _ended(error) from error
-        self._heard_s = time.monotonic()
+        self.heard_s = time.monotonic()
         data = bytes(frame.data if hasattr(frame, "data") else frame)
         if code == websocket.ABNF.OPCODE_CLOSE:
             number = struct.unpack("!H", data[:2])[0] if len(data) >= 2 else 0
