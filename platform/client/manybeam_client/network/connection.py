@@ -216,7 +216,7 @@ def tls_problem(cause: str) -> Problem:
             "if the facility has its own authority, give its certificate: ca='authority.pem' or "
             "MANYBEAM_CA=authority.pem"
         )
-    return Problem("tls", "the certificate of the service is not accepted", cause, hint)
+    return Problem("tls", "no encrypted connection can be made", cause, hint)
 
 
 def _words(error: BaseException) -> str:
