@@ -167,6 +167,16 @@ def test_frames_go_in_parts_and_answers_come_in_order(
     assert double.connections == 1
 
 
+@pytest.mark.parametrize("part_bytes", [1, 3, 125, 126, 127, 65_535, 65_536, 100_001])
+def test_parts_of_any_length_arrive_as_they_were_sent(
+    session: Session, double: Double, part_bytes: int
+) -> None:
+    double.welcome["part_bytes"] = part_bytes
+    made = np.random.default_rng(0).random((1 + part_bytes // 200, 61), dtype=np.float32)
+    assert all(streamed(session, [(made, {"frame_id": "f"})]))
+    assert double.bodies["f"] == made.tobytes()
+
+
 def test_a_hundred_cuts_lose_no_answer_and_give_none_twice(
     session: Session, double: Double, frame: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
