@@ -66,6 +66,7 @@ class SocketTransport:
         self._away_s: float | None = None  # since when there is no connection
         self._healthy = self._missing = self._connections = 0
         self._wake, self._woken = socket.socketpair()
+        self._wake.settimeout(0)  # `hand` must not block; a thread with bytes to hear will wake
         self._thread = threading.Thread(target=self._run, name="manybeam-stream", daemon=True)
         self._thread.start()
 
@@ -96,7 +97,7 @@ class SocketTransport:
     def _rouse(self) -> None:
         try:
             self._wake.send(b"\0")
-        except OSError:  # the thread has ended
+        except OSError:  # the thread has ended, or has enough to hear
             return
 
     # -- from connection to connection ------------------------------------------------------
@@ -176,7 +177,7 @@ class SocketTransport:
                     self._settle(ticket, self._link.outage.offline())
                 else:
                     self._link.add_live(-1)
-            self._link.outage.wait_until_back(0.02)
+            self._hear(0.05)
 
     def _pause(self, pause_s: float) -> None:
         """Wait; frames are refused meanwhile if the service refuses the stream."""

@@ -54,7 +54,7 @@ class NoWebSocket(Exception):
 
 
 class _Part:
-    """A binary message of a client, masked by numpy: pure Python takes 20 times as long.
+    """A binary message of a client, masked by numpy: pure Python takes four times as long.
 
     Args:
         data: the bytes.
