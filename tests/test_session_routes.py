@@ -113,6 +113,33 @@ def test_a_repeated_frame_says_so_and_another_one_of_its_name_is_refused(ask: As
     assert ask("POST", path, npy(FRAME[::-1])).status == 409
 
 
+def test_a_session_answers_tensors_and_files_of_its_instrument(ask: Ask) -> None:
+    ask("PUT", PATH, {"policy": "pinned", "ref": "graphene@1", "pixel_size_pm": 16})
+    values = {
+        "name": "FRAME",
+        "datatype": "FP32",
+        "shape": [64, 64],
+        "data": FRAME.ravel().tolist(),
+    }
+    for where in ("body", "url"):
+        asked = {"instrument": "STEM-1", "frame_id": where}
+        message = {"inputs": [values], "outputs": [{"name": "ATOMS"}]}
+        query = "&".join(f"{name}={value}" for name, value in asked.items())
+        if where == "body":
+            message, query = message | {"parameters": asked}, ""
+        sent = {"Content-Type": "application/json"}
+        answer = ask("POST", f"/v2/models/auto/infer?{query}", message, **sent).json()
+        meta = json.loads(answer["parameters"]["meta"])
+        assert meta["session"]["frame_ids"] == [where]
+        assert (answer["model_version"], meta["pixel_size_pm"]) == ("1", 16)
+    sent = {"Content-Type": "application/octet-stream"}
+    path = "/v1/predict/auto?instrument=STEM-1&frame_id=file&filename=a.npy"
+    meta = ask("POST", path, npy(FRAME), **sent).json()["meta"]
+    assert meta["pixel_size_pm"] == 16  # that of the session: the file has none
+    told = [one["frame_id"] for one in ask("GET", PATH).json()["history"]]
+    assert told == ["file", "url", "body"]
+
+
 def test_selection_for_an_instrument_switches_its_session(ask: Ask) -> None:
     path = "/v1/select/STEM-1?pixel_size_pm=16"
     assert ask("POST", path, npy(FRAME)).status == 404

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -36,7 +36,6 @@ from manybeam.errors import (
     WorkFailed,
     WrongMethod,
     http_status,
-    problem,
 )
 from manybeam.predictor.answer import AUTO
 from manybeam.predictor.deadline import Deadline
@@ -45,6 +44,7 @@ from manybeam.serve.edge.access import ANYBODY, READ_S, Caller, TokenCache, othe
 from manybeam.serve.edge.admission import (
     Incoming,
     IncomingRequest,
+    ReadRequest,
     announced_length,
     drain,
     has_body,
@@ -53,6 +53,7 @@ from manybeam.serve.edge.admission import (
 from manybeam.serve.edge.fair_queue import FairQueue, Place
 from manybeam.serve.edge.guard import HeadGuard, checked_id
 from manybeam.serve.edge.proxied import proxied_request
+from manybeam.serve.files import FileBodies
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.openapi import (
     ATOMS,
@@ -65,10 +66,12 @@ from manybeam.serve.openapi import (
     as_schema,
     takes_frames,
 )
-from manybeam.serve.predict import Service
+from manybeam.serve.predict import Service, WireAnswer
+from manybeam.serve.protocol.routes import Asked, ModelRoutes
 from manybeam.serve.query import (
     MAX_DEADLINE_MS,
     PREDICT_NAMES,
+    PROTOCOL_NAMES,
     SELECT_FOR_NAMES,
     SELECT_NAMES,
     RequestQuery,
@@ -91,6 +94,15 @@ PATHS = (
     "PUT /v1/instruments/{ID}/session",
     "DELETE /v1/instruments/{ID}/session",
     "GET /v1/ensembles",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "POST /v2/repository/index",
+    *(
+        f"{method} /v2/models/{{MODEL}}{version}{end}"
+        for version in ("", "/versions/{VERSION}")
+        for method, end in (("GET", ""), ("GET", "/ready"), ("GET", "/config"), ("POST", "/infer"))
+    ),
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
@@ -153,6 +165,7 @@ def api(
     _add_answers(app, handler, needs)
     SessionRoutes(handler, service.sessions, is_open=tokens is None).add_to(app, needs)
     StreamRoutes(handler, service.sessions, meter).add_to(app)
+    ModelRoutes(handler, service).add_to(app, needs)
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
@@ -233,6 +246,7 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
 Work = Callable[[Request], Awaitable[Response]]
 Selecting = Callable[[wire.Frames, RequestQuery, Deadline], tuple[dict[str, Any], bool]]
 FrameWork = Callable[[wire.Frames, RequestQuery, Deadline], Response]
+Writer = Callable[[WireAnswer, Mapping[str, Any]], Response]
 
 
 class RequestHandler:
@@ -243,6 +257,7 @@ class RequestHandler:
     ) -> None:
         self.service, self.limits, self.meter, self._tokens = service, limits, meter, tokens
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
+        self._files = FileBodies(limits.max_frame_px, meter)
         body_limit = wire.body_limit(limits.max_frame_px)
         self._queue = FairQueue(limits.waiting, limits.threads, body_limit, meter.waiting)
 
@@ -268,7 +283,9 @@ class RequestHandler:
                 request.state.caller = await self.caller(request.headers, scope)
             return await work(request)
 
-        response = await self._outcome(path, request_id, named(), lambda: request.state.caller.name)
+        response = await self._outcome(
+            path, request_id, named(), lambda: request.state.caller.name, request.scope["path"]
+        )
         if response.status_code >= 400 and not request.state.is_read:
             if response.status_code not in LATE:
                 await drain(request, self._queue.byte_limit)
@@ -279,26 +296,31 @@ class RequestHandler:
         return response
 
     async def _outcome(
-        self, path: str, request_id: str, work: Awaitable[Response], caller: Callable[[], str]
+        self,
+        path: str,
+        request_id: str,
+        work: Awaitable[Response],
+        caller: Callable[[], str],
+        url: str = "",
     ) -> Response:
-        """Return the answer that work gives, or the problem."""
+        """Return the answer that work gives, or the problem in the form of the URL."""
         try:
             return await work
         except ManybeamError as error:
-            return self.problem(error, request_id)
+            return self.problem(error, request_id, url)
         except Exception:
             # No error may end the replica; it is logged, and its 500 is counted.
             facts = {"path": path, "request_id": request_id, "caller": caller()}
             logger.exception("request failed", extra=facts)
             fault = WorkFailed("the service failed", "internal error", "report this request id")
-            return self.problem(fault, request_id)
+            return self.problem(fault, request_id, url)
 
     async def predict(self, ref: str, request: Request) -> Response:
         """Answer one prediction."""
         query = self._query(request, PREDICT_NAMES)
         form = wire.answer_form(request.headers.get("accept", ""), query.want)
         stream = self.service.newest_stream(ref, query)
-        work = partial(self._predict, ref, form, _unheard)
+        work = partial(self._predict, ref, partial(_written, form), _unheard)
         return await self._placed(IncomingRequest(request), query, work, stream)
 
     async def stream_frame(self, frame: StreamedFrame, order: str) -> Response:
@@ -315,15 +337,38 @@ class RequestHandler:
                 raise no_session(query.instrument)
             form = wire.answer_form(frame.headers.get("accept", ""), query.want)
             newest = self.service.newest_stream(AUTO, query, order)
-            return await self._placed(
-                frame, query, partial(self._predict, AUTO, form, frame.hear), newest
-            )
+            answer = partial(self._predict, AUTO, partial(_written, form), frame.hear)
+            return await self._placed(frame, query, answer, newest)
 
         response = await self._outcome(
             "stream", frame.request_id, work(), lambda: frame.caller.name
         )
         self.meter.request("stream", response.status_code, time.monotonic() - frame.begun_s)
         return response
+
+    async def predict_asked(
+        self, ref: str, request: Request, ask: Callable[[bytearray], Awaitable[Asked]]
+    ) -> Response:
+        """Answer one prediction of which the body says more than the frames.
+
+        It has a place while the body is read. When it is known what it asks, it takes that of its
+        instrument, as if its query had said so.
+        """
+        caller: Caller = request.state.caller
+        pairs = request.query_params.multi_items()
+        place = self._queue.take(caller.share(caller.query(read_query(pairs, PROTOCOL_NAMES))))
+        try:
+            body = await read_body(request, self._queue, place)
+            request.state.is_read = True
+            asked = await ask(body)
+        finally:
+            self._queue.leave(place)
+        query = caller.query(read_query([*pairs, *asked.pairs], PROTOCOL_NAMES))
+        query = replace(query, want=asked.want)
+        work = partial(self._predict, ref, asked.write, _unheard)
+        stream = self.service.newest_stream(ref, query)
+        frames = partial(asked.frames, self.limits.max_frame_px)
+        return await self._placed(ReadRequest(request, body), query, work, stream, frames)
 
     async def select(self, request: Request) -> Response:
         """Answer one selection; always JSON."""
@@ -344,8 +389,8 @@ class RequestHandler:
         read_query(request.query_params.multi_items(), ())
         return _json({"ensembles": self.service.listing()})
 
-    def problem(self, error: ManybeamError, request_id: str) -> Response:
-        """Return an error as problem+json."""
+    def problem(self, error: ManybeamError, request_id: str, path: str = "") -> Response:
+        """Return an error as problem+json, or as the protocol of its URL has it."""
         headers = {}
         if isinstance(error, Busy):
             headers["retry-after"] = str(error.retry_s)
@@ -354,7 +399,8 @@ class RequestHandler:
             headers["retry-after"] = f"{READ_S:.0f}"  # by then it was asked again
         if isinstance(error, NotAuthenticated):
             headers["www-authenticate"] = "Bearer"
-        return _json(problem(error, request_id), http_status(error), wire.PROBLEM, headers)
+        content, media = wire.refusal(path, error, request_id)
+        return _json(content, http_status(error), media, headers)
 
     async def small_body(self, request: Request, limit: int) -> bytes:
         """Return the body of a request that has a place only while it is read."""
@@ -390,12 +436,14 @@ class RequestHandler:
 
     def _query(self, request: Request, names: Sequence[str]) -> RequestQuery:
         caller: Caller = request.state.caller
-        return caller.query(read_query(request.query_params.multi_items(), names))
+        query = caller.query(read_query(request.query_params.multi_items(), names))
+        wire.file_name(request.headers, query.filename)  # a bad one is told before the body is sent
+        return query
 
     def _predict(
         self,
         ref: str,
-        form: str,
+        write: Writer,
         hear: Callable[[Mapping[str, Any]], None],
         frames: wire.Frames,
         query: RequestQuery,
@@ -403,12 +451,11 @@ class RequestHandler:
     ) -> Response:
         answer = self.service.predict(ref, frames, query, deadline)
         with deadline.stage("write"):
-            write = wire.write_json if form == wire.JSON else wire.write_npz
             timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
-            content = write(answer.arrays, {**answer.meta, "timings_ms": timings})
+            response = write(answer, {**answer.meta, "timings_ms": timings})
         self._count(answer.meta, deadline, is_drifted=bool(answer.is_drifted))
         hear(answer.meta)
-        return Response(content, media_type=form)
+        return response
 
     def _selected(
         self, select: Selecting, frames: wire.Frames, query: RequestQuery, deadline: Deadline
@@ -431,9 +478,16 @@ class RequestHandler:
         )
 
     async def _placed(
-        self, incoming: Incoming, query: RequestQuery, work: FrameWork, stream: str = ""
+        self,
+        incoming: Incoming,
+        query: RequestQuery,
+        work: FrameWork,
+        stream: str = "",
+        frames: Callable[[], wire.Frames] | None = None,
     ) -> Response:
         """Return the result of `work` in a thread, for a request that gets a place.
+
+        `frames` makes them of the body in the thread, if its headers do not say how.
 
         The place is free again when the request ends, and the bytes of its body when the thread
         ends, which may go on after the deadline or without a caller.
@@ -444,7 +498,7 @@ class RequestHandler:
         try:
             body = await incoming.read(self._queue, place, due_s)
             head, marking = dict(incoming.headers), incoming.marking
-            arrived = Arrived(body, head, query, deadline, time.monotonic(), marking)
+            arrived = Arrived(body, head, query, deadline, time.monotonic(), marking, frames)
             answer = self._in_turn(place, partial(self._run, work, arrived))
             return await _answer(answer, incoming, query, due_s)
         finally:
@@ -479,16 +533,24 @@ class RequestHandler:
         try:
             with arrived.marking():
                 with deadline.stage("read"):
-                    array = wire.read_body(arrived.body, arrived.headers)
-                    frames = wire.read_frames(array, self.limits.max_frame_px)
+                    frames = arrived.frames() if arrived.frames else self._frames(arrived)
                 return work(frames, arrived.query, deadline)
         except MemoryError as error:
             raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
 
+    def _frames(self, arrived: "Arrived") -> wire.Frames:
+        if name := wire.file_name(arrived.headers, arrived.query.filename):
+            return self._files.frames(name, arrived.body, arrived.deadline)
+        array = wire.read_body(arrived.body, arrived.headers)
+        return wire.read_frames(array, self.limits.max_frame_px)
+
 
 @dataclass(frozen=True)
 class Arrived:
-    """A request whose body was read at `at_s`, in monotonic seconds; `marking` marks its work."""
+    """A request whose body was read at `at_s`, in monotonic seconds; `marking` marks its work.
+
+    `frames` returns its frames, if its headers do not say what the body is.
+    """
 
     body: bytearray
     headers: dict[str, str]
@@ -496,6 +558,13 @@ class Arrived:
     deadline: Deadline
     at_s: float
     marking: Callable[[], AbstractContextManager[None]]
+    frames: Callable[[], wire.Frames] | None = None
+
+
+def _written(form: str, answer: WireAnswer, meta: Mapping[str, Any]) -> Response:
+    """Return an answer as npz or JSON."""
+    write = wire.write_json if form == wire.JSON else wire.write_npz
+    return Response(write(answer.arrays, meta), media_type=form)
 
 
 async def _answer(
