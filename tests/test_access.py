@@ -24,10 +24,11 @@ from manybeam.errors import DatabaseUnreachable, NotAllowed, NotAuthenticated
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import ANYBODY, AWAY_S, Caller, TokenCache
 from manybeam.serve.edge.fair_queue import Share
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import RequestQuery
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")

@@ -15,9 +15,10 @@ import urllib3
 
 from manybeam.data.io.reading import read_frames
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
 PREDICT = "/v1/predict/graphene"

@@ -32,10 +32,11 @@ from manybeam.data.io.reading import read_frames
 from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import WANTS
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -13,11 +13,12 @@ import urllib3
 
 from manybeam.errors import MemberDiverged
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.openapi import ALWAYS, ERROR, OF_FRAMES, PROBLEM
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, WANTS
-from manybeam.serve.routes import PATHS, ReplicaLimits, api
+from manybeam.serve.routes import PATHS, api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")

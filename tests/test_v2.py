@@ -13,10 +13,11 @@ import urllib3
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.protocol.request import MOST_JSON
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
 INFER = "/v2/models/graphene/infer"

@@ -41,7 +41,8 @@ import sys, uvicorn
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.edge.handler import ReplicaLimits
+from manybeam.serve.routes import api
 from manybeam.serve.sessions import refresher
 from manybeam.zoo.registry import Zoo
 limits = ReplicaLimits(max_frame_px=20_000)

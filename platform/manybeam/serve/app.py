@@ -559,10 +559,11 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
     from manybeam.serve.edge.access import TokenCache
+    from manybeam.serve.edge.handler import ReplicaLimits
     from manybeam.serve.edge.proxied import Arrivals, Marks, ProxyHeaders
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
-    from manybeam.serve.routes import ReplicaLimits, api
+    from manybeam.serve.routes import api
     from manybeam.serve.traffic.traffic import Traffic
     from manybeam.zoo.registry import Zoo
 

@@ -56,7 +56,7 @@ class Asked:
 
 
 class Handler(Protocol):
-    """What answers the requests of a replica (`serve.routes.RequestHandler`)."""
+    """What answers the requests of a replica (`edge.handler.RequestHandler`)."""
 
     async def answered(
         self,

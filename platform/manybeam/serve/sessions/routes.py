@@ -34,7 +34,7 @@ WAIT_S = 20.0  # for an answer; a pinned version may have to be loaded for it
 
 
 class Handler(Protocol):
-    """What answers the requests of a replica (`serve.routes.RequestHandler`)."""
+    """What answers the requests of a replica (`edge.handler.RequestHandler`)."""
 
     async def answered(
         self,

@@ -41,7 +41,7 @@ _OF_FRAMES = ("instrument", "frame_id")  # of the path and of each head
 
 
 class Handler(Protocol):
-    """What answers the requests of a replica (`serve.routes.RequestHandler`)."""
+    """What answers the requests of a replica (`edge.handler.RequestHandler`)."""
 
     async def answered(
         self,

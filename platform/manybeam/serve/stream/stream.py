@@ -92,7 +92,7 @@ class StreamSessions(Protocol):
 
 
 class FrameHandler(Protocol):
-    """What answers the frames of a replica (`serve.routes.RequestHandler`)."""
+    """What answers the frames of a replica (`edge.handler.RequestHandler`)."""
 
     async def stream_frame(self, frame: StreamedFrame, order: str) -> Response:
         """Return the answer to a frame of a stream, or the problem."""
