@@ -50,7 +50,6 @@ from manybeam.serve.edge.proxied import proxied_request
 from manybeam.serve.files import FileBodies
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service, WireAnswer
-from manybeam.serve.protocol.routes import Asked
 from manybeam.serve.query import (
     MAX_DEADLINE_MS,
     PREDICT_NAMES,
@@ -193,7 +192,7 @@ class RequestHandler:
         return response
 
     async def predict_asked(
-        self, ref: str, request: Request, ask: Callable[[bytearray], Awaitable[Asked]]
+        self, ref: str, request: Request, ask: Callable[[bytearray], Awaitable["Asked"]]
     ) -> Response:
         """Answer one prediction of which the body says more than the frames.
 
@@ -389,6 +388,23 @@ class RequestHandler:
             return self._files.frames(name, arrived.body, arrived.deadline)
         array = wire.read_body(arrived.body, arrived.headers)
         return wire.read_frames(array, self.limits.max_frame_px)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a body asks that says more than the frames.
+
+    Attributes:
+        pairs: name and value of its query, besides that of the URL.
+        want: what the answer must hold.
+        frames: returns its frames, in a thread; takes the largest number of pixels.
+        write: makes the response of an answer and its facts.
+    """
+
+    pairs: list[tuple[str, str]]
+    want: tuple[str, ...]
+    frames: Callable[[int], wire.Frames]
+    write: Callable[[WireAnswer, Mapping[str, Any]], Response]
 
 
 @dataclass(frozen=True)

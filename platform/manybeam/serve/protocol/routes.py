@@ -7,17 +7,17 @@ An ensemble is a model, and `auto` is one too. Answers come from `predict.Servic
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
 
 from manybeam.errors import NotOffered
 from manybeam.predictor.answer import AUTO
 from manybeam.serve import wire
+from manybeam.serve.edge.handler import Asked, RequestHandler
 from manybeam.serve.openapi import CHECKED, OF_MODELS, as_schema, protocol_answers, takes_tensors
-from manybeam.serve.predict import Service, WireAnswer
+from manybeam.serve.predict import Service
 from manybeam.serve.protocol.answer import write_answer
 from manybeam.serve.protocol.description import SERVER, config, index, metadata, ref_of
 from manybeam.serve.protocol.request import JSON_LENGTH, read_request
@@ -38,44 +38,6 @@ _FACTS = as_schema({"type": "object", "additionalProperties": True})
 _ROWS = as_schema({"type": "array", "items": {"type": "object", "additionalProperties": True}})
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a body asks.
-
-    Attributes:
-        pairs: name and value of its query, besides that of the URL.
-        want: what the answer must hold.
-        frames: returns its frames, in a thread; takes the largest number of pixels.
-        write: makes the response of an answer and its facts.
-    """
-
-    pairs: list[tuple[str, str]]
-    want: tuple[str, ...]
-    frames: Callable[[int], wire.Frames]
-    write: Callable[[WireAnswer, Mapping[str, Any]], Response]
-
-
-class Handler(Protocol):
-    """What answers the requests of a replica (`edge.handler.RequestHandler`)."""
-
-    async def answered(
-        self,
-        path: str,
-        request: Request,
-        work: Callable[[Request], Awaitable[Response]],
-        scope: str | None = None,
-    ) -> Response:
-        """Return the answer of one request, or the error."""
-
-    async def predict_asked(
-        self, ref: str, request: Request, ask: Callable[[bytearray], Awaitable[Asked]]
-    ) -> Response:
-        """Answer one prediction of which the body says more than the frames."""
-
-    async def small_body(self, request: Request, limit: int) -> bytes:
-        """Return the body of a request that has a place only while it is read."""
-
-
 class ModelRoutes:
     """Answers requests of the protocol.
 
@@ -84,7 +46,7 @@ class ModelRoutes:
         service: has the models.
     """
 
-    def __init__(self, handler: Handler, service: Service) -> None:
+    def __init__(self, handler: RequestHandler, service: Service) -> None:
         self._handler, self._service = handler, service
 
     def add_to(self, app: FastAPI, needs: Any) -> None:
