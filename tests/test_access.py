@@ -24,10 +24,11 @@ from manybeam.errors import DatabaseUnreachable, NotAllowed, NotAuthenticated
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import ANYBODY, AWAY_S, Caller, TokenCache
 from manybeam.serve.edge.fair_queue import Share
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import RequestQuery
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -442,6 +443,27 @@ def test_each_path_wants_its_scope(
     assert "manybeam instrument token" in none.json()["hint"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v2/models/graphene"),
+        ("GET", "/v2/models/auto/ready"),
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/models/graphene/infer"),
+    ],
+)
+def test_the_open_inference_protocol_needs_the_same_token(
+    ask: Ask, of_module: tuple[str, Tokens], method: str, path: str
+) -> None:
+    right, _ = of_module[1].create("right", ["predict"])
+    wrong, _ = of_module[1].create("wrong", ["select"])
+    none, other = ask(method, path), ask(method, path, wrong)
+    assert (none.status, other.status) == (401, 403)
+    assert none.json()["error"].startswith("this request needs a token")
+    assert none.headers["www-authenticate"] == "Bearer"
+    assert ask(method, path, right).status in (200, 415)  # what is sent is no tensor
+
+
 @pytest.mark.slow
 def test_an_expired_and_a_revoked_token_are_refused(
     ask: Ask, of_module: tuple[str, Tokens]
@@ -457,7 +479,10 @@ def test_an_expired_and_a_revoked_token_are_refused(
     assert "expired" in ask("GET", "/v1/ensembles", brief).json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/openapi.json"])
+OPEN = ["/healthz", "/readyz", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"]
+
+
+@pytest.mark.parametrize("path", OPEN)
 def test_a_balancer_needs_no_token(ask: Ask, path: str) -> None:
     assert ask("GET", path, Host="manybeam.lab").status == 200
 
@@ -469,7 +494,8 @@ def test_openapi_says_which_paths_need_a_token(ask: Ask) -> None:
         for path, verbs in told["paths"].items()
         if any(verb.get("security") == [{"token": []}] for verb in verbs.values())
     }
-    assert needing == set(told["paths"]) - {"/healthz", "/readyz"}
+    health = {"/healthz", "/readyz", "/v2", "/v2/health/live", "/v2/health/ready"}
+    assert needing == set(told["paths"]) - health
     assert told["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
 
 

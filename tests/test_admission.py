@@ -29,9 +29,10 @@ from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge import admission, fair_queue
 from manybeam.serve.edge.access import TokenCache
 from manybeam.serve.edge.guard import RayGuard
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 pytestmark = [
     pytest.mark.slow,

@@ -332,6 +332,17 @@ def test_a_request_without_a_token_is_refused_before_its_body_comes(
     assert told
 
 
+def test_the_open_inference_protocol_has_its_own_refusal_and_open_health(
+    proxy: Proxy, replica: Start
+) -> None:
+    no_token = json.dumps(problem(access.no_token(), haproxy_rules.NAME))
+    url = f"http://127.0.0.1:{proxy(replica(OWN), no_token=no_token)[2]}"
+    ask(f"{url}/v2/health/live", 200)
+    answer = urllib3.request("POST", f"{url}/v2/models/graphene/infer", body=b"{}", retries=False)
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.json() == {"error": str(access.no_token())}
+
+
 def test_a_body_too_large_to_be_kept_is_not_sent_twice(proxy: Proxy, replica: Start) -> None:
     asked: list[str] = []
     url = f"http://127.0.0.1:{proxy(replica(OWN, asked), replica(OWN))[2]}"
@@ -370,7 +381,8 @@ def test_no_connection_to_a_replica_waits_for_a_host_that_was_switched_off(tmp_p
 
 
 def test_openapi_describes_every_answer_of_the_proxy(tmp_path: Path) -> None:
-    rules = Rules(OWN, "127.0.0.1", 3, KEY, no_token='{"request_id": "NAME"}')
+    no_token = json.dumps(problem(access.no_token(), haproxy_rules.NAME))
+    rules = Rules(OWN, "127.0.0.1", 3, KEY, no_token)
     lines = with_rules(configuration(tmp_path, [1, 2, 3], 4, spare=5), rules).splitlines()
     problems = [line.split() for line in lines if "application/problem+json" in line]
     told = {int(words[words.index("status") + 1]) for words in problems}

@@ -1,6 +1,7 @@
 """One answer: the same question gets the same arrays on every road, bit by bit.
 
-Roads: the predictor itself, the command line, the service over HTTP, and Python. The version was
+Roads: the predictor itself, the command line, the service over HTTP (arrays, instrument files, the
+Open Inference Protocol v2), and Python. The version was
 calibrated; frames differ in condition, size, pixel size and number; questions in who may answer,
 in the members named and in the bound on false atoms.
 """
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mrcfile
 import numpy as np
 import pytest
+import tritonclient.http as triton
 import urllib3
 import uvicorn
 import zarr
+from tritonclient.utils import np_to_triton_dtype as triton_type
 
 import manybeam as mb
 from manybeam.cli import main
@@ -28,10 +32,11 @@ from manybeam.data.io.reading import read_frames
 from manybeam.predictor.answer import Question
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.query import WANTS
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -183,6 +188,58 @@ def test_every_road_gives_the_same_arrays(
             assert len(answers) == len(expected)
             for one, other in zip(answers, expected, strict=True):
                 same(one, other, dtype)
+
+
+def by_protocol(url: str, array: np.ndarray, size_pm: float, ref: str) -> dict[str, Any]:
+    """Ask with NVIDIA's client, unchanged."""
+    inputs = []
+    for name, values in (("FRAME", array), ("PIXEL_SIZE_PM", np.array([size_pm]))):
+        datatype = triton_type(values.dtype)
+        inputs.append(triton.InferInput(name, list(values.shape), datatype))
+        inputs[-1].set_data_from_numpy(values)
+    with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+        answer = client.infer(ref, inputs)
+    return {name: answer.as_numpy(name) for name in ("ATOMS", "ATOMS_FRAME", "MEAN", "STD")}
+
+
+@pytest.mark.parametrize("ref", ["graphene", "auto"])
+def test_the_open_inference_protocol_gives_the_same_arrays(
+    home: Path, stacks: list[Any], service: str, ref: str
+) -> None:
+    for array, size_pm in (stacks[0], stacks[8], stacks[-1]):
+        found = by_protocol(service, array, size_pm, ref)
+        for number, own in enumerate(by_service(service, array, size_pm, Asked(ref))):
+            atoms = found["ATOMS"][found["ATOMS_FRAME"] == number]
+            np.testing.assert_array_equal(atoms, own["atoms"])
+            maps = found if array.ndim == 2 else {n: found[n][number] for n in ("MEAN", "STD")}
+            np.testing.assert_array_equal(maps["MEAN"], own["mean"].astype(np.float32))
+            np.testing.assert_array_equal(maps["STD"], own["std"].astype(np.float32))
+
+
+@pytest.mark.parametrize("given", ["", "16"], ids=["size of the file", "size of the caller"])
+def test_an_instrument_file_gets_the_same_arrays_over_http(
+    home: Path, stacks: list[Any], service: str, tmp_path: Path, given: str
+) -> None:
+    for number, place in enumerate((0, -1)):
+        array, size_pm = stacks[place]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with mrcfile.new(folder / "scan.mrc", array) as file:
+            file.voxel_size = size_pm / 100
+        words = ["--pixel-size-pm", given] if given else []
+        path, target = str(folder / "scan.mrc"), str(folder / "answer.zarr")
+        assert main(["predict", path, "-e", "auto", *words, "--zarr", target, "-o", "id"]) == 0
+        root = zarr.open_group(target, mode="r")
+        query = "filename=scan.mrc&want=atoms,mean" + (f"&pixel_size_pm={given}" if given else "")
+        answer = urllib3.request(
+            "POST", f"{service}/v1/predict/auto?{query}", body=Path(path).read_bytes(), timeout=120
+        )
+        found = np.load(io.BytesIO(answer.data), allow_pickle=False)
+        of_frame = found["atoms_frame"] if array.ndim == 3 else np.zeros(len(found["atoms"]))
+        for n, key in enumerate(sorted(root.group_keys())):
+            np.testing.assert_array_equal(found["atoms"][of_frame == n], root[f"{key}/atoms"][:])
+            mean = found["mean"] if array.ndim == 2 else found["mean"][n]
+            np.testing.assert_array_equal(mean, root[f"{key}/mean"][:].astype(np.float16))
 
 
 @pytest.mark.filterwarnings("ignore::manybeam.public.OutOfDistributionWarning")

@@ -15,12 +15,13 @@ import urllib3
 
 from manybeam.errors import WorkFailed
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.edge.proxied import LATELY_S, LONGEST_S, OLD_S, Arrivals, Marks, ProxyHeaders
 from manybeam.serve.haproxy_rules import ARRIVED_HEADER, KEY_HEADER, REQUEST_HEADER
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.replica_addresses import ForProxyOnly
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 
 NAME, KEY = "0c9a", "k" * 32
 

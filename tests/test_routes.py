@@ -13,11 +13,12 @@ import urllib3
 
 from manybeam.errors import MemberDiverged
 from manybeam.predictor.versions.of_zoo import ZooVersions
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
-from manybeam.serve.openapi import ALWAYS, OF_FRAMES, PROBLEM
+from manybeam.serve.openapi import ALWAYS, ERROR, OF_FRAMES, PROBLEM
 from manybeam.serve.predict import Service
 from manybeam.serve.query import PREDICT_NAMES, WANTS
-from manybeam.serve.routes import PATHS, ReplicaLimits, api
+from manybeam.serve.routes import PATHS, api
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -201,7 +202,7 @@ GOOD, PREDICT = npy(FRAME), "/v1/predict/graphene"
         pytest.param("GET", "/v1/ensembles?all=1", None, {}, 422, "all", id="ensembles-query"),
         pytest.param("GET", "/v1/predict/graphene", None, {}, 405, "GET", id="method"),
         pytest.param("POST", "/healthz", GOOD, {}, 405, "POST", id="method-of-health"),
-        pytest.param("GET", "/v2/predict", None, {}, 404, "/v1/predict/{REF}", id="route"),
+        pytest.param("GET", "/v3/predict", None, {}, 404, "/v1/predict/{REF}", id="route"),
         pytest.param("GET", "/", None, {}, 404, "there are", id="root"),
         pytest.param("GET", "/v1/ensembles", None, {"Host": "evil.org"}, 403, "evil", id="host"),
         pytest.param("GET", "/v1/ensembles", None, {"Host": "[::"}, 403, "machine", id="odd-host"),
@@ -270,14 +271,18 @@ def test_openapi_describes_every_parameter_and_form(ask: Callable[..., Any]) -> 
     assert set(named) == {"ref", *PREDICT_NAMES, "X-Dtype", "X-Shape", "X-Request-Id"}
     assert all(one.get("description") for one in named.values())
     assert named["want"]["schema"]["items"]["enum"] == list(WANTS)
-    assert set(told["requestBody"]["content"]) == {"application/x-npy", "application/octet-stream"}
+    arrays = {"application/x-npy", "application/octet-stream"}
+    assert set(told["requestBody"]["content"]) == {*arrays, "image/tiff", "image/png", "image/jpeg"}
     assert {"application/x-npz", "application/json"} <= set(told["responses"]["200"]["content"])
 
 
 def test_openapi_describes_every_path_status_and_problem(ask: Callable[..., Any]) -> None:
     paths = ask("GET", "/openapi.json").json()["paths"]
     told = {
-        f"{verb.upper()} {path}".replace("{ref}", "{REF}").replace("{instrument}", "{ID}")
+        f"{verb.upper()} {path}".replace("{ref}", "{REF}")
+        .replace("{instrument}", "{ID}")
+        .replace("{model}", "{MODEL}")
+        .replace("{version}", "{VERSION}")
         for path in paths
         for verb in paths[path]
     }
@@ -287,8 +292,9 @@ def test_openapi_describes_every_path_status_and_problem(ask: Callable[..., Any]
             problems = {status: one for status, one in verb["responses"].items() if status != "200"}
             assert {str(status) for status in ALWAYS} <= set(problems)
             for one in problems.values():
-                schema = one["content"]["application/problem+json"]["schema"]
-                assert schema["required"] == PROBLEM["required"]
+                (schema,) = (form["schema"] for form in one["content"].values())
+                form = ERROR if path.startswith("/v2") else PROBLEM
+                assert schema["required"] == form["required"]
             assert verb["responses"]["200"]["content"]
             if path.startswith(("/v1/predict", "/v1/select")):
                 assert set(problems) == {str(status) for status in OF_FRAMES}

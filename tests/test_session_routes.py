@@ -20,9 +20,10 @@ from manybeam.db.tokens import Instruments, Tokens
 from manybeam.errors import DatabaseUnreachable
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import TokenCache
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 from manybeam.serve.sessions import refresher as keeping
 from manybeam.serve.sessions import routes
 
@@ -111,6 +112,33 @@ def test_a_repeated_frame_says_so_and_another_one_of_its_name_is_refused(ask: As
     assert again["atoms"] == first["atoms"]
     path = "/v1/predict/auto?instrument=STEM-1&pixel_size_pm=16&frame_id=a"
     assert ask("POST", path, npy(FRAME[::-1])).status == 409
+
+
+def test_a_session_answers_tensors_and_files_of_its_instrument(ask: Ask) -> None:
+    ask("PUT", PATH, {"policy": "pinned", "ref": "graphene@1", "pixel_size_pm": 16})
+    values = {
+        "name": "FRAME",
+        "datatype": "FP32",
+        "shape": [64, 64],
+        "data": FRAME.ravel().tolist(),
+    }
+    for where in ("body", "url"):
+        asked = {"instrument": "STEM-1", "frame_id": where}
+        message = {"inputs": [values], "outputs": [{"name": "ATOMS"}]}
+        query = "&".join(f"{name}={value}" for name, value in asked.items())
+        if where == "body":
+            message, query = message | {"parameters": asked}, ""
+        sent = {"Content-Type": "application/json"}
+        answer = ask("POST", f"/v2/models/auto/infer?{query}", message, **sent).json()
+        meta = json.loads(answer["parameters"]["meta"])
+        assert meta["session"]["frame_ids"] == [where]
+        assert (answer["model_version"], meta["pixel_size_pm"]) == ("1", 16)
+    sent = {"Content-Type": "application/octet-stream"}
+    path = "/v1/predict/auto?instrument=STEM-1&frame_id=file&filename=a.npy"
+    meta = ask("POST", path, npy(FRAME), **sent).json()["meta"]
+    assert meta["pixel_size_pm"] == 16  # that of the session: the file has none
+    told = [one["frame_id"] for one in ask("GET", PATH).json()["history"]]
+    assert told == ["file", "url", "body"]
 
 
 def test_selection_for_an_instrument_switches_its_session(ask: Ask) -> None:

@@ -22,9 +22,10 @@ from manybeam.db.deployment import open_database
 from manybeam.db.tokens import Instruments, Tokens
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import TokenCache
+from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.routes import api
 from manybeam.serve.sessions import refresher as keeping
 from manybeam.serve.stream import frame, messages, stream
 

@@ -60,6 +60,10 @@ class DoubtfulPixelSize(InvalidInput):
     """The stated pixel size contradicts the frame, or what the members were trained for."""
 
 
+class NotOffered(InvalidInput):
+    """A part of a protocol that the service does not have."""
+
+
 class WrongMethod(InvalidInput):
     """A path of the service does not accept this HTTP method."""
 
@@ -196,6 +200,7 @@ _OUTCOME: dict[type[BaseException], tuple[int, int]] = {
     UnreadableFile: (400, 2),
     MalformedRequest: (400, 2),
     UnsupportedMedia: (415, 2),
+    NotOffered: (400, 2),
     WrongMethod: (405, 2),
     UpgradeRequired: (426, 2),
     TooLarge: (413, 2),

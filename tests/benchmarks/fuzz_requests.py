@@ -41,7 +41,8 @@ import sys, uvicorn
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
-from manybeam.serve.routes import ReplicaLimits, api
+from manybeam.serve.edge.handler import ReplicaLimits
+from manybeam.serve.routes import api
 from manybeam.serve.sessions import refresher
 from manybeam.zoo.registry import Zoo
 limits = ReplicaLimits(max_frame_px=20_000)
@@ -66,7 +67,9 @@ PATHS = {
         "/v1/predict/{}", "/v1/predict/tiny", "/v1/predict/auto", "/v1/select", "/v1/ensembles",
         "/healthz", "/readyz", "/metrics", "/openapi.json", "/{}",
         *("/v1/instruments/STEM-1/session",) * 3, "/v1/instruments/{}/session", "/v1/select/STEM-1",
-        "/v1/select/{}",
+        "/v1/select/{}", *("/v2/models/tiny/infer",) * 3, "/v2/models/{}/infer", "/v2/models/tiny",
+        "/v2/models/tiny/versions/{}/infer", "/v2/models/{}/ready", "/v2/models/auto/config", "/v2",
+        "/v2/repository/index", "/v2/health/ready", "/v2/systemsharedmemory/{}", "/v2/{}",
     ],
     "pages": [
         "/", "/zoo", "/zoo/{}", "/zoo/tiny@1", "/compare", "/datasets", "/conditions", "/login",
@@ -82,11 +85,11 @@ QUERY = [
     "pixel_size_pm", "want", "deadline_ms", "instrument", "frame_id", "false_atoms", "members",
     "ensemble", "condition", "q", "page", "kind", "order", "score", "status", "ids", "back",
     "limit", "subject", "name", "recipe", "policy", "beam_kv", "dose_e_per_a2", "member", "number",
-    "frames", "instrument", "frame_id", "quick", "trust_pixel_size",
+    "frames", "instrument", "frame_id", "quick", "trust_pixel_size", "filename", "filename",
 ]  # fmt: skip
 VALUES = [
     *WORDS, "16", "atoms,mean", "mean,std", "0,1", "0.05", "1", "2", "f1", "-score", "STEM-1",
-    "STEM-1", "STEM-2", "f1", "f1/0", "f2",
+    "STEM-1", "STEM-2", "f1", "f1/0", "f2", "a.tif", "a.emd", "a.dm4", "../a.tif",
 ]  # fmt: skip
 METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "X" * 30]
 SESSION = ["GET", "GET", "PUT", "PUT", "PUT", "DELETE"]  # methods of a session's path
@@ -101,6 +104,7 @@ HEADERS = [
     "Host", "Content-Type", "Content-Encoding", "Accept", "Authorization", "Origin", "Referer",
     "Cookie", "X-Dtype", "X-Shape", "X-Request-Id", "Transfer-Encoding", "Range", "Expect",
     "If-None-Match", "Sec-Fetch-Site", "Accept-Encoding", "X-Csrf-Token", "X-Forwarded-For",
+    "Inference-Header-Content-Length",
 ]  # fmt: skip
 HEADER_VALUES = [
     *WORDS, "http://[::1", "http://localhost:x", "[::1]:99999", "LOCALHOST", "localhost.",
@@ -108,7 +112,7 @@ HEADER_VALUES = [
     "Identity", "gzip, identity", "text/html;q=0", "*/*;q=x", "application/x-www-form-urlencoded",
     "float32", ">f4", "complex128", "<U9", "4,4", "0,0", "1,1,1,1,1,1,1,1", "99999999,99999999",
     "bytes=0-", "bytes=-1,5-2", "100-continue", "manybeam-session=a.b.c", "theme=\xff", "\xb2",
-    "chunked", "null", "cross-site",
+    "chunked", "null", "cross-site", "image/tiff", "64", "99999999",
 ]  # fmt: skip
 
 
@@ -117,6 +121,36 @@ def npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
+
+
+def messages(frame: np.ndarray) -> list[bytes]:
+    """Return requests of the Open Inference Protocol v2, good and bad; one with bytes behind it."""
+    one = {"name": "FRAME", "datatype": "FP32", "shape": frame.shape, "data": frame.tolist()}
+    size = {"name": "PIXEL_SIZE_PM", "datatype": "FP32", "shape": [1], "data": [16]}
+    known = {"parameters": {"binary_data_size": frame.nbytes}}
+    behind = {name: value for name, value in one.items() if name != "data"} | known
+    huge = {**one, "shape": [10**9, 10**9], "data": [1]}
+    outputs = [{"name": "ATOMS", "parameters": {"binary_data": True}}, {"name": "STD"}]
+    return [
+        *(json.dumps({"inputs": inputs, "outputs": outputs}).encode()
+          for inputs in ([one], [one, size], [size], [huge], [one, one], [])),
+        json.dumps({"inputs": [behind], "parameters": {"quick": True}}).encode() + frame.tobytes(),
+    ]  # fmt: skip
+
+
+def files(frame: np.ndarray) -> list[bytes]:
+    """Return instrument files."""
+    import h5py
+    import tifffile
+
+    stream, packed, other = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(stream, frame)
+    tifffile.imwrite(packed, np.zeros((3000, 3000), np.uint8), compression="zlib")
+    with h5py.File(other, "w") as file:
+        group = file.create_group("data/frame")
+        group.attrs["emd_group_type"] = 1
+        group["data"] = frame
+    return [stream.getvalue(), packed.getvalue(), other.getvalue()]
 
 
 def bodies() -> list[bytes]:
@@ -132,7 +166,7 @@ def bodies() -> list[bytes]:
         frame.tobytes(), gzip.compress(zeros), zlib.compress(zeros), bytes(100_000),
         b"\x28\xb5\x2f\xfd" + bytes(2_000), b"PK\x03\x04" + bytes(500),
         b'{"zarr_format": 3, "node_type": "array", "shape": [1000000000]}', b"\xff" * 1_000,
-        b"\x93NUMPY\x01\x00\xff\xff{" + b"(" * 65_000,
+        b"\x93NUMPY\x01\x00\xff\xff{" + b"(" * 65_000, *messages(frame), *files(frame),
     ]  # fmt: skip
 
 
@@ -179,6 +213,10 @@ class Fuzzer:
             headers["Content-Type"] = "application/octet-stream"
             headers["X-Dtype"] = draw.choice(("float32", ">f4", "uint8", "complex128", "<U9"))
             headers["X-Shape"] = draw.choice(("48,48", "1,48,48", "0,0", "48", "-1,4", "9" * 30))
+        if "/v2/" in path and draw.random() < 0.8:
+            headers["Content-Type"] = "application/octet-stream"
+            head = body.find(b"true}}") + 6  # where the JSON of one ends
+            headers["Inference-Header-Content-Length"] = str(draw.choice((len(body), head, head)))
         if draw.random() < 0.1:
             headers["Authorization"] = f"Bearer {token}"
         if draw.random() < 0.02:

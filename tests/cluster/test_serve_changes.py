@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import urllib3
+from manybeam_client import Session
 
 from manybeam.cluster.identity import platform_id
 from manybeam.errors import Conflict, NoCapacity, WorkFailed
@@ -150,6 +151,27 @@ def test_no_request_is_lost_when_a_replica_is_killed(url: str) -> None:
             time.sleep(0.5)
     assert load.failures == []
     assert load.longest_gap_s < 3
+
+
+def test_a_stream_whose_replica_is_killed_answers_each_frame_once(url: str) -> None:
+    before, answered = _settled(url, 2), list[str]()
+    frame = np.random.default_rng(0).random((48, 56))
+
+    def frames() -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Yield frames; kill one replica after the other, so that of the stream too."""
+        for number in range(20):
+            if number in (5, 10):
+                _settled(url, 2)
+                os.kill(before.pop(), signal.SIGKILL)
+            yield frame, {"frame_id": f"f{number}", "pixel_size_pm": 16}
+
+    with Session(url, instrument="STEM-1") as stem:
+        for answer in stem.stream(frames(), policy="all", transport="websocket"):
+            answer.raise_for_error()
+            answered.append(answer.frame_id)
+    assert answered == [f"f{number}" for number in range(20)]
+    told = urllib3.request("GET", f"{url}/v1/instruments/STEM-1/session?frames=1000").json()
+    assert told["counts"]["frames"] == len(told["history"]) == 20
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

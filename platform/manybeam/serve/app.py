@@ -51,6 +51,8 @@ from manybeam.settings import settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from manybeam.serve.edge.access import TokenCache
+
 logger = logging.getLogger(__name__)
 
 APP, DEPLOYMENT = "manybeam", "predict"
@@ -555,14 +557,13 @@ def replica_api(plan: Plan) -> "FastAPI":
     use_cores_of_host()
     from manybeam.db.deployment import open_database
     from manybeam.db.serving.rollouts import Rollouts
-    from manybeam.db.tokens import Tokens
     from manybeam.predictor.versions.live import LiveVersions
     from manybeam.predictor.versions.of_zoo import ZooVersions
-    from manybeam.serve.edge.access import TokenCache
+    from manybeam.serve.edge.handler import ReplicaLimits
     from manybeam.serve.edge.proxied import Arrivals, Marks, ProxyHeaders
     from manybeam.serve.metrics import Meter, gather
     from manybeam.serve.predict import Service
-    from manybeam.serve.routes import ReplicaLimits, api
+    from manybeam.serve.routes import api
     from manybeam.serve.traffic.traffic import Traffic
     from manybeam.zoo.registry import Zoo
 
@@ -581,17 +582,26 @@ def replica_api(plan: Plan) -> "FastAPI":
         is_local=plan.is_local,
         names_requests=False,
     )
-    tokens = None
-    if plan.needs_token:
-        tokens = TokenCache(lambda: Tokens(open_database()), settings().cache / "tokens.json")
-        tokens.start()
-    app = api(service, limits, meter, gather, tokens)
+    app = api(service, limits, meter, gather, _tokens_of(plan))
     marks = Marks(settings().cache / "begun")
     marks.tidy()
     headers = ProxyHeaders(marks, Arrivals(is_beside_proxy=is_beside_proxy))
     app.add_middleware(ForProxyOnly, key=plan.proxy_key, headers=headers)
     app.add_middleware(NamesPlatform, platform=plan.platform)
     return app
+
+
+def _tokens_of(plan: Plan) -> "TokenCache | None":
+    """Return what checks tokens; None if none are needed."""
+    from manybeam.db.deployment import open_database
+    from manybeam.db.tokens import Tokens
+    from manybeam.serve.edge.access import TokenCache
+
+    if not plan.needs_token:
+        return None
+    tokens = TokenCache(lambda: Tokens(open_database()), settings().cache / "tokens.json")
+    tokens.start()
+    return tokens
 
 
 def _answering(listening_url: str, platform: str) -> ServiceState:

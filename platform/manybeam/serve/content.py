@@ -107,6 +107,7 @@ def _meta(
         "notes": [*frames.notes, *first.notes],
         "instrument": query.instrument,
         "frame_id": query.frame_id,
+        "file": frames.file.facts() if frames.file else None,
     }
 
 

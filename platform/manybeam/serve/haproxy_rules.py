@@ -184,9 +184,18 @@ def _for_tokens(rules: Rules) -> list[str]:
     if not rules.no_token:
         return []
     headers = f"hdr www-authenticate Bearer hdr x-request-id %[var({_NAME})]"
-    answer = f"{_content(rules.no_token)} {headers}"
-    lacks = "{ path_beg /v1/ } !{ req.hdr(authorization) -m found }"
-    return [f"    http-request return status 401 {answer} if {lacks}"]
+    lacks = "!{ req.hdr(authorization) -m found }"
+    problem = json.loads(rules.no_token)
+    of_protocol = json.dumps({"error": f"{problem['detail']}; {problem['hint']}"})
+    forms = (
+        ("/v1/", _content(rules.no_token)),
+        # The Open Inference Protocol has errors of its own; who asks for health needs no token.
+        ("/v2/models/ /v2/repository/", _content(of_protocol, "application/json")),
+    )
+    return [
+        f"    http-request return status 401 {content} {headers} if {{ path_beg {paths} }} {lacks}"
+        for paths, content in forms
+    ]
 
 
 # The id of a request: what its caller gave, or a new one.
@@ -218,12 +227,12 @@ def _answer(rule: str, status: int, detail: str, kind: str = "no-capacity") -> s
     return f"{rule} status {status} {_content(json.dumps(problem))}{later}"
 
 
-def _content(problem: str) -> str:
+def _content(problem: str, media: str = "application/problem+json") -> str:
     """Return the content of an answer: a problem as JSON, with the id of the request."""
     said = json.dumps(NAME)
     text = problem.replace("%", "%%").replace(said, f'"%[var({_NAME}),json(ascii)]"')
     quoted = text.replace("'", r"'\''")  # as in a shell
-    return f"content-type application/problem+json lf-string '{quoted}'"
+    return f"content-type {media} lf-string '{quoted}'"
 
 
 def main(arguments: list[str]) -> None:

@@ -28,6 +28,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("kind", "what"),
     ),
     "manybeam_stream_events": ("changes that streams told their clients, by kind", ("kind",)),
+    "manybeam_instrument_files": (
+        "instrument files in bodies, by what became of them: read, refused, or ended their reader",
+        ("what",),
+    ),
     "manybeam_faults": ("requests that failed by an internal error", ("path",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
@@ -94,6 +98,10 @@ class Meter:
     def refused(self, reason: str) -> None:
         """Count a request that was refused because the service is busy."""
         self._counters["manybeam_refused_requests"].inc(1, {"reason": reason})
+
+    def file(self, what: str) -> None:
+        """Count an instrument file; `what` is read, refused or ended."""
+        self._counters["manybeam_instrument_files"].inc(1, {"what": what})
 
     def waiting(self, count: int) -> None:
         """Set the number of requests in the replica."""

@@ -84,10 +84,18 @@ _PROBLEMS = {
     503: "something that the answer needs does not answer",
     504: "no answer before the deadline",
 }
+ERROR = {
+    "type": "object",
+    "title": "Error",
+    "description": "What is wrong; why; what to do.",
+    "required": ["error"],
+    "properties": {"error": _TEXT},
+}
 # By its head, and by the proxy, any request may be refused.
 ALWAYS = (400, 403, 405, 408, 500, 502, 503, 504)
 CHECKED = (*ALWAYS, 401, 422)  # with a token and a query
 OF_FRAMES = tuple(_PROBLEMS)
+OF_MODELS = (*CHECKED, 404)  # also a version that cannot be loaded
 OF_SESSIONS = (*CHECKED, 404, 413, 429)
 _RETRY = {
     "Retry-After": {
@@ -115,6 +123,49 @@ def answers(
     return {200: {"description": "the answer", "content": dict(content)}} | found
 
 
+def protocol_answers(
+    content: Mapping[str, Any], problems: Sequence[int] = ALWAYS
+) -> dict[int | str, dict[str, Any]]:
+    """Return what `answers` does, with errors as the Open Inference Protocol has them."""
+    found = answers(content, problems)
+    for status in problems:
+        found[status]["content"] = as_schema(ERROR)
+    return found
+
+
+def takes_tensors(names: Sequence[str], length: str) -> dict[str, Any]:
+    """Return what FastAPI has to know of a path that takes tensors.
+
+    Args:
+        names: of its query, which may be parameters in its body too.
+        length: the header with the length of the JSON in a body.
+    """
+    of_length = {
+        "name": length,
+        "in": "header",
+        "required": False,
+        "description": "Bytes of JSON in the body; those of tensors follow.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+    message = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {**_TEXT, "description": "Repeated in the answer."},
+            "parameters": {**_FACTS, "description": "What the query may say, too."},
+            "inputs": {**_ROWS, "description": "FRAME, and perhaps PIXEL_SIZE_PM."},
+            "outputs": {**_ROWS, "description": "ATOMS, ATOMS_FRAME, MEAN, STD; all by default."},
+        },
+    }
+    forms = {**as_schema(message), wire.RAW: BINARY}
+    extra = {
+        "parameters": [*parameters(names), of_length],
+        "requestBody": {"required": True, "content": forms},
+    }
+    all_answers = protocol_answers({**as_schema(_FACTS), wire.RAW: BINARY}, OF_FRAMES)
+    return {"response_class": Response, "responses": all_answers, "openapi_extra": extra}
+
+
 def takes_frames(names: Sequence[str], content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what FastAPI has to know of a path that takes frames.
 
@@ -136,8 +187,9 @@ def takes_frames(names: Sequence[str], content: Mapping[str, Any]) -> dict[str, 
         "requestBody": {
             "required": True,
             "description": "One frame (y, x) or a stack (n, y, x): .npy, or raw values in C order "
-            "with the headers X-Dtype and X-Shape.",
-            "content": {wire.NPY: BINARY, wire.RAW: BINARY},
+            "with the headers X-Dtype and X-Shape; or a whole instrument file, of the format that "
+            "`filename` or the media type says.",
+            "content": dict.fromkeys((wire.NPY, wire.RAW, *wire.FILE_MEDIA), BINARY),
         },
     }
     all_answers = answers(content, OF_FRAMES)

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.io.frame import Frame, stack_of
+from manybeam.data.io.frame import Frame, frames_of, stack_of
+from manybeam.data.io.reading import settled
 from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked
@@ -242,6 +244,9 @@ def _frames(frames: Frames, query: RequestQuery) -> tuple[Frame, ...]:
     condition: Condition | None = None
     if query.condition:
         condition = facility_library().condition(query.condition)
+    if frames.file:
+        path, raw = Path(frames.file.name), frames.file.raw
+        return frames_of(settled(raw, path, query.pixel_size_pm, condition))
     pixels_nyx: list[NDArray[np.float32]] = list(frames.frames)
     return stack_of(
         pixels_nyx, query.pixel_size_pm, condition, origin="request", is_stack=frames.is_stack

@@ -160,6 +160,14 @@ class RequestQuery:
         _text(_flag),
         Field(description="Take pixel_size_pm also if it contradicts the frame or the training."),
     ] = False
+    filename: Annotated[
+        str,
+        Field(
+            description="Name of the instrument file in the body, without a folder; its ending "
+            "says the format. Left out if the body is an array.",
+            json_schema_extra={"maxLength": 200, "pattern": r"^[^/\\\x00-\x1f]*\.[A-Za-z0-9]+$"},
+        ),
+    ] = ""
     quick: Annotated[
         bool,
         _text(_flag),
@@ -183,7 +191,10 @@ PREDICT_NAMES = (
     "members",
     "condition",
     "quick",
+    "filename",
 )
+# What the outputs and the body of the Open Inference Protocol say, its query does not.
+PROTOCOL_NAMES = tuple(name for name in PREDICT_NAMES if name not in ("want", "filename"))
 SELECT_NAMES = (
     "pixel_size_pm",
     "trust_pixel_size",
@@ -192,6 +203,7 @@ SELECT_NAMES = (
     "frame_id",
     "ensemble",
     "condition",
+    "filename",
 )
 SELECT_FOR_NAMES = tuple(name for name in SELECT_NAMES if name != "ensemble")
 

@@ -1,19 +1,8 @@
-"""The URLs of the service: requests become calls of `predict.Service`, errors become problem+json.
-
-The event loop only moves bytes. Reading, predicting and writing run in threads, so a large frame
-does not delay a health check. A request is checked in this order: its head (`guard`), its token
-(`access`), its query; then it takes a place (`fair_queue`), and only then its body is read
-(`admission`). Then it waits for its turn.
-"""
+"""The URLs of the service, which `edge.handler` answers; each error becomes a problem."""
 
 import asyncio
-import json
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
 
@@ -24,35 +13,11 @@ from starlette.routing import Match
 
 from manybeam import __version__
 from manybeam.asgi import HeadAsGet
-from manybeam.errors import (
-    Busy,
-    CallerGone,
-    DatabaseUnreachable,
-    DeadlineExceeded,
-    ManybeamError,
-    NotAuthenticated,
-    NotFound,
-    TooLarge,
-    WorkFailed,
-    WrongMethod,
-    http_status,
-    problem,
-)
-from manybeam.predictor.answer import AUTO
-from manybeam.predictor.deadline import Deadline
+from manybeam.errors import NotFound, WrongMethod
 from manybeam.serve import wire
-from manybeam.serve.edge.access import ANYBODY, READ_S, Caller, TokenCache, other_instrument
-from manybeam.serve.edge.admission import (
-    Incoming,
-    IncomingRequest,
-    announced_length,
-    drain,
-    has_body,
-    read_body,
-)
-from manybeam.serve.edge.fair_queue import FairQueue, Place
-from manybeam.serve.edge.guard import HeadGuard, checked_id
-from manybeam.serve.edge.proxied import proxied_request
+from manybeam.serve.edge.access import TokenCache
+from manybeam.serve.edge.guard import HeadGuard
+from manybeam.serve.edge.handler import ReplicaLimits, RequestHandler
 from manybeam.serve.metrics import TEXT, Meter
 from manybeam.serve.openapi import (
     ATOMS,
@@ -66,23 +31,12 @@ from manybeam.serve.openapi import (
     takes_frames,
 )
 from manybeam.serve.predict import Service
-from manybeam.serve.query import (
-    MAX_DEADLINE_MS,
-    PREDICT_NAMES,
-    SELECT_FOR_NAMES,
-    SELECT_NAMES,
-    RequestQuery,
-    read_query,
-)
-from manybeam.serve.sessions.refresher import no_session
+from manybeam.serve.protocol.routes import ModelRoutes
+from manybeam.serve.query import PREDICT_NAMES, SELECT_NAMES
 from manybeam.serve.sessions.routes import SessionRoutes
-from manybeam.serve.stream.frame import StreamedFrame
 from manybeam.serve.stream.routes import StreamRoutes
 
-logger = logging.getLogger(__name__)
-
 Ref = Annotated[str, Path(description="A REF such as graphene or graphene@3, or auto.")]
-LATE = (408, 499, 504)  # the caller has waited long enough, or is gone
 PATHS = (
     "POST /v1/predict/{REF}",
     "POST /v1/select",
@@ -91,31 +45,19 @@ PATHS = (
     "PUT /v1/instruments/{ID}/session",
     "DELETE /v1/instruments/{ID}/session",
     "GET /v1/ensembles",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "POST /v2/repository/index",
+    *(
+        f"{method} /v2/models/{{MODEL}}{version}{end}"
+        for version in ("", "/versions/{VERSION}")
+        for method, end in (("GET", ""), ("GET", "/ready"), ("GET", "/config"), ("POST", "/infer"))
+    ),
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
 )
-
-
-@dataclass(frozen=True)
-class ReplicaLimits:
-    """The limits of one replica.
-
-    Args:
-        threads: requests answered at the same time; each uses all cores of the replica.
-        waiting: largest number of requests in the replica, waiting or being answered; others get
-            429.
-        max_frame_px: largest number of pixels in one request.
-        is_local: answer only requests that address this machine by a loopback name; this refuses
-            web pages that make their own name point here (DNS rebinding).
-        names_requests: put X-Request-Id on answers; Ray Serve does so itself.
-    """
-
-    threads: int = 2
-    waiting: int = 32
-    max_frame_px: int = 64_000_000
-    is_local: bool = True
-    names_requests: bool = True
 
 
 def api(
@@ -153,6 +95,7 @@ def api(
     _add_answers(app, handler, needs)
     SessionRoutes(handler, service.sessions, is_open=tokens is None).add_to(app, needs)
     StreamRoutes(handler, service.sessions, meter).add_to(app)
+    ModelRoutes(handler, service).add_to(app, needs)
     _add_listings(app, handler, metrics_text, needs)
     _add_health(app, service, tokens)
     names = {"is_local": limits.is_local, "names_requests": limits.names_requests}
@@ -161,7 +104,7 @@ def api(
     return app
 
 
-def _add_answers(app: FastAPI, handler: "RequestHandler", needs: list[Any]) -> None:
+def _add_answers(app: FastAPI, handler: RequestHandler, needs: list[Any]) -> None:
     of_predict = takes_frames(PREDICT_NAMES, {wire.NPZ: BINARY, **as_schema(ATOMS)})
 
     @app.post("/v1/predict/{ref:path}", dependencies=needs, **of_predict)
@@ -189,7 +132,7 @@ async def _closing(service: Service, tokens: TokenCache | None, _: FastAPI) -> A
 
 
 def _add_listings(
-    app: FastAPI, handler: "RequestHandler", metrics_text: Callable[[], str], needs: list[Any]
+    app: FastAPI, handler: RequestHandler, metrics_text: Callable[[], str], needs: list[Any]
 ) -> None:
     @app.get(
         "/v1/ensembles",
@@ -230,321 +173,6 @@ def _add_health(app: FastAPI, service: Service, tokens: TokenCache | None) -> No
         return {"status": "ready", "ensembles": refs, "degraded": degraded}
 
 
-Work = Callable[[Request], Awaitable[Response]]
-Selecting = Callable[[wire.Frames, RequestQuery, Deadline], tuple[dict[str, Any], bool]]
-FrameWork = Callable[[wire.Frames, RequestQuery, Deadline], Response]
-
-
-class RequestHandler:
-    """Answers the requests of one replica in threads; every error becomes a problem."""
-
-    def __init__(
-        self, service: Service, limits: ReplicaLimits, meter: Meter, tokens: TokenCache | None
-    ) -> None:
-        self.service, self.limits, self.meter, self._tokens = service, limits, meter, tokens
-        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
-        body_limit = wire.body_limit(limits.max_frame_px)
-        self._queue = FairQueue(limits.waiting, limits.threads, body_limit, meter.waiting)
-
-    async def answered(
-        self, path: str, request: Request, work: Work, scope: str | None = None
-    ) -> Response:
-        """Return the answer of one request, or the problem.
-
-        Args:
-            path: its name in the metrics.
-            request: the request.
-            work: makes the answer.
-            scope: what the caller's token must be for; None if everybody may ask.
-        """
-        waited_s = proxied_request(request.scope).waited_s
-        begun_s = request.state.begun_s = time.monotonic() - waited_s
-        request.state.is_read = not has_body(request)
-        request_id = checked_id(request.headers)
-        request.state.caller = ANYBODY
-
-        async def named() -> Response:
-            if scope is not None:
-                request.state.caller = await self.caller(request.headers, scope)
-            return await work(request)
-
-        response = await self._outcome(path, request_id, named(), lambda: request.state.caller.name)
-        if response.status_code >= 400 and not request.state.is_read:
-            if response.status_code not in LATE:
-                await drain(request, self._queue.byte_limit)
-            response.headers["connection"] = "close"
-        if self.limits.names_requests:
-            response.headers["x-request-id"] = request_id
-        self.meter.request(path, response.status_code, time.monotonic() - begun_s)
-        return response
-
-    async def _outcome(
-        self, path: str, request_id: str, work: Awaitable[Response], caller: Callable[[], str]
-    ) -> Response:
-        """Return the answer that work gives, or the problem."""
-        try:
-            return await work
-        except ManybeamError as error:
-            return self.problem(error, request_id)
-        except Exception:
-            # No error may end the replica; it is logged, and its 500 is counted.
-            facts = {"path": path, "request_id": request_id, "caller": caller()}
-            logger.exception("request failed", extra=facts)
-            fault = WorkFailed("the service failed", "internal error", "report this request id")
-            return self.problem(fault, request_id)
-
-    async def predict(self, ref: str, request: Request) -> Response:
-        """Answer one prediction."""
-        query = self._query(request, PREDICT_NAMES)
-        form = wire.answer_form(request.headers.get("accept", ""), query.want)
-        stream = self.service.newest_stream(ref, query)
-        work = partial(self._predict, ref, form, _unheard)
-        return await self._placed(IncomingRequest(request), query, work, stream)
-
-    async def stream_frame(self, frame: StreamedFrame, order: str) -> Response:
-        """Return the answer to a frame of a stream, or the problem; as `predict` does.
-
-        Args:
-            frame: the frame, whose body may still be on its way.
-            order: as in the settings of a session; "" for that of the session.
-        """
-
-        async def work() -> Response:
-            query = frame.caller.query(read_query(list(frame.query.items()), PREDICT_NAMES))
-            if self.service.sessions.refresher.of(query.instrument) is None:
-                raise no_session(query.instrument)
-            form = wire.answer_form(frame.headers.get("accept", ""), query.want)
-            newest = self.service.newest_stream(AUTO, query, order)
-            return await self._placed(
-                frame, query, partial(self._predict, AUTO, form, frame.hear), newest
-            )
-
-        response = await self._outcome(
-            "stream", frame.request_id, work(), lambda: frame.caller.name
-        )
-        self.meter.request("stream", response.status_code, time.monotonic() - frame.begun_s)
-        return response
-
-    async def select(self, request: Request) -> Response:
-        """Answer one selection; always JSON."""
-        work = partial(self._selected, self.service.select)
-        query = self._query(request, SELECT_NAMES)
-        return await self._placed(IncomingRequest(request), query, work)
-
-    async def select_for(self, instrument: str, request: Request) -> Response:
-        """Answer one selection, which switches the session of an instrument; always JSON."""
-        query = self._query(request, SELECT_FOR_NAMES)
-        if query.instrument not in ("", instrument):
-            raise other_instrument(instrument, query.instrument)
-        work = partial(self.service.select_for, instrument)
-        return await self._placed(IncomingRequest(request), query, partial(self._selected, work))
-
-    async def ensembles(self, request: Request) -> Response:
-        """List the ensembles in memory."""
-        read_query(request.query_params.multi_items(), ())
-        return _json({"ensembles": self.service.listing()})
-
-    def problem(self, error: ManybeamError, request_id: str) -> Response:
-        """Return an error as problem+json."""
-        headers = {}
-        if isinstance(error, Busy):
-            headers["retry-after"] = str(error.retry_s)
-            self.meter.refused(error.reason)
-        if isinstance(error, DatabaseUnreachable):
-            headers["retry-after"] = f"{READ_S:.0f}"  # by then it was asked again
-        if isinstance(error, NotAuthenticated):
-            headers["www-authenticate"] = "Bearer"
-        return _json(problem(error, request_id), http_status(error), wire.PROBLEM, headers)
-
-    async def small_body(self, request: Request, limit: int) -> bytes:
-        """Return the body of a request that has a place only while it is read."""
-        wire.check_length(announced_length(request) or 0, limit)
-        place = self._queue.take(request.state.caller.share(RequestQuery()))
-        try:
-            body = await read_body(request, self._queue, place)
-        finally:
-            self._queue.leave(place)
-        request.state.is_read = True
-        wire.check_length(len(body), limit)
-        return bytes(body)
-
-    def is_quiet(self) -> bool:
-        """Return whether no request is here; any thread may ask."""
-        return self._queue.inside == 0
-
-    def as_json(self, content: dict[str, Any]) -> Response:
-        """Return JSON data as an answer."""
-        return _json(content)
-
-    async def caller(self, headers: Mapping[str, str], scope: str) -> Caller:
-        """Return who sends a request with these headers.
-
-        Raises:
-            NotAuthenticated: nobody who is known.
-            NotAllowed: the token is for other scopes.
-            DatabaseUnreachable: the token cannot be checked now.
-        """
-        if self._tokens is None:
-            return ANYBODY
-        return await self._tokens.caller(headers, scope)
-
-    def _query(self, request: Request, names: Sequence[str]) -> RequestQuery:
-        caller: Caller = request.state.caller
-        return caller.query(read_query(request.query_params.multi_items(), names))
-
-    def _predict(
-        self,
-        ref: str,
-        form: str,
-        hear: Callable[[Mapping[str, Any]], None],
-        frames: wire.Frames,
-        query: RequestQuery,
-        deadline: Deadline,
-    ) -> Response:
-        answer = self.service.predict(ref, frames, query, deadline)
-        with deadline.stage("write"):
-            write = wire.write_json if form == wire.JSON else wire.write_npz
-            timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
-            content = write(answer.arrays, {**answer.meta, "timings_ms": timings})
-        self._count(answer.meta, deadline, is_drifted=bool(answer.is_drifted))
-        hear(answer.meta)
-        return Response(content, media_type=form)
-
-    def _selected(
-        self, select: Selecting, frames: wire.Frames, query: RequestQuery, deadline: Deadline
-    ) -> Response:
-        content, is_drifted = select(frames, query, deadline)
-        timings = {name: round(value * 1000, 2) for name, value in deadline.seconds.items()}
-        content["meta"]["timings_ms"] = timings
-        self._count({**content["meta"], "frames": 0}, deadline, is_drifted=is_drifted)
-        return _json(content)
-
-    def _count(self, meta: dict[str, Any], deadline: Deadline, *, is_drifted: bool) -> None:
-        self.meter.stages(deadline.seconds)
-        self.meter.held(len(self.service.listing()))
-        self.meter.answer(
-            meta["ensemble"],
-            frames=meta["frames"],
-            members=len(meta["members"]),
-            is_degraded=bool(meta["degraded"]),
-            is_drifted=is_drifted,
-        )
-
-    async def _placed(
-        self, incoming: Incoming, query: RequestQuery, work: FrameWork, stream: str = ""
-    ) -> Response:
-        """Return the result of `work` in a thread, for a request that gets a place.
-
-        The place is free again when the request ends, and the bytes of its body when the thread
-        ends, which may go on after the deadline or without a caller.
-        """
-        due_s = incoming.begun_s + _within_ms(query) / 1000
-        deadline = Deadline(due_s, begun_s=incoming.begun_s)
-        place = self._queue.take(incoming.caller.share(query), stream)
-        try:
-            body = await incoming.read(self._queue, place, due_s)
-            head, marking = dict(incoming.headers), incoming.marking
-            arrived = Arrived(body, head, query, deadline, time.monotonic(), marking)
-            answer = self._in_turn(place, partial(self._run, work, arrived))
-            return await _answer(answer, incoming, query, due_s)
-        finally:
-            deadline.is_cancelled = True  # work that goes on ends before its next network or tile
-            self._queue.leave(place)
-
-    def _in_turn(self, place: Place, call: Callable[[], Response]) -> "asyncio.Future[Response]":
-        """Return the coming result of a call that a thread makes when it is the place's turn."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Response] = loop.create_future()
-        answer.add_done_callback(_seen)
-
-        def ended(done: Future[Response]) -> None:
-            self._queue.ended(place)
-            if answer.done():
-                return
-            if error := done.exception():
-                answer.set_exception(error)
-            else:
-                answer.set_result(done.result())
-
-        def start() -> None:
-            self._pool.submit(call).add_done_callback(partial(_then, loop, ended))
-
-        place.refused = answer.set_exception
-        self._queue.line_up(place, start)
-        return answer
-
-    def _run(self, work: FrameWork, arrived: "Arrived") -> Response:
-        deadline = arrived.deadline
-        deadline.seconds["wait"] = time.monotonic() - arrived.at_s
-        try:
-            with arrived.marking():
-                with deadline.stage("read"):
-                    array = wire.read_body(arrived.body, arrived.headers)
-                    frames = wire.read_frames(array, self.limits.max_frame_px)
-                return work(frames, arrived.query, deadline)
-        except MemoryError as error:
-            raise TooLarge("not enough memory for this request", "", "send fewer frames") from error
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A request whose body was read at `at_s`, in monotonic seconds; `marking` marks its work."""
-
-    body: bytearray
-    headers: dict[str, str]
-    query: RequestQuery
-    deadline: Deadline
-    at_s: float
-    marking: Callable[[], AbstractContextManager[None]]
-
-
-async def _answer(
-    answer: "asyncio.Future[Response]", incoming: Incoming, query: RequestQuery, due_s: float
-) -> Response:
-    """Return the result of work in a thread, unless the deadline passes or the caller leaves."""
-    left_s = max(due_s - time.monotonic(), 0)
-    leaving = asyncio.ensure_future(incoming.gone())
-    first: set[asyncio.Future[Any]] = {answer, leaving}
-    try:
-        await asyncio.wait(first, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        if leaving.done():
-            raise CallerGone("the caller disconnected before its answer")
-    finally:
-        leaving.cancel()
-    raise DeadlineExceeded(
-        f"no answer within {_within_ms(query)} ms",
-        "deadline_ms counts from the arrival of the request",
-        "raise deadline_ms, want less, or send a smaller frame",
-    )
-
-
-def _unheard(_: Mapping[str, Any]) -> None:
-    """Hear the facts of an answer about which nobody wants to know more than it says."""
-
-
-def _within_ms(query: RequestQuery) -> int:
-    """Return how long an answer may take, so that no request keeps a thread for ever."""
-    return query.deadline_ms or MAX_DEADLINE_MS
-
-
-def _then(
-    loop: asyncio.AbstractEventLoop,
-    ended: Callable[["Future[Response]"], None],
-    done: "Future[Response]",
-) -> None:
-    """Go on in the loop, because the work has ended in a thread."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(ended, done)
-
-
-def _seen(answer: "asyncio.Future[Response]") -> None:
-    """Read the result of a late answer; otherwise asyncio warns about it."""
-    if not answer.cancelled():
-        answer.exception()
-
-
 async def _unrouted(handler: RequestHandler, request: Request, error: Exception) -> Response:
     """Answer an unknown path, or a wrong method."""
     path, there = request.scope["path"][:200], f"there are: {', '.join(PATHS)}"
@@ -568,13 +196,3 @@ def _methods(request: Request) -> list[str]:
         if route.matches(request.scope)[0] != Match.NONE:
             found |= getattr(route, "methods", None) or set()
     return sorted(found)
-
-
-def _json(
-    content: dict[str, Any],
-    status: int = 200,
-    media: str = wire.JSON,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    text = json.dumps(content, allow_nan=False)
-    return Response(text, status, headers, media)

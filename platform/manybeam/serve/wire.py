@@ -10,23 +10,31 @@ import math
 import re
 import tokenize
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manybeam.data.io.reading import frames_in, inspect_frame
+from manybeam.data.io.file_readers import check_name
+from manybeam.data.io.formats import Raw
+from manybeam.data.io.reading import READERS, frames_in, inspect_frame
 from manybeam.errors import (
     InvalidFrame,
     InvalidInput,
+    ManybeamError,
     TooLarge,
     UnreadableFile,
     UnsupportedMedia,
+    problem,
 )
 from manybeam.serve.query import MAPS
 
 NPY, RAW = "application/x-npy", "application/octet-stream"
+FILE_MEDIA = {"image/tiff": ".tif", "image/png": ".png", "image/jpeg": ".jpg"}
+# What programs say of a file that they know nothing of; the last is of curl.
+_ANY_MEDIA = ("", RAW, "application/x-www-form-urlencoded")
 NPZ, JSON, PROBLEM = "application/x-npz", "application/json", "application/problem+json"
 
 ATOM_COLUMNS = ("y", "x", "class", "probability", "spread_y_px", "spread_x_px", "votes")
@@ -78,6 +86,25 @@ def read_body(body: bytes | bytearray, headers: Mapping[str, str]) -> NDArray[An
         UnreadableFile: the bytes do not agree with the headers.
         InvalidFrame: the array cannot be a frame.
     """
+    check_coding(headers)
+    media = _media(headers)
+    if not media:
+        media = NPY if body.startswith(_NPY_MAGIC) else RAW if "x-dtype" in headers else ""
+    if media not in (NPY, RAW):
+        raise UnsupportedMedia(
+            f"content-type {media[:80]!r} is not read",
+            f"allowed: {NPY}, or {RAW} with the headers X-Dtype and X-Shape; instrument files with "
+            f"the query filename, or as {', '.join(FILE_MEDIA)}",
+            "numpy.save the frame and send that file, or add ?filename=NAME",
+        )
+    if not body:
+        raise UnreadableFile("the body is empty", "one frame or a stack of them", "")
+    dtype, shape, values = _npy_parts(body) if media == NPY else _raw_parts(body, headers)
+    return _array(dtype, shape, values)
+
+
+def check_coding(headers: Mapping[str, str]) -> None:
+    """Raise UnsupportedMedia if the body is compressed."""
     codings = {one.strip().lower() for one in headers.get("content-encoding", "").split(",")}
     if codings - {"", "identity"}:
         raise UnsupportedMedia(
@@ -85,19 +112,45 @@ def read_body(body: bytes | bytearray, headers: Mapping[str, str]) -> NDArray[An
             "bodies must not be compressed",
             "",
         )
-    media = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not media:
-        media = NPY if body.startswith(_NPY_MAGIC) else RAW if "x-dtype" in headers else ""
-    if media not in (NPY, RAW):
-        raise UnsupportedMedia(
-            f"content-type {media[:80]!r} is not read",
-            f"allowed: {NPY}, or {RAW} with the headers X-Dtype and X-Shape",
-            "numpy.save the frame and send that file",
+
+
+def _media(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def file_name(headers: Mapping[str, str], filename: str) -> str:
+    """Return the name of the instrument file in a body; "" if the body is an array.
+
+    Args:
+        headers: of the request, with names in lower case.
+        filename: the one of the query; "" for none.
+
+    Raises:
+        UnsupportedMedia: the ending is not known, or is not that of the content type.
+        InvalidInput: it is no name of a file, or the headers are those of an array.
+    """
+    media = _media(headers)
+    suffix = FILE_MEDIA.get(media, "")
+    name = filename or (f"frame{suffix}" if suffix else "")
+    if not name:
+        return ""
+    check_name(name)
+    check_coding(headers)
+    if {"x-dtype", "x-shape"} & set(headers):
+        raise InvalidInput(
+            f"{name[:40]!r} is a file, and X-Dtype or X-Shape are of raw values",
+            "a body is one of them",
+            "leave out the headers, or filename",
         )
-    if not body:
-        raise UnreadableFile("the body is empty", "one frame or a stack of them", "")
-    dtype, shape, values = _npy_parts(body) if media == NPY else _raw_parts(body, headers)
-    return _array(dtype, shape, values)
+    own = READERS[Path(name).suffix.lower()]
+    suffix = suffix or (".npy" if media == NPY else "")
+    if (not suffix and media not in _ANY_MEDIA) or (suffix and READERS[suffix] != own):
+        raise UnsupportedMedia(
+            f"content-type {media[:80]!r} is not that of {name[:40]!r}",
+            f"allowed for a file of any format: {RAW}",
+            f"send Content-Type: {RAW}",
+        )
+    return name
 
 
 def _npy_parts(body: bytes | bytearray) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
@@ -113,7 +166,7 @@ def _npy_parts(body: bytes | bytearray) -> tuple[np.dtype[Any], tuple[int, ...],
         raise UnreadableFile(
             "the body is not an .npy file of one array",
             f"{type(error).__name__}: {str(error)[:160]}",
-            "numpy.save writes one; an .npz, a picture or an instrument file is not read here",
+            "numpy.save writes one; add ?filename=NAME if it is an instrument file",
         ) from error
     if dtype.hasobject:
         raise UnreadableFile(
@@ -136,7 +189,8 @@ def _raw_parts(
         raise InvalidInput(
             f"X-Dtype {kind[:40]!r} is not a type of number",
             "for example float32, <f4, >u2, uint16",
-            "raw bodies need the headers X-Dtype and X-Shape",
+            "raw bodies need the headers X-Dtype and X-Shape; an instrument file needs the query "
+            "filename, such as ?filename=scan_0142.dm4",
         )
     if not re.fullmatch(r"\d{1,9}(\s*,\s*\d{1,9}){0,7}", sides):
         raise InvalidInput(
@@ -175,11 +229,37 @@ class Frames:
         frames: float32 (y, x) each.
         is_stack: whether the array has a third axis.
         notes: changes that were made to them, in words.
+        file: the file that they come from; None if they were sent as an array.
     """
 
     frames: tuple[NDArray[np.float32], ...]
     is_stack: bool = False
     notes: tuple[str, ...] = ()
+    file: "SentFile | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class SentFile:
+    """An instrument file in the body of a request.
+
+    Attributes:
+        name: as its sender calls it.
+        raw: what it holds; the array is one frame or a stack, checked.
+    """
+
+    name: str
+    raw: Raw
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the file says of its frames, as JSON data."""
+        kind, _ = READERS[Path(self.name).suffix.lower()]
+        size_pm, recorded = self.raw.pixel_size_pm, plain(self.raw.values)
+        return {"name": self.name, "format": kind, "pixel_size_pm": size_pm, "recorded": recorded}
+
+
+def of_file(frames: Frames, name: str, raw: Raw) -> Frames:
+    """Return frames with the file that they come from."""
+    return replace(frames, file=SentFile(name, raw))
 
 
 def read_frames(array: NDArray[Any], max_frame_px: int) -> Frames:
@@ -240,6 +320,23 @@ def answer_form(accept: str, want: Sequence[str]) -> str:
     if not ranges or any(one in (NPZ, "*/*", "application/*") for one in ranges):
         return NPZ
     raise UnsupportedMedia(f"accept {accept[:80]!r}", f"answers come as {NPZ} or {JSON}", "")
+
+
+def refusal(path: str, error: ManybeamError, request_id: str) -> tuple[dict[str, Any], str]:
+    """Return an error as JSON data and its media type, in the form of the URL's protocol.
+
+    Example:
+        >>> refusal("/v2/models/x", TooLarge("9 pixels", "at most 4", "crop"), "7")
+        ({'error': '9 pixels; at most 4; crop'}, 'application/json')
+    """
+    if not is_of_protocol(path):
+        return problem(error, request_id), PROBLEM
+    return {"error": str(error)}, JSON
+
+
+def is_of_protocol(path: str) -> bool:
+    """Return whether a URL is of the Open Inference Protocol v2."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def write_npz(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:

@@ -109,7 +109,7 @@ def answer() -> None:
     _limit(resource.RLIMIT_CPU, max(1, round(float(sys.argv[2]))))
     _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
     try:
-        raw = _read_here(Path(sys.argv[1]))
+        raw = read_here(Path(sys.argv[1]))
     except TooLarge as error:
         out.write(json.dumps({"too_large": [error.what, error.why, error.hint]}).encode() + b"\n")
     except Exception as error:  # noqa: BLE001 - what libhdf5 may raise is not known; the parent raises
@@ -127,8 +127,8 @@ def _limit(kind: int, wanted: int) -> None:
     resource.setrlimit(kind, (allowed, most))
 
 
-def _read_here(path: Path) -> Raw:
-    """Read an EMD file of any kind in this process."""
+def read_here(path: Path) -> Raw:
+    """Read an EMD file of any kind in this process, which must be one that may be killed."""
     import h5py
 
     with h5py.File(path, "r", locking=False) as file:

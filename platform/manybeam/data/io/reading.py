@@ -129,12 +129,28 @@ def read_frames(
         TooLarge: it has more pixels than `max_frame_px`.
     """
     path = Path(path)
+    return settled(read_raw(path), path, pixel_size_pm, condition)
+
+
+def read_raw(path: Path) -> Raw:
+    """Return the content of a file; its array is a checked frame or stack. Raises as above."""
     raw = _read(path)
-    frame = _check_images(raw, path)
+    raw.array = _check_images(raw, path)
+    return raw
+
+
+def settled(
+    raw: Raw, path: Path, pixel_size_pm: float | None, condition: Condition | None
+) -> FrameFile:
+    """Return a file's content, as `read_raw` returns it, with what the caller knows.
+
+    Raises:
+        InvalidInput: the pixel size is out of bounds.
+    """
     notes = list(raw.notes)
     pixel = settle_pixel_size(raw, pixel_size_pm, condition, notes)
-    measured = settle_condition(raw, path, frame.shape, pixel, condition, notes)
-    return FrameFile(frame, pixel, measured, path, tuple(notes))
+    measured = settle_condition(raw, path, raw.array.shape, pixel, condition, notes)
+    return FrameFile(raw.array, pixel, measured, path, tuple(notes))
 
 
 def check_frame(array: ArrayLike) -> Pixels:

@@ -111,6 +111,29 @@ class IncomingRequest:
             pass
 
 
+class ReadRequest(IncomingRequest):
+    """A request whose body was read before it was known what it asks.
+
+    Args:
+        request: the request.
+        body: its body.
+    """
+
+    def __init__(self, request: Request, body: bytearray) -> None:
+        super().__init__(request)
+        self._body = body
+
+    async def read(
+        self,
+        queue: FairQueue,
+        place: Place,
+        due_s: float,  # noqa: ARG002 - as `Incoming` has it; the body is here
+    ) -> bytearray:
+        """Return the body, for which the place has bytes again."""
+        queue.hold(place, len(self._body))
+        return self._body
+
+
 async def read_body(
     request: Request, queue: FairQueue, place: Place, due_s: float | None = None
 ) -> bytearray:

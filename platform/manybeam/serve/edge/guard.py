@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from manybeam.addresses import is_loopback, place_of
 from manybeam.asgi import is_cross_site
-from manybeam.errors import MalformedRequest, ManybeamError, NotAllowed, http_status, problem
+from manybeam.errors import MalformedRequest, ManybeamError, NotAllowed, http_status
 from manybeam.serve import wire
 from manybeam.serve.edge.admission import GATE, Gate
 
@@ -70,7 +70,7 @@ class RayGuard:
             try:
                 checked_id(HTTPConnection(scope).headers)
             except MalformedRequest as error:
-                app = _refusing(refusal(error, uuid.uuid4().hex, is_named=True))
+                app = _refusing(refusal(error, uuid.uuid4().hex, is_named=True, path=scope["path"]))
             if self._is_replica and scope["type"] == "http":
                 scope[GATE] = gate = Gate(receive)
                 receive = gate.receive
@@ -108,7 +108,8 @@ class HeadGuard:
                 # A page may open a WebSocket to any site, so its origin counts as for a POST.
                 self._check(scope.get("method", "POST"), headers)
             except ManybeamError as error:
-                said = refusal(error, _readable_id(headers), is_named=self._names_requests)
+                name, is_named = _readable_id(headers), self._names_requests
+                said = refusal(error, name, is_named=is_named, path=scope["path"])
                 app = _refusing(said)
                 self._count("refused", http_status(error), time.monotonic() - begun)
         await app(scope, receive, send)
@@ -149,10 +150,11 @@ def checked_id(headers: Mapping[str, str]) -> str:
     return given
 
 
-def refusal(error: ManybeamError, request_id: str, *, is_named: bool) -> Response:
+def refusal(error: ManybeamError, request_id: str, *, is_named: bool, path: str = "") -> Response:
     """Return the problem of a request that is refused by its head."""
     headers = {"connection": "close"} | ({"x-request-id": request_id} if is_named else {})
-    return JSONResponse(problem(error, request_id), http_status(error), headers, wire.PROBLEM)
+    content, media = wire.refusal(path, error, request_id)
+    return JSONResponse(content, http_status(error), headers, media)
 
 
 def _refusing(response: Response) -> ASGIApp:

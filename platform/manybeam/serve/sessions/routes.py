@@ -2,15 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
 
 from manybeam.errors import Busy, DatabaseUnreachable, InvalidInput
 from manybeam.serve.edge.access import Caller, other_instrument
+from manybeam.serve.edge.handler import RequestHandler
 from manybeam.serve.openapi import (
     OF_SESSIONS,
     RANKING,
@@ -33,28 +34,6 @@ PLACES = 32  # requests that wait for them or are under way; further ones are re
 WAIT_S = 20.0  # for an answer; a pinned version may have to be loaded for it
 
 
-class Handler(Protocol):
-    """What answers the requests of a replica (`serve.routes.RequestHandler`)."""
-
-    async def answered(
-        self,
-        path: str,
-        request: Request,
-        work: Callable[[Request], Awaitable[Response]],
-        scope: str | None = None,
-    ) -> Response:
-        """Return the answer of one request, or the problem."""
-
-    async def small_body(self, request: Request, limit: int) -> bytes:
-        """Return the body of a request that has a place only while it is read."""
-
-    async def select_for(self, instrument: str, request: Request) -> Response:
-        """Answer one selection, which switches the session of an instrument."""
-
-    def as_json(self, content: dict[str, Any]) -> Response:
-        """Return JSON data as an answer."""
-
-
 class SessionRoutes:
     """Answers requests about sessions.
 
@@ -64,7 +43,7 @@ class SessionRoutes:
         is_open: whether anybody may ask, so that a new instrument needs no token first.
     """
 
-    def __init__(self, handler: Handler, sessions: SessionAnswers, *, is_open: bool) -> None:
+    def __init__(self, handler: RequestHandler, sessions: SessionAnswers, *, is_open: bool) -> None:
         self._handler, self._sessions, self._is_open = handler, sessions, is_open
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="session")
         self._places = threading.BoundedSemaphore(PLACES)

@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
 
 from fastapi import FastAPI, Request, Response, WebSocket
 
@@ -18,13 +17,13 @@ from manybeam.errors import (
 )
 from manybeam.serve.edge.access import Caller, other_instrument
 from manybeam.serve.edge.guard import checked_id
+from manybeam.serve.edge.handler import RequestHandler
 from manybeam.serve.edge.proxied import proxied_request
+from manybeam.serve.metrics import Meter
 from manybeam.serve.query import PREDICT_NAMES, is_label, read_query
 from manybeam.serve.sessions.answering import SessionAnswers
 from manybeam.serve.sessions.refresher import LiveSession, no_session
-from manybeam.serve.stream.frame import StreamedFrame
 from manybeam.serve.stream.stream import (
-    EventMeter,
     FrameStream,
     StreamNumber,
     StreamRequest,
@@ -40,38 +39,6 @@ ORDERS = ("all", "newest")
 _OF_FRAMES = ("instrument", "frame_id")  # of the path and of each head
 
 
-class Handler(Protocol):
-    """What answers the requests of a replica (`serve.routes.RequestHandler`)."""
-
-    async def answered(
-        self,
-        path: str,
-        request: Request,
-        work: Callable[[Request], Awaitable[Response]],
-        scope: str | None = None,
-    ) -> Response:
-        """Return the answer of one request, or the problem."""
-
-    async def caller(self, headers: Mapping[str, str], scope: str) -> Caller:
-        """Return who sends a request with these headers."""
-
-    async def stream_frame(self, frame: StreamedFrame, order: str) -> Response:
-        """Return the answer to a frame of a stream, or the problem."""
-
-    def problem(self, error: ManybeamError, request_id: str) -> Response:
-        """Return an error as problem+json."""
-
-
-class Meter(EventMeter, Protocol):
-    """Counts requests and streams (`serve.metrics.Meter`)."""
-
-    def streams(self, count: int) -> None:
-        """Set the number of open streams."""
-
-    def request(self, path: str, status: int, seconds: float) -> None:
-        """Count one request."""
-
-
 class StreamRoutes:
     """The streams of one replica.
 
@@ -81,7 +48,7 @@ class StreamRoutes:
         meter: counts.
     """
 
-    def __init__(self, handler: Handler, sessions: SessionAnswers, meter: Meter) -> None:
+    def __init__(self, handler: RequestHandler, sessions: SessionAnswers, meter: Meter) -> None:
         self._handler, self._sessions, self._meter = handler, sessions, meter
         self._streams: dict[str, FrameStream] = {}
         self._numbering = ThreadPoolExecutor(2, thread_name_prefix="streams")

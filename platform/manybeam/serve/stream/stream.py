@@ -32,6 +32,8 @@ from manybeam.errors import (
     problem,
 )
 from manybeam.serve.edge.access import Caller
+from manybeam.serve.edge.handler import RequestHandler
+from manybeam.serve.metrics import Meter
 from manybeam.serve.sessions.refresher import LiveSession, no_session
 from manybeam.serve.stream import messages
 from manybeam.serve.stream.events import StreamEvents
@@ -91,23 +93,6 @@ class StreamSessions(Protocol):
         """Return the number of a new stream, which ends the older ones."""
 
 
-class FrameHandler(Protocol):
-    """What answers the frames of a replica (`serve.routes.RequestHandler`)."""
-
-    async def stream_frame(self, frame: StreamedFrame, order: str) -> Response:
-        """Return the answer to a frame of a stream, or the problem."""
-
-    def problem(self, error: ManybeamError, request_id: str) -> Response:
-        """Return an error as problem+json."""
-
-
-class EventMeter(Protocol):
-    """Counts events (`serve.metrics.Meter`)."""
-
-    def stream_event(self, kind: str) -> None:
-        """Count an event that a client was told."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Unsent:
     """A frame whose answer was not sent yet."""
@@ -134,8 +119,8 @@ class FrameStream:
         request: StreamRequest,
         number: StreamNumber,
         sessions: StreamSessions,
-        handler: FrameHandler,
-        meter: EventMeter,
+        handler: RequestHandler,
+        meter: Meter,
     ) -> None:
         self._socket, self._request, self.number = socket, request, number
         self._sessions, self._handler, self._meter = sessions, handler, meter
