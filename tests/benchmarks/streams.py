@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import psutil
 import urllib3
-from manybeam_client import Session
 from urllib3.util import parse_url
+
+from manybeam_client import Session
 
 CONDITION, PIXEL_PM = "graphene-60kv-nominal", 16.0
 WAYS = (("websocket", 1), ("websocket", 2), ("websocket", 4), ("http", 2), ("http", 4))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from manybeam_client import Session
 from manybeam_client.link import Link
@@ -54,6 +55,17 @@ def test_the_atoms_of_a_file_are_in_a_table_with_units(
     assert list(rows[0]) == columns
     assert [float(one["y_px"]) for one in rows] == pytest.approx(answer.atoms[:, 0], abs=1e-3)
     assert float(rows[0]["x_pm"]) == pytest.approx(answer.atoms[0, 1] * 16, abs=0.1)
+
+
+def test_an_instrument_file_is_sent_as_it_is(
+    url: str, watching: Watching, frame: Any, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", frame)
+    tifffile.imwrite(tmp_path / "b.TIF", frame)
+    first, second = looked(watching(url))
+    assert (first.problem, second.problem) == (None, None)
+    tables = [tmp_path / "out" / f"{name}.atoms.csv" for name in ("a.npy", "b.TIF")]
+    assert tables[0].read_text() == tables[1].read_text()
 
 
 def test_a_file_is_taken_once_when_it_no_longer_grows_also_after_a_restart(

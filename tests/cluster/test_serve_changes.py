@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import pytest
 import urllib3
-from manybeam_client import Session
 
 from manybeam.cluster.identity import platform_id
 from manybeam.errors import Conflict, NoCapacity, WorkFailed
@@ -31,6 +30,7 @@ from manybeam.serve.deployed import forget_deployed
 from manybeam.serve.haproxy import STATISTICS
 from manybeam.settings import settings
 from manybeam.zoo.registry import Zoo
+from manybeam_client import Session
 
 pytestmark = [
     pytest.mark.cluster,
