@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(SEED:%=--randomly-see
 $(VENV)/.installed: pyproject.toml platform/client/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable 'platform/client[stream]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable 'platform/client[stream,tango]'
 	touch $@
 
 install: $(VENV)/.installed
