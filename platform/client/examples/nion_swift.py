@@ -75,20 +75,17 @@ def nearest_nm(y_nm: np.ndarray, x_nm: np.ndarray) -> np.ndarray:
     return np.min(found, axis=0)
 
 
-def simulated(url: str, count: int) -> None:
-    """Run all of it on Nion's simulated microscope, and tell how much of the sheet was found."""
-    os.chdir(tempfile.mkdtemp())  # Swift writes its data into the folder where it is
-    from nion.instrumentation.test import AcquisitionTestContext
-    from nion.swift.test import TestContext
-    from nion.usim_device import DeviceConfiguration, SampleSimulator
+def graphene() -> Any:
+    """Return the class of a sample of Nion's simulator: a sheet of graphene in focus."""
+    from nion.usim_device import SampleSimulator
 
     class Graphene(SampleSimulator.Sample):
-        """A sheet of graphene in focus."""
+        """A sheet that is larger than the stage."""
 
         title, features = "Graphene", ()
 
         def __init__(self, stage_size_nm: float) -> None:
-            """It is larger than the stage."""
+            """It is the same on a stage of any size."""
 
         def plot_features(
             self, data: Any, offset_m: Any, fov_nm: Any, extra_nm: Any, center_nm: Any, _: Any
@@ -102,7 +99,17 @@ def simulated(url: str, count: int) -> None:
             away_nm = nearest_nm(*np.meshgrid(y_nm, x_nm, indexing="ij"))
             data += np.exp(-(away_nm**2) / (2 * 0.04**2))
 
-    SampleSimulator.RectangleFlakeSample = Graphene  # the sample that is on the stage at first
+    return Graphene
+
+
+def simulated(url: str, count: int) -> list:
+    """Run `main` on Nion's simulated microscope; return the answers."""
+    os.chdir(tempfile.mkdtemp())  # Swift writes its data into the folder where it is
+    from nion.instrumentation.test import AcquisitionTestContext
+    from nion.swift.test import TestContext
+    from nion.usim_device import DeviceConfiguration, SampleSimulator
+
+    SampleSimulator.RectangleFlakeSample = graphene()  # the sample that is on the stage at first
     setup = TestContext.TestSetup()
     configuration = DeviceConfiguration.AcquisitionContextConfiguration()
     with AcquisitionTestContext.AcquisitionTestContext(configuration) as context:
@@ -112,6 +119,11 @@ def simulated(url: str, count: int) -> None:
         scan.set_current_frame_parameters(parameters)
         answers = main(scan, url, count)
     del setup
+    return answers
+
+
+def compare(answers: list) -> None:
+    """Tell how much of the sheet was found."""
     there = 4 * FOV_NM**2 / (3 * np.sqrt(3) * BOND_NM**2)
     for answer in filter(None, answers):
         y_nm, x_nm = (answer.atoms[:, :2].T - SIDE_PX // 2) * FOV_NM / SIDE_PX
@@ -128,4 +140,4 @@ if __name__ == "__main__":
     parser.add_argument("--url", default="http://127.0.0.1:8100")
     parser.add_argument("--frames", type=int, default=20)
     given = parser.parse_args()
-    simulated(given.url, given.frames)
+    compare(simulated(given.url, given.frames))
