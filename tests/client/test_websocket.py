@@ -233,6 +233,23 @@ def test_a_service_that_starts_anew_is_found_again(
     assert (double.connections, session.stats.reconnections) == (2, 1)
 
 
+def test_a_stream_taken_over_in_the_middle_of_an_answer_does_not_come_back(
+    session: Session, double: Double, frame: Any
+) -> None:
+    def take_over(connection: ServerConnection, frame_id: str) -> None:
+        if frame_id == "f1":
+            connection.send('{"type": "answer", "frame_id": "f1", "status": 200, "bytes": 9}')
+            problem = {"detail": "another client of STEM-1"}
+            connection.send(json.dumps({"type": "closing", "code": 4409, "problem": problem}))
+            connection.close(4409)
+
+    double.before_answer = take_over
+    answers = streamed(session, named(frame, 3))
+    assert [bool(one) for one in answers][:2] == [True, False]
+    assert answers[-1].error.kind == "taken-over"
+    assert double.connections == 1
+
+
 def test_a_connection_without_beats_is_dead(session: Session, double: Double, frame: Any) -> None:
     double.welcome["beat_s"] = 0.1
     may_end = threading.Event()

@@ -230,8 +230,10 @@ class Wire:
         parts, count = [], 0
         while count < size:
             part = self._message()
-            if isinstance(part, str):
-                raise WireEnded("a head came inside of a body")
+            if isinstance(part, str):  # the service ends the stream and says why, or it is broken
+                head = _head(part)
+                is_closing = head.get("type") == "closing"
+                raise _closed(head) if is_closing else WireEnded("a head came inside of a body")
             if part is not None:
                 parts.append(part)
                 count += len(part)
