@@ -1,15 +1,19 @@
 """The fair queue: shares of threads and places by weight, nothing starves, no place is lost."""
 
+import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from manybeam.errors import Busy
+from manybeam.serve.edge.admission import read_body
 from manybeam.serve.edge.fair_queue import REASONS, SMALL_BODY, FairQueue, Place, Share
 
 MOST_S = 1.0  # of one work, and the mean before the first measurement
@@ -400,3 +404,20 @@ def test_retry_after_is_the_time_of_the_callers_own_queue() -> None:
     assert replica.queue.wait_s(Share("a")) == pytest.approx(20, abs=1)
     assert replica.queue.wait_s(Share("b", 0.1)) == pytest.approx(22, abs=1)
     assert "b" not in replica.queue._flows
+
+
+def test_a_place_whose_body_was_read_is_given_up_without_a_timer() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"frame"}
+
+    async def displaced() -> None:
+        queue = FairQueue(2, 1, 1000)
+        places = [queue.take(Share("flood")) for _ in range(2)]
+        for place in places:
+            await read_body(Request({"type": "http", "headers": []}, receive), queue, place)
+        queue.take(Share("polite"))  # the younger one of the flood has to go
+        places[0].check()
+        with pytest.raises(Busy):
+            places[1].check()
+
+    asyncio.run(displaced())

@@ -53,6 +53,15 @@ def test_a_second_try_that_ends_leaves_no_mark(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+def test_tries_in_one_process_share_a_mark(folder: Path) -> None:
+    marks = Marks(folder)
+    with marks.marking(NAME), marks.marking(NAME):
+        with marks.marking(NAME):
+            assert len(list(folder.iterdir())) == 1
+        assert len(list(folder.iterdir())) == 1
+    assert not list(folder.iterdir())
+
+
 def test_an_answer_that_is_an_error_leaves_no_mark(folder: Path) -> None:
     for _ in range(3):
         with pytest.raises(ValueError, match="of the frame"), Marks(folder).marking(NAME):

@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from manybeam.db.deployment import open_database
+from manybeam.db.serving.sessions import Sessions
 from manybeam.db.tokens import Instruments, Tokens
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.access import TokenCache
@@ -28,6 +29,7 @@ from manybeam.serve.predict import Service
 from manybeam.serve.routes import api
 from manybeam.serve.sessions import refresher as keeping
 from manybeam.serve.stream import frame, messages, stream
+from manybeam.serve.stream import routes as stream_routes
 
 # Ray Serve declares its own models the way pydantic wants to forget; only importing it warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -221,33 +223,40 @@ def held(tiny_zoo: Any, service: Service) -> Iterator[Held]:
 
 
 @pytest.fixture
-def held_url(held: Held, serving: Callable[[Any], AbstractContextManager[str]]) -> Iterator[str]:
-    with serving(api(held, ReplicaLimits(threads=1), Meter(), lambda: "")) as url:
+def meter() -> "Counting":
+    return Counting()
+
+
+@pytest.fixture
+def held_url(
+    held: Held, meter: "Counting", serving: Callable[[Any], AbstractContextManager[str]]
+) -> Iterator[str]:
+    with serving(api(held, ReplicaLimits(threads=1), meter, lambda: "")) as url:
         put(url, pixel_size_pm=16)
         yield url
 
 
-def test_of_a_newest_wins_stream_the_frames_that_wait_give_way(held: Held, held_url: str) -> None:
+def test_of_a_newest_wins_stream_the_frames_that_wait_give_way(
+    held: Held, held_url: str, meter: "Counting"
+) -> None:
     with opened(held_url, "?order=newest") as socket:
         client = Client(socket)
         client.frame("f0", npy(FRAMES[0]))
         assert held.begun.acquire(timeout=30)
         for number in range(1, 4):
             client.frame(f"f{number}", npy(FRAMES[number]))
-        client.frame("wrong", b"")  # it is read after the others, so they were all lined up
-        while held.sessions.is_quiet():
+        while meter.refusals.count("newer") < 2:
             time.sleep(0.01)
         held.may_go.set()
-        answers = {one["frame_id"]: one for one in (client.heard() for _ in range(5))}
-    assert list(answers) == ["f0", "f1", "f2", "f3", "wrong"]
-    assert answers["f0"]["status"] == 200
-    assert {answers[name]["status"] for name in ("f1", "f2")} == {429}
+        answers = {one["frame_id"]: one for one in (client.heard() for _ in range(4))}
+    assert list(answers) == ["f0", "f1", "f2", "f3"]
+    assert [one["status"] for one in answers.values()] == [200, 429, 429, 200]
     assert "newer" in json.loads(answers["f1"]["body"])["detail"]
     assert answers["f1"]["retry_after_s"] >= 1
 
 
 def test_frames_above_the_limit_are_refused_and_the_others_answered(
-    held: Held, held_url: str
+    held: Held, held_url: str, meter: "Counting"
 ) -> None:
     most = messages.IN_FLIGHT
     with opened(held_url) as socket:
@@ -255,7 +264,8 @@ def test_frames_above_the_limit_are_refused_and_the_others_answered(
         assert client.welcome["in_flight"] == most
         for number in range(most + 2):
             client.frame(f"f{number}", npy(FRAMES[number]), query={"quick": True})
-        client.socket.ping().wait(30)  # the service has read all of them
+        while meter.refusals.count("full") < 2:
+            time.sleep(0.01)
         held.may_go.set()
         answers = [client.heard() for _ in range(most + 2)]
     assert [one["frame_id"] for one in answers] == [f"f{number}" for number in range(most + 2)]
@@ -302,6 +312,9 @@ def _too_many_bytes(client: Client) -> None:
         pytest.param(lambda it: it.head("", bytes=1), "frame_id", id="no-name"),
         pytest.param(lambda it: it.head("a", bytes=-1), "bytes", id="negative"),
         pytest.param(lambda it: it.head("a", bytes=1, pixel=3), "pixel", id="unknown-field"),
+        pytest.param(
+            lambda it: it.head("a", bytes=1, query={"instrument": "STEM-2"}), "path", id="other"
+        ),
         pytest.param(lambda it: it.socket.send("9" * 20_000), "20000 characters", id="long-head"),
         pytest.param(lambda it: it.socket.send(b"123"), "without a head", id="no-head"),
         pytest.param(_two_heads, "before the body", id="half-a-frame"),
@@ -366,11 +379,11 @@ def test_half_a_frame_that_does_not_go_on_ends_the_stream(
 def test_a_client_that_never_reads_is_cut(
     service: Service,
     serving: Callable[[Any], AbstractContextManager[str]],
+    meter: "Counting",
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stream, "SEND_S", 0.3)
     monkeypatch.setattr(stream, "CLOSE_S", 0.1)
-    meter = Counting()
     large = np.tile(FRAMES[0], (16, 16))
     with serving(api(service, ReplicaLimits(), meter, lambda: "")) as url:
         put(url, pixel_size_pm=16)
@@ -387,9 +400,17 @@ def test_a_client_that_never_reads_is_cut(
 
 
 class Counting(Meter):
-    """A meter of which a test reads the number of open streams."""
+    """A meter of which a test reads open streams and refusals."""
 
     open = 1  # until the first stream was opened and has ended
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = list[str]()
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
+        super().refused(reason)
 
     def streams(self, count: int) -> None:
         self.open = count
@@ -427,6 +448,36 @@ def test_so_does_one_of_another_replica(
             Client(two)
             assert older.end()[0] == 4409
     other.sessions.close()
+
+
+def test_a_stream_of_a_later_session_counts_as_newer(url: str) -> None:
+    with opened(url) as one:
+        Client(one)
+        ask("DELETE", url + SESSION)
+        put(url, pixel_size_pm=16)
+        with opened(url) as two:
+            newer = Client(two)
+            newer.frame("f0", npy(FRAMES[0]))
+            assert newer.heard()["status"] == 200
+
+
+def test_a_database_that_is_slow_ends_no_stream(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_routes, "NUMBER_S", 0.05)
+    real, may_go = Sessions.take_stream, threading.Event()
+
+    def slowly(*parts: Any) -> Any:
+        assert may_go.wait(30)
+        return real(*parts)
+
+    monkeypatch.setattr(Sessions, "take_stream", slowly)
+    with opened(url) as socket:
+        client = Client(socket)
+        may_go.set()  # it is written when nobody waits for it any more
+        while not Sessions(open_database()).running()[0].stream:
+            time.sleep(0.01)
+        for number in range(3):
+            client.frame(f"f{number}", npy(FRAMES[number]))
+            assert client.heard()["status"] == 200
 
 
 def test_a_silent_stream_hears_beats(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,6 +534,12 @@ UPGRADE = {
     "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
     "Sec-WebSocket-Version": "13",
 }
+
+
+def test_a_wrong_path_of_a_stream_is_told_in_a_problem(url: str) -> None:
+    refused = ask("GET", f"{url}/v1/streams/STEM-1", None, **UPGRADE)
+    assert (refused.status, "/v1/stream/" in refused.json()["detail"]) == (404, True)
+    assert refused.headers["x-request-id"] == refused.json()["request_id"]
 
 
 def test_a_request_that_asks_for_no_upgrade_is_told_so(url: str) -> None:

@@ -55,6 +55,7 @@ NEW = {"ref": "graphene@3", "version": 3}
         ),
         pytest.param([LATE] * 3 + [{}] * 3, [("f2", "budget"), ("f5", "budget")], id="kept-again"),
         pytest.param([{}, {**NEW, "rollout": {"version": "new"}}, {}], [], id="canary"),
+        pytest.param([{}, {"members": [1], "session": None}, {}], [], id="members-of-the-caller"),
         pytest.param(
             [{}, {"members": [1], "session": {"repeated": ["f1"]}}, {}], [], id="answered-before"
         ),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,11 +13,13 @@ import tritonclient.http as triton
 import urllib3
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from manybeam.errors import InvalidInput
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.protocol.request import MOST_JSON
+from manybeam.serve.protocol.tensors import SentTensor
 from manybeam.serve.routes import api
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
@@ -369,3 +372,13 @@ def test_maps_too_large_for_json_are_refused_before_they_are_made() -> None:
     asked = read_request(text + wide.tobytes(), {LENGTH.lower(): str(len(text))})
     with pytest.raises(InvalidInput, match="binary_data"):
         asked.frames(10**7)
+
+
+def test_a_long_text_among_numbers_takes_no_memory() -> None:
+    values = ["x" * 5_000, *[1] * 99_999]  # as one type of numpy: 2 GB
+    tracemalloc.start()
+    with pytest.raises(InvalidInput, match="not only numbers"):
+        SentTensor("FRAME", "FP32", (100, 1000), values).as_bytes()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24

@@ -7,7 +7,17 @@ next versions need no new tables in a database that is in use.
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, LargeBinary, MetaData, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -281,7 +291,8 @@ class SessionRow(DatabaseTable):
     revision: Mapped[int] = mapped_column(server_default="1")
     started: Mapped[datetime]
     ended: Mapped[datetime | None]
-    stream: Mapped[int] = mapped_column(server_default="0")  # number of its newest stream
+    # The number of its newest stream.
+    stream: Mapped[int] = mapped_column(BigInteger, server_default="0")
 
 
 class SessionFrameRow(DatabaseTable):

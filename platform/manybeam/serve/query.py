@@ -195,6 +195,8 @@ PREDICT_NAMES = (
 )
 # What the outputs and the body of the Open Inference Protocol say, its query does not.
 PROTOCOL_NAMES = tuple(name for name in PREDICT_NAMES if name not in ("want", "filename"))
+# Of a frame of a stream: its instrument is in the path, and its name in its head.
+FRAME_NAMES = tuple(name for name in PREDICT_NAMES if name not in ("instrument", "frame_id"))
 SELECT_NAMES = (
     "pixel_size_pm",
     "trust_pixel_size",

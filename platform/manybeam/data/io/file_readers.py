@@ -357,10 +357,13 @@ class _Answer:
         return found
 
     def _wait(self) -> None:
-        while not self._poll.poll(LOOK_S * 1000):
-            self._check()
-            if time.monotonic() >= self._due_s:
+        is_there = False
+        while not is_there:
+            is_there = bool(self._poll.poll(LOOK_S * 1000))
+            if time.monotonic() >= self._due_s:  # also of one that sends little, or for ever
                 raise _OutOfTime
+            if not is_there:
+                self._check()
 
 
 def _raw(answer: _Answer, most_px: int) -> Raw | errors.ManybeamError:

@@ -240,16 +240,16 @@ class Sessions:
             assert found is not None  # noqa: S101 - it was just written
             return _as_session(found)
 
-    def number_stream(self, session_id: int) -> Session:
-        """Return a session with the number of a new stream, which is larger than those before.
+    def take_stream(self, session_id: int, number: int) -> Session:
+        """Return a session after it has a stream of this number; `stream` is the largest one.
 
         Raises:
             NotFound: there is no such session.
         """
         own = SessionRow.id == session_id
         with self._database.writing() as connection:
-            changed = update(SessionRow).where(own).values(stream=SessionRow.stream + 1)
-            connection.execute(changed)
+            is_newest = own & (SessionRow.stream < number)
+            connection.execute(update(SessionRow).where(is_newest).values(stream=number))
             row = connection.execute(select(SessionRow.__table__).where(own)).first()
         if row is None:
             raise NotFound(f"there is no session {session_id}")

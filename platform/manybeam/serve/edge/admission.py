@@ -178,6 +178,8 @@ async def read_body(
         raise late_body(len(body), announced, clock() - begun, is_due=is_due) from error
     except ClientDisconnect as error:
         raise CallerGone("the caller disconnected before the body was complete") from error
+    finally:
+        place.refused = lambda _: None  # the timer has ended; `place.check` tells it from now on
     _check_announced(len(body), announced, is_whole=True)
     return body
 

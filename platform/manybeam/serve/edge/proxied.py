@@ -7,6 +7,7 @@ request that ended two replicas is not begun in a third.
 import logging
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -120,6 +121,14 @@ class Arrivals:
         return min(one for _, one in self._lately)
 
 
+@dataclass
+class _Marked:
+    """The marks of a request, and how many tries of it are at work in this process."""
+
+    paths: list[Path]
+    count: int = 0
+
+
 class Marks:
     """Marks requests while a replica works on them; a mark stays only if the replica dies.
 
@@ -133,6 +142,8 @@ class Marks:
 
     def __init__(self, folder: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._monotonic = folder, monotonic
+        self._at_work: dict[str, _Marked] = {}
+        self._lock = threading.Lock()
         self._is_told, self._tidied_s = False, -math.inf
 
     def tidy(self) -> None:
@@ -147,7 +158,7 @@ class Marks:
 
     @contextmanager
     def marking(self, name: str) -> Iterator[None]:
-        """Mark a request as long as the block runs.
+        """Mark a request as long as the block runs; several tries in one process share a mark.
 
         Args:
             name: of the request, the same at each try.
@@ -157,14 +168,21 @@ class Marks:
         """
         if self._monotonic() > self._tidied_s + OLD_S:
             self.tidy()
-        paths = [self._folder / f"{name}.{one}" for one in range(TRIES)]
-        taken = self._take(paths)
+        with self._lock:
+            marked = self._at_work.get(name)
+            if marked is None:
+                paths = [self._folder / f"{name}.{one}" for one in range(TRIES)]
+                marked = _Marked(paths[: self._take(paths) + 1])
+                self._at_work[name] = marked
+            marked.count += 1
         try:
             yield
         finally:
-            with suppress(OSError):  # a disk that is gone takes no answer with it
-                for path in paths[: taken + 1]:
-                    path.unlink(missing_ok=True)
+            with self._lock:
+                marked.count -= 1
+                if not marked.count:
+                    del self._at_work[name]
+                    _remove(marked.paths)
 
     def _take(self, paths: list[Path]) -> int:
         """Make the first mark that is not there; return its number, -1 if none can be made."""
@@ -184,6 +202,12 @@ class Marks:
             "its frame may be the reason, so no other process tries",
             "report this request id, and keep the frame",
         )
+
+
+def _remove(paths: list[Path]) -> None:
+    with suppress(OSError):  # a disk that is gone takes no answer with it
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def _make_new(path: Path) -> None:

@@ -209,7 +209,7 @@ def _tensors(inputs: Sequence[_Input], rest: memoryview) -> dict[str, SentTensor
                 "the body is cut short, or a size is wrong",
             )
         place += count or 0
-        found[one.name] = SentTensor(one.name, one.datatype, one.shape, values)
+        found[one.name] = SentTensor(one.name, one.datatype, one.shape, values).as_bytes()
     if place != len(rest):
         raise MalformedRequest(
             f"{len(rest) - place} bytes of the body belong to no input",

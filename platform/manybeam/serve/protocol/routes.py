@@ -7,8 +7,9 @@ An ensemble is a model, and `auto` is one too. Answers come from `predict.Servic
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Request, Response
 
@@ -23,6 +24,7 @@ from manybeam.serve.protocol.description import SERVER, config, index, metadata,
 from manybeam.serve.protocol.request import JSON_LENGTH, read_request
 from manybeam.serve.query import PROTOCOL_NAMES
 
+T = TypeVar("T")
 Model = Annotated[str, Path(description="An ensemble such as graphene, or auto.")]
 Version = Annotated[str, Path(description="Number of a version.")]
 SHORT_JSON = 5  # digits of a length that the event loop itself reads, in about a millisecond
@@ -48,6 +50,10 @@ class ModelRoutes:
 
     def __init__(self, handler: RequestHandler, service: Service) -> None:
         self._handler, self._service = handler, service
+        # One each: lists of JSON take much memory, and networks much time to load.
+        self._reading, self._looking = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("json", "models")
+        )
 
     def add_to(self, app: FastAPI, needs: Any) -> None:
         """Add the URLs to an application.
@@ -126,7 +132,7 @@ class ModelRoutes:
 
         async def answer(model: str, request: Request, version: str) -> Response:
             async def described(_: Request) -> Response:
-                await asyncio.to_thread(self._check_there, ref_of(model, version))
+                await _in_thread(self._looking, self._check_there, ref_of(model, version))
                 return _json(describe(model))
 
             return await self._handler.answered("protocol", request, described, "predict")
@@ -148,7 +154,7 @@ class ModelRoutes:
             headers = dict(request.headers)
             read = partial(_asked, model, body, headers)
             is_short = len(headers.get(JSON_LENGTH.lower(), str(len(body)))) <= SHORT_JSON
-            return read() if is_short else await asyncio.to_thread(read)
+            return read() if is_short else await _in_thread(self._reading, read)
 
         async def inferred(request: Request) -> Response:
             return await self._handler.predict_asked(ref_of(model, version), request, ask)
@@ -164,6 +170,10 @@ class ModelRoutes:
             )
 
         return await self._handler.answered("protocol", request, refuse)
+
+
+async def _in_thread(pool: ThreadPoolExecutor, call: Callable[..., T], *parts: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, call, *parts)
 
 
 def _asked(model: str, body: bytearray, headers: Mapping[str, str]) -> Asked:

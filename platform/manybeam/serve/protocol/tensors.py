@@ -5,7 +5,7 @@ endian, in C order.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,13 +88,27 @@ class SentTensor:
             return np.require(found, requirements="A")
         return self._of_numbers(dtype)
 
+    def as_bytes(self) -> "SentTensor":
+        """Return the tensor with its values as bytes: lists of numbers take twenty times the room.
+
+        Raises:
+            ManybeamError: as `array` raises.
+        """
+        if isinstance(self.values, memoryview):
+            return self
+        return replace(self, values=memoryview(self.array().tobytes()))
+
     def _of_numbers(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         try:
-            found = np.array(self.values)
-        except (ValueError, OverflowError) as error:
+            # As objects: as one type, all texts would take the room of the longest.
+            objects = np.array(self.values, object)
+        except ValueError as error:
             raise self._odd("lists of unequal length, or too deep") from error
+        if not {*map(type, objects.ravel())} <= {bool, int, float}:
+            raise self._odd("not only numbers, or lists of unequal length, or too deep")
+        found = np.array(objects.tolist())
         if found.size and found.dtype.kind not in "biuf":
-            raise self._odd("not only numbers")
+            raise self._odd("numbers that are too large")
         self._check_count(found.size, math.prod(self.shape), "values")
         if found.ndim != 1 and found.shape != self.shape:
             raise self._odd(f"in lists of shape {_short(found.shape)}")

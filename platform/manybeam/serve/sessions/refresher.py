@@ -322,15 +322,17 @@ class SessionRefresher:
         self._take(stored)
         return "recorded"
 
-    def number_stream(self, live: LiveSession) -> Session:
-        """Return a session with the number of a new stream; older streams end when they read it.
+    def take_stream(self, live: LiveSession, number: int) -> int:
+        """Return the largest number of the streams of a session, this one among them.
+
+        Older streams end when they read it.
 
         Raises:
-            DatabaseUnreachable: it has none.
+            DatabaseUnreachable: it is not known.
         """
-        stored = self._sessions().number_stream(live.stored.id)
+        stored = self._sessions().take_stream(live.stored.id, number)
         self._take(stored)
-        return stored
+        return stored.stream
 
     def note(self, frame: AnsweredFrame) -> None:
         """Record an answered frame soon."""

@@ -56,13 +56,14 @@ class StreamEvents:
     def after(self, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the events of a frame, as JSON data.
 
-        A frame that was answered before, and one that a canary takes, are no news of the session.
+        A frame that was answered before, one that a canary takes, and one for which the caller
+        named the members, are no news of the session.
 
         Args:
             meta: the facts of its answer.
         """
-        session, rollout = meta.get("session") or {}, meta.get("rollout") or {}
-        if session.get("repeated") or rollout.get("version") == "new":
+        session, rollout = meta.get("session"), meta.get("rollout") or {}
+        if not session or session["repeated"] or rollout.get("version") == "new":
             return []
         found = [*self._answerers(meta), *self._drifted(meta), *self._within(meta, session)]
         return [{"type": "event", "frame_id": meta["frame_id"], **one} for one in found]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from manybeam.errors import MalformedRequest
 
@@ -38,6 +38,13 @@ class FrameMessage(BaseModel):
     shape: list[int] = Field(default_factory=list, max_length=8)
     accept: str = Field("", max_length=200)
     query: dict[str, Value] = Field(default_factory=dict, max_length=32)
+
+    @field_validator("query")
+    @classmethod
+    def _of_the_frame(cls, query: dict[str, Value]) -> dict[str, Value]:
+        if said := {"instrument", "frame_id"} & set(query):
+            raise ValueError(f"{sorted(said)} of the query: the path and the head say them")
+        return query
 
 
 class BeatMessage(BaseModel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +13,7 @@ from manybeam.errors import (
     Busy,
     InvalidInput,
     ManybeamError,
+    NotFound,
     UpgradeRequired,
     http_status,
 )
@@ -20,12 +22,11 @@ from manybeam.serve.edge.guard import checked_id
 from manybeam.serve.edge.handler import RequestHandler
 from manybeam.serve.edge.proxied import proxied_request
 from manybeam.serve.metrics import Meter
-from manybeam.serve.query import PREDICT_NAMES, is_label, read_query
+from manybeam.serve.query import FRAME_NAMES, is_label, read_query
 from manybeam.serve.sessions.answering import SessionAnswers
 from manybeam.serve.sessions.refresher import LiveSession, no_session
 from manybeam.serve.stream.stream import (
     FrameStream,
-    StreamNumber,
     StreamRequest,
     taken_over,
 )
@@ -36,7 +37,6 @@ PATH = "/v1/stream/{instrument}"
 STREAMS = 256  # of one replica
 NUMBER_S = 2.0  # for the database to number a new stream; without it, streams are not told apart
 ORDERS = ("all", "newest")
-_OF_FRAMES = ("instrument", "frame_id")  # of the path and of each head
 
 
 class StreamRoutes:
@@ -51,6 +51,7 @@ class StreamRoutes:
     def __init__(self, handler: RequestHandler, sessions: SessionAnswers, meter: Meter) -> None:
         self._handler, self._sessions, self._meter = handler, sessions, meter
         self._streams: dict[str, FrameStream] = {}
+        self._last_number = 0
         self._numbering = ThreadPoolExecutor(2, thread_name_prefix="streams")
 
     def add_to(self, app: FastAPI) -> None:
@@ -59,6 +60,11 @@ class StreamRoutes:
         @app.websocket(PATH)
         async def stream(socket: WebSocket, instrument: str) -> None:
             await self._opened(socket, instrument)
+
+        @app.websocket("/{path:path}")
+        async def nothing(socket: WebSocket) -> None:
+            path = socket.scope["path"][:200]
+            await self._refuse(socket, NotFound(f"no stream {path!r}", f"there is: {PATH}"), 0.0)
 
         @app.get(PATH, include_in_schema=False)
         async def no_stream(request: Request) -> Response:
@@ -77,35 +83,29 @@ class StreamRoutes:
         """Return the session of an instrument; None if it has none."""
         return self._sessions.refresher.of(instrument)
 
-    async def new_number(self, instrument: str) -> StreamNumber:
-        """Return the number of a new stream, which ends the older ones.
+    async def largest(self, live: LiveSession, number: int) -> int:
+        """Return the largest number of the streams of a session, this one among them.
 
-        Without the database it is that of the stream before, and both go on.
-
-        Raises:
-            NotFound: the instrument has no session.
+        Without the database it is this one; what is written too late does no harm, because the
+        number is known before.
         """
-        live = self.session(instrument)
-        if live is None:
-            raise no_session(instrument)
-        number = self._sessions.refresher.number_stream
-        asking = asyncio.wrap_future(self._numbering.submit(number, live))
+        take = self._sessions.refresher.take_stream
+        asking = asyncio.wrap_future(self._numbering.submit(take, live, number))
         try:
-            stored = await asyncio.wait_for(asking, NUMBER_S)
+            return await asyncio.wait_for(asking, NUMBER_S)
         except (TimeoutError, ManybeamError) as error:
-            logger.info("a stream of %s has no number of its own: %r", instrument, error)
-            stored = live.stored
-        return StreamNumber(stored.id, stored.stream)
+            instrument = live.stored.instrument
+            logger.info("other replicas do not know of a stream of %s: %r", instrument, error)
+            return number
 
     async def _opened(self, socket: WebSocket, instrument: str) -> None:
         """Serve a stream, or refuse it by an HTTP answer."""
+        begun_s = time.monotonic()
         try:
             request = await self._checked(socket, instrument)
-            number = await self.new_number(instrument)
+            number = await self._new_number(instrument)
         except ManybeamError as error:
-            self._meter.request("open-stream", http_status(error), 0.0)
-            response = self._handler.problem(error, checked_id(socket.headers))
-            await socket.send_denial_response(response)
+            await self._refuse(socket, error, time.monotonic() - begun_s)
             return
         stream = FrameStream(socket, request, number, self, self._handler, self._meter)
         self._take(instrument, stream)
@@ -117,10 +117,37 @@ class StreamRoutes:
                 del self._streams[instrument]
             self._meter.streams(len(self._streams))
 
+    async def _refuse(self, socket: WebSocket, error: ManybeamError, seconds: float) -> None:
+        """Answer by HTTP, because there is no stream."""
+        self._meter.request("open-stream", http_status(error), seconds)
+        request_id = checked_id(socket.headers)
+        response = self._handler.problem(error, request_id)
+        if self._handler.limits.names_requests:
+            response.headers["x-request-id"] = request_id
+        await socket.send_denial_response(response)
+
+    async def _new_number(self, instrument: str) -> int:
+        """Return the number of a new stream: the time, so that it needs no database.
+
+        Raises:
+            NotFound: the instrument has no session.
+            Busy: too many streams are open here.
+        """
+        live = self.session(instrument)
+        if live is None:
+            raise no_session(instrument)
+        number = max(time.time_ns() // 1_000_000, self._last_number + 1)
+        while (largest := await self.largest(live, number)) > number:
+            number = largest + 1  # the clock of another host is ahead
+        if len(self._streams) >= STREAMS and instrument not in self._streams:
+            raise Busy(f"{STREAMS} streams are open here", "that is the limit", "open it later")
+        self._last_number = max(number, self._last_number)
+        return number
+
     def _take(self, instrument: str, stream: FrameStream) -> None:
         """Let the newest stream of an instrument be its only one; that may be another one."""
         other = self._streams.get(instrument)
-        if other is not None and other.number.number > stream.number.number:
+        if other is not None and other.number > stream.number:
             stream.end(taken_over(instrument))
             return
         if other is not None:
@@ -141,12 +168,7 @@ class StreamRoutes:
         order = pairs.pop("order", "")
         if order not in ("", *ORDERS):
             raise InvalidInput(f"order={order[:40]!r}", f"allowed: {', '.join(ORDERS)}", "")
-        names = [name for name in PREDICT_NAMES if name not in _OF_FRAMES]
-        read_query(list(pairs.items()), names)
-        if self.session(instrument) is None:
-            raise no_session(instrument)
-        if len(self._streams) >= STREAMS and instrument not in self._streams:
-            raise Busy(f"{STREAMS} streams are open here", "that is the limit", "open it later")
+        read_query(list(pairs.items()), FRAME_NAMES)
         marking_of = proxied_request(socket.scope).marking_of
         return StreamRequest(instrument, pairs, order, ask, marking_of)
 

@@ -75,22 +75,14 @@ class StreamRequest:
     marking_of: Callable[[str], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True)
-class StreamNumber:
-    """The number of a stream within its session; that of the newest one is the largest."""
-
-    session_id: int
-    number: int
-
-
 class StreamSessions(Protocol):
     """What a stream asks of the sessions (`stream.routes.StreamRoutes`)."""
 
     def session(self, instrument: str) -> LiveSession | None:
         """Return the session of an instrument; None if it has none."""
 
-    async def new_number(self, instrument: str) -> StreamNumber:
-        """Return the number of a new stream, which ends the older ones."""
+    async def largest(self, live: LiveSession, number: int) -> int:
+        """Return the largest number of the streams of a session, this one among them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +99,7 @@ class FrameStream:
     Args:
         socket: the connection, not accepted yet.
         request: what its client asked for.
-        number: of the stream.
+        number: of the stream; newer ones of the instrument have larger ones.
         sessions: the sessions of the replica.
         handler: answers frames.
         meter: counts.
@@ -117,7 +109,7 @@ class FrameStream:
         self,
         socket: WebSocket,
         request: StreamRequest,
-        number: StreamNumber,
+        number: int,
         sessions: StreamSessions,
         handler: RequestHandler,
         meter: Meter,
@@ -126,6 +118,8 @@ class FrameStream:
         self._sessions, self._handler, self._meter = sessions, handler, meter
         self._answers: set[asyncio.Task[Response]] = set()  # under way
         self._unsent: asyncio.Queue[_Unsent] = asyncio.Queue()
+        self._unanswered = 0  # frames of which the answer was not sent, or not all of it
+        self._session_id = 0
         self._events, self._sending = StreamEvents(), asyncio.Lock()
         self._told_s = time.monotonic()  # when the client was sent something last
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -137,6 +131,8 @@ class FrameStream:
 
     async def run(self) -> None:
         """Serve the stream until one side ends it."""
+        live = self._sessions.session(self._request.instrument)
+        self._session_id = live.stored.id if live else 0
         await self._socket.accept()
         why: BaseException = NoCapacity("this process of the service ends", "", "open it again")
         tasks = [asyncio.ensure_future(one) for one in (self._read(), self._send(), self._look())]
@@ -153,6 +149,8 @@ class FrameStream:
         while True:
             message = await self._received(frame)
             text = message.get("text")
+            if text is None and not message["bytes"]:
+                continue
             if text is None:
                 if frame is None:
                     raise MalformedRequest("a part of a body without a head", "", _ORDER)
@@ -167,17 +165,24 @@ class FrameStream:
                 frame = None
 
     async def _send(self) -> None:
-        await self._tell(messages.welcome(__version__, self.number.session_id))
+        await self._tell(messages.welcome(__version__, self._session_id))
         while True:
             unsent = await self._unsent.get()
             response = await unsent.answer
-            for event in self._events.after(unsent.frame.meta) if unsent.frame.meta else ():
-                self._meter.stream_event(event["kind"])
-                await self._tell(event)
+            if response.status_code == 200:  # else nobody knows when it was answered
+                await self._tell_events(unsent.frame)
             body = memoryview(response.body)
             headers, frame_id = response.headers, unsent.frame.frame_id
             head = messages.answer_head(frame_id, response.status_code, headers, len(body))
             await self._tell(head, body)
+            self._unanswered -= 1
+            del unsent, response, body  # else a silent stream would keep its last answer
+
+    async def _tell_events(self, frame: StreamedFrame) -> None:
+        """Tell what changed with a frame."""
+        for event in self._events.after(frame.meta) if frame.meta else ():
+            self._meter.stream_event(event["kind"])
+            await self._tell(event)
 
     async def _look(self) -> None:
         while True:
@@ -185,12 +190,15 @@ class FrameStream:
             live = self._sessions.session(self._request.instrument)
             if live is None:
                 raise no_session(self._request.instrument)
-            own, now = self.number, live.stored
-            if now.id != own.session_id:  # it ended, and another one began
-                self.number = await self._sessions.new_number(self._request.instrument)
-            elif now.stream > own.number:
+            largest = live.stored.stream
+            if live.stored.id != self._session_id:  # it ended, and another one began
+                self._session_id = live.stored.id
+                largest = await self._sessions.largest(live, self.number)
+            if largest > self.number:
                 raise taken_over(self._request.instrument)
-            if time.monotonic() > self._told_s + messages.BEAT_S:
+            await self._request.caller()
+            # A large answer that is being sent says enough, and its end may be far.
+            if not self._sending.locked() and time.monotonic() > self._told_s + messages.BEAT_S:
                 await self._tell(messages.beat())
 
     # -- reading ----------------------------------------------------------------------------------
@@ -219,11 +227,12 @@ class FrameStream:
         asked = self._request
         own = {"instrument": asked.instrument, "frame_id": head.frame_id}
         query = {**asked.query, **head.query, **own}
-        name = f"{self.number.session_id}/{asked.instrument}/{head.frame_id}"
+        name = f"{self._session_id}/{asked.instrument}/{head.frame_id}"
         mark = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
         caller = await asked.caller()
         frame = StreamedFrame(head, query, caller, lambda: asked.marking_of(mark))
-        is_above = len(self._answers) >= messages.IN_FLIGHT
+        is_above = self._unanswered >= messages.IN_FLIGHT
+        self._unanswered += 1
         answer = asyncio.ensure_future(
             self._above(frame) if is_above else self._handler.stream_frame(frame, asked.order)
         )

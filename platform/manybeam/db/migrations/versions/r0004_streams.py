@@ -9,7 +9,8 @@ revision, down_revision = "0004", "0003"
 def upgrade() -> None:
     """Bring the tables up."""
     op.add_column(
-        "instrument_sessions", sa.Column("stream", sa.Integer(), nullable=False, server_default="0")
+        "instrument_sessions",
+        sa.Column("stream", sa.BigInteger(), nullable=False, server_default="0"),
     )
 
 
