@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Iterator
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from manybeam_client.frame import FrameRequest
     from manybeam_client.network.place import Place
     from manybeam_client.spool import Spool, SpoolSender
+    from manybeam_client.stream.window import Window
 
 logger = logging.getLogger("manybeam_client")
 
@@ -56,6 +58,7 @@ class Link:
         self.spool: Spool | None = None
         self._sender: SpoolSender | None = None
         self._lock, self._live, self.is_closed = threading.Lock(), 0, False
+        self.streams: weakref.WeakSet[Window] = weakref.WeakSet()
 
     def spool_to(self, folder: Path, limit_mb: float) -> None:
         """Keep frames in a folder while the service is away."""
@@ -107,6 +110,8 @@ class Link:
     def close(self) -> None:
         """End all threads and connections; frames that wait in the spool stay there."""
         self.is_closed = True
+        for window in list(self.streams):
+            window.close()
         if self._sender is not None:
             self._sender.close()
         self.outage.close()

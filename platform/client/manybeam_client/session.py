@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
+from manybeam_client.asking import PATIENCE_S
 from manybeam_client.frame import FrameRequest, checked_frame, checked_label, raw_body
 from manybeam_client.link import Link
 from manybeam_client.network.place import find_place
@@ -182,7 +183,7 @@ class Session:
             self._stream_request,
             is_latest=policy == "latest",
             in_flight=in_flight,
-            deadline_ms=self._deadline_ms,
+            deadline_ms=self._deadline_ms or PATIENCE_S * 1000,
             on_event=on_event,
             transport=transport,
         )

@@ -31,7 +31,10 @@ OFF_S = 30.0  # without spooling after a write that failed
 REST_S = 0.05  # at least, between two frames of the spool
 LONGEST_REST_S = 30.0  # if the service cannot take them
 # The service may answer these frames later; all other problems will be the same next time.
-_LATER = ("offline", "connection", "tls", "deadline", "busy", "unavailable", "not-allowed")
+_LATER = (
+    "offline", "connection", "tls", "deadline", "busy", "unavailable", "not-allowed", "unreadable",
+    "failed",
+)  # fmt: skip
 
 
 class Spool:
@@ -79,7 +82,11 @@ class Spool:
         for entry in self._entries():
             try:
                 return entry, _read(entry)
-            except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            except FileNotFoundError:  # another process of this folder was faster
+                continue
+            except OSError as error:  # a network drive; the next look may read it
+                logger.warning("%s of the spool is tried again: %s", entry.stem, error)
+            except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
                 self.set_aside(entry, f"the frame cannot be read: {error}")
         return None
 

@@ -35,7 +35,7 @@ STATE = "manybeam-watch.json"
 NPY = "application/x-npy"
 ANY = "application/octet-stream"
 # The file stays as it is, so the answer will be the same next time.
-_FINAL = ("refused", "conflict", "unreadable", "failed")
+_FINAL = ("refused", "conflict")
 _UNITS = {"y": "y_px", "x": "x_px"}
 
 

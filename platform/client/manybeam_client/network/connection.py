@@ -126,6 +126,10 @@ class Connection:
             return Reply(response.status, response.headers, _whole(response, due_s))
         except urllib3.exceptions.HTTPError as error:
             raise not_reached(error, self.place) from error
+        except (OSError, ValueError) as error:  # the file of `ca` has gone; a proxy that is no URL
+            what = "no connection can be prepared"
+            problem = Problem("connection", what, _words(error), is_away=True)
+            raise NotReached(problem, may_repeat=False) from error
 
     def _pool(self) -> urllib3.PoolManager:
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ class Place:
     """
 
     url: str
-    token: str = ""
+    token: str = field(default="", repr=False)
     ca: str = ""
 
     @property
@@ -86,6 +86,8 @@ def find_place(url: str | None = None, token: str | None = None, ca: Any = None)
     token = (environment.get("MANYBEAM_TOKEN", "") if token is None else token).strip()
     ca = str(ca or environment.get("MANYBEAM_CA") or "")
     _check_url(url)
+    scheme, _, rest = url.partition("://")
+    url = scheme.lower() + "://" + rest
     if not all("!" <= letter <= "~" for letter in token):
         raise ValueError("token: it has characters that no token has; copy it again")
     if ca:
@@ -99,9 +101,10 @@ def _check_url(url: str) -> None:
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_good = False
-    if not is_good or parts.query or parts.fragment or parts.username:
+    if not is_good or parts.query or parts.fragment or "@" in parts.netloc:
+        shown = url[:120] if "@" not in url else "(one with a password)"
         raise ValueError(
-            f"url: {url[:120]!r} is not the URL of a service; give one such as "
+            f"url: {shown!r} is not the URL of a service; give one such as "
             "https://manybeam.lab or http://127.0.0.1:8100"
         )
 

@@ -6,6 +6,10 @@ import queue
 import threading
 from typing import TYPE_CHECKING
 
+from manybeam_client.answer import Answer
+from manybeam_client.errors import Problem
+from manybeam_client.network.outage import left_s
+
 if TYPE_CHECKING:
     from manybeam_client.link import Link
     from manybeam_client.stream.window import Ticket, Window
@@ -48,6 +52,26 @@ class PipelinedTransport:
             if ticket is None:
                 return
             if not self._window.is_closed:
-                answer = self._link.answer(ticket.request, ticket.begun_s, self._deadline_ms)
-                self._window.settle(ticket, answer)
+                self._window.settle(ticket, self._answer(ticket))
             del ticket  # its frame is large, and the next one may be long in coming
+
+    def _answer(self, ticket: Ticket) -> Answer:
+        request = ticket.request
+        try:
+            found = self._link.answer(request, ticket.begun_s, self._deadline_ms)
+            while self._may_wait(ticket, found):
+                found = self._link.answer(request, ticket.begun_s, self._deadline_ms)
+            return found
+        except Exception as error:  # noqa: BLE001 - a frame without an answer stops the loop for ever
+            problem = Problem("failed", "this client failed", f"{type(error).__name__}: {error}")
+            return Answer(request.frame_id, error=problem, took_ms=ticket.took_ms)
+
+    def _may_wait(self, ticket: Ticket, found: Answer) -> bool:
+        """With `all`, wait for the service as long as the frame has time; return whether to ask."""
+        if self._window.is_latest or found.error is None or not found.error.is_away:
+            return False
+        due_s = ticket.begun_s + (self._deadline_ms or 0) / 1000
+        while not (self._window.is_closed or self._link.is_closed) and left_s(due_s):
+            if self._link.outage.wait_until_back(min(left_s(due_s), 0.5)):
+                return True
+        return False

@@ -59,7 +59,7 @@ class SocketTransport:
         self._instead: PipelinedTransport | None = None
         self._end: Problem | None = None  # what frames are told after the stream
         self._refusal: Problem | None = None  # what they are told while it is refused
-        self._lock, self._is_closed = threading.Lock(), False
+        self._lock, self._has_ended = threading.Lock(), False
         self._waiting: deque[Ticket] = deque()
         self._sent: deque[Ticket] = deque()
         self._later: list[tuple[float, Ticket]] = []
@@ -86,9 +86,14 @@ class SocketTransport:
         else:
             self._rouse()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody reads the answers."""
+        return self._has_ended or self._window.is_closed
+
     def close(self) -> None:
         """End the connection and the thread."""
-        self._is_closed = True
+        self._has_ended = True
         self._rouse()
         self._thread.join(CLOSING_S)
         if self._instead is not None:
@@ -104,7 +109,7 @@ class SocketTransport:
     def _run(self) -> None:
         attempt = 0
         try:
-            while not self._is_closed:
+            while not self.is_closed:
                 before = self._connections
                 try:
                     self._connect_and_serve()
@@ -115,6 +120,8 @@ class SocketTransport:
                     self._pause(jitter_s(attempt, 0.1, 0.5))
         except NoWebSocket as error:
             self._give_over(str(error))
+        except Exception as error:  # noqa: BLE001 - frames must not hang on a fault of this thread
+            self._give_over(f"{type(error).__name__}: {str(error)[:160]}")
         finally:
             self._finish()
 
@@ -130,7 +137,7 @@ class SocketTransport:
 
     def _goes_on(self, error: WireEnded) -> bool:
         """Return whether to connect again, after what the end of a connection asks for."""
-        if self._is_closed:
+        if self.is_closed:
             return False
         logger.info("the stream ended: %s (%d)", error.why, error.code)
         self._take_back()
@@ -170,8 +177,9 @@ class SocketTransport:
         why = "the stream cannot be connected"
         cause = Problem("connection", why, error.why, is_away=True)
         self._link.outage.begin(cause, frame_count=0)
-        while self._link.outage.is_open and not self._is_closed:
-            for ticket in self._drain():
+        while self._link.outage.is_open and not self.is_closed:
+            # With `all` a frame waits for the service as long as it has time.
+            for ticket in self._drain() if self._window.is_latest else ():
                 if ticket.answer is None:
                     self._link.stats.count("offline")
                     self._settle(ticket, self._link.outage.offline())
@@ -182,7 +190,7 @@ class SocketTransport:
     def _pause(self, pause_s: float) -> None:
         """Wait; frames are refused meanwhile if the service refuses the stream."""
         end_s = time.monotonic() + pause_s
-        while not self._is_closed and time.monotonic() < end_s:
+        while not self.is_closed and time.monotonic() < end_s:
             if self._refusal is not None:
                 self._refuse_all(self._refusal)
             self._hear(min(max(end_s - time.monotonic(), 0.001), 0.05))
@@ -197,7 +205,7 @@ class SocketTransport:
 
     # -- over one connection ----------------------------------------------------------------
     def _serve(self, wire: Wire) -> None:
-        while not self._is_closed:
+        while not self.is_closed:
             while len(self._sent) < wire.in_flight:
                 ticket = self._next()
                 if ticket is None:
@@ -314,6 +322,8 @@ class SocketTransport:
 
     def _give_over(self, why: str) -> None:
         """Hand all frames to HTTP, now and from now on."""
+        if self.is_closed:
+            return
         logger.warning("the stream uses HTTP, because no WebSocket can be had: %s", why)
         self._take_back()
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
@@ -43,12 +44,18 @@ def answers_of(
     """
     is_socket = _is_socket(link, transport)
 
-    def hand(ticket: Ticket) -> None:
-        sender.hand(ticket)
+    def taken() -> Iterator[Answer]:
+        # Nothing runs before the first answer is asked for: a loop that never begins has no end.
+        def hand(ticket: Ticket) -> None:
+            sender.hand(ticket)
 
-    window = Window(hand, in_flight, link.stats, is_latest=is_latest)
-    sender = _transport(link, window, in_flight, deadline_ms, is_socket=is_socket)
-    return _Answers(link, window, sender, _Source(frames, request_of, window), on_event).taken()
+        window = Window(hand, in_flight, link.stats, is_latest=is_latest)
+        link.streams.add(window)
+        sender = _transport(link, window, in_flight, deadline_ms, is_socket=is_socket)
+        source = _Source(frames, request_of, window)
+        yield from _Answers(link, window, sender, source, on_event).taken()
+
+    return taken()
 
 
 def _is_socket(link: Link, transport: str) -> bool:
@@ -108,9 +115,11 @@ class _Answers:
                 if found.answer.error is not None and found.answer.error.kind == "taken-over":
                     return
         finally:
-            self._window.close()
-            self._sender.close()
-            self._source.join()
+            # When Python ends, other threads stand still, maybe with a lock in their hands.
+            if not sys.is_finalizing():
+                self._window.close()
+                self._sender.close()
+                self._source.join()
 
     def _overdue(self, ticket: Ticket) -> None:
         answer = overdue(ticket, is_away=self._link.outage.is_open)

@@ -60,7 +60,7 @@ class Window:
         self, hand: Callable[[Ticket], None], in_flight: int, stats: Stats, *, is_latest: bool
     ) -> None:
         self._hand, self._in_flight, self._stats = hand, in_flight, stats
-        self._is_latest, self._changed = is_latest, threading.Condition()
+        self.is_latest, self._changed = is_latest, threading.Condition()
         self._waiting: Ticket | None = None
         self._handed: deque[Ticket] = deque()
         self._events: deque[Event] = deque()
@@ -71,7 +71,7 @@ class Window:
     def wait_for_room(self) -> bool:
         """Wait until the source may be read; return False if nobody reads on."""
         with self._changed:
-            while not (self.is_closed or self._is_latest or len(self._handed) < self._in_flight):
+            while not (self.is_closed or self.is_latest or len(self._handed) < self._in_flight):
                 self._changed.wait()
             return not self.is_closed
 
@@ -119,6 +119,8 @@ class Window:
         """
         while True:
             with self._changed:
+                if self.is_closed:  # by the end of the session
+                    return None
                 if self._events:
                     return self._events.popleft()
                 head = self._handed[0] if self._handed else None

@@ -189,11 +189,12 @@ class Wire:
             }
         headers = {"User-Agent": USER_AGENT, **place.headers()}
         try:
-            return websocket.create_connection(
+            made: Any = websocket.create_connection(
                 place.websocket_url(self._path),
                 timeout=CONNECT_S,
                 header=["{}: {}".format(*one) for one in headers.items()],
                 sslopt={"context": place.context()} if place.is_tls else {},
+                redirect_limit=0,  # the token is for this service only
                 suppress_origin=True,  # an Origin is what pages of other sites have
                 enable_multithread=False,
                 skip_utf8_validation=True,
@@ -210,6 +211,10 @@ class Wire:
             raise _ended(error) from error
         except websocket.WebSocketException as error:
             raise NoWebSocket(str(error)) from error
+        if made.getstatus() != 101:  # older versions take a redirect for a connection
+            made.shutdown()
+            raise NoWebSocket(f"the service sends elsewhere ({made.getstatus()})")
+        return made
 
     def _read_welcome(self) -> None:
         try:
