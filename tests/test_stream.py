@@ -575,6 +575,5 @@ def test_a_token_opens_the_stream_of_its_instrument_until_it_is_revoked(
             assert client.heard()["status"] == 200
             tokens.revoke(known["STEM-1"][1].id)
             cache.read()
-            client.frame("f1", npy(FRAMES[1]))
             assert client.end()[0] == 4401
     cache.close()
