@@ -301,10 +301,10 @@ def test_a_websocket_is_tried_again_while_http_is_used(
         def source() -> Iterator[Any]:
             yield frame
             until(lambda: double.connections)
-            yield from [frame] * 3
+            while not double.received:  # one more may go over HTTP
+                yield frame
 
-        answers = [bool(one) for one in streamed(session, source())]
-    assert answers[1:] == [True] * 3
+        assert any(streamed(session, source()))  # this double answers no POST
 
 
 def test_a_stream_that_is_closed_while_it_connects_leaves_no_thread(
