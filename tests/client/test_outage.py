@@ -3,17 +3,26 @@
 import http.server
 import json
 import logging
+import socket
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from manybeam_client import Session
+from manybeam_client.errors import Problem
+from manybeam_client.network.outage import FIRST_S, Outage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
@@ -39,17 +48,122 @@ def test_while_the_network_is_cut_frames_return_at_once_and_the_gap_is_logged(
     assert gap.began < gap.ended
 
 
-def test_a_network_that_swallows_frames_costs_two_deadlines(
+def test_a_network_that_swallows_frames_costs_few_deadlines(
     wire: Any, frame: Any, until: Callable[..., None]
 ) -> None:
     with Session(wire.url, ensemble="graphene", pixel_size_pm=16) as session:
         assert session.predict(frame)
         wire.is_silent = True
-        errors = [session.predict(frame, deadline_ms=100).error for _ in range(5)]
-        assert [one.kind for one in errors] == ["deadline"] * 2 + ["offline"] * 3
+        assert session.predict(frame, deadline_ms=100).error.kind == "deadline"
+        until(lambda: session.is_offline)  # the question of one frame is enough
+        errors = [session.predict(frame, deadline_ms=100).error for _ in range(3)]
+        assert [one.kind for one in errors] == ["offline"] * 3
         wire.is_silent = False
         until(lambda: not session.is_offline)
         assert session.predict(frame)
+
+
+@contextmanager
+def odd(post: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Serve a health that is good, and to each POST what a test says."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                if self.request.recv(65536).startswith(b"GET"):
+                    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 16\r\n\r\n"
+                    self.request.sendall(head + b'{"status": "ok"}')
+                else:
+                    post(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", ["connection", "deadline"])
+def test_a_service_that_is_only_slow_or_resets_frames_is_not_away(
+    frame: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_end = threading.Event()
+
+    def post(_: socket.socket) -> None:
+        if kind == "deadline":
+            may_end.wait(30)
+
+    with odd(post) as url, Session(url, deadline_ms=60) as session:
+        errors = [session.predict(frame).error for _ in range(8)]
+        may_end.set()
+    assert {one.kind for one in errors if one} <= {kind, "deadline"}
+    assert session.stats.offline == session.stats.reconnections == 0
+    assert not caplog.records
+
+
+def test_an_outage_that_comes_again_at_once_has_to_wait_and_is_not_announced(
+    until: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    backs: list[float] = []
+    outage = Outage(lambda _: None, lambda: None, lambda: backs.append(time.monotonic()))
+    cause = Problem("connection", "of the test", is_away=True)
+    for count in range(3):
+        until(lambda count=count: outage.begin(cause) or len(backs) > count)
+    outage.close()
+    assert [one.message.split(":")[0] for one in caplog.records] == [
+        "the service went away",
+        "the service is back",
+    ]
+    assert backs[2] - backs[1] > FIRST_S
+
+
+def test_a_server_that_never_ends_its_reply_holds_no_threads(
+    frame: Any, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manybeam_client.network.bounded.LATE_S", 0.0)
+    may_end = threading.Event()
+
+    def trickle(way: socket.socket) -> None:
+        way.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        while not may_end.wait(0.01):
+            way.sendall(b"a")
+
+    with odd(trickle) as url, Session(url) as session:
+        kinds = [session.predict(frame, deadline_ms=50).error.kind for _ in range(40)]
+        assert set(kinds) == {"deadline"}
+        waiting = [one for one in threading.enumerate() if one.name == "manybeam-request"]
+        assert len(waiting) < 10
+        may_end.set()
+
+
+def certificate() -> bytes:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")])
+    built = x509.CertificateBuilder().issuer_name(name).subject_name(name)
+    built = built.public_key(key.public_key()).serial_number(x509.random_serial_number())
+    built = built.not_valid_before(now).not_valid_after(now + timedelta(days=2))
+    return built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+def test_an_authority_that_has_gone_and_an_odd_proxy_are_told(
+    frame: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(certificate())
+    gone = Session("HTTPS://127.0.0.1:9", instrument="STEM-1", ca=ca, deadline_ms=300)
+    ca.unlink()
+    monkeypatch.setenv("http_proxy", "http://proxy:port")
+    odd_one = Session("HTTP://localhost:9", instrument="STEM-1", deadline_ms=300)
+    for session in (gone, odd_one):
+        answers = [session.predict(frame)]
+        answers += session.stream([frame] * 2, policy="all", transport=transport)
+        session.close()
+        assert [bool(one) for one in answers] == [False] * 3
 
 
 def test_a_connection_that_was_reset_is_made_anew_for_the_same_frame(wire: Any, frame: Any) -> None:

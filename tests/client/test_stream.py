@@ -1,5 +1,7 @@
 """Streams of frames to the real service, by both transports: policies, cuts, bad frames."""
 
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -118,19 +120,41 @@ def test_memory_of_the_source_may_be_used_again(
 
 
 def test_the_loop_goes_on_through_a_cut(wire: Any, frame: Any, until: Callable[..., None]) -> None:
+    answers: list[bool] = []
+
+    def slow(count: int) -> Iterator[Any]:
+        for end in range(len(answers) + 1, len(answers) + count + 1):
+            yield frame
+            until(lambda end=end: len(answers) == end)
+
     with Session(wire.url, instrument=uuid.uuid4().hex, pixel_size_pm=16) as session:
 
         def source() -> Iterator[Any]:
-            yield from named(frame, 3)
-            until(lambda: session.stats.answered == 3)
+            yield from slow(3)
             wire.cut()
-            yield from [frame] * 20
+            yield from slow(20)
             wire.mend()
             until(lambda: not session.is_offline)
-            yield from [frame] * 3
+            yield from slow(3)
 
-        answers = list(session.stream(source(), policy="all", transport="http"))
-    assert [bool(one) for one in answers] == [True] * 3 + [False] * 20 + [True] * 3
+        answers.extend(map(bool, session.stream(source(), policy="latest", transport="http")))
+    assert answers == [True] * 3 + [False] * 20 + [True] * 3
+
+
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+def test_all_frames_are_answered_once_through_a_cut(wire: Any, frame: Any, transport: str) -> None:
+    with Session(wire.url, instrument=uuid.uuid4().hex, pixel_size_pm=16) as session:
+
+        def source() -> Iterator[Any]:
+            for number, named_one in enumerate(named(frame, 30)):
+                if number == 10:
+                    wire.cut()
+                    threading.Timer(1.0, wire.mend).start()
+                yield named_one
+
+        answers = list(session.stream(source(), policy="all", transport=transport))
+    assert [one.frame_id for one in answers if one] == [f"f{number}" for number in range(30)]
+    assert len(answers) == 30
 
 
 def test_reconnections_lose_no_frame_and_record_none_twice(
@@ -193,6 +217,89 @@ def test_a_closed_stream_ends_its_threads_and_its_source(
         assert next(answers)
         answers.close()
         assert is_closed.wait(10)
+
+
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+def test_a_stream_that_nobody_begins_starts_no_thread(
+    session: Session, frame: Any, transport: str
+) -> None:
+    before = threading.active_count()
+    answers = session.stream([frame], transport=transport)
+    assert threading.active_count() <= before
+    session.close()
+    del answers
+
+
+def test_the_end_of_a_session_ends_a_stream_that_is_suspended(
+    session: Session, stream: Streaming, frame: Any, no_threads_left: Callable[[], Any]
+) -> None:
+    is_closed = threading.Event()
+
+    def source() -> Iterator[Any]:
+        try:
+            while True:
+                yield frame
+        finally:
+            is_closed.set()
+
+    with no_threads_left():
+        answers = stream(source(), policy="all")
+        assert next(answers)
+        session.close()
+        assert is_closed.wait(10)
+    assert list(answers) == []
+
+
+def test_an_interpreter_ends_with_a_suspended_stream(url: str) -> None:
+    program = (
+        "import itertools, sys, numpy as np\n"
+        "from manybeam_client import Session\n"
+        "session = Session(sys.argv[1], instrument='exit-' + sys.argv[2], pixel_size_pm=16)\n"
+        "session.__enter__()\n"
+        "frames = itertools.repeat(np.random.default_rng(0).random((48, 56)))\n"
+        "answers = session.stream(frames, transport=sys.argv[2].split('-')[0])\n"
+        "print(bool(next(answers)), bool(next(answers)))\n"
+    )
+    kinds = [f"{transport}-{number}" for transport in ("http", "websocket") for number in range(2)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", program, url, kind], stdout=subprocess.PIPE)
+        for kind in kinds
+    ]
+    said = [one.communicate(timeout=25)[0].split() for one in started]
+    assert said == [[b"True", b"True"]] * 4
+    assert [one.returncode for one in started] == [0] * 4
+
+
+class Camera:
+    """Is its own iterator; a frame whose values cannot be had stands for one that must fail."""
+
+    def __init__(self, frames: list[Any]) -> None:
+        self._frames, self.is_closed = iter(frames), False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._frames)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class OnAnotherDevice:
+    def __array__(self, *_: object, **__: object) -> Any:
+        raise RuntimeError("copy it first")
+
+
+def test_a_camera_is_not_closed_and_a_frame_that_cannot_be_read_keeps_its_name(
+    session: Session, stream: Streaming, frame: Any
+) -> None:
+    camera = Camera([frame, (OnAnotherDevice(), {"frame_id": "mine"}), OnAnotherDevice(), frame])
+    answers = list(stream(camera, policy="all"))
+    assert [bool(one) for one in answers] == [True, False, False, True]
+    assert answers[1].frame_id == "mine"
+    assert "copy it first" in str(answers[2].error)
+    assert not camera.is_closed
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import io
 import json
 import logging
 import socket
+import sys
 import threading
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +46,7 @@ class Double:
         cut_after: ends each connection without a word after so many answers.
         before_answer: is called before each answer; may send or close.
         refusals: HTTP statuses with which the next connections are refused.
+        elsewhere: where refusals send to.
     """
 
     def __init__(self) -> None:
@@ -56,6 +59,7 @@ class Double:
         self.status: Callable[[str], dict[str, Any]] = lambda _: {"status": 200}
         self.refusals: list[tuple[int, str]] = []
         self.upgrades: list[str] = []
+        self.elsewhere = ""
 
     def refuse(self, connection: ServerConnection, request: Request) -> Response | None:
         self.upgrades.append(request.path)
@@ -67,7 +71,10 @@ class Double:
             return None
         status, kind = self.refusals.pop(0)
         said = {"type": f"urn:manybeam:{kind}", "detail": f"{kind} of the test"}
-        return connection.respond(status, json.dumps(said))
+        response = connection.respond(status, json.dumps(said))
+        if self.elsewhere:
+            response.headers["Location"] = self.elsewhere
+        return response
 
     def talk(self, connection: ServerConnection) -> None:
         self.connections += 1
@@ -233,6 +240,99 @@ def test_a_service_that_starts_anew_is_found_again(
     assert (double.connections, session.stats.reconnections) == (2, 1)
 
 
+def test_events_do_not_overtake_answers_that_nobody_has_taken_yet(
+    session: Session, double: Double, frame: Any, until: Callable[..., None]
+) -> None:
+    def tell(connection: ServerConnection, frame_id: str) -> None:
+        if frame_id == "f3":
+            connection.send('{"type": "event", "kind": "drifted", "frame_id": "f3"}')
+
+    double.before_answer = tell
+    seen: list[str] = []
+    answers = session.stream(
+        named(frame, 5),
+        policy="all",
+        transport="websocket",
+        in_flight=5,
+        on_event=lambda event: seen.append(event.kind),
+    )
+    for answer in answers:
+        seen.append(answer.frame_id)
+        until(lambda: session.stats.answered == 5)
+    assert seen == ["f0", "f1", "f2", "drifted", "f3", "f4"]
+
+
+def test_a_redirect_does_not_get_the_token(double: Double, frame: Any) -> None:
+    other = Double()
+    double.refusals = [(307, "moved")]
+    with served(other) as elsewhere, served(double) as url:
+        double.elsewhere = elsewhere.replace("http", "ws") + "/v1/stream/STEM-1"
+        with Session(url, instrument="STEM-1", token="secret", deadline_ms=300) as session:
+            (answer,) = session.stream([frame], policy="all", transport="websocket")
+    assert not answer
+    assert [path for path in double.upgrades if path.startswith("/v1/stream/")]
+    assert other.upgrades == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_refusals_that_pass_do_not_end_the_websocket(
+    session: Session,
+    double: Double,
+    frame: Any,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("manybeam_client.stream.socket.jitter_s", lambda *_: 0.001)
+    monkeypatch.setattr("manybeam_client.stream.socket.GRACE_S", 0.2)
+    monkeypatch.setattr("manybeam_client.stream.socket.MOST_HEALTHY", 1)
+    double.refusals = [(status, "no-capacity")] * 150  # for longer than that
+    assert all(streamed(session, named(frame, 3)))
+    assert not [one.message for one in caplog.records if "uses HTTP" in one.message]
+
+
+def test_a_websocket_is_tried_again_while_http_is_used(
+    double: Double, frame: Any, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manybeam_client.stream.socket.AGAIN_S", 0.05)
+    double.refusals = [(426, "upgrade")] * 3
+    with served(double) as url, Session(url, instrument="STEM-1", deadline_ms=1500) as session:
+
+        def source() -> Iterator[Any]:
+            yield frame
+            until(lambda: double.connections)
+            while not double.received:  # one more may go over HTTP
+                yield frame
+
+        assert any(streamed(session, source()))  # this double answers no POST
+
+
+def test_a_stream_that_is_closed_while_it_connects_leaves_no_thread(
+    frame: Any, monkeypatch: pytest.MonkeyPatch, no_threads_left: Callable[[], Any]
+) -> None:
+    monkeypatch.setattr("manybeam_client.stream.socket.CLOSING_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server, no_threads_left():
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        session = Session(url, instrument="STEM-1", deadline_ms=50)
+        answers = session.stream([frame] * 9, policy="all", transport="websocket")
+        assert not next(answers)
+        answers.close()
+        with server.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 501 no\r\nContent-Length: 0\r\n\r\n")
+            session.close()
+
+
+def test_another_package_of_that_name_is_no_websocket(
+    frame: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "websocket", types.ModuleType("websocket"))
+    session = Session("http://127.0.0.1:9", instrument="STEM-1")
+    with pytest.raises(ImportError, match="websocket-client"):
+        session.stream([frame], transport="websocket")
+    session.close()
+
+
 def test_a_stream_taken_over_in_the_middle_of_an_answer_does_not_come_back(
     session: Session, double: Double, frame: Any
 ) -> None:
@@ -355,13 +455,19 @@ def test_a_source_is_answered_offline_while_the_service_is_away(
 ) -> None:
     caplog.set_level(logging.INFO, "manybeam_client")
     with served(double) as url:
-        session = Session(url, instrument="STEM-1")
-        answers = session.stream([frame] * 10**6, policy="all", transport="websocket")
+        session, pace = Session(url, instrument="STEM-1"), threading.Event()
+
+        def camera() -> Iterator[Any]:
+            while True:
+                yield frame
+                pace.wait(0.001)
+
+        answers = session.stream(camera(), policy="latest", transport="websocket")
         assert next(answers)
     # The window lets at most two frames wait for the connection; then all are answered at once.
-    lost = [one for one, _ in zip(answers, range(1000), strict=False) if not one]
+    lost = [one for one, _ in zip(answers, range(300), strict=False) if not one]
     assert {one.error.kind for one in lost} == {"offline"}
-    assert session.stats.offline >= 990
+    assert session.stats.offline >= 290
     with served(double, int(url.rsplit(":", 1)[1])):
         back_s = time.monotonic()
         until(lambda: bool(next(answers)))
@@ -373,13 +479,11 @@ def test_a_source_is_answered_offline_while_the_service_is_away(
 
 @pytest.mark.parametrize("refusal", [(404, "no path"), (426, "upgrade"), (501, "none")])
 def test_a_refused_upgrade_is_no_reason_to_lose_frames(
-    session: Session,
-    double: Double,
-    frame: Any,
-    refusal: tuple[int, str],
-    caplog: pytest.LogCaptureFixture,
+    double: Double, frame: Any, refusal: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     double.refusals = [refusal]
-    answers = streamed(session, named(frame, 3))
-    assert [one.frame_id for one in answers] == ids(3)  # this double answers no POST
+    # This double answers no POST, so each frame waits until its deadline.
+    with served(double) as url, Session(url, instrument="STEM-1", deadline_ms=300) as session:
+        answers = streamed(session, named(frame, 3))
+    assert [one.frame_id for one in answers] == ids(3)
     assert [one.message for one in caplog.records if "uses HTTP" in one.message]

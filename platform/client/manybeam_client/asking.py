@@ -73,8 +73,7 @@ class Asker:
             except NotReached as error:
                 problem, pause_s = error.problem, jitter_s(attempt)
                 if error.is_silent:
-                    is_away = self._outage.note_silence(problem)
-                    return replace(problem, is_away=is_away)
+                    return replace(problem, is_away=self._outage.doubt(problem))
                 if not error.may_repeat:
                     break
             else:
@@ -89,7 +88,7 @@ class Asker:
                 break
             time.sleep(pause_s)
         if problem.is_away or problem.kind == "tls":
-            self._outage.begin(problem)
+            self._outage.doubt(problem)
         return problem
 
     def _sent(self, request: FrameRequest, due_s: float) -> Reply:

@@ -61,7 +61,8 @@ class FrameRequest:
 
     def head(self, deadline_ms: int | None) -> str:
         """Return the head of the frame in a stream, as JSON."""
-        query = dict(self.query)
+        # The path of the stream says the instrument; a head that says it too is refused.
+        query = {name: value for name, value in self.query.items() if name != "instrument"}
         if deadline_ms is not None:
             query["deadline_ms"] = str(deadline_ms)
         said = {

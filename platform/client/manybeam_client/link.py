@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 
 from manybeam_client.answer import Answer
 from manybeam_client.asking import Asker
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from manybeam_client.frame import FrameRequest
     from manybeam_client.network.place import Place
     from manybeam_client.spool import Spool, SpoolSender
-    from manybeam_client.stream.window import Window
 
 logger = logging.getLogger("manybeam_client")
 
@@ -49,7 +48,7 @@ class Link:
         size: int = 8,
     ) -> None:
         self.place, self.stats = place, Stats()
-        self.connection = Connection(place, self.stats, size)
+        self.connection = Connection(place, self._note_late, size)
         self.outage = Outage(self.health, self.connection.forget, self._came_back)
         self._asker = Asker(self.connection, self.outage, self.stats)
         self.session = None
@@ -58,7 +57,7 @@ class Link:
         self.spool: Spool | None = None
         self._sender: SpoolSender | None = None
         self._lock, self._live, self.is_closed = threading.Lock(), 0, False
-        self.streams: weakref.WeakSet[Window] = weakref.WeakSet()
+        self.streams: weakref.WeakSet[Any] = weakref.WeakSet()  # what ends with the session
 
     def spool_to(self, folder: Path, limit_mb: float) -> None:
         """Keep frames in a folder while the service is away."""
@@ -75,7 +74,7 @@ class Link:
         if problem is None:
             return
         if problem.is_away or problem.kind == "tls":
-            self.outage.begin(problem, frame_count=0)
+            self.outage.doubt(problem, frame_count=0)
         else:
             logger.warning("the session of %s is not ready: %s", self.session.instrument, problem)
 
@@ -110,8 +109,8 @@ class Link:
     def close(self) -> None:
         """End all threads and connections; frames that wait in the spool stay there."""
         self.is_closed = True
-        for window in list(self.streams):
-            window.close()
+        for stream in list(self.streams):
+            stream.close()
         if self._sender is not None:
             self._sender.close()
         self.outage.close()
@@ -132,6 +131,10 @@ class Link:
         if reply.status == 200 and healthy(reply.data) is not None:
             return None
         return problem_of(reply.status, reply.headers, reply.data)
+
+    def _note_late(self) -> None:
+        self.stats.count("late")
+        self.outage.note_reply()
 
     def _came_back(self) -> None:
         self.stats.count("reconnections")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from manybeam_client.errors import Problem
-from manybeam_client.network.bounded import BoundedCalls, TimeIsUp
+from manybeam_client.network.bounded import BoundedCalls, TimeIsUp, may_be_cut
 from manybeam_client.version import USER_AGENT
 
 if TYPE_CHECKING:
     import urllib3
 
     from manybeam_client.network.place import Place
-    from manybeam_client.stats import Stats
 
 PIECE = 2**20  # bytes that are read of a reply at once
 LEAST_S = 0.001
@@ -49,12 +48,12 @@ class Connection:
 
     Args:
         place: where to.
-        stats: counts replies that come too late.
+        when_late: is called for an answer that comes too late.
         size: connections that stay open.
     """
 
-    def __init__(self, place: Place, stats: Stats, size: int = 8) -> None:
-        self.place, self._stats, self._size = place, stats, size
+    def __init__(self, place: Place, when_late: Callable[[], None], size: int = 8) -> None:
+        self.place, self._when_late, self._size = place, when_late, size
         self._calls, self._lock = BoundedCalls(), threading.Lock()
         self._made: Any = None
 
@@ -104,7 +103,7 @@ class Connection:
 
     def _note_late(self, reply: Reply) -> None:
         if reply.status == 200:
-            self._stats.count("late")
+            self._when_late()
 
     def _exchange(
         self, method: str, path: str, due_s: float, body: Any, headers: Mapping[str, str]
@@ -140,18 +139,19 @@ class Connection:
 
 
 def _new_pool(place: Place, size: int) -> urllib3.PoolManager:
-    import urllib3
     from urllib3.util import make_headers, parse_url
+
+    from manybeam_client.network.pools import CutManager, CutProxyManager
 
     options: dict[str, Any] = {"maxsize": size, "retries": False}
     if place.is_tls:
         options["ssl_context"] = place.context()
     proxy = place.proxy
     if not proxy:
-        return urllib3.PoolManager(**options)
+        return CutManager(**options)
     auth = parse_url(proxy).auth
     headers = make_headers(proxy_basic_auth=auth) if auth else None
-    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+    return CutProxyManager(proxy, proxy_headers=headers, **options)
 
 
 def _whole(response: Any, due_s: float) -> bytes:
@@ -170,6 +170,7 @@ def _whole(response: Any, due_s: float) -> bytes:
         response.close()
         raise
     finally:
+        may_be_cut(None)  # the next call may have the connection at once
         response.release_conn()
 
 

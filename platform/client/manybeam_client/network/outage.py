@@ -6,6 +6,7 @@ While it is away no frame waits for it: a scan goes on at its own pace.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -18,8 +19,10 @@ logger = logging.getLogger("manybeam_client")
 
 FIRST_S, LONGEST_S = 0.25, 1.0  # between two questions
 PATIENCE_S = 5.0  # for one; the next ones are asked beside it
+DOUBT_S = 1.0  # for the question whether the service is away at all
 MOST_AT_ONCE = 6
-SILENT = 2  # frames in a row without any reply: then the service counts as away
+SOON_S = 5.0  # an outage that follows the last one sooner has to wait, and is not announced
+LONGEST_HOLD_S = 2.0
 
 
 class Outage:
@@ -43,7 +46,9 @@ class Outage:
         self._back.set()
         self._cause: Problem | None = None
         self._begun = datetime.now(timezone.utc)
-        self._frames = self._silent = self._asking = 0
+        self._frames = self._asking = self._doubtful = self._soon_again = 0
+        self._is_in_doubt = False
+        self._heard_s = self._ended_s = -math.inf
 
     @property
     def is_open(self) -> bool:
@@ -69,15 +74,44 @@ class Outage:
         )
 
     def note_reply(self) -> None:
-        """Take note of any reply of the service."""
-        self._silent = 0
+        """Take note of any reply of the service, also of one that came too late."""
+        self._heard_s = time.monotonic()
 
-    def note_silence(self, problem: Problem) -> bool:
-        """Take note of a frame without a reply; return whether the service counts as away now."""
-        self._silent += 1
-        if self._silent >= SILENT:
-            self.begin(problem)
-        return self.is_open
+    def doubt(self, cause: Problem, frame_count: int = 1) -> bool:
+        """Ask beside whether the service is away, because frames have no reply.
+
+        A service that is only slow, or refuses only frames, is not away.
+
+        Args:
+            cause: why there is no reply.
+            frame_count: frames that have none because of it.
+
+        Returns:
+            whether it counts as away already.
+        """
+        with self._lock:
+            if self.is_open:
+                self._frames += frame_count
+                return True
+            self._doubtful += frame_count
+            if self._is_in_doubt or self._ended.is_set():
+                return False
+            self._is_in_doubt = True
+        threading.Thread(
+            target=self._settle, args=(cause,), name="manybeam-outage", daemon=True
+        ).start()
+        return False
+
+    def _settle(self, cause: Problem) -> None:
+        """Ask once; begin an outage if nothing at all is heard."""
+        asked_s, is_away = time.monotonic(), False
+        try:
+            is_away = self._ask(DOUBT_S) is not None and self._heard_s < asked_s
+        finally:
+            with self._lock:
+                frame_count, self._doubtful, self._is_in_doubt = self._doubtful, 0, False
+        if is_away:
+            self.begin(cause, frame_count)
 
     def begin(self, cause: Problem, frame_count: int = 1) -> None:
         """Take the service as away from now on, and ask until it is back.
@@ -92,12 +126,32 @@ class Outage:
             if self.is_open:
                 self._frames += frame_count
                 return
+            if not self._may_begin():
+                return
             self._cause, self._begun = cause, datetime.now(timezone.utc)
-            self._silent, self._frames = 0, frame_count
+            self._frames = frame_count
             self._back.clear()
-        logger.warning("the service went away: %s", cause)
+        logger.log(self._level, "the service went away: %s", cause)
         self._when_begun()
         threading.Thread(target=self._watch, name="manybeam-outage", daemon=True).start()
+
+    def _may_begin(self) -> bool:
+        """Return whether the last outage is long enough ago; each that is not has to wait longer.
+
+        What goes away and comes back all the time would fill the log, and reset every connection.
+        """
+        since_s = time.monotonic() - self._ended_s
+        if since_s >= SOON_S:
+            self._soon_again = 0
+            return True
+        if since_s < min(FIRST_S * 2**self._soon_again, LONGEST_HOLD_S):
+            return False
+        self._soon_again += 1
+        return True
+
+    @property
+    def _level(self) -> int:
+        return logging.DEBUG if self._soon_again else logging.WARNING
 
     def close(self) -> None:
         """Ask no longer."""
@@ -130,9 +184,10 @@ class Outage:
             if not self.is_open or self._ended.is_set():
                 return
             begun, frames, back = self._begun, self._frames, datetime.now(timezone.utc)
-            self._frames = 0
+            self._frames, self._ended_s = 0, time.monotonic()
             self._back.set()
-        logger.warning(
+        logger.log(
+            self._level,
             "the service is back: away from %s to %s UTC (%.1f s), %d frames not answered",
             begun.strftime("%Y-%m-%d %H:%M:%S"),
             back.strftime("%H:%M:%S"),

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from manybeam_client.answer import Answer, read_answer
 from manybeam_client.errors import Problem, problem_of
-from manybeam_client.network.outage import SILENT, jitter_s
+from manybeam_client.network.outage import jitter_s
 from manybeam_client.stream.event import Event
-from manybeam_client.stream.wire import NoWebSocket, Wire, WireEnded
+from manybeam_client.stream.wire import PASSING, NoWebSocket, Wire, WireEnded
 
 if TYPE_CHECKING:
     from manybeam_client.link import Link
@@ -30,8 +30,10 @@ logger = logging.getLogger("manybeam_client")
 GRACE_S = 2.0  # without a connection; then frames no longer wait for one
 REFUSED_S = 1.0  # between two tries after the service refused the stream
 WAIT_S = 0.25  # at most, for a message
+SILENT = 2  # frames without any sign: then the connection is dead
 MOST_SENT = 4  # of one frame, if the service asks for it again or ends the stream because of it
 MOST_HEALTHY = 3  # failures to connect while the service answers HTTP
+AGAIN_S = 60.0  # over HTTP, until a WebSocket is tried again
 MOST_MISSING = 2  # refusals because there is no session, although it was started
 CLOSING_S = 2.0
 TAKEN_OVER, SESSION_ENDED, TOKEN_REVOKED, UNREADABLE = 4409, 4404, 4401, 4400
@@ -44,7 +46,7 @@ class SocketTransport:
         link: to the service; it has a session of an instrument.
         window: where answers go.
         deadline_ms: for each frame [ms].
-        fall_back: makes the transport that is used if no WebSocket can be had.
+        fall_back: makes the transport that is used while no WebSocket can be had.
     """
 
     def __init__(
@@ -93,11 +95,11 @@ class SocketTransport:
 
     def close(self) -> None:
         """End the connection and the thread."""
-        self._has_ended = True
+        with self._lock:
+            self._has_ended = True
         self._rouse()
         self._thread.join(CLOSING_S)
-        if self._instead is not None:
-            self._instead.close()
+        self._use_http(None)
 
     def _rouse(self) -> None:
         try:
@@ -107,23 +109,31 @@ class SocketTransport:
 
     # -- from connection to connection ------------------------------------------------------
     def _run(self) -> None:
-        attempt = 0
         try:
-            while not self.is_closed:
-                before = self._connections
+            while not self.is_closed and self._end is None:
                 try:
-                    self._connect_and_serve()
-                except WireEnded as error:
-                    attempt = 0 if self._connections > before else attempt + 1
-                    if not self._goes_on(error):
-                        return
-                    self._pause(jitter_s(attempt, 0.1, 0.5))
-        except NoWebSocket as error:
-            self._give_over(str(error))
+                    self._come_back_always()
+                except NoWebSocket as error:
+                    self._give_over(str(error))
+                    self._pause(AGAIN_S)
         except Exception as error:  # noqa: BLE001 - frames must not hang on a fault of this thread
             self._give_over(f"{type(error).__name__}: {str(error)[:160]}")
         finally:
             self._finish()
+
+    def _come_back_always(self) -> None:
+        attempt = 0
+        while not self.is_closed:
+            before = self._connections
+            try:
+                self._connect_and_serve()
+            except WireEnded as error:
+                if self._instead is not None:  # HTTP goes on meanwhile
+                    raise NoWebSocket(error.why) from error
+                attempt = 0 if self._connections > before else attempt + 1
+                if not self._goes_on(error):
+                    return
+                self._pause(jitter_s(attempt, 0.1, 0.5))
 
     def _connect_and_serve(self) -> None:
         assert self._link.session is not None  # noqa: S101 - see `link` above
@@ -131,6 +141,7 @@ class SocketTransport:
             if self._connections:
                 self._link.stats.count("reconnections")
             self._connections += 1
+            self._use_http(None)
             self._refusal = self._away_s = None
             self._healthy = self._missing = 0
             self._serve(wire)
@@ -170,7 +181,7 @@ class SocketTransport:
         if now_s - self._away_s < GRACE_S and not is_known:
             return
         if not is_known and self._link.health(GRACE_S) is None:
-            self._healthy += 1  # it may have come back just now
+            self._healthy += error.code not in PASSING  # it may have come back just now
             if self._healthy >= MOST_HEALTHY:
                 raise NoWebSocket(error.why)
             return
@@ -193,7 +204,7 @@ class SocketTransport:
         while not self.is_closed and time.monotonic() < end_s:
             if self._refusal is not None:
                 self._refuse_all(self._refusal)
-            self._hear(min(max(end_s - time.monotonic(), 0.001), 0.05))
+            self._hear(min(max(end_s - time.monotonic(), 0.001), WAIT_S))
 
     def _hear(self, wait_s: float = 0.0) -> None:
         """Take the bytes that were sent to wake this thread; wait for one if there is none."""
@@ -321,12 +332,14 @@ class SocketTransport:
                     self._waiting.append(ticket)
 
     def _give_over(self, why: str) -> None:
-        """Hand all frames to HTTP, now and from now on."""
-        if self.is_closed:
+        """Hand all frames to HTTP, now and until a WebSocket can be had."""
+        if self._instead is not None:
             return
-        logger.warning("the stream uses HTTP, because no WebSocket can be had: %s", why)
         self._take_back()
         with self._lock:
+            if self.is_closed:  # nobody would end the threads
+                return
+            logger.warning("the stream uses HTTP, because no WebSocket can be had: %s", why)
             self._instead = self._fall_back()
             waiting = [*(ticket for _, ticket in self._later), *self._waiting]
             self._later.clear()
@@ -335,6 +348,13 @@ class SocketTransport:
                 ticket.due_s = math.inf
                 self._link.add_live(-1)
                 self._instead.hand(ticket)
+
+    def _use_http(self, instead: PipelinedTransport | None) -> None:
+        """Set what sends frames instead of a WebSocket; what did so ends with its last frame."""
+        with self._lock:
+            before, self._instead = self._instead, instead
+        if before is not None:
+            before.close()
 
     def _finish(self) -> None:
         """Leave nothing open, and no frame without an answer."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Generator, Iterator
 
 from manybeam_client.answer import Answer
 from manybeam_client.errors import Problem
@@ -50,10 +49,11 @@ def answers_of(
             sender.hand(ticket)
 
         window = Window(hand, in_flight, link.stats, is_latest=is_latest)
-        link.streams.add(window)
-        sender = _transport(link, window, in_flight, deadline_ms, is_socket=is_socket)
-        source = _Source(frames, request_of, window)
-        yield from _Answers(link, window, sender, source, on_event).taken()
+        is_open = is_socket and not link.is_closed
+        sender = _transport(link, window, in_flight, deadline_ms, is_socket=is_open)
+        answers = _Answers(link, window, sender, _Source(frames, request_of, window), on_event)
+        link.streams.add(answers)
+        yield from answers.taken()
 
     return taken()
 
@@ -61,7 +61,7 @@ def answers_of(
 def _is_socket(link: Link, transport: str) -> bool:
     if transport == "http" or link.session is None:
         return False
-    has_extra = importlib.util.find_spec("websocket") is not None
+    has_extra = _has_websocket()
     if transport == "websocket" and not has_extra:
         raise ImportError(
             "a WebSocket needs the package websocket-client; "
@@ -70,6 +70,14 @@ def _is_socket(link: Link, transport: str) -> bool:
     if not has_extra:
         logger.info("the stream uses HTTP: pip install 'manybeam-client[stream]' for a WebSocket")
     return has_extra
+
+
+def _has_websocket() -> bool:
+    try:
+        import websocket
+    except ImportError:
+        return False
+    return hasattr(websocket, "create_connection")  # another package has the same name
 
 
 def _transport(
@@ -117,9 +125,13 @@ class _Answers:
         finally:
             # When Python ends, other threads stand still, maybe with a lock in their hands.
             if not sys.is_finalizing():
-                self._window.close()
-                self._sender.close()
+                self.close()
                 self._source.join()
+
+    def close(self) -> None:
+        """End the threads, also if nobody asks for the next answer."""
+        self._window.close()
+        self._sender.close()
 
     def _overdue(self, ticket: Ticket) -> None:
         answer = overdue(ticket, is_away=self._link.outage.is_open)
@@ -156,15 +168,17 @@ class _Source:
         except BaseException as error:  # noqa: BLE001 - it is raised again for who reads
             self._window.end(error)
         finally:
-            if hasattr(self._frames, "close"):
+            if isinstance(self._frames, Generator):  # a camera that is its own iterator goes on
                 self._frames.close()
 
     def _ticket(self, item: Any) -> Ticket:
         """Return the ticket of a frame; what is no frame has its answer at once."""
         try:
             return Ticket(self._request_of(item))
-        except (TypeError, ValueError) as error:
-            ticket = Ticket(FrameRequest("", "", b""))
-            problem = Problem("refused", "this is no frame", str(error))
-            ticket.answer = Answer(error=problem)
+        except Exception as error:  # noqa: BLE001 - what is no frame may raise anything when read
+            facts = item[1] if isinstance(item, tuple) and len(item) == 2 else {}
+            name = str(facts.get("frame_id") or "") if isinstance(facts, dict) else ""
+            ticket = Ticket(FrameRequest("", name, b""))
+            why = str(error) or type(error).__name__
+            ticket.answer = Answer(name, error=Problem("refused", "this is no frame", why))
             return ticket

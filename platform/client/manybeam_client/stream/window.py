@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections import deque
+from itertools import takewhile
 from typing import TYPE_CHECKING, Callable
 
 from manybeam_client.answer import Answer
@@ -31,6 +32,7 @@ class Ticket:
         due_s: until when its answer is waited for; infinity if the transport cares for that.
         answer: its answer, when it is settled.
         sent_count: how often it was sent.
+        events: what the service said after its answer and before the next one.
     """
 
     def __init__(self, request: FrameRequest) -> None:
@@ -38,6 +40,7 @@ class Ticket:
         self.begun_s, self.due_s = time.monotonic(), math.inf
         self.answer: Answer | None = None
         self.sent_count = 0
+        self.events: list[Event] = []
 
     @property
     def took_ms(self) -> float:
@@ -102,9 +105,10 @@ class Window:
             return True
 
     def tell(self, event: Event) -> None:
-        """Pass on an event."""
+        """Pass on an event, after the answers that came before it."""
         with self._changed:
-            self._events.append(event)
+            before = list(takewhile(lambda one: one.answer is not None, self._handed))
+            (before[-1].events if before else self._events).append(event)
             self._changed.notify_all()
 
     # -- for the reader ---------------------------------------------------------------------
@@ -126,6 +130,7 @@ class Window:
                 head = self._handed[0] if self._handed else None
                 if head is not None and head.answer is not None:
                     self._handed.popleft()
+                    self._events.extend(head.events)
                     self._refill()
                     self._changed.notify_all()
                     return head

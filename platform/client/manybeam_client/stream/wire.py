@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import ssl
 import struct
@@ -210,19 +211,14 @@ class Wire:
         ) as error:
             raise _ended(error) from error
         except websocket.WebSocketException as error:
-            raise NoWebSocket(str(error)) from error
+            raise _not_made(error) from error
         if made.getstatus() != 101:  # older versions take a redirect for a connection
             made.shutdown()
             raise NoWebSocket(f"the service sends elsewhere ({made.getstatus()})")
         return made
 
     def _read_welcome(self) -> None:
-        try:
-            found = self.receive()
-        except WireEnded as error:
-            if isinstance(error.__cause__, websocket.WebSocketTimeoutException):
-                raise NoWebSocket("no welcome came over the WebSocket") from error
-            raise
+        found = self.receive()
         head = found[0] if found else {}
         if head.get("type") != "welcome":
             raise NoWebSocket("what answers the WebSocket is no Manybeam")
@@ -280,6 +276,16 @@ def _closed(head: Mapping[str, Any]) -> WireEnded:
 
 def _ended(error: Exception) -> WireEnded:
     return WireEnded(f"{type(error).__name__}: {str(error)[:160]}")
+
+
+def _not_made(error: Exception) -> Exception:
+    """Return what it means that no connection can be prepared: a proxy may only be busy."""
+    status = re.search(r"status: (\d{3})", str(error))
+    if isinstance(error, websocket.WebSocketProxyException) and status:
+        code = int(status.group(1))
+        if code in PASSING:
+            return WireEnded(str(error), code)
+    return NoWebSocket(str(error))
 
 
 def _refused(error: Any) -> Exception:
