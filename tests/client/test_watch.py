@@ -111,6 +111,19 @@ def test_a_result_that_cannot_be_written_is_tried_again(
     assert table.is_file()
 
 
+def test_a_file_that_grows_and_a_result_that_cannot_be_written_are_missed(
+    url: str, watching: Watching, frame: Any, tmp_path: Path
+) -> None:
+    watch = watching(url)
+    np.save(tmp_path / "a.npy", frame)
+    watch.look()
+    assert watch.missed_count == 1
+    (tmp_path / "out" / "a.npy.atoms.csv").mkdir()
+    assert (watch.look(), watch.missed_count) == ([], 1)
+    (tmp_path / "out" / "a.npy.atoms.csv").rmdir()
+    assert (len(watch.look()), watch.missed_count) == (1, 0)
+
+
 def test_files_wait_while_the_service_is_away(
     wire: Any, watching: Watching, frame: Any, tmp_path: Path, until: Callable[..., None]
 ) -> None:
