@@ -28,6 +28,7 @@ from manybeam.serve.predict import Service
 from manybeam.serve.routes import ReplicaLimits, api
 from manybeam_client import Session, check
 from manybeam_client.checking import Report
+from manybeam_client.network.place import find_place
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
@@ -288,3 +289,47 @@ def test_the_command_prints_the_steps_and_ends_with_a_code(url: str) -> None:
     assert "fail tcp" in bad.stdout
     assert (good.stderr, bad.stderr) == ("", "")
     assert (command().returncode, command("look").returncode) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        pytest.param("http://me:secret@proxy.lab:port", id="odd-port"),
+        pytest.param("socks5h://me:secret@proxy.lab:1080", id="socks"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    report = check("http://manybeam.lab")
+    assert (report.steps[-1].name, report.exit_code) == ("settings", 3)
+    with pytest.raises(ValueError, match=r"^proxy: '?.*proxy\.lab") as error:
+        Session("http://manybeam.lab")
+    assert "secret" not in last(report) + str(error.value)
+
+
+def test_an_exception_of_the_proxy_may_name_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.lab:8080")
+    monkeypatch.setenv("NO_PROXY", "lab:8443")
+    assert find_place("http://lab:8443").proxy == ""
+    assert find_place("http://lab:8444").proxy == "http://proxy.lab:8080"
+
+
+def test_a_label_that_no_name_has_is_a_step() -> None:
+    report = check(f"http://{'a' * 70}.lab")
+    assert (report.steps[-1].name, report.exit_code) == ("name", 3)
+
+
+def test_what_nobody_thought_of_is_a_step_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: 1 / 0)
+    report = check("http://manybeam.lab")
+    assert (report.steps[-1].name, report.exit_code) == ("name", 3)
+    assert "ZeroDivisionError" in last(report)
+
+
+def test_secrets_are_shown_nowhere() -> None:
+    assert "secret" not in repr(find_place("http://manybeam.lab", "secret"))
+    with pytest.raises(ValueError, match="with a password") as error:
+        find_place("http://me:secret@manybeam.lab")
+    assert "secret" not in str(error.value)

@@ -71,4 +71,6 @@ def test_the_script_of_gms_marks_the_atoms_of_the_front_image(run: Run, tmp_path
     *marks, told = run("digitalmicrograph.py").splitlines()
     assert told.startswith(f"{len(marks)} atoms")
     assert all(line.startswith("marked ") for line in marks)
+    (tmp_path / "DigitalMicrograph.py").write_text(GMS.replace('0.016, "nm"', '1.6, "nm"'))
+    assert " atoms" in run("digitalmicrograph.py")  # out of range, so no pixel size is sent
     assert run("digitalmicrograph.py", at="http://127.0.0.1:9").startswith("dialog: no answer")

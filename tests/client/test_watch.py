@@ -1,10 +1,13 @@
 """`manybeam-watch`: files of a folder in, tables of atoms out, against the real service."""
 
 import csv
+import http.server
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,19 @@ def test_a_result_that_cannot_be_written_is_tried_again(
     assert table.is_file()
 
 
+def test_a_file_that_grows_and_a_result_that_cannot_be_written_are_missed(
+    url: str, watching: Watching, frame: Any, tmp_path: Path
+) -> None:
+    watch = watching(url)
+    np.save(tmp_path / "a.npy", frame)
+    watch.look()
+    assert watch.missed_count == 1
+    (tmp_path / "out" / "a.npy.atoms.csv").mkdir()
+    assert (watch.look(), watch.missed_count) == ([], 1)
+    (tmp_path / "out" / "a.npy.atoms.csv").rmdir()
+    assert (len(watch.look()), watch.missed_count) == (1, 0)
+
+
 def test_files_wait_while_the_service_is_away(
     wire: Any, watching: Watching, frame: Any, tmp_path: Path, until: Callable[..., None]
 ) -> None:
@@ -127,6 +143,41 @@ def test_files_wait_while_the_service_is_away(
         lambda: done.extend(one.name for one in watch.look() if not one.problem) or len(done) == 2
     )
     assert done == ["a.npy", "b.npy"]
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_file_is_sent_again_after_a_login_page_or_a_failure(
+    status: int, url: str, watching: Watching, frame: Any, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", frame)
+    with strange_server(status) as strange:
+        (tried,) = looked(watching(strange))
+    assert tried.problem is not None
+    assert tried.problem.kind == "unreadable"
+    (done,) = looked(watching(url))
+    assert done.problem is None
+
+
+@contextmanager
+def strange_server(status: int) -> Iterator[str]:
+    """Answer all with a page of HTML."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html>please log in</html>")
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
 def test_the_command_ends_after_the_files_that_are_there(

@@ -16,9 +16,11 @@ MARK_PX = 2
 
 
 def pixel_size_pm(image):
-    """Return the edge of a pixel of an image [pm]; None if it is not calibrated."""
+    """Return the edge of a pixel of an image [pm]; None if it is not calibrated or out of range."""
     _, scale, unit = image.GetDimensionCalibration(0, 0)
-    return abs(scale) * PM_PER[unit] if unit in PM_PER and scale else None
+    size_pm = abs(scale) * PM_PER.get(unit, 0.0)
+    # Out of this range, as at low magnification, `predict` would raise and end the script.
+    return size_pm if 1 <= size_pm <= 500 else None
 
 
 def mark(display, atoms):

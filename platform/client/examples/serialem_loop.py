@@ -38,6 +38,15 @@ class Recorder:
                 yield np.load(str(self._files[number])), 16.0
 
 
+def known_size(size_pm):
+    """Return a pixel size that Manybeam takes, 1 to 500 pm; else None, and the frame is answered.
+
+    At low magnification there are no atoms to see, and an image without calibration states 0; a
+    pixel size out of the range would raise and end the loop.
+    """
+    return size_pm if 1 <= size_pm <= 500 else None
+
+
 def say(text):
     """Write a line to SerialEM's log, or to the terminal."""
     if serialem is not None:
@@ -50,7 +59,7 @@ def main(url, folder="", count="10"):
     """Run the loop; it never stops because of the network."""
     with Session(url, instrument="TEM-1", deadline_ms=3000) as session:
         for frame, size_pm in Recorder(folder).frames(int(count)):
-            answer = session.predict(frame, pixel_size_pm=size_pm)
+            answer = session.predict(frame, pixel_size_pm=known_size(size_pm))
             say(f"{len(answer.atoms)} atoms" if answer else f"no answer: {answer.error}")
             if answer.drifted:
                 say("the frames are out of distribution: look at the microscope")

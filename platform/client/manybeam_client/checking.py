@@ -15,7 +15,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 
@@ -123,20 +123,34 @@ def check(
 
     try:
         place = find_place(url, token, ca)
+        _ = place.proxy  # one of Windows' settings was not looked at yet
     except ValueError as error:
         add(Step("settings", "fail", str(error), exit_code=UNREACHABLE))
         return report
     looked = _Look(place, instrument, ensemble)
-    for name, look in looked.steps():
-        try:
-            add(Step(name, "ok", look()))
-        except _Noted as noted:
-            add(Step(name, "note", noted.what, noted.hint))
-        except _Failed as failed:
-            add(Step(name, "fail", failed.what, failed.hint, failed.exit_code))
-            break
-    looked.link.close()
+    try:
+        for name, look in looked.steps():
+            step = _step_of(name, look)
+            add(step)
+            if step.state == "fail":
+                break
+    finally:
+        looked.link.close()
     return report
+
+
+def _step_of(name: str, look: Callable[[], str]) -> Step:
+    """Look, and return what was found as a step."""
+    try:
+        return Step(name, "ok", look())
+    except _Noted as noted:
+        return Step(name, "note", noted.what, noted.hint)
+    except _Failed as failed:
+        return Step(name, "fail", failed.what, failed.hint, failed.exit_code)
+    except Exception as error:  # noqa: BLE001 - a check tells of all that goes wrong
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        hint = "nobody thought of this; check the settings, and report it with these lines"
+        return Step(name, "fail", what, hint, UNREACHABLE)
 
 
 class _Look:
@@ -171,9 +185,9 @@ class _Look:
         host = self._place.host
         try:
             found = socket.getaddrinfo(host, self._place.port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name with a part of more than 63 letters
             raise _Failed(
-                f"{host} has no address: {error}",
+                f"{host[:120]} has no address: {error}",
                 "check the spelling of the URL, the DNS server and the VPN; or use the address",
             ) from error
         addresses = sorted({str(one[4][0]) for one in found})
@@ -249,10 +263,10 @@ class _Look:
         return f"{shown}, and the service lets this client in"
 
     def _session(self) -> str:
-        path = f"/v1/instruments/{self._instrument}/session"
+        path = "/v1/instruments/{}/session".format(quote(self._instrument, safe=""))
         reply = self._asked("GET", path)
-        if reply.status == 200:
-            found = json.loads(reply.data.decode("utf-8"))
+        found = _object(reply.data) if reply.status == 200 else None
+        if found is not None:
             return "{}: {} {}".format(self._instrument, found.get("policy"), found.get("ref"))
         problem = problem_of(reply.status, reply.headers, reply.data)
         if reply.status in (401, 403):
@@ -262,6 +276,8 @@ class _Look:
                 f"{self._instrument} has no session",
                 f"Session(instrument={self._instrument!r}) starts one",
             )
+        if reply.status == 200:
+            raise _Failed(str(problem), problem.hint)
         raise _Noted(str(problem))
 
     def _frame(self) -> str:
@@ -316,6 +332,15 @@ def _not_allowed(problem: Problem) -> _Failed:
 def _release(version: str) -> tuple[int, ...]:
     """Return the first two numbers of a version; what follows changes nothing on the way."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def _object(data: bytes) -> dict[str, object] | None:
+    """Return an object of JSON; None if it is anything else."""
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _first_ref(data: bytes) -> str:

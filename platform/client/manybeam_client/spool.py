@@ -2,6 +2,7 @@
 
 A frame is `NAME.npy` with `NAME.json`; its answer is `NAME.npz`. The json is written last, so a
 frame without one is half-written and is ignored. Names hold only letters, digits and `-`.
+Several processes may use one folder: who sends a frame holds `NAME.json.lock` meanwhile.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, cast
+from typing import TYPE_CHECKING, Any, Callable, Mapping, cast
 
 import numpy as np
 
@@ -30,6 +32,10 @@ OWN = "[0-9]*T[0-9]*-????????"  # names of ours; the folder may hold other files
 OFF_S = 30.0  # without spooling after a write that failed
 REST_S = 0.05  # at least, between two frames of the spool
 LONGEST_REST_S = 30.0  # if the service cannot take them
+LOOK_S = 5.0  # at most, until a frame is found that another process left
+STALE_S = 120.0  # then who holds a lock was killed: one frame takes 60 s at most
+ORPHAN_S = 3600.0  # then a half-written file is not under way
+MOST_FAILURES = 10  # of the service at one frame
 # The service may answer these frames later; all other problems will be the same next time.
 _LATER = (
     "offline", "connection", "tls", "deadline", "busy", "unavailable", "not-allowed", "unreadable",
@@ -56,10 +62,10 @@ class Spool:
         self._off_until_s = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._used = sum(_size(path) for path in folder.glob(OWN + ".npy"))
+            self._remove_orphans()
         except OSError as error:
-            self._used = 0
             self._switch_off(error)
+        self._used, self._counted_s = self._counted(), time.monotonic()
         self.filled.set()
 
     @property
@@ -77,33 +83,73 @@ class Spool:
             self.filled.set()
         return is_written
 
-    def oldest(self) -> tuple[Path, FrameRequest] | None:
-        """Return the frame that waits longest; None if none does. Unreadable ones are set aside."""
-        for entry in self._entries():
-            try:
-                return entry, _read(entry)
-            except FileNotFoundError:  # another process of this folder was faster
+    def take(self, tries: Mapping[Path, int]) -> tuple[Path, FrameRequest] | None:
+        """Return a frame and lock it, until `release`; None if none is free.
+
+        It is the one that was tried least, and of these the one that waits longest: a frame that
+        fails each time does not hold up the others. Unreadable ones are set aside.
+
+        Args:
+            tries: how often each one was tried; 0 if left out.
+
+        Raises:
+            OSError: no file can be made in the folder.
+        """
+        entries = sorted(self._entries(), key=lambda one: (tries.get(one, 0), one.name))
+        for entry in entries:
+            if not _is_locked_now(entry):
                 continue
-            except OSError as error:  # a network drive; the next look may read it
-                logger.warning("%s of the spool is tried again: %s", entry.stem, error)
-            except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-                self.set_aside(entry, f"the frame cannot be read: {error}")
+            request = self._request(entry)
+            if request is not None:
+                return entry, request
+            self.release(entry)
+        return None
+
+    def release(self, entry: Path) -> None:
+        """Let other processes have a frame."""
+        _drop(_lock(entry))
+
+    def _request(self, entry: Path) -> FrameRequest | None:
+        try:
+            return _read(entry)
+        except FileNotFoundError:  # another process of this folder was faster
+            return None
+        except OSError as error:  # a network drive; the next look may read it
+            logger.warning("%s of the spool is tried again: %s", entry.stem, error)
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+            self.set_aside(entry, f"the frame cannot be read: {error}")
         return None
 
     def settle(self, entry: Path, answer: Answer) -> None:
         """Write an answer beside its frame, then remove the frame."""
-        temporary = entry.with_suffix(".npz.part")
-        with temporary.open("wb") as file:
-            np.savez(file, **cast("dict[str, Any]", answer.arrays))
-        temporary.replace(entry.with_suffix(".npz"))
-        self._remove(entry)
+        path = entry.with_suffix(".npz")
+        temporary = _part(path)
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **cast("dict[str, Any]", answer.arrays))
+            temporary.replace(path)
+        except OSError:
+            _drop(temporary)
+            raise
+        size = _size(entry.with_suffix(".npy"))
+        # The json last: who sees no entry finds nothing else of it either.
+        _drop(entry.with_suffix(".npy"), _lock(entry), entry)
+        self._free(size)
 
     def set_aside(self, entry: Path, why: str) -> None:
         """Keep a frame that will never be answered, with the reason beside it."""
         logger.warning("%s of the spool is set aside: %s", entry.stem, why)
+        array = entry.with_suffix(".npy")
+        size = _size(array)
         try:
             entry.with_suffix(".error.txt").write_text(why + "\n", encoding="utf-8")
+            if array.exists():
+                array.replace(entry.with_suffix(".refused.npy"))
+            self._free(size)
+            _drop(_lock(entry))
             entry.replace(entry.with_suffix(".refused"))
+        except FileNotFoundError:  # another process of this folder was faster
+            return
         except OSError as error:
             self._switch_off(error)
 
@@ -114,7 +160,24 @@ class Spool:
             return []
 
     def _has_room(self, request: FrameRequest) -> bool:
+        # Other processes of this folder send frames too, so count again; that takes a while.
+        is_full = self._used + request.byte_count > self._limit
+        if is_full and time.monotonic() > self._counted_s + LOOK_S:
+            self._used, self._counted_s = self._counted(), time.monotonic()
         return self._used + request.byte_count <= self._limit
+
+    def _counted(self) -> int:
+        return sum(_size(entry.with_suffix(".npy")) for entry in self._entries())
+
+    def _remove_orphans(self) -> None:
+        """Remove what killed processes left behind; what is younger may be under way."""
+        for path in list(self._folder.glob(OWN + ".*")):
+            name, _, kind = path.name.partition(".")
+            entry = self._folder / (name + ".json")
+            is_alone = kind in ("npy", "json.lock") and not entry.exists()
+            is_alone = is_alone or (kind == "json" and not entry.with_suffix(".npy").exists())
+            if (is_alone or kind.endswith("part")) and _age_s(path) > ORPHAN_S:
+                _drop(path)
 
     def _written(self, request: FrameRequest) -> bool:
         now = datetime.now(timezone.utc)
@@ -128,11 +191,14 @@ class Spool:
         }
         try:
             _write_array(entry.with_suffix(".npy"), request)
-            temporary = entry.with_suffix(".json.part")
-            temporary.write_text(json.dumps(facts), encoding="utf-8")
-            temporary.replace(entry)
+            temporary = _part(entry)
+            try:
+                temporary.write_text(json.dumps(facts), encoding="utf-8")
+                temporary.replace(entry)
+            except OSError:
+                _drop(temporary)
+                raise
         except OSError as error:
-            _drop(entry.with_suffix(".npy.part"), entry.with_suffix(".json.part"))
             _drop(entry.with_suffix(".npy"))
             self._switch_off(error)
             return False
@@ -143,10 +209,7 @@ class Spool:
         self._off_until_s = time.monotonic() + OFF_S
         logger.warning("nothing is spooled to %s for %d s: %s", self._folder, OFF_S, error)
 
-    def _remove(self, entry: Path) -> None:
-        array = entry.with_suffix(".npy")
-        size = _size(array)
-        _drop(entry, array)  # the json first: without it the array counts as half-written
+    def _free(self, size: int) -> None:
         with self._lock:
             self._used = max(self._used - size, 0)
 
@@ -170,6 +233,8 @@ class SpoolSender:
     ) -> None:
         self._spool, self._outage, self._ask, self._is_quiet = spool, outage, ask, is_quiet
         self._ended, self._rest_s = threading.Event(), REST_S
+        self._tries: Counter[Path] = Counter()
+        self._failures: Counter[Path] = Counter()
         self._thread = threading.Thread(target=self._run, name="manybeam-spool", daemon=True)
         self._thread.start()
 
@@ -180,41 +245,67 @@ class SpoolSender:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            self._spool.filled.wait()
+            self._spool.filled.wait(LOOK_S)
             if not self._outage.wait_until_back(1.0) or not self._is_quiet():
                 self._ended.wait(REST_S)
                 continue
             self._spool.filled.clear()
-            found = self._spool.oldest()
-            if found is not None and not self._ended.is_set():
+            found = None if self._ended.is_set() else self._taken()
+            if found is not None:
                 self._spool.filled.set()
                 self._one(*found)
 
+    def _taken(self) -> tuple[Path, FrameRequest] | None:
+        try:
+            return self._spool.take(self._tries)
+        except OSError as error:
+            logger.warning("no frame of the spool can be sent now: %s", error)
+            return None
+
     def _one(self, entry: Path, request: FrameRequest) -> None:
         begun_s = time.monotonic()
-        answer = self._ask(request)
         try:
-            if answer:
-                self._spool.settle(entry, answer)
-                self._rest_s = REST_S
-            elif answer.error is not None and answer.error.kind not in _LATER:
-                self._spool.set_aside(entry, str(answer.error))
-            else:
-                self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
+            self._settle(entry, self._ask(request))
         except OSError as error:
             logger.warning("an answer could not be written to the spool: %s", error)
             self._rest_s = LONGEST_REST_S
+        finally:
+            self._spool.release(entry)
         # Half of the time is for others.
         self._ended.wait(max(self._rest_s, time.monotonic() - begun_s))
+
+    def _settle(self, entry: Path, answer: Answer) -> None:
+        """Write an answer, or decide what a frame without one waits for."""
+        error = answer.error
+        if error is None:
+            self._spool.settle(entry, answer)
+            self._rest_s = REST_S
+            self._forget(entry)
+            return
+        self._failures[entry] += error.kind == "failed"
+        if error.kind in _LATER and self._failures[entry] < MOST_FAILURES:
+            self._tries[entry] += 1
+            self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
+        else:
+            self._spool.set_aside(entry, str(error))
+            self._forget(entry)
+
+    def _forget(self, entry: Path) -> None:
+        self._tries.pop(entry, None)
+        self._failures.pop(entry, None)
 
 
 def _write_array(path: Path, request: FrameRequest) -> None:
     shape = [int(side) for side in request.shape.split(",")]
     array = np.frombuffer(request.body, np.dtype(request.dtype)).reshape(shape)
-    temporary = path.with_suffix(".npy.part")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    temporary.replace(path)
+    temporary = _part(path)
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        temporary.replace(path)
+    except OSError:
+        _drop(temporary)
+        raise
 
 
 def _read(entry: Path) -> FrameRequest:
@@ -224,6 +315,39 @@ def _read(entry: Path) -> FrameRequest:
     query = {str(name): str(value) for name, value in facts["query"].items()}
     names = str(facts["ref"]), str(facts["frame_id"])
     return FrameRequest(*names, body=body, dtype=dtype, shape=shape, query=query)
+
+
+def _part(path: Path) -> Path:
+    """Return where to write a file first; no other process writes there."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+
+
+def _lock(entry: Path) -> Path:
+    return entry.with_name(entry.name + ".lock")
+
+
+def _is_locked_now(entry: Path) -> bool:
+    """Lock an entry; return whether that was possible.
+
+    Two processes that find the same stale lock may both have it. Then the frame is sent twice,
+    under one name, and counts once.
+    """
+    lock = _lock(entry)
+    if _age_s(lock) > STALE_S:
+        _drop(lock)
+    try:
+        lock.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _age_s(path: Path) -> float:
+    """Return the time since a file was changed [s]; 0 if it is not there."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _size(path: Path) -> int:

@@ -34,7 +34,7 @@ MOST_BYTES = 2**29
 STATE = "manybeam-watch.json"
 NPY = "application/x-npy"
 ANY = "application/octet-stream"
-# The file stays as it is, so the answer will be the same next time.
+# The file stays as it is, so the answer will be the same next time. All else is tried again.
 _FINAL = ("refused", "conflict")
 _UNITS = {"y": "y_px", "x": "x_px"}
 
@@ -59,6 +59,10 @@ class FolderWatch:
         instrument: id of the instrument; empty for none.
         ensemble: REF that answers.
         pixel_size_pm: for files that do not state it [pm].
+
+    Attributes:
+        missed_count: files of the last look that still grow, or could not be read, or whose result
+            could not be written.
     """
 
     def __init__(
@@ -80,27 +84,47 @@ class FolderWatch:
         self._state = out / STATE
         self._done = _read_state(self._state)
         self._seen: dict[str, list[int]] = {}
+        self.missed_count, self._is_saved = 0, True
 
     def look(self) -> list[Taken]:
         """Look once: send the files that no longer grow; return what became of them."""
         now = {path.name: _mark(path) for path in self._files()}
-        stable = [name for name, mark in sorted(now.items()) if mark and self._is_new(name, mark)]
-        self._seen = now
-        taken = []
-        for name in stable:
-            try:
-                found = self._take(name, now[name])
-                taken.append(found)
-                if found.problem is not None and found.problem.kind not in _FINAL:
-                    break  # the next ones would meet the same; all of them are tried again
-                self._done[name] = now[name]
-                _write(self._state, json.dumps(self._done, indent=0, sort_keys=True))
-            except OSError as error:  # it is open in another program, or the disk is full
-                logger.warning("%s is tried again: %s", name, error)
+        new = [name for name, mark in sorted(now.items()) if mark and self._done.get(name) != mark]
+        stable = [name for name in new if self._seen.get(name) == now[name]]
+        self._seen, self.missed_count = now, len(new) - len(stable)
+        taken: list[Taken] = []
+        try:
+            self._take_all(stable, taken)
+        finally:
+            self._save()
         return taken
 
-    def _is_new(self, name: str, mark: list[int]) -> bool:
-        return self._seen.get(name) == mark and self._done.get(name) != mark
+    def _take_all(self, names: Sequence[str], taken: list[Taken]) -> None:
+        for name in names:
+            try:
+                found = self._take(name, self._seen[name])
+            except OSError as error:  # it is open in another program, or the disk is full
+                logger.warning("%s is tried again: %s", name, error)
+                self.missed_count += 1
+                continue
+            taken.append(found)
+            kind = found.problem.kind if found.problem is not None else ""
+            if kind == "failed":  # perhaps the service fails at this file only
+                continue
+            if kind and kind not in _FINAL:
+                return  # the next ones would meet the same
+            self._done[name], self._is_saved = self._seen[name], False
+
+    def _save(self) -> None:
+        """Write what is done, once a look: it grows with the folder."""
+        if self._is_saved:
+            return
+        try:
+            _write(self._state, json.dumps(self._done, indent=0, sort_keys=True))
+            self._is_saved = True
+        except OSError as error:  # the next look writes it
+            logger.warning("%s is written later: %s", self._state, error)
+            self.missed_count += 1
 
     def _files(self) -> list[Path]:
         try:
@@ -187,7 +211,7 @@ def _remove(path: Path) -> None:
 
 
 def watch_command(words: Sequence[str] | None = None) -> int:
-    """Run the command until Ctrl-C; with --once return 0, 1 (a file failed) or 3 (no service)."""
+    """Run the command until Ctrl-C; with --once return 0, 1 (a file is left) or 3 (no service)."""
     known = _parser().parse_args(words)
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr, level=logging.INFO)
     if not known.folder.is_dir():
@@ -244,7 +268,7 @@ def _once(watch: FolderWatch, every_s: float) -> int:
     problems = [one.problem for one in taken if one.problem is not None]
     if any(problem.kind not in _FINAL for problem in problems):
         return 3
-    return 1 if problems else 0
+    return 1 if problems or watch.missed_count else 0
 
 
 def _forever(watch: FolderWatch, every_s: float) -> int:

@@ -46,14 +46,21 @@ class Place:
 
     @property
     def proxy(self) -> str:
-        """URL of the proxy that the environment names for this service; empty for none."""
+        """URL of the proxy that the environment names for this service; empty for none.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
         from urllib.request import getproxies, proxy_bypass  # slow to load
 
-        if proxy_bypass(self.host):
+        if proxy_bypass(self.host) or proxy_bypass(f"{self.host}:{self.port}"):
             return ""
         known = getproxies()
         found = known.get("https" if self.is_tls else "http") or known.get("all") or ""
-        return found if "://" in found or not found else "http://" + found
+        found = found if "://" in found or not found else "http://" + found
+        if found:
+            _check_proxy(found)
+        return found
 
     def headers(self) -> dict[str, str]:
         """Return the headers that show who asks."""
@@ -79,7 +86,7 @@ def find_place(url: str | None = None, token: str | None = None, ca: Any = None)
         ca: path of a file of certificates; else `MANYBEAM_CA`.
 
     Raises:
-        ValueError: the URL, the token or the file cannot be used.
+        ValueError: the URL, the token, the file or the proxy of the environment cannot be used.
     """
     environment = os.environ
     url = (url or environment.get("MANYBEAM_URL") or DEFAULT_URL).strip().rstrip("/")
@@ -92,16 +99,32 @@ def find_place(url: str | None = None, token: str | None = None, ca: Any = None)
         raise ValueError("token: it has characters that no token has; copy it again")
     if ca:
         _check_authority(ca)
-    return Place(url, token, ca)
+    place = Place(url, token, ca)
+    if any(name.lower().endswith("_proxy") for name in environment):
+        _ = place.proxy  # one that cannot be used is no outage, so it is told now
+    return place
+
+
+def _names_a_server(url: str) -> bool:
+    """Return whether a URL is one of HTTP with a host and a good port."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _check_proxy(url: str) -> None:
+    if not _names_a_server(url):
+        shown = url.rpartition("@")[2][:120]  # without user and password
+        raise ValueError(
+            f"proxy: {shown!r} cannot be used; give one such as http://proxy.lab:8080 in "
+            "HTTPS_PROXY or HTTP_PROXY (SOCKS is not spoken), or name the service in NO_PROXY"
+        )
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    try:
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_good = False
-    if not is_good or parts.query or parts.fragment or "@" in parts.netloc:
+    if not _names_a_server(url) or any(mark in url for mark in "?#@"):
         shown = url[:120] if "@" not in url else "(one with a password)"
         raise ValueError(
             f"url: {shown!r} is not the URL of a service; give one such as "
