@@ -6,7 +6,6 @@ would only repeat it.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import socket
@@ -24,6 +23,7 @@ from manybeam_client.frame import FrameRequest, raw_body
 from manybeam_client.link import Link, healthy
 from manybeam_client.network.connection import NotReached, tls_problem
 from manybeam_client.network.place import Place, find_place
+from manybeam_client.stream.stream import has_websocket
 from manybeam_client.version import __version__
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ class _Look:
         raise _Failed(str(problem), problem.hint)
 
     def _stream(self) -> str:
-        if importlib.util.find_spec("websocket") is None:
+        if not has_websocket():
             raise _Noted(
                 "streams use HTTP: the extra is not installed",
                 "pip install 'manybeam-client[stream]' for one WebSocket",

@@ -190,6 +190,7 @@ class Session:
 
     def _stream_request(self, item: Any) -> FrameRequest:
         """Return the request of one item of a stream; its frame is copied."""
+        self._open_beside()
         frame, facts = item if isinstance(item, tuple) else (item, {})
         unknown = set(facts) - {"frame_id", "pixel_size_pm"}
         if unknown:

@@ -61,7 +61,7 @@ def answers_of(
 def _is_socket(link: Link, transport: str) -> bool:
     if transport == "http" or link.session is None:
         return False
-    has_extra = _has_websocket()
+    has_extra = has_websocket()
     if transport == "websocket" and not has_extra:
         raise ImportError(
             "a WebSocket needs the package websocket-client; "
@@ -72,7 +72,8 @@ def _is_socket(link: Link, transport: str) -> bool:
     return has_extra
 
 
-def _has_websocket() -> bool:
+def has_websocket() -> bool:
+    """Return whether the extra for WebSockets is installed."""
     try:
         import websocket
     except ImportError:
