@@ -272,6 +272,20 @@ def test_frames_above_the_limit_are_refused_and_the_others_answered(
     assert [one["status"] for one in answers] == [200] * most + [429] * 2
 
 
+def test_a_frame_whose_session_ends_meanwhile_is_not_answered_without_one(
+    held: Held, held_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "LOOK_S", 60.0)  # else the stream ends before the answer
+    with opened(held_url) as socket:
+        client = Client(socket)
+        client.frame("f0", npy(FRAMES[0]))
+        assert held.begun.acquire(timeout=30)
+        assert ask("DELETE", held_url + SESSION).status == 200
+        held.may_go.set()
+        answer = client.heard()
+    assert (answer["status"], "no session" in str(answer["body"])) == (404, True)
+
+
 def test_the_work_for_a_client_that_has_gone_ends(held: Held, held_url: str) -> None:
     with opened(held_url) as socket:
         client = Client(socket)

