@@ -4,6 +4,7 @@ python loop.py http://127.0.0.1:8100
 """
 
 import sys
+import time
 
 import numpy as np
 
@@ -14,6 +15,7 @@ def scan(count):
     """Yield frames of a square lattice with noise, 64 x 64 px at 16 pm."""
     y, x = np.mgrid[:64, :64] * (2 * np.pi / 12)
     for number in range(count):
+        time.sleep(0.1)  # a scan takes its time
         noise = np.random.RandomState(number).normal(0, 0.3, (64, 64))
         yield (np.cos(y) + np.cos(x) + noise).astype(np.float32)
 

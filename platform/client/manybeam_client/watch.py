@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 from manybeam_client.answer import ATOM_COLUMNS
 from manybeam_client.frame import FrameRequest
@@ -30,6 +30,7 @@ logger = logging.getLogger("manybeam_client")
 
 PATTERN = "*.npy,*.tif,*.tiff,*.dm3,*.dm4,*.emd,*.ser,*.mrc"
 LOOK_S = 2.0
+SAVE_S = 5.0  # between two writes of what is done, in a look at many files
 MOST_BYTES = 2**29
 STATE = "manybeam-watch.json"
 NPY = "application/x-npy"
@@ -86,37 +87,46 @@ class FolderWatch:
         self._seen: dict[str, list[int]] = {}
         self.missed_count, self._is_saved = 0, True
 
-    def look(self) -> list[Taken]:
-        """Look once: send the files that no longer grow; return what became of them."""
+    def look(self, progress: Callable[[Taken], None] = lambda _: None) -> list[Taken]:
+        """Look once: send the files that no longer grow; return what became of them.
+
+        Args:
+            progress: is told of each file at once.
+        """
         now = {path.name: _mark(path) for path in self._files()}
         new = [name for name, mark in sorted(now.items()) if mark and self._done.get(name) != mark]
         stable = [name for name in new if self._seen.get(name) == now[name]]
         self._seen, self.missed_count = now, len(new) - len(stable)
         taken: list[Taken] = []
         try:
-            self._take_all(stable, taken)
+            for one in self._take_all(stable):
+                taken.append(one)
+                progress(one)
         finally:
             self._save()
         return taken
 
-    def _take_all(self, names: Sequence[str], taken: list[Taken]) -> None:
+    def _take_all(self, names: Sequence[str]) -> Iterator[Taken]:
+        saved_s = time.monotonic()
         for name in names:
+            if time.monotonic() > saved_s + SAVE_S:
+                self._save()
+                saved_s = time.monotonic()
             try:
                 found = self._take(name, self._seen[name])
             except OSError as error:  # it is open in another program, or the disk is full
                 logger.warning("%s is tried again: %s", name, error)
                 self.missed_count += 1
                 continue
-            taken.append(found)
             kind = found.problem.kind if found.problem is not None else ""
-            if kind == "failed":  # perhaps the service fails at this file only
-                continue
-            if kind and kind not in _FINAL:
+            if not kind or kind in _FINAL:
+                self._done[name], self._is_saved = self._seen[name], False
+            yield found
+            if kind and kind not in (*_FINAL, "failed"):  # the service may fail at one file only
                 return  # the next ones would meet the same
-            self._done[name], self._is_saved = self._seen[name], False
 
     def _save(self) -> None:
-        """Write what is done, once a look: it grows with the folder."""
+        """Write what is done, not for each file: it grows with the folder."""
         if self._is_saved:
             return
         try:
@@ -261,10 +271,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _once(watch: FolderWatch, every_s: float) -> int:
-    watch.look()
+    watch.look(_show)
     time.sleep(every_s)  # a file that grows shows it by then
-    taken = watch.look()
-    _show(taken)
+    taken = watch.look(_show)
     problems = [one.problem for one in taken if one.problem is not None]
     if any(problem.kind not in _FINAL for problem in problems):
         return 3
@@ -273,14 +282,13 @@ def _once(watch: FolderWatch, every_s: float) -> int:
 
 def _forever(watch: FolderWatch, every_s: float) -> int:
     while True:
-        _show(watch.look())
+        watch.look(_show)
         time.sleep(every_s)
 
 
-def _show(taken: Sequence[Taken]) -> None:
-    for one in taken:
-        said = f"{one.atom_count} atoms" if one.problem is None else str(one.problem)
-        sys.stdout.write(f"{one.name}: {said}\n")
+def _show(one: Taken) -> None:
+    said = f"{one.atom_count} atoms" if one.problem is None else str(one.problem)
+    sys.stdout.write(f"{one.name}: {said}\n")
     sys.stdout.flush()
 
 

@@ -45,9 +45,9 @@ from manybeam.serve.edge.admission import (
     read_body,
 )
 from manybeam.serve.edge.fair_queue import FairQueue, Place
+from manybeam.serve.edge.files import FileBodies
 from manybeam.serve.edge.guard import checked_id
 from manybeam.serve.edge.proxied import proxied_request
-from manybeam.serve.files import FileBodies
 from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service, WireAnswer
 from manybeam.serve.query import (
