@@ -1,10 +1,13 @@
 """The service on Ray Serve: start, status and stop, and the parts of one replica.
 
-There is one deployment. The replica that receives a request also answers it, because moving a frame
-to another process takes longer than the smallest ensemble. On Linux, Ray's own HAProxy is the
-proxy; it is four to seven times faster than Ray's proxy in Python.
+The replica that receives a request also answers it, because moving a frame to another process takes
+longer than the smallest ensemble. Beside the replicas there is one process that watches the
+sessions (`serve.monitor`). On Linux, Ray's own HAProxy is the proxy; it is four to seven times
+faster than Ray's proxy in Python.
 """
 
+import hashlib
+import json
 import logging
 import re
 import time
@@ -13,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from manybeam import __version__
 from manybeam.addresses import is_loopback, place_of, reachable, url_of
 from manybeam.asgi import PLATFORM_HEADER, NamesPlatform
 from manybeam.cluster import joining as cluster
@@ -67,6 +71,8 @@ RAY_MIDDLEWARES = {
 READY_S = 60.0
 HEALTH_S = 1.0  # a replica that died is replaced after so long; Ray's is 10
 STOP_S = 30.0
+# Features of small crops are no faster on several cores.
+MONITOR_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -297,11 +303,11 @@ def service_state() -> ServiceState | None:
     found = status.applications.get(APP)
     if found is None:
         return None
-    counts = [sum(one.replica_states.values()) for one in found.deployments.values()]
     is_up = DEPLOYMENT in found.deployments
+    count = sum(found.deployments[DEPLOYMENT].replica_states.values()) if is_up else 0
     needs_token = is_up and _has_tokens(_replica_variables())
     status_name, hosts = str(found.status.value), _hosts() if is_up else ()
-    return ServiceState(_service_url(), status_name, sum(counts), found.message, needs_token, hosts)
+    return ServiceState(_service_url(), status_name, count, found.message, needs_token, hosts)
 
 
 def _has_tokens(variables: Mapping[str, str]) -> bool:
@@ -517,12 +523,9 @@ def _deploy(wanted: Deployed) -> None:
         health_check_period_s=HEALTH_S,
         ray_actor_options=wanted.actor,
     )(serve.ingress(_builder(_plan(wanted)))(Replica))
-    versioned: Any = (
-        deployment.options
-    )  # Ray restarts replicas at each change, if it has no version
-    deployment = versioned(version=wanted.version, _internal=True)
+    deployment = _versioned(deployment, wanted.version)
     try:
-        serve.run(deployment.bind(), name=APP, route_prefix="/")
+        serve.run(deployment.bind(_monitor(wanted)), name=APP, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         ours = serve.status().applications.get(APP)
         found = ours.deployments.get(DEPLOYMENT) if ours else None
@@ -539,8 +542,40 @@ def _plan(wanted: Deployed) -> Plan:
     return Plan(**{**wanted.plan, "refs": tuple(wanted.plan["refs"])})
 
 
+def _versioned(deployment: Any, version: str) -> Any:
+    """Return a deployment with a version; without one, Ray restarts replicas at each change."""
+    return deployment.options(version=version, _internal=True)
+
+
+def _monitor(wanted: Deployed) -> Any:
+    """Return the monitor, which a change of the replicas' number or ensembles does not restart."""
+    from ray import serve
+
+    from manybeam.serve.monitor.deployment import MONITOR, MonitorReplica
+
+    settings_of, platform = wanted.plan["variables"], wanted.plan["platform"]
+    known = json.dumps([__version__, settings_of, platform], sort_keys=True)
+    deployment = serve.deployment(
+        name=MONITOR,
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=5,
+        health_check_period_s=HEALTH_S,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": MONITOR_VARIABLES}},
+    )(MonitorReplica)
+    version = hashlib.sha256(known.encode()).hexdigest()[:16]
+    return _versioned(deployment, version).bind(settings_of)
+
+
 class Replica:
-    """One process of the service; its state is in its web application."""
+    """One process of the service; its state is in its web application.
+
+    Args:
+        monitor: the monitor, which Ray starts with it.
+    """
+
+    def __init__(self, monitor: Any) -> None:
+        self.monitor = monitor
 
 
 def _builder(plan: Plan) -> "Callable[[], FastAPI]":
@@ -562,6 +597,8 @@ def replica_api(plan: Plan) -> "FastAPI":
     from manybeam.serve.edge.handler import ReplicaLimits
     from manybeam.serve.edge.proxied import Arrivals, Marks, ProxyHeaders
     from manybeam.serve.metrics import Meter, gather
+    from manybeam.serve.monitor.deployment import RemoteMonitor
+    from manybeam.serve.monitor.reporter import FrameReporter
     from manybeam.serve.predict import Service
     from manybeam.serve.routes import api
     from manybeam.serve.traffic.traffic import Traffic
@@ -573,7 +610,8 @@ def replica_api(plan: Plan) -> "FastAPI":
     versions, meter = LiveVersions(source), Meter()
     traffic = Traffic(versions, lambda: Rollouts(open_database()), meter)
     traffic.start()
-    service = Service(versions, traffic)
+    reporter = FrameReporter(RemoteMonitor(_monitor_handle), meter.unwatched)
+    service = Service(versions, traffic, reporter=reporter)
     service.sessions.refresher.start()
     limits = ReplicaLimits(
         threads=plan.threads,
@@ -589,6 +627,15 @@ def replica_api(plan: Plan) -> "FastAPI":
     app.add_middleware(ForProxyOnly, key=plan.proxy_key, headers=headers)
     app.add_middleware(NamesPlatform, platform=plan.platform)
     return app
+
+
+def _monitor_handle() -> Any:
+    """Return the handle of the monitor; it exists when the replicas answer."""
+    from ray import serve
+
+    from manybeam.serve.monitor.deployment import MONITOR
+
+    return serve.get_deployment_handle(MONITOR, APP)
 
 
 def _tokens_of(plan: Plan) -> "TokenCache | None":

@@ -32,6 +32,16 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "instrument files in bodies, by what became of them: read, refused, or ended their reader",
         ("what",),
     ),
+    "manybeam_unwatched_frames": ("frames of sessions that the monitor did not get", ()),
+    "manybeam_drift_changes": ("changes that drift watches found, by kind", ("kind",)),
+    "manybeam_doubtful_frames": (
+        "doubtful frames, by what became of them: kept, or left out",
+        ("what",),
+    ),
+    "manybeam_notifications": (
+        "notifications to the webhook, by what became of them: delivered, or failed",
+        ("what",),
+    ),
     "manybeam_faults": ("requests that failed by an internal error", ("path",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
@@ -39,11 +49,16 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
     "manybeam_stage_seconds": ("time of one stage of an answer", SECONDS, ("stage",)),
     "manybeam_members_used": ("members that answered one request", COUNTS, ("ensemble",)),
 }
-GAUGES: dict[str, str] = {
-    "manybeam_waiting_requests": "requests waiting or being answered",
-    "manybeam_open_streams": "streams of frames that are open",
-    "manybeam_ensembles_held": "ensembles in memory",
-    "manybeam_rollouts_running": "shadows and canaries that run",
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "manybeam_waiting_requests": ("requests waiting or being answered", ()),
+    "manybeam_open_streams": ("streams of frames that are open", ()),
+    "manybeam_ensembles_held": ("ensembles in memory", ()),
+    "manybeam_rollouts_running": ("shadows and canaries that run", ()),
+    "manybeam_drifted_sessions": ("sessions whose frames have left what is known", ()),
+    "manybeam_drift_score": (
+        "score of the drift watch of an instrument's session; 1 is the threshold",
+        ("instrument",),
+    ),
 }
 
 _SCOPE = re.compile(r'otel_scope_\w+="[^"]*",?')
@@ -68,7 +83,10 @@ class Meter:
             name: Histogram(name, description=text, boundaries=list(bounds), tag_keys=labels)
             for name, (text, bounds, labels) in HISTOGRAMS.items()
         }
-        self._gauges = {name: Gauge(name, description=text) for name, text in GAUGES.items()}
+        self._gauges = {
+            name: Gauge(name, description=text, tag_keys=labels)
+            for name, (text, labels) in GAUGES.items()
+        }
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count one request; 5xx is an internal error, unless the service is full or late."""
@@ -118,6 +136,30 @@ class Meter:
     def stream_event(self, kind: str) -> None:
         """Count a change that a stream told its client; `kind` is that of the event."""
         self._counters["manybeam_stream_events"].inc(1, {"kind": kind})
+
+    def unwatched(self, frames: int) -> None:
+        """Count frames of sessions that the monitor did not get."""
+        self._counters["manybeam_unwatched_frames"].inc(frames)
+
+    def drift(self, instrument: str, score: float) -> None:
+        """Set the drift score of an instrument."""
+        self._gauges["manybeam_drift_score"].set(score, {"instrument": instrument})
+
+    def drift_change(self, kind: str) -> None:
+        """Count a change that a drift watch found; `kind` is drifted or back."""
+        self._counters["manybeam_drift_changes"].inc(1, {"kind": kind})
+
+    def drifted_sessions(self, count: int) -> None:
+        """Set the number of sessions that drifted."""
+        self._gauges["manybeam_drifted_sessions"].set(count)
+
+    def doubtful(self, what: str) -> None:
+        """Count a doubtful frame; `what` is kept or left-out."""
+        self._counters["manybeam_doubtful_frames"].inc(1, {"what": what})
+
+    def notification(self, what: str) -> None:
+        """Count a notification to the webhook; `what` is delivered or failed."""
+        self._counters["manybeam_notifications"].inc(1, {"what": what})
 
     def rollout(self, kind: str, what: str, frames: int = 1) -> None:
         """Count frames of a rollout; `what` is base, new, skipped or failed."""

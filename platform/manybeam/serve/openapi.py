@@ -67,6 +67,35 @@ READY = {
     },
 }
 
+LIVE = {**_FACTS, "description": "The newest frame, its picture, and the trend since `after`."}
+LIVE_NAMES: list[dict[str, Any]] = [
+    {
+        "name": "after",
+        "in": "query",
+        "required": False,
+        "description": "Number of the frame that the caller has.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": 10**17},
+    },
+    {
+        "name": "wait_s",
+        "in": "query",
+        "required": False,
+        "description": "How long to wait for a newer frame [s].",
+        "schema": {"type": "number", "minimum": 0, "maximum": 10},
+    },
+]
+MARK = {
+    "type": "object",
+    "required": ["frame_id"],
+    "additionalProperties": False,
+    "properties": {"frame_id": {**_TEXT, "minLength": 1, "maxLength": 200}},
+}
+MARKED = {
+    "type": "object",
+    "required": ["kept"],
+    "properties": {"kept": {**_TEXT, "description": "The FrameSet that has the frame."}},
+}
+
 _PROBLEMS = {
     400: "the request or its body cannot be read",
     401: "no token, or one that is not valid",

@@ -33,6 +33,7 @@ from manybeam.spec.facility import facility_library
 
 if TYPE_CHECKING:
     from manybeam.db.serving.sessions import Sessions
+    from manybeam.serve.monitor.reporter import FrameReporter
     from manybeam.serve.traffic.traffic import Route, Traffic
     from manybeam.spec import Condition
 
@@ -72,6 +73,7 @@ class Service:
         traffic: routes requests between the versions of a rollout; no rollouts if left out.
         sessions: returns the sessions of instruments; those of the settings' database if left
             out. They are known after `sessions.refresher.start()`.
+        reporter: reports their frames to the monitor; they are not watched if left out.
     """
 
     def __init__(
@@ -79,12 +81,13 @@ class Service:
         versions: ZooVersions | LiveVersions,
         traffic: "Traffic | None" = None,
         sessions: "Callable[[], Sessions]" = stored_sessions,
+        reporter: "FrameReporter | None" = None,
     ) -> None:
         self.versions, self.traffic = versions, traffic
         self._predictor = Predictor(versions)
         copy = SessionCopy(settings().cache / "sessions.json")
         refresher = SessionRefresher(sessions, copy=copy, hold=self._hold)
-        self.sessions = SessionAnswers(self._predictor, refresher)
+        self.sessions = SessionAnswers(self._predictor, refresher, reporter=reporter)
 
     def _hold(self, refs: Sequence[str]) -> None:
         """Have the versions of sessions loaded beside the requests, if versions are live."""
@@ -156,7 +159,7 @@ class Service:
         wanted = arrays(found, query.want, is_stack=frames.is_stack)
         meta = answer_meta(found, frames, query) | {"rollout": None}
         if live is not None:
-            meta["session"] = answer_content(live, in_session)
+            meta["session"] = answer_content(live, in_session, self.sessions.watch_state(live))
         if self.traffic and route:
             meta["rollout"] = self.traffic.meta(route, found[0])
             self.traffic.note(route, found, question, took_s)

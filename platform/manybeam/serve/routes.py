@@ -19,6 +19,7 @@ from manybeam.serve.edge.access import TokenCache
 from manybeam.serve.edge.guard import HeadGuard
 from manybeam.serve.edge.handler import ReplicaLimits, RequestHandler
 from manybeam.serve.metrics import TEXT, Meter
+from manybeam.serve.monitor.routes import LiveRoutes
 from manybeam.serve.openapi import (
     ATOMS,
     BINARY,
@@ -44,6 +45,8 @@ PATHS = (
     "GET /v1/instruments/{ID}/session",
     "PUT /v1/instruments/{ID}/session",
     "DELETE /v1/instruments/{ID}/session",
+    "GET /v1/instruments/{ID}/live",
+    "POST /v1/instruments/{ID}/marks",
     "GET /v1/ensembles",
     "GET /v2",
     "GET /v2/health/live",
@@ -94,6 +97,7 @@ def api(
 
     _add_answers(app, handler, needs)
     SessionRoutes(handler, service.sessions, is_open=tokens is None).add_to(app, needs)
+    LiveRoutes(handler, service.sessions).add_to(app, needs)
     StreamRoutes(handler, service.sessions, meter).add_to(app)
     ModelRoutes(handler, service).add_to(app, needs)
     _add_listings(app, handler, metrics_text, needs)

@@ -106,13 +106,11 @@ class Alarm:
         return "; ".join(map(str, kept))
 
 
-def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
-    """Return the features of one frame, (s,): the mean summaries of a few crops.
+def frame_crops(frame_yx: np.ndarray) -> np.ndarray:
+    """Return the crops of a frame on which its features rest, (n, y, x), at most four.
 
     Args:
         frame_yx: the frame, finite, at least 48 px a side.
-        pixel_size_pm: edge of a pixel; None if unknown. Frames with and without a pixel size
-            cannot be compared.
 
     Raises:
         InvalidFrame: no frame, too small, not finite, or constant.
@@ -125,14 +123,30 @@ def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndar
             f"(rows, columns), at least {LEAST_SIDE_PX} px a side, finite and not constant",
             "leave such frames out of the stream",
         )
+    return _crops(frame_yx)
+
+
+def crop_features(crops_nyx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
+    """Return the features of one frame, (s,): the mean summaries of its crops.
+
+    Args:
+        crops_nyx: as `frame_crops` returns them.
+        pixel_size_pm: edge of a pixel; None if unknown. Frames with and without a pixel size
+            cannot be compared.
+    """
     sizes = None if pixel_size_pm is None else float(pixel_size_pm)
-    crops_ns = summaries(_crops(frame_yx), sizes)
+    crops_ns = summaries(crops_nyx, sizes)
     seen_n = np.isfinite(crops_ns).sum(axis=0)
     total_s = np.where(np.isfinite(crops_ns), crops_ns, 0.0).sum(axis=0)
     mean_s = np.where(seen_n > 0, total_s / np.maximum(seen_n, 1), np.nan)
     if pixel_size_pm is None:
         mean_s[LOG_SIZE] = np.nan
     return np.asarray(mean_s)
+
+
+def frame_features(frame_yx: np.ndarray, pixel_size_pm: float | None) -> np.ndarray:
+    """Return the features of one frame, (s,); see `frame_crops` and `crop_features`."""
+    return crop_features(frame_crops(frame_yx), pixel_size_pm)
 
 
 class DriftWatch:

@@ -22,11 +22,13 @@ import numpy as np
 
 from manybeam.data.io.frame import Frame
 from manybeam.db.serving.sessions import AnsweredFrame, Session
-from manybeam.errors import Conflict, InvalidFrame, ManybeamError
+from manybeam.errors import Conflict, InvalidFrame, ManybeamError, Unreachable
 from manybeam.predictor.answer import AUTO, Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor, Ranked, check_members
 from manybeam.predictor.quick import SummarisedFrame
+from manybeam.serve.monitor.report import WatchState
+from manybeam.serve.monitor.reporter import FrameReporter
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.sessions.monitor import ConditionMonitor
 from manybeam.serve.sessions.refresher import Chosen, LiveSession, SessionRefresher
@@ -89,6 +91,7 @@ class SessionAnswers:
         predictor: gives the answers.
         refresher: the sessions.
         is_quiet: returns whether no request waits; selections prefer such moments.
+        reporter: reports answered frames to the monitor; nobody does if left out.
     """
 
     def __init__(
@@ -96,8 +99,10 @@ class SessionAnswers:
         predictor: Predictor,
         refresher: SessionRefresher,
         is_quiet: Callable[[], bool] = lambda: True,
+        reporter: FrameReporter | None = None,
     ) -> None:
         self._predictor, self.refresher, self.is_quiet = predictor, refresher, is_quiet
+        self.reporter = reporter
         self._selecting = ThreadPoolExecutor(1, thread_name_prefix="selection")
         self._room = threading.BoundedSemaphore(SELECTIONS)
         self._closed, self._at_work = threading.Event(), Deadline()
@@ -107,7 +112,22 @@ class SessionAnswers:
         self._closed.set()
         self._at_work.is_cancelled = True
         self._selecting.shutdown(wait=True, cancel_futures=True)
+        if self.reporter is not None:
+            self.reporter.close()
         self.refresher.close()
+
+    def watch_state(self, live: LiveSession) -> WatchState | None:
+        """Return what the drift watch said of a session last; None if that is not known here."""
+        return self.reporter.state(live.stored.id) if self.reporter else None
+
+    def watch_now(self, live: LiveSession) -> WatchState | None:
+        """Ask what the drift watch says of a session; None if the monitor does not answer."""
+        if self.reporter is None:
+            return None
+        try:
+            return self.reporter.monitor.state(live.stored.id)
+        except Unreachable:
+            return self.watch_state(live)
 
     def put(
         self, instrument: str, settings: SessionSettings, *, is_new_welcome: bool, who: str
@@ -203,6 +223,9 @@ class SessionAnswers:
             for one in found:
                 if one.recorded is not None:
                     self.refresher.note(one.recorded)
+                    if self.reporter is not None:
+                        named, its = live.stored.instrument, live.settings
+                        self.reporter.report(named, its, one.answer, one.recorded)
         return found
 
     def check_selects(self, live: LiveSession) -> None:

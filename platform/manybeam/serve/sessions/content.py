@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manybeam.db.serving.sessions import AnsweredFrame, Session, SessionEvent
+from manybeam.serve.monitor.report import WatchState
 from manybeam.serve.sessions.answering import SessionAnswer
 from manybeam.serve.sessions.refresher import LiveSession
 
@@ -11,12 +12,16 @@ COUNTS = ("frames", "late", "dropped", "drifted", "degraded", "selections", "sel
 
 
 def session_content(
-    live: LiveSession, events: Sequence[SessionEvent], history: Sequence[AnsweredFrame]
+    live: LiveSession,
+    events: Sequence[SessionEvent],
+    history: Sequence[AnsweredFrame],
+    watch: WatchState | None = None,
 ) -> dict[str, Any]:
     """Return a session as JSON data, with its last changes and frames, the newest first."""
     return {
         **stored_content(live.stored),
         "now": _now(live),
+        "watch": None if watch is None else watch.content,
         "events": [
             {
                 "at": one.at.isoformat(),
@@ -52,8 +57,13 @@ def stored_content(stored: Session) -> dict[str, Any]:
     }
 
 
-def answer_content(live: LiveSession, found: Sequence[SessionAnswer]) -> dict[str, Any]:
-    """Return what the answers of a request say of their session."""
+def answer_content(
+    live: LiveSession, found: Sequence[SessionAnswer], watch: WatchState | None
+) -> dict[str, Any]:
+    """Return what the answers of a request say of their session.
+
+    The drift watch runs beside the answers, so what it says is of the frames before.
+    """
     return {
         "id": live.stored.id,
         "policy": live.settings.policy,
@@ -61,6 +71,7 @@ def answer_content(live: LiveSession, found: Sequence[SessionAnswer]) -> dict[st
         "repeated": [one.frame_id for one in found if one.is_repeat],
         "late": any(one.is_late for one in found),
         "budget_ms": live.settings.budget_ms,
+        "watch": None if watch is None else watch.content | {"changes": watch.changes},
     }
 
 

@@ -119,7 +119,8 @@ class SessionRoutes:
 
     def _get(self, instrument: str, _: bytes, request: Request, __: Caller) -> dict[str, Any]:
         count, live = _frames(request), self._live(instrument)
-        return session_content(live, *self._sessions.refresher.history(live, count, EVENTS))
+        history = self._sessions.refresher.history(live, count, EVENTS)
+        return session_content(live, *history, self._sessions.watch_now(live))
 
     def _put(self, instrument: str, body: bytes, _: Request, caller: Caller) -> dict[str, Any]:
         live = self._sessions.put(

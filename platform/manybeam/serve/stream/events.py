@@ -1,12 +1,15 @@
 """What a stream tells its client beside the answers: that something changed between two frames.
 
-All of it is read from the facts of the answers, in their order, so it is as true as they are.
+All of it is read from the facts of the answers, in their order, so it is as true as they are. The
+drift watch runs beside the answers: what it found is told with the next answer, or soon without.
 """
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from manybeam.serve.monitor.report import WatchState
 
 SETTLED = 3  # frames in a row that say the same; a single odd frame is no news
 
@@ -45,13 +48,14 @@ class StreamEvents:
     """Finds what changed, from the facts of one answer after the other.
 
     `swapped`: another version of the ensemble answers, as after a promotion. `switched`: other
-    members or another ensemble. `drifted`: frames are out of distribution, or no longer.
+    members or another ensemble. `drifted`: the drift watch of the session found a change.
     `budget`: members are left out to keep the budget, answers are late, or neither any longer.
     """
 
     def __init__(self) -> None:
         self._answering: _Answering | None = None
-        self._drift, self._budget = _Settled(first=False), _Settled("kept")
+        self._changes: int | None = None  # of the drift watch that were told, or came before
+        self._budget = _Settled("kept")
 
     def after(self, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the events of a frame, as JSON data.
@@ -65,7 +69,7 @@ class StreamEvents:
         session, rollout = meta.get("session"), meta.get("rollout") or {}
         if not session or session["repeated"] or rollout.get("version") == "new":
             return []
-        found = [*self._answerers(meta), *self._drifted(meta), *self._within(meta, session)]
+        found = [*self._answerers(meta), *self._within(meta, session)]
         return [{"type": "event", "frame_id": meta["frame_id"], **one} for one in found]
 
     def _answerers(self, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -77,13 +81,20 @@ class StreamEvents:
         known = {"ref": meta["ref"], "members": list(now.members), "why": meta.get("why", "")}
         return [{"kind": "swapped" if is_swap else "switched", **known}]
 
-    def _drifted(self, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
-        flag, score = meta["drift"]["flag"], meta["drift"]["score"]
-        if flag is None or not self._drift.changed(flag):
+    def watched(self, state: WatchState | None) -> list[dict[str, Any]]:
+        """Return the events of the drift watch.
+
+        What it found before the stream began is no news; of several changes the last one is told.
+
+        Args:
+            state: what it said last of the session; None if that is not known.
+        """
+        if state is None:
             return []
-        words = "out of distribution" if flag else "in distribution again"
-        why = f"the last {SETTLED} frames are {words}"
-        return [{"kind": "drifted", "drifted": flag, "score": score, "why": why}]
+        before, self._changes = self._changes, state.changes
+        if before in (None, state.changes) or state.change is None:
+            return []
+        return [{"type": "event", "kind": "drifted", **state.change}]
 
     def _within(self, meta: Mapping[str, Any], session: Mapping[str, Any]) -> list[dict[str, Any]]:
         dropped = list(meta["dropped"])

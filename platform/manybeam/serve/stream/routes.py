@@ -22,6 +22,7 @@ from manybeam.serve.edge.guard import checked_id
 from manybeam.serve.edge.handler import RequestHandler
 from manybeam.serve.edge.proxied import proxied_request
 from manybeam.serve.metrics import Meter
+from manybeam.serve.monitor.report import WatchState
 from manybeam.serve.query import FRAME_NAMES, is_label, read_query
 from manybeam.serve.sessions.answering import SessionAnswers
 from manybeam.serve.sessions.refresher import LiveSession, no_session
@@ -82,6 +83,11 @@ class StreamRoutes:
     def session(self, instrument: str) -> LiveSession | None:
         """Return the session of an instrument; None if it has none."""
         return self._sessions.refresher.of(instrument)
+
+    def watch_state(self, session_id: int) -> WatchState | None:
+        """Return what the drift watch said of a session last; None if that is not known here."""
+        reporter = self._sessions.reporter
+        return reporter.state(session_id) if reporter else None
 
     async def largest(self, live: LiveSession, number: int) -> int:
         """Return the largest number of the streams of a session, this one among them.

@@ -34,6 +34,7 @@ from manybeam.errors import (
 from manybeam.serve.edge.access import Caller
 from manybeam.serve.edge.handler import RequestHandler
 from manybeam.serve.metrics import Meter
+from manybeam.serve.monitor.report import WatchState
 from manybeam.serve.sessions.refresher import LiveSession, no_session
 from manybeam.serve.stream import messages
 from manybeam.serve.stream.events import StreamEvents
@@ -80,6 +81,9 @@ class StreamSessions(Protocol):
 
     def session(self, instrument: str) -> LiveSession | None:
         """Return the session of an instrument; None if it has none."""
+
+    def watch_state(self, session_id: int) -> WatchState | None:
+        """Return what the drift watch said of a session last; None if that is not known."""
 
     async def largest(self, live: LiveSession, number: int) -> int:
         """Return the largest number of the streams of a session, this one among them."""
@@ -183,6 +187,13 @@ class FrameStream:
         for event in self._events.after(frame.meta) if frame.meta else ():
             self._meter.stream_event(event["kind"])
             await self._tell(event)
+        await self._tell_drift()
+
+    async def _tell_drift(self) -> None:
+        """Tell what the drift watch found."""
+        for event in self._events.watched(self._sessions.watch_state(self._session_id)):
+            self._meter.stream_event(event["kind"])
+            await self._tell(event)
 
     async def _look(self) -> None:
         while True:
@@ -197,6 +208,8 @@ class FrameStream:
             if largest > self.number:
                 raise taken_over(self._request.instrument)
             await self._request.caller()
+            if not self._sending.locked():
+                await self._tell_drift()
             # A large answer that is being sent says enough, and its end may be far.
             if not self._sending.locked() and time.monotonic() > self._told_s + messages.BEAT_S:
                 await self._tell(messages.beat())

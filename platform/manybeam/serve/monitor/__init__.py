@@ -1,0 +1,1 @@
+"""The monitor: drift of each session, notifications, doubtful frames, and what live pages show."""

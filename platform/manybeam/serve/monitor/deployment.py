@@ -1,0 +1,112 @@
+"""The monitor on Ray Serve: a process of its own beside the replicas, and how they reach it."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from manybeam.errors import ManybeamError, Unreachable
+from manybeam.serve.monitor.report import FrameReport, Seen, WatchState
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+T = TypeVar("T")
+
+MONITOR = "monitor"
+SEE_S, STATE_S = 10.0, 1.0  # for a reply
+THREADS = 4  # reports, and questions of sessions
+LIVE_THREADS = 64  # live pages that wait
+
+
+class MonitorReplica:
+    """The process of the monitor.
+
+    Args:
+        variables: settings of the process that started the service.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        from manybeam.cluster import joining as cluster
+        from manybeam.serve.monitor.parts import make_monitor
+
+        cluster.adopt(dict(variables))
+        self._monitor, self._close = make_monitor()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="monitor")
+        self._pages = ThreadPoolExecutor(LIVE_THREADS, thread_name_prefix="live")
+
+    async def see(self, reports: list[FrameReport]) -> Seen:
+        """Take reports."""
+        return await _done(self._threads, partial(self._monitor.see, reports))
+
+    async def state(self, session_id: int) -> WatchState | None:
+        """Return the state of a session."""
+        return await _done(self._threads, partial(self._monitor.state, session_id))
+
+    async def live(self, instrument: str, after: int, wait_s: float) -> dict[str, Any]:
+        """Return what a live page shows."""
+        return await _done(self._pages, partial(self._monitor.live, instrument, after, wait_s))
+
+    async def keep(self, instrument: str, frame_id: str, who: str) -> dict[str, Any]:
+        """Keep a frame that is on a live page."""
+        return await _done(self._threads, partial(self._monitor.keep, instrument, frame_id, who))
+
+    def __del__(self) -> None:
+        """End the threads; Ray Serve calls it when the process shall end."""
+        close = getattr(self, "_close", None)
+        if close is not None:
+            close()
+
+
+async def _done(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, call)
+
+
+class RemoteMonitor:
+    """The monitor of the service, for one of its replicas; its calls block.
+
+    Args:
+        handle: returns Ray's handle of the deployment.
+    """
+
+    def __init__(self, handle: "Callable[[], DeploymentHandle[Any]]") -> None:
+        self._handle_of = handle
+        self._handle: DeploymentHandle[Any] | None = None
+
+    def see(self, reports: list[FrameReport]) -> Seen:
+        """Take reports; raises Unreachable."""
+        found: Seen = self._asked("see", SEE_S, reports)
+        return found
+
+    def state(self, session_id: int) -> WatchState | None:
+        """Return the state of a session; raises Unreachable."""
+        found: WatchState | None = self._asked("state", STATE_S, session_id)
+        return found
+
+    def live(self, instrument: str, after: int, wait_s: float) -> dict[str, Any]:
+        """Return what a live page shows; raises Unreachable or Busy."""
+        found: dict[str, Any] = self._asked("live", SEE_S + wait_s, instrument, after, wait_s)
+        return found
+
+    def keep(self, instrument: str, frame_id: str, who: str) -> dict[str, Any]:
+        """Keep a frame that is on a live page; raises Unreachable or NotFound."""
+        found: dict[str, Any] = self._asked("keep", SEE_S, instrument, frame_id, who)
+        return found
+
+    def _asked(self, name: str, timeout_s: float, *arguments: Any) -> Any:
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            handle = self._handle = self._handle or self._handle_of()
+            return getattr(handle, name).remote(*arguments).result(timeout_s=timeout_s)
+        except ManybeamError:
+            raise
+        except (RayError, RayServeException, TimeoutError) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ManybeamError):
+                raise cause from error
+            raise Unreachable(
+                "the monitor does not answer", str(error).partition("\n")[0][:300], ""
+            ) from error
