@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,15 @@ from manybeam.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS, series_names
 
 FOLDER = Path(__file__).parents[1] / "dashboards"
 FILES = sorted(FOLDER.glob("*.json"))
+ALERTS = FOLDER / "alerts.yaml"
+# What the rules say of series like these, each with a value a minute: name, values, minute, alerts.
+CASES = [
+    ('manybeam_drift_changes_total{kind="drifted"}', "0x5 1x20", "8m", {"ManybeamDrifted"}),
+    ('manybeam_drift_changes_total{kind="back"}', "0x5 1x20", "8m", set()),
+    ('manybeam_faults_total{path="predict"}', "0x5 2x20", "8m", {"ManybeamFaults"}),
+    ("manybeam_unwatched_frames_total", "0+60x40", "30m", {"ManybeamUnwatched"}),
+    ("manybeam_unwatched_frames_total", "60x40", "30m", set()),
+]
 SERIES = re.compile(r"manybeam_[a-z_]+")
 
 
@@ -31,6 +42,7 @@ def test_every_metric_a_dashboard_names_exists(path: Path) -> None:
 def test_every_label_a_dashboard_groups_by_exists(path: Path) -> None:
     known = {label for _, labels in COUNTERS.values() for label in labels}
     known |= {label for _, _, labels in HISTOGRAMS.values() for label in labels}
+    known |= {label for _, labels in GAUGES.values() for label in labels}
     known |= {"le", "replica"}
     for query in queries(path):
         for group in re.findall(r"by \(([^)]*)\)", query):
@@ -56,6 +68,57 @@ def test_a_dashboard_means_whatever_data_source_it_is_given() -> None:
             assert panel["datasource"]["uid"] == "${datasource}"
             assert panel["title"]
             assert panel["description"]
+
+
+def rules() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
+    return found
+
+
+def test_every_metric_an_alert_names_exists_and_says_what_to_do() -> None:
+    for rule in rules():
+        assert {*SERIES.findall(rule["expr"])} <= series_names()
+        assert rule["annotations"]["summary"].endswith(".")
+        assert rule["annotations"]["runbook"]
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if not found:
+        pytest.skip("promtool is not installed (Debian package prometheus); CI installs it")
+    return found
+
+
+def test_alerts_fire_when_they_should(promtool: str, tmp_path: Path) -> None:
+    told = {name for *_, names in CASES for name in names}
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [
+                {"series": name, "values": values},
+                {"series": "manybeam_ensembles_held", "values": "1x60"},
+            ],
+            "alert_rule_test": [
+                {
+                    "eval_time": at,
+                    "alertname": alert,
+                    "exp_alerts": [expected(alert)] if alert in names else [],
+                }
+                for alert in sorted(told)
+            ],
+        }
+        for name, values, at, names in CASES
+    ]
+    path = tmp_path / "cases.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": tests}))
+    done = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def expected(alert: str) -> dict[str, Any]:
+    (rule,) = (one for one in rules() if one["alert"] == alert)
+    return {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"]}
 
 
 def test_the_scrape_job_and_the_provisioning_are_what_grafana_reads() -> None:

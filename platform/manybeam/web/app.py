@@ -37,6 +37,7 @@ from manybeam.settings import settings
 from manybeam.web.api import api_router
 from manybeam.web.auth import TOKEN_FILE, Gatekeeper, admin_token
 from manybeam.web.events import events_router
+from manybeam.web.live.routes import live_router
 from manybeam.web.pages.changes import changes_router
 from manybeam.web.pages.framesets import FrameSets
 from manybeam.web.pages.login import login_router
@@ -135,6 +136,7 @@ def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> F
     app.include_router(changes_router(parts))
     app.include_router(api_router(parts))
     app.include_router(login_router(parts))
+    app.include_router(live_router(parts))
     app.include_router(pages_router(parts))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)

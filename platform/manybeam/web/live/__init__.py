@@ -1,0 +1,1 @@
+"""Live pages: what an instrument sends, and what the service answers."""

@@ -1,0 +1,255 @@
+// The page of one instrument: it asks for the next frame, and draws it with its atoms.
+(function () {
+  "use strict";
+  const byId = (id) => document.getElementById(id);
+  const view = byId("live-view");
+  if (!view) return;
+  const base = `/live/${encodeURIComponent(view.dataset.instrument)}`;
+  const STALE_S = 10, WAIT_S = 8, RETRY_MS = 2000, SESSION_MS = 3000, KEPT = 600;
+  const LOW_PM = 10, HIGH_PM = 25, LOW_PX = 0.5, HIGH_PX = 1.25;  // limits of the classes of spread
+  let number = 0, trend = [], shown = null, newest = null, isPaused = false, staleTimer = 0, asking = null;
+
+  // -- state -------------------------------------------------------------------------------------
+  function become(state, words) {
+    if (words !== undefined) byId("live-fault").textContent = words;
+    if (view.dataset.state === state) return;
+    view.dataset.state = state;
+    const badge = byId("live-state");
+    badge.className = `badge mb-live-${state}`;
+    badge.textContent = state;
+    document.querySelectorAll("[data-shown-in]").forEach((part) => { part.hidden = part.dataset.shownIn !== state; });
+  }
+
+  function settle(live) {
+    clearTimeout(staleTimer);
+    const ageS = live.age_s;
+    if (ageS > STALE_S) {
+      byId("live-age").textContent = `${Math.round(ageS)} s`;
+      become("stale");
+      return;
+    }
+    become(live.watch.drifted ? "drifted" : "running");
+    staleTimer = setTimeout(() => settle({ ...live, age_s: STALE_S + 1 }), (STALE_S - ageS) * 1000 + 100);
+  }
+
+  // -- asking ------------------------------------------------------------------------------------
+  async function go() {
+    asking = new AbortController();
+    while (!document.hidden) {
+      let pause = 0;
+      try {
+        const answer = await fetch(`${base}/next?after=${number}&wait_s=${number ? WAIT_S : 0.5}`, { signal: asking.signal, cache: "no-store" });
+        const content = await answer.json();
+        if (answer.ok) hear(content);
+        else pause = refused(answer.status, content);
+      } catch (error) {
+        if (error.name === "AbortError") return;
+        become("disconnected", "The server of this page does not answer.");
+        pause = RETRY_MS;
+      }
+      if (pause) await new Promise((done) => { setTimeout(done, pause); });
+    }
+  }
+
+  function refused(status, problem) {
+    clearTimeout(staleTimer);
+    if (status === 404) {
+      byId("live-body").hidden = true;
+      number = 0;
+      trend = [];
+      become("empty");
+    } else {
+      become("disconnected", `${problem.detail || "The prediction service does not answer"}.`);
+      byId("live-hint").textContent = problem.hint || "";
+    }
+    return RETRY_MS;
+  }
+
+  function hear(live) {
+    if (!live.frame) { become("waiting"); return; }
+    if (live.number < number) trend = [];
+    const isNew = live.number !== number;
+    number = live.number;
+    trend = trend.concat(live.trend).slice(-KEPT);
+    settle(live);
+    if (!isNew) return;
+    newest = live;
+    if (!isPaused) show(live);
+  }
+
+  // -- showing -----------------------------------------------------------------------------------
+  const text = (id, value) => { byId(id).textContent = value; };
+  const fixed = (value, digits = 0) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+
+  function show(live) {
+    const { frame, watch, latency_ms: latency } = live, size = frame.pixel_size_pm;
+    byId("live-body").hidden = false;
+    text("frame-name", `${frame.frame_id} · ${frame.shape[1]} × ${frame.shape[0]} px${size ? ` · ${size.toFixed(1)} pm a pixel` : ""}`);
+    text("tile-atoms", frame.atoms);
+    text("tile-spread", frame.spread_px === null ? "–" : size ? `${(frame.spread_px * size).toFixed(1)} pm` : `${frame.spread_px.toFixed(2)} px`);
+    text("tile-p50", latency.p50 === null ? "–" : `${fixed(latency.p50)} ms`);
+    text("tile-p95", latency.p95 === null ? "–" : `${fixed(latency.p95)} ms`);
+    text("tile-late", `${trend.filter((one) => one.late).length} of ${trend.length}`);
+    text("tile-dropped", `${trend.filter((one) => one.dropped).length} of ${trend.length}`);
+    const link = document.createElement("a");
+    link.href = `/zoo/${encodeURIComponent(frame.ref)}`;
+    link.textContent = frame.ref;
+    byId("who-ref").replaceChildren(link, `, members ${frame.members.join(", ")}`);
+    text("who-why", frame.why);
+    text("who-f1", frame.predicted_f1 ? `Predicted F1 ${frame.predicted_f1[0].toFixed(2)} (90 % interval ${frame.predicted_f1[1].toFixed(2)} to ${frame.predicted_f1[2].toFixed(2)}).` : "No predicted F1: the version was not calibrated.");
+    text("who-watch", `Drift watch: ${watch.state}.`);
+    text("live-drift", watch.change ? watch.change.why : "");
+    const field = byId("mark").elements.frame_id;
+    field.value = frame.frame_id;
+    byId("mark").hidden = false;
+    draw(live);
+    plots(size);
+  }
+
+  function draw(live) {
+    const image = new Image();
+    image.onload = () => {
+      if (shown && shown.live.number > live.number) return;
+      const bytes = Uint8Array.from(atob(live.frame.positions), (one) => one.charCodeAt(0));
+      shown = { live, image, atoms: new Float32Array(bytes.buffer) };
+      paint();
+    };
+    if (live.picture) image.src = `data:image/jpeg;base64,${live.picture}`;
+  }
+
+  function paint() {
+    if (!shown) return;
+    const { live, image, atoms } = shown, { frame } = live, canvas = byId("live-canvas");
+    const [rows, columns] = frame.shape, scale = (canvas.clientWidth * devicePixelRatio) / columns;
+    canvas.width = Math.round(columns * scale);
+    canvas.height = Math.round(rows * scale);
+    const pen = canvas.getContext("2d");
+    pen.imageSmoothingEnabled = scale < 1;
+    pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+    if (byId("show-atoms").checked) marks(pen, atoms, frame, scale);
+    canvas.setAttribute("aria-label", `Frame ${frame.frame_id}, ${frame.atoms} atoms`);
+    canvas.dataset.number = live.number;
+    canvas.dataset.atoms = atoms.length / 4;
+    canvas.dataset.delayMs = Date.now() - Date.parse(frame.at);
+  }
+
+  // A path for each class: one stroke draws all of its atoms.
+  function marks(pen, atoms, frame, scale) {
+    const size = frame.pixel_size_pm, low = size ? LOW_PM / size : LOW_PX, high = size ? HIGH_PM / size : HIGH_PX;
+    const paths = { low: new Path2D(), middle: new Path2D(), high: new Path2D(), one: new Path2D() };
+    const radius = Math.max(3 * devicePixelRatio, Math.min(7 * devicePixelRatio, 4 * scale));
+    for (let first = 0; first < atoms.length; first += 4) {
+      const y = (atoms[first] + 0.5) * scale, x = (atoms[first + 1] + 0.5) * scale, spread = atoms[first + 3];
+      if (Number.isNaN(spread)) { paths.one.moveTo(x + radius, y); paths.one.arc(x, y, radius, 0, 7); }
+      else if (spread <= low) { paths.low.moveTo(x + radius, y); paths.low.arc(x, y, radius, 0, 7); }
+      else if (spread <= high) paths.middle.rect(x - radius, y - radius, 2 * radius, 2 * radius);
+      else { const r = 1.3 * radius; paths.high.moveTo(x, y - r); paths.high.lineTo(x + r, y); paths.high.lineTo(x, y + r); paths.high.lineTo(x - r, y); paths.high.closePath(); }
+    }
+    pen.lineWidth = 1.5 * devicePixelRatio;
+    const colours = { low: "#56b4e9", middle: "#f0e442", high: "#e69f00", one: "#ffffff" };
+    Object.entries(paths).forEach(([name, path]) => {
+      pen.setLineDash(name === "one" ? [2, 3] : []);
+      pen.strokeStyle = colours[name];
+      pen.stroke(path);
+    });
+    const unit = size ? "pm" : "px", limits = size ? [LOW_PM, HIGH_PM] : [LOW_PX, HIGH_PX];
+    const words = { low: `up to ${limits[0]} ${unit}`, middle: `${limits[0]} to ${limits[1]} ${unit}`, high: `above ${limits[1]} ${unit}` };
+    document.querySelectorAll("[data-spread]").forEach((one) => { one.textContent = words[one.dataset.spread]; });
+  }
+
+  // -- plots -------------------------------------------------------------------------------------
+  const charts = {};
+  function plots(size) {
+    text("spread-unit", size ? "pm" : "px");
+    const times = trend.map((one) => Date.parse(one.at) / 1000);
+    chart("drift", times, trend.map((one) => one.drift), { limit: 1, label: "drift score" });
+    chart("spread", times, trend.map((one) => (one.spread_px === null ? null : one.spread_px * (size || 1))), { label: "spread" });
+    chart("ms", times, trend.map((one) => one.ms), { label: "time to answer" });
+  }
+
+  function chart(name, times, values, { limit, label }) {
+    const box = byId(`plot-${name}`);
+    if (!window.uPlot || !box.clientWidth) return;
+    const data = limit === undefined ? [times, values] : [times, values, times.map(() => limit)];
+    if (charts[name]) { charts[name].setData(data); return; }
+    const ink = getComputedStyle(document.body).color, line = getComputedStyle(document.querySelector(".card")).borderTopColor;
+    const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
+    const series = [{}, { label, stroke: "#4299e1", width: 2, points: { show: false } }];
+    if (limit !== undefined) series.push({ label: "threshold", stroke: "#e8590c", width: 1, dash: [6, 4], points: { show: false } });
+    const sizeOf = () => ({ width: box.clientWidth - 8, height: 122 });
+    charts[name] = new uPlot({ ...sizeOf(), series, legend: { show: false }, cursor: { drag: { x: false, y: false } }, scales: { y: { range: (_, low, high) => [0, Math.max(high, limit || 0) * 1.1 || 1] } }, axes: [{ ...axis, space: 90 }, { ...axis, size: 44 }] }, data, box);
+    new ResizeObserver(() => charts[name].setSize(sizeOf())).observe(box);
+  }
+
+  // -- the session -------------------------------------------------------------------------------
+  async function session() {
+    if (document.hidden) return;
+    try {
+      const answer = await fetch(`${base}/session`, { cache: "no-store" });
+      if (answer.ok) tell(await answer.json());
+    } catch { /* the other request says that the server is away */ }
+  }
+
+  function tell(found) {
+    text("who-policy", found.policy);
+    byId("pin").hidden = found.policy === "pinned" || !found.now;
+    byId("unpin").hidden = found.policy !== "pinned";
+    const strip = byId("live-events");
+    strip.parentElement.hidden = false;
+    const rows = found.events.slice(0, 20).map((one) => {
+      const row = document.createElement("li"), when = document.createElement("time"), kind = document.createElement("strong");
+      when.textContent = new Date(one.at).toLocaleTimeString();
+      kind.textContent = one.kind;
+      const who = one.members.length ? `: ${one.ref}, members ${one.members.join(", ")}` : "";
+      row.append(when, " ", kind, `${one.frame_id ? ` at ${one.frame_id}` : ""}${who}. ${one.why}`);
+      return row;
+    });
+    strip.replaceChildren(...rows);
+  }
+
+  function say(words) {
+    const live = byId("live");
+    live.textContent = words;
+    live.classList.add("shown");
+    setTimeout(() => live.classList.remove("shown"), 8000);
+  }
+
+  // -- actions -----------------------------------------------------------------------------------
+  document.querySelectorAll("[data-live-form]").forEach((form) => form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const button = form.querySelector("button");
+    button.disabled = true;
+    try {
+      const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)), headers: { accept: "application/json" } });
+      const content = await answer.json();
+      if (!answer.ok) say(`${content.detail}. ${content.hint}`);
+      else if (form.id === "mark") marked(form.elements.frame_id.value, content.kept);
+      else { tell(content); say(form.id === "pin" ? "Pinned: these members answer until you let the service select." : "The service selects again."); }
+    } catch { say("The server of this page does not answer."); }
+    button.disabled = false;
+  }));
+
+  function marked(name, kept) {
+    byId("marked").hidden = false;
+    text("marked-text", `${name} is kept in ${kept}.`);
+    byId("marked").querySelector("code").textContent = `manybeam adapt ${kept} -e ${newest.frame.ref.split("@")[0]}`;
+    say("Marked.");
+  }
+
+  const pause = byId("pause");
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    isPaused = !isPaused;
+    pause.setAttribute("aria-pressed", isPaused);
+    pause.textContent = isPaused ? "Go on" : "Pause";
+    if (!isPaused && newest) show(newest);
+  });
+  byId("show-atoms").addEventListener("change", paint);
+  new ResizeObserver(paint).observe(byId("live-canvas"));
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) asking.abort();
+    else go();
+  });
+  setInterval(session, SESSION_MS);
+  go();
+})();
