@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from manybeam.serve.monitor.report import WatchState
 from manybeam.serve.stream.events import SETTLED, StreamEvents
 
 
@@ -44,11 +45,7 @@ NEW = {"ref": "graphene@3", "version": 3}
         pytest.param([{}, NEW, NEW], [("f1", "swapped")], id="version"),
         pytest.param([{}, {"ensemble": "mos2", **NEW}], [("f1", "switched")], id="ensemble"),
         pytest.param([{}, {"members": [1, 2], "dropped": [0]}], [], id="one-left-out"),
-        pytest.param([{}, OUT, OUT, OUT, OUT], [("f3", "drifted")], id="drift"),
-        pytest.param([OUT, OUT, OUT], [("f2", "drifted")], id="drift-from-the-start"),
-        pytest.param([{}, OUT, OUT, {}, OUT], [], id="odd-frames"),
-        pytest.param([OUT] * 3 + [{}] * 3, [("f2", "drifted"), ("f5", "drifted")], id="and-back"),
-        pytest.param([{"drift": {"flag": None, "score": None}}] * 4, [], id="drift-unknown"),
+        pytest.param([OUT] * 9, [], id="out-of-distribution"),
         pytest.param([{}, LATE, LATE, LATE], [("f3", "budget")], id="late"),
         pytest.param(
             [{"members": [1, 2], "dropped": [0]}] * SETTLED, [("f2", "budget")], id="left-out"
@@ -74,10 +71,30 @@ def test_an_event_says_what_changed_and_why() -> None:
     assert (switched["members"], switched["why"]) == ([1, 2], "selected for low dose")
     for number in range(2, 2 + SETTLED):
         found = events.after(meta(number, members=[2], dropped=[1], **OUT))
-    assert {one["kind"]: one for one in found}["drifted"]["drifted"] is True
     budget = {one["kind"]: one for one in found}["budget"]
     assert (budget["state"], budget["dropped"], budget["budget_ms"]) == (
         "members left out",
         [1],
         100,
     )
+
+
+def state(changes: int, **change: Any) -> WatchState:
+    return WatchState(7, "in control", changes=changes, change=change or None)
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        pytest.param([None, None], 0, id="no-monitor"),
+        pytest.param([state(0), state(0)], 0, id="nothing-found"),
+        pytest.param([state(2, drifted=True)] * 3, 0, id="found-before-the-stream"),
+        pytest.param([state(0), state(1, drifted=True), state(1, drifted=True)], 1, id="found-once"),
+        pytest.param([state(0), None, state(1, drifted=True)], 1, id="monitor-away-meanwhile"),
+        pytest.param([state(1, drifted=True), state(0), state(1, drifted=True)], 1, id="new-monitor"),
+    ],
+)  # fmt: skip
+def test_what_the_drift_watch_finds_is_told_once(states: list[Any], told: int) -> None:
+    events = StreamEvents()
+    found = [one for it in states for one in events.watched(it)]
+    assert [(one["kind"], one["drifted"]) for one in found] == [("drifted", True)] * told

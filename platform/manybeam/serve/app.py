@@ -48,6 +48,7 @@ from manybeam.serve.haproxy import (
     haproxy_variables,
     has_haproxy,
 )
+from manybeam.serve.logs import WRITTEN_AT_ONCE, log_to_serve
 from manybeam.serve.ports import port_in_use, port_is_free
 from manybeam.serve.replica_addresses import LOOPBACK, ForProxyOnly, listen_inside
 from manybeam.settings import settings
@@ -68,11 +69,16 @@ _TOKENS_BEFORE = "MANYBEAM_SERVE_TOKENS"  # of a service that an older version s
 RAY_MIDDLEWARES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "manybeam.serve.edge.guard:ray_middlewares"
 }
+QUIET = {"enable_access_log": False}  # metrics count the requests
 READY_S = 60.0
 HEALTH_S = 1.0  # a replica that died is replaced after so long; Ray's is 10
 STOP_S = 30.0
 # Features of small crops are no faster on several cores.
-MONITOR_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+MONITOR_VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    **WRITTEN_AT_ONCE,
+}
 
 
 @dataclass(frozen=True)
@@ -483,6 +489,7 @@ def _new_variables(platform: str, address: str, host: str, port: int) -> dict[st
         # Products of matrices are small here; threads of BLAS would only wait for each other.
         "OPENBLAS_NUM_THREADS": "1",
         **RAY_MIDDLEWARES,
+        **WRITTEN_AT_ONCE,
         URL: url_of(host, port),
         PLATFORM: platform,
     }
@@ -521,6 +528,7 @@ def _deploy(wanted: Deployed) -> None:
         max_surge_percent=wanted.surge_percent,
         graceful_shutdown_timeout_s=10,
         health_check_period_s=HEALTH_S,
+        logging_config=QUIET,
         ray_actor_options=wanted.actor,
     )(serve.ingress(_builder(_plan(wanted)))(Replica))
     deployment = _versioned(deployment, wanted.version)
@@ -560,7 +568,9 @@ def _monitor(wanted: Deployed) -> Any:
         num_replicas=1,
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=HEALTH_S,
+        logging_config=QUIET,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": MONITOR_VARIABLES}},
     )(MonitorReplica)
     version = hashlib.sha256(known.encode()).hexdigest()[:16]
@@ -590,6 +600,7 @@ def _builder(plan: Plan) -> "Callable[[], FastAPI]":
 def replica_api(plan: Plan) -> "FastAPI":
     """Return the application of one replica, with its parts."""
     use_cores_of_host()
+    log_to_serve()
     from manybeam.db.deployment import open_database
     from manybeam.db.serving.rollouts import Rollouts
     from manybeam.predictor.versions.live import LiveVersions

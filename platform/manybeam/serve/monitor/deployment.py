@@ -1,6 +1,7 @@
 """The monitor on Ray Serve: a process of its own beside the replicas, and how they reach it."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,8 +30,10 @@ class MonitorReplica:
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         from manybeam.cluster import joining as cluster
+        from manybeam.serve.logs import log_to_serve
         from manybeam.serve.monitor.parts import make_monitor
 
+        log_to_serve()
         cluster.adopt(dict(variables))
         self._monitor, self._close = make_monitor()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="monitor")
@@ -73,6 +76,7 @@ class RemoteMonitor:
     def __init__(self, handle: "Callable[[], DeploymentHandle[Any]]") -> None:
         self._handle_of = handle
         self._handle: DeploymentHandle[Any] | None = None
+        self._lock = threading.Lock()
 
     def see(self, reports: list[FrameReport]) -> Seen:
         """Take reports; raises Unreachable."""
@@ -99,8 +103,8 @@ class RemoteMonitor:
         from ray.serve.exceptions import RayServeException
 
         try:
-            handle = self._handle = self._handle or self._handle_of()
-            return getattr(handle, name).remote(*arguments).result(timeout_s=timeout_s)
+            response = getattr(self._initialized(), name).remote(*arguments)
+            return response.result(timeout_s=timeout_s)
         except ManybeamError:
             raise
         except (RayError, RayServeException, TimeoutError) as error:
@@ -110,3 +114,11 @@ class RemoteMonitor:
             raise Unreachable(
                 "the monitor does not answer", str(error).partition("\n")[0][:300], ""
             ) from error
+
+    def _initialized(self) -> "DeploymentHandle[Any]":
+        with self._lock:
+            if self._handle is None:
+                self._handle = self._handle_of()
+                # Its calls come from threads; otherwise it works in an event loop only.
+                self._handle._init(_run_router_in_separate_loop=True)
+            return self._handle

@@ -124,7 +124,7 @@ def _point(report: FrameReport, state: WatchState) -> dict[str, Any]:
         "at": report.at.isoformat(),
         "drift": state.score,
         "spread_px": facts.get("spread_px"),
-        "ms": facts.get("timings_ms", {}).get("total"),
+        "ms": round(sum(facts.get("timings_ms", {}).values()), 1),
         "atoms": facts.get("atoms"),
         "dropped": len(facts.get("dropped", ())),
         "late": "late" in facts.get("counted", ()),

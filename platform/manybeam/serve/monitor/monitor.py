@@ -111,20 +111,27 @@ class Monitor:
     # -- frames -----------------------------------------------------------------------------------
     def see(self, reports: list[FrameReport]) -> Seen:
         """Take reports in the order of their answers; return what the watch says of them."""
+        ordered = sorted(reports, key=lambda one: one.at)
+        watched = self._show(ordered)  # first, because the features of a frame take a while
         states: dict[int, WatchState] = {}
-        for report in sorted(reports, key=lambda one: one.at):
+        for report in ordered:
             with self._watching:
                 states[report.session_id] = state = self._see(report)
             self._keep_doubtful(report, state)
-            with self._news:
-                view = self._views[report.instrument]
-                view.add(report, state)
-                self._news.notify_all()
+        return Seen(states, watched)
+
+    def _show(self, reports: list[FrameReport]) -> frozenset[str]:
+        """Let live pages have frames; return the instruments that somebody looks at."""
+        known = {one.session_id: self.state(one.session_id) for one in reports}
         with self._news:
-            watched = {name for name, view in self._views.items() if view.is_watched}
+            for report in reports:
+                state = known[report.session_id] or WatchState(report.session_id, "not begun")
+                self._views[report.instrument].add(report, state)
+            self._news.notify_all()
+            watched = frozenset(name for name, view in self._views.items() if view.is_watched)
             for name in self._views.keys() - watched:
                 self._views[name].forget_frames()
-        return Seen(states, frozenset(watched))
+        return watched
 
     def state(self, session_id: int) -> WatchState | None:
         """Return the state of a session; None if no frame of it was seen."""
