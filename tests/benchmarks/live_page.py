@@ -75,8 +75,9 @@ def _busy(url: str, instrument: str, frames_nyx: np.ndarray, ended: threading.Ev
 
 
 def _watched(words: argparse.Namespace, frames_nyx: np.ndarray) -> list[list[float]]:
-    from manybeam_client import Session
     from playwright.sync_api import sync_playwright
+
+    from manybeam_client import Session
 
     with sync_playwright() as play, Session(words.service, instrument="WATCHED") as session:
         session.predict(frames_nyx[0], pixel_size_pm=16.0)

@@ -47,13 +47,13 @@ class MonitorReplica:
         """Return the state of a session."""
         return await _done(self._threads, partial(self._monitor.state, session_id))
 
-    async def live(self, instrument: str, after: int, wait_s: float) -> dict[str, Any]:
+    async def live(self, session_id: int, after: int, wait_s: float) -> dict[str, Any]:
         """Return what a live page shows."""
-        return await _done(self._pages, partial(self._monitor.live, instrument, after, wait_s))
+        return await _done(self._pages, partial(self._monitor.live, session_id, after, wait_s))
 
-    async def keep(self, instrument: str, frame_id: str, who: str) -> dict[str, Any]:
+    async def keep(self, session_id: int, frame_id: str, who: str) -> dict[str, Any]:
         """Keep a frame that is on a live page."""
-        return await _done(self._threads, partial(self._monitor.keep, instrument, frame_id, who))
+        return await _done(self._threads, partial(self._monitor.keep, session_id, frame_id, who))
 
     def __del__(self) -> None:
         """End the threads; Ray Serve calls it when the process shall end."""
@@ -88,14 +88,14 @@ class RemoteMonitor:
         found: WatchState | None = self._asked("state", STATE_S, session_id)
         return found
 
-    def live(self, instrument: str, after: int, wait_s: float) -> dict[str, Any]:
+    def live(self, session_id: int, after: int, wait_s: float) -> dict[str, Any]:
         """Return what a live page shows; raises Unreachable or Busy."""
-        found: dict[str, Any] = self._asked("live", SEE_S + wait_s, instrument, after, wait_s)
+        found: dict[str, Any] = self._asked("live", SEE_S + wait_s, session_id, after, wait_s)
         return found
 
-    def keep(self, instrument: str, frame_id: str, who: str) -> dict[str, Any]:
+    def keep(self, session_id: int, frame_id: str, who: str) -> dict[str, Any]:
         """Keep a frame that is on a live page; raises Unreachable or NotFound."""
-        found: dict[str, Any] = self._asked("keep", SEE_S, instrument, frame_id, who)
+        found: dict[str, Any] = self._asked("keep", SEE_S, session_id, frame_id, who)
         return found
 
     def _asked(self, name: str, timeout_s: float, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a live page shows of one instrument: the newest frame with its atoms, and the last minutes.
+"""What a live page shows of one session: the newest frame with its atoms, and the last minutes.
 
 Axis letters: y row, x column, k atom.
 """
@@ -38,7 +38,7 @@ class _Shown:
 
 @dataclass(eq=False)
 class LiveView:
-    """The newest frames of one instrument; its methods are called under the monitor's lock.
+    """The newest frames of one session; its methods are called under the monitor's lock.
 
     Attributes:
         asked_s: when a page asked last, in monotonic seconds.
@@ -76,9 +76,10 @@ class LiveView:
         """Return a frame of the last ones by its name; None if it is not held any more."""
         return next((one for one in reversed(self._held) if one.frame_id == frame_id), None)
 
-    def forget_frames(self) -> None:
-        """Hold no frames: nobody looks."""
-        self._held.clear()
+    def forget_unseen(self) -> None:
+        """Hold no frames if nobody looks."""
+        if not self.is_watched:
+            self._held.clear()
 
     def facts(self, after: int) -> dict[str, Any]:
         """Return the facts of the newest frame, and the trend since a number."""

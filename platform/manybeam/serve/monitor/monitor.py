@@ -9,7 +9,7 @@ import base64
 import logging
 import threading
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -103,7 +103,7 @@ class Monitor:
         self._known, self._alerts, self._doubtful = known, alerts, doubtful
         self._meter, self._notify = meter, notify
         self._sessions: OrderedDict[int, _Watched] = OrderedDict()
-        self._views: defaultdict[str, LiveView] = defaultdict(LiveView)
+        self._views: OrderedDict[int, LiveView] = OrderedDict()
         self._news = threading.Condition()
         self._watching = threading.Lock()
         self._asking = threading.BoundedSemaphore(LIVE_REQUESTS)
@@ -120,18 +120,17 @@ class Monitor:
             self._keep_doubtful(report, state)
         return Seen(states, watched)
 
-    def _show(self, reports: list[FrameReport]) -> frozenset[str]:
-        """Let live pages have frames; return the instruments that somebody looks at."""
+    def _show(self, reports: list[FrameReport]) -> frozenset[int]:
+        """Let live pages have frames; return the sessions that somebody looks at."""
         known = {one.session_id: self.state(one.session_id) for one in reports}
         with self._news:
             for report in reports:
                 state = known[report.session_id] or WatchState(report.session_id, "not begun")
-                self._views[report.instrument].add(report, state)
+                self._view(report.session_id).add(report, state)
             self._news.notify_all()
-            watched = frozenset(name for name, view in self._views.items() if view.is_watched)
-            for name in self._views.keys() - watched:
-                self._views[name].forget_frames()
-        return watched
+            for view in self._views.values():
+                view.forget_unseen()
+            return frozenset(one for one, view in self._views.items() if view.is_watched)
 
     def state(self, session_id: int) -> WatchState | None:
         """Return the state of a session; None if no frame of it was seen."""
@@ -190,11 +189,11 @@ class Monitor:
             )
 
     # -- live pages -------------------------------------------------------------------------------
-    def live(self, instrument: str, after: int, wait_s: float) -> dict[str, Any]:
-        """Return what a live page shows of an instrument.
+    def live(self, session_id: int, after: int, wait_s: float) -> dict[str, Any]:
+        """Return what a live page shows of a session.
 
         Args:
-            instrument: its id.
+            session_id: of the session.
             after: number of the frame that the page has.
             wait_s: for a newer one; without one, the picture of the present frame is left out.
 
@@ -205,7 +204,7 @@ class Monitor:
             raise Busy(f"{LIVE_REQUESTS} live pages wait already", "that is the limit", "")
         try:
             with self._news:
-                view = self._views[instrument]
+                view = self._view(session_id)
                 view.asked_s = time.monotonic()
                 self._news.wait_for(lambda: view.number > after, wait_s)
                 view.asked_s = time.monotonic()
@@ -215,23 +214,31 @@ class Monitor:
         is_new = shown is not None and shown.number > after
         return {**content, "picture": view.picture(shown) if shown and is_new else ""}
 
-    def keep(self, instrument: str, frame_id: str, who: str) -> dict[str, Any]:
+    def keep(self, session_id: int, frame_id: str, who: str) -> dict[str, Any]:
         """Keep a frame that is on a live page.
 
         Raises:
             NotFound: it is not in memory any more.
         """
         with self._news:
-            report = self._views[instrument].held(frame_id)
+            report = self._view(session_id).held(frame_id)
         if report is None:
             raise NotFound(
-                f"frame {frame_id[:80]!r} of {instrument!r} is not in memory",
+                f"frame {frame_id[:80]!r} is not in memory",
                 "only frames that a live page showed during the last seconds are",
                 "mark a newer frame",
             )
         state = self.state(report.session_id) or WatchState(report.session_id, "")
         facts = {**_facts(report, state), "marked_by": who}
-        return {"kept": self._doubtful.add(instrument, _frame(report), facts)}
+        return {"kept": self._doubtful.add(report.instrument, _frame(report), facts)}
+
+    def _view(self, session_id: int) -> LiveView:
+        """Return the view of a session; the one without frames and pages for longest gives way."""
+        view = self._views.setdefault(session_id, LiveView())
+        self._views.move_to_end(session_id)
+        while len(self._views) > SESSIONS:
+            self._views.popitem(last=False)
+        return view
 
 
 def _state(session_id: int, session: _Watched) -> WatchState:

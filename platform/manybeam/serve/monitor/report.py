@@ -81,11 +81,11 @@ class Seen:
 
     Attributes:
         states: of the reported sessions, by their ids.
-        watched: instruments that somebody looks at now.
+        watched: ids of sessions that somebody looks at now.
     """
 
     states: Mapping[int, WatchState]
-    watched: frozenset[str] = frozenset()
+    watched: frozenset[int] = frozenset()
 
 
 class MonitorPort(Protocol):
@@ -97,8 +97,8 @@ class MonitorPort(Protocol):
     def state(self, session_id: int) -> WatchState | None:
         """Return the state of a session; None if no frame of it was seen."""
 
-    def live(self, instrument: str, after: int, wait_s: float) -> dict[str, Any]:
+    def live(self, session_id: int, after: int, wait_s: float) -> dict[str, Any]:
         """Return what a live page shows: the newest frame, as soon as its number is above."""
 
-    def keep(self, instrument: str, frame_id: str, who: str) -> dict[str, Any]:
+    def keep(self, session_id: int, frame_id: str, who: str) -> dict[str, Any]:
         """Keep a frame that is on a live page, and return where."""

@@ -54,7 +54,7 @@ class FrameReporter:
         self.monitor, self._left_out = monitor, left_out
         self._waiting: deque[_Answered] = deque()
         self._states: OrderedDict[int, WatchState] = OrderedDict()
-        self._watched: frozenset[str] = frozenset()
+        self._watched: frozenset[int] = frozenset()
         self._room = threading.Condition()
         self._is_closed = self._is_away = self._is_busy = False
         self._thread = threading.Thread(target=self._go_on, name="reporter", daemon=True)
@@ -138,7 +138,7 @@ class FrameReporter:
         state = self._states.get(recorded.session_id)
         is_doubtful = _is_doubtful(answer) or (state is not None and state.is_drifted)
         most_kept = one.settings.keep_doubtful if is_doubtful else 0
-        is_seen = one.instrument in self._watched
+        is_seen = recorded.session_id in self._watched
         rows, columns = frame.pixels_yx.shape
         return FrameReport(
             one.instrument,

@@ -81,19 +81,20 @@ class LiveRoutes:
                 raise other_instrument(instrument, caller.instrument)
             if not is_label(instrument):
                 raise InvalidInput(f"{instrument[:80]!r} cannot be the id of an instrument")
-            if self._sessions.refresher.of(instrument) is None:
+            live = self._sessions.refresher.of(instrument)
+            if live is None:
                 raise no_session(instrument)
-            return self._handler.as_json(await work(instrument, request, caller))
+            return self._handler.as_json(await work(live.stored.id, request, caller))
 
         return await self._handler.answered(path, request, checked, "predict")
 
-    async def _live(self, instrument: str, request: Request, _: Caller) -> dict[str, Any]:
+    async def _live(self, session_id: int, request: Request, _: Caller) -> dict[str, Any]:
         after, wait_s = _read(request)
-        return await self._done(partial(self._monitor().live, instrument, after, wait_s))
+        return await self._done(partial(self._monitor().live, session_id, after, wait_s))
 
-    async def _mark(self, instrument: str, request: Request, caller: Caller) -> dict[str, Any]:
+    async def _mark(self, session_id: int, request: Request, caller: Caller) -> dict[str, Any]:
         frame_id = _frame_id(await self._handler.small_body(request, MAX_BODY))
-        return await self._done(partial(self._monitor().keep, instrument, frame_id, caller.name))
+        return await self._done(partial(self._monitor().keep, session_id, frame_id, caller.name))
 
     async def _done(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the result of a call in a thread; those that wait are bounded."""

@@ -23,6 +23,7 @@ LONGEST_S = 10.0
 # What a change of a session may keep of its settings.
 KEPT = ("budget_ms", "pixel_size_pm", "condition", "false_atoms", "select_every", "order",
         "keep_doubtful")  # fmt: skip
+NOTHING = {"number": 0, "frame": None, "trend": [], "picture": ""}  # what is live before a frame
 After = Annotated[int, Query(ge=0, le=10**17)]
 WaitS = Annotated[float, Query(ge=0, le=LONGEST_S)]
 
@@ -135,7 +136,7 @@ def live_page(app_state: AppState, feed: LiveFeed, request: Request, instrument:
             fault = fault or (None if reply.is_ok else reply.content)
     except Unreachable as error:
         fault = problem(error, request_id(request))
-    found = newest.content if newest and newest.is_ok else {"number": 0, "frame": None, "trend": []}
+    found = newest.content if newest and newest.is_ok else NOTHING
     return app_state.pages.show(
         request,
         "live.html",
