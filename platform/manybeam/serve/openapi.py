@@ -81,7 +81,7 @@ LIVE_NAMES: list[dict[str, Any]] = [
         "in": "query",
         "required": False,
         "description": "How long to wait for a newer frame [s].",
-        "schema": {"type": "number", "minimum": 0, "maximum": 10},
+        "schema": {"type": "number", "minimum": 0, "maximum": 5},
     },
 ]
 MARK = {

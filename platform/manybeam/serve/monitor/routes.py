@@ -30,7 +30,7 @@ from manybeam.serve.sessions.refresher import no_session
 PATH, MARKS_PATH = "/v1/instruments/{instrument}/live", "/v1/instruments/{instrument}/marks"
 Instrument = Annotated[str, Path(description="Id of the instrument, such as STEM-1.")]
 THREADS = 32  # requests that wait for a frame
-LONGEST_S = 10.0  # that a request may wait
+LONGEST_S = 5.0  # that a request may wait; a process that ends waits for it
 MAX_BODY = 4096  # bytes
 _EXAMPLE = 'send {"frame_id": "scan-0142"}'
 

@@ -19,7 +19,7 @@ from manybeam.web.pages.changes import read_fields
 from manybeam.web.problems import PROBLEM, request_id
 from manybeam.web.state import AppState
 
-LONGEST_S = 10.0
+LONGEST_S = 5.0
 # What a change of a session may keep of its settings.
 KEPT = ("budget_ms", "pixel_size_pm", "condition", "false_atoms", "select_every", "order",
         "keep_doubtful")  # fmt: skip

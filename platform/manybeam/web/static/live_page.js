@@ -5,7 +5,7 @@
   const view = byId("live-view");
   if (!view) return;
   const base = `/live/${encodeURIComponent(view.dataset.instrument)}`;
-  const STALE_S = 10, WAIT_S = 8, RETRY_MS = 2000, SESSION_MS = 3000, KEPT = 600;
+  const STALE_S = 10, WAIT_S = 3, RETRY_MS = 2000, SESSION_MS = 3000, KEPT = 600;
   const LOW_PM = 10, HIGH_PM = 25, LOW_PX = 0.5, HIGH_PX = 1.25;  // limits of the classes of spread
   let number = 0, trend = [], shown = null, newest = null, isPaused = false, staleTimer = 0, asking = null;
 
