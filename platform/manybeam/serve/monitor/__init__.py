@@ -1,0 +1,1 @@
+"""The monitor of live sessions: drift, alerts, doubtful frames."""
