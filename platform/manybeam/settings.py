@@ -4,6 +4,7 @@ Science is in YAML (`manybeam.spec`) and flags select among it. Each value has o
 Precedence: `MANYBEAM_*` > `./manybeam.toml` > user config > default.
 """
 
+import base64
 import hashlib
 import logging
 import os
@@ -12,9 +13,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -95,6 +97,16 @@ class Settings(BaseSettings):
         description="PEM file of the certificate authorities to trust, for store and zoo; "
         "if empty, those of the libraries",
     )
+    webhook_url: str = Field(
+        "",
+        description="URL to which alerts (a session drifted) are sent by POST; if empty, they are "
+        "not sent",
+    )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        description="secret that signs these messages (Standard Webhooks): base64 of 24 to 64 "
+        "bytes, with or without `whsec_` before it",
+    )
     max_frame_px: int = Field(64_000_000, gt=0, description="largest frame accepted, in pixels")
     graphs: str = Field(
         "",
@@ -122,6 +134,35 @@ class Settings(BaseSettings):
                 "put an ipv6 address in brackets, as in http://[::1]:8100"
             )
         return url.rstrip("/") if url.startswith("http") else url
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_web(cls, url: str) -> str:
+        """Refuse what is no address of a web server, or has a password, which logs would show."""
+        if url and (place_of(url) is None or not url.startswith(("http://", "https://"))):
+            raise ValueError(f"{without_password(url)!r} is no url that begins with https://")
+        if url and "@" in urlsplit(url).netloc:
+            raise ValueError("a password in the url is not sent; use webhook_secret")
+        return url
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_key(cls, secret: SecretStr) -> SecretStr:
+        """Refuse a secret that receivers could not read; the message does not repeat it."""
+        if secret.get_secret_value() and not 24 <= len(webhook_key(secret)) <= 64:
+            raise ValueError(
+                "it is no base64 of 24 to 64 bytes; make one with: openssl rand -base64 32"
+            )
+        return secret
+
+    @model_validator(mode="after")
+    def _is_signed(self) -> Self:
+        if self.webhook_url and not self.webhook_secret.get_secret_value():
+            raise ValueError(
+                "webhook_url is set without webhook_secret, and messages are always signed; "
+                "make a secret with: openssl rand -base64 32"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -191,6 +232,15 @@ class Settings(BaseSettings):
     def artifacts_url(self) -> str:
         """The store of the weights if MLflow runs without a server."""
         return self.artifacts or (self.home / "weights").resolve().as_uri()
+
+
+def webhook_key(secret: SecretStr) -> bytes:
+    """Return the bytes of a secret of Standard Webhooks; none if it is no base64."""
+    text = secret.get_secret_value().strip().removeprefix("whsec_")
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
 
 
 @lru_cache(maxsize=1)
@@ -266,7 +316,7 @@ def _fault_words(fault: Mapping[str, Any]) -> str:
     words = _WORDS.get(fault["type"], "{msg}").format(msg=fault["msg"], **fault.get("ctx", {}))
     is_number = fault["type"].startswith(("float", "int", "greater", "less"))
     value = f"{fault['input']!r} " if is_number else ""
-    return f"{name}: {value}{words}"
+    return f"{name}: {value}{words}" if name else words
 
 
 def _names() -> list[str]:

@@ -1,6 +1,7 @@
 """How soon is a drift found, and how often is there a false alarm?
 
     python tests/benchmarks/drift_watch.py
+    python tests/benchmarks/drift_watch.py --session
 
 Simulated graphene. A session of a known condition wanders harmlessly (0.3 of a unit of distance of
 `predictor.condition_distance`, ten frames at each place); the watch knows frames that wander a
@@ -8,7 +9,8 @@ third further. False alarms are counted on fresh frames, each seen once, with th
 a Poisson count. Detection: fresh frames of the new condition follow frames in control; streams of
 one drift are drawn from one pool; a slow drift, over 50 frames, counts from the frame at which it
 leaves what is harmless. The named conditions start from the nominal one; nothing was chosen on
-them.
+them. `--session` measures the watch of a session: by known frames, and by its first 60; and one
+that is unlike the known frames from its start, which must tell of it once, and of what comes next.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from manybeam.learn.analysis.condition_inference import draw
 from manybeam.predictor.condition_distance import DIFFERENCE_STEPS, RATIO_STEPS
 from manybeam.predictor.stream.advice import WANDER, WATCHED_WANDER, wandering
 from manybeam.predictor.stream.drift import Alarm, DriftWatch, frame_features
+from manybeam.predictor.stream.session_watch import LEARNT, SessionWatch, WatchChange
 from manybeam.settings import settings
 from manybeam.spec import Condition, Library, Policy
 
@@ -41,10 +44,14 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=4000, help="frames in control watched")
     parser.add_argument("--repeats", type=int, default=10, help="streams of each drift")
     parser.add_argument("--drawn", type=int, default=0, help="drawn conditions, not the named ones")
+    parser.add_argument("--session", action="store_true", help="measure the watch of a session")
     words = parser.parse_args()
     start, busy = time.perf_counter(), time.process_time()
     library = Library(settings().zoo)
     for base, others in _cases(library, words.drawn):
+        if words.session:
+            _print_session(base, others, words)
+            continue
         known = _session(base, words.known, 1, WATCHED_WANDER)
         fine = _session(base, words.fresh, 2)
         state = DriftWatch(known).state()
@@ -137,18 +144,85 @@ def _resampled(fine: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
 
 
 def _print_false_alarms(base: Condition, state: str, fine: np.ndarray) -> None:
-    count, frames = len(_alarms(state, fine)), len(fine) / 1000
-    low, high = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0, chi2.ppf(0.975, 2 * count + 2) / 2
     print(
         f"\nKnown: {base.id}, {base.dose_e_per_a2:.2g} e/A2, {base.scan.pixel_size_pm:.3g} pm: "
-        f"{count} false alarms in {len(fine)} frames, {count / frames:.2f} in 1,000 "
-        f"(95 %: {low / frames:.2f} to {high / frames:.2f})"
+        f"{_rate(_alarms(state, fine), len(fine))}"
     )
 
 
 def _alarms(state: str, rows: Sequence[np.ndarray] | np.ndarray) -> list[Alarm]:
     watch = DriftWatch.restore(state)
     return [alarm for row in rows if (alarm := watch.see(row)) is not None]
+
+
+# -- the watch of a session ---------------------------------------------------------------------
+def _print_session(
+    base: Condition, others: dict[str, Condition], words: argparse.Namespace
+) -> None:
+    known = DriftWatch(_session(base, words.known, 1, WATCHED_WANDER))
+    fine, first = _session(base, words.fresh, 2), _session(base, LEARNT, 7)
+    learnt = SessionWatch()
+    _changes(learnt, first)
+    watches = {"known frames": SessionWatch(known), f"the first {LEARNT}": learnt}
+    states = {name: watch.to_json() for name, watch in watches.items()}
+    for name, state in states.items():
+        print(f"\nBy {name}: {_rate(_told_of(known, state, fine), len(fine))}")
+    print("\n| drift | " + " | ".join(f"{one}: median, 90 %, within 10" for one in states) + " |")
+    print("|---|" + "---|" * len(states))
+    for name, after in others.items():
+        streams = _changed(after, words.repeats)
+        cells = [_delays(known, state, fine, streams) for state in states.values()]
+        print(f"| {name} | {' | '.join(cells)} |")
+    _print_unlike(known, others, words.fresh // 4)
+
+
+def _print_unlike(known: DriftWatch, others: dict[str, Condition], count: int) -> None:
+    """Sessions of another condition: one alarm, then none, then one when it changes again."""
+    print(f"\n| unlike the known | alarms in {count} frames | back | told of the next after |")
+    print("|---|---|---|---|")
+    names = list(others)[::4]
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        rows, more = _session(others[name], count, 8), _features(others[following], GOAL * 2, 9)
+        watch = SessionWatch(known)
+        told = _changes(watch, rows)
+        drifts = [one for one in told if one.is_drifted]
+        delay = next((k + 1 for k, row in enumerate(more) if watch.see(f"m{k}", row)), np.inf)
+        print(
+            f"| {name}, then {following} | {len(drifts)} | {len(told) - len(drifts)} | {_told(delay)} |"
+        )
+
+
+def _told_of(known: DriftWatch, state: str, rows: Sequence[np.ndarray] | np.ndarray) -> list[int]:
+    watch = SessionWatch.restore(known, state)
+    return [
+        k for k, row in enumerate(rows) if (told := watch.see(f"f{k}", row)) and told.is_drifted
+    ]
+
+
+def _changes(watch: SessionWatch, rows: np.ndarray) -> list[WatchChange]:
+    return [told for k, row in enumerate(rows) if (told := watch.see(f"s{k}", row)) is not None]
+
+
+def _delays(
+    known: DriftWatch, state: str, fine: np.ndarray, streams: Sequence[Sequence[np.ndarray]]
+) -> str:
+    rng, delays = np.random.default_rng(5), []
+    for stream in streams:
+        rows = [*_resampled(fine, LEAD, rng), *stream]
+        found = [k for k in _told_of(known, state, rows) if k >= LEAD]
+        delays.append(found[0] - LEAD + 1 if found else np.inf)
+    median, most = np.quantile(delays, [0.5, 0.9], method="inverted_cdf")
+    share = np.mean(np.array(delays) <= GOAL)
+    return f"{_told(median)}, {_told(most)}, {share:.0%}"
+
+
+def _rate(alarms: Sequence[object], frames: int) -> str:
+    count, thousands = len(alarms), frames / 1000
+    low, high = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0, chi2.ppf(0.975, 2 * count + 2) / 2
+    return (
+        f"{count} false alarms in {frames} frames, {count / thousands:.2f} in 1,000 "
+        f"(95 %: {low / thousands:.2f} to {high / thousands:.2f})"
+    )
 
 
 def _print_drift(

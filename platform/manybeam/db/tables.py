@@ -1,7 +1,7 @@
 """The tables of the database, one class each.
 
-Times are UTC. Tables for people, jobs and alerts are not used yet; they exist so that the
-next versions need no new tables in a database that is in use.
+Times are UTC. Tables for people and jobs are not used yet; they exist so that the next versions
+need no new tables in a database that is in use.
 """
 
 from datetime import UTC, datetime
@@ -326,7 +326,10 @@ class SessionEventRow(DatabaseTable):
 
 
 class AlertRow(DatabaseTable):
-    """Something a person should check; open until it is acknowledged."""
+    """Something a person should check; open until it is acknowledged.
+
+    Its message is sent if `next_try` is set, and again until `delivered` is.
+    """
 
     __tablename__ = "alerts"
 
@@ -341,6 +344,10 @@ class AlertRow(DatabaseTable):
     values: Mapped[dict[str, Any]]
     acknowledged_by: Mapped[str | None]
     acknowledged: Mapped[datetime | None]
+    delivered: Mapped[datetime | None]
+    tries: Mapped[int] = mapped_column(server_default="0")
+    next_try: Mapped[datetime | None] = mapped_column(index=True)
+    last_error: Mapped[str] = mapped_column(server_default="")
 
 
 # -- versions under traffic ----------------------------------------------------------------------

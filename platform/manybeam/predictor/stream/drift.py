@@ -106,6 +106,23 @@ class Alarm:
         return "; ".join(map(str, kept))
 
 
+@dataclass(frozen=True)
+class StreamMemory:
+    """What a watch remembers of its stream, without what it knows.
+
+    Attributes:
+        recent_ts: features of the last frames, at most ten.
+        seen: frames so far.
+        score: the last score.
+        is_drifted: whether the stream has left the known conditions.
+    """
+
+    recent_ts: np.ndarray
+    seen: int = 0
+    score: float = 0.0
+    is_drifted: bool = False
+
+
 def frame_crops(frame_yx: np.ndarray) -> np.ndarray:
     """Return the crops of a frame on which its features rest, (n, y, x), at most four.
 
@@ -211,6 +228,38 @@ class DriftWatch:
         changes = _changes(shift_ts[-length:].mean(axis=0))
         return Alarm(self.seen - 1, self.seen - length, self.score, changes)
 
+    @property
+    def memory(self) -> StreamMemory:
+        """What it remembers of its stream; `again` makes a watch that goes on with it."""
+        recent_ts = np.stack(self._recent) if self._recent else np.empty((0, self.feature_count))
+        return StreamMemory(recent_ts, self.seen, self.score, self.is_drifted)
+
+    @property
+    def feature_count(self) -> int:
+        """Features of a frame."""
+        return int(self._known.middle_gs.shape[1])
+
+    @property
+    def has_pixel_size(self) -> bool:
+        """Whether the known frames have a pixel size."""
+        if self.feature_count <= LOG_SIZE:
+            return False
+        return bool(np.isfinite(self._known.middle_gs[:, LOG_SIZE]).any())
+
+    def again(self, memory: StreamMemory | None = None) -> Self:
+        """Return a watch of another stream by the same known frames, which both share.
+
+        Args:
+            memory: what it remembers of its stream; nothing if left out.
+        """
+        watch = type(self).__new__(type(self))
+        watch._known, watch._limits = self._known, self._limits
+        memory = memory or StreamMemory(np.empty((0, self.feature_count)))
+        watch._recent = deque(memory.recent_ts, maxlen=WINDOW)
+        watch.seen, watch.score = memory.seen, memory.score
+        watch.is_drifted = memory.is_drifted
+        return watch
+
     def state(self) -> str:
         """Return the state as JSON, for `restore`."""
         return json.dumps(
@@ -259,7 +308,7 @@ class DriftWatch:
         return watch
 
     def _check(self, features_s: np.ndarray) -> None:
-        wanted = self._known.middle_gs.shape[1]
+        wanted = self.feature_count
         if features_s.shape != (wanted,) or not np.isfinite(features_s).any():
             raise InvalidInput(
                 f"features of shape {features_s.shape} are not those of a frame",
@@ -268,7 +317,7 @@ class DriftWatch:
             )
         if wanted <= LOG_SIZE:
             return
-        has_size = bool(np.isfinite(self._known.middle_gs[:, LOG_SIZE]).any())
+        has_size = self.has_pixel_size
         if has_size != bool(np.isfinite(features_s[LOG_SIZE])):
             raise InvalidInput(
                 f"the known frames were taken {'with' if has_size else 'without'} a pixel size, "

@@ -21,6 +21,7 @@ BLOCK = 10  # neighbouring frames that are held out and resampled together
 FOLDS = 5
 CLIP = 8.0  # largest shift of a feature, in scatters
 LEAST_SCATTER = 0.02  # for features that do not vary in control, such as a known pixel size
+LEAST_LIMIT = 1.0  # of frames that are all alike, as those of a detector that hangs
 HELD_IN = 0.9  # quantile of the in-control distances that limits the distance of a frame
 # One false alarm in 1,000 frames is allowed; the threshold is set for half of that. It is raised by
 # MARGIN over the root of the number of blocks, because few blocks contain few harmless changes.
@@ -162,7 +163,7 @@ def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> ControlLimits:
             rest = fit(known_ns[~held_n], group_n[~held_n])
             parts.append((rest, rest.residuals(known_ns[held_n])[1], block_n[held_n]))
     length_n = np.concatenate([rest.lengths(far_ns) for rest, far_ns, _ in parts])
-    most = float(np.quantile(length_n, HELD_IN))
+    most = max(float(np.quantile(length_n, HELD_IN)), LEAST_LIMIT)
     # Each stream is of one fold, and is compared with the frames of the other folds.
     windows_mtw = np.stack(
         [
@@ -178,7 +179,8 @@ def calibrate(known_ns: np.ndarray, group_n: np.ndarray) -> ControlLimits:
     # The share of streams without an alarm, if alarms are random with this rate.
     quiet = math.exp(-FALSE_ALARM_RATE * windows_mtw.shape[1])
     margin = 1 + MARGIN / math.sqrt(len(np.unique(block_n)))
-    return ControlLimits(middle_w, scatter_w, most, margin * float(np.quantile(highest_m, quiet)))
+    threshold = margin * float(np.quantile(highest_m, quiet))
+    return ControlLimits(middle_w, scatter_w, most, max(threshold, LEAST_LIMIT))
 
 
 def _blocks(group_n: np.ndarray) -> np.ndarray:
