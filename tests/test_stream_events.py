@@ -89,9 +89,9 @@ def state(changes: int, **change: Any) -> WatchState:
         pytest.param([None, None], 0, id="no-monitor"),
         pytest.param([state(0), state(0)], 0, id="nothing-found"),
         pytest.param([state(2, drifted=True)] * 3, 0, id="found-before-the-stream"),
-        pytest.param([state(0), state(1, drifted=True), state(1, drifted=True)], 1, id="found-once"),
-        pytest.param([state(0), None, state(1, drifted=True)], 1, id="monitor-away-meanwhile"),
-        pytest.param([state(1, drifted=True), state(0), state(1, drifted=True)], 1, id="new-monitor"),
+        pytest.param([state(0), state(1, drifted=True), state(1, drifted=True)], 1, id="once"),
+        pytest.param([state(0), None, state(1, drifted=True)], 1, id="monitor-away"),
+        pytest.param([state(9, drifted=True), state(0), state(1, drifted=True)], 1, id="new"),
     ],
 )  # fmt: skip
 def test_what_the_drift_watch_finds_is_told_once(states: list[Any], told: int) -> None:

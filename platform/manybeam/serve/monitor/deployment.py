@@ -120,5 +120,6 @@ class RemoteMonitor:
             if self._handle is None:
                 self._handle = self._handle_of()
                 # Its calls come from threads; otherwise it works in an event loop only.
-                self._handle._init(_run_router_in_separate_loop=True)
+                begin: Any = self._handle._init  # Ray's lacks types
+                begin(_run_router_in_separate_loop=True)
             return self._handle

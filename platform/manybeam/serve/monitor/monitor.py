@@ -9,22 +9,19 @@ import base64
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manybeam.data.io.frame import Frame
 from manybeam.data.markup import small_png
 from manybeam.errors import Busy, ManybeamError, NotFound
-from manybeam.predictor.stream.drift import DriftWatch, crop_features
-from manybeam.predictor.stream.in_control import WINDOW
-from manybeam.predictor.stream.session_watch import SessionWatch, WatchChange
+from manybeam.predictor.stream.drift import crop_features
 from manybeam.serve.monitor.live_view import LiveView
 from manybeam.serve.monitor.report import FrameReport, Seen, WatchState
+from manybeam.serve.monitor.watched_sessions import WatchedSession, WatchedSessions
 
 if TYPE_CHECKING:
     from manybeam.db.serving.alerts import Alerts
@@ -32,17 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SESSIONS = 300  # that are watched; the one without frames for longest gives way
-PREVIEWS = 2 * WINDOW  # frames of which a small picture can be told
+VIEWS = 300  # sessions that live pages can show
 PREVIEW_PX = 128
 LIVE_REQUESTS = 64  # of live pages that wait at once
-
-
-class KnownSource(Protocol):
-    """What knows the frames of the conditions of a version (`known_watches.KnownWatches`)."""
-
-    def get(self, ref: str, *, has_pixel_size: bool) -> DriftWatch | None:
-        """Return a watch of a version; None while it is made, or if it knows no condition."""
 
 
 class MonitorMeter(Protocol):
@@ -58,51 +47,27 @@ class MonitorMeter(Protocol):
         """Set the number of sessions that drifted."""
 
 
-@dataclass(eq=False)
-class _Watched:
-    """A session under watch.
-
-    Attributes:
-        instrument: its id.
-        watch: its drift watch.
-        has_known: whether the watch knows the conditions of the version.
-        previews: name and crop of the last frames.
-        found: how many changes were found.
-        last: the last one, as JSON data.
-    """
-
-    instrument: str
-    watch: SessionWatch
-    has_known: bool
-    previews: deque[tuple[str, NDArray[Any]]] = field(
-        default_factory=lambda: deque(maxlen=PREVIEWS)
-    )
-    found: int = 0
-    last: dict[str, Any] | None = None
-
-
 class Monitor:
     """Watches the sessions of a service; safe to use from several threads.
 
     Args:
-        known: knows the frames of the conditions of a version.
+        sessions: the sessions under watch.
         alerts: returns the alerts of the database, or raises an error if it is away.
         doubtful: keeps doubtful frames.
         meter: counts.
-        notify: is called after an alert was added.
+        notify: is called after an alert was added; without it, alerts are kept only.
     """
 
     def __init__(
         self,
-        known: KnownSource,
+        sessions: WatchedSessions,
         alerts: "Callable[[], Alerts]",
         doubtful: "DoubtfulFrames",
         meter: MonitorMeter,
-        notify: Callable[[], None] = lambda: None,
+        notify: Callable[[], None] | None = None,
     ) -> None:
-        self._known, self._alerts, self._doubtful = known, alerts, doubtful
+        self._sessions, self._alerts, self._doubtful = sessions, alerts, doubtful
         self._meter, self._notify = meter, notify
-        self._sessions: OrderedDict[int, _Watched] = OrderedDict()
         self._views: OrderedDict[int, LiveView] = OrderedDict()
         self._news = threading.Condition()
         self._watching = threading.Lock()
@@ -136,51 +101,52 @@ class Monitor:
         """Return the state of a session; None if no frame of it was seen."""
         with self._watching:
             session = self._sessions.get(session_id)
-            return None if session is None else _state(session_id, session)
+        return None if session is None else session.state
 
     def _see(self, report: FrameReport) -> WatchState:
-        session = self._session(report)
-        if report.crops_nyx is not None:
-            session.previews.append((report.frame_id, report.crops_nyx[0]))
-            features_s = crop_features(report.crops_nyx, report.pixel_size_pm)
-            change = session.watch.see(report.frame_id, features_s)
-            if change is not None:
-                self._changed(session, report, change)
-            self._meter.drift(report.instrument, session.watch.score)
-        return _state(report.session_id, session)
+        session = self._sessions.of(report)
+        if session is None:
+            return WatchState(report.session_id, "waits for the known frames")
+        crops_nyx, features_s = report.crops_nyx, None
+        if crops_nyx is not None:
+            session.previews.append((report.frame_id, crops_nyx[0]))
+            features_s = crop_features(crops_nyx, report.pixel_size_pm)
+        change = session.watch.see(report.frame_id, features_s)
+        if change is not None:
+            self._changed(session, report, session.found(change))
+        self._sessions.save(session, is_new=change is not None)
+        self._meter.drift(report.instrument, session.watch.score)
+        return session.state
 
-    def _session(self, report: FrameReport) -> _Watched:
-        """Return the session of a report; it gets the known frames as soon as there are some."""
-        session = self._sessions.get(report.session_id)
-        if session is None or not (session.has_known or session.found):
-            known = self._known.get(report.ref, has_pixel_size=report.pixel_size_pm is not None)
-            if session is None:
-                session = _Watched(report.instrument, SessionWatch(known), known is not None)
-            elif known is not None:
-                session.watch, session.has_known = SessionWatch(known), True
-        self._sessions[report.session_id] = session
-        self._sessions.move_to_end(report.session_id)
-        while len(self._sessions) > SESSIONS:
-            self._sessions.popitem(last=False)
-        return session
-
-    def _changed(self, session: _Watched, report: FrameReport, change: WatchChange) -> None:
-        session.found, session.last = session.found + 1, change.content
-        kind = "drifted" if change.is_drifted else "back in control"
+    def _changed(self, session: WatchedSession, report: FrameReport, change: Any) -> None:
+        kind = "drifted" if change["drifted"] else "back in control"
         self._meter.drift_change(kind.partition(" ")[0])
-        self._meter.drifted_sessions(sum(one.watch.is_drifted for one in self._sessions.values()))
-        logger.info("%s %s: %s", report.instrument, kind, change.why)
+        self._meter.drifted_sessions(self._sessions.drifted_count())
+        logger.info("%s %s: %s", report.instrument, kind, change["why"])
         content = {
-            **change.content,
+            **change,
+            "instrument": report.instrument,
+            "session": report.session_id,
             "ref": report.ref,
             "members": list(report.members),
-            "frames": {"before": _picture(session, change.before), "now": _picture(session)},
+            "frames": {
+                "before": _picture(session, change["before"]),
+                "now": _picture(session, change["frame_id"]),
+            },
         }
         try:
-            self._alerts().add(kind, report.instrument, report.session_id, content)
+            self._alerts().add(
+                kind,
+                text=change["why"],
+                content=content,
+                instrument=report.instrument,
+                session_id=report.session_id,
+                is_sent=self._notify is not None,
+            )
         except ManybeamError as error:
             logger.warning("an alert of %s was not kept: %s", report.instrument, error)
-        self._notify()
+        if self._notify is not None:
+            self._notify()
 
     def _keep_doubtful(self, report: FrameReport, state: WatchState) -> None:
         if report.most_kept and report.pixels_yx is not None:
@@ -236,22 +202,15 @@ class Monitor:
         """Return the view of a session; the one without frames and pages for longest gives way."""
         view = self._views.setdefault(session_id, LiveView())
         self._views.move_to_end(session_id)
-        while len(self._views) > SESSIONS:
+        while len(self._views) > VIEWS:
             self._views.popitem(last=False)
         return view
 
 
-def _state(session_id: int, session: _Watched) -> WatchState:
-    watch = session.watch
-    return WatchState(
-        session_id, watch.state, watch.is_drifted, watch.score, session.found, session.last
-    )
-
-
-def _picture(session: _Watched, frame_id: str | None = None) -> dict[str, str] | None:
-    """Return a frame of the last ones by its name as a small picture; the newest if left out."""
+def _picture(session: WatchedSession, frame_id: str) -> dict[str, str] | None:
+    """Return a frame of the last ones as a small picture; None if it is not held any more."""
     for name, crop_yx in reversed(session.previews):
-        if frame_id in (None, name):
+        if name == frame_id:
             png = base64.b64encode(small_png(np.asarray(crop_yx), PREVIEW_PX)).decode()
             return {"frame_id": name, "png": png}
     return None

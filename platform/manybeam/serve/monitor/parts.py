@@ -8,7 +8,9 @@ from manybeam.serve.metrics import Meter
 from manybeam.serve.monitor.doubtful import DoubtfulFrames
 from manybeam.serve.monitor.known_watches import KnownWatches
 from manybeam.serve.monitor.monitor import Monitor
+from manybeam.serve.monitor.watched_sessions import WatchedSessions
 from manybeam.serve.monitor.webhook import Webhook
+from manybeam.settings import settings
 
 
 def stored_alerts() -> Alerts:
@@ -18,11 +20,18 @@ def stored_alerts() -> Alerts:
 
 def make_monitor() -> tuple[Monitor, Callable[[], None]]:
     """Return the monitor, and what ends its parts."""
-    known, doubtful, webhook = KnownWatches(), DoubtfulFrames(), Webhook(stored_alerts)
-    webhook.start()
+    here, meter = settings(), Meter()
+    known, doubtful = KnownWatches(), DoubtfulFrames()
+    sessions = WatchedSessions(known, here.cache / "watches")
+    webhook = None
+    if here.webhook_url:
+        webhook = Webhook(stored_alerts(), here.webhook_url, here.webhook_secret)
+        webhook.start()
 
     def close() -> None:
         for part in (webhook, doubtful, known):
-            part.close()
+            if part is not None:
+                part.close()
 
-    return Monitor(known, stored_alerts, doubtful, Meter(), webhook.wake), close
+    notify = webhook.wake if webhook else None
+    return Monitor(sessions, stored_alerts, doubtful, meter, notify), close

@@ -23,7 +23,12 @@ LONGEST_S = 5.0
 # What a change of a session may keep of its settings.
 KEPT = ("budget_ms", "pixel_size_pm", "condition", "false_atoms", "select_every", "order",
         "keep_doubtful")  # fmt: skip
-NOTHING = {"number": 0, "frame": None, "trend": [], "picture": ""}  # what is live before a frame
+NOTHING: Mapping[str, Any] = {
+    "number": 0,
+    "frame": None,
+    "trend": [],
+    "picture": "",
+}  # before the first frame
 After = Annotated[int, Query(ge=0, le=10**17)]
 WaitS = Annotated[float, Query(ge=0, le=LONGEST_S)]
 
@@ -58,7 +63,7 @@ def live_router(app_state: AppState) -> APIRouter:
     return router
 
 
-Change = Callable[[LiveFeed, Person, str, Mapping[str, str]], Reply]
+Change = Callable[[LiveFeed, Person, str, str], Reply]
 
 
 def _add_change(
@@ -73,7 +78,8 @@ def _add_change(
         is_script = request.headers.get("accept", "").startswith("application/json")
 
         def done() -> Response:
-            answer = _relayed(request, lambda: work(feed, person, instrument, fields))
+            frame_id = fields.get("frame_id", "")
+            answer = _relayed(request, lambda: work(feed, person, instrument, frame_id))
             if is_script or answer.status_code >= 400:
                 return answer
             return RedirectResponse(f"/live/{quote(instrument, safe='')}", 303)
@@ -81,7 +87,7 @@ def _add_change(
         return await run_in_threadpool(done)
 
 
-def pin(feed: LiveFeed, person: Person, instrument: str, fields: Mapping[str, str]) -> Reply:
+def pin(feed: LiveFeed, person: Person, instrument: str, _: str) -> Reply:
     """Let the version and members that answer now answer until the session is changed."""
     before = feed.session(person, instrument)
     if not before.is_ok:
@@ -93,7 +99,7 @@ def pin(feed: LiveFeed, person: Person, instrument: str, fields: Mapping[str, st
     return feed.put(person, instrument, {**_kept(before), **wanted})
 
 
-def unpin(feed: LiveFeed, person: Person, instrument: str, fields: Mapping[str, str]) -> Reply:
+def unpin(feed: LiveFeed, person: Person, instrument: str, _: str) -> Reply:
     """Let the service select again, among all ensembles that serve."""
     before = feed.session(person, instrument)
     if not before.is_ok:
@@ -101,9 +107,9 @@ def unpin(feed: LiveFeed, person: Person, instrument: str, fields: Mapping[str, 
     return feed.put(person, instrument, {**_kept(before), "policy": "auto", "ref": "auto"})
 
 
-def mark(feed: LiveFeed, person: Person, instrument: str, fields: Mapping[str, str]) -> Reply:
+def mark(feed: LiveFeed, person: Person, instrument: str, frame_id: str) -> Reply:
     """Keep a frame for adaptation."""
-    return feed.mark(person, instrument, fields.get("frame_id", ""))
+    return feed.mark(person, instrument, frame_id)
 
 
 def _kept(session: Reply) -> dict[str, Any]:
