@@ -112,7 +112,7 @@ class WatchedSessions:
         return session
 
     def save(self, session: WatchedSession, *, is_new: bool) -> None:
-        """Keep a session for a new process, if it has a new change or the last time was long ago."""
+        """Keep a session for a new process: with each change, and every few seconds."""
         now_s = time.monotonic()
         if not is_new and now_s < session.saved_s + SAVE_S:
             return
