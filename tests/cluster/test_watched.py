@@ -84,7 +84,7 @@ def url(
     tmp_path_factory: pytest.TempPathFactory,
     empty_database: Path,
     tiny_members: Callable[[int], list[Any]],
-    cluster: str,  # noqa: ARG001 - the service runs on it
+    cluster: str,
     free_port: Callable[[], int],
     receiver: Receiver,
 ) -> Iterator[str]:
