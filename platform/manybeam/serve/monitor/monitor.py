@@ -80,9 +80,12 @@ class Monitor:
         watched = self._show(ordered)  # first, because the features of a frame take a while
         states: dict[int, WatchState] = {}
         for report in ordered:
-            with self._watching:
-                states[report.session_id] = state = self._see(report)
-            self._keep_doubtful(report, state)
+            try:
+                with self._watching:
+                    states[report.session_id] = state = self._see(report)
+                self._keep_doubtful(report, state)
+            except Exception:  # one odd frame must not take the others of the call with it
+                logger.exception("a frame of %s was not watched", report.instrument)
         return Seen(states, watched)
 
     def _show(self, reports: list[FrameReport]) -> frozenset[int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from manybeam.data.io.frame import Frame
 from manybeam.db.serving.sessions import AnsweredFrame
 from manybeam.errors import InvalidFrame, ManybeamError
 from manybeam.predictor.answer import Answer
@@ -27,17 +28,20 @@ WAITING = 16  # frames, each in memory
 AT_ONCE = 8  # reports of one call
 STATES = 1000  # sessions whose state is remembered
 DOUBTFUL_F1 = 0.8  # a frame with a lower predicted F1 is doubtful
+IDLE_S = 1.0  # without frames, before the monitor is asked what somebody looks at
 REST_S = 5.0  # before the monitor is called again after it failed
 
 
 @dataclass(frozen=True, eq=False)
 class _Answered:
-    """A frame that waits to be reported."""
+    """A frame that waits to be reported; not the maps of its answer, which are large."""
 
     instrument: str
-    settings: SessionSettings
-    answer: Answer
+    frame: Frame
+    atoms: NDArray[np.float32]
     recorded: AnsweredFrame
+    is_doubtful: bool
+    keep_doubtful: int
 
 
 class FrameReporter:
@@ -56,7 +60,7 @@ class FrameReporter:
         self._states: OrderedDict[int, WatchState] = OrderedDict()
         self._watched: frozenset[int] = frozenset()
         self._room = threading.Condition()
-        self._is_closed = self._is_away = self._is_busy = False
+        self._is_closed = self._is_away = self._is_busy = self._has_reported = False
         self._thread = threading.Thread(target=self._go_on, name="reporter", daemon=True)
         self._thread.start()
 
@@ -71,11 +75,13 @@ class FrameReporter:
             answer: the answer.
             recorded: what the history keeps of it.
         """
+        facts = _is_doubtful(answer), settings.keep_doubtful
+        waiting = _Answered(instrument, answer.frame, answer.atoms, recorded, *facts)
         with self._room:
             is_full = len(self._waiting) >= WAITING
             if is_full:
                 self._waiting.popleft()
-            self._waiting.append(_Answered(instrument, settings, answer, recorded))
+            self._waiting.append(waiting)
             self._room.notify_all()
         if is_full:
             self._left_out(1)
@@ -101,7 +107,9 @@ class FrameReporter:
             with self._room:
                 self._is_busy = False
                 self._room.notify_all()
-                self._room.wait_for(lambda: self._waiting or self._is_closed)
+                # Now and then it only asks which sessions somebody looks at.
+                pause_s = IDLE_S if self._has_reported else None
+                self._room.wait_for(lambda: self._waiting or self._is_closed, pause_s)
                 if self._is_closed:
                     return
                 taken = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
@@ -117,7 +125,7 @@ class FrameReporter:
             logger.exception("frames were not reported to the monitor")
             self._fail(len(taken), "internal error")
         else:
-            self._is_away = False
+            self._is_away, self._has_reported = False, True
             self._watched = seen.watched
             for session_id, state in seen.states.items():
                 self._states[session_id] = state
@@ -126,7 +134,8 @@ class FrameReporter:
                 self._states.popitem(last=False)
 
     def _fail(self, count: int, why: str) -> None:
-        self._left_out(count)
+        if count:
+            self._left_out(count)
         if not self._is_away:  # once, until it is back
             logger.warning("sessions are not watched: %s", why)
         self._is_away, until_s = True, time.monotonic() + REST_S
@@ -134,12 +143,13 @@ class FrameReporter:
             self._room.wait_for(lambda: self._is_closed, until_s - time.monotonic())
 
     def _reported(self, one: _Answered) -> FrameReport:
-        answer, recorded, frame = one.answer, one.recorded, one.answer.frame
+        recorded, frame = one.recorded, one.frame
         state = self._states.get(recorded.session_id)
-        is_doubtful = _is_doubtful(answer) or (state is not None and state.is_drifted)
-        most_kept = one.settings.keep_doubtful if is_doubtful else 0
+        is_doubtful = one.is_doubtful or (state is not None and state.is_drifted)
+        most_kept = one.keep_doubtful if is_doubtful else 0
         is_seen = recorded.session_id in self._watched
         rows, columns = frame.pixels_yx.shape
+        spreads_k = _spreads_px(one.atoms)
         return FrameReport(
             one.instrument,
             recorded.session_id,
@@ -147,11 +157,11 @@ class FrameReporter:
             recorded.at,
             recorded.ref,
             recorded.members,
-            {**recorded.values, "spread_px": _spread_px(answer)},
+            {**recorded.values, "spread_px": _median(spreads_k)},
             (rows, columns),
             frame.pixel_size_pm,
             _crops(frame.pixels_yx),
-            _atoms(answer) if is_seen else None,
+            np.column_stack([one.atoms[:, [0, 1, 3]], spreads_k]) if is_seen else None,
             frame.pixels_yx if is_seen or most_kept else None,
             most_kept,
         )
@@ -169,16 +179,11 @@ def _crops(pixels_yx: NDArray[np.float32]) -> NDArray[np.float32] | None:
         return None
 
 
-def _spreads_px(answer: Answer) -> NDArray[np.float32]:
+def _spreads_px(atoms: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the spread of the position of each atom; NaN where fewer than two members saw it."""
-    return np.hypot(answer.atoms[:, 4], answer.atoms[:, 5])
+    return np.hypot(atoms[:, 4], atoms[:, 5])
 
 
-def _spread_px(answer: Answer) -> float | None:
-    spreads_k = _spreads_px(answer)
+def _median(spreads_k: NDArray[np.float32]) -> float | None:
     known_k = spreads_k[np.isfinite(spreads_k)]
     return float(np.median(known_k)) if len(known_k) else None
-
-
-def _atoms(answer: Answer) -> NDArray[np.float32]:
-    return np.column_stack([answer.atoms[:, [0, 1, 3]], _spreads_px(answer)]).astype(np.float32)
