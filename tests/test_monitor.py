@@ -49,7 +49,7 @@ def session_id(tmp_path: Path, use_settings: Callable[[dict[str, str]], None]) -
 
 @pytest.fixture
 def monitor(session_id: int, tmp_path: Path) -> Iterator[Monitor]:
-    doubtful = DoubtfulFrames()
+    doubtful = DoubtfulFrames(str(tmp_path / "store"))
     watched = WatchedSessions(NothingKnown(), tmp_path / "watches")
     yield Monitor(watched, lambda: Alerts(open_database()), doubtful, Meter(), lambda: None)
     doubtful.close()
@@ -95,7 +95,9 @@ def test_a_new_process_goes_on_with_the_sessions_of_the_one_before(
     reports = drifting(session_id)
     before = [monitor.see([one]).states[session_id] for one in reports][-1]
     watched = WatchedSessions(NothingKnown(), tmp_path / "watches")
-    again = Monitor(watched, lambda: Alerts(open_database()), DoubtfulFrames(), Meter())
+    doubtful = DoubtfulFrames(str(tmp_path / "store"))
+    again = Monitor(watched, lambda: Alerts(open_database()), doubtful, Meter())
+    doubtful.close()
     state = again.see([report(session_id, 80, SLOPED[11])]).states[session_id]
     assert (state.is_drifted, state.changes, state.change) == (True, 1, before.change)
 

@@ -23,6 +23,7 @@ from manybeam.addresses import is_loopback
 from manybeam.asgi import PLATFORM_HEADER
 from manybeam.cluster.joining import _attach, check_token_is_needed
 from manybeam.errors import NotAllowed
+from manybeam.serve.app import APP, DEPLOYMENT
 from manybeam.serve.haproxy import STATISTICS
 
 pytestmark = [
@@ -165,7 +166,7 @@ def test_while_a_replica_is_dead_no_answer_of_the_neighbour_comes(
     neighbours: list[Platform],
 ) -> None:
     one, other = neighbours
-    (replica,) = [p for p in one.processes() if "ServeReplica" in "".join(p.cmdline())]
+    (replica,) = [p for p in one.processes() if f"{APP}:{DEPLOYMENT}" in "".join(p.cmdline())]
     os.kill(replica.pid, signal.SIGKILL)
     seen: collections.Counter[str] = collections.Counter()
     deadline = time.monotonic() + 60

@@ -20,6 +20,8 @@ import urllib3
 from manybeam.cluster.identity import platform_id
 from manybeam.errors import Conflict, NoCapacity, WorkFailed
 from manybeam.serve.app import (
+    APP,
+    DEPLOYMENT,
     PLATFORM,
     _replica_variables,
     run_service,
@@ -109,7 +111,7 @@ def _replicas() -> set[int]:
     """Return the processes of the replicas of this platform."""
     found = set()
     for one in psutil.process_iter(["cmdline"]):
-        if " ".join(one.info["cmdline"] or ()).startswith("ray::ServeReplica"):
+        if " ".join(one.info["cmdline"] or ()).startswith(f"ray::ServeReplica:{APP}:{DEPLOYMENT}"):
             with suppress(psutil.Error):  # it has ended meanwhile
                 if one.environ().get(PLATFORM) == platform_id():
                     found.add(one.pid)

@@ -574,7 +574,7 @@ def _monitor(wanted: Deployed) -> Any:
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": MONITOR_VARIABLES}},
     )(MonitorReplica)
     version = hashlib.sha256(known.encode()).hexdigest()[:16]
-    return _versioned(deployment, version).bind(settings_of)
+    return _versioned(deployment, version).bind(settings_of, platform)
 
 
 class Replica:

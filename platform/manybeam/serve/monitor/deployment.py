@@ -26,14 +26,17 @@ class MonitorReplica:
 
     Args:
         variables: settings of the process that started the service.
+        platform: the id of the platform.
     """
 
-    def __init__(self, variables: Mapping[str, str]) -> None:
+    def __init__(self, variables: Mapping[str, str], platform: str) -> None:
         from manybeam.cluster import joining as cluster
         from manybeam.serve.logs import log_to_serve
         from manybeam.serve.monitor.parts import make_monitor
+        from manybeam.serve.replica_addresses import listen_inside
 
         log_to_serve()
+        listen_inside(platform)
         cluster.adopt(dict(variables))
         self._monitor, self._close = make_monitor()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="monitor")

@@ -154,7 +154,11 @@ class Monitor:
     def _keep_doubtful(self, report: FrameReport, state: WatchState) -> None:
         if report.most_kept and report.pixels_yx is not None:
             self._doubtful.add(
-                report.instrument, _frame(report), _facts(report, state), most=report.most_kept
+                report.instrument,
+                report.session_id,
+                _frame(report),
+                _facts(report, state),
+                report.most_kept,
             )
 
     # -- live pages -------------------------------------------------------------------------------
@@ -199,7 +203,8 @@ class Monitor:
             )
         state = self.state(report.session_id) or WatchState(report.session_id, "")
         facts = {**_facts(report, state), "marked_by": who}
-        return {"kept": self._doubtful.add(report.instrument, _frame(report), facts)}
+        kept = self._doubtful.mark(report.instrument, session_id, _frame(report), facts)
+        return {"kept": kept}
 
     def _view(self, session_id: int) -> LiveView:
         """Return the view of a session; the one without frames and pages for longest gives way."""

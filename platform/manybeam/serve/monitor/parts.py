@@ -21,8 +21,9 @@ def stored_alerts() -> Alerts:
 def make_monitor() -> tuple[Monitor, Callable[[], None]]:
     """Return the monitor, and what ends its parts."""
     here, meter = settings(), Meter()
-    known, doubtful = KnownWatches(), DoubtfulFrames()
-    sessions = WatchedSessions(known, here.cache / "watches")
+    folder = here.cache / "watches"
+    known, doubtful = KnownWatches(folder), DoubtfulFrames(here.store_url, meter.doubtful)
+    sessions = WatchedSessions(known, folder)
     webhook = None
     if here.webhook_url:
         webhook = Webhook(stored_alerts(), here.webhook_url, here.webhook_secret)

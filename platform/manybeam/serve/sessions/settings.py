@@ -53,6 +53,13 @@ class SessionSettings(BaseModel):
         le=1_000_000,
         description="Frames after which members are selected anew although nothing moved.",
     )
+    keep_doubtful: int = Field(
+        0,
+        ge=0,
+        le=500,
+        description="Doubtful frames that the service may keep in the store, for adaptation; 0 "
+        "keeps none.",
+    )
     order: Literal["all", "newest"] = Field(
         "all",
         description="newest: a frame that still waits is refused when the next one arrives.",
@@ -74,7 +81,7 @@ class SessionSettings(BaseModel):
         return self.model_dump(include=set(MORE))
 
 
-MORE = ("pixel_size_pm", "condition", "false_atoms", "select_every", "order")
+MORE = ("pixel_size_pm", "condition", "false_atoms", "select_every", "order", "keep_doubtful")
 
 
 def read_settings(body: bytes) -> SessionSettings:
