@@ -87,7 +87,9 @@ def add(alerts: Alerts) -> Alert:
 def verify(headers: dict[str, str], body: bytes) -> None:
     """Verify a message as a receiver does, after the specification."""
     key = base64.b64decode(SECRET.get_secret_value().partition("_")[2])
-    signed = b".".join([headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body])
+    signed = b".".join(
+        [headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body]
+    )
     made = hmac.new(key, signed, hashlib.sha256).digest()
     version, _, given = headers["webhook-signature"].partition(",")
     assert (version, base64.b64decode(given)) == ("v1", made)
