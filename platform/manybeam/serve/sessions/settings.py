@@ -58,6 +58,14 @@ class SessionSettings(BaseModel):
         description="newest: a frame that still waits is refused when the next one arrives.",
     )
 
+    keep_doubtful: int = Field(
+        0,
+        ge=0,
+        le=500,
+        description="Doubtful frames of the instrument that are kept for adaptation, at most; 0 "
+        "keeps none.",
+    )
+
     @model_validator(mode="after")
     def _fitting(self) -> Self:
         if self.policy == "pinned" and self.ref == "auto":
@@ -74,7 +82,7 @@ class SessionSettings(BaseModel):
         return self.model_dump(include=set(MORE))
 
 
-MORE = ("pixel_size_pm", "condition", "false_atoms", "select_every", "order")
+MORE = ("pixel_size_pm", "condition", "false_atoms", "select_every", "order", "keep_doubtful")
 
 
 def read_settings(body: bytes) -> SessionSettings:
