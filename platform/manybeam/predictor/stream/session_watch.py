@@ -36,7 +36,7 @@ UNKNOWN = "those that the version knows"
 LEARNT_WORDS = "the first frames of the session"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WatchChange:
     """A session drifted, drifted further, or is in control again.
 
@@ -220,12 +220,20 @@ class SessionWatch:
         begin = max(len(names) - (alarm.frame - alarm.since + 1), 0)
         since, before = names[begin], names[begin - 1] if begin else ""
         why = f"the frames since {since} {words}: {alarm.words}"
-        return WatchChange(True, frame_id, since, before, alarm.score, alarm.words, why)
+        return WatchChange(
+            is_drifted=True,
+            frame_id=frame_id,
+            since=since,
+            before=before,
+            score=alarm.score,
+            changes=alarm.words,
+            why=why,
+        )
 
     def _ended(self, frame_id: str) -> WatchChange:
         before = self._names[-2] if len(self._names) > 1 else ""
         why = f"the frames are like {UNKNOWN if self._by_known else LEARNT_WORDS} again"
-        return WatchChange(False, frame_id, frame_id, before, self.score, "", why)
+        return self._calmed(frame_id, before, why)
 
     def _see_other(self, frame_id: str, row_s: np.ndarray) -> WatchChange | None:
         """Take a frame that cannot be compared; after enough in a row, begin anew with them."""
@@ -246,7 +254,18 @@ class SessionWatch:
         now = "have" if self._has_size else "have no"
         why = f"the frames {now} pixel size now, so the watch learns from them anew"
         last = before[-1] if before else ""
-        return WatchChange(False, frame_id, frame_id, last, 0.0, "", why)
+        return self._calmed(frame_id, last, why)
+
+    def _calmed(self, frame_id: str, before: str, why: str) -> WatchChange:
+        return WatchChange(
+            is_drifted=False,
+            frame_id=frame_id,
+            since=frame_id,
+            before=before,
+            score=self.score,
+            changes="",
+            why=why,
+        )
 
 
 class _LearningWatch:

@@ -82,7 +82,8 @@ class KnownWatches:
         making = self._executor.submit(make_state, *key, str(folder), self._count)
         self._under_way[key] = making
         # In a thread of its own: the callback may come at once, while the lock is held.
-        threading.Thread(target=self._wait, args=(key, making), daemon=True).start()
+        name = f"watch of {key[0]}"
+        threading.Thread(target=self._wait, args=(key, making), name=name, daemon=True).start()
 
     def _wait(self, key: Key, making: "Future[str]") -> None:
         try:
@@ -100,6 +101,7 @@ class KnownWatches:
             is_first = key not in self._again_at
             self._again_at[key] = time.monotonic() + AGAIN_S
             self._under_way.pop(key, None)
+            # The process may have died; one that lives ends by itself when it is idle.
             self._executor = None
         if is_first:
             extra = {"ref": key[0], "why": str(error)}
