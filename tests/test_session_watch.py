@@ -6,8 +6,10 @@ import pytest
 from manybeam.errors import Corrupt, InvalidInput
 from manybeam.predictor.stream.drift import LOG_SIZE, DriftWatch
 from manybeam.predictor.stream.session_watch import (
+    CALM,
     FEATURE_COUNT,
     LEARNT,
+    MOST_LEARNT,
     SessionWatch,
     WatchChange,
 )
@@ -69,7 +71,7 @@ def test_a_session_without_known_frames_learns_from_its_first(learnt: str) -> No
     assert (watch.state, watch.score) == ("in control", 0.0)
     assert see(watch, rows(30, 5)) == []
     (told,) = see(watch, rows(10, 6, 3), "g")
-    assert "unlike the first 60 frames of the session" in told.why
+    assert "unlike the first frames of the session" in told.why
     assert told.since == "g0"
 
 
@@ -87,7 +89,7 @@ def test_a_session_that_comes_back_is_in_control_and_drifts_again(
 ) -> None:
     watch = SessionWatch.restore(known, drifted)
     told = see(watch, rows(40, 7), "h")
-    assert [one.is_drifted for one in told][-1] is False
+    assert [one.is_drifted for one in told] == [True, False]  # it changed again, and is known
     assert told[-1].why == "the frames are like those that the version knows again"
     assert told[-1].score < 0.5
     assert (watch.state, watch.is_drifted) == ("in control", False)
@@ -107,6 +109,24 @@ def test_a_restored_watch_goes_on_exactly(known: DriftWatch, after: int) -> None
             assert (other.see(f"f{place}", row), other.score, other.state) == many[-1]
     assert any(told for told, _, _ in many)
     assert one.to_json() == other.to_json()
+
+
+def test_a_session_at_the_edge_of_what_is_known_raises_one_alarm(known: DriftWatch) -> None:
+    watch = SessionWatch(known)
+    edge = [rows(10, seed, 3 * (seed % 2)) for seed in range(1, 12)]
+    told = see(watch, np.concatenate(edge))
+    assert [one.is_drifted for one in told] == [True]
+
+
+def test_it_learns_on_while_nothing_changes_and_not_from_what_drifted(learnt: str) -> None:
+    watch = SessionWatch.restore(None, learnt)
+    see(watch, rows(MOST_LEARNT - LEARNT - 20, 5))
+    size = len(watch.to_json())
+    (told,) = see(watch, rows(5, 6, 3), "g")
+    assert len(watch.to_json()) == pytest.approx(size, abs=5_000)
+    see(watch, rows(CALM + 10 + 30, 7), "h")
+    assert (told.since, watch.state) == ("g0", "in control")
+    assert [one.since for one in see(watch, rows(10, 8, 2), "i")] == ["i0"]
 
 
 def test_frames_without_features_are_left_out_and_counted(known: DriftWatch) -> None:

@@ -108,7 +108,7 @@ def test_an_alert_is_sent_once_it_is_added_and_its_signature_verifies(
     alerts: Alerts, receiver: Callable[..., Receiver]
 ) -> None:
     taker = receiver(204)
-    webhook = Webhook(alerts, taker.url, SECRET)
+    webhook = Webhook(lambda: alerts, taker.url, SECRET)
     webhook.start()
     made = add(alerts)
     webhook.wake()
@@ -130,7 +130,7 @@ def test_an_alert_that_is_not_taken_is_sent_again_under_the_same_id(
     monkeypatch.setattr(Webhook, "_pause_s", lambda *_: 0.0)
     taker = receiver(500, 503, 200)
     add(alerts)
-    assert Webhook(alerts, taker.url, SECRET).send_due() == 3
+    assert Webhook(lambda: alerts, taker.url, SECRET).send_due() == 3
     sent = [taker.got.get(timeout=30) for _ in range(3)]
     assert len({(headers["webhook-id"], body) for _, headers, body in sent}) == 1
     (found,) = alerts.recent()
@@ -150,7 +150,7 @@ def test_an_answer_that_is_no_success_is_kept_as_the_reason(
 ) -> None:
     taker = receiver(status)
     made = add(alerts)
-    assert Webhook(alerts, taker.url, SECRET).send_due() == 1
+    assert Webhook(lambda: alerts, taker.url, SECRET).send_due() == 1
     assert taker.got.qsize() == 1  # a redirect is not followed
     (found,) = alerts.recent()
     assert (found.tries, found.last_error, found.delivered) == (1, told, None)
@@ -163,7 +163,7 @@ def test_a_receiver_that_is_gone_ends_the_sending(
 ) -> None:
     taker = receiver(410)
     add(alerts), add(alerts)
-    webhook = Webhook(alerts, taker.url, SECRET)
+    webhook = Webhook(lambda: alerts, taker.url, SECRET)
     assert (webhook.send_due(), webhook.send_due(), taker.got.qsize()) == (1, 0, 1)
     second, first = alerts.recent()
     assert (first.next_try, first.last_error) == (None, "the receiver answered 410 Gone")
@@ -177,7 +177,7 @@ def test_nobody_at_the_address_is_a_failure_that_is_tried_again(
     taker.shutdown()
     taker.server_close()
     add(alerts)
-    Webhook(alerts, taker.url, SECRET).send_due()
+    Webhook(lambda: alerts, taker.url, SECRET).send_due()
     assert alerts.recent()[0].last_error.startswith("no answer: ")
     assert alerts.recent()[0].next_try is not None
 
@@ -187,7 +187,7 @@ def test_two_processes_send_each_alert_once(
 ) -> None:
     taker = receiver(200)
     ids = {message_id(add(alerts)) for _ in range(6)}
-    both = [Webhook(alerts, taker.url, SECRET) for _ in range(2)]
+    both = [Webhook(lambda: alerts, taker.url, SECRET) for _ in range(2)]
     for one in both:
         one.start()
     sent = [taker.got.get(timeout=30)[1]["webhook-id"] for _ in range(6)]
@@ -207,7 +207,7 @@ def test_while_the_database_is_away_the_sender_waits(
     away = path.rename(path.with_suffix(".away"))
     database.close()
     path.mkdir()
-    webhook = Webhook(alerts, taker.url, SECRET)
+    webhook = Webhook(lambda: alerts, taker.url, SECRET)
     webhook.start()
     path.rmdir()
     away.rename(path)
@@ -216,7 +216,7 @@ def test_while_the_database_is_away_the_sender_waits(
 
 
 def test_pauses_grow_to_an_hour(alerts: Alerts) -> None:
-    webhook = Webhook(alerts, "http://127.0.0.1:1/", SECRET, seed=1)
+    webhook = Webhook(lambda: alerts, "http://127.0.0.1:1/", SECRET, seed=1)
     wanted = [5, 15, 45, 135, 405, 1215, 3600, 3600]
     for tries, pause_s in [*enumerate(wanted), (10_000, 3600)]:
         assert 0.8 * pause_s <= webhook._pause_s(tries) <= 1.2 * pause_s

@@ -188,7 +188,8 @@ def _print_unlike(known: DriftWatch, others: dict[str, Condition], count: int) -
         drifts = [one for one in told if one.is_drifted]
         delay = next((k + 1 for k, row in enumerate(more) if watch.see(f"m{k}", row)), np.inf)
         print(
-            f"| {name}, then {following} | {len(drifts)} | {len(told) - len(drifts)} | {_told(delay)} |"
+            f"| {name}, then {following} | {len(drifts)} | {len(told) - len(drifts)} "
+            f"| {_told(delay)} |"
         )
 
 

@@ -143,7 +143,7 @@ def test_a_session_is_pinned_and_let_go_and_a_frame_is_marked_from_the_page(
     session.send("m2", FRAMES[2])
     shown(page, "m2")
     page.click("#mark button")
-    page.wait_for_selector("#marked:has-text('manybeam adapt')")
+    page.wait_for_selector("#marked:has-text('manybeam iterate')")
     assert "m2 is kept in" in page.inner_text("#marked-text")
     page.click("#pin button")
     page.wait_for_selector("#unpin button")

@@ -26,6 +26,7 @@ _FACTS = (
     "counts",
     "selection_ms_per_frame",
     "now",
+    "watch",
     "events",
     "history",
 )

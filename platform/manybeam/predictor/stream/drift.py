@@ -16,7 +16,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -177,6 +177,7 @@ class DriftWatch:
             The order of a session matters, because it contains slow, harmless changes.
         condition_n: condition of each of them, if there are several; a frame is compared with the
             nearest condition.
+        caution: the threshold is raised by this factor.
 
     Raises:
         InvalidInput: a condition has fewer than 40 in-control frames, or a frame has no number.
@@ -191,14 +192,21 @@ class DriftWatch:
         [True]
     """
 
-    def __init__(self, known_ns: np.ndarray, condition_n: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        known_ns: np.ndarray,
+        condition_n: Sequence[int] | None = None,
+        *,
+        caution: float = 1.0,
+    ) -> None:
         known_ns = np.asarray(known_ns, np.float64)
         group_n = np.zeros(len(known_ns), int) if condition_n is None else np.array(condition_n)
         check_known(known_ns, group_n)
         order_n = np.argsort(group_n, kind="stable")
         known_ns, group_n = known_ns[order_n], group_n[order_n]
         self._known = fit(known_ns, group_n)
-        self._limits = calibrate(known_ns, group_n)
+        limits = calibrate(known_ns, group_n)
+        self._limits = replace(limits, threshold=caution * limits.threshold)
         self._recent: deque[np.ndarray] = deque(maxlen=WINDOW)
         self.seen = 0
         self.score = 0.0

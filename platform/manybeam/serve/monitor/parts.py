@@ -21,12 +21,13 @@ def stored_alerts() -> Alerts:
 def make_monitor() -> tuple[Monitor, Callable[[], None]]:
     """Return the monitor, and what ends its parts."""
     here, meter = settings(), Meter()
-    folder = here.cache / "watches"
-    known, doubtful = KnownWatches(folder), DoubtfulFrames(here.store_url, meter.doubtful)
-    sessions = WatchedSessions(known, folder)
+    known, doubtful = KnownWatches(), DoubtfulFrames(here.store_url, meter.doubtful)
+    sessions = WatchedSessions(known, here.cache / "watched")
     webhook = None
     if here.webhook_url:
-        webhook = Webhook(stored_alerts(), here.webhook_url, here.webhook_secret)
+        webhook = Webhook(
+            stored_alerts, here.webhook_url, here.webhook_secret, count=meter.notification
+        )
         webhook.start()
 
     def close() -> None:

@@ -13,6 +13,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Callable
 from http.client import HTTPException, HTTPMessage
 from typing import IO
 from urllib.error import HTTPError
@@ -39,14 +40,24 @@ class Webhook:
     """Sends the alerts that are due, in a thread of its own.
 
     Args:
-        alerts: the alerts that wait in the database; other processes may send them too.
+        alerts: returns the alerts that wait in the database, or raises an error if it is away;
+            other processes may send them too.
         url: where to.
         secret: that signs the messages.
         seed: of the random part of pauses, so that several senders do not come at once.
+        count: is told what became of a message: `delivered` or `failed`.
     """
 
-    def __init__(self, alerts: Alerts, url: str, secret: SecretStr, seed: int | None = None):
+    def __init__(
+        self,
+        alerts: Callable[[], Alerts],
+        url: str,
+        secret: SecretStr,
+        seed: int | None = None,
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._alerts, self._url, self._key = alerts, url, webhook_key(secret)
+        self._count = count
         self._random = random.Random(seed)  # noqa: S311 - pauses are no secret
         self._opener = _opener()
         self._wake, self._is_closed = threading.Event(), False
@@ -75,7 +86,7 @@ class Webhook:
             DatabaseUnreachable, WriteFailed: the alerts cannot be read or noted.
         """
         count = 0
-        while not self._is_closed and (claimed := self._alerts.claim(HOLD_S)):
+        while not self._is_closed and (claimed := self._alerts().claim(HOLD_S)):
             count += len(claimed)
             for alert in claimed:
                 self._send(alert)
@@ -89,23 +100,23 @@ class Webhook:
                 self._is_away = False
             except ManybeamError as error:
                 if not self._is_away:
-                    logger.warning("alerts cannot be read", extra={"why": str(error)})
+                    logger.warning("alerts cannot be read: %s", error)
                 self._is_away = True
             if not self._is_closed:
                 self._wake.wait(IDLE_S)
 
     def _send(self, alert: Alert) -> None:
         status, error = self._post(alert)
+        self._count("delivered" if 200 <= status < 300 else "failed")
         if 200 <= status < 300:
-            self._alerts.delivered(alert.id)
+            self._alerts().delivered(alert.id)
             return
-        extra = {"alert": alert.id, "why": error, "tries": alert.tries + 1}
-        logger.warning("alert was not delivered", extra=extra)
+        logger.warning("alert %d was not delivered: %s", alert.id, error)
         if status != GONE:
-            self._alerts.failed(alert.id, error, self._pause_s(alert.tries))
+            self._alerts().failed(alert.id, error, self._pause_s(alert.tries))
             return
         logger.error("webhook is switched off until a restart: its receiver says 410 Gone")
-        self._alerts.failed(alert.id, error, None)
+        self._alerts().failed(alert.id, error, None)
         self._is_closed = True
 
     def _post(self, alert: Alert) -> tuple[int, str]:

@@ -53,16 +53,16 @@ class SessionSettings(BaseModel):
         le=1_000_000,
         description="Frames after which members are selected anew although nothing moved.",
     )
+    order: Literal["all", "newest"] = Field(
+        "all",
+        description="newest: a frame that still waits is refused when the next one arrives.",
+    )
+
     keep_doubtful: int = Field(
         0,
         ge=0,
         le=500,
-        description="Doubtful frames that the service may keep in the store, for adaptation; 0 "
-        "keeps none.",
-    )
-    order: Literal["all", "newest"] = Field(
-        "all",
-        description="newest: a frame that still waits is refused when the next one arrives.",
+        description="Doubtful frames of the session that may be kept for adaptation; 0 keeps none.",
     )
 
     @model_validator(mode="after")
@@ -81,6 +81,22 @@ class SessionSettings(BaseModel):
         return self.model_dump(include=set(MORE))
 
 
+# What a session says besides its settings: whoever changes one may send all of it back.
+FACTS = frozenset(
+    {
+        "id",
+        "instrument",
+        "revision",
+        "started",
+        "ended",
+        "counts",
+        "selection_ms_per_frame",
+        "now",
+        "watch",
+        "events",
+        "history",
+    }
+)
 MORE = ("pixel_size_pm", "condition", "false_atoms", "select_every", "order", "keep_doubtful")
 
 
@@ -98,7 +114,8 @@ def read_settings(body: bytes) -> SessionSettings:
     if not isinstance(content, dict):
         raise MalformedRequest("the body is no JSON object", "", _EXAMPLE)
     try:
-        return SessionSettings.model_validate(content)
+        given = {name: value for name, value in content.items() if name not in FACTS}
+        return SessionSettings.model_validate(given)
     except ValidationError as error:
         faults = [
             ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"])))

@@ -232,7 +232,7 @@
   function marked(name, kept) {
     byId("marked").hidden = false;
     text("marked-text", `${name} is kept in ${kept}.`);
-    byId("marked").querySelector("code").textContent = `manybeam adapt ${kept} -e ${newest.frame.ref.split("@")[0]}`;
+    byId("marked").querySelector("code").textContent = `manybeam iterate ${kept} -e ${newest.frame.ref.split("@")[0]}`;
     say("Marked.");
   }
 
