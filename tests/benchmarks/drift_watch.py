@@ -33,6 +33,7 @@ from manybeam.spec import Condition, Library, Policy
 BLOCK = 10
 LEAD = 20  # frames in control before a change
 GOAL = 10  # frames to find it in
+LEARNING = 5  # sessions that begin to learn
 RAMP = 50  # frames a slow drift takes
 SHAPE = (128, 128)
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="streams of each drift")
     parser.add_argument("--drawn", type=int, default=0, help="drawn conditions, not the named ones")
     parser.add_argument("--session", action="store_true", help="measure the watch of a session")
+    parser.add_argument("--seed", type=int, default=0, help="of sessions; other ones, other frames")
     words = parser.parse_args()
     start, busy = time.perf_counter(), time.process_time()
     library = Library(settings().zoo)
@@ -159,14 +161,23 @@ def _alarms(state: str, rows: Sequence[np.ndarray] | np.ndarray) -> list[Alarm]:
 def _print_session(
     base: Condition, others: dict[str, Condition], words: argparse.Namespace
 ) -> None:
-    known = DriftWatch(_session(base, words.known, 1, WATCHED_WANDER))
-    fine, first = _session(base, words.fresh, 2), _session(base, LEARNT, 7)
+    known = DriftWatch(_session(base, words.known, words.seed + 1, WATCHED_WANDER))
+    fine, first = (
+        _session(base, words.fresh, words.seed + 2),
+        _session(base, LEARNT, words.seed + 7),
+    )
     learnt = SessionWatch()
     _changes(learnt, first)
     watches = {"known frames": SessionWatch(known), f"the first {LEARNT}": learnt}
     states = {name: watch.to_json() for name, watch in watches.items()}
     for name, state in states.items():
         print(f"\nBy {name}: {_rate(_told_of(known, state, fine), len(fine))}")
+    count = words.fresh // LEARNING
+    alarms = 0
+    for number in range(LEARNING):
+        rows = _session(base, count, words.seed + 20 + number)
+        alarms += sum(one.is_drifted for one in _changes(SessionWatch(), rows))
+    print(f"\n{LEARNING} sessions of {count} frames that learn from the first: {alarms} alarms")
     print("\n| drift | " + " | ".join(f"{one}: median, 90 %, within 10" for one in states) + " |")
     print("|---|" + "---|" * len(states))
     for name, after in others.items():
