@@ -1,5 +1,6 @@
 """What can be downloaded of a result: the files that `manybeam predict` writes, and raw arrays."""
 
+import io
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -29,13 +30,16 @@ def png_file(result: Result) -> bytes:
 def zarr_file(result: Result) -> bytes:
     """Return the Zarr group of `manybeam predict --zarr` as a zip, which zarr opens as it is."""
     import zarr
-    from zarr.storage import ZipStore
 
+    # Not with zarr's own ZipStore: it leaves two files of one name where attributes are written.
     with tempfile.TemporaryDirectory(prefix="manybeam-zarr-") as folder:
-        path = Path(folder) / "answer.zip"
-        with ZipStore(path, mode="w", compression=zipfile.ZIP_STORED) as store:
-            fill_group(zarr.create_group(store), [ServedAnswer.of(result)])
-        return path.read_bytes()
+        fill_group(zarr.create_group(folder), [ServedAnswer.of(result)])
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            for path in sorted(Path(folder).rglob("*")):
+                if path.is_file():
+                    archive.write(path, path.relative_to(folder).as_posix())
+    return packed.getvalue()
 
 
 def npy_file(result: Result) -> bytes:

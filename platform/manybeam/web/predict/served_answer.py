@@ -1,5 +1,6 @@
 """An answer of the service as the command line has it, so that both write the same files."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,9 +71,10 @@ class ServedAnswer(Answer):
         told = self.meta["calibration"]
         if told is None:
             return None
-        return TransferredCalibration(
-            **{n: np.nan if v is None and n == "position_pm" else v for n, v in told.items()}
-        )
+        values: dict[str, Any] = dict(told)
+        if values["position_pm"] is None:  # JSON has no NaN
+            values["position_pm"] = math.nan
+        return TransferredCalibration(**values)
 
     @property
     def is_calibrated(self) -> bool:

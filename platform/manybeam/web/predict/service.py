@@ -167,6 +167,5 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ManybeamErr
         wait = headers.get("retry-after", "1")
         return Busy(what, "", hint, retry_s=int(wait) if wait.isdigit() else 1)
     name = re.sub(r"(?:^|-)([a-z])", lambda one: one[1].upper(), urn.rpartition(":")[2])
-    kind = getattr(errors, name, None)
-    is_ours = isinstance(kind, type) and issubclass(kind, ManybeamError)
-    return (kind if is_ours else WorkFailed)(what, "", hint)
+    kind: type[ManybeamError] = getattr(errors, name, WorkFailed)
+    return kind(what, "", hint) if issubclass(kind, ManybeamError) else WorkFailed(what, "", hint)
