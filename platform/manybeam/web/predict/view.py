@@ -58,8 +58,9 @@ def frame_facts(facts: Facts, meta: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("Condition", facts.condition))
     units = quantity_bounds()
     for name, value in facts.recorded.items():
-        plain = name.rpartition(".")[2].removesuffix(f"_{units[name][2]}").replace("_", " ")
-        found.append((plain[:1].upper() + plain[1:], f"{value:.5g} {units[name][2]}"))
+        unit = "" if units[name][2] == "1" else units[name][2]
+        plain = name.rpartition(".")[2].removesuffix(f"_{unit.lower()}").replace("_", " ")
+        found.append((plain[:1].upper() + plain[1:], f"{value:.5g} {unit}".strip()))
     return found
 
 
