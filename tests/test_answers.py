@@ -13,7 +13,6 @@ import torch
 from matplotlib.collections import EllipseCollection
 
 from manybeam.cli import answers
-from manybeam.cli.terminal.answer_figure import answer_figure
 from manybeam.data.io.frame import frame_of
 from manybeam.data.io.reading import read_truth_csv
 from manybeam.errors import InvalidInput
@@ -30,6 +29,7 @@ from manybeam.serve.content import answer_meta, arrays
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.wire import Frames, write_json
 from manybeam.spec.recipe import MemberPlan, Network, Recipe, TileSpec
+from manybeam.zoo.reports.answer_figure import answer_figure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

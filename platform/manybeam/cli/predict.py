@@ -68,6 +68,7 @@ def predict(
     """
     from manybeam.cli import answers
     from manybeam.predictor.answer import Question
+    from manybeam.predictor.answer_files import frame_name, row
 
     _check_targets(atoms, zarr, png)
     named = read_members("--members", members)
@@ -81,11 +82,11 @@ def predict(
     answers.write_pictures(png, found)
     answers.write_zarr(zarr, found)
     shown = [line for one in found for line in answers.lines(one, is_verbose=verbose)]
-    emit([answers.row(one) for one in found], form, title="Predictions", lines=shown)
+    emit([row(one) for one in found], form, title="Predictions", lines=shown)
     drifted = [one for one in found if one.is_drifted]
     if drifted and fail_on_drift:
         raise OutOfDistribution(
-            f"no member of {drifted[0].ref} suits {', '.join(map(answers.frame_name, drifted))}",
+            f"no member of {drifted[0].ref} suits {', '.join(map(frame_name, drifted))}",
             "; ".join(drifted[0].verdict_reasons),
             f"manybeam select {shlex.quote(drifted[0].frame.origin)} shows the members and why",
         )
@@ -150,14 +151,14 @@ def _ranked(
     picture: Path | None,
 ) -> tuple[list[dict[str, Any]], str]:
     """Return a row for each member and the verdict; record the preference and draw, if asked to."""
-    from manybeam.cli import answers
     from manybeam.cli.preferences import draw, keep
+    from manybeam.predictor.answer_files import verdict_words
 
     selection, record = best.selection, best.version.record
     assert selection is not None and record is not None  # noqa: S101, PT018 - large enough, of a zoo
     for note_ in best.notes:
         say(note_)
-    verdict = answers.verdict_words(selection.verdict)
+    verdict = verdict_words(selection.verdict)
     say(f"{'warning: ' if selection.is_drifted else ''}{verdict}:")
     for reason in selection.reasons:
         say(f" - {reason}")

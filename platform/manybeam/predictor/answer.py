@@ -177,6 +177,11 @@ class Answer:
         return self.selection.transferred if self.selection else None
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether the predicted F1 comes from a calibration set."""
+        return self.selection is not None and self.selection.is_calibrated
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why these members answered, a short sentence each."""
         return self.selection.reasons if self.selection else ()

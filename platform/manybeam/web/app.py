@@ -42,6 +42,7 @@ from manybeam.web.pages.changes import changes_router
 from manybeam.web.pages.framesets import FrameSets
 from manybeam.web.pages.login import login_router
 from manybeam.web.pages.routes import pages_router
+from manybeam.web.predict.routes import predict_router
 from manybeam.web.problems import PROBLEM, add_problems, request_id
 from manybeam.web.refresher import Refresher
 from manybeam.web.render import STATIC, Pages
@@ -122,6 +123,7 @@ def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> F
         parts.refresher.close()
         parts.refresher.join()
         parts.drawing.close()
+        parts.predicting.close()
 
     app = FastAPI(
         title="Manybeam control plane",
@@ -137,6 +139,7 @@ def create_app(app_state: AppState | None = None, *, is_local: bool = True) -> F
     app.include_router(api_router(parts))
     app.include_router(login_router(parts))
     app.include_router(live_router(parts))
+    app.include_router(predict_router(parts))
     app.include_router(pages_router(parts))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)

@@ -65,7 +65,8 @@ def add_problems(app: FastAPI, pages: Pages) -> None:
 
 def is_program(request: Request) -> bool:
     """Return whether a request asks for JSON, not for a page."""
-    return request.url.path.startswith(("/api/", "/healthz", "/openapi.json"))
+    is_asked_for = request.headers.get("accept", "").startswith("application/json")
+    return is_asked_for or request.url.path.startswith(("/api/", "/healthz", "/openapi.json"))
 
 
 def _fault(request: Request) -> WorkFailed:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from manybeam.web.auth import Gatekeeper
 from manybeam.web.pages.drawing import Drawing
 from manybeam.web.pages.framesets import FrameSets
+from manybeam.web.predict.asking import Predicting
 from manybeam.web.refresher import Refresher
 from manybeam.web.render import Pages
 from manybeam.web.version_cache import VersionCache
@@ -32,6 +33,7 @@ class AppState:
         gatekeeper: knows who may make changes.
         pages: renders templates.
         drawing: draws example frames, in a process of its own.
+        predicting: reads frames, asks the prediction service, and keeps the results.
     """
 
     zoo: "Zoo"
@@ -43,6 +45,7 @@ class AppState:
     gatekeeper: Gatekeeper
     pages: Pages
     drawing: Drawing = field(default_factory=Drawing)
+    predicting: Predicting = field(default_factory=Predicting)
 
     def described(self) -> "Mapping[str, Condition]":
         """Return the present conditions of the library by id; none if a file is wrong."""

@@ -77,6 +77,10 @@ class VersionCache:
         """Whether a listing was ever read."""
         return self._entries is not None
 
+    def refs(self) -> tuple[str, ...]:
+        """Return the references of all versions of the last listing, by name; none if unread."""
+        return _refs(self._entries or ())
+
     def take(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Read the listing again and return references of (changed, removed) versions.
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from manybeam.zoo.reports.answer_figure import window_of
 from manybeam.zoo.reports.error_overlay import scale_bar
 
 if TYPE_CHECKING:
@@ -67,37 +68,6 @@ def members_figure(
     words = textwrap.wrap(f"{title}{selection.verdict}: {selection.why}{rest}", 145)
     figure.suptitle("\n".join(words[:2]) + " ..." * (len(words) > 2), fontsize=9)
     return figure
-
-
-def window_of(
-    prediction: "Prediction", atoms: Array, most_across: float, across: float
-) -> tuple[slice, slice]:
-    """Return the part of the frame to show: all of it, or where the members differ most.
-
-    Args:
-        prediction: with the spread over the members.
-        atoms: the atoms to separate by eye.
-        most_across: width up to which the whole frame is shown, in distances of neighbours.
-        across: width of the part that is shown of a wider frame, in the same unit.
-    """
-    from scipy.ndimage import uniform_filter
-
-    from manybeam.learn.scoring.scores import neighbour_distance_px
-
-    differ_yx, step_px = prediction.std_yx.copy(), neighbour_distance_px(atoms)
-    if not max(differ_yx.shape) > most_across * step_px:  # NaN: fewer than two atoms
-        return slice(0, differ_yx.shape[0]), slice(0, differ_yx.shape[1])
-    edge_px = math.ceil(step_px)  # members are unreliable at the edge
-    differ_yx[:edge_px] = differ_yx[-edge_px:] = 0
-    differ_yx[:, :edge_px] = differ_yx[:, -edge_px:] = 0
-    sides = [min(round(across * step_px), side) for side in differ_yx.shape]
-    inside = tuple(
-        slice(side // 2, whole - side + side // 2 + 1)
-        for side, whole in zip(sides, differ_yx.shape, strict=True)
-    )
-    near_yx = uniform_filter(differ_yx, sides, mode="nearest")[inside]
-    y, x = np.unravel_index(int(near_yx.argmax()), near_yx.shape)
-    return slice(int(y), int(y) + sides[0]), slice(int(x), int(x) + sides[1])
 
 
 def reliability_figure(curves: Sequence[tuple[str, Array, Array, Array]]) -> Figure:

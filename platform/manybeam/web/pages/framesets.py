@@ -115,13 +115,7 @@ class FrameSets:
             NotFound: there is no FrameSet at this path, or it is empty.
             TooLarge: its frames are too large for a preview.
         """
-        if path not in self.paths():
-            raise NotFound(
-                f"there is no FrameSet at {path!r}",
-                "a path below the store is needed",
-                "/datasets lists all",
-            )
-        frames = self._open(path)
+        frames = self.open(path)
         if not len(frames):
             raise NotFound(f"{path} holds no frame", "a preview shows the first frame", "/datasets")
         if frames.shape[0] * frames.shape[1] > MOST_PX:
@@ -131,6 +125,16 @@ class FrameSets:
                 "/datasets",
             )
         return small_png(frames.frame(0), PREVIEW_PX)
+
+    def open(self, path: str) -> FrameSet:
+        """Return a FrameSet of the store; raises NotFound if there is none at this path."""
+        if path not in self.paths():
+            raise NotFound(
+                f"there is no FrameSet at {path!r}",
+                "a path below the store is needed",
+                "/datasets lists all",
+            )
+        return self._open(path)
 
     def _open(self, path: str) -> FrameSet:
         return FrameSet.open(f"{self.url.rstrip('/')}/{path}")

@@ -3,6 +3,7 @@
 Axis letters: n atom, y row, x column.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from manybeam.cli.terminal.figures import window_of
 from manybeam.spec.elements import symbol_of
 from manybeam.zoo.reports.error_overlay import scale_bar
 
@@ -73,6 +73,37 @@ def answer_figure(
     style = {"color": WARNING, "fontweight": "bold"} if is_doubtful else {}
     figure.suptitle(f"{title}: do not rely on these atoms" if is_doubtful else title, **style)
     return figure
+
+
+def window_of(
+    prediction: "Prediction", atoms: Array, most_across: float, across: float
+) -> tuple[slice, slice]:
+    """Return the part of the frame to show: all of it, or where the members differ most.
+
+    Args:
+        prediction: with the spread over the members.
+        atoms: the atoms to separate by eye.
+        most_across: width up to which the whole frame is shown, in distances of neighbours.
+        across: width of the part that is shown of a wider frame, in the same unit.
+    """
+    from scipy.ndimage import uniform_filter
+
+    from manybeam.learn.scoring.scores import neighbour_distance_px
+
+    differ_yx, step_px = prediction.std_yx.copy(), neighbour_distance_px(atoms)
+    if not max(differ_yx.shape) > most_across * step_px:  # NaN: fewer than two atoms
+        return slice(0, differ_yx.shape[0]), slice(0, differ_yx.shape[1])
+    edge_px = math.ceil(step_px)  # members are unreliable at the edge
+    differ_yx[:edge_px] = differ_yx[-edge_px:] = 0
+    differ_yx[:, :edge_px] = differ_yx[:, -edge_px:] = 0
+    sides = [min(round(across * step_px), side) for side in differ_yx.shape]
+    inside = tuple(
+        slice(side // 2, whole - side + side // 2 + 1)
+        for side, whole in zip(sides, differ_yx.shape, strict=True)
+    )
+    near_yx = uniform_filter(differ_yx, sides, mode="nearest")[inside]
+    y, x = np.unravel_index(int(near_yx.argmax()), near_yx.shape)
+    return slice(int(y), int(y) + sides[0]), slice(int(x), int(x) + sides[1])
 
 
 def _frame(
