@@ -21,8 +21,8 @@ from manybeam.serve.predict import Service
 from manybeam.serve.routes import api
 from manybeam.web.app import create_app, make_app_state
 from manybeam.web.predict.results import Facts, Results
-from manybeam.web.predict.service import refusal
 from manybeam.web.predict.tiles import Pyramid, frame_tile, spread_tile
+from manybeam.web.service import refusal
 
 pytestmark = pytest.mark.slow
 

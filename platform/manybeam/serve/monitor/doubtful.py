@@ -116,7 +116,7 @@ class DoubtfulFrames:
             try:
                 kept.done.set_result(self._keep(kept))
                 self._count("kept")
-            except Exception as error:  # the thread must go on; a marked frame's sender is told
+            except Exception as error:  # noqa: BLE001 - the thread must go on, and who waits is told
                 logger.warning("a frame was not kept in %s: %s", kept.path, error)
                 kept.done.set_exception(error)
                 self._count("left-out")

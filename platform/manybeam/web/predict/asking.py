@@ -21,8 +21,8 @@ from manybeam.settings import settings
 from manybeam.spec.facility import facility_library
 from manybeam.web.predict.form import PredictForm
 from manybeam.web.predict.results import Facts, Result, Results
-from manybeam.web.predict.service import PredictionService, Sent
 from manybeam.web.predict.tiles import Pyramid
+from manybeam.web.service import PredictionService, Sent
 
 if TYPE_CHECKING:
     from manybeam.web.pages.framesets import FrameSets

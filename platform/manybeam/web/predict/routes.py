@@ -13,9 +13,9 @@ from manybeam.web.auth import Person, check_asker
 from manybeam.web.predict.downloads import ENSEMBLE, FILES, atoms_f32
 from manybeam.web.predict.form import most_bytes, read_form
 from manybeam.web.predict.results import Result
-from manybeam.web.predict.service import PredictionService
 from manybeam.web.predict.tiles import TILE_PX, frame_tile, spread_tile, spread_top
 from manybeam.web.predict.view import best_members, show, stem
+from manybeam.web.service import PredictionService
 from manybeam.web.state import AppState
 
 SCOPE = "predict"

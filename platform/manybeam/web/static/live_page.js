@@ -6,7 +6,6 @@
   if (!view) return;
   const base = `/live/${encodeURIComponent(view.dataset.instrument)}`;
   const STALE_S = 10, WAIT_S = 3, RETRY_MS = 2000, SESSION_MS = 3000, KEPT = 600;
-  const LOW_PM = 10, HIGH_PM = 25, LOW_PX = 0.5, HIGH_PX = 1.25;  // limits of the classes of spread
   let number = 0, trend = [], shown = null, newest = null, isPaused = false, staleTimer = 0, asking = null;
 
   // -- state -------------------------------------------------------------------------------------
@@ -133,28 +132,26 @@
     canvas.dataset.delayMs = Date.now() - Date.parse(frame.at);
   }
 
-  // A path for each class: one stroke draws all of its atoms.
+  // `atoms` has four numbers an atom: y, x, probability, spread (px).
   function marks(pen, atoms, frame, scale) {
-    const size = frame.pixel_size_pm, low = size ? LOW_PM / size : LOW_PX, high = size ? HIGH_PM / size : HIGH_PX;
-    const paths = { low: new Path2D(), middle: new Path2D(), high: new Path2D(), one: new Path2D() };
-    const radius = Math.max(3 * devicePixelRatio, Math.min(7 * devicePixelRatio, 4 * scale));
-    for (let first = 0; first < atoms.length; first += 4) {
-      const y = (atoms[first] + 0.5) * scale, x = (atoms[first + 1] + 0.5) * scale, spread = atoms[first + 3];
-      if (Number.isNaN(spread)) { paths.one.moveTo(x + radius, y); paths.one.arc(x, y, radius, 0, 7); }
-      else if (spread <= low) { paths.low.moveTo(x + radius, y); paths.low.arc(x, y, radius, 0, 7); }
-      else if (spread <= high) paths.middle.rect(x - radius, y - radius, 2 * radius, 2 * radius);
-      else { const r = 1.3 * radius; paths.high.moveTo(x, y - r); paths.high.lineTo(x + r, y); paths.high.lineTo(x, y + r); paths.high.lineTo(x - r, y); paths.high.closePath(); }
-    }
-    pen.lineWidth = 1.5 * devicePixelRatio;
-    const colours = { low: "#56b4e9", middle: "#f0e442", high: "#e69f00", one: "#ffffff" };
-    Object.entries(paths).forEach(([name, path]) => {
-      pen.setLineDash(name === "one" ? [2, 3] : []);
-      pen.strokeStyle = colours[name];
-      pen.stroke(path);
-    });
-    const unit = size ? "pm" : "px", limits = size ? [LOW_PM, HIGH_PM] : [LOW_PX, HIGH_PX];
-    const words = { low: `up to ${limits[0]} ${unit}`, middle: `${limits[0]} to ${limits[1]} ${unit}`, high: `above ${limits[1]} ${unit}` };
-    document.querySelectorAll("[data-spread]").forEach((one) => { one.textContent = words[one.dataset.spread]; });
+    const size = frame.pixel_size_pm, [rows, columns] = frame.shape;
+    const points = manybeamAtoms.kinds.map(() => []);
+    for (let i = 0; i < atoms.length; i += 4) points[manybeamAtoms.kindOf(atoms[i + 3], size)].push((atoms[i + 1] + 0.5) * scale, (atoms[i] + 0.5) * scale);
+    const step = Math.sqrt((rows * columns) / Math.max(atoms.length / 4, 1));
+    const radius = Math.min(Math.max(0.33 * step * scale, 1.5 * devicePixelRatio), 13 * devicePixelRatio);
+    points.forEach((places, kind) => { if (places.length) manybeamAtoms.paint(pen, places, manybeamAtoms.kinds[kind], radius, 1.4 * devicePixelRatio); });
+    legend(size);
+  }
+
+  function legend(size) {
+    const box = byId("live-legend"), unit = size ? "pm" : "px";
+    if (box.dataset.unit === unit) return;
+    box.dataset.unit = unit;
+    box.replaceChildren(...manybeamAtoms.classes(size).map((name, place) => {
+      const row = document.createElement("li");
+      row.append(manybeamAtoms.sign(place), ` ${name}`);
+      return row;
+    }));
   }
 
   // -- plots -------------------------------------------------------------------------------------

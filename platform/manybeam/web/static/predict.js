@@ -161,11 +161,11 @@
   const nameOf = (index) => (index < 0 ? "all together" : `member ${String(index).padStart(2, "0")}`);
 
   function legend() {
-    const counts = main.counts, box = byId("legend"), names = manybeamViewer.classes(pm);
+    const counts = main.counts, box = byId("legend"), names = manybeamAtoms.classes(pm);
     box.replaceChildren(...names.map((name, place) => {
       const row = document.createElement("span"), count = document.createElement("b");
       count.textContent = counts[place];
-      row.append(manybeamViewer.sign(place), `${name} `, count);
+      row.append(manybeamAtoms.sign(place), `${name} `, count);
       row.hidden = place === names.length - 1 && !counts[place];
       return row;
     }));

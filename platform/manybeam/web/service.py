@@ -25,6 +25,9 @@ WANT = "atoms,mean,std,mi,members"
 DEADLINE_S = 120.0
 CONNECT_S = 3.0
 LIST_S = 2.0
+LIVE_S = 10.0
+SESSION_S = 25.0  # the service waits for its database
+CONNECTIONS = 64
 NPZ, JSON, RAW, NPY = (
     "application/x-npz",
     "application/json",
@@ -73,7 +76,8 @@ class PredictionService:
 
     def __init__(self, url: str = "") -> None:
         self.url = url or settings().service_url
-        self._pool = urllib3.PoolManager(maxsize=8, retries=False)
+        # Live pages wait for frames, each with a connection.
+        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, block=True, retries=False)
 
     def predict(self, ref: str, sent: Sent, *, has_token: bool) -> bytes:
         """Return the npz of an answer: atoms, maps and the atoms of each member.
@@ -99,6 +103,41 @@ class PredictionService:
         found = self._ask("GET", "/v1/ensembles", b"", _headers(has_token), LIST_S)
         return list(json.loads(found)["ensembles"])
 
+    def live(
+        self, instrument: str, after: int, wait_s: float, *, has_token: bool
+    ) -> dict[str, Any]:
+        """Return the newest frame of an instrument, when there is a newer one; raises as `predict`.
+
+        Args:
+            instrument: its id.
+            after: number of the frame that is known.
+            wait_s: how long to wait.
+            has_token: send the token of the settings.
+        """
+        query = urlencode({"after": after, "wait_s": wait_s})
+        path = f"{_of_instrument(instrument)}/live?{query}"
+        return dict(
+            json.loads(self._ask("GET", path, b"", _headers(has_token), LIST_S + 8 + wait_s))
+        )
+
+    def session(self, instrument: str, *, has_token: bool) -> dict[str, Any]:
+        """Return the session of an instrument; raises as `predict`."""
+        path = f"{_of_instrument(instrument)}/session?frames=0"
+        return dict(json.loads(self._ask("GET", path, b"", _headers(has_token), SESSION_S)))
+
+    def change_session(
+        self, instrument: str, settings: Mapping[str, Any], *, has_token: bool
+    ) -> dict[str, Any]:
+        """Change the session of an instrument, and return it; raises as `predict`."""
+        path, body = f"{_of_instrument(instrument)}/session", json.dumps(dict(settings)).encode()
+        return dict(json.loads(self._ask("PUT", path, body, _headers(has_token), SESSION_S)))
+
+    def mark(self, instrument: str, frame_id: str, *, has_token: bool) -> dict[str, Any]:
+        """Keep a frame that a live page showed, and return where; raises as `predict`."""
+        path, body = f"{_of_instrument(instrument)}/marks", json.dumps({"frame_id": frame_id})
+        found = self._ask("POST", path, body.encode(), _headers(has_token), SESSION_S)
+        return dict(json.loads(found))
+
     def _post(
         self,
         path: str,
@@ -118,7 +157,12 @@ class PredictionService:
         wait = urllib3.Timeout(connect=CONNECT_S, read=wait_s)
         try:
             answer = self._pool.request(
-                method, self.url + path, body=body or None, headers=headers, timeout=wait
+                method,
+                self.url + path,
+                body=body or None,
+                headers=headers,
+                timeout=wait,
+                redirect=False,
             )
         except urllib3.exceptions.ReadTimeoutError as error:
             raise DeadlineExceeded(
@@ -136,6 +180,10 @@ class PredictionService:
         if answer.status != 200:
             raise refusal(answer.status, answer.data, answer.headers)
         return answer.data
+
+
+def _of_instrument(instrument: str) -> str:
+    return f"/v1/instruments/{quote(instrument, safe='')}"
 
 
 def _headers(has_token: bool) -> dict[str, str]:  # noqa: FBT001 - of this file only
