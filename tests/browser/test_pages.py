@@ -26,6 +26,8 @@ PAGES = {
     "conditions": "/conditions",
     "condition": f"/conditions/{LOWDOSE}",
     "datasets": "/datasets",
+    "predict": "/predict",
+    "live": "/live",
     "login": "/login",
     "docs": "/docs",
 }

@@ -1,6 +1,8 @@
 """The monitor of a service with its parts, from the settings."""
 
+import threading
 from collections.abc import Callable
+from importlib import import_module
 
 from manybeam.db.deployment import open_database
 from manybeam.db.serving.alerts import Alerts
@@ -21,6 +23,8 @@ def stored_alerts() -> Alerts:
 def make_monitor() -> tuple[Monitor, Callable[[], None]]:
     """Return the monitor, and what ends its parts."""
     here, meter = settings(), Meter()
+    # The first fit of a watch would import it while the frames of all sessions wait.
+    threading.Thread(target=import_module, args=("sklearn.covariance",), daemon=True).start()
     known, doubtful = KnownWatches(), DoubtfulFrames(here.store_url, meter.doubtful)
     sessions = WatchedSessions(known, here.cache / "watched")
     webhook = None
