@@ -20,6 +20,7 @@ from manybeam.serve.metrics import Meter
 from manybeam.serve.predict import Service
 from manybeam.serve.routes import api
 from manybeam.web.app import create_app, make_app_state
+from manybeam.web.predict import routes
 from manybeam.web.predict.results import Facts, Results
 from manybeam.web.predict.tiles import Pyramid, frame_tile, spread_tile
 from manybeam.web.service import refusal
@@ -203,3 +204,15 @@ def test_a_refusal_of_the_service_becomes_the_same_error(
     status: int, body: bytes, kind: str
 ) -> None:
     assert type(refusal(status, body, {})).__name__ == kind
+
+
+def test_uploads_are_bounded_and_odd_contrast_is_refused(
+    web: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = send(web, "a.npy", npy(FRAME), pixel_size_pm="16").headers["location"]
+    for query in ("low=nan", "high=101", "gamma=0", "gamma=inf"):
+        assert web.get(f"{address}/frame/0/0_0.jpg?{query}").status_code == 422
+    assert web.get(f"{address}/frame/0/0_0.jpg?gamma=0.5").status_code == 200
+    monkeypatch.setattr(routes, "UPLOAD_S", 0.0)
+    late = send(web, "a.npy", npy(FRAME), pixel_size_pm="16")
+    assert late.status_code == 408

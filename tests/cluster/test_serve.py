@@ -72,7 +72,7 @@ def pool() -> Iterator[urllib3.PoolManager]:
 def test_a_replica_does_not_give_way_to_other_processes(url: str) -> None:
     below = psutil.Process().children(recursive=True)
     replicas = [one for one in below if one.name().startswith("ray::ServeRepli")]
-    assert [one.nice() for one in replicas if one.status() != psutil.STATUS_ZOMBIE] == [0]
+    assert {one.nice() for one in replicas if one.status() != psutil.STATUS_ZOMBIE} == {0}
 
 
 def test_the_services_answer_equals_the_in_process_answer(

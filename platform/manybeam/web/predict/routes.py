@@ -1,17 +1,21 @@
 """The addresses of /predict: the form, each result, its tiles, atoms and downloads."""
 
-from typing import Any
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
 from manybeam.data.io.file_readers import ALONE
-from manybeam.errors import ManybeamError, NotAuthenticated, NotFound
+from manybeam.errors import Busy, ManybeamError, NotAuthenticated, NotFound, TooSlow
 from manybeam.settings import settings
 from manybeam.web.auth import Person, check_asker
 from manybeam.web.predict.downloads import ENSEMBLE, FILES, atoms_f32
-from manybeam.web.predict.form import most_bytes, read_form
+from manybeam.web.predict.form import PredictForm, most_bytes, read_form
 from manybeam.web.predict.results import Result
 from manybeam.web.predict.tiles import TILE_PX, frame_tile, spread_tile, spread_top
 from manybeam.web.predict.view import best_members, show, stem
@@ -19,6 +23,10 @@ from manybeam.web.service import PredictionService
 from manybeam.web.state import AppState
 
 SCOPE = "predict"
+RECEIVED = 4  # uploads at once, because each is in memory
+UPLOAD_S = 120.0  # for one
+Percent = Annotated[float, Query(ge=0, le=100, allow_inf_nan=False)]
+Gamma = Annotated[float, Query(ge=0.05, le=20, allow_inf_nan=False)]
 MOST_OFFERED = 200  # references in the list of the form
 # A result never changes, and its id is its own.
 KEPT = {"cache-control": "private, max-age=86400, immutable"}
@@ -27,6 +35,7 @@ KEPT = {"cache-control": "private, max-age=86400, immutable"}
 def predict_router(app_state: AppState) -> APIRouter:
     """Return the routes of the page."""
     router = APIRouter(include_in_schema=False)
+    places = threading.BoundedSemaphore(RECEIVED)
 
     @router.get("/predict")
     def start(request: Request, frameset: str = "", frame: int = 0, ref: str = "") -> Response:
@@ -35,7 +44,10 @@ def predict_router(app_state: AppState) -> APIRouter:
 
     @router.post("/predict")
     async def ask(request: Request) -> Response:
-        return await asked(app_state, request)
+        check_asker(request)
+        async with _receiving(places):
+            form = await read_form(request, settings().max_frame_px)
+        return await asked(app_state, request, form)
 
     @router.get("/predict/{identity}")
     def result(request: Request, identity: str, *, ranking: bool = False) -> Response:
@@ -53,14 +65,13 @@ def _add_pictures(router: APIRouter, app_state: AppState) -> None:
         level: int,
         x: int,
         y: int,
-        low: float = 1.0,
-        high: float = 99.7,
-        gamma: float = 1.0,
+        low: Percent = 1.0,
+        high: Percent = 99.7,
+        gamma: Gamma = 1.0,
     ) -> Response:
         pyramid = app_state.predicting.pyramid(identity, "frame")
         ends = pyramid.percentile(low), pyramid.percentile(high)
-        exponent = min(max(gamma, 0.05), 20.0)
-        picture = frame_tile(pyramid.tile(level, x, y), *ends, exponent)
+        picture = frame_tile(pyramid.tile(level, x, y), *ends, gamma)
         return Response(picture, media_type="image/jpeg", headers=KEPT)
 
     @router.get("/predict/{identity}/spread/{level}/{x}_{y}.png")
@@ -87,10 +98,29 @@ def start_page(app_state: AppState, request: Request, given: dict[str, Any]) -> 
     return app_state.pages.show(request, "predict.html", **_offer(app_state, request), given=given)
 
 
-async def asked(app_state: AppState, request: Request) -> Response:
+@asynccontextmanager
+async def _receiving(places: threading.BoundedSemaphore) -> AsyncIterator[None]:
+    """Hold one of the places for uploads.
+
+    Raises:
+        Busy: there is none.
+        TooSlow: the upload takes too long.
+    """
+    if not places.acquire(blocking=False):
+        raise Busy(f"{RECEIVED} other files are being sent", "", "the page tries again by itself")
+    try:
+        async with asyncio.timeout(UPLOAD_S):
+            yield
+    except TimeoutError as error:
+        raise TooSlow(
+            f"the file did not arrive within {UPLOAD_S:g} s", "", "crop the frame, or send it again"
+        ) from error
+    finally:
+        places.release()
+
+
+async def asked(app_state: AppState, request: Request, form: PredictForm) -> Response:
     """Answer a form: the page goes to its result, a script is told where that is."""
-    check_asker(request)
-    form = await read_form(request, settings().max_frame_px)
     person = await run_in_threadpool(_person, app_state, request, form.csrf)
     result = await run_in_threadpool(
         app_state.predicting.ask, form, app_state.framesets, has_token=SCOPE in person.scopes
