@@ -1,6 +1,8 @@
 """/predict without a browser: forms, refusals, kept results, tiles and downloads."""
 
+import asyncio
 import io
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,7 +15,7 @@ import pytest
 import zarr
 from zarr.storage import ZipStore
 
-from manybeam.errors import NotFound
+from manybeam.errors import Busy, NotFound, TooSlow
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
@@ -206,13 +208,29 @@ def test_a_refusal_of_the_service_becomes_the_same_error(
     assert type(refusal(status, body, {})).__name__ == kind
 
 
-def test_uploads_are_bounded_and_odd_contrast_is_refused(
-    web: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_contrast_that_is_no_number_is_refused(web: httpx.Client) -> None:
     address = send(web, "a.npy", npy(FRAME), pixel_size_pm="16").headers["location"]
     for query in ("low=nan", "high=101", "gamma=0", "gamma=inf"):
         assert web.get(f"{address}/frame/0/0_0.jpg?{query}").status_code == 422
     assert web.get(f"{address}/frame/0/0_0.jpg?gamma=0.5").status_code == 200
-    monkeypatch.setattr(routes, "UPLOAD_S", 0.0)
-    late = send(web, "a.npy", npy(FRAME), pixel_size_pm="16")
-    assert late.status_code == 408
+
+
+def test_uploads_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = threading.BoundedSemaphore(1)
+
+    async def receive(*, at_once: int) -> None:
+        async with routes._receiving(places):
+            if at_once > 1:
+                await receive(at_once=at_once - 1)
+            await asyncio.Event().wait()  # an upload that never ends
+
+    with pytest.raises(Busy):
+        asyncio.run(receive(at_once=2))
+    monkeypatch.setattr(routes, "UPLOAD_S", 0.01)
+    with pytest.raises(TooSlow):
+        asyncio.run(receive(at_once=1))
+
+
+def test_asking_again_keeps_the_stated_pixel_size(web: httpx.Client) -> None:
+    address = send(web, "a.npy", npy(FRAME), pixel_size_pm="16").headers["location"]
+    assert 'name="pixel_size_pm" value="16"' in web.get(address).text

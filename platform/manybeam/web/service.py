@@ -16,6 +16,7 @@ from manybeam.errors import (
     DeadlineExceeded,
     ManybeamError,
     NotAuthenticated,
+    NotFound,
     Unreachable,
     WorkFailed,
 )
@@ -162,6 +163,7 @@ class PredictionService:
                 body=body or None,
                 headers=headers,
                 timeout=wait,
+                pool_timeout=CONNECT_S,
                 redirect=False,
             )
         except urllib3.exceptions.ReadTimeoutError as error:
@@ -183,6 +185,8 @@ class PredictionService:
 
 
 def _of_instrument(instrument: str) -> str:
+    if not instrument.strip("."):  # they would lead to another address
+        raise NotFound(f"there is no instrument {instrument!r}")
     return f"/v1/instruments/{quote(instrument, safe='')}"
 
 

@@ -1,6 +1,7 @@
 """The pages `/live` and `/live/{instrument}`, and what their script asks."""
 
 import hmac
+import threading
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Protocol
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from manybeam.db.deployment import open_database
 from manybeam.db.serving.sessions import Sessions
 from manybeam.errors import (
+    Busy,
     Conflict,
     ManybeamError,
     NotAllowed,
@@ -28,6 +30,7 @@ from manybeam.web.service import PredictionService
 from manybeam.web.state import AppState
 
 LONGEST_S = 5.0
+WAITING = 20  # live pages that wait for a frame; other pages need threads too
 SCOPE = "predict"  # who has it may ask with the token of the settings
 # What is live before the first frame.
 NOTHING: Mapping[str, Any] = {"number": 0, "frame": None, "trend": [], "picture": ""}
@@ -38,7 +41,7 @@ WaitS = Annotated[float, Query(ge=0, le=LONGEST_S)]
 def live_router(app_state: AppState) -> APIRouter:
     """Return the routes of live pages."""
     router = APIRouter(include_in_schema=False)
-    service = PredictionService()
+    service, waits = PredictionService(), threading.BoundedSemaphore(WAITING)
 
     @router.get("/live")
     def instruments(request: Request) -> Response:
@@ -53,9 +56,16 @@ def live_router(app_state: AppState) -> APIRouter:
         request: Request, instrument: str, after: After = 0, wait_s: WaitS = 0.0
     ) -> Response:
         has_token = SCOPE in app_state.gatekeeper.who(request).scopes
-        return _relayed(
-            request, lambda: service.live(instrument, after, wait_s, has_token=has_token)
-        )
+
+        def waited() -> dict[str, Any]:
+            if not waits.acquire(blocking=False):
+                raise Busy(f"{WAITING} live pages are open", "each holds a thread", "close some")
+            try:
+                return service.live(instrument, after, wait_s, has_token=has_token)
+            finally:
+                waits.release()
+
+        return _relayed(request, waited)
 
     @router.get("/live/{instrument}/session")
     def session(request: Request, instrument: str) -> Response:

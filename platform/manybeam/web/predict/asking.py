@@ -78,6 +78,7 @@ class Predicting:
         self._readers = FileReaders(here.max_frame_px)
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._pyramid = lru_cache(maxsize=PYRAMIDS)(self._made_pyramid)
+        self._drawing = threading.Lock()  # a page asks for several tiles of a new one at once
 
     def ask(self, form: PredictForm, framesets: "FrameSets", *, has_token: bool) -> Result:
         """Return the result for a form; it says why if the service gave no answer.
@@ -114,7 +115,8 @@ class Predicting:
     def pyramid(self, identity: str, name: str) -> Pyramid:
         """Return the pyramid of `frame` or `std` of a result, from memory if it is there."""
         self.results.look(identity)
-        return self._pyramid(identity, name)
+        with self._drawing:
+            return self._pyramid(identity, name)
 
     def close(self) -> None:
         """End the processes that read files."""

@@ -12,6 +12,7 @@ from manybeam.predictor.answer_files import verdict_words
 from manybeam.settings import settings
 from manybeam.spec.imaging import quantity_bounds
 from manybeam.web.predict.results import Facts, Result
+from manybeam.web.service import Sent
 
 BEST = 3  # members that the ranking shows
 
@@ -91,9 +92,9 @@ def snippets(facts: Facts, meta: Mapping[str, Any]) -> tuple[tuple[str, str], ..
         python_pm = known if known is not None else facts.file_size_pm
     else:
         python_pm = size_pm
-    given = {"pixel_size_pm": f"{size_pm:.9g}"} if size_pm else {}
+    sent = Sent(b"", name, size_pm, facts.condition, is_size_trusted=facts.is_size_trusted)
     path = f"{url}/v1/predict/{quote(facts.ref, safe='@/')}"
-    query = urlencode({"filename": name, **given, "want": "atoms,members"})
+    query = urlencode({**sent.query, "want": "atoms,members"})
     curl = (
         f"curl --data-binary {shlex.quote('@' + name)} -H 'Accept: application/json' \\\n"
         "  -H 'Content-Type: application/octet-stream' \\\n"

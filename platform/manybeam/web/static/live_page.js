@@ -33,11 +33,12 @@
 
   // -- asking ------------------------------------------------------------------------------------
   async function go() {
-    asking = new AbortController();
-    while (!document.hidden) {
+    if (asking) asking.abort();  // a loop that rests would go on beside this one
+    const mine = asking = new AbortController();
+    while (!document.hidden && !mine.signal.aborted) {
       let pause = 0;
       try {
-        const answer = await fetch(`${base}/next?after=${number}&wait_s=${number ? WAIT_S : 0.5}`, { signal: asking.signal, cache: "no-store" });
+        const answer = await fetch(`${base}/next?after=${number}&wait_s=${number ? WAIT_S : 0.5}`, { signal: mine.signal, cache: "no-store" });
         const content = await answer.json();
         if (answer.ok) hear(content);
         else pause = refused(answer.status, content);
@@ -56,6 +57,7 @@
       byId("live-body").hidden = true;
       number = 0;
       trend = [];
+      shown = newest = null;
       become("empty");
     } else {
       become("disconnected", `${problem.detail || "The prediction service does not answer"}.`);
@@ -66,7 +68,7 @@
 
   function hear(live) {
     if (!live.frame) { become("waiting"); return; }
-    if (live.number < number) trend = [];
+    if (live.number < number) { trend = []; shown = null; }
     const isNew = live.number !== number;
     number = live.number;
     trend = trend.concat(live.trend).slice(-KEPT);
@@ -179,12 +181,15 @@
   }
 
   // -- the session -------------------------------------------------------------------------------
+  let isAsked = false;
   async function session() {
-    if (document.hidden) return;
+    if (document.hidden || isAsked) return;
+    isAsked = true;
     try {
       const answer = await fetch(`${base}/session`, { cache: "no-store" });
       if (answer.ok) tell(await answer.json());
     } catch { /* the other request says that the server is away */ }
+    isAsked = false;
   }
 
   function tell(found) {
@@ -216,20 +221,22 @@
     event.preventDefault();
     const button = form.querySelector("button");
     button.disabled = true;
+    // A newer frame may be shown before the answer comes.
+    const data = new URLSearchParams(new FormData(form)), ref = newest ? newest.frame.ref.split("@")[0] : "ENSEMBLE";
     try {
-      const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)), headers: { accept: "application/json" } });
+      const answer = await fetch(form.action, { method: "POST", body: data, headers: { accept: "application/json" } });
       const content = await answer.json();
       if (!answer.ok) say(`${content.detail}. ${content.hint}`);
-      else if (form.id === "mark") marked(form.elements.frame_id.value, content.kept);
+      else if (form.id === "mark") marked(data.get("frame_id"), content.kept, ref);
       else { tell(content); say(form.id === "pin" ? "Pinned: these members answer until you let the service select." : "The service selects again."); }
     } catch { say("The server of this page does not answer."); }
     button.disabled = false;
   }));
 
-  function marked(name, kept) {
+  function marked(name, kept, ref) {
     byId("marked").hidden = false;
     text("marked-text", `${name} is kept in ${kept}.`);
-    byId("marked").querySelector("code").textContent = `manybeam iterate ${kept} -e ${newest.frame.ref.split("@")[0]}`;
+    byId("marked").querySelector("code").textContent = `manybeam iterate ${kept} -e ${ref}`;
     say("Marked.");
   }
 
