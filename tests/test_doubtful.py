@@ -121,3 +121,18 @@ def test_after_its_end_nothing_is_kept_and_nothing_raises(
     keeper.add("STEM-1", 7, frame(0), {}, 3)
     assert counted == ["left-out"]
     assert not (tmp_path / "frames").exists()
+
+
+def test_the_limit_is_of_the_session_with_all_its_shapes_and_can_be_raised(
+    make: Callable[[], DoubtfulFrames], counted: list[str]
+) -> None:
+    keeper = make()
+    frames = [frame(0), Frame(PIXELS[1, :16, :16]), frame(2), frame(3)]
+    for one, most in zip(frames, (2, 2, 2, 3), strict=True):
+        keeper.add("STEM-1", 7, one, {}, most)
+        keeper.mark("STEM-2", 8, one, {})  # waits until those before it are kept
+    assert counted.count("left-out") == 1
+    again = make()
+    again.add("STEM-1", 7, frame(4), {}, 3)
+    again.mark("STEM-2", 8, frame(4), {})
+    assert counted.count("left-out") == 2

@@ -13,9 +13,11 @@ import pytest
 from manybeam.db.deployment import open_database
 from manybeam.db.serving.alerts import Alerts
 from manybeam.db.serving.sessions import Sessions
-from manybeam.errors import NotFound
+from manybeam.errors import DatabaseUnreachable, NotFound
 from manybeam.predictor.stream.drift import DriftWatch, frame_crops
 from manybeam.serve.metrics import Meter
+from manybeam.serve.monitor import alert_writer
+from manybeam.serve.monitor.alert_writer import AlertWriter
 from manybeam.serve.monitor.doubtful import DoubtfulFrames
 from manybeam.serve.monitor.monitor import Monitor
 from manybeam.serve.monitor.report import FrameReport
@@ -51,7 +53,9 @@ def session_id(tmp_path: Path, use_settings: Callable[[dict[str, str]], None]) -
 def monitor(session_id: int, tmp_path: Path) -> Iterator[Monitor]:
     doubtful = DoubtfulFrames(str(tmp_path / "store"))
     watched = WatchedSessions(NothingKnown(), tmp_path / "watches")
-    yield Monitor(watched, lambda: Alerts(open_database()), doubtful, Meter(), lambda: None)
+    alerts = AlertWriter(lambda: Alerts(open_database()), lambda: None)
+    yield Monitor(watched, alerts, doubtful, Meter())
+    alerts.close()
     doubtful.close()
 
 
@@ -82,6 +86,7 @@ def test_a_drift_is_an_alert_with_the_frames_before_and_after(
     for one in drifting(session_id):
         state = monitor.see([one]).states[session_id]
     assert (state.is_drifted, state.changes) == (True, 1)
+    assert monitor._alerts.settled(30)
     (alert,) = Alerts(open_database()).recent("STEM-1")
     frames = alert.content["frames"]
     assert int(frames["before"]["frame_id"][1:]) < 70 <= int(frames["now"]["frame_id"][1:])
@@ -96,7 +101,7 @@ def test_a_new_process_goes_on_with_the_sessions_of_the_one_before(
     before = [monitor.see([one]).states[session_id] for one in reports][-1]
     watched = WatchedSessions(NothingKnown(), tmp_path / "watches")
     doubtful = DoubtfulFrames(str(tmp_path / "store"))
-    again = Monitor(watched, lambda: Alerts(open_database()), doubtful, Meter())
+    again = Monitor(watched, monitor._alerts, doubtful, Meter())
     doubtful.close()
     state = again.see([report(session_id, 80, SLOPED[11])]).states[session_id]
     assert (state.is_drifted, state.changes, state.change) == (True, 1, before.change)
@@ -172,3 +177,23 @@ def test_the_watch_of_a_thousand_sessions_takes_bounded_memory_and_disk(
         assert session is not None
     assert watched.get(0) is None
     assert watched.get(number) is session
+
+
+def test_an_alert_waits_until_the_database_is_back_and_no_frame_waits_for_it(
+    session_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alert_writer, "AGAIN_S", 0.01)
+    tries: list[int] = []
+
+    def alerts() -> Alerts:
+        tries.append(1)
+        if len(tries) < 3:
+            raise DatabaseUnreachable("the database does not answer", "", "")
+        return Alerts(open_database())
+
+    writer = AlertWriter(alerts)
+    writer.add(kind="drifted", text="a", content={}, instrument="STEM-1", session_id=session_id)
+    assert writer.settled(30)
+    writer.close()
+    (alert,) = Alerts(open_database()).recent("STEM-1")
+    assert (alert.next_try, len(tries)) == (None, 3)

@@ -107,7 +107,11 @@ class RemoteMonitor:
 
         try:
             response = getattr(self._initialized(), name).remote(*arguments)
-            return response.result(timeout_s=timeout_s)
+            try:
+                return response.result(timeout_s=timeout_s)
+            except TimeoutError:
+                response.cancel()
+                raise
         except ManybeamError:
             raise
         except (RayError, RayServeException, TimeoutError) as error:
@@ -121,8 +125,9 @@ class RemoteMonitor:
     def _initialized(self) -> "DeploymentHandle[Any]":
         with self._lock:
             if self._handle is None:
-                self._handle = self._handle_of()
+                handle = self._handle_of()
                 # Its calls come from threads; otherwise it works in an event loop only.
-                begin: Any = self._handle._init  # Ray's lacks types
+                begin: Any = handle._init  # Ray's lacks types
                 begin(_run_router_in_separate_loop=True)
+                self._handle = handle
             return self._handle

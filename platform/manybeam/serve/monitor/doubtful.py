@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from manybeam.data.frames import FrameSet
+from manybeam.data.frames import FrameSet, list_framesets
 from manybeam.data.io.frame import Frame
 from manybeam.data.store import open_store
-from manybeam.errors import Busy, Conflict, NotFound, UnknownFrameSet
+from manybeam.errors import Busy, Conflict, ManybeamError, NotFound, UnknownFrameSet
 from manybeam.spec import Condition
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ Kind = Literal["doubtful", "marked"]
 WAITING = 8  # frames in memory that wait for the store
 MOST_MARKED = 500  # of one session
 WAIT_S = 20.0  # for a marked frame
+CLOSE_S = 5.0  # for a frame that is being kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class _Kept:
     frame: Frame
     facts: Mapping[str, Any]
     most: int
+    session: str
     done: "Future[str]" = field(default_factory=Future)
 
 
@@ -54,7 +56,8 @@ class DoubtfulFrames:
         self._url, self._count = url.rstrip("/"), count
         self._waiting: deque[_Kept] = deque()
         self._room, self._is_closed = threading.Condition(), False
-        self._full: set[str] = set()  # sets that take no more
+        self._counts: dict[str, int] = {}  # frames of each session, in sets of all shapes
+        self._full: dict[str, int] = {}  # sessions that had so many, which was the most
         self._thread = threading.Thread(target=self._go_on, name="doubtful", daemon=True)
         self._thread.start()
 
@@ -71,7 +74,7 @@ class DoubtfulFrames:
             most: frames of the session that may be kept.
         """
         kept = _kept("doubtful", instrument, session_id, frame, facts, most)
-        if kept.path in self._full or not self._put(kept):
+        if kept.most <= self._full.get(kept.session, -1) or not self._put(kept):
             self._count("left-out")
 
     def mark(self, instrument: str, session_id: int, frame: Frame, facts: Mapping[str, Any]) -> str:
@@ -95,8 +98,11 @@ class DoubtfulFrames:
         """End; frames that wait are left out."""
         with self._room:
             self._is_closed = True
+            for kept in self._waiting:
+                kept.done.set_exception(Busy("the monitor ends", "", "mark the frame again"))
+            self._waiting.clear()
             self._room.notify_all()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
 
     def _put(self, kept: _Kept) -> bool:
         with self._room:
@@ -114,22 +120,37 @@ class DoubtfulFrames:
                     return
                 kept = self._waiting.popleft()
             try:
-                kept.done.set_result(self._keep(kept))
-                self._count("kept")
+                url = self._keep(kept)
             except Exception as error:  # noqa: BLE001 - the thread must go on, and who waits is told
                 logger.warning("a frame was not kept in %s: %s", kept.path, error)
                 kept.done.set_exception(error)
                 self._count("left-out")
+            else:
+                kept.done.set_result(url)
+                self._count("kept")
 
     def _keep(self, kept: _Kept) -> str:
         url = f"{self._url}/{kept.path}"
+        if kept.session not in self._counts:
+            self._counts[kept.session] = self._stored(kept)
+        count = self._counts[kept.session]
+        if count >= kept.most:
+            self._full[kept.session] = kept.most
+            raise Conflict(f"{kept.session} has {count} frames", f"at most {kept.most}", "")
         found = self._opened(url, kept)
-        if len(found) >= kept.most:
-            self._full.add(kept.path)
-            raise Conflict(f"{kept.path} has {len(found)} frames", f"at most {kept.most}", "")
         found.append(kept.frame.pixels_yx[None], None, kept.frame.pixel_size_pm)
-        self._note(kept, len(found))
+        self._counts[kept.session] += 1
+        try:
+            self._note(kept, len(found))
+        except ManybeamError as error:  # the frame itself is kept
+            logger.warning("a frame of %s has no facts: %s", kept.path, error)
         return url
+
+    def _stored(self, kept: _Kept) -> int:
+        """Return how many frames of a session were kept by a process before this one."""
+        folder, _, name = kept.session.rpartition("/")
+        named = (one for one in list_framesets(f"{self._url}/{folder}") if f"/{name}" in one)
+        return sum(len(FrameSet.open(url)) for url in named)
 
     def _opened(self, url: str, kept: _Kept) -> FrameSet:
         try:
@@ -161,8 +182,8 @@ def _kept(
     most: int,
 ) -> _Kept:
     rows, columns = frame.pixels_yx.shape
-    path = f"frames/{kind}/{instrument}/session-{session_id}-{rows}x{columns}"
-    return _Kept(path, f"{kind}-frames", frame, facts, most)
+    session = f"frames/{kind}/{instrument}/session-{session_id}-"
+    return _Kept(f"{session}{rows}x{columns}", f"{kind}-frames", frame, facts, most, session)
 
 
 def _plain(value: Any) -> Any:

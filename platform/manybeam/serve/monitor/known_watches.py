@@ -79,7 +79,12 @@ class KnownWatches:
         if self._executor is None:
             self._executor = ProcessPoolExecutor(1, timeout=IDLE_S, initializer=_be_humble)
         folder = settings().cache / "watches"
-        making = self._executor.submit(make_state, *key, str(folder), self._count)
+        try:
+            making = self._executor.submit(make_state, *key, str(folder), self._count)
+        except RuntimeError as error:  # its process died while it had nothing to do
+            logger.warning("known conditions of %s wait: %s", key[0], error)
+            self._executor, self._again_at[key] = None, time.monotonic() + AGAIN_S
+            return
         self._under_way[key] = making
         # In a thread of its own: the callback may come at once, while the lock is held.
         name = f"watch of {key[0]}"

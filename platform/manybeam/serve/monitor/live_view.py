@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,13 @@ class LiveView:
 
     def forget_unseen(self) -> None:
         """Hold no frames if nobody looks."""
-        if not self.is_watched:
-            self._held.clear()
+        if self.is_watched:
+            return
+        self._held.clear()
+        shown = self._newest
+        if shown is not None and shown.report.pixels_yx is not None:
+            bare = replace(shown.report, pixels_yx=None, atoms_k4=None)
+            self._newest = replace(shown, report=bare)
 
     def facts(self, after: int) -> dict[str, Any]:
         """Return the facts of the newest frame, and the trend since a number."""

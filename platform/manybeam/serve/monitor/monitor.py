@@ -10,28 +10,27 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from manybeam.data.io.frame import Frame
 from manybeam.data.markup import small_png
-from manybeam.errors import Busy, ManybeamError, NotFound
+from manybeam.errors import Busy, NotFound
 from manybeam.predictor.stream.drift import crop_features
+from manybeam.serve.monitor.alert_writer import AlertWriter
 from manybeam.serve.monitor.live_view import LiveView
 from manybeam.serve.monitor.report import FrameReport, Seen, WatchState
 from manybeam.serve.monitor.watched_sessions import WatchedSession, WatchedSessions
 
 if TYPE_CHECKING:
-    from manybeam.db.serving.alerts import Alerts
     from manybeam.serve.monitor.doubtful import DoubtfulFrames
 
 logger = logging.getLogger(__name__)
 
 VIEWS = 300  # sessions that live pages can show
 PREVIEW_PX = 128
-LIVE_REQUESTS = 64  # of live pages that wait at once
+LIVE_REQUESTS = 48  # of live pages that wait at once; each has a thread of the process
 
 
 class MonitorMeter(Protocol):
@@ -52,22 +51,20 @@ class Monitor:
 
     Args:
         sessions: the sessions under watch.
-        alerts: returns the alerts of the database, or raises an error if it is away.
+        alerts: writes alerts.
         doubtful: keeps doubtful frames.
         meter: counts.
-        notify: is called after an alert was added; without it, alerts are kept only.
     """
 
     def __init__(
         self,
         sessions: WatchedSessions,
-        alerts: "Callable[[], Alerts]",
+        alerts: AlertWriter,
         doubtful: "DoubtfulFrames",
         meter: MonitorMeter,
-        notify: Callable[[], None] | None = None,
     ) -> None:
         self._sessions, self._alerts, self._doubtful = sessions, alerts, doubtful
-        self._meter, self._notify = meter, notify
+        self._meter = meter
         self._views: OrderedDict[int, LiveView] = OrderedDict()
         self._news = threading.Condition()
         self._watching = threading.Lock()
@@ -137,19 +134,13 @@ class Monitor:
                 "now": _picture(session, change["frame_id"]),
             },
         }
-        try:
-            self._alerts().add(
-                kind,
-                text=change["why"],
-                content=content,
-                instrument=report.instrument,
-                session_id=report.session_id,
-                is_sent=self._notify is not None,
-            )
-        except ManybeamError as error:
-            logger.warning("an alert of %s was not kept: %s", report.instrument, error)
-        if self._notify is not None:
-            self._notify()
+        self._alerts.add(
+            kind=kind,
+            text=change["why"],
+            content=content,
+            instrument=report.instrument,
+            session_id=report.session_id,
+        )
 
     def _keep_doubtful(self, report: FrameReport, state: WatchState) -> None:
         if report.most_kept and report.pixels_yx is not None:

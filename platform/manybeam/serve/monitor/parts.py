@@ -7,6 +7,7 @@ from importlib import import_module
 from manybeam.db.deployment import open_database
 from manybeam.db.serving.alerts import Alerts
 from manybeam.serve.metrics import Meter
+from manybeam.serve.monitor.alert_writer import AlertWriter
 from manybeam.serve.monitor.doubtful import DoubtfulFrames
 from manybeam.serve.monitor.known_watches import KnownWatches
 from manybeam.serve.monitor.monitor import Monitor
@@ -34,10 +35,11 @@ def make_monitor() -> tuple[Monitor, Callable[[], None]]:
         )
         webhook.start()
 
+    alerts = AlertWriter(stored_alerts, webhook.wake if webhook else None)
+
     def close() -> None:
-        for part in (webhook, doubtful, known):
+        for part in (alerts, webhook, doubtful, known):
             if part is not None:
                 part.close()
 
-    notify = webhook.wake if webhook else None
-    return Monitor(sessions, stored_alerts, doubtful, meter, notify), close
+    return Monitor(sessions, alerts, doubtful, meter), close

@@ -118,7 +118,7 @@ class FrameReporter:
 
     def _tell(self, taken: list[_Answered]) -> None:
         try:
-            seen = self.monitor.see([self._reported(one) for one in taken])
+            seen = self.monitor.see(self._reports(taken))
         except ManybeamError as error:
             self._fail(len(taken), str(error))
         except Exception:  # the thread must go on; the frames are answered
@@ -132,6 +132,16 @@ class FrameReporter:
                 self._states.move_to_end(session_id)
             while len(self._states) > STATES:
                 self._states.popitem(last=False)
+
+    def _reports(self, taken: list[_Answered]) -> list[FrameReport]:
+        made = []
+        for one in taken:
+            try:
+                made.append(self._reported(one))
+            except Exception:  # an odd frame must not take the others with it
+                logger.exception("a frame of %s was not reported", one.instrument)
+                self._left_out(1)
+        return made
 
     def _fail(self, count: int, why: str) -> None:
         if count:
