@@ -115,6 +115,10 @@
       shown = { live, image, atoms: new Float32Array(bytes.buffer) };
       paint();
     };
+    // A frame that came while nobody looked has no picture any more.
+    const isBare = !live.picture && !shown;
+    byId("no-picture").hidden = !isBare;
+    byId("live-canvas").hidden = isBare;
     if (live.picture) image.src = `data:image/jpeg;base64,${live.picture}`;
   }
 
@@ -161,7 +165,7 @@
   function plots(size) {
     text("spread-unit", size ? "pm" : "px");
     const times = trend.map((one) => Date.parse(one.at) / 1000);
-    chart("drift", times, trend.map((one) => one.drift), { limit: 1, label: "drift score" });
+    chart("drift", times, trend.map((one) => (one.drift === null ? null : Math.max(one.drift, 0))), { limit: 1, label: "drift score" });
     chart("spread", times, trend.map((one) => (one.spread_px === null ? null : one.spread_px * (size || 1))), { label: "spread" });
     chart("ms", times, trend.map((one) => one.ms), { label: "time to answer" });
   }

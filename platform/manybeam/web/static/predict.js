@@ -4,14 +4,20 @@
   const byId = (id) => document.getElementById(id);
   const DROPPED = "manybeam-dropped";
 
+  // As a sentence begins; a file name, a reference or a command stays as it is.
+  function sentence(words) {
+    const isPlain = /^[a-z]+[ ,;]/.test(words) && !words.startsWith("manybeam ");
+    return isPlain ? words[0].toUpperCase() + words.slice(1) : words;
+  }
+
   function tell(what, hint) {
     const box = byId("told");
     box.replaceChildren();
     if (!what) return;
     const note = document.createElement("div"), text = document.createElement("div"), strong = document.createElement("strong");
     note.className = "alert alert-danger";
-    strong.textContent = what[0].toUpperCase() + what.slice(1) + ".";
-    text.append(strong, hint ? ` ${hint[0].toUpperCase()}${hint.slice(1)}.` : "");
+    strong.textContent = `${sentence(what)}.`;
+    text.append(strong, hint ? ` ${sentence(hint)}.` : "");
     note.append(text);
     box.append(note);
     box.scrollIntoView({ block: "nearest" });
