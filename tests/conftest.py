@@ -773,3 +773,16 @@ def idle_sockets() -> Iterator[Callable[[int], int]]:
     for one in opened:
         one.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """Wait until something is observed, at most a given time."""
+
+    def wait(is_true: Callable[[], Any], patience_s: float = 10.0) -> None:
+        end_s = time.monotonic() + patience_s
+        while not is_true():
+            assert time.monotonic() < end_s, "it was never observed"
+            time.sleep(0.005)
+
+    return wait

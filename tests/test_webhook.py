@@ -197,7 +197,11 @@ def test_two_processes_send_each_alert_once(
 
 
 def test_while_the_database_is_away_the_sender_waits(
-    alerts: Alerts, receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch
+    alerts: Alerts,
+    receiver: Callable[..., Receiver],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    until: Callable[..., None],
 ) -> None:
     monkeypatch.setattr(module, "IDLE_S", 0.05)
     database: Database = alerts._database
@@ -206,10 +210,10 @@ def test_while_the_database_is_away_the_sender_waits(
     add(alerts)
     away = path.rename(path.with_suffix(".away"))
     database.close()
-    path.mkdir()
     webhook = Webhook(lambda: alerts, taker.url, SECRET)
     webhook.start()
-    path.rmdir()
+    until(lambda: "alerts cannot be read" in caplog.text)
+    assert not path.exists()
     away.rename(path)
     assert taker.got.get(timeout=30)[2]
     webhook.close()

@@ -134,34 +134,21 @@ def wire(url: str) -> Iterator[Wire]:
     made.close()
 
 
-def until(is_true: Callable[[], Any], patience_s: float = 10.0) -> None:
-    """Wait until something is observed."""
-    end_s = time.monotonic() + patience_s
-    while not is_true():
-        assert time.monotonic() < end_s, "it was never observed"
-        time.sleep(0.005)
-
-
-@pytest.fixture(name="until")
-def _until() -> Callable[..., None]:
-    return until
-
-
-@contextmanager
-def _no_threads_left() -> Iterator[None]:
-    before = _threads()
-    yield
-    until(lambda: not _threads() - before)
-
-
 def _threads() -> set[threading.Thread]:
     return {one for one in threading.enumerate() if one.name.startswith("manybeam-")}
 
 
 @pytest.fixture
-def no_threads_left() -> Callable[[], AbstractContextManager[None]]:
+def no_threads_left(until: Callable[..., None]) -> Callable[[], AbstractContextManager[None]]:
     """Check that a block leaves no thread behind."""
-    return _no_threads_left
+
+    @contextmanager
+    def checked() -> Iterator[None]:
+        before = _threads()
+        yield
+        until(lambda: not _threads() - before)
+
+    return checked
 
 
 @pytest.fixture

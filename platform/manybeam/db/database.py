@@ -4,11 +4,13 @@ A reader sees one state. A writer's block is one transaction; SQLite has one wri
 """
 
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     URL,
@@ -141,8 +143,9 @@ class Database:
         path = self.path or Path()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         except OSError as error:
-            raise WriteFailed(f"cannot make the folder {path.parent}", str(error), "") from error
+            raise WriteFailed(f"cannot make the file {path}", str(error), "") from error
         with answering(self.place):
             raw = self._engine.raw_connection()
             try:
@@ -187,10 +190,16 @@ def _checked_url(url: str) -> URL:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    """Return an engine that begins its transactions itself, because Python begins them late."""
-    engine = create_engine(
-        url, poolclass=QueuePool, pool_timeout=WAIT_S, connect_args={"timeout": WAIT_S}
-    )
+    """Return an engine that begins its transactions itself, because Python begins them late.
+
+    It makes no file: one that is away, as while it is restored, is an error and no empty database.
+    """
+    file = f"file:{quote(url.database or '')}?mode=rw"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(file, uri=True, timeout=WAIT_S, check_same_thread=False)
+
+    engine = create_engine(url, poolclass=QueuePool, pool_timeout=WAIT_S, creator=connect)
 
     @event.listens_for(engine, "connect")
     def connected(raw: Any, _: object) -> None:
