@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from manybeam.web.app import create_app, make_app_state
 from manybeam.web.predict import routes
 from manybeam.web.predict.results import Facts, Results
 from manybeam.web.predict.tiles import Pyramid, frame_tile, spread_tile
-from manybeam.web.service import refusal
+from manybeam.web.service import Sent, refusal
 
 pytestmark = pytest.mark.slow
 
@@ -234,3 +235,43 @@ def test_uploads_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch)
 def test_asking_again_keeps_the_stated_pixel_size(web: httpx.Client) -> None:
     address = send(web, "a.npy", npy(FRAME), pixel_size_pm="16").headers["location"]
     assert 'name="pixel_size_pm" value="16"' in web.get(address).text
+
+
+def test_a_quick_answer_makes_room_for_the_one_with_frame_analysis(web: httpx.Client) -> None:
+    stated = {"pixel_size_pm": "16", "quick": "1"}
+    first = send(web, "a.npy", npy(FRAME), **stated).headers["location"]
+    page = web.get(first).text
+    assert 'name="analyse"' in page
+    assert 'value="graphene"' in page
+    again = {"again": (None, first[9:]), "analyse": (None, "1"), "ref": (None, "typed-meanwhile")}
+    analysed = web.post("/predict", files=again).headers["location"]
+    assert web.get(first).headers["location"] == analysed
+    page = web.get(analysed).text
+    assert 'name="analyse"' not in page
+    assert "16 pm, given by you" in page
+    for address, limits in ((first, True), (analysed, False)):
+        kept = np.load(io.BytesIO(web.get(f"{address}/answer.npz").content))
+        told = json.loads(kept["meta"].tobytes())["degraded"]
+        assert any("was not analysed" in one for one in told) is limits
+
+
+def test_a_page_that_asks_whether_its_result_is_there_is_told(web: httpx.Client) -> None:
+    address = send(web, "a.npy", npy(FRAME), pixel_size_pm="16").headers["location"]
+    assert web.head(address).status_code == 200
+    assert web.head(f"/predict/{'x' * 22}").status_code == 404
+
+
+def test_what_a_file_says_out_of_bounds_is_told_as_not_used(
+    web: httpx.Client, shared_data: Path
+) -> None:
+    content = (shared_data / "vendor" / "128x128-TEM_search_1.ser").read_bytes()
+    page = web.get(send(web, "search_1.ser", content).headers["location"]).text
+    assert "5261.21 is outside 1 to 500 pm: left unknown" in page
+    assert "<dd>not in the file</dd>" in page
+
+
+def test_the_pixel_size_of_a_file_may_be_trusted_as_a_stated_one() -> None:
+    assert Sent(b"", "scan.dm3", is_size_trusted=True).query == {
+        "filename": "scan.dm3",
+        "trust_pixel_size": "true",
+    }

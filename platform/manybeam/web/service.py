@@ -47,6 +47,7 @@ class Sent:
         pixel_size_pm: edge of a pixel, if it is stated.
         condition: id of a condition in the library; "" for none.
         is_size_trusted: take the pixel size also if the frame contradicts.
+        is_quick: without frame analysis.
     """
 
     body: bytes
@@ -54,16 +55,18 @@ class Sent:
     pixel_size_pm: float | None = None
     condition: str = ""
     is_size_trusted: bool = False
+    is_quick: bool = False
 
     @property
     def query(self) -> dict[str, str]:
         """The query that describes the body."""
-        size, trust = self.pixel_size_pm, self.is_size_trusted
+        size = self.pixel_size_pm
         given = {
             "filename": self.filename,
             "pixel_size_pm": "" if size is None else f"{size:.9g}",
-            "trust_pixel_size": "true" if trust and size is not None else "",
+            "trust_pixel_size": "true" if self.is_size_trusted else "",
             "condition": self.condition,
+            "quick": "true" if self.is_quick else "",
         }
         return {name: value for name, value in given.items() if value}
 

@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from manybeam.data.frames import FrameSet
 from manybeam.data.io.file_readers import FileReaders
-from manybeam.data.io.reading import READERS, frames_in, inspect_frame
+from manybeam.data.io.reading import READERS, frames_in, inspect_frame, settled
 from manybeam.errors import Busy, InvalidInput, ManybeamError, http_status, problem
 from manybeam.settings import settings
 from manybeam.spec.facility import facility_library
+from manybeam.spec.imaging import quantity_bounds
 from manybeam.web.predict.form import PredictForm
 from manybeam.web.predict.results import Facts, Result, Results
 from manybeam.web.predict.tiles import Pyramid
@@ -54,13 +55,16 @@ class Source:
         facts = self.facts
         if facts.is_sent_whole:
             size_pm, trust = facts.stated_pm, facts.is_size_trusted
-            return Sent(self.file, facts.name, size_pm, is_size_trusted=trust)
+            return Sent(
+                self.file, facts.name, size_pm, is_size_trusted=trust, is_quick=facts.is_quick
+            )
         size_pm = facts.stated_pm or facts.file_size_pm
         return Sent(
             npy(self.frame_yx),
             pixel_size_pm=size_pm,
             condition=facts.condition,
             is_size_trusted=facts.is_size_trusted,
+            is_quick=facts.is_quick,
         )
 
 
@@ -94,19 +98,22 @@ class Predicting:
             answer, error = b"", dict[str, Any]()
             try:
                 service = PredictionService()
-                answer = service.predict(form.ref, source.sent(), has_token=has_token)
+                answer = service.predict(source.facts.ref, source.sent(), has_token=has_token)
             except ManybeamError as refused:
                 error = _told(refused)
             seconds = {"read": read_s, "service": time.monotonic() - begun_s - read_s}
             facts = replace(source.facts, error=error, seconds=seconds)
-            return self.results.keep(facts, source.frame_yx, source.file, answer)
+            result = self.results.keep(facts, source.frame_yx, source.file, answer)
+            if form.is_same and not error:
+                self.results.follow(form.again, result.id)
+            return result
 
     def rank(self, result: Result, *, has_token: bool) -> dict[str, Any]:
         """Return the ranking of the members for the frame of a result; it is asked for once."""
         if (known := result.ranking) is not None:
             return known
         with self._slot():
-            source = Source(result.facts, result.frame_yx, result.source)
+            source = Source(replace(result.facts, is_quick=False), result.frame_yx, result.source)
             service = PredictionService()
             found = service.select(result.facts.ref, source.sent(), has_token=has_token)
         result.keep_ranking(found)
@@ -148,6 +155,8 @@ class Predicting:
                 form = replace(form, name=before.facts.name, content=before.source)
             if form.frame is None:
                 form = replace(form, frame=before.facts.frame)
+            if form.is_same:
+                form = _same_question(form, before.facts)
         if form.frameset:
             return _stored(form, framesets)
         if not form.name:
@@ -161,6 +170,7 @@ class Predicting:
     def _of_file(self, form: PredictForm) -> Source:
         """Read a file in a process that a damaged file may crash."""
         raw = self._readers.read(form.name, form.content)
+        read = settled(raw, Path(form.name), None, None)
         frames = frames_in(raw.array)
         is_stack = frames.ndim == 3
         count = len(frames) if is_stack else 1
@@ -173,13 +183,14 @@ class Predicting:
             frame_count=count,
             shape=_sides(frame_yx),
             ref=form.ref,
-            file_size_pm=raw.pixel_size_pm,
+            file_size_pm=read.pixel_size_pm,
             stated_pm=form.pixel_size_pm,
             is_size_trusted=form.is_size_trusted,
             format=READERS[Path(form.name).suffix.lower()][0],
-            recorded={name: float(value) for name, value in raw.values.items()},
-            notes=(*raw.notes, *notes),
+            recorded=_usable(raw.values),
+            notes=(*read.notes, *notes),
             is_sent_whole=not is_stack and raw.array.ndim == 2,
+            is_quick=form.is_quick,
         )
         return Source(facts, frame_yx, form.content)
 
@@ -202,8 +213,21 @@ def _stored(form: PredictForm, framesets: "FrameSets") -> Source:
         condition=_known_condition(frames),
         format="FrameSet",
         notes=notes,
+        is_quick=form.is_quick,
     )
     return Source(facts, frame_yx)
+
+
+def _same_question(form: PredictForm, facts: Facts) -> PredictForm:
+    """Return the form that asks what was asked before, with frame analysis."""
+    return replace(
+        form,
+        frame=facts.frame,
+        ref=facts.ref,
+        pixel_size_pm=facts.stated_pm,
+        is_size_trusted=facts.is_size_trusted,
+        is_quick=False,
+    )
 
 
 def _known_condition(frames: FrameSet) -> str:
@@ -211,6 +235,16 @@ def _known_condition(frames: FrameSet) -> str:
     own = frames.condition
     known = facility_library().conditions.get(own.id)
     return own.id if known is not None and known.digest == own.digest else ""
+
+
+def _usable(values: Mapping[str, float]) -> dict[str, float]:
+    """Return what a file says within the bounds of each quantity; a note tells of the others."""
+    bounds = quantity_bounds()
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if bounds[name][0] <= value <= bounds[name][1]
+    }
 
 
 def _chosen(form: PredictForm, count: int) -> int:

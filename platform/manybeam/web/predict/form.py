@@ -28,6 +28,8 @@ class PredictForm:
         ref: who answers.
         pixel_size_pm: edge of a pixel [pm], if the person gave it.
         is_size_trusted: take it also if the frame contradicts.
+        is_quick: ask for an answer without frame analysis.
+        is_same: ask what was asked before about `again`, now with frame analysis.
         csrf: the token of the session.
     """
 
@@ -39,6 +41,8 @@ class PredictForm:
     ref: str = AUTO
     pixel_size_pm: float | None = None
     is_size_trusted: bool = False
+    is_quick: bool = False
+    is_same: bool = False
     csrf: str = ""
 
 
@@ -132,6 +136,8 @@ def _form(fields: Mapping[str, str], name: str, content: bytes) -> PredictForm:
         ref,
         size_pm,
         bool(fields.get("trust")),
+        bool(fields.get("quick")),
+        bool(fields.get("analyse") and fields.get("again")),
         fields.get("csrf", ""),
     )
 

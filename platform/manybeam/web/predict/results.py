@@ -23,12 +23,13 @@ from manybeam.errors import NotFound
 
 MOST_KEPT = 200
 MOST_BYTES = 4_000_000_000
-FACTS, FRAME, ANSWER, SOURCE, RANKING = (
+FACTS, FRAME, ANSWER, SOURCE, RANKING, ANALYSED = (
     "facts.json",
     "frame.npy",
     "answer.npz",
     "source",
     "ranking.json",
+    "analysed",
 )
 
 
@@ -51,6 +52,7 @@ class Facts:
         recorded: values that the file gives, by quantity.
         notes: what was chosen or converted when it was read.
         is_sent_whole: whether the file was sent to the service as it is.
+        is_quick: whether the answer is one without frame analysis.
         error: why there is no answer: type, what, why, hint, status, retry_s; empty if there is.
         seconds: how long reading and the service took.
         created: seconds since 1970.
@@ -70,6 +72,7 @@ class Facts:
     recorded: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     is_sent_whole: bool = False
+    is_quick: bool = False
     error: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
@@ -170,6 +173,17 @@ class Results:
             raise gone() from None
         made = {"shape": tuple(told["shape"]), "notes": tuple(told["notes"])}
         return Result(identity, folder, Facts(**told | made))
+
+    def follow(self, quick: str, analysed: str) -> None:
+        """Let the result with frame analysis take the place of the quick one before it."""
+        write_files({self.look(quick).folder / ANALYSED: analysed.encode()})
+
+    def newest(self, identity: str) -> Result:
+        """Return a result, or the one that took its place; raises NotFound if it is gone."""
+        result = self.look(identity)
+        with suppress(FileNotFoundError, NotFound):
+            return self.look((result.folder / ANALYSED).read_text())
+        return result
 
     def _tidy(self, keep: str) -> None:
         """Delete the oldest; another process may delete the same at the same time."""

@@ -49,7 +49,7 @@ def predict_router(app_state: AppState) -> APIRouter:
             form = await read_form(request, settings().max_frame_px)
         return await asked(app_state, request, form)
 
-    @router.get("/predict/{identity}")
+    @router.api_route("/predict/{identity}", methods=["GET", "HEAD"])
     def result(request: Request, identity: str, *, ranking: bool = False) -> Response:
         return result_page(app_state, request, identity, is_ranked=ranking)
 
@@ -135,7 +135,9 @@ def result_page(
     app_state: AppState, request: Request, identity: str, *, is_ranked: bool
 ) -> Response:
     """Return the page of a result: with the viewer, or with what is wrong and a form."""
-    result = app_state.predicting.results.look(identity)
+    result = app_state.predicting.results.newest(identity)
+    if result.id != identity:
+        return RedirectResponse(f"/predict/{result.id}", 303)
     ranking, refused = result.ranking, None
     if is_ranked and ranking is None and not result.facts.error:
         check_asker(request)
@@ -215,6 +217,7 @@ def _viewer(result: Result, meta: dict[str, Any] | Any) -> dict[str, Any]:
         "members": members,
         "ref": meta.get("ref", ""),
         "hasAnswer": not result.facts.error,
+        "isQuick": result.facts.is_quick,
         "elements": meta.get("elements", []),
     }
 

@@ -34,7 +34,9 @@
     if (share === null) bar.removeAttribute("value"); else bar.value = share;
   }
 
+  const analysis = new AbortController();
   function stop() {
+    analysis.abort();
     if (current) { const old = current; current = null; old.abort(); }
     clearInterval(ticking);
     working("", null);
@@ -44,6 +46,7 @@
     stop();
     tell("");
     const data = new FormData(form);
+    data.append("quick", "1");  // the frame is analysed when its first atoms are on the screen
     if (file) {
       ["again", "frameset", "frame", "file"].forEach((name) => data.delete(name));
       if (file.size > Number(form.dataset.most)) {
@@ -105,6 +108,38 @@
   }
   const refused = byId("refused");
   if (refused && refused.dataset.retry) setTimeout(() => send(null, true), 1000 * Number(refused.dataset.retry));
+
+  // -- a first answer: frame analysis follows by itself ---------------------------------------
+  let isTouched = false;  // then the picture does not change under the hand
+  function analyse() {
+    const own = byId("analyse");
+    if (!own) return;
+    const say = (words, isWorking) => {
+      byId("analysis-words").textContent = words;
+      byId("analysing").hidden = !isWorking;
+      byId("analyse-now").hidden = isWorking;
+    };
+    const failed = (told) => {
+      if (analysis.signal.aborted) say("Frame analysis was stopped.", false);
+      else say(`The frame could not be analysed: ${told.what || told.detail || "the server of this page does not answer"}.`, false);
+    };
+    const ask = async () => {
+      say("All members analyse the frame now.", true);
+      const headers = { Accept: "application/json" };
+      const answer = await fetch(own.action, { method: "POST", body: new FormData(own), headers, signal: analysis.signal });
+      if (answer.status === 429) { setTimeout(run, 1500); return; }
+      const told = await answer.json();
+      if (!answer.ok) throw told;
+      if (told.error.what) throw told.error;
+      if (!isTouched) { location.replace(told.url); return; }
+      say("Its analysis is ready.", false);
+      byId("analyse-now").textContent = "Show it";
+      own.onsubmit = (event) => { event.preventDefault(); location.replace(told.url); };
+    };
+    const run = () => ask().catch(failed);
+    own.addEventListener("submit", stop);
+    run();
+  }
 
   // -- a result ------------------------------------------------------------------------------
   const stage = byId("stage");
@@ -260,6 +295,7 @@
   });
 
   function ready() {
+    ["pointerdown", "wheel", "keydown", "input"].forEach((kind) => document.addEventListener(kind, () => { isTouched = true; }, { capture: true, passive: true }));
     begin();
     legend();
     const dropped = Number(sessionStorage.getItem(DROPPED));
@@ -267,7 +303,8 @@
     performance.mark("manybeam-atoms");
     stage.dataset.atoms = main.counts.reduce((sum, one) => sum + one, 0);
     if (dropped) stage.dataset.ms = Date.now() - dropped;
-    if (byId("ranking") && !document.querySelector(".mb-best-members")) {
+    analyse();
+    if (!about.isQuick && byId("ranking") && !document.querySelector(".mb-best-members")) {
       htmx.ajax("GET", `${about.base}?ranking=1`, { target: "#ranking", select: "#ranking", swap: "outerHTML" }).catch(() => {});
     }
   }
