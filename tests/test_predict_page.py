@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import threading
 import zipfile
@@ -14,9 +15,11 @@ import httpx
 import numpy as np
 import pytest
 import zarr
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
 from zarr.storage import ZipStore
 
-from manybeam.errors import Busy, NotFound, TooSlow
+from manybeam.errors import Busy, NotAllowed, NotAuthenticated, NotFound, TooSlow
 from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.edge.handler import ReplicaLimits
 from manybeam.serve.metrics import Meter
@@ -26,11 +29,12 @@ from manybeam.web.app import create_app, make_app_state
 from manybeam.web.predict import routes
 from manybeam.web.predict.results import Facts, Results
 from manybeam.web.predict.tiles import Pyramid, frame_tile, spread_tile
-from manybeam.web.service import Sent, refusal
+from manybeam.web.service import PredictionService, Sent, refusal
 
 pytestmark = pytest.mark.slow
 
 FRAME = np.random.default_rng(0).random((48, 56), dtype=np.float32)
+FIELD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.npy"\r\n\r\n'
 NOWHERE = "http://127.0.0.1:9"
 Serving = Callable[[Any], AbstractContextManager[str]]
 
@@ -137,12 +141,28 @@ def test_what_cannot_be_read_is_refused_in_words(
         pytest.param({"origin": "http://elsewhere"}, 403, id="other site"),
         pytest.param({"sec-fetch-site": "cross-site"}, 403, id="cross-site"),
         pytest.param({"content-type": "text/plain"}, 400, id="no form"),
+        pytest.param({"content-type": "multipart/form-data"}, 400, id="no boundary"),
+        pytest.param({"content-type": "multipart/form-data; boundary=b"}, 400, id="no parts"),
     ],
 )
 def test_a_request_that_is_not_of_our_form_is_refused(
     web: httpx.Client, headers: dict[str, str], status: int
 ) -> None:
     assert web.post("/predict", content=b"x", headers=headers).status_code == status
+
+
+def test_a_form_with_two_files_is_refused(web: httpx.Client) -> None:
+    files = [("file", (f"{number}.npy", npy(FRAME))) for number in range(2)]
+    answer = web.post("/predict", files=files)
+    assert answer.status_code == 400
+    assert "Too many files" in answer.text
+
+
+def test_a_body_without_a_length_is_read_up_to_its_bound(web: httpx.Client) -> None:
+    parts = itertools.chain([FIELD], itertools.repeat(bytes(1 << 20), 400))
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = web.post("/predict", content=parts, headers=headers)
+    assert answer.status_code == 413
 
 
 def test_of_a_stack_one_frame_is_asked_about(web: httpx.Client) -> None:
@@ -275,3 +295,20 @@ def test_the_pixel_size_of_a_file_may_be_trusted_as_a_stated_one() -> None:
         "filename": "scan.dm3",
         "trust_pixel_size": "true",
     }
+
+
+def test_a_server_without_a_token_says_who_can_give_it_one(
+    serving: Serving, use_settings: Callable[[dict[str, str]], None]
+) -> None:
+    app = FastAPI()
+
+    @app.post("/v1/predict/{ref}")
+    def refuse() -> Response:
+        return JSONResponse({"type": "urn:x", "detail": "no token"}, 401)
+
+    use_settings({})
+    with serving(app) as url:
+        with pytest.raises(NotAllowed, match="is not set"):
+            PredictionService(url).predict("auto", Sent(b""), has_token=True)
+        with pytest.raises(NotAuthenticated, match="log in"):
+            PredictionService(url).predict("auto", Sent(b""), has_token=False)

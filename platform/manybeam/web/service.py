@@ -15,6 +15,7 @@ from manybeam.errors import (
     Busy,
     DeadlineExceeded,
     ManybeamError,
+    NotAllowed,
     NotAuthenticated,
     NotFound,
     Unreachable,
@@ -104,7 +105,7 @@ class PredictionService:
 
     def ensembles(self, *, has_token: bool) -> list[dict[str, Any]]:
         """Return what serves, one row for each ensemble; raises as `predict`."""
-        found = self._ask("GET", "/v1/ensembles", b"", _headers(has_token), LIST_S)
+        found = self._ask("GET", "/v1/ensembles", b"", {}, LIST_S, has_token)
         return list(json.loads(found)["ensembles"])
 
     def live(
@@ -120,26 +121,24 @@ class PredictionService:
         """
         query = urlencode({"after": after, "wait_s": wait_s})
         path = f"{_of_instrument(instrument)}/live?{query}"
-        return dict(
-            json.loads(self._ask("GET", path, b"", _headers(has_token), LIST_S + 8 + wait_s))
-        )
+        return dict(json.loads(self._ask("GET", path, b"", {}, LIST_S + 8 + wait_s, has_token)))
 
     def session(self, instrument: str, *, has_token: bool) -> dict[str, Any]:
         """Return the session of an instrument; raises as `predict`."""
         path = f"{_of_instrument(instrument)}/session?frames=0"
-        return dict(json.loads(self._ask("GET", path, b"", _headers(has_token), SESSION_S)))
+        return dict(json.loads(self._ask("GET", path, b"", {}, SESSION_S, has_token)))
 
     def change_session(
         self, instrument: str, settings: Mapping[str, Any], *, has_token: bool
     ) -> dict[str, Any]:
         """Change the session of an instrument, and return it; raises as `predict`."""
         path, body = f"{_of_instrument(instrument)}/session", json.dumps(dict(settings)).encode()
-        return dict(json.loads(self._ask("PUT", path, body, _headers(has_token), SESSION_S)))
+        return dict(json.loads(self._ask("PUT", path, body, {}, SESSION_S, has_token)))
 
     def mark(self, instrument: str, frame_id: str, *, has_token: bool) -> dict[str, Any]:
         """Keep a frame that a live page showed, and return where; raises as `predict`."""
         path, body = f"{_of_instrument(instrument)}/marks", json.dumps({"frame_id": frame_id})
-        found = self._ask("POST", path, body.encode(), _headers(has_token), SESSION_S)
+        found = self._ask("POST", path, body.encode(), {}, SESSION_S, has_token)
         return dict(json.loads(found))
 
     def _post(
@@ -152,19 +151,25 @@ class PredictionService:
     ) -> bytes:
         asked = urlencode({**query, **sent.query, "deadline_ms": f"{DEADLINE_S * 1000:.0f}"})
         kinds = {"Content-Type": RAW if sent.filename else NPY, "Accept": accept}
-        headers = {**kinds, **_headers(has_token)}
-        return self._ask("POST", f"{path}?{asked}", sent.body, headers, DEADLINE_S + 5)
+        return self._ask("POST", f"{path}?{asked}", sent.body, kinds, DEADLINE_S + 5, has_token)
 
     def _ask(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], wait_s: float
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+        wait_s: float,
+        has_token: bool,  # noqa: FBT001 - of this file only
     ) -> bytes:
+        own = settings().service_headers if has_token else {}
         wait = urllib3.Timeout(connect=CONNECT_S, read=wait_s)
         try:
             answer = self._pool.request(
                 method,
                 self.url + path,
                 body=body or None,
-                headers=headers,
+                headers={**headers, **own},
                 timeout=wait,
                 pool_timeout=CONNECT_S,
                 redirect=False,
@@ -182,6 +187,8 @@ class PredictionService:
                 "manybeam serve up starts it; MANYBEAM_SERVICE_URL says where it is",
             ) from error
         check_platform(self.url, answer.headers)
+        if answer.status == 401 and has_token:
+            raise _no_token(is_set=bool(own))
         if answer.status != 200:
             raise refusal(answer.status, answer.data, answer.headers)
         return answer.data
@@ -193,8 +200,15 @@ def _of_instrument(instrument: str) -> str:
     return f"/v1/instruments/{quote(instrument, safe='')}"
 
 
-def _headers(has_token: bool) -> dict[str, str]:  # noqa: FBT001 - of this file only
-    return settings().service_headers if has_token else {}
+def _no_token(*, is_set: bool) -> NotAllowed:
+    """Return the error for a person who may ask, by a server that may not."""
+    return NotAllowed(
+        "the server of these pages may not ask the prediction service",
+        "the service answers only with a token, and MANYBEAM_TOKEN of this server "
+        + ("is not one that it knows" if is_set else "is not set"),
+        "an administrator makes one with manybeam instrument add pages, and starts the pages "
+        "with MANYBEAM_TOKEN=TOKEN manybeam web",
+    )
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ManybeamError:

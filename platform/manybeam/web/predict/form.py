@@ -1,11 +1,12 @@
 """The form of /predict: a file or a stored frame, and the question about it."""
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from manybeam.errors import InvalidInput, MalformedRequest, TooLarge
 from manybeam.predictor.answer import AUTO
@@ -13,7 +14,7 @@ from manybeam.zoo.records import Ref
 
 HEAD_BYTES = 100_000  # of everything in a form beside the file
 BYTES_PER_PX = 4  # of a file as large as the largest frame
-NAME_LENGTH = 200
+MOST_FIELDS = 20
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,47 @@ async def read_form(request: Request, max_frame_px: int) -> PredictForm:
         MalformedRequest: the body is no form.
         InvalidInput: a field cannot be used; all faults are told at once.
     """
+    kind = request.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
+        raise MalformedRequest(
+            f"a body of type {kind[:80]!r} is no form",
+            "a form with a file is multipart/form-data",
+            "programs ask the prediction service: POST /v1/predict/{REF}",
+        )
     most = most_bytes(max_frame_px)
     if int(request.headers.get("content-length", "0")) > most:
         raise _too_large(most)
-    body = bytearray()
+    parser = MultiPartParser(
+        request.headers,
+        _bounded(request, most),
+        max_files=1,
+        max_fields=MOST_FIELDS,
+        max_part_size=HEAD_BYTES,
+    )
+    try:
+        parts = await parser.parse()
+    except MultiPartException as error:
+        raise MalformedRequest(
+            f"the form cannot be read: {error.message}", "", "send the form again"
+        ) from error
+    file = parts.get("file")
+    fields = {name: one.strip() for name, one in parts.items() if isinstance(one, str)}
+    try:
+        if isinstance(file, UploadFile):
+            return _form(fields, _last_part(file.filename or ""), await file.read())
+        return _form(fields, "", b"")
+    finally:
+        await parts.close()
+
+
+async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    """Yield the body of a request; raises TooLarge when it is more than so many bytes."""
+    count = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
+        count += len(chunk)
+        if count > most:
             raise _too_large(most)
-    fields, name, content = _parts(bytes(body), request.headers.get("content-type", ""))
-    return _form(fields, name, content)
+        yield chunk
 
 
 def most_bytes(max_frame_px: int) -> int:
@@ -78,32 +110,6 @@ def _too_large(most: int) -> TooLarge:
         "crop the frame, or export one frame of the stack; "
         "manybeam predict reads larger files on this machine",
     )
-
-
-def _parts(body: bytes, kind: str) -> tuple[dict[str, str], str, bytes]:
-    """Return the fields of a form, and name and content of the file in it."""
-    named = re.search(r'multipart/form-data;.*boundary="?([^";]{1,200})', kind)
-    if named is None:
-        raise MalformedRequest(
-            f"a body of type {kind[:80]!r} is no form",
-            "a form with a file is multipart/form-data",
-            "programs ask the prediction service: POST /v1/predict/{REF}",
-        )
-    fields: dict[str, str] = {}
-    name, content = "", b""
-    limit = b"\r\n--" + named[1].encode()
-    for part in (b"\r\n" + body).split(limit)[1:-1]:
-        head, is_whole, value = part.partition(b"\r\n\r\n")
-        words = head.decode(errors="replace")
-        field = re.search(r'[; ]name="([^"]*)"', words)
-        if not is_whole or field is None or len(head) > HEAD_BYTES:
-            raise MalformedRequest("a part of the form has no name", "", "send the form again")
-        file = re.search(r'filename="([^"]*)"', words)
-        if file is not None:
-            name, content = (file[1], value) if value or file[1] else (name, content)
-        elif len(value) <= HEAD_BYTES:
-            fields[field[1]] = value.decode(errors="replace").strip()
-    return fields, _last_part(name), content
 
 
 def _last_part(name: str) -> str:
