@@ -49,7 +49,7 @@ def predict_router(app_state: AppState) -> APIRouter:
             form = await read_form(request, settings().max_frame_px)
         return await asked(app_state, request, form)
 
-    @router.api_route("/predict/{identity}", methods=["GET", "HEAD"])
+    @router.get("/predict/{identity}")
     def result(request: Request, identity: str, *, ranking: bool = False) -> Response:
         return result_page(app_state, request, identity, is_ranked=ranking)
 
