@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
 from manybeam.cli import main
+from manybeam.cluster.running import Head, head
+from manybeam.db.owner import machine, since_boot_s
 from manybeam.serve.listeners import listeners
 
 LISTEN = """
@@ -33,9 +36,10 @@ def head_on(tmp_path: Path, use_settings: Callable[[dict[str, str]], None]) -> I
         started.append(process)
         assert process.stdout
         port = int(process.stdout.readline())
-        born = psutil.Process(process.pid).create_time()
-        state = {"pid": process.pid, "started": born, "address": "127.0.0.1:1", "cpus": 1.0}
-        (tmp_path / "head.json").write_text(json.dumps(state))
+        state = Head(
+            machine(), process.pid, since_boot_s(process.pid), address="127.0.0.1:1", cpus=1.0
+        )
+        (tmp_path / "head.json").write_text(json.dumps(asdict(state)))
         use_settings({"MANYBEAM_HOME": str(tmp_path)})
         return port
 
@@ -65,6 +69,15 @@ def test_a_listener_beyond_loopback_without_a_reason_is_a_failed_check(
     assert row["state"] == ("ok" if is_allowed else "failed")
     assert ("listens" in said.err) is not is_allowed
     assert row["closed_by"].startswith("loopback") is is_allowed
+
+
+def test_a_head_is_known_after_somebody_set_the_clock(
+    head_on: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head_on("127.0.0.1")
+    before, boot = head(tmp_path), psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot - 3600)
+    assert before == head(tmp_path) is not None
 
 
 def test_a_table_of_doctor_has_the_listeners_below_the_checks(

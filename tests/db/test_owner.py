@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from manybeam.db.owner import Owner, login, process_name, whoami
+from manybeam.db.owner import Owner, login, process_name, since_boot_s, whoami
 
 
 @pytest.fixture
@@ -31,13 +31,23 @@ def test_a_process_of_this_machine_that_ended_is_gone(ended: int) -> None:
 
 
 def test_a_process_that_runs_is_not_gone() -> None:
-    parent = psutil.Process(os.getppid())
-    assert not replace(Owner.new(), pid=parent.pid, started=parent.create_time()).is_gone()
+    parent = os.getppid()
+    assert not replace(Owner.new(), pid=parent, started=since_boot_s(parent)).is_gone()
 
 
 def test_a_process_number_that_is_used_again_is_not_its_first_owner() -> None:
-    parent = psutil.Process(os.getppid())
-    assert replace(Owner.new(), pid=parent.pid, started=parent.create_time() - 60).is_gone()
+    parent = os.getppid()
+    assert replace(Owner.new(), pid=parent, started=since_boot_s(parent) - 60).is_gone()
+
+
+def test_a_clock_that_is_set_ends_no_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = os.getppid()
+    owner = replace(Owner.new(), pid=parent, started=since_boot_s(parent))
+    born, boot = psutil.Process(parent).create_time(), psutil.boot_time()
+    # A clock that is set moves the boot, from which Linux tells when processes were born.
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot + 3600)
+    assert psutil.Process(parent).create_time() == pytest.approx(born + 3600)
+    assert not owner.is_gone()
 
 
 def test_of_another_machine_nothing_is_known_even_if_it_has_our_name(ended: int) -> None:

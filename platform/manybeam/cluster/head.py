@@ -159,7 +159,7 @@ def _tail(log: Path) -> str:
 
 def _serve_until_stopped(home: Path, cpus: int | None) -> None:
     """Run the head in this process until SIGTERM or SIGINT."""
-    import psutil
+    from manybeam.db.owner import machine, since_boot_s
 
     stop = threading.Event()
     address = start_local(cpus)
@@ -169,8 +169,8 @@ def _serve_until_stopped(home: Path, cpus: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
-    born = psutil.Process().create_time()
-    state = Head(os.getpid(), born, address, resources.get("CPU", 0.0))
+    own = os.getpid()
+    state = Head(machine(), own, since_boot_s(own), address, resources.get("CPU", 0.0))
     write_files({state_file(home): json.dumps(asdict(state)).encode()})
     # A signal that arrives in a thread of Ray wakes nobody: this thread sees it when it wakes.
     while not stop.wait(WAKE_S):

@@ -9,8 +9,9 @@ from manybeam.errors import Unreachable
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: process id, start time (ids are used again), address and cores."""
+    """A running head: its process as `db.owner` tells it from others, address and cores."""
 
+    machine: str
     pid: int
     started: float
     address: str
@@ -25,9 +26,12 @@ def head(home: Path) -> Head | None:
     """
     import psutil
 
+    from manybeam.db.owner import machine, since_boot_s
+
     try:
         found = Head(**json.loads(state_file(home).read_text()))
-        process = psutil.Process(found.pid)
+        is_same = machine() == found.machine and abs(since_boot_s(found.pid) - found.started) < 1.0
+        is_ended = psutil.Process(found.pid).status() == psutil.STATUS_ZOMBIE
     except (FileNotFoundError, ValueError, TypeError, psutil.NoSuchProcess):
         return None
     except OSError as error:
@@ -36,8 +40,7 @@ def head(home: Path) -> Head | None:
             "it names the head that `manybeam up` started",
             f"log in as the user who started it, or: chmod u+r {state_file(home)}",
         ) from error
-    same = abs(process.create_time() - found.started) < 1.0
-    return found if same and process.status() != psutil.STATUS_ZOMBIE else None
+    return found if is_same and not is_ended else None
 
 
 def state_file(home: Path) -> Path:

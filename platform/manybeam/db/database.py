@@ -6,7 +6,7 @@ A reader sees one state. A writer's block is one transaction; SQLite has one wri
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -143,15 +143,10 @@ class Database:
         path = self.path or Path()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
         except OSError as error:
-            raise WriteFailed(f"cannot make the file {path}", str(error), "") from error
-        with answering(self.place):
-            raw = self._engine.raw_connection()
-            try:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")
-            finally:
-                raw.close()
+            raise WriteFailed(f"cannot make the folder {path.parent}", str(error), "") from error
+        with answering(self.place), closing(sqlite3.connect(path, timeout=WAIT_S)) as made:
+            made.execute("PRAGMA journal_mode = WAL")
 
 
 def now(connection: Connection) -> datetime:

@@ -2,7 +2,7 @@
 
 A host name and a process id are not enough: two hosts can have one name, and process ids are used
 again. So an owner has the boot of a machine (with its process namespace), the process, its start
-time and a random token, which distinguishes two owners of one process.
+since that boot and a random token, which distinguishes two owners of one process.
 """
 
 import getpass
@@ -26,7 +26,7 @@ class Owner:
     Attributes:
         machine: identifies the kernel and process namespace.
         pid: the process.
-        started: start of that process, in seconds since 1970.
+        started: start of that process, in seconds since the boot.
         token: random; distinguishes owners of one process.
     """
 
@@ -38,7 +38,7 @@ class Owner:
     @classmethod
     def new(cls) -> "Owner":
         """Return an owner for this process; it works until `end`."""
-        owner = cls(_machine(), os.getpid(), psutil.Process().create_time())
+        owner = cls(machine(), os.getpid(), since_boot_s(os.getpid()))
         _at_work.add(owner.token)
         return owner
 
@@ -51,12 +51,12 @@ class Owner:
 
         This is only known for owners on this machine. For others, the lease decides.
         """
-        if self.machine != _machine():
+        if self.machine != machine():
             return False
         if self.pid == os.getpid():
             return self.token not in _at_work
         try:
-            started = float(psutil.Process(self.pid).create_time())
+            started = since_boot_s(self.pid)
         except psutil.NoSuchProcess:
             return True
         return abs(started - self.started) >= 1.0
@@ -87,9 +87,20 @@ def process_name() -> str:
     return f"{socket.gethostname()} {os.getpid()}"
 
 
+def since_boot_s(pid: int) -> float:
+    """Return the start of a process, in seconds since the boot.
+
+    Its time of day would change when somebody sets the clock, because Linux keeps only this.
+
+    Raises:
+        psutil.NoSuchProcess: it is gone.
+    """
+    return float(psutil.Process(pid).create_time() - psutil.boot_time())
+
+
 @lru_cache(maxsize=1)
-def _machine() -> str:
-    """Return an identifier of this kernel and process namespace."""
+def machine() -> str:
+    """Return an identifier of this boot of the kernel, and of the process namespace."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if boot.exists() and namespace.exists():
         return f"{boot.read_text().strip()} {namespace.readlink()}"
