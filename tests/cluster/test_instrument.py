@@ -123,7 +123,8 @@ def test_story_9_ten_lines_in_a_program_of_their_own_get_atoms_and_who_found_the
     atoms, spread_pm, drifted, members, version, why, took_ms = known
     assert len(atoms) == len(spread_pm) > 0
     y, x, kind, probability = np.array(atoms).T[:4]
-    assert (0 <= min(y.min(), x.min())) and max(y.max(), x.max()) < max(frames.shape)
+    assert min(y.min(), x.min()) >= 0
+    assert max(y.max(), x.max()) < max(frames.shape)
     assert set(kind) == {0.0}  # of one class
     assert ((probability > 0) & (probability <= 1)).all()
     assert (drifted, odd[2]) == (False, True)

@@ -1,11 +1,12 @@
 """A new version under traffic on a real service: shadow, canary, swap and rollback under load."""
 
 import io
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import pytest
 import urllib3
 
 from manybeam.db.deployment import open_database
+from manybeam.db.serving.comparison import Comparison
 from manybeam.db.serving.rollouts import ROLLED_BACK, Rollouts
 from manybeam.serve.app import run_service, stop_service
 from manybeam.serve.traffic import changes
-from manybeam.serve.traffic.comparison import Comparison
 from manybeam.settings import settings
+from manybeam.web.app import create_app, make_app_state
 from manybeam.zoo.registry import Zoo
 from manybeam_client import Session
 
@@ -158,7 +160,9 @@ def compared(number: int, instrument: str = "STEM-1") -> Comparison:
 
 
 def test_story_11_a_version_goes_from_shadow_to_serving_and_back_without_a_failed_or_late_frame(
-    url: str, until: Callable[..., None]
+    url: str,
+    until: Callable[..., None],
+    serving: Callable[[Any], AbstractContextManager[str]],
 ) -> None:
     load, stream = Load(url), Stream(url)
     with load.going_on(), stream.going_on():
@@ -184,6 +188,29 @@ def test_story_11_a_version_goes_from_shadow_to_serving_and_back_without_a_faile
     assert load.failed() == stream.failed() == []
     assert compared(canary).new.frames > 0
     assert compared(canary).failed == 0
+
+    state = make_app_state(Zoo(), refresh_s=60)
+    state.refresher.refresh()
+    with serving(create_app(state)) as pages:
+        page = urllib3.request("GET", f"{pages}/zoo/graphene@2").data.decode()
+    assert "Shadow of graphene@2 with all frames beside graphene@1" in page
+    for instrument in ("STEM-1", "STEM-2"):
+        assert numbers(page, instrument)[-1] == shown(compared(shadow, instrument))
+
+
+def shown(found: Comparison) -> list[str]:
+    """Return what a page shows of the frames and agreement of both versions, and their times."""
+    times = (found.base.p50_ms, found.new.p50_ms, found.base.p99_ms, found.new.p99_ms)
+    shares = [f"{one:.3f}" for one in (found.agreed, found.f1_between) if one is not None]
+    assert len(shares) == 2
+    in_ms = ["–" if one is None else f"{one:.0f} ms" for one in times]
+    return [str(found.new.frames), *shares, *in_ms, str(found.skipped), str(found.failed)]
+
+
+def numbers(page: str, instrument: str) -> list[list[str]]:
+    """Return the cells beside an instrument in each table of a page."""
+    rows = re.findall(rf'<th scope="row">{instrument}</th>(.*?)</tr>', page)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
 
 
 def test_a_replica_that_ends_writes_what_it_compared_last(url: str) -> None:
