@@ -3,9 +3,11 @@
 import gc
 import json
 import os
+import select
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
@@ -786,3 +788,99 @@ def until() -> Callable[..., None]:
             time.sleep(0.005)
 
     return wait
+
+
+class Wire:
+    """A TCP proxy in front of a server: it can be cut, so that nothing passes, and mended.
+
+    Attributes:
+        url: where to connect.
+    """
+
+    def __init__(self, url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._to, self._cut, self.is_silent = (host, int(port)), threading.Event(), False
+        self._open: list[socket.socket] = []
+        self._server: socketserver.ThreadingTCPServer | None = None
+        self._port = 0
+        self.mend()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def mend(self) -> None:
+        """Let connections pass, from now on."""
+        pump = self._pump
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                pump(self.request)
+
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+            daemon_threads = True
+
+        self.is_silent = False
+        self._server = Server(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
+
+    def cut(self) -> None:
+        """Reset all connections and refuse new ones."""
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+        self._server = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset all connections; new ones pass."""
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self.cut()
+
+    def _pump(self, near: socket.socket) -> None:
+        with socket.create_connection(self._to) as far, suppress(OSError):
+            self._open += [near, far]
+            while True:
+                for one in select.select([near, far], [], [], 0.5)[0]:
+                    data = one.recv(65536)
+                    if not data:
+                        return
+                    while self.is_silent:
+                        if not self._server:
+                            return
+                        time.sleep(0.01)
+                    (far if one is near else near).sendall(data)
+
+
+@pytest.fixture
+def new_wire() -> Iterator[Callable[[str], Wire]]:
+    """Make networks before servers, which a test may cut."""
+    made: list[Wire] = []
+
+    def make(url: str) -> Wire:
+        made.append(Wire(url))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the client, built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = shutil.copytree(SERVICES.parents[1] / "platform" / "client", folder / "source")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
+    subprocess.run([*pip, folder, source], check=True, capture_output=True)
+    (found,) = folder.glob("*.whl")
+    assert found.name == "manybeam_client-0.1.0-py3-none-any.whl"
+    return found

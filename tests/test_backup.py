@@ -1,4 +1,4 @@
-"""zoo.backup: everything comes back on an empty platform, of files as of servers."""
+"""zoo.backup: everything comes back on an empty platform, of files as of servers (story 12)."""
 
 import json
 import stat
@@ -46,11 +46,12 @@ class Facts:
     frames: Any
     token: str
     admin: str
+    aliases: Any
 
     def assert_same(self, other: "Facts") -> None:
         for name in ("atoms", "mean", "frames"):
             np.testing.assert_array_equal(getattr(self, name), getattr(other, name))
-        for name in ("rows", "predictions", "admin"):
+        for name in ("rows", "predictions", "token", "admin", "aliases"):
             assert getattr(self, name) == getattr(other, name)
 
 
@@ -87,6 +88,7 @@ def facts(token: str) -> Facts:
         found.frames(),
         known.id,
         admin_token(settings().home)[0],
+        [zoo.resolve(f"graphene@{version}").aliases for version in (1, 2)],
     )
 
 
@@ -110,7 +112,7 @@ def backup(home: Path, tmp_path: Path, tiny_members: Any) -> Path:
     return tmp_path / "backup"
 
 
-def test_everything_comes_back_in_an_empty_home(
+def test_story_12_zoo_aliases_keys_and_audit_come_back_in_an_empty_home(
     home: Path, tmp_path: Path, use_settings: UseSettings, tiny_members: Any
 ) -> None:
     token = fill(tiny_members)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from manybeam.data.io.frame import stack_of
 from manybeam.db.deployment import open_database
 from manybeam.db.serving import rollouts
+from manybeam.db.serving.comparison import RATIO, Comparison, percentile_ms
 from manybeam.db.serving.rollouts import LOADING, OTHERS, ROLLED_BACK, Rollout, Rollouts
 from manybeam.errors import (
     CallerGone,
@@ -32,7 +33,7 @@ from manybeam.predictor.versions.of_zoo import ZooVersions
 from manybeam.serve.predict import Service, WireAnswer
 from manybeam.serve.query import RequestQuery
 from manybeam.serve.traffic import shadow as shadows
-from manybeam.serve.traffic.comparison import RATIO, Comparison, percentile_ms, took
+from manybeam.serve.traffic.comparison import took
 from manybeam.serve.traffic.rollout_cache import STALE_S
 from manybeam.serve.traffic.shadow import QUIET_S, LiveWork
 from manybeam.serve.traffic.traffic import Traffic, _draw

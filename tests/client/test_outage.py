@@ -298,6 +298,25 @@ def test_frames_of_an_outage_are_answered_later_and_lie_beside_their_answers(
     assert not {*':*?"<>|'} & {letter for path in folder.iterdir() for letter in path.name}
 
 
+def test_a_gap_counts_a_frame_once_although_the_spool_tries_it_again(
+    wire: Any,
+    frame: Any,
+    tmp_path: Path,
+    until: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Session(wire.url, ensemble="graphene", pixel_size_pm=16, spool=tmp_path) as session:
+        assert session.predict(frame)
+        wire.cut()
+        session.predict(frame)
+        until(lambda: session.is_offline)
+        for _ in range(4):
+            session.predict(frame)
+        wire.mend()
+        until(lambda: session.spooled == 0)
+    assert [one.frames for one in caplog.records if "is back" in one.message] == [5]
+
+
 def test_a_full_spool_keeps_the_oldest_frames(wire: Any, frame: Any, tmp_path: Path) -> None:
     wire.cut()
     limit_mb = 2.5 * frame.nbytes / 2**20

@@ -2,14 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-CLIENT = Path(__file__).parents[2] / "platform" / "client"
 OLDEST = (3, 7)
 NAME = re.compile(r"(?:python)?3\.(\d+)(?:\.\d+)?")
 
@@ -59,18 +57,6 @@ def pythons() -> list[tuple[int, Path]]:
 
 
 FOUND = pythons()
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the sources."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = shutil.copytree(CLIENT, folder / "source")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
-    subprocess.run([*pip, folder, source], check=True, capture_output=True)
-    (found,) = folder.glob("*.whl")
-    assert found.name == "manybeam_client-0.1.0-py3-none-any.whl"
-    return found
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """A new version under traffic on a real service: shadow, canary, swap and rollback under load."""
 
 import io
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pytest
 import urllib3
 
 from manybeam.db.deployment import open_database
+from manybeam.db.serving.comparison import Comparison
 from manybeam.db.serving.rollouts import ROLLED_BACK, Rollouts
 from manybeam.serve.app import run_service, stop_service
 from manybeam.serve.traffic import changes
-from manybeam.serve.traffic.comparison import Comparison
 from manybeam.settings import settings
+from manybeam.web.app import create_app, make_app_state
 from manybeam.zoo.registry import Zoo
+from manybeam_client import Session
 
 pytestmark = [
     pytest.mark.cluster,
@@ -75,6 +78,47 @@ class Load:
                 self.answers.append((time.monotonic(), answer.status, answer.json()))
 
 
+class Stream:
+    """Another instrument, with an open stream of frames, and what it was told."""
+
+    def __init__(self, url: str) -> None:
+        self._session = Session(
+            url, instrument="STEM-2", ensemble="graphene", pixel_size_pm=16, deadline_ms=DEADLINE_MS
+        )
+        self.answers, self.events = list[Any](), list[Any]()
+        self._ended, self._thread = threading.Event(), threading.Thread(target=self._take)
+
+    @contextmanager
+    def going_on(self) -> Iterator["Stream"]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            self._thread.join()
+            self._session.close()
+
+    def swaps(self) -> list[str]:
+        """Return the versions that the service said it swapped to."""
+        return [str(one.facts["ref"]) for one in self.events if one.kind == "swapped"]
+
+    def failed(self) -> list[Any]:
+        """Return what was refused, failed or late."""
+        return [one.error for one in self.answers if one.error]
+
+    def _scan(self) -> Iterator[Any]:
+        while not self._ended.wait(0.15):
+            yield FRAME
+
+    def _take(self) -> None:
+        with self._session as stem:
+            told = self.events.append
+            for answer in stem.stream(
+                self._scan(), policy="all", on_event=told, transport="websocket"
+            ):
+                self.answers.append(answer)
+
+
 @pytest.fixture(scope="module")
 def port(
     tmp_path_factory: pytest.TempPathFactory,
@@ -111,35 +155,62 @@ def start(kind: Any, ref: str, **more: Any) -> int:
     return changes.start(Zoo(), kind, ref, who="ada", **{"share": 1.0, **more}).rollout.id
 
 
-def compared(number: int) -> Comparison:
-    return Comparison.of(Rollouts(open_database()).comparisons(number).get("STEM-1", {}))
+def compared(number: int, instrument: str = "STEM-1") -> Comparison:
+    return Comparison.of(Rollouts(open_database()).comparisons(number).get(instrument, {}))
 
 
-def test_a_version_goes_from_shadow_to_canary_to_serving_and_back_without_a_failed_or_late_frame(
+def test_story_11_a_version_goes_from_shadow_to_serving_and_back_without_a_failed_or_late_frame(
     url: str,
+    until: Callable[..., None],
+    serving: Callable[[Any], AbstractContextManager[str]],
 ) -> None:
-    load = Load(url)
-    with load.going_on():
+    load, stream = Load(url), Stream(url)
+    with load.going_on(), stream.going_on():
         shadow = start("shadow", "graphene@2")
-        deadline = time.monotonic() + 60
-        while compared(shadow).new.frames < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until(lambda: compared(shadow).new.frames >= 2, 60)
+        until(lambda: compared(shadow, "STEM-2").new.frames >= 2, 60)
         assert set(load.refs()) == {"graphene@1"}
 
         canary = start("canary", "graphene@2", instruments=["STEM-1"])
         load.wait_for("graphene@2", limit_s=30)
         changes.rollback(Zoo(), "graphene", who="ada")
         assert load.wait_for("graphene@1", limit_s=30) <= 5
+        assert {one.version for one in stream.answers} == {1}
+        assert stream.swaps() == []
 
         start("canary", "graphene@2", share=0.5)
         changes.promote(Zoo(), "graphene", who="ada", force=True, reason="never measured")
         assert load.wait_for("graphene@2", limit_s=30) <= 10
+        until(lambda: stream.swaps() == ["graphene@2"], 30)
         changes.rollback(Zoo(), "graphene", who="ada")
         assert load.wait_for("graphene@1", limit_s=30) <= 5
-    assert load.failed() == []
+        until(lambda: stream.swaps() == ["graphene@2", "graphene@1"], 5)
+    assert load.failed() == stream.failed() == []
     assert compared(canary).new.frames > 0
     assert compared(canary).failed == 0
+
+    state = make_app_state(Zoo(), refresh_s=60)
+    state.refresher.refresh()
+    with serving(create_app(state)) as pages:
+        page = urllib3.request("GET", f"{pages}/zoo/graphene@2").data.decode()
+    assert "Shadow of graphene@2 with all frames beside graphene@1" in page
+    for instrument in ("STEM-1", "STEM-2"):
+        assert numbers(page, instrument)[-1] == shown(compared(shadow, instrument))
+
+
+def shown(found: Comparison) -> list[str]:
+    """Return what a page shows of the frames and agreement of both versions, and their times."""
+    times = (found.base.p50_ms, found.new.p50_ms, found.base.p99_ms, found.new.p99_ms)
+    shares = [f"{one:.3f}" for one in (found.agreed, found.f1_between) if one is not None]
+    assert len(shares) == 2
+    in_ms = ["–" if one is None else f"{one:.0f} ms" for one in times]
+    return [str(found.new.frames), *shares, *in_ms, str(found.skipped), str(found.failed)]
+
+
+def numbers(page: str, instrument: str) -> list[list[str]]:
+    """Return the cells beside an instrument in each table of a page."""
+    rows = re.findall(rf'<th scope="row">{instrument}</th>(.*?)</tr>', page)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
 
 
 def test_a_replica_that_ends_writes_what_it_compared_last(url: str) -> None:

@@ -36,20 +36,27 @@ class Asker:
         self._connection, self._outage, self._stats = connection, outage, stats
         self._way_s = _WAY_S
 
-    def answer(self, request: FrameRequest, begun_s: float, deadline_ms: float | None) -> Answer:
+    def answer(
+        self,
+        request: FrameRequest,
+        begun_s: float,
+        deadline_ms: float | None,
+        frame_count: int = 1,
+    ) -> Answer:
         """Return the answer for one frame; it never raises.
 
         Args:
             request: the frame.
             begun_s: when the caller asked, in monotonic seconds.
             deadline_ms: time that the caller waits, from then on.
+            frame_count: what it adds to the frames of an outage; 0 if it is counted already.
         """
         patience_s = PATIENCE_S if deadline_ms is None else deadline_ms / 1000
         if self._outage.is_open:
             self._stats.count("offline")
-            return self._failed(request, self._outage.offline(), begun_s)
+            return self._failed(request, self._outage.offline(frame_count), begun_s)
         self._stats.count("sent")
-        reply = self._reply(request, begun_s + patience_s)
+        reply = self._reply(request, begun_s + patience_s, frame_count)
         took_ms = (time.monotonic() - begun_s) * 1000
         if isinstance(reply, Problem):
             return self._failed(request, reply, begun_s)
@@ -63,7 +70,7 @@ class Asker:
         took_ms = (time.monotonic() - begun_s) * 1000
         return Answer(request.frame_id, error=problem, took_ms=took_ms)
 
-    def _reply(self, request: FrameRequest, due_s: float) -> Reply | Problem:
+    def _reply(self, request: FrameRequest, due_s: float, frame_count: int) -> Reply | Problem:
         """Return the reply with the answer, or the last problem, after as many tries as fit."""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -73,7 +80,7 @@ class Asker:
             except NotReached as error:
                 problem, pause_s = error.problem, jitter_s(attempt)
                 if error.is_silent:
-                    return replace(problem, is_away=self._outage.doubt(problem))
+                    return replace(problem, is_away=self._outage.doubt(problem, frame_count))
                 if not error.may_repeat:
                     break
             else:
@@ -88,7 +95,7 @@ class Asker:
                 break
             time.sleep(pause_s)
         if problem.is_away or problem.kind == "tls":
-            self._outage.doubt(problem)
+            self._outage.doubt(problem, frame_count)
         return problem
 
     def _sent(self, request: FrameRequest, due_s: float) -> Reply:

@@ -120,7 +120,8 @@ class Link:
         return self._live == 0
 
     def _ask_later(self, request: FrameRequest) -> Answer:
-        return self._asker.answer(request, time.monotonic(), None)
+        # The outage counted it when it was live.
+        return self._asker.answer(request, time.monotonic(), None, frame_count=0)
 
     def health(self, patience_s: float) -> Problem | None:
         """Return why the service is away; None if it answers."""

@@ -59,10 +59,14 @@ class Outage:
         """Wait for the service; return whether it is there."""
         return self._back.wait(timeout_s)
 
-    def offline(self) -> Problem:
-        """Return the problem of a frame that is not sent, and count it."""
+    def offline(self, frame_count: int = 1) -> Problem:
+        """Return the problem of a frame that is not sent, and count it.
+
+        Args:
+            frame_count: 0 if it is counted already.
+        """
         with self._lock:
-            self._frames += 1
+            self._frames += frame_count
             cause, begun = self._cause, self._begun
         why = f"{cause.kind}: {cause.what}; {cause.why}" if cause else ""
         return Problem(

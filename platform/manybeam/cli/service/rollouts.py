@@ -11,9 +11,8 @@ from manybeam.cli.zoo.life import ReasonOption, report_move, show_proposal
 from manybeam.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from manybeam.db.serving.comparison import Compared, Comparison
     from manybeam.db.serving.rollouts import Kind, Rollout
-    from manybeam.serve.traffic.changes import Compared
-    from manybeam.serve.traffic.comparison import Comparison
 
 FOLLOWS = (
     "a running service follows within 5 s, within 10 s if it has to load a version first; one that "
@@ -282,7 +281,7 @@ def _short(row: Mapping[str, Any], *, with_ended: bool) -> dict[str, Any]:
 
 
 def _numbers(found: "Comparison | None") -> dict[str, Any]:
-    from manybeam.serve.traffic.comparison import Comparison
+    from manybeam.db.serving.comparison import Comparison
 
     one = found or Comparison.of({})
     sides = {"base": one.base, "new": one.new}

@@ -9,20 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manybeam.db.deployment import open_database
+from manybeam.db.serving.comparison import Compared
 from manybeam.db.serving.rollouts import (
-    LOADING,
     PROMOTED,
     ROLLED_BACK,
     Kind,
     Rollout,
     Rollouts,
-    added,
 )
 from manybeam.db.tokens import Instruments
 from manybeam.errors import Conflict, InvalidInput, ManybeamError, NotFound, ZooUnreachable
 from manybeam.predictor.pixel_size import policies_of, sizes_of_members_pm
 from manybeam.serve.query import is_label
-from manybeam.serve.traffic.comparison import Comparison, Sums
 from manybeam.spec.elements import symbol_of
 from manybeam.spec.facility import facility_library
 from manybeam.zoo.lifecycle import life
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
     from manybeam.spec import Library
     from manybeam.zoo.lifecycle.proposals import Promotion, PromotionProposal
     from manybeam.zoo.registry import Zoo
-
-ALL = "all"  # instruments together
-NONE = ""  # callers without an instrument
 
 
 @dataclass(frozen=True)
@@ -50,22 +45,6 @@ class Started:
 
     rollout: Rollout
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The comparison so far of one rollout.
-
-    Attributes:
-        rollout: it.
-        rows: (instrument, comparison); `ALL` first if there are several, `NONE` for callers
-            without an instrument, `OTHERS` for those beyond the number that is kept apart.
-        fault: why the new version cannot be loaded, or the last failure; "" if there is none.
-    """
-
-    rollout: Rollout
-    rows: tuple[tuple[str, Comparison], ...]
-    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +125,7 @@ def compared(kind: Kind, *, with_ended: bool = False) -> list[Compared]:
     rollouts = Rollouts(open_database())
     wanted = [one for one in rollouts.list() if one.kind == kind]
     return [
-        _compared(one, rollouts.comparisons(one.id))
+        Compared.of(one, rollouts.comparisons(one.id))
         for one in wanted
         if with_ended or one.ended is None
     ]
@@ -331,19 +310,3 @@ def _unknown(instruments: Sequence[str], known: set[str]) -> Iterator[str]:
             f"no instrument {', '.join(map(repr, strange))} was added here: only frames whose "
             "caller names it count (manybeam instrument ls)"
         )
-
-
-def _compared(rollout: Rollout, sums: dict[str, Sums]) -> Compared:
-    faults = [sums.pop(LOADING, {}), *sums.values()]
-    fault = next((str(one["fault"]) for one in faults if one.get("fault")), "")
-    return Compared(rollout, tuple(_rows(sums)), fault)
-
-
-def _rows(sums: dict[str, Sums]) -> Iterator[tuple[str, Comparison]]:
-    total: Sums = {}
-    for one in sums.values():
-        total = added(total, one)
-    if len(sums) > 1:
-        yield ALL, Comparison.of(total)
-    for instrument, one in sums.items():
-        yield instrument, Comparison.of(one)

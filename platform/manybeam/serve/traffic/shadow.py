@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from manybeam.db.serving.comparison import Sums
 from manybeam.db.serving.rollouts import Rollout
 from manybeam.errors import CallerGone, DeadlineExceeded, ManybeamError
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.deadline import Deadline
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.loaded import LoadedVersion, OneVersion
-from manybeam.serve.traffic.comparison import Sums, agreement, answered, took
+from manybeam.serve.traffic.comparison import agreement, answered, took
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import logging
 import threading
 from collections.abc import Callable
 
+from manybeam.db.serving.comparison import Sums
 from manybeam.db.serving.rollouts import Rollouts, added, keyed
 from manybeam.errors import ManybeamError, NotFound
-from manybeam.serve.traffic.comparison import Sums
 
 logger = logging.getLogger(__name__)
 

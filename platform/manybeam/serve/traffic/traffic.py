@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from manybeam.data.io.frame import Frame
+from manybeam.db.serving.comparison import Sums
 from manybeam.db.serving.rollouts import LOADING, Rollout, Rollouts, Watched
 from manybeam.errors import CallerGone, DeadlineExceeded, ManybeamError
 from manybeam.predictor.answer import Answer, Question
 from manybeam.predictor.predictor import Predictor
 from manybeam.predictor.versions.live import LiveVersions
 from manybeam.predictor.versions.loaded import LoadedVersion
-from manybeam.serve.traffic.comparison import Sums, answered, took
+from manybeam.serve.traffic.comparison import answered, took
 from manybeam.serve.traffic.rollout_cache import RolloutCache
 from manybeam.serve.traffic.shadow import LiveWork, Shadow, ShadowFrame
 from manybeam.serve.traffic.tally import Tally

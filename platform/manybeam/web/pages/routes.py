@@ -19,6 +19,7 @@ from manybeam.web.pages.exports import FORMS, card_file, export_file
 from manybeam.web.pages.listing import OFFERED, make_listing, read_query
 from manybeam.web.pages.overview import make_overview
 from manybeam.web.pages.reliability import make_curve, reliability_picture
+from manybeam.web.pages.under_traffic import UnderTraffic
 from manybeam.web.pages.version import describe_version
 from manybeam.web.render import THEME_COOKIE, THEMES
 from manybeam.web.state import AppState
@@ -167,6 +168,7 @@ def version_page(
         curve=make_curve(cached, request.query_params.get("reliability", "")),
         described=app_state.described(),
         overview=make_overview(cached, whole.matrix, app_state.described()),
+        traffic=UnderTraffic.of(cached.record),
         use=described.use,
         limits=described.limits,
         forms=FORMS,
