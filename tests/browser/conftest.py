@@ -21,6 +21,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from manybeam.data.simulation import SIMULATOR
+from manybeam.db.deployment import open_database
+from manybeam.db.serving.rollouts import Rollouts
 from manybeam.spec import Library
 from manybeam.zoo.matrix import CLASSICAL, ENSEMBLE, Score
 
@@ -142,8 +144,8 @@ def make_home(
 ) -> Callable[[], Path]:
     """Make platforms with four versions.
 
-    `graphene@1` serves. `graphene@2`, the candidate, is better but for low dose, where it is
-    worse. `weak@1` was never measured at low dose, `old@1` is archived.
+    `graphene@1` serves. `graphene@2`, the candidate and its shadow, is better but for low dose,
+    where it is worse. `weak@1` was never measured at low dose, `old@1` is archived.
     """
     from manybeam.zoo.registry import ARCHIVED_TAG, Zoo
 
@@ -162,6 +164,7 @@ def make_home(
         zoo.register("weak", two, job=job, scores=weak, failed=("02: loss is NaN",))
         zoo.register("old", two, job=job, scores=weak)
         zoo.tag("old@1", ARCHIVED_TAG, datetime.now(UTC).isoformat(timespec="seconds"))
+        _add_shadow(home)
         return home
 
     template = first()
@@ -170,6 +173,18 @@ def make_home(
         return shutil.copytree(template, tmp_path_factory.mktemp("copy") / "home")
 
     return make
+
+
+def _add_shadow(home: Path) -> None:
+    """Let the candidate be a shadow of the version that serves, with two instruments."""
+    database = open_database(f"sqlite:///{home}/manybeam.db")
+    rollouts = Rollouts(database)
+    number = rollouts.start("shadow", "graphene@2", base="graphene@1", who="ada").id
+    side = {"frames": 40, "ms": {"40": 38, "48": 2}}
+    between = {"agreed": 900, "only_base": 100, "only_new": 50}
+    sums = {"base": side, "new": side, "between": between, "skipped": 3}
+    rollouts.add(number, {"STEM-1": sums, "STEM-2": sums})
+    database.close()
 
 
 @pytest.fixture(scope="module")

@@ -431,3 +431,16 @@ def test_10_000_members_are_searched_while_mlflow_is_away(
         page.get_by_role("link", name="Next").click()
         expect(page.locator(".mb-pager")).to_contain_text("Page 2 of 200")
         page.close()  # before its server, whose end a console would tell
+
+
+def test_the_page_of_a_version_compares_it_with_the_one_that_serves(
+    server: Server, new_page: MakePage
+) -> None:
+    page = new_page()
+    page.goto(f"{server.url}/zoo/graphene@2")
+    rows = page.locator("#traffic tbody tr")
+    expect(rows).to_have_count(3)
+    expect(rows.first).to_contain_text("all")
+    expect(rows.first.get_by_role("cell")).to_have_text(
+        ["80", "0.900", "0.923", "33 ms", "33 ms", "67 ms", "67 ms", "6", "0"]
+    )

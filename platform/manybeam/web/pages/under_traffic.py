@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from manybeam.db.deployment import open_database
 from manybeam.db.serving.comparison import Compared
 from manybeam.db.serving.rollouts import Rollouts
-from manybeam.errors import Unreachable
+from manybeam.errors import ManybeamError
 from manybeam.zoo.records import Record
 
 LISTED = 3  # rollouts on a page: a shadow is still read while its canary runs
@@ -33,5 +33,5 @@ class UnderTraffic:
             return cls(
                 tuple(Compared.of(one, rollouts.comparisons(one.id)) for one in found[:LISTED])
             )
-        except Unreachable as error:
+        except ManybeamError as error:
             return cls(trouble=error.what)
