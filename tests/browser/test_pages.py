@@ -442,5 +442,5 @@ def test_the_page_of_a_version_compares_it_with_the_one_that_serves(
     expect(rows).to_have_count(3)
     expect(rows.first).to_contain_text("all")
     expect(rows.first.get_by_role("cell")).to_have_text(
-        ["80", "0.900", "0.923", "33 ms", "33 ms", "67 ms", "67 ms", "6", "0"]
+        ["80", "0.900", "0.923", "33 → 33 ms", "67 → 67 ms", "6", "0"]
     )

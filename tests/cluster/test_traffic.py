@@ -200,10 +200,11 @@ def test_story_11_a_version_goes_from_shadow_to_serving_and_back_without_a_faile
 
 def shown(found: Comparison) -> list[str]:
     """Return what a page shows of the frames and agreement of both versions, and their times."""
-    times = (found.base.p50_ms, found.new.p50_ms, found.base.p99_ms, found.new.p99_ms)
+    times = (found.base.p50_ms, found.new.p50_ms), (found.base.p99_ms, found.new.p99_ms)
     shares = [f"{one:.3f}" for one in (found.agreed, found.f1_between) if one is not None]
     assert len(shares) == 2
-    in_ms = ["–" if one is None else f"{one:.0f} ms" for one in times]
+    written = [["–" if one is None else f"{one:.0f}" for one in both] for both in times]
+    in_ms = [f"{base} → {new} ms" for base, new in written]
     return [str(found.new.frames), *shares, *in_ms, str(found.skipped), str(found.failed)]
 
 
