@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-LATE_MS = 250  # a call may return so much after its deadline; other programs use these cores too
+LATE_MS = 1000  # a call may return so much after its deadline; other programs use these cores too
 NOISE = np.random.default_rng(0).random((64, 64), dtype=np.float32)
 LARGE = np.random.default_rng(1).random((768, 768), dtype=np.float32)  # its networks take longest
 
@@ -225,7 +225,7 @@ def test_story_12_a_cut_network_degrades_is_logged_and_is_back_within_2_s(
         begun, answers = time.monotonic(), list[Any]()
         while time.monotonic() - begun < cut_s:
             answers.append(stem.predict(NOISE + len(answers), frame_id=f"f{len(answers)}"))
-            scan.wait(0.2)
+            scan.wait(cut_s / 20)
         mended = time.monotonic()
         wire.mend()
         until(lambda: not stem.is_offline)
