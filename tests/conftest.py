@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import pickle
 import select
 import shutil
 import signal
@@ -26,6 +27,7 @@ from urllib.parse import urlsplit
 import hypothesis
 import psutil
 import pytest
+from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from manybeam.settings import settings
@@ -563,8 +565,22 @@ TABLE_SEED, TABLE_ROWS = 3, 132
 
 
 @pytest.fixture(scope="session")
-def rehearsed() -> Rehearsed:
-    """Three members for good, dirty and coarse frames, rehearsed: about fifteen seconds."""
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    """Three members for good, dirty and coarse frames, rehearsed: about fifteen seconds.
+
+    The first process of a run that needs them makes them for the others.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    kept = folder / "rehearsed.pickle"
+    with FileLock(folder / "rehearsed.lock"):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(_rehearse()))
+        made: Rehearsed = pickle.loads(kept.read_bytes())
+        return made
+
+
+def _rehearse() -> Rehearsed:
     import torch
 
     from manybeam.data.tiles import Tiles
