@@ -11,6 +11,7 @@ import pytest
 from manybeam.data.frames import FrameSet
 from manybeam.data.io.frame import Frame
 from manybeam.errors import ManybeamError
+from manybeam.serve.monitor import doubtful
 from manybeam.serve.monitor.doubtful import DoubtfulFrames
 
 PIXELS = np.random.default_rng(0).random((9, 32, 48), dtype=np.float32)
@@ -54,6 +55,28 @@ def test_a_marked_frame_is_kept_with_its_size_and_what_is_known_of_it(
     assert [found.pixel_size_pm(number) for number in range(2)] == [16.0, 17.0]
     name = url.removeprefix(f"{tmp_path}/")
     assert [one["frame_id"] for one in notes(tmp_path, name)] == ["a", "b"]
+
+
+def test_a_frame_that_is_marked_again_is_kept_once_for_a_new_process_too(
+    make: Callable[[], DoubtfulFrames], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubtful, "MOST_MARKED", 2)
+    keeper = make()
+    urls = [keeper.mark("STEM-1", 7, frame(number), {"frame_id": str(number)}) for number in (0, 1)]
+    urls += [one.mark("STEM-1", 7, frame(0), {"frame_id": "0"}) for one in (keeper, make())]
+    assert len(set(urls)) == 1
+    np.testing.assert_array_equal(FrameSet.open(urls[0]).frames(), PIXELS[:2])
+
+
+@pytest.mark.parametrize("text", ["no json", "{}", '[7, {"other": 1}]'])
+def test_a_list_that_a_person_spoilt_costs_no_frame(
+    make: Callable[[], DoubtfulFrames], tmp_path: Path, text: str
+) -> None:
+    url = make().mark("STEM-1", 7, frame(0), {"frame_id": "a"})
+    name = url.removeprefix(f"{tmp_path}/")
+    (tmp_path / f"{name}.json").write_text(text)
+    assert make().mark("STEM-1", 7, frame(1), {"frame_id": "b"}) == url
+    assert notes(tmp_path, name) == [{}, {"frame_id": "b"}]
 
 
 def test_a_session_keeps_as_many_doubtful_frames_as_it_agreed_to(

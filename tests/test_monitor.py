@@ -17,6 +17,7 @@ from manybeam.errors import DatabaseUnreachable, NotFound
 from manybeam.predictor.stream.drift import DriftWatch, frame_crops
 from manybeam.serve.metrics import Meter
 from manybeam.serve.monitor import alert_writer
+from manybeam.serve.monitor import monitor as monitor_module
 from manybeam.serve.monitor.alert_writer import AlertWriter
 from manybeam.serve.monitor.doubtful import DoubtfulFrames
 from manybeam.serve.monitor.monitor import Monitor
@@ -166,6 +167,22 @@ def test_a_frame_that_was_shown_can_be_kept_and_another_one_cannot(
         monitor.keep(session_id, "f1", "ada")
 
 
+def test_frames_in_memory_for_live_pages_are_bounded_over_all_sessions(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "HELD_BYTES", 3 * PLAIN[0].nbytes)
+    for number in range(4):
+        monitor.live(number, 0, 0)  # somebody looks
+        for place in range(2):
+            frame = PLAIN[2 * number + place]
+            monitor.see([report(number, 2 * number + place, frame, pixels_yx=frame)])
+    # The sessions that had the most gave their oldest; the last one has its newest frame.
+    pictures = [monitor.live(number, 0, 0)["picture"] != "" for number in range(4)]
+    assert (pictures.count(True), pictures[3]) == (3, True)
+    assert monitor.live(pictures.index(False), 0, 0)["frame"]["atoms"] == 5
+    assert monitor.keep(3, "f7", "ada")["kept"]
+
+
 def test_the_watch_of_a_thousand_sessions_takes_bounded_memory_and_disk(
     tmp_path: Path,
 ) -> None:
@@ -197,3 +214,23 @@ def test_an_alert_waits_until_the_database_is_back_and_no_frame_waits_for_it(
     writer.close()
     (alert,) = Alerts(open_database()).recent("STEM-1")
     assert (alert.next_try, len(tries)) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"content": {"png": "x" * 300_000}}, id="too large"),
+        pytest.param({"session_id": 999}, id="unknown session"),
+    ],
+)
+def test_an_alert_that_can_never_be_written_holds_up_no_other(
+    session_id: int, fault: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = AlertWriter(lambda: Alerts(open_database()))
+    good = {"kind": "drifted", "content": {}, "instrument": "STEM-1", "session_id": session_id}
+    writer.add(**{**good, "text": "odd", **fault})
+    writer.add(**good, text="next")
+    assert writer.settled(4)  # less than the pause before a further try
+    writer.close()
+    assert [one.text for one in Alerts(open_database()).recent("STEM-1")] == ["next"]
+    assert "an alert was lost: odd: " in caplog.text

@@ -5,8 +5,10 @@ import hashlib
 import hmac
 import json
 import queue
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -180,6 +182,52 @@ def test_nobody_at_the_address_is_a_failure_that_is_tried_again(
     Webhook(lambda: alerts, taker.url, SECRET).send_due()
     assert alerts.recent()[0].last_error.startswith("no answer: ")
     assert alerts.recent()[0].next_try is not None
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_receiver_that_answers_byte_by_byte_is_cut_off(
+    alerts: Alerts, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(module, "TRY_S", 0.3)
+    # The head of a long record of TLS, or of an answer; then it goes on and on.
+    head = b"\x16\x03\x03\x3f\xff\x02" if scheme == "https" else b"HTTP/1.1 200 OK\r\nX-Slow: "
+    is_cut = threading.Event()
+
+    def drip() -> None:
+        taker, _ = listener.accept()
+        with taker, suppress(OSError):
+            taker.sendall(head)
+            while not is_cut.wait(0.02):
+                taker.sendall(b"\x00")
+        is_cut.set()
+
+    add(alerts)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        slow = threading.Thread(target=drip)
+        slow.start()
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/"
+        assert Webhook(lambda: alerts, url, SECRET).send_due() == 1
+        slow.join(30)
+    assert is_cut.is_set()
+    assert alerts.recent()[0].last_error.startswith("no answer: ")
+
+
+def test_an_unforeseen_fault_does_not_end_the_sending(
+    alerts: Alerts, receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.05)
+    faults, taker = [KeyError("an odd row")], receiver(200)
+
+    def found() -> Alerts:
+        if faults:
+            raise faults.pop()
+        return alerts
+
+    add(alerts)
+    webhook = Webhook(found, taker.url, SECRET)
+    webhook.start()
+    assert taker.got.get(timeout=30)[2]
+    webhook.close()
 
 
 def test_two_processes_send_each_alert_once(

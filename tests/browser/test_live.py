@@ -58,6 +58,11 @@ class Lab:
         path = f"{self.url}/v1/instruments/STEM-1/session"
         assert urllib3.request("PUT", path, body=json.dumps(settings)).status == 200
 
+    def watch(self) -> dict[str, Any]:
+        """Return what the drift watch says of the session."""
+        path = f"{self.url}/v1/instruments/STEM-1/session"
+        return dict(urllib3.request("GET", path).json()["watch"])
+
     def end(self) -> None:
         urllib3.request("DELETE", f"{self.url}/v1/instruments/STEM-1/session")
 
@@ -215,6 +220,31 @@ def test_live_pages_break_no_rule_in_any_state(
         if frames:
             shown(page, f"{width}-{scheme}-1")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        found = Axe().run(page).response["violations"]
+        assert not found, [(one["id"], one["nodes"][0]["html"]) for one in found]
+
+
+def test_a_page_says_that_its_session_drifted_and_breaks_no_rule_then(
+    session: Lab, new_page: MakePage
+) -> None:
+    page = new_page()
+    page.goto(session.page)
+    frames = np.random.default_rng(1).normal(100, 10, (100, 64, 64)).astype(np.float32)
+    frames[65:] += np.linspace(0, 80, 64, dtype=np.float32)  # a slope that anybody can see
+    for number, frame in enumerate(frames):
+        watch = session.send(f"d{number}", frame) and session.watch()
+        if watch["drifted"]:
+            break
+    session.send("last", frames[-1])  # a page shows what the frames before were found to be
+    state(page, "drifted")
+    assert page.inner_text("#live-drift") == watch["change"]["why"]
+    for width, scheme in SIZES:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        page.reload()  # else colours are still changing
+        shown(page, "last")
+        state(page, "drifted")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         found = Axe().run(page).response["violations"]
         assert not found, [(one["id"], one["nodes"][0]["html"]) for one in found]
 

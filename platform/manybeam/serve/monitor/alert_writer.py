@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from manybeam.errors import Conflict, InvalidInput, ManybeamError
+
 if TYPE_CHECKING:
     from manybeam.db.serving.alerts import Alerts
 
@@ -64,7 +66,7 @@ class AlertWriter:
                 since_s, alert = self._waiting[0]
             is_done = self._written(since_s, alert)
             with self._room:
-                if is_done or self._is_closed:
+                if is_done:
                     self._waiting.popleft()
                     self._room.notify_all()
                 else:
@@ -75,9 +77,17 @@ class AlertWriter:
         try:
             self._alerts().add(**alert, is_sent=self._notify is not None)
         except Exception as error:  # noqa: BLE001 - the thread must go on for other alerts
-            is_late = time.monotonic() > since_s + LONGEST_S
-            logger.warning("an alert %s: %s", "was lost" if is_late else "waits", error)
-            return is_late
+            # A database that is away, full or old comes back. Another fault is of this alert, and
+            # those after it must not wait.
+            is_own = isinstance(error, (InvalidInput, Conflict)) or not isinstance(
+                error, ManybeamError
+            )
+            is_late = self._is_closed or time.monotonic() > since_s + LONGEST_S
+            if not (is_own or is_late):
+                logger.warning("an alert waits: %s", error)
+                return False
+            logger.error("an alert was lost: %s: %s", alert["text"], error)
+            return True
         if self._notify is not None:
             self._notify()
         return True

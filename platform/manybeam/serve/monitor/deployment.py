@@ -18,7 +18,7 @@ T = TypeVar("T")
 MONITOR = "monitor"
 SEE_S, STATE_S = 10.0, 1.0  # for a reply
 THREADS = 4  # reports, and questions of sessions
-LIVE_THREADS = 64  # live pages that wait
+LIVE_THREADS = 64  # live pages that wait, at most 48 of them, and marks
 
 
 class MonitorReplica:
@@ -56,7 +56,8 @@ class MonitorReplica:
 
     async def keep(self, session_id: int, frame_id: str, who: str) -> dict[str, Any]:
         """Keep a frame that is on a live page."""
-        return await _done(self._threads, partial(self._monitor.keep, session_id, frame_id, who))
+        # Not in a thread of those for reports: a slow store must not end the watch.
+        return await _done(self._pages, partial(self._monitor.keep, session_id, frame_id, who))
 
     def __del__(self) -> None:
         """End the threads; Ray Serve calls it when the process shall end."""
@@ -119,7 +120,9 @@ class RemoteMonitor:
             if isinstance(cause, ManybeamError):
                 raise cause from error
             raise Unreachable(
-                "the monitor does not answer", str(error).partition("\n")[0][:300], ""
+                "the monitor does not answer",
+                str(error).partition("\n")[0][:300],
+                "ask again in some seconds; frames are answered meanwhile",
             ) from error
 
     def _initialized(self) -> "DeploymentHandle[Any]":

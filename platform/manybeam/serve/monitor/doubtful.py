@@ -18,7 +18,7 @@ import numpy as np
 
 from manybeam.data.frames import FrameSet, list_framesets
 from manybeam.data.io.frame import Frame
-from manybeam.data.store import open_store
+from manybeam.data.store import Store, open_store
 from manybeam.errors import Busy, Conflict, ManybeamError, NotFound, UnknownFrameSet
 from manybeam.spec import Condition
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["doubtful", "marked"]
 WAITING = 8  # frames in memory that wait for the store
 MOST_MARKED = 500  # of one session
-WAIT_S = 20.0  # for a marked frame
+WAIT_S = 8.0  # for a marked frame; below that for which a replica waits for the monitor
 CLOSE_S = 5.0  # for a frame that is being kept
 
 
@@ -41,6 +41,7 @@ class _Kept:
     facts: Mapping[str, Any]
     most: int
     session: str
+    is_marked: bool
     done: "Future[str]" = field(default_factory=Future)
 
 
@@ -80,6 +81,9 @@ class DoubtfulFrames:
     def mark(self, instrument: str, session_id: int, frame: Frame, facts: Mapping[str, Any]) -> str:
         """Keep a frame that somebody marked, and return the FrameSet that has it.
 
+        A frame is kept once: `facts["frame_id"]` names it within its session, for a new process
+        too.
+
         Raises:
             Busy: others wait, or the store is slow; the frame may be kept all the same.
             ManybeamError: it cannot be kept.
@@ -91,7 +95,9 @@ class DoubtfulFrames:
             return kept.done.result(WAIT_S)
         except TimeoutError:
             raise Busy(
-                f"the frame is not kept after {WAIT_S:g} s", "the store is slow", ""
+                f"the frame is not kept after {WAIT_S:g} s",
+                "the store is slow",
+                "mark it again; it is kept once",
             ) from None
 
     def close(self) -> None:
@@ -131,6 +137,8 @@ class DoubtfulFrames:
 
     def _keep(self, kept: _Kept) -> str:
         url = f"{self._url}/{kept.path}"
+        if kept.is_marked and self._has(kept):
+            return url
         if kept.session not in self._counts:
             self._counts[kept.session] = self._stored(kept)
         count = self._counts[kept.session]
@@ -145,6 +153,11 @@ class DoubtfulFrames:
         except ManybeamError as error:  # the frame itself is kept
             logger.warning("a frame of %s has no facts: %s", kept.path, error)
         return url
+
+    def _has(self, kept: _Kept) -> bool:
+        """Return whether a frame of that name is in the set of its session and shape."""
+        name = kept.facts.get("frame_id")
+        return name is not None and any(one.get("frame_id") == name for one in self._notes(kept))
 
     def _stored(self, kept: _Kept) -> int:
         """Return how many frames of a session were kept by a process before this one."""
@@ -162,15 +175,25 @@ class DoubtfulFrames:
 
     def _note(self, kept: _Kept, count: int) -> None:
         """Add what is known of the last frame of a set to the list beside it."""
-        folder, _, name = kept.path.rpartition("/")
-        store, key = open_store(f"{self._url}/{folder}"), f"{name}.json"
-        try:
-            known = json.loads(store.get(key))
-        except (NotFound, ValueError):
-            known = []
+        store, key = self._list(kept)
+        known = self._notes(kept)
         # One line a frame, also if a process ended before it noted its last one.
         known = [*known[: count - 1], *[{}] * (count - 1 - len(known)), dict(kept.facts)]
         store.put(key, json.dumps(known, indent=1, default=_plain).encode())
+
+    def _notes(self, kept: _Kept) -> list[dict[str, Any]]:
+        store, key = self._list(kept)
+        try:
+            found = json.loads(store.get(key))
+        except (NotFound, ValueError):
+            return []
+        # The list is for people too, who may have changed it.
+        rows = found if isinstance(found, list) else []
+        return [one if isinstance(one, dict) else {} for one in rows]
+
+    def _list(self, kept: _Kept) -> tuple[Store, str]:
+        folder, _, name = kept.path.rpartition("/")
+        return open_store(f"{self._url}/{folder}"), f"{name}.json"
 
 
 def _kept(
@@ -183,7 +206,8 @@ def _kept(
 ) -> _Kept:
     rows, columns = frame.pixels_yx.shape
     session = f"frames/{kind}/{instrument}/session-{session_id}-"
-    return _Kept(f"{session}{rows}x{columns}", f"{kind}-frames", frame, facts, most, session)
+    path = f"{session}{rows}x{columns}"
+    return _Kept(path, f"{kind}-frames", frame, facts, most, session, kind == "marked")
 
 
 def _plain(value: Any) -> Any:

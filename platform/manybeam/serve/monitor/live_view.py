@@ -22,7 +22,7 @@ TREND = 600  # frames
 SHOWN_PX = 768  # longest side of the picture of a frame
 QUALITY = 85  # of JPEG
 CONTRAST = (0.5, 99.5)  # percentiles that become black and white
-HELD_BYTES = 64 * 2**20  # of frames that can still be kept by name
+HELD_BYTES = 64 * 2**20  # of frames of a session that can still be kept by name
 SEEN_S = 15.0  # after a page asked last, nobody looks
 
 
@@ -42,9 +42,11 @@ class LiveView:
 
     Attributes:
         asked_s: when a page asked last, in monotonic seconds.
+        held_bytes: of the frames in memory.
     """
 
     asked_s: float = -math.inf
+    held_bytes: int = 0
     _newest: _Shown | None = None
     _trend: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=TREND))
     _held: deque[FrameReport] = field(default_factory=deque)
@@ -69,8 +71,15 @@ class LiveView:
         if report.pixels_yx is None:
             return
         self._held.append(report)
-        while len(self._held) > 1 and sum(map(_bytes, self._held)) > HELD_BYTES:
-            self._held.popleft()
+        self.held_bytes += _bytes(report)
+        while len(self._held) > 1 and self.held_bytes > HELD_BYTES:
+            self.forget_oldest()
+
+    def forget_oldest(self) -> None:
+        """Hold the oldest frame no more; if it was the newest one too, its picture is missing."""
+        self.held_bytes -= _bytes(self._held.popleft())
+        if not self._held:
+            self._forget_newest()
 
     def held(self, frame_id: str) -> FrameReport | None:
         """Return a frame of the last ones by its name; None if it is not held any more."""
@@ -81,10 +90,8 @@ class LiveView:
         if self.is_watched:
             return
         self._held.clear()
-        shown = self._newest
-        if shown is not None and shown.report.pixels_yx is not None:
-            bare = replace(shown.report, pixels_yx=None, atoms_k4=None)
-            self._newest = replace(shown, report=bare)
+        self.held_bytes, self._picture = 0, (0, "")
+        self._forget_newest()
 
     def facts(self, after: int) -> dict[str, Any]:
         """Return the facts of the newest frame, and the trend since a number."""
@@ -116,6 +123,12 @@ class LiveView:
             if self._picture[0] != shown.number:
                 self._picture = shown.number, base64.b64encode(_jpeg(pixels_yx)).decode()
             return self._picture[1]
+
+    def _forget_newest(self) -> None:
+        shown = self._newest
+        if shown is not None and shown.report.pixels_yx is not None:
+            bare = replace(shown.report, pixels_yx=None, atoms_k4=None)
+            self._newest = replace(shown, report=bare)
 
 
 def _bytes(report: FrameReport) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VIEWS = 300  # sessions that live pages can show
+HELD_BYTES = 256 * 2**20  # of frames in memory for live pages, over all sessions
 PREVIEW_PX = 128
 LIVE_REQUESTS = 48  # of live pages that wait at once; each has a thread of the process
 
@@ -95,7 +96,14 @@ class Monitor:
             self._news.notify_all()
             for view in self._views.values():
                 view.forget_unseen()
+            self._bound_held()
             return frozenset(one for one, view in self._views.items() if view.is_watched)
+
+    def _bound_held(self) -> None:
+        """Hold no more than `HELD_BYTES`: the session with the most frees its oldest frames."""
+        views = self._views.values()
+        while sum(view.held_bytes for view in views) > HELD_BYTES:
+            max(views, key=lambda view: view.held_bytes).forget_oldest()
 
     def state(self, session_id: int) -> WatchState | None:
         """Return the state of a session; None if no frame of it was seen."""

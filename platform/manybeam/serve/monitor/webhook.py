@@ -14,22 +14,23 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from http.client import HTTPException, HTTPMessage
-from typing import IO
+from http.client import HTTPException
 from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+from urllib.request import Request
 
 from pydantic import SecretStr
 
 from manybeam import __version__
 from manybeam.db.serving.alerts import Alert, Alerts
 from manybeam.errors import ManybeamError
+from manybeam.serve.monitor.short_requests import short_opener
 from manybeam.settings import webhook_key
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0  # of connecting, and of each wait for the answer
-HOLD_S = 120.0  # no other process sends the same alert meanwhile
+TRY_S = 20.0  # of a whole try, however slowly the receiver answers
+HOLD_S = 120.0  # no other process sends the same alert meanwhile; by the database's clock
 IDLE_S = 5.0  # between two looks at the database; `wake` ends it
 FIRST_PAUSE_S, MOST_PAUSE_S = 5.0, 3600.0
 GROWTH = 3.0
@@ -59,7 +60,7 @@ class Webhook:
         self._alerts, self._url, self._key = alerts, url, webhook_key(secret)
         self._count = count
         self._random = random.Random(seed)  # noqa: S311 - pauses are no secret
-        self._opener = _opener()
+        self._opener = short_opener(TRY_S)
         self._wake, self._is_closed = threading.Event(), False
         self._is_away = False
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
@@ -77,7 +78,7 @@ class Webhook:
         self._is_closed = True
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(2 * TIMEOUT_S)
+            self._thread.join(TRY_S)
 
     def send_due(self) -> int:
         """Send every alert that is due, the oldest first; return how many were tried.
@@ -102,6 +103,8 @@ class Webhook:
                 if not self._is_away:
                     logger.warning("alerts cannot be read: %s", error)
                 self._is_away = True
+            except Exception:  # the thread must go on for other alerts; those claimed come again
+                logger.exception("alerts were not sent")
             if not self._is_closed:
                 self._wake.wait(IDLE_S)
 
@@ -168,26 +171,3 @@ def signed_headers(key: bytes, message_id: str, timestamp_s: int, body: bytes) -
         "webhook-timestamp": str(timestamp_s),
         "webhook-signature": f"v1,{signature}",
     }
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """An answer that points elsewhere is a failure: the alert is for this URL only."""
-
-    def redirect_request(
-        self,
-        req: Request,  # noqa: ARG002 - the names are those of the standard library
-        fp: IO[bytes],  # noqa: ARG002
-        code: int,  # noqa: ARG002
-        msg: str,  # noqa: ARG002
-        headers: HTTPMessage,  # noqa: ARG002
-        newurl: str,  # noqa: ARG002
-    ) -> None:
-        return None
-
-
-def _opener() -> OpenerDirector:
-    """Return what sends: by the proxies of the environment, with the authorities of `ca_bundle`.
-
-    `settings` puts these into the environment, where Python's TLS looks for them.
-    """
-    return build_opener(_NoRedirects())
