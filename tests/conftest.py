@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import pickle
-import select
+import selectors
 import shutil
 import signal
 import socket
@@ -356,6 +356,16 @@ def _give_connections_back() -> Iterator[None]:
     yield
     if opened := sys.modules.get("manybeam.db.deployment"):
         opened.close_databases()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _close_the_files_of_mlflow() -> Iterator[None]:
+    """Leave no database of MLflow open after a module: it closes none, and files are bounded."""
+    yield
+    for name in ("tracking", "model_registry"):
+        if module := sys.modules.get(f"mlflow.store.{name}.sqlalchemy_store"):
+            for engine in list(module.SqlAlchemyStore._engine_map.values()):
+                engine.dispose()
 
 
 @pytest.fixture(autouse=True)
@@ -862,18 +872,25 @@ class Wire:
             self.cut()
 
     def _pump(self, near: socket.socket) -> None:
-        with socket.create_connection(self._to) as far, suppress(OSError):
+        with (
+            socket.create_connection(self._to) as far,
+            selectors.DefaultSelector() as ready,
+            suppress(OSError),
+        ):
             self._open += [near, far]
+            ready.register(near, selectors.EVENT_READ, (near, far))
+            ready.register(far, selectors.EVENT_READ, (far, near))
             while True:
-                for one in select.select([near, far], [], [], 0.5)[0]:
-                    data = one.recv(65536)
+                for one, _ in ready.select(0.5):
+                    source, target = one.data
+                    data = source.recv(65536)
                     if not data:
                         return
                     while self.is_silent:
                         if not self._server:
                             return
                         time.sleep(0.01)
-                    (far if one is near else near).sendall(data)
+                    target.sendall(data)
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from manybeam.learn.scoring.scores import f1_of, match_frame
 Array = NDArray[np.floating]
 Labelled = tuple[Array, Array, float | None]
 
-LOGITS = np.linspace(-3, 3, 25)
+LOGITS = np.linspace(-3, 7, 41)
+USUAL = LOGITS <= 3  # beyond, every pixel of a bold member may still be an atom
 TOLERANCE = 0.003  # thresholds with F1 this near to the best are equally good
 
 
@@ -42,18 +43,26 @@ def centred(member: Member, labelled: Iterable[Labelled]) -> Member:
 
 
 def best_logit(member: Member, labelled: Iterable[Labelled]) -> float:
-    """Return the middle, in log-odds, of the best thresholds around that of greatest F1."""
+    """Return the middle, in log-odds, of the best thresholds around that of greatest F1.
+
+    Those from -3 to 3 are preferred, because on clean frames high ones are as good as 0.5.
+    """
     ensemble = Ensemble([member])
     radius_pm = member.recipe.tiles.mask_radius_pm
     counts_t3 = np.zeros((len(LOGITS), 3), np.int64)
     for frame_yx, truth, pixel_size_pm in labelled:
         shape = (frame_yx.shape[0], frame_yx.shape[1])
         atoms = ensemble.predict(frame_yx, pixel_size_pm, threshold=float(expit(LOGITS[0]))).atoms
-        for place, least in enumerate(expit(LOGITS)):
-            likely = atoms[atoms[:, 3] >= least]
-            counts_t3[place] += match_frame(likely, truth, pixel_size_pm, shape, radius_pm).counts
+        is_likely_tn = atoms[:, 3] >= expit(LOGITS)[:, None]
+        left_t = is_likely_tn.sum(axis=1)
+        for left in np.unique(left_t):  # thresholds that leave the same atoms are counted once
+            likely = atoms[is_likely_tn[left_t == left][0]]
+            match = match_frame(likely, truth, pixel_size_pm, shape, radius_pm)
+            counts_t3[left_t == left] += match.counts
     f1_t = f1_of(counts_t3)
+    if f1_t[USUAL].max() >= f1_t.max() - TOLERANCE:
+        f1_t = f1_t[USUAL]
     if not f1_t.max(initial=0.0) > 0:
         return 0.0
     run_t, _ = label(f1_t >= f1_t.max() - TOLERANCE)
-    return float(np.mean(LOGITS[run_t == run_t[f1_t.argmax()]]))
+    return float(np.mean(LOGITS[: len(f1_t)][run_t == run_t[f1_t.argmax()]]))
