@@ -14,9 +14,9 @@ import io
 import numpy as np
 
 CHROMIUM = "/usr/bin/chromium"
-# In the page: drop the file, in base64, once the page may be left.
-DROP = """async ([name, text]) => {
-  const bytes = await (await fetch("data:;base64," + text)).arrayBuffer();
+# In the page: drop the file, which comes in base64.
+DROP = """([name, text]) => {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const data = new DataTransfer();
   data.items.add(new File([bytes], name));
   sessionStorage.setItem("dropped", Date.now());
