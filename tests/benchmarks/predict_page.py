@@ -3,8 +3,8 @@
     python tests/benchmarks/predict_page.py --web http://127.0.0.1:8000 --side 1024
 
 The pages and their prediction service must run. Each file holds another simulated frame. A real
-browser drops it, and the page itself takes the time until its first atoms are drawn, and until
-they are those of the answer with frame analysis.
+browser drops it, and its own clock tells how long it takes until its first atoms are drawn, and
+until they are those of the answer with frame analysis.
 """
 
 import argparse

@@ -23,7 +23,7 @@ Array = NDArray[np.floating]
 Labelled = tuple[Array, Array, float | None]
 
 LOGITS = np.linspace(-3, 7, 41)
-USUAL = LOGITS <= 3  # beyond, every pixel of a bold member may still be an atom
+USUAL = LOGITS <= 3  # those beyond count only if they are better, as for a bold member
 TOLERANCE = 0.003  # thresholds with F1 this near to the best are equally good
 
 
