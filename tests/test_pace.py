@@ -90,6 +90,12 @@ def test_a_larger_frame_takes_longer_in_proportion(pace: Pace, clock: Clock) -> 
     assert pace.seconds(WORK, 2) == pytest.approx(0.05)
 
 
+def test_a_tiny_frame_tells_nothing_absurd_about_large_ones(pace: Pace, clock: Clock) -> None:
+    give(pace, clock, 1, work=Work(WORK.ref, 4.0))
+    assert pace.seconds(Work(WORK.ref, 4.0), 1) == pytest.approx(0.03)
+    assert pace.members_within(Work(WORK.ref, 1024.0**2), 1, 2.0) == 1
+
+
 def test_versions_and_analysed_answers_have_times_of_their_own(pace: Pace, clock: Clock) -> None:
     give(pace, clock, 2)
     assert pace.seconds(Work("graphene@2", WORK.pixels), 2) is None

@@ -20,6 +20,7 @@ CAUTION = 0.9  # quantile of their times for the choice of members
 EVEN = 0.5  # the same for a refusal: an answer that may well be in time is tried
 FRESH_S = 10.0  # after which a pace that forbids every answer is measured anew
 KEPT = 256
+LEAST_PX = 128 * 128  # below it most of the time is not the pixels' (20 ms for 2 x 2, 69 for this)
 NETWORKS = "predict"  # the stage of `Deadline.seconds` in which networks run
 
 
@@ -38,9 +39,14 @@ class Work:
     is_full: bool = False
 
     @property
+    def weight(self) -> float:
+        """Pixels to which its time is proportional."""
+        return max(self.pixels, LEAST_PX)
+
+    @property
     def size(self) -> int:
         """Class of the frame size; each is 41 % larger than the one before."""
-        return round(2 * math.log2(max(self.pixels, 1)))
+        return round(2 * math.log2(self.weight))
 
 
 @dataclass
@@ -85,12 +91,11 @@ class Pace:
             with self._lock:
                 self._running -= 1
                 if is_whole:
-                    self._learn(
-                        key, networks / count / work.pixels, (took - networks) / work.pixels
-                    )
+                    rest = (took - networks) / work.weight
+                    self._learn(key, networks / count / work.weight, rest)
                 elif took > _or_zero(self._times.get(key), work, count):
                     # It was ended because it was late; what is known of it is too short.
-                    self._learn(key, took / count / work.pixels)
+                    self._learn(key, took / count / work.weight)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -156,4 +161,4 @@ def _or_zero(times: _Times | None, work: Work, count: int) -> float:
 
 def _seconds(times: _Times, work: Work, count: int, share: float = CAUTION) -> float:
     network, rest = (np.quantile(one, share) for one in (times.network, times.rest))
-    return float((count * network + rest) * work.pixels)
+    return float((count * network + rest) * work.weight)
